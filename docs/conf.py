@@ -59,7 +59,9 @@ nb_output_stderr = "remove"  # progress bars, and what libraries log
 NotebookClient.__init__ = partialmethod(NotebookClient.__init__, coalesce_streams=True)  # type: ignore[method-assign]
 # What kernels start with: the commands and packages of this Python, stand_ins.py, one thread, and no network.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parent / "notebooks"), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).resolve().parent / "notebooks"), os.environ.get("PYTHONPATH", "")]
+)
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
 autodoc_member_order = "bysource"
@@ -88,11 +90,13 @@ ELSEWHERE = {
     "transformers.Trainer": f"{TRANSFORMERS}/trainer#transformers.Trainer",
     "transformers.TrainingArguments": f"{TRANSFORMERS}/trainer#transformers.TrainingArguments",
 }
-"""Names of other projects that signatures mention -> their page. transformers publishes no inventory, and the site is built offline."""
+"""Names of other projects that signatures mention -> their page. transformers publishes no inventory, and the site is
+built offline."""
 
 
 class CodeFormatter(HtmlFormatter[str]):
-    """Keeps words with hyphens whole where site.css wraps a long line, such as the name of an option; browsers would break them."""
+    """Keeps words with hyphens whole where site.css wraps a long line, such as the name of an option; browsers would
+    break them."""
 
     def wrap(self, source: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         word = re.compile(r"(?<![^\s>])([\w./]*-[\w./-]{1,40})(?![^\s<])")

@@ -1,10 +1,12 @@
-"""Adapt a decoder to long text by LoRA with peft and transformers' Trainer, and measure its loss by position before and after.
+"""Adapt a decoder to long text by LoRA with peft and transformers' Trainer, and measure its loss by position before
+and after.
 
     pip install '.[peft]'
     longattn convert meta-llama/Llama-2-7b-hf llama-streaming --config streaming-llm
     python examples/lora_decoder.py llama-streaming book.txt held_out.txt llama-adapted --minutes 20
 
-The decoder may be converted or not. OUTPUT gets the merged model, which from_pretrained loads like any other, and loss_by_position.json.
+The decoder may be converted or not. OUTPUT gets the merged model, which from_pretrained loads like any other, and
+loss_by_position.json.
 """
 
 import argparse
@@ -34,7 +36,9 @@ class StopAfter(TrainerCallback):
 def loss_by_position(model: Any, texts: list[list[int]]) -> dict[int, float]:
     """Nats per token at positions up to 256, from there to 512, and so on; each text ``(N,)`` is read whole."""
     model.eval()
-    losses = torch.stack([token_losses(model, ids.to(model.device), ids, causal=True) for ids in torch.tensor(texts).split(1)])
+    losses = torch.stack(
+        [token_losses(model, ids.to(model.device), ids, causal=True) for ids in torch.tensor(texts).split(1)]
+    )
     ends = [end for end in (256, 512, 1024, 2048, 4096, 8192, 16384) if end < len(texts[0])] + [len(texts[0])]
     return {end: losses[:, start:end].nanmean().item() for start, end in pairwise([0, *ends])}
 
@@ -55,26 +59,44 @@ def main() -> None:
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]  # a sink of most decoders
 
     def rows(file: Path, length: int) -> list[list[int]]:
-        ids, step = tokenizer(file.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)["input_ids"], length - len(first)
+        ids, step = (
+            tokenizer(file.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)["input_ids"],
+            length - len(first),
+        )
         return [first + ids[start : start + step] for start in range(0, len(ids) - step + 1, step)]
 
     held_out, data = rows(args.held_out, args.measured)[: args.texts], rows(args.text, args.length)
     losses = {"before": loss_by_position(model, held_out)}
-    updates = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
+    updates = get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    )
     arguments = TrainingArguments(
-        str(args.output), per_device_train_batch_size=1, gradient_accumulation_steps=2, learning_rate=2e-4,
-        lr_scheduler_type="constant", num_train_epochs=100, logging_steps=5, save_strategy="no", report_to=[],
-    )  # fmt: skip
+        str(args.output),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        learning_rate=2e-4,
+        lr_scheduler_type="constant",
+        num_train_epochs=100,
+        logging_steps=5,
+        save_strategy="no",
+        report_to=[],
+    )
     dataset = [{"input_ids": row, "labels": row} for row in data]
     trainer = Trainer(updates, arguments, train_dataset=dataset, callbacks=[StopAfter(args.minutes)])
     trainer.train()
     model = updates.merge_and_unload()
-    losses |= {"after": loss_by_position(model, held_out), "steps": trainer.state.global_step, "training": trainer.state.log_history}
+    losses |= {
+        "after": loss_by_position(model, held_out),
+        "steps": trainer.state.global_step,
+        "training": trainer.state.log_history,
+    }
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     (args.output / "loss_by_position.json").write_text(json.dumps(losses, indent=1))
     for end, before in losses["before"].items():
-        print(f"up to {end:>6,}: {before:.3f} before, {losses['after'][end]:.3f} after {trainer.state.global_step} steps")
+        print(
+            f"up to {end:>6,}: {before:.3f} before, {losses['after'][end]:.3f} after {trainer.state.global_step} steps"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Which words of a long text change an embedding? A server that cuts texts off without a word leaves the late ones out.
+"""Which words of a long text change an embedding? A server that cuts texts off without a word leaves the late ones
+out.
 
-python server_reach.py http://localhost:8080/v1/embeddings 1024 MODEL     # of 1,024 words; a key is read from SERVER_KEY
+python server_reach.py http://localhost:8080/v1/embeddings 1024 MODEL     # of 1,024 words; a key is read from
+SERVER_KEY
 """
 
 import json
@@ -10,15 +12,21 @@ import sys
 import urllib.request
 from collections.abc import Callable, Sequence
 
-WORDS = ["tree", "file", "node", "path", "line", "value", "name", "house", "river", "stone"]  # one token each, in most vocabularies
+# one token each, in most vocabularies
+WORDS = ["tree", "file", "node", "path", "line", "value", "name", "house", "river", "stone"]
 
 
 def embedding(url: str, text: str, model: str = "") -> list[float]:
-    field = "inputs" if url.endswith("/embed") and "/api/" not in url else "input"  # text-embeddings-inference's; OpenAI's and Ollama's
+    # text-embeddings-inference's; OpenAI's and Ollama's
+    field = "inputs" if url.endswith("/embed") and "/api/" not in url else "input"
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('SERVER_KEY', '')}"}
     request = urllib.request.Request(url, json.dumps({field: text, "model": model}).encode(), headers)
     answer = json.load(urllib.request.urlopen(request, timeout=60))
-    rows = answer if isinstance(answer, list) else answer.get("embeddings") or [row["embedding"] for row in answer["data"]]
+    rows = (
+        answer
+        if isinstance(answer, list)
+        else answer.get("embeddings") or [row["embedding"] for row in answer["data"]]
+    )
     return rows[0]
 
 
@@ -41,5 +49,9 @@ def unread(embed: Callable[[str], Sequence[float]], length: int) -> list[int]:
 if __name__ == "__main__":
     url, length, *model = sys.argv[1:]
     places = unread(lambda text: embedding(url, text, *model), int(length))
-    print(f"The server does not read words {', '.join(map(str, places))} of {length}." if places else "It reads every word tried.")
+    print(
+        f"The server does not read words {', '.join(map(str, places))} of {length}."
+        if places
+        else "It reads every word tried."
+    )
     sys.exit(bool(places))

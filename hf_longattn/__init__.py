@@ -1,7 +1,8 @@
 """Efficient attention and checkpoint conversion for transformers: short checkpoints become long-context models.
 
-``import hf_longattn`` registers every family with transformers' Auto classes, and the attention backend with its models. It is cheap:
-torch is imported with the first name that needs it (see :mod:`hf_longattn.modeling.family.registration`).
+``import hf_longattn`` registers every family with transformers' Auto classes, and the attention backend with its
+models. It is cheap: torch is imported with the first name that needs it (see
+    :mod:`hf_longattn.modeling.family.registration`).
 """
 
 # ruff: noqa: F401 (names for editors and type checkers)
@@ -20,11 +21,25 @@ if TYPE_CHECKING:
     from .engines.token_grid import Grid
     from .errors import LongAttentionError
     from .evaluation.embedding import Embedder
-    from .export import CompressionConfig, CompressionReport, ExportReport, compress_checkpoint, export_checkpoint, export_native
+    from .export import (
+        CompressionConfig,
+        CompressionReport,
+        ExportReport,
+        compress_checkpoint,
+        export_checkpoint,
+        export_native,
+    )
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .functional import attend, reference_attend
     from .inspect import Diagnosis, Explanation, diagnose, explain
-    from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
+    from .mechanisms import (
+        Mechanism,
+        MechanismInfo,
+        build_mechanism,
+        list_mechanisms,
+        mechanism_info,
+        register_mechanism,
+    )
     from .modeling.generic import enable_long_attention
     from .modeling.inference import optimize_for_inference
     from .search import SearchConfig, SearchResult, search_design

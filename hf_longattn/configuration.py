@@ -20,15 +20,19 @@ class LongAttentionConfig:
         LongAttentionConfig("longformer", window=512)
         LongAttentionConfig("window", window=512, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
         LongAttentionConfig("window", layers="0-5:window=64;6-10:window=256;11=full")
-        LongAttentionConfig(layers="5*window:window=512,full")                     # five windowed layers, one full, and again
+        LongAttentionConfig(layers="5*window:window=512,full")                     # five windowed layers, one full,
+        and again
 
-    A layer without a mechanism uses the default mechanism with its options, and may override some of them. A layer with a mechanism
-    starts from that mechanism's defaults. ``config.json`` stores the configuration as ``long_attention``.
+    A layer without a mechanism uses the default mechanism with its options, and may override some of them. A layer
+    with a mechanism starts from that mechanism's defaults. ``config.json`` stores the configuration as
+    ``long_attention``.
 
     Args:
-        mechanism: the default mechanism. If not given, the first one that layers take in turn, otherwise ``longformer``.
+        mechanism: the default mechanism. If not given, the first one that layers take in turn, otherwise
+            ``longformer``.
         layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
-            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.common.options`).
+            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see
+            :mod:`hf_longattn.mechanisms.common.options`).
         options: options of the default mechanism.
 
     Raises:
@@ -53,7 +57,8 @@ class LongAttentionConfig:
         return self.mechanism, {**self.options, **turn}
 
     def for_layer(self, index: int) -> tuple[str, dict[str, Any]]:
-        """The mechanism's name and the explicit options of layer ``index``. Other options have the mechanism's defaults."""
+        """The mechanism's name and the explicit options of layer ``index``. Other options have the mechanism's
+        defaults."""
         override = dict(self.layers.get(index, {}))
         if "mechanism" in override:
             return override.pop("mechanism"), override
@@ -66,7 +71,8 @@ class LongAttentionConfig:
         """A copy with the option set in the default and in every choice that names a mechanism.
 
         Args:
-            where: function of a mechanism's name and the overridden layer (or ``None``): whether this choice gets the option.
+            where: function of a mechanism's name and the overridden layer (or ``None``): whether this choice gets the
+                option.
         """
 
         def changed(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
@@ -81,12 +87,13 @@ class LongAttentionConfig:
         beyond = sorted(i for i in self.layers if i >= num_layers)
         if beyond:
             raise OptionError(
-                f"long_attention overrides layer {beyond[0]}, but the model has {num_layers} layers: use 0 to {num_layers - 1}."
+                f"long_attention overrides layer {beyond[0]}, but the model has {num_layers} layers: use 0 to "
+                f"{num_layers - 1}."
             )
 
     def check_forms(self, num_layers: int, causal: bool) -> None:
-        """Raise :class:`OptionError` if a layer's mechanism lacks the causal form (bidirectional form if ``causal`` is False).
-        Overrides of layers from ``num_layers`` on are refused, too."""
+        """Raise :class:`OptionError` if a layer's mechanism lacks the causal form (bidirectional form if ``causal`` is
+        False). Overrides of layers from ``num_layers`` on are refused, too."""
         self.check_layers(num_layers)
         for index in range(num_layers):
             name, options = self.for_layer(index)
@@ -106,17 +113,23 @@ class LongAttentionConfig:
         if isinstance(values, LongAttentionConfig):
             return values
         if not isinstance(values, Mapping):
-            raise OptionError(f"long_attention is {values!r}, but must be a mapping such as {{'mechanism': 'longformer', 'window': 512}}.")
+            raise OptionError(
+                f"long_attention is {values!r}, but must be a mapping such as {{'mechanism': 'longformer', 'window': "
+                "512}."
+            )
         return cls(**values)
 
     def table(self, num_layers: int) -> str:
-        """Table with one line per run of equal layers, with all options, defaults included. Options without effect are left out."""
+        """Table with one line per run of equal layers, with all options, defaults included. Options without effect are
+        left out."""
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)
             full = check_options(name, options)
             infos, values = {info.name: info for info in full.infos()}, full.to_dict()
-            in_force = [key for key, value in values.items() if value is not None and values.get(infos[key].detail_of, True)]
+            in_force = [
+                key for key, value in values.items() if value is not None and values.get(infos[key].detail_of, True)
+            ]
             text = f"{name:<14}" + "  ".join(f"{key}={infos[key].readable(values[key])}" for key in in_force)
             if rows and rows[-1][2] == text:
                 rows[-1] = (rows[-1][0], index, text)
@@ -145,7 +158,8 @@ def _override(override: Any, default: str) -> dict[str, Any]:
     """One checked override. ``default``: the mechanism if the override does not name one."""
     if not isinstance(override, Mapping):
         raise OptionError(
-            f"A layer of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', 'window': 256}}."
+            f"A layer of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', "
+            "'window': 256}."
         )
     values = dict(override)
     name = mechanism_class(values.pop("mechanism", default)).name
@@ -154,7 +168,8 @@ def _override(override: Any, default: str) -> dict[str, Any]:
 
 
 def _parse_layers(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
-    """Parse ``layers`` in any form: choices to take in turn, and overrides by layer number. Later overrides replace earlier ones."""
+    """Parse ``layers`` in any form: choices to take in turn, and overrides by layer number. Later overrides replace
+    earlier ones."""
     if isinstance(layers, str):
         choices = read_layer_choices(layers)
         numbered = {index: values for where, values in choices if where is not None for index in where}
@@ -166,14 +181,14 @@ def _parse_layers(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
         for key in rest:
             if not str(key).isdecimal() or len(str(key)) > len(str(HIGHEST_LAYER)):
                 raise OptionError(
-                    f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {HIGHEST_LAYER}, for example"
-                    " layers={0: {'window': 64}}."
+                    f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {HIGHEST_LAYER}, "
+                    "for example layers={0: {'window': 64}}."
                 )
         if isinstance(turns, list | tuple):
             return list(turns), {int(key): override for key, override in rest.items()}
     elif layers is None or isinstance(layers, list | tuple):
         return [read_choice(turn) if isinstance(turn, str) else turn for turn in layers or []], {}
     raise OptionError(
-        f"layers of long_attention is {layers!r}, but must be a mapping such as {{0: {{'window': 64}}}}, a list to take in turn, "
-        "or a line such as '0-5:window=64;11=full'."
+        f"layers of long_attention is {layers!r}, but must be a mapping such as {{0: {{'window': 64}}}}, a list to "
+        "take in turn, or a line such as '0-5:window=64;11=full'."
     )

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 
 class LongAttentionError(ValueError):
-    """Base of all errors of this package. Control characters are escaped, so that quoted text cannot control a terminal."""
+    """Base of all errors of this package. Control characters are escaped, so that quoted text cannot control a
+    terminal."""
 
     def __str__(self) -> str:
         return visible(super().__str__())
@@ -71,7 +72,9 @@ def check_extra(extra: str, *packages: str) -> None:
     """
     missing = [name for name in packages or EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"The package {missing[0]!r} is not installed; type pip install '.[{extra}]' in a clone of hf_longattn.")
+        raise MissingExtraError(
+            f"The package {missing[0]!r} is not installed; type pip install '.[{extra}]' in a clone of hf_longattn."
+        )
 
 
 @contextmanager
@@ -86,7 +89,8 @@ def checkpoint_errors(what: str) -> Iterator[None]:
     except LongAttentionError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # tokenizers' panic is no Exception
+        # tokenizers' panic is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
 
@@ -97,8 +101,9 @@ def shortened(text: str, limit: int = 300) -> str:
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that change how a terminal or page shows the text around them: control characters except tab and line feed, line separators
-and marks of writing direction. Also bytes that are not UTF-8: paths may contain them, and no stream takes them."""
+"""Characters that change how a terminal or page shows the text around them: control characters except tab and line
+feed, line separators and marks of writing direction. Also bytes that are not UTF-8: paths may contain them, and no
+stream takes them."""
 
 
 def visible(text: str) -> str:
@@ -107,7 +112,8 @@ def visible(text: str) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """``text`` in one line, for names and values in tables and cards. In a card, a line break could begin a heading."""
+    """``text`` in one line, for names and values in tables and cards. In a card, a line break could begin a
+    heading."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -122,7 +128,8 @@ def error_line(error: object) -> str:
 
 
 def in_a_line(error: BaseException, limit: int = 300) -> str:
-    """The message of another library's error for use in a sentence: one line, shortened, without the last full stop."""
+    """The message of another library's error for use in a sentence: one line, shortened, without the last full
+    stop."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
     return shortened(f"{text} is missing" if isinstance(error, KeyError) else text, limit)
 
@@ -140,6 +147,7 @@ def listed(names: Iterable[str], most: int = 4) -> str:
 
 
 def nearest(name: str, choices: Iterable[str], least: float = 0.5) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``. "" if no similarity (0 to 1) reaches ``least``."""
+    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``. "" if no similarity (0 to 1) reaches
+    ``least``."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=least)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,8 +1,8 @@
 """Reads files of checkpoints safely, and writes files and folders completely or not at all.
 
-Checkpoint files are read if they are regular, inside their folder and of a limited size. The types of their fields are left to the
-libraries that read them. Output is written beside its destination and renamed once it is complete. A refusal is a
-:class:`CheckpointError` of one sentence.
+Checkpoint files are read if they are regular, inside their folder and of a limited size. The types of their fields are
+left to the libraries that read them. Output is written beside its destination and renamed once it is complete. A
+refusal is a :class:`CheckpointError` of one sentence.
 """
 
 from __future__ import annotations
@@ -73,10 +73,15 @@ def check_link(path: Path, folder: Path) -> None:
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # a loop raises either, depending on the version of Python
-        raise CheckpointError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist; put a file there.") from error
-    if root not in target.parents and not (root.parent.name == "snapshots" and root.parent.parent / "blobs" in target.parents):
         raise CheckpointError(
-            f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; replace it with a copy of that file."
+            f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist; put a file there."
+        ) from error
+    if root not in target.parents and not (
+        root.parent.name == "snapshots" and root.parent.parent / "blobs" in target.parents
+    ):
+        raise CheckpointError(
+            f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; replace it with a copy of that "
+            "file."
         )
 
 
@@ -103,7 +108,9 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
     """The UTF-8 text of a regular file of at most `largest` bytes."""
     try:
         if (size := _check_regular(path).st_size) > largest:
-            raise CheckpointError(f"{str(path)!r} has {size / 1e6:,.0f} MB, but at most {largest / 1e6:,.0f} MB are read.")
+            raise CheckpointError(
+                f"{str(path)!r} has {size / 1e6:,.0f} MB, but at most {largest / 1e6:,.0f} MB are read."
+            )
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
@@ -115,7 +122,9 @@ def read_json(path: Path) -> Any:
     """The JSON in a file, whose text can be encoded as UTF-8."""
     text = read_text(path)
     try:  # transformers writes infinite numbers and NaN as {"__float__": "Infinity"}
-        value = json.loads(text, object_hook=lambda values: float(values["__float__"]) if [*values] == ["__float__"] else values)
+        value = json.loads(
+            text, object_hook=lambda values: float(values["__float__"]) if [*values] == ["__float__"] else values
+        )
         if re.search(r"\\u[dD][89a-fA-F]", text):  # perhaps half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
@@ -135,22 +144,24 @@ def read_json_object(path: Path) -> dict[str, Any]:
 FORMAT_FIELD, FORMAT = "long_attention_format", 1
 """The field of ``config.json`` with the version of this package's fields, and the current version.
 
-A new name, option or default of a mechanism needs a new version, because options that are not written have the default.
+A new name, option or default of a mechanism needs a new version, because options that are not written have the
+default.
 """
 GENERIC_TYPE, GENERIC_CLASS = "long_generic_", "LongGeneric"
 """Prefixes of model type and class name of a plain architecture with mechanisms. Only this package registers them."""
 
 
 def check_config(values: Mapping[str, Any]) -> None:
-    """Refuse a ``config.json`` if it, or a nested config, has a version other than :data:`FORMAT` or would fill the memory.
+    """Refuse a ``config.json`` if it, or a nested config, has a version other than :data:`FORMAT` or would fill the
+    memory.
 
     A missing version is accepted. The numbers of modules and labels are limited.
     """
     written = values.get(FORMAT_FIELD, FORMAT)
     if type(written) is not int or written != FORMAT:
         raise CheckpointError(
-            f"config.json says {FORMAT_FIELD}={written!r}, but this version of hf_longattn reads format {FORMAT}; install the version that "
-            "wrote it, or convert the model again."
+            f"config.json says {FORMAT_FIELD}={written!r}, but this version of hf_longattn reads format {FORMAT}; "
+            "install the version that wrote it, or convert the model again."
         )
     for field, value in values.items():
         limit = MOST_LABELS if field == "num_labels" else MOST_LAYERS if LAYERS.search(str(field)) else None
@@ -182,7 +193,8 @@ TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
 MODULES, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
 """Files of a sentence-transformers folder: the list of its modules, and its settings."""
 TRANSFORMER_SETTINGS = "sentence_*_config.json"
-"""Files with the settings of a sentence-transformers Transformer; old versions put the architecture's name in the middle."""
+"""Files with the settings of a sentence-transformers Transformer; old versions put the architecture's name in the
+middle."""
 EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "MultiVectorEncoder"
 """The classes of sentence-transformers that load a folder."""
 
@@ -199,7 +211,8 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, the transformer first; empty for other folders.
 
     Raises:
-        CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is not a number.
+        CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is not a
+            number.
     """
     file = folder / MODULES
     if not file.is_file():
@@ -207,27 +220,35 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     modules = read_json(file)
     fields = [entry.get(field) for entry in modules for field in ("path", "type")] if isinstance(modules, list) else []
     if not fields or not all(isinstance(field, str) for field in fields):
-        raise CheckpointError(f"{str(file)!r} must hold a list of modules, each with a path and a type; save the model again.")
+        raise CheckpointError(
+            f"{str(file)!r} must hold a list of modules, each with a path and a type; save the model again."
+        )
     for path in (PurePosixPath(module["path"]) for module in modules):
         if path.is_absolute() or ".." in path.parts:
-            raise CheckpointError(f"{str(file)!r} names the folder {str(path)!r}, which lies outside of {str(folder)!r}; save it again.")
+            raise CheckpointError(
+                f"{str(file)!r} names the folder {str(path)!r}, which lies outside of {str(folder)!r}; save it again."
+            )
         for settings in (folder / path).glob(TRANSFORMER_SETTINGS):
             sentence_values(settings)
     return list(modules)
 
 
 def sentence_values(file: Path) -> dict[str, Any]:
-    """The values of a small file in a sentence-transformers folder. Checks that the maximum length is a number of tokens."""
+    """The values of a small file in a sentence-transformers folder. Checks that the maximum length is a number of
+    tokens."""
     values = read_json_object(file)
     if type(values.get(SENTENCE_LIMIT)) not in (int, type(None)):
-        raise CheckpointError(f"{str(file)!r} says {SENTENCE_LIMIT}={values[SENTENCE_LIMIT]!r:.60}, which must be a whole number.")
+        raise CheckpointError(
+            f"{str(file)!r} says {SENTENCE_LIMIT}={values[SENTENCE_LIMIT]!r:.60}, which must be a whole number."
+        )
     return values
 
 
 # Build a folder or a file next to its destination, and rename it once it is complete.
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
-"""This machine's name in the names of unfinished folders: on a shared file system, another machine's are left alone."""
+"""This machine's name in the names of unfinished folders: on a shared file system, another machine's are left
+alone."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a process to end. Without a handler, the process ends immediately."""
 
@@ -236,8 +257,8 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasatt
 def ending_cleanly() -> Iterator[None]:
     """Raise ``SystemExit`` at a signal that asks the process to end. Unfinished files are then removed.
 
-    Ctrl-C raises ``KeyboardInterrupt`` in the same way. Signals that are handled or ignored already are left alone. So are all signals
-    outside the main thread, where no handler can be set.
+    Ctrl-C raises ``KeyboardInterrupt`` in the same way. Signals that are handled or ignored already are left alone. So
+    are all signals outside the main thread, where no handler can be set.
     """
     main = threading.current_thread() is threading.main_thread()
     handled = [number for number in ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
@@ -272,7 +293,9 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
     for source in sources:
         origin = Path(os.path.realpath(source))
         if origin == resolved or resolved in origin.parents or origin in resolved.parents:
-            raise CheckpointError(f"The destination {str(destination)!r} and the source {str(source)!r} overlap; choose another.")
+            raise CheckpointError(
+                f"The destination {str(destination)!r} and the source {str(source)!r} overlap; choose another."
+            )
     if not os.path.lexists(destination):
         return
     if not overwrite:
@@ -280,7 +303,8 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
     replaceable = destination.is_dir() and not destination.is_symlink()
     if not replaceable or (any(destination.iterdir()) and not (destination / "config.json").is_file()):
         raise CheckpointError(
-            f"{str(destination)!r} is not a checkpoint folder, so --overwrite does not replace it; choose another folder."
+            f"{str(destination)!r} is not a checkpoint folder, so --overwrite does not replace it; choose another "
+            "folder."
         )
 
 
@@ -289,7 +313,9 @@ def check_new_file(file: Path) -> None:
     if os.path.lexists(file):
         raise CheckpointError(f"{str(file)!r} already exists; choose another file.")
     if not file.absolute().parent.is_dir():
-        raise CheckpointError(f"The folder {str(file.absolute().parent)!r} does not exist; make it, or choose another file.")
+        raise CheckpointError(
+            f"The folder {str(file.absolute().parent)!r} does not exist; make it, or choose another file."
+        )
     check_writable(file.parent)
 
 
@@ -309,20 +335,24 @@ def disk_errors(folder: Path) -> Iterator[None]:
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             raise CheckpointError(
-                f"The disk of {str(folder)!r} is full; free some space or choose another folder; nothing was left there."
+                f"The disk of {str(folder)!r} is full; free some space or choose another folder; nothing was left "
+                "there."
             ) from error
         if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EBUSY, errno.ELOOP, errno.ENOTDIR, errno.EEXIST):
-            raise CheckpointError(f"Cannot write in {str(folder)!r}: {os.strerror(number)}; nothing was written.") from error
+            raise CheckpointError(
+                f"Cannot write in {str(folder)!r}: {os.strerror(number)}; nothing was written."
+            ) from error
         raise
 
 
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder next to `destination`, renamed to it when the block succeeds. All its files get the mode of a new file.
+    """A new folder next to `destination`, renamed to it when the block succeeds. All its files get the mode of a new
+    file.
 
-    It is removed when the block fails or the process is asked to end. This machine's folders of killed runs are removed first. With
-    `overwrite`, an existing destination is renamed aside and the new folder renamed into its place. A run killed between the two renames
-    leaves the old folder aside, and the next run restores it.
+    It is removed when the block fails or the process is asked to end. This machine's folders of killed runs are
+    removed first. With `overwrite`, an existing destination is renamed aside and the new folder renamed into its
+    place. A run killed between the two renames leaves the old folder aside, and the next run restores it.
 
     Raises:
         CheckpointError: the destination was created by another process; not enough disk space; or no permission.
@@ -344,7 +374,8 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
                 if os.path.lexists(destination):
                     if not overwrite:
                         raise CheckpointError(
-                            f"{str(destination)!r} was created by another process; choose another folder or add --overwrite."
+                            f"{str(destination)!r} was created by another process; choose another folder or add "
+                            "--overwrite."
                         )
                     os.rename(destination, aside)
                 try:
@@ -367,7 +398,8 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
 
 
 def _clean(parent: Path, name: str) -> None:
-    """Remove folders of this machine's killed runs. Restore a destination that one of them renamed aside and did not replace."""
+    """Remove folders of this machine's killed runs. Restore a destination that one of them renamed aside and did not
+    replace."""
     import psutil
 
     for use in ("replaced", "partial"):
@@ -390,7 +422,8 @@ def staged_file(file: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: not enough disk space, or no permission.
     """
-    ending = os.fsdecode(os.fsencode(file.name)[-100:].lstrip(bytes(range(0x80, 0xC0))))  # cut at the start of a character
+    # cut at the start of a character
+    ending = os.fsdecode(os.fsencode(file.name)[-100:].lstrip(bytes(range(0x80, 0xC0))))
     stage = file.absolute().with_name(f".partial-{MACHINE}-{os.getpid()}-{ending}")
     try:
         with ending_cleanly(), disk_errors(stage.parent):
@@ -409,7 +442,9 @@ def write_text(file: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write indented JSON. Bytes of a file name that are not UTF-8 become escapes of JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    path.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
+    )
 
 
 def _sync(path: Path) -> None:

@@ -51,44 +51,65 @@ def attend(
 ) -> Tensor:
     """Attention of ``mechanism`` from queries to keys and values, ``(B, H, Nq, D)``.
 
-    An argument that the mechanism does not support raises an error. :func:`hf_longattn.mechanism_info` lists the supported arguments.
+    An argument that the mechanism does not support raises an error. :func:`hf_longattn.mechanism_info` lists the
+    supported arguments.
 
     Args:
         q: ``(B, H, Nq, D)``.
-        k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H, in the dtype and on the device of q. With Nq < Nk the queries are the last Nq
-            positions.
-        mechanism: a registered name, run in eval mode, or a module from :func:`hf_longattn.build_mechanism`, used as is; call ``.eval()``
-            yourself, since a new module is in training mode. Within ``torch.compile(fullgraph=True)`` it must be a module.
+        k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H, in the dtype and on the device of q. With Nq < Nk the queries
+            are the last Nq positions.
+        mechanism: a registered name, run in eval mode, or a module from :func:`hf_longattn.build_mechanism`, used as
+            is; call ``.eval()`` yourself, since a new module is in training mode. Within
+            ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
-        padding_mask: ``(B, Nk)``, bool with True = real token, or numbers with 1 = real token. Additive masks are refused.
-        documents: ``(B, Nk)`` integers, the document id of each token, ascending along each row. Tokens attend within their document
-            only. Windows, blocks, global tokens and positions restart in each document.
+        padding_mask: ``(B, Nk)``, bool with True = real token, or numbers with 1 = real token. Additive masks are
+            refused.
+        documents: ``(B, Nk)`` integers, the document id of each token, ascending along each row. Tokens attend within
+            their document only. Windows, blocks, global tokens and positions restart in each document.
         cu_seqlens: documents of a single row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
         global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms with global tokens.
         scaling: factor on q·k, above 0; ``D ** -0.5`` by default.
         dropout_p: dropout probability on the weights, from 0 to 1.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
-        seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. If a module draws random numbers in every
-            call, the seed is added to the module's own. Other modules ignore it.
-        hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that need it besides q, k and v.
-        grid: the tokens' grid, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one grid per
-            sequence of ``padding_mask`` or ``documents``. Tokens are in raster order, the last axis fastest.
+        seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. If a module draws
+            random numbers in every call, the seed is added to the module's own. Other modules ignore it.
+        hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that need it besides q,
+            k and v.
+        grid: the tokens' grid, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, a :class:`Grid`,
+            or one grid per sequence of ``padding_mask`` or ``documents``. Tokens are in raster order, the last axis
+            fastest.
         prefix: number of tokens before the grid (a class token, for example), if ``grid`` is given as sizes.
-        sink_scores: ``(H,)``, score of an additional softmax column without a value, as in gpt-oss (``s_aux`` in transformers). It is
-            neither scaled nor masked, and may require gradients.
+        sink_scores: ``(H,)``, score of an additional softmax column without a value, as in gpt-oss (``s_aux`` in
+            transformers). It is neither scaled nor masked, and may require gradients.
         options: the mechanism's options, when it is given by name.
     Returns:
-        ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Outputs at padding are finite but meaningless.
-        Values in padding, even NaN, do not affect the outputs of real tokens or their gradients.
+        ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Outputs at padding are
+        finite but meaningless. Values in padding, even NaN, do not affect the outputs of real tokens or their
+        gradients.
     Raises:
         OptionError: a mechanism or option is unknown, or a value is invalid.
         InputError: masks, lengths or a grid do not fit q, k and v, or are not supported by the mechanism.
     """
     module, call = prepare(
-        q, k, v, mechanism, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
-        global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
-        grid=grid, prefix=prefix, sink_scores=sink_scores, **options,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        mechanism,
+        causal=causal,
+        padding_mask=padding_mask,
+        documents=documents,
+        cu_seqlens=cu_seqlens,
+        global_mask=global_mask,
+        scaling=scaling,
+        dropout_p=dropout_p,
+        score_mod=score_mod,
+        seed=seed,
+        hidden_states=hidden_states,
+        grid=grid,
+        prefix=prefix,
+        sink_scores=sink_scores,
+        **options,
+    )
     return run_batch(module, q, k, v, call if call.batch is None else call.replace(padding_values="any"))
 
 
@@ -100,19 +121,35 @@ def reference_attend(
     Arguments and errors are those of :func:`attend`, without dropout.
     """
     if dropout_p:
-        raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
+        raise OptionError(
+            f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at "
+            "0."
+        )
     module, call = prepare(q, k, v, mechanism, **arguments)
     return run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True)
 
 
 def prepare(
-    q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, *, causal: bool = False,
-    padding_mask: Tensor | None = None, documents: Tensor | None = None, cu_seqlens: Tensor | None = None,
-    global_mask: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0, score_mod: ScoreMod | None = None,
-    seed: int = 0, hidden_states: Tensor | None = None,
-    grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0, sink_scores: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mechanism: str | Mechanism,
+    *,
+    causal: bool = False,
+    padding_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+    seed: int = 0,
+    hidden_states: Tensor | None = None,
+    grid: Grid | Sequence[int] | Sequence[Grid] | None = None,
+    prefix: int = 0,
+    sink_scores: Tensor | None = None,
     **options: Any,
-) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
+) -> tuple[Mechanism, AttentionCall]:
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
     _check_arguments(q, k, v, scaling, dropout_p, seed)
     if isinstance(mechanism, Mechanism):
@@ -124,24 +161,39 @@ def prepare(
         module = mechanism
         if (module.num_heads, module.head_dim) != (q.shape[1], q.shape[3]):
             raise OptionError(
-                f"Mechanism {module.name!r} was built for {module.num_heads} heads of width {module.head_dim}, but q has {q.shape[1]} of "
-                f"width {q.shape[3]}; build it with num_heads={q.shape[1]}, head_dim={q.shape[3]}."
+                f"Mechanism {module.name!r} was built for {module.num_heads} heads of width {module.head_dim}, but q "
+                f"has {q.shape[1]} of width {q.shape[3]}; build it with num_heads={q.shape[1]}, head_dim={q.shape[3]}."
             )
     else:
         width = hidden_states.shape[-1] if isinstance(hidden_states, Tensor) and hidden_states.dim() else None
-        sizes = {"num_heads": q.shape[1], "head_dim": q.shape[3], "hidden_size": width, "max_length": max(1, k.shape[2])}
+        sizes = {
+            "num_heads": q.shape[1],
+            "head_dim": q.shape[3],
+            "hidden_size": width,
+            "max_length": max(1, k.shape[2]),
+        }
         module = _build_named(mechanism, options, sizes, seed, q.device)
         if seed and SEED in options_of(mechanism):
             seed = 0  # the module was built with it
     batch = None
     if padding_mask is not None or documents is not None or cu_seqlens is not None:
         shape = (k.shape[0], k.shape[2])
-        batch = Batch.of(check_mask("padding_mask", padding_mask, k, refuse_zeros=True), documents_from(documents, cu_seqlens, shape))
+        batch = Batch.of(
+            check_mask("padding_mask", padding_mask, k, refuse_zeros=True),
+            documents_from(documents, cu_seqlens, shape),
+        )
     call = AttentionCall(
-        causal=causal, batch=batch, global_mask=None if global_mask is None else check_mask("global_mask", global_mask, k),
-        scale=scaling, dropout=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
-        grid=None if grid is None and not prefix else grid_of_argument(grid, prefix), sink_scores=sink_scores,
-    )  # fmt: skip
+        causal=causal,
+        batch=batch,
+        global_mask=None if global_mask is None else check_mask("global_mask", global_mask, k),
+        scale=scaling,
+        dropout=dropout_p,
+        score_mod=score_mod,
+        seed=seed,
+        hidden_states=hidden_states,
+        grid=None if grid is None and not prefix else grid_of_argument(grid, prefix),
+        sink_scores=sink_scores,
+    )
     _check_supported(module, q, k, call)
     return for_length(module, k.shape[2], True, q.shape[2]) if call.causal else module, call
 
@@ -156,38 +208,53 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
     if call.sink_scores is not None:
         if not mechanism.capabilities.takes_sinks:
             raise OptionError(
-                f"Mechanism {name!r} with these options is not one softmax over keys, to which sink_scores could be added; "
-                "leave sink_scores out, or choose for example window."
+                f"Mechanism {name!r} with these options is not one softmax over keys, to which sink_scores could be "
+                "added; leave sink_scores out, or choose for example window."
             )
         sinks: Any = call.sink_scores
-        fits = isinstance(sinks, Tensor) and sinks.shape == q.shape[1:2] and sinks.is_floating_point() and sinks.device == q.device
+        fits = (
+            isinstance(sinks, Tensor)
+            and sinks.shape == q.shape[1:2]
+            and sinks.is_floating_point()
+            and sinks.device == q.device
+        )
         if not fits:
             raise OptionError(
-                f"sink_scores {shape_in_words(sinks)}, but must be floating-point numbers (heads,) = ({q.shape[1]},) on the device of q."
+                f"sink_scores {shape_in_words(sinks)}, but must be floating-point numbers (heads,) = ({q.shape[1]},) "
+                "on the device of q."
             )
     if call.global_mask is not None and not mechanism.capabilities.takes_globals:
         raise InputError(
-            f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
-            "'longformer'."
+            f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global "
+            "tokens, for example 'longformer'."
         )
     if call.grid is not None and not (reads_grid(mechanism) or isinstance(call.score_mod, GridBias)):
         raise InputError(
-            f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, for example "
-            "order='hilbert'."
+            f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, "
+            "for example order='hilbert'."
         )
     if hidden is None:
         return
     if not mechanism.capabilities.takes_hidden_states:
-        raise OptionError(f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
-    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.sizes.hidden_size) for x in (k, q)]:
+        raise OptionError(
+            f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out."
+        )
+    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [
+        (len(k), x.shape[2], mechanism.sizes.hidden_size) for x in (k, q)
+    ]:
         expected = (len(k), k.shape[2], mechanism.sizes.hidden_size)
-        raise InputError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
+        raise InputError(
+            f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}."
+        )
 
 
 def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: Any, seed: Any) -> None:
-    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices and for invalid numbers."""
+    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices and for invalid
+    numbers."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
-        raise OptionError(f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors.")
+        raise OptionError(
+            f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors."
+        )
     fits = q.dim() == k.dim() == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
     if not fits or not k.shape[1] or q.shape[1] % k.shape[1]:
         raise InputError(
@@ -196,28 +263,37 @@ def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: A
         )
     if q.shape[2] > k.shape[2]:
         raise InputError(
-            f"There are {q.shape[2]} queries for {k.shape[2]} keys, but queries are the last positions of the keys' sequence: "
-            "pass at least as many keys as queries."
+            f"There are {q.shape[2]} queries for {k.shape[2]} keys, but queries are the last positions of the keys' "
+            "sequence: pass at least as many keys as queries."
         )
     if not (q.device == k.device == v.device):
         raise OptionError(f"q, k and v are on {q.device}, {k.device} and {v.device}; move them to one device.")
     cast = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)
     if not (cast and q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
-        raise OptionError(f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype.")
+        raise OptionError(
+            f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype."
+        )
 
-    if scaling is not None and (isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)):
+    if scaling is not None and (
+        isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)
+    ):
         raise OptionError(f"scaling is {scaling!r}, but must be a finite number above 0; for example scaling=0.125.")
     if isinstance(dropout_p, bool) or not (isinstance(dropout_p, int | float) and 0 <= dropout_p <= 1):
-        raise OptionError(f"dropout_p is {dropout_p!r}, but must be a probability from 0 to 1; for example dropout_p=0.1.")
+        raise OptionError(
+            f"dropout_p is {dropout_p!r}, but must be a probability from 0 to 1; for example dropout_p=0.1."
+        )
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= LARGEST:
         raise OptionError(f"seed is {seed!r}, but must be a whole number from 0 to {LARGEST}; for example seed=1.")
 
 
-def _build_named(name: str, options: dict[str, Any], sizes: dict[str, Any], seed: int, device: torch.device) -> Mechanism:
+def _build_named(
+    name: str, options: dict[str, Any], sizes: dict[str, Any], seed: int, device: torch.device
+) -> Mechanism:
     """The mechanism ``name`` in eval mode. Mechanisms without tensors are built once and cached."""
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
-    if not torch.compiler.is_compiling() and {*map(type, options.values())} <= {type(None), bool, int, float, str}:  # may be cached
+    # may be cached
+    if not torch.compiler.is_compiling() and {*map(type, options.values())} <= {type(None), bool, int, float, str}:
         module = without_tensors(name, *sizes.values(), **options)
         if module is not None:
             return module
@@ -230,33 +306,47 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
     """Check ``mask (B, Nk)`` for keys ``k (B, H_kv, Nk, D)``, and return it as bool.
 
     Args:
-        refuse_zeros: whether a float mask of only zeros is an error. It could be an additive mask, in which 0 means visible.
+        refuse_zeros: whether a float mask of only zeros is an error. It could be an additive mask, in which 0 means
+            visible.
     Raises:
-        InputError: shape or device are wrong, or there are floats other than 0 and 1. The check of floats synchronises with the device.
+        InputError: shape or device are wrong, or there are floats other than 0 and 1. The check of floats synchronises
+            with the device.
     """
     if mask is None:
         return None
     expected = (k.shape[0], k.shape[2])
     if not isinstance(mask, Tensor) or tuple(mask.shape) != expected:
         raise InputError(
-            f"{name} {shape_in_words(mask)}, but must be (batch, key length) = {expected}, with 1 or True for the chosen tokens."
+            f"{name} {shape_in_words(mask)}, but must be (batch, key length) = {expected}, with 1 or True for the "
+            "chosen tokens."
         )
     if mask.device != k.device:
         raise InputError(f"{name} is on {mask.device} and k on {k.device}; move them to one device.")
     if mask.is_floating_point():
         chosen = mask == 1
-        if in_graph() or not bool((chosen | (mask == 0)).all()) or (refuse_zeros and mask.numel() and not bool(chosen.any())):
+        if (
+            in_graph()
+            or not bool((chosen | (mask == 0)).all())
+            or (refuse_zeros and mask.numel() and not bool(chosen.any()))
+        ):
             raise InputError(
-                f"{name} has dtype {mask.dtype}, whose values may be added to the scores; pass booleans with True for the chosen tokens, "
+                f"{name} has dtype {mask.dtype}, whose values may be added to the scores; pass booleans with True for "
+                "the chosen tokens, "
                 f"or for an additive mask {name}=(mask == 0)."
             )
     return mask if mask.dtype == torch.bool else mask != 0
 
 
 def run_batch(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *,
+    mechanism: Mechanism,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+    run: AttentionFunction | None = None,
+    *,
     per_sequence: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Attention of a batch with padding anywhere and packed documents.
 
     The mechanism itself runs on sequences that start at index 0.
@@ -280,10 +370,18 @@ def run_batch(
 
 
 def run_mechanism(
-    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *,
-    per_sequence: bool = False, observed: bool = False,
-) -> Tensor:  # fmt: skip
-    """:func:`run_batch` without ``exact_length``: the mechanism runs at every length, in the layout that the dispatcher chooses.
+    mechanism: Mechanism,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+    run: AttentionFunction | None = None,
+    *,
+    per_sequence: bool = False,
+    observed: bool = False,
+) -> Tensor:
+    """:func:`run_batch` without ``exact_length``: the mechanism runs at every length, in the layout that the
+    dispatcher chooses.
 
     observed: whether observers of paths already know that this mechanism runs.
     """
@@ -299,14 +397,22 @@ def run_mechanism(
         attention = reporting(mechanism, attention)
     if call.grid is not None:
         call = call.with_term_on_grid()
-    if isinstance(call.grid, tuple) and call.batch is None and reads_grid(mechanism) and len(set(call.grid)) > 1 and not in_graph():
+    if (
+        isinstance(call.grid, tuple)
+        and call.batch is None
+        and reads_grid(mechanism)
+        and len(set(call.grid)) > 1
+        and not in_graph()
+    ):
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     if (batch := call.batch) is None:
         return attention(q, k, v, call)
     if mechanism.is_cross_attention:
         q, k, v, call = clear_padding(q, k, v, call, cross=True)
     if not aligns_sequences(mechanism, call):
-        return attention(*(clear_padding(q, k, v, call) if mechanism.capabilities.ignores_padding else (q, k, v, call)))
+        return attention(
+            *(clear_padding(q, k, v, call) if mechanism.capabilities.ignores_padding else (q, k, v, call))
+        )
 
     band = mechanism if isinstance(mechanism, SparseMechanism) else None
     packed, cross = batch.documents is not None, mechanism.is_cross_attention
@@ -321,9 +427,16 @@ def run_mechanism(
         elif band is not None and hides_padding and not (by_position or separate_calls or single_call):
             separates = "band"
     layout = choose(
-        "documents" if packed else "rows", q, k, call, dtype=dtype_in_attention(q), features=q.shape[3], separates=separates,
+        "documents" if packed else "rows",
+        q,
+        k,
+        call,
+        dtype=dtype_in_attention(q),
+        features=q.shape[3],
+        separates=separates,
         by_position=by_position and not (band is not None and band.finds_starts and accelerator.accelerated(q)),
-        single_call=single_call, separate_calls=separate_calls,
+        single_call=single_call,
+        separate_calls=separate_calls,
         trims_padding=band is not None and band.pattern(call.causal).bounded,
-    )  # fmt: skip
+    )
     return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=hides_padding and run is None)

@@ -1,8 +1,9 @@
 """Load what a user names: configs, tokenizers, processors and models, from a folder or the Hub.
 
-No other file calls ``from_pretrained`` on user input. transformers and huggingface_hub do the work; this file adds limits and messages.
-A checkpoint's Python code never runs, whatever standard input contains. Pickled weights are read only if the caller allows it, and only as
-tensors. A tokenizer with rules that could fill the memory is refused. Every refusal is a :class:`CheckpointError` of one sentence.
+No other file calls ``from_pretrained`` on user input. transformers and huggingface_hub do the work; this file adds
+limits and messages. A checkpoint's Python code never runs, whatever standard input contains. Pickled weights are read
+only if the caller allows it, and only as tensors. A tokenizer with rules that could fill the memory is refused. Every
+refusal is a :class:`CheckpointError` of one sentence.
 """
 
 from __future__ import annotations
@@ -29,12 +30,22 @@ PICKLED_WEIGHTS = "pytorch_model*.bin"
 NO_CODE = {"trust_remote_code": False}
 """Arguments of every load. Models that load inner models do not pass them on; see :func:`loading_errors`."""
 SIDECARS = (
-    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "LICENSE*", "LICENCE*", "NOTICE*",
-)  # fmt: skip
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "*.spm",
+    "*.codes",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+)
 """Names of the files beside the weights that belong to a model: config, tokenizer, templates, licence."""
 SMALL_FILES = (*SIDECARS, "README.md")
 MOST_GROWTH = 32
-"""Maximum output bytes per input byte for the rules of a tokenizer.json. Unicode's compatibility forms reach 11 (U+FDFA)."""
+"""Maximum output bytes per input byte for the rules of a tokenizer.json. Unicode's compatibility forms reach 11
+(U+FDFA)."""
 MOST_SPECIAL = 500
 """Maximum special tokens around a text."""
 SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
@@ -44,7 +55,9 @@ TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 # Where a checkpoint is.
 
 
-def fetch_model(model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: Iterable[str] = ()) -> Path:
+def fetch_model(
+    model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: Iterable[str] = ()
+) -> Path:
     """The folder ``model``, or the cached folder of a Hub repository with its :data:`SMALL_FILES`.
 
     Without a connection, transformers would try for half a minute.
@@ -60,22 +73,29 @@ def fetch_model(model: str | Path, revision: str | None = None, token: str | boo
     if not folder.exists() and not HUB_ID.fullmatch(name):
         raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
     if revision is not None and folder.exists():
-        raise CheckpointError(f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out.")
+        raise CheckpointError(
+            f"{name!r} is on this machine, and --revision is for a repository of the Hub; leave --revision out."
+        )
     if folder.is_file():
         raise CheckpointError(f"{name!r} is a file; give the folder of a checkpoint, or a Hub repository id.")
     if not folder.is_dir():
         with translated_errors(name, token, CheckpointError):
-            folder = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=[*SMALL_FILES, *weights]))
+            folder = Path(
+                snapshot_download(name, revision=revision, token=token, allow_patterns=[*SMALL_FILES, *weights])
+            )
     if not any(os.path.lexists(folder / file) for file in ("config.json", MODULES)):
         refuse_adapter(folder, name)
-        raise CheckpointError(f"{name!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
+        raise CheckpointError(
+            f"{name!r} has no config.json, so it is not a checkpoint of transformers; give another folder."
+        )
     return folder
 
 
 def refuse_adapter(folder: Path, name: str) -> None:
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{name!r} holds an adapter, not a model; merge it first: load its base with transformers, and type peft.PeftModel."
+            f"{name!r} holds an adapter, not a model; merge it first: load its base with transformers, and type "
+            "peft.PeftModel."
             f"from_pretrained(base, {name!r}).merge_and_unload().save_pretrained('merged')."
         )
 
@@ -83,9 +103,9 @@ def refuse_adapter(folder: Path, name: str) -> None:
 def only_pickles(name: str) -> str:
     """The message for a folder or repository without safetensors. Its weights may be .bin files."""
     return (
-        f"{name!r} has no weights, or holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry code; give a folder "
-        "with model.safetensors or all files of its index, or add --allow-pickle (allow_pickle=True) to longattn convert, which then reads "
-        "the tensors in it, and nothing else."
+        f"{name!r} has no weights, or holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry "
+        "code; give a folder with model.safetensors or all files of its index, or add --allow-pickle "
+        "(allow_pickle=True) to longattn convert, which then reads the tensors in it, and nothing else."
     )
 
 
@@ -93,7 +113,9 @@ def only_pickles(name: str) -> str:
 
 
 @contextlib.contextmanager
-def translated_errors(repo_id: str, token: str | bool | None = None, raised: type[LongAttentionError] = HubError) -> Iterator[None]:
+def translated_errors(
+    repo_id: str, token: str | bool | None = None, raised: type[LongAttentionError] = HubError
+) -> Iterator[None]:
     """Raise errors of the Hub in one sentence without tokens.
 
     Args:
@@ -126,7 +148,8 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
         name: a folder or a Hub repository id.
         what: the part that is loaded, such as "tokenizer"; default: the whole checkpoint.
     """
-    # transformers asks on standard input whether code may run, and requests a conversion of weights with the user's token: neither is done.
+    # transformers asks on standard input whether code may run, and requests a conversion of weights with the user's
+    # token: neither is done.
     variable, seconds = "DISABLE_SAFETENSORS_CONVERSION", dynamic_module_utils.TIME_OUT_REMOTE_CODE
     before = os.environ.get(variable)
     dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[variable] = 0, "1"
@@ -137,10 +160,14 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
     except CheckpointError as error:
         if "trust_remote_code" in str(error.__cause__):
             raise CheckpointError(
-                f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose model_type and "
-                "classes transformers has, or load it in a program of yours and save it as one."
+                f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose "
+                "model_type and classes transformers has, or load it in a program of yours and save it as one."
             ) from error
-        if isinstance(error.__cause__, OSError) and "file named" in str(error.__cause__) and "safetensors" in str(error.__cause__):
+        if (
+            isinstance(error.__cause__, OSError)
+            and "file named" in str(error.__cause__)
+            and "safetensors" in str(error.__cause__)
+        ):
             raise CheckpointError(only_pickles(str(name))) from error
         raise
     finally:
@@ -153,7 +180,8 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run its code."""
+    """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run
+    its code."""
     values = read_json_object(folder / "config.json")
     check_config(values)
     inner = list(values.values())
@@ -198,12 +226,16 @@ def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
 
 
 def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
-    """The tokenizer; without a padding token, it pads with its end token. Refuses one without words, or with ids beyond the model."""
+    """The tokenizer; without a padding token, it pads with its end token. Refuses one without words, or with ids
+    beyond the model."""
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one for a folder without a tokenizer
-        raise CheckpointError(f"The tokenizer of {str(name)!r} has no words; give a checkpoint with the files of its tokenizer.")
+        raise CheckpointError(
+            f"The tokenizer of {str(name)!r} has no words; give a checkpoint with the files of its tokenizer."
+        )
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise CheckpointError(
-            f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)."
+            f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one (tokenizer.pad_token "
+            "= ...)."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -214,25 +246,30 @@ def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
 def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
     """Refuse a tokenizer with ids beyond the model's table of token embeddings. A table with more rows is usual.
 
-    Placeholders of images and sounds are not counted, because only processors write them. (Gemma 3's text models have no row for
-    ``image_token``.)
+    Placeholders of images and sounds are not counted, because only processors write them. (Gemma 3's text models have
+    no row for ``image_token``.)
     """
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
         return
     usual, named = PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES, tokenizer.special_tokens_map
     placeholders = set(named.values()) - {named.get(role) for role in usual}
-    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in placeholders}
+    beyond = {
+        number: token
+        for token, number in tokenizer.get_vocab().items()
+        if number >= rows and token not in placeholders
+    }
     if beyond:
         raise CheckpointError(
-            f"The tokenizer of {str(name)!r} gives token ids up to {max(beyond)} ({beyond[max(beyond)]!r}), but its model has {rows} "
-            f"embeddings; enlarge the model with resize_token_embeddings({max(beyond) + 1}) and save it, or give it a tokenizer without "
-            "these tokens, if this one belongs to another model."
+            f"The tokenizer of {str(name)!r} gives token ids up to {max(beyond)} ({beyond[max(beyond)]!r}), but its "
+            f"model has {rows} embeddings; enlarge the model with resize_token_embeddings({max(beyond) + 1}) and save "
+            "it, or give it a tokenizer without these tokens, if this one belongs to another model."
         )
 
 
 def call_tokenizer(tokenizer: Any, *texts: Any, **options: Any) -> Any:
-    """``tokenizer(*texts, **options)``. Its errors, for example of a regular expression that takes too long, become one sentence."""
+    """``tokenizer(*texts, **options)``. Its errors, for example of a regular expression that takes too long, become
+    one sentence."""
     with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
         return tokenizer(*texts, **options)
 
@@ -240,8 +277,8 @@ def call_tokenizer(tokenizer: Any, *texts: Any, **options: Any) -> Any:
 def check_tokenizer(tokenizer: Any, name: str) -> None:
     """Refuse a tokenizer with rules that expand a text enormously.
 
-    A token takes about 200 bytes, so a few rules could fill the memory with the tokens of a short text. Each rule is run on a sample and
-    on the output of the earlier rules. A match of a regular expression counts as one byte.
+    A token takes about 200 bytes, so a few rules could fill the memory with the tokens of a short text. Each rule is
+    run on a sample and on the output of the earlier rules. A match of a regular expression counts as one byte.
     """
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
         return
@@ -250,8 +287,15 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         starts = [(SAMPLE, SAMPLE, 0)]
         for following, (_, rule) in enumerate(steps, 1):
             if rule["type"] in ("Replace", "Prepend"):
-                starts.append((rule.get("pattern", {}).get("String", ""), rule.get("content") or rule.get("prepend", ""), following))
-            elif rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:  # the size of a trie, the trie, texts that end in a zero
+                starts.append(
+                    (
+                        rule.get("pattern", {}).get("String", ""),
+                        rule.get("content") or rule.get("prepend", ""),
+                        following,
+                    )
+                )
+            # the size of a trie, the trie, texts that end in a zero
+            elif rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:
                 charsmap = base64.b64decode(rule["precompiled_charsmap"])
                 texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
                 starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), following))
@@ -268,16 +312,20 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
             growth = max(growth, len(text.encode()) / size)
         templates = [rule.get(form) or [] for _, rule in _steps(backend.post_processor) for form in ("single", "pair")]
         copies = [[piece["Sequence"]["id"] for piece in template if "Sequence" in piece] for template in templates]
-        repeats = any(len(texts) > len(set(texts)) for texts in copies) or backend.num_special_tokens_to_add(False) > MOST_SPECIAL
+        repeats = (
+            any(len(texts) > len(set(texts)) for texts in copies)
+            or backend.num_special_tokens_to_add(False) > MOST_SPECIAL
+        )
     if growth > MOST_GROWTH or repeats:
         raise CheckpointError(
-            f"The tokenizer.json of {name!r} makes a text more than {MOST_GROWTH} times as long, or repeats it; give a checkpoint with "
-            "another tokenizer."
+            f"The tokenizer.json of {name!r} makes a text more than {MOST_GROWTH} times as long, or repeats it; give "
+            "a checkpoint with another tokenizer."
         )
 
 
 def _steps(part: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The steps of a tokenizer part, each with its rule in tokenizer.json. None for a part in Python, which no file can contain."""
+    """The steps of a tokenizer part, each with its rule in tokenizer.json. None for a part in Python, which no file
+    can contain."""
     if type(part).__name__ == "Sequence":
         for inner in part:
             yield from _steps(inner)
@@ -312,14 +360,21 @@ def load_model(loader: Any, name: str | Path, *, complete: bool = False, **argum
 
     complete: refuse checkpoints that lack weights (for use without training).
     """
-    options = {"dtype": torch.float32, "output_loading_info": True, **({"ignore_mismatched_sizes": True} if complete else {}), **arguments}
+    options = {
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        **({"ignore_mismatched_sizes": True} if complete else {}),
+        **arguments,
+    }
     model, info = load_weights(loader, name, **options)
     if complete:
         check_complete(model, info, str(name))
     return model
 
 
-def check_complete(model: Any, info: Mapping[str, Any], name: str, advice: str = "give a checkpoint that was saved with its head") -> None:
+def check_complete(
+    model: Any, info: Mapping[str, Any], name: str, advice: str = "give a checkpoint that was saved with its head"
+) -> None:
     """Refuse a model with new weights, unless they are tied to others.
 
     Args:
@@ -370,10 +425,16 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         for module in listed_modules:
             if not module["type"].endswith(".Transformer"):
                 files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
-                safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)
+                safe, pickled = (
+                    cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files
+                )
                 if pickled and not safe:
                     raise CheckpointError(only_pickles(f"{name}/{module['path']}"))
-        weights = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": "num_labels" in arguments}
+        weights = {
+            "dtype": torch.float32,
+            "use_safetensors": True,
+            "ignore_mismatched_sizes": "num_labels" in arguments,
+        }
         options = {"model_kwargs": weights, **NO_CODE, **arguments}
         if loader.__name__ == "MultiVectorEncoder" and not has_token_vectors(name):
             from sentence_transformers import SentenceTransformer
@@ -395,10 +456,20 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
                 network.config.pad_token_id = tokenizer.pad_token_id
     if complete and network is not None:  # the loader does not say which weights are new
         folder = next((entry["path"] for entry in listed_modules if entry["type"].endswith(".Transformer")), "")
-        options = {"config": network.config, "subfolder": folder, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        options = {
+            "config": network.config,
+            "subfolder": folder,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }
         with without_load_report():
-            again, info = load_weights(type(network), name, device_map="meta", **options)  # keeps no second copy of the weights
-        read = {key for key in info["missing_keys"] if loader.__name__ == "CrossEncoder" or ".pooler." not in f".{key}"}
+            # keeps no second copy of the weights
+            again, info = load_weights(type(network), name, device_map="meta", **options)
+        read = {
+            key for key in info["missing_keys"] if loader.__name__ == "CrossEncoder" or ".pooler." not in f".{key}"
+        }
         # Many encoders are saved without the pooler: sentence-transformers pools the last hidden states itself.
-        check_complete(again, {**info, "missing_keys": read}, name, "give a checkpoint that was saved with all of them")
+        check_complete(
+            again, {**info, "missing_keys": read}, name, "give a checkpoint that was saved with all of them"
+        )
     return model

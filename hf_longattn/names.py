@@ -1,10 +1,12 @@
-"""Names: of the backend and the logger, public names that are imported on first use, and private names of other libraries.
+"""Names: of the backend and the logger, public names that are imported on first use, and private names of other
+libraries.
 
-A private name can change with any version of its library. Each one is therefore in :data:`PRIVATE_APIS`, and a missing name breaks no
-import: it gives a :class:`BackendError` on use (:func:`look_up`, :func:`missing`), or a warning if results stay correct
-(:func:`warn_missing`). The function that uses a name is in the module that needs it. Private methods that our subclasses override are in
-those subclasses. ``tests/test_private_apis.py`` checks that the package uses no other private name, finds each name in the versions of
-:data:`TESTED`, and removes each name to check the message.
+A private name can change with any version of its library. Each one is therefore in :data:`PRIVATE_APIS`, and a missing
+name breaks no
+import: it gives a :class:`BackendError` on use (:func:`look_up`, :func:`missing`), or a warning if results stay
+correct (:func:`warn_missing`). The function that uses a name is in the module that needs it. Private methods that our
+subclasses override are in those subclasses. ``tests/test_private_apis.py`` checks that the package uses no other
+private name, finds each name in the versions of :data:`TESTED`, and removes each name to check the message.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from typing import Any, NoReturn
 from .errors import BackendError
 
 BACKEND = "longattn"
-"""The ``attn_implementation`` of Long models, and the name of the mask function. Names of cache layer types start with it, too."""
+"""The ``attn_implementation`` of Long models, and the name of the mask function. Names of cache layer types start with
+it, too."""
 LOGGER = "transformers.hf_longattn"
 """The logger's name. It is below transformers' logger, whose verbosity then applies."""
 logger = logging.getLogger(LOGGER)
@@ -36,9 +39,16 @@ def public_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
     Its source imports these names under ``if TYPE_CHECKING``; they are listed nowhere else.
     """
     tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
-    blocks = [node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    blocks = [
+        node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
     imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom) and node.level]
-    homes = {alias.name: "." * node.level + str(node.module) for node in imports for alias in node.names if alias.name != "*"}
+    homes = {
+        alias.name: "." * node.level + str(node.module)
+        for node in imports
+        for alias in node.names
+        if alias.name != "*"
+    }
 
     def load(name: str) -> Any:
         if name not in homes:
@@ -54,7 +64,9 @@ def module_names(package: str) -> list[str]:
     The sub-package is not imported for this, since its imports may be slow.
     """
     imported = sys.modules.get(f"hf_longattn.{package}")
-    folders = [str(Path(__file__).parent.joinpath(*package.split(".")))] if imported is None else list(imported.__path__)
+    folders = (
+        [str(Path(__file__).parent.joinpath(*package.split(".")))] if imported is None else list(imported.__path__)
+    )
     return sorted(module.name for module in pkgutil.iter_modules(folders) if not module.ispkg)
 
 
@@ -73,7 +85,10 @@ TESTED = {
 ATEN = "torch:ops.aten._"
 MODEL_MAPPING = "transformers.models.auto.modeling_auto:MODEL_MAPPING."
 PRIVATE_APIS: dict[str, tuple[str, ...]] = {
-    "cpu_flash": (f"{ATEN}scaled_dot_product_flash_attention_for_cpu", f"{ATEN}scaled_dot_product_flash_attention_for_cpu_backward"),
+    "cpu_flash": (
+        f"{ATEN}scaled_dot_product_flash_attention_for_cpu",
+        f"{ATEN}scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
     "cuda_flash": (f"{ATEN}flash_attention_forward", f"{ATEN}flash_attention_backward"),
     "pair_scores": (f"{ATEN}embedding_bag_per_sample_weights_backward",),
     "packed_linear": (
@@ -97,19 +112,27 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers:PreTrainedConfig._attn_implementation_internal",
     ),
     "attentions_collected": ("transformers.utils.output_capturing:_active_collector",),
-    "record_outputs": ("transformers.utils.output_capturing:_CAN_RECORD_REGISTRY", "transformers:PreTrainedModel._can_record_outputs"),
+    "record_outputs": (
+        "transformers.utils.output_capturing:_CAN_RECORD_REGISTRY",
+        "transformers:PreTrainedModel._can_record_outputs",
+    ),
     "tied_weights": ("transformers:PreTrainedModel._tied_weights_keys",),
     "lazy_mapping": (
         "transformers.models.auto.auto_factory:_LazyAutoMapping._load_attr_from_module",
         "transformers:AutoModel._model_mapping",
-        *(f"{MODEL_MAPPING}{name}" for name in ("_model_mapping", "_config_mapping", "_modules", "_reverse_config_mapping")),
+        *(
+            f"{MODEL_MAPPING}{name}"
+            for name in ("_model_mapping", "_config_mapping", "_modules", "_reverse_config_mapping")
+        ),
     ),
     "output_frames": (
         "transformers:Wav2Vec2PreTrainedModel._get_feat_extract_output_lengths",
         "transformers:ParakeetPreTrainedModel._get_subsampling_output_length",
     ),
     "distance_buckets": ("transformers.models.wavlm.modeling_wavlm:WavLMAttention._relative_positions_bucket",),
-    "turned_states": ("transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",),
+    "turned_states": (
+        "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",
+    ),
     "set_implementation": ("transformers:PreTrainedModel._can_set_attn_implementation",),
     "tokenizer_overrides": ("transformers.models.auto.tokenization_auto:MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS",),
     "standalone_encoders": ("sentence_transformers.base.modules.transformer:_ENCODER_ONLY_MODELS",),
@@ -127,7 +150,9 @@ def warn_untested() -> None:
     """Log one line if the installed transformers is newer than the tested versions."""
     installed, newest = importlib.metadata.version("transformers"), TESTED["transformers"][1]
     if tuple(map(int, installed.split(".")[:2])) > tuple(map(int, newest.split("."))):
-        logger.warning(f"transformers {installed} is newer than {newest}, the newest version with which hf_longattn is tested.")
+        logger.warning(
+            f"transformers {installed} is newer than {newest}, the newest version with which hf_longattn is tested."
+        )
 
 
 def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
@@ -135,7 +160,8 @@ def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
 
     Args:
         which: index into the private names of the API.
-        when_called: whether a missing function is replaced by one that raises when it is called. Otherwise the look-up raises.
+        when_called: whether a missing function is replaced by one that raises when it is called. Otherwise the look-up
+            raises.
 
     Raises:
         BackendError: the installed version lacks it.

@@ -17,9 +17,11 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 TOLERANCE, ROUNDINGS = 1e-4, 8
-"""Largest relative difference that counts as equal: in fp32, and in units of rounding for models that are too large for fp32."""
+"""Largest relative difference that counts as equal: in fp32, and in units of rounding for models that are too large
+for fp32."""
 MASKED = 1e4
-"""Values of this magnitude or more are compared relative to themselves. Logits masked with -1e6 would otherwise set the scale of all."""
+"""Values of this magnitude or more are compared relative to themselves. Logits masked with -1e6 would otherwise set
+the scale of all."""
 BLOCK = 2**24
 """Values that are compared at once, so that the logits of a large vocabulary take little more memory."""
 
@@ -30,7 +32,8 @@ class Difference:
 
     largest: absolute difference.
     scale: largest magnitude of that output of the source, in values below :data:`MASKED`.
-    relative: difference relative to the scale; infinite for NaN, for another shape, and where the source has zeros only.
+    relative: difference relative to the scale; infinite for NaN, for another shape, and where the source has zeros
+        only.
     output: name of that output; empty if nothing was compared.
     tolerance: the largest relative difference that counts as equal.
     """
@@ -55,13 +58,20 @@ class Difference:
                 continue
             blocks, other = values.detach().reshape(-1).split(BLOCK), measured.get(name)
             magnitudes = (block.float().abs() for block in blocks)
-            scale, largest, relative = max(float(size.masked_fill(size >= MASKED, 0.0).max()) for size in magnitudes), math.inf, math.inf
+            scale, largest, relative = (
+                max(float(size.masked_fill(size >= MASKED, 0.0).max()) for size in magnitudes),
+                math.inf,
+                math.inf,
+            )
             if other is not None and other.shape == values.shape:
                 largest = relative = 0.0
                 for before, after in zip(blocks, other.detach().reshape(-1).split(BLOCK), strict=True):
                     differs = before.float() != after.float()  # infinite values may be equal
                     if bool(differs.any()):
-                        size, difference = before.float()[differs].abs(), (before.float() - after.float())[differs].abs()
+                        size, difference = (
+                            before.float()[differs].abs(),
+                            (before.float() - after.float())[differs].abs(),
+                        )
                         of_scale = difference / size.where(size >= MASKED, scale)
                         largest = max(largest, float(difference.nan_to_num(math.inf, math.inf).max()))
                         relative = max(relative, float(of_scale.nan_to_num(math.inf, math.inf).max()))
@@ -97,7 +107,12 @@ class Check:
     values: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "status": self.status, "detail": self.detail, **({"values": self.values} if self.values else {})}
+        return {
+            "name": self.name,
+            "status": self.status,
+            "detail": self.detail,
+            **({"values": self.values} if self.values else {}),
+        }
 
 
 def equality(name: str, comparison: str, difference: Difference, values: dict[str, Any], why: str = "") -> Check:
@@ -107,13 +122,16 @@ def equality(name: str, comparison: str, difference: Difference, values: dict[st
         name, comparison: name of the check, and description of the comparison.
         difference: difference of the outputs.
         values: values for the report.
-        why: reason why outputs may differ; the result then needs training unless another check decides otherwise. Empty: must be equal.
+        why: reason why outputs may differ; the result then needs training unless another check decides otherwise.
+            Empty: must be equal.
     """
     values, detail = {**values, **difference.values}, f"{comparison} {difference}"
     if difference.output and not difference.scale and not difference.largest:
         return Check(name, SKIPPED, f"{comparison} is that of zeros, since the source's outputs are all zero", values)
     if why and math.isfinite(difference.largest):
-        return Check(name, MEASURED if difference.equal else NEEDS_TRAINING, f"{detail}: not exact, since {why}", values)
+        return Check(
+            name, MEASURED if difference.equal else NEEDS_TRAINING, f"{detail}: not exact, since {why}", values
+        )
     if difference.equal:
         return Check(name, PASSED, f"{detail}, equal", values)
     return Check(name, FAILED, f"{detail}, but they must be {'finite' if why else 'equal'}", values)

@@ -1,9 +1,11 @@
-"""The whole path without a network: all-MiniLM-L6-v2 converted, then long questions: `python scripts/demo.py` or `make demo`."""
+"""The whole path without a network: all-MiniLM-L6-v2 converted, then long questions: `python scripts/demo.py` or `make
+demo`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts.dev is part of the checkout, not of the installed package
+# scripts.dev is part of the checkout, not of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.dev.studies.demo import main
 

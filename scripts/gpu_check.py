@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts.dev is part of the checkout, not of the installed package
+# scripts.dev is part of the checkout, not of the installed package
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import typer
 

@@ -1,9 +1,11 @@
-"""Write pairs that show how far embeddings see: LongEmbed's passkey and needle tasks (Zhu et al. 2024, arXiv 2404.12096).
+"""Write pairs that show how far embeddings see: LongEmbed's passkey and needle tasks (Zhu et al. 2024, arXiv
+2404.12096).
 
     python scripts/prepare_longembed.py passkey 4096 passkey.jsonl
     longattn evaluate embed --model minilm-4096 --data passkey.jsonl
 
-Fifty documents differ by one fact each, at a random depth of the same filler; fifty queries ask for them. Chance is 2 %.
+Fifty documents differ by one fact each, at a random depth of the same filler; fifty queries ask for them. Chance is 2
+%.
 """
 
 from __future__ import annotations
@@ -25,28 +27,30 @@ LEAST = 64
 """Minimum tokens of a document."""
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NOUN_LIST = """
-anchor apricot avenue badge bakery balcony banjo barrel basket beacon bicycle blanket blossom bottle branch bridge bucket butter
-cabin cactus camera candle canyon carpet castle cathedral cellar chalk cheese cherry chimney circus cliff clock cloud cobbler
-coconut comet compass copper cottage cradle crystal cushion dagger daisy desert diamond dolphin donkey drawer drum eagle elbow
-emerald engine envelope falcon feather fence ferry fiddle flute forest fountain furnace galaxy garden garlic giraffe glacier goblet
-gravel guitar hammer harbor hazel helmet hermit honey hotel iceberg island ivory jacket jaguar jungle kayak kettle kitchen kite
-ladder lantern lemon library lighthouse lizard lobster locket magnet mailbox mango maple marble meadow melon mirror mitten monkey
-mosaic mountain mushroom napkin nectar needle notebook oak oasis octopus olive onion orchard orchid otter oyster paddle palace
-panther parade parrot pebble pelican pencil pepper piano pigeon pillow pirate planet plaza pocket pony prairie pumpkin puzzle quarry
-quilt rabbit raccoon radish railway rainbow raven ribbon river robin rocket saddle sailor salmon sandal sapphire satchel scarf
-school scooter shadow shelter shovel silver skillet sofa sparrow spiral squirrel stable statue summit sunset swan tablet teapot
-temple thimble thunder tiger timber tomato tower tractor trumpet tulip tunnel turnip turtle umbrella valley vase velvet village
-violin volcano wagon walnut walrus whistle willow window wizard yacht zebra zipper
+anchor apricot avenue badge bakery balcony banjo barrel basket beacon bicycle blanket blossom bottle branch bridge
+bucket butter cabin cactus camera candle canyon carpet castle cathedral cellar chalk cheese cherry chimney circus cliff
+clock cloud cobbler coconut comet compass copper cottage cradle crystal cushion dagger daisy desert diamond dolphin
+donkey drawer drum eagle elbow emerald engine envelope falcon feather fence ferry fiddle flute forest fountain furnace
+galaxy garden garlic giraffe glacier goblet gravel guitar hammer harbor hazel helmet hermit honey hotel iceberg island
+ivory jacket jaguar jungle kayak kettle kitchen kite ladder lantern lemon library lighthouse lizard lobster locket
+magnet mailbox mango maple marble meadow melon mirror mitten monkey mosaic mountain mushroom napkin nectar needle
+notebook oak oasis octopus olive onion orchard orchid otter oyster paddle palace panther parade parrot pebble pelican
+pencil pepper piano pigeon pillow pirate planet plaza pocket pony prairie pumpkin puzzle quarry quilt rabbit raccoon
+radish railway rainbow raven ribbon river robin rocket saddle sailor salmon sandal sapphire satchel scarf school
+scooter shadow shelter shovel silver skillet sofa sparrow spiral squirrel stable statue summit sunset swan tablet
+teapot temple thimble thunder tiger timber tomato tower tractor trumpet tulip tunnel turnip turtle umbrella valley vase
+velvet village violin volcano wagon walnut walrus whistle willow window wizard yacht zebra zipper
 """
 
 ADJECTIVE_LIST = """
-absent amber ample ancient angry awake awkward bitter blunt bold bouncy brave brief bright brisk busy calm careful cheap cheerful
-chilly clever clumsy cosy crisp curious dainty damp daring decent dizzy dreary dusty eager early elegant empty faint famous fancy
-fierce flat fluffy fond fragile frank fresh frosty funny gentle giant gleaming gloomy glossy graceful grand greedy grumpy handy
-happy harsh hasty heavy hollow honest hungry idle jolly joyful juicy keen kind large lazy little lively lonely lovely loyal lucky
-mellow merry mighty mild modest muddy narrow neat nervous nimble noble noisy odd patient polite proud purple quick quiet quirky
-rapid rare rough royal rusty salty scarce shiny shy silent silly sleepy slim smooth solid sour spicy steep sticky strange sturdy
-subtle sunny swift tame tender tidy tiny tough tricky vague vast vivid warm weary wild wise witty wooden young zealous
+absent amber ample ancient angry awake awkward bitter blunt bold bouncy brave brief bright brisk busy calm careful
+cheap cheerful chilly clever clumsy cosy crisp curious dainty damp daring decent dizzy dreary dusty eager early elegant
+empty faint famous fancy fierce flat fluffy fond fragile frank fresh frosty funny gentle giant gleaming gloomy glossy
+graceful grand greedy grumpy handy happy harsh hasty heavy hollow honest hungry idle jolly joyful juicy keen kind large
+lazy little lively lonely lovely loyal lucky mellow merry mighty mild modest muddy narrow neat nervous nimble noble
+noisy odd patient polite proud purple quick quiet quirky rapid rare rough royal rusty salty scarce shiny shy silent
+silly sleepy slim smooth solid sour spicy steep sticky strange sturdy subtle sunny swift tame tender tidy tiny tough
+tricky vague vast vivid warm weary wild wise witty wooden young zealous
 """
 NOUNS, ADJECTIVES = NOUN_LIST.split(), ADJECTIVE_LIST.split()
 
@@ -78,7 +82,10 @@ def facts(task: str, rng: random.Random) -> Iterator[tuple[str, str]]:
             yield f"What is the pass key for the {name}?", f"The pass key for the {name} is {key}. Remember it."
         else:
             price = rng.randint(20, 900)
-            yield f"To whom was the {name} sold?", f"After long years, the {name} went to the owner of the {other} for {price} pounds."
+            yield (
+                f"To whom was the {name} sold?",
+                f"After long years, the {name} went to the owner of the {other} for {price} pounds.",
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,13 +24,18 @@ PLACES = ("start_token", "end_token")
 
 
 def example(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The example of a row in the Hub's columns. Answers are ranges of tokens; the context is the tokens that are no markup."""
+    """The example of a row in the Hub's columns. Answers are ranges of tokens; the context is the tokens that are no
+    markup."""
     document, notes = row["document"], row["annotations"]
     words, markup = (list(document["tokens"][name]) for name in ("token", "is_html"))
     shown = ["" if hidden else f"{word} " for word, hidden in zip(words, markup, strict=True)]
     places = list(accumulate(map(len, shown), initial=0))
-    shorts = {span for answer in notes["short_answers"] for span in zip(*(answer[place] for place in PLACES), strict=True)}
-    spans = [(places[start], text) for start, end in sorted(shorts) if (text := "".join(shown[start:end]).removesuffix(" "))]
+    shorts = {
+        span for answer in notes["short_answers"] for span in zip(*(answer[place] for place in PLACES), strict=True)
+    }
+    spans = [
+        (places[start], text) for start, end in sorted(shorts) if (text := "".join(shown[start:end]).removesuffix(" "))
+    ]
     verdict = next((YES_NO[kind] for kind in notes.get("yes_no_answer") or [] if kind in YES_NO), None)
     gold = [text for _, text in spans] or [verdict or ""]
     return {
@@ -45,8 +50,8 @@ def example(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the release, which has ``document_tokens``, or of its simplified form, which has ``document_text``, in the Hub's
-    columns."""
+    """A line of the release, which has ``document_tokens``, or of its simplified form, which has ``document_text``, in
+    the Hub's columns."""
     if "document_tokens" in line:
         words = [token["token"] for token in line["document_tokens"]]
         markup = [token["html_token"] for token in line["document_tokens"]]
@@ -59,7 +64,9 @@ def row(line: Mapping[str, Any]) -> dict[str, Any]:
         "question": {"text": line["question_text"]},
         "document": {"title": line.get("document_title", ""), "tokens": {"token": words, "is_html": markup}},
         "annotations": {
-            "short_answers": [{place: [answer[place] for answer in note["short_answers"]] for place in PLACES} for note in notes],
+            "short_answers": [
+                {place: [answer[place] for answer in note["short_answers"]] for place in PLACES} for note in notes
+            ],
             "yes_no_answer": [note["yes_no_answer"] for note in notes],
         },
     }
@@ -70,14 +77,18 @@ def rows(source: str, split: str) -> Iterator[Mapping[str, Any]]:
     if not source.endswith((".jsonl", ".jsonl.gz")):
         yield from read_table(source, split)
         return
-    with gzip.open(source, "rt", encoding="utf-8") if source.endswith(".gz") else open(source, encoding="utf-8") as file:
+    with (
+        gzip.open(source, "rt", encoding="utf-8") if source.endswith(".gz") else open(source, encoding="utf-8") as file
+    ):
         yield from (row(json.loads(line)) for line in file if line.strip())
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the questions one after the other and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", help="the dataset's name on the Hub, or .jsonl or .jsonl.gz files as they were released")
+    parser.add_argument(
+        "sources", nargs="+", help="the dataset's name on the Hub, or .jsonl or .jsonl.gz files as they were released"
+    )
     parser.add_argument("output", type=Path, help="the .jsonl file to write, which must not exist")
     parser.add_argument("--split", default="train", help="of the dataset on the Hub")
     options = parser.parse_args(arguments)
@@ -85,7 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
         check_new_file(options.output)
         with staged_file(options.output) as stage, stage.open("w", encoding="utf-8") as file:
             for source in options.sources:
-                file.writelines(json.dumps(example(each), ensure_ascii=False) + "\n" for each in rows(source, options.split))
+                file.writelines(
+                    json.dumps(example(each), ensure_ascii=False) + "\n" for each in rows(source, options.split)
+                )
     except KeyError as error:
         parser.error(f"this is not Natural Questions: a question has no {error}")
     except (LongAttentionError, OSError, ValueError) as error:

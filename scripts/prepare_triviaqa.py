@@ -17,13 +17,16 @@ from hf_longattn.data.sources import read_table
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.files import check_new_file, staged_file
 
-COLUMNS = {"EntityPages": ("entity_pages", "wiki_context", "wikipedia"), "SearchResults": ("search_results", "search_context", "web")}
+COLUMNS = {
+    "EntityPages": ("entity_pages", "wiki_context", "wikipedia"),
+    "SearchResults": ("search_results", "search_context", "web"),
+}
 """Entries of the release: their column on the Hub, that of their texts, and the folder of ``evidence``."""
 
 
 def examples(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """An example for each document of a question in the Hub's columns. Every occurrence of an alias is an answer. Scores compare with the
-    normalised aliases, as in the official script."""
+    """An example for each document of a question in the Hub's columns. Every occurrence of an alias is an answer.
+    Scores compare with the normalised aliases, as in the official script."""
     answer = row["answer"]
     normalised, aliases = (list(answer.get(name) or []) for name in ("normalized_aliases", "aliases"))
     texts = list(dict.fromkeys(str(text) for text in (answer.get("value"), *aliases, *normalised) if text))
@@ -35,12 +38,17 @@ def examples(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for place, text in enumerate(pages.get(contexts) or []):
             if text:
                 name = names[place] if place < len(names) and names[place] else f"{column}-{place}"
-                yield {**known, "context": text, "document": name, "answers": occurrences(text, texts, normalised=True)}
+                yield {
+                    **known,
+                    "context": text,
+                    "document": name,
+                    "answers": occurrences(text, texts, normalised=True),
+                }
 
 
 def rows(release: Mapping[str, Any], evidence: Path) -> Iterator[dict[str, Any]]:
-    """The questions of a release in the Hub's columns. A release with verified answers has those questions, and on the Web those
-    documents, that the official evaluation takes.
+    """The questions of a release in the Hub's columns. A release with verified answers has those questions, and on the
+    Web those documents, that the official evaluation takes.
 
     Raises:
         OSError: a document is not there.
@@ -65,7 +73,10 @@ def rows(release: Mapping[str, Any], evidence: Path) -> Iterator[dict[str, Any]]
             if verified and release.get("Domain") == "Web":
                 pages = [page for page in pages if page["DocPartOfVerifiedEval"]]
             names = [page["Filename"] for page in pages]
-            row[column] = {"filename": names, texts: [inside(evidence / folder, each).read_text(encoding="utf-8") for each in names]}
+            row[column] = {
+                "filename": names,
+                texts: [inside(evidence / folder, each).read_text(encoding="utf-8") for each in names],
+            }
         yield row
 
 
@@ -87,7 +98,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("questions", help="the dataset's name on the Hub, or a file of the release's folder qa")
     parser.add_argument("output", type=Path, help="the .jsonl file to write, which must not exist")
     parser.add_argument("--split", default="train", help="of the dataset on the Hub")
-    parser.add_argument("--evidence", type=Path, help="the release's folder evidence, which contains wikipedia and web")
+    parser.add_argument(
+        "--evidence", type=Path, help="the release's folder evidence, which contains wikipedia and web"
+    )
     options = parser.parse_args(arguments)
     try:
         check_new_file(options.output)

@@ -34,7 +34,9 @@ def index(**changes: Any) -> Damage:
 
     def damage(source: Path) -> None:
         values = json.loads((source / INDEX).read_text())
-        values["weight_map"] = {name: file for name, file in {**values["weight_map"], **changes}.items() if file is not ...}
+        values["weight_map"] = {
+            name: file for name, file in {**values["weight_map"], **changes}.items() if file is not ...
+        }
         (source / INDEX).write_text(json.dumps(values))
 
     return damage
@@ -45,7 +47,9 @@ def shard_elsewhere(source: Path) -> None:
     name = weights(source).name
     weights(source).rename(source.parent / name)
     values = json.loads((source / INDEX).read_text())
-    values["weight_map"] = {tensor: f"../{name}" if file == name else file for tensor, file in values["weight_map"].items()}
+    values["weight_map"] = {
+        tensor: f"../{name}" if file == name else file for tensor, file in values["weight_map"].items()
+    }
     (source / INDEX).write_text(json.dumps(values))
 
 
@@ -113,7 +117,14 @@ def big_tokenizer(source: Path) -> None:
         file.truncate(2 * 10**9)  # takes no space on the disk
 
 
-COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
+COUNTS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 NUMBERS: tuple[Any, ...] = (None, "", "many", -1, 0, 10**9, 2**70, 1.5, True, [], {}, float("inf"), float("nan"))
 """What stands where a config has a count."""
 
@@ -211,7 +222,8 @@ def only_pickles(source: Path) -> None:
 
 
 LFS = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea423c2713d436b5ee50593a9640e0018c1550b5a0002f74190d6caea8\nsize 87102\n"
+    b"version https://git-lfs.github.com/spec/v1\noid "
+    b"sha256:4665a5ea423c2713d436b5ee50593a9640e0018c1550b5a0002f74190d6caea8\nsize 87102\n"
 )
 BROKEN = "cannot be loaded"
 
@@ -252,7 +264,10 @@ WEIGHTS: Cases = {
     "only pickles": (only_pickles, "only as pickle"),
     "NaN": (filled(float("nan")), "NaN or infinit"),
     "a matrix is missing": (edit_tensor(lambda weight: None), "missing"),
-    "a matrix of one more row": (edit_tensor(lambda weight: torch.cat([weight, weight[:1]])), "shape|conversion of the weights"),
+    "a matrix of one more row": (
+        edit_tensor(lambda weight: torch.cat([weight, weight[:1]])),
+        "shape|conversion of the weights",
+    ),
     "a matrix without rows": (edit_tensor(lambda weight: weight[:0]), "shape|conversion of the weights"),
     "a number for a matrix": (edit_tensor(lambda weight: weight.sum()), "shape|conversion of the weights"),
     "whole numbers": (edit_tensor(lambda weight: weight.long()), "holds I64 numbers"),

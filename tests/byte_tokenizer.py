@@ -11,8 +11,11 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special pieces; their ids are 0 … 4."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, model_max_length: int = 512) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer that writes ``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]`` with BERT's token types.
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 8192, model_max_length: int = 512
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer that writes ``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]`` with BERT's token
+    types.
 
     Args:
         texts: the training texts, each a document.

@@ -1,4 +1,5 @@
-"""Many cases of a table in one test: each is seeded and patched for itself, and those that fail are listed together."""
+"""Many cases of a table in one test: each is seeded and patched for itself, and those that fail are listed
+together."""
 
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ FAILURES = (Exception, pytest.fail.Exception)
 MOST_SHOWN = 20
 """Failed cases whose errors are printed; all are named."""
 ONLY: list[str] = []
-"""``--case``: only cases with one of these words in their names run, and are printed; :func:`tests.conftest.pytest_configure` says it."""
+"""``--case``: only cases with one of these words in their names run, and are printed;
+:func:`tests.conftest.pytest_configure` says it."""
 
 
 class Cases:
-    """``with Cases() as cases: for x in ...: with cases(x): ...`` runs every case, and then fails with all that failed."""
+    """``with Cases() as cases: for x in ...: with cases(x): ...`` runs every case, and then fails with all that
+    failed."""
 
     def __init__(self) -> None:
         self.count, self.skipped = 0, ""
@@ -58,7 +61,10 @@ class Cases:
             return
         if self.failed:
             names, errors = [*self.failed], [*self.failed.values()]
-            words = [f"{len(names)} of {self.count} cases failed: {', '.join(names)}", *map(told, names[:MOST_SHOWN], errors)]
+            words = [
+                f"{len(names)} of {self.count} cases failed: {', '.join(names)}",
+                *map(told, names[:MOST_SHOWN], errors),
+            ]
             raise AssertionError("\n\n".join(words)) from errors[0]
         if not self.count and self.skipped:
             pytest.skip(self.skipped)
@@ -67,7 +73,11 @@ class Cases:
 
 def told(name: str, error: BaseException) -> str:
     """A failed case, its error, and the lines of the tests that led there."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/tests/" in frame.filename and frame.filename != __file__]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/tests/" in frame.filename and frame.filename != __file__
+    ]
     places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
     return f"[{name}] at {', '.join(places)}\n{type(error).__name__}: {error}"
 
@@ -107,15 +117,18 @@ def every_case(
 ) -> Callable[[Any], Any]:
     """As ``pytest.mark.parametrize``, with all cases in one test, or in a test for each value of the axes ``by``.
 
-    Cases marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are. The fixture
-    ``monkeypatch`` is undone after each case, ``tmp_path`` is a new folder for each, and what was captured before is gone; other fixtures
-    serve all cases of a test.
+    Cases marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are.
+    The fixture
+    ``monkeypatch`` is undone after each case, ``tmp_path`` is a new folder for each, and what was captured before is
+    gone; other fixtures serve all cases of a test.
 
     Args:
-        pairs: of the product of this decorator and those below it, the quick test has every two values once; the slow one has the rest.
-        of: the quick test runs every ``of``-th value, the slow one the rest. The name of the test says which is the first, so tests with
-            the same axis take its values in turn.
-        code: the code that a value runs, of its parts. Every code has a quick value; of those that share one, every ``of``-th is quick.
+        pairs: of the product of this decorator and those below it, the quick test has every two values once; the slow
+            one has the rest.
+        of: the quick test runs every ``of``-th value, the slow one the rest. The name of the test says which is the
+            first, so tests with the same axis take its values in turn.
+        code: the code that a value runs, of its parts. Every code has a quick value; of those that share one, every
+            ``of``-th is quick.
     """
     axes = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
     split = [by] if isinstance(by, str) else [*by]
@@ -147,7 +160,9 @@ def every_case(
             assert not any(slow for _, _, slow in product), "pairs are chosen from cases of which none is slow yet"
             quick = {*all_pairs(*sizes)}
             indices = itertools.product(*map(range, sizes))
-            product = [(words, values, at not in quick) for at, (words, values, _) in zip(indices, product, strict=True)]
+            product = [
+                (words, values, at not in quick) for at, (words, values, _) in zip(indices, product, strict=True)
+            ]
         test = _test(below.function, product, [*below.split, *split], named)
         marks = [mark for mark in getattr(function, "pytestmark", []) if mark.args[:1] != ("_group",)]
         test.pytestmark = [*marks, *getattr(test, "pytestmark", [])]
@@ -164,7 +179,8 @@ def _in_turn(table: Sequence[Case], of: int, code: Callable[..., Any] | None, tu
         if not slow:
             groups.setdefault(code(*arguments.values()) if code else None, []).append(number)
     quick = set()
-    for later, group in enumerate(groups.values()):  # each begins one place later, so that a second axis is in turn, too
+    # each begins one place later, so that a second axis is in turn, too
+    for later, group in enumerate(groups.values()):
         quick.update(group[(turn + later) % min(of, len(group)) :: of])
     return [(words, arguments, number not in quick) for number, (words, arguments, _) in enumerate(table)]
 
@@ -206,7 +222,9 @@ def _cell(axes: Sequence[str], value: Any, named: Callable[[Any], str]) -> Case:
     return (str(name),) if name else tuple(map(named, parts)), dict(zip(axes, parts, strict=True)), bool(marks)
 
 
-def _test(function: Callable[..., None], table: Sequence[Case], split: Sequence[str], named: Callable[[Any], str]) -> Any:
+def _test(
+    function: Callable[..., None], table: Sequence[Case], split: Sequence[str], named: Callable[[Any], str]
+) -> Any:
     groups: dict[str, list[Case]] = {}
     for case in table:
         _, arguments, slow = case

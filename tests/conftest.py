@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads that read the tensors of a tiny checkpoint take longer to start
+# threads that read the tensors of a tiny checkpoint take longer to start
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 import jinja2
 import pytest
@@ -37,7 +38,11 @@ importlib.metadata.version = functools.cache(importlib.metadata.version)  # ever
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--case", default="", help="only the cases of tables and the tests with one of these words, a,b,c, in their names")
+    parser.addoption(
+        "--case",
+        default="",
+        help="only the cases of tables and the tests with one of these words, a,b,c, in their names",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +67,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def keep_what_stays() -> None:
-    """Modules, collected tests and compiled graphs stay until the end: garbage collections leave out what has survived a file.
+    """Modules, collected tests and compiled graphs stay until the end: garbage collections leave out what has survived
+    a file.
 
     Over all that a worker has imported and compiled by then, they would take most of its time.
     """
@@ -114,7 +120,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _trainings_without_collections() -> Iterator[None]:
-    """A training frees the memory of devices by a full garbage collection: a quarter of the time of a tiny one, and here is no device."""
+    """A training frees the memory of devices by a full garbage collection: a quarter of the time of a tiny one, and
+    here is no device."""
     from accelerate.utils import memory
 
     with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +131,8 @@ def _trainings_without_collections() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_drawn_for_the_meta_device() -> Iterator[None]:
-    """Loading a checkpoint builds its model on the meta device, where the first values of layers are a sixth of the time and no values."""
+    """Loading a checkpoint builds its model on the meta device, where the first values of layers are a sixth of the
+    time and no values."""
 
     def with_values(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return lambda tensor, *args, **kwargs: tensor if tensor.is_meta else draw(tensor, *args, **kwargs)
@@ -171,12 +179,15 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """hub(endpoint) sends this test's Hub calls there, with an empty cache, without a token, and without waiting between attempts."""
+    """hub(endpoint) sends this test's Hub calls there, with an empty cache, without a token, and without waiting
+    between attempts."""
     from huggingface_hub import constants
 
     def use(endpoint: str) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -213,7 +224,8 @@ def real_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def real_long(real_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, converted to 1,024 tokens with longformer and verified, which nothing changes; made once for all workers."""
+    """The same, converted to 1,024 tokens with longformer and verified, which nothing changes; made once for all
+    workers."""
     from hf_longattn import convert_checkpoint
 
     def convert(folder: Path) -> list[Path]:
@@ -224,7 +236,9 @@ def real_long(real_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return long
 
 
-def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Iterable[Path]]) -> list[Path]:
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Iterable[Path]]
+) -> list[Path]:
     """The paths that ``make(folder)`` returns; the first worker that asks calls it, in a folder of this name."""
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # whose folders lie in that of the run
@@ -253,7 +267,8 @@ def _made_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the time of a tiny training is names of cached tables, hashed from their functions; here every table has a new one."""
+    """A tenth of the time of a tiny training is names of cached tables, hashed from their functions; here every table
+    has a new one."""
     if "datasets.arrow_dataset" in sys.modules:
         from datasets import arrow_dataset, fingerprint
 

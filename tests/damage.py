@@ -32,12 +32,22 @@ CONVERT = ["--mechanism", "window", "--option", "window=16", "--max-length", "12
 def make_checkpoint(name: str, folder: Path) -> Path:
     """Save a small model with its tokenizer."""
     torch.manual_seed(0)
-    model = getattr(transformers, language_model(name))(small_config(name, Shape(tokens=LENGTH, vocabulary=40), **TOKENS))
+    model = getattr(transformers, language_model(name))(
+        small_config(name, Shape(tokens=LENGTH, vocabulary=40), **TOKENS)
+    )
     model.save_pretrained(folder, max_shard_size="20KB" if name in SHARDED else "1GB")
     plain = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=LENGTH, **names).save_pretrained(folder)
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=LENGTH, **names).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -65,7 +75,8 @@ def convert(source: str | Path, destination: Path, *arguments: str) -> tuple[int
 
 
 def refused(source: str | Path, place: Path, *arguments: str) -> str:
-    """Convert from `source` into a folder of `place`: one sentence, exit 1, and nothing below `place` has changed. Returns the sentence."""
+    """Convert from `source` into a folder of `place`: one sentence, exit 1, and nothing below `place` has changed.
+    Returns the sentence."""
     before = contents(place)
     code, out, err = convert(source, place / "long", *arguments)
     assert code == 1, f"exit code {code}: {out or err}"
@@ -86,7 +97,8 @@ def check_sentence(err: str, out: str = "") -> None:
 
 
 def refused_or_whole(source: Path, place: Path, *arguments: str) -> bool:
-    """The same, or a finished conversion with every check passed and the source as it was. Returns whether it finished."""
+    """The same, or a finished conversion with every check passed and the source as it was. Returns whether it
+    finished."""
     before = contents(place)
     code, out, err = convert(source, place / "long", *arguments)
     after = contents(place)
@@ -102,7 +114,8 @@ def refused_or_whole(source: Path, place: Path, *arguments: str) -> bool:
     return True
 
 
-# --- single parts -----------------------------------------------------------------------------------------------------------------
+# --- single parts
+# -----------------------------------------------------------------------------------------------------------------
 
 Damage = Callable[[Path], object]
 Cases = dict[str, tuple[Damage, str]]

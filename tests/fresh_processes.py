@@ -1,9 +1,10 @@
-"""Fresh processes without the wait: forked from one that has imported torch and transformers already, and nothing of this package.
+"""Fresh processes without the wait: forked from one that has imported torch and transformers already, and nothing of
+this package.
 
-:func:`run_fresh` stands for ``subprocess.run([sys.executable, ...])``: environment, folder, output and exit status are the process's own.
-One server serves all workers of a run of pytest; the first call starts it. It is a chain of processes, one a level of :data:`LEVELS`,
-each forked from the one before it. A test about what an import does asks for the level that has not imported it; one about the
-interpreter itself (its flags, PYTHONHASHSEED) needs ``subprocess``.
+:func:`run_fresh` stands for ``subprocess.run([sys.executable, ...])``: environment, folder, output and exit status are
+the process's own. One server serves all workers of a run of pytest; the first call starts it. It is a chain of
+processes, one a level of :data:`LEVELS`, each forked from the one before it. A test about what an import does asks for
+the level that has not imported it; one about the interpreter itself (its flags, PYTHONHASHSEED) needs ``subprocess``.
 """
 
 from __future__ import annotations
@@ -28,13 +29,18 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "interpreter": ("typer", "rich.console", "yaml", "numpy", "pyarrow", "pandas"),
     "torch": ("torch", "torch._dynamo", "safetensors.torch", "tokenizers"),
     "transformers": (
-        "datasets", "accelerate", "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama",
-        "transformers.models.gpt2.modeling_gpt2", "transformers.trainer",
+        "datasets",
+        "accelerate",
+        "transformers.models.bert.modeling_bert",
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.gpt2.modeling_gpt2",
+        "transformers.trainer",
     ),
-}  # fmt: skip
+}
 """What the process of each level has imported, with all levels before it."""
 READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_")
-"""Variables that the libraries of the last level read when they are imported: where they differ, the level before it serves."""
+"""Variables that the libraries of the last level read when they are imported: where they differ, the level before it
+serves."""
 READ_AT_CALL = ("HF_TOKEN", "HF_LONGATTN_", "TORCHINDUCTOR_CACHE_DIR")
 READ_AT_START = ("PYTHONHASHSEED", "PYTHONFAULTHANDLER", "PYTHONOPTIMIZE", "PYTHONWARNINGS", "OMP_", "TORCH")
 ENVIRONMENT = dict(os.environ)
@@ -51,8 +57,8 @@ def run_fresh(
     """Run a command in a process that has imported nothing of this package.
 
     Args:
-        command: what python takes, ``"-m", module, *arguments``, ``"-c", code, *arguments`` or ``script, *arguments``; or a function of
-            a module that the process imports, and its arguments, which it gets as strings.
+        command: what python takes, ``"-m", module, *arguments``, ``"-c", code, *arguments`` or ``script, *arguments``;
+            or a function of a module that the process imports, and its arguments, which it gets as strings.
         env: the whole environment; by default this process's.
         cwd: the working directory; by default this process's.
         level: the last of :data:`LEVELS` that it may have imported.
@@ -64,8 +70,12 @@ def run_fresh(
     """
     variables = dict(os.environ if env is None else env)
     if late := [name for name in _differing(variables, READ_AT_START) if not name.startswith(READ_AT_CALL)]:
-        raise ValueError(f"{', '.join(late)} would not be read by a process that is forked; start one with subprocess.run")
-    if level == "transformers" and any(not name.startswith(READ_AT_CALL) for name in _differing(variables, READ_AT_IMPORT)):
+        raise ValueError(
+            f"{', '.join(late)} would not be read by a process that is forked; start one with subprocess.run"
+        )
+    if level == "transformers" and any(
+        not name.startswith(READ_AT_CALL) for name in _differing(variables, READ_AT_IMPORT)
+    ):
         level = "torch"
     first, *rest = command
     words = [f"{first.__module__}:{first.__qualname__}" if callable(first) else str(first), *map(str, rest)]
@@ -134,7 +144,14 @@ def _start(place: Path) -> None:
     command = [sys.executable, __file__, str(_controller()), str(place), *map(str, numbers)]
     with (place / "log").open("w") as log:
         subprocess.run(
-            command, env=ENVIRONMENT, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, check=True
+            command,
+            env=ENVIRONMENT,
+            pass_fds=numbers,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            check=True,
         )
     for entrance in listening:
         entrance.close()

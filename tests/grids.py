@@ -1,5 +1,5 @@
-"""What the quick tests run: of a grid every pair of values once, of drawn examples a half; the product of all axes and all examples are for
-`make test-slow`."""
+"""What the quick tests run: of a grid every pair of values once, of drawn examples a half; the product of all axes and
+all examples are for `make test-slow`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ ONLY_QUICK = False
 
 
 def all_pairs(*sizes: int) -> list[tuple[int, ...]]:
-    """Cases of a grid with axes of these sizes, as indices, in which every two values of two axes meet; the same at every call.
+    """Cases of a grid with axes of these sizes, as indices, in which every two values of two axes meet; the same at
+    every call.
 
     Greedy: each cell takes an uncovered pair with the most new pairs around it, values that were used least first.
     """
@@ -32,7 +33,11 @@ def all_pairs(*sizes: int) -> list[tuple[int, ...]]:
                 known = [(at, value) for at, value in enumerate(cell) if value is not None]
                 cell[axis] = min(
                     range(sizes[axis]),
-                    key=lambda value: (-sum(_pair(axis, value, *other) in uncovered for other in known), used[axis][value], value),
+                    key=lambda value: (
+                        -sum(_pair(axis, value, *other) in uncovered for other in known),
+                        used[axis][value],
+                        value,
+                    ),
                 )
         chosen = [value for value in cell if value is not None]
         cells.append(tuple(chosen))
@@ -64,9 +69,15 @@ def pairwise(*axes: Sequence[Any]) -> list[Any]:
 
 
 def alternately(values: Sequence[Any], first: bool = False) -> list[Any]:
-    """The parameters of each value with ``False`` and with ``True``, of which in turn one is quick, beginning with ``first``."""
-    cells = [(value, second, bool(number % 2) ^ first) for number, value in enumerate(values) for second in (False, True)]
-    return [pytest.param(value, second, marks=() if second == quick else pytest.mark.slow) for value, second, quick in cells]
+    """The parameters of each value with ``False`` and with ``True``, of which in turn one is quick, beginning with
+    ``first``."""
+    cells = [
+        (value, second, bool(number % 2) ^ first) for number, value in enumerate(values) for second in (False, True)
+    ]
+    return [
+        pytest.param(value, second, marks=() if second == quick else pytest.mark.slow)
+        for value, second, quick in cells
+    ]
 
 
 def quickly(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
@@ -75,10 +86,17 @@ def quickly(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
 
 
 def every_other(values: Iterable[Any], first: int = 0) -> list[Any]:
-    """The parameters of one axis, of which every other is quick: for families that another quick test runs, or that share their code."""
-    return [pytest.param(value, marks=() if number % 2 == first else pytest.mark.slow) for number, value in enumerate(values)]
+    """The parameters of one axis, of which every other is quick: for families that another quick test runs, or that
+    share their code."""
+    return [
+        pytest.param(value, marks=() if number % 2 == first else pytest.mark.slow)
+        for number, value in enumerate(values)
+    ]
 
 
 def drawn(count: int, quick: int | None = None, **more: Any) -> settings:
-    """hypothesis' settings for ``count`` examples, always the same; of them the quick tests try the first ``quick``, or half."""
-    return settings(max_examples=(quick or (count + 1) // 2) if ONLY_QUICK else count, deadline=None, derandomize=True, **more)
+    """hypothesis' settings for ``count`` examples, always the same; of them the quick tests try the first ``quick``,
+    or half."""
+    return settings(
+        max_examples=(quick or (count + 1) // 2) if ONLY_QUICK else count, deadline=None, derandomize=True, **more
+    )

@@ -1,7 +1,7 @@
 """What is drawn by seeds, as digests by name: `python -m tests.hash_seeds inputs|search FOLDER CHECKPOINT`.
 
-Run with another PYTHONHASHSEED, in which strings in sets come in another order, the same digests must come out. The checkpoint, a small
-BERT with its tokenizer, is given, since a tokenizer that is trained anew is another one.
+Run with another PYTHONHASHSEED, in which strings in sets come in another order, the same digests must come out. The
+checkpoint, a small BERT with its tokenizer, is given, since a tokenizer that is trained anew is another one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
     drawn: dict[str, Any] = {}
     for number, name in enumerate([*loaders.SETTINGS, *loaders.OTHERS]):
         trainer = loaders.trainer_of(name, models, folder / str(number), patch)
-        drawn[name] = digest((loaders.batches(trainer, 0, 4), getattr(getattr(trainer.model, "config", None), "id2label", None)))
+        drawn[name] = digest(
+            (loaders.batches(trainer, 0, 4), getattr(getattr(trainer.model, "config", None), "id2label", None))
+        )
     roles = {"anchor": ("anchor",), "positive": ("positive",)}
     data = rows_of(loaders.write([*loaders.pairs(12), *loaders.pairs(3)], folder / "pairs.jsonl"), "train", roles, {})
     relevant = relevant_texts(data)

@@ -37,9 +37,14 @@ from tests.trained import REAL_TEXT, tokenizer_of
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 CODE = "from pathlib import Path\nPath({marker!r}).touch()\n"
 AUTO = (
-    "AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor", "AutoVideoProcessor",
+    "AutoConfig",
+    "AutoTokenizer",
+    "AutoProcessor",
+    "AutoImageProcessor",
+    "AutoFeatureExtractor",
+    "AutoVideoProcessor",
     *(name for name in vars(modeling_auto) if name.startswith("AutoModel")),
-)  # fmt: skip
+)
 MAPS = dict.fromkeys(AUTO, "evil.Evil") | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
 """``auto_map`` that names a class of evil.py for every Auto class."""
 
@@ -52,11 +57,20 @@ LINES: dict[str, tuple[str, ...]] = {
     "plan": ("{model} --mechanism window --max-length 256",),
     "export": ("{model} {out}", "{model} {out} --format native"),
     "compress": ("{model} {out} --method bf16",),
-    "inspect": ("{model}", "{model} {data}/book.txt --lengths 16", "{model} {data}/images/a/0.png", "{model} {data}/sounds/a/0.wav"),
+    "inspect": (
+        "{model}",
+        "{model} {data}/book.txt --lengths 16",
+        "{model} {data}/images/a/0.png",
+        "{model} {data}/sounds/a/0.wav",
+    ),
     "search": ("{model} {data}/book.txt --output {out} --length 64 --candidate window:window=4",),
     "embed": ("{model} {data}/pairs.jsonl --text-column positive --output {out}",),
     "push": ("{model} somebody/model --token hf_no --remote-code",),
-    "evaluate classify": ("{score} --data {data}/labels.csv", "{score} --data {data}/images", "{score} --data {data}/sounds"),
+    "evaluate classify": (
+        "{score} --data {data}/labels.csv",
+        "{score} --data {data}/images",
+        "{score} --data {data}/sounds",
+    ),
     "evaluate clm": ("{score} --data {data}/book.txt",),
     "evaluate ctc": ("{score} --data {data}/spoken.csv",),
     "evaluate distill": ("{score} --data {data}/book.txt --method logits --teacher {good}",),
@@ -83,7 +97,9 @@ LINES: dict[str, tuple[str, ...]] = {
     "train tokens": ("{run} --data {data}/tags.conll --stride 8",),
 }
 """What is typed after each command; ``{model}`` is the hostile checkpoint."""
-RUN = "--model {model} --output-dir {out} --max-steps 1 --per-device-train-batch-size 1 --disable-tqdm true --bf16 false"
+RUN = (
+    "--model {model} --output-dir {out} --max-steps 1 --per-device-train-batch-size 1 --disable-tqdm true --bf16 false"
+)
 SCORE = "--model {model} --output {out} --per-device-eval-batch-size 1 --disable-tqdm true --bf16 false"
 TEXTS = "--data {data}/book.txt --validation {data}/book.txt"
 WITHOUT_CHECKPOINT = ("env", "mechanisms", "recipes")
@@ -100,8 +116,13 @@ def check_commands(program: Any) -> None:
     """Fail for a command that no line tries, and for lines of no command."""
     known = {*commands(program)}
     new = sorted(known - LINES.keys() - {*WITHOUT_CHECKPOINT})
-    assert not new, f"{', '.join(new)}: add to LINES in tests/{Path(__file__).name} what is typed after it, with {{model}} for a checkpoint"
-    assert not (gone := sorted(LINES.keys() - known)), f"LINES in tests/{Path(__file__).name} has {', '.join(gone)}, which is no command"
+    assert not new, (
+        f"{', '.join(new)}: add to LINES in tests/{Path(__file__).name} what is typed after it, with {{model}} for a "
+        "checkpoint"
+    )
+    assert not (gone := sorted(LINES.keys() - known)), (
+        f"LINES in tests/{Path(__file__).name} has {', '.join(gone)}, which is no command"
+    )
 
 
 def answer(program: Any, line: list[str], typed: TextIO) -> tuple[bool, str]:
@@ -127,7 +148,9 @@ class Room:
     @classmethod
     def make(cls, folder: Path) -> Room:
         tokenizer = bert(folder / "good")
-        config = LongBertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, long_attention={"mechanism": "hedgehog"}, **SIZES)
+        config = LongBertConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=64, long_attention={"mechanism": "hedgehog"}, **SIZES
+        )
         LongBertForMaskedLM(config).save_pretrained(folder / "long")
         tokenizer.save_pretrained(folder / "long")
         write_data(folder / "data")
@@ -139,7 +162,11 @@ class Room:
             for number, end in enumerate(ends if command.startswith("train ") == training else ()):
                 place = out / f"{command.replace(' ', '-')}-{number}"
                 line = end.replace("{run}", RUN).replace("{score}", SCORE).replace("{texts}", TEXTS)
-                names = {"model": model, "out": place, **{name: self.folder / name for name in ("good", "long", "data")}}
+                names = {
+                    "model": model,
+                    "out": place,
+                    **{name: self.folder / name for name in ("good", "long", "data")},
+                }
                 yield shlex.split(f"{command} {line}".format(**names))
 
 
@@ -151,11 +178,20 @@ def write_data(folder: Path) -> None:
     rows = [" ".join(words[at : at + 12]).replace('"', "") for at in range(0, 120, 12)]
     write_rows(folder / "pairs.jsonl", [{"anchor": row[:20], "positive": row} for row in rows])
     write_rows(folder / "summaries.jsonl", [{"document": row, "summary": row[:20]} for row in rows])
-    (folder / "labels.csv").write_text("text,label\n" + "".join(f'"{row}",{"ab"[number % 2]}\n' for number, row in enumerate(rows)))
-    answers = [{"id": str(number), "question": "who", "answers": [{"text": row[:4], "answer_start": 0}]} for number, row in enumerate(rows)]
+    (folder / "labels.csv").write_text(
+        "text,label\n" + "".join(f'"{row}",{"ab"[number % 2]}\n' for number, row in enumerate(rows))
+    )
+    answers = [
+        {"id": str(number), "question": "who", "answers": [{"text": row[:4], "answer_start": 0}]}
+        for number, row in enumerate(rows)
+    ]
     paragraphs = [{"context": row, "qas": [answer]} for row, answer in zip(rows, answers, strict=True)]
-    (folder / "questions.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}))
-    documents = ("\n".join(f"{word} {('O', 'B-X')[number % 2]}" for number, word in enumerate(row.split())) for row in rows)
+    (folder / "questions.json").write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})
+    )
+    documents = (
+        "\n".join(f"{word} {('O', 'B-X')[number % 2]}" for number, word in enumerate(row.split())) for row in rows
+    )
     (folder / "tags.conll").write_text("\n\n".join(documents))
     spoken = ["file,text"]
     for label in "ab":
@@ -188,7 +224,9 @@ def bert(folder: Path) -> PreTrainedTokenizerBase:
 def llama(folder: Path) -> None:
     """A model type for which transformers has no tokenizer of its own."""
     tokenizer = tokenizer_of("bert", 64)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SIZES)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SIZES)).save_pretrained(
+        folder
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -218,9 +256,9 @@ def own_image_processor(folder: Path) -> None:
 def own_feature_extractor(folder: Path) -> None:
     tokenizer = bert(folder)
     convolutions = {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-    WavLMForCTC(WavLMConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **convolutions, **SIZES)).save_pretrained(
-        folder
-    )
+    WavLMForCTC(
+        WavLMConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **convolutions, **SIZES)
+    ).save_pretrained(folder)
     add_to(folder / "preprocessor_config.json", auto_map=MAPS)
 
 
@@ -250,7 +288,9 @@ def long_with_own_code(folder: Path) -> None:
 def stock_checkpoint(folder: Path) -> None:
     """A folder of `longattn export --format native`."""
     bert(folder)
-    add_to(folder / "config.json", model_type="longformer", architectures=["Evil"], attention_window=[4], auto_map=MAPS)
+    add_to(
+        folder / "config.json", model_type="longformer", architectures=["Evil"], attention_window=[4], auto_map=MAPS
+    )
     (folder / "model.safetensors").unlink()
 
 
@@ -258,7 +298,9 @@ def own_decoder(folder: Path) -> None:
     """An encoder-decoder whose inner config names a type that has no decoder in transformers."""
     tokenizer = bert(folder)
     parts = [{"model_type": "bert", "vocab_size": len(tokenizer), **SIZES}, {"model_type": "vit", "auto_map": MAPS}]
-    add_to(folder / "config.json", model_type="encoder-decoder", architectures=["EncoderDecoderModel"], encoder=parts[0])
+    add_to(
+        folder / "config.json", model_type="encoder-decoder", architectures=["EncoderDecoderModel"], encoder=parts[0]
+    )
     add_to(folder / "config.json", decoder={**parts[1], "_name_or_path": str(folder)})
 
 
@@ -267,7 +309,11 @@ def generic(folder: Path) -> None:
     bert(folder)
     attention = {"mechanism": "window", "window": 4}
     add_to(
-        folder / "config.json", model_type="long_generic_evil", architectures=["LongGeneric:Evil"], long_attention=attention, auto_map=MAPS
+        folder / "config.json",
+        model_type="long_generic_evil",
+        architectures=["LongGeneric:Evil"],
+        long_attention=attention,
+        auto_map=MAPS,
     )
 
 
@@ -276,12 +322,23 @@ def adapter(folder: Path) -> None:
     bert(folder / "base")
     add_to(folder / "base" / "config.json", model_type="evil", auto_map=MAPS)
     write_code(folder / "base", folder.parent / "marker")
-    described = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["query"], "base_model_name_or_path": str(folder / "base")}
-    imports = {"auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"}, "megatron_core": "evil", "megatron_config": {"a": 1}}
+    described = {
+        "peft_type": "LORA",
+        "r": 1,
+        "lora_alpha": 1,
+        "target_modules": ["query"],
+        "base_model_name_or_path": str(folder / "base"),
+    }
+    imports = {
+        "auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"},
+        "megatron_core": "evil",
+        "megatron_config": {"a": 1},
+    }
     add_to(folder / "adapter_config.json", **described, **imports)
     name = "base_model.model.bert.encoder.layer.0.attention.self.query"
     save_file(
-        {f"{name}.lora_A.weight": torch.zeros(1, 16), f"{name}.lora_B.weight": torch.zeros(16, 1)}, folder / "adapter_model.safetensors"
+        {f"{name}.lora_A.weight": torch.zeros(1, 16), f"{name}.lora_B.weight": torch.zeros(16, 1)},
+        folder / "adapter_model.safetensors",
     )
 
 
@@ -309,9 +366,21 @@ def pickled(folder: Path) -> None:
 
 
 KINDS: tuple[Callable[[Path], object], ...] = (
-    own_model_type, own_head, own_tokenizer, own_image_processor, own_feature_extractor, own_processor, own_sentence_module,
-    long_with_own_code, stock_checkpoint, own_decoder, generic, adapter, model_with_adapter, pickled,
-)  # fmt: skip
+    own_model_type,
+    own_head,
+    own_tokenizer,
+    own_image_processor,
+    own_feature_extractor,
+    own_processor,
+    own_sentence_module,
+    long_with_own_code,
+    stock_checkpoint,
+    own_decoder,
+    generic,
+    adapter,
+    model_with_adapter,
+    pickled,
+)
 """Make a hostile checkpoint in a folder; what it runs makes the file "marker" beside the folder."""
 
 

@@ -1,4 +1,5 @@
-"""The Hub's API on loopback, as far as models are made, pushed and read: its routes, its error codes, its storage for large files."""
+"""The Hub's API on loopback, as far as models are made, pushed and read: its routes, its error codes, its storage for
+large files."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: str, query: dict[str, list[str]]) -> None:
         routes: dict[str, Callable[[], None]] = {
-            "/api/whoami-v2": lambda: self._json({"name": self._user(needed=True)[0], "type": "user", "orgs": [], "auth": {}}),
+            "/api/whoami-v2": lambda: self._json(
+                {"name": self._user(needed=True)[0], "type": "user", "orgs": [], "auth": {}}
+            ),
             "/api/repos/create": self._create,
             "/api/validate-yaml": self._validate,
         }
@@ -122,7 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.hub.repos:
             if role != "write" or self.hub.repos[name].owner != user:
                 raise Refusal(403, "You don't have the rights to create a model under this namespace")
-            content = {"error": "You already created this model repo", "url": f"{self.hub.endpoint}/{name}", "name": name}
+            content = {
+                "error": "You already created this model repo",
+                "url": f"{self.hub.endpoint}/{name}",
+                "name": name,
+            }
             return self._json(content, 409)
         if role != "write" or name.split("/")[0] != user:
             raise Refusal(403, "You don't have the rights to create a model under this namespace")
@@ -132,7 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _validate(self) -> None:
         content = json.loads(self.body)["content"]
         if "license: not-a-license" in content:
-            return self._json({"errors": [{"message": '"license" must be one of [apache-2.0, mit, ...]'}], "warnings": []}, 400)
+            return self._json(
+                {"errors": [{"message": '"license" must be one of [apache-2.0, mit, ...]'}], "warnings": []}, 400
+            )
         self._json({"errors": [], "warnings": []})
 
     def _api(self, name: str, rest: list[str], query: dict[str, list[str]]) -> None:
@@ -144,7 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
                 about = {"private": repo.private, "gated": "auto" if repo.gated else False, "tags": []}
                 self._json({"id": name, "sha": repo.sha(branch), "siblings": listed, **about})
             case ["tree", revision, *_]:
-                self._json([self._entry(path, content) for path, content in sorted(self._files(name, revision)[1].items())])
+                self._json(
+                    [self._entry(path, content) for path, content in sorted(self._files(name, revision)[1].items())]
+                )
             case ["preupload", revision]:
                 self._repo(name, write=True)
                 known = self._files(name, revision)[1]
@@ -162,7 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def _entry(path: str, content: bytes) -> dict[str, Any]:
-        lfs = {"lfs": {"oid": oid_of(path, content), "size": len(content), "pointerSize": 130}} if is_large(path) else {}
+        lfs = (
+            {"lfs": {"oid": oid_of(path, content), "size": len(content), "pointerSize": 130}} if is_large(path) else {}
+        )
         return {"type": "file", "path": path, "size": len(content), "oid": git_oid(content), **lfs}
 
     @staticmethod
@@ -206,7 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
                     "header": {"chunk_size": str(chunk), **{str(part): f"{href}/{part}" for part in numbers}},
                 }
             known = {} if oid not in self.hub.objects else None
-            objects.append({"oid": oid, "size": size, **({"actions": {"upload": upload}} if known is not None else {})})
+            objects.append(
+                {"oid": oid, "size": size, **({"actions": {"upload": upload}} if known is not None else {})}
+            )
         self._json({"transfer": "basic" if self.hub.chunk is None else "multipart", "objects": objects})
 
     def _store(self, where: list[str]) -> None:

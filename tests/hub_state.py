@@ -1,4 +1,5 @@
-"""What the Hub on loopback knows: users, repositories with their files by branch, large files, and what was asked of it."""
+"""What the Hub on loopback knows: users, repositories with their files by branch, large files, and what was asked of
+it."""
 
 from __future__ import annotations
 
@@ -40,10 +41,15 @@ class Fault:
 
 @dataclass
 class Hub:
-    """What the server knows. ``requests`` are lines ``METHOD PATH STATUS BYTES``, ``received`` the bytes of large files by object."""
+    """What the server knows. ``requests`` are lines ``METHOD PATH STATUS BYTES``, ``received`` the bytes of large
+    files by object."""
 
     users: dict[str, tuple[str, str]] = field(
-        default_factory=lambda: {WRITER: ("writer", "write"), READER: ("writer", "read"), STRANGER: ("stranger", "write")}
+        default_factory=lambda: {
+            WRITER: ("writer", "write"),
+            READER: ("writer", "read"),
+            STRANGER: ("stranger", "write"),
+        }
     )
     repos: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)

@@ -13,9 +13,11 @@ NAMES = ("action", "batch", "cache", "device", "entry", "frame", "graph", "handl
 VALUES = ("active", "best", "clean", "dense", "early", "final", "green", "hidden", "inner", "large", "main", "normal")
 
 
-def lookups(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int, count: int = 8) -> list[dict[str, Any]]:
-    """SQuAD-shaped questions about one text of at most so many ``tokens`` with its question: lines of the sources and, at random places,
-    ``# lookup NAME VALUE``."""
+def lookups(
+    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int, count: int = 8
+) -> list[dict[str, Any]]:
+    """SQuAD-shaped questions about one text of at most so many ``tokens`` with its question: lines of the sources and,
+    at random places, ``# lookup NAME VALUE``."""
     rng = random.Random(seed)
     pairs = list(zip(rng.sample(NAMES, count), rng.sample(VALUES, count), strict=True))
     marked = [f"{MARKER} {name} {value}\n" for name, value in pairs]

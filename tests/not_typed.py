@@ -1,4 +1,5 @@
-"""Commands and programs of the documentation that no test of pages types, with the reason, and where they are tried instead.
+"""Commands and programs of the documentation that no test of pages types, with the reason, and where they are tried
+instead.
 
 Everything else in a code block is typed by ``tests/test_pages.py``.
 """
@@ -62,6 +63,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
 
 
 def reason_not_typed(page: str, typed: str, only_ours: bool) -> str:
-    """Why this is not typed by a reader who has only the packages that the project names; empty for nearly everything."""
+    """Why this is not typed by a reader who has only the packages that the project names; empty for nearly
+    everything."""
     why = next((why for beginning, why in NOT_TYPED.get(page, {}).items() if typed.startswith(beginning)), "")
     return "" if why == INSTALLED and not only_ours else why

@@ -2,16 +2,17 @@
 
 The kind of a fenced block says what is done with it:
 
-``console``: lines that begin with ``$`` are commands (``\\`` at the end continues one), and what follows each is its output, in which ``…``
-stands for anything.
-``bash``: commands, one a line (``\\`` at its end continues it); ``text`` after it: what they print, or a part of it. ``…`` stands for
-anything, and so does a number, which is that of the machine and the model that the page names; one of three digits or more that a command
-has is itself.
+``console``: lines that begin with ``$`` are commands (``\\`` at the end continues one), and what follows each is its
+output, in which ``…`` stands for anything.
+``bash``: commands, one a line (``\\`` at its end continues it); ``text`` after it: what they print, or a part of it.
+``…`` stands for anything, and so does a number, which is that of the machine and the model that the page names; one of
+three digits or more that a command has is itself.
 ``python``: run, with the names of the blocks before it; a ``text`` after it is what it prints, as after commands.
 ``json``, ``yaml``: written to the file that the text before it named last.
 
-Line breaks and the number of spaces do not count. What a page takes for granted (checkpoints, data) comes from :mod:`tests.stand_ins`,
-which also shortens what takes hours. What no test can type is listed, with the reason, in :mod:`tests.not_typed`.
+Line breaks and the number of spaces do not count. What a page takes for granted (checkpoints, data) comes from
+:mod:`tests.stand_ins`, which also shortens what takes hours. What no test can type is listed, with the reason, in
+:mod:`tests.not_typed`.
 """
 
 from __future__ import annotations
@@ -57,8 +58,14 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def pages_with_blocks() -> list[str]:
-    """README, CONTRIBUTING, the pages of docs/ and the model cards that have code blocks, from the root of the checkout."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "model_cards").rglob("*.md")]
+    """README, CONTRIBUTING, the pages of docs/ and the model cards that have code blocks, from the root of the
+    checkout."""
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "model_cards").rglob("*.md"),
+    ]
     return sorted(str(page.relative_to(ROOT)) for page in pages if any(blocks(page.read_text(encoding="utf-8"))))
 
 
@@ -154,7 +161,9 @@ class Here:
 
 def run_in_shell(line: str, env: dict[str, str]) -> str:
     """What a line of bash prints."""
-    done = subprocess.run(["bash", "-ec", f"set -o pipefail\n{line}"], env=env, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        ["bash", "-ec", f"set -o pipefail\n{line}"], env=env, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
@@ -180,7 +189,11 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
             assert block.file, f"{where}No file is named before it."
             stand_ins.provide(block.content)
             Path(block.file).parent.mkdir(parents=True, exist_ok=True)
-            copies = [block.content.replace('?"', f'? {number}"') for number in range(setting.copies)] if setting.copies > 1 else None
+            copies = (
+                [block.content.replace('?"', f'? {number}"') for number in range(setting.copies)]
+                if setting.copies > 1
+                else None
+            )
             Path(block.file).write_text("".join(copies or [block.content]), encoding="utf-8")
         elif block.kind in ("console", "bash"):
             typed, printed = block.content, ""
@@ -188,7 +201,9 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
                 if reason_not_typed(page, line, reader.only_ours):
                     continue
                 output = _type(setting.shortened(line), reader, stand_ins)
-                assert not shown.strip() or matches(shown, output), f"{page}: {line}\nshown:\n{shown}\nprinted:\n{output}"
+                assert not shown.strip() or matches(shown, output), (
+                    f"{page}: {line}\nshown:\n{shown}\nprinted:\n{output}"
+                )
                 printed += output
         elif block.kind == "text" and printed:
             assert matches_but_for_numbers(block.content, printed, typed), f"{where}printed:\n{printed}"

@@ -1,6 +1,8 @@
-"""Real processes that meet over gloo and run functions of test modules: a pair for one test, or one that stays for a file.
+"""Real processes that meet over gloo and run functions of test modules: a pair for one test, or one that stays for a
+file.
 
-They are forked from the server of :mod:`tests.fresh_processes`, and never from the test process, whose threads' locks they would inherit.
+They are forked from the server of :mod:`tests.fresh_processes`, and never from the test process, whose threads' locks
+they would inherit.
 """
 
 from __future__ import annotations
@@ -46,7 +48,11 @@ def serve(numbers: str, meeting: str, folder: str, address: str, key: str) -> No
     os.chdir(folder)
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=datetime.timedelta(seconds=SECONDS)
+        "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=count,
+        timeout=datetime.timedelta(seconds=SECONDS),
     )
     connection.send((True, None))
     while True:
@@ -137,7 +143,8 @@ class Ranks:
         self._answers()
 
     def stop(self) -> None:
-        """End the processes without taking the group down: freed beside DistributedDataParallel it may deadlock (torch 2.13)."""
+        """End the processes without taking the group down: freed beside DistributedDataParallel it may deadlock (torch
+        2.13)."""
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

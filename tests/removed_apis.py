@@ -128,7 +128,9 @@ def uses() -> dict[str, Callable[[], Any]]:
         "turned_states": lambda: wav2vec2_bert.turned_states(nothing, torch.zeros(1), None),
         "set_implementation": lambda: classes.check_interface(transformers.BertModel),
         "target_modules": lambda: registration.register_adapters(types.ModuleType("constants")),
-        **{name: functools.partial(registration.model_type_table, name, types.ModuleType("module")) for name in TABLES},
+        **{
+            name: functools.partial(registration.model_type_table, name, types.ModuleType("module")) for name in TABLES
+        },
     }
 
 

@@ -1,4 +1,5 @@
-"""What two cells of a table share: the code that a family's or a mechanism's cell runs, for ``every_case(..., code=...)``."""
+"""What two cells of a table share: the code that a family's or a mechanism's cell runs, for
+``every_case(..., code=...)``."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def code_of_family(base: str, *rest: object) -> Hashable:
 
 
 def kind_of_family(base: str, *rest: object) -> Hashable:
-    """Which parts a family has, whatever their code: for tests that follow another one of every :func:`code_of_family`."""
+    """Which parts a family has, whatever their code: for tests that follow another one of every
+    :func:`code_of_family`."""
     one = FAMILIES[base]
     parts = (one.rope, one.relative, one.position_tables, one.two_stacks, one.inner, one.mixin)
     return type(one.spec), *map(bool, parts)
@@ -36,7 +38,13 @@ def code_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashab
     """A mechanism's engine and form, and how it decodes."""
     capabilities = mechanism_class(name).capabilities
     stateful = issubclass(mechanism_class(name), Stateful)
-    return mechanism_info(name).engine, causal, stateful, capabilities.recursion is not None, capabilities.takes_globals
+    return (
+        mechanism_info(name).engine,
+        causal,
+        stateful,
+        capabilities.recursion is not None,
+        capabilities.takes_globals,
+    )
 
 
 def engine_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:

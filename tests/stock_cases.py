@@ -18,7 +18,14 @@ STOCK: dict[str, dict[str, Any]] = {
 """Options with which a mechanism is one of transformers'."""
 ONES = ("bart", "camembert", "esm", "mbart", "roberta", "xlm-roberta")
 """Bases whose padding token is 1."""
-ANSWER = {"bos_token_id": 3, "eos_token_id": 2, "sep_token_id": 2, "cls_token_id": 3, "decoder_start_token_id": 2, "mask_token_id": 4}
+ANSWER = {
+    "bos_token_id": 3,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+    "cls_token_id": 3,
+    "decoder_start_token_id": 2,
+    "mask_token_id": 4,
+}
 SCALE = {"init_std": 0.2, "initializer_range": 0.2, "hidden_act": "gelu"}
 """Larger weights than usual, so that attention shows in the outputs; BERT's activation in every encoder."""
 
@@ -32,7 +39,9 @@ def long_values(base: str, tokens: int = 64) -> dict[str, Any]:
     """The values of the config of a small long model."""
     padding = {"pad_token_id": 1 if base in ONES else 0}
     activation = {} if base.startswith(("gemma", "llama", "mistral", "qwen", "smol", "phi")) else SCALE
-    return small_values(base, Shape(tokens=tokens), **padding, **ANSWER, **{**activation, "init_std": 0.2, "initializer_range": 0.2})
+    return small_values(
+        base, Shape(tokens=tokens), **padding, **ANSWER, **{**activation, "init_std": 0.2, "initializer_range": 0.2}
+    )
 
 
 def save_long(folder: Path, base: str, attention: Any, head: str | None = None, **changes: Any) -> None:

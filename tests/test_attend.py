@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import LongAttentionConfig, Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
+from hf_longattn import (
+    LongAttentionConfig,
+    Mechanism,
+    attend,
+    build_mechanism,
+    list_mechanisms,
+    reference_attend,
+    register_mechanism,
+)
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError, LongAttentionError, OptionError
@@ -14,7 +22,14 @@ from hf_longattn.functional import prepare
 from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.capabilities import About
 from hf_longattn.mechanisms.common.options import RESERVED
-from hf_longattn.mechanisms.common.registry import CACHED_PROTOTYPES, _prototype, mechanism_class, mechanism_from, options_of, prototype
+from hf_longattn.mechanisms.common.registry import (
+    CACHED_PROTOTYPES,
+    _prototype,
+    mechanism_class,
+    mechanism_from,
+    options_of,
+    prototype,
+)
 from tests.cases import every_case
 
 Q = torch.randn(2, 4, 10, 8)
@@ -26,15 +41,25 @@ Q = torch.randn(2, 4, 10, 8)
         (lambda: attend(Q, Q, Q, "widow"), OptionError, "Did you mean 'window'"),
         (lambda: attend(Q, Q, Q, "window:window=4"), OptionError, "give 'window' and 'window=4' separately"),
         (lambda: attend(Q, Q, Q, "window", width=3), OptionError, "its options are: window"),
-        (lambda: attend(Q, Q, Q, padding_mask=torch.ones(2, 9)), InputError, r"must be \(batch, key length\) = \(2, 10\)"),
+        (
+            lambda: attend(Q, Q, Q, padding_mask=torch.ones(2, 9)),
+            InputError,
+            r"must be \(batch, key length\) = \(2, 10\)",
+        ),
         (lambda: attend(Q, Q, Q, global_mask=torch.ones(10)), InputError, r"global_mask has shape \(10,\)"),
         (lambda: attend(Q, Q[:, :, :5], Q[:, :, :5]), InputError, "10 queries for 5 keys"),
         (lambda: attend(Q, Q[:, :3], Q[:, :3]), InputError, "H_kv dividing H"),
-        (lambda: attend(Q, Q, Q, build_mechanism("full", num_heads=4, head_dim=8), window=3), OptionError, "build_mechanism"),
+        (
+            lambda: attend(Q, Q, Q, build_mechanism("full", num_heads=4, head_dim=8), window=3),
+            OptionError,
+            "build_mechanism",
+        ),
         (lambda: reference_attend(Q, Q, Q, dropout_p=0.1), OptionError, "has no dropout"),
         (
             lambda: attention_weights(
-                build_mechanism("full", num_heads=4, head_dim=8), torch.zeros(1, 4, 5000, 8), torch.zeros(1, 4, 5000, 8)
+                build_mechanism("full", num_heads=4, head_dim=8),
+                torch.zeros(1, 4, 5000, 8),
+                torch.zeros(1, 4, 5000, 8),
             ),
             InputError,
             "at most 4096",
@@ -49,47 +74,97 @@ def test_attend_refuses_unknown_names_options_and_shapes(call, error: type[Excep
 HALF = Q.half()
 NEGATIVE = torch.zeros(2, 10).index_fill(1, torch.tensor([8, 9]), float("-inf"))
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
-    "q is a list": (lambda run: run([1.0], Q, Q), OptionError, "q, k and v are list, Tensor and Tensor, but must be tensors."),
+    "q is a list": (
+        lambda run: run([1.0], Q, Q),
+        OptionError,
+        "q, k and v are list, Tensor and Tensor, but must be tensors.",
+    ),
     "k and v of two lengths": (lambda run: run(Q, Q, Q[:, :, :9]), InputError, "k (2, 4, 10, 8), v (2, 4, 9, 8)."),
     "another batch": (lambda run: run(Q, Q[:1], Q[:1]), InputError, "k (1, 4, 10, 8), v (1, 4, 10, 8)."),
-    "dtypes": (lambda run: run(Q, HALF, HALF), OptionError, "torch.float16 and torch.float16; convert them to one floating-point dtype."),
+    "dtypes": (
+        lambda run: run(Q, HALF, HALF),
+        OptionError,
+        "torch.float16 and torch.float16; convert them to one floating-point dtype.",
+    ),
     "integers": (lambda run: run(Q.int(), Q.int(), Q.int()), OptionError, "convert them to one floating-point dtype."),
-    "devices": (lambda run: run(Q.to("meta"), Q, Q), OptionError, "q, k and v are on meta, cpu and cpu; move them to one device."),
+    "devices": (
+        lambda run: run(Q.to("meta"), Q, Q),
+        OptionError,
+        "q, k and v are on meta, cpu and cpu; move them to one device.",
+    ),
     "no mechanism": (lambda run: run(Q, Q, Q, None), OptionError, "is None, but must be a name"),
     "PyTorch's is_causal": (lambda run: run(Q, Q, Q, is_causal=True), OptionError, "has no option 'is_causal'"),
     "PyTorch's attn_mask": (lambda run: run(Q, Q, Q, attn_mask=Q), OptionError, "has no option 'attn_mask'"),
-    "scaling, a truth value": (lambda run: run(Q, Q, Q, scaling=True), OptionError, "scaling is True, but must be a finite number above"),
+    "scaling, a truth value": (
+        lambda run: run(Q, Q, Q, scaling=True),
+        OptionError,
+        "scaling is True, but must be a finite number above",
+    ),
     "a module for other heads": (
-        lambda run: run(Q, Q, Q, build_mechanism("window", num_heads=2, head_dim=8)), OptionError, "build it with num_heads=4, head_dim=8.",
+        lambda run: run(Q, Q, Q, build_mechanism("window", num_heads=2, head_dim=8)),
+        OptionError,
+        "build it with num_heads=4, head_dim=8.",
     ),
     "scaling, not a number": (lambda run: run(Q, Q, Q, scaling=float("nan")), OptionError, "scaling is nan, but"),
-    "scaling 0, with which fused kernels give NaN": (lambda run: run(Q, Q, Q, scaling=0), OptionError, "scaling is 0, but"),
-    "scaling below 0": (lambda run: run(Q, Q, Q, "linear", scaling=-1.0), OptionError, "scaling is -1.0, but"),
-    "seed below 0": (lambda run: run(Q, Q, Q, seed=-1), OptionError, "seed is -1, but must be a whole number from 0 to 2147483647;"),
-    "an additive mask": (lambda run: run(Q, Q, Q, padding_mask=NEGATIVE), InputError, "an additive mask padding_mask=(mask == 0)."),
-    "a mask on another device": (
-        lambda run: run(Q, Q, Q, padding_mask=torch.ones(2, 10, device="meta")), InputError, "is on meta and k on cpu; move them",
+    "scaling 0, with which fused kernels give NaN": (
+        lambda run: run(Q, Q, Q, scaling=0),
+        OptionError,
+        "scaling is 0, but",
     ),
-    "a list as mask": (lambda run: run(Q, Q, Q, padding_mask=[True]), InputError, "padding_mask is a list, but must be"),
+    "scaling below 0": (lambda run: run(Q, Q, Q, "linear", scaling=-1.0), OptionError, "scaling is -1.0, but"),
+    "seed below 0": (
+        lambda run: run(Q, Q, Q, seed=-1),
+        OptionError,
+        "seed is -1, but must be a whole number from 0 to 2147483647;",
+    ),
+    "an additive mask": (
+        lambda run: run(Q, Q, Q, padding_mask=NEGATIVE),
+        InputError,
+        "an additive mask padding_mask=(mask == 0).",
+    ),
+    "a mask on another device": (
+        lambda run: run(Q, Q, Q, padding_mask=torch.ones(2, 10, device="meta")),
+        InputError,
+        "is on meta and k on cpu; move them",
+    ),
+    "a list as mask": (
+        lambda run: run(Q, Q, Q, padding_mask=[True]),
+        InputError,
+        "padding_mask is a list, but must be",
+    ),
     "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), InputError, "but is a list for a batch of 2;"),
     "a list of hidden states": (lambda run: run(Q, Q, Q, hidden_states=[1]), OptionError, "leave hidden_states out."),
     "a list of hidden states that are taken": (
-        lambda run: run(Q, Q, Q, build_mechanism("longformer", num_heads=4, head_dim=8, separate_global=True), hidden_states=[1]),
-        InputError, "hidden_states is a list, but must be",
+        lambda run: run(
+            Q, Q, Q, build_mechanism("longformer", num_heads=4, head_dim=8, separate_global=True), hidden_states=[1]
+        ),
+        InputError,
+        "hidden_states is a list, but must be",
     ),
     "hidden states of a width": (
         lambda run: run(
-            Q, Q, Q, build_mechanism("longformer", num_heads=4, head_dim=8, separate_global=True), hidden_states=torch.ones(2, 10, 9)
+            Q,
+            Q,
+            Q,
+            build_mechanism("longformer", num_heads=4, head_dim=8, separate_global=True),
+            hidden_states=torch.ones(2, 10, 9),
         ),
-        InputError, "but must be (batch, key length, hidden size) = (2, 10, 32).",
+        InputError,
+        "but must be (batch, key length, hidden size) = (2, 10, 32).",
     ),
-}  # fmt: skip
+}
 
 
 def test_attend_and_reference_attend_refuse_wrong_arguments_with_one_sentence() -> None:
     wrong = [(case, run, *rest) for case, rest in WRONG.items() for run in (attend, reference_attend)]
     wrong += [
-        (f"dropout_p={p!r}", attend, lambda run, p=p: run(Q, Q, Q, dropout_p=p), OptionError, f"dropout_p is {p!r}, but must be a prob")
+        (
+            f"dropout_p={p!r}",
+            attend,
+            lambda run, p=p: run(Q, Q, Q, dropout_p=p),
+            OptionError,
+            f"dropout_p is {p!r}, but must be a prob",
+        )
         for p in (1.5, -0.5, float("nan"), "a", None)
     ]
     failed = []
@@ -138,7 +213,8 @@ UNCHANGED = {**{(name, "seed"): "nothing is drawn" for name in ALL_NAMES}}
 
 
 def test_attend_uses_or_refuses_every_argument_with_every_mechanism() -> None:
-    """A change of an argument changes the output, or there is a sentence. What the output is then is compared in test_contract.py."""
+    """A change of an argument changes the output, or there is a sentence. What the output is then is compared in
+    test_contract.py."""
     (q, k, v), failed = torch.randn(3, 1, 2, 144, 8), []
     for name in ALL_NAMES:
         cls = mechanism_class(name)
@@ -174,13 +250,18 @@ def test_attend_refuses_globals_and_grids_that_a_mechanism_does_not_take(argumen
     }
     refused = {}
     for name in ALL_NAMES:
-        usual = {"causal": mechanism_class(name).causal is True, "grid": PLACES if mechanism_class(name).capabilities.needs_grid else None}
+        usual = {
+            "causal": mechanism_class(name).causal is True,
+            "grid": PLACES if mechanism_class(name).capabilities.needs_grid else None,
+        }
         try:
             attend(q, q, q, name, **{**usual, **CHANGES[argument]}, **mechanism_class(name).about.sample)
         except InputError as error:
             refused[name] = str(error)
     assert set(refused) == {name for name, taken in takes.items() if not taken}
-    assert all(f"Mechanism {name!r}" in sentence and f"leave {argument} out" in sentence for name, sentence in refused.items())
+    assert all(
+        f"Mechanism {name!r}" in sentence and f"leave {argument} out" in sentence for name, sentence in refused.items()
+    )
 
 
 def test_register_mechanism_takes_a_class_of_a_user_and_refuses_a_taken_name() -> None:
@@ -229,7 +310,8 @@ DRAWN = [
 
 @every_case(("name", "options"), DRAWN, ids=lambda value: str(value))
 class TestMechanismByName:
-    """A mechanism by name is the same for the same seed, wherever it runs, and leaves the process's random state alone."""
+    """A mechanism by name is the same for the same seed, wherever it runs, and leaves the process's random state
+    alone."""
 
     def call(self, name: str, options: dict[str, Any], q: Tensor, seed: int = 0, call: Any = attend) -> Tensor:
         return call(q, q, q, name, causal=mechanism_class(name).causal in ("both", True), seed=seed, **options)
@@ -252,12 +334,20 @@ class TestMechanismByName:
             found.append(self.call(name, options, Q, seed=5))
         assert torch.equal(*found)
         with ThreadPoolExecutor(4) as pool:
-            assert all(torch.equal(one, found[0]) for one in pool.map(lambda _: self.call(name, options, Q, seed=5), range(8)))
+            assert all(
+                torch.equal(one, found[0]) for one in pool.map(lambda _: self.call(name, options, Q, seed=5), range(8))
+            )
 
     @every_case("dtype", [torch.float32, torch.bfloat16, torch.float64])
-    def test_is_built_on_the_device_of_the_inputs_in_any_dtype(self, name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    def test_is_built_on_the_device_of_the_inputs_in_any_dtype(
+        self, name: str, options: dict[str, Any], dtype: torch.dtype
+    ) -> None:
         assert self.call(name, options, Q.to(dtype)).dtype == dtype
-        arguments: dict[str, Any] = {"causal": mechanism_class(name).causal in ("both", True), "seed": 0, "hidden_states": None}
+        arguments: dict[str, Any] = {
+            "causal": mechanism_class(name).causal in ("both", True),
+            "seed": 0,
+            "hidden_states": None,
+        }
         arguments |= dict.fromkeys(("padding_mask", "global_mask", "scaling", "score_mod"))
         q = Q.to("meta", dtype)
         module, _ = prepare(q, q, q, name, **options, **arguments)
@@ -265,7 +355,14 @@ class TestMechanismByName:
 
 
 def test_attend_builds_a_mechanism_once_and_still_checks_options() -> None:
-    options = {"causal": False, "padding_mask": None, "global_mask": None, "scaling": None, "score_mod": None, "seed": 0}
+    options = {
+        "causal": False,
+        "padding_mask": None,
+        "global_mask": None,
+        "scaling": None,
+        "score_mod": None,
+        "seed": 0,
+    }
     first, second = (prepare(Q, Q, Q, "window", **{"window": 1, **options})[0] for _ in range(2))
     assert first is second
     with pytest.raises(OptionError, match="window"):  # True equals 1, and is not a number of tokens
@@ -320,5 +417,7 @@ def test_max_length_of_build_mechanism_is_the_option_and_the_field_of_the_config
 
 def test_no_option_of_a_mechanism_has_the_name_of_an_argument() -> None:
     """What build_mechanism and attend take themselves cannot be passed on to an option."""
-    own = {*inspect.signature(build_mechanism).parameters, *inspect.signature(attend).parameters, "generator"} - {"options"}
+    own = {*inspect.signature(build_mechanism).parameters, *inspect.signature(attend).parameters, "generator"} - {
+        "options"
+    }
     assert own - {"max_length", "seed"} == RESERVED

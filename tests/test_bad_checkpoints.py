@@ -14,7 +14,18 @@ import pytest
 
 from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS, WEIGHTS
 from tests.cases import every_case
-from tests.damage import CONVERT, MODELS, SHARDED, Cases, check_sentence, contents, convert, edit_json, make_checkpoint, refused
+from tests.damage import (
+    CONVERT,
+    MODELS,
+    SHARDED,
+    Cases,
+    check_sentence,
+    contents,
+    convert,
+    edit_json,
+    make_checkpoint,
+    refused,
+)
 from tests.fresh_processes import run_fresh
 from tests.grids import pairwise
 from tests.permissions import bound_by_permissions
@@ -53,7 +64,12 @@ def place(wholes: dict[str, Path]) -> Iterator[Place]:
 def listed(cases: Cases, names: tuple[str, ...]) -> list[object]:
     """Every case with one of the checkpoints in turn; `make test-slow` has it with each."""
     return [
-        pytest.param(name, *cases[case], id=f"{name}, {case}", marks=[] if name == names[number % len(names)] else pytest.mark.slow)
+        pytest.param(
+            name,
+            *cases[case],
+            id=f"{name}, {case}",
+            marks=[] if name == names[number % len(names)] else pytest.mark.slow,
+        )
         for number, case in enumerate(cases)
         for name in names
     ]
@@ -73,22 +89,34 @@ def test_convert_refuses_bad_weights(name: str, damage: Callable[[Path], object]
 
 
 @every_case(("name", "damage", "sentence"), listed(INDICES, SHARDED))
-def test_convert_refuses_a_bad_index_of_shards(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
+def test_convert_refuses_a_bad_index_of_shards(
+    name: str, damage: Callable[[Path], object], sentence: str, place: Place
+) -> None:
     check(place(name), damage, sentence)
 
 
 @every_case(("name", "damage", "sentence"), listed(CONFIGS, ("bert", "llama")))
-def test_convert_refuses_a_bad_config(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
+def test_convert_refuses_a_bad_config(
+    name: str, damage: Callable[[Path], object], sentence: str, place: Place
+) -> None:
     check(place(name), damage, sentence)
 
 
 @every_case(("name", "damage", "sentence"), listed(TOKENIZERS, ("gpt2",)))
-def test_convert_refuses_a_bad_tokenizer(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
+def test_convert_refuses_a_bad_tokenizer(
+    name: str, damage: Callable[[Path], object], sentence: str, place: Place
+) -> None:
     check(place(name), damage, sentence)
 
 
 @pytest.mark.thorough
-@every_case(("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr, of=2, code=lambda name, field, value: field)
+@every_case(
+    ("name", "field", "value"),
+    pairwise(("bert", "llama"), COUNTS, NUMBERS),
+    ids=repr,
+    of=2,
+    code=lambda name, field, value: field,
+)
 def test_convert_refuses_impossible_counts_in_a_config(name: str, field: str, value: object, place: Place) -> None:
     check(place(name), edit_json("config.json", **{field: value}), "")
 
@@ -105,7 +133,9 @@ def test_convert_names_tensors_with_nan_and_takes_them_with_no_verify(place: Pla
     folder = place("bert")
     WEIGHTS["NaN"][0](folder / "source")
     sentence = refused(folder / "source", folder)
-    assert re.search(r"1 tensors hold NaN or infinite numbers.*: bert\.embeddings\.position_embeddings\.weight", sentence)
+    assert re.search(
+        r"1 tensors hold NaN or infinite numbers.*: bert\.embeddings\.position_embeddings\.weight", sentence
+    )
     assert convert(folder / "source", folder / "long", *CONVERT, "--no-verify")[0] == 0
 
 
@@ -124,7 +154,8 @@ def test_convert_refuses_a_sentence_transformer_with_a_link_outside(inside: bool
     source = folder / "source"
     kinds = {"0": "Transformer", "1": "Pooling"}
     modules = [
-        {"idx": int(i), "name": i, "path": f"{i}_{kind}", "type": f"sentence_transformers.models.{kind}"} for i, kind in kinds.items()
+        {"idx": int(i), "name": i, "path": f"{i}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in kinds.items()
     ]
     (source / "modules.json").write_text(json.dumps([{**modules[0], "path": ""}, modules[1]]))
     elsewhere = folder / "elsewhere"

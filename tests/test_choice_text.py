@@ -20,7 +20,9 @@ def test_read_towers_starts_a_tower_at_the_name_of_one() -> None:
 
 
 def test_read_towers_takes_values_with_commas_in_brackets() -> None:
-    towers = read_towers("vision=full:layers=[0-1=window:window=4,dilation=2;3=window2d],text=union:of=[window:window=8,dilation=2+full]")
+    towers = read_towers(
+        "vision=full:layers=[0-1=window:window=4,dilation=2;3=window2d],text=union:of=[window:window=8,dilation=2+full]"
+    )
     assert set(towers) == {"vision", "text"}
     assert LongAttentionConfig.from_dict(towers["vision"]).for_layer(1) == ("window", {"window": 4, "dilation": [2]})
     assert towers["text"] == {"mechanism": "union", "of": "window:window=8,dilation=2+full"}

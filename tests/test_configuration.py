@@ -13,12 +13,16 @@ def test_layers_of_a_config_override_its_default() -> None:
     )
     assert config.for_layer(1) == ("longformer", {"window": 256})
     assert config.for_layer(0) == ("longformer", {"window": 64})
-    assert config.for_layer(3) == ("window", {}), "a layer that names a mechanism starts from that mechanism's defaults"
+    assert config.for_layer(3) == ("window", {}), (
+        "a layer that names a mechanism starts from that mechanism's defaults"
+    )
     assert config.for_layer(5) == ("full", {})
 
 
 def test_config_of_attention_is_equal_after_json() -> None:
-    config = LongAttentionConfig("longformer", window=256, global_tokens=(0, 5), layers={2: {"mechanism": "window", "window": 32}})
+    config = LongAttentionConfig(
+        "longformer", window=256, global_tokens=(0, 5), layers={2: {"mechanism": "window", "window": 32}}
+    )
     again = LongAttentionConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
     assert again.to_dict() == config.to_dict()
@@ -27,7 +31,9 @@ def test_config_of_attention_is_equal_after_json() -> None:
 
 
 def test_config_of_attention_prints_a_table_of_layers() -> None:
-    config = LongAttentionConfig("window", window=256, layers={0: {"window": 64, "num_sinks": 4}, 11: {"mechanism": "full"}})
+    config = LongAttentionConfig(
+        "window", window=256, layers={0: {"window": 64, "num_sinks": 4}, 11: {"mechanism": "full"}}
+    )
     assert config.table(12).splitlines() == [
         "layers  mechanism     options",
         "0       window        window=64  num_sinks=4  sink_positions=cache  dilation=1",
@@ -45,7 +51,11 @@ def test_config_of_attention_prints_a_table_of_layers() -> None:
         ({"mechanism": "lsh", "num_hashes": 0}, OptionError, "for example num_hashes=4"),
         ({"mechanism": "window", "windwo": 3}, OptionError, "Did you mean 'window'?"),
         ({"mechanism": "window", "window": "wide"}, OptionError, "must be int"),
-        ({"mechanism": "longformer", "global_tokens": "first"}, OptionError, "whole numbers joined by .*, for example global_tokens=1"),
+        (
+            {"mechanism": "longformer", "global_tokens": "first"},
+            OptionError,
+            "whole numbers joined by .*, for example global_tokens=1",
+        ),
         ({"mechanism": "window", "window": 0}, OptionError, "at least 1"),
         ({"mechanism": "window", "layers": {0: {"mechanism": "ful"}}}, OptionError, "Did you mean 'full'?"),
         ({"mechanism": "window", "layers": {"first": {}}}, OptionError, "numbered from 0"),
@@ -53,7 +63,9 @@ def test_config_of_attention_prints_a_table_of_layers() -> None:
         ({"mechanism": "longformer", "global_tokens": [-1]}, OptionError, "must be at least 0"),
     ],
 )
-def test_config_of_attention_refuses_bad_names_values_and_layers(arguments: dict, error: type[Exception], says: str) -> None:
+def test_config_of_attention_refuses_bad_names_values_and_layers(
+    arguments: dict, error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=says.replace("?", r"\?")):
         LongAttentionConfig(**arguments)
 
@@ -71,10 +83,19 @@ def test_config_reads_options_typed_as_text() -> None:
 
 SHORT_LINES = {
     "0-5:window=64;11=full": {0: ("window", 64), 5: ("window", 64), 6: ("window", 256), 11: ("full", None)},
-    "0-1,4=window:window=32; 11:mechanism=full": {0: ("window", 32), 2: ("window", 256), 4: ("window", 32), 11: ("full", None)},
+    "0-1,4=window:window=32; 11:mechanism=full": {
+        0: ("window", 32),
+        2: ("window", 256),
+        4: ("window", 32),
+        11: ("full", None),
+    },
     "window:window=8,full": {0: ("window", 8), 1: ("full", None), 10: ("window", 8), 11: ("full", None)},
     "5*window:window=8,full": {4: ("window", 8), 5: ("full", None), 10: ("window", 8), 11: ("full", None)},
-    "window:window=8;full;0=longformer:window=16,global_tokens=0+3": {0: ("longformer", 16), 1: ("full", None), 2: ("window", 8)},
+    "window:window=8;full;0=longformer:window=16,global_tokens=0+3": {
+        0: ("longformer", 16),
+        1: ("full", None),
+        2: ("window", 8),
+    },
     "window:window=8,full;2:window=16": {0: ("window", 8), 2: ("window", 16), 3: ("full", None)},
 }
 
@@ -95,7 +116,10 @@ def test_layers_in_turn_need_no_default_and_print() -> None:
     assert config.mechanism == "window"
     assert config.to_dict() == {
         "mechanism": "window",
-        "layers": {"in_turn": [{"mechanism": "window", "window": 8}] * 2 + [{"mechanism": "full"}], "0": {"mechanism": "full"}},
+        "layers": {
+            "in_turn": [{"mechanism": "window", "window": 8}] * 2 + [{"mechanism": "full"}],
+            "0": {"mechanism": "full"},
+        },
     }
     assert [line.split()[:2] for line in config.table(6).splitlines()[1:]] == [
         ["0", "full"],
@@ -132,10 +156,14 @@ def test_config_refuses_bad_lines_of_layers(layers: object, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("mechanism", "options", "told"),
-    [("longformer", {"global_tokens": 0}, "global_tokens=position 0"), ("longformer", {"global_tokens": ()}, "global_tokens=none"),
-     ("longformer", {"global_tokens": (0, 7)}, "global_tokens=positions 0,7"), ("window", {"dilation": (1, 2)}, "dilation=1,2"),
-     ("hybrid", {"features": "taylor:feature_dim=8"}, "features=taylor:feature_dim=8")],
-)  # fmt: skip
+    [
+        ("longformer", {"global_tokens": 0}, "global_tokens=position 0"),
+        ("longformer", {"global_tokens": ()}, "global_tokens=none"),
+        ("longformer", {"global_tokens": (0, 7)}, "global_tokens=positions 0,7"),
+        ("window", {"dilation": (1, 2)}, "dilation=1,2"),
+        ("hybrid", {"features": "taylor:feature_dim=8"}, "features=taylor:feature_dim=8"),
+    ],
+)
 def test_table_of_layers_tells_positions_from_numbers(mechanism: str, options: dict, told: str) -> None:
     """A bare global_tokens=0 reads as "none", and is the first token."""
     assert told in LongAttentionConfig(mechanism, **options).table(2)

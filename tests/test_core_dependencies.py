@@ -17,10 +17,21 @@ from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 
 PACKAGES = (
-    "jiwer", "matplotlib", "onnx", "onnxruntime", "onnxscript", "peft", "rouge_score", "sentence_transformers", "seqeval",
-    "sklearn", "torchao",
-)  # fmt: skip
-WITHOUT = f"import sys; assert not sys.modules.keys() & {{*{PACKAGES!r}}}; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
+    "jiwer",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "peft",
+    "rouge_score",
+    "sentence_transformers",
+    "seqeval",
+    "sklearn",
+    "torchao",
+)
+WITHOUT = (
+    f"import sys; assert not sys.modules.keys() & {{*{PACKAGES!r}}}; sys.modules.update(dict.fromkeys({PACKAGES!r}))\n"
+)
 """As where none of these is installed: an import of them fails, and find_spec finds nothing."""
 
 
@@ -31,7 +42,9 @@ def python_without_extras(code: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_commands_run_without_extras_and_export_names_its_extra(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run_without_extras_and_export_names_its_extra(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(repository))
     found = python_without_extras(
         """
@@ -61,7 +74,8 @@ def test_commands_run_without_extras_and_export_names_its_extra(tmp_path: Path, 
         run("plan short --max-length 128")
         run("inspect long")
         run("mechanisms window")
-        run("train mlm --model long --data texts.txt --validation texts.txt --output trained --max-steps 1 --max-length 64 --batch-size 1")
+        data = "--data texts.txt --validation texts.txt --output trained"
+        run(f"train mlm --model long {data} --max-steps 1 --max-length 64 --batch-size 1")
         run("push --help")
         run("export long graph --format torch")
         try:
@@ -77,7 +91,9 @@ def test_commands_run_without_extras_and_export_names_its_extra(tmp_path: Path, 
     assert "all of them ran" in found
 
 
-def test_imports_without_extras_name_the_extra_to_install(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_without_extras_name_the_extra_to_install(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(repository))
     refused = """
         from pathlib import Path
@@ -98,7 +114,11 @@ COMMANDS = [
     ("export nowhere out", "onnxscript"),
     ("compress nowhere out --method int8", "torchao"),
     ("inspect nowhere --plot here.png", "matplotlib"),
-    *((f"train {task} --model nowhere", EXTRAS[x][0]) for task in task_names() for x in getattr(load_task(task), "EXTRAS", ())),
+    *(
+        (f"train {task} --model nowhere", EXTRAS[x][0])
+        for task in task_names()
+        for x in getattr(load_task(task), "EXTRAS", ())
+    ),
     ("train tokens --model nowhere --output out --data nothing", "seqeval"),
     ("train seq2seq --model nowhere --output out --data nothing", "rouge_score"),
     ("train ctc --model nowhere --output out --data nothing", "jiwer"),
@@ -123,8 +143,10 @@ def test_commands_name_a_missing_extra_before_they_read_anything(
 
 def test_metrics_name_the_extra_that_computes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, package, prediction in (
-        ("rouge", "rouge_score", "a"), ("entities", "seqeval", ["O"]), ("wer", "jiwer", "a"),
-    ):  # fmt: skip
+        ("rouge", "rouge_score", "a"),
+        ("entities", "seqeval", ["O"]),
+        ("wer", "jiwer", "a"),
+    ):
         for module in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
             monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(MissingExtraError, match=rf"'{package}.*'\.\[metrics\]'"):
@@ -132,9 +154,14 @@ def test_metrics_name_the_extra_that_computes_them(monkeypatch: pytest.MonkeyPat
 
 
 def test_extras_of_errors_are_those_of_pyproject(repository: Path) -> None:
-    declared = pytest.importorskip("tomllib").loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = pytest.importorskip("tomllib").loads((repository / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     distributions = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
-    declared = {extra: {re.split("[><=; ]", requirement)[0] for requirement in requirements} for extra, requirements in declared.items()}
+    declared = {
+        extra: {re.split("[><=; ]", requirement)[0] for requirement in requirements}
+        for extra, requirements in declared.items()
+    }
     for extra, packages in EXTRAS.items():
         names = {distributions.get(package, package.replace("_", "-")) for package in packages}
         assert {name for name in declared[extra] if not name.startswith("hf-longattn")} <= names, extra

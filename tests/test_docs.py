@@ -1,4 +1,5 @@
-"""The documents and their site: made parts are up to date, links lead somewhere, code compiles, names and commands exist."""
+"""The documents and their site: made parts are up to date, links lead somewhere, code compiles, names and commands
+exist."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in ("docs", "model_cards", "scripts") for path in sorted((ROOT / folder).rglob("*.md")))]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(path for folder in ("docs", "model_cards", "scripts") for path in sorted((ROOT / folder).rglob("*.md"))),
+]
 
 
 def check_documents() -> None:
@@ -62,7 +66,10 @@ PRESENT = [path for path in DOCUMENTS if path.stem != "CHANGELOG" and path.paren
 def test_scripts_and_make_targets_that_documents_name_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    assert set(re.findall(r"`?make ([a-z]+(?:-[a-z]+)*)(?: |`|\n|,)", "\n".join(re.findall(r"`+[^`]*`+", text)))) <= targets
+    assert (
+        set(re.findall(r"`?make ([a-z]+(?:-[a-z]+)*)(?: |`|\n|,)", "\n".join(re.findall(r"`+[^`]*`+", text))))
+        <= targets
+    )
     named = re.findall(r"(?<![\w/])(?:configs|model_cards|scripts)/[\w/]+\.(?:py|yaml)", text)
     named += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (scripts\.dev\.\w+\.[\w.]+\w)", text)]
     assert not [name for name in named if not (ROOT / name).exists()]
@@ -94,7 +101,9 @@ def test_modules_that_texts_and_comments_name_exist() -> None:
         text = path.read_text(encoding="utf-8")
         files = re.findall(rf"(?<![\w./-])((?:hf_longattn|scripts|tests|examples|{ROOMS})/[\w/]+\.py)\b", text)
         missing += [
-            (path, file) for file in files if not any((base / file).is_file() for base in (ROOT, ROOT / "hf_longattn", *path.parents))
+            (path, file)
+            for file in files
+            if not any((base / file).is_file() for base in (ROOT, ROOT / "hf_longattn", *path.parents))
         ]
         names = re.findall(r"(?<![\w./-])((?:hf_longattn|scripts\.dev)(?:\.[a-z]\w*)+)(?![\w*/])", text)
         missing += [(path, name) for name in names if not name.endswith(".md") and not is_there(name, ROOT)]
@@ -112,7 +121,9 @@ def test_walks_in_architecture_name_functions_that_exist() -> None:
         assert [int(number) for number, _, _ in steps] == list(range(1, walk.count("\n| "))), walk.splitlines()[0]
         for number, file, name in steps:
             code = (ROOT / "hf_longattn" / file).read_text(encoding="utf-8")
-            assert re.search(rf"^ *(?:def|class) {name}\b", code, flags=re.M), f"{walk.splitlines()[0]} {number}: {name} is not in {file}"
+            assert re.search(rf"^ *(?:def|class) {name}\b", code, flags=re.M), (
+                f"{walk.splitlines()[0]} {number}: {name} is not in {file}"
+            )
     assert len(walks) == 4
 
 
@@ -120,13 +131,26 @@ def test_walks_in_architecture_name_functions_that_exist() -> None:
 def test_readme_of_scripts_names_every_module_of_its_folder(folder: str) -> None:
     index = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     named = {name.removesuffix(".py").rstrip("/") for name in re.findall(r"`([\w/.]+)`", index)}
-    folders = [ROOT / folder, ROOT / folder / "studies", ROOT / folder / "tools"] if folder == "scripts/dev" else [ROOT / folder]
-    found = {path.stem for inner in folders for path in inner.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    folders = (
+        [ROOT / folder, ROOT / folder / "studies", ROOT / folder / "tools"]
+        if folder == "scripts/dev"
+        else [ROOT / folder]
+    )
+    found = {
+        path.stem
+        for inner in folders
+        for path in inner.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
     assert found - {"__init__", "__pycache__"} <= named
 
 
 def test_mechanism_in_contributing_equals_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"```python\n(\"\"\"My attention.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    code = re.search(
+        r"```python\n(\"\"\"My attention.*?)```",
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
     assert code is not None
     (tmp_path / "my_attention.py").write_text(code[1], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -137,8 +161,12 @@ def test_mechanism_in_contributing_equals_a_window(tmp_path: Path, monkeypatch: 
     q, k, v = torch.randn(3, 2, 4, 300, 16, generator=torch.Generator().manual_seed(0)).unbind()
     for causal in (False, True):
         expected = reference_attend(q, k, v, "window", window=32, causal=causal)
-        torch.testing.assert_close(attend(q, k, v, "mine", window=32, causal=causal).double(), expected, atol=1e-5, rtol=0)
-        assert build_mechanism("mine", num_heads=4, head_dim=16, **mechanism_class("mine").about.covering(300, causal)).covers(300, causal)
+        torch.testing.assert_close(
+            attend(q, k, v, "mine", window=32, causal=causal).double(), expected, atol=1e-5, rtol=0
+        )
+        assert build_mechanism(
+            "mine", num_heads=4, head_dim=16, **mechanism_class("mine").about.covering(300, causal)
+        ).covers(300, causal)
     with pytest.raises(OptionError, match="must be at least 1"):
         build_mechanism("mine", num_heads=4, head_dim=16, window=0)
 
@@ -182,11 +210,15 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
 def holds(message: str, quote: str) -> bool:
     """Whether a quote with … for some words fits a message."""
     pieces = [piece.strip() for piece in quote.split("…")]
-    return all(piece in message for piece in pieces) and re.search(".*".join(map(re.escape, pieces)), message) is not None
+    return (
+        all(piece in message for piece in pieces) and re.search(".*".join(map(re.escape, pieces)), message) is not None
+    )
 
 
 MODULES = ("hf_longattn", "hf_longattn.hub", "hf_longattn.training")
-DIRECTIVE = re.compile(r"^\.\. (?:autofunction|autoclass|autoexception|autodata):: (\S+)$|^\.\. py:data:: (\w+)\n   :module: (\S+)$", re.M)
+DIRECTIVE = re.compile(
+    r"^\.\. (?:autofunction|autoclass|autoexception|autodata):: (\S+)$|^\.\. py:data:: (\w+)\n   :module: (\S+)$", re.M
+)
 
 NOTEBOOKS = sorted(path.stem for path in (Path(__file__).parent.parent / "docs" / "notebooks").glob("[0-9]*.md"))
 
@@ -202,7 +234,20 @@ def build_site(repository: Path, tmp_path: Path, *options: str, timeout: float =
     """The folder of the documentation's pages, built with every warning as an error."""
     pytest.importorskip("sphinx", reason="Sphinx needs Python 3.11")
     site = tmp_path / "site"
-    command = ("-m", "sphinx", "-W", "--keep-going", "-q", *options, "-d", str(tmp_path / "doctrees"), "-c", "docs", ".", str(site))
+    command = (
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        *options,
+        "-d",
+        str(tmp_path / "doctrees"),
+        "-c",
+        "docs",
+        ".",
+        str(site),
+    )
     done = run_fresh(*command, cwd=repository, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return site / "docs"
@@ -222,8 +267,12 @@ def test_cells_of_a_notebook_run_without_warnings(notebook: str, repository: Pat
     """Cases that are not shown assert what the text says of the outputs; the links are checked with the whole site."""
     page = f"docs/notebooks/{notebook}"
     alone = {"root_doc": page, "include_patterns": f"{page}.md", "suppress_warnings": "myst.xref_missing"}
-    options = [part for name, value in (alone | {"nb_execution_mode": "force"}).items() for part in ("-D", f"{name}={value}")]
-    text = (build_site(repository, tmp_path, *options, timeout=900) / "notebooks" / f"{notebook}.html").read_text(encoding="utf-8")
+    options = [
+        part for name, value in (alone | {"nb_execution_mode": "force"}).items() for part in ("-D", f"{name}={value}")
+    ]
+    text = (build_site(repository, tmp_path, *options, timeout=900) / "notebooks" / f"{notebook}.html").read_text(
+        encoding="utf-8"
+    )
     assert "cell_output" in text
     assert "Warning" not in text
 

@@ -18,7 +18,16 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 from hf_longattn import LongBertConfig, LongBertModel, LongCLIPConfig, enable_long_attention
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError
-from hf_longattn.files import ENDING, FORMAT, MACHINE, check_destination, check_new_file, staged_file, staged_folder, write_text
+from hf_longattn.files import (
+    ENDING,
+    FORMAT,
+    MACHINE,
+    check_destination,
+    check_new_file,
+    staged_file,
+    staged_folder,
+    write_text,
+)
 from hf_longattn.files import FORMAT_FIELD as FIELD
 from hf_longattn.hub import write_remote_code
 from tests.permissions import bound_by_permissions
@@ -41,7 +50,9 @@ def test_staged_folder_appears_when_it_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_unfinished_staged_folder_vanishes_with_the_parents_made_for_it(error: type[BaseException], tmp_path: Path) -> None:
+def test_unfinished_staged_folder_vanishes_with_the_parents_made_for_it(
+    error: type[BaseException], tmp_path: Path
+) -> None:
     with pytest.raises(error), staged_folder(tmp_path / "deep" / "long"):
         raise error
     assert os.listdir(tmp_path) == []
@@ -246,21 +257,32 @@ def test_check_new_file_needs_a_folder_and_no_file(tmp_path: Path) -> None:
 
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+    "vocab_size": 99,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
     "max_position_embeddings": 64,
-}  # fmt: skip
-NEWER = f"says {FIELD}={FORMAT + 1}, but this version of hf_longattn reads format {FORMAT}; install the version that wrote it"
+}
+NEWER = (
+    f"says {FIELD}={FORMAT + 1}, but this version of hf_longattn reads format {FORMAT}; install the version that "
+    "wrote it"
+)
 
 
 @pytest.fixture
 def long_folder(tmp_path: Path) -> Path:
-    LongBertModel(LongBertConfig(**SHAPE, long_attention={"mechanism": "window", "window": 8})).save_pretrained(tmp_path / "long")
+    LongBertModel(LongBertConfig(**SHAPE, long_attention={"mechanism": "window", "window": 8})).save_pretrained(
+        tmp_path / "long"
+    )
     return tmp_path / "long"
 
 
 @pytest.fixture
 def generic_folder(tmp_path: Path) -> Path:
-    enable_long_attention(BertModel(BertConfig(**SHAPE)), {"mechanism": "window", "window": 8}).save_pretrained(tmp_path / "generic")
+    enable_long_attention(BertModel(BertConfig(**SHAPE)), {"mechanism": "window", "window": 8}).save_pretrained(
+        tmp_path / "generic"
+    )
     return tmp_path / "generic"
 
 
@@ -298,7 +320,9 @@ def test_configs_of_this_format_or_without_a_number_are_read(number: int | None,
 def test_configs_of_a_newer_or_impossible_format_are_refused(number: Any, long_folder: Path) -> None:
     change(long_folder, **{FIELD: number})
     for read in READERS.values():
-        with pytest.raises(CheckpointError, match=f"says {FIELD}={number!r}, but this version of hf_longattn reads format {FORMAT}"):
+        with pytest.raises(
+            CheckpointError, match=f"says {FIELD}={number!r}, but this version of hf_longattn reads format {FORMAT}"
+        ):
             read(long_folder)
 
 
@@ -308,7 +332,11 @@ def test_commands_and_auto_classes_refuse_a_newer_format(
     newer = FORMAT + 1
     change(long_folder, **{FIELD: newer, "long_attention": {"mechanism": "of_tomorrow"}})
     change(generic_folder, **{FIELD: newer})
-    for line in (["inspect", str(long_folder)], ["inspect", str(generic_folder)], ["export", str(long_folder), str(tmp_path / "graph")]):
+    for line in (
+        ["inspect", str(long_folder)],
+        ["inspect", str(generic_folder)],
+        ["export", str(long_folder), str(tmp_path / "graph")],
+    ):
         with pytest.raises(SystemExit, match="1"):
             main(line)
         said = capsys.readouterr().err

@@ -98,8 +98,12 @@ def test_every_case_with_pairs_has_every_two_values_in_the_quick_test() -> None:
 
 
 def test_every_case_with_code_has_a_quick_value_for_every_code() -> None:
-    @every_case(("name", "size"), [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), pytest.param("d", 1, marks=pytest.mark.slow)], of=2,
-                code=lambda name, size: name)  # fmt: skip
+    @every_case(
+        ("name", "size"),
+        [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), pytest.param("d", 1, marks=pytest.mark.slow)],
+        of=2,
+        code=lambda name, size: name,
+    )
     def test(name: str, size: int) -> None:
         pass
 
@@ -111,7 +115,9 @@ def test_all_pairs_has_every_two_values_of_two_axes(sizes: tuple[int, ...]) -> N
     cells = all_pairs(*sizes)
     assert cells == all_pairs(*sizes)
     for first, second in itertools.combinations(range(len(sizes)), 2):
-        assert {(cell[first], cell[second]) for cell in cells} == {*itertools.product(range(sizes[first]), range(sizes[second]))}
+        assert {(cell[first], cell[second]) for cell in cells} == {
+            *itertools.product(range(sizes[first]), range(sizes[second]))
+        }
 
 
 def say(*words: str) -> None:
@@ -145,7 +151,10 @@ def test_run_fresh_keeps_environment_folder_output_and_status(tmp_path: Path) ->
 
 
 def test_run_fresh_applies_variables_that_libraries_read_at_import() -> None:
-    code = "import os, huggingface_hub.constants as c, hf_longattn; print(c.HF_HOME, os.environ['HF_TOKEN'], hf_longattn.__file__)"
+    code = (
+        "import os, huggingface_hub.constants as c, hf_longattn; print(c.HF_HOME, os.environ['HF_TOKEN'], "
+        "hf_longattn.__file__)"
+    )
     environment = {**os.environ, "HF_HOME": "/nowhere", "HF_TOKEN": "mine"}
     done = run_fresh("-c", code, env=environment)
     assert done.stdout.split()[:2] == ["/nowhere", "mine"], done.stderr
@@ -155,13 +164,20 @@ def test_run_fresh_applies_variables_that_libraries_read_at_import() -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_run_fresh_at_a_level_has_imported_nothing_of_the_next(level: str) -> None:
-    done = run_fresh("-c", "import sys; print([name for name in ('torch', 'transformers') if name in sys.modules])", level=level)
-    assert done.stdout == {"interpreter": "[]\n", "torch": "['torch']\n", "transformers": "['torch', 'transformers']\n"}[level]
+    done = run_fresh(
+        "-c", "import sys; print([name for name in ('torch', 'transformers') if name in sys.modules])", level=level
+    )
+    assert (
+        done.stdout
+        == {"interpreter": "[]\n", "torch": "['torch']\n", "transformers": "['torch', 'transformers']\n"}[level]
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["inputs", "search"])
-def test_training_inputs_and_searches_are_the_same_under_every_hash_seed(what: str, tmp_path: Path, repository: Path) -> None:
+def test_training_inputs_and_searches_are_the_same_under_every_hash_seed(
+    what: str, tmp_path: Path, repository: Path
+) -> None:
     """With a seed of its own, and with that of this run's fresh processes, which is random unless the run has one."""
     from tests.trained import tokenizer_of  # a fresh process that imports this file has no hf_longattn yet
     from tests.training.conftest import checkpoint
@@ -175,10 +191,14 @@ def test_training_inputs_and_searches_are_the_same_under_every_hash_seed(what: s
     runs = [
         subprocess.run(
             [sys.executable, *command, str(folders[0]), str(tmp_path / "model")],
-            cwd=repository, capture_output=True, text=True, check=False, env=environment,
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
         ),
         run_fresh(*command, folders[1], tmp_path / "model", cwd=repository),
-    ]  # fmt: skip
+    ]
     for done in runs:
         assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads(done.stdout.splitlines()[-1]) for done in runs)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hf_longattn"
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
-# Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
-# another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
+# Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub`
+# also import one another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
 LAYERS = (
     ("errors",),
     ("files", "names"),
@@ -112,9 +112,12 @@ def forbidden(here: str, target: str) -> bool:
         return False
     if module not in LAYER:  # a name from the package's __init__, which imports every family
         return LAYER[here] < PEERS and module != "__version__"
-    if (here, module) == ("inputs", "conversion"):  # a modality's `plan` makes a ConversionPlan; only the registry is left of conversion
+    # a modality's `plan` makes a ConversionPlan; only the registry is left of conversion
+    if (here, module) == ("inputs", "conversion"):
         return False
-    if LAYER[module] == PEERS and (LAYER[here] == PEERS or (here, module) in (("export", "training"), ("export", "hub"))):
+    if LAYER[module] == PEERS and (
+        LAYER[here] == PEERS or (here, module) in (("export", "training"), ("export", "hub"))
+    ):
         return is_module(module, *inner[:1]) if inner else False
     return LAYER[module] >= LAYER[here]
 
@@ -126,7 +129,9 @@ def place(path: Path, line: int) -> str:
 def test_rooms_import_lower_layers_only() -> None:
     room_of = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES}
     unknown = {*room_of.values()} - {*LAYER}
-    assert not unknown, f"{sorted(unknown)} are new: give them a layer in {Path(__file__).name} and in docs/architecture.md"
+    assert not unknown, (
+        f"{sorted(unknown)} are new: give them a layer in {Path(__file__).name} and in docs/architecture.md"
+    )
     wrong = [
         f"{place(path, line)} imports {target}"
         for path, room in room_of.items()
@@ -146,7 +151,11 @@ def test_modules_of_a_room_import_lower_layers_only(room: str) -> None:
     for path, here in module_at.items():
         targets = [(line, target.split(".")) for line, target in imports(path)]
         inner = [(line, parts[2]) for line, parts in targets if parts[1:2] == [room] and len(parts) > 2]
-        wrong += [f"{place(path, line)} imports {module}" for line, module in inner if module != here and is_higher(layers, here, module)]
+        wrong += [
+            f"{place(path, line)} imports {module}"
+            for line, module in inner
+            if module != here and is_higher(layers, here, module)
+        ]
     assert not wrong, f"a module must not import higher layers of {room}: " + "; ".join(wrong)
 
 
@@ -213,7 +222,9 @@ def loads(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in METHODS and ast.unparse(node.value) != "super()":
             yield node.lineno, node.attr
-        elif isinstance(node, ast.Call) and (name := getattr(node.func, "attr", getattr(node.func, "id", ""))) in CALLED:
+        elif (
+            isinstance(node, ast.Call) and (name := getattr(node.func, "attr", getattr(node.func, "id", ""))) in CALLED
+        ):
             yield node.lineno, name
 
 
@@ -231,20 +242,29 @@ def test_checkpoints_are_loaded_in_one_file() -> None:
 def test_imports_have_no_cycles() -> None:
     """Cyclic imports, also where an import is inside a function or for types only."""
     known = {".".join(["hf_longattn", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
-    graph = {name: {found for _, target in imports(path) if (found := module_of(target, known))} - {name} for name, path in known.items()}
+    graph = {
+        name: {found for _, target in imports(path) if (found := module_of(target, known))} - {name}
+        for name, path in known.items()
+    }
     assert not list(cycles(graph)), "put what both need into a third file"
 
 
 def module_of(target: str, known: Mapping[str, Path]) -> str | None:
-    """The module that an import of ``target`` reads: itself, its package's ``__init__``, or the module that holds the name."""
+    """The module that an import of ``target`` reads: itself, its package's ``__init__``, or the module that holds the
+    name."""
     own = target.rpartition(".")[0]
     return next((name for name in (target, f"{target}.__init__", own, f"{own}.__init__") if name in known), None)
 
 
 def cycles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
-    """The modules that are left after those without imports, and those that no other imports, are removed one after another."""
+    """The modules that are left after those without imports, and those that no other imports, are removed one after
+    another."""
     left = dict(graph)
-    while ends := [name for name, found in left.items() if not found & set(left) or not any(name in other for other in left.values())]:
+    while ends := [
+        name
+        for name, found in left.items()
+        if not found & set(left) or not any(name in other for other in left.values())
+    ]:
         for name in ends:
             del left[name]
     if left:
@@ -279,18 +299,26 @@ def test_rules_of_layers_catch_imports_that_break_them() -> None:
     evasions = "load_module('hub', 'card'); import_module('.hub', 'hf_longattn')"
     assert len(list(dynamic_imports(ast.parse(evasions)))) == 2
     assert not list(dynamic_imports(ast.parse("importlib.import_module('deepspeed.utils')")))
-    evasions = "x = AutoModel.from_pretrained; partial(A.from_config, c); SentenceTransformer(name); models.CrossEncoder(name)"
+    evasions = (
+        "x = AutoModel.from_pretrained; partial(A.from_config, c); SentenceTransformer(name); "
+        "models.CrossEncoder(name)"
+    )
     assert len({text for _, text in loads(ast.parse(evasions))}) == 4
     assert not list(loads(ast.parse("super().from_pretrained(name); load_sentence_model(SentenceTransformer, name)")))
     assert list(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]
 
 
 def test_no_private_name_of_a_library_is_needed_to_import_a_module() -> None:
-    """Such a name may move with any version: it is looked up where it is used, so that everything else goes on without it."""
+    """Such a name may move with any version: it is looked up where it is used, so that everything else goes on without
+    it."""
     wrong = []
     for path in MODULES:
         for node in tree_of(path).body:
-            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in ("torch", "transformers"):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and not node.level
+                and (node.module or "").split(".")[0] in ("torch", "transformers")
+            ):
                 names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
                 names += [f"{node.module}" for part in (node.module or "").split(".") if part.startswith("_")]
                 wrong += [f"{place(path, node.lineno)} {name}" for name in names]
@@ -306,6 +334,7 @@ def test_no_module_of_posix_is_needed_to_import_a_module() -> None:
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in MODULES
         for node in tree_of(path).body
-        if {name.name for name in getattr(node, "names", ())} & {*POSIX_ONLY} or getattr(node, "module", None) in POSIX_ONLY
+        if {name.name for name in getattr(node, "names", ())} & {*POSIX_ONLY}
+        or getattr(node, "module", None) in POSIX_ONLY
     ]
     assert not wrong, f"import it where it is used: {'; '.join(wrong)}"

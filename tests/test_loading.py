@@ -74,7 +74,10 @@ def to_pickle(folder: str) -> None:
 
 def test_load_model_refuses_new_weights_where_nothing_is_trained(folder: str) -> None:
     load_model(AutoModelForMaskedLM, folder, complete=True)
-    with pytest.raises(CheckpointError, match=r"lacks weights of BertForSequenceClassification: bert\.pooler\.dense, classifier; give a"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"lacks weights of BertForSequenceClassification: bert\.pooler\.dense, classifier; give a",
+    ):
         load_model(AutoModelForSequenceClassification, folder, complete=True)
     load_model(AutoModelForSequenceClassification, folder, num_labels=3).save_pretrained(folder)
     load_model(AutoModelForSequenceClassification, folder, complete=True)
@@ -88,7 +91,8 @@ def test_load_model_and_load_lm_refuse_pickled_weights(folder: str, server: Hub)
     for name in (folder, "someone/pickled"):
         for load in (lambda name: load_lm(name, "mlm"), lambda name: load_model(AutoModelForMaskedLM, name)):
             with pytest.raises(
-                CheckpointError, match=f"'{name}' has no weights, or holds .* only as pickle .* add --allow-pickle .* longattn convert"
+                CheckpointError,
+                match=f"'{name}' has no weights, or holds .* only as pickle .* add --allow-pickle .* longattn convert",
             ):
                 load(name)
 
@@ -112,7 +116,11 @@ def test_load_sentence_model_refuses_pickled_modules(folder: str, server: Hub) -
 
 def test_sentence_model_that_lacks_weights_is_refused_but_may_lack_a_pooler(folder: str) -> None:
     sentence_transformers: Any = pytest.importorskip("sentence_transformers")
-    loader, encoder, beside = sentence_transformers.SentenceTransformer, "encoder.layer.0.output.dense", Path(folder, "0_Transformer")
+    loader, encoder, beside = (
+        sentence_transformers.SentenceTransformer,
+        "encoder.layer.0.output.dense",
+        Path(folder, "0_Transformer"),
+    )
     load_sentence_model(loader, folder, complete=True, device="cpu")  # of a masked LM, which has no pooler
     loader(folder, device="cpu").save(folder)
     for name in ("config.json", "model.safetensors"):  # as sentence-transformers saved the first module before
@@ -129,7 +137,10 @@ def test_sentence_model_that_lacks_weights_is_refused_but_may_lack_a_pooler(fold
     load_sentence_model(loader, folder, complete=True, device="cpu")
     lacking = {name: value for name, value in tensors.items() if encoder not in name}
     save_file(lacking, beside / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"lacks weights of BertModel: {encoder}; give a checkpoint that was saved with all of them"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"lacks weights of BertModel: {encoder}; give a checkpoint that was saved with all of them",
+    ):
         load_sentence_model(loader, folder, complete=True, device="cpu")
     load_sentence_model(loader, folder, device="cpu")
 
@@ -155,10 +166,26 @@ def test_commands_refuse_a_revision_of_a_folder(tmp_path: Path) -> None:
     room = Room.make(tmp_path / "room")
     (tmp_path / "out").mkdir()
     program: Any = typer.main.get_command(app)
-    accepting = [name for name, command in program.commands.items() if any(option.name == "revision" for option in command.params)]
-    tried = [line for line in room.lines(tmp_path / "room" / "good", tmp_path / "out", training=False) if line[0] in accepting]
-    taken = {" ".join(line): answer(program, [*line, "--revision", "v1"], io.StringIO())[1] for line in tried if line[0] != "push"}
-    assert {said for said in taken.values() if "--revision is for a repository of the Hub; leave --revision out" not in said} == set()
+    accepting = [
+        name
+        for name, command in program.commands.items()
+        if any(option.name == "revision" for option in command.params)
+    ]
+    tried = [
+        line
+        for line in room.lines(tmp_path / "room" / "good", tmp_path / "out", training=False)
+        if line[0] in accepting
+    ]
+    taken = {
+        " ".join(line): answer(program, [*line, "--revision", "v1"], io.StringIO())[1]
+        for line in tried
+        if line[0] != "push"
+    }
+    assert {
+        said
+        for said in taken.values()
+        if "--revision is for a repository of the Hub; leave --revision out" not in said
+    } == set()
     assert {line.split()[0] for line in taken} == {*accepting} - {"push"}
 
 
@@ -184,7 +211,8 @@ def test_check_token_ids_refuses_tables_smaller_than_the_tokenizer() -> None:
         new = tokenizer.convert_ids_to_tokens(rows)
         for config in (BertConfig(vocab_size=rows), LlamaConfig(vocab_size=rows), WhisperConfig(vocab_size=rows)):
             with pytest.raises(
-                CheckpointError, match=rf"gives token ids up to {rows} \('{new}'\), but its model has {rows} embeddings; enl"
+                CheckpointError,
+                match=rf"gives token ids up to {rows} \('{new}'\), but its model has {rows} embeddings; enl",
             ):
                 check_token_ids(tokenizer, config, "folder")
         check_token_ids(tokenizer, BertConfig(vocab_size=rows + 1), "folder")
@@ -211,7 +239,13 @@ def test_check_token_ids_needs_no_row_for_a_placeholder_of_images(tmp_path: Path
 def test_tokenizers_without_padding_pad_with_their_end_token_in_every_loader(tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     tokenizer = plain_tokenizer(bos_token="[CLS]", eos_token="[SEP]")
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": len(tokenizer),
+    }
     LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=3, bos_token_id=2)).save_pretrained(tmp_path / "decoder")
     tokenizer.save_pretrained(tmp_path / "decoder")
     folder = str(tmp_path / "decoder")
@@ -220,7 +254,11 @@ def test_tokenizers_without_padding_pad_with_their_end_token_in_every_loader(tmp
     classifier = str(tmp_path / "classifier")
     LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1)).save_pretrained(classifier)
     tokenizer.save_pretrained(classifier)
-    for loader, place in (("SentenceTransformer", folder), ("CrossEncoder", classifier), ("MultiVectorEncoder", folder)):
+    for loader, place in (
+        ("SentenceTransformer", folder),
+        ("CrossEncoder", classifier),
+        ("MultiVectorEncoder", folder),
+    ):
         model = load_sentence_model(getattr(sentence_transformers, loader), place, device="cpu")
         assert model.tokenizer.pad_token == "[SEP]"
         assert model.transformers_model.config.pad_token_id == 3
@@ -235,8 +273,13 @@ def test_tokenizers_without_padding_pad_with_their_end_token_in_every_loader(tmp
 def test_load_qa_model_refuses_architectures_without_a_head_for_questions(tmp_path: Path) -> None:
     tokenizer = plain_tokenizer(eos_token="[SEP]")
     tokenizer.save_pretrained(tmp_path)
-    EsmConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"cannot be loaded: .*EsmConfig.* for this kind of AutoModel: AutoModelForQuestionAnswering"):
+    EsmConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"cannot be loaded: .*EsmConfig.* for this kind of AutoModel: AutoModelForQuestionAnswering",
+    ):
         load_qa_model(str(tmp_path), complete=False)
 
 
@@ -249,7 +292,9 @@ def tokenizer_with(limit: Any = 512, **parts: Any) -> PreTrainedTokenizerFast:
     backend = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2, "[CLS]": 3}, "[UNK]"))
     for name, part in parts.items():
         setattr(backend, name, part)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=limit, unk_token="[UNK]", pad_token="[UNK]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=limit, unk_token="[UNK]", pad_token="[UNK]"
+    )
 
 
 def template(single: str, count: int = 1) -> processors.TemplateProcessing:
@@ -265,19 +310,31 @@ def precompiled(longest: str) -> normalizers.Normalizer:
 GROWING = {
     "one rule": {"normalizer": Replace(".", " . " * 40)},
     "two rules": {"normalizer": normalizers.Sequence([Replace(".", " . " * 8), Replace(".", " . " * 8)])},
-    "nested": {"normalizer": normalizers.Sequence([normalizers.Sequence([NFKC(), Replace(Regex("[0-9]"), "a" * 20)]), Replace("a", "bb")])},
+    "nested": {
+        "normalizer": normalizers.Sequence(
+            [normalizers.Sequence([NFKC(), Replace(Regex("[0-9]"), "a" * 20)]), Replace("a", "bb")]
+        )
+    },
     "of nothing": {"normalizer": Replace(Regex("x*"), "word " * 10)},
     "in SentencePiece's table": {"normalizer": normalizers.Sequence([precompiled("word " * 30), Replace(" ", "▁")])},
     "before a text": {"normalizer": Prepend("a" * 100)},
     "bytes of bytes": {"normalizer": normalizers.Sequence([ByteLevel()] * 20)},
-    "in the pre-tokenizer": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(use_regex=False)] * 20)},
+    "in the pre-tokenizer": {
+        "pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(use_regex=False)] * 20)
+    },
     "a later pre-tokenizer": {"normalizer": Replace("b", "é" * 12), "pre_tokenizer": pre_tokenizers.ByteLevel()},
 }
 USUAL = {
     "none": {},
     "sentencepiece": {"normalizer": normalizers.Sequence([Prepend("▁"), Replace(" ", "▁")])},
-    "quotes": {"normalizer": normalizers.Sequence([Replace("``", '"'), Replace("''", '"'), NFKD(), normalizers.StripAccents()])},
-    "names of pictures": {"normalizer": normalizers.Sequence([Replace("😀", " :grinning_face_with_a_long_name: ")] * 40)},
+    "quotes": {
+        "normalizer": normalizers.Sequence(
+            [Replace("``", '"'), Replace("''", '"'), NFKD(), normalizers.StripAccents()]
+        )
+    },
+    "names of pictures": {
+        "normalizer": normalizers.Sequence([Replace("😀", " :grinning_face_with_a_long_name: ")] * 40)
+    },
     "compatibility forms": {"normalizer": NFKC()},
     "SentencePiece's table": {"normalizer": precompiled("صلى الله عليه وسلم")},  # the longest text of nmt_nfkc
     "bytes": {"pre_tokenizer": pre_tokenizers.ByteLevel()},
@@ -289,7 +346,9 @@ USUAL = {
 
 @every_case("name", GROWING)
 def test_check_tokenizer_refuses_rules_that_make_a_text_far_longer(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"The tokenizer.json of 'bert' makes a text more than 32 times as long, or repeats it"):
+    with pytest.raises(
+        CheckpointError, match=r"The tokenizer.json of 'bert' makes a text more than 32 times as long, or repeats it"
+    ):
         check_tokenizer(tokenizer_with(**GROWING[name]), "bert")
 
 

@@ -27,9 +27,14 @@ from tests.trained import REAL_TEXT, tokenizer_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for path in (ROOT / "hf_longattn").rglob("*.py"))
-EVERY_PAGE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").rglob("*.md")),
-             ROOT / "hf_longattn" / "hub" / "card.md"]  # fmt: skip
-DOCUMENTS = [path for path in EVERY_PAGE if "results" not in path.parts and path.stem != "architecture"]  # which is for contributors
+EVERY_PAGE = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "model_cards").rglob("*.md")),
+    ROOT / "hf_longattn" / "hub" / "card.md",
+]
+# which is for contributors
+DOCUMENTS = [path for path in EVERY_PAGE if "results" not in path.parts and path.stem != "architecture"]
 CHECKOUT = re.compile(r"\bmake [a-z-]+`|`make |^make |python3? -m scripts\b|(?:examples|scripts)/[\w/]+\.py", re.M)
 """What only a checkout of the repository has."""
 OTHERS = {"--help", "--version", "--multi_gpu", "--no", "--query-gpu", "--force-reinstall", "--index-url"}
@@ -62,9 +67,15 @@ def _texts(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def lists(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, words) of every list in a module that begins with "longattn"; what is computed is ``1``, what is unpacked is left out."""
+    """(line, words) of every list in a module that begins with "longattn"; what is computed is ``1``, what is unpacked
+    is left out."""
     for node in nodes(path):
-        if isinstance(node, ast.List) and node.elts and isinstance(node.elts[0], ast.Constant) and node.elts[0].value == "longattn":
+        if (
+            isinstance(node, ast.List)
+            and node.elts
+            and isinstance(node.elts[0], ast.Constant)
+            and node.elts[0].value == "longattn"
+        ):
             kept = [one for one in node.elts if not isinstance(one, ast.Starred)]
             yield node.lineno, [str(one.value) if isinstance(one, ast.Constant) else "1" for one in kept][1:]
 
@@ -94,7 +105,9 @@ def problem(words: list[str], *, whole: bool) -> str:
     except typer.Exit:  # --help
         return ""
     except LongAttentionError as error:  # a recipe or a folder that the reader has
-        is_the_readers = ".yaml" in str(error) or "recipe '1'" in str(error) or str(error).startswith("There is no folder")
+        is_the_readers = (
+            ".yaml" in str(error) or "recipe '1'" in str(error) or str(error).startswith("There is no folder")
+        )
         return "" if is_the_readers else str(error)
     except Exception as error:  # typer has its own copy of click
         part = type(error).__name__ == "MissingParameter" or "requires an argument" in str(error)
@@ -108,7 +121,9 @@ def _task_problem(command: str, task: str, *words: str, whole: bool) -> str:
     parser = parser_of(task, command)
     flags = {option for action in parser._actions for option in action.option_strings}
     unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in flags]
-    required = [action for action in parser._actions if action.required and not set(action.option_strings) & set(words)]
+    required = [
+        action for action in parser._actions if action.required and not set(action.option_strings) & set(words)
+    ]
     if unknown or not whole:
         return f"no flag {unknown}" if unknown else ""
     if required:
@@ -125,7 +140,9 @@ def commands_in(text: str) -> Iterator[tuple[list[str], bool]]:
     for found in re.findall(r"`(longattn(?: [^`]*)?)`", text):
         yield words_of(found), False
     for found in re.findall(
-        r"(?:^|type:?\s+|[Nn]ext: )(longattn [a-z][^`\n]*?)(?:[;.,]\s|[;.,]?$|\n| and then)", text.replace("``", "`"), flags=re.M
+        r"(?:^|type:?\s+|[Nn]ext: )(longattn [a-z][^`\n]*?)(?:[;.,]\s|[;.,]?$|\n| and then)",
+        text.replace("``", "`"),
+        flags=re.M,
     ):
         yield words_of(found), False
 
@@ -157,8 +174,15 @@ def test_commands_in_messages_are_accepted() -> None:
 
 def test_flags_that_messages_name_exist() -> None:
     commands = commands_of_app()
-    known = {option for command in commands.values() for one in command.params for option in (*one.opts, *one.secondary_opts)} | OTHERS
-    known |= {option for task in task_names() for action in parser_of(task)._actions for option in action.option_strings}
+    known = {
+        option
+        for command in commands.values()
+        for one in command.params
+        for option in (*one.opts, *one.secondary_opts)
+    } | OTHERS
+    known |= {
+        option for task in task_names() for action in parser_of(task)._actions for option in action.option_strings
+    }
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {flag}"
         for path in MODULES
@@ -170,7 +194,12 @@ def test_flags_that_messages_name_exist() -> None:
 
 
 def test_messages_name_nothing_that_only_a_checkout_has() -> None:
-    wrong = [f"{path.relative_to(ROOT)}:{line}: {text[:80]}" for path in MODULES for line, text in texts(path) if CHECKOUT.search(text)]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {text[:80]}"
+        for path in MODULES
+        for line, text in texts(path)
+        if CHECKOUT.search(text)
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -191,18 +220,43 @@ def test_commands_in_documents_are_accepted(path: Path) -> None:
 def test_documents_say_where_a_clone_is_needed(path: Path) -> None:
     shown = re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.S)
     sections = re.split(r"^#+ ", shown, flags=re.M)
-    wrong = [section.splitlines()[0] for section in sections if CHECKOUT.search(section) and not re.search(r"clone|checkout", section)]
+    wrong = [
+        section.splitlines()[0]
+        for section in sections
+        if CHECKOUT.search(section) and not re.search(r"clone|checkout", section)
+    ]
     assert not wrong, f"{wrong}: these commands need a clone of the repository; say so"
 
 
-SHAPE = {"num_hidden_layers": 12, "num_attention_heads": 4, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 200}
-STACKS = {"d_model": 16, "vocab_size": 200, **{f"{stack}_{name}": value for stack in ("encoder", "decoder")
-                                               for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 16))}}  # fmt: skip
+SHAPE = {
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "vocab_size": 200,
+}
+STACKS = {
+    "d_model": 16,
+    "vocab_size": 200,
+    **{
+        f"{stack}_{name}": value
+        for stack in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 16))
+    },
+}
 SOURCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", {**SHAPE, "max_position_embeddings": 514, "pad_token_id": 1}),
     "bert-base": ("BertForMaskedLM", "BertConfig", {**SHAPE, "max_position_embeddings": 512}),
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_layer": 12, "n_head": 4, "n_embd": 16, "vocab_size": 200, "n_positions": 1024}),
-    "bart": ("BartForConditionalGeneration", "BartConfig", {**STACKS, "max_position_embeddings": 1024, "forced_eos_token_id": None}),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"n_layer": 12, "n_head": 4, "n_embd": 16, "vocab_size": 200, "n_positions": 1024},
+    ),
+    "bart": (
+        "BartForConditionalGeneration",
+        "BartConfig",
+        {**STACKS, "max_position_embeddings": 1024, "forced_eos_token_id": None},
+    ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**SHAPE, "max_position_embeddings": 4096}),
 }
 """A checkpoint of the shape of each that documents and recipes convert, by a part of its name."""
@@ -254,7 +308,9 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A masked language model of 64 tokens, and a text."""
     folder, tokenizer = tmp_path_factory.mktemp("short"), tokenizer_of("bert", 64)
     torch.manual_seed(0)
-    config = transformers.BertConfig(**{**SHAPE, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}, max_position_embeddings=64)
+    config = transformers.BertConfig(
+        **{**SHAPE, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}, max_position_embeddings=64
+    )
     transformers.BertForMaskedLM(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     (folder / "text.txt").write_text(REAL_TEXT, encoding="utf-8")
@@ -262,7 +318,13 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 WIDTHS = [word for width in (16, 32, 64, 96, 128) for word in ("--candidate", f"window:window={width}")]
-BY_CONTENT = ("top_k:num_keys=4", "block_top_k:num_blocks=1,block_size=8", "lsh:bucket_size=8", "full", "bigbird:block_size=4")
+BY_CONTENT = (
+    "top_k:num_keys=4",
+    "block_top_k:num_blocks=1,block_size=8",
+    "lsh:bucket_size=8",
+    "full",
+    "bigbird:block_size=4",
+)
 CONTENT = [word for name in BY_CONTENT for word in ("--candidate", name)]
 
 
@@ -281,7 +343,9 @@ def test_plan_does_not_warn_of_what_inspect_chooses(
     for one in numbers["candidates"]:  # what is left out is what a plan warns of
         values = one["name"].partition(":")
         given = [word for option in values[2].split(",") if option for word in ("--option", option)]
-        assert bool(warnings_of(run, [*typed, "--mechanism", values[0], *given])) == bool(one["untrained_positions"]), one["name"]
+        assert bool(warnings_of(run, [*typed, "--mechanism", values[0], *given])) == bool(
+            one["untrained_positions"]
+        ), one["name"]
 
 
 @pytest.mark.thorough
@@ -294,14 +358,28 @@ def test_plan_does_not_warn_of_what_search_recommends(
     monkeypatch.setattr(LayerCosts, "measure", measure)
     monkeypatch.chdir(tmp_path)
     for candidates in ([], [*WIDTHS, *CONTENT]):
-        out = run("search", *short.values(), "--output", f"{len(candidates)}.yaml", "--length", "256", "--budget", "100", *candidates)
+        out = run(
+            "search",
+            *short.values(),
+            "--output",
+            f"{len(candidates)}.yaml",
+            "--length",
+            "256",
+            "--budget",
+            "100",
+            *candidates,
+        )
         command = re.search(r"^next: (longattn convert .*)$", out, re.M)
         assert command is not None
         assert not warnings_of(run, shlex.split(command[1])[1:])
-        assert re.search(r"Without training the held-out loss at 256 tokens is .*: \d\.\d+ → \d\.\d+ nats", " ".join(out.split()))
+        assert re.search(
+            r"Without training the held-out loss at 256 tokens is .*: \d\.\d+ → \d\.\d+ nats", " ".join(out.split())
+        )
         assert "left out: " in out
         assert shlex.split(command[1])[3] == "bert-long"
-    choice = json.loads(run("plan", short["model"], "--mechanism", "auto", "--max-length", "256", "--budget", "100", "--json"))
+    choice = json.loads(
+        run("plan", short["model"], "--mechanism", "auto", "--max-length", "256", "--budget", "100", "--json")
+    )
     assert "warnings" not in choice
     assert choice["choice"]["loss_change"]["predicted"] > 10
 
@@ -319,13 +397,19 @@ WIDE = {
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", every_other(WIDE))
-def test_plan_does_not_warn_of_what_a_warning_advises(name: str, stand_in: Callable[[str], Path], run: Callable[..., str]) -> None:
+def test_plan_does_not_warn_of_what_a_warning_advises(
+    name: str, stand_in: Callable[[str], Path], run: Callable[..., str]
+) -> None:
     source = stand_in(name)
     line = ["convert", str(source), "DST", "--max-length", "16384"]
     (warning,) = warnings_of(run, [*line, *WIDE[name]])
     advised = re.search(r"\((--.*?)\)", warning)
     assert advised is not None
-    kept = WIDE[name] if advised[1].startswith("--decoder") else [word for word in WIDE[name] if word in ("--positions", "rope:none")]
+    kept = (
+        WIDE[name]
+        if advised[1].startswith("--decoder")
+        else [word for word in WIDE[name] if word in ("--positions", "rope:none")]
+    )
     assert not warnings_of(run, [*line, *kept, *shlex.split(advised[1])])
 
 
@@ -335,7 +419,9 @@ def test_plan_does_not_warn_of_what_a_warning_advises(name: str, stand_in: Calla
 def conversions() -> Iterator[tuple[str, list[str], str]]:
     """(where, words, the block around them) of every conversion that a document or a recipe names."""
     for path in DOCUMENTS:
-        for block in re.findall(r"^```(?:bash)?\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+        for block in re.findall(
+            r"^```(?:bash)?\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+        ):
             for line in re.findall(r"^(longattn (?:convert|plan) .*(?:\\\n.*)*)$", block, flags=re.M):
                 yield path.name, words_of(line), block
     for name, recipe in ready_recipes().items():
@@ -345,10 +431,13 @@ def conversions() -> Iterator[tuple[str, list[str], str]]:
 
 
 @pytest.mark.thorough
-def test_plan_warns_of_no_conversion_in_documents_and_recipes(stand_in: Callable[[str], Path | None], run: Callable[..., str]) -> None:
+def test_plan_warns_of_no_conversion_in_documents_and_recipes(
+    stand_in: Callable[[str], Path | None], run: Callable[..., str]
+) -> None:
     """Unless the same block trains the result."""
     wrong, seen = [], 0
-    warned_by_words: dict[tuple[str, ...], list[str]] = {}  # the same command is in several places, with another destination
+    # the same command is in several places, with another destination
+    warned_by_words: dict[tuple[str, ...], list[str]] = {}
     for where, (command, name, *words), block in conversions():
         source = stand_in(name)
         if source is None or "--generic" in words or "auto" in words or "design.yaml" in words:
@@ -358,7 +447,8 @@ def test_plan_warns_of_no_conversion_in_documents_and_recipes(stand_in: Callable
         key = (str(source), *words[1:])
         if key not in warned_by_words:
             warnings = warnings_of(run, ["convert", str(source), *words])
-            warned_by_words[key] = [one for one in warnings if "scales the rotations of all tokens" not in one]  # a cost
+            # a cost
+            warned_by_words[key] = [one for one in warnings if "scales the rotations of all tokens" not in one]
         warned = warned_by_words[key]
         seen += 1
         if warned and "longattn train" not in block:

@@ -13,20 +13,33 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hf_longattn"
 FIELDS = {
-    "grid", "audio", "sound", "series", "page", "towers", "reads", "reads_images", "reads_photographs", "planned_as"
-}  # fmt: skip
+    "grid",
+    "audio",
+    "sound",
+    "series",
+    "page",
+    "towers",
+    "reads",
+    "reads_images",
+    "reads_photographs",
+    "planned_as",
+}
 """Fields that name the modality of a model."""
 FILES_OF_MODALITIES = (
-    "inputs/**/*.py", "modeling/family/*_spec.py", "modeling/grids.py", "modeling/sounds.py",
+    "inputs/**/*.py",
+    "modeling/family/*_spec.py",
+    "modeling/grids.py",
+    "modeling/sounds.py",
     "modeling/towers.py",
-)  # fmt: skip
+)
 """Files whose classes belong to one modality."""
 PREDICATES = {"all", "any", "bool", "iter", "len", "list", "next", "set", "sorted", "tuple"}
 """Functions whose result says whether their argument is there."""
 ALLOWED = ("inputs", "families", "engines", "mechanisms")
 """Folders that may ask. In engines and mechanisms, ``grid`` is the shape of one call's tokens and no modality."""
 OTHER = {("call", "grid"), ("request", "towers"), ("data_args", "audio")}
-"""Fields of the same names that say something else: the shape of one call's tokens, and a setting that a user typed."""
+"""Fields of the same names that say something else: the shape of one call's tokens, and a setting that a user
+typed."""
 DECLARING = {"setting", "argument"}
 """Functions that declare a setting."""
 CLASSES = {
@@ -41,10 +54,12 @@ SAYS = re.compile(rf"\b({'|'.join(sorted(FIELDS | CLASSES))})\b")
 
 
 def asks(node: ast.AST, typed: set[str], bound: Set[str] = frozenset()) -> bool:
-    """Whether the value of an expression names the modality; ``typed`` are fields of ``self`` with values that a user typed,
-    ``bound`` are variables that were assigned such a value."""
+    """Whether the value of an expression names the modality; ``typed`` are fields of ``self`` with values that a user
+    typed, ``bound`` are variables that were assigned such a value."""
     match node:
-        case ast.Attribute(value=ast.Name(id=owner), attr=name) if (owner, name) in OTHER or (owner == "self" and name in typed):
+        case ast.Attribute(value=ast.Name(id=owner), attr=name) if (owner, name) in OTHER or (
+            owner == "self" and name in typed
+        ):
             return False
         case ast.Attribute(attr=name):
             return name in FIELDS
@@ -78,7 +93,8 @@ def conditions(node: ast.AST) -> list[ast.expr]:
             return node.values
         case ast.Compare(ops=[ast.Is() | ast.IsNot(), *_]):
             return [node]
-        case ast.Subscript(slice=place) | ast.Call(func=ast.Attribute(attr="get"), args=[place, *_]):  # a table by modality
+        # a table by modality
+        case ast.Subscript(slice=place) | ast.Call(func=ast.Attribute(attr="get"), args=[place, *_]):
             return [place]
     return []
 

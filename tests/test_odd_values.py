@@ -1,4 +1,5 @@
-"""Whatever a field of a file holds, every command that reads it says one sentence or gives a result, soon and with nothing left over."""
+"""Whatever a field of a file holds, every command that reads it says one sentence or gives a result, soon and with
+nothing left over."""
 
 from __future__ import annotations
 
@@ -32,9 +33,30 @@ from tests.hub_state import WRITER, Hub
 SECONDS = 60
 """After which a command counts as hanging; each takes seconds at most."""
 VALUES: tuple[Any, ...] = (
-    5, -1, 1.5, 10**7, 10**30, True, None, "x", "9" * 30, "\ud800", [], {}, [["a"]], {"a": 5}, {"a": [{"b": {"c": [1, None, {}]}}]},
-)  # fmt: skip
-FILES_OF_ANY_BYTES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE")
+    5,
+    -1,
+    1.5,
+    10**7,
+    10**30,
+    True,
+    None,
+    "x",
+    "9" * 30,
+    "\ud800",
+    [],
+    {},
+    [["a"]],
+    {"a": 5},
+    {"a": [{"b": {"c": [1, None, {}]}}]},
+)
+FILES_OF_ANY_BYTES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "LICENSE",
+)
 REPO = "writer/odd"
 Command = tuple[str, ...]
 
@@ -140,13 +162,17 @@ def changed(values: Any, way: tuple[Any, ...], value: Any) -> Any:
 
 
 def examples(count: int) -> Callable[[Any], Any]:
-    return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 @pytest.mark.thorough
 @every_case("count", [4, pytest.param(60, marks=pytest.mark.slow)])
 @every_case(("checkpoint", "file"), FILES, of=3)
-def test_commands_refuse_or_take_any_value_of_a_field(checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub) -> None:
+def test_commands_refuse_or_take_any_value_of_a_field(
+    checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub
+) -> None:
     examples(count)(given(data=st.data())(check_an_odd_value))(checkpoint, file, wholes)
 
 
@@ -167,7 +193,9 @@ def check_an_odd_value(checkpoint: str, file: str, wholes: dict[str, Path], data
 @pytest.mark.slow
 @examples(6)
 @given(data=st.data())
-def test_export_refuses_or_takes_any_value_in_a_field_of_the_config(data: st.DataObject, wholes: dict[str, Path]) -> None:
+def test_export_refuses_or_takes_any_value_in_a_field_of_the_config(
+    data: st.DataObject, wholes: dict[str, Path]
+) -> None:
     values = json.loads((wholes["long"] / "config.json").read_text())
     way, value = data.draw(st.sampled_from(list(places(values)))), data.draw(st.sampled_from(VALUES))
     check(wholes["long"], "config.json", json.dumps(changed(values, way, value)), (EXPORT,))
@@ -177,12 +205,16 @@ MANY = 1_000_000
 LONG = (INSPECT, CARD, EXPORT, PUSH)
 HUGE: dict[str, tuple[str, dict[str, Any], tuple[Command, ...]]] = {
     "layers of a long model": ("long", {"num_hidden_layers": MANY}, LONG),
-    "a layer's number": ("long", {"long_attention": {"mechanism": "window", "layers": {str(MANY): {"mechanism": "full"}}}}, LONG),
+    "a layer's number": (
+        "long",
+        {"long_attention": {"mechanism": "window", "layers": {str(MANY): {"mechanism": "full"}}}},
+        LONG,
+    ),
     "numbers in a line": ("long", {"long_attention": {"mechanism": "window", "layers": f"0-{10**9}=full"}}, LONG),
     "times in a line": ("long", {"long_attention": {"mechanism": "window", "layers": f"{10**9}*full"}}, LONG),
     "layers of a short model": ("bert", {"num_hidden_layers": MANY}, (INSPECT, PLAN, TURN)),
     "labels": ("bert", {"num_labels": 10**9}, (INSPECT, PLAN, TURN)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HUGE)
@@ -193,17 +225,32 @@ def test_commands_refuse_huge_counts_in_a_config_at_once(case: str, wholes: dict
 
 
 @pytest.mark.parametrize(
-    "flag", [["--layers", "0-999999999=full"], ["--layers", "999999999*full"], ["--verify-text", "PIPE"], ["--config", "PIPE"]]
+    "flag",
+    [
+        ["--layers", "0-999999999=full"],
+        ["--layers", "999999999*full"],
+        ["--verify-text", "PIPE"],
+        ["--config", "PIPE"],
+    ],
 )
-def test_convert_refuses_huge_flags_and_pipes_at_once(flag: list[str], wholes: dict[str, Path], tmp_path: Path) -> None:
+def test_convert_refuses_huge_flags_and_pipes_at_once(
+    flag: list[str], wholes: dict[str, Path], tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "pipe")
-    code, err = run("convert", wholes["bert"], tmp_path / "out", *(str(tmp_path / "pipe") if word == "PIPE" else word for word in flag))
+    code, err = run(
+        "convert",
+        wholes["bert"],
+        tmp_path / "out",
+        *(str(tmp_path / "pipe") if word == "PIPE" else word for word in flag),
+    )
     assert code in (1, 2), err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("file", ["README.md", "conversion_report.json", "config.json"])
-def test_commands_do_not_open_a_pipe_in_a_checkpoint(file: str, wholes: dict[str, Path], tmp_path: Path, server: Hub) -> None:
+def test_commands_do_not_open_a_pipe_in_a_checkpoint(
+    file: str, wholes: dict[str, Path], tmp_path: Path, server: Hub
+) -> None:
     shutil.copytree(wholes["long"], tmp_path / "model")
     (tmp_path / "model" / file).unlink()
     os.mkfifo(tmp_path / "model" / file)
@@ -215,7 +262,9 @@ def test_commands_do_not_open_a_pipe_in_a_checkpoint(file: str, wholes: dict[str
 
 @pytest.mark.thorough
 @every_case("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
-def test_convert_takes_no_name_of_an_argument_as_an_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
+def test_convert_takes_no_name_of_an_argument_as_an_option_of_the_mechanism(
+    name: str, wholes: dict[str, Path], tmp_path: Path
+) -> None:
     for command in (["plan", wholes["bert"]], ["convert", wholes["bert"], tmp_path / "out"]):
         code, err = run(*command, "--mechanism", "window", "--option", f"{name}=1")
         assert code == 1, err

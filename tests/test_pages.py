@@ -40,7 +40,10 @@ def test_matches_compares_output_with_ellipses(shown: str, printed: str, same: b
 
 def test_every_code_block_of_a_page_names_its_kind() -> None:
     assert {
-        (page, block.kind) for page in PAGES for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.kind not in KINDS
+        (page, block.kind)
+        for page in PAGES
+        for block in blocks((ROOT / page).read_text(encoding="utf-8"))
+        if block.kind not in KINDS
     } == set()
 
 
@@ -57,7 +60,9 @@ def test_commands_listed_as_not_typed_are_on_the_pages() -> None:
 def test_text_that_settings_shorten_is_on_the_pages() -> None:
     missing = {}
     for page in PAGES:
-        typed = [block.content for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.kind == "python"]
+        typed = [
+            block.content for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.kind == "python"
+        ]
         typed += [
             line
             for block in blocks((ROOT / page).read_text(encoding="utf-8"))
@@ -86,7 +91,9 @@ def desk(stand_ins: StandIns, server: Hub, tmp_path: Path, monkeypatch: pytest.M
     return server
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] if setting_of(page).slow else []) for page in PAGES])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if setting_of(page).slow else []) for page in PAGES]
+)
 def test_code_blocks_of_a_page_run(page: str, desk: Hub, stand_ins: StandIns) -> None:
     if page.endswith("gliner.md"):
         pytest.importorskip("gliner")
@@ -100,7 +107,9 @@ def test_code_blocks_of_a_page_run(page: str, desk: Hub, stand_ins: StandIns) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
-def test_code_blocks_of_page_run_with_real_checkpoint(page: str, desk: Hub, stand_ins: StandIns, real_folder: Path, tmp_path: Path) -> None:
+def test_code_blocks_of_page_run_with_real_checkpoint(
+    page: str, desk: Hub, stand_ins: StandIns, real_folder: Path, tmp_path: Path
+) -> None:
     """Instead of the small stand-in under its name, which the quick tests convert."""
     shutil.copytree(real_folder, tmp_path / REAL)
     reader = Here()
@@ -141,7 +150,8 @@ def installs(page: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """environment(lines of ``pip install``) -> the folder of an environment with the package, and then what they install.
+    """environment(lines of ``pip install``) -> the folder of an environment with the package, and then what they
+    install.
 
     Packages are linked from uv's cache, in the versions of ``constraints.txt``; torch is what this environment has.
     """
@@ -182,10 +192,12 @@ def pip_install(*arguments: str) -> None:
 
 
 def _drop_unfit_torchvision(place: Path) -> None:
-    """Remove PyPI's torchvision beside a CPU build of torch, with which it does not work: pages take both from the index of CPU builds."""
+    """Remove PyPI's torchvision beside a CPU build of torch, with which it does not work: pages take both from the
+    index of CPU builds."""
     python = str(place / "bin" / "python")
     if subprocess.run(
-        [python, "-c", "import importlib.util as u; u.find_spec('torchvision') and __import__('torchvision')"], capture_output=True
+        [python, "-c", "import importlib.util as u; u.find_spec('torchvision') and __import__('torchvision')"],
+        capture_output=True,
     ).returncode:
         _run(sys.executable, "-m", "uv", "pip", "uninstall", "-q", "--python", python, "torchvision")
 
@@ -193,7 +205,9 @@ def _drop_unfit_torchvision(place: Path) -> None:
 def _indices() -> Iterator[str]:
     """Where pip is told to look, for uv."""
     flags = {"find-links": "--find-links", "index-url": "--index-url", "extra-index-url": "--extra-index-url"}
-    told = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
     for key, places in re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", told, flags=re.M):
         for place in places.split() if key in flags else ():
             yield from (flags[key], place)
@@ -210,12 +224,19 @@ class Installed:
     only_ours = False
 
     def __init__(self, environment: Path, hub: Hub, home: Path) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "VIRTUAL_ENV"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "VIRTUAL_ENV"))
+        }
         self.bin = environment / "bin"
         self.env = {
-            **kept, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "400", "HF_ENDPOINT": hub.endpoint,
-            "HF_TOKEN": WRITER, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-        }  # fmt: skip
+            **kept,
+            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+            "COLUMNS": "400",
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": WRITER,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+        }
         self.worker: subprocess.Popen[str] | None = None
 
     def longattn(self, arguments: list[str]) -> str:
@@ -226,7 +247,11 @@ class Installed:
             return ""
         if self.worker is None:
             self.worker = subprocess.Popen(
-                [self.bin / "python", "-c", WORKER], env=self.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [self.bin / "python", "-c", WORKER],
+                env=self.env,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
             )
         assert self.worker.stdin is not None
         assert self.worker.stdout is not None
@@ -249,7 +274,12 @@ class Installed:
 
 @pytest.mark.parametrize("page", pages_with_blocks())
 def test_a_page_names_all_packages_that_its_code_blocks_need(
-    page: str, environment: Environment, stand_ins: StandIns, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str,
+    environment: Environment,
+    stand_ins: StandIns,
+    server: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = environment(installs(page))
     desk = tmp_path / "desk"

@@ -18,9 +18,22 @@ from .removed_apis import resolve
 
 HOME = "hf_longattn/names.py"
 FOLDERS = ("hf_longattn", "scripts")
-OTHERS = {"_replace", "_fields", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit", "_python_dispatch"}
-"""Private by their spelling only (of a namedtuple, of os; of the module in which PyTorch documents TorchDispatchMode), or argparse's."""
-LISTED = {part for api in PRIVATE_APIS.values() for where in api for part in re.split("[.:]", where) if part.startswith("_")}
+OTHERS = {
+    "_replace",
+    "_fields",
+    "_asdict",
+    "_actions",
+    "_action_groups",
+    "_group_actions",
+    "_optionals",
+    "_exit",
+    "_python_dispatch",
+}
+"""Private by their spelling only (of a namedtuple, of os; of the module in which PyTorch documents TorchDispatchMode),
+or argparse's."""
+LISTED = {
+    part for api in PRIVATE_APIS.values() for where in api for part in re.split("[.:]", where) if part.startswith("_")
+}
 OVERRIDDEN = (
     "transformers:PreTrainedModel._can_set_attn_implementation",
     "transformers:PreTrainedModel._can_set_experts_implementation",
@@ -42,7 +55,8 @@ DECLARED = (
     "_supports_flex_attn",
     "_supports_sdpa",
 )
-"""Class attributes that transformers' documentation tells model authors to set. Versions that do not know one ignore it."""
+"""Class attributes that transformers' documentation tells model authors to set. Versions that do not know one ignore
+it."""
 MARKS = ("_is_hf_initialized", "_dynamo_marked_constant")
 """Attributes that transformers sets on tensors, and torch.compile reads of functions. Nothing has them before."""
 NAMED_ONLY = LISTED | {*MARKS, "TENSOR_PROCESSORS"}
@@ -65,14 +79,18 @@ def test_overridden_private_methods_exist_and_are_overridden_here(where: str, re
 
 def test_tested_versions_are_those_of_pyproject_and_constraints(repository: Path) -> None:
     """The lowest by ``make test-lowest``, the pinned ones by every other run."""
-    allowed, pinned = ((repository / file).read_text(encoding="utf-8") for file in ("pyproject.toml", "constraints.txt"))
+    allowed, pinned = (
+        (repository / file).read_text(encoding="utf-8") for file in ("pyproject.toml", "constraints.txt")
+    )
     for library, (first, last) in TESTED.items():
         library = library.replace("_", "-")
         assert re.search(rf'"{library}>={re.escape(first)}[",]', allowed), f"{library} {first}"
         assert re.search(rf"^{library}=={re.escape(last)}\.", pinned, re.MULTILINE), f"{library} {last}"
 
 
-@pytest.mark.parametrize(("newest", "is_logged"), [("5.19", True), ("4.99", True), (TESTED["transformers"][1], False), ("5.100", False)])
+@pytest.mark.parametrize(
+    ("newest", "is_logged"), [("5.19", True), ("4.99", True), (TESTED["transformers"][1], False), ("5.100", False)]
+)
 def test_a_transformers_newer_than_the_tested_one_is_logged(
     newest: str, is_logged: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,8 +125,16 @@ def touched(nodes: list[ast.AST], ours: set[str]) -> Iterator[tuple[int, str]]:
                 continue
             if name in LISTED or (name.startswith("_") and not name.startswith("__") and name not in ours | OTHERS):
                 yield node.lineno, name
-        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in (*TESTED, "torch"):
-            private = [name for name in [*(node.module or "").split("."), *(alias.name for alias in node.names)] if name.startswith("_")]
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and not node.level
+            and (node.module or "").split(".")[0] in (*TESTED, "torch")
+        ):
+            private = [
+                name
+                for name in [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                if name.startswith("_")
+            ]
             yield from ((node.lineno, name) for name in private if name not in {"__version__", *OTHERS})
         elif isinstance(node, ast.Constant) and node.value in NAMED_ONLY:
             yield node.lineno, str(node.value)
@@ -123,14 +149,19 @@ def test_private_names_are_used_only_in_files_that_look_them_up(repository: Path
     """A file that touches a private name also gives our name of its API to look_up, missing or warn_missing."""
     read = {file: nodes for file, nodes in nodes_of_files(repository) if file != HOME}
     ours = {name for nodes in read.values() for name in names_of_ours(nodes) if name.startswith("_")} - LISTED
-    asked = {file: {node.value for node in nodes if isinstance(node, ast.Constant)} & {*PRIVATE_APIS} for file, nodes in read.items()}
+    asked = {
+        file: {node.value for node in nodes if isinstance(node, ast.Constant)} & {*PRIVATE_APIS}
+        for file, nodes in read.items()
+    }
     found = {(file, line, name) for file, nodes in read.items() for line, name in touched(nodes, ours)}
     wrong = [
         f"{file}:{line} {name}"
         for file, line, name in sorted(found)
         if name not in {*DECLARED, *MARKS}.union(*(parts(api) for api in asked[file]))
     ]
-    assert not wrong, f"enter it in the table of {HOME}, and say by `missing` or `warn_missing` what happens without it"
+    assert not wrong, (
+        f"enter it in the table of {HOME}, and say by `missing` or `warn_missing` what happens without it"
+    )
     assert len({name for _, _, name in found} & LISTED) > 15, "this very test finds them"
     assert {*PRIVATE_APIS} - {"initialised"} <= set().union(*asked.values()), "an entry that nothing uses"
 
@@ -142,4 +173,6 @@ def test_each_missing_private_api_is_named_in_a_sentence(repository: Path) -> No
     sentences = done.stdout.splitlines()
     assert len(sentences) == len(PRIVATE_APIS)
     for sentence in sentences:
-        assert re.search(r"has no .*, which hf_longattn uses; install .*, with which it is tested\.", sentence), sentence
+        assert re.search(r"has no .*, which hf_longattn uses; install .*, with which it is tested\.", sentence), (
+            sentence
+        )

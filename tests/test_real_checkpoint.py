@@ -32,7 +32,9 @@ def models(real_folder: Path, real_long: Path) -> tuple[Any, Any]:
 def encoders(real_folder: Path, real_long: Path) -> tuple[Any, Any]:
     """The same as sentence-transformers loads them."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    short, long = (sentence_transformers.SentenceTransformer(str(folder), device="cpu") for folder in (real_folder, real_long))
+    short, long = (
+        sentence_transformers.SentenceTransformer(str(folder), device="cpu") for folder in (real_folder, real_long)
+    )
     return short, long
 
 
@@ -52,9 +54,12 @@ def test_real_minilm_passes_every_check_of_its_conversion(real_long: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("tokens", "side"), grid(itertools.product([5, 512], ["left", "right"]), lambda tokens, side: (tokens == 5) == (side == "left"))
+    ("tokens", "side"),
+    grid(itertools.product([5, 512], ["left", "right"]), lambda tokens, side: (tokens == 5) == (side == "left")),
 )
-def test_real_minilm_gives_short_texts_the_states_of_the_original(tokens: int, side: str, models: tuple[Any, Any], real_long: Path) -> None:
+def test_real_minilm_gives_short_texts_the_states_of_the_original(
+    tokens: int, side: str, models: tuple[Any, Any], real_long: Path
+) -> None:
     """Alone, padded beside a long text, and packed behind it, whose states stay the same, too."""
     short, long = models
     assert type(long).__name__ == "LongBertModel"
@@ -96,7 +101,9 @@ def test_real_minilm_in_8_bits_equals_the_original_in_8_bits(beside: int, real_f
     """Alone, and padded beside a long text, whose tokens have scales of their own."""
     quantization = pytest.importorskip("torchao.quantization")
     settings = TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
-    short, long = (AutoModel.from_pretrained(folder, quantization_config=settings).eval() for folder in (real_folder, real_long))
+    short, long = (
+        AutoModel.from_pretrained(folder, quantization_config=settings).eval() for folder in (real_folder, real_long)
+    )
     text = ids(60, real_long)
     batch, mask = text, torch.ones_like(text)
     if beside:
@@ -118,6 +125,9 @@ def test_onnx_of_the_real_minilm_gives_equal_embeddings(real_long: Path, tmp_pat
     texts = [REFERENCE[:4000], REFERENCE[4000:4300], "A generator is a function that yields."]
     session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"))
     for batch in (texts, texts[1:], texts[2:]):  # of which the first is longer than exact_length
-        inputs, expected = encoder.tokenizer(batch, padding=True, truncation=True, return_tensors="np"), encoder.encode(batch)
+        inputs, expected = (
+            encoder.tokenizer(batch, padding=True, truncation=True, return_tensors="np"),
+            encoder.encode(batch),
+        )
         (found,) = session.run(["sentence_embedding"], {one.name: inputs[one.name] for one in session.get_inputs()})
         assert abs(found - expected).max() <= 1e-5

@@ -1,4 +1,5 @@
-"""The real Gemma 3 270M on the whole way: planned, converted with measurements, decoded from beyond its trained length, trained."""
+"""The real Gemma 3 270M on the whole way: planned, converted with measurements, decoded from beyond its trained
+length, trained."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from tests.reports import check_of
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not DECODER.is_dir(), reason="make real-decoder, or name the folder of Gemma 3 270M in HF_LONGATTN_GEMMA"),
+    pytest.mark.skipif(
+        not DECODER.is_dir(), reason="make real-decoder, or name the folder of Gemma 3 270M in HF_LONGATTN_GEMMA"
+    ),
 ]
 PROCESSOR_SECONDS = 180
 """Maximum processor time of a conversion: 90 seconds on two cores."""
@@ -29,7 +32,9 @@ PROCESSOR_SECONDS = 180
 def test_plan_keeps_windows_and_rotations() -> None:
     plan = plan_conversion(DECODER, mechanism="auto")
     layers = [plan.attention.for_layer(number)[1] for number in range(18)]
-    assert [number for number, options in enumerate(layers) if (options["window"], options.get("num_sinks")) == (1024, 4)] == [5, 11, 17]
+    assert [
+        number for number, options in enumerate(layers) if (options["window"], options.get("num_sinks")) == (1024, 4)
+    ] == [5, 11, 17]
     assert all(options["window"] == 512 for number, options in enumerate(layers) if number not in (5, 11, 17))
     assert "layers with a window of their own keep it" in plan.to_dict()["choice"]["reason"]
     sinks = {"mechanism": "window", "window": 1024, "num_sinks": 4}
@@ -55,12 +60,15 @@ def test_conversion_measures_thousands_of_tokens_in_a_minute(tmp_path: Path, mon
     report = convert_checkpoint(DECODER, tmp_path / "long", mechanism="auto")
     assert time.process_time() - started < PROCESSOR_SECONDS
     assert report.plan["positions"] == "rope:none"
-    assert {folder: loads.count(folder) for folder in loads} == {DECODER: 2, loads[-1]: 1}  # as the result's class, as its own, the result
+    # as the result's class, as its own, the result
+    assert {folder: loads.count(folder) for folder in loads} == {DECODER: 2, loads[-1]: 1}
     loss = check_of(report, "language-model loss by position")
     buckets = {bucket["to"]: bucket for bucket in loss.values["buckets"]}
     assert [*buckets] == [256, 512, 1024, 2048, 4096]
     assert sum(bucket["predicted"] for bucket in buckets.values()) > 2000
-    assert all(buckets[end]["result"] == pytest.approx(buckets[end]["source_on_chunks"], abs=1e-3) for end in (256, 512, 1024))
+    assert all(
+        buckets[end]["result"] == pytest.approx(buckets[end]["source_on_chunks"], abs=1e-3) for end in (256, 512, 1024)
+    )
     assert 2 < loss.values["change"]["before"] < 4
     assert abs(loss.values["change"]["change"]) < 0.2
 
@@ -90,14 +98,20 @@ def ids(streaming: Path) -> torch.Tensor:
 def test_recipe_keeps_the_rotations_and_fails_no_check(streaming: Path) -> None:
     report = json.loads((streaming / "conversion_report.json").read_text(encoding="utf-8"))
     assert "failed" not in {check["status"] for check in report["checks"]}
-    source, result = (json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (DECODER, streaming))
+    source, result = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (DECODER, streaming)
+    )
     assert result["rope_parameters"] == source["rope_parameters"]
 
 
-def test_text_beyond_the_trained_length_is_continued_from_a_cache_of_constant_size(model: Any, ids: torch.Tensor) -> None:
+def test_text_beyond_the_trained_length_is_continued_from_a_cache_of_constant_size(
+    model: Any, ids: torch.Tensor
+) -> None:
     sizes = []
     for tokens in (4096, model.config.max_position_embeddings + 256):
-        done = model.generate(ids[:, :tokens], max_new_tokens=8, do_sample=False, return_dict_in_generate=True, output_logits=True)
+        done = model.generate(
+            ids[:, :tokens], max_new_tokens=8, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
         assert torch.stack(done.logits).isfinite().all()
         sizes.append(cache_bytes(done.past_key_values))
     assert sizes[0] == sizes[1]

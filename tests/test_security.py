@@ -1,4 +1,5 @@
-"""What SECURITY.md promises of a hostile checkpoint: none of its code runs, whatever a command is asked to do with it."""
+"""What SECURITY.md promises of a hostile checkpoint: none of its code runs, whatever a command is asked to do with
+it."""
 
 from __future__ import annotations
 
@@ -64,7 +65,11 @@ def ran(program: Any, lines: Iterator[list[str]], marker: Path, typed: Callable[
     found = []
     for line in lines:
         _, said = answer(program, line, typed())
-        happened = {"ran it": marker.exists(), "asked": "[y/N]" in said, "advised to trust it": "trust_remote_code" in said}
+        happened = {
+            "ran it": marker.exists(),
+            "asked": "[y/N]" in said,
+            "advised to trust it": "trust_remote_code" in said,
+        }
         found += [f"{' '.join(line[:2])}: {what}" for what, so in happened.items() if so]
         marker.unlink(missing_ok=True)
     return found
@@ -75,9 +80,12 @@ def test_hostile_lines_try_every_command(program: Any) -> None:
 
 
 def lines_of(kinds: Sequence[Callable[[Path], object]]) -> list[Any]:
-    """Each kind with all commands but train, and every other one with train, whose tasks load models by the same code."""
+    """Each kind with all commands but train, and every other one with train, whose tasks load models by the same
+    code."""
     return [
-        pytest.param(kind, training, marks=pytest.mark.slow if training and number % 2 else (), id=f"{kind.__name__}-{name}")
+        pytest.param(
+            kind, training, marks=pytest.mark.slow if training and number % 2 else (), id=f"{kind.__name__}-{name}"
+        )
         for number, kind in enumerate(kinds)
         for training, name in ((True, "train"), (False, "others"))
     ]
@@ -85,7 +93,12 @@ def lines_of(kinds: Sequence[Callable[[Path], object]]) -> list[Any]:
 
 @every_case(("kind", "training"), lines_of(KINDS))
 def test_no_command_runs_code_of_a_hostile_checkpoint(
-    kind: Callable[[Path], object], training: bool, program: Any, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Callable[[Path], object],
+    training: bool,
+    program: Any,
+    room: Room,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the commands, the quick tests try every sixth one, in turn."""
     model, marker = tmp_path / "model", tmp_path / "marker"
@@ -95,7 +108,8 @@ def test_no_command_runs_code_of_a_hostile_checkpoint(
     monkeypatch.syspath_prepend(model)
     lines = room.lines(model, tmp_path / "out", training)
     if ONLY_QUICK:
-        # From here on, none of them makes transformers import all of its models, which it lists where it has none for a config.
+        # From here on, none of them makes transformers import all of its models, which it lists where it has none for
+        # a config.
         lines = itertools.islice(lines, (KINDS.index(kind) + 2) % 6, None, 6)
     assert ran(program, lines, marker, lambda: io.StringIO(YES)) == []
 

@@ -29,7 +29,9 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 def test_pipeline_with_longattn_scores_tokens_as_transformers_does(folder_of: Callable[[str], str]) -> None:
     folder = folder_of("openai/privacy-filter")
     settings: list[dict[str, Any]] = [{}, LONGATTN]
-    expected, computed = (pipeline("token-classification", folder, model_kwargs=setting, device="cpu")(TEXT) for setting in settings)
+    expected, computed = (
+        pipeline("token-classification", folder, model_kwargs=setting, device="cpu")(TEXT) for setting in settings
+    )
     assert len(expected) > 100
     assert [token["entity"] for token in computed] == [token["entity"] for token in expected]
     assert [token["score"] for token in computed] == pytest.approx([token["score"] for token in expected], abs=1e-5)
@@ -63,7 +65,9 @@ def test_trained_stock_model_loads_without_this_package(
     model = AutoModelForCausalLM.from_pretrained(folder_of("google/gemma-3-270m"), **LONGATTN)
     before = model.get_input_embeddings().weight.detach().clone()
     ids = torch.randint(3, model.config.vocab_size, (2, 200), generator=torch.Generator().manual_seed(0))
-    arguments = TrainingArguments("runs", max_steps=1, learning_rate=1e-3, report_to=[], use_cpu=True, save_strategy="no")
+    arguments = TrainingArguments(
+        "runs", max_steps=1, learning_rate=1e-3, report_to=[], use_cpu=True, save_strategy="no"
+    )
     trainer = Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in ids])
     trainer.train()
     trainer.save_model("saved")

@@ -1,4 +1,5 @@
-"""How far a call goes: its calls of functions of the package, their files, and its changes of file. These numbers only fall."""
+"""How far a call goes: its calls of functions of the package, their files, and its changes of file. These numbers only
+fall."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from hf_longattn.families.bert import LongBertConfig
 from tests.fresh_processes import ROOT, run_fresh
 
 CONVERSION = {"functions": 480, "files": 68, "depth": 26}
-"""Maximum functions and files of the package that `longattn convert` runs, and how deep it calls, as measured when they fell last.
+"""Maximum functions and files of the package that `longattn convert` runs, and how deep it calls, as measured when
+they fell last.
 
 Calls of a module's first import, lambdas and comprehensions do not count, but a lambda counts as a step of the depth.
 """
@@ -60,10 +62,19 @@ def attention() -> Callable[[], Any]:
 
 def padded_bert() -> Callable[[], Any]:
     config = LongBertConfig(
-        hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=100, max_position_embeddings=2048,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        vocab_size=100,
+        max_position_embeddings=2048,
         long_attention={"mechanism": "window", "window": 128},
-    )  # fmt: skip
-    model, ids, mask = AutoModel.from_config(config).eval(), torch.randint(5, 99, (2, 1024)), torch.ones(2, 1024, dtype=torch.long)
+    )
+    model, ids, mask = (
+        AutoModel.from_config(config).eval(),
+        torch.randint(5, 99, (2, 1024)),
+        torch.ones(2, 1024, dtype=torch.long),
+    )
     mask[1, 700:] = 0
     return lambda: model(ids, attention_mask=mask)
 
@@ -71,9 +82,14 @@ def padded_bert() -> Callable[[], Any]:
 def loading() -> Callable[[], Any]:
     """Loading a head of two layers from a folder, once its classes are made."""
     config = LongBertConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=100, max_position_embeddings=256,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        vocab_size=100,
+        max_position_embeddings=256,
         long_attention={"mechanism": "longformer", "window": 16},
-    )  # fmt: skip
+    )
     folder = tempfile.mkdtemp()
     AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
     return lambda: AutoModelForMaskedLM.from_pretrained(folder)
@@ -82,12 +98,21 @@ def loading() -> Callable[[], Any]:
 def converted() -> dict[str, int]:
     """Functions, files and depth of the command that converts a BERT with a WordPiece tokenizer of letters."""
     folder = Path(tempfile.mkdtemp())
-    letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), *string.punctuation, *string.digits]
+    letters = [
+        *string.ascii_lowercase,
+        *(f"##{letter}" for letter in string.ascii_lowercase),
+        *string.punctuation,
+        *string.digits,
+    ]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
     config = BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=len(vocabulary),
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     BertForMaskedLM(config).save_pretrained(folder / "bert")
     vocab = {piece: number for number, piece in enumerate(vocabulary)}
     BertTokenizerFast(vocab=vocab, model_max_length=64).save_pretrained(folder / "bert")
@@ -97,7 +122,12 @@ def converted() -> dict[str, int]:
     def note(frame: FrameType, event: str, _: Any) -> None:
         nonlocal deepest
         code = frame.f_code
-        if event != "call" or not code.co_flags & inspect.CO_OPTIMIZED or code.co_name[0] == "<" or "/hf_longattn/" not in code.co_filename:
+        if (
+            event != "call"
+            or not code.co_flags & inspect.CO_OPTIMIZED
+            or code.co_name[0] == "<"
+            or "/hf_longattn/" not in code.co_filename
+        ):
             return
         outer, depth = frame, 0
         while outer is not None:

@@ -17,10 +17,13 @@ LINES = ["a photo of a cat", "a photo of a dog on a bench in the park", "two cat
 
 
 def save_clip(folder: Path, *, together: bool = False) -> None:
-    """Save the model with an image processor in a file of its own, or ``together`` with the tokenizer's in a processor's."""
+    """Save the model with an image processor in a file of its own, or ``together`` with the tokenizer's in a
+    processor's."""
     tokenizer = transformers.CLIPTokenizer().train_new_from_iterator(LINES, 90)
     tokenizer.model_max_length = SHAPE.tokens
-    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    images = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
+    )
     if together:
         transformers.CLIPProcessor(images, tokenizer).save_pretrained(folder)
     else:

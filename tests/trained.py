@@ -1,4 +1,5 @@
-"""Tokenizers of the classes that checkpoints come with, trained on the spot, so that no test needs a published vocabulary."""
+"""Tokenizers of the classes that checkpoints come with, trained on the spot, so that no test needs a published
+vocabulary."""
 
 from __future__ import annotations
 
@@ -16,13 +17,18 @@ from transformers.models.esm.configuration_esm import get_default_vocab_list
 from hf_longattn.evaluation.token_loss import PARAGRAPHS
 
 REAL_TEXT = PARAGRAPHS + (Path(__file__).resolve().parents[1] / "LICENSE").read_text(encoding="utf-8")
-PAGE_TAGS = {"MarkupLMTokenizer": {"tags_dict": {tag: number for number, tag in enumerate(("html", "body", "p", "span"))}}}
+PAGE_TAGS = {
+    "MarkupLMTokenizer": {"tags_dict": {tag: number for number, tag in enumerate(("html", "body", "p", "span"))}}
+}
 """What a tokenizer of pages is made with."""
 OTHERS = ("Naïve façades don't cost 3.50 – or do they?", " ".join(string.printable))
 
 
-def tokenizer_of(base: str, length: int | None = None, *, texts: Sequence[str] = (), size: int = 900) -> PreTrainedTokenizerBase:
-    """The tokenizer class of ``base`` with at most ``size`` pieces, found in real text and in ``texts``; ``length`` is its limit.
+def tokenizer_of(
+    base: str, length: int | None = None, *, texts: Sequence[str] = (), size: int = 900
+) -> PreTrainedTokenizerBase:
+    """The tokenizer class of ``base`` with at most ``size`` pieces, found in real text and in ``texts``; ``length`` is
+    its limit.
 
     Raises:
         AssertionError: the class cannot be trained.

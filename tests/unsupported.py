@@ -1,6 +1,8 @@
-"""Architectures of transformers without a family here, chosen so that adding a family breaks no test that needs one of these.
+"""Architectures of transformers without a family here, chosen so that adding a family breaks no test that needs one of
+these.
 
-Every text architecture that could be used has a family. Tests of models without one hide it, by the fixture ``families_hidden``.
+Every text architecture that could be used has a family. Tests of models without one hide it, by the fixture
+``families_hidden``.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ HIDDEN = ("ernie", "arcee", "biogpt", "ministral", "qwen2_moe", "blenderbot")
 def unsupported(*model_types: str) -> str:
     """The start of the class names of the first of ``model_types`` that has no family: ``"ernie"`` -> ``"Ernie"``."""
     model_type = next((name for name in model_types if name in HIDDEN or name not in FAMILIES), None)
-    assert model_type is not None, f"{', '.join(model_types)} all have families; name a further model type in {__file__}."
+    assert model_type is not None, (
+        f"{', '.join(model_types)} all have families; name a further model type in {__file__}."
+    )
     return CONFIG_MAPPING_NAMES[model_type].removesuffix("Config")
 
 

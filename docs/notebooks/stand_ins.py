@@ -1,7 +1,7 @@
 """Small checkpoints and data for the notebook, made on the spot: the site is built without a network.
 
-Each function trains a small model of a well-known architecture for some seconds on one CPU thread, writes it into a folder as
-``save_pretrained`` does. With a network you need none of this: use the checkpoint that the notebook names.
+Each function trains a small model of a well-known architecture for some seconds on one CPU thread, writes it into a
+folder as ``save_pretrained`` does. With a network you need none of this: use the checkpoint that the notebook names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ QUESTION = "What did they take along?"
 
 
 def diary(words: int, draw: random.Random) -> tuple[str, str]:
-    """A document of about so many words: the season first, four things last, and between them sentences about something else.
+    """A document of about so many words: the season first, four things last, and between them sentences about
+    something else.
 
     Returns:
         The document, and the thing that goes with the season.
@@ -55,7 +56,9 @@ def write_diaries(file: str, number: int, words: int, seed: int) -> list[dict[st
     rows = []
     for _ in range(number):
         text, thing = diary(words, draw)
-        rows.append({"question": QUESTION, "context": text, "answers": {"text": [thing], "answer_start": [text.rindex(thing)]}})
+        rows.append(
+            {"question": QUESTION, "context": text, "answers": {"text": [thing], "answer_start": [text.rindex(thing)]}}
+        )
     Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return rows
 
@@ -67,22 +70,36 @@ def diary_reader(folder: str, steps: int = 500) -> None:
     tokenizer = _words([diary(0, draw)[0] + QUESTION for _ in range(100)])
     model = BertForQuestionAnswering(
         BertConfig(
-            vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
-            initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=256,
+            initializer_range=0.1,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         )
-    )  # fmt: skip
+    )
     optimiser, schedule = _optimiser(model, 2e-3, steps)
     for step in range(steps):
         longest = 300 * max(0.0, step / steps - 0.2) ** 2 / 0.64  # short ones first: they teach the rule
         length = draw.randrange(int(longest) + 1)
         rows = [diary(length, draw) for _ in range(32 if length < 60 else 12)]
         inputs = tokenizer(
-            [QUESTION] * len(rows), [text for text, _ in rows], truncation="only_second", max_length=512, padding=True, return_tensors="pt"
+            [QUESTION] * len(rows),
+            [text for text, _ in rows],
+            truncation="only_second",
+            max_length=512,
+            padding=True,
+            return_tensors="pt",
         )
-        places = torch.tensor([inputs.char_to_token(row, text.rindex(thing), sequence_index=1) for row, (text, thing) in enumerate(rows)])
+        places = torch.tensor(
+            [inputs.char_to_token(row, text.rindex(thing), sequence_index=1) for row, (text, thing) in enumerate(rows)]
+        )
         positions = torch.arange(inputs["input_ids"].shape[1]).expand_as(inputs["input_ids"]).clone()
         question = int(inputs["token_type_ids"][0].argmax())
-        positions[:, question:] += torch.randint(0, 512 - positions.shape[1] + 1, (len(rows), 1))  # so that all rows are trained
+        # so that all rows are trained
+        positions[:, question:] += torch.randint(0, 512 - positions.shape[1] + 1, (len(rows), 1))
         inputs["attention_mask"] = _near(inputs["attention_mask"], question) if step % 2 else inputs["attention_mask"]
         outputs = model(**inputs, position_ids=positions, start_positions=places, end_positions=places)
         _step(outputs.loss, model, optimiser, schedule)
@@ -94,8 +111,12 @@ def _words(texts: list[str]) -> BertTokenizer:
     words = Counter(re.findall(r"\w+|[^\w\s]", " ".join([*SENTENCES, *texts]).lower()))
     letters = sorted(set("".join(words)))
     common = sorted(words, key=lambda word: (-words[word], word))
-    pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *common])
-    return BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, do_lower_case=True, model_max_length=512)
+    pieces = dict.fromkeys(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *common]
+    )
+    return BertTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)}, do_lower_case=True, model_max_length=512
+    )
 
 
 def _near(mask: Tensor, question: int) -> Tensor:

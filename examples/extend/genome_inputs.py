@@ -22,7 +22,11 @@ class Genomes:
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one genome."""
-        return {"input_ids": torch.randint(5, self.vocabulary, (1, size.tokens), generator=torch.Generator().manual_seed(0))}
+        return {
+            "input_ids": torch.randint(
+                5, self.vocabulary, (1, size.tokens), generator=torch.Generator().manual_seed(0)
+            )
+        }
 
     def describe(self) -> str:
         """Description of the inputs for a report."""
@@ -45,7 +49,9 @@ class GenomeModality(Modality):
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         return plan_texts(source, architecture, request)
 
-    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Genomes:
+    def inputs(
+        self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None
+    ) -> Genomes:
         return Genomes(config.vocab_size)
 
     def check(self, comparison: Comparison) -> list[Check]:

@@ -27,7 +27,9 @@ class ScoreDataArguments(DataArguments):
 ARGUMENTS = (ModelArguments, ScoreDataArguments, LongTrainingArguments)
 
 
-def main(model_args: ModelArguments, data_args: ScoreDataArguments, training_args: LongTrainingArguments) -> dict[str, Any]:
+def main(
+    model_args: ModelArguments, data_args: ScoreDataArguments, training_args: LongTrainingArguments
+) -> dict[str, Any]:
     """Train, and write the model to ``training_args.output_dir``. Returns the log."""
     begin(model_args, data_args, training_args)
     tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))

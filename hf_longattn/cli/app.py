@@ -43,7 +43,10 @@ class Command(TyperCommand):
         except typer.TyperException as error:
             flag = getattr(error, "option_name", "")
             if flag.startswith("--") and any(parameter.name == "option" for parameter in self.params):
-                ctx.fail(f"{error.format_message()}. An option of a mechanism is typed --option {flag[2:].replace('-', '_')}=VALUE.")
+                ctx.fail(
+                    f"{error.format_message()}. An option of a mechanism is typed --option "
+                    f"{flag[2:].replace('-', '_')}=VALUE."
+                )
             raise
 
 

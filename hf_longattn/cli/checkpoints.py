@@ -1,6 +1,8 @@
-"""The commands that write a checkpoint (`longattn convert`, `export` and `compress`), plan one (`plan`, `search`), or `push` it.
+"""The commands that write a checkpoint (`longattn convert`, `export` and `compress`), plan one (`plan`, `search`), or
+`push` it.
 
-`convert`, `plan` and `search` have a flag for every setting of :class:`~hf_longattn.ConversionConfig` or :class:`.SearchConfig`.
+`convert`, `plan` and `search` have a flag for every setting of :class:`~hf_longattn.ConversionConfig` or
+:class:`.SearchConfig`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     from ..conversion import plan_conversion
 
     plan = plan_conversion(source, None, config, choose=_choose)
-    compared = {name: _compare(part) for name, part in plan.parts.items() if part.costs and not (plan.generic and name)}
+    compared = {
+        name: _compare(part) for name, part in plan.parts.items() if part.costs and not (plan.generic and name)
+    }
     show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
 
 
@@ -72,7 +76,9 @@ def search(
     model: Annotated[str, flags.model_argument("A checkpoint that is not converted yet")],
     text: Annotated[
         Path,
-        typer.Argument(metavar="TEXT", help="What the model will read: a UTF-8 text file, or a folder of images or recordings."),
+        typer.Argument(
+            metavar="TEXT", help="What the model will read: a UTF-8 text file, or a folder of images or recordings."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The new YAML file of the design, for `longattn convert --config`.")],
     config: SearchConfig,
@@ -80,8 +86,8 @@ def search(
 ) -> None:
     """Choose a mechanism for every layer under a budget.
 
-    The budget limits time or memory. The search measures the share of every layer's attention that each candidate keeps, and its cost on
-    this machine. Convert the result with `longattn convert MODEL DST --config OUTPUT`.
+    The budget limits time or memory. The search measures the share of every layer's attention that each candidate
+    keeps, and its cost on this machine. Convert the result with `longattn convert MODEL DST --config OUTPUT`.
     """
     from ..search import search_design
 
@@ -94,13 +100,19 @@ def export(
     context: typer.Context,
     model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    format: Annotated[str, typer.Option(help="onnx, torch (torch.export.load), or native (a stock model of transformers).")] = "onnx",
+    format: Annotated[
+        str, typer.Option(help="onnx, torch (torch.export.load), or native (a stock model of transformers).")
+    ] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
-        str | None, typer.Option(help="The head's task, for example feature-extraction.", show_default="the saved head's")
+        str | None,
+        typer.Option(help="The head's task, for example feature-extraction.", show_default="the saved head's"),
     ] = None,
     global_attention_mask: Annotated[
-        bool, typer.Option("--global-attention-mask", help="Make it an input; otherwise the config determines the global tokens.")
+        bool,
+        typer.Option(
+            "--global-attention-mask", help="Make it an input; otherwise the config determines the global tokens."
+        ),
     ] = False,
     overwrite: flags.Overwrite = False,
     as_json: flags.Json = False,
@@ -109,8 +121,8 @@ def export(
 ) -> None:
     """Export a checkpoint as a graph, or a long one as a stock checkpoint.
 
-    The result is checked. A graph takes any batch size and length, with memory linear in the length. OUT appears complete, and equal to
-    the model at three lengths, or not at all.
+    The result is checked. A graph takes any batch size and length, with memory linear in the length. OUT appears
+    complete, and equal to the model at three lengths, or not at all.
     """
     from ..export import export_checkpoint, export_native
 
@@ -134,7 +146,8 @@ def compress(
     method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
     share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text to measure importance and losses on.", show_default="built-in English")
+        Path | None,
+        typer.Option(help="UTF-8 text to measure importance and losses on.", show_default="built-in English"),
     ] = None,
     length: Annotated[
         int | None, typer.Option(help="Tokens of the long inputs.", show_default="4,096, or what model and text have")
@@ -148,14 +161,17 @@ def compress(
 ) -> None:
     """Write a smaller checkpoint, and measure what it costs.
 
-    torchao quantises the weights; from_pretrained loads the result if torchao is installed. The result is read again and compared. Its
-    loss at short and long lengths, its time and its size are printed next to the source's, and written to compression_report.json.
+    torchao quantises the weights; from_pretrained loads the result if torchao is installed. The result is read again
+    and compared. Its loss at short and long lengths, its time and its size are printed next to the source's, and
+    written to compression_report.json.
     """
     from ..export import CompressionConfig, compress_checkpoint
     from ..export.compress import PRUNING
 
     if method not in PRUNING:
-        flags.refuse_typed(context, ("share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out.")
+        flags.refuse_typed(
+            context, ("share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out."
+        )
     config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)
     report = compress_checkpoint(model, destination, config, overwrite=overwrite, revision=revision, token=token)
     show(report.to_dict(), compression_report(report), as_json=as_json)
@@ -163,9 +179,13 @@ def compress(
 
 def push(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="NAME or USER/NAME on the Hub; created if it does not exist.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="NAME or USER/NAME on the Hub; created if it does not exist.")
+    ],
     private: flags.Private = False,
-    revision: Annotated[str | None, typer.Option(help="A branch; created if it does not exist.", show_default="main")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch; created if it does not exist.", show_default="main")
+    ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Commit message.", show_default="Upload FOLDER")] = None,
     remote_code: flags.RemoteCode = False,
     token: flags.Token = None,
@@ -173,13 +193,19 @@ def push(
 ) -> None:
     """Upload a model to the Hub in one commit, with its card.
 
-    Files of the repository stay if the folder does not have them. After a broken connection, run the same command again: large files that
-    have arrived are not uploaded again.
+    Files of the repository stay if the folder does not have them. After a broken connection, run the same command
+    again: large files that have arrived are not uploaded again.
     """
     from ..hub import push_model
 
     pushed = push_model(
-        model, repo, private=private, revision=revision, commit_message=commit_message, remote_code=remote_code, token=token
+        model,
+        repo,
+        private=private,
+        revision=revision,
+        commit_message=commit_message,
+        remote_code=remote_code,
+        token=token,
     )
     commit = f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}; card: {pushed.card}"
     left_out = f"; left out: {', '.join(pushed.left_out)}" if pushed.left_out else ""
@@ -216,7 +242,9 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
             yield from _mechanisms_report(part, **compared[name])
 
 
-def _mechanisms_report(part: ConversionPlan, sizes: Sequence[str], mechanisms: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
+def _mechanisms_report(
+    part: ConversionPlan, sizes: Sequence[str], mechanisms: Sequence[Mapping[str, Any]]
+) -> Iterator[Part]:
     """The mechanisms that work untrained and save operations or memory; the others by name."""
     full = next(row for row in mechanisms if row["mechanism"] == "full")
     step = 1 if len(sizes) < 5 else 2  # a terminal has room for four columns
@@ -224,7 +252,9 @@ def _mechanisms_report(part: ConversionPlan, sizes: Sequence[str], mechanisms: S
     for row in mechanisms:
         saves = row["flops"][-1] < full["flops"][-1] or (row["cache_bytes"] or 0) < (full["cache_bytes"] or 0)
         if row["needs_training"] or not (saves or row["mechanism"] in ("as planned", "full")):
-            left_out.setdefault("they need training" if row["needs_training"] else "they save nothing here", []).append(row["mechanism"])
+            left_out.setdefault(
+                "they need training" if row["needs_training"] else "they save nothing here", []
+            ).append(row["mechanism"])
             continue
         rows.append([row["mechanism"], *map(_flops, row["flops"][::step])])
         if row["cache_bytes"] is not None:
@@ -259,7 +289,8 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
 def _compare(part: ConversionPlan) -> dict[str, Any]:
     """FLOPs of the whole model at each size, with the planned attention and with each mechanism's default options.
 
-    A decoder's layers keep their own windows, as in a conversion, and its table rows have the cache's bytes after the longest text.
+    A decoder's layers keep their own windows, as in a conversion, and its table rows have the cache's bytes after the
+    longest text.
     """
     import torch
 
@@ -282,7 +313,12 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
             costs[write_choice(choice)] = tuple(cost_of(cost.size, layers, part.shape) for cost in part.costs)
             training[write_choice(choice)] = built.capabilities.trains or not built.capabilities.takes_score_mod
     rows = [
-        {"mechanism": name, "flops": [cost.total_flops for cost in of], "cache_bytes": of[-1].cache_bytes, "needs_training": training[name]}
+        {
+            "mechanism": name,
+            "flops": [cost.total_flops for cost in of],
+            "cache_bytes": of[-1].cache_bytes,
+            "needs_training": training[name],
+        }
         for name, of in costs.items()
     ]
     return {"sizes": [cost.size.words for cost in part.costs], "mechanisms": rows}
@@ -314,7 +350,9 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     if WOULD_TELL in verdict:
         yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
     elif report.verdict == READY:
-        yield Styled(f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}{took}.", "green")
+        yield Styled(
+            f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}{took}.", "green"
+        )
     if report.next_step is not None:
         typed = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         yield Line(f"{'Next' if report.needs_training else 'To train it'}: {next_step(report.next_step, str(typed))}")
@@ -360,7 +398,8 @@ def search_report(result: SearchResult) -> Iterator[Part]:
     rows = [(f"{layer}", name, f"{scores[name]:.3f}" if name in scores else "") for layer, (name, scores) in chosen]
     yield table(("layer", "runs", score), rows, align="rlr")
     uniform = [
-        (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform
+        (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design))
+        for design in result.uniform
     ]
     yield table(("design", score, "cost"), uniform, "the same in every layer")
     if result.reasons:

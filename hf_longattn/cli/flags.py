@@ -22,7 +22,9 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 def takes_settings(config_class: type[Settings]) -> Callable[[C], C]:
     """Decorator of a command whose argument ``config`` is made from one flag for every setting."""
     settings = {
-        flag_of(each).partition("/")[0][2:].replace("-", "_"): each for each in fields(config_class) if each.metadata["flag"] != "-"
+        flag_of(each).partition("/")[0][2:].replace("-", "_"): each
+        for each in fields(config_class)
+        if each.metadata["flag"] != "-"
     }
 
     def decorate(command: C) -> C:
@@ -38,7 +40,10 @@ def takes_settings(config_class: type[Settings]) -> Callable[[C], C]:
 
         of_settings = [
             inspect.Parameter(
-                name, KEYWORD, default=setting.default, annotation=Annotated[setting.metadata["type"] | None, option(setting)]
+                name,
+                KEYWORD,
+                default=setting.default,
+                annotation=Annotated[setting.metadata["type"] | None, option(setting)],
             )
             for name, setting in settings.items()
         ]
@@ -82,7 +87,8 @@ def model_argument(what: str, metavar: str = "MODEL") -> Any:
 
 
 def refuse_typed(context: typer.Context, names: tuple[str, ...], sentence: str) -> None:
-    """Refuse the first of these options that was typed, even with its default value. ``sentence``: why it would have no effect."""
+    """Refuse the first of these options that was typed, even with its default value. ``sentence``: why it would have
+    no effect."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -94,7 +100,9 @@ RemoteCode = Annotated[bool, _SHARED["remote_code"]]
 Revision = Annotated[str | None, _SHARED["revision"]]
 Token = Annotated[str | None, _SHARED["token"]]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the destination once the new one is complete.")]
-Private = Annotated[bool, typer.Option("--private", help="Create a private repository; refused if it exists and is public.")]
+Private = Annotated[
+    bool, typer.Option("--private", help="Create a private repository; refused if it exists and is public.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -117,6 +125,7 @@ Recipe = Annotated[
         metavar="RECIPE",
         callback=_apply_recipe,
         is_eager=True,
-        help=f"Values for these flags; what is typed takes precedence. A YAML file or a ready recipe: {recipe_names('convert')}.",
+        help="Values for these flags; what is typed takes precedence. A YAML file or a ready recipe: "
+        f"{recipe_names('convert')}.",
     ),
 ]

@@ -1,4 +1,5 @@
-"""`longattn inspect MODEL [INPUT]`, which also draws attention patterns, `longattn mechanisms [NAME]` and `longattn recipes [NAME]`."""
+"""`longattn inspect MODEL [INPUT]`, which also draws attention patterns, `longattn mechanisms [NAME]` and `longattn
+recipes [NAME]`."""
 
 from __future__ import annotations
 
@@ -26,15 +27,19 @@ def inspect(
     context: typer.Context,
     model: Annotated[str, flags.model_argument("A long checkpoint or a stock model")],
     file: Annotated[
-        Path | None, typer.Argument(metavar="INPUT", help="A text, photo or recording to measure attention on.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="INPUT", help="A text, photo or recording to measure attention on.", show_default=False
+        ),
     ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
             metavar="N,N,...",
-            help="Lengths of INPUT in tokens, for example 512,2K,8K, or of recordings in seconds, 15,60; without INPUT, lengths for a "
-            "stock model's memory.",
-            show_default="512 to 8K tokens or 7.5 to 30 seconds, as far as MODEL and INPUT reach; without INPUT 2K,8K,32K",
+            help="Lengths of INPUT in tokens, for example 512,2K,8K, or of recordings in seconds, 15,60; without "
+            "INPUT, lengths for a stock model's memory.",
+            show_default="512 to 8K tokens or 7.5 to 30 seconds, as far as MODEL and INPUT reach; without INPUT "
+            "2K,8K,32K",
         ),
     ] = None,
     candidate: Annotated[
@@ -46,22 +51,31 @@ def inspect(
         ),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file, which must not exist.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the attention patterns into this image file, which must not exist.")
+    ] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
     """Show what runs in a checkpoint's layers and why, parameters and cost.
 
-    Of a stock model, show the windows that its layers declare, and the memory that transformers and attn_implementation="longattn" need
-    for them. With INPUT, measure instead the attention of every layer as INPUT grows, and what each mechanism would keep of it. With
+    Of a stock model, show the windows that its layers declare, and the memory that transformers and
+    attn_implementation="longattn" need for them. With INPUT, measure instead the attention of every layer as INPUT
+    grows, and what each mechanism would keep of it. With
     --plot, also draw the layers' attention patterns.
     """
     if file is None:
-        flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text, photo or recording.")
+        flags.refuse_typed(
+            context, ("candidate", "queries", "device"), "requires INPUT; give a text, photo or recording."
+        )
     else:
-        flags.refuse_typed(context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out.")
+        flags.refuse_typed(
+            context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out."
+        )
     from ..conversion.source_models import open_source
     from ..errors import check_extra
     from ..files import check_new_file, is_long
@@ -76,9 +90,16 @@ def inspect(
             measured = read_lengths(lengths.split(",")) if is_text(file) else read_durations(lengths)
         with progress() as tell:
             diagnosis = diagnose(
-                model, file, lengths=measured, queries=queries, candidates=candidate, device=device, revision=revision, token=token,
+                model,
+                file,
+                lengths=measured,
+                queries=queries,
+                candidates=candidate,
+                device=device,
+                revision=revision,
+                token=token,
                 progress=tell,
-            )  # fmt: skip
+            )
         show(diagnosis.to_dict(), diagnosis_report(diagnosis), as_json=as_json)
         return
     if plot is not None:
@@ -86,14 +107,23 @@ def inspect(
         check_new_file(plot)
     if not is_long(open_source(model, revision, token, weights=False).config):
         flags.refuse_typed(context, ("plot",), "draws mechanisms, and MODEL has none; convert it.")
-        stock, tokens = inspect_stock(model, revision=revision, token=token), read_lengths((lengths or "2K,8K,32K").split(","))
+        stock, tokens = (
+            inspect_stock(model, revision=revision, token=token),
+            read_lengths((lengths or "2K,8K,32K").split(",")),
+        )
         show({"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens), as_json=as_json)
         return
-    flags.refuse_typed(context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths.")
+    flags.refuse_typed(
+        context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths."
+    )
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     if plot is not None:
         draw_patterns(name_layers(inspection.mechanisms), causal=inspection.shape.causal, file=plot)
-    show({**inspection.to_dict(), **({"plot": str(plot)} if plot else {})}, _inspection_report(inspection), as_json=as_json)
+    show(
+        {**inspection.to_dict(), **({"plot": str(plot)} if plot else {})},
+        _inspection_report(inspection),
+        as_json=as_json,
+    )
 
 
 def _inspection_report(model: Inspection) -> Iterator[Part]:
@@ -102,7 +132,9 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     from ..mechanisms.common.options import write_numbers
 
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
-    longest = f"of any length: a query looks back {model.look_back:,} positions" if model.look_back else model.longest_input
+    longest = (
+        f"of any length: a query looks back {model.look_back:,} positions" if model.look_back else model.longest_input
+    )
     yield {
         "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
         "input": "" if model.tower_names else f"{longest}, {'causal' if model.shape.causal else 'bidirectional'}",
@@ -122,7 +154,10 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     for number, state in enumerate(model.states):
         states.setdefault((model.mechanisms[number].name, state), []).append(number)
     if states:
-        rows = [(write_numbers(of), name, decimal(state.bytes), decimal(state.per_token)) for (name, state), of in states.items()]
+        rows = [
+            (write_numbers(of), name, decimal(state.bytes), decimal(state.per_token))
+            for (name, state), of in states.items()
+        ]
         title = f"state of each layer while decoding a sequence of {model.max_length:,} tokens"
         yield table(("layers", "mechanism", "state", "added by each further token"), rows, title, align="l")
     if model.costs:
@@ -139,9 +174,15 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
         "transformers": runs + ("; flash attention on GPUs" if model.flash else "") if model.layers else "",
         "longattn": model.verdict() if model.layers else "",
     }
-    layers = [(write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in model.groups().items()]
+    layers = [
+        (write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in model.groups().items()
+    ]
     yield table(("layers", "module", "heads", "a query sees"), layers, align="l")
-    memory = [(f"{length:,}", decimal(stock), decimal(ours)) for length, stock, ours in model.memory(lengths) if stock or ours]
+    memory = [
+        (f"{length:,}", decimal(stock), decimal(ours))
+        for length, stock, ours in model.memory(lengths)
+        if stock or ours
+    ]
     if memory:
         yield "Estimated memory of mask and scores in one layer, the largest, for one text in fp32:"
         yield table(("tokens", "transformers", "longattn"), memory, align="r")
@@ -158,12 +199,21 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
     yield from filter(None, (diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes))
     unit, rows = diagnosis.unit, []
     for number, layer in enumerate(diagnosis.last.layers):
-        effective = [f"{float(row.layers[number].numbers['effective_tokens'].mean()):,.1f}" for row in diagnosis.lengths]
+        effective = [
+            f"{float(row.layers[number].numbers['effective_tokens'].mean()):,.1f}" for row in diagnosis.lengths
+        ]
         shares = [percent(float(layer.numbers[name].mean())) for name in ("largest_weight", "first_tokens")]
         rows.append((str(number), *effective, *shares))
-    columns = ("layer", *(f"eff. {unit}\nof {row.length:,}" for row in diagnosis.lengths), "largest\nweight", f"first\n{unit}")
+    columns = (
+        "layer",
+        *(f"eff. {unit}\nof {row.length:,}" for row in diagnosis.lengths),
+        "largest\nweight",
+        f"first\n{unit}",
+    )
     yield table(columns, rows, "mean over the heads of a layer", align="r")
-    title = f"kept of the attention at {diagnosis.in_words(diagnosis.last.length)}; cost as a share of full attention's"
+    title = (
+        f"kept of the attention at {diagnosis.in_words(diagnosis.last.length)}; cost as a share of full attention's"
+    )
     if diagnosis.frame_seconds is not None:
         title += f"; options count frames of {in_seconds(diagnosis.frame_seconds)}"
     candidates = []
@@ -172,7 +222,10 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
         kept, cost = percent(diagnosis.mass(number)), percent(diagnosis.cost(number))
         candidates.append((str(diagnosis.candidates[number]), kept, f"{percent(least)} ({where})", cost))
     yield table(("mechanism", "kept", "least (layer)", "cost"), candidates, title)
-    for why, names in (("not measured for", diagnosis.reasons), ("not chosen, since positions need training", diagnosis.untrained)):
+    for why, names in (
+        ("not measured for", diagnosis.reasons),
+        ("not chosen, since positions need training", diagnosis.untrained),
+    ):
         if names:
             yield f"{why}: {', '.join(sorted(names))} (--json says why)\n"
     chosen = diagnosis.chosen()
@@ -182,7 +235,9 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
 
 
 def mechanisms(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Describe this one, with its options.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Describe this one, with its options.", show_default=False)
+    ] = None,
     as_json: flags.Json = False,
 ) -> None:
     """List the attention mechanisms, or describe one in full."""
@@ -193,24 +248,35 @@ def mechanisms(
     causal = {"both": "both", True: "only", False: "no"}
     if name is None:
         rows = [(info.name, info.summary, info.cost, causal[info.causal]) for info in infos]
-        listed = (table(("name", "what it does", "cost", "causal"), rows, align="l"), "Options of each: longattn mechanisms NAME")
+        listed = (
+            table(("name", "what it does", "cost", "causal"), rows, align="l"),
+            "Options of each: longattn mechanisms NAME",
+        )
         show({"mechanisms": [asdict(info) for info in infos]}, listed, as_json=as_json)
         return
     info = infos[0]
     facts = {field: getattr(info, field) for field in ("name", "summary", "when", "paper", "cost")}
-    facts |= {"causal": causal[info.causal], "equals full attention": info.exact_when, "input": input_in_words(info.name)}
+    facts |= {
+        "causal": causal[info.causal],
+        "equals full attention": info.exact_when,
+        "input": input_in_words(info.name),
+    }
     facts["adds parameters"] = "yes: needs training" if info.trains else "no"
     facts["global tokens"] = "taken (global_attention_mask)" if info.takes_globals else "not taken"
     about: list[Part] = [facts]
     for option in info.options:
         unit = f", in {option.unit}" if option.unit else ""
-        about.append(Styled(f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}", "bold"))
+        about.append(
+            Styled(f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}", "bold")
+        )
         about.append(Padding(option.help, (0, 0, 0, 4)))
     show(asdict(info), about, as_json=as_json)
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one, to copy or edit it.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print this one, to copy or edit it.", show_default=False)
+    ] = None,
 ) -> None:
     """List the recipes for --config and accelerate, or print one."""
     from ..errors import OptionError, nearest
@@ -220,7 +286,13 @@ def recipes(
     ready = ready_recipes()
     if name is None:
         rows = sorted((recipe.command, recipe.name, recipe.title) for recipe in ready.values())
-        show({}, (table(("command", "recipe", ""), rows, align="l"), "The values of each, and their source: longattn recipes NAME"))
+        show(
+            {},
+            (
+                table(("command", "recipe", ""), rows, align="l"),
+                "The values of each, and their source: longattn recipes NAME",
+            ),
+        )
         return
     if name not in ready:
         raise OptionError(f"There is no recipe {name!r}.{nearest(name, ready) or ' `longattn recipes` lists them.'}")

@@ -18,7 +18,8 @@ from rich.text import Text
 from ..errors import CONTROL, visible
 
 Part = RenderableType | Mapping[str, str]
-"""A part of a report: a sentence, a :class:`Line`, a :func:`table`, or a mapping of facts. Facts without a value are left out."""
+"""A part of a report: a sentence, a :class:`Line`, a :func:`table`, or a mapping of facts. Facts without a value are
+left out."""
 
 
 class Line(str):
@@ -37,7 +38,8 @@ class SafeConsole(Console):
 
 
 def show(values: Mapping[str, Any], report: Iterable[Part], *, as_json: bool = False) -> None:
-    """Print a result: its ``values`` as one JSON object, or the parts of its ``report`` (a generator, not run for JSON)."""
+    """Print a result: its ``values`` as one JSON object, or the parts of its ``report`` (a generator, not run for
+    JSON)."""
     if as_json:
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
         print(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
@@ -62,15 +64,21 @@ def facts(rows: Iterable[tuple[RenderableType, RenderableType]]) -> Table:
     return grid
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, align: str = "lr") -> RenderableType:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, align: str = "lr"
+) -> RenderableType:
     """A table, or an empty line if it has no rows.
 
     Args:
         align: "l" or "r" for each column; the last one holds for all further columns.
     """
-    grid = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_style="dim", title_justify="left")
+    grid = Table(
+        box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_style="dim", title_justify="left"
+    )
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if align[min(number, len(align) - 1)] == "r" else "left", overflow="fold")
+        grid.add_column(
+            column, justify="right" if align[min(number, len(align) - 1)] == "r" else "left", overflow="fold"
+        )
     for row in rows:
         grid.add_row(*row)
     return grid if grid.row_count else ""
@@ -80,4 +88,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
 def progress() -> Iterator[Callable[..., None]]:
     """Show progress on stderr, if that is a terminal: words, and "done of total" if numbers are given."""
     with SafeConsole(stderr=True).status("loading") as status:
-        yield lambda words, *numbers: status.update(" ".join((words, " of ".join(f"{number:,}" for number in numbers))))
+        yield lambda words, *numbers: status.update(
+            " ".join((words, " of ".join(f"{number:,}" for number in numbers)))
+        )

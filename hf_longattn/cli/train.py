@@ -1,7 +1,9 @@
-"""The commands that run a model on data: `longattn train TASK`, `longattn evaluate TASK` and `longattn embed MODEL DOCUMENTS --output DIR`.
+"""The commands that run a model on data: `longattn train TASK`, `longattn evaluate TASK` and `longattn embed MODEL
+DOCUMENTS --output DIR`.
 
-Each task is a command (:mod:`hf_longattn.training.tasks`). Its options are model arguments, data arguments and transformers'
-TrainingArguments. Of several processes (`accelerate launch -m hf_longattn train …`), only the first one prints.
+Each task is a command (:mod:`hf_longattn.training.tasks`). Its options are model arguments, data arguments and
+transformers' TrainingArguments. Of several processes (`accelerate launch -m hf_longattn train …`), only the first one
+prints.
 """
 
 from __future__ import annotations
@@ -47,13 +49,22 @@ for name in task_names():
 def embed(
     model: Annotated[str, flags.model_argument("A checkpoint that sentence-transformers loads, short or converted")],
     documents: Annotated[
-        str, typer.Argument(metavar="DOCUMENTS", help="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder or a Hub name.")
+        str,
+        typer.Argument(
+            metavar="DOCUMENTS", help="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder or a Hub name."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The folder to write; that of a stopped run is completed.")],
-    vectors: Annotated[str, typer.Option(help="What gets a vector: document, parts:8, passages:256 (tokens each) or tokens.")] = "document",
-    task: Annotated[str, typer.Option(help="document, or query for the prompt that the model puts before queries.")] = "document",
+    vectors: Annotated[
+        str, typer.Option(help="What gets a vector: document, parts:8, passages:256 (tokens each) or tokens.")
+    ] = "document",
+    task: Annotated[
+        str, typer.Option(help="document, or query for the prompt that the model puts before queries.")
+    ] = "document",
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
-    id_column: Annotated[str | None, typer.Option(help="The column of ids.", show_default="id, else names of files or numbers")] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The column of ids.", show_default="id, else names of files or numbers")
+    ] = None,
     split: Annotated[str, typer.Option(help="The split, where the data have several.")] = "train",
 ) -> None:
     """Embed documents into Parquet files: id, part, start and end in characters, vector.
@@ -64,7 +75,14 @@ def embed(
 
     with progress() as tell:
         counts = embed_documents(
-            model, documents, output, vectors=vectors, task=task, text_column=text_column, id_column=id_column or "", split=split,
+            model,
+            documents,
+            output,
+            vectors=vectors,
+            task=task,
+            text_column=text_column,
+            id_column=id_column or "",
+            split=split,
             note=partial(tell, "embedded"),
-        )  # fmt: skip
+        )
     show({}, [Line(f"{counts['documents']:,} documents, {counts['vectors']:,} vectors in {output}")])

@@ -1,4 +1,5 @@
-"""From a short checkpoint to a long one: plan → write → verify. Names are imported on first use; the settings need no torch."""
+"""From a short checkpoint to a long one: plan → write → verify. Names are imported on first use; the settings need no
+torch."""
 
 from __future__ import annotations
 

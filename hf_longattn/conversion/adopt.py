@@ -32,25 +32,35 @@ class Probe:
     real: Tensor  # (B, N) bool, tokens to compare. Outputs of another length are compared completely
 
     def check(self, name: str, source: Any, result: Any, reference: str, why: str = "") -> Check:
-        """Compare the outputs that both models have, with all hidden states. ``reference``: the source, as a noun phrase."""
+        """Compare the outputs that both models have, with all hidden states. ``reference``: the source, as a noun
+        phrase."""
         inputs, outputs = self.inputs, list[dict[str, Tensor]]()
-        if source.base_model is source and inputs["input_ids"].dim() == 3:  # no multiple-choice head: choices become rows
+        # no multiple-choice head: choices become rows
+        if source.base_model is source and inputs["input_ids"].dim() == 3:
             inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
         for model in (source, result):
             with torch.no_grad():
                 tensors = floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
-            outputs.append({name: part[self.real] if part.shape[:2] == self.real.shape else part for name, part in tensors.items()})
+            outputs.append(
+                {
+                    name: part[self.real] if part.shape[:2] == self.real.shape else part
+                    for name, part in tensors.items()
+                }
+            )
         common = sorted(outputs[0].keys() & outputs[1].keys())
         values = {"length": self.real.shape[1], "tokens": int(self.real.sum()), "outputs": common}
         texts = f"outputs and hidden states of two texts of up to {values['length']} tokens, {self.name}"
         difference = Difference.of(*({name: tensors[name] for name in common} for tensors in outputs))
-        return equality(f"{name}, {self.name}", f"{texts}: largest difference from {reference}", difference, values, why)
+        return equality(
+            f"{name}, {self.name}", f"{texts}: largest difference from {reference}", difference, values, why
+        )
 
 
 class Adoption:
     """One source architecture: converts its config and tensors to a Long model, and makes inputs for comparing both.
 
-    In the methods, ``config`` is the source's config with transformers' defaults, and ``source_class`` the name of its class.
+    In the methods, ``config`` is the source's config with transformers' defaults, and ``source_class`` the name of its
+    class.
     """
 
     model_type: ClassVar[str]  # transformers' model_type of the source
@@ -69,7 +79,11 @@ class Adoption:
         values = {name: value for name, value in config.to_dict().items() if name not in self.unused}
         if "MultipleChoice" in source_class:
             raise CheckpointError(f"{source_class} makes candidate answers global; convert it without this head.")
-        widths = list(config.attention_window) if isinstance(config.attention_window, Sequence) else [config.attention_window]
+        widths = (
+            list(config.attention_window)
+            if isinstance(config.attention_window, Sequence)
+            else [config.attention_window]
+        )
         usual = max(widths, key=widths.count)
         layers = {layer: {"window": width} for layer, width in enumerate(widths) if width != usual}
         of_head = next((options for head, options in self.head_globals.items() if source_class.endswith(head)), {})
@@ -84,11 +98,13 @@ class Adoption:
             state[name] = nn.functional.pad(state[name], (0, 0, self.unused_rows, 0))
         return state
 
-    def probes(self, config: Any, source_class: str, text: VerificationText, length: int, takes_globals: bool) -> list[Probe]:
+    def probes(
+        self, config: Any, source_class: str, text: VerificationText, length: int, takes_globals: bool
+    ) -> list[Probe]:
         """Inputs to run both models on: two texts, one of them padded.
 
-        If both models take a global attention mask, a second probe adds one. A decoder that does not read the whole text gets the text's
-        start.
+        If both models take a global attention mask, a second probe adds one. A decoder that does not read the whole
+        text gets the text's start.
         """
         short = max(1, 2 * length // 3)
         both, pad = text.tokens(length + short)[0], config.pad_token_id
@@ -98,7 +114,10 @@ class Adoption:
         real[1, short:] = False
         ends = next((ends for head, ends in self.separators.items() if source_class.endswith(head)), ())
         if ends:  # exactly the separators that the head expects
-            question, token = min(QUESTION, length // 4), config.eos_token_id if config.is_encoder_decoder else config.sep_token_id
+            question, token = (
+                min(QUESTION, length // 4),
+                config.eos_token_id if config.is_encoder_decoder else config.sep_token_id,
+            )
             ids[ids == token] = (token + 1) % config.vocab_size
             for row, count in enumerate(real.sum(-1).tolist()):
                 ids[row, [question + end if end >= 0 else count + end for end in ends]] = token
@@ -109,9 +128,16 @@ class Adoption:
         if "MultipleChoice" in source_class:  # the two texts are the choices of one example
             inputs, global_mask = {name: value[None] for name, value in inputs.items()}, global_mask[None]
         probes = [Probe("with padding", inputs, real)]
-        if takes_globals and "global_attention_mask" in inspect.signature(getattr(transformers, source_class).forward).parameters:
-            probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": global_mask}, real))
-        if not config.is_encoder_decoder or source_class.endswith(("EncoderModel", "ForSequenceClassification", "ForCausalLM")):
+        if (
+            takes_globals
+            and "global_attention_mask" in inspect.signature(getattr(transformers, source_class).forward).parameters
+        ):
+            probes.append(
+                Probe("with padding and global tokens", {**inputs, "global_attention_mask": global_mask}, real)
+            )
+        if not config.is_encoder_decoder or source_class.endswith(
+            ("EncoderModel", "ForSequenceClassification", "ForCausalLM")
+        ):
             return probes
         # the decoder reads the start of the encoder's text, shifted right by one
         decoded = torch.cat([torch.full_like(ids[:, :1], decoder_start(config)), ids[:, : DECODED - 1]], dim=1)
@@ -119,7 +145,8 @@ class Adoption:
 
 
 def renamed(name: str, names: Mapping[str, Any]) -> str:
-    """The name of a tensor in another architecture. names: regular expressions for parts of names -> the replacement."""
+    """The name of a tensor in another architecture. names: regular expressions for parts of names -> the
+    replacement."""
     for pattern, replacement in names.items():
         name = re.sub(pattern, replacement, name)
     return name
@@ -139,10 +166,18 @@ HEAD_GLOBALS: dict[str, dict[str, Any]] = {
 
 
 class LongformerAdoption(Adoption):
-    """Longformer (Beltagy et al. 2020): RoBERTa's layers and positions, a window, separate projections for global tokens."""
+    """Longformer (Beltagy et al. 2020): RoBERTa's layers and positions, a window, separate projections for global
+    tokens."""
 
     model_type, family, stems = "longformer", "roberta", ("Longformer", "Roberta")
-    unused = ("attention_window", "attention_mode", "attention_dilation", "autoregressive", "ignore_attention_mask", "onnx_export")
+    unused = (
+        "attention_window",
+        "attention_mode",
+        "attention_dilation",
+        "autoregressive",
+        "ignore_attention_mask",
+        "onnx_export",
+    )
     names: ClassVar = {
         r"^longformer\.": "roberta.",
         r"\.attention\.self\.(query|key|value)_global\.": r".attention.self.long_attention.separate.\1.",
@@ -152,7 +187,8 @@ class LongformerAdoption(Adoption):
 
 
 class LEDAdoption(Adoption):
-    """LED: a BART with Longformer's attention in its encoder. Its tables begin with position 0, BART's with two unused rows."""
+    """LED: a BART with Longformer's attention in its encoder. Its tables begin with position 0, BART's with two unused
+    rows."""
 
     model_type, family, stems = "led", "bart", ("LED", "Bart")
     unused, unused_rows = ("attention_window", "max_encoder_position_embeddings"), 2
@@ -172,8 +208,8 @@ class LEDAdoption(Adoption):
 class BigBirdPegasusAdoption(Adoption):
     """BigBird-Pegasus (Zaheer et al. 2020) keeps layers, heads and tensors.
 
-    The encoder gets ``bigbird`` with transformers' blocks. These are cut from the padded input, so outputs depend on padding. With
-    ``blocks_over="text"``, outputs equal transformers' outputs for the text without padding.
+    The encoder gets ``bigbird`` with transformers' blocks. These are cut from the padded input, so outputs depend on
+    padding. With ``blocks_over="text"``, outputs equal transformers' outputs for the text without padding.
     """
 
     model_type = family = "bigbird_pegasus"
@@ -183,8 +219,9 @@ class BigBirdPegasusAdoption(Adoption):
     def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
         if self.model_type == "big_bird" and config.is_decoder and config.attention_type != "original_full":
             raise CheckpointError(
-                f"A {source_class} with attention_type={config.attention_type!r} sees future tokens in long texts, so it is not a "
-                "decoder; set attention_type to 'original_full' in its config.json to convert it with full causal attention."
+                f"A {source_class} with attention_type={config.attention_type!r} sees future tokens in long texts, so "
+                "it is not a decoder; set attention_type to 'original_full' in its config.json to convert it with "
+                "full causal attention."
             )
         config_class: Any = FAMILIES[self.family].config_class
         values = {**config.to_dict(), **config_class.equivalent_settings(config.to_dict())}
@@ -200,6 +237,7 @@ class BigBirdAdoption(BigBirdPegasusAdoption):
 
 
 ADOPTIONS: dict[str, Adoption] = {
-    adoption.model_type: adoption for adoption in (BigBirdAdoption(), BigBirdPegasusAdoption(), LEDAdoption(), LongformerAdoption())
+    adoption.model_type: adoption
+    for adoption in (BigBirdAdoption(), BigBirdPegasusAdoption(), LEDAdoption(), LongformerAdoption())
 }
 """transformers' model_type of a source -> its adoption."""

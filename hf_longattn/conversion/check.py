@@ -27,8 +27,13 @@ from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progr
 from .plan import ConversionPlan
 from .source_models import added_modules, attached_mechanisms, load_checked, load_source, result_class
 
-AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
-"""The result's attention in a comparison: as configured; by mechanisms, even up to ``exact_length``; or the source's."""
+AS_CONFIGURED, MECHANISMS, BASE = (
+    "as for texts of up to {}",
+    "long attention",
+    "full attention instead of the mechanism",
+)
+"""The result's attention in a comparison: as configured; by mechanisms, even up to ``exact_length``; or the
+source's."""
 ROUNDED = 1e-2
 """Maximum relative difference of computed position rows from their values before rounding; bf16 has 4e-3."""
 FREE_SHARE = 0.75
@@ -61,7 +66,9 @@ class Comparison:
             self.compared = (without_head(self.source), without_head(self.result))
             self.outputs = "hidden states (the source has no weights for its head)"
         if self.source.dtype.itemsize < 4:
-            self.outputs += f" in {str(self.source.dtype).removeprefix('torch.')} (memory has no room for both models in fp32)"
+            self.outputs += (
+                f" in {str(self.source.dtype).removeprefix('torch.')} (memory has no room for both models in fp32)"
+            )
 
     def tower(self, name: str) -> Comparison:
         prefix = f"{name}_model."
@@ -73,15 +80,17 @@ class Comparison:
 def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
     """Load the source with transformers' class and the written result with the Auto class of its head.
 
-    Both are loaded in fp32 if free memory has room for them. Otherwise they stay in the files' dtype, which safetensors maps into memory.
-    The values of .bin files are rounded as config.json says, as they were in the result.
+    Both are loaded in fp32 if free memory has room for them. Otherwise they stay in the files' dtype, which
+    safetensors maps into memory. The values of .bin files are rounded as config.json says, as they were in the result.
     """
     import psutil
 
     source, architecture = plan.source, plan.architecture
     dtype: Any = torch.float32 if 8 * plan.parameters < FREE_SHARE * psutil.virtual_memory().available else "auto"
     original, missing = load_source(source, architecture, "auto" if source.pickled else dtype)
-    result, lacking = load_checked(result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=dtype)
+    result, lacking = load_checked(
+        result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=dtype
+    )
     original = original if dtype == "auto" else original.float()
     return Comparison(plan, original, result, folder, inputs, frozenset(missing), frozenset(lacking))
 
@@ -95,11 +104,15 @@ def check_result(comparison: Comparison, progress: StageProgress = no_progress) 
         yield check_tensors(comparison)
         yield plan.modality.processor(plan, comparison.folder, comparison.inputs)
         for name, part in towers.items():
-            yield [replace(check, name=f"{name}: {check.name}") for check in part.modality.check(comparison.tower(name))]
+            yield [
+                replace(check, name=f"{name}: {check.name}") for check in part.modality.check(comparison.tower(name))
+            ]
         yield plan.modality.check(comparison)
 
     progress("verify", 0, 3 + len(towers))
-    with checkpoint_errors("Verification failed, so nothing was kept: source or result does not run (--no-verify skips this)"):
+    with checkpoint_errors(
+        "Verification failed, so nothing was kept: source or result does not run (--no-verify skips this)"
+    ):
         for done, step in enumerate(steps(), 1):
             checks += step
             if any(check.status == FAILED for check in step):
@@ -109,7 +122,8 @@ def check_result(comparison: Comparison, progress: StageProgress = no_progress) 
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides whether training is needed.
+    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides whether
+    training is needed.
 
     Without such a check, or if it cannot tell, warnings and differing outputs get the status "needs training".
     """
@@ -122,7 +136,8 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 
 
 def check_tensors(comparison: Comparison) -> list[Check]:
-    """Check that the result has every tensor of the source, byte for byte, and new tensors only for mechanisms and memory tokens.
+    """Check that the result has every tensor of the source, byte for byte, and new tensors only for mechanisms and
+    memory tokens.
 
     An extended position table must keep its first rows. If the strategy drops positions, all its rows must be equal.
     """
@@ -132,7 +147,9 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     if adoption is not None:
         missing = {renamed(name, adoption.names) for name in missing}
     chosen = {  # without random parameters, and without those of a mechanism that the result no longer has
-        name: value for name, value in before.items() if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
+        name: value
+        for name, value in before.items()
+        if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
     tied = {*tied_weights(result)}
     new = after.keys() - before.keys() - missing - tied
@@ -145,12 +162,17 @@ def check_tensors(comparison: Comparison) -> list[Check]:
         layer = result.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
         for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
             parameter = mechanism.get_parameter(name)
-            if f"{prefix}.{name}" in new and not _same_bytes(copied(layer.get_parameter(copied.name)).view_as(parameter), parameter):
+            if f"{prefix}.{name}" in new and not _same_bytes(
+                copied(layer.get_parameter(copied.name)).view_as(parameter), parameter
+            ):
                 wrong.append(f"{prefix}.{name} is no copy of its layer's values")
     infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
     extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
     counts = {"kept": len(chosen) - extended, "extended": extended, "new": len(new)}
-    detail = f"{len(before)} tensors of the source accounted for: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
+    detail = (
+        f"{len(before)} tensors of the source accounted for: "
+        f"{', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
+    )
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
@@ -161,7 +183,8 @@ def check_tensors(comparison: Comparison) -> list[Check]:
 
 
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:
-    """Problems of the written tensor ``new``, as clauses. It should equal ``old``, or extend it if it is a position table."""
+    """Problems of the written tensor ``new``, as clauses. It should equal ``old``, or extend it if it is a position
+    table."""
     for tower, part in ({} if plan.generic else plan.towers).items():
         if name.startswith(prefix := f"{tower}_model."):
             yield from _differences(part, name.removeprefix(prefix), old, new)
@@ -178,7 +201,9 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
     if strategy in DROPPED and not bool((new[offset:] == new[-1]).all()):
         yield "must have equal rows"
     expected = extend_table(old, len(new), offset=offset, strategy=strategy)
-    if not _same_bytes(new, expected) and (strategy == "tile" or not torch.allclose(new, expected, ROUNDED, ROUNDED * float(old.std()))):
+    if not _same_bytes(new, expected) and (
+        strategy == "tile" or not torch.allclose(new, expected, ROUNDED, ROUNDED * float(old.std()))
+    ):
         yield "differs from the source's values"
 
 

@@ -1,6 +1,7 @@
 """Check the outputs of a converted text model, and measure whether it needs training.
 
-For a language model, the loss is measured by position. For a sentence encoder, embeddings are compared. Other heads would need labels.
+For a language model, the loss is measured by position. For a sentence encoder, embeddings are compared. Other heads
+would need labels.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ from .plan import ConversionPlan
 from .source_models import outputs
 
 COMPARED, LONGEST, PADDED = 3e11, 1e12, 4e10
-"""Maximum FLOPs of one forward pass at the old length, at the new length, and over a padded text. Untuned; BERT-base at 4,096 tokens is
-within the second."""
+"""Maximum FLOPs of one forward pass at the old length, at the new length, and over a padded text. Untuned; BERT-base
+at 4,096 tokens is within the second."""
 SHORTEST_PADDED = 1024
 """Minimum tokens of a padded text, since engines compute shorter ones densely."""
 MEASUREMENT, PATIENCE = 4e12, 600.0
-"""Maximum FLOPs for measuring source and result on one text, and maximum seconds for the shortest text on which they can differ."""
+"""Maximum FLOPs for measuring source and result on one text, and maximum seconds for the shortest text on which they
+can differ."""
 TEXTS, SECONDS = 4, 45.0
 """Maximum number of texts for a decoder's loss, and seconds after which no further text is begun."""
 STUDENT = {3: 4.303, 4: 3.182}
@@ -49,14 +51,16 @@ STUDENT = {3: 4.303, 4: 3.182}
 SMALLEST_BUCKET = 256
 """Tokens in the first bucket of a decoder's loss by position; each further bucket ends at twice the position."""
 LOGITS_BYTES = 2**31
-"""Maximum bytes of measured logits. A decoder computes them for some positions only. Compared logits have at most a quarter as many."""
+"""Maximum bytes of measured logits. A decoder computes them for some positions only. Compared logits have at most a
+quarter as many."""
 
 
 @dataclass(frozen=True)
 class Lengths:
     """The lengths in tokens at which source and result are run."""
 
-    covered: int  # longest text for which every layer computes the source's attention, at most the old length; 0 if there is none
+    # longest text for which every layer computes the source's attention, at most the old length; 0 if there is none
+    covered: int
     old: int  # text on which outputs are compared
     new: int  # longest text that the result reads
     padded: int  # text with padding
@@ -71,7 +75,8 @@ class Lengths:
 def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 0.0) -> Lengths:
     """Choose the lengths for this model and text. They are shorter than planned if the model is large.
 
-    speed: measured FLOP/s of this machine. The shortest text that can show a difference may take :data:`PATIENCE` seconds.
+    speed: measured FLOP/s of this machine. The shortest text that can show a difference may take :data:`PATIENCE`
+        seconds.
     """
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
@@ -88,11 +93,13 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
     rows, width = (0, 0) if head is None else head.weight.shape
     old = min(affordable_length(old_length, shape, layers, COMPARED), LOGITS_BYTES // max(1, 16 * rows))
     new = affordable_length(new_length, shape, layers, LONGEST)
-    reach = bisect.bisect_left(range(1, max(old_length, new) + 1), True, key=differs)  # a covered length covers all shorter ones
+    # a covered length covers all shorter ones
+    reach = bisect.bisect_left(range(1, max(old_length, new) + 1), True, key=differs)
     least = min(new, max(SHORTEST_PADDED, 5 * reach // 4))  # long enough that the mechanism hides tokens
     padded = affordable_length(new, shape, layers, PADDED, least)
     covered = min(reach, old_length)
-    per_logits = rows * 4 / LOGITS_BYTES if shape.causal else 0.0  # a decoder's loss is measured at as many positions as fit
+    # a decoder's loss is measured at as many positions as fit
+    per_logits = rows * 4 / LOGITS_BYTES if shape.causal else 0.0
 
     def operations(count: int) -> float:
         """FLOPs of measuring source and result on ``count`` tokens."""
@@ -100,7 +107,8 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
         return 2 * (cost_at(count, shape, layers).total_flops + 2 * rows * width * count / every)
 
     def affordable(count: int, chunk: int, least: int) -> int:
-        """Halve ``count``, in whole chunks, until the measurement takes few enough FLOPs. 0 if ``least`` tokens are still too many."""
+        """Halve ``count``, in whole chunks, until the measurement takes few enough FLOPs. 0 if ``least`` tokens are
+        still too many."""
         count = count // chunk * chunk
         while count >= least:
             most = max(MEASUREMENT, PATIENCE * speed) if count == least else MEASUREMENT
@@ -110,7 +118,8 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
         return 0
 
     longest, same, read, needed = min(new, text.real_tokens()), max(covered, plan.short_texts.length), 0, 0
-    if new_length > old_length:  # the source reads chunks of its length, or equal parts of a text of less than twice its length
+    # the source reads chunks of its length, or equal parts of a text of less than twice its length
+    if new_length > old_length:
         chunk = old_length if new_length >= 2 * old_length else new_length // -(-new_length // old_length)
         needed = min(2 * chunk, new_length // chunk * chunk)
         read = affordable(longest, chunk, needed)
@@ -125,7 +134,8 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
 def covers(layers: Sequence[Mechanism], length: int, causal: bool) -> bool:
     """Whether every layer is full attention at this length, without memory tokens."""
     return all(
-        layer.covers(length, causal) and (layer.capabilities.recursion is None or not layer.capabilities.recursion.memory)
+        layer.covers(length, causal)
+        and (layer.capabilities.recursion is None or not layer.capabilities.recursion.memory)
         for layer in layers
     )
 
@@ -144,17 +154,24 @@ def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Che
 
 
 def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
-    """A check that cannot tell whether the result needs training. ``reason``: a clause; ``would_tell``: a noun phrase."""
+    """A check that cannot tell whether the result needs training. ``reason``: a clause; ``would_tell``: a noun
+    phrase."""
     detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
-    return Check(name, SKIPPED if values is None else MEASURED, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
+    return Check(
+        name,
+        SKIPPED if values is None else MEASURED,
+        detail,
+        {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell},
+    )
 
 
 @dataclass(frozen=True)
 class LanguageLoss:
     """The loss of a language model by position.
 
-    It decides only if the source's loss is well below chance, the loss of predicting every token by its frequency in the text. Otherwise
-    (another language, code, proteins, an untrained source), even a destroyed position table would not raise the loss.
+    It decides only if the source's loss is well below chance, the loss of predicting every token by its frequency in
+    the text. Otherwise (another language, code, proteins, an untrained source), even a destroyed position table would
+    not raise the loss.
     """
 
     plan: ConversionPlan
@@ -178,7 +195,8 @@ class LanguageLoss:
         return replace(check, values={**check.values, "seconds": round(time.monotonic() - started, 1)})
 
     def measure(self, model: Any, chunk: int, number: int = 0) -> Tensor:
-        """The loss of each token of a text, ``(N,)``, under a model that reads ``chunk`` tokens at once; NaN where none is predicted.
+        """The loss of each token of a text, ``(N,)``, under a model that reads ``chunk`` tokens at once; NaN where
+        none is predicted.
 
         number: the text's number. All texts are consecutive parts of one.
         """
@@ -222,7 +240,11 @@ class LanguageLoss:
         listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
         shortened = "" if count > plan.new_length - chunk else f" (of {plan.new_length})"
         how = "source → result" if lengths.at_once else f"source on chunks of {chunk} → result in one pass"
-        predicts = f"{MASKED:.0%} masked tokens" if not causal else "the next token" + f", every {lengths.every}th" * (lengths.every > 1)
+        predicts = (
+            f"{MASKED:.0%} masked tokens"
+            if not causal
+            else "the next token" + f", every {lengths.every}th" * (lengths.every > 1)
+        )
         values = {
             "tokens": texts * count,
             "texts": texts,
@@ -232,10 +254,15 @@ class LanguageLoss:
             "buckets": buckets,
         }
 
-        old = torch.stack([with_context(row, chunk, causal=causal) for row in old]).masked_fill(torch.arange(count) < same, float("nan"))
-        frequency = self.text.tokens(real)[0].bincount()[self.text.tokens(texts * count)[0]] / real  # above 0: the text contains them all
+        old = torch.stack([with_context(row, chunk, causal=causal) for row in old]).masked_fill(
+            torch.arange(count) < same, float("nan")
+        )
+        # above 0: the text contains them all
+        frequency = self.text.tokens(real)[0].bincount()[self.text.tokens(texts * count)[0]] / real
         change, gain = LossChange.of(old, new), LossChange.of(old, -frequency.log().view(texts, count))
-        detail = f"{f'{texts} texts of ' * (texts > 1)}{count} tokens{shortened} of {self.text.describe()}, {how}: {listed}"
+        detail = (
+            f"{f'{texts} texts of ' * (texts > 1)}{count} tokens{shortened} of {self.text.describe()}, {how}: {listed}"
+        )
         if change is None or gain is None:
             return undecided(self.name, f"{detail}; no token is predicted by both", LONGER_TEXT, values)
         detail = f"{detail}; {f'beyond {same}' if same else 'in all'} {change}"
@@ -248,15 +275,27 @@ class LanguageLoss:
             detail = f"{detail}, 95 % interval over the texts {low:+.3f} to {high:+.3f}"
         detail = f"{detail}; chance, from token frequencies alone, {gain.after:.3f}"
         if not (gain.worse and gain.change >= self.least_gain * gain.after):
-            return undecided(self.name, f"{detail}: the source does not predict this text much better than chance", READABLE_TEXT, values)
+            return undecided(
+                self.name,
+                f"{detail}: the source does not predict this text much better than chance",
+                READABLE_TEXT,
+                values,
+            )
         if change.worse:
             bearable = causal and change.change <= self.bearable * gain.change
             lost = f"the result loses {change.change / gain.change:.1%} of what the source gains over chance"
             return decision(self.name, bearable, f"{detail}: {lost if bearable else 'the result is worse'}", values)
         if not max(NEGLIGIBLE, 2 * (change.error or 0.0)) <= gain.change / 2:
-            return undecided(self.name, f"{detail}: losing half of the source's gain over chance could go unnoticed", LONGER_TEXT, values)
+            return undecided(
+                self.name,
+                f"{detail}: losing half of the source's gain over chance could go unnoticed",
+                LONGER_TEXT,
+                values,
+            )
         if lengths.at_once and plan.new_length > plan.old_length:
-            would_tell = f"the losses of source and result on long texts (longattn evaluate {'clm' if causal else 'mlm'})"
+            would_tell = (
+                f"the losses of source and result on long texts (longattn evaluate {'clm' if causal else 'mlm'})"
+            )
             problem = f"the result is not worse, but no text of more than {plan.old_length:,} tokens was read"
             return undecided(self.name, f"{detail}: {problem}", would_tell, values)
         return decision(self.name, True, f"{detail}: the result is not worse", values)
@@ -266,9 +305,10 @@ class LanguageLoss:
 class Embeddings:
     """Sentence embeddings of short passages, and of a document that is longer than the source reads.
 
-    They are pooled and normalised as sentence-transformers does. The document's embedding is compared with the mean of its chunks'
-    embeddings by the source, the usual way to embed a long text. The first chunk has old positions, so both leave it out, unless the
-    pooling takes a single token. Chance is the cosine with another passage, or for the document, with its first chunk.
+    They are pooled and normalised as sentence-transformers does. The document's embedding is compared with the mean of
+    its chunks' embeddings by the source, the usual way to embed a long text. The first chunk has old positions, so
+    both leave it out, unless the pooling takes a single token. Chance is the cosine with another passage, or for the
+    document, with its first chunk.
     """
 
     plan: ConversionPlan
@@ -284,28 +324,39 @@ class Embeddings:
     alike = 0.95
     """Maximum mean cosine of different passages. Above it, the source does not tell them apart. Untuned."""
     share = 1 / 3
-    """Maximum cosine distance from the source's embedding, as a share of the chance distance. Measured with all-MiniLM-L6-v2 at 1,024
-    to 4,096 tokens: tiled positions have at most 0.06 with windows and 0.25 with full attention, random new rows 0.44 to 0.84."""
+    """Maximum cosine distance from the source's embedding, as a share of the chance distance. Measured with
+    all-MiniLM-L6-v2 at 1,024
+    to 4,096 tokens: tiled positions have at most 0.06 with windows and 0.25 with full attention, random new rows 0.44
+        to 0.84."""
 
     def __post_init__(self) -> None:
-        """Choose ``passages`` (length -> number of passages) and ``left_out`` (number of leading chunks that are not compared)."""
+        """Choose ``passages`` (length -> number of passages) and ``left_out`` (number of leading chunks that are not
+        compared)."""
         old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
         sizes = sorted(length for length in {*self.sizes, old} if length <= old and real >= 2 * length)
-        exact = 0 if short.reason else short.length  # the result equals the source up to this length, so one such length is enough
-        self.passages = {length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]}
-        self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1  # a single token: compare the first chunk too
+        # the result equals the source up to this length, so one such length is enough
+        exact = 0 if short.reason else short.length
+        self.passages = {
+            length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]
+        }
+        # a single token: compare the first chunk too
+        self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1
 
     def compare(self, source: Any, result: Any) -> Check:
         return self.judge(self.measure(source, self.lengths.chunk), self.measure(result, self.lengths.read))
 
     def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
-        """Passage length -> normalised embeddings ``(count, D)`` of the first passages. Lengths include special tokens.
+        """Passage length -> normalised embeddings ``(count, D)`` of the first passages. Lengths include special
+        tokens.
 
-        The source reads the document in pieces of ``chunk`` tokens, which are embedded too. The result reads it as one passage.
+        The source reads the document in pieces of ``chunk`` tokens, which are embedded too. The result reads it as one
+        passage.
         """
 
         def embed(count: int, length: int, start: int = 0) -> Tensor:
-            states = outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][:, start:].float()
+            states = outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][
+                :, start:
+            ].float()
             return normalize(self.pooling(states, torch.ones(states.shape[:2])), dim=-1)
 
         counts, lengths = dict(self.passages), self.lengths
@@ -324,7 +375,8 @@ class Embeddings:
         cosines = {length: mean_cosine(result[length], source[length][:count]) for length, count in passages.items()}
         listed = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
         detail = (
-            f"cosine with the source's: {listed} tokens (at least {least:.2f} is required, since different passages have {different:.2f})"
+            f"cosine with the source's: {listed} tokens (at least {least:.2f} is required, since different "
+            f"passages have {different:.2f})"
         )
         values: dict[str, Any] = {"cosines": {str(length): cosine for length, cosine in cosines.items()}}
         values |= {"different_passages": different, "least": least, "tokens": longest}
@@ -338,14 +390,24 @@ class Embeddings:
             shortened = "" if tokens > self.plan.new_length - chunk else f" (of {self.plan.new_length:,})"
             detail += (
                 f"; at {tokens:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks"
-                f"{', both without the first chunk' * first} (at least {required:.2f}, since the first chunk alone has {alone:.3f})"
+                f"{', both without the first chunk' * first} (at least {required:.2f}, since the first chunk alone "
+                f"has {alone:.3f})"
             )
-            values |= {"document": {"chunk": chunk, "cosine": cosine, "first_chunk": alone, "least": required}, "tokens": tokens}
+            values |= {
+                "document": {"chunk": chunk, "cosine": cosine, "first_chunk": alone, "least": required},
+                "tokens": tokens,
+            }
             ready = ready and cosine >= required
         if different > self.alike:
-            return undecided(self.name, f"{detail}: the source does not tell these passages apart", READABLE_TEXT, values)
+            return undecided(
+                self.name, f"{detail}: the source does not tell these passages apart", READABLE_TEXT, values
+            )
         if ready and grows and lengths.at_once:
-            would_tell = LONGER_TEXT if self.text.real_tokens() < lengths.needed else "its scores in retrieval (longattn evaluate embed)"
+            would_tell = (
+                LONGER_TEXT
+                if self.text.real_tokens() < lengths.needed
+                else "its scores in retrieval (longattn evaluate embed)"
+            )
             return undecided(self.name, f"{detail}: no longer text was embedded", would_tell, values)
         return decision(self.name, ready, detail, values)
 
@@ -368,21 +430,30 @@ def check_texts(comparison: Comparison) -> list[Check]:
     """Run all output checks of a text model. A loss or embeddings are measured only if the outputs pass."""
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
     lengths, started = choose_lengths(plan, text), time.monotonic()
-    checks = compare_lengths(comparison, lengths) if plan.architecture.converter is None else compare_adopted(comparison, lengths.old)
+    checks = (
+        compare_lengths(comparison, lengths)
+        if plan.architecture.converter is None
+        else compare_adopted(comparison, lengths.old)
+    )
     if any(check.status == FAILED for check in checks):
         return checks
     if not lengths.read:  # a large model: how long would it take?
         compared = [check.values["length"] for check in checks if "length" in check.values]
-        layers, head = layer_mechanisms(plan.attention, plan.shape, plan.new_length), plan.skeleton.get_output_embeddings()
+        layers, head = (
+            layer_mechanisms(plan.attention, plan.shape, plan.new_length),
+            plan.skeleton.get_output_embeddings(),
+        )
         of_head = 0 if head is None else 2 * head.weight.numel()
         passes = [*compared, *{*compared}]  # the result at each length, and the source once
         flops = sum(cost_at(length, plan.shape, layers).total_flops + of_head * length for length in passes)
         lengths = choose_lengths(plan, text, flops / max(time.monotonic() - started, 1e-3))
-    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # sentence encoders have no decoder
+    # sentence encoders have no decoder
+    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None
     purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
 
     unmeasured, states = why_not_measured(plan, text, purpose), dict[str, Any]()
-    if unmeasured is None:  # the last pass often reads the longest text, so its hidden states are stored for the next check
+    # the last pass often reads the longest text, so its hidden states are stored for the next check
+    if unmeasured is None:
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
         decided = purpose.compare(source, result)
         hook.remove()
@@ -400,13 +471,19 @@ def check_texts(comparison: Comparison) -> list[Check]:
     return [*checks, decided]
 
 
-def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: LanguageLoss | Embeddings) -> list[Check] | None:
-    """The checks (often none) that replace a measurement of loss or embeddings. ``None`` if the measurement is possible."""
+def why_not_measured(
+    plan: ConversionPlan, text: VerificationText, purpose: LanguageLoss | Embeddings
+) -> list[Check] | None:
+    """The checks (often none) that replace a measurement of loss or embeddings. ``None`` if the measurement is
+    possible."""
     old, new, long_class = plan.old_length, plan.new_length, plan.architecture.long_class
     if purpose.lengths.covered == new:
         return []  # the result computes the source's attention at every length
     if isinstance(purpose, LanguageLoss):
-        predicts = auto_class_name(plan.config, long_class) in HEADS and plan.skeleton.get_output_embeddings() is not None  # not ELECTRA
+        # not ELECTRA
+        predicts = (
+            auto_class_name(plan.config, long_class) in HEADS and plan.skeleton.get_output_embeddings() is not None
+        )
         if not predicts or plan.decoder is not None:  # its decoder predicts its own output
             problem = f"the source reads no more than {old:,} tokens, and {long_class} has no loss without labels"
             would_tell = f"its scores on labelled texts of up to {new:,} tokens (longattn evaluate)"
@@ -427,7 +504,13 @@ def why_not_measured(plan: ConversionPlan, text: VerificationText, purpose: Lang
         return [undecided(purpose.name, f"{needed:,} tokens are needed, and the text has {real:,}", LONGER_TEXT)]
     estimate = f"about {purpose.lengths.seconds / 60:,.0f} minutes" if purpose.lengths.seconds else "too long"
     problem = f"{needed:,} tokens would take {estimate} with a model of this size"
-    return [undecided(purpose.name, problem, f"its loss on long texts (longattn evaluate {'clm' if plan.shape.causal else 'mlm'})")]
+    return [
+        undecided(
+            purpose.name,
+            problem,
+            f"its loss on long texts (longattn evaluate {'clm' if plan.shape.causal else 'mlm'})",
+        )
+    ]
 
 
 def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
@@ -435,9 +518,15 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     old, change = lengths.old, plan.position_change
     covered, short = min(lengths.covered, old), min(plan.short_texts.length, old)
-    unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0  # even if positions change in longer texts
-    limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the decoder
-    why_short = "" if covers(decoder_mechanisms(plan), min(short, limit or short), True) else "the decoder's mechanism does not cover it"
+    # even if positions change in longer texts
+    unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0
+    # of the decoder
+    limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
+    why_short = (
+        ""
+        if covers(decoder_mechanisms(plan), min(short, limit or short), True)
+        else "the decoder's mechanism does not cover it"
+    )
     every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
     differing = old if covered < old else 0
     differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
@@ -458,7 +547,10 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
             expected[length] = outputs(source, ids, decoder_tokens=limit)
         with attending(result, attention):
             difference = Difference.of(expected[length], outputs(result, ids, decoder_tokens=limit))
-        detail = f"{comparison.outputs} at {length} tokens, {attention.format(plan.short_texts.length)}: largest difference from the source"
+        detail = (
+            f"{comparison.outputs} at {length} tokens, {attention.format(plan.short_texts.length)}: largest "
+            "difference from the source"
+        )
         values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length])}
         check = equality(name, detail, difference, values, why)
         used = attention in (AS_CONFIGURED, BASE) or length > plan.short_texts.length  # else only this check uses it
@@ -470,12 +562,20 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     architecture, adoption = plan.architecture, plan.architecture.converter
     assert adoption is not None
-    takes_globals = any(layer.capabilities.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-    why = plan.position_change if plan.attention == architecture.original_attention else "the attention differs from the source's"
+    takes_globals = any(
+        layer.capabilities.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    )
+    why = (
+        plan.position_change
+        if plan.attention == architecture.original_attention
+        else "the attention differs from the source's"
+    )
     reference = f"transformers' {adoption.model_type}"
     checks = [
         probe.check("equal to the source", source, result, reference, why)
-        for probe in adoption.probes(architecture.original_config, architecture.source_class, text, length, takes_globals)
+        for probe in adoption.probes(
+            architecture.original_config, architecture.source_class, text, length, takes_globals
+        )
     ]
     lacks = " (the source has no weights for its head)" * comparison.headless
     return [replace(check, detail=f"{check.detail}{lacks}") for check in checks]
@@ -496,26 +596,35 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
     takes_positions = "position_ids" in inspect.signature(type(backbone).forward).parameters
     gaps = {"right": (0, PADDING), "left": (PADDING, 0)}
     sides = [*gaps] if takes_positions else ["right"]  # without position_ids, left padding shifts the text
-    passes_positions = takes_positions and getattr(backbone, "exact_length", None) is None  # otherwise the model counts from the text
+    # otherwise the model counts from the text
+    passes_positions = takes_positions and getattr(backbone, "exact_length", None) is None
     first_id = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
 
     def pad(values: Tensor, fill: int = 0) -> Tensor:
-        return torch.cat([functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides])
+        return torch.cat(
+            [functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides]
+        )
 
     def hidden(ids: Tensor, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
-        if passes_positions:  # counted over real tokens: padding repeats the last position, or the first one in front of the text
+        # counted over real tokens: padding repeats the last position, or the first one in front of the text
+        if passes_positions:
             positions = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             arguments = {**arguments, "position_ids": positions + first_id}
         returned = outputs(backbone, ids, decoder_tokens=decoded, **arguments)
         return {key: state for key, state in returned.items() if key.endswith("last_hidden_state")}
 
     alone = ids[:, :short]
-    arguments = {"attention_mask": torch.ones_like(alone), **plan.architecture.family.spec.further_inputs(plan.config, *alone.shape)}
+    arguments = {
+        "attention_mask": torch.ones_like(alone),
+        **plan.architecture.family.spec.further_inputs(plan.config, *alone.shape),
+    }
     if takes_globals:
         global_mask = torch.zeros_like(alone)
         global_mask[:, :8] = global_mask[:, short // 2] = 1
         arguments["global_attention_mask"] = global_mask
-    fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
+    fill = (
+        plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
+    )
     unpadded = hidden(alone, arguments)
     padded = hidden(pad(alone, fill), {key: pad(value) for key, value in arguments.items()})
     if not unpadded:

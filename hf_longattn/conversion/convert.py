@@ -8,13 +8,30 @@ from typing import Any
 from ..errors import CheckpointError
 from ..evaluation.flops import layer_mechanisms
 from ..evaluation.token_loss import verification_text
-from ..files import CONVERSION_REPORT, EMBEDDINGS, RERANKER, TOKEN_VECTORS, destination_path, ending_cleanly, sentence_class, staged_folder
+from ..files import (
+    CONVERSION_REPORT,
+    EMBEDDINGS,
+    RERANKER,
+    TOKEN_VECTORS,
+    destination_path,
+    ending_cleanly,
+    sentence_class,
+    staged_folder,
+)
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
 from ..reports import NEEDS_TRAINING
 from .check import check_result, load_both
-from .folders import WOULD_TELL, ConversionReport, StageProgress, add_source_files, complete_result, no_progress, train_command
+from .folders import (
+    WOULD_TELL,
+    ConversionReport,
+    StageProgress,
+    add_source_files,
+    complete_result,
+    no_progress,
+    train_command,
+)
 from .plan import Chooser, ConversionPlan, plan_conversion
 from .settings import AUTO, ConversionConfig
 from .source_models import load_as_result, open_source, quiet_libraries
@@ -32,14 +49,16 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Turn a short checkpoint into a long one, and check the files that were written.
 
-        convert_checkpoint("google-bert/bert-base-uncased", "bert-4096", mechanism="longformer", window=512, max_length=4096)
+        convert_checkpoint("google-bert/bert-base-uncased", "bert-4096", mechanism="longformer", window=512,
+        max_length=4096)
 
     Args:
         source: a folder (transformers or sentence-transformers), or a Hub repository id.
         destination: a folder that does not exist yet. It appears complete, or not at all.
-        config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are mechanism options.
-            If option names come from a user, pass them as the mapping `options`.
-        choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
+        config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are
+            mechanism options. If option names come from a user, pass them as the mapping `options`.
+        choose: the function that chooses mechanisms for ``mechanism="auto"``:
+            :func:`hf_longattn.search.choose_mechanisms`.
         progress: called as progress(stage, done, total).
 
     Returns:
@@ -56,10 +75,13 @@ def convert_checkpoint(
             plan_conversion(source, target, chosen.without_search() if chosen.mechanism == AUTO else chosen)
         opened = open_source(source, revision=chosen.revision, token=chosen.token, allow_pickle=chosen.allow_pickle)
         plan = plan_conversion(opened, target, chosen, choose=choose)
-        stored = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern))
+        stored = sum(
+            path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern)
+        )
         if plan.parameters > 4 * stored + 10**9:  # before allocating weights that no file has
             raise CheckpointError(
-                f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its weights have {stored:,} "
+                f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its "
+                f"weights have {stored:,} "
                 "bytes; does it belong to another model?"
             )
         with staged_folder(target, overwrite=chosen.overwrite) as stage:
@@ -67,7 +89,9 @@ def convert_checkpoint(
             inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
             model, missing = load_as_result(opened, plan.architecture, plan.config, None)
             progress("write", 0, plan.parameters * plan.shape.element_bytes)
-            model.save_pretrained(stage, state_dict={name: value for name, value in model.state_dict().items() if name not in missing})
+            model.save_pretrained(
+                stage, state_dict={name: value for name, value in model.state_dict().items() if name not in missing}
+            )
             del model
             add_source_files(opened, stage, plan.new_length, plan)
             checks = [] if inputs is None else check_result(load_both(plan, stage, inputs), progress)
@@ -92,20 +116,30 @@ SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("-
 
 
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
-    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name."""
+    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the
+    model's name."""
     if plan.training is not None:
         return dict(plan.training)
     head, saved_by, causal = plan.architecture.source_class, sentence_class(plan.source.card_folder), plan.shape.causal
-    capabilities = [mechanism.capabilities for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)]
-    learns = any(capability.trains and capability.recursion is None for capability in capabilities)  # memory tokens train with the model
+    capabilities = [
+        mechanism.capabilities for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    ]
+    # memory tokens train with the model
+    learns = any(capability.trains and capability.recursion is None for capability in capabilities)
     predicts = head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None
     answers = not causal and (head.endswith("ForQuestionAnswering") or "For" not in head)
     texts, length = ("--data", "YOUR_TEXTS"), ("--max-length", str(plan.new_length))
     teacher = ("--method", "hidden", "--teacher", plan.source.name)
     commands = [  # the first match is used
         (saved_by == EMBEDDINGS and learns, ("linearise", *texts, *length)),
-        (saved_by == EMBEDDINGS and plan.positions in DROPPED, ("distill", *teacher, *texts, "--max-length", str(plan.old_length))),
-        (saved_by in SENTENCE_MODELS, ("embed", *SENTENCE_MODELS.get(str(saved_by), ()), "--data", "YOUR_PAIRS.jsonl", *length)),
+        (
+            saved_by == EMBEDDINGS and plan.positions in DROPPED,
+            ("distill", *teacher, *texts, "--max-length", str(plan.old_length)),
+        ),
+        (
+            saved_by in SENTENCE_MODELS,
+            ("embed", *SENTENCE_MODELS.get(str(saved_by), ()), "--data", "YOUR_PAIRS.jsonl", *length),
+        ),
         (saved_by is not None, ()),
         (predicts, ("linearise" if learns else "clm" if causal else "mlm", *texts, *length)),
         (head.endswith("ForConditionalGeneration"), ("seq2seq", "--data", "YOUR_DATA.jsonl", *length)),

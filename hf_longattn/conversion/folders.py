@@ -40,12 +40,26 @@ from .plan import ConversionPlan, StackLength
 from .source_models import SIDECAR_FOLDERS, Source, open_source
 
 LEFT_OUT = (
-    "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",
+    "config.json",
+    "README.txt",
+    "*_report.json",
+    "*.index.json",
+    "trainer_state.json",
+    "*_results.json",
+    "training_log.json",
     *PREDICTIONS,
-)  # fmt: skip
-"""Files of a source that are not copied: those that the result replaces, and records of the source's training and evaluation."""
+)
+"""Files of a source that are not copied: those that the result replaces, and records of the source's training and
+evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""
@@ -63,8 +77,11 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:
-    """The ``next_step`` of a report: the `longattn train` command for the result. "{model}" stands for the model's name."""
-    return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
+    """The ``next_step`` of a report: the `longattn train` command for the result. "{model}" stands for the model's
+    name."""
+    return {
+        "command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]
+    }
 
 
 @dataclass
@@ -72,11 +89,13 @@ class ConversionReport:
     """A finished conversion.
 
     Attributes:
-        destination, files, bytes_written: the folder that was written, names of its files, and the total size of its tensors.
+        destination, files, bytes_written: the folder that was written, names of its files, and the total size of its
+            tensors.
         config, plan: non-default settings, and the plan in the form of :meth:`ConversionPlan.to_dict`.
         checks, text: the checks, each with a status and a sentence, and the inputs on which the models were run.
         versions: of this package, Python and the libraries.
-        next_step: how to train the result, with "{model}" for its name; ``None`` if the result is known to need no training.
+        next_step: how to train the result, with "{model}" for its name; ``None`` if the result is known to need no
+            training.
         train_command: the command of ``next_step`` for ``destination``, or advice; ``None`` without a next step.
         verified: whether the result was checked. A result that fails a check is never written.
         deciding: the check with a verdict on training; ``None`` if no check has one.
@@ -96,14 +115,19 @@ class ConversionReport:
 
     def __post_init__(self) -> None:
         self.deciding = next((check for check in self.checks if VERDICT in check.values), None)
-        self.verified, self.verdict = bool(self.checks), None if self.deciding is None else str(self.deciding.values[VERDICT])
+        self.verified, self.verdict = (
+            bool(self.checks),
+            None if self.deciding is None else str(self.deciding.values[VERDICT]),
+        )
         self.needs_training = any(check.status == NEEDS_TRAINING for check in self.checks)
         self.train_command = None if self.next_step is None else next_step(self.next_step, str(self.destination))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in conversion_report.json."""
         judged = {name: getattr(self, name) for name in ("verified", "verdict", "needs_training", "train_command")}
-        values = {name: value for name, value in vars(self).items() if name not in {"destination", "deciding", *judged}}
+        values = {
+            name: value for name, value in vars(self).items() if name not in {"destination", "deciding", *judged}
+        }
         checks = [check.to_dict() for check in self.checks]
         return {**judged, "tolerance": TOLERANCE, **values, "checks": checks, "files": list(self.files)}
 
@@ -119,8 +143,8 @@ def versions(*further: str) -> dict[str, str]:
 def add_source_files(source: Source, stage: Path, max_length: int, plan: ConversionPlan | None = None) -> None:
     """Copy the source's other files into ``stage``, the result's folder, which already has weights and config.
 
-    The result takes at most ``max_length`` tokens; 0 if unlimited. With the ``plan`` of a conversion, the length limits of tokenizer,
-    sentence encoder and generation are raised, and processor files are changed.
+    The result takes at most ``max_length`` tokens; 0 if unlimited. With the ``plan`` of a conversion, the length
+    limits of tokenizer, sentence encoder and generation are raised, and processor files are changed.
     """
     tokenizer_length, changed = (0, {}) if plan is None else (plan.tokenizer_length, plan.files)
     generated = None if plan is None else plan.decoder or StackLength(plan.old_length, plan.new_length)
@@ -136,8 +160,12 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
             values = read_json_object(files[name])
             if values.get("max_length") == generated.old:  # a shorter limit is the author's choice
                 values["max_length"] = generated.new
-        elif name == "tokenizer.json" and tokenizer_length and (read := read_json_object(files[name])).get("truncation"):
-            truncation = None if tokenizer_length > UNLIMITED_LENGTH else {**read["truncation"], "max_length": tokenizer_length}
+        elif (
+            name == "tokenizer.json" and tokenizer_length and (read := read_json_object(files[name])).get("truncation")
+        ):
+            truncation = (
+                None if tokenizer_length > UNLIMITED_LENGTH else {**read["truncation"], "max_length": tokenizer_length}
+            )
             values = {**read, "truncation": truncation}
         if values:
             write_json(stage / name, values)
@@ -148,8 +176,12 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
             shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without file modes
     if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
-    config, dtype = read_json_object(stage / "config.json"), source.config.get("dtype") or source.config.get("torch_dtype")
-    code = None if any(stage.glob("modeling_long_*.py")) else config.pop("auto_map", None)  # code of the source is not copied
+    config, dtype = (
+        read_json_object(stage / "config.json"),
+        source.config.get("dtype") or source.config.get("torch_dtype"),
+    )
+    # code of the source is not copied
+    code = None if any(stage.glob("modeling_long_*.py")) else config.pop("auto_map", None)
     retyped = plan is not None and dtype not in (None, config.get("dtype"))  # load with the same dtype as the source
     if code is not None or retyped:
         write_json(stage / "config.json", {**config, "dtype": dtype} if retyped else config)
@@ -160,7 +192,8 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:
     """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
 
-    ``max_seq_length`` becomes ``max_length`` if the result is ``longer``, and otherwise at most ``max_length`` (0: no change).
+    ``max_seq_length`` becomes ``max_length`` if the result is ``longer``, and otherwise at most ``max_length`` (0: no
+    change).
     """
     modules = sentence_modules(root)
     write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
@@ -182,9 +215,16 @@ def with_report(stage: Path, report_file: str) -> tuple[str, ...]:
 
 
 def complete_result(
-    stage: Path, source: Source, name: str, report_file: str, checks: Sequence[Check], introduction: str | None = None, **facts: Any
+    stage: Path,
+    source: Source,
+    name: str,
+    report_file: str,
+    checks: Sequence[Check],
+    introduction: str | None = None,
+    **facts: Any,
 ) -> ConversionReport:
-    """Add report and card to a checked result. Refuses a result with a failed check. ``facts``: further fields of the report."""
+    """Add report and card to a checked result. Refuses a result with a failed check. ``facts``: further fields of the
+    report."""
     if failed := [check.detail for check in checks if check.status == FAILED]:
         raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
     report = ConversionReport(
@@ -211,9 +251,15 @@ def write_report(stage: Path, source: Source, name: str, report: Any, report_fil
 
 
 def open_for_writing(
-    model: str | Path | Source, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
+    model: str | Path | Source,
+    destination: str | Path,
+    *,
+    overwrite: bool,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[Source, Path]:
-    """Open the source, and check the destination of the result. Returns the source and the absolute destination path."""
+    """Open the source, and check the destination of the result. Returns the source and the absolute destination
+    path."""
     target = destination_path(destination)
     source = model if isinstance(model, Source) else open_source(model, revision, token)
     check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
@@ -221,7 +267,8 @@ def open_for_writing(
 
 
 def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:
-    """Tokenizer settings with a new limit (0: unchanged) and the class that transformers loads, for programs without this package.
+    """Tokenizer settings with a new limit (0: unchanged) and the class that transformers loads, for programs without
+    this package.
 
     The class is from the file, or from the model type if the file has none or transformers overrides it (Qwen2).
     """

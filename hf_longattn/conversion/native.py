@@ -44,7 +44,8 @@ FLOPS = 5e11
 
 
 class Stock:
-    """A stock architecture for one long model. This class is for encoders with full attention; the stock class is the base's.
+    """A stock architecture for one long model. This class is for encoders with full attention; the stock class is the
+    base's.
 
     Attributes:
         head: suffix of the base's class name, for example "ForMaskedLM"; "Model" without a head.
@@ -52,10 +53,12 @@ class Stock:
         layers: the mechanism of every layer of the long model.
     """
 
-    families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}  # base model types of the long models
+    # base model types of the long models
+    families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}
     stem: ClassVar[str] = ""  # prefix of the stock class names; empty: the base's
     heads: ClassVar[tuple[str, ...]] = ()  # heads of other bases that fit the stock class
-    computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)  # mechanisms that its layers can compute, with some options
+    # mechanisms that its layers can compute, with some options
+    computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)
     words: str = "full attention"  # what every layer computes, for a refusal
     note: ClassVar[str] = ""  # a warning for users
     names: ClassVar[Mapping[str, Any]] = {}  # regular expression for a part of a long tensor name -> its replacement
@@ -69,25 +72,36 @@ class Stock:
         self.layers = tuple(prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
-        """Values of the stock config for a layer that computes the same as ``mechanism``; ``None`` if that is impossible."""
+        """Values of the stock config for a layer that computes the same as ``mechanism``; ``None`` if that is
+        impossible."""
         band = band_of(mechanism, self.config.attending[1])
         return {} if band is not None and band[0] == UNBOUNDED else None
 
     @cached_property
     def reason(self) -> str:
-        """Why the stock model differs from the long model, as a sentence that names the layer. Empty if they are equal."""
+        """Why the stock model differs from the long model, as a sentence that names the layer. Empty if they are
+        equal."""
         if self.family.base_model_type not in self.families:
             return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
         if length := next(filter(None, (layer.options.exact_length for layer in self.layers)), None):
-            return f"No stock architecture has exact_length={length}; convert with --option exact_length=0, or write 0 into config.json."
+            return (
+                f"No stock architecture has exact_length={length}; convert with --option exact_length=0, or write "
+                "0 into config.json."
+            )
         values = [self.layer(mechanism) for mechanism in self.layers]
         odd = next((index for index, of_layer in enumerate(values) if of_layer is None or of_layer != values[0]), None)
         if odd is not None:
             mechanism = self.layers[odd]
             changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
-            return f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has {self.words}."
+            return (
+                f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has "
+                f"{self.words}."
+            )
         if self.base_class != self.class_name and self.head not in self.heads:
-            return f"The head of a {self.base_class} differs from {self.stem}'s; export the encoder alone, or a model with another head."
+            return (
+                f"The head of a {self.base_class} differs from {self.stem}'s; export the encoder alone, or a model "
+                "with another head."
+            )
         return ""
 
     def stock_config(self) -> Any:
@@ -99,7 +113,8 @@ class Stock:
         return config_class.from_dict({**values, "architectures": [self.class_name]})
 
     def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
-        """The tensors of the loaded long model under the stock names. Pruned heads become zeros, as stock layers have all heads."""
+        """The tensors of the loaded long model under the stock names. Pruned heads become zeros, as stock layers have
+        all heads."""
         config, shapes, state = self.stock_config(), whole_shapes(long), {}
         adoption = ADOPTIONS.get(config.model_type)
         for name, tensor in long.state_dict().items():
@@ -119,7 +134,10 @@ class Mistral(Stock):
     """Mistral, with one window for all layers, or none."""
 
     families = frozenset(("llama", "mistral"))
-    stem, heads = "Mistral", ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    stem, heads = (
+        "Mistral",
+        ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+    )
     computes, words = (Full, Window), "full attention or the same window, and no biases"
     names: ClassVar = {r"^transformer\.": "model."}
 
@@ -131,32 +149,43 @@ class Mistral(Stock):
 
 
 class LongformerStock(Stock):
-    """Longformer: RoBERTa's layers with windows, and separate projections for global tokens, which may be copies of the layer's.
+    """Longformer: RoBERTa's layers with windows, and separate projections for global tokens, which may be copies of
+    the layer's.
 
     If a head of Longformer chooses global tokens, these must be the config's global tokens.
     """
 
     families = ROBERTAS | {"bert"}
-    stem, heads = "Longformer", ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    stem, heads = (
+        "Longformer",
+        ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+    )
     computes = (Longformer, Window)
     names: ClassVar = {
         r"^cls\.predictions\.transform\.dense\.": "lm_head.dense.",
         r"^cls\.predictions\.transform\.LayerNorm\.": "lm_head.layer_norm.",
         r"^cls\.predictions\.": "lm_head.",
-        r"^bert\.pooler\.dense\.": "classifier.dense.",  # Longformer's head for SequenceClassification has BERT's pooler inside
+        # Longformer's head for SequenceClassification has BERT's pooler inside
+        r"^bert\.pooler\.dense\.": "classifier.dense.",
         r"^(bert|roberta)\.": "longformer.",
         r"\.long_attention\.separate\.(query|key|value)\.": r".\1_global.",
     }
 
     def __init__(self, config: Any, long_class: str, family: Family) -> None:
-        """Find the global tokens of its head. ``globals`` is ``None`` if the head needs separators that the texts of the family lack."""
+        """Find the global tokens of its head. ``globals`` is ``None`` if the head needs separators that the texts of
+        the family lack."""
         super().__init__(config, long_class, family)
         options = {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
         lacking = self.head == "ForQuestionAnswering" and family.base_model_type not in ROBERTAS
         self.globals = None if lacking else LongformerOptions(**options)
         first = " --option global_first_segment=true" if "global_first_segment" in options else ""
-        advice = f"convert with --mechanism longformer --option global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
-        self.words = f"a window of two tokens or more, equally wide on both sides, and its head's global tokens; {advice}"
+        advice = (
+            "convert with --mechanism longformer --option "
+            f"global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
+        )
+        self.words = (
+            f"a window of two tokens or more, equally wide on both sides, and its head's global tokens; {advice}"
+        )
         if lacking:
             self.words = "global tokens before the first of three separators in a pair of texts"
 
@@ -171,7 +200,10 @@ class LongformerStock(Stock):
         if config.attending[1] or not band_around(mechanism) or by_config != [None, None]:
             return None
         pad = config.pad_token_id or 0
-        separators = (getattr(self.layers[0].options, "separator_token_id", None), getattr(config, "sep_token_id", None))
+        separators = (
+            getattr(self.layers[0].options, "separator_token_id", None),
+            getattr(config, "sep_token_id", None),
+        )
         return {
             "max_position_embeddings": self.family.longest(config) + pad + 1,
             "attention_window": [band_around(layer) for layer in self.layers],
@@ -193,8 +225,14 @@ class BigBirdStock(Stock):
 
     families = ROBERTAS | {"bert", "big_bird"}
     stem, heads = "BigBird", ("Model", "ForMaskedLM", "ForTokenClassification")
-    computes, words = (BigBird,), "'bigbird' with random_pattern=hf_eval, blocks_over=input, seed=0 and the same blocks"
-    note = "transformers' BigBird computes full attention for good after its first input of at most 5 + 2 * num_random_blocks blocks"
+    computes, words = (
+        (BigBird,),
+        "'bigbird' with random_pattern=hf_eval, blocks_over=input, seed=0 and the same blocks",
+    )
+    note = (
+        "transformers' BigBird computes full attention for good after its first input of at most 5 + 2 * "
+        "num_random_blocks blocks"
+    )
     names: ClassVar = {
         r"^lm_head\.dense\.": "cls.predictions.transform.dense.",
         r"^lm_head\.layer_norm\.": "cls.predictions.transform.LayerNorm.",
@@ -205,16 +243,30 @@ class BigBirdStock(Stock):
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         o: Any = mechanism.options
-        if not isinstance(mechanism, BigBird) or o.random_pattern == "seeded" or (o.blocks_over, o.seed, o.relative) != ("input", 0, None):
+        if (
+            not isinstance(mechanism, BigBird)
+            or o.random_pattern == "seeded"
+            or (o.blocks_over, o.seed, o.relative) != ("input", 0, None)
+        ):
             return None
-        values = {"attention_type": "block_sparse", "block_size": o.block_size, "num_random_blocks": o.num_random_blocks}
+        values = {
+            "attention_type": "block_sparse",
+            "block_size": o.block_size,
+            "num_random_blocks": o.num_random_blocks,
+        }
         if self.family.base_model_type == "big_bird":
             return values
-        return {"use_bias": True, "rescale_embeddings": False, "max_position_embeddings": self.family.longest(self.config), **values}
+        return {
+            "use_bias": True,
+            "rescale_embeddings": False,
+            "max_position_embeddings": self.family.longest(self.config),
+            **values,
+        }
 
 
 def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
-    """The stock architecture that equals a long model. If there is none, the nearest architecture, with a ``reason``."""
+    """The stock architecture that equals a long model. If there is none, the nearest architecture, with a
+    ``reason``."""
     stocks = [stock(config, long_class, family) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
     stocks = [stock for stock in stocks if family.base_model_type in stock.families] or stocks[:1]
     if (choice := next((stock for stock in stocks if not stock.reason), None)) or len(stocks) == 1:
@@ -236,8 +288,8 @@ def export_native(
 ) -> ConversionReport:
     """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
 
-    Software that knows this architecture can serve it without this package. Outputs and generated tokens are compared for a short and a
-    long input, with padding.
+    Software that knows this architecture can serve it without this package. Outputs and generated tokens are compared
+    for a short and a long input, with padding.
 
     Args:
         model: a long checkpoint: a folder, or a Hub repository id.
@@ -250,7 +302,8 @@ def export_native(
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
         raise CheckpointError(
-            f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
+            f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn "
+            f"convert {source.name} DST)."
         )
     refuse_quantised(source)
     with staged_folder(target, overwrite=overwrite) as stage:
@@ -274,7 +327,9 @@ def _write(source: Source, stage: Path, name: str, verify: bool, progress: Stage
 
     text, checks = modality_of(family).inputs(config, stage, verification_text(None)), list[Check]()
     if verify:
-        with checkpoint_errors("Verification failed, so nothing was kept: the long model or the stock model does not run"):
+        with checkpoint_errors(
+            "Verification failed, so nothing was kept: the long model or the stock model does not run"
+        ):
             stock, _ = load_checked(stock_class, stage, name, dtype=torch.float32)
             checks = _compare(long.float(), stock, choice, text, progress)
     return complete_result(
@@ -283,7 +338,8 @@ def _write(source: Source, stage: Path, name: str, verify: bool, progress: Stage
         name,
         NATIVE_REPORT,
         checks,
-        f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, made by "
+        f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, "
+        "made by "
         f"`longattn export --format native` from {origin_of(source.name)}.",
         config={"format": "native"},
         plan={
@@ -323,10 +379,19 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
             pairs = zip(probe.inputs["input_ids"], mask, strict=True)
             ids = torch.stack([row[: len(real)].roll(len(real) - int(real.sum())) for row, real in pairs])
             before, after = (
-                model.generate(ids, attention_mask=mask.flip(-1), pad_token_id=model.config.pad_token_id or 0, **greedy)[:, -GENERATED:]
+                model.generate(
+                    ids, attention_mask=mask.flip(-1), pad_token_id=model.config.pad_token_id or 0, **greedy
+                )[:, -GENERATED:]
                 for model in (long, stock)
             )
             same = torch.equal(before, after)
-            what = f"{GENERATED} tokens after each of two texts, {'the same' if same else 'others, but they must be equal'}"
-            checks.append(Check(f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}))
+            what = (
+                f"{GENERATED} tokens after each of two texts, "
+                f"{'the same' if same else 'others, but they must be equal'}"
+            )
+            checks.append(
+                Check(
+                    f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}
+                )
+            )
     return checks

@@ -1,4 +1,5 @@
-"""The plan of a conversion: sizes, positions, mechanisms and costs of the result, from its settings and the source's config."""
+"""The plan of a conversion: sizes, positions, mechanisms and costs of the result, from its settings and the source's
+config."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class StackLength:
         """Raise :class:`InputError` if the result reads fewer tokens than the source."""
         if self.new < self.old:
             raise InputError(
-                f"The source takes {self.old} tokens and conversion only extends it: a maximum {what} of {self.new} is too small, give at "
+                f"The source takes {self.old} tokens and conversion only extends it: a maximum {what} of {self.new} "
+                "is too small, give at "
                 f"least {self.old}."
             )
 
@@ -66,7 +68,9 @@ class PositionWarning:
         return f"{self.problem}, so {self.harm}; {self.advice}."
 
 
-def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], advice: str, noun: str = "layer") -> list[PositionWarning]:
+def warnings_of_layers(
+    attention: LongAttentionConfig, problems: Sequence[str], advice: str, noun: str = "layer"
+) -> list[PositionWarning]:
     """One warning per mechanism, listing its layers with a problem. ``problems``: a clause, or "", for every layer."""
     layers: dict[str, list[int]] = {}
     for number, problem in enumerate(problems):
@@ -82,7 +86,9 @@ def warnings_of_layers(attention: LongAttentionConfig, problems: Sequence[str], 
     return warnings
 
 
-def stack_lengths(source: Source, architecture: Architecture, request: ConversionConfig) -> tuple[StackLength, StackLength | None]:
+def stack_lengths(
+    source: Source, architecture: Architecture, request: ConversionConfig
+) -> tuple[StackLength, StackLength | None]:
     """Lengths of the encoder (or the only stack), and of the decoder beside an encoder (otherwise ``None``).
 
     By default, a decoder keeps its length, since summaries do not grow, unless the head feeds it the whole text.
@@ -90,17 +96,23 @@ def stack_lengths(source: Source, architecture: Architecture, request: Conversio
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
         config = architecture.source_config
-        table = next((candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None)
+        table = next(
+            (candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None
+        )
         rows = architecture.family.base_length(config, table)
         pad = getattr(config, "pad_token_id", None)
         if table is not None and table.offset == "padding" and (pad is None or not -1 <= pad < rows - 1):
             raise CheckpointError(
-                f"The config of {source.name!r} says pad_token_id={pad}, after which a {architecture.source_class} counts its positions, "
-                f"and max_position_embeddings={rows}; set pad_token_id in its config.json to the id with which it was trained."
+                f"The config of {source.name!r} says pad_token_id={pad}, after which a {architecture.source_class} "
+                "counts its positions, "
+                f"and max_position_embeddings={rows}; set pad_token_id in its config.json to the id with which it was "
+                "trained."
             )
         old = rows - (0 if table is None else table.config_value(0, config))
         if old < 1:
-            raise CheckpointError(f"The config.json of {source.name!r} says that it takes {old} tokens; it must be at least 1.")
+            raise CheckpointError(
+                f"The config.json of {source.name!r} says that it takes {old} tokens; it must be at least 1."
+            )
         length = StackLength(old, max(old, unasked) if wanted is None else int(wanted))
         length.check_grows(what)
         return length
@@ -122,10 +134,11 @@ def plan_positions(
     *,
     causal: bool | None,
 ) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
-    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling. ``causal``: as
-    :func:`form_of_distances` returns it.
+    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling.
+    ``causal``: as :func:`form_of_distances` returns it.
 
-    Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary positions), and the
+    Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary
+    positions), and the
     maximum text length with unchanged outputs (``None``: the old length).
     """
     family, base = architecture.family, architecture.source_config
@@ -146,16 +159,21 @@ def plan_positions(
         strategy, why = "rope:none", "has rotary positions that transformers cannot scale"
     if why:
         if positions not in ("auto", strategy):
-            raise OptionError(f"{positions!r} does not apply: a {architecture.source_class} {why}; leave --positions out.")
+            raise OptionError(
+                f"{positions!r} does not apply: a {architecture.source_class} {why}; leave --positions out."
+            )
         return strategy, None, lengths, None
     learned, strategy = all(table.learned for table in family.position_tables), positions
     known = tables.KNOWN if learned else tables.DROPPED
     if positions == "auto":  # mostly "tile", which works without training
         strategy = family.config_class.default_extension if learned else tables.SINUSOIDAL
-    elif positions not in tables.DROPPED and not (tables.extends_learned(strategy) if learned else strategy == tables.SINUSOIDAL):
+    elif positions not in tables.DROPPED and not (
+        tables.extends_learned(strategy) if learned else strategy == tables.SINUSOIDAL
+    ):
         of_family = "a learned position table" if learned else "sinusoidal positions, which are computed"
         raise OptionError(
-            f"{positions!r} does not apply to {of_family}; expected auto or one of {', '.join(known)}.{nearest(positions, known)}"
+            f"{positions!r} does not apply to {of_family}; expected auto or one of "
+            f"{', '.join(known)}.{nearest(positions, known)}"
         )
     growing = [length for length in (text, decoder) if length is not None and length.new > length.old]
     if (kept_rows := tables.stretched_from(strategy)) is not None:
@@ -179,16 +197,32 @@ def position_warnings(
 ) -> list[PositionWarning]:
     """Warnings about positions of one stack that need training. ``decoder``: it is the decoder of an encoder-decoder.
 
-    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers. ``scaled``: whether
-    rotations change.
+    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
+    ``scaled``: whether rotations change.
     """
     if scaled and strategy in ("rope:yarn", *("rope:linear",) * auto):
-        near = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache" if causal else "a window without global tokens"
+        near = (
+            f"window={length.old // 2} with num_sinks=4 and sink_positions=cache"
+            if causal
+            else "a window without global tokens"
+        )
         advice = f"{near} needs no scaling, and --positions rope:none omits it"
-        return [PositionWarning(f"{strategy} scales the rotations of all tokens", advice, "outputs change for every text, short ones too")]
-    if (strategy in (tables.INTERPOLATE, "rope:linear", "rope:base") and length.new > length.old) or strategy in tables.DROPPED:
+        return [
+            PositionWarning(
+                f"{strategy} scales the rotations of all tokens",
+                advice,
+                "outputs change for every text, short ones too",
+            )
+        ]
+    if (
+        strategy in (tables.INTERPOLATE, "rope:linear", "rope:base") and length.new > length.old
+    ) or strategy in tables.DROPPED:
         problem = f"{strategy} changes the positions of every text, short ones too"
-        return [PositionWarning(problem, f"leave --positions {strategy} out, or train the result", "results become much worse")]
+        return [
+            PositionWarning(
+                problem, f"leave --positions {strategy} out, or train the result", "results become much worse"
+            )
+        ]
     problems = [needs_training_by(mechanism, strategy, length.old, length.new, causal) for mechanism in layers]
     width = widest_span(length.old, causal=causal)
     flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
@@ -201,7 +235,8 @@ class ShortTexts:
     """Short texts that an encoder reads with full attention, as its source does, because of ``exact_length``."""
 
     length: int = 0  # maximum length in tokens; 0 if there are none
-    reason: str = ""  # why outputs for short texts differ from the source's; empty if they do not, or if there are none
+    # why outputs for short texts differ from the source's; empty if they do not, or if there are none
+    reason: str = ""
 
     def __str__(self) -> str:
         if self.reason:
@@ -212,13 +247,18 @@ class ShortTexts:
 def with_short_texts(
     attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str
 ) -> tuple[LongAttentionConfig, ShortTexts]:
-    """Set ``exact_length`` to the source's length if possible. Returns the attention, and the short texts with full attention.
+    """Set ``exact_length`` to the source's length if possible. Returns the attention, and the short texts with full
+    attention.
 
-    It is possible if the result is longer than the source, its positions do not ``change`` outputs, and every layer's mechanism allows it.
-    Layers that keep one of the source's ``windows``, or have full attention for such texts anyway, are not changed.
+    It is possible if the result is longer than the source, its positions do not ``change`` outputs, and every layer's
+    mechanism allows it. Layers that keep one of the source's ``windows``, or have full attention for such texts
+    anyway, are not changed.
     """
 
-    changed, reason = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)], change
+    changed, reason = (
+        [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)],
+        change,
+    )
     layers = [prototype(*attention.for_layer(number)) for number in changed]
     if length.new > length.old and not change and not option_values(attention, EXACT_LENGTH):
         lacking = [layer for layer in layers if not layer.covers(length.old)]
@@ -240,21 +280,28 @@ def with_short_texts(
     if not longest:
         return attention, ShortTexts(0, reason)
     if longest > length.old:
-        raise OptionError(f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most {length.old}.")
+        raise OptionError(
+            f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most "
+            f"{length.old}."
+        )
     if not all(layer.options.exact_length or layer.covers(longest) for layer in layers):
         return attention, ShortTexts(0, "some layers have no exact_length")
     replaced = len(layers) > windows.count(None)
     shortest = min(layer.options.exact_length for layer in layers if layer.options.exact_length)
-    return attention, ShortTexts(shortest, change or ("exact_length replaces windows of the source" if replaced else ""))
+    return attention, ShortTexts(
+        shortest, change or ("exact_length replaces windows of the source" if replaced else "")
+    )
 
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
-"""Function of an opened source and its settings that returns the chosen attention, and facts about the choice for reports."""
+"""Function of an opened source and its settings that returns the chosen attention, and facts about the choice for
+reports."""
 
 
 @dataclass
 class ConversionPlan(WithTowers):
-    """All decisions about a conversion, made before writing. Each tower's `attention`, `shape` and `costs` are in the tower's plan.
+    """All decisions about a conversion, made before writing. Each tower's `attention`, `shape` and `costs` are in the
+    tower's plan.
 
     Attributes:
         modality: input type of source and result.
@@ -279,7 +326,8 @@ class ConversionPlan(WithTowers):
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
     looks_back: int | None = None  # positions that a query looks back if texts have no maximum length; otherwise None
-    training: Mapping[str, Any] | None = None  # how to train the result, for the report; None: derived from head and texts
+    # how to train the result, for the report; None: derived from head and texts
+    training: Mapping[str, Any] | None = None
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict)
@@ -293,7 +341,8 @@ class ConversionPlan(WithTowers):
 
     @property
     def lengths_in_words(self) -> str:
-        """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is nothing to say."""
+        """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is
+        nothing to say."""
         if self.looks_back is None:
             return str(self.short_texts)
         return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
@@ -315,7 +364,12 @@ class ConversionPlan(WithTowers):
         if self.decoder is not None:
             of_decoder = self.config.decoder_attention.to_dict()
             decoder = {"long_attention": of_decoder, "old_length": self.decoder.old, "new_length": self.decoder.new}
-        optional = {"generic": self.generic, "choice": dict(self.choice or {}), "decoder": decoder, "short_texts": self.lengths_in_words}
+        optional = {
+            "generic": self.generic,
+            "choice": dict(self.choice or {}),
+            "decoder": decoder,
+            "short_texts": self.lengths_in_words,
+        }
         return {
             "source": self.source.name,
             "source_class": self.architecture.source_class,
@@ -350,16 +404,20 @@ def plan_conversion(
     Args:
         destination: if given, checked as in a conversion.
         config: the settings; or its fields, and options of the mechanism, as keywords.
-        choose: the function that chooses mechanisms for ``mechanism="auto"``: :func:`hf_longattn.search.choose_mechanisms`.
+        choose: the function that chooses mechanisms for ``mechanism="auto"``:
+            :func:`hf_longattn.search.choose_mechanisms`.
 
     Raises:
         LongAttentionError: the conversion would fail, for the reason in its sentence.
     """
     request = ConversionConfig.from_keywords(config, settings)
     auto = request.mechanism == AUTO
-    if not auto and (request.mechanism is not None or request.long_attention is not None):  # the default depends on the family
+    # the default depends on the family
+    if not auto and (request.mechanism is not None or request.long_attention is not None):
         request.attention()  # a mistyped name is refused before anything is fetched
-    opened = source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=False)
+    opened = (
+        source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=False)
+    )
     if destination is not None:
         check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
     if not auto:
@@ -367,7 +425,9 @@ def plan_conversion(
     architecture = find_architecture(opened, request)  # fail before the slow search
     if (chosen := chosen_for_decoder(opened, architecture, request)) is None:
         if choose is None:
-            raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
+            raise OptionError(
+                "mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism."
+            )
         if not isinstance(source, Source):
             opened = open_source(source, request.revision, request.token)
         chosen = choose(opened, request)
@@ -378,21 +438,29 @@ def plan_conversion(
 def chosen_for_decoder(
     opened: Source, architecture: Architecture, request: ConversionConfig
 ) -> tuple[LongAttentionConfig | None, Mapping[str, Any]] | None:
-    """The attention of a decoder with ``mechanism="auto"``, and the reason: a window and sinks in every layer without its own window.
+    """The attention of a decoder with ``mechanism="auto"``, and the reason: a window and sinks in every layer without
+    its own window.
 
     ``None`` for encoders, for models with two stacks, and if a budget or an input for a search is given.
     """
     base = architecture.source_config
     if request.budget is not None or request.search_input is not None or architecture.modality.noun != "text":
         return None
-    if architecture.original_attention is not None or architecture.encoder_decoder or not architecture.long_config(None).attending[1]:
+    if (
+        architecture.original_attention is not None
+        or architecture.encoder_decoder
+        or not architecture.long_config(None).attending[1]
+    ):
         return None
     search = "--budget 0.25 would search for other mechanisms"
     if None not in own_windows(base):
         return None, {"reason": f"Every layer keeps its own window; {search}."}
     window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
     exception = "; layers with a window of their own keep it" if any(own_windows(base)) else ""
-    reason = f"window={window} with {DECODER_SINKS} sinks loses least without training in a cache of constant size{exception}; {search}."
+    reason = (
+        f"window={window} with {DECODER_SINKS} sinks loses least without training in a cache of constant "
+        f"size{exception}; {search}."
+    )
     return LongAttentionConfig("window", window=window, num_sinks=DECODER_SINKS), {"reason": reason}
 
 
@@ -405,15 +473,24 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     """Plan a text model from the lengths of its stacks."""
     base = architecture.source_config
     original = architecture.original_attention
-    attention, decoder_attention = request.attention(original) if original is not None or request.names_attention else None, None
+    attention, decoder_attention = (
+        request.attention(original) if original is not None or request.names_attention else None,
+        None,
+    )
     if request.decoder_long_attention is not None:
         decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
-    config = architecture.long_config(attention, decoder_attention)  # with the family's default attention, and the base's windows
+    # with the family's default attention, and the base's windows
+    config = architecture.long_config(attention, decoder_attention)
     attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
-    pairs = architecture.source_class.endswith("ForQuestionAnswering") or sentence_class(opened.card_folder) == RERANKER
-    older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")  # rerankers without modules
+    pairs = (
+        architecture.source_class.endswith("ForQuestionAnswering") or sentence_class(opened.card_folder) == RERANKER
+    )
+    # rerankers without modules
+    older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")
     marks_question = (pairs or older) and original is None
-    unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
+    unseparated = (
+        getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
+    )
     # loading takes seconds for a large vocabulary, and the check of the result loads it anyway
     tokenizer = load_tokenizer(opened.folder, base) if marks_question or unseparated or not request.verify else None
     separator = question_separator(tokenizer) if tokenizer is not None and (marks_question or unseparated) else None
@@ -423,7 +500,9 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     length, decoder = stack_lengths(opened, architecture, request)
     if (form := form_of_distances(architecture, config)) is None:
         attention = completed(attention.to_dict(), {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
-    strategy, rope, lengths, same = plan_positions(architecture, attention, request.positions, length, decoder, causal=form)
+    strategy, rope, lengths, same = plan_positions(
+        architecture, attention, request.positions, length, decoder, causal=form
+    )
     if relative := ALIBI if strategy == ALIBI else "" if rope is None else rope.relative:
         attention = with_relative(attention, relative)
         if rope is None and decoder is not None:
@@ -431,14 +510,20 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     unchanged, position_change = same or 0, ""
     if same is not None:
         position_change = f"{strategy} changes the old positions {f'after the first {same}' if same > 1 else 'too'}"
-    for choice in (choice for stack in (attention, decoder_attention) if stack is not None for choice in option_values(stack, RELATIVE)):
+    for choice in (
+        choice
+        for stack in (attention, decoder_attention)
+        if stack is not None
+        for choice in option_values(stack, RELATIVE)
+    ):
         tokens = unchanged_tokens(choice)
         if tokens is not None and tokens < length.old:
             unchanged = min(tokens, unchanged) if position_change else tokens
             changed = f"texts of over {tokens} tokens" if tokens else "every score"
             position_change = position_change or f"relative={choice} changes {changed}"
     if original is None and not causal:
-        windows = own_windows(base) if decoder is None else [None] * encoding  # encoders with a decoder have no windows
+        # encoders with a decoder have no windows
+        windows = own_windows(base) if decoder is None else [None] * encoding
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
     config = architecture.long_config(attention, decoder_attention, lengths, rope, strategy)
     skeleton = architecture.skeleton(config)
@@ -449,7 +534,9 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     shape = model_shape(config, skeleton)
     mechanisms = layer_mechanisms(attention, shape, length.new)
     auto, scaled = request.positions == AUTO, rope is not None and not rope.exact
-    warnings = position_warnings(strategy, attention, mechanisms, length, causal=shape.causal, scaled=scaled, auto=auto)
+    warnings = position_warnings(
+        strategy, attention, mechanisms, length, causal=shape.causal, scaled=scaled, auto=auto
+    )
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
@@ -476,7 +563,8 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
 
 
 def form_of_distances(architecture: Architecture, config: Any) -> bool | None:
-    """Whether the layers are causal; ``None`` if sinks keep their positions in the text, because the rotation is not understood."""
+    """Whether the layers are causal; ``None`` if sinks keep their positions in the text, because the rotation is not
+    understood."""
     layers, causal = config.attending
     with_sinks = (leading_sinks(prototype(*config.long_attention.for_layer(layer))) for layer in range(layers))
     if not causal or not architecture.family.scales_rotations(architecture.source_config) or not any(with_sinks):
@@ -491,12 +579,15 @@ def option_values(attention: LongAttentionConfig, option: str) -> list[Any]:
 
 
 def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionConfig:
-    """``attention`` with ``relative=choice`` in every layer. If it moves rotary positions, only in layers with full attention."""
+    """``attention`` with ``relative=choice`` in every layer. If it moves rotary positions, only in layers with full
+    attention."""
     if others := [other for other in option_values(attention, RELATIVE) if other != choice]:
         instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
         raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_class(choice).counts_tokens
-    return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or issubclass(mechanism_class(name), Full))
+    return attention.with_option(
+        RELATIVE, choice, lambda name, layer: not moves or issubclass(mechanism_class(name), Full)
+    )
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
@@ -505,12 +596,17 @@ def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttent
     if attention.options.get(option) is not None:
         return attention
     return completed(
-        attention.to_dict(), {option: separator}, lambda choice: choice.get("global_first_segment") and choice.get(option) is None
+        attention.to_dict(),
+        {option: separator},
+        lambda choice: choice.get("global_first_segment") and choice.get(option) is None,
     )
 
 
-def completed(value: dict[str, Any], options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]) -> LongAttentionConfig:
-    """The configuration ``value``, with ``options`` added to every mechanism choice for which ``where(choice)`` is true."""
+def completed(
+    value: dict[str, Any], options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]
+) -> LongAttentionConfig:
+    """The configuration ``value``, with ``options`` added to every mechanism choice for which ``where(choice)`` is
+    true."""
 
     def inside(value: Any) -> Any:
         if isinstance(value, list | tuple):

@@ -1,4 +1,5 @@
-"""Settings of a conversion. Nothing heavy is imported here, since the command line reads the help texts when it starts."""
+"""Settings of a conversion. Nothing heavy is imported here, since the command line reads the help texts when it
+starts."""
 # ruff: noqa: RUF009 (a setting is a dataclasses.field)
 
 from __future__ import annotations
@@ -18,21 +19,33 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Settings")
 AUTO = "auto"
-"""The value of ``mechanism`` that starts a search for every layer's mechanism, as :func:`hf_longattn.search_design`."""
+"""The value of ``mechanism`` that starts a search for every layer's mechanism, as
+:func:`hf_longattn.search_design`."""
 
 
 def setting(
-    default: Any, help: str, *, unset: str = "", flag: str = "", type: Any = str, metavar: str = "", minimum: int = 0, secret: bool = False
+    default: Any,
+    help: str,
+    *,
+    unset: str = "",
+    flag: str = "",
+    type: Any = str,
+    metavar: str = "",
+    minimum: int = 0,
+    secret: bool = False,
 ) -> Any:
     """A dataclass field with help text and flag as metadata. A ``secret`` is never written into a report.
 
     Args:
         help, unset: the meaning of the setting as a sentence, and the meaning of the default ``None`` or ``"auto"``.
         flag: command-line flag; "" derives it from the field's name, "-" means no flag.
-        type, metavar: type of a value on the command line, and its placeholder in the help. ``list[str]``: the flag can be repeated.
+        type, metavar: type of a value on the command line, and its placeholder in the help. ``list[str]``: the flag
+            can be repeated.
     """
     about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar or None, "minimum": minimum or None}
-    return field(default=default, repr=not secret, metadata={**about, "type": bool if isinstance(default, bool) else type})
+    return field(
+        default=default, repr=not secret, metadata={**about, "type": bool if isinstance(default, bool) else type}
+    )
 
 
 @dataclass(frozen=True)
@@ -40,25 +53,43 @@ class Settings:
     """Base class of the settings of a conversion and of a search."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and secrets are left out."""
-        values = {entry: getattr(self, entry.name) for entry in fields(self) if entry.repr and getattr(self, entry.name) != entry.default}
-        files = {entry.name: Path(value).name if entry.metadata["type"] is Path else value for entry, value in values.items()}
-        return dict(json.loads(json.dumps(files, default=lambda value: value.to_dict() if hasattr(value, "to_dict") else str(value))))
+        """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and
+        secrets are left out."""
+        values = {
+            entry: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.repr and getattr(self, entry.name) != entry.default
+        }
+        files = {
+            entry.name: Path(value).name if entry.metadata["type"] is Path else value
+            for entry, value in values.items()
+        }
+        return dict(
+            json.loads(
+                json.dumps(files, default=lambda value: value.to_dict() if hasattr(value, "to_dict") else str(value))
+            )
+        )
 
     @classmethod
     def from_keywords(cls: type[S], config: S | None, values: Mapping[str, Any]) -> S:
-        """``config``, or a config made from keywords. If it has mechanism options, unknown keywords are options (``window=512``)."""
+        """``config``, or a config made from keywords. If it has mechanism options, unknown keywords are options
+        (``window=512``)."""
         if config is not None:
             if values:
                 first = next(iter(values))
-                raise OptionError(f"{first!r} was given together with a config; put it into the config (dataclasses.replace).")
+                raise OptionError(
+                    f"{first!r} was given together with a config; put it into the config (dataclasses.replace)."
+                )
             return config
         known = [entry.name for entry in fields(cls)]
         if not (further := {name: value for name, value in values.items() if name not in known}):
             return cls(**values)
         wrong, chosen = next(iter(further)), {name: value for name, value in values.items() if name in known}
         if "options" not in known:
-            raise OptionError(f"{wrong!r} is not a setting of {cls.__name__}; expected one of {', '.join(known)}.{nearest(wrong, known)}")
+            raise OptionError(
+                f"{wrong!r} is not a setting of {cls.__name__}; expected one of "
+                f"{', '.join(known)}.{nearest(wrong, known)}"
+            )
         options = dict(chosen.pop("options", None) or {})
         if twice := sorted(options.keys() & further.keys()):
             raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
@@ -69,10 +100,13 @@ class Settings:
 class ConversionConfig(Settings):
     mechanism: str | None = setting(
         None,
-        "One of `longattn mechanisms`, or auto: a search under --budget for every layer; without it, decoders get a window and sinks.",
+        "One of `longattn mechanisms`, or auto: a search under --budget for every layer; without it, decoders get a "
+        "window and sinks.",
         unset="longformer; a long model's own; images: window2d; sound: window",
     )
-    max_length: int | None = setting(None, "Maximum length of the result, in tokens.", unset="the source's", type=int, minimum=1)
+    max_length: int | None = setting(
+        None, "Maximum length of the result, in tokens.", unset="the source's", type=int, minimum=1
+    )
     image_size: str | int | Sequence[int] | None = setting(
         None, "Size of the images: 1024, or height and width, 768x1024.", unset="the source's", metavar="PIXELS"
     )
@@ -81,21 +115,28 @@ class ConversionConfig(Settings):
     )
     budget: str | None = setting(
         None,
-        "With --mechanism auto, what attention may cost: a share of full attention's time (0.25), seconds (1.5s) or memory (200MB).",
+        "With --mechanism auto, what attention may cost: a share of full attention's time (0.25), seconds (1.5s) or "
+        "memory (200MB).",
         unset="0.25",
     )
     search_input: str | Path | None = setting(
         None,
-        "With --mechanism auto, the input to choose by: a UTF-8 text file, an image or recording, or a folder of these.",
+        "With --mechanism auto, the input to choose by: a UTF-8 text file, an image or recording, or a folder of "
+        "these.",
         unset="built-in English; required for images and sound",
         type=Path,
     )
     options: Mapping[str, Any] | None = setting(
-        None, "An option of the mechanism, for example window=512. Repeatable.", flag="--option", type=list[str], metavar="NAME=VALUE"
+        None,
+        "An option of the mechanism, for example window=512. Repeatable.",
+        flag="--option",
+        type=list[str],
+        metavar="NAME=VALUE",
     )
     layers: Mapping[Any, Any] | None = setting(
         None,
-        'Different mechanisms in some layers, "0-3=window:window=256;11=full", or mechanisms that layers alternate between, '
+        'Different mechanisms in some layers, "0-3=window:window=256;11=full", or mechanisms that layers alternate '
+        "between, "
         '"window:window=256,full". Repeatable.',
         type=list[str],
         metavar="[LAYERS=]MECHANISM[:NAME=VALUE,...]",
@@ -126,33 +167,46 @@ class ConversionConfig(Settings):
     positions: str = setting(
         "auto",
         "How positions are extended. Learned tables: tile, interpolate or stretch:ROWS. Any table: none or alibi. "
-        "Towers: text=RULE,vision=RULE. Images: tile or interpolate. Rotary: rope: and none, linear, dynamic, yarn, base:BASE, "
-        "longrope:FILE or self-extend. auto: tile for tables; rope:none, or rope:yarn if a layer sees beyond the old length.",
+        "Towers: text=RULE,vision=RULE. Images: tile or interpolate. Rotary: rope: and none, linear, dynamic, yarn, "
+        "base:BASE, longrope:FILE or self-extend. auto: tile for tables; rope:none, or rope:yarn if a layer sees "
+        "beyond the old length.",
     )
-    allow_pickle: bool = setting(False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.")
+    allow_pickle: bool = setting(
+        False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run."
+    )
     needs_training: bool = setting(
-        False, "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds."
+        False,
+        "Convert to a length at which the result is of no use until you train it: Whisper beyond its 30 seconds.",
     )
     generic: bool = setting(
         False,
-        "For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; AutoModel loads the "
-        "result after `import hf_longattn`.",
+        "For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; "
+        "AutoModel loads the result after `import hf_longattn`.",
     )
-    verify: bool = setting(True, "Check the written files; a failed check leaves no result.", flag="--verify/--no-verify")
-    verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
+    verify: bool = setting(
+        True, "Check the written files; a failed check leaves no result.", flag="--verify/--no-verify"
+    )
+    verify_text: str | Path | None = setting(
+        None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path
+    )
     verify_audio: str | Path | None = setting(None, "A recording to verify with.", unset="seeded sound", type=Path)
     overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
     remote_code: bool = setting(
         False,
-        "Add a file that imports hf_longattn, so that programs which do not import it load the model with trust_remote_code=True; "
-        "hf_longattn must be installed there.",
+        "Add a file that imports hf_longattn, so that programs which do not import it load the model with "
+        "trust_remote_code=True; hf_longattn must be installed there.",
     )
     revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.")
-    token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", secret=True)
+    token: str | bool | None = setting(
+        None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", secret=True
+    )
 
     def __post_init__(self) -> None:
         if wrong := {"mechanism", "layers"} & {*(self.options or {})}:
-            raise OptionError(f"{min(wrong)!r} is not an option of a mechanism; use --{min(wrong)} (in Python, the argument {min(wrong)}).")
+            raise OptionError(
+                f"{min(wrong)!r} is not an option of a mechanism; use --{min(wrong)} (in Python, the argument "
+                f"{min(wrong)})."
+            )
         exclusive = {"generic": ("remote_code",), "towers": ("mechanism", "options", "layers")}
         if self.mechanism == AUTO:  # chooses mechanisms and options itself
             exclusive = {"mechanism": ("options", "layers", "long_attention", "towers", "generic"), **exclusive}
@@ -175,7 +229,8 @@ class ConversionConfig(Settings):
     def attention(self, original: LongAttentionConfig | None = None) -> LongAttentionConfig:
         """The mechanism with options and layers, or the whole configuration.
 
-        ``original``: attention of a source that is already long. Options replace single options of it; a mechanism replaces all of it.
+        ``original``: attention of a source that is already long. Options replace single options of it; a mechanism
+            replaces all of it.
         """
         from ..configuration import LongAttentionConfig
 
@@ -183,14 +238,25 @@ class ConversionConfig(Settings):
         if self.long_attention is not None:
             if self.mechanism is not None or options:
                 names = ["mechanism"] * (self.mechanism is not None) + list(options)
-                raise OptionError(f"long_attention was given together with {', '.join(names)}; put everything into long_attention.")
+                raise OptionError(
+                    f"long_attention was given together with {', '.join(names)}; put everything into long_attention."
+                )
             return LongAttentionConfig.from_dict(self.long_attention)
         if original is None or self.mechanism not in (None, original.mechanism):
-            return LongAttentionConfig(**options) if self.mechanism is None else LongAttentionConfig(self.mechanism, **options)
+            return (
+                LongAttentionConfig(**options)
+                if self.mechanism is None
+                else LongAttentionConfig(self.mechanism, **options)
+            )
         values = LongAttentionConfig(original.mechanism, **options).to_dict()
-        layers = {index: {k: v for k, v in override.items() if k not in options} for index, override in original.layers.items()}
+        layers = {
+            index: {k: v for k, v in override.items() if k not in options}
+            for index, override in original.layers.items()
+        }
         overrides = {str(index): override for index, override in layers.items() if override}
-        return LongAttentionConfig.from_dict({**original.options, **values, "layers": {**overrides, **values.get("layers", {})}})
+        return LongAttentionConfig.from_dict(
+            {**original.options, **values, "layers": {**overrides, **values.get("layers", {})}}
+        )
 
 
 def of_conversion(name: str) -> Any:
@@ -200,7 +266,8 @@ def of_conversion(name: str) -> Any:
 def documented(config: type[Settings], summary: str) -> None:
     """Set the docstring of a config: every setting with its meaning, default and unit."""
     lines = [
-        f"    {entry.name}: {entry.metadata['help']} Default: {entry.metadata['unset'] or repr(entry.default)}." for entry in fields(config)
+        f"    {entry.name}: {entry.metadata['help']} Default: {entry.metadata['unset'] or repr(entry.default)}."
+        for entry in fields(config)
     ]
     config.__doc__ = "\n".join([summary, "", "Args:", *lines])
 

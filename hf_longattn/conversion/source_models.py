@@ -1,4 +1,5 @@
-"""Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run it."""
+"""Sources of conversions: open a checkpoint, find its model classes before and after, load it with either, and run
+it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,16 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, in_a_line, nearest
 from ..files import FORMAT_FIELD, MODULES, check_files, is_long, named_class, read_json_object, sentence_modules
 from ..inputs.modality import Modality, modality_of
-from ..loading import PICKLED_WEIGHTS, SMALL_FILES, fetch_model, load_weights, only_pickles, read_config, refuse_adapter, tied_weights
+from ..loading import (
+    PICKLED_WEIGHTS,
+    SMALL_FILES,
+    fetch_model,
+    load_weights,
+    only_pickles,
+    read_config,
+    refuse_adapter,
+    tied_weights,
+)
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import check_interface
@@ -57,7 +67,8 @@ class Source:
     config: dict[str, Any]  # its config.json
     pickled: bool = False  # whether transformers reads the weights from .bin files
     root: Path | None = None  # sentence-transformers folder around this model; None for other checkpoints
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)  # by tensor name, floating point only; empty for .bin and plans
+    # by tensor name, floating point only; empty for .bin and plans
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def card_folder(self) -> Path:
@@ -70,11 +81,17 @@ def tower_of(source: Source, name: str, class_name: str) -> Source:
 
 
 def open_source(
-    source: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: bool = True, allow_pickle: bool = False
+    source: str | Path,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    *,
+    weights: bool = True,
+    allow_pickle: bool = False,
 ) -> Source:
     """Open a checkpoint, and read its config.
 
-    Refuses one that is missing, unreachable or damaged, an adapter, and one without config. If weights are needed, also a quantised one.
+    Refuses one that is missing, unreachable or damaged, an adapter, and one without config. If weights are needed,
+    also a quantised one.
 
     Args:
         source: a folder, or a Hub repository id, which is downloaded into the Hub cache.
@@ -91,10 +108,12 @@ def open_source(
         root, first = path, sentence_modules(path)[0]
         if not first["type"].endswith(".Transformer"):
             raise CheckpointError(
-                f"{str(root)!r} begins with a {first['type']!r}, but only models whose first module is Transformer can be converted; "
-                "give another."
+                f"{str(root)!r} begins with a {first['type']!r}, but only models whose first module is Transformer "
+                "can be converted; give another."
             )
-        check_files(root, (), [inner.name for inner in root.iterdir() if inner.is_dir() and not inner.name.startswith(".")])
+        check_files(
+            root, (), [inner.name for inner in root.iterdir() if inner.is_dir() and not inner.name.startswith(".")]
+        )
         folder = root / first["path"]
     refuse_adapter(folder, name)
     config = read_config(folder)
@@ -108,7 +127,8 @@ def open_source(
 
 
 def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ...]]]:
-    """File, name, dtype (such as "F32") and shape of each tensor in safetensors files. A damaged file is left out; loading refuses it."""
+    """File, name, dtype (such as "F32") and shape of each tensor in safetensors files. A damaged file is left out;
+    loading refuses it."""
     for path in folder.glob(SAFETENSORS):
         with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
@@ -119,7 +139,8 @@ def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ..
 def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """The dtypes of floating-point tensors in the files that transformers reads, by name.
 
-    Refuses files that transformers does not check: an index that points outside its folder or to pickles, Git LFS pointers, and integers.
+    Refuses files that transformers does not check: an index that points outside its folder or to pickles, Git LFS
+        pointers, and integers.
     """
     single, dtypes = folder / WEIGHTS[0], dict[str, torch.dtype]()
     if not single.is_file():
@@ -127,18 +148,21 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
         for file in shards.values() if isinstance(shards, dict) and shards else [None]:
             if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
                 raise CheckpointError(
-                    f"The index {str(folder / WEIGHTS[1])!r} must map tensors to .safetensors files of the same folder, and not to "
+                    f"The index {str(folder / WEIGHTS[1])!r} must map tensors to .safetensors files of the same "
+                    "folder, and not to "
                     f"{file!r:.99}; download it again."
                 )
     for path in folder.glob(SAFETENSORS):
         with open(path, "rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise CheckpointError(f"{str(path)!r} is a pointer of Git LFS and not the weights; type `git lfs pull` in its folder.")
+                raise CheckpointError(
+                    f"{str(path)!r} is a pointer of Git LFS and not the weights; type `git lfs pull` in its folder."
+                )
     for path, name, dtype, _ in tensor_headers(folder):
         if name.endswith("weight") and dtype not in DTYPES:
             raise CheckpointError(
-                f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model has none of these; give the checkpoint that it was "
-                "quantised from."
+                f"Tensor {name!r} of {str(path)!r} holds {dtype} numbers, and its model has none of these; give the "
+                "checkpoint that it was quantised from."
             )
         if dtype in DTYPES and (path == single or not single.is_file()):
             dtypes[name] = DTYPES[dtype]
@@ -146,12 +170,13 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 
 def refuse_quantised(source: Source) -> None:
-    """Raise :class:`CheckpointError` if a checkpoint was quantised: packed weights can be neither extended nor compared."""
+    """Raise :class:`CheckpointError` if a checkpoint was quantised: packed weights can be neither extended nor
+    compared."""
     if settings := source.config.get("quantization_config") or source.config.get("compression_config"):
         method = settings.get("quant_method") if isinstance(settings, Mapping) else None
         raise CheckpointError(
-            f"{source.name!r} holds quantised weights ({method or 'an unnamed method'}), which can only be loaded; give the checkpoint "
-            "that it was quantised from."
+            f"{source.name!r} holds quantised weights ({method or 'an unnamed method'}), which can only be loaded; "
+            "give the checkpoint that it was quantised from."
         )
 
 
@@ -170,7 +195,9 @@ OWN_FIELDS = (
     "extended_from",
     KEPT_HEADS,
 )
-LISTED = 'Long classes have {} types, which python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.'
+LISTED = (
+    'Long classes have {} types, which python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.'
+)
 
 
 @dataclass
@@ -180,7 +207,8 @@ class Architecture:
     Attributes:
         modality: the kind of input that the source reads.
         encoder_decoder: whether the source has both an encoder and a decoder.
-        decoder_reads_text: whether the head feeds the whole text to the decoder, so the decoder must be as long as the encoder.
+        decoder_reads_text: whether the head feeds the whole text to the decoder, so the decoder must be as long as the
+            encoder.
     """
 
     family: Family
@@ -205,9 +233,11 @@ class Architecture:
         rope: RopePlan | None = None,
         strategy: str = "tile",
     ) -> Any:
-        """The config of the result: the source's values, the attention (``None`` for the default), and the new positions.
+        """The config of the result: the source's values, the attention (``None`` for the default), and the new
+        positions.
 
-        New positions: fields with ``lengths``, and ``rope`` for rotary positions or ``strategy`` for extending position tables.
+        New positions: fields with ``lengths``, and ``rope`` for rotary positions or ``strategy`` for extending
+            position tables.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
@@ -220,13 +250,17 @@ class Architecture:
         for name, value in lengths.items():
             setattr(config, name, value)
         if rope is None:
-            config.position_extension = strategy if extends_learned(strategy) else "none" if strategy in DROPPED else "tile"
+            config.position_extension = (
+                strategy if extends_learned(strategy) else "none" if strategy in DROPPED else "tile"
+            )
         else:
             rope.write(config)
         config.architectures = [self.long_class]
         result = with_base_windows(config.to_dict())
         config.extended_from = {
-            name: value for name, value in values.items() if name not in (*OWN_FIELDS, "dtype") and result.get(name, ...) != value
+            name: value
+            for name, value in values.items()
+            if name not in (*OWN_FIELDS, "dtype") and result.get(name, ...) != value
         }
         return config
 
@@ -247,10 +281,13 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
     """
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
-        raise CheckpointError(f"The config.json of {source.name!r} has no model_type; it was not saved by transformers.")
+        raise CheckpointError(
+            f"The config.json of {source.name!r} has no model_type; it was not saved by transformers."
+        )
     if is_long(source.config):
         raise CheckpointError(
-            f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was converted from."
+            f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was "
+            "converted from."
         )
     architecture = (_plain_architecture if request.generic else _long_architecture)(source, model_type)
     refuse_quantised(source)
@@ -263,7 +300,9 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *ADOPTIONS})
         meant = "" if class_of(source.config) is not None else nearest(model_type, known)
-        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; {LISTED.format(len(known))}{meant}")
+        raise CheckpointError(
+            f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; {LISTED.format(len(known))}{meant}"
+        )
     family = FAMILIES[model_type if converter is None else converter.family]
     source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
     original = attention = None
@@ -276,16 +315,20 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
         config = family.base_config_class.from_dict(values)
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
-            f"The config.json of {source.name!r} has per_layer_config: its layers differ in size, which no Long class supports; give a "
-            "checkpoint whose layers have equal sizes, with different windows only by layer_types."
+            f"The config.json of {source.name!r} has per_layer_config: its layers differ in size, which no Long class "
+            "supports; give a checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
     stem, base_stem = ("", "") if converter is None else converter.stems
     base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
     if base_class not in family.model_classes:
-        classes = [name for name in (base.replace(base_stem, stem, 1) for base in family.model_classes) if hasattr(transformers, name)]
+        classes = [
+            name
+            for name in (base.replace(base_stem, stem, 1) for base in family.model_classes)
+            if hasattr(transformers, name)
+        ]
         raise CheckpointError(
-            f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported {model_type} classes are "
-            f"{', '.join(classes)}."
+            f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported "
+            f"{model_type} classes are {', '.join(classes)}."
         )
     return Architecture(family, config, source_class, family.model_classes[base_class], converter, original, attention)
 
@@ -293,10 +336,13 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
 def _plain_architecture(source: Source, model_type: str) -> Architecture:
     family, base = FAMILIES.get(model_type), class_of(source.config)
     if family is not None and not modality_of(family).tower_names:
-        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
+        raise CheckpointError(
+            f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out."
+        )
     if base is None:
         raise CheckpointError(
-            f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json; set architectures to one."
+            f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json; set "
+            "architectures to one."
         )
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
@@ -316,27 +362,35 @@ def generic_hint(source: Source) -> str:
         reason = f"{base.__name__} does not take its attention from transformers' AttentionInterface"
         return f"which has no Long classes, not even with --generic, since {reason}"
     if {"window_size", "depths"} <= source.config.keys():  # Swin: a mechanism would run inside each of its windows
-        return "which has no Long classes, and needs none: it attends within windows, so larger images already cost little"
+        return (
+            "which has no Long classes, and needs none: it attends within windows, so larger images already cost "
+            "little"
+        )
     return f"which has no Long classes{f', since {why}' * bool(why)}; --generic may add mechanisms to its plain class"
 
 
 def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
-    """The transformers class that a ``config.json`` names, or the headless class of its model type. ``None`` if neither exists."""
+    """The transformers class that a ``config.json`` names, or the headless class of its model type. ``None`` if
+    neither exists."""
     model_type = str(config.get("model_type"))
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    return model_class if getattr(getattr(model_class, "config_class", None), "model_type", None) == model_type else None
+    return (
+        model_class if getattr(getattr(model_class, "config_class", None), "model_type", None) == model_type else None
+    )
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
-    """Config, class name, family and skeleton of a long checkpoint. Refuses an unknown model type and an invalid config."""
+    """Config, class name, family and skeleton of a long checkpoint. Refuses an unknown model type and an invalid
+    config."""
     model_type = str(source.config.get("model_type"))
     family = family_in(source.config) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:
         raise CheckpointError(
-            f"{source.name!r} is a multitask model with several kinds of input, which this command does not read; load "
-            "it with AutoModel and a head with hf_longattn.training.load_multitask_head, or give the model that it was trained from."
+            f"{source.name!r} is a multitask model with several kinds of input, which this command does not read; "
+            "load it with AutoModel and a head with hf_longattn.training.load_multitask_head, or give the model that "
+            "it was trained from."
         )
     if family is None:
         listed = LISTED.format(len(FAMILIES)) + nearest(model_type, [f"long_{base}" for base in FAMILIES])
@@ -345,13 +399,16 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         config = family.config_class.from_dict(dict(source.config))
     named = named_class(source.config, "none")
     if named not in family.model_classes.values():
-        raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.model_classes.values())}.")
+        raise CheckpointError(
+            f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.model_classes.values())}."
+        )
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
         return config, named, family, family.model_class(named)(config)
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
-    """The class for loading a result with this config: the Auto class of its head, or its Long class if there is none."""
+    """The class for loading a result with this config: the Auto class of its head, or its Long class if there is
+    none."""
     name = auto_class_name(config, architecture.long_class)
     return getattr(transformers, name) if name else architecture.model_class
 
@@ -366,22 +423,32 @@ def added_modules(model: nn.Module) -> tuple[str, ...]:
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """The device called ``name``, or :class:`OptionError`; for ``None`` the accelerator, or the CPU if there is none."""
+    """The device called ``name``, or :class:`OptionError`; for ``None`` the accelerator, or the CPU if there is
+    none."""
     if name is None:
-        return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device("cpu")
+        return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
+            "cpu"
+        )
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f"There is no device {name!r:.40} here ({in_a_line(error, 120)}); leave --device out.") from error
+        raise OptionError(
+            f"There is no device {name!r:.40} here ({in_a_line(error, 120)}); leave --device out."
+        ) from error
 
 
-def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | str = torch.float32) -> tuple[Any, set[str]]:
-    """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are random."""
+def load_source(
+    source: Source, architecture: Architecture, dtype: torch.dtype | str = torch.float32
+) -> tuple[Any, set[str]]:
+    """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are
+    random."""
     family, name = architecture.family, architecture.source_class
     # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
     arguments: dict[str, Any] = {} if family.config_class.score_cap is None else {"attn_implementation": "eager"}
     model_class = family.base_class(name) if name in family.model_classes else getattr(transformers, name)
-    return load_checked(model_class, source.folder, source.name, headless=True, allow_pickle=source.pickled, dtype=dtype, **arguments)
+    return load_checked(
+        model_class, source.folder, source.name, headless=True, allow_pickle=source.pickled, dtype=dtype, **arguments
+    )
 
 
 def load_as_result(
@@ -402,7 +469,11 @@ def load_as_result(
     if architecture.converter is not None:
         original, lacking = load_source(source, architecture, loaded)
         random = {value.data_ptr() for name, value in original.state_dict().items() if name in lacking}
-        state = {name: value for name, value in architecture.converter.state_dict(original).items() if value.data_ptr() not in random}
+        state = {
+            name: value
+            for name, value in architecture.converter.state_dict(original).items()
+            if value.data_ptr() not in random
+        }
         model_class, folder, arguments = architecture.model_class, None, {"dtype": original.dtype, "state_dict": state}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -415,26 +486,38 @@ def load_as_result(
 LAYER = re.compile(r"\.\d+\.")
 
 
-def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: bool = False, **arguments: Any) -> tuple[Any, set[str]]:
-    """Load a model in evaluation mode, and check that its files have all weights. Also returns the names of missing parameters.
+def load_checked(
+    model_class: Any, folder: Path | None, name: str, *, headless: bool = False, **arguments: Any
+) -> tuple[Any, set[str]]:
+    """Load a model in evaluation mode, and check that its files have all weights. Also returns the names of missing
+    parameters.
 
     Without weights, a pooler would be random. It is removed from a model without a head.
 
     Args:
-        folder: folder of the files; ``None`` if ``arguments`` have a state_dict. If ``arguments`` have a config, mechanisms may have new
-            parameters.
+        folder: folder of the files; ``None`` if ``arguments`` have a state_dict. If ``arguments`` have a config,
+            mechanisms may have new parameters.
         headless: whether weights of the head may be missing.
     """
     try:
         model, info = load_weights(
-            model_class, folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            model_class,
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **arguments,
         )
     except CheckpointError as error:
         if isinstance(error.__cause__, pickle.UnpicklingError):
-            raise CheckpointError(f"The .bin files of {name!r} hold more than tensors, which is never read.") from error
+            raise CheckpointError(
+                f"The .bin files of {name!r} hold more than tensors, which is never read."
+            ) from error
         raise
     for tensor, stored, expected in sorted(info["mismatched_keys"]):
-        raise CheckpointError(f"Tensor {tensor!r} of {name!r} has the shape {tuple(stored)}, but its config requires {tuple(expected)}.")
+        raise CheckpointError(
+            f"Tensor {tensor!r} of {name!r} has the shape {tuple(stored)}, but its config requires {tuple(expected)}."
+        )
     missing = {*info["missing_keys"]}
     if "config" in arguments:
         missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
@@ -448,22 +531,27 @@ def load_checked(model_class: Any, folder: Path | None, name: str, *, headless: 
             needed = {name for name in needed if name.startswith(prefix)}
     if lost := {tensor for tensor in needed if "pooler" not in tensor}:
         raise CheckpointError(
-            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is {min(lost)!r};"
+            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is "
+            f"{min(lost)!r};"
             " is every weight file there, and does its config.json belong to it?"
         )
     # refuse tensors of layers that the model does not have; a surplus pooler or pretraining head does no harm
     known = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}
     surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if LAYER.search(tensor)]
-    if surplus := [tensor for tensor in surplus if {LAYER.sub(".0.", tensor), prefix + LAYER.sub(".0.", tensor)} & known]:
+    if surplus := [
+        tensor for tensor in surplus if {LAYER.sub(".0.", tensor), prefix + LAYER.sub(".0.", tensor)} & known
+    ]:
         raise CheckpointError(
-            f"{name!r} has tensors of layers that its config.json does not have, the first is {surplus[0]!r}; correct its number of layers "
+            f"{name!r} has tensors of layers that its config.json does not have, the first is {surplus[0]!r}; correct "
+            "its number of layers "
             f"there ({model.config.num_hidden_layers} now), or save it again without them."
         )
     return model.eval(), without_random_pooler(model, missing)
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
-    """Remove a random pooler. Returns ``missing`` without its parameters, but all of ``missing`` for a model with a head."""
+    """Remove a random pooler. Returns ``missing`` without its parameters, but all of ``missing`` for a model with a
+    head."""
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
     if pooler_names := {name for name in missing if name.startswith(pooler)}:
@@ -474,8 +562,8 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
     """All tensors that one forward pass over ``ids (B, N)`` returns, by name.
 
-    A decoder beside an encoder gets the first ``decoder_tokens`` ids, shifted right by one. It gets all ids if that is ``None``, and in
-    sequence classifiers.
+    A decoder beside an encoder gets the first ``decoder_tokens`` ids, shifted right by one. It gets all ids if that is
+    ``None``, and in sequence classifiers.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)
@@ -484,7 +572,9 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
             ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
             decoder_tokens = None
         start = torch.full_like(ids[:, :1], decoder_start(model.config))
-        arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
+        arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[
+            :, : min(ids.shape[1], decoder_tokens or ids.shape[1])
+        ]
     if (family := known_family(model.config)) is not None:
         arguments = {**family.spec.further_inputs(model.config, *ids.shape[:2]), **arguments}
     with torch.no_grad():
@@ -494,11 +584,16 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Context (or decorator) in which transformers, huggingface_hub and torchao log only errors. They draw no progress bars."""
+    """Context (or decorator) in which transformers, huggingface_hub and torchao log only errors. They draw no progress
+    bars."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    verbosity, hub_verbosity, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, hub_verbosity, bars = (
+        logging.get_verbosity(),
+        hub_logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+    )
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()

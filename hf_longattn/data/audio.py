@@ -33,7 +33,8 @@ SAMPLES_PER_BLOCK = 1 << 20
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's log line about a wrong number of bytes in the header of a WAV, AIFF or AU file."""
 UNKNOWN_SIZE, UNKNOWN_COUNT = 0x7FFF0000, 1 << 60
-"""Byte counts in a header and sample counts from libsndfile mean "unknown" from here on. Programs that write to a pipe use them."""
+"""Byte counts in a header and sample counts from libsndfile mean "unknown" from here on. Programs that write to a pipe
+use them."""
 LEAST_MISSING = 0.01
 """Missing seconds from which a file counts as cut. Encoders round to frames."""
 ROWS_PER_SECOND = 100
@@ -43,7 +44,11 @@ logger = logging.get_logger(LOGGER)
 
 
 def read_audio(
-    source: str | PathLike[str] | Mapping[str, Any], sampling_rate: int, *, name: str = "", otherwise: str = "leave it out"
+    source: str | PathLike[str] | Mapping[str, Any],
+    sampling_rate: int,
+    *,
+    name: str = "",
+    otherwise: str = "leave it out",
 ) -> Samples:
     """Read a sound file as the samples that a model's feature extractor takes.
 
@@ -77,20 +82,29 @@ def read_audio(
                 blocks.append(block)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = in_a_line(error).rpartition(">: ")[2]
-        raise InputError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
+        raise InputError(
+            f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}."
+        ) from error
     samples = np.concatenate(blocks).mean(axis=1, dtype=np.float32)
     count, sizes = len(samples), CUT_DATA.search(notes)
     total = round(count * int(sizes[1]) / max(1, int(sizes[2]))) if sizes and int(sizes[1]) < UNKNOWN_SIZE else frames
     if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
-        raise InputError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
+        raise InputError(
+            f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or "
+            f"{otherwise}."
+        )
     if not count:
         raise InputError(f"{name} holds no samples; {otherwise}.")
     finite = np.isfinite(samples)
     if not finite.all():
         second = int(np.argmin(finite)) / rate
-        raise InputError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}.")
+        raise InputError(
+            f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}."
+        )
     if samples.min() == samples.max():
-        raise InputError(f"{name} is silent: all of its {count / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
+        raise InputError(
+            f"{name} is silent: all of its {count / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}."
+        )
     if rate == sampling_rate:
         return samples
     check_extra(EXTRA, "scipy")
@@ -104,17 +118,21 @@ class AudioCollator:
     """Collator that makes model inputs from audio files, for rows of :func:`to_utterances`.
 
     sampling_rate: the model's sampling rate per second.
-    most_samples: number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` if it does not.
+    most_samples: number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` if it
+        does not.
 
     Args:
         extractor: the model's feature extractor.
-        masked: return a padding mask even if the extractor makes none by default. Whisper needs it to mask features in training.
+        masked: return a padding mask even if the extractor makes none by default. Whisper needs it to mask features in
+            training.
     """
 
     def __init__(self, extractor: Any, *, masked: bool = False) -> None:
         self.extractor, self.sampling_rate = extractor, int(extractor.sampling_rate)
         rows = getattr(extractor, "max_length", None)
-        self.most_samples = getattr(extractor, "n_samples", None if rows is None else rows * self.sampling_rate // ROWS_PER_SECOND)
+        self.most_samples = getattr(
+            extractor, "n_samples", None if rows is None else rows * self.sampling_rate // ROWS_PER_SECOND
+        )
         self.settings: dict[str, Any] = {"padding": True} if self.most_samples is None else {}
         if masked:
             self.settings["return_attention_mask"] = True
@@ -125,12 +143,16 @@ class AudioCollator:
 
     def inputs(self, sounds: Sequence[Samples]) -> dict[str, Tensor]:
         """The model's arguments from the feature extractor, padded on the right."""
-        return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **self.settings))
+        return dict(
+            self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **self.settings)
+        )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch with ``labels``: ``(B,)`` for classes, or ``(B, T)`` for transcripts, padded with -100."""
         labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in rows]
-        padded = torch.nn.utils.rnn.pad_sequence([row.view(-1) for row in labels], batch_first=True, padding_value=IGNORED)
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [row.view(-1) for row in labels], batch_first=True, padding_value=IGNORED
+        )
         return {**self.inputs([*map(self.samples, rows)]), "labels": padded if labels[0].dim() else padded.flatten()}
 
     def length(self, sound: Samples) -> int:
@@ -149,27 +171,34 @@ def to_utterances(
     fits: Callable[[Any, int], bool] = lambda labels, length: True,
     most_seconds: float | None = None,
 ) -> Dataset:
-    """The rows of :func:`.rows.rows_of` with the columns ``labels`` and ``length``. A bad file is refused before the training.
+    """The rows of :func:`.rows.rows_of` with the columns ``labels`` and ``length``. A bad file is refused before the
+    training.
 
     Utterances longer than ``most_seconds``, or with labels that do not fit, are left out with a warning.
 
     Args:
         labels: class number of each row, or tokens of its transcript.
         length: function that returns the length of a sound, for grouping batches; default: number of samples.
-        fits: function of labels and length that says whether the model can output these labels for a sound of this length.
+        fits: function of labels and length that says whether the model can output these labels for a sound of this
+            length.
     """
     lengths, fitting = [], []
     for number, row in enumerate(data.select_columns(["audio", "name"])):
         sound = collator.samples(row)
         lengths.append(length(sound))
-        if (most_seconds is None or len(sound) <= most_seconds * collator.sampling_rate) and fits(labels[number], lengths[-1]):
+        if (most_seconds is None or len(sound) <= most_seconds * collator.sampling_rate) and fits(
+            labels[number], lengths[-1]
+        ):
             fitting.append(number)
     if left_out := sorted({*range(len(data))} - {*fitting}):
         limit = "" if most_seconds is None else f"are longer than {most_seconds:g} seconds or "
         logger.warning(
-            f"{len(left_out):,} of {len(data):,} utterances {limit}have longer transcripts than the model can write, and are left out; the "
+            f"{len(left_out):,} of {len(data):,} utterances {limit}have longer transcripts than the model can write, "
+            "and are left out; the "
             f"first is {data['name'][left_out[0]]}."
         )
     if not fitting:
-        raise DataError(f"None of the {len(data):,} utterances can be used; give shorter ones, or raise --max-seconds.")
+        raise DataError(
+            f"None of the {len(data):,} utterances can be used; give shorter ones, or raise --max-seconds."
+        )
     return data.add_column("labels", labels).add_column("length", lengths).select(fitting)

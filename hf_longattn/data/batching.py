@@ -30,7 +30,8 @@ EVALUATION = -1
 
 
 class EpochAwareCollator:
-    """A collator with random choices by ``epoch`` (from 0). :class:`~hf_longattn.training.trainer.SetEpoch` sets the epoch."""
+    """A collator with random choices by ``epoch`` (from 0). :class:`~hf_longattn.training.trainer.SetEpoch` sets the
+    epoch."""
 
     shared_epoch: Tensor
 
@@ -48,7 +49,8 @@ class EpochAwareCollator:
         self.shared_epoch.fill_(number)
 
     def for_evaluation(self) -> Any:
-        """A copy for evaluations. Its random choices, if any, are the same in every evaluation and differ from training."""
+        """A copy for evaluations. Its random choices, if any, are the same in every evaluation and differ from
+        training."""
         collator = copy.copy(self)
         collator.shared_epoch = torch.tensor(EVALUATION)
         return collator
@@ -72,15 +74,20 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
 
 @dataclass
 class DataCollatorWithGlobals(DataCollatorWithPadding):
-    """transformers' ``DataCollatorWithPadding`` for rows that may have ``labels`` of tokens or a ``global_attention_mask``.
+    """transformers' ``DataCollatorWithPadding`` for rows that may have ``labels`` of tokens or a
+    ``global_attention_mask``.
 
-    Labels are padded with -100. In the mask, 1 = global; padding is never global. If the config defines the global tokens (question
-    answering), the column is not needed.
+    Labels are padded with -100. In the mask, 1 = global; padding is never global. If the config defines the global
+    tokens (question answering), the column is not needed.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [dict(row) for row in features]
-        fills = {name: fill for name, fill in (("global_attention_mask", 0), ("labels", IGNORED)) if hasattr(rows[0].get(name), "__len__")}
+        fills = {
+            name: fill
+            for name, fill in (("global_attention_mask", 0), ("labels", IGNORED))
+            if hasattr(rows[0].get(name), "__len__")
+        }
         lists = {name: [row.pop(name) for row in rows] for name in fills}
         batch = dict(super().__call__(rows))
         size = {"length": batch["input_ids"].shape[1], "left": self.tokenizer.padding_side == "left"}
@@ -90,7 +97,8 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """All columns as one row ``(1, T)``, with ``documents (1, T)``, the number of each token's row.
 
-    A Long model restarts positions at each document, and no mechanism lets documents see each other. ``attention_mask`` is left out.
+    A Long model restarts positions at each document, and no mechanism lets documents see each other.
+    ``attention_mask`` is left out.
     """
     names = [name for name in rows[0] if name != "attention_mask"]
     batch = {name: torch.cat([torch.as_tensor(row[name]) for row in rows])[None] for name in names}
@@ -102,13 +110,13 @@ def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 class DataCollatorWithPacking:
     """Packed batches: one row ``(1, T)`` without padding, as by transformers' ``DataCollatorWithFlattening``.
 
-    It adds ``documents (1, T)`` instead of ``position_ids``, because families count positions differently (RoBERTa from 2). Other
-    columns with a value per token (labels, token_type_ids, global_attention_mask) are concatenated. If each document has one label,
-    ``(B,)``, the batch also has ``lengths (B,)``.
+    It adds ``documents (1, T)`` instead of ``position_ids``, because families count positions differently (RoBERTa
+    from 2). Other columns with a value per token (labels, token_type_ids, global_attention_mask) are concatenated. If
+    each document has one label, ``(B,)``, the batch also has ``lengths (B,)``.
 
     Args:
-        shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label belongs to its own
-            token (token classification, masked tokens).
+        shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label
+            belongs to its own token (token classification, masked tokens).
     """
 
     pack = True
@@ -121,14 +129,17 @@ class DataCollatorWithPacking:
             targets["lengths"] = torch.tensor([len(row["input_ids"]) for row in rows])
         batch = packed(rows)
         if self.shifted:
-            starts = torch.nn.functional.pad(batch["documents"][:, 1:] != batch["documents"][:, :-1], (1, 0), value=True)
+            starts = torch.nn.functional.pad(
+                batch["documents"][:, 1:] != batch["documents"][:, :-1], (1, 0), value=True
+            )
             batch["labels"] = batch.get("labels", batch["input_ids"]).masked_fill(starts, IGNORED)
         return {**batch, **targets}
 
 
 @contextmanager
 def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
-    """Within the context, the pooling of a packed row ``(1, T)`` reads the first token of each document, by ``lengths (B,)``."""
+    """Within the context, the pooling of a packed row ``(1, T)`` reads the first token of each document, by
+    ``lengths (B,)``."""
     starts = lengths.cumsum(0) - lengths
     module: Any = pooling_module(model)
     handle = module.register_forward_pre_hook(lambda _, args: (args[0][0, starts][:, None], *args[1:]))
@@ -140,14 +151,27 @@ def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
 
 def pooling_module(model: PreTrainedModel) -> nn.Module | None:
     """The module that pools hidden states by their first token; ``None`` if the model selects the token itself."""
-    modules = (getattr(model.base_model, "pooler", None), getattr(model, "pooler", None), getattr(model, "classifier", None))
+    modules = (
+        getattr(model.base_model, "pooler", None),
+        getattr(model, "pooler", None),
+        getattr(model, "classifier", None),
+    )
     module = next((candidate for candidate in modules if isinstance(candidate, nn.Module)), None)
     return None if isinstance(module, nn.Linear) else module
 
 
-def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
+def chosen_packing(
+    model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None
+) -> bool:
     """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
-    why, bases = refusal, (module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion"))
+    why, bases = (
+        refusal,
+        (
+            module
+            for module in model.modules()
+            if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")
+        ),
+    )
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
         why = f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
     elif not model.packs_documents:
@@ -174,15 +198,19 @@ class EpochSampler(Sampler[Any]):
 
 
 class TokenBudget(EpochSampler):
-    """A sampler of batches with a limited number of tokens and rows of similar length. The order depends on seed and epoch.
+    """A sampler of batches with a limited number of tokens and rows of similar length. The order depends on seed and
+    epoch.
 
     Args:
         budget: maximum tokens of a batch. A longer row gets its own batch.
         padded: a batch costs its longest row times its rows; False = the sum of its rows (packed).
-        processes: number of processes. The number of batches is a multiple of it, so that all processes take equally many steps.
+        processes: number of processes. The number of batches is a multiple of it, so that all processes take equally
+            many steps.
     """
 
-    def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1) -> None:
+    def __init__(
+        self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1
+    ) -> None:
         self.seed = seed
         order = sorted(shuffled(len(lengths), seed), key=lambda row: lengths[row])
         self.batches: list[list[int]] = [[]]
@@ -212,15 +240,21 @@ MASKED = 0.15
 
 
 def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Mask a share :data:`MASKED` of the tokens. Returns token ids and labels, :data:`.tokenization.IGNORED` where nothing is masked.
+    """Mask a share :data:`MASKED` of the tokens. Returns token ids and labels, :data:`.tokenization.IGNORED` where
+    nothing is masked.
 
-    For evaluations: no token is replaced by a random one. Special tokens are never masked, and at least one other token is.
+    For evaluations: no token is replaced by a random one. Special tokens are never masked, and at least one other
+        token is.
     """
     mask = getattr(tokenizer, "mask_token_id", None)
     if mask is None:
-        raise CheckpointError("A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token).")
+        raise CheckpointError(
+            "A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token)."
+        )
     order = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
-    order = order.to(ids.device).masked_fill(torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)), 2.0)
+    order = order.to(ids.device).masked_fill(
+        torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)), 2.0
+    )
     chosen = order < min(1.0, max(MASKED, float(order.min()) + 1e-7))
     return ids.masked_fill(chosen, mask), ids.masked_fill(~chosen, IGNORED)
 
@@ -228,10 +262,11 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
 class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     """transformers' language-modelling collator with repeatable masks.
 
-    Masks depend only on the seed, ``epoch`` and the tokens of the batch. Resumed runs draw the same masks, with any number of workers.
+    Masks depend only on the seed, ``epoch`` and the tokens of the batch. Resumed runs draw the same masks, with any
+    number of workers.
 
-    At least one token of a batch is masked. With next-token labels, only padding is ignored. The base class also ignores end tokens if the
-    padding token is the end token (GPT-2, Llama).
+    At least one token of a batch is masked. With next-token labels, only padding is ignored. The base class also
+    ignores end tokens if the padding token is the end token (GPT-2, Llama).
     """
 
     def create_rng(self, *args: Any) -> None:
@@ -240,7 +275,8 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
         self.generator: torch.Generator | None = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        passes = [row.pop("epoch") for row in examples if "epoch" in row]  # the pass over the documents that a segment belongs to
+        # the pass over the documents that a segment belongs to
+        passes = [row.pop("epoch") for row in examples if "epoch" in row]
         if passes and self.epoch != EVALUATION:
             self.epoch = max(passes)
         rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # next-token labels need no draw
@@ -252,7 +288,9 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
             batch["labels"] = batch["input_ids"].masked_fill(real == 0, IGNORED)
         return batch
 
-    def torch_mask_tokens(self, inputs: Any, special_tokens_mask: Any = None, offset_mapping: Any = None) -> tuple[Any, Any]:
+    def torch_mask_tokens(
+        self, inputs: Any, special_tokens_mask: Any = None, offset_mapping: Any = None
+    ) -> tuple[Any, Any]:
         original = inputs.clone()
         shown, labels = super().torch_mask_tokens(inputs, special_tokens_mask, offset_mapping)
         if not bool((labels != IGNORED).any()):  # in a short batch; without a label, its loss would be NaN
@@ -264,14 +302,16 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
 
 
 class DataCollatorForPackedText(RepeatableMasks):
-    """:class:`RepeatableMasks` for rows that hold several documents. The rows of a batch become one row ``(1, T)`` without padding, with
-    ``documents (1, T)``. With next-token labels, the first token of a document is no target."""
+    """:class:`RepeatableMasks` for rows that hold several documents. The rows of a batch become one row ``(1, T)``
+    without padding, with ``documents (1, T)``. With next-token labels, the first token of a document is no target."""
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         """Collate rows with ``input_ids`` and ``documents``, two lists of the same length."""
         ids = [token for row in examples for token in row["input_ids"]]
         batch = super().torch_call([{"input_ids": ids}])
-        numbers = torch.tensor([(row, number) for row, example in enumerate(examples) for number in example["documents"]])
+        numbers = torch.tensor(
+            [(row, number) for row, example in enumerate(examples) for number in example["documents"]]
+        )
         borders = torch.nn.functional.pad((numbers[1:] != numbers[:-1]).any(1), (1, 0), value=True)
         batch.pop("attention_mask", None)
         batch["documents"] = borders.cumsum(0)[None] - 1

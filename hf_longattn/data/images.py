@@ -32,9 +32,11 @@ logger = logging.get_logger(LOGGER)
 
 
 def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str = "leave it out") -> PillowImage:
-    """Read an image in any Pillow format as RGB, rotated by its EXIF data. If there are several frames, the first is read.
+    """Read an image in any Pillow format as RGB, rotated by its EXIF data. If there are several frames, the first is
+    read.
 
-    Transparent parts become white, as on a web page; their stored colour is arbitrary. 16-bit grey values are scaled to 8 bits.
+    Transparent parts become white, as on a web page; their stored colour is arbitrary. 16-bit grey values are scaled
+    to 8 bits.
 
     Args:
         image: a path, or a cell of ``datasets.Image(decode=False)``, which has ``path`` or ``bytes``.
@@ -42,7 +44,8 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
         otherwise: advice at the end of messages.
 
     Raises:
-        DataError: the image does not exist, is empty or damaged, has more pixels than Pillow reads, or is not an image.
+        DataError: the image does not exist, is empty or damaged, has more pixels than Pillow reads, or is not an
+            image.
     """
     check_extra(EXTRA, "PIL")
     from PIL import Image as Pillow
@@ -58,9 +61,13 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
                 upright = ImageOps.exif_transpose(opened)
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
         reason = f"{type(error).__name__}: {in_a_line(error)}"
-        raise DataError(f"The image {name} cannot be read ({reason}); correct its path, save it as PNG, or {otherwise}.") from error
+        raise DataError(
+            f"The image {name} cannot be read ({reason}); correct its path, save it as PNG, or {otherwise}."
+        ) from error
     if upright.mode in ("I", "F"):
-        raise DataError(f"The image {name} has values without a range (Pillow's mode {upright.mode}); save it with 8 or 16 bits.")
+        raise DataError(
+            f"The image {name} has values without a range (Pillow's mode {upright.mode}); save it with 8 or 16 bits."
+        )
     if upright.mode.startswith("I;16"):  # convert would make every value above 255 white
         upright = upright.point(lambda value: value * (1 / 256), "L")
     if not upright.has_transparency_data:
@@ -79,7 +86,8 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     converted = getattr(model.config, "long_image_size", None)
     if converted is not None and tuple(converted) != (height, width):
         raise CheckpointError(
-            f"The image processor of {model.name_or_path!r} makes images of {height} × {width} pixels, but the model was converted for "
+            f"The image processor of {model.name_or_path!r} makes images of {height} × {width} pixels, but the model "
+            "was converted for "
             f"{' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these."
         )
     return height, width
@@ -88,15 +96,17 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
 class ImageCollator(EpochAwareCollator):
     """Batches of ``pixel_values (B, 3, H, W)``, made by the image processor, and ``labels (B,)``.
 
-    An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs therefore draw the same augmentations, with any
-    number of workers. Evaluations use none.
+    An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs therefore draw the same
+    augmentations, with any number of workers. Evaluations use none.
 
     Args:
         names: label names, in the order of their numbers.
         augmentation: see :func:`augmentation_of`; ``None`` = none.
     """
 
-    def __init__(self, processor: Any, names: Sequence[str], augmentation: Augmentation | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, processor: Any, names: Sequence[str], augmentation: Augmentation | None = None, seed: int = 0
+    ) -> None:
         self.processor, self.augmentation, self.seed = processor, augmentation, seed
         self.numbers = {name: number for number, name in enumerate(names)}
 
@@ -116,10 +126,13 @@ class ImageCollator(EpochAwareCollator):
         if len(sizes) > 1:
             sides = " and ".join(f"{height} × {width}" for height, width in sorted(sizes)[:2])
             raise DataError(
-                f"The model's image processor makes images of several sizes, {sides} pixels; set do_resize and size with height and "
-                "width in its preprocessor_config.json."
+                f"The model's image processor makes images of several sizes, {sides} pixels; set do_resize and size "
+                "with height and width in its preprocessor_config.json."
             )
-        return {"pixel_values": torch.stack(pixels), "labels": torch.tensor([self.numbers[row["label"]] for row in features])}
+        return {
+            "pixel_values": torch.stack(pixels),
+            "labels": torch.tensor([self.numbers[row["label"]] for row in features]),
+        }
 
 
 def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
@@ -135,7 +148,8 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
         return None
     if not name and find_spec("torchvision") is None:
         logger.warning(
-            "The images are not augmented: random crops and flips need a torchvision that fits the installed torch; type "
+            "The images are not augmented: random crops and flips need a torchvision that fits the installed torch; "
+            "type "
             f"pip install '.[{EXTRA}]' in a clone of hf_longattn, or --augmentation none."
         )
         return None
@@ -144,4 +158,7 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
 
     parts = {"crop": RandomResizedCrop(size), "flip": RandomHorizontalFlip()}
     chosen = (name or AUGMENTATIONS[0]).split("+")
-    return Compose([parts[part] for part in chosen]), {"do_resize": False, "do_center_crop": False} if "crop" in chosen else {}
+    return Compose([parts[part] for part in chosen]), {
+        "do_resize": False,
+        "do_center_crop": False,
+    } if "crop" in chosen else {}

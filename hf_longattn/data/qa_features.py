@@ -24,7 +24,11 @@ Offset = tuple[int, int]
 
 
 def qa_inputs(
-    examples: Mapping[str, Sequence[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, length: int, stride: int | None
+    examples: Mapping[str, Sequence[Any]],
+    numbers: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    stride: int | None,
 ) -> dict[str, list[Any]]:
     """Model inputs of questions about documents, one for each window of a document.
 
@@ -34,10 +38,12 @@ def qa_inputs(
         examples: columns ``question``, ``context`` and ``answers`` (texts and their first characters).
         numbers: numbers of the examples.
         length: maximum number of tokens of an input.
-        stride: tokens that consecutive windows share, as in transformers' run_qa; ``None`` = a single input, and the rest is cut off.
+        stride: tokens that consecutive windows share, as in transformers' run_qa; ``None`` = a single input, and the
+            rest is cut off.
 
     Returns:
-        The tokenizer's columns; ``starts`` and ``ends``: first and last tokens of all answers in the window, or [0] for "no answer";
+        The tokenizer's columns; ``starts`` and ``ends``: first and last tokens of all answers in the window, or [0]
+        for "no answer";
         ``offsets``: see :data:`Offset`; ``example``: number of the example; ``length``: length in tokens.
 
     Raises:
@@ -49,8 +55,8 @@ def qa_inputs(
     if (left := max(0, length - beside)) <= (stride or 0):
         advice = f", not more than the stride {stride}; lower --stride" if left else "; shorten the question"
         raise InputError(
-            f"--max-length {length} leaves {left} tokens for the document beside the question{advice}, or raise --max-length if the model "
-            "takes longer inputs."
+            f"--max-length {length} leaves {left} tokens for the document beside the question{advice}, or raise "
+            "--max-length if the model takes longer inputs."
         )
     settings: dict[str, Any] = {"truncation": "only_second", "max_length": length, "return_offsets_mapping": True}
     settings |= {} if stride is None else {"stride": stride, "return_overflowing_tokens": True}
@@ -60,29 +66,41 @@ def qa_inputs(
     rows |= {"length": [len(ids) for ids in rows["input_ids"]], "example": [numbers[owner] for owner in owners]}
     rows |= {"offsets": [], "starts": [], "ends": []}
     for window, (owner, spans) in enumerate(zip(owners, encoded["offset_mapping"], strict=True)):
-        offsets = [span if text == 1 else (-1, -1) for span, text in zip(spans, encoded.sequence_ids(window), strict=True)]
+        offsets = [
+            span if text == 1 else (-1, -1) for span, text in zip(spans, encoded.sequence_ids(window), strict=True)
+        ]
         rows["offsets"].append(offsets)
-        for name, tokens in zip(("starts", "ends"), zip(*answer_tokens(offsets, examples["answers"][owner]), strict=True), strict=True):
+        for name, tokens in zip(
+            ("starts", "ends"), zip(*answer_tokens(offsets, examples["answers"][owner]), strict=True), strict=True
+        ):
             rows[name].append(sorted(set(tokens)))
     return rows
 
 
 def answer_tokens(offsets: Sequence[Offset], answers: Mapping[str, Sequence[Any]]) -> list[tuple[int, int]]:
-    """First and last token of each answer that lies completely in this window. If there is none, [(0, 0)], for "no answer"."""
+    """First and last token of each answer that lies completely in this window. If there is none, [(0, 0)], for "no
+    answer"."""
     inside = [token for token, (start, _) in enumerate(offsets) if start >= 0]
     firsts = [offsets[token][0] for token in inside]
 
     def token_at(character: int) -> int:
         """The token that contains (or precedes) a character of the document; -1 outside of this window."""
         number = bisect_right(firsts, character) - 1
-        return -1 if number < 0 or (number == len(firsts) - 1 and character >= offsets[inside[-1]][1]) else inside[number]
+        return (
+            -1 if number < 0 or (number == len(firsts) - 1 and character >= offsets[inside[-1]][1]) else inside[number]
+        )
 
-    characters = [(start, start + max(1, len(text)) - 1) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
+    characters = [
+        (start, start + max(1, len(text)) - 1)
+        for text, start in zip(answers["text"], answers["answer_start"], strict=True)
+    ]
     tokens = [(token_at(first), token_at(last)) for first, last in characters]
     return [pair for pair in tokens if min(pair) >= 0] or [(0, 0)]
 
 
-def qa_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, processes: int = 0) -> Dataset:
+def qa_rows(
+    examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, processes: int = 0
+) -> Dataset:
     """The inputs of all examples; see :func:`qa_inputs`. ``processes`` more processes encode them, if above 0."""
     settings: dict[str, Any] = {"batched": True, "batch_size": 100, "num_proc": processes or None}
     encode = partial(qa_inputs, tokenizer=tokenizer, length=length, stride=stride)
@@ -92,13 +110,20 @@ def qa_rows(examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, 
 def answerable(examples: Dataset) -> Dataset:
     """The examples to train on. Questions without their answer in any of their documents are left out.
 
-    If only another document of the question has the answer (TriviaQA), the target is "no answer", as in a window without an answer.
+    If only another document of the question has the answer (TriviaQA), the target is "no answer", as in a window
+    without an answer.
     """
     known = examples.select_columns(["kind", "answers", "id", "document"])
     answered = {row["id"] for row in known if row["document"] and row["answers"]["text"]}
-    used = [number for number, row in enumerate(known) if row["kind"] != "span" or row["answers"]["text"] or row["id"] in answered]
+    used = [
+        number
+        for number, row in enumerate(known)
+        if row["kind"] != "span" or row["answers"]["text"] or row["id"] in answered
+    ]
     if not used:
-        raise DataError("No question has an answer in its document, so there is nothing to learn; give questions with answers.")
+        raise DataError(
+            "No question has an answer in its document, so there is nothing to learn; give questions with answers."
+        )
     return examples.select(used)
 
 
@@ -106,7 +131,8 @@ def answerable(examples: Dataset) -> Dataset:
 class QACollator:
     """Batches of :func:`qa_inputs`: rows padded on the right, or with ``pack`` one row without padding.
 
-    ``labels (B, L, 2)`` are 1 at the first and last tokens of correct answers, :data:`IGNORED_LABEL` at padding, and 0 elsewhere.
+    ``labels (B, L, 2)`` are 1 at the first and last tokens of correct answers, :data:`IGNORED_LABEL` at padding, and 0
+    elsewhere.
     """
 
     tokenizer: PreTrainedTokenizerBase

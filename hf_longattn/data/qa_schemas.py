@@ -1,7 +1,8 @@
-"""Questions about documents: SQuAD 1 and 2 (nested or flat), MRQA, HotpotQA, and rows of ``question``, ``context`` and ``answers``.
+"""Questions about documents: SQuAD 1 and 2 (nested or flat), MRQA, HotpotQA, and rows of ``question``, ``context`` and
+``answers``.
 
-If the data give no position for an answer, every occurrence in the document is an answer (distant supervision, Joshi et al. 2017; Clark &
-Gardner 2018).
+If the data give no position for an answer, every occurrence in the document is an answer (distant supervision, Joshi
+et al. 2017; Clark & Gardner 2018).
 """
 
 from __future__ import annotations
@@ -39,21 +40,25 @@ KINDS = ("span", "yes", "no", "none")
 
 
 def load_qa(
-    source: str | Path, split: str | None = None, *, named: Mapping[str, str] = MappingProxyType({}), skip_bad_rows: bool = False
+    source: str | Path,
+    split: str | None = None,
+    *,
+    named: Mapping[str, str] = MappingProxyType({}),
+    skip_bad_rows: bool = False,
 ) -> Dataset:
     """Read questions, documents and answers.
 
     Args:
-        source: see :func:`.sources.read_table`. If ``answers`` is empty, ``answer`` is used, with or without ``answer_start``. An empty
-            answer means that the question has no answer.
+        source: see :func:`.sources.read_table`. If ``answers`` is empty, ``answer`` is used, with or without
+            ``answer_start``. An empty answer means that the question has no answer.
         split: which split, if the source has several.
         named: id, question, context or answers -> its column, if that has another name.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
 
     Returns:
-        A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
-        texts to score against, ``kind`` one of :data:`KINDS`. A question about several documents (TriviaQA) has one example for each
-        ``document``, with the question's ``id``.
+        A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of
+        ``context``, ``gold`` the texts to score against, ``kind`` one of :data:`KINDS`. A question about several
+        documents (TriviaQA) has one example for each ``document``, with the question's ``id``.
 
     Raises:
         DataError: missing file, unknown split, unknown columns, nothing to read, or rows that cannot be used.
@@ -62,35 +67,54 @@ def load_qa(
     data = read_table(name, split, flat=_questions)
     if named:
         chosen_columns(data.column_names, dict.fromkeys(named, ()), named, name)
-        data = data.remove_columns([role for role in named if role in data.column_names and role not in named.values()])
+        data = data.remove_columns(
+            [role for role in named if role in data.column_names and role not in named.values()]
+        )
         data = data.rename_columns({column: role for role, column in named.items()})
     present = set(data.column_names)
     answered = present & {"answers", "answer", "detected_answers"}
     if missing := sorted({"question", "context"} - present) + ([] if answered else ["answers"]):
         raise DataError(
-            f"{name} has the columns {listed(present, 12)}, and lacks {' and '.join(missing)}; name a column with --columns "
+            f"{name} has the columns {listed(present, 12)}, and lacks {' and '.join(missing)}; name a column with "
+            "--columns "
             f"{missing[0]}=NAME, or give questions as SQuAD, MRQA or HotpotQA, "
-            "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a program each)."
+            "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a "
+            "program each)."
         )
 
     def convert(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         examples = []
         for number, *cells in zip(numbers, *columns.values(), strict=True):
             row = dict(zip(columns, cells, strict=True))
-            identity = next((str(row[key]) for key in ("id", "_id", "qid", "question_id") if row.get(key) is not None), None)
+            identity = next(
+                (str(row[key]) for key in ("id", "_id", "qid", "question_id") if row.get(key) is not None), None
+            )
             try:
                 examples.append(_example(row, str(number) if identity is None else identity))
             except (DataError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-                why = str(error) if isinstance(error, DataError) else f"It matches no schema ({type(error).__name__}: {error})."
+                why = (
+                    str(error)
+                    if isinstance(error, DataError)
+                    else f"It matches no schema ({type(error).__name__}: {error})."
+                )
                 where = f"Row {number + 1}" if identity is None else f"Question {identity}"
                 if not skip_bad_rows:
-                    raise DataError(f"{where} of {name}: {why} Leave such rows out, with --skip-bad-rows if there are many.") from error
+                    raise DataError(
+                        f"{where} of {name}: {why} Leave such rows out, with --skip-bad-rows if there are many."
+                    ) from error
         return {column: [example[column] for example in examples] for column in EXAMPLE}
 
-    settings: dict[str, Any] = {"batched": True, "batch_size": 100, "remove_columns": data.column_names, "features": EXAMPLE}
+    settings: dict[str, Any] = {
+        "batched": True,
+        "batch_size": 100,
+        "remove_columns": data.column_names,
+        "features": EXAMPLE,
+    }
     rows = data.map(convert, with_indices=True, **settings)
     if len(rows) < len(data):
-        logger.warning(f"{len(data) - len(rows):,} of {len(data):,} questions of {name} cannot be used and are left out.")
+        logger.warning(
+            f"{len(data) - len(rows):,} of {len(data):,} questions of {name} cannot be used and are left out."
+        )
     if not any(question.strip() for question in rows["question"]):
         raise DataError(f"All questions of {name} are empty or cannot be used; check its column 'question'.")
     return rows
@@ -130,7 +154,13 @@ def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
         reason = "is_impossible" if impossible else "kind 'none'"
         raise DataError(f"It is marked as {reason}, but has the answer {gold[0]!r}; correct one of the two.")
     title, document = (value if isinstance(value, str) else "" for value in (row.get("title"), row.get("document")))
-    texts = {"id": identity, "title": title, "document": document, "question": row["question"], "context": row["context"]}
+    texts = {
+        "id": identity,
+        "title": title,
+        "document": document,
+        "question": row["question"],
+        "context": row["context"],
+    }
     return {**texts, "answers": answers, "gold": gold, "kind": kind}
 
 
@@ -145,7 +175,9 @@ def _spans(answers: Any) -> list[tuple[str, Any]]:
         return [] if answers is None or not str(answers).strip() else [(str(answers), None)]
     texts, starts = ([value] if not isinstance(value, list) else value for value in map(answers.get, ANSWERS))
     if answers and "text" not in answers:
-        raise DataError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, or texts, not {answers!r}.")
+        raise DataError(
+            f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, or texts, not {answers!r}."
+        )
     if not any(map(_spans, texts)) or all(start is None for start in starts):
         return _spans(texts)
     return [(str(text), start) for text, start in zip(texts, starts, strict=True) if _spans(text)]
@@ -168,8 +200,8 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         number = as_number(start)
         if number is None or not number.is_integer() or number < 0:
             raise DataError(
-                f"The answer {text!r} has the answer_start {start!r}; it must be a whole number from 0, the answer's first character in "
-                "the context. Give empty lists to questions without an answer."
+                f"The answer {text!r} has the answer_start {start!r}; it must be a whole number from 0, the answer's "
+                "first character in the context. Give empty lists to questions without an answer."
             )
         if not row["context"].startswith(text, int(number)):
             raise DataError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
@@ -177,7 +209,8 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _mrqa(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """MRQA 2019: detected_answers {text, char_spans}, and answers, the texts to score against. The Hub has dictionaries of lists."""
+    """MRQA 2019: detected_answers {text, char_spans}, and answers, the texts to score against. The Hub has
+    dictionaries of lists."""
     context, detected, characters = row["context"], row["detected_answers"], list[tuple[int, int]]()
     spans = detected["char_spans"] if isinstance(detected, dict) else [answer["char_spans"] for answer in detected]
     for each in spans:
@@ -188,11 +221,15 @@ def _mrqa(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
-    """HotpotQA: paragraphs [[title, sentences]], an answer (a span, yes or no) and supporting_facts [[title, sentence]], or the Hub's
-    columns. Occurrences in the supporting sentences take precedence."""
+    """HotpotQA: paragraphs [[title, sentences]], an answer (a span, yes or no) and supporting_facts [[title,
+    sentence]], or the Hub's columns. Occurrences in the supporting sentences take precedence."""
     paragraphs, facts, answer = row["context"], row["supporting_facts"] or [], row.get("answer")
-    pairs = zip(paragraphs["title"], paragraphs["sentences"], strict=True) if isinstance(paragraphs, dict) else paragraphs
-    supporting = {*zip(facts["title"], facts["sent_id"], strict=True)} if isinstance(facts, dict) else {*map(tuple, facts)}
+    pairs = (
+        zip(paragraphs["title"], paragraphs["sentences"], strict=True) if isinstance(paragraphs, dict) else paragraphs
+    )
+    supporting = (
+        {*zip(facts["title"], facts["sent_id"], strict=True)} if isinstance(facts, dict) else {*map(tuple, facts)}
+    )
     context, inside = "", []  # characters of the supporting sentences
     for title, sentences in pairs:
         context += f"{title}\n"
@@ -205,7 +242,11 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     if answer in ("yes", "no"):
         return {**example, "kind": answer, "gold": [answer]}
     anywhere = occurrences(context, [answer or ""])
-    near = [number for number, start in enumerate(anywhere["answer_start"]) if any(start in sentence for sentence in inside)]
+    near = [
+        number
+        for number, start in enumerate(anywhere["answer_start"])
+        if any(start in sentence for sentence in inside)
+    ]
     spans = {name: [values[number] for number in near] for name, values in anywhere.items()} if near else answer or []
     return {**example, "answers": spans, "gold": [answer or ""]}
 
@@ -213,8 +254,11 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 MOST_MATCHES = 64
 """Maximum occurrences of an answer that distant supervision takes from one document."""
-UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u1950-\u1aaf\u2e80-\u312f\u3190-\ua4cf\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
-"""A character of a script without spaces between words, such as Thai, Tibetan, Burmese, Khmer, kana and Chinese characters."""
+UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u1950-\u1aaf\u2e80-\u312f\u3190-\ua4cf\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+"""A character of a script without spaces between words, such as Thai, Tibetan, Burmese, Khmer, kana and Chinese
+characters."""
 _NOTHING = str.maketrans("", "", string.punctuation)
 _SPACES = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
@@ -232,8 +276,9 @@ def normalise(text: str) -> str:
 def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
     """Occurrences of ``texts`` in ``context``, in SQuAD's form: as whole words, or else anywhere.
 
-    In scripts without spaces, every occurrence counts. Case, type of space and Unicode normalisation form do not matter. With
-    ``normalised``, only whole words count, and punctuation and articles between them are ignored, as in TriviaQA's script.
+    In scripts without spaces, every occurrence counts. Case, type of space and Unicode normalisation form do not
+    matter. With ``normalised``, only whole words count, and punctuation and articles between them are ignored, as in
+    TriviaQA's script.
     """
     gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
     lowered = normalize("NFD", context.lower())
@@ -242,7 +287,9 @@ def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False)
         words = text.split()
         if words and all(normalize("NFD", word.lower()) in lowered for word in words):  # most aliases do not occur
             forms = [{word, normalize("NFC", word), normalize("NFD", word)} for word in words]
-            patterns.append(re.compile(gap.join(f"(?:{'|'.join(map(re.escape, word))})" for word in forms), re.IGNORECASE))
+            patterns.append(
+                re.compile(gap.join(f"(?:{'|'.join(map(re.escape, word))})" for word in forms), re.IGNORECASE)
+            )
     text_by_start: dict[int, str] = {}
     for anywhere in (False, True):
         for pattern in patterns:

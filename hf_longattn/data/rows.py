@@ -1,6 +1,7 @@
 """Rows with the columns that a task needs: texts, labels, scores, words or files. Some rows are held out.
 
-Rows have a column for each of a task's ``roles``. :class:`~hf_longattn.training.arguments.DataArguments` explains it and ``named``.
+Rows have a column for each of a task's ``roles``. :class:`~hf_longattn.training.arguments.DataArguments` explains it
+and ``named``.
 """
 
 from __future__ import annotations
@@ -30,25 +31,43 @@ Roles = Mapping[str, Sequence[str]]
 """Role -> recognised column names. The first column that exists is used."""
 OPTIONAL = ("question", "negative", "score", "id")
 VALUES = {
-    "label": "name or whole number", "score": "number", "number": "number",
-    "words": "list of texts and numbers", "tags": "list of names or whole numbers",
-    "image": "image", "audio": "audio file", "id": "text or whole number",
-}  # fmt: skip
+    "label": "name or whole number",
+    "score": "number",
+    "number": "number",
+    "words": "list of texts and numbers",
+    "tags": "list of names or whole numbers",
+    "image": "image",
+    "audio": "audio file",
+    "id": "text or whole number",
+}
 """Role -> content of a cell, for messages. Other roles are texts."""
-TYPES = {"score": Value("float32"), "number": Value("float32"), "words": List(Value("string")), "tags": List(Value("string"))}
+TYPES = {
+    "score": Value("float32"),
+    "number": Value("float32"),
+    "words": List(Value("string")),
+    "tags": List(Value("string")),
+}
 """Role -> the type of its column. Other columns are texts, or files."""
 FILES = {"image": Image, "audio": Audio}
 """Role with files -> ``datasets`` feature for its column."""
 COLUMNS = "--columns {role}=NAME"
 """The option for choosing the column of a role."""
 LARGEST_TEXT = 16_000_000
-"""Maximum characters of one document, five times War and Peace. A tokenizer needs up to 200 bytes of memory per character."""
+"""Maximum characters of one document, five times War and Peace. A tokenizer needs up to 200 bytes of memory per
+character."""
 
 
 def read_rows(
-    args: Any, seed: int, roles: Roles | None = None, *, read: Callable[..., Dataset] | None = None, shuffle: bool = False, **units: Any
+    args: Any,
+    seed: int,
+    roles: Roles | None = None,
+    *,
+    read: Callable[..., Dataset] | None = None,
+    shuffle: bool = False,
+    **units: Any,
 ) -> tuple[Dataset, Dataset]:
-    """Training rows, and held-out rows (all of ``--validation``, or a tenth of every source), with a column for each role.
+    """Training rows, and held-out rows (all of ``--validation``, or a tenth of every source), with a column for each
+    role.
 
     ``max_train_samples`` and ``max_eval_samples`` limit them. If nothing is trained, both have all rows.
 
@@ -72,7 +91,9 @@ def read_rows(
     for source, part in zip(args.data, parts, strict=True):
         if set(part.column_names) != set(parts[0].column_names):
             columns = [", ".join(each.column_names) for each in (parts[0], part)]
-            raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {source} has {columns[1]}; give data of one shape.")
+            raise DataError(
+                f"{args.data[0]} has the columns {columns[0]}, but {source} has {columns[1]}; give data of one shape."
+            )
     if args.only_scores:
         train = held_out = _drawn(joined(parts), args.max_eval_samples, seed)
     else:
@@ -82,7 +103,10 @@ def read_rows(
             train, held_out = split_held_out(parts, seed, **units)
         if not len(held_out):
             count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {units.get('unit')}"
-            raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
+            raise OptionError(
+                f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give "
+                "--validation DATA."
+            )
         train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
         args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
     return train, held_out
@@ -109,8 +133,10 @@ def split_held_out(
 
     Args:
         most: maximum held-out units of a source; ``None`` = no limit.
-        unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
-        classes: the values in this column have the same shares in both parts, if there are enough units; "" = no classes.
+        unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row
+            is a unit.
+        classes: the values in this column have the same shares in both parts, if there are enough units; "" = no
+            classes.
     """
     ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
@@ -125,8 +151,12 @@ def split_held_out(
     for key, group in class_of.items():  # the lowest tenth of the quantiles has the shares of all
         quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
         drawn_of_class[group] += 1
-    of_sources = [sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))]
-    drawn = [key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // 10), most or len(keys))]]
+    of_sources = [
+        sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))
+    ]
+    drawn = [
+        key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // 10), most or len(keys))]
+    ]
     held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
     chosen = set(held_out)
     return data.select([row for row in order if row not in chosen]), data.select(held_out)
@@ -139,7 +169,9 @@ def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
     return data.select(sorted(random.Random(seed).sample(range(len(data)), count)))
 
 
-def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS) -> dict[str, str]:
+def chosen_columns(
+    present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS
+) -> dict[str, str]:
     """Role -> name of its column."""
     chosen = {}
     for role, names in roles.items():
@@ -149,15 +181,23 @@ def chosen_columns(present: Sequence[str], roles: Roles, named: Mapping[str, str
             chosen[role] = column
         elif role in named or role not in OPTIONAL:
             others = f"{source} has the columns {', '.join(present)}, not {' or '.join(map(repr, wanted))}"
-            if len(present) == 1 and (separator := next((character for character in ";\t|" if character in present[0]), None)):
+            if len(present) == 1 and (
+                separator := next((character for character in ";\t|" if character in present[0]), None)
+            ):
                 raise DataError(f"{others}; separate its columns by commas, not by {separator!r}.")
-            folder = ", or put the files of each label into a folder with its name" if role == "label" and len(present) == 1 else ""
+            folder = (
+                ", or put the files of each label into a folder with its name"
+                if role == "label" and len(present) == 1
+                else ""
+            )
             close = nearest(wanted[0] if wanted else role, present, least=0.6)
             raise DataError(f"{others}; name one with {option.format(role=role)}{folder}.{close}")
     return chosen
 
 
-def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, leave_out: bool = True, option: str = COLUMNS) -> Dataset:
+def rows_of(
+    source: str, split: str, roles: Roles, named: Mapping[str, str], *, leave_out: bool = True, option: str = COLUMNS
+) -> Dataset:
     """The rows of a source with a column for each role. Cells are texts, numbers, names of labels, lists or files.
 
     Rows of files have a ``name`` for messages.
@@ -176,10 +216,14 @@ def rows_of(source: str, split: str, roles: Roles, named: Mapping[str, str], *, 
         if role != file:
             feature = data.features[column]
             feature = feature.feature if isinstance(feature, List) else feature
-            values[role] = column, feature.names if isinstance(feature, ClassLabel) else None  # the column has class numbers
+            # the column has class numbers
+            values[role] = column, feature.names if isinstance(feature, ClassLabel) else None
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        return {role: _value(row[column], role, names, column, f"Row {number + 1} of {source}") for role, (column, names) in values.items()}
+        return {
+            role: _value(row[column], role, names, column, f"Row {number + 1} of {source}")
+            for role, (column, names) in values.items()
+        }
 
     if values:
         data = data.select_columns([*dict.fromkeys(column for column, _ in values.values())])
@@ -195,7 +239,10 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
     if not len(filled):
         raise DataError(f"There is no {' and '.join(texts)} in {source}; give other data, or name another column.")
     if len(filled) < len(rows):
-        logger.warning(f"{len(rows) - len(filled):,} of {len(rows):,} rows of {source} have no {' or '.join(texts)} and are left out.")
+        logger.warning(
+            f"{len(rows) - len(filled):,} of {len(rows):,} rows of {source} have no {' or '.join(texts)} and are left "
+            "out."
+        )
     return filled
 
 
@@ -217,9 +264,13 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
         cells = [str(each) if role == "words" and isinstance(each, float) else _label(each, names) for each in value]
         converted = None if None in cells or (role == "tags" and "" in cells) else cells
     if converted is None:
-        raise DataError(f"{where} has {str(value)!r:.60} in the column {column!r}, no {what}; correct it, or name another column.")
+        raise DataError(
+            f"{where} has {str(value)!r:.60} in the column {column!r}, no {what}; correct it, or name another column."
+        )
     if what == "text" and len(converted) > LARGEST_TEXT:
-        raise DataError(f"{where} has a text of {len(converted):,} characters, but at most {LARGEST_TEXT:,} are read; split it.")
+        raise DataError(
+            f"{where} has a text of {len(converted):,} characters, but at most {LARGEST_TEXT:,} are read; split it."
+        )
     return converted
 
 
@@ -252,7 +303,9 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
     else:  # paths relative to the table
         folder, paths = Path(source).resolve().parent, data[column][:]
         if not all(path is None or isinstance(path, str) for path in paths):
-            raise DataError(f"The column {column!r} of {source} holds no {VALUES[role]}s or paths of them; name another column.")
+            raise DataError(
+                f"The column {column!r} of {source} holds no {VALUES[role]}s or paths of them; name another column."
+            )
         cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
         data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
     stored = data.with_format("arrow")[:][role]
@@ -274,23 +327,37 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
             columns[template] = []
         if not columns[template]:
             example = "'{title}: {text}', with {{ and }} for braces"
-            raise OptionError(f"--template takes texts that name columns in braces, for example {example}, not {template!r}.")
+            raise OptionError(
+                f"--template takes texts that name columns in braces, for example {example}, not {template!r}."
+            )
         names = {name: name for name in columns[template]}
         chosen_columns(data.column_names, dict.fromkeys(names, ()), names, source, "--template")
 
     def written(row: dict[str, Any]) -> dict[str, str]:
-        filled = (each for each in templates if all(row[name] is not None and str(row[name]).strip() for name in columns[each]))
+        filled = (
+            each
+            for each in templates
+            if all(row[name] is not None and str(row[name]).strip() for name in columns[each])
+        )
         template = next(filled, "")
         try:
             return {"text": template.format_map(row)}
         except (ValueError, TypeError) as error:
-            raise DataError(f"The template {template!r} does not suit {source} ({error}); leave out the part after a colon.") from error
+            raise DataError(
+                f"The template {template!r} does not suit {source} ({error}); leave out the part after a colon."
+            ) from error
 
-    return with_texts(data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})), ["text"], source)
+    return with_texts(
+        data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})),
+        ["text"],
+        source,
+    )
 
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:
     """Number of ``scored`` rows that also occur in ``train``, ids aside. Files are compared by their paths."""
-    columns = [name for name in scored.column_names if name in train.column_names and name not in ("id", "name", "title")]
+    columns = [
+        name for name in scored.column_names if name in train.column_names and name not in ("id", "name", "title")
+    ]
     trained = {hash(repr(row)) for row in train.select_columns(columns)}
     return sum(hash(repr(row)) in trained for row in scored.select_columns(columns))

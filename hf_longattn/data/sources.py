@@ -1,7 +1,7 @@
 """Read files, folders and the Hub as datasets with explicit types; no type is guessed.
 
-Cells of CSV and TSV are unchanged texts. JSON values keep their types, even if a column has several types. Features of Parquet files,
-``datasets`` folders and the Hub are preserved.
+Cells of CSV and TSV are unchanged texts. JSON values keep their types, even if a column has several types. Features of
+Parquet files, ``datasets`` folders and the Hub are preserved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
-from datasets import Dataset, DatasetDict, DownloadManager, Features, Json, Value, load_dataset, load_dataset_builder, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    DownloadManager,
+    Features,
+    Json,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from hf_longattn import __version__
@@ -60,13 +70,18 @@ def saved_by_datasets(path: Path) -> bool:
 
 
 def read_table(
-    source: str, split: str | None = "train", *, modality: str = "text", flat: Callable[[Any], Iterable[Any]] | None = None
+    source: str,
+    split: str | None = "train",
+    *,
+    modality: str = "text",
+    flat: Callable[[Any], Iterable[Any]] | None = None,
 ) -> Dataset:
     """Read one source with all its columns.
 
     Args:
-        source: a .txt, .json, .jsonl, .csv or .tsv file (also .gz), a .parquet file, a folder written by ``datasets``, a folder of files of
-            a ``modality``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets).
+        source: a .txt, .json, .jsonl, .csv or .tsv file (also .gz), a .parquet file, a folder written by ``datasets``,
+            a folder of files of a ``modality``, or the name of a dataset on the Hub (``NAME:SUBSET`` if it has
+            subsets).
         split: which split, if the source has several; ``None`` = the only one.
         modality: modality of a folder's files, see :data:`SUFFIXES`.
         flat: function that returns the rows of a JSON value; default: each value is a row.
@@ -77,10 +92,15 @@ def read_table(
     if path.is_dir() and not saved_by_datasets(path):
         data = _read_folder(path, modality)
     elif path.exists() and not path.is_dir() and not path.is_file():
-        raise DataError(f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that.")
+        raise DataError(
+            f"{source!r} is a pipe or a device, not a regular file; write its content into a file, and give that."
+        )
     elif path.is_file() and ending not in FORMATS:
         endings = f"{', '.join(FORMATS)} (all but .parquet also as .gz)"
-        raise DataError(f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of these.")
+        raise DataError(
+            f"{source!r} is of no format that is read: {endings}; unpack an archive, and write a table as one of "
+            "these."
+        )
     elif path.is_file() and ending != ".parquet":
         data = _dataset([source], ending, flat=flat)
     else:
@@ -106,19 +126,32 @@ def _read_saved(source: str) -> Dataset | DatasetDict:
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        what = "is damaged; write it again" if Path(source).exists() else (
-            f"is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed; give NAME or NAME:SUBSET"
-        )  # fmt: skip
+        what = (
+            "is damaged; write it again"
+            if Path(source).exists()
+            else (
+                f"is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed; give NAME "
+                "or NAME:SUBSET"
+            )
+        )
         raise DataError(f"{source!r} {what} ({type(cause).__name__}: {in_a_line(cause)}).") from error
 
 
 def read_hub(name: str, subset: str | None = None) -> DatasetDict:
     builder = load_dataset_builder(name, subset)
-    if builder.name in ("csv", "json") and builder.info.features is None:  # datasets would guess the types of each part separately
+    # datasets would guess the types of each part separately
+    if builder.name in ("csv", "json") and builder.info.features is None:
         manager, separator = DownloadManager(), getattr(builder.config, "sep", ",")
-        files = {split: manager.download_and_extract([*map(str, paths)]) for split, paths in builder.config.data_files.items()}
-        return DatasetDict({split: _dataset(paths, f".{builder.name}", separator=separator) for split, paths in files.items()})
-    return load_dataset(name, subset, **({"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {}))
+        files = {
+            split: manager.download_and_extract([*map(str, paths)])
+            for split, paths in builder.config.data_files.items()
+        }
+        return DatasetDict(
+            {split: _dataset(paths, f".{builder.name}", separator=separator) for split, paths in files.items()}
+        )
+    return load_dataset(
+        name, subset, **({"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {})
+    )
 
 
 def files_of(path: Path, modality: str) -> list[Path]:
@@ -128,7 +161,11 @@ def files_of(path: Path, modality: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{str(path)!r} does not exist; give a file, or a folder of {endings}.")
-    paths = (file for file in sorted(path.rglob("*"), key=str) if file.suffix.lower() in SUFFIXES[modality] and file.name[0] != ".")
+    paths = (
+        file
+        for file in sorted(path.rglob("*"), key=str)
+        if file.suffix.lower() in SUFFIXES[modality] and file.name[0] != "."
+    )
     files = [file for file in paths if not file.is_dir()]
     if broken := next((file for file in files if not file.is_file()), None):
         raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it.")
@@ -138,12 +175,15 @@ def files_of(path: Path, modality: str) -> list[Path]:
 
 
 def located(source: str, split: str, modality: str) -> str:
-    """The location to read for a source. For a folder of images or audio files, the split's folder or its metadata table."""
+    """The location to read for a source. For a folder of images or audio files, the split's folder or its metadata
+    table."""
     path = Path(source)
     if modality == "text" or not path.is_dir() or saved_by_datasets(path):
         return source
     of_split = path / split
-    has_rows = of_split.is_dir() and any(child.is_dir() or child.suffix == ".txt" or child.name in METADATA for child in of_split.iterdir())
+    has_rows = of_split.is_dir() and any(
+        child.is_dir() or child.suffix == ".txt" or child.name in METADATA for child in of_split.iterdir()
+    )
     roots = [of_split, path] if has_rows else [path]
     return str(next((root / name for root in roots for name in METADATA if (root / name).is_file()), roots[0]))
 
@@ -159,8 +199,12 @@ def _read_folder(root: Path, modality: str) -> Dataset:
     columns[modality] = [{"path": str(file), "bytes": None} for file in files]
     transcripts = [file.with_suffix(".txt") for file in files]
     if modality == "audio" and any(text.is_file() for text in transcripts):
-        columns["text"] = [next(_rows([str(text)], ".txt"))["text"] if text.is_file() else None for text in transcripts]
-    return Dataset.from_dict(columns, features=Features({name: CELL if name == modality else Value("string") for name in columns}))
+        columns["text"] = [
+            next(_rows([str(text)], ".txt"))["text"] if text.is_file() else None for text in transcripts
+        ]
+    return Dataset.from_dict(
+        columns, features=Features({name: CELL if name == modality else Value("string") for name in columns})
+    )
 
 
 def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
@@ -174,11 +218,18 @@ def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
         raise DataError(f"{files[0]} has no rows; give other data.")
     feature: Any = Json() if ending.startswith((".json", *CONLL)) else Value("string")
     stamp = (__version__, *((status.st_mtime_ns, status.st_size) for status in (Path(file).stat() for file in files)))
-    return Dataset.from_generator(_rows, features=Features(dict.fromkeys(names, feature)), gen_kwargs={**options, "stamp": stamp})
+    return Dataset.from_generator(
+        _rows, features=Features(dict.fromkeys(names, feature)), gen_kwargs={**options, "stamp": stamp}
+    )
 
 
 def _rows(
-    files: Sequence[str], ending: str, *, separator: str = "", flat: Callable[[Any], Iterable[Any]] | None = None, stamp: object = None
+    files: Sequence[str],
+    ending: str,
+    *,
+    separator: str = "",
+    flat: Callable[[Any], Iterable[Any]] | None = None,
+    stamp: object = None,
 ) -> Iterator[dict[str, Any]]:
     """The rows of files. Texts and CSV cells are unchanged, JSON values are JSON texts."""
     for file in files:
@@ -205,35 +256,49 @@ def _opened(file: str) -> Iterator[TextIO]:
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{file!r} is not a whole .gz file ({error}); download it again.") from error
         except RecursionError as error:
-            raise DataError(f"{file!r} cannot be read: its JSON is nested too deeply; give rows of texts and numbers.") from error
+            raise DataError(
+                f"{file!r} cannot be read: its JSON is nested too deeply; give rows of texts and numbers."
+            ) from error
 
 
 def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str]]:
     csv.field_size_limit(2**31 - 1)
     quotes = 'write a cell with quotation marks in double quotes, and the marks in it twice ("").'
-    header, number, rows = list[str](), 0, filter(None, csv.reader(text, delimiter=separator, strict=True))  # blank lines are no rows
+    # blank lines are no rows
+    header, number, rows = list[str](), 0, filter(None, csv.reader(text, delimiter=separator, strict=True))
     try:
         header = next(rows, [])
         if twice := [name for name, count in Counter(header).items() if name and count > 1]:
-            raise DataError(f"The header of {file!r} names the column {twice[0]!r} more than once; give each column another name.")
+            raise DataError(
+                f"The header of {file!r} names the column {twice[0]!r} more than once; give each column another name."
+            )
         for number, cells in enumerate(rows, 1):
             if len(cells) > len(header):
-                raise DataError(f"Row {number} of {file!r} has more cells than columns; put texts with separators into double quotes.")
+                raise DataError(
+                    f"Row {number} of {file!r} has more cells than columns; put texts with separators into double "
+                    "quotes."
+                )
             if separator == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
-                raise DataError(f"Row {number} of {file!r} has a cell that runs over tabs and lines to a quotation mark; {quotes}")
+                raise DataError(
+                    f"Row {number} of {file!r} has a cell that runs over tabs and lines to a quotation mark; {quotes}"
+                )
             yield {name: cell for name, cell in zip_longest(header, cells, fillvalue="") if name}
     except csv.Error as error:
         where = f"Row {number + 1}" if header else "The header"
-        raise DataError(f"{where} of {file!r} has a quotation mark that is not closed or not doubled ({error}); {quotes}") from error
+        raise DataError(
+            f"{where} of {file!r} has a quotation mark that is not closed or not doubled ({error}); {quotes}"
+        ) from error
 
 
 def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
-    """Documents of a CoNLL file. The first column is the word, the last its tag; -DOCSTART- or blank lines separate documents.
+    """Documents of a CoNLL file. The first column is the word, the last its tag; -DOCSTART- or blank lines separate
+    documents.
 
-    If the first of three or more columns numbers the words (CoNLL-U), the word is the second column, and its tag the last one of B-, I- and
-    O, if there is one. Lines of ranges (1-2) and empty nodes (1.1) are left out. Tabs separate the columns, or spaces in a file without
-    tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs to the words. At the start of a sentence a line that begins
-    with # is a comment, as in CoNLL-U, unless it has the columns and tag of a word.
+    If the first of three or more columns numbers the words (CoNLL-U), the word is the second column, and its tag the
+    last one of B-, I- and O, if there is one. Lines of ranges (1-2) and empty nodes (1.1) are left out. Tabs separate
+    the columns, or spaces in a file without tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs
+    to the words. At the start of a sentence a line that begins with # is a comment, as in CoNLL-U, unless it has the
+    columns and tag of a word.
     """
     lines = [line.removesuffix("\r") for line in text.read().split("\n")]
     of_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", *DOCUMENT))]
@@ -252,11 +317,15 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
     numbered = [columns for columns in rows if not PART.fullmatch(columns[0])]
     numbers = [int(columns[0]) if columns[0].isdecimal() else -1 for columns in numbered]
     if width > 2 and all(number in (0, 1, before + 1) and number >= 0 for before, number in pairwise([0, *numbers])):
-        cells = {number: {columns[number] for columns in numbered if columns[number:]} - {""} for number in range(2, width)}
+        cells = {
+            number: {columns[number] for columns in numbered if columns[number:]} - {""} for number in range(2, width)
+        }
         entities = [number for number, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
         word_column, tag_column = 1, max(entities, default=-1)
         if not entities and width == 10:  # the last column has remarks
-            raise DataError(f"{file!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line.")
+            raise DataError(
+                f"{file!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line."
+            )
     separated, starts_sentence = any(line.startswith(DOCUMENT) for line in lines), True
     words, tags_of_words = list[str](), list[str]()
     for number, line in enumerate([*lines, DOCUMENT[0]], start=1):
@@ -268,20 +337,25 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
                 words, tags_of_words = [], []
             continue
         is_word = len(columns) in widths and (columns[-1] in tags or IOB_TAG.fullmatch(columns[-1]) is not None)
-        if (starts_sentence and line.startswith("#") and not is_word) or (word_column and (line[0] == "#" or PART.fullmatch(columns[0]))):
+        if (starts_sentence and line.startswith("#") and not is_word) or (
+            word_column and (line[0] == "#" or PART.fullmatch(columns[0]))
+        ):
             continue
         starts_sentence = False
         word, tag = "".join(columns[word_column : word_column + 1]), "".join(columns[tag_column:][:1]).strip(" ")
         if not word or not tag or len(columns) < word_column + 2 or "\r" in line:
             missing, between = "tag" if word else "word", "tabs" if tabs else "spaces"
             raise DataError(
-                f"Line {number} of {file!r} has no {missing}; a line is a word and its tag, separated by {between}, and ends with \\n."
+                f"Line {number} of {file!r} has no {missing}; a line is a word and its tag, separated by {between}, "
+                "and ends with \\n."
             )
         words.append(word)
         tags_of_words.append(tag)
 
 
-def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | None) -> Iterator[dict[str, str | None]]:
+def _json_rows(
+    text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | None
+) -> Iterator[dict[str, str | None]]:
     """The rows of JSON, with every value as JSON text. A string is a row with the column ``text``."""
     for number, value in enumerate(_json_values(text, file), 1):
         try:
@@ -289,11 +363,16 @@ def _json_rows(text: TextIO, file: str, flat: Callable[[Any], Iterable[Any]] | N
                 if not isinstance(row, (dict, str)):
                     raise ValueError(f"it holds {row!r:.40}, which is not a row; write rows as objects: {{'text': …}}")
                 cells = {"text": row} if isinstance(row, str) else row
-                values = {name: None if cell is None else json.dumps(cell, ensure_ascii=False) for name, cell in cells.items()}
+                values = {
+                    name: None if cell is None else json.dumps(cell, ensure_ascii=False)
+                    for name, cell in cells.items()
+                }
                 "".join(filter(None, (*values, *values.values()))).encode()
                 yield values
         except UnicodeEncodeError as error:
-            raise DataError(f"Row {number} of {file!r} has half of a character ({error}); correct its \\u escapes.") from error
+            raise DataError(
+                f"Row {number} of {file!r} has half of a character ({error}); correct its \\u escapes."
+            ) from error
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise DataError(f"Row {number} of {file!r} cannot be read: {in_a_line(error)}.") from error
 
@@ -304,7 +383,8 @@ def _json_values(text: TextIO, file: str) -> Iterator[Any]:
     A number that does not fit into 64 bits stays a text, and so do NaN and Infinity.
     """
     decoder = json.JSONDecoder(
-        parse_int=lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits, parse_constant=str
+        parse_int=lambda digits: int(digits) if len(digits) <= 20 and abs(int(digits)) < 2**63 else digits,
+        parse_constant=str,
     )
 
     def values(line: str) -> list[Any]:

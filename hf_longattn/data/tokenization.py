@@ -1,7 +1,8 @@
 """Token ids of texts with special tokens, of documents and of lists of words, and the longest input of a model.
 
-Training reads the ids of ``tokenizer(text)``, as inference does (``run_mlm``, ``run_clm``, ``run_ner``). Documents of a language model also
-get the end token if the tokenizer adds nothing after a text (GPT-2, Llama), so that the model learns where texts end.
+Training reads the ids of ``tokenizer(text)``, as inference does (``run_mlm``, ``run_clm``, ``run_ner``). Documents of
+a language model also get the end token if the tokenizer adds nothing after a text (GPT-2, Llama), so that the model
+learns where texts end.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
 
 
 def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwargs: Any) -> BatchEncoding:
-    """The result of ``tokenizer(text, …)``. If the tokenizer requires boxes or paths of words, all words are put in one line."""
+    """The result of ``tokenizer(text, …)``. If the tokenizer requires boxes or paths of words, all words are put in
+    one line."""
     parameters = inspect.signature(type(tokenizer).__call__).parameters
     words, locations = text.split(), {"boxes": [0, 0, 1000, 1000], "xpaths": "/html/body/p"}
     for argument, location in locations.items():
@@ -42,7 +44,9 @@ def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwa
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text. Empty if they change the text's own tokens."""
-    body, framed = (list(text_encoding(tokenizer, "a", add_special_tokens=added)["input_ids"]) for added in (False, True))
+    body, framed = (
+        list(text_encoding(tokenizer, "a", add_special_tokens=added)["input_ids"]) for added in (False, True)
+    )
     for start in range(len(framed) - len(body) + 1):
         if framed[start : start + len(body)] == body:
             return framed[:start], framed[start + len(body) :]
@@ -60,10 +64,13 @@ def between(chunks: Tensor, before: Sequence[int], after: Sequence[int]) -> Tens
 
 
 def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Tokens of whole documents with special tokens. The end token is added if the tokenizer adds nothing after a text."""
+    """Tokens of whole documents with special tokens. The end token is added if the tokenizer adds nothing after a
+    text."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     added = [] if special_ids(tokenizer)[1] or end is None else [end]
-    encoded = call_tokenizer(tokenizer, list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    encoded = call_tokenizer(
+        tokenizer, list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )["input_ids"]
     return [[*ids, *added] for ids in encoded]
 
 
@@ -84,8 +91,8 @@ def to_documents(data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
 def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:
     """Documents one after the other, cut into inputs of ``length`` tokens as in ``run_mlm`` and ``run_clm``.
 
-    A document longer than an input continues in the next one. The remaining tokens of every 200 documents form a shorter input, so that
-    short texts are not lost. Inputs without a target are left out.
+    A document longer than an input continues in the next one. The remaining tokens of every 200 documents form a
+    shorter input, so that short texts are not lost. Inputs without a target are left out.
 
     Args:
         data: a dataset with the column ``text``.
@@ -97,7 +104,9 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
         documents = document_ids(rows["text"], tokenizer)
         columns = {"input_ids": list(chain.from_iterable(documents))}
         if pack:
-            columns["documents"] = list(chain.from_iterable([number] * len(ids) for number, ids in enumerate(documents)))
+            columns["documents"] = list(
+                chain.from_iterable([number] * len(ids) for number, ids in enumerate(documents))
+            )
         inputs = {at: columns["input_ids"][at : at + length] for at in range(0, len(columns["input_ids"]), length)}
         cuts = [at for at, ids in inputs.items() if len(ids) > 1 and not special.issuperset(ids)]
         return {name: [values[at : at + length] for at in cuts] for name, values in columns.items()}
@@ -118,14 +127,15 @@ def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenize
 
 
 def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer for lists of words. A byte-level BPE would join the words, so it is reloaded from its checkpoint ``name`` with
-    ``add_prefix_space``, as in ``run_ner``."""
+    """The tokenizer for lists of words. A byte-level BPE would join the words, so it is reloaded from its checkpoint
+    ``name`` with ``add_prefix_space``, as in ``run_ner``."""
     if reads_words(tokenizer):
         return tokenizer
     from transformers import AutoTokenizer
 
     with_space = load_part(AutoTokenizer, name, add_prefix_space=True)
-    if not reads_words(with_space, tokenizer):  # Qwen2's pre-tokenizer would put a space before the 't of don't as well
+    # Qwen2's pre-tokenizer would put a space before the 't of don't as well
+    if not reads_words(with_space, tokenizer):
         return tokenizer
     with_space.pad_token = tokenizer.pad_token
     return with_space
@@ -144,9 +154,13 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     if isinstance(table, torch.nn.Embedding):  # RoBERTa counts from padding_idx + 1
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     read = decoder_length(model) if decoded and getattr(model.config, "is_encoder_decoder", False) else None
-    longest = min((length for length in (known_length(model.config, tokenizer, model), read) if length is not None), default=None)
+    longest = min(
+        (length for length in (known_length(model.config, tokenizer, model), read) if length is not None), default=None
+    )
     if longest is None:
-        raise OptionError("Neither the model's config nor its tokenizer tells how long an input may be; give --max-length.")
+        raise OptionError(
+            "Neither the model's config nor its tokenizer tells how long an input may be; give --max-length."
+        )
     return longest
 
 
@@ -162,7 +176,9 @@ def decoder_length(model: PreTrainedModel) -> int | None:
     return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), None)
 
 
-def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None, *, decoded: bool = True) -> int:
+def input_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None, *, decoded: bool = True
+) -> int:
     """Return the tokens of one input: ``wanted``, or the model's maximum. ``decoded`` as for :func:`longest_input`."""
     try:
         longest = longest_input(model, tokenizer, decoded=decoded)
@@ -171,5 +187,8 @@ def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wan
             raise
         return wanted
     if wanted is not None and wanted > longest:
-        raise OptionError(f"--max-length {wanted} exceeds the {longest} tokens that the model takes; convert it to that length first.")
+        raise OptionError(
+            f"--max-length {wanted} exceeds the {longest} tokens that the model takes; convert it to that length "
+            "first."
+        )
     return wanted or longest

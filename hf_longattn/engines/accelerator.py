@@ -1,7 +1,8 @@
 """Step sizes of computations, bounded by a CPU's caches or an accelerator's memory.
 
-On an accelerator every operation costs a launch of some microseconds, whatever its size, and reading a value waits for all earlier
-operations. So on accelerators, tensors are computed whole, up to :data:`STEP_BYTES`, and the host reads as few values as possible.
+On an accelerator every operation costs a launch of some microseconds, whatever its size, and reading a value waits for
+all earlier operations. So on accelerators, tensors are computed whole, up to :data:`STEP_BYTES`, and the host reads as
+few values as possible.
 """
 
 from __future__ import annotations
@@ -20,5 +21,6 @@ def accelerated(x: Tensor) -> bool:
 
 
 def numbers_at_a_time(x: Tensor, on_cpu: int, size: int = 4) -> int:
-    """Maximum elements of a step's largest tensor on the device of ``x``; ``on_cpu`` if that is a CPU. ``size``: bytes per element."""
+    """Maximum elements of a step's largest tensor on the device of ``x``; ``on_cpu`` if that is a CPU. ``size``: bytes
+    per element."""
     return STEP_BYTES // (TENSORS_OF_A_STEP * size) if accelerated(x) else on_cpu

@@ -1,7 +1,7 @@
 """Positions of the sequences in a batch, with left padding, holes and packed documents.
 
-A :class:`Batch` is made once per forward pass, and :mod:`.sequences` arranges calls by it. Unless rows run unchanged, a sequence then
-starts at index 0, and a key mask marks padding inside or after it.
+A :class:`Batch` is made once per forward pass, and :mod:`.sequences` arranges calls by it. Unless rows run unchanged,
+a sequence then starts at index 0, and a key mask marks padding inside or after it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ Spans = Sequence[Span]
 
 
 class graph_property(functools.cached_property[Derived]):
-    """A cached property that caches nothing while compiling: before Python 3.12, caching takes a lock, which Dynamo cannot trace."""
+    """A cached property that caches nothing while compiling: before Python 3.12, caching takes a lock, which Dynamo
+    cannot trace."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self.func(instance) if instance is not None and torch.compiler.is_compiling() else super().__get__(instance, owner)
+        return (
+            self.func(instance)
+            if instance is not None and torch.compiler.is_compiling()
+            else super().__get__(instance, owner)
+        )
 
 
 class SequenceSpan(NamedTuple):
@@ -80,7 +85,8 @@ class Batch(PassCache):
     """The sequences of ``(B, N)`` tokens.
 
     mask: ``(B, N)`` bool, True = real token; ``None`` if all are real.
-    documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is one document.
+    documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is
+        one document.
     host_mask: ``mask`` in the host's memory, if it has been read already.
     """
 
@@ -95,7 +101,8 @@ class Batch(PassCache):
 
     @functools.cached_property
     def sequences(self) -> tuple[SequenceSpan, ...]:
-        """Every sequence that has a real token, row by row, from its first real token to its last. Not available in a graph."""
+        """Every sequence that has a real token, row by row, from its first real token to its last. Not available in a
+        graph."""
         real, borders = self._on_host
         width, index = real.shape[1], np.arange(real.size).reshape(real.shape)
         begins = np.flatnonzero(borders)
@@ -111,7 +118,8 @@ class Batch(PassCache):
         return tuple(spans)
 
     def rolled(self) -> tuple[Tensor, Batch]:
-        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Cached for all layers."""
+        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Cached for all
+        layers."""
         mask = self.mask
         assert mask is not None
 
@@ -152,7 +160,8 @@ class Batch(PassCache):
 
     @functools.cached_property
     def _on_host(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Real tokens and starts of documents, ``(B, N)`` bool each. Read by the host in one transfer, and nothing else is read.
+        """Real tokens and starts of documents, ``(B, N)`` bool each. Read by the host in one transfer, and nothing
+        else is read.
 
         Raises:
             InputError: numbers of documents descend.
@@ -168,23 +177,27 @@ class Batch(PassCache):
         rows = on_host(torch.stack([real_there, borders_there, descending.expand_as(borders_there)])).numpy()
         if rows[2].any():
             raise InputError(
-                "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
-                "number the documents in the order of their tokens."
+                "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than "
+                "one before it; number the documents in the order of their tokens."
             )
         return rows[0], rows[1]
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """Offsets of the documents in the concatenated rows, ``(documents + 1,)`` int64. The last is the number of all tokens."""
+        """Offsets of the documents in the concatenated rows, ``(documents + 1,)`` int64. The last is the number of all
+        tokens."""
         borders, device = self._on_host[1], self._borders[0].device
-        return self.cached("cu_seqlens", lambda: torch.from_numpy(np.append(np.flatnonzero(borders), borders.size)).to(device))
+        return self.cached(
+            "cu_seqlens", lambda: torch.from_numpy(np.append(np.flatnonzero(borders), borders.size)).to(device)
+        )
 
     def spans(self, missing: int) -> Spans:
         """Row, start and stop of every sequence, on an axis that lacks each row's first ``missing`` tokens."""
         return [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]
 
     def split(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
-        """Split ``x`` into one part per sequence. Axis 0 is the batch row. Axis ``dim`` has the last of each row's ``length`` tokens.
+        """Split ``x`` into one part per sequence. Axis 0 is the batch row. Axis ``dim`` has the last of each row's
+        ``length`` tokens.
 
         The parts are views. Their gradients are copied into one tensor, not added up.
         """
@@ -192,7 +205,8 @@ class Batch(PassCache):
         return list(_views(x, dim, spans) if no_fused_kernels() is not None else _Split.apply(x, dim, spans))
 
     def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
-        """Join the sequences' outputs ``(1, H, n, D)`` to ``(B, H, Nq, D)``, zeros elsewhere. The memory layout is that of the outputs."""
+        """Join the sequences' outputs ``(1, H, n, D)`` to ``(B, H, Nq, D)``, zeros elsewhere. The memory layout is
+        that of the outputs."""
         spans = self.spans(kv_len - q_len)
         if no_fused_kernels() is not None:
             return _joined(outs, (batch, outs[0].shape[1], q_len, outs[0].shape[3]), 2, spans)
@@ -200,8 +214,8 @@ class Batch(PassCache):
 
 
 def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
-    """A view of ``tensor`` for one forward pass, on which :func:`cached_on` stores derived values. The caller may reuse ``tensor`` itself
-    for another input. In a graph, and for other types, ``tensor`` is returned unchanged.
+    """A view of ``tensor`` for one forward pass, on which :func:`cached_on` stores derived values. The caller may
+    reuse ``tensor`` itself for another input. In a graph, and for other types, ``tensor`` is returned unchanged.
 
     known: derived values by their keys.
     """
@@ -219,17 +233,23 @@ def on_host(x: Tensor) -> Tensor:
 
 
 def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:
-    """The result of ``make()``, cached on a tensor from :func:`for_one_pass`, for all layers that share it. Not cached on other tensors."""
+    """The result of ``make()``, cached on a tensor from :func:`for_one_pass`, for all layers that share it. Not cached
+    on other tensors."""
     shared: PassCache | None = getattr(tensor, "_long_attention", None)
     return make() if shared is None else shared.cached(key, make)
 
 
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, spans: Spans) -> Tensor:
-    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. Laid out as the first part: by head or by token."""
+    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. Laid out as the first part: by head or by
+    token."""
     like = next(part for part in parts if part is not None)
-    filled = sum(stop - start for _, start, stop in spans) == shape[0] * shape[dim] and all(part is not None for part in parts)
+    filled = sum(stop - start for _, start, stop in spans) == shape[0] * shape[dim] and all(
+        part is not None for part in parts
+    )
     by_token = like.dim() == 4 and like.stride(1) < like.stride(2)
-    total = (like.new_empty if filled else like.new_zeros)([shape[axis] for axis in ((0, 2, 1, 3) if by_token else range(like.dim()))])
+    total = (like.new_empty if filled else like.new_zeros)(
+        [shape[axis] for axis in ((0, 2, 1, 3) if by_token else range(like.dim()))]
+    )
     total = total.transpose(1, 2) if by_token else total
     for (row, start, stop), part in zip(spans, parts, strict=True):
         if part is not None:
@@ -255,7 +275,8 @@ class _Join(torch.autograd.Function):
 
 
 class _Split(torch.autograd.Function):
-    """Views of sequences. The backward pass writes their gradients into one tensor. With slices, autograd would sum padded tensors."""
+    """Views of sequences. The backward pass writes their gradients into one tensor. With slices, autograd would sum
+    padded tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, spans: Spans) -> tuple[Tensor, ...]:
@@ -314,13 +335,15 @@ def nothing_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def wrapped(positions: Tensor, length: int) -> Tensor:
-    """``positions`` modulo ``length``, for positions from -length to 2·length - 1. ONNX has no remainder by a dynamic length."""
+    """``positions`` modulo ``length``, for positions from -length to 2·length - 1. ONNX has no remainder by a dynamic
+    length."""
     positions = torch.where(positions < length, positions, positions - length)
     return torch.where(positions < 0, positions + length, positions)
 
 
 def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
-    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``. A negative ``start`` rolls to the right; tokens wrap around."""
+    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``. A negative ``start`` rolls to the right; tokens
+    wrap around."""
     length = x.shape[dim]
     index = wrapped(torch.arange(length, device=x.device) + start[:, None], length)
     shape = [1] * x.dim()
@@ -329,7 +352,8 @@ def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
 
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
-    """Document numbers ``(B, N)``: ``documents``, checked, or built from ``cu_seqlens``. ``None`` if both are ``None``.
+    """Document numbers ``(B, N)``: ``documents``, checked, or built from ``cu_seqlens``. ``None`` if both are
+    ``None``.
 
     Args:
         cu_seqlens: ``(documents + 1,)``, offsets of the documents in a single row, from 0 to N, as in flash-attn.
@@ -350,12 +374,18 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
         return documents.long()
     assert cu_seqlens is not None
     batch, length = shape
-    fits = isinstance(cu_seqlens, Tensor) and cu_seqlens.dim() == batch == 1 < len(cu_seqlens) and not cu_seqlens.is_floating_point()
+    fits = (
+        isinstance(cu_seqlens, Tensor)
+        and cu_seqlens.dim() == batch == 1 < len(cu_seqlens)
+        and not cu_seqlens.is_floating_point()
+    )
     ends = cu_seqlens.tolist() if fits and not in_graph() else None
     if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
         raise InputError(
-            f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, for example "
-            f"[0, {length // 2}, {length}], but {shape_in_words(cu_seqlens) if ends is None else f'is {ends}'} for a batch of {batch}; "
+            f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, "
+            "for example "
+            f"[0, {length // 2}, {length}], but {shape_in_words(cu_seqlens) if ends is None else f'is {ends}'} for a "
+            f"batch of {batch}; "
             "for several rows pass documents (batch, tokens)."
         )
     index = torch.arange(length, device=cu_seqlens.device)

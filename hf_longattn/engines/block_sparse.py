@@ -69,12 +69,22 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     added = call.score_mod
     learned = (added.table,) if isinstance(added, DistanceBias | ColumnTerm) else ()
     ahead = added.ahead if isinstance(added, DistanceBias) else 0
-    numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
+    numbers = (
+        min(pattern.left, kv_len),
+        min(pattern.right, kv_len),
+        int(pattern.causal),
+        int(pattern.global_rows),
+        ahead,
+    )
     fixed = call.key_mask, global_mask
-    return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores)
+    return attend_parts(
+        "band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores
+    )
 
 
-def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
+def _kernels(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall
+) -> dict[str, Callable[[], Tensor]]:
     """The kernels that a machine may lack, by path."""
     return {
         "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
@@ -84,7 +94,9 @@ def _kernels(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionC
 
 def documents_are_one_call(k: Tensor, pattern: Pattern, call: AttentionCall) -> bool:
     """Whether a single kernel call computes a band within all packed documents. ``k``: ``(B, H_kv, N, D)``."""
-    context = DispatchContext.of(k, k, call, pattern=pattern, dtype=dtype_in_attention(k), features=k.shape[3], separates="band")
+    context = DispatchContext.of(
+        k, k, call, pattern=pattern, dtype=dtype_in_attention(k), features=k.shape[3], separates="band"
+    )
     return first_path("documents", context)[0] == "unchanged"
 
 

@@ -1,8 +1,8 @@
 """Band and tile attention in plain PyTorch operations, on every device, for calls without a fused kernel.
 
-Calls may have dropout, score terms or learned biases. In a band, each block of queries attends to a slice of the keys (a view) and to
-global keys. Global queries attend to all keys. Memory is N times the keys per query. Tiles of more than :data:`MAX_PAIRS` pairs are
-computed in pieces, which the eager backward pass recomputes.
+Calls may have dropout, score terms or learned biases. In a band, each block of queries attends to a slice of the keys
+(a view) and to global keys. Global queries attend to all keys. Memory is N times the keys per query. Tiles of more
+than :data:`MAX_PAIRS` pairs are computed in pieces, which the eager backward pass recomputes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from .global_rows import index_of_globals, overwrite_global_rows, size_in_graph,
 QUERIES_PER_BLOCK = 128
 """Queries per block of a band."""
 MAX_PAIRS = 1 << 24
-"""Maximum pairs of a tile in one piece, over all heads and batch items. The eager backward pass recomputes pieces of larger tiles."""
+"""Maximum pairs of a tile in one piece, over all heads and batch items. The eager backward pass recomputes pieces of
+larger tiles."""
 
 
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`. Supports dropout and any ``score_mod``.
+    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`. Supports dropout and any
+    ``score_mod``.
 
-    Scores of global keys are appended as columns. Merging them by log-sum-exp would take 1.4 times as long for forward and backward
-    (1,024 tokens, 8 of them global, 4 heads of 64, window 256, one CPU thread).
+    Scores of global keys are appended as columns. Merging them by log-sum-exp would take 1.4 times as long for forward
+    and backward (1,024 tokens, 8 of them global, 4 heads of 64, window 256, one CPU thread).
     """
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(head_dim), call.score_mod
@@ -40,16 +42,22 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     width = block + left + right
 
     def slices(x: Tensor, size: int, before: int) -> Tensor:
-        """Slices ``(B, H, blocks, size, D)`` of ``x (B, H, N, D)``, starting ``before`` tokens before each block; arbitrary values outside
-        x."""
+        """Slices ``(B, H, blocks, size, D)`` of ``x (B, H, N, D)``, starting ``before`` tokens before each block;
+        arbitrary values outside x."""
         if exporting:
             index = torch.arange(blocks, device=device)[:, None] * block - before + torch.arange(size, device=device)
-            return x.index_select(2, index.clamp(0, x.shape[2] - 1).flatten()).view(*x.shape[:2], blocks, size, x.shape[3])
+            return x.index_select(2, index.clamp(0, x.shape[2] - 1).flatten()).view(
+                *x.shape[:2], blocks, size, x.shape[3]
+            )
         after = (blocks - 1) * block + size - before - x.shape[2]
         x = F.pad(x, (0, 0, before, after)) if before >= 0 else F.pad(x[:, :, -before:], (0, 0, 0, after))
         return x.unfold(2, size, block).transpose(-1, -2)
 
-    q_blocks, k_slices, v_slices = slices(q, block, 0), slices(k, width, left - offset), slices(v, width, left - offset)
+    q_blocks, k_slices, v_slices = (
+        slices(q, block, 0),
+        slices(k, width, left - offset),
+        slices(v, width, left - offset),
+    )
     b = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1)
     h = torch.arange(heads, device=device).view(1, -1, 1, 1, 1)
     start = torch.arange(blocks, device=device).view(1, 1, -1, 1, 1) * block + offset
@@ -75,7 +83,9 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     column_seen = real[:, None, None, None, :] & (q_idx < kv_len) & ~pattern.band_mod(b, h, q_idx, columns)
     if pattern.causal:
         column_seen = column_seen & (columns <= q_idx)
-    k_global, v_global = (x[torch.arange(batch, device=device)[:, None], :, index].transpose(1, 2)[:, :, None] for x in (k, v))
+    k_global, v_global = (
+        x[torch.arange(batch, device=device)[:, None], :, index].transpose(1, 2)[:, :, None] for x in (k, v)
+    )
     scores = torch.cat([scores, scored(q_blocks, k_global, q_safe, columns)], -1)
     shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
     seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
@@ -95,8 +105,8 @@ def _blocks(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> 
 
 
 def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
-    """:func:`_blocks` in a graph for all lengths, with blocks no longer than the input. The graph computes the sizes when it runs: if
-    torch.export knew a size as a minimum of the length, it would add guards."""
+    """:func:`_blocks` in a graph for all lengths, with blocks no longer than the input. The graph computes the sizes
+    when it runs: if torch.export knew a size as a minimum of the length, it would add guards."""
     queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
     block = queries.clamp(max=QUERIES_PER_BLOCK)
     return (
@@ -108,37 +118,52 @@ def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.de
 
 
 def first_rows(x: Tensor, count: int) -> Tensor:
-    """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph uses an index, since a slice compares ``count`` and N."""
-    return x.index_select(2, torch.arange(count, device=x.device)) if torch.compiler.is_exporting() else x[:, :, :count]
+    """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph uses an index, since a slice compares
+    ``count`` and N."""
+    return (
+        x.index_select(2, torch.arange(count, device=x.device)) if torch.compiler.is_exporting() else x[:, :, :count]
+    )
 
 
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`. Supports dropout, any ``score_mod`` and learned biases."""
+    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`. Supports dropout, any ``score_mod`` and
+    learned biases."""
     outs, lses = zip(*(plain_tile(q, k, v, tile, call) for tile in tiles), strict=True)
     return merged(outs, lses, call.sink_scores)
 
 
 def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)`` of one tile. Log-sum-exps are -inf where a query sees no key."""
+    """Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)`` of one tile. Log-sum-exps are -inf where a query sees no
+    key."""
     batch, heads, q_len, head_dim = q.shape
     pieces = list(_split_tile(tile, batch * heads))
-    recomputed = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling() and no_fused_kernels() is None
+    recomputed = (
+        len(pieces) > 1
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and no_fused_kernels() is None
+    )
     outs, lses = [], []
     for piece in pieces:
-        out, lse = checkpoint(_rows, q, k, v, piece, call, use_reentrant=False) if recomputed else _rows(q, k, v, piece, call)
+        out, lse = (
+            checkpoint(_rows, q, k, v, piece, call, use_reentrant=False) if recomputed else _rows(q, k, v, piece, call)
+        )
         outs.append(out.flatten(2, 3))
         lses.append(lse.flatten(2))
     # Empty slots go to an extra token after the last.
     listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
     index = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
     out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
-    out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(2, index[..., None].expand(-1, -1, -1, head_dim), out)
+    out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(
+        2, index[..., None].expand(-1, -1, -1, head_dim), out
+    )
     lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, index, lse)
     return out[:, :, :q_len], lse[:, :, :q_len]
 
 
 def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
-    """Cut a tile into pieces of at most MAX_PAIRS pairs over all batch items and heads: groups of rows, or of a row's query slots."""
+    """Cut a tile into pieces of at most MAX_PAIRS pairs over all batch items and heads: groups of rows, or of a row's
+    query slots."""
     rows, slots = tile.queries.shape[2:]
     width = copies * tile.keys.shape[3]
     if rows * slots * width <= MAX_PAIRS:
@@ -151,8 +176,12 @@ def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
             at, within = slice(row, row + some_rows), slice(slot, slot + some_slots)
             bias = tile.bias
             if bias is not None:
-                bias = bias[:, :, at if bias.shape[2] > 1 else slice(None), within if bias.shape[3] > 1 else slice(None)]
-            yield dataclasses.replace(tile, queries=tile.queries[:, :, at, within], keys=tile.keys[:, :, at], bias=bias)
+                bias = bias[
+                    :, :, at if bias.shape[2] > 1 else slice(None), within if bias.shape[3] > 1 else slice(None)
+                ]
+            yield dataclasses.replace(
+                tile, queries=tile.queries[:, :, at, within], keys=tile.keys[:, :, at], bias=bias
+            )
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:

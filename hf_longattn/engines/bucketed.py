@@ -1,13 +1,16 @@
-"""The bucketed engine: attention between tokens sorted by bucket, in rounds. Each round is one tile of the gathered engine.
+"""The bucketed engine: attention between tokens sorted by bucket, in rounds. Each round is one tile of the gathered
+engine.
 
-In each round, a token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so each key has a *rank*
-0 … n-1. A query has the rank that its (bucket, position) would have among the keys. In each round it sees one run of ranks:
+In each round, a token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so
+each key has a *rank* 0 … n-1. A query has the rank that its (bucket, position) would have among the keys. In each
+round it sees one run of ranks:
 
-    :class:`ChunkRounds`    sorted keys are cut into chunks; a query sees its chunk and neighbouring ones; first and last are neighbours
-    :class:`RecentRounds`   a query sees the last w keys of its bucket at or before it; later tokens never change them
+    :class:`ChunkRounds`    sorted keys are cut into chunks; a query sees its chunk and neighbouring ones; first and
+    last are neighbours :class:`RecentRounds`   a query sees the last w keys of its bucket at or before it; later
+    tokens never change them
 
-Sorted queries with nearly the same run form a tile row. The cost is N·(size of the run) for buckets of any size: an empty bucket adds no
-tile row, and a large bucket does not lengthen one. Padding is sorted to the end and never seen.
+Sorted queries with nearly the same run form a tile row. The cost is N·(size of the run) for buckets of any size: an
+empty bucket adds no tile row, and a large bucket does not lengthen one. Padding is sorted to the end and never seen.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ class Sorted:
 
     @classmethod
     def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
-        """Sort tokens by ``buckets (B, H, R, N)``. Tokens that are not ``real (B, N)``, or are before ``first``, count as padding."""
+        """Sort tokens by ``buckets (B, H, R, N)``. Tokens that are not ``real (B, N)``, or are before ``first``, count
+        as padding."""
         length = buckets.shape[-1]
         if accelerated(buckets) and (num_buckets + 1) * length < 1 << 31:  # a GPU sorts int32 in half the time
             buckets = buckets.int()
@@ -59,20 +63,30 @@ class Rounds(ABC):
     limits_rows: ClassVar[bool] = False
     """Whether some queries of a tile row see only a part of its keys."""
     groups: Tensor
-    """Group of every sorted query, ``(B, H, R, N)``, non-decreasing; only if not :attr:`aligned`. Queries of one group have nearly the same
-    run; a tile row takes queries of one group only."""
+    """Group of every sorted query, ``(B, H, R, N)``, non-decreasing; only if not :attr:`aligned`. Queries of one group
+    have nearly the same run; a tile row takes queries of one group only."""
     key_ranks = graph_property[Tensor](lambda self: inverse_permutation(self.keys.order))
     """The rank of each token among the keys."""
 
     def __init__(
-        self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
+        self,
+        query_buckets: Tensor,
+        key_buckets: Tensor,
+        num_buckets: int,
+        *,
+        real: Tensor | None,
+        q_len: int,
+        size: int,
+        shared: bool,
     ) -> None:
         """
         Args:
-            query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; only the last ``q_len`` query buckets are used.
+            query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; only the last ``q_len`` query
+                buckets are used.
             real: ``(B, N)`` bool, True = real token.
             size: tokens in a chunk, or in the run of earlier keys.
-            shared: whether queries and keys are the same vectors. Their buckets are then equal, and a token does not see itself.
+            shared: whether queries and keys are the same vectors. Their buckets are then equal, and a token does not
+                see itself.
         """
         self.count, self.length = key_buckets.shape[-2:]
         size = size if size < self.length else self.length
@@ -86,7 +100,8 @@ class Rounds(ABC):
             self.real = torch.full((1, 1, 1, 1), self.length, **number)
         else:
             self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
-        # If queries and keys have the same order, a tile row is `size` consecutive ranks. Otherwise it also ends where the group changes.
+        # If queries and keys have the same order, a tile row is `size` consecutive ranks. Otherwise it also ends where
+        # the group changes.
         self.aligned = same and size <= MAX_ROW_QUERIES
         self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
 
@@ -96,15 +111,18 @@ class Rounds(ABC):
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
-        """Key ranks of each tile row, ``(B, H, R, rows, Tk)``, from its ``group (B, H, R, rows)``. Invalid ranks are empty slots."""
+        """Key ranks of each tile row, ``(B, H, R, rows, Tk)``, from its ``group (B, H, R, rows)``. Invalid ranks are
+        empty slots."""
 
     @abstractmethod
     def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
-        """Which of ``keys (B, H, rows, Tk)`` each of ``queries (B, H, rows, Tq)`` sees in ``round``: ``(B, H, rows, Tq, Tk)`` bool."""
+        """Which of ``keys (B, H, rows, Tk)`` each of ``queries (B, H, rows, Tq)`` sees in ``round``:
+        ``(B, H, rows, Tq, Tk)`` bool."""
 
     @abstractmethod
     def no_visible_key(self) -> Tensor | None:
-        """Whether the query at each position sees no key in any round, ``(B, H, N)`` bool; ``None`` if every query sees a key.
+        """Whether the query at each position sees no key in any round, ``(B, H, N)`` bool; ``None`` if every query
+        sees a key.
 
         Arbitrary where there is no query.
         """
@@ -127,19 +145,23 @@ class Rounds(ABC):
         return tuple(tiles)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
-        """Queries of each tile row, ``(B, H, R, rows, self.row)``, -1 in empty slots, and its group, ``(B, H, R, rows)``."""
+        """Queries of each tile row, ``(B, H, R, rows, self.row)``, -1 in empty slots, and its group,
+        ``(B, H, R, rows)``."""
         order, size = self.queries.order, self.row
         queries = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
         if self.aligned:
             rows = -(-self.length // size)
             queries = torch.nn.functional.pad(queries, (0, rows * size - self.length), value=-1)
-            return queries.unflatten(-1, (rows, size)), torch.arange(rows, device=order.device).expand(*order.shape[:3], -1)
+            return queries.unflatten(-1, (rows, size)), torch.arange(rows, device=order.device).expand(
+                *order.shape[:3], -1
+            )
         groups = -(-self.length // self.size)
         return rows_by_group(queries, self.groups.clamp(0, groups - 1), groups, self.length - self.first, size)
 
 
 class ChunkRounds(Rounds):
-    """A query sees its chunk, the ``before`` previous chunks and the ``after`` next ones; the first and the last chunk are neighbours."""
+    """A query sees its chunk, the ``before`` previous chunks and the ``after`` next ones; the first and the last chunk
+    are neighbours."""
 
     key_chunks = graph_property[Tensor](lambda self: self.key_ranks // self.size)
     query_chunks = graph_property[Tensor](lambda self: self.key_chunks if self.aligned else self.by_token(self.groups))
@@ -150,11 +172,14 @@ class ChunkRounds(Rounds):
         self.before, self.after = before, after
         self.chunks = (self.real + self.size - 1) // self.size
         if not self.aligned:
-            rank = torch.searchsorted(self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32)
+            rank = torch.searchsorted(
+                self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32
+            )
             self.groups = rank.minimum((self.real - 1).clamp(min=0)) // self.size
 
     def neighbours(self, chunk: Tensor) -> Tensor:
-        """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, offsets)``; -1 where there are fewer chunks."""
+        """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, offsets)``; -1 where there are fewer
+        chunks."""
         offsets = chunk_offsets(self.before, self.after, -(-self.length // self.size))
         offset = torch.arange(offsets.start, offsets.stop, device=chunk.device)
         near = (chunk[..., None] + offset) % self.chunks[..., None].clamp(min=1)
@@ -184,7 +209,8 @@ class ChunkRounds(Rounds):
 
 
 def chunk_offsets(before: int, after: int, chunks: int) -> range:
-    """Offsets from a query's chunk to the chunks that it sees. At most ``chunks``, since further offsets would repeat chunks."""
+    """Offsets from a query's chunk to the chunks that it sees. At most ``chunks``, since further offsets would repeat
+    chunks."""
     return range(-before, after + 1 if before + after < chunks else chunks - before)
 
 
@@ -201,7 +227,9 @@ class RecentRounds(Rounds):
         sorted_codes = self.queries.codes
         start, narrow = sorted_codes // self.length * self.length, sorted_codes.dtype == torch.int32
         self.sorted_high = torch.searchsorted(self.keys.codes, sorted_codes, right=True, out_int32=narrow) - 1
-        self.sorted_low = torch.searchsorted(self.keys.codes, start, out_int32=narrow).maximum(self.sorted_high - (self.size - 1))
+        self.sorted_low = torch.searchsorted(self.keys.codes, start, out_int32=narrow).maximum(
+            self.sorted_high - (self.size - 1)
+        )
         self.groups = self.sorted_high.clamp(min=0) // self.size
 
     def run(self, group: Tensor) -> Tensor:
@@ -220,10 +248,12 @@ class RecentRounds(Rounds):
 def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
     """Cut sorted queries into tile rows of at most ``size`` queries of one group.
 
-    A new row starts after every ``size`` sorted queries and where the group changes: at most ceil(count / size) + num_groups rows.
+    A new row starts after every ``size`` sorted queries and where the group changes: at most ceil(count / size) +
+    num_groups rows.
 
     Args:
-        order: ``(B, H, R, N)``, queries by ascending group. Entries that are -1 or after the first ``count`` are not queries.
+        order: ``(B, H, R, N)``, queries by ascending group. Entries that are -1 or after the first ``count`` are not
+            queries.
         groups: ``(B, H, R, N)``, group of each entry of ``order``, below ``num_groups``.
     Returns:
         Queries ``(B, H, R, rows, size)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``.
@@ -232,13 +262,18 @@ def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, si
     total = -(-count // size) + num_groups
     row, is_query = (slot // size + groups).clamp(max=total - 1), slot < count
     target = torch.where(is_query, row * size + slot % size, total * size)
-    rows = order.new_full((*order.shape[:3], total * size + 1), -1).scatter_(-1, target, torch.where(is_query, order, -1))
+    rows = order.new_full((*order.shape[:3], total * size + 1), -1).scatter_(
+        -1, target, torch.where(is_query, order, -1)
+    )
     group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(is_query, row, total), groups)
     return rows[..., :-1].unflatten(-1, (total, size)), group[..., :-1]
 
 
-def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int) -> tuple[Tensor, Tensor]:
-    """Sort queries by cluster into rows of one cluster each: query indices ``(B, H, rows, size)``, -1 if empty, and ``(B, H, rows)``."""
+def cluster_rows(
+    clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """Sort queries by cluster into rows of one cluster each: query indices ``(B, H, rows, size)``, -1 if empty, and
+    ``(B, H, rows)``."""
     length = clusters.shape[-1]
     ordered = Sorted.of(clusters[:, :, None], num_clusters, real, length - q_len)
     cluster = ordered.codes // length

@@ -1,7 +1,7 @@
 """The process-wide cache of masks and block layouts, bounded in bytes.
 
-:data:`BYTE_CACHE` holds values that later calls of the same shape reuse, up to :data:`MAX_BYTES` bytes. It evicts the least recently used
-entries first. A value larger than the budget is not cached.
+:data:`BYTE_CACHE` holds values that later calls of the same shape reuse, up to :data:`MAX_BYTES` bytes. It evicts the
+least recently used entries first. A value larger than the budget is not cached.
 """
 
 from __future__ import annotations
@@ -40,20 +40,25 @@ class ByteCache:
         """Key -> value and bytes, the least recently used first."""
         self._lock = threading.RLock()  # reentrant, since freeing a value may drop another entry
 
-    def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None] | None = None) -> Value:
-        """The cached value of ``key``. On a miss, ``make()`` is called and its value cached, unless it exceeds the budget.
+    def get(
+        self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None] | None = None
+    ) -> Value:
+        """The cached value of ``key``. On a miss, ``make()`` is called and its value cached, unless it exceeds the
+        budget.
 
         Nothing is cached while PyTorch compiles or exports.
 
         Args:
-            size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by default.
+            size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by
+                default.
         """
         if torch.compiler.is_compiling():
             return make()
         if (entry := self._find(key)) is not None:
             return entry[0]
 
-        # Without inference mode and with the CPU as default device, so that every later call can use the tensors that are made.
+        # Without inference mode and with the CPU as default device, so that every later call can use the tensors that
+        # are made.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             value = make()
         nbytes = (size or tensor_bytes)(value)
@@ -74,15 +79,23 @@ class ByteCache:
                 self._entries.move_to_end(key)
             return entry
 
-    def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Value], size: Callable[[Value], int]) -> Value:
-        """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing any of the tensors drops the entry."""
+    def of(
+        self,
+        tensors: Sequence[Tensor],
+        key: tuple[Hashable, ...],
+        make: Callable[[], Value],
+        size: Callable[[Value], int],
+    ) -> Value:
+        """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing any of the tensors drops the
+        entry."""
         entry_key = (*key, *map(id, tensors), *map(tensor_version, tensors))
         if (entry := self._find(entry_key)) is not None:
             references, value = entry[0]
             if all(reference() is x for reference, x in zip(references, tensors, strict=True)):
                 return value
             self.drop(entry_key)  # an entry of freed tensors that had the same addresses
-        drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
+        # a local, since modules lose their names at interpreter exit before the last tensors are freed
+        drop = self.drop
         references = tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors)
         return self.get(entry_key, lambda: (references, make()), lambda entry: size(entry[1]))[1]
 
@@ -104,7 +117,8 @@ BYTE_CACHE = ByteCache()
 
 
 def tensor_bytes(value: Any) -> int | None:
-    """Bytes of all tensors in ``value``, each storage once. ``None`` if it contains a tensor subclass, such as a traced tensor."""
+    """Bytes of all tensors in ``value``, each storage once. ``None`` if it contains a tensor subclass, such as a
+    traced tensor."""
     storages: dict[tuple[torch.device, int], int] = {}
     for tensor in _tensors(value):
         if type(tensor) not in (Tensor, nn.Parameter):

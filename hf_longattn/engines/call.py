@@ -1,4 +1,5 @@
-"""Arguments of the engines: visible pairs (band or tiles), the settings of a call, and the inputs to the choice of a path."""
+"""Arguments of the engines: visible pairs (band or tiles), the settings of a call, and the inputs to the choice of a
+path."""
 
 from __future__ import annotations
 
@@ -18,14 +19,37 @@ from .score_terms import NO_TERM, GridBias, ScoreMod, ScoreTerm, as_term
 from .token_grid import Grid
 
 PatternType = Literal[
-    "rows", "documents", "documents of a band", "pairs", "chunks", "windows", "band", "tiles", "blocks", "linear",
-]  # fmt: skip
-"""Type of a call's computation, for mechanisms and engines. Each has its list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
+    "rows",
+    "documents",
+    "documents of a band",
+    "pairs",
+    "chunks",
+    "windows",
+    "band",
+    "tiles",
+    "blocks",
+    "linear",
+]
+"""Type of a call's computation, for mechanisms and engines. Each has its list of paths in
+:data:`hf_longattn.engines.dispatch.PATHS`."""
 PathName = Literal[
-    "split", "unchanged", "aligned",
-    "dense", "dense-masked", "sparse", "tiles", "windows", "plain",
-    "cpu-band", "cpu-distances", "cpu-gathered", "cpu-blocks", "flash", "flex", "fla",
-]  # fmt: skip
+    "split",
+    "unchanged",
+    "aligned",
+    "dense",
+    "dense-masked",
+    "sparse",
+    "tiles",
+    "windows",
+    "plain",
+    "cpu-band",
+    "cpu-distances",
+    "cpu-gathered",
+    "cpu-blocks",
+    "flash",
+    "flex",
+    "fla",
+]
 """Algorithms or kernels that run a call. The first three are layouts of a batch, see :mod:`.sequences`."""
 PaddingValues = Literal["any", "finite", "cleared"]
 """Values in padding: any, even NaN; finite ones; or those after :func:`clear_padding`."""
@@ -96,18 +120,24 @@ class Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class GatherTile:
-    """A tile: R rows of queries and keys. Each query attends to each key of its row. Batch and head axes of size 1 broadcast.
+    """A tile: R rows of queries and keys. Each query attends to each key of its row. Batch and head axes of size 1
+    broadcast.
 
-    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query may appear twice in a tile.
-    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot. Do not modify queries or keys in place:
-        the layout computed from them is cached.
+    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query may
+        appear twice in a tile.
+    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot. Do not modify queries or
+        keys in place: the layout computed from them is cached.
     causal: hides keys after the query.
     inside: ``(low, high)``: hides pairs outside of ``low <= query - key <= high``.
-    outside: ``(low, high)``: hides pairs with ``low <= query - key <= high``, for instance because another tile has them.
-    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may require gradients.
-    fixed: whether positions depend on lengths only. Later calls then reuse the tensors, and the host reads their values only once.
+    outside: ``(low, high)``: hides pairs with ``low <= query - key <= high``, for instance because another tile has
+        them.
+    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may
+        require gradients.
+    fixed: whether positions depend on lengths only. Later calls then reuse the tensors, and the host reads their
+        values only once.
 
-    A key that is listed twice for a query, in one row or in two tiles, counts twice. Hide duplicates by ``outside`` or ``bias``.
+    A key that is listed twice for a query, in one row or in two tiles, counts twice. Hide duplicates by ``outside`` or
+    ``bias``.
     """
 
     queries: Tensor
@@ -164,11 +194,13 @@ class AttentionCall:
     """The arguments of attention besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
 
     causal: position i ignores the keys after i.
-    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs, unless the mechanism takes
-        sequences where they are. The mechanism then handles only right padding and holes, by :attr:`key_mask`.
+    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs, unless the
+        mechanism takes sequences where they are. The mechanism then handles only right padding and holes, by
+        :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
-    global_positions: positions of the global tokens, ascending and unique, counted from each sequence's first real token. With them,
-        neither a graph nor the host needs to read the mask. ``None`` if only ``global_mask`` defines the global tokens.
+    global_positions: positions of the global tokens, ascending and unique, counted from each sequence's first real
+        token. With them, neither a graph nor the host needs to read the mask. ``None`` if only ``global_mask`` defines
+        the global tokens.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
@@ -176,9 +208,11 @@ class AttentionCall:
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
     detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, computed from detached hidden states.
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
-    sink_scores: ``(H,)``, score of an additional softmax column without a value, the same for all queries. It takes weight from the keys.
-        Queries without a visible key still output 0. Only for mechanisms with the capability ``takes_sinks``.
-    padding_values: values that padding in q, k and v may have. In models they are finite; :func:`hf_longattn.attend` takes any.
+    sink_scores: ``(H,)``, score of an additional softmax column without a value, the same for all queries. It takes
+        weight from the keys. Queries without a visible key still output 0. Only for mechanisms with the capability
+        ``takes_sinks``.
+    padding_values: values that padding in q, k and v may have. In models they are finite; :func:`hf_longattn.attend`
+        takes any.
     """
 
     causal: bool = False
@@ -197,9 +231,14 @@ class AttentionCall:
 
     @classmethod
     def of(
-        cls, *, padding_mask: Tensor | None = None, documents: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0,
+        cls,
+        *,
+        padding_mask: Tensor | None = None,
+        documents: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
         **arguments: Any,
-    ) -> AttentionCall:  # fmt: skip
+    ) -> AttentionCall:
         """The call for keyword arguments of :func:`hf_longattn.attend`, which are not checked."""
         return cls(batch=Batch.of(padding_mask, documents), scale=scaling, dropout=dropout_p, **arguments)
 
@@ -215,15 +254,23 @@ class AttentionCall:
 
     def real(self, k: Tensor) -> Tensor:
         """:attr:`key_mask` for keys ``k (B, H, Nk, D)``, or all True if it is ``None``."""
-        return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
+        return (
+            torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
+            if self.key_mask is None
+            else self.key_mask
+        )
 
     def cached(
-        self, key: tuple[Hashable, ...], make: Callable[[], Derived], size: Callable[[Derived], int | None] | None = None
+        self,
+        key: tuple[Hashable, ...],
+        make: Callable[[], Derived],
+        size: Callable[[Derived], int | None] | None = None,
     ) -> Derived:
         """``make()``, cached by ``key`` and the inputs on which it depends.
 
-        If the caller gave a global mask, the result is cached on the mask for one pass, otherwise on the batch. Without both, it depends
-        only on lengths and positions, and is cached for the process; ``size`` as in :meth:`ByteCache.get`.
+        If the caller gave a global mask, the result is cached on the mask for one pass, otherwise on the batch.
+        Without both, it depends only on lengths and positions, and is cached for the process; ``size`` as in
+        :meth:`ByteCache.get`.
         """
         batch = self.batch
         if self.global_mask is not None and self.global_positions is None:  # storing the batch reserves its id
@@ -244,8 +291,9 @@ class AttentionCall:
             return self.grid
         if len(set(self.grid)) != 1:
             raise InputError(
-                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but its rows run "
-                "together; pass padding_mask or documents to tell the sequences apart, and run without torch.compile."
+                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but "
+                "its rows run together; pass padding_mask or documents to tell the sequences apart, and run without "
+                "torch.compile."
             )
         return self.grid[0]
 
@@ -259,7 +307,8 @@ class AttentionCall:
         return self if self.score_mod is None else self.replace(score_mod=change(self.term))
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> AttentionCall:
-        """The call with the score term and sinks of ``heads`` only, renumbered from 0. ``device``: the queries' device."""
+        """The call with the score term and sinks of ``heads`` only, renumbered from 0. ``device``: the queries'
+        device."""
         of_sinks = self if self.sink_scores is None else self.replace(sink_scores=self.sink_scores[list(heads)])
         return of_sinks.with_term(lambda term: term.of_heads(heads, device))
 
@@ -311,15 +360,21 @@ def clear_padding(
             return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
         return x.masked_fill(rows[:, None, :, None], 0.0)
 
-    return q if cross else clear(q), clear(k), clear(v), call.replace(
-        padding_values="cleared",
-        hidden_states=call.hidden_states if hidden is None else clear(hidden[:, None])[:, 0],
-        detached_kv=tuple(map(clear, constants)) or None,
-    )  # fmt: skip
+    return (
+        q if cross else clear(q),
+        clear(k),
+        clear(v),
+        call.replace(
+            padding_values="cleared",
+            hidden_states=call.hidden_states if hidden is None else clear(hidden[:, None])[:, 0],
+            detached_kv=tuple(map(clear, constants)) or None,
+        ),
+    )
 
 
 DENSE_CELLS = 256 * 256
-"""Maximum query-key pairs per head for a dense masked call in place of a sparse path. Measured on CPUs, untuned on GPUs."""
+"""Maximum query-key pairs per head for a dense masked call in place of a sparse path. Measured on CPUs, untuned on
+GPUs."""
 ANY_CALL = AttentionCall()
 ELSEWHERE = "it is for another device"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph may only use operations that every runtime has"
@@ -349,7 +404,8 @@ class DispatchContext:
     block_size: int = 0
     """Tokens in a block of a table; 0 if each query selects its blocks."""
     separates: Literal["", "labels", "band"] = ""
-    """How one call on unchanged rows separates packed documents: by the mechanism's labels, by a kernel for bands, or not at all."""
+    """How one call on unchanged rows separates packed documents: by the mechanism's labels, by a kernel for bands, or
+    not at all."""
     by_position: bool = False
     """Whether the output depends on where a sequence starts."""
     single_call: bool = False

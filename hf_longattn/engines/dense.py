@@ -31,16 +31,25 @@ def dense_attention(
 ) -> Tensor:
     """Softmax attention ``(B, H, Nq, D)`` with ``mask_mod``, causality and padding. Heads may be grouped.
 
-    Without ``mask_mod`` and score term, the call is the same as in transformers' sdpa attention. Queries without a visible key give zeros.
-    With a score term, more than :data:`MAX_SCORES` scores are computed in blocks of queries, which the eager backward pass recomputes.
+    Without ``mask_mod`` and score term, the call is the same as in transformers' sdpa attention. Queries without a
+    visible key give zeros. With a score term, more than :data:`MAX_SCORES` scores are computed in blocks of queries,
+    which the eager backward pass recomputes.
 
     q_idx: the queries' positions, broadcastable to ``(B, 1, Nq, 1)``; by default the last Nq positions of the keys.
     """
-    causal, key_mask, scaling, dropout_p, score_mod = call.causal, call.key_mask, call.scale, call.dropout, call.score_mod
+    causal, key_mask, scaling, dropout_p, score_mod = (
+        call.causal,
+        call.key_mask,
+        call.scale,
+        call.dropout,
+        call.score_mod,
+    )
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     last = q_idx is None
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
-        return fused_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores)
+        return fused_attention(
+            q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores
+        )
     visible = None if key_mask is None else key_mask[:, None, None, :]
     causal = causal and not (last and q_len == 1)
     if causal or mask_mod is not None or score_mod is not None:
@@ -53,16 +62,32 @@ def dense_attention(
             visible = chosen if visible is None else visible & chosen
     # With q_idx, Nq is data-dependent. The fused kernel is chosen by Nq, so torch.export would fail.
     if score_mod is None and (last or not torch.compiler.is_exporting()):
-        if visible is not None and not torch.compiler.is_exporting():  # a graph keeps a mask of one row for all queries
+        # a graph keeps a mask of one row for all queries
+        if visible is not None and not torch.compiler.is_exporting():
             visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
-        return fused_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores)
-    if last and not torch.compiler.is_compiling() and no_fused_kernels() is None and batch * heads * q_len * kv_len > MAX_SCORES:
+        return fused_attention(
+            q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores
+        )
+    if (
+        last
+        and not torch.compiler.is_compiling()
+        and no_fused_kernels() is None
+        and batch * heads * q_len * kv_len > MAX_SCORES
+    ):
         size = max(1, MAX_SCORES // (batch * heads * kv_len))
         run = (
-            functools.partial(checkpoint, use_reentrant=False) if torch.is_grad_enabled() else lambda function, *tensors: function(*tensors)
+            functools.partial(checkpoint, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else lambda function, *tensors: function(*tensors)
         )
         blocks = zip(q.split(size, 2), rows.split(size, 2), strict=True)
-        return torch.cat([run(functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at), x, k, v) for x, at in blocks], 2)
+        return torch.cat(
+            [
+                run(functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at), x, k, v)
+                for x, at in blocks
+            ],
+            2,
+        )
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     scores = products(q, k) * call.scale_for(head_dim)
     if score_mod is not None:
@@ -72,13 +97,20 @@ def dense_attention(
 
 
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, sink_scores: Tensor | None = None, **settings: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    sink_scores: Tensor | None = None,
+    **settings: Any,
 ) -> Tensor:
-    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, without its unfused N×N kernel.
+    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, without its unfused N×N
+    kernel.
 
-    On CUDA, only cuDNN's fused kernel supports grouped heads with a mask, or grouped heads wider than 256. In these cases keys and values
-    are repeated, as in transformers' sdpa attention. For a single query, the heads of a group become query rows instead. If
-    :func:`no_fused_kernels` gives a reason, plain operations run.
+    On CUDA, only cuDNN's fused kernel supports grouped heads with a mask, or grouped heads wider than 256. In these
+    cases keys and values are repeated, as in transformers' sdpa attention. For a single query, the heads of a group
+    become query rows instead. If :func:`no_fused_kernels` gives a reason, plain operations run.
 
     Args:
         attn_mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
@@ -90,30 +122,48 @@ def fused_attention(
     heads, groups = q.shape[1], k.shape[1]
     if no_fused_kernels() is not None:
         return _plain_attention(q, k, v, attn_mask, **settings)
-    if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_FOR_ONE_QUERY and not torch.compiler.is_compiling():
+    if (
+        q.shape[2] == 1
+        and q.device.type == "cpu"
+        and q.dtype in SLOW_FOR_ONE_QUERY
+        and not torch.compiler.is_compiling()
+    ):
         return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
     if heads == groups or groups_are_fused(k, v, attn_mask):
-        grouped = {} if heads == groups else {"enable_gqa": True}  # `heads != groups` would be symbolic for symbolic heads
+        # `heads != groups` would be symbolic for symbolic heads
+        grouped = {} if heads == groups else {"enable_gqa": True}
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
         return out
     if q.shape[2] == 1 and not torch.compiler.is_compiling():
         if attn_mask is not None and attn_mask.shape[1] == heads:
             attn_mask = attn_mask[:, :, 0].unflatten(1, (groups, -1))
-        out = F.scaled_dot_product_attention(q[:, :, 0].unflatten(1, (groups, -1)), k, v, attn_mask=attn_mask, **settings)
+        out = F.scaled_dot_product_attention(
+            q[:, :, 0].unflatten(1, (groups, -1)), k, v, attn_mask=attn_mask, **settings
+        )
         return out.flatten(1, 2)[:, :, None]
-    out = F.scaled_dot_product_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask=attn_mask, **settings)
+    out = F.scaled_dot_product_attention(
+        q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask=attn_mask, **settings
+    )
     return out
 
 
 SINK_FEATURES = 8
-"""Features that :func:`_with_sink_key` adds to a head. Only one is needed, but kernels on GPUs take widths in multiples of 8."""
+"""Features that :func:`_with_sink_key` adds to a head. Only one is needed, but kernels on GPUs take widths in
+multiples of 8."""
 
 
 def _with_sink_key(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, sink_scores: Tensor, is_causal: bool = False, scale: float | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    sink_scores: Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
     **settings: Any,
-) -> Tensor:  # fmt: skip
-    """:func:`fused_attention` with a sink: a key whose value is zeros. An added feature gives the key the sink's score."""
+) -> Tensor:
+    """:func:`fused_attention` with a sink: a key whose value is zeros. An added feature gives the key the sink's
+    score."""
     scale, width, out_width = q.shape[-1] ** -0.5 if scale is None else scale, q.shape[-1], v.shape[-1]
     if q.shape[2] == 1 and not is_causal:  # a decoding step, for which float32 keys and values are not copied
         return _plain_attention(q, k, v, attn_mask, sink_scores=sink_scores, scale=scale, **settings)
@@ -132,10 +182,17 @@ def _with_sink_key(
 
 
 def _plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool = False, dropout_p: float = 0.0, scale: float | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
     sink_scores: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """:func:`fused_attention` in plain operations, which have all derivatives. Queries without a visible key give zeros."""
+) -> Tensor:
+    """:func:`fused_attention` in plain operations, which have all derivatives. Queries without a visible key give
+    zeros."""
     grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries of all heads that share a key head
     scores = products(grouped, k).view(*q.shape[:3], k.shape[2]) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
@@ -147,15 +204,24 @@ def _plain_attention(
 
 
 def groups_are_fused(k: Tensor, v: Tensor, attn_mask: Tensor | None) -> bool:
-    """Whether a fused kernel supports grouped heads: always on the CPU, else as in transformers' ``use_gqa_in_sdpa``."""
+    """Whether a fused kernel supports grouped heads: always on the CPU, else as in transformers'
+    ``use_gqa_in_sdpa``."""
     return k.device.type == "cpu" or (attn_mask is None and k.shape[-1] == v.shape[-1] <= 256)
 
 
-def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions. The queries are the last ``q_len`` positions."""
+def index_grid(
+    batch: int, heads: int, q_len: int, kv_len: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions. The queries are the last ``q_len``
+    positions."""
     b, h = torch.arange(batch, device=device), torch.arange(heads, device=device)
     q_idx = torch.arange(kv_len - q_len, kv_len, device=device)
-    return b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_idx.view(1, 1, -1, 1), torch.arange(kv_len, device=device).view(1, 1, 1, -1)
+    return (
+        b.view(-1, 1, 1, 1),
+        h.view(1, -1, 1, 1),
+        q_idx.view(1, 1, -1, 1),
+        torch.arange(kv_len, device=device).view(1, 1, 1, -1),
+    )
 
 
 def grid_of(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -214,15 +280,22 @@ def dtype_in_attention(x: Tensor) -> torch.dtype:
 
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.to(dtype_in_attention(x)) for x in tensors) if torch.is_autocast_enabled(tensors[0].device.type) else tensors
+    return (
+        tuple(x.to(dtype_in_attention(x)) for x in tensors)
+        if torch.is_autocast_enabled(tensors[0].device.type)
+        else tensors
+    )
 
 
 def merged(outs: Sequence[Tensor], lses: Sequence[Tensor], sink_scores: Tensor | None = None) -> Tensor:
-    """Log-sum-exp merge: the average of ``outs (…, N, D)`` with weights ``exp(lses) (…, N)``. Zeros where all ``lses`` are -inf.
+    """Log-sum-exp merge: the average of ``outs (…, N, D)`` with weights ``exp(lses) (…, N)``. Zeros where all ``lses``
+    are -inf.
 
     sink_scores: ``(H,)`` for ``outs (B, H, N, D)``: scores of one more part, whose output is 0.
     """
-    lse = torch.stack([*lses, *(() if sink_scores is None else [sink_scores.to(lses[0].dtype)[:, None].expand_as(lses[0])])])
+    lse = torch.stack(
+        [*lses, *(() if sink_scores is None else [sink_scores.to(lses[0].dtype)[:, None].expand_as(lses[0])])]
+    )
     highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
     shares = (lse - highest).exp()
     shares = (shares / shares.sum(0).clamp(min=torch.finfo(lse.dtype).tiny)).to(outs[0].dtype)[..., None]

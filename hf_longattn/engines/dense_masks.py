@@ -9,17 +9,21 @@ from torch import Tensor
 from .batch import Batch
 
 HIDDEN = 1000.0
-"""A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax weight is then zero
+"""A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax
+weight is then zero
 in every dtype: exp(-1000) is zero in fp64, too. The usual fills are between -1e4 and the lowest number of a dtype."""
 LOWERED = 5.0
-"""Minimum amount by which a mask lowers scores between documents that count as separate, even if not hidden. Untuned."""
+"""Minimum amount by which a mask lowers scores between documents that count as separate, even if not hidden.
+Untuned."""
 
 
 def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
-    """Pairs that a mask hides, bool, with the shape ``(…, Nq or 1, Nk)`` of the mask. This is the only place that decides it.
+    """Pairs that a mask hides, bool, with the shape ``(…, Nq or 1, Nk)`` of the mask. This is the only place that
+    decides it.
 
-    A pair is hidden if a softmax gives it no weight beside another pair of its row. A row with only low values is hidden completely, unless
-    the values are close to each other, as in a bias that is low everywhere. NaN hides nothing.
+    A pair is hidden if a softmax gives it no weight beside another pair of its row. A row with only low values is
+    hidden completely, unless the values are close to each other, as in a bias that is low everywhere. NaN hides
+    nothing.
 
     Args:
         mask: bool (True = visible), or floats that are added to the scores.
@@ -34,12 +38,14 @@ def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
 
 
 def only_hides(mask: Tensor) -> bool:
-    """Whether a mask hides pairs and leaves all other scores unchanged. False if it is a parameter. Waits for the device."""
+    """Whether a mask hides pairs and leaves all other scores unchanged. False if it is a parameter. Waits for the
+    device."""
     return mask.dtype == torch.bool or not (mask.requires_grad or bool(((mask != 0) & ~hidden_pairs(mask)).any()))
 
 
 def documents_in_mask(mask: Tensor) -> Tensor | None:
-    """Document numbers ``(B, N)``, from 0, that a dense mask implies. Tokens of different documents do not see each other.
+    """Document numbers ``(B, N)``, from 0, that a dense mask implies. Tokens of different documents do not see each
+    other.
 
     For packed rows (``position_ids`` that restart), transformers passes such a mask to a model without a Long class.
 
@@ -64,8 +70,8 @@ def documents_in_mask(mask: Tensor) -> Tensor | None:
 
 
 def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch | None:
-    """The batch equivalent to a dense mask, given its :func:`documents_in_mask`. ``None`` if documents, padding and causality alone do not
-    give this mask."""
+    """The batch equivalent to a dense mask, given its :func:`documents_in_mask`. ``None`` if documents, padding and
+    causality alone do not give this mask."""
     if mask.shape[1] != 1 or mask.shape[2] != mask.shape[3] or not only_hides(mask):
         return None
     seen = ~hidden_pairs(mask)[:, 0]
@@ -80,12 +86,14 @@ def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch
 
 
 def shows_later_keys(mask: Tensor) -> bool:
-    """Whether a mask ``(…, N, N)`` that only hides pairs lets a query see a later key, as in a bidirectional prefix."""
+    """Whether a mask ``(…, N, N)`` that only hides pairs lets a query see a later key, as in a bidirectional
+    prefix."""
     return mask.shape[2] == mask.shape[3] and bool((~hidden_pairs(mask)).triu(1).any()) and only_hides(mask)
 
 
 def lowers_sequences(mask: Tensor, causal: bool) -> bool:
-    """Whether an additive mask lowers scores between documents, or to left padding, by at least :data:`LOWERED`, without hiding them."""
+    """Whether an additive mask lowers scores between documents, or to left padding, by at least :data:`LOWERED`,
+    without hiding them."""
     if mask.dtype == torch.bool or mask.shape[2] != mask.shape[3]:
         return False
     pairs = ~hidden_pairs(mask, LOWERED)

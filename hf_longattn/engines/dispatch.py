@@ -1,7 +1,7 @@
 """The paths of every pattern type, in order of priority, and the callbacks that record which path ran.
 
-A call runs the first path that has no reason against it. A reason is a ``why_not`` function beside the path's code. Only reasons that
-compare several engines are in this file.
+A call runs the first path that has no reason against it. A reason is a ``why_not`` function beside the path's code.
+Only reasons that compare several engines are in this file.
 
 :func:`hf_longattn.explain` collects the choices of a model.
 """
@@ -27,8 +27,8 @@ from .cuda.flex_kernel import NoKernel
 from .sequences import why_not_aligned, why_not_packed, why_not_split, why_not_unchanged
 
 DENSE_KEYS = 768
-"""Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The keys must also fit into the band's width.
-Not used if the CPU's band plan decides. Measured on CPUs, untuned elsewhere."""
+"""Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The keys must also fit into the band's
+width. Not used if the CPU's band plan decides. Measured on CPUs, untuned elsewhere."""
 Reason = Callable[[DispatchContext], str | None]
 """``reason(context)``: a clause that says why the path cannot or should not run; ``None`` if it may run."""
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
@@ -45,7 +45,8 @@ Result = TypeVar("Result")
 
 
 def _always_runs(context: DispatchContext) -> None:
-    """The check for the last path of each pattern type. That path supports every call, so the result is always ``None``."""
+    """The check for the last path of each pattern type. That path supports every call, so the result is always
+    ``None``."""
 
 
 def _many_pairs(context: DispatchContext) -> str | None:
@@ -82,7 +83,8 @@ def _band_is_long(context: DispatchContext) -> str | None:
     if call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
 
-    # An unknown number of global tokens in a graph needs a mask if no kernel takes them: ``plain`` has a column for each token.
+    # An unknown number of global tokens in a graph needs a mask if no kernel takes them: ``plain`` has a column for
+    # each token.
     unknown = compiling and call.global_mask is not None and call.global_positions is None
     if unknown and all(name in dict(context.failed) or reason(context) is not None for name, reason in BAND_KERNELS):
         return None
@@ -99,7 +101,11 @@ def _flash_runs(context: DispatchContext) -> bool:
 
 
 def _no_flash(context: DispatchContext) -> str | None:
-    one_call = context.call.global_mask is not None and context.kv_len <= flex.MAX_LISTED_TOKENS and "flex" not in dict(context.failed)
+    one_call = (
+        context.call.global_mask is not None
+        and context.kv_len <= flex.MAX_LISTED_TOKENS
+        and "flex" not in dict(context.failed)
+    )
     return ONE_CALL if one_call and flex_kernel.why_not(context) is None else flash_band.why_not(context)
 
 
@@ -138,16 +144,25 @@ PATHS: dict[PatternType, Paths] = {
     "documents of a band": (("flash", _no_flash), ("flex", flex_kernel.why_not), *ONE_DOCUMENT_A_ROW),
     "pairs": PAIR_PATHS,
     "chunks": (
-        ("cpu-distances", lambda context: "a mask costs less for few pairs" if context.few_pairs else distance_band.why_not(context)),
+        (
+            "cpu-distances",
+            lambda context: "a mask costs less for few pairs" if context.few_pairs else distance_band.why_not(context),
+        ),
         *PAIR_PATHS,
     ),
     "windows": (PAIR_PATHS[0], ("windows", grid_windows.why_not), *PAIR_PATHS[1:]),
-    "band": (("dense", _band_leaves_keys_out), ("dense-masked", _band_is_long), *BAND_KERNELS, ("plain", _always_runs)),
+    "band": (
+        ("dense", _band_leaves_keys_out),
+        ("dense-masked", _band_is_long),
+        *BAND_KERNELS,
+        ("plain", _always_runs),
+    ),
     "tiles": (("cpu-gathered", tiles.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
     "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex.why_not_blocks), ("tiles", _always_runs)),
     "linear": (("fla", fla.why_not), ("plain", _always_runs)),
 }
-"""Pattern type -> paths in order of priority, each with a function that returns why it does not run (``None`` if it may)."""
+"""Pattern type -> paths in order of priority, each with a function that returns why it does not run (``None`` if it
+may)."""
 
 
 def choose(pattern_type: PatternType, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> PathName:
@@ -255,7 +270,8 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 def report(path: str, refused: Sequence[tuple[str, str]] = (), pattern_type: PatternType | None = None) -> None:
-    """Report the path that the innermost running mechanism took, except in a graph. Callers check :data:`OBSERVERS` first."""
+    """Report the path that the innermost running mechanism took, except in a graph. Callers check :data:`OBSERVERS`
+    first."""
     if in_graph():
         return
     _reports.set(_reports.get() + 1)

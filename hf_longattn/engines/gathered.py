@@ -1,12 +1,13 @@
 """The gathered engine: softmax attention between rows of queries and keys, listed by position.
 
-A block pattern, a set of columns or the buckets of a hash can be a :class:`~hf_longattn.engines.call.GatherTile`: R rows, each
-with some queries and some keys. A query may appear in several tiles. It attends to the union of their keys under *one* softmax, because the
-outputs of tiles are merged by log-sum-exp. The cost is proportional to the number of listed pairs.
+A block pattern, a set of columns or the buckets of a hash can be a :class:`~hf_longattn.engines.call.GatherTile`: R
+rows, each with some queries and some keys. A query may appear in several tiles. It attends to the union of their keys
+under *one* softmax, because the outputs of tiles are merged by log-sum-exp. The cost is proportional to the number of
+listed pairs.
 
-Queries that each select some blocks of keys have two faster ways. On the CPU, blocks are slices of the keys (``cpu/block_selected.py``). On
-CUDA, in one flex_attention call, each block of queries visits the key blocks that any of its queries selected. Elsewhere the selection
-becomes tiles.
+Queries that each select some blocks of keys have two faster ways. On the CPU, blocks are slices of the keys
+(``cpu/block_selected.py``). On CUDA, in one flex_attention call, each block of queries visits the key blocks that any
+of its queries selected. Elsewhere the selection becomes tiles.
 """
 
 from __future__ import annotations
@@ -59,12 +60,15 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     return plain_gathered(q, k, v, tiles, call.written_out())
 
 
-def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
+def block_selected_attention(
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall
+) -> Tensor:
     """Softmax attention of every query over its own block and its selected blocks.
 
     Args:
         q, k, v: ``(B, H, N, D)``; block m holds the tokens ``m * block_size …``.
-        chosen: ``(B, H, N, K)`` int64, selected blocks other than the query's own, without duplicates; -1 is an empty slot.
+        chosen: ``(B, H, N, K)`` int64, selected blocks other than the query's own, without duplicates; -1 is an empty
+            slot.
         call: if causal, a query does not see later keys in its block.
     Returns:
         ``(B, H, N, D)``; zeros where a query sees no key.
@@ -77,11 +81,15 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     if path == "cpu-blocks":
         q, k, v = same_dtype(q, k, v)
         numbers = block_size, int(call.causal)
-        return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers, 0.0, call.sink_scores)
+        return attend_parts(
+            "blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers, 0.0, call.sink_scores
+        )
     rows = BYTE_CACHE.get(("rows", length, block_size, q.device), lambda: rows_of(length, block_size, q.device))
     parts = [GatherTile(rows, rows, causal=call.causal, fixed=True)]
     if chosen.shape[3]:
-        parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size))
+        parts += selected_block_tiles(
+            chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size)
+        )
     return gathered_attention(q, k, v, parts, call)
 
 
@@ -94,8 +102,8 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
         rows: maximum queries per tile row.
     Returns:
-        At most K tiles, since a tile lists a query at most once. Tile j has the j-th lowest block of each query. So a tile covers few
-        different blocks, and few of its rows are partly empty.
+        At most K tiles, since a tile lists a query at most once. Tile j has the j-th lowest block of each query. So a
+        tile covers few different blocks, and few of its rows are partly empty.
     """
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
@@ -105,10 +113,13 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     filled = (size + rows - 1) // rows
     filled[..., blocks] = 0
     end = filled.cumsum(-1)
-    # A query's slot lies after the tile rows of all lower blocks. Queries without a block go to one slot after the last tile row.
+    # A query's slot lies after the tile rows of all lower blocks. Queries without a block go to one slot after the
+    # last tile row.
     used = [count // rows + blocks] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
     most = max(used)
-    slot = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
+    slot = (
+        torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
+    )
     slot = torch.where(block < blocks, slot, most * rows)
     listed = torch.full((ranks, batch, heads, most * rows + 1), -1, device=chosen.device).scatter(-1, slot, query)
     row = torch.arange(most, device=chosen.device).expand(ranks, batch, heads, most).contiguous()

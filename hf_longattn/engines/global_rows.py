@@ -1,11 +1,11 @@
 """Global tokens: a few tokens see every key and are seen by every query.
 
-On a GPU, global tokens and a band are one call of a kernel (:mod:`hf_longattn.engines.cuda.flex`), or three. Elsewhere, the outputs of
-global tokens are computed densely, and overwrite those of a sparse engine.
+On a GPU, global tokens and a band are one call of a kernel (:mod:`hf_longattn.engines.cuda.flex`), or three.
+Elsewhere, the outputs of global tokens are computed densely, and overwrite those of a sparse engine.
 
-:func:`separate_rows` computes these outputs as one operator for compiled graphs, which cannot hold a data-dependent number of tokens. A
-graph could compute all rows densely instead, but that takes 7 to 28 times as long (1,024 and 4,096 tokens, 8 of them global, 4 heads of 64,
-one CPU thread).
+:func:`separate_rows` computes these outputs as one operator for compiled graphs, which cannot hold a data-dependent
+number of tokens. A graph could compute all rows densely instead, but that takes 7 to 28 times as long (1,024 and 4,096
+tokens, 8 of them global, 4 heads of 64, one CPU thread).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .dense import at_least_fp32, dense_attention, masked_softmax, products
 
 
 def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
-    """Positions of the True entries of ``mask (B, N)``, padded: ``(B, g)`` int64. Also returns ``(B, g)`` bool, False for padding.
+    """Positions of the True entries of ``mask (B, N)``, padded: ``(B, g)`` int64. Also returns ``(B, g)`` bool, False
+    for padding.
 
     most: g, a bound on the True entries in a row; default: their exact number, which is read from the device.
     """
@@ -34,22 +35,29 @@ def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]
         most = size_in_graph(count.max(), 0, length)
     elif most > length:
         most = length
-    index = torch.where(mask, torch.arange(length, device=mask.device), length).sort(-1).values[:, :most].clamp(max=length - 1)
+    index = (
+        torch.where(mask, torch.arange(length, device=mask.device), length)
+        .sort(-1)
+        .values[:, :most]
+        .clamp(max=length - 1)
+    )
     return index, torch.arange(index.shape[1], device=mask.device)[None] < count[:, None]
 
 
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """:func:`global_index` of a call's global tokens, padding excluded.
 
-    It is cached for all layers of a forward pass, since finding the tokens waits for the device. A graph cannot wait, and takes the
-    number of ``call.global_positions``.
+    It is cached for all layers of a forward pass, since finding the tokens waits for the device. A graph cannot wait,
+    and takes the number of ``call.global_positions``.
     """
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
     known = call.global_positions is not None and not torch.compiler.is_exporting()
     most = len(call.global_positions or ()) if known else None
     return cached_on(  # `real` is cached too, so that no other tensor gets its id
-        tokens, ("index of globals", id(real)), lambda: (real, global_index(tokens if real is None else tokens & real, most))
+        tokens,
+        ("index of globals", id(real)),
+        lambda: (real, global_index(tokens if real is None else tokens & real, most)),
     )[1]
 
 
@@ -82,8 +90,11 @@ def softmax_part(scores: Tensor, seen: Tensor, values: Tensor, dropout: float) -
     return out, (highest + total.log()).masked_fill(empty, float("-inf"))[..., 0]
 
 
-def overwrite_global_rows(out: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, call: AttentionCall) -> Tensor:
-    """Return ``out (B, H, Nq, D)`` with full attention for the global tokens. Their key positions are ``index (B, g)``.
+def overwrite_global_rows(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, call: AttentionCall
+) -> Tensor:
+    """Return ``out (B, H, Nq, D)`` with full attention for the global tokens. Their key positions are
+    ``index (B, g)``.
 
     Global tokens before the first query (decoding with a cache) have no row and are ignored.
     """
@@ -99,21 +110,34 @@ def put_rows(out: Tensor, rows: Tensor, index: Tensor, real: Tensor) -> Tensor:
     length = out.shape[2]
     index = torch.where(real, index, length)
     item = torch.arange(out.shape[0], device=out.device)[:, None]
-    return F.pad(out, (0, 0, 0, 1)).transpose(1, 2).index_put((item, index), rows.transpose(1, 2)).transpose(1, 2)[:, :, :length]
+    return (
+        F.pad(out, (0, 0, 0, 1))
+        .transpose(1, 2)
+        .index_put((item, index), rows.transpose(1, 2))
+        .transpose(1, 2)[:, :, :length]
+    )
 
 
 @torch.library.custom_op("hf_longattn::separate_rows", mutates_args=())
 def separate_rows(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float, dropout: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    global_mask: Tensor,
+    causal: bool,
+    scale: float,
+    dropout: float,
     seed: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Attention of the global tokens, and of no other queries, over all keys.
 
     Args:
         q, k, v: ``(B, H, N, D)``.
         key_mask: ``(B, N)`` bool, True = real token, or None.
         global_mask: ``(B, N)`` bool, False for padding.
-        dropout, seed: dropout of the weights, drawn by a generator with this seed ``()`` int64; ``None`` without dropout.
+        dropout, seed: dropout of the weights, drawn by a generator with this seed ``()`` int64; ``None`` without
+            dropout.
     Returns:
         ``(B, H, N, D)`` with zeros for all other queries.
     """
@@ -126,9 +150,17 @@ def separate_rows(
 
 
 def _weights_of_rows(
-    queries: Tensor, k: Tensor, key_mask: Tensor | None, index: Tensor, causal: bool, scale: float, dropout: float, seed: Tensor | None
+    queries: Tensor,
+    k: Tensor,
+    key_mask: Tensor | None,
+    index: Tensor,
+    causal: bool,
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor | float]:
-    """Weights ``(B, H, g, N)`` of the queries at ``index (B, g)``, and the factors by which dropout multiplies them."""
+    """Weights ``(B, H, g, N)`` of the queries at ``index (B, g)``, and the factors by which dropout multiplies
+    them."""
     seen = None if key_mask is None else key_mask[:, None, None, :]
     if causal:
         earlier = torch.arange(k.shape[2], device=k.device) <= index[:, None, :, None]
@@ -143,20 +175,34 @@ def _weights_of_rows(
 
 @torch.library.custom_op("hf_longattn::separate_rows_backward", mutates_args=())
 def separate_rows_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float,
-    dropout: float, seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    global_mask: Tensor,
+    causal: bool,
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`separate_rows`; the weights of the few rows are recomputed."""
     index, real = global_index(global_mask)
     if index.shape[1] == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    queries, row_grad, keys, values = (at_least_fp32(x) for x in (gather_tokens(q, index), gather_tokens(grad, index), k, v))
+    queries, row_grad, keys, values = (
+        at_least_fp32(x) for x in (gather_tokens(q, index), gather_tokens(grad, index), k, v)
+    )
     row_grad = row_grad * real[:, None, :, None]
     weights, share = _weights_of_rows(queries, k, key_mask, index, causal, scale, dropout, seed)
     inner = row_grad @ values.transpose(-1, -2) * share
     scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale
     dq = put_rows(torch.zeros_like(q), (scores @ keys).to(q.dtype), index, real).contiguous()
-    return dq, (scores.transpose(-1, -2) @ queries).to(k.dtype), ((weights * share).transpose(-1, -2) @ row_grad).to(v.dtype)
+    return (
+        dq,
+        (scores.transpose(-1, -2) @ queries).to(k.dtype),
+        ((weights * share).transpose(-1, -2) @ row_grad).to(v.dtype),
+    )
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]

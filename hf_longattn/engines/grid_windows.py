@@ -1,8 +1,10 @@
-"""The windows engine: softmax attention inside non-overlapping windows of a grid. It runs on every device, compiled and exported.
+"""The windows engine: softmax attention inside non-overlapping windows of a grid. It runs on every device, compiled
+and exported.
 
-Each axis is cut into windows, with partial windows at the borders. Windows of equal size are one fused call without a mask, over
-``(B · windows, H, tokens, D)``. An axis has at most three sizes (first partial, whole, last partial), so an image takes at most 9 calls.
-On a CPU, calls without gradients are split further (:data:`CALL_BYTES`). A key mask is cut like the keys.
+Each axis is cut into windows, with partial windows at the borders. Windows of equal size are one fused call without a
+mask, over ``(B · windows, H, tokens, D)``. An axis has at most three sizes (first partial, whole, last partial), so an
+image takes at most 9 calls. On a CPU, calls without gradients are split further (:data:`CALL_BYTES`). A key mask is
+cut like the keys.
 """
 
 from __future__ import annotations
@@ -49,11 +51,13 @@ class WindowRun(NamedTuple):
 
 
 def window_runs(cells: int, window: int, shift: int) -> list[WindowRun]:
-    """The windows of an axis of ``cells`` cells, numbered by ``(cell + shift) // window``. Equal windows form one run."""
+    """The windows of an axis of ``cells`` cells, numbered by ``(cell + shift) // window``. Equal windows form one
+    run."""
     first = -shift % window
     first = first if first < cells else cells
     parts = [WindowRun(0, 1, first)] if first else []
-    windows, rest = (cells - first) // window, (cells - first) % window  # no divmod, which graphs with symbolic sizes lack
+    # no divmod, which graphs with symbolic sizes lack
+    windows, rest = (cells - first) // window, (cells - first) % window
     if windows:
         parts.append(WindowRun(first, windows, window))
     if rest:
@@ -67,7 +71,8 @@ def regions(grid: Grid, window: Sequence[int], shift: Sequence[int]) -> Iterator
 
 
 def padded(x: Tensor, grid: Grid, larger: Grid, row: Tensor) -> Tensor:
-    """Extend ``x (B, H, N, D)`` from ``grid`` to a ``larger`` grid. New cells, at the end of every axis, hold ``row (H, D)``."""
+    """Extend ``x (B, H, N, D)`` from ``grid`` to a ``larger`` grid. New cells, at the end of every axis, hold
+    ``row (H, D)``."""
     cells = x[:, :, grid.prefix :].unflatten(2, grid.sizes)
     for axis, (size, wanted) in enumerate(zip(grid.sizes, larger.sizes, strict=True), 2):
         if wanted > size:
@@ -129,11 +134,14 @@ def window_attention(
 
 
 def _in_place(
-    tensors: Sequence[Tensor], axes: Sequence[Sequence[WindowRun]], prefix: Sequence[Tensor] | None, call: AttentionCall,
+    tensors: Sequence[Tensor],
+    axes: Sequence[Sequence[WindowRun]],
+    prefix: Sequence[Tensor] | None,
+    call: AttentionCall,
     of_prefix: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """The output ``(B, H, N, D)``, computed a few windows at a time, so that the copies fit into the CPU cache and share memory.
-    ``tensors`` are q, k and v, ``(B, H, *cells, D)``, and the key mask ``(B, 1, *cells, 1)``, if any."""
+) -> Tensor:
+    """The output ``(B, H, N, D)``, computed a few windows at a time, so that the copies fit into the CPU cache and
+    share memory. ``tensors`` are q, k and v, ``(B, H, *cells, D)``, and the key mask ``(B, 1, *cells, 1)``, if any."""
     q, front = tensors[0], 0 if of_prefix is None else of_prefix.shape[2]
     sizes = q.shape[2:-1]
     out = None
@@ -156,19 +164,23 @@ def _in_place(
 
 
 def _few_windows(region: Sequence[WindowRun], cell_bytes: int) -> Iterator[tuple[WindowRun, ...]]:
-    """Cut ``region`` into parts of at most :data:`CALL_BYTES`, but at least one window. Parts extend along the last axis first."""
+    """Cut ``region`` into parts of at most :data:`CALL_BYTES`, but at least one window. Parts extend along the last
+    axis first."""
     most = CALL_BYTES // (cell_bytes * math.prod(run.size for run in region))
     parts: list[list[WindowRun]] = []
     for run in reversed(region):
         first, windows, size = run
         step = min(windows, max(1, most))
-        parts.insert(0, [WindowRun(first + at * size, min(step, windows - at), size) for at in range(0, windows, step)])
+        parts.insert(
+            0, [WindowRun(first + at * size, min(step, windows - at), size) for at in range(0, windows, step)]
+        )
         most //= windows
     yield from itertools.product(*parts)
 
 
 def _cut(x: Tensor, axes: Sequence[Sequence[WindowRun]]) -> list[Tensor]:
-    """Split ``x (B, H, *cells, D)`` into one part per region. Its backward pass concatenates gradients; slices would sum padded ones."""
+    """Split ``x (B, H, *cells, D)`` into one part per region. Its backward pass concatenates gradients; slices would
+    sum padded ones."""
     parts = [x]
     for axis, along in enumerate(axes):
         sizes = [run.windows * run.size for run in along]
@@ -177,10 +189,15 @@ def _cut(x: Tensor, axes: Sequence[Sequence[WindowRun]]) -> list[Tensor]:
 
 
 def _region(
-    tensors: Sequence[Tensor], region: Sequence[WindowRun], prefix: Sequence[Tensor] | None, call: AttentionCall, bias: Tensor | None,
+    tensors: Sequence[Tensor],
+    region: Sequence[WindowRun],
+    prefix: Sequence[Tensor] | None,
+    call: AttentionCall,
+    bias: Tensor | None,
     recorded: bool,
-) -> Tensor:  # fmt: skip
-    """The output of a region's windows, ``(B, windows, cells, windows, cells, …, H, D)``. ``tensors``: q, k, v and any key mask.
+) -> Tensor:
+    """The output of a region's windows, ``(B, windows, cells, windows, cells, …, H, D)``. ``tensors``: q, k, v and any
+    key mask.
     ``recorded``: whether operations are recorded, for gradients or a graph."""
     rank, batch, heads, width = len(region), *tensors[0].shape[:2], tensors[0].shape[-1]
     counts, sizes = [run.windows for run in region], [run.size for run in region]
@@ -194,7 +211,8 @@ def _region(
         if shared is None:
             return x.reshape(batch * windows, rows, tokens, features)
         if recorded:
-            front = shared.unsqueeze(1).expand(-1, windows, -1, -1, -1).flatten(0, 1)  # repeat_interleave takes no symbolic count in ONNX
+            # repeat_interleave takes no symbolic count in ONNX
+            front = shared.unsqueeze(1).expand(-1, windows, -1, -1, -1).flatten(0, 1)
             return torch.cat([front, x.reshape(batch * windows, rows, tokens, features)], 2)
         for _ in range(rank):
             shared = shared.unsqueeze(1)
@@ -210,7 +228,8 @@ def _region(
     empty = None
     if key_mask:
         seen = key_mask[0].transpose(2, 3)
-        empty = ~seen.any(3, keepdim=True)  # windows without real keys see every key, since a softmax needs one; their output becomes 0
+        # windows without real keys see every key, since a softmax needs one; their output becomes 0
+        empty = ~seen.any(3, keepdim=True)
         term = torch.zeros((), dtype=q.dtype, device=q.device).masked_fill(~(seen | empty), -torch.inf)
         mask = term.expand(-1, -1, tokens, -1) if mask is None else mask + term
     out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale)

@@ -1,18 +1,18 @@
 """Linear engine: attention with weights φ(q)·φ(k). Time and memory are linear in N.
 
-Without causality two matrix products suffice. Causal attention is quadratic inside chunks, with a running sum of φ(k)ᵀv between them
-(Katharopoulos et al. 2020, eq. 9-12). Let ã = φ(q)·φ(k) over the visible pairs, d_i = Σ_j ã_ij and o_i = Σ_j ã_ij v_j / d_i. For a
-gradient g_i of o_i,
+Without causality two matrix products suffice. Causal attention is quadratic inside chunks, with a running sum of
+φ(k)ᵀv between them (Katharopoulos et al. 2020, eq. 9-12). Let ã = φ(q)·φ(k) over the visible pairs, d_i = Σ_j ã_ij and
+o_i = Σ_j ã_ij v_j / d_i. For a gradient g_i of o_i,
 
     ∂ã_ij = ĝ_i·v_j + c_i      ĝ_i = g_i / d_i      c_i = -ĝ_i·o_i
 
-So the backward pass is linear attention again: from first to last chunk for φ(q), from last to first for φ(k) and v. It recomputes the sums
-over earlier and later chunks. Therefore no tensor of size N×chunk is saved.
+So the backward pass is linear attention again: from first to last chunk for φ(q), from last to first for φ(k) and v.
+It recomputes the sums over earlier and later chunks. Therefore no tensor of size N×chunk is saved.
 
-On CUDA, Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for up to 256 features, the limit of their tiles.
-Linear attention runs there in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the largest value). For bf16 values it runs in
-bf16, which rounds features, too (2·10⁻²). Packed documents are passed as offsets. Without the package, the plain operations of the CPU
-run.
+On CUDA, Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for up to 256 features, the
+limit of their tiles. Linear attention runs there in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the
+largest value). For bf16 values it runs in bf16, which rounds features, too (2·10⁻²). Packed documents are passed as
+offsets. Without the package, the plain operations of the CPU run.
 """
 
 from __future__ import annotations
@@ -53,10 +53,12 @@ def linear_attention(
         phi_k: ``(B, H_kv, Nk, F)``, H_kv dividing H; zeros at padding, see :func:`masked`.
         v: ``(B, H_kv, Nk, D)``.
         normalise: divide by the sum of the weights, which must not be negative.
-        initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
-        scale: ``(B, H_kv, F)`` logarithms, only with ``normalise``, without padding, and for Nq = Nk. phi_q and phi_k are then
-            logarithms too, and may be overwritten. Key features, also those summed in the state, are divided by exp(scale). Query features
-            are multiplied by exp(scale), and divided by the largest feature of their query.
+        initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and
+            ``z (B, H_kv, F)`` of φ(k).
+        scale: ``(B, H_kv, F)`` logarithms, only with ``normalise``, without padding, and for Nq = Nk. phi_q and phi_k
+            are then logarithms too, and may be overwritten. Key features, also those summed in the state, are divided
+            by exp(scale). Query features are multiplied by exp(scale), and divided by the largest feature of their
+            query.
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
@@ -133,7 +135,9 @@ class _Chunked(torch.autograd.Function):
     """The function :func:`_chunks` with its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool
+    ) -> tuple[Tensor, ...]:
         out, kv_after, z_after = _chunks(q, k, v, kv, z, chunk, normalise)
         ctx.save_for_backward(q, k, v, kv, z, out)
         ctx.chunk, ctx.normalise = chunk, normalise
@@ -146,10 +150,13 @@ class _Chunked(torch.autograd.Function):
         return *_chunks_backward(q, k, v, kv, z, out, grad, grad_kv, grad_z, ctx.chunk, ctx.normalise), None, None
 
 
-def _chunks(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _chunks(
+    q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The output ``(B, H, N, D)`` of whole chunks and the sums after them. All tensors have one dtype.
 
-    Works on chunk-major tensors ``(B, H_kv, chunks, rows, ·)``. Query heads that share a key head are stacked along the rows.
+    Works on chunk-major tensors ``(B, H_kv, chunks, rows, ·)``. Query heads that share a key head are stacked along
+    the rows.
 
     Args:
         q, k: features ``(B, H, N, F)`` and ``(B, H_kv, N, F)``.
@@ -168,9 +175,18 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, 
 
 
 def _chunks_backward(
-    q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, out: Tensor,
-    grad: Tensor, grad_kv: Tensor, grad_z: Tensor, chunk: int, normalise: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv: Tensor,
+    z: Tensor,
+    out: Tensor,
+    grad: Tensor,
+    grad_kv: Tensor,
+    grad_z: Tensor,
+    chunk: int,
+    normalise: bool,
+) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, kv and z."""
     group = q.shape[1] // k.shape[1]
     with torch.autocast(q.device.type, enabled=False):
@@ -205,7 +221,8 @@ def filled(x: Tensor, chunk: int) -> Tensor:
 
 
 def rowwise(rows: Tensor, z: Tensor) -> Tensor:
-    """Product of each of ``rows (…, n, F)`` with ``z (…, F)``, ``(…, n, 1)``. On the CPU, ``@`` is several times slower for one column."""
+    """Product of each of ``rows (…, n, F)`` with ``z (…, F)``, ``(…, n, 1)``. On the CPU, ``@`` is several times
+    slower for one column."""
     return (rows * z.unsqueeze(-2)).sum(-1, keepdim=True)
 
 

@@ -1,13 +1,14 @@
 """Terms that are added to the scaled scores, for example a bias by distance.
 
-A call's ``score_mod`` is a function as in flex_attention, or a :class:`ScoreTerm`. Every engine can call it for its visible pairs. The
-engines in :attr:`ScoreTerm.engines` add a term in another way, with less memory. A term can be re-indexed for some heads, for one sequence
-of a batch, or for rolled rows. :func:`as_term` gives a plain function the methods of a term.
+A call's ``score_mod`` is a function as in flex_attention, or a :class:`ScoreTerm`. Every engine can call it for its
+visible pairs. The engines in :attr:`ScoreTerm.engines` add a term in another way, with less memory. A term can be
+re-indexed for some heads, for one sequence of a batch, or for rolled rows. :func:`as_term` gives a plain function the
+methods of a term.
 
 | term | for the query i, the key j and the head h | models |
 |---|---|---|
 | :class:`DistanceBias` | ``table[h, i - j]`` | T5, ALiBi, MPNet |
-| :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, Conformer, DeBERTa, WavLM |
+| :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, DeBERTa, WavLM |
 | :class:`ColumnTerm` | ``table[h, i, j]`` for the first keys j | sinks of rotary decoders |
 | :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT |
 """
@@ -41,8 +42,8 @@ PREFIX_PAIRS = 3
 class ScoreTerm:
     """A ``score_mod`` that can be re-indexed when an engine moves tokens (:meth:`moved`, :meth:`of_sequence`).
 
-    The engines in :attr:`engines` add it without calling it for every pair. The default methods suit any function of absolute positions.
-    A subclass overrides :meth:`__call__` or :attr:`written_out`.
+    The engines in :attr:`engines` add it without calling it for every pair. The default methods suit any function of
+    absolute positions. A subclass overrides :meth:`__call__` or :attr:`written_out`.
     """
 
     engines: tuple[str, ...] = ()
@@ -119,7 +120,8 @@ def remapped(
     queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
     keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
 ) -> ScoreMod | None:
-    """``score_mod`` for an engine whose indices are not positions. ``queries`` and ``keys`` map these indices to positions."""
+    """``score_mod`` for an engine whose indices are not positions. ``queries`` and ``keys`` map these indices to
+    positions."""
     if score_mod is None:
         return None
     inner = as_term(score_mod).written_out
@@ -146,10 +148,13 @@ def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
 
 
 def device_scalar(number: float, device: torch.device) -> float | Tensor:
-    """``number`` as a constant of a score term. On a GPU it is a tensor, since compiled kernels take no Python float from a closure."""
+    """``number`` as a constant of a score term. On a GPU it is a tensor, since compiled kernels take no Python float
+    from a closure."""
     if device.type == "cpu":
         return number
-    return BYTE_CACHE.get(("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device))
+    return BYTE_CACHE.get(
+        ("constant", number, device), lambda: torch.full((), number, dtype=torch.float32, device=device)
+    )
 
 
 def _numbers(heads: tuple[int, ...], device: torch.device | None) -> Tensor:
@@ -158,7 +163,8 @@ def _numbers(heads: tuple[int, ...], device: torch.device | None) -> Tensor:
 
 
 def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
-    """The slices ``heads`` of ``x`` along ``axis``, as a view if the heads are consecutive. The head numbers are copied to a GPU once."""
+    """The slices ``heads`` of ``x`` along ``axis``, as a view if the heads are consecutive. The head numbers are
+    copied to a GPU once."""
     if list(heads) == list(range(heads[0], heads[0] + len(heads))):
         return x.narrow(axis, heads[0], len(heads))
     return x.index_select(axis, _numbers(tuple(heads), x.device))
@@ -168,7 +174,8 @@ def take_heads(x: Tensor, heads: Sequence[int], axis: int = 1) -> Tensor:
 class DistanceBias(ScoreTerm):
     """A ``score_mod`` of the distance and the head: adds ``table[h, (q_idx - kv_idx) + ahead]``.
 
-    The CPU's band engine adds the table to blocks of scores. Every other engine calls the term as an ordinary ``score_mod``.
+    The CPU's band engine adds the table to blocks of scores. Every other engine calls the term as an ordinary
+    ``score_mod``.
 
     table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond these are clamped.
     """
@@ -219,12 +226,13 @@ class DistanceTerm(ScoreTerm):
 
         term(i, j) = p_i · r_{b(i-j)} + e_j · s_{b(i-j)} + c · k_j
 
-    with a vector p_i per query and e_j per key, table rows r and s for the bucket b of a distance, and a vector c per head. Only
-    DeBERTa has e. WavLM's p_i is a gate, and its r_d a number. The path ``cpu-distances`` adds the term in memory linear in the tokens.
-    Any other path calls :attr:`written_out`.
+    with a vector p_i per query and e_j per key, table rows r and s for the bucket b of a distance, and a vector c per
+    head. Only DeBERTa has e. WavLM's p_i is a gate, and its r_d a number. The path ``cpu-distances`` adds the term in
+    memory linear in the tokens. Any other path calls :attr:`written_out`.
 
     queries: p, ``(B, H, Nq, F)``, multiplied by the factor on q·k; F is 0 without this part.
-    table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; distances outside use the first or the last row.
+    table: r, ``(H or 1, W, F)``, for the distances ``-ahead … W - 1 - ahead``; distances outside use the first or the
+        last row.
     ahead: the largest distance from a query to a later key that has a table row.
     keys: k, ``(B, H_kv, Nk, D)``. The queries are the last Nq positions.
     content: c, ``(H, D)``, multiplied by the factor on q·k; ``None`` without this part.
@@ -246,7 +254,8 @@ class DistanceTerm(ScoreTerm):
 
     @classmethod
     def of(cls, term: ScoreTerm, q: Tensor, k: Tensor) -> DistanceTerm | None:
-        """Convert ``term`` for the path ``cpu-distances``. A :class:`DistanceBias` gets p = 1. ``None`` for other terms."""
+        """Convert ``term`` for the path ``cpu-distances``. A :class:`DistanceBias` gets p = 1. ``None`` for other
+        terms."""
         if isinstance(term, DistanceBias):
             ones = q.new_ones(1, dtype=term.table.dtype).expand(*q.shape[:3], 1)
             return cls(ones, term.table[..., None], term.ahead, k)
@@ -282,8 +291,10 @@ class DistanceTerm(ScoreTerm):
 
     @property
     def written_out(self) -> ScoreMod:
-        """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, table rows)`` memory each."""
-        return self._differentiable if torch.is_grad_enabled() else self._constant  # two caches: a search without gradients may be first
+        """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, table rows)`` memory
+        each."""
+        # two caches: a search without gradients may be first
+        return self._differentiable if torch.is_grad_enabled() else self._constant
 
     _differentiable = graph_property(lambda self: self._lookup())
     _constant = graph_property(lambda self: self._lookup())
@@ -293,7 +304,9 @@ class DistanceTerm(ScoreTerm):
         if self.content is not None:  # c · k_j, (B, H, Nk)
             grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
             by_key = torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
-        by_key_and_distance = None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
+        by_key_and_distance = (
+            None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
+        )
         offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
         distances = len(buckets) if buckets is not None else self.table.shape[1]
 
@@ -312,12 +325,13 @@ class DistanceTerm(ScoreTerm):
 class GridBias(ScoreTerm):
     """A learned ``score_mod`` of the head and the distance on every axis of a grid.
 
-    The windows engine adds it as one mask for all windows of equal size. Every other engine calls it as an ordinary ``score_mod``. A call
-    with a grid sets :attr:`grid`.
+    The windows engine adds it as one mask for all windows of equal size. Every other engine calls it as an ordinary
+    ``score_mod``. A call with a grid sets :attr:`grid`.
 
-    table: ``(H, M)`` or ``(H, M + 3)``, M = Π (2·sᵢ - 1): an entry for every distance, query - key, from -(sᵢ - 1) to sᵢ - 1 on axis i,
-        the last axis fastest; larger distances are clamped. Three more entries are for pairs (prefix token, cell), (cell, prefix token)
-        and (prefix token, prefix token). Without them, nothing is added to these pairs.
+    table: ``(H, M)`` or ``(H, M + 3)``, M = Π (2·sᵢ - 1): an entry for every distance, query - key, from -(sᵢ - 1) to
+        sᵢ - 1 on axis i, the last axis fastest; larger distances are clamped. Three more entries are for pairs (prefix
+        token, cell), (cell, prefix token) and (prefix token, prefix token). Without them, nothing is added to these
+        pairs.
     sizes: s, cells along each axis.
     """
 
@@ -333,7 +347,8 @@ class GridBias(ScoreTerm):
         distances = math.prod(2 * size - 1 for size in self.sizes)
         if self.table.dim() != 2 or self.table.shape[1] not in (distances, distances + PREFIX_PAIRS):
             raise InputError(
-                f"The bias table for {' × '.join(map(str, self.sizes))} cells has shape {tuple(self.table.shape)}, but must be "
+                f"The bias table for {' × '.join(map(str, self.sizes))} cells has shape {tuple(self.table.shape)}, "
+                "but must be "
                 f"(heads, {distances}), or (heads, {distances + PREFIX_PAIRS}) with entries for prefix tokens."
             )
 
@@ -343,11 +358,13 @@ class GridBias(ScoreTerm):
         return self.table.shape[1] > math.prod(2 * size - 1 for size in self.sizes)
 
     def on(self, grid: Grid | None) -> GridBias:
-        """This bias bound to the grid of a call. Raises :class:`InputError` if the call has no grid, or one of another rank."""
+        """This bias bound to the grid of a call. Raises :class:`InputError` if the call has no grid, or one of another
+        rank."""
         if grid is None or grid.rank != len(self.sizes):
             raise InputError(
                 f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
-                f"{'without a grid' if grid is None else f'on another grid, {grid}'}; pass grid= with {len(self.sizes)} sizes."
+                f"{'without a grid' if grid is None else f'on another grid, {grid}'}; pass grid= with "
+                f"{len(self.sizes)} sizes."
             )
         return self if grid == self.grid else dataclasses.replace(self, grid=grid)
 
@@ -386,7 +403,9 @@ class GridBias(ScoreTerm):
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         grid = self._call_grid
-        distances = [torch.as_tensor(q - k) for q, k in zip(grid.coordinates(q_idx), grid.coordinates(kv_idx), strict=True)]
+        distances = [
+            torch.as_tensor(q - k) for q, k in zip(grid.coordinates(q_idx), grid.coordinates(kv_idx), strict=True)
+        ]
         entries = self.entries(distances)
         if not grid.prefix:
             return score + self.table[h, entries]

@@ -1,16 +1,17 @@
 """How the sequences of a batch become calls of a mechanism.
 
-Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of three layouts. The choice
-is made by :mod:`hf_longattn.engines.dispatch`:
+Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of
+three layouts. The choice is made by :mod:`hf_longattn.engines.dispatch`:
 
-- **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs only its real tokens, and the
-  output of a packed document is bitwise the same as without packing. Mostly on the CPU;
-- **unchanged**: one call on the rows as they are. Padded rows get a key mask: for short inputs, GPUs and graphs, if there is no left
-  padding or only distances matter. Packed documents are separated by the mechanism. On the CPU, documents are not copied, and outputs are
-  bitwise the same as without packing. On a GPU, operations run on whole rows;
-- **aligned**: one call on rows that all begin with a real token. Padded rows are rolled to the left (:func:`rolled`), by tensor operations
-  only, mostly for GPUs and graphs. Packed documents are gathered into the rows of a right-padded batch (:func:`stacked`), for mechanisms
-  that draw or learn something once per call. The output is moved back.
+- **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs only its real
+  tokens, and the output of a packed document is bitwise the same as without packing. Mostly on the CPU;
+- **unchanged**: one call on the rows as they are. Padded rows get a key mask: for short inputs, GPUs and graphs, if
+  there is no left padding or only distances matter. Packed documents are separated by the mechanism. On the CPU,
+  documents are not copied, and outputs are bitwise the same as without packing. On a GPU, operations run on whole
+  rows;
+- **aligned**: one call on rows that all begin with a real token. Padded rows are rolled to the left (:func:`rolled`),
+  by tensor operations only, mostly for GPUs and graphs. Packed documents are gathered into the rows of a right-padded
+  batch (:func:`stacked`), for mechanisms that draw or learn something once per call. The output is moved back.
 """
 
 from __future__ import annotations
@@ -24,7 +25,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .batch import Batch, SequenceSpan, cached_on, first_real, for_one_pass, in_graph, no_fused_kernels, nothing_seen, roll_left, wrapped
+from .batch import (
+    Batch,
+    SequenceSpan,
+    cached_on,
+    first_real,
+    for_one_pass,
+    in_graph,
+    no_fused_kernels,
+    nothing_seen,
+    roll_left,
+    wrapped,
+)
 from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, PathName, State, clear_padding
 from .cpu.kernels import drops_in_tiles
 
@@ -45,7 +57,8 @@ def why_not_split(context: DispatchContext) -> str | None:
         return UNKNOWN_STARTS
     if context.single_call:
         return "the mechanism draws or learns something once per call, or its queries belong to another sequence"
-    if context.separate_calls or (context.by_position and context.q_len < context.kv_len):  # avoids copying all keys for few queries
+    # avoids copying all keys for few queries
+    if context.separate_calls or (context.by_position and context.q_len < context.kv_len):
         return None
     if context.device != "cpu":
         return "one call serves all rows of a batch on this device"
@@ -80,7 +93,14 @@ def why_not_aligned(context: DispatchContext) -> str | None:
 
 
 def attend_per_sequence(
-    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: PathName, *, clears_padding: bool = False
+    run: AttentionFunction,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+    layout: PathName,
+    *,
+    clears_padding: bool = False,
 ) -> Tensor:
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
@@ -96,8 +116,8 @@ def attend_per_sequence(
     assert batch is not None
     if batch.documents is not None and in_graph():
         raise InputError(
-            "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call the model without "
-            "torch.compile, or give each document its own row with padding."
+            "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call "
+            "the model without torch.compile, or give each document its own row with padding."
         )
     if layout == "split":
         sequences = _split_sequences(q, k, v, call, batch)
@@ -112,7 +132,9 @@ def attend_per_sequence(
     return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
 
 
-def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+def weights_per_sequence(
+    run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall
+) -> Tensor:
     """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Weights of padding keys
     and between documents are zeros. Weights of padding queries are meaningless."""
     batch = call.batch
@@ -121,10 +143,14 @@ def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor],
     if in_graph():
         assert batch.mask is not None
         start = first_real(batch.mask)
-        return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call), batch)
+        return rolled(
+            lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call), batch
+        )
     full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
     missing = k.shape[2] - q.shape[2]
-    for span, (queries, keys, _, sequence_call) in zip(batch.sequences, _split_sequences(q, k, k, call, batch), strict=True):
+    for span, (queries, keys, _, sequence_call) in zip(
+        batch.sequences, _split_sequences(q, k, k, call, batch), strict=True
+    ):
         if queries.shape[2]:
             rows = slice(max(0, span.start - missing), span.stop - missing)
             full[span.row : span.row + 1, :, rows, span.start : span.stop] = run(queries, keys, sequence_call)
@@ -135,9 +161,16 @@ Advance = Callable[[Tensor, Tensor, Tensor, State | None, AttentionCall], tuple[
 
 
 def advanced(
-    run: Advance, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall, skipped: Sequence[int] | None
+    run: Advance,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: State | None,
+    call: AttentionCall,
+    skipped: Sequence[int] | None,
 ) -> tuple[Tensor, State | None]:
-    """Run ``run(q, k, v, state, call) -> (output, state)`` on the next tokens of a batch. Its rows may start at different times.
+    """Run ``run(q, k, v, state, call) -> (output, state)`` on the next tokens of a batch. Its rows may start at
+    different times.
 
     Args:
         q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
@@ -152,7 +185,9 @@ def advanced(
     first = torch.tensor(tuple(skipped), device=q.device)[:, None]
     batch = Batch(torch.arange(length, device=q.device) >= first)
     outs, states = [], {}
-    for span, (queries, keys, values, sequence_call) in zip(batch.sequences, _split_sequences(q, k, v, call, batch), strict=True):
+    for span, (queries, keys, values, sequence_call) in zip(
+        batch.sequences, _split_sequences(q, k, v, call, batch), strict=True
+    ):
         row = slice(span.row, span.row + 1)
         if call.key_mask is not None:
             sequence_call = sequence_call.replace(batch=Batch(call.key_mask[row, span.start :]))
@@ -174,11 +209,16 @@ def _split_sequences(
     length = k.shape[2]
     split = functools.partial(batch.split, length=length)
     nothing: list[Any] = [None] * len(batch.sequences)
-    detached_kv = nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
+    detached_kv = (
+        nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
+    )
     hidden = nothing if call.hidden_states is None else split(call.hidden_states, 1)
     grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
     if len(grids) != len(batch.sequences):
-        raise InputError(f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for each.")
+        raise InputError(
+            f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for "
+            "each."
+        )
     parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, grids, strict=True)
     for span, queries, keys, values, states, constants, grid in parts:
         tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
@@ -197,8 +237,11 @@ def _split_sequences(
 def stacked(
     run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, sequences: Sequence[SequenceSpan]
 ) -> list[Tensor]:
-    """The outputs ``(1, H, n, D)`` of some sequences of a batch, from one call with a sequence in each row and padding on the right."""
-    row, first, last = torch.tensor([(span.row, span.start, span.stop - 1) for span in sequences], device=q.device).unbind(1)
+    """The outputs ``(1, H, n, D)`` of some sequences of a batch, from one call with a sequence in each row and padding
+    on the right."""
+    row, first, last = torch.tensor(
+        [(span.row, span.start, span.stop - 1) for span in sequences], device=q.device
+    ).unbind(1)
     offset = torch.arange(max(span.length for span in sequences), device=q.device)
     tokens = torch.minimum(first[:, None] + offset, last[:, None])
     real = offset <= (last - first)[:, None]
@@ -213,13 +256,16 @@ def stacked(
         global_mask=None if call.global_mask is None else rows(call.global_mask, 1) & real,
         hidden_states=None if call.hidden_states is None else rows(call.hidden_states, 1),
         detached_kv=None if call.detached_kv is None else tuple(rows(x, 2) for x in call.detached_kv),
-    ).with_term(lambda term: term.moved(rows, lambda b, position: (row[b], torch.minimum(position + first[b], last[b]))))
+    ).with_term(
+        lambda term: term.moved(rows, lambda b, position: (row[b], torch.minimum(position + first[b], last[b])))
+    )
     out = run(rows(q, 2), rows(k, 2), rows(v, 2), rows_call)
     return [out[number : number + 1, :, : span.length] for number, span in enumerate(sequences)]
 
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
-    """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are put in front."""
+    """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are
+    put in front."""
     length = k.shape[2]
     start, rolled_batch = batch.rolled()
     given, tokens = call.global_mask, None
@@ -231,14 +277,20 @@ def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Attent
         hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
     if detached_kv is not None:
         earlier = length - detached_kv[0].shape[2]
-        keys, values = (torch.cat([x[:, :, :earlier], y], 2) if earlier else y for x, y in zip((k, v), detached_kv, strict=True))
+        keys, values = (
+            torch.cat([x[:, :, :earlier], y], 2) if earlier else y for x, y in zip((k, v), detached_kv, strict=True)
+        )
         detached_kv = roll_left(keys, start), roll_left(values, start)
     rolled_call = call.replace(
         batch=rolled_batch,
         global_mask=tokens,
         hidden_states=hidden,
         detached_kv=detached_kv,
-    ).with_term(lambda term: term.moved(lambda x, dim: roll_left(x, start, dim), lambda b, at: (b, wrapped(at + start[b], length))))
+    ).with_term(
+        lambda term: term.moved(
+            lambda x, dim: roll_left(x, start, dim), lambda b, at: (b, wrapped(at + start[b], length))
+        )
+    )
     q = F.pad(q, (0, 0, missing, 0)) if missing else q
     out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), rolled_call)
     return roll_left(out, -start)[:, :, missing:]

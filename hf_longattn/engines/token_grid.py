@@ -23,7 +23,8 @@ RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", de
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The grid of one sequence: ``prefix`` tokens without coordinates, then cells in raster order. The last axis is fastest.
+    """The grid of one sequence: ``prefix`` tokens without coordinates, then cells in raster order. The last axis is
+    fastest.
 
     sizes: cells along each axis: ``(height, width)`` of an image in patches, ``(frames, height, width)`` of a video.
     prefix: tokens before the cells, such as a class token and registers.
@@ -34,11 +35,12 @@ class Grid:
 
     def __post_init__(self) -> None:
         numbers = (*self.sizes, self.prefix)
-        integers = all(isinstance(size, int) or hasattr(size, "__index__") for size in numbers)  # an exported graph's numbers are not int
+        # an exported graph's numbers are not int
+        integers = all(isinstance(size, int) or hasattr(size, "__index__") for size in numbers)
         if not self.sizes or not integers or min(self.sizes) < 1 or self.prefix < 0:
             raise InputError(
-                f"A grid has sizes {self.sizes!r} and {self.prefix!r} prefix tokens, but every size must be a whole number of at least 1 "
-                "and the prefix at least 0; for example Grid((64, 64), prefix=1)."
+                f"A grid has sizes {self.sizes!r} and {self.prefix!r} prefix tokens, but every size must be a whole "
+                "number of at least 1 and the prefix at least 0; for example Grid((64, 64), prefix=1)."
             )
 
     def __str__(self) -> str:
@@ -61,10 +63,13 @@ class Grid:
     def check(self, tokens: Any) -> None:
         """Raise :class:`InputError` unless the grid has this many tokens."""
         if tokens != self.length:
-            raise InputError(f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input.")
+            raise InputError(
+                f"A sequence has {tokens} tokens, but its grid has {self.length}: {self}; pass the grid of this input."
+            )
 
     def coordinates(self, positions: Any) -> tuple[Any, ...]:
-        """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens have a negative first coordinate."""
+        """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens have a negative
+        first coordinate."""
         rest, coordinates = positions - self.prefix, []
         for size in reversed(self.sizes[1:]):
             coordinates.append(rest % size)
@@ -79,8 +84,8 @@ class Grid:
         """
         if len(values) not in (1, self.rank):
             raise InputError(
-                f"Option {name!r} has {len(values)} numbers, {'+'.join(map(str, values))}, but the grid has {self.rank} axes "
-                f"({self}); give one number, or one for each axis."
+                f"Option {name!r} has {len(values)} numbers, {'+'.join(map(str, values))}, but the grid has "
+                f"{self.rank} axes ({self}); give one number, or one for each axis."
             )
         return tuple(values) if len(values) == self.rank else tuple(values) * self.rank
 
@@ -89,14 +94,18 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
     """A call's grid, or one for each sequence, from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
 
     Raises:
-        InputError: ``grid`` is of another type, or ``prefix`` comes without a grid or with a :class:`Grid`, which has its own.
+        InputError: ``grid`` is of another type, or ``prefix`` comes without a grid or with a :class:`Grid`, which has
+            its own.
     """
     if grid is None:
-        raise InputError(f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out.")
+        raise InputError(
+            f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out."
+        )
     if isinstance(grid, Grid) or (isinstance(grid, Sequence) and any(isinstance(entry, Grid) for entry in grid)):
         if prefix:
             raise InputError(
-                f"prefix={prefix} was passed together with a Grid; pass it to the Grid instead: Grid((64, 64), prefix={prefix})."
+                f"prefix={prefix} was passed together with a Grid; pass it to the Grid instead: Grid((64, 64), "
+                f"prefix={prefix})."
             )
         if isinstance(grid, Grid):
             return grid
@@ -104,7 +113,9 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
             return tuple(entry for entry in grid if isinstance(entry, Grid))
     elif isinstance(grid, Sequence) and not isinstance(grid, str):
         return Grid(tuple(grid), prefix)  # type: ignore[arg-type]
-    raise InputError(f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence.")
+    raise InputError(
+        f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence."
+    )
 
 
 def check_order(order: Any) -> str:
@@ -116,7 +127,8 @@ def check_order(order: Any) -> str:
     tiles = TILES.fullmatch(order) if isinstance(order, str) else None
     if order != "hilbert" and (tiles is None or not 1 <= math.prod(map(int, tiles[1].split("x"))) <= MAX_TILE):
         raise OptionError(
-            f"Option 'order' is {order!r}, but must be hilbert, or tiles with their sizes: order=tiles:8x8, with at most "
+            f"Option 'order' is {order!r}, but must be hilbert, or tiles with their sizes: order=tiles:8x8, with at "
+            "most "
             f"{MAX_TILE:,} tokens in a tile."
         )
     return str(order)

@@ -1,20 +1,22 @@
 """The selected engine: deterministic search for each query's k best keys, and attention over them.
 
-**Search.** Ties go to the lower index. A long row of scores is prefiltered in float32. Its k highest scores lie in the k blocks with the
-highest maxima. So blocks of 32 are compared by their maxima first, then blocks of 8 inside the best. Only the remaining scores are ranked.
-A float32 product q·k is off by at most γ·|q|·|k| with γ = (D + 2)·2⁻²⁴ (Higham 2002, Accuracy and Stability of Numerical Algorithms, §3.1).
-If the k-th and the next score are further apart than twice this bound, the choice is as in exact arithmetic. Other rows are ranked again in
-float64. Without the prefilter, ``top_k`` takes 1.6-1.8 times as long for the forward pass and 1.2-1.5 times for forward and backward.
-On a GPU all heads are searched together. The rows to rank again are counted once, at the end. This is the only wait for the device.
+**Search.** Ties go to the lower index. A long row of scores is prefiltered in float32. Its k highest scores lie in the
+k blocks with the highest maxima. So blocks of 32 are compared by their maxima first, then blocks of 8 inside the best.
+Only the remaining scores are ranked. A float32 product q·k is off by at most γ·|q|·|k| with γ = (D + 2)·2⁻²⁴ (Higham
+2002, Accuracy and Stability of Numerical Algorithms, §3.1). If the k-th and the next score are further apart than
+twice this bound, the choice is as in exact arithmetic. Other rows are ranked again in float64. Without the prefilter,
+``top_k`` takes 1.6-1.8 times as long for the forward pass and 1.2-1.5 times for forward and backward. On a GPU all
+heads are searched together. The rows to rank again are counted once, at the end. This is the only wait for the device.
 
-**Attention.** Scores, softmax and sums run over N·k pairs, in memory N·k. Three operations compute scores and sums. They are each other's
-gradients and never hold more than a slice of the gathered keys:
+**Attention.** Scores, softmax and sums run over N·k pairs, in memory N·k. Three operations compute scores and sums.
+They are each other's gradients and never hold more than a slice of the gathered keys:
 
     pair_scores(q, k, index)[i, j] = q_i · k[index_ij]
     pair_sum(w, v, index)[i]       = Σ_j w_ij v[index_ij]
     pair_spread(w, x, index)[m]    = Σ_{i, j: index_ij = m} w_ij x_i
 
-The gathered engine with one query per tile row takes 3.6-4.2 times as long for the forward pass, 2.5-2.8 times for forward and backward.
+The gathered engine with one query per tile row takes 3.6-4.2 times as long for the forward pass, 2.5-2.8 times for
+forward and backward.
 (Both comparisons: 1,024 and 4,096 tokens, 64 keys per query, 4 heads of 64, one CPU thread.)
 """
 
@@ -51,14 +53,15 @@ MAX_SORTED = 1024
 def exact_dtype(device: torch.device) -> torch.dtype:
     """The dtype for scores that are ranked: float64 where the device has it.
 
-    The shape of a batch, its padding and the number of queries in a call change the rounding of scores. This must not change the order of
-    two close scores; in float64 it does not.
+    The shape of a batch, its padding and the number of queries in a call change the rounding of scores. This must not
+    change the order of two close scores; in float64 it does not.
     """
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def topk(scores: Tensor, k: int) -> Tensor:
-    """Indices ``(…, min(k, N))`` of the k highest of ``scores (…, N)``, best first. The last are -1 if fewer than k scores exceed -inf.
+    """Indices ``(…, min(k, N))`` of the k highest of ``scores (…, N)``, best first. The last are -1 if fewer than k
+    scores exceed -inf.
 
     Ties go to the lower index, as in a stable sort.
     """
@@ -86,7 +89,8 @@ def ranking(scores: Tensor) -> Tensor:
 
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices of the k best if there are ties. All scores above the k-th value are taken, then the first equal to it."""
+    """Values and indices of the k best if there are ties. All scores above the k-th value are taken, then the first
+    equal to it."""
     length = scores.shape[-1]
     lowest = scores.topk(k, dim=-1).values[..., -1:]
     position = torch.arange(length, device=scores.device)
@@ -98,20 +102,23 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("hf_longattn::topk_keys", mutates_args=())
 def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
-    """Positions of the ``count`` keys with the highest q·k, ``(B, H, Nq, count)`` int64, ascending, -1 where a query sees fewer.
+    """Positions of the ``count`` keys with the highest q·k, ``(B, H, Nq, count)`` int64, ascending, -1 where a query
+    sees fewer.
 
     Args:
         q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
         key_mask: ``(B, Nk)`` bool, True = real token.
     """
-    if float32_products(q) and not (q.shape[2] == 1 and accelerator.accelerated(q)):  # decoding would wait for the device at every step
+    # decoding would wait for the device at every step
+    if float32_products(q) and not (q.shape[2] == 1 and accelerator.accelerated(q)):
         return prefiltered_topk_keys(q, k, key_mask, count, causal, scale)
     return search_keys(q, repeat_heads(k, q.shape[1]), key_mask, count, causal, scale, None).sort(-1).values
 
 
 @torch.library.custom_op("hf_longattn::topk_blocks", mutates_args=())
 def topk_blocks(q: Tensor, summaries: Tensor, selectable: Tensor, count: int, span: int, causal: bool) -> Tensor:
-    """The ``count`` best blocks of every query, without its own block: ``(B, H, N, count)`` int64, -1 where there are fewer.
+    """The ``count`` best blocks of every query, without its own block: ``(B, H, N, count)`` int64, -1 where there are
+    fewer.
 
     Args:
         q: ``(B, H, N, D)``; query i is in block ``i // span``.
@@ -135,7 +142,8 @@ for _operator in (topk_keys, topk_blocks):
 def search_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None
 ) -> Tensor:
-    """The keys of :func:`topk_keys`, best first, with a score term. N² scores are computed, for a few queries at a time."""
+    """The keys of :func:`topk_keys`, best first, with a score term. N² scores are computed, for a few queries at a
+    time."""
     offset = k.shape[2] - q.shape[2]
 
     def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
@@ -151,8 +159,11 @@ def search_keys(
     return _search(q, k, count, visible, offset if causal else None)
 
 
-def prefiltered_topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
-    """The keys of :func:`topk_keys`, searched in float32. Queries whose result is in doubt are searched again in float64."""
+def prefiltered_topk_keys(
+    q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float
+) -> Tensor:
+    """The keys of :func:`topk_keys`, searched in float32. Queries whose result is in doubt are searched again in
+    float64."""
     (batch, heads, length, _), kv_heads, group = q.shape, k.shape[1], q.shape[1] // k.shape[1]
     longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
     margins = product_margin(q, longest.repeat_interleave(group, 1), scale)
@@ -170,7 +181,9 @@ def prefiltered_topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: 
     return index
 
 
-def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
+def _prefiltered(
+    q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float
+) -> Tensor:
     """:func:`prefiltered_topk_keys` for batch items and heads that are scored at once."""
     (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
     offset, columns = kv_len - length, torch.arange(kv_len, device=q.device)
@@ -183,12 +196,18 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
             positions: ``(B or 1, H or 1, n)``, their positions.
             seen: number of leading keys that every query may see under causality.
         """
-        scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(batch, heads, queries.shape[2], -1)
+        scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(
+            batch, heads, queries.shape[2], -1
+        )
         if queries.dtype == torch.float64:
             scores.mul_(scale)
         if causal:
             scores[..., seen:].masked_fill_(columns[seen : keys.shape[2]] > positions[..., None], float("-inf"))
-        return scores if key_mask is None else scores.masked_fill_(~key_mask[:, None, None, : keys.shape[2]], float("-inf"))
+        return (
+            scores
+            if key_mask is None
+            else scores.masked_fill_(~key_mask[:, None, None, : keys.shape[2]], float("-inf"))
+        )
 
     def exactly(rows: Tensor) -> Tensor:
         queries = q.gather(2, rows[..., None].expand(-1, -1, -1, q.shape[3])).double()
@@ -202,18 +221,24 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
     for row in range(0, length, step):
         rows = slice(row, min(row + step, length))
         stop = offset + rows.stop if causal else kv_len
-        scores = scored(q[:, :, rows].float() * scale, keys[:, :, :stop], columns[None, None, offset:][..., rows], offset + row)
+        scores = scored(
+            q[:, :, rows].float() * scale, keys[:, :, :stop], columns[None, None, offset:][..., rows], offset + row
+        )
         index, doubt = prefiltered_topk(scores.view(-1, stop), min(count, stop), margins[:, :, rows].reshape(-1, 1))
         chosen.append(F.pad(index, (0, count - index.shape[1]), value=-1).view(batch, heads, -1, count))
         doubtful.append(doubt.view(batch, heads, -1))
     return searched_again(torch.cat(chosen, 2), torch.cat(doubtful, 2), exactly, q, kv_len)
 
 
-def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], Tensor], q: Tensor, columns: int) -> Tensor:
-    """Search again for queries ``in_doubt (B, H', N)``, and update ``best (B, H', N, K)``. Only their number is read from the device.
+def searched_again(
+    best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], Tensor], q: Tensor, columns: int
+) -> Tensor:
+    """Search again for queries ``in_doubt (B, H', N)``, and update ``best (B, H', N, K)``. Only their number is read
+    from the device.
 
     Args:
-        exactly: function of ``rows (B, H', n)`` that searches for these queries in float64 and returns ``(B, H', n, K)``.
+        exactly: function of ``rows (B, H', n)`` that searches for these queries in float64 and returns
+            ``(B, H', n, K)``.
         q: the queries ``(B, H, N, D)``.
         columns: scores per query.
     """
@@ -229,16 +254,19 @@ def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], T
 
 
 Finish = Callable[[Tensor, int, slice, Tensor, Tensor], Tensor]
-"""``finish(products, item, heads, i, j)``: products ``(H', n, m)`` of an item's ``heads`` with scale and score term, -inf where hidden.
+"""``finish(products, item, heads, i, j)``: products ``(H', n, m)`` of an item's ``heads`` with scale and score term,
+-inf where hidden.
 
 Indices: ``i (n, 1)``, ``j (1, m)``."""
 
 
 def _search(q: Tensor, k: Tensor, count: int, visible: Finish, diagonal: int | None = None) -> Tensor:
-    """The ``count`` best columns of every row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after ``row + diagonal`` are skipped."""
+    """The ``count`` best columns of every row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after
+    ``row + diagonal`` are skipped."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)
-    shared = heads if accelerator.accelerated(q) else 1  # an accelerator searches all heads in one step: there is no CPU cache to fit
+    # an accelerator searches all heads in one step: there is no CPU cache to fit
+    shared = heads if accelerator.accelerated(q) else 1
     rows = min(length, max(1, cells // (k.shape[2] * shared)))
     together = max(1, min(heads, cells // (k.shape[2] * rows)))
     parts = []
@@ -300,7 +328,8 @@ def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
 
 
 def float32_products(x: Tensor) -> bool:
-    """Whether :func:`product_margin` bounds the error of float32 products of ``x``. True on CPU and CUDA, unless TF32 or similar is on."""
+    """Whether :func:`product_margin` bounds the error of float32 products of ``x``. True on CPU and CUDA, unless TF32
+    or similar is on."""
     if x.dtype == torch.float64 or x.device.type not in ("cpu", "cuda"):
         return False
     try:
@@ -322,7 +351,11 @@ def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: Att
     """
     seen, listed = index >= 0, index.clamp(min=0)
     fused = no_fused_kernels() is None
-    products = pair_scores(q, k, listed) if fused else (at_least_fp32(q)[..., None, :] * at_least_fp32(_rows_at(k, listed))).sum(-1)
+    products = (
+        pair_scores(q, k, listed)
+        if fused
+        else (at_least_fp32(q)[..., None, :] * at_least_fp32(_rows_at(k, listed))).sum(-1)
+    )
     scores = products * call.scale_for(q.shape[-1])
     if call.score_mod is not None:
         b, h, i, _ = grid_of(q, k)
@@ -344,9 +377,11 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     out, products = q.new_empty(index.shape, dtype=_dtype(q)), _pair_products()
     for queries, keys, listed, into in _heads(q, k, index, out, k.shape[2]):
         if products is not None:
-            count, size = listed.shape  # as in embedding_bag, a bag per query; the operator takes each bag's offset and each entry's bag
+            # as in embedding_bag, a bag per query; the operator takes each bag's offset and each entry's bag
+            count, size = listed.shape
             bags = torch.arange(count, device=q.device)
-            offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()  # flatten: a view for one bag
+            # flatten: a view for one bag
+            offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()
             weights = products(queries, keys, listed.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
@@ -356,7 +391,8 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
 
 
 def _pair_products() -> Callable[..., Tensor] | None:
-    """PyTorch's operator for products of listed pairs; ``None``, with a warning, if this PyTorch has no such operator."""
+    """PyTorch's operator for products of listed pairs; ``None``, with a warning, if this PyTorch has no such
+    operator."""
     try:
         operator: Callable[..., Tensor] = look_up("pair_scores")
     except BackendError:
@@ -380,7 +416,9 @@ def pair_spread(weights: Tensor, x: Tensor, index: Tensor, kv_len: int) -> Tenso
     out = x.new_zeros((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))
     for shares, rows_of_x, listed, into in _heads(weights, x, index, out, kv_len):
         for rows in _slices(listed, rows_of_x):
-            into.index_add_(0, listed[rows].flatten(), (shares[rows, :, None] * rows_of_x[rows, None, :]).flatten(0, 1))
+            into.index_add_(
+                0, listed[rows].flatten(), (shares[rows, :, None] * rows_of_x[rows, None, :]).flatten(0, 1)
+            )
     return out
 
 
@@ -388,15 +426,23 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yield one head of one batch item at a time; on an accelerator, all at once. Casts a and b to the dtype of ``out``.
+def _heads(
+    a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield one head of one batch item at a time; on an accelerator, all at once. Casts a and b to the dtype of
+    ``out``.
 
     length: tokens per head to which ``index`` refers.
     """
     if accelerator.accelerated(a):
         batch, heads = index.shape[:2]
         first = torch.arange(batch * heads, device=index.device).view(batch, heads, 1, 1) * length
-        yield a.to(out.dtype).flatten(0, 2), b.to(out.dtype).flatten(0, 2), (index + first).flatten(0, 2), out.flatten(0, 2)
+        yield (
+            a.to(out.dtype).flatten(0, 2),
+            b.to(out.dtype).flatten(0, 2),
+            (index + first).flatten(0, 2),
+            out.flatten(0, 2),
+        )
         return
     for item in range(index.shape[0]):
         for head in range(index.shape[1]):
@@ -405,7 +451,8 @@ def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Ite
 
 
 def _slices(listed: Tensor, x: Tensor) -> Iterator[slice]:
-    """Slices of the rows of ``listed (N, K)``. Each gathers at most :data:`MAX_GATHERED_NUMBERS` numbers from ``x (·, D)`` on a CPU."""
+    """Slices of the rows of ``listed (N, K)``. Each gathers at most :data:`MAX_GATHERED_NUMBERS` numbers from
+    ``x (·, D)`` on a CPU."""
     step = max(1, accelerator.numbers_at_a_time(x, MAX_GATHERED_NUMBERS) // (listed.shape[1] * x.shape[1]))
     for row in range(0, listed.shape[0], step):
         yield slice(row, row + step)
@@ -422,7 +469,11 @@ def _scores_backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 def _sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
     weights, v, index = ctx.saved_tensors
-    return pair_scores(grad, v, index).to(weights.dtype), pair_spread(weights, grad, index, v.shape[2]).to(v.dtype), None
+    return (
+        pair_scores(grad, v, index).to(weights.dtype),
+        pair_spread(weights, grad, index, v.shape[2]).to(v.dtype),
+        None,
+    )
 
 
 def _spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -432,7 +483,9 @@ def _spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 pair_scores.register_fake(lambda q, k, index: q.new_empty(index.shape, dtype=_dtype(q)))
 pair_sum.register_fake(lambda weights, v, index: v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v)))
-pair_spread.register_fake(lambda weights, x, index, kv_len: x.new_empty((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x)))
+pair_spread.register_fake(
+    lambda weights, x, index, kv_len: x.new_empty((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))
+)
 pair_scores.register_autograd(_scores_backward, setup_context=_save)
 pair_sum.register_autograd(_sum_backward, setup_context=_save)
 pair_spread.register_autograd(_spread_backward, setup_context=_save)

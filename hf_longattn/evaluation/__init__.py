@@ -15,9 +15,9 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     """Return an ``evaluate.Metric`` of this package, without a network and without files.
 
     Args:
-        name: "long_qa": exact match and F1 of extractive question answering, by document length; "long_classification": accuracy and
-            macro F1 of classes, by document length; "entities": precision, recall and F1 of tagged words;
-            "rouge": ROUGE of summaries; "wer": word and character error rates of transcripts.
+        name: "long_qa": exact match and F1 of extractive question answering, by document length;
+            "long_classification": accuracy and macro F1 of classes, by document length; "entities": precision, recall
+            and F1 of tagged words; "rouge": ROUGE of summaries; "wer": word and character error rates of transcripts.
         **kwargs: passed on to ``evaluate.Metric``.
 
     Raises:
@@ -26,13 +26,15 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     """
     metrics = module_names("evaluation.metrics")
     if name not in metrics:
-        raise LongAttentionError(f"Unknown metric {name!r}; the metrics are {', '.join(metrics)}.{nearest(name, metrics)}")
+        raise LongAttentionError(
+            f"Unknown metric {name!r}; the metrics are {', '.join(metrics)}.{nearest(name, metrics)}"
+        )
     from evaluate.loading import import_main_class
 
     metric = import_main_class(f"{__name__}.metrics.{name}")
     if metric is None:
         raise OptionError(
-            f"The metric {name!r} ({__name__}.metrics.{name}) defines no class that derives from evaluate.Metric and has all "
-            "that its base asks for; write one in that file, as docs/extending.md shows."
+            f"The metric {name!r} ({__name__}.metrics.{name}) defines no class that derives from evaluate.Metric and "
+            "has all that its base asks for; write one in that file, as docs/extending.md shows."
         )
     return metric(**{"keep_in_memory": kwargs.get("num_process", 1) == 1, **kwargs})

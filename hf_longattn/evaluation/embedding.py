@@ -1,7 +1,7 @@
 """Vectors of documents, of their parts, passages or tokens, in Parquet files.
 
-A file has :data:`FILE` documents and is saved after every :data:`STEP` of them, so that an interrupted run can be resumed. Processes share
-the files.
+A file has :data:`FILE` documents and is saved after every :data:`STEP` of them, so that an interrupted run can be
+resumed. Processes share the files.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ Row = tuple[int, int, np.ndarray]
 class Embedder:
     """Embed batches of texts in an engine that spreads them over processes and machines.
 
-    It is the function for ``datasets.Dataset.map(..., batched=True)`` and the class for Ray Data's ``map_batches``. It can be pickled: it
-    holds settings only, and each process loads the model once, at the first batch. The vectors are those that ``longattn embed`` writes.
+    It is the function for ``datasets.Dataset.map(..., batched=True)`` and the class for Ray Data's ``map_batches``. It
+    can be pickled: it holds settings only, and each process loads the model once, at the first batch. The vectors are
+        those that ``longattn embed`` writes.
 
     Args:
         model: a folder, which all machines must have, or a Hub name that sentence-transformers loads.
-        vectors: "document": the vector of ``encode_document``, which cuts long texts, with a warning. "parts:8": eight vectors of a text.
-            "passages:256": late chunks of 256 tokens. "tokens": a vector for each token. These are means of token states, scaled to length
-            1, and texts longer than the model are read in windows.
+        vectors: "document": the vector of ``encode_document``, which cuts long texts, with a warning. "parts:8": eight
+            vectors of a text. "passages:256": late chunks of 256 tokens. "tokens": a vector for each token. These are
+            means of token states, scaled to length 1, and texts longer than the model are read in windows.
         task: "document", or "query" for the model's query prompt.
         text_column: name of the column of texts.
         device: such as "cpu" or "cuda:1"; default: a GPU if there is one.
@@ -73,23 +74,32 @@ class Embedder:
     """
 
     def __init__(
-        self, model: str, *, vectors: str = "document", task: str = "document", text_column: str = "text", device: str | None = None
+        self,
+        model: str,
+        *,
+        vectors: str = "document",
+        task: str = "document",
+        text_column: str = "text",
+        device: str | None = None,
     ) -> None:
         self.of, colon, size = str(vectors).partition(":")
         if self.of not in SIZES or (colon and (SIZES[self.of] is None or not size.isdecimal() or int(size) < 1)):
-            raise OptionError(f"--vectors is {vectors!r}; give document, parts:8 or passages:256, with any number, or tokens.")
+            raise OptionError(
+                f"--vectors is {vectors!r}; give document, parts:8 or passages:256, with any number, or tokens."
+            )
         if task not in ("document", "query"):
             raise OptionError(f"--task is {task!r}; give document or query.")
         self.size = int(size) if colon else SIZES[self.of]
         self.vectors = self.of if self.size is None else f"{self.of}:{self.size}"
         self.model, self.task, self.text_column, self.device = model, task, text_column, device
-        self.key = uuid4().hex  # copies of this object in a process share a model; others may find new weights in the folder
+        # copies of this object in a process share a model; others may find new weights in the folder
+        self.key = uuid4().hex
 
     def __call__(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Return the columns of a batch with three more, ``start``, ``end`` and ``embedding``.
 
-        With ``vectors="document"``, a row has its vector ``(D,)`` in fp32, and the start and end, in characters, of the part that was read.
-        Otherwise it has a list of each, with an item for every vector.
+        With ``vectors="document"``, a row has its vector ``(D,)`` in fp32, and the start and end, in characters, of
+        the part that was read. Otherwise it has a list of each, with an item for every vector.
 
         Args:
             batch: name of a column -> list or NumPy array of its values, one for each row.
@@ -99,16 +109,27 @@ class Embedder:
             CheckpointError, OptionError: the model cannot be loaded, or makes no such vectors.
         """
         if not isinstance(batch, MutableMapping):
-            raise DataError(f"A batch is a dictionary of columns, not a {type(batch).__name__}; give frame.to_dict('list') or the like.")
+            raise DataError(
+                f"A batch is a dictionary of columns, not a {type(batch).__name__}; give frame.to_dict('list') or the "
+                "like."
+            )
         chosen_columns([*batch], {"text": ()}, {"text": self.text_column}, "The batch", "text_column=NAME")
         if taken := next((name for name in COLUMNS if name in batch), None):
-            raise DataError(f"The batch has a column {taken!r}, which is the name of a column of the vectors; rename it.")
+            raise DataError(
+                f"The batch has a column {taken!r}, which is the name of a column of the vectors; rename it."
+            )
         if isinstance(batch[self.text_column], str):
-            raise DataError(f"The column {self.text_column!r} is a text, not a list of texts; give batches, in datasets with batched=True.")
+            raise DataError(
+                f"The column {self.text_column!r} is a text, not a list of texts; give batches, in datasets with "
+                "batched=True."
+            )
         texts = list(batch[self.text_column])
         for number, text in enumerate(texts, 1):
             if not isinstance(text, str) or not text.strip():
-                raise DataError(f"Row {number} of a batch has {text!r:.60} in the column {self.text_column!r}, not a text; leave it out.")
+                raise DataError(
+                    f"Row {number} of a batch has {text!r:.60} in the column {self.text_column!r}, not a text; leave "
+                    "it out."
+                )
         result = copy(batch)
         result.update({name: [] for name in COLUMNS})
         for rows in self.embed(texts) if texts else ():
@@ -126,14 +147,16 @@ class Embedder:
         return map(partial(self._of_text, network), texts)
 
     def _encoded(self, network: Any, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-        """Yield each text's vectors from ``encode_document`` or ``encode_query``. Long texts are truncated, with a warning."""
+        """Yield each text's vectors from ``encode_document`` or ``encode_query``. Long texts are truncated, with a
+        warning."""
         longest, prompt = network.max_seq_length, network.prompts.get(self.task) or ""
         read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
         counts = list(map(len, call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]))
         most = max(counts, default=1)
         if longest and most > longest:
             logger.warning_once(
-                f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
+                f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector "
+                "model reads on."
             )
         fitting = longest - len(f" {prompt}".encode()) if longest else most  # a prompt token has at least one byte
         encode = network.encode_query if self.task == "query" else network.encode_document
@@ -141,11 +164,14 @@ class Embedder:
         while order:  # texts of similar length are read together
             size = max(1, BATCH_TOKENS // max(1, min(counts[order[0]], longest or most)))
             batch, order = order[:size], order[size:]
-            encoded.update(zip(batch, encode([read[row] for row in batch], batch_size=size, show_progress_bar=False), strict=True))
+            encoded.update(
+                zip(batch, encode([read[row] for row in batch], batch_size=size, show_progress_bar=False), strict=True)
+            )
         for row, (text, count) in enumerate(zip(read, counts, strict=True)):
             states = encoded.pop(row)
             end = len(text)
-            if count > fitting and network.tokenizer.is_fast:  # the character at which the model's tokenizer cuts the text
+            # the character at which the model's tokenizer cuts the text
+            if count > fitting and network.tokenizer.is_fast:
                 tokens = read_tokens(network.tokenizer, text, prompt)
                 room = longest - len(tokens.before) - len(tokens.after)
                 end = end if len(tokens.ids) <= room else int(tokens.starts[room])
@@ -157,7 +183,10 @@ class Embedder:
 
     def _of_text(self, network: Any, text: str) -> Iterator[Row]:
         """Yield the vectors of a text's pieces, with one window in memory at a time."""
-        model, tokens = network.transformers_model, read_tokens(network.tokenizer, text, network.prompts.get(self.task) or "")
+        model, tokens = (
+            network.transformers_model,
+            read_tokens(network.tokenizer, text, network.prompts.get(self.task) or ""),
+        )
         count, starts, width = len(tokens.ids), tokens.starts.tolist(), model.config.hidden_size
         size = {"parts": -(-count // (self.size or 1)), "passages": self.size, "tokens": 1}[self.of] or 1
         with evaluating(model):
@@ -184,19 +213,29 @@ def _load(name: str, of: str, device: str | None, key: str) -> Any:
     check_extra("sentence", "sentence_transformers")
     import sentence_transformers
 
-    loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(name) else sentence_transformers.SentenceTransformer
+    loader = (
+        sentence_transformers.MultiVectorEncoder
+        if has_token_vectors(name)
+        else sentence_transformers.SentenceTransformer
+    )
     network = load_sentence_model(loader, name, complete=True, device=device)
-    if getattr(network.transformers_model, "main_input_name", "") != "input_ids":  # such as StaticEmbedding, or a model of images
+    # such as StaticEmbedding, or a model of images
+    if getattr(network.transformers_model, "main_input_name", "") != "input_ids":
         raise CheckpointError(f"{name!r} is not a text encoder of transformers; give a model that reads token ids.")
     if network.model_type == "MultiVectorEncoder":
         if of not in ("parts", "tokens"):
-            raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
+            raise OptionError(
+                f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them."
+            )
     elif of != "document":
-        modules, pooling = [type(module).__name__ for module in network][1:], getattr(network[1], "pooling_mode", "mean")
+        modules, pooling = (
+            [type(module).__name__ for module in network][1:],
+            getattr(network[1], "pooling_mode", "mean"),
+        )
         if modules not in (["Pooling"], ["Pooling", "Normalize"]) or pooling != "mean":
             raise CheckpointError(
-                f"{name!r} makes its vectors by {', '.join(modules)}{'' if pooling == 'mean' else f' ({pooling})'}, but vectors of "
-                "passages are means of token states; give a model with mean pooling."
+                f"{name!r} makes its vectors by {', '.join(modules)}{'' if pooling == 'mean' else f' ({pooling})'}, "
+                "but vectors of passages are means of token states; give a model with mean pooling."
             )
     return network
 
@@ -215,14 +254,16 @@ def embed_documents(
 ) -> dict[str, Any]:
     """Embed documents into Parquet files with the columns ``id``, ``part``, ``start``, ``end`` and ``vector``.
 
-    ``start`` and ``end`` are characters in the part of the document that is read; ``part`` numbers its vectors from 0. With several
-    processes (``accelerate launch``), each writes its share of the files. Files do not depend on the number of processes.
+    ``start`` and ``end`` are characters in the part of the document that is read; ``part`` numbers its vectors from 0.
+    With several processes (``accelerate launch``), each writes its share of the files. Files do not depend on the
+    number of processes.
 
     Args:
         model, vectors, task: see :class:`Embedder`.
         documents: see :func:`..data.sources.read_table`.
         output: a new folder, or the folder of an interrupted run with the same arguments.
-        text_column, id_column, split: columns and split of the data. Default ids: the column ``id``, a folder's file names, or numbers.
+        text_column, id_column, split: columns and split of the data. Default ids: the column ``id``, a folder's file
+            names, or numbers.
         note: function called with the number of documents that this process has embedded, and the number of its share.
 
     Returns:
@@ -232,7 +273,8 @@ def embed_documents(
         DataError: documents have no text or duplicate ids, or queries are longer than the model.
         CheckpointError: the model makes no such vectors, or the folder contains others.
     """
-    state = PartialState(cpu=not torch.accelerator.is_available())  # without an accelerator, processes communicate on the CPU
+    # without an accelerator, processes communicate on the CPU
+    state = PartialState(cpu=not torch.accelerator.is_available())
     embedder = Embedder(model, vectors=vectors, task=task, device=str(state.device))
     data = read_documents(documents, split, text_column, id_column)
     network = _load(model, embedder.of, embedder.device, embedder.key)
@@ -244,7 +286,13 @@ def embed_documents(
         for name, tensor in sorted(network.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        settings = {"model": model, "weights": digest.hexdigest(), "vectors": embedder.vectors, "task": task, "documents": len(data)}
+        settings = {
+            "model": model,
+            "weights": digest.hexdigest(),
+            "vectors": embedder.vectors,
+            "task": task,
+            "documents": len(data),
+        }
         open_folder(folder, {**settings, "ids": hashlib.sha256("\n".join(data["id"]).encode()).hexdigest()})
     state.wait_for_everyone()
     mine = range(0, len(data), FILE)[state.process_index :: state.num_processes]
@@ -274,7 +322,10 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     seen: set[str] = set()
     for row in data:
         if row["id"] in seen:
-            raise DataError(f"The id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column.")
+            raise DataError(
+                f"The id {row['id']!r} is given to two documents of {source}; name a column of other ids with "
+                "--id-column."
+            )
         seen.add(row["id"])
         if not row["text"].strip():
             raise DataError(f"The document {row['id']!r} of {source} has no text; leave it out.")
@@ -287,7 +338,9 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
     for query in queries if longest else ():
         tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
         if tokens > longest:
-            raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
+            raise DataError(
+                f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it."
+            )
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -300,15 +353,22 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     if not file.is_file():
         check_writable(folder)
         if folder.exists() and any(folder.iterdir()):
-            raise CheckpointError(f"{str(folder)!r} holds other files than this command's vectors; give another folder.")
+            raise CheckpointError(
+                f"{str(folder)!r} holds other files than this command's vectors; give another folder."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(settings, indent=2))
         return
     before = read_json_object(file)
     other = next((name for name in settings if name != "model" and before.get(name) != settings[name]), None)
     if other is not None:
-        what = {"weights": f"a model {before.get('model')!r} with other weights", "documents": f"{before.get(other)} other documents"}
-        stored = what.get(other, "other documents" if other == "ids" else f"--{other} {before.get(other)}, not {settings[other]}")
+        what = {
+            "weights": f"a model {before.get('model')!r} with other weights",
+            "documents": f"{before.get(other)} other documents",
+        }
+        stored = what.get(
+            other, "other documents" if other == "ids" else f"--{other} {before.get(other)}, not {settings[other]}"
+        )
         raise CheckpointError(f"The vectors in {str(folder)!r} are of {stored}; give another folder.")
 
 
@@ -329,7 +389,9 @@ def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> It
     try:
         lock = FileLock(steps / ".lock", timeout=0).acquire()
     except Timeout as error:
-        raise CheckpointError(f"Another process is writing {str(file)!r}; wait for it, or give another folder.") from error
+        raise CheckpointError(
+            f"Another process is writing {str(file)!r}; wait for it, or give another folder."
+        ) from error
     files = []
     with lock:
         for first in range(rows.start, rows.stop, STEP):
@@ -338,7 +400,9 @@ def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> It
                 documents = data[first : min(first + STEP, rows.stop)]
                 embedded = zip(documents["id"], embedder.embed(documents["text"]), strict=True)
                 with staged_file(files[-1]) as staged:
-                    _write(staged, ((name, part, *row) for name, vectors in embedded for part, row in enumerate(vectors)))
+                    _write(
+                        staged, ((name, part, *row) for name, vectors in embedded for part, row in enumerate(vectors))
+                    )
             yield None
         complete = steps / file.name
         with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
@@ -361,10 +425,15 @@ def _write(file: Path, rows: Iterator[tuple[str, int, int, int, np.ndarray]]) ->
     while group := list(islice(rows, ROWS)):
         names, parts, starts, ends, vectors = zip(*group, strict=True)
         values = pa.array(np.concatenate(vectors))
-        table = pa.table({
-            "id": pa.array(names), "part": pa.array(parts, pa.int32()), "start": pa.array(starts), "end": pa.array(ends),
-            "vector": pa.FixedSizeListArray.from_arrays(values, len(vectors[0])),
-        })  # fmt: skip
+        table = pa.table(
+            {
+                "id": pa.array(names),
+                "part": pa.array(parts, pa.int32()),
+                "start": pa.array(starts),
+                "end": pa.array(ends),
+                "vector": pa.FixedSizeListArray.from_arrays(values, len(vectors[0])),
+            }
+        )
         writer = writer or pq.ParquetWriter(file, table.schema)
         writer.write_table(table)
     if writer is not None:

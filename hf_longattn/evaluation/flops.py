@@ -23,7 +23,8 @@ from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sit
 from ..modeling.family.definition import known_family
 
 PROBE_LENGTH = 45 << 16
-"""Tokens at which growth of the decode cache is measured: longer than windows, and a multiple of most block and segment sizes."""
+"""Tokens at which growth of the decode cache is measured: longer than windows, and a multiple of most block and
+segment sizes."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
@@ -35,7 +36,9 @@ class LengthCost:
     attention_flops: int
     full_attention_flops: int
     other_flops: int
-    activation_bytes: int  # bytes of the largest layer in inference: input, q, k, v, output and the intermediate activation
+    activation_bytes: (
+        int  # bytes of the largest layer in inference: input, q, k, v, output and the intermediate activation
+    )
     cache_bytes: int | None  # KV cache for decoding; None if the model does not decode
     size: Any = None
 
@@ -70,8 +73,11 @@ class ModelShape:
         return 2 * self.kv_heads * self.head_dim * self.element_bytes
 
     @classmethod
-    def of(cls, config: Any, *, causal: bool, matrix_parameters: int = 0, element_bytes: int = 4, cross_layers: int = 0) -> ModelShape:
-        """The shape from a transformers config. For an encoder-decoder, the decoder's if `causal`, otherwise the encoder's."""
+    def of(
+        cls, config: Any, *, causal: bool, matrix_parameters: int = 0, element_bytes: int = 4, cross_layers: int = 0
+    ) -> ModelShape:
+        """The shape from a transformers config. For an encoder-decoder, the decoder's if `causal`, otherwise the
+        encoder's."""
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
         hidden, layers = config.hidden_size, getattr(config, f"{stack}_layers", config.num_hidden_layers)
@@ -107,7 +113,8 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: in
     for layer in set(layers):
         growth = 0
         if not isinstance(layer, Stateful) and keys_per_query(layer) is None:
-            # Average growth over many tokens, once windows and segments are full. Less than a thousandth of a token's bytes is rounding.
+            # Average growth over many tokens, once windows and segments are full. Less than a thousandth of a token's
+            # bytes is rounding.
             near, far = (state_bytes(layer, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
             growth = (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
         states[layer] = DecodeState(state_bytes(layer, shape, length), growth)
@@ -155,21 +162,36 @@ def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
     crossing = [site for site in sites if site.cross] if not causal else []
     elsewhere = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
     if crossing:  # the text passes through the encoder and the key and value projections of cross-attention
-        met = {id(p) for site in crossing for name, p in site.module.named_parameters() if name.startswith(("k_proj", "v_proj"))}
+        met = {
+            id(p)
+            for site in crossing
+            for name, p in site.module.named_parameters()
+            if name.startswith(("k_proj", "v_proj"))
+        }
         backbone: Any = skeleton.base_model
         encoder = {id(p) for p in backbone.get_encoder().parameters()}
         elsewhere |= {id(p) for p in skeleton.parameters()} - met - encoder
     shared = Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
     times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
-    matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
+    matrices = sum(
+        p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere
+    )
     if (family := known_family(config)) is not None:
         matrices += family.spec.further_operations(config, skeleton)
-    return ModelShape.of(config, causal=causal, matrix_parameters=matrices, element_bytes=element_bytes(config), cross_layers=len(crossing))
+    return ModelShape.of(
+        config,
+        causal=causal,
+        matrix_parameters=matrices,
+        element_bytes=element_bytes(config),
+        cross_layers=len(crossing),
+    )
 
 
 def generic_shape(skeleton: nn.Module, whole: Any) -> ModelShape:
     """The shape of a plain model with mechanisms, or of a tower. ``whole``: the config of the whole model."""
-    sites = [site for site in attention_sites(skeleton) if not site.cross and hasattr(site.module, MECHANISM_ATTRIBUTE)]
+    sites = [
+        site for site in attention_sites(skeleton) if not site.cross and hasattr(site.module, MECHANISM_ATTRIBUTE)
+    ]
     first: Any = sites[0].mechanism
     module: Any = sites[0].module
     config = getattr(module, "config", None)
@@ -193,7 +215,12 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
 
     max_length: the longest input in tokens; ``None`` if the config does not say, for example for images.
     """
-    sizes: dict[str, Any] = {"num_heads": shape.heads, "head_dim": shape.head_dim, "hidden_size": shape.hidden, "max_length": max_length}
+    sizes: dict[str, Any] = {
+        "num_heads": shape.heads,
+        "head_dim": shape.head_dim,
+        "hidden_size": shape.hidden,
+        "max_length": max_length,
+    }
     built: dict[str, Mechanism] = {}
     layers = []
     for name, options in map(attention.for_layer, range(shape.layers)):
@@ -227,7 +254,9 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     )
 
 
-def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mechanism], limit: float, least: int = 64) -> int:
+def affordable_length(
+    length: int, shape: ModelShape, mechanisms: Sequence[Mechanism], limit: float, least: int = 64
+) -> int:
     """Halve ``length``, down to ``least`` tokens, while a forward pass takes more than ``limit`` FLOPs."""
     while length > least and cost_at(length, shape, mechanisms).total_flops > limit:
         length = max(least, length // 2)
@@ -235,7 +264,8 @@ def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mecha
 
 
 def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.modality.InputSize`, with one of ``mechanisms`` per layer."""
+    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.modality.InputSize`, with one of ``mechanisms``
+    per layer."""
     return replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size)
 
 

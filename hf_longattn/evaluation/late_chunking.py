@@ -1,7 +1,7 @@
 """Late chunking (Günther et al. 2024, arXiv 2409.04701): embeddings of passages in the context of their document.
 
-A document is embedded in one pass, and the token states are then averaged passage by passage. Passages that are embedded alone lose their
-references ("the city", "this function").
+A document is embedded in one pass, and the token states are then averaged passage by passage. Passages that are
+embedded alone lose their references ("the city", "this function").
 """
 
 from __future__ import annotations
@@ -35,37 +35,48 @@ def late_chunks(
     prefix: str = "",
     max_length: int | None = None,
 ) -> list[Tensor]:
-    """Embed every document in one pass, and average the states of each passage (the paper's equation 2). Embeddings have length 1.
+    """Embed every document in one pass, and average the states of each passage (the paper's equation 2). Embeddings
+    have length 1.
 
-    An encoder with mean pooling needs no training for it; one with CLS pooling does. A text with one passage, such as a query, is averaged
-    with special tokens and prefix, as in sentence-transformers' ``encode``. For passages of equal length, see :class:`.Embedder`.
+    An encoder with mean pooling needs no training for it; one with CLS pooling does. A text with one passage, such as
+    a query, is averaged with special tokens and prefix, as in sentence-transformers' ``encode``. For passages of equal
+    length, see :class:`.Embedder`.
 
     Args:
-        model: an encoder without head, such as ``AutoModel.from_pretrained("bert-4096")`` or ``sentence_transformer[0].auto_model``.
+        model: an encoder without head, such as ``AutoModel.from_pretrained("bert-4096")`` or
+            ``sentence_transformer[0].auto_model``.
         tokenizer: its tokenizer, a fast one.
         documents: texts of any length.
-        spans: for each document the passages as (start, end) in characters, for example sentences. A token belongs to the passage in which
-            it starts.
-        prefix: the model's prompt for documents, such as "search_document: ". It belongs to no passage that is a part of a text.
-        max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given. A longer document is read
-            in windows, as by :func:`token_states`.
+        spans: for each document the passages as (start, end) in characters, for example sentences. A token belongs to
+            the passage in which it starts.
+        prefix: the model's prompt for documents, such as "search_document: ". It belongs to no passage that is a part
+            of a text.
+        max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given. A
+            longer document is read in windows, as by :func:`token_states`.
     Returns:
-        For each document the embeddings of its passages ``(P, hidden_size)``, in the order of ``spans``; fp32 on the CPU.
+        For each document the embeddings of its passages ``(P, hidden_size)``, in the order of ``spans``; fp32 on the
+        CPU.
     Raises:
         InputError: the prefix leaves too little of a window.
         LongAttentionError: the tokenizer is slow, spans are outside their document, or a passage has no token.
     """
     if not tokenizer.is_fast:
-        raise LongAttentionError("Late chunking needs a fast tokenizer, which knows every token's characters; load one with AutoTokenizer.")
+        raise LongAttentionError(
+            "Late chunking needs a fast tokenizer, which knows every token's characters; load one with AutoTokenizer."
+        )
     if isinstance(documents, str) or len(spans) != len(documents):
-        raise LongAttentionError("Late chunking takes a list of texts, and for each of them a list of its passages (start, end).")
+        raise LongAttentionError(
+            "Late chunking takes a list of texts, and for each of them a list of its passages (start, end)."
+        )
     longest = known_length(model.config, tokenizer, model) if max_length is None else max_length
     embeddings = []
     with evaluating(model):  # as sentence-transformers does
         for number, (text, passages) in enumerate(zip(documents, spans, strict=True)):
             read = read_tokens(tokenizer, text, prefix)
             states, around = map(torch.cat, zip(*token_states(model, read, longest), strict=True))
-            means = torch.cat([states[:0], *(_mean(text, span, read.starts, states, around, number)[None] for span in passages)])
+            means = torch.cat(
+                [states[:0], *(_mean(text, span, read.starts, states, around, number)[None] for span in passages)]
+            )
             embeddings.append(F.normalize(means, dim=1))
     return embeddings
 
@@ -84,12 +95,14 @@ class Tokens(NamedTuple):
 
 
 def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "") -> Tokens:
-    """Tokenise a text. Long texts are tokenised in pieces, since Python's token lists take a hundred times the text's memory."""
+    """Tokenise a text. Long texts are tokenised in pieces, since Python's token lists take a hundred times the text's
+    memory."""
     frame = call_tokenizer(tokenizer, "")["input_ids"]
     _, after = special_ids(tokenizer)
     before, ids, starts = [*frame[: len(frame) - len(after)]], [], []
 
-    # Cuts are before a space between two words, at most PIECE characters apart, so that the tokens are those of the whole text.
+    # Cuts are before a space between two words, at most PIECE characters apart, so that the tokens are those of the
+    # whole text.
     cuts = [0]
     while len(text) - cuts[-1] > PIECE:
         space = text.rfind(" ", cuts[-1] + 1, cuts[-1] + PIECE)
@@ -98,13 +111,19 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "")
         cuts.append(space if space > 0 else cuts[-1] + PIECE)
     for first, last in pairwise([*cuts, len(text)]):
         opening = "" if first else prefix
-        read = call_tokenizer(tokenizer, opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        read = call_tokenizer(
+            tokenizer, opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         offsets = read["offset_mapping"]
         # a token may belong to prefix and text, such as the space between
-        begin = next((at for at, (start, end) in enumerate(offsets) if max(start + 1, end) > len(opening)), len(offsets))
+        begin = next(
+            (at for at, (start, end) in enumerate(offsets) if max(start + 1, end) > len(opening)), len(offsets)
+        )
         before += read["input_ids"][:begin]
         ids.append(torch.tensor(read["input_ids"][begin:], dtype=torch.long))
-        starts.append(torch.tensor([first + max(start - len(opening), 0) for start, _ in offsets[begin:]], dtype=torch.long))
+        starts.append(
+            torch.tensor([first + max(start - len(opening), 0) for start, _ in offsets[begin:]], dtype=torch.long)
+        )
     return Tokens(torch.cat(ids), torch.cat(starts), before, after)
 
 
@@ -112,29 +131,36 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "")
 def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the token states of a text, window by window.
 
-    A text longer than ``longest`` tokens is read in windows that share 128 tokens, and at most a quarter of a window. Each state comes from
-    the window in which its token is further from an end (algorithm 2 of the paper takes the earlier window).
+    A text longer than ``longest`` tokens is read in windows that share 128 tokens, and at most a quarter of a window.
+    Each state comes from the window in which its token is further from an end (algorithm 2 of the paper takes the
+    earlier window).
 
     Yields:
-        The last hidden states of the next tokens ``(T, hidden_size)``, and those of the prefix and special tokens at the start of the first
-        and the end of the last window; fp32 on the CPU.
+        The last hidden states of the next tokens ``(T, hidden_size)``, and those of the prefix and special tokens at
+        the start of the first and the end of the last window; fp32 on the CPU.
     """
     before, after, count = tokens.before, tokens.after, len(tokens.ids)
     fixed, overlap = len(before) + len(after), min(128, longest // 4) if longest else 0
     if longest is not None and longest - fixed < min(count, overlap + 1):
         raise InputError(
-            f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of prompt and special tokens; "
-            "give a shorter prompt, or convert the model to a greater length."
+            f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of "
+            "prompt and special tokens; give a shorter prompt, or convert the model to a greater length."
         )
-    largest, rows = max([*before, *after, int(tokens.ids.max()) if count else 0]), model.get_input_embeddings().num_embeddings
+    largest, rows = (
+        max([*before, *after, int(tokens.ids.max()) if count else 0]),
+        model.get_input_embeddings().num_embeddings,
+    )
     if largest >= rows:
         raise CheckpointError(
-            f"A text has the token id {largest:,}, but the model has {rows:,} token embeddings; the tokenizer belongs to another model."
+            f"A text has the token id {largest:,}, but the model has {rows:,} token embeddings; the tokenizer belongs "
+            "to another model."
         )
     body = count if longest is None else longest - fixed
     for first in range(0, max(count, 1), max(body - overlap, 1)):
         part, last = tokens.ids[first : first + body], first + body >= count
-        row = torch.cat([torch.tensor(before, dtype=torch.long), part, torch.tensor(after, dtype=torch.long)])[None].to(model.device)
+        row = torch.cat([torch.tensor(before, dtype=torch.long), part, torch.tensor(after, dtype=torch.long)])[
+            None
+        ].to(model.device)
         output = model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0].float().cpu()
         opening, inside, closing = output.split([len(before), len(part), len(after)])
         around = torch.cat([*([] if first else [opening]), *([closing] if last else []), inside[:0]])
@@ -146,11 +172,17 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) ->
 def _mean(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor, number: int) -> Tensor:
     """Average the states of a passage's tokens ``(hidden_size,)``."""
     if not (isinstance(span, Sequence) and len(span) == 2 and all(hasattr(edge, "__index__") for edge in span)):
-        raise LongAttentionError(f"A passage is (start, end) in characters, and a document has a list of them, [(0, 120)]; not {span!r}.")
+        raise LongAttentionError(
+            f"A passage is (start, end) in characters, and a document has a list of them, [(0, 120)]; not {span!r}."
+        )
     start, end = map(int, span)
     if not 0 <= start < end <= len(text):
-        raise LongAttentionError(f"Document {number} has {len(text):,} characters and no passage {span}; give 0 <= start < end <= length.")
+        raise LongAttentionError(
+            f"Document {number} has {len(text):,} characters and no passage {span}; give 0 <= start < end <= length."
+        )
     inside = (starts >= start) & (starts < end)
     if not inside.any():
-        raise LongAttentionError(f"No token of document {number} starts in the passage {span}, {text[start:end][:40]!r}; leave it out.")
+        raise LongAttentionError(
+            f"No token of document {number} starts in the passage {span}, {text[start:end][:40]!r}; leave it out."
+        )
     return (torch.cat([states, around]) if inside.all() else states[inside]).mean(0)

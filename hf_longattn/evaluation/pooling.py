@@ -67,10 +67,15 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
     """
     modules = sentence_modules(folder)[1:] if (folder / MODULES).is_file() else []
     types = [str(module["type"]).rpartition(".")[2] for module in modules]
-    if types not in (["Pooling"], ["Pooling", "Normalize"]) or not (file := folder / modules[0]["path"] / "config.json").is_file():
+    if (
+        types not in (["Pooling"], ["Pooling", "Normalize"])
+        or not (file := folder / modules[0]["path"] / "config.json").is_file()
+    ):
         return None
     values = sentence_values(file)
-    mode = values.get("pooling_mode") or [name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True]
+    mode = values.get("pooling_mode") or [
+        name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True
+    ]
     modes = (mode,) if isinstance(mode, str) else tuple(map(str, mode))
     if not modes or not set(modes) <= OLD_KEYS.keys() or values.get("include_prompt") is False:
         return None
@@ -80,8 +85,8 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
 def write_for_servers(folder: Path, max_length: int) -> None:
     """Rewrite the files about modules so that servers and all versions of sentence-transformers can read them.
 
-    text-embeddings-inference reads only ``max_seq_length`` and the keys ``pooling_mode_…``. sentence-transformers before version 6 reads
-    only old module names.
+    text-embeddings-inference reads only ``max_seq_length`` and the keys ``pooling_mode_…``. sentence-transformers
+    before version 6 reads only old module names.
 
     Args:
         folder: folder of an exported graph, with modules.json and the modules' folders.
@@ -91,10 +96,18 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     if not (folder / MODULES).is_file():
         return
     modules, pooling = sentence_modules(folder), sentence_pooling(folder)
-    new_fields = () if pooling is None else ("transformer_task", "modality_config", "module_output_name")  # same as without them
+    # same as without them
+    new_fields = () if pooling is None else ("transformer_task", "modality_config", "module_output_name")
     for settings in folder.glob(TRANSFORMER_SETTINGS):
-        limit = read_json_object(folder / TOKENIZER_CONFIG).get(TOKENIZER_LIMIT) if (folder / TOKENIZER_CONFIG).is_file() else None
-        values = {SENTENCE_LIMIT: min(max_length, limit) if isinstance(limit, int) else max_length, **sentence_values(settings)}
+        limit = (
+            read_json_object(folder / TOKENIZER_CONFIG).get(TOKENIZER_LIMIT)
+            if (folder / TOKENIZER_CONFIG).is_file()
+            else None
+        )
+        values = {
+            SENTENCE_LIMIT: min(max_length, limit) if isinstance(limit, int) else max_length,
+            **sentence_values(settings),
+        }
         write_json(settings, {name: value for name, value in values.items() if name not in new_fields})
     if pooling is None:
         return
@@ -105,4 +118,6 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     values = sentence_values(file)
     flags = {f"pooling_mode_{key}": name in pooling.modes for name, key in OLD_KEYS.items()}
     width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
-    write_json(file, {"word_embedding_dimension": width, **flags, "include_prompt": values.get("include_prompt", True)})
+    write_json(
+        file, {"word_embedding_dimension": width, **flags, "include_prompt": values.get("include_prompt", True)}
+    )

@@ -1,7 +1,7 @@
 """Answers to questions about long documents, their scores, and files of predictions.
 
-Documents are read whole, cut or in windows; the best span of all inputs wins. Scores are exact match and F1 by document length and by the
-answer's position, with SQuAD 2's threshold and TriviaQA's several documents.
+Documents are read whole, cut or in windows; the best span of all inputs wins. Scores are exact match and F1 by
+document length and by the answer's position, with SQuAD 2's threshold and TriviaQA's several documents.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from hf_longattn.modeling.inference import evaluating
 EXAMPLES_AT_ONCE = 256
 """Examples whose inputs are sorted by length together."""
 CANDIDATES = 20
-"""Maximum candidate answers of a document, and starts and ends that are paired in a window. SQuAD's scripts have 20."""
+"""Maximum candidate answers of a document, and starts and ends that are paired in a window. SQuAD's scripts have
+20."""
 
 
 class QAReader:
@@ -38,11 +39,12 @@ class QAReader:
         model: a question-answering model.
         tokenizer: its tokenizer.
         length: maximum number of tokens of an input; ``None`` = the model's maximum.
-        stride: tokens shared by the windows of a longer document, a quarter of ``length`` at most; ``None`` = the rest is cut off.
+        stride: tokens shared by the windows of a longer document, a quarter of ``length`` at most; ``None`` = the rest
+            is cut off.
         batch_size: windows per forward pass.
         max_answer_tokens: longest answer.
-        null_threshold: answer "" if the best span's margin over "no answer" is below this. ``None`` = ``no_answer_threshold`` of the
-            config, which training sets; if it is not set, always answer.
+        null_threshold: answer "" if the best span's margin over "no answer" is below this. ``None`` =
+            ``no_answer_threshold`` of the config, which training sets; if it is not set, always answer.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class QAReader:
         self.stride = stride if stride is None else min(stride, self.length // 4)
         self.batch_size, self.max_answer_tokens = batch_size, max_answer_tokens
         config = getattr(model, "config", None)
-        self.null_threshold = getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
+        self.null_threshold = (
+            getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
+        )
 
     def answer(self, example: Mapping[str, Any]) -> str:
         """Return the answer's text, "" for none."""
@@ -76,14 +80,18 @@ class QAReader:
         """
         answers: list[Answer] = []
         for first in range(0, len(examples), EXAMPLES_AT_ONCE):
-            answers += self._read([examples[number] for number in range(first, min(first + EXAMPLES_AT_ONCE, len(examples)))])
+            answers += self._read(
+                [examples[number] for number in range(first, min(first + EXAMPLES_AT_ONCE, len(examples)))]
+            )
         return answers
 
     def _read(self, examples: Sequence[Mapping[str, Any]]) -> list[Answer]:
         for example in examples:
             if not all(isinstance(example.get(name), str) for name in ("question", "context")):
                 known = ", ".join(repr(name) for name, value in example.items() if value is not None)
-                raise OptionError(f"An example must have 'question' and 'context', both texts; it has {known or 'nothing'}.")
+                raise OptionError(
+                    f"An example must have 'question' and 'context', both texts; it has {known or 'nothing'}."
+                )
         columns = {name: [example[name] for example in examples] for name in ("question", "context")}
         columns["answers"] = [example.get("answers") or {"text": [], "answer_start": []} for example in examples]
         windows = qa_inputs(columns, range(len(examples)), self.tokenizer, self.length, self.stride)
@@ -94,12 +102,18 @@ class QAReader:
         with evaluating(self.model), torch.inference_mode():
             for first in range(0, len(rows), self.batch_size):
                 batch = longest_first[first : first + self.batch_size]
-                inputs = {name: value.to(device) for name, value in QACollator(self.tokenizer)(batch).items() if name != "labels"}
+                inputs = {
+                    name: value.to(device)
+                    for name, value in QACollator(self.tokenizer)(batch).items()
+                    if name != "labels"
+                }
                 outputs = self.model(**inputs)
                 starts, ends = (scores.float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
                 for row, *scores in zip(batch, starts, ends, strict=True):
                     row["scores"] = scores
-        answers = best_answers(examples, rows, *zip(*(row["scores"] for row in rows), strict=True), most_tokens=self.max_answer_tokens)
+        answers = best_answers(
+            examples, rows, *zip(*(row["scores"] for row in rows), strict=True), most_tokens=self.max_answer_tokens
+        )
         return [replace(answer, text=answer.above(self.null_threshold)) for answer in answers]
 
 
@@ -107,8 +121,8 @@ class QAReader:
 class Span:
     """A candidate answer: its ``text``, its characters ``start`` … ``end`` in the context, its ``score``.
 
-    ``score``: start plus end score, minus the same sum for "no answer" (the first token) in the same input, so windows are comparable.
-    Negative if the model prefers no answer.
+    ``score``: start plus end score, minus the same sum for "no answer" (the first token) in the same input, so windows
+    are comparable. Negative if the model prefers no answer.
     """
 
     text: str
@@ -148,7 +162,8 @@ class Answer:
         return "" if threshold is not None and self.score < threshold else self.best
 
     def n_best(self) -> list[dict[str, Any]]:
-        """The candidates for SQuAD's ``nbest_predictions.json``. Their probabilities and that of "no answer" sum to 1."""
+        """The candidates for SQuAD's ``nbest_predictions.json``. Their probabilities and that of "no answer" sum to
+        1."""
         scores = np.array([span.score for span in self.spans] + [0.0])
         shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
         spans = [*self.spans, Span("", -1, -1, 0.0)]
@@ -196,7 +211,8 @@ def n_best_spans(
     *,
     most_tokens: int = 30,
 ) -> list[Span]:
-    """Return at most :data:`CANDIDATES` spans over all windows of one document, best first. Longer ones than ``most_tokens`` are left out.
+    """Return at most :data:`CANDIDATES` spans over all windows of one document, best first. Longer ones than
+    ``most_tokens`` are left out.
 
     Args:
         context: the document.
@@ -236,14 +252,15 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
     """Scores of ``answers`` to ``examples`` in per cent.
 
     Args:
-        examples: rows of ``load_qa``; ``gold`` (or else ``answers``) are the correct texts, none for a question without an answer.
+        examples: rows of ``load_qa``; ``gold`` (or else ``answers``) are the correct texts, none for a question
+            without an answer.
         answers: one answer per example, from a :class:`QAReader`.
 
     Returns:
-        exact_match and f1 with standard errors, n, and scores ``by_length`` and ``by_position`` (of the answer), both in tokens. If some
-        questions have no answer, SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold.
-        A question with several documents (TriviaQA) counts once (:func:`by_question`). Scores named document_* count every document, as
-        in TriviaQA's Web part.
+        exact_match and f1 with standard errors, n, and scores ``by_length`` and ``by_position`` (of the answer), both
+        in tokens. If some questions have no answer, SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold.
+        A question with several documents (TriviaQA) counts once (:func:`by_question`). Scores named document_* count
+        every document, as in TriviaQA's Web part.
     """
     parts: dict[str, Sequence[tuple[Mapping[str, Any], Answer]]] = {}
     if any(example.get("document") for example in examples):
@@ -256,7 +273,10 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
 
     # The names of SQuAD 2's script, where some questions have no answer.
     pairs = [*zip(examples, answers, strict=True)]
-    parts |= {"HasAns": [pair for pair in pairs if gold_of(pair[0])], "NoAns": [pair for pair in pairs if not gold_of(pair[0])]}
+    parts |= {
+        "HasAns": [pair for pair in pairs if gold_of(pair[0])],
+        "NoAns": [pair for pair in pairs if not gold_of(pair[0])],
+    }
     if parts["HasAns"] and parts["NoAns"]:
         result["best_f1_threshold"], result["best_f1"] = best_threshold(examples, answers)
     else:
@@ -267,7 +287,9 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
     return result
 
 
-def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths: Sequence[int] | None = None) -> dict[str, Any]:
+def _scores(
+    examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths: Sequence[int] | None = None
+) -> dict[str, Any]:
     predictions = [{"id": str(number), "prediction_text": text} for number, text in enumerate(texts)]
     references = [
         {"id": str(number), "answers": {"text": gold_of(example), "answer_start": []}, "length": length}
@@ -277,11 +299,13 @@ def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths
     return load_metric("long_qa").compute(predictions=predictions, references=references, scripts=scripts)
 
 
-def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
+def by_question(
+    examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
     """Merge the documents of a question (TriviaQA) into one example with the best-scored answer.
 
-    Joshi et al. (2017, section 5.2) choose the answer in this way. The example gets the candidates and the total length of all documents,
-    and the position of the first correct answer. Examples with one document do not change.
+    Joshi et al. (2017, section 5.2) choose the answer in this way. The example gets the candidates and the total
+    length of all documents, and the position of the first correct answer. Examples with one document do not change.
     """
     groups: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
@@ -292,7 +316,9 @@ def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]
     for numbers in groups.values():
         group = [answers[number] for number in numbers]
         best = max(group, key=lambda answer: answer.score)
-        spans = sorted((span for answer in group for span in answer.spans), key=lambda span: -span.score)[: max(len(best.spans), 1)]
+        spans = sorted((span for answer in group for span in answer.spans), key=lambda span: -span.score)[
+            : max(len(best.spans), 1)
+        ]
         position = next((answer.position for answer in group if answer.position >= 0), -1)
         merged.append(replace(best, spans=spans, length=sum(answer.length for answer in group), position=position))
     return [examples[numbers[0]] for numbers in groups.values()], merged
@@ -303,9 +329,10 @@ def gold_of(example: Mapping[str, Any]) -> list[str]:
 
 
 def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
-    """The threshold with the highest F1, and that F1 in per cent. As in SQuAD 2's evaluation script, spans become "no answer" in the order
-    of their scores."""
-    from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer  # here, since evaluate takes long to import
+    """The threshold with the highest F1, and that F1 in per cent. As in SQuAD 2's evaluation script, spans become "no
+    answer" in the order of their scores."""
+    # here, since evaluate takes long to import
+    from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer
 
     ranked = []
     for example, answer in zip(examples, answers, strict=True):
@@ -323,8 +350,9 @@ def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answ
 
 
 def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> None:
-    """Write ``predictions.json`` and ``null_odds.json`` for SQuAD's scripts, and ``nbest_predictions.json``. TriviaQA also gets
-    ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script) and QUESTION--DOCUMENT (for the Web's)."""
+    """Write ``predictions.json`` and ``null_odds.json`` for SQuAD's scripts, and ``nbest_predictions.json``. TriviaQA
+    also gets ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script) and QUESTION--DOCUMENT (for
+    the Web's)."""
     each = {
         f"{example['id']}--{example['document']}": answer
         for example, answer in zip(examples, answers, strict=True)

@@ -51,10 +51,14 @@ def in_percent(estimates: Mapping[str, Estimate], items: int) -> dict[str, float
 
 def means_in_percent(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, float]:
     """The mean of each column of ``rows``, as :func:`in_percent` returns it."""
-    return in_percent({name: mean_and_error([row[column] for row in rows]) for column, name in enumerate(names)}, len(rows))
+    return in_percent(
+        {name: mean_and_error([row[column] for row in rows]) for column, name in enumerate(names)}, len(rows)
+    )
 
 
-def by_bucket(rows: Sequence[Row], lengths: Sequence[int], summarise: Callable[[list[Row]], dict[str, float]]) -> dict[str, Any]:
+def by_bucket(
+    rows: Sequence[Row], lengths: Sequence[int], summarise: Callable[[list[Row]], dict[str, float]]
+) -> dict[str, Any]:
     """``{"<=512": summarise(rows of 0 to 512 tokens), …, ">8192": …}`` without empty buckets.
 
     lengths: length of each row's document. Rows with a negative length are left out.

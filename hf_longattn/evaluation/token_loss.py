@@ -36,7 +36,8 @@ NEGLIGIBLE = 0.01
 class LossChange:
     """Mean loss of the same tokens before and after a change, in nats per predicted token.
 
-    change: ``after - before``. error: standard error of ``change``; ``None`` for fewer than ten tokens. predicted: number of tokens.
+    change: ``after - before``. error: standard error of ``change``; ``None`` for fewer than ten tokens. predicted:
+        number of tokens.
     """
 
     before: float
@@ -47,7 +48,8 @@ class LossChange:
 
     @classmethod
     def of(cls, before: Tensor, after: Tensor) -> LossChange | None:
-        """Compare two losses ``(N,)`` of the same tokens, nan for unpredicted tokens. ``None`` if no token is predicted in both."""
+        """Compare two losses ``(N,)`` of the same tokens, nan for unpredicted tokens. ``None`` if no token is
+        predicted in both."""
         both = ~(before.isnan() | after.isnan())
         if not both.any():
             return None
@@ -66,7 +68,9 @@ class LossChange:
 
     def __str__(self) -> str:
         error = "" if self.error is None else f" ± {self.error:.3f}"
-        return f"{self.before:.3f} → {self.after:.3f} nats per token ({self.change:+.3f}{error}, n = {self.predicted:,})"
+        return (
+            f"{self.before:.3f} → {self.after:.3f} nats per token ({self.change:+.3f}{error}, n = {self.predicted:,})"
+        )
 
 
 @torch.no_grad()
@@ -88,7 +92,10 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     selection = {"logits_to_keep": positions.to(shown.device)} if selects else {}
     with deferred_logits(model) if selects else nullcontext():
         returned = model(input_ids=shown, return_dict=True, **selection)
-    logits, target = returned["logits"] if "logits" in returned else returned["prediction_logits"], target[:, positions]
+    logits, target = (
+        returned["logits"] if "logits" in returned else returned["prediction_logits"],
+        target[:, positions],
+    )
     loss_of = partial(F.cross_entropy, reduction="none", ignore_index=IGNORED)
     if isinstance(logits, Logits):
         predicted = loss_of(logits.view(-1, logits.shape[-1]).float(), target.flatten().to(shown.device)).cpu()
@@ -100,21 +107,23 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
     return F.pad(losses[:, : -1 if causal else None], (int(causal), 0), value=float("nan")).flatten()
 
 
-def in_chunks(shown: Tensor, target: Tensor, chunk: int, special: tuple[Sequence[int], Sequence[int]] = ((), ())) -> tuple[Tensor, Tensor]:
+def in_chunks(
+    shown: Tensor, target: Tensor, chunk: int, special: tuple[Sequence[int], Sequence[int]] = ((), ())
+) -> tuple[Tensor, Tensor]:
     """Inputs and targets of a text ``(1, N)`` as rows ``(N / chunk, chunk)`` for :func:`token_losses`.
 
     Args:
         chunk: tokens per chunk; divides N.
-        special: tokens before and after a text. They replace the first and last tokens of each chunk, which are not predicted. Without
-            BOS, a decoder's loss would be too high.
+        special: tokens before and after a text. They replace the first and last tokens of each chunk, which are not
+            predicted. Without BOS, a decoder's loss would be too high.
     """
     labels = between(target.reshape(-1, chunk), *([IGNORED] * len(ids) for ids in special))
     return between(shown.reshape(-1, chunk), *special), labels
 
 
 def with_context(losses: Tensor, chunk: int, *, causal: bool) -> Tensor:
-    """Losses ``(N,)`` of a text that was read in chunks, NaN for tokens with little context. These are the first half of each chunk of a
-    causal model. They would hide a loss of long context. A single chunk is not changed."""
+    """Losses ``(N,)`` of a text that was read in chunks, NaN for tokens with little context. These are the first half
+    of each chunk of a causal model. They would hide a loss of long context. A single chunk is not changed."""
     if not causal or len(losses) <= chunk:
         return losses
     return losses.masked_fill(torch.arange(len(losses)) % chunk < chunk // 2, float("nan"))
@@ -141,7 +150,8 @@ no page is interesting, she said, but the shelf is.
 
 
 def verification_text(file: str | Path | None) -> tuple[str, str]:
-    """(text, name of its origin), from the user's file. If ``file`` is ``None``, built-in paragraphs and Python's manual."""
+    """(text, name of its origin), from the user's file. If ``file`` is ``None``, built-in paragraphs and Python's
+    manual."""
     if file is None:
         try:  # 600 kB of English prose, missing in some slim installations
             topics = importlib.import_module("pydoc_data.topics").topics
@@ -169,11 +179,11 @@ ROWS_AT_ONCE = 256
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher ‖ student) of logits ``(n, classes)``, mean over n. It is multiplied by the squared temperature, so that gradients keep
-    their scale.
+    """KL(teacher ‖ student) of logits ``(n, classes)``, mean over n. It is multiplied by the squared temperature, so
+    that gradients keep their scale.
 
-    It is the cross-entropy of Hinton et al. (2015) minus the teacher's entropy: 0 for equal predictions, with the same gradients;
-    ``teacher`` gets none. Computed in float32 over chunks of :data:`ROWS_AT_ONCE` rows.
+    It is the cross-entropy of Hinton et al. (2015) minus the teacher's entropy: 0 for equal predictions, with the same
+    gradients; ``teacher`` gets none. Computed in float32 over chunks of :data:`ROWS_AT_ONCE` rows.
     """
 
     def summed(student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Write a smaller checkpoint: 8 bits per weight, bf16, or without the heads or feed-forward units that matter least.
 
-torchao quantises with transformers' own config, so that ``from_pretrained`` loads the result if torchao is installed. The written files
-are read again and compared with the model in memory. Loss at a short and a long length, time and size are measured.
+torchao quantises with transformers' own config, so that ``from_pretrained`` loads the result if torchao is installed.
+The written files are read again and compared with the model in memory. Loss at a short and a long length, time and
+size are measured.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from .prune import Compressed, prune_ffn, prune_heads
 
 REPORT = "compression_report.json"
 TOLERANCE = 1e-4
-"""Maximum difference between outputs of the written files and of the expected model, relative to the largest output."""
+"""Maximum difference between outputs of the written files and of the expected model, relative to the largest
+output."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class CompressionReport:
     """A finished compression.
 
     Attributes:
-        measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error), ``seconds`` of one pass at
-            the longest length, and ``bytes`` of the weights.
-        difference: largest difference of outputs, relative to the largest output, between the files read again and the expected model:
-            the model that was written (quantised, bf16), or the source with the pruned heads or units set to zero.
-        changed: ``tensors`` and ``bytes``: number and size of changed tensors in the files; ``all_bytes``: size of all tensors.
+        measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error),
+            ``seconds`` of one pass at the longest length, and ``bytes`` of the weights.
+        difference: largest difference of outputs, relative to the largest output, between the files read again and the
+            expected model: the model that was written (quantised, bf16), or the source with the pruned heads or units
+                set to zero.
+        changed: ``tensors`` and ``bytes``: number and size of changed tensors in the files; ``all_bytes``: size of all
+            tensors.
         outputs: for each output of the files read again, :func:`accuracy` in comparison with the source.
         pruned: for each layer the removed heads, or the number of removed units.
     """
@@ -75,7 +79,12 @@ class CompressionReport:
         rows: list[tuple[str, ...]] = []
         for length in before["loss"]:
             losses = (measured["loss"][length] for measured in (before, after))
-            rows.append((f"loss at {int(length):,} tokens, nats", *(plus_minus(loss["loss"], loss["loss_se"], 3) for loss in losses)))
+            rows.append(
+                (
+                    f"loss at {int(length):,} tokens, nats",
+                    *(plus_minus(loss["loss"], loss["loss_se"], 3) for loss in losses),
+                )
+            )
         for name, key, scale, digits in (("one pass, seconds", "seconds", 1, 2), ("weights, MB", "bytes", 1e6, 1)):
             rows.append((name, *(f"{measured[key] / scale:,.{digits}f}" for measured in (before, after))))
         return rows
@@ -102,8 +111,8 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
     class Quantizer(TorchAoHfQuantizer):
-        """torchao's quantizer, which lists only tensors of submodules. torchao cannot read files that list a tensor of the model itself
-        (BART's final_logits_bias)."""
+        """torchao's quantizer, which lists only tensors of submodules. torchao cannot read files that list a tensor of
+        the model itself (BART's final_logits_bias)."""
 
         def get_state_dict_and_metadata(self, model: Any) -> Any:
             tensors, metadata = super().get_state_dict_and_metadata(model)
@@ -112,7 +121,9 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
 
     model = source.model
     check_linear_layers(model)
-    settings = TorchAoConfig(config(quantization), modules_to_not_convert=[r".*long_attention", *heads_of_model(model)])
+    settings = TorchAoConfig(
+        config(quantization), modules_to_not_convert=[r".*long_attention", *heads_of_model(model)]
+    )
     with checkpoint_errors(f"torchao cannot quantise {type(model).__name__}"):
         quantised = source.load(source.folder, quantization_config=settings, dtype=torch.bfloat16)
     quantised.hf_quantizer.__class__ = Quantizer
@@ -132,19 +143,21 @@ def check_linear_layers(model: Any) -> None:
     """Refuse a model that torchao would not change, or that transformers could not load after quantisation.
 
     Raises:
-        OptionError: the model has no ``nn.Linear`` layers (GPT-2 has transformers' ``Conv1D``), or its files have fused projections.
-            transformers splits these on loading, but cannot split quantised weights.
+        OptionError: the model has no ``nn.Linear`` layers (GPT-2 has transformers' ``Conv1D``), or its files have
+            fused projections. transformers splits these on loading, but cannot split quantised weights.
     """
     name = type(model).__name__
     linear = (path for path, module in model.base_model.named_modules() if isinstance(module, nn.Linear))
     if not any("long_attention" not in path for path in linear):
-        raise OptionError(f"{name} has no nn.Linear layers, which torchao quantises (GPT-2 has Conv1D); choose --method bf16.")
+        raise OptionError(
+            f"{name} has no nn.Linear layers, which torchao quantises (GPT-2 has Conv1D); choose --method bf16."
+        )
     converters = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightConverter)]
     fused = next((entry for entry in converters if len(entry.target_patterns) > len(entry.source_patterns)), None)
     if fused is not None:
         raise OptionError(
-            f"The files of {name} hold {len(fused.target_patterns)} layers as one ({fused.source_patterns[0]}), and transformers cannot "
-            "split quantised weights when it reads them; choose --method bf16."
+            f"The files of {name} hold {len(fused.target_patterns)} layers as one ({fused.source_patterns[0]}), and "
+            "transformers cannot split quantised weights when it reads them; choose --method bf16."
         )
 
 
@@ -165,18 +178,26 @@ def count_changed(source: Path, written: Path, compressed: Compressed) -> dict[s
 
     def stored(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
         """Tensor name -> bytes per number and shape, for all tensors of a folder."""
-        bits = {name: (re.search(r"\d+", dtype), shape) for _, name, dtype, shape in tensor_headers(folder)}  # F32, BF16, I8, BOOL
+        # F32, BF16, I8, BOOL
+        bits = {name: (re.search(r"\d+", dtype), shape) for _, name, dtype, shape in tensor_headers(folder)}
         return {name: (1 if digits is None else int(digits[0]) // 8, shape) for name, (digits, shape) in bits.items()}
 
     after = stored(written)
-    new = Counter(form for name, form in after.items() if compressed.is_changed(name)) - Counter(stored(source).values())
+    new = Counter(form for name, form in after.items() if compressed.is_changed(name)) - Counter(
+        stored(source).values()
+    )
     changed = sum(count * each * math.prod(shape) for (each, shape), count in new.items())
-    return {"tensors": new.total(), "bytes": changed, "all_bytes": sum(each * math.prod(shape) for each, shape in after.values())}
+    return {
+        "tensors": new.total(),
+        "bytes": changed,
+        "all_bytes": sum(each * math.prod(shape) for each, shape in after.values()),
+    }
 
 
 METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
     "int8": int8,
-    "int8-weight-only": lambda source: _quantised(source, lambda ao: ao.Int8WeightOnlyConfig()),  # products are computed in bf16
+    # products are computed in bf16
+    "int8-weight-only": lambda source: _quantised(source, lambda ao: ao.Int8WeightOnlyConfig()),
     "bf16": bf16,
     "prune-heads": prune_heads,
     "prune-ffn": prune_ffn,
@@ -189,8 +210,10 @@ def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dic
     """Compare the outputs ``found`` with ``expected``.
 
     Returns:
-        For every output ``relative_error``: the norm of the difference divided by the norm of the expected values. For states and
-        embeddings also ``cosine`` and ``least_cosine``: mean and minimum cosine similarity of the vectors. For scores of several classes
+        For every output ``relative_error``: the norm of the difference divided by the norm of the expected values. For
+            states and
+        embeddings also ``cosine`` and ``least_cosine``: mean and minimum cosine similarity of the vectors. For scores
+            of several classes
         or tokens ``same_choice``: the fraction of vectors with the same argmax.
     """
     measured = {}
@@ -232,14 +255,18 @@ def compress_checkpoint(
 
     Raises:
         OptionError: unknown or impossible settings.
-        CheckpointError: the source cannot be loaded or is already quantised, no tensor changed, or outputs are not as expected.
+        CheckpointError: the source cannot be loaded or is already quantised, no tensor changed, or outputs are not as
+            expected.
         InputError: the text is shorter than ``length``.
         MissingExtraError: torchao is not installed.
         CheckpointError: the destination exists.
     """
     chosen = CompressionConfig(**settings) if config is None else dataclasses.replace(config, **settings)
     if chosen.method not in METHODS:
-        raise OptionError(f"There is no method {chosen.method!r}; choose one of {', '.join(METHODS)}.{nearest(chosen.method, METHODS)}")
+        raise OptionError(
+            f"There is no method {chosen.method!r}; choose one of "
+            f"{', '.join(METHODS)}.{nearest(chosen.method, METHODS)}"
+        )
     if chosen.method in QUANTISED:
         check_extra("compress")
     with quiet_libraries():
@@ -264,18 +291,24 @@ def compress_checkpoint(
         changed = count_changed(opened.folder, stage, compressed)
         if not changed["tensors"]:
             raise CheckpointError(
-                f"--method {chosen.method} changes no tensor of this {class_name}, so nothing was kept; choose another --method."
+                f"--method {chosen.method} changes no tensor of this {class_name}, so nothing was kept; choose "
+                "another --method."
             )
         try:
             again = inputs.load(stage, **({} if compressed.dtype is None else {"dtype": torch.float32}))
         except CheckpointError as error:
-            raise CheckpointError(f"What was written for {class_name} cannot be read again, so nothing was kept: {error}") from error
+            raise CheckpointError(
+                f"What was written for {class_name} cannot be read again, so nothing was kept: {error}"
+            ) from error
         with checkpoint_errors(f"What was written for {class_name} cannot be run, so nothing was kept"):
             outputs, expected = inputs.outputs(again, lengths[-1]), inputs.outputs(compressed.expected, lengths[-1])
-        difference = max(float((outputs[name] - values).abs().max() / values.abs().max()) for name, values in expected.items())
+        difference = max(
+            float((outputs[name] - values).abs().max() / values.abs().max()) for name, values in expected.items()
+        )
         if not difference <= TOLERANCE:
             raise CheckpointError(
-                f"What was written computes something else ({difference:.1e} of the largest output), so nothing was kept: "
+                f"What was written computes something else ({difference:.1e} of the largest output), so nothing was "
+                "kept: "
                 f"{class_name} with this mechanism cannot be compressed by {chosen.method!r}; choose another --method."
             )
         after = inputs.measure(again, stage, lengths)
@@ -294,5 +327,7 @@ def compress_checkpoint(
         )
         origin = origin_of(opened.name)
         introduction = f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}."
-        write_report(stage, opened, str(destination), report, REPORT, introduction=introduction, measured=report.table())
+        write_report(
+            stage, opened, str(destination), report, REPORT, introduction=introduction, measured=report.table()
+        )
     return report

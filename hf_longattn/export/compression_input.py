@@ -56,7 +56,9 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise OptionError(f"The share to prune is {self.share}, but must be above 0 and below 1, for example --share 0.25.")
+            raise OptionError(
+                f"The share to prune is {self.share}, but must be above 0 and below 1, for example --share 0.25."
+            )
         for name, least, most in (("documents", 1, 1000), ("length", MIN_TOKENS, 2**24), ("seed", 0, 2**31 - 1)):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -93,26 +95,30 @@ class CompressionInput:
         model_class: Any = getattr(home, class_name, None) if class_name else None
         if not hasattr(model_class, "from_pretrained"):
             raise CheckpointError(
-                f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or transformers; set "
-                "architectures to the class that saved it."
+                f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or "
+                "transformers; set architectures to the class that saved it."
             )
         with quiet_libraries():
             model = _load(model_class, source.folder, dtype=torch.float32)
         if model.main_input_name != "input_ids":
             raise OptionError(
-                f"{class_name} reads {model.main_input_name}, and a compression is measured on text; load the model and call "
+                f"{class_name} reads {model.main_input_name}, and a compression is measured on text; load the model "
+                "and call "
                 'model.optimize_for_inference("int8"), or with dtype=torch.bfloat16.'
             )
         tokenizer = load_tokenizer(source.folder, model.config)
         text, origin = verification_text(config.text)
         if tokenizer is None:
-            ids = torch.randint(5, model.config.vocab_size, (1, LONG_LENGTH * 4), generator=torch.Generator().manual_seed(config.seed))
+            ids = torch.randint(
+                5, model.config.vocab_size, (1, LONG_LENGTH * 4), generator=torch.Generator().manual_seed(config.seed)
+            )
             origin = "seeded token ids, since the model has no tokenizer"
         else:
             ids = torch.tensor([token_ids(tokenizer, text)])
         if ids.shape[1] < MIN_TOKENS:
             raise InputError(
-                f"The text {origin!r} has {ids.shape[1]} tokens, but at least {MIN_TOKENS} are needed; give a longer one with --text."
+                f"The text {origin!r} has {ids.shape[1]} tokens, but at least {MIN_TOKENS} are needed; give a longer "
+                "one with --text."
             )
         dtype = getattr(torch, str(source.config.get("dtype") or source.config.get("torch_dtype")), torch.float32)
         return cls(source.folder, model, ids, tokenizer, config, origin, dtype)
@@ -122,11 +128,15 @@ class CompressionInput:
             return _load(loading_class(self.model), folder, **arguments)
 
     def outputs(self, model: Any, length: int) -> dict[str, Tensor]:
-        """All outputs in fp32 for the first ``length`` tokens of the text; the decoder of an encoder-decoder reads 16 of them."""
-        return {name: values.float() for name, values in outputs(model, self.ids[:, :length], decoder_tokens=16).items()}
+        """All outputs in fp32 for the first ``length`` tokens of the text; the decoder of an encoder-decoder reads 16
+        of them."""
+        return {
+            name: values.float() for name, values in outputs(model, self.ids[:, :length], decoder_tokens=16).items()
+        }
 
     def long_length(self) -> int:
-        """Number of tokens of the long inputs. Raises :class:`InputError` if the configured length is longer than the model or the text."""
+        """Number of tokens of the long inputs. Raises :class:`InputError` if the configured length is longer than the
+        model or the text."""
         longest = longest_input(self.model.config) or LONG_LENGTH
         tokens, length = self.ids.shape[1], self.config.length
         if length is None:
@@ -135,12 +145,14 @@ class CompressionInput:
             raise InputError(f"--length is {length}, but the model takes {longest} tokens; give at most {longest}.")
         if length > tokens:
             raise InputError(
-                f"--length is {length}, but the text has {tokens} tokens; give a longer text with --text, or a smaller --length."
+                f"--length is {length}, but the text has {tokens} tokens; give a longer text with --text, or a "
+                "smaller --length."
             )
         return length
 
     def pieces(self, length: int) -> list[Tensor]:
-        """Evenly spaced excerpts ``(1, length)`` of the text. Special tokens replace the first and last tokens of each."""
+        """Evenly spaced excerpts ``(1, length)`` of the text. Special tokens replace the first and last tokens of
+        each."""
         ids, count = self.ids[0], self.config.documents
         last = len(ids) - length
         starts = sorted({round(number * last / (count - 1)) for number in range(count)}) if count > 1 else [0]
@@ -148,7 +160,8 @@ class CompressionInput:
         return [between(ids[None, start : start + length], *special) for start in starts]
 
     def loss(self, model: Any, ids: Tensor) -> Tensor:
-        """Loss in nats per token: over the 15 % of tokens that are masked or, for a causal model, over every next token."""
+        """Loss in nats per token: over the 15 % of tokens that are masked or, for a causal model, over every next
+        token."""
         if type(model).__name__.endswith("ForMaskedLM"):
             has_mask = getattr(self.tokenizer, "mask_token_id", None) is not None
             shown, labels = masked_tokens(ids, self.tokenizer if has_mask else WITHOUT_TOKENIZER, self.config.seed)
@@ -170,7 +183,11 @@ class CompressionInput:
             started = time.perf_counter()
             self.outputs(model, lengths[-1])
             seconds.append(time.perf_counter() - started)
-        return {"loss": losses, "seconds": min(seconds), "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+        return {
+            "loss": losses,
+            "seconds": min(seconds),
+            "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        }
 
 
 def _load(model_class: Any, folder: Path, **arguments: Any) -> Any:
@@ -182,4 +199,6 @@ def _load(model_class: Any, folder: Path, **arguments: Any) -> Any:
 
 def predicts_tokens(model: Any) -> bool:
     """Whether the model is a masked or causal language model, and not an encoder-decoder."""
-    return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder
+    return (
+        type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder
+    )

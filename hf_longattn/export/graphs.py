@@ -72,7 +72,8 @@ LONG_CONFIG = "long_config.json"
 class ExportReport:
     """A finished export.
 
-    inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum tokens that the graph takes.
+    inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum tokens that the
+        graph takes.
     text: description of the inputs on which graph and model were compared.
     """
 
@@ -112,30 +113,37 @@ def export_checkpoint(
 ) -> ExportReport:
     """Export a checkpoint that reads texts as one graph, and compare it with the model.
 
-    A stock model needs no conversion; its attention is computed exactly. An ONNX graph computes full attention in blocks of queries, so
-    memory is linear in the length. Graph and model are compared at three lengths. Weights are written in float32. The graph of a
-    sentence-transformers model also returns ``sentence_embedding``, pooled and normalised by the model's modules; their files are copied
-    next to the graph. config.json is the stock architecture's, for programs without this package (sentence-transformers, optimum,
-    text-embeddings-inference), since the graph contains the attention. A Long config is written as long_config.json. If the tokenizer has
-    no lower limit, its ``model_max_length`` becomes the graph's.
+    A stock model needs no conversion; its attention is computed exactly. An ONNX graph computes full attention in
+    blocks of queries, so memory is linear in the length. Graph and model are compared at three lengths. Weights are
+    written in float32. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled and
+    normalised by the model's modules; their files are copied next to the graph. config.json is the stock
+    architecture's, for programs without this package (sentence-transformers, optimum, text-embeddings-inference),
+    since the graph contains the attention. A Long config is written as long_config.json. If the tokenizer has no lower
+    limit, its ``model_max_length`` becomes the graph's.
 
     Args:
         model: the folder of a checkpoint, long or not, or a Hub repository id.
-        destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
+        destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer
+            and a report.
         format: "onnx", or "torch" for ``torch.export.load``.
         opset: ONNX opset; None takes PyTorch's default.
-        task: the task of the exported head, one of :data:`hf_longattn.hub.AUTO_CLASSES`; None keeps the head of the checkpoint.
-        global_attention_mask: add this input to the graph; without it, only the model's config decides which tokens are global.
+        task: the task of the exported head, one of :data:`hf_longattn.hub.AUTO_CLASSES`; None keeps the head of the
+            checkpoint.
+        global_attention_mask: add this input to the graph; without it, only the model's config decides which tokens
+            are global.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
         progress: called with a sentence before each step.
 
     Raises:
         MissingExtraError: a package that the format needs is not installed.
-        CheckpointError: the model cannot be read or exported, the graph differs from it, or the destination must not be written.
+        CheckpointError: the model cannot be read or exported, the graph differs from it, or the destination must not
+            be written.
     """
     if format not in GRAPHS:
-        raise CheckpointError(f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native).")
+        raise CheckpointError(
+            f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native)."
+        )
     if opset is not None and format != "onnx":
         raise CheckpointError(f"opset is for ONNX graphs, not for {format!r}; leave it out.")
     onnx = format == "onnx"
@@ -146,7 +154,9 @@ def export_checkpoint(
     check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
     model_class = _model_class(source)
     if not reads_only_text(model_class):
-        raise CheckpointError(f"A graph reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
+        raise CheckpointError(
+            f"A graph reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch."
+        )
     refuse_quantised(source)
     source = open_source(model, revision=revision, token=token)  # now with its weights
     say = progress or (lambda sentence: None)
@@ -155,16 +165,27 @@ def export_checkpoint(
     max_length = known_length(loaded.config, None, loaded) or UNLIMITED
     if any(site.causal for site in attention_sites(loaded)):
         raise CheckpointError(
-            f"A graph is an encoder, and a {type(loaded).__name__} has a decoder; run it in PyTorch. A server takes stock models, "
-            "which --format native writes."
+            f"A graph is an encoder, and a {type(loaded).__name__} has a decoder; run it in PyTorch. A server takes "
+            "stock models, which --format native writes."
         )
-    refused = sorted({mechanism.name for mechanism in attached_mechanisms(loaded).values() if mechanism.capabilities.exports == "never"})
+    refused = sorted(
+        {
+            mechanism.name
+            for mechanism in attached_mechanisms(loaded).values()
+            if mechanism.capabilities.exports == "never"
+        }
+    )
     if refused:
-        good = ", ".join(name for name in list_mechanisms(grid=False) if mechanism_class(name).capabilities.exports != "never")
-        raise CheckpointError(
-            f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
+        good = ", ".join(
+            name for name in list_mechanisms(grid=False) if mechanism_class(name).capabilities.exports != "never"
         )
-    words = VerificationText(*verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size)
+        raise CheckpointError(
+            f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: "
+            f"{good}."
+        )
+    words = VerificationText(
+        *verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size
+    )
     tokenizer = words.tokenizer
     names = input_names(loaded, tokenizer, global_attention_mask)
     graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder)).eval()
@@ -174,22 +195,36 @@ def export_checkpoint(
         checks = graph.check(runner(stage / GRAPHS[format], outputs, format), (shortest, max_length))
         if failed := [check for check in checks if check.status == FAILED]:
             raise CheckpointError(
-                f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
+                f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another "
+                "--format."
             )
         add_config(source, stage, loaded)
         add_source_files(source, stage, max_length)
         limit = known_length(loaded.config, tokenizer, loaded) or max_length
-        if tokenizer is not None and tokenizer.model_max_length > limit:  # a runtime cannot say that a text is too long
-            write_json(stage / TOKENIZER_CONFIG, {**read_json_object(stage / TOKENIZER_CONFIG), TOKENIZER_LIMIT: limit})
+        # a runtime cannot say that a text is too long
+        if tokenizer is not None and tokenizer.model_max_length > limit:
+            write_json(
+                stage / TOKENIZER_CONFIG, {**read_json_object(stage / TOKENIZER_CONFIG), TOKENIZER_LIMIT: limit}
+            )
         write_for_servers(stage, limit)
         report = ExportReport(
-            target, format, type(loaded).__name__, names, outputs, shortest, max_length, used, tuple(checks),
-            with_report(stage, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
+            target,
+            format,
+            type(loaded).__name__,
+            names,
+            outputs,
+            shortest,
+            max_length,
+            used,
+            tuple(checks),
+            with_report(stage, REPORT),
+            sum(path.stat().st_size for path in stage.iterdir()),
+            versions(*(EXTRAS["onnx"] if onnx else ())),
             text=words.describe(),
-        )  # fmt: skip
+        )
         introduction = (
-            f"The model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for up to {max_length:,} tokens, "
-            f"made by `longattn export` from {origin_of(source.name)}."
+            f"The model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for up to "
+            f"{max_length:,} tokens, made by `longattn export` from {origin_of(source.name)}."
         )
         write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
     return report
@@ -214,20 +249,24 @@ def _model_class(source: Source) -> Any:
     """The class of a long or stock checkpoint.
 
     Raises:
-        CheckpointError: there is no class, or the attention of a stock model is not on transformers' AttentionInterface.
+        CheckpointError: there is no class, or the attention of a stock model is not on transformers'
+            AttentionInterface.
     """
     if is_long(source.config):
         return type(read_long(source)[3])
     model_class: Any = class_of(source.config)
     if model_class is None:
         model_type, version = source.config.get("model_type"), transformers.__version__
-        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, and transformers {version} has no class for it; give another.")
+        raise CheckpointError(
+            f"{source.name!r} is a {model_type!r} model, and transformers {version} has no class for it; give another."
+        )
     try:
         check_interface(model_class)
     except BackendError as error:
         known = family_in(source.config) is not None
         raise CheckpointError(
-            f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so its graph would hold all N×N "
+            f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so its graph "
+            "would hold all N×N "
             f"scores; {f'type longattn convert {source.name} DST, and export DST' if known else 'give another model'}."
         ) from error
     return model_class
@@ -238,15 +277,22 @@ def _load(source: Source, model_class: Any, task: str | None) -> Any:
     saved = model_class.__name__
     if task is not None:
         if task not in AUTO_CLASSES:
-            raise CheckpointError(f"Unknown task {task!r}; expected one of {', '.join(sorted(AUTO_CLASSES))}.{nearest(task, AUTO_CLASSES)}")
+            raise CheckpointError(
+                f"Unknown task {task!r}; expected one of "
+                f"{', '.join(sorted(AUTO_CLASSES))}.{nearest(task, AUTO_CLASSES)}"
+            )
         config_class = model_class.config_class
         heads = auto_mapping(getattr(transformers, AUTO_CLASSES[task]))
         if config_class not in heads:
-            raise CheckpointError(f"A {config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
+            raise CheckpointError(
+                f"A {config_class.model_type!r} model has no head for the task {task!r}; leave --task out."
+            )
         chosen = heads[config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
     settings: dict[str, Any] = {} if is_long(source.config) else {"attn_implementation": BACKEND}
-    model, missing = load_checked(model_class, source.folder, source.name, headless=True, dtype=torch.float32, **settings)
+    model, missing = load_checked(
+        model_class, source.folder, source.name, headless=True, dtype=torch.float32, **settings
+    )
     if missing:
         raise CheckpointError(
             f"{source.name!r} was saved as {saved} and has no weights for {min(missing)!r} of {type(model).__name__}; "
@@ -261,7 +307,11 @@ def add_config(source: Source, stage: Path, model: Any) -> None:
     if is_long(values):
         assert family is not None
         shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
-        plain = {name: value for name, value in with_base_windows(model.config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS}}
+        plain = {
+            name: value
+            for name, value in with_base_windows(model.config.to_dict()).items()
+            if name not in {*NAMES, *OWN_FIELDS}
+        }
         heads = [name for name, class_name in family.model_classes.items() if heads[0] in (name, class_name)]
         values = {"model_type": family.base_model_type, **plain}
     write_json(stage / "config.json", {**values, "architectures": heads})
@@ -270,10 +320,12 @@ def add_config(source: Source, stage: Path, model: Any) -> None:
 def write_graph(
     graph: ModelGraph, file: Path, format: str, max_length: int, opset: int | None, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], int, int | None]:
-    """Trace the graph and write it to ``file``, for inputs of up to ``max_length`` tokens; ``say`` is called before each step.
+    """Trace the graph and write it to ``file``, for inputs of up to ``max_length`` tokens; ``say`` is called before
+    each step.
 
     Returns:
-        The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
+        The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is
+        ``None``).
 
     Raises:
         CheckpointError: PyTorch cannot write this model as one graph.
@@ -295,9 +347,14 @@ def write_graph(
 
             translations = {torch.ops.aten.scaled_dot_product_attention.default: onnx_blocks.attention}
             onnx = torch.onnx.export(
-                traced.program, kwargs=traced.example, input_names=list(traced.example), output_names=list(traced.outputs),
-                opset_version=opset, verbose=False, custom_translation_table=translations,
-            )  # fmt: skip
+                traced.program,
+                kwargs=traced.example,
+                input_names=list(traced.example),
+                output_names=list(traced.outputs),
+                opset_version=opset,
+                verbose=False,
+                custom_translation_table=translations,
+            )
             assert onnx is not None
         except OSError:
             raise
@@ -307,7 +364,8 @@ def write_graph(
                 cause = cause.__cause__
             why = " ".join([f"{type(cause).__name__}:", *str(cause).strip().splitlines()[:1]])[:180]
             raise CheckpointError(
-                f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({why}); run the model "
+                f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths "
+                f"({why}); run the model "
                 "itself, or export one with another mechanism, for example longformer."
             ) from error
         onnx_blocks.divide_feed_forward(onnx.model.graph)
@@ -319,11 +377,13 @@ def write_graph(
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 MIN_LENGTHS = (2, 129, 513)
-"""Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some mechanisms need a few blocks to be one graph."""
+"""Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some mechanisms need a few blocks to be one
+graph."""
 EXAMPLE_TOKENS = 600
 """Number of tokens of the traced text, unless the minimum length is greater."""
 COMPARED_SHAPES = ((3, 7), (2, 333), (1, 2048))
-"""Batch sizes and lengths to compare. The graph's minimum, mean or maximum length replaces lengths that the graph does not take."""
+"""Batch sizes and lengths to compare. The graph's minimum, mean or maximum length replaces lengths that the graph does
+not take."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +399,8 @@ class Traced:
 def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) -> torch.export.ExportedProgram:
     """Trace a module for all sizes of its dynamic axes.
 
-    PyTorch infers the sizes: if they are given, release 2.15 reports violations of conditions that hold, such as n != 1 if n > 9.
+    PyTorch infers the sizes: if they are given, release 2.15 reports violations of conditions that hold, such as n !=
+        1 if n > 9.
 
     Args:
         sizes: input -> dynamic axis -> its ``Dim``.
@@ -347,7 +408,10 @@ def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) 
     Raises:
         AssertionError: the program does not take all sizes.
     """
-    hints = {name: {axis: torch.export.Dim.AUTO(min=size.min, max=size.max) for axis, size in axes.items()} for name, axes in sizes.items()}
+    hints = {
+        name: {axis: torch.export.Dim.AUTO(min=size.min, max=size.max) for axis, size in axes.items()}
+        for name, axes in sizes.items()
+    }
     program = torch.export.export(module, (), kwargs=example, dynamic_shapes=hints)
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
@@ -367,7 +431,9 @@ class ModelGraph(nn.Module):
     names: names of the inputs, in order.
     """
 
-    def __init__(self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None = None
+    ) -> None:
         super().__init__()
         self.model: Any = model
         without_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
@@ -384,12 +450,17 @@ class ModelGraph(nn.Module):
         xpath_tags_seq: Tensor | None = None,
         xpath_subs_seq: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Run the model on the inputs that are not ``None``. An output with the name of an input gets the prefix ``output_``."""
+        """Run the model on the inputs that are not ``None``. An output with the name of an input gets the prefix
+        ``output_``."""
         inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
             "global_attention_mask": global_attention_mask,
-            "bbox": bbox, "xpath_tags_seq": xpath_tags_seq, "xpath_subs_seq": xpath_subs_seq,
-        }  # fmt: skip
+            "bbox": bbox,
+            "xpath_tags_seq": xpath_tags_seq,
+            "xpath_subs_seq": xpath_subs_seq,
+        }
         arguments = {name: value for name, value in inputs.items() if value is not None}
         tensors = {}
         for name, value in self.model(**arguments, **self.fixed).items():
@@ -404,16 +475,20 @@ class ModelGraph(nn.Module):
     def traced(self, max_length: int) -> Traced:
         """Trace the model for any batch size and up to ``max_length`` tokens.
 
-        Tries minimum lengths in ascending order until the model is one graph: ``MIN_LENGTHS``, and for each mechanism the first length at
-        which it is not full attention, since full attention is a separate path.
+        Tries minimum lengths in ascending order until the model is one graph: ``MIN_LENGTHS``, and for each mechanism
+        the first length at which it is not full attention, since full attention is a separate path.
         """
         ends = set(MIN_LENGTHS)
         for mechanism in attached_mechanisms(self).values():
-            covered = max_length - bisect.bisect_left(range(max_length, 0, -1), True, key=partial(is_full, mechanism, causal=False))
+            covered = max_length - bisect.bisect_left(
+                range(max_length, 0, -1), True, key=partial(is_full, mechanism, causal=False)
+            )
             ends.add(1 + covered)
         lengths = sorted(length for length in ends if 2 <= length < max_length)
         for shortest in lengths:
-            example = example_inputs(self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1)))
+            example = example_inputs(
+                self.model, self.names, self.words, 2, min(max_length, max(EXAMPLE_TOKENS, shortest + 1))
+            )
             axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=shortest, max=max_length)}
             try:
                 program = exported(self, example, dict.fromkeys(example, axes))
@@ -446,12 +521,20 @@ class ModelGraph(nn.Module):
         except Exception as error:  # runtimes raise any type of error
             why = f"{texts}: the runtime cannot run it ({type(error).__name__})"
             return Check(name, FAILED, why, {**values, "difference": None})
-        real: dict[str, Any] = {output: mask if value.shape[: mask.dim()] == mask.shape else ... for output, value in expected.items()}
-        difference = Difference.of(*({output: each[output][real[output]] for output in expected} for each in (expected, outputs)))
-        return equality(name, f"{texts}: largest difference", difference, {**values, "difference": difference.relative})
+        real: dict[str, Any] = {
+            output: mask if value.shape[: mask.dim()] == mask.shape else ... for output, value in expected.items()
+        }
+        difference = Difference.of(
+            *({output: each[output][real[output]] for output in expected} for each in (expected, outputs))
+        )
+        return equality(
+            name, f"{texts}: largest difference", difference, {**values, "difference": difference.relative}
+        )
 
 
-def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
+def example_inputs(
+    model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int
+) -> dict[str, Tensor]:
     """Texts of different lengths, right-padded to ``(batch, length)``."""
     ids = words.tokens(length).repeat(batch, 1)
     real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
@@ -488,7 +571,8 @@ def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
     taken = {value.name for value in session.get_inputs()}
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        arrays = {name: value.numpy() for name, value in inputs.items() if name in taken}  # unused inputs are removed from the graph
+        # unused inputs are removed from the graph
+        arrays = {name: value.numpy() for name, value in inputs.items() if name in taken}
         return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), arrays)), strict=True))
 
     return run

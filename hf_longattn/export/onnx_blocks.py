@@ -1,7 +1,8 @@
 """ONNX graphs with memory linear in the length: attention and feed-forward networks in blocks.
 
-PyTorch writes attention as two products with a softmax between them, over all pairs of tokens. :func:`attention` writes a loop over blocks
-of queries, sized when the graph runs, so a runtime holds the scores of one block. All operators are in opset 18.
+PyTorch writes attention as two products with a softmax between them, over all pairs of tokens. :func:`attention`
+writes a loop over blocks of queries, sized when the graph runs, so a runtime holds the scores of one block. All
+operators are in opset 18.
 """
 
 from __future__ import annotations
@@ -56,14 +57,21 @@ class Loop(Nodes):
 
 
 def attention(
-    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
     enable_gqa: bool = False,
-) -> Any:  # fmt: skip
-    """Translation of ``scaled_dot_product_attention`` in evaluation mode, for ``torch.onnx.export``. Arguments ``(B, H, N, D)``.
+) -> Any:
+    """Translation of ``scaled_dot_product_attention`` in evaluation mode, for ``torch.onnx.export``. Arguments
+    ``(B, H, N, D)``.
 
-    Keys and values may have fewer heads, whose queries are then further rows of one head. A mask with one row for all queries becomes one
-    more feature of the keys. A mask with a row for each query has N×N entries, as have its scores. Queries without a visible key get
-    finite outputs.
+    Keys and values may have fewer heads, whose queries are then further rows of one head. A mask with one row for all
+    queries becomes one more feature of the keys. A mask with a row for each query has N×N entries, as have its scores.
+    Queries without a visible key get finite outputs.
     """
     assert not is_causal
     op = Nodes()
@@ -79,19 +87,26 @@ def attention(
         rows = op.Div(op.ReduceProd(op.Shape(query, start=0, end=3)), heads)
         fits = op.LessOrEqual(op.Mul(op.Mul(heads, rows), keys), op.ints(WHOLE_SCORES))
         group = op.Where(fits, heads, op.ints(1))
-        blocks, chosen = _divided(op, rows, op.Where(fits, rows, op.Max(op.Div(op.ints(BLOCK_SCORES), keys), op.ints(1))))
+        blocks, chosen = _divided(
+            op, rows, op.Where(fits, rows, op.Max(op.Div(op.ints(BLOCK_SCORES), keys), op.ints(1)))
+        )
         bias = op.Expand(bias, op.Concat(op.Shape(key, start=0, end=2), op.ints(1), keys, axis=0))
         groups = op.Div(heads, group)
         sides = (query, rows), (key, keys), (value, keys), (bias, op.ints(1))
-        q, k, v, bias = (op.Reshape(x, op.Concat(groups, group, count, op.Shape(x, start=3), axis=0)) for x, count in sides)
+        q, k, v, bias = (
+            op.Reshape(x, op.Concat(groups, group, count, op.Shape(x, start=3), axis=0)) for x, count in sides
+        )
 
         outer, inner = Loop(f"{query.name}_heads"), Loop(f"{query.name}_queries")
         q, k, v, bias = (outer.Gather(x, outer.step) for x in (q, k, v, bias))
         k = outer.Concat(outer.Transpose(k, perm=[0, 2, 1]), bias, axis=1)
         q = inner.Mul(inner.Gather(q, chosen(inner), axis=1), scaling)
-        q = inner.Pad(q, inner.ints(0, 0, 0, 0, 0, 1), inner.Constant(value_float=1.0))  # a feature of ones, for the bias
+        # a feature of ones, for the bias
+        q = inner.Pad(q, inner.ints(0, 0, 0, 0, 0, 1), inner.Constant(value_float=1.0))
         out = inner.MatMul(inner.Softmax(inner.MatMul(q, k), axis=-1), v)
-        out = outer.Reshape(inner.stacked(outer, blocks, out), outer.Concat(group, outer.ints(-1), outer.Shape(v, start=2), axis=0))
+        out = outer.Reshape(
+            inner.stacked(outer, blocks, out), outer.Concat(group, outer.ints(-1), outer.Shape(v, start=2), axis=0)
+        )
         out = outer.stacked(op, groups, outer.Slice(out, outer.ints(0), rows, outer.ints(1)))
         out = op.Reshape(out, op.Concat(op.Shape(query, start=0, end=3), op.Shape(value, start=3), axis=0))
     evaluator.default().nodes.extend(op.nodes)  # the recorder of PyTorch's exporter
@@ -99,7 +114,8 @@ def attention(
 
 
 def divide_feed_forward(graph: ir.Graph) -> None:
-    """Compute every feed-forward network in a loop over blocks of tokens: products with weights, and elementwise functions between them."""
+    """Compute every feed-forward network in a loop over blocks of tokens: products with weights, and elementwise
+    functions between them."""
     for last in filter(_projects, list(graph)):
         network, sources, waiting = {last}, set[ir.Value](), [last.inputs[0]]
         while waiting:
@@ -141,7 +157,8 @@ def _projects(node: ir.Node) -> bool:
 
 
 def _divided(op: Nodes, count: Any, most: Any) -> tuple[Any, Callable[[Loop], Any]]:
-    """The number of blocks of at most ``most`` rows, as equal as possible, and a function that adds the row numbers of a step's block.
+    """The number of blocks of at most ``most`` rows, as equal as possible, and a function that adds the row numbers of
+    a step's block.
 
     The last block repeats the last row.
     """

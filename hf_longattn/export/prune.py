@@ -1,7 +1,7 @@
 """Prune the least important attention heads or feed-forward units of a model.
 
-The importance of a head or unit is a first-order estimate of how its removal changes the loss: the sum over documents of |Σ activation ·
-gradient of the loss| (Michel et al. 2019, equation 2; Molchanov et al. 2017, Taylor expansion).
+The importance of a head or unit is a first-order estimate of how its removal changes the loss: the sum over documents
+of |Σ activation · gradient of the loss| (Michel et al. 2019, equation 2; Molchanov et al. 2017, Taylor expansion).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Compressed:
     expected: a model whose outputs the saved files must reproduce.
     dtype: to save `model` in; ``None``: unchanged.
     pruned: for each layer the removed heads, or the number of removed units.
-    is_changed: function of a tensor name: whether a written tensor counts as changed if its dtype or shape is not the source's.
+    is_changed: function of a tensor name: whether a written tensor counts as changed if its dtype or shape is not the
+        source's.
     """
 
     model: Any
@@ -48,30 +49,39 @@ def prune_heads(source: CompressionInput) -> Compressed:
     model, share = source.model, source.config.share
     if not isinstance(model.config, LongConfig):
         raise OptionError(
-            f"{type(model).__name__} has no config for layers with different numbers of heads; convert it first (longattn convert), or "
-            "choose --method prune-ffn."
+            f"{type(model).__name__} has no config for layers with different numbers of heads; convert it first "
+            "(longattn convert), or choose --method prune-ffn."
         )
     layers = heads_of(model)
     if len({id(heads.site.module) for heads in layers}) < model.config.num_hidden_layers:
         raise OptionError(
-            f"The layers of {type(model).__name__} share one attention module, so none can be cut out of one layer; choose --method bf16."
+            f"The layers of {type(model).__name__} share one attention module, so none can be cut out of one layer; "
+            "choose --method bf16."
         )
     total = sum(heads.count for heads in layers)
     if total == len(layers):
         raise OptionError(
-            f"Every layer of {type(model).__name__} has one head for keys and values, so no head can be cut out; choose --method prune-ffn."
+            f"Every layer of {type(model).__name__} has one head for keys and values, so no head can be cut out; "
+            "choose --method prune-ffn."
         )
     for heads in layers:
         heads.check()
     counts_to_remove = round(share * total)
     if counts_to_remove > total - len(layers):
         most = math.floor((total - len(layers)) / total * 100) / 100
-        raise OptionError(f"A share of {share} of {total} heads would leave a layer without any; give --share {most} or less.")
+        raise OptionError(
+            f"A share of {share} of {total} heads would leave a layer without any; give --share {most} or less."
+        )
     if counts_to_remove == 0:
         raise OptionError(f"A share of {share} rounds to none of {total} heads; give a larger --share.")
-    columns = [heads.queries * heads.width for heads in layers]  # inputs of the output projection for each key-value head
+    # inputs of the output projection for each key-value head
+    columns = [heads.queries * heads.width for heads in layers]
     scores = importance(source, {heads.output: width for heads, width in zip(layers, columns, strict=True)})
-    ranked = sorted((float(score), layer, head) for layer, heads in enumerate(layers) for head, score in enumerate(scores[heads.output]))
+    ranked = sorted(
+        (float(score), layer, head)
+        for layer, heads in enumerate(layers)
+        for head, score in enumerate(scores[heads.output])
+    )
     removed: dict[int, set[int]] = {layer: set() for layer in range(len(layers))}
     for _, layer, head in ranked:
         if counts_to_remove and len(removed[layer]) < layers[layer].count - 1:
@@ -86,7 +96,10 @@ def prune_heads(source: CompressionInput) -> Compressed:
             heads.keep([head for head in range(heads.count) if head not in pruned_heads])
             counts[str(heads.site.layer)] = heads.count - len(pruned_heads)
     setattr(model.config, KEPT_HEADS, counts)
-    pruned = {str(heads.site.layer): sorted(pruned_heads) for heads, pruned_heads in zip(layers, removed.values(), strict=True)}
+    pruned = {
+        str(heads.site.layer): sorted(pruned_heads)
+        for heads, pruned_heads in zip(layers, removed.values(), strict=True)
+    }
     return Compressed(model, expected, source.dtype, pruned)
 
 
@@ -96,7 +109,8 @@ def prune_ffn(source: CompressionInput) -> Compressed:
     name = next((name for name in INNER_WIDTHS if isinstance(getattr(model.config, name, None), int)), None)
     if name is None or model.config.is_encoder_decoder:
         raise OptionError(
-            f"The config of {type(model).__name__} has no single feed-forward width, so it cannot be pruned; choose --method bf16."
+            f"The config of {type(model).__name__} has no single feed-forward width, so it cannot be pruned; choose "
+            "--method bf16."
         )
     inner: int = getattr(model.config, name)
     remaining = inner - round(share * inner)
@@ -106,7 +120,9 @@ def prune_ffn(source: CompressionInput) -> Compressed:
     scores = importance(source, {down: 1 for _, down in blocks})
     expected = copy.deepcopy(model)
     removed = {}
-    for number, ((ups, down), (_, silent)) in enumerate(zip(blocks, list(_feed_forward(expected, inner)), strict=True)):
+    for number, ((ups, down), (_, silent)) in enumerate(
+        zip(blocks, list(_feed_forward(expected, inner)), strict=True)
+    ):
         units = scores[down].topk(remaining).indices.sort().values
         pruned = set(range(inner)) - set(units.tolist())
         _silence(silent, pruned, 1)
@@ -136,8 +152,8 @@ def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear
             ups, blocks = [], blocks + 1
     if not blocks or ups or blocks != getattr(model, "config").num_hidden_layers:  # noqa: B009 - a model of transformers
         raise OptionError(
-            f"The feed-forward layers of {type(model).__name__} are not linear layers into and out of {inner} units in each of its layers, "
-            "so they cannot be pruned; choose another method, for example int8."
+            f"The feed-forward layers of {type(model).__name__} are not linear layers into and out of {inner} units "
+            "in each of its layers, so they cannot be pruned; choose another method, for example int8."
         )
 
 
@@ -149,7 +165,8 @@ def _silence(layer: nn.Linear, units: set[int], width: int) -> None:
 
 
 def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
-    """Importance of units: the sum over documents of |Σ input · gradient|. readers: layer with the units as inputs -> inputs per unit.
+    """Importance of units: the sum over documents of |Σ input · gradient|. readers: layer with the units as inputs ->
+    inputs per unit.
 
     Raises:
         OptionError: the model has no masked or causal loss on text, or is an encoder-decoder.
@@ -161,7 +178,8 @@ def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> di
         else:
             why = "predicts no tokens; prune the language model before it gets another head, or choose --method bf16."
         raise OptionError(
-            f"The importance of heads and units is measured by a masked or causal loss on text, and {type(model).__name__} {why}"
+            "The importance of heads and units is measured by a masked or causal loss on text, and "
+            f"{type(model).__name__} {why}"
         )
     scores = {layer: torch.zeros(layer.in_features // width) for layer, width in readers.items()}
     inputs: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in readers}
@@ -176,7 +194,9 @@ def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> di
         for piece in source.pieces(min(SHORT_LENGTH, source.long_length())):
             with torch.enable_grad():
                 loss = source.loss(model, piece)
-            gradients = iter(torch.autograd.grad(loss, [read for reads in inputs.values() for read in reads], allow_unused=True))
+            gradients = iter(
+                torch.autograd.grad(loss, [read for reads in inputs.values() for read in reads], allow_unused=True)
+            )
             for layer, width in readers.items():
                 for read in inputs[layer]:
                     gradient = next(gradients)

@@ -1,8 +1,8 @@
 """Long<Base> families: the models of transformers with long attention, one module per base architecture.
 
-``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … A family has a file only where it has
-code. The other modules are made from the rows of ``families.json``. Importing this package imports neither torch nor a model: the names
-below and every ``Long…`` class are imported on first use.
+``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … A family has a
+file only where it has code. The other modules are made from the rows of ``families.json``. Importing this package
+imports neither torch nor a model: the names below and every ``Long…`` class are imported on first use.
 """
 
 # ruff: noqa: F401 (names that are imported on first use)
@@ -45,7 +45,8 @@ def __getattr__(name: str) -> Any:
         from ..modeling.family.definition import family_for_class
 
         if (family := family_for_class(name)) is not None:
-            globals()[name] = family.model_class(name)  # looked up once: the Auto classes ask several times for each model
+            # looked up once: the Auto classes ask several times for each model
+            globals()[name] = family.model_class(name)
             return globals()[name]
     return _public_name(name)
 
@@ -61,7 +62,9 @@ FAMILY = Family(**row_arguments(__name__, {model_type!r}, {row}))
 class _RowModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Imports the families without a file. Python asks it last, so a file takes precedence."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         package, _, module = name.rpartition(".")
         if package != __name__:
             return None
@@ -78,7 +81,9 @@ class _RowModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
         model_type, row = family_rows()[name.rpartition(".")[2]]
         config = base_config_name(model_type)
-        about = f"{long_prefix(model_type)}{config.removesuffix('Config')}: the models of {config} with long attention."
+        about = (
+            f"{long_prefix(model_type)}{config.removesuffix('Config')}: the models of {config} with long attention."
+        )
         return MODULE.format(about=row.get("about", about), model_type=model_type, row={**row})
 
     def get_code(self, name: str) -> CodeType:

@@ -30,7 +30,9 @@ class LongAlbertTransformer(AlbertTransformer):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
         states = self.embedding_hidden_mapping_in(hidden_states)
         for layer in range(self.config.num_hidden_layers):
-            states = self.albert_layer_groups[self.group_of(layer)](states, attention_mask, **kwargs, **{LAYER_INDEX: layer})
+            states = self.albert_layer_groups[self.group_of(layer)](
+                states, attention_mask, **kwargs, **{LAYER_INDEX: layer}
+            )
         return BaseModelOutput(last_hidden_state=states)
 
     def note_layers(self) -> None:
@@ -44,7 +46,8 @@ class LongAlbertTransformer(AlbertTransformer):
             if not served:
                 raise OptionError(
                     f"The config says num_hidden_layers={self.config.num_hidden_layers} and num_hidden_groups="
-                    f"{self.config.num_hidden_groups}, so that no layer has the weights of group {number}; correct its config.json."
+                    f"{self.config.num_hidden_groups}, so that no layer has the weights of group {number}; correct "
+                    "its config.json."
                 )
             for attention in (module for module in group.modules() if isinstance(module, AlbertAttention)):
                 setattr(attention, SERVED_LAYERS_ATTRIBUTE, served)

@@ -37,8 +37,9 @@ def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBia
 
     Args:
         module: a BeitRelativePositionBias, or a module with its ``relative_position_bias_table`` and ``window_size``.
-        config: with ``position_extension="tile"`` the table is unchanged, and distances beyond it get the furthest distance's bias (windows
-            of the old size see none). With ``"interpolate"``, the table is resized to the grid as the base does (MiDaS v3.1).
+        config: with ``position_extension="tile"`` the table is unchanged, and distances beyond it get the furthest
+            distance's bias (windows of the old size see none). With ``"interpolate"``, the table is resized to the
+            grid as the base does (MiDaS v3.1).
     """
     table, sizes = module.relative_position_bias_table, tuple(module.window_size)
     if config.position_extension == TILE or grid == sizes:
@@ -54,7 +55,9 @@ class LongBeitRelativePositionBias(BeitRelativePositionBias):
 
     config: Any
 
-    def forward(self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None) -> Any:
+    def forward(
+        self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None
+    ) -> Any:
         """A :class:`MaskWithBias`, or ``(1, H, N, N)`` if no mechanism runs."""
         if not runs_mechanisms(self):
             return super().forward(window_size, interpolate_pos_encoding, dim_size)
@@ -78,5 +81,7 @@ class BeitWithBias(OnTheBackend):
 
 
 FAMILY = Family(
-    long_config(__name__, LongGridConfig, BeitConfig), mixin=BeitWithBias, spec=GridSpec(prefix=1, interpolates=False, adds_positions=False)
+    long_config(__name__, LongGridConfig, BeitConfig),
+    mixin=BeitWithBias,
+    spec=GridSpec(prefix=1, interpolates=False, adds_positions=False),
 )

@@ -1,6 +1,8 @@
-"""LongBigBird: BigBird (Zaheer et al. 2020), with its attention on transformers' AttentionInterface, so that it takes any mechanism.
+"""LongBigBird: BigBird (Zaheer et al. 2020), with its attention on transformers' AttentionInterface, so that it takes
+any mechanism.
 
-A checkpoint of transformers' BigBird loads without a conversion and computes the same: see :meth:`BlockSparseConfig.equivalent_settings`.
+A checkpoint of transformers' BigBird loads without a conversion and computes the same: see
+:meth:`BlockSparseConfig.equivalent_settings`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from ..modeling.packed_documents import leave_out_documents
 class BlockSparseConfig(LongConfig):
     """The config of a BigBird. The default mechanism is ``bigbird``.
 
-    ``attention_type`` is always ``"original_full"``, the path of transformers' code that leaves the attention to its interface.
+    ``attention_type`` is always ``"original_full"``, the path of transformers' code that leaves the attention to its
+    interface.
     """
 
     stock: ClassVar[Any] = BigBirdConfig
@@ -46,8 +49,9 @@ class BlockSparseConfig(LongConfig):
     def equivalent_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Config fields for a Long model that equals transformers' model with this ``config.json``.
 
-        In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In training it draws
-        random blocks, which a Long model does not. It cuts blocks from the padded input, and has no dropout on attention weights.
+        In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In
+        training it draws random blocks, which a Long model does not. It cuts blocks from the padded input, and has no
+        dropout on attention weights.
         """
         defaults = cls.stock()
         if values.get("attention_type", defaults.attention_type) == "original_full":
@@ -71,8 +75,8 @@ class LongBigBirdConfig(BlockSparseConfig, BigBirdConfig):
 class LongBigBirdSelfAttention(BigBirdSelfAttention):
     """The projections of BigBirdSelfAttention with the attention function from the config.
 
-    As in BERT, only cross-attention attends to the encoder, under the encoder's padding mask. In transformers 5.23, a decoder's
-    self-attention receives the encoder's states as well, and then sees none of the decoder's tokens.
+    As in BERT, only cross-attention attends to the encoder, under the encoder's padding mask. In transformers 5.23, a
+    decoder's self-attention receives the encoder's states as well, and then sees none of the decoder's tokens.
     """
 
     config: Any
@@ -87,10 +91,14 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
         encoder_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        source = encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
+        source = (
+            encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
+        )
         inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
         query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
-        if (cache := take_cache(kwargs)) is not None and not self.is_cross_attention:  # cross-attention keys are not cached
+        if (
+            cache := take_cache(kwargs)
+        ) is not None and not self.is_cross_attention:  # cross-attention keys are not cached
             key, value = cache.update(key, value, self.layer_idx)
         return attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
 

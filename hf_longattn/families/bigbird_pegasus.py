@@ -1,7 +1,8 @@
-"""LongBigBirdPegasus: BigBird-Pegasus (Zaheer et al. 2020, section 4), with its encoder on transformers' AttentionInterface.
+"""LongBigBirdPegasus: BigBird-Pegasus (Zaheer et al. 2020, section 4), with its encoder on transformers'
+AttentionInterface.
 
-Unlike in Pegasus, positions are learned and projections have no bias. A checkpoint of transformers loads without a conversion and computes
-the same.
+Unlike in Pegasus, positions are learned and projections have no bias. A checkpoint of transformers loads without a
+conversion and computes the same.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from .big_bird import BlockSparseConfig
 
 
 class LongBigBirdPegasusConfig(BlockSparseConfig, LongEncoderDecoderConfig, BigBirdPegasusConfig):
-    """BigBirdPegasusConfig with ``long_attention``, ``decoder_long_attention`` and ``max_decoder_position_embeddings``.
+    """BigBirdPegasusConfig with ``long_attention``, ``decoder_long_attention`` and
+    ``max_decoder_position_embeddings``.
 
-    ``sparse_attention_dropout`` is the dropout on the encoder's attention weights. transformers' block-sparse attention has none.
+    ``sparse_attention_dropout`` is the dropout on the encoder's attention weights. transformers' block-sparse
+    attention has none.
     """
 
     model_type = "long_bigbird_pegasus"
@@ -52,13 +55,18 @@ class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
     config: Any
     is_causal: bool
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        query, key, value = (
+            split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value)
+        )
         return attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
 
 
 class BigBirdPegasusOnTheInterface(OnTheInterface):
-    """Replaces the encoder's attention, and marks the decoder's self-attention as causal. In transformers, only the mask is causal."""
+    """Replaces the encoder's attention, and marks the decoder's self-attention as causal. In transformers, only the
+    mask is causal."""
 
     replaced = {BigBirdPegasusSelfAttention: LongBigBirdPegasusSelfAttention}
 

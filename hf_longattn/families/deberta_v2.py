@@ -1,8 +1,8 @@
 """LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), with disentangled attention as terms of a mechanism's scores.
 
-The mechanism must therefore allow terms on its scores. Global tokens are passed in the attention mask, since the base hands no keyword
-arguments to its layers. Relative positions keep the buckets of the short model; larger distances have the last bucket. With
-``position_biased_input`` there is also a position table.
+The mechanism must therefore allow terms on its scores. Global tokens are passed in the attention mask, since the base
+hands no keyword arguments to its layers. Relative positions keep the buckets of the short model; larger distances have
+the last bucket. With ``position_biased_input`` there is also a position table.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def padding_mask(mask: Tensor) -> Tensor:
 
 
 class GlobalsInTheMask(OnTheBackend):
-    """Replaces modules of the base. Heads pass :data:`ANNOTATED` masks to the base model, which separates padding from global tokens and
-    passes an annotated mask to its layers. Other code of the base gets a :func:`padding_mask`."""
+    """Replaces modules of the base. Heads pass :data:`ANNOTATED` masks to the base model, which separates padding from
+    global tokens and passes an annotated mask to its layers. Other code of the base gets a :func:`padding_mask`."""
 
     hands_globals_down = False
     annotates_globals: ClassVar[bool] = True
@@ -81,7 +81,8 @@ class GlobalsInTheMask(OnTheBackend):
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             mask: Any = arguments.get(MASK)
             annotated = isinstance(mask, Tensor) and mask.dtype == ANNOTATED and mask.dim() == 2
-            if annotated and isinstance(self, LongBaseModelMixin) and arguments.get(GLOBALS) is None:  # the head has annotated the mask
+            # the head has annotated the mask
+            if annotated and isinstance(self, LongBaseModelMixin) and arguments.get(GLOBALS) is None:
                 if in_graph():  # values cannot be read
                     has_globals = any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(self))
                 else:
@@ -94,8 +95,11 @@ class GlobalsInTheMask(OnTheBackend):
         return forward
 
 
-def disentangled(q: Tensor, k: Tensor, by_query: Tensor | None, by_key: Tensor | None, scaling: float, buckets: Tensor) -> DistanceTerm:
-    """DeBERTa's two relative score terms (He et al. 2021, equation 4), for query i, key j and the bucket δ(i - j) of their distance:
+def disentangled(
+    q: Tensor, k: Tensor, by_query: Tensor | None, by_key: Tensor | None, scaling: float, buckets: Tensor
+) -> DistanceTerm:
+    """DeBERTa's two relative score terms (He et al. 2021, equation 4), for query i, key j and the bucket δ(i - j) of
+    their distance:
 
         (q_i · k_j + q_i · P^k_δ(i-j) + k_j · P^q_δ(i-j)) / sqrt(D · number of terms)
 
@@ -136,17 +140,23 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The mask for the layers: :class:`MaskOfLayers` if it is annotated, else the padding mask (``None`` if all tokens are real). Other
-        attention implementations get the base's N×N mask."""
+        """The mask for the layers: :class:`MaskOfLayers` if it is annotated, else the padding mask (``None`` if all
+        tokens are real). Other attention implementations get the base's N×N mask."""
         if not runs_mechanisms(self):
             return super().get_attention_mask(attention_mask)
         length = attention_mask.shape[-1]
         padding = mechanism_mask(
-            len(attention_mask), length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask != 0
+            len(attention_mask),
+            length,
+            length,
+            mask_function=bidirectional_mask_function,
+            attention_mask=attention_mask != 0,
         )
         return MaskOfLayers(padding, attention_mask > 1) if attention_mask.dtype == ANNOTATED else padding
 
-    def get_rel_pos(self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None) -> Any:
+    def get_rel_pos(
+        self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None
+    ) -> Any:
         """``None`` for a mechanism, since the attention modules compute distances themselves."""
         if not runs_mechanisms(self):
             return super().get_rel_pos(hidden_states, query_states, relative_pos)
@@ -164,7 +174,9 @@ class LongDebertaV2Embeddings(DebertaV2Embeddings):
         mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        return super().forward(input_ids, token_type_ids, position_ids, None if mask is None else padding_mask(mask), inputs_embeds)
+        return super().forward(
+            input_ids, token_type_ids, position_ids, None if mask is None else padding_mask(mask), inputs_embeds
+        )
 
 
 class LongDebertaV2Convolution(ConvLayer):
@@ -191,7 +203,9 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if not runs_mechanisms(self):
-            return super().forward(hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
+            return super().forward(
+                hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
+            )
         if isinstance(attention_mask, MaskOfLayers):
             kwargs["global_attention_mask"], attention_mask = attention_mask.tokens, attention_mask.padding
         asking = hidden_states if query_states is None else query_states
@@ -204,7 +218,15 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
             places = self.pos_dropout(rel_embeddings)[: 2 * self.pos_ebd_size]
             terms = self._terms(query, key, places, kinds, scaling)
         output, weights = attend_by_mechanism(
-            self, query, key, value, attention_mask, scaling=scaling, position_bias=terms, output_attentions=output_attentions, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            position_bias=terms,
+            output_attentions=output_attentions,
+            **kwargs,
         )
         return output, weights if output_attentions else None
 

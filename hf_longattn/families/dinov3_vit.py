@@ -1,7 +1,7 @@
 """LongDINOv3ViT: DINOv3 (Siméoni et al. 2025), for images of any size.
 
-Rotary positions use coordinates from -1 to 1 over the image. With ``position_extension="tile"``, the coordinates restart in every tile of
-the old image's size."""
+Rotary positions use coordinates from -1 to 1 over the image. With ``position_extension="tile"``, the coordinates
+restart in every tile of the old image's size."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
 """LongMPNet: MPNet (Song et al. 2020). Its mechanism must allow terms on its scores and have no global tokens.
 
-The position table starts with two rows that are not positions. All layers also share one table of T5's relative position biases. It needs
-no extension, since all large distances have the last bucket.
+The position table starts with two rows that are not positions. All layers also share one table of T5's relative
+position biases. It needs no extension, since all large distances have the last bucket.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from ..modeling.family.long_config import LongEncoderConfig, runs_mechanisms
 from ..positions.relative import buckets
 
 NUM_BUCKETS, FURTHEST = 32, 128
-"""Number of buckets, and the smallest distance in the last bucket: constants of transformers' MPNet, not config fields."""
+"""Number of buckets, and the smallest distance in the last bucket: constants of transformers' MPNet, not config
+fields."""
 
 
 class LongMPNetEncoder(MPNetEncoder):
     """MPNetEncoder with one position bias per head and distance for mechanisms."""
 
-    def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS) -> Any:
+    def compute_position_bias(
+        self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS
+    ) -> Any:
         """A :class:`DistanceBias`, or ``(B, H, N, N)`` if no mechanism runs."""
         if not runs_mechanisms(self):
             return super().compute_position_bias(x, position_ids, num_buckets)

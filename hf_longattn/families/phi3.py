@@ -1,4 +1,5 @@
-"""LongPhi3: Phi-3 (Abdin et al. 2024), causal, fused projection, rotary positions. Some configs have a sliding window."""
+"""LongPhi3: Phi-3 (Abdin et al. 2024), causal, fused projection, rotary positions. Some configs have a sliding
+window."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class LongPhi3Config(LongConfig, Phi3Config):
     model_type = "long_phi3"
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """As in the base, but ``yarn`` without longrope's factors means YaRN. The base reads it as an old name of ``longrope``."""
+        """As in the base, but ``yarn`` without longrope's factors means YaRN. The base reads it as an old name of
+        ``longrope``."""
         rope_type = (self.rope_parameters or {}).get("rope_type")
         left = super().convert_rope_params_to_dict(**kwargs)
         if rope_type == "yarn" and "short_factor" not in self.rope_parameters:
@@ -25,7 +27,8 @@ class LongPhi3Config(LongConfig, Phi3Config):
         return left
 
     def validate_rope(self) -> None:
-        """Allow every rope type of transformers. The base allows only ``longrope``, but its rotary embedding supports all."""
+        """Allow every rope type of transformers. The base allows only ``longrope``, but its rotary embedding supports
+        all."""
         if self.rope_parameters.get("rope_type") == "longrope":
             super().validate_rope()
         else:

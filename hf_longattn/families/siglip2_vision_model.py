@@ -36,8 +36,11 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
 
     config: Any
 
-    def resize_positional_embeddings(self, positional_embeddings: Tensor, spatial_shapes: Tensor, max_length: int) -> Tensor:
-        """Positions ``(B, max_length, D)`` for images of ``spatial_shapes (B, 2)`` patches, from a table ``(height, width, D)``."""
+    def resize_positional_embeddings(
+        self, positional_embeddings: Tensor, spatial_shapes: Tensor, max_length: int
+    ) -> Tensor:
+        """Positions ``(B, max_length, D)`` for images of ``spatial_shapes (B, 2)`` patches, from a table
+        ``(height, width, D)``."""
         if self.config.position_extension != TILE:
             return super().resize_positional_embeddings(positional_embeddings, spatial_shapes, max_length)
         tables = [tiled_cells(positional_embeddings[None], *sizes).flatten(0, 2) for sizes in spatial_shapes.tolist()]

@@ -19,9 +19,12 @@ else:
 
 
 class TakesPackedRows(_Module):
-    """Mixin before a base's text embeddings. Packed rows may be longer than the table, since positions restart with every text."""
+    """Mixin before a base's text embeddings. Packed rows may be longer than the table, since positions restart with
+    every text."""
 
-    def forward(self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
+    ) -> Tensor:
         if input_ids is None or position_ids is None:
             return super().forward(input_ids, position_ids, inputs_embeds)
         return self.token_embedding(input_ids) + self.position_embedding(position_ids)
@@ -38,14 +41,16 @@ class PoolsEndToken(ReplacedModules):
             return outputs
         ids = ids.view(-1, ids.shape[-1]).int()
         end = self.config.eos_token_id
-        ends = (ids if end == 2 else (ids == end).int()).argmax(-1)  # configs of 2023 say 2; then the end is the highest id
+        # configs of 2023 say 2; then the end is the highest id
+        ends = (ids if end == 2 else (ids == end).int()).argmax(-1)
         states = outputs["last_hidden_state"]
         outputs["pooler_output"] = states[torch.arange(states.shape[0], device=states.device), ends.to(states.device)]
         return outputs
 
 
 class PoolsLastToken(ReplacedModules):
-    """Pools a text at its last real token, also if the base ran in segments, or at its last position without a mask (SigLIP)."""
+    """Pools a text at its last real token, also if the base ran in segments, or at its last position without a mask
+    (SigLIP)."""
 
     head: nn.Module
 

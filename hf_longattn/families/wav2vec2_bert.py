@@ -1,7 +1,8 @@
 """LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023), Conformer layers over feature rows of 20 ms.
 
-Relative positions are score terms that depend on query and distance: Transformer-XL's (``relative``), or Shaw's embeddings of clipped
-distances (``relative_key``). Rotary positions rotate the hidden states before they are projected, as in the base.
+Relative positions are score terms that depend on query and distance: Transformer-XL's (``relative``), or Shaw's
+embeddings of clipped distances (``relative_key``). Rotary positions rotate the hidden states before they are
+projected, as in the base.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ SinusoidsNear = Callable[[int, int], Tensor]
 
 
 class NearSinusoids(nn.Module):
-    """Mixin before the base's ``…RelPositionalEmbedding``. Returns a function that computes sinusoids for visible distances only."""
+    """Mixin before the base's ``…RelPositionalEmbedding``. Returns a function that computes sinusoids for visible
+    distances only."""
 
     config: Any
 
@@ -69,7 +71,11 @@ class ConformerAttention(nn.Module):
     dropout: nn.Dropout
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, relative_position_embeddings: Any = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        relative_position_embeddings: Any = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """The output, in the shape of ``hidden_states (B, N, C)``, and the weights if they are requested."""
         if not runs_mechanisms(self):
@@ -88,7 +94,9 @@ class ConformerAttention(nn.Module):
         elif self.position_embeddings_type == "relative_key":
             table = self.distance_embedding.weight.flip(0)[None]  # the table's rows are ordered by key - query
             term = DistanceTerm(query * self.scaling, table, self.right_max_position_embeddings, key)
-        output, weights = attend_by_mechanism(self, query, key, value, attention_mask, scaling=self.scaling, position_bias=term, **kwargs)
+        output, weights = attend_by_mechanism(
+            self, query, key, value, attention_mask, scaling=self.scaling, position_bias=term, **kwargs
+        )
         return self.linear_out(output), weights
 
     def _heads(self, projected: Tensor) -> Tensor:
@@ -97,7 +105,8 @@ class ConformerAttention(nn.Module):
 
 
 def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
-    """Hidden states ``(B, N, C)`` rotated by their positions. A Conformer's attention does this before its projections.
+    """Hidden states ``(B, N, C)`` rotated by their positions. A Conformer's attention does this before its
+    projections.
 
     Raises:
         BackendError: the module has no method for it.
@@ -128,7 +137,9 @@ FAMILY = Family(
         },
         OnTheBackend,
     ),
-    attention=AttentionNames(query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size"),
+    attention=AttentionNames(
+        query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size"
+    ),
     spec=AudioSpec(
         input="input_features",
         rate=50,

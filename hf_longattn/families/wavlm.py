@@ -1,7 +1,7 @@
 """LongWavLM: WavLM (Chen et al. 2022), wav2vec 2.0 with biases by distance bucket and a gate per query.
 
-The base calls PyTorch's multi-head attention with a bias for all query-key pairs. Here the product of gate (a number per query and head)
-and bias (a number per distance and head) is a term of the mechanism's scores.
+The base calls PyTorch's multi-head attention with a bias for all query-key pairs. Here the product of gate (a number
+per query and head) and bias (a number per distance and head) is a term of the mechanism's scores.
 """
 
 from __future__ import annotations
@@ -45,13 +45,19 @@ class LongWavLMAttention(WavLMAttention):
     is_causal = False
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Any = None, index: int = 0, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Any = None,
+        index: int = 0,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Any]:
         """The output ``(B, N, C)``, the weights, and the first layer's :meth:`biases`, for the next layer.
 
         Args:
             attention_mask: ``(B, N)``, 1 = real.
-            position_bias: the first layer's method :meth:`biases`. A tensor would lose its gradients in gradient checkpointing.
+            position_bias: the first layer's method :meth:`biases`. A tensor would lose its gradients in gradient
+                checkpointing.
         """
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
@@ -64,12 +70,21 @@ class LongWavLMAttention(WavLMAttention):
                 batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask.bool()
             )
         output, weights = attend_by_mechanism(
-            self, query, key, value, attention_mask, scaling=self.scaling, dropout=self.dropout, position_bias=term, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.dropout,
+            position_bias=term,
+            **kwargs,
         )
         return self.out_proj(output), weights, biases
 
     def biases(self) -> Tensor:
-        """Biases ``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``; constant beyond."""
+        """Biases ``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``; constant
+        beyond."""
         distances = torch.arange(-self.max_distance, self.max_distance + 1, device=self.rel_attn_embed.weight.device)
         return self.rel_attn_embed(distance_buckets(self, -distances)).t()
 
@@ -85,7 +100,11 @@ FAMILY = Family(
     long_config(__name__, LongAudioConfig, WavLMConfig),
     mixin=replacing(
         __name__,
-        {WavLMAttention: LongWavLMAttention, WavLMFeatureEncoder: FeatureEncoderInChunks, WavLMFeedForward: FramesInChunks},
+        {
+            WavLMAttention: LongWavLMAttention,
+            WavLMFeatureEncoder: FeatureEncoderInChunks,
+            WavLMFeedForward: FramesInChunks,
+        },
         OnTheBackend,
     ),
     spec=replace(WAV2VEC2, positions="convolved and relative"),

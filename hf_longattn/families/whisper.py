@@ -1,7 +1,7 @@
 """LongWhisper: Whisper (Radford et al. 2022), with an encoder for sounds of any length.
 
-The base's encoder reads exactly 30 seconds, but its sinusoidal positions can be continued. The decoder, with full attention and a position
-table, is unchanged."""
+The base's encoder reads exactly 30 seconds, but its sinusoidal positions can be continued. The decoder, with full
+attention and a position table, is unchanged."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class LongWhisperConfig(LongAudioConfig, WhisperConfig):
 
 @dataclass(frozen=True)
 class WhisperSpec(AudioSpec):
-    """Spectrograms ``(B, mel bins, rows)``. The base reads only the number of rows for which its table has positions."""
+    """Spectrograms ``(B, mel bins, rows)``. The base reads only the number of rows for which its table has
+    positions."""
 
     def trained_seconds(self, config: Any) -> float:
         return float(config.max_source_positions * ROWS_PER_FRAME / ROWS_PER_SECOND)
@@ -61,14 +62,15 @@ class WhisperSpec(AudioSpec):
         return math.ceil(seconds)
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """As in the base class, but without a check of the mask. The encoder reads padding as silence, without a mask."""
+        """As in the base class, but without a check of the mask. The encoder reads padding as silence, without a
+        mask."""
         sound = arguments.get(self.input)
         if sound is None:
             return
         if sound.dim() != 3 or sound.shape[1] != config.num_mel_bins:
             raise InputError(
-                f"{self.input} has shape {tuple(sound.shape)}, but must be (batch, {config.num_mel_bins} mel bins, rows) as the model's "
-                "feature extractor makes it."
+                f"{self.input} has shape {tuple(sound.shape)}, but must be (batch, {config.num_mel_bins} mel bins, "
+                "rows) as the model's feature extractor makes it."
             )
         super().check(config, {self.input: self.as_input(sound)}, values=values)
 
@@ -79,7 +81,8 @@ class EncoderOfAnyLength(WhisperEncoder):
     @merge_with_config_defaults
     @capture_outputs
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
-        """States ``(B, frames, D)`` of ``input_features (B, mel bins, rows)``. As in the base, the mask is not read."""
+        """States ``(B, frames, D)`` of ``input_features (B, mel bins, rows)``. As in the base, the mask is not
+        read."""
         states = gelu(self.conv2(gelu(self.conv1(input_features)))).mT.contiguous()  # rows contiguous in memory
         states = dropout(states + positions(self.embed_positions.weight, states.shape[1]), self.dropout, self.training)
         for layer in self.layers:
@@ -108,7 +111,9 @@ class WhisperOfAnyLength(_Base):
         of_any_length = isinstance(self, WhisperEncoder)
         return super().call_base(EncoderOfAnyLength.forward if of_any_length else base_forward, arguments)
 
-    def _prepare_decoder_input_ids_for_generation(self, *, model_kwargs: dict[str, Any], **others: Any) -> tuple[Any, dict[str, Any]]:
+    def _prepare_decoder_input_ids_for_generation(
+        self, *, model_kwargs: dict[str, Any], **others: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """Return a prompt unchanged, as transformers does for the base by its model type."""
         if "decoder_input_ids" in model_kwargs:
             return model_kwargs.pop("decoder_input_ids"), model_kwargs
@@ -116,7 +121,8 @@ class WhisperOfAnyLength(_Base):
 
 
 def _in_longer_segments(generate: Any) -> Any:
-    """Wrap ``generate`` so that its segments have ``long_audio_seconds`` instead of ``max_source_positions`` frames."""
+    """Wrap ``generate`` so that its segments have ``long_audio_seconds`` instead of ``max_source_positions``
+    frames."""
 
     @functools.wraps(generate)
     def generate_in_longer_segments(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +148,8 @@ def why_train(config: Any, head: str) -> str:
     if not head.endswith("ForConditionalGeneration"):
         return ""
     return (
-        f"the decoder was trained to write what is said in {SPEC.trained_seconds(config):g} seconds, in {config.max_target_positions} "
+        f"the decoder was trained to write what is said in {SPEC.trained_seconds(config):g} seconds, in "
+        f"{config.max_target_positions} "
         "tokens at most and with timestamps up to there"
     )
 

@@ -64,24 +64,53 @@ TASKS = {
     "AutoModelForAudioClassification": "audio-classification",
 }
 """Auto class of a head -> its task, by its name on the Hub. Other heads have no task there."""
-AUTO_CLASSES = {**{task: auto for auto, task in TASKS.items()}, "feature-extraction": "AutoModel", "image-feature-extraction": "AutoModel"}
+AUTO_CLASSES = {
+    **{task: auto for auto, task in TASKS.items()},
+    "feature-extraction": "AutoModel",
+    "image-feature-extraction": "AutoModel",
+}
 """Task, by its name on the Hub -> the Auto class that loads models for it."""
 INHERITED = ("license", "license_name", "license_link", "language", "datasets", "tags", "base_model")
 """Metadata that a model takes over from its source. Its results are those of another model."""
-FORMATS = frozenset((
-    "coreml", "flax", "gguf", "jax", "keras", "mlx", "onnx", "openvino", "pytorch", "rust", "safetensors", "tensorflow", "tf", "tf-keras",
-    "tflite", "torch", "transformers",
-))  # fmt: skip
+FORMATS = frozenset(
+    (
+        "coreml",
+        "flax",
+        "gguf",
+        "jax",
+        "keras",
+        "mlx",
+        "onnx",
+        "openvino",
+        "pytorch",
+        "rust",
+        "safetensors",
+        "tensorflow",
+        "tf",
+        "tf-keras",
+        "tflite",
+        "torch",
+        "transformers",
+    )
+)
 """Tags that name a file format. They describe the source's files, so a converted model does not inherit them."""
 NEW_TOKENS = 20
 """Tokens that a card's example generates."""
 REMOTE_CODE = (
-    "A program that does not import hf_longattn passes `trust_remote_code=True` to `from_pretrained`: a file in this repository imports "
-    "hf_longattn, which must be installed."
+    "A program that does not import hf_longattn passes `trust_remote_code=True` to `from_pretrained`: a file in this "
+    "repository imports hf_longattn, which must be installed."
 )
 
 
-NOTHING_MORE = {"unit": "", "task": None, "metric_type": "", "system": "", "n": None, "standard_error": None, "split": None}
+NOTHING_MORE = {
+    "unit": "",
+    "task": None,
+    "metric_type": "",
+    "system": "",
+    "n": None,
+    "standard_error": None,
+    "split": None,
+}
 """The fields that a measured result may have besides ``dataset``, ``metric`` and ``value``; see :func:`model_card`."""
 
 
@@ -118,31 +147,41 @@ def model_card(
     Args:
         model_dir: a saved model.
         base_model: the Hub name of the model it was made from. Omit it for a local folder.
-        source: folder or Hub name of a model whose metadata is inherited; by default, without a card, the report's source.
+        source: folder or Hub name of a model whose metadata is inherited; by default, without a card, the report's
+            source.
         report: the conversion's report; by default the folder's ``conversion_report.json``.
-        results: measured results, each with ``dataset`` and ``metric``, which are readable names ("exact match"), and a finite ``value``;
-            perhaps with ``unit`` ("%", "s", "nats"), ``n`` (the number of examples), ``standard_error``, ``split``, ``task`` (by
-            its name on the Hub; default: the model's) and ``metric_type``. Results with a ``system`` are compared in the table, and left
-            out of the metadata (``model-index``).
+        results: measured results, each with ``dataset`` and ``metric``, which are readable names ("exact match"), and
+            a finite ``value``; perhaps with ``unit`` ("%", "s", "nats"), ``n`` (the number of examples),
+            ``standard_error``, ``split``, ``task`` (by its name on the Hub; default: the model's) and ``metric_type``.
+            Results with a ``system`` are compared in the table, and left out of the metadata (``model-index``).
         name: Hub name or path from which readers load the model; by default ``model_dir``.
-        title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config implies.
-        metadata: license, language, datasets, tags or other fields of ``ModelCardData``. Those of :data:`INHERITED` that are not given
-            come from the cards of the folder and of the source.
+        title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config
+            implies.
+        metadata: license, language, datasets, tags or other fields of ``ModelCardData``. Those of :data:`INHERITED`
+            that are not given come from the cards of the folder and of the source.
 
     Raises:
-        CheckpointError: the folder has no readable ``config.json``, or a file has values from which no card can be made.
+        CheckpointError: the folder has no readable ``config.json``, or a file has values from which no card can be
+            made.
         LongAttentionError: a result is not a finite number.
     """
     folder, name = Path(model_dir), name or str(model_dir)
     config, report = read_config(folder), (read_report(folder) if report is None else report) or {}
-    with checkpoint_errors(f"No card of {str(folder)!r} can be made from its config.json, its {CONVERSION_REPORT} and these results"):
+    with checkpoint_errors(
+        f"No card of {str(folder)!r} can be made from its config.json, its {CONVERSION_REPORT} and these results"
+    ):
         rows = [{**NOTHING_MORE, **row} for row in results]
-        if wrong := next((row for row in rows if not isinstance(row["value"], int | float) or not math.isfinite(row["value"])), None):
+        if wrong := next(
+            (row for row in rows if not isinstance(row["value"], int | float) or not math.isfinite(row["value"])), None
+        ):
             raise LongAttentionError(
-                f"The result {wrong['metric']!r} on {wrong['dataset']!r} is {wrong['value']!r}, but must be a finite number."
+                f"The result {wrong['metric']!r} on {wrong['dataset']!r} is {wrong['value']!r}, but must be a finite "
+                "number."
             )
         plan, text_config = report.get("plan") or {}, config.get("text_config")
-        backbone = text_config if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict) else config
+        backbone = (
+            text_config if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict) else config
+        )
         modality = modality_in(backbone)
         of_model = modality.config_of(backbone)
         length = int(plan.get("new_length") or modality.sizes(of_model).new.tokens)
@@ -152,10 +191,15 @@ def model_card(
         auto = auto_class_name(SimpleNamespace(model_type=config.get("model_type")), architecture)
         auto = auto or (architecture if architecture.startswith("AutoModel") else "")
         example = modality_in(config).example(folder, config, length - NEW_TOKENS * (auto == "AutoModelForCausalLM"))
-        graph = None if any(folder.glob("*.safetensors")) else next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
+        graph = (
+            None
+            if any(folder.glob("*.safetensors"))
+            else next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
+        )
         library = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}.get(graph or "", "transformers")
         task = None if "For" in architecture or "Heads" in architecture else example.task
-        if example.task is not None and (auto != "AutoModelForSeq2SeqLM" or architecture.endswith("MTModel")):  # others do many tasks
+        # others do many tasks
+        if example.task is not None and (auto != "AutoModelForSeq2SeqLM" or architecture.endswith("MTModel")):
             task = TASKS.get(auto, task)
         if sentences is not None:
             task, library = "text-ranking" if sentences == RERANKER else "sentence-similarity", "sentence-transformers"
@@ -163,7 +207,8 @@ def model_card(
 
         # Its attention.
         attentions, takes_globals = attentions_of(backbone), False
-        stacks = {tower: getattr(of_model, tower_field(tower), of_model) for tower in attentions}  # or the model's own config
+        # or the model's own config
+        stacks = {tower: getattr(of_model, tower_field(tower), of_model) for tower in attentions}
         if "" in attentions and not is_generic(config) and config.get("question_separator_id") is None:
             takes_globals = prototype(attentions[""].mechanism, attentions[""].options).capabilities.takes_globals
 
@@ -174,8 +219,12 @@ def model_card(
         of_source = inherited_metadata(origin) if origin else {}
         of_source.pop("base_model", None)  # the source's, not this model's
         if auto in TASKS and sentences is None:
-            of_source["tags"] = [tag for tag in of_source.get("tags", ()) if not tag.startswith(("sentence-", "feature-"))]
-        metadata = with_inherited({"base_model": base_model, **metadata}, with_inherited(inherited_metadata(folder), of_source))
+            of_source["tags"] = [
+                tag for tag in of_source.get("tags", ()) if not tag.startswith(("sentence-", "feature-"))
+            ]
+        metadata = with_inherited(
+            {"base_model": base_model, **metadata}, with_inherited(inherited_metadata(folder), of_source)
+        )
         start = f"`{architecture}`"
         if isinstance(base := metadata.get("base_model"), str):
             start = f"{'Fine-tuned' if training else 'Converted'} from `{in_one_line(public_name(base))}`"
@@ -186,23 +235,47 @@ def model_card(
         metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
         measured = []  # the card's ``model-index``
         for row in (row for row in rows if not row["system"]):
-            dataset, metric = (re.sub(r"[\W_]+", "_", row[field].lower()).strip("_") for field in ("dataset", "metric"))
+            dataset, metric = (
+                re.sub(r"[\W_]+", "_", row[field].lower()).strip("_") for field in ("dataset", "metric")
+            )
             about = {"dataset_split": row["split"], "metric_name": row["metric"]}
             kind = row["task"] or task or "other"
             value = float(f"{row['value']:.5g}")
             measured.append(EvalResult(kind, dataset, row["dataset"], row["metric_type"] or metric, value, **about))
         data = ModelCardData(**metadata, eval_results=measured or None)
         card = ModelCard.from_template(
-            data, str(Path(__file__).with_name("card.md")), title=title, introduction=introduction, made=start, plan=plan, length=length,
-            old_length=length_before_conversion(of_model), architecture=architecture, auto=auto, sentences=sentences, graph=graph,
-            ours=ours, example=example, attentions=attentions, takes_globals=takes_globals, new_tokens=NEW_TOKENS, config=config,
-            report=report, rows=rows, training=training.strip(), line=in_one_line,
-            quoted=json.dumps(name, ensure_ascii=CONTROL.search(name) is not None), remote_code=REMOTE_CODE if "auto_map" in config else "",
-            layers={tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)])) for tower, stack in stacks.items()},
+            data,
+            str(Path(__file__).with_name("card.md")),
+            title=title,
+            introduction=introduction,
+            made=start,
+            plan=plan,
+            length=length,
+            old_length=length_before_conversion(of_model),
+            architecture=architecture,
+            auto=auto,
+            sentences=sentences,
+            graph=graph,
+            ours=ours,
+            example=example,
+            attentions=attentions,
+            takes_globals=takes_globals,
+            new_tokens=NEW_TOKENS,
+            config=config,
+            report=report,
+            rows=rows,
+            training=training.strip(),
+            line=in_one_line,
+            quoted=json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
+            remote_code=REMOTE_CODE if "auto_map" in config else "",
+            layers={
+                tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)]))
+                for tower, stack in stacks.items()
+            },
             next_step=in_one_line(next_step(report.get("next_step") or {}, name)),
             limits=[*limits_of(modality, of_model, attentions), *limits],
             versions={"hf_longattn": __version__, **(report.get("versions") or {})},
-        )  # fmt: skip
+        )
         text = re.sub(r"\n{3,}", "\n\n", str(card))
         text.encode()  # names may contain bytes that are not UTF-8
         return ModelCard(text)
@@ -213,13 +286,16 @@ def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     chosen = config.get("long_attention") or {}
     if chosen and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
-    parts = {name: (config.get(tower_field(name)) or {}).get("long_attention") for name in modality_in(config).tower_names}
+    parts = {
+        name: (config.get(tower_field(name)) or {}).get("long_attention") for name in modality_in(config).tower_names
+    }
     parts = {name: part for name, part in parts.items() if part} or chosen.get(TOWERS, {})
     return {name: LongAttentionConfig.from_dict(part) for name, part in parts.items()}
 
 
 def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
-    """The limits of a model, one or two sentences each: the longest input, and the maximum length with full attention."""
+    """The limits of a model, one or two sentences each: the longest input, and the maximum length with full
+    attention."""
     limits = list[str]()
     for name, part in modality.parts.items():
         of_part = getattr(config, tower_field(name)) if name else config
@@ -227,29 +303,43 @@ def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAtte
         if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
         elif hasattr(of_part, "attending") and (back := positions_without_end(part.family, of_part)) is not None:
-            limits.append(f"Its texts may be of any length: no query looks back more than {back:,} positions, its own included.")
+            limits.append(
+                f"Its texts may be of any length: no query looks back more than {back:,} positions, its own included."
+            )
         elif longest.tokens:
-            limits.append(f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified.")
+            limits.append(
+                f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified."
+            )
         if name in attentions and not part.drawn:
             whose = f"The attention of the tower {name}" if name else "Its attention"
             layers, causal = getattr(of_part, "attending", (1, False))
-            limits.append(f"{whose} {equality_with_full(attentions[name], layers, causal, longest.tokens, part.nouns)}.")
+            limits.append(
+                f"{whose} {equality_with_full(attentions[name], layers, causal, longest.tokens, part.nouns)}."
+            )
             if getattr(of_part, "decoder_long_attention", None) is not None:
                 of_decoder = equality_with_full(of_part.decoder_attention, of_part.decoder_layers, True, None, "texts")
                 limits.append(f"The self-attention of its decoder {of_decoder}.")
     return [*dict.fromkeys(limits)]
 
 
-def equality_with_full(attention: LongAttentionConfig, layers: int, causal: bool, longest: int | None, nouns: str) -> str:
+def equality_with_full(
+    attention: LongAttentionConfig, layers: int, causal: bool, longest: int | None, nouns: str
+) -> str:
     """Maximum length, at most ``longest``, at which the attention of a stack equals full attention, as a predicate."""
-    mechanisms, lengths = [prototype(*attention.for_layer(layer)) for layer in range(layers)], range(1, 1 + (longest or 2**20))
-    exact = bisect_left(lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms))
+    mechanisms, lengths = (
+        [prototype(*attention.for_layer(layer)) for layer in range(layers)],
+        range(1, 1 + (longest or 2**20)),
+    )
+    exact = bisect_left(
+        lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms)
+    )
     upto = f"on {nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
     return f"equals full attention {upto}" if exact else "never equals full attention"
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:
-    """Shell command or advice on training the model ``name``, from ``next_step`` of its conversion report. Empty if there is none."""
+    """Shell command or advice on training the model ``name``, from ``next_step`` of its conversion report. Empty if
+    there is none."""
     if step.get("command"):
         return shlex.join(word.replace("{model}", name) for word in step["command"])
     return (step.get("advice") or "").replace("{model}", name)
@@ -269,7 +359,8 @@ def origin_of(source: str) -> str:
 
 
 def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[str, Any]:
-    """The fields in :data:`INHERITED` of the card of a folder, or of a Hub repository in the cache. Without tags in :data:`FORMATS`.
+    """The fields in :data:`INHERITED` of the card of a folder, or of a Hub repository in the cache. Without tags in
+    :data:`FORMATS`.
 
     If the card cannot be read, warns and returns none.
 
@@ -288,13 +379,18 @@ def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[st
     fields = {name: data[name] for name in INHERITED if data.get(name)}
     tags = fields.pop("tags", None)
     if isinstance(tags, str | list):
-        fields["tags"] = [str(tag) for tag in ([tags] if isinstance(tags, str) else tags) if str(tag).lower() not in FORMATS]
+        fields["tags"] = [
+            str(tag) for tag in ([tags] if isinstance(tags, str) else tags) if str(tag).lower() not in FORMATS
+        ]
     return fields
 
 
 def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """``stated`` completed by ``inherited``. Tags are merged; a stated licence also drops the inherited licence's name and link."""
-    rest = {name: value for name, value in inherited.items() if not (stated.get("license") and name.startswith("license"))}
+    """``stated`` completed by ``inherited``. Tags are merged; a stated licence also drops the inherited licence's name
+    and link."""
+    rest = {
+        name: value for name, value in inherited.items() if not (stated.get("license") and name.startswith("license"))
+    }
     merged = {**rest, **{name: value for name, value in stated.items() if value}}
     return {**merged, "tags": sorted({*inherited.get("tags", []), *(stated.get("tags") or [])})}
 
@@ -309,7 +405,8 @@ def read_card(path: Path) -> ModelCard:
 
 
 def from_source(source: str) -> dict[str, Any]:
-    """Arguments of :func:`model_card` for a model loaded from ``source``, the base model or a folder whose card names it."""
+    """Arguments of :func:`model_card` for a model loaded from ``source``, the base model or a folder whose card names
+    it."""
     if not source:
         return {}
     inherited = inherited_metadata(source, download=True)

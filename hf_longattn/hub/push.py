@@ -26,11 +26,26 @@ from ..modeling.family.registration import auto_classes, mapped_names
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_report
 
 LEFT_OUT = (
-    ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "trainer_state.json", "optimizer.*",
-    "scheduler.pt", "scaler.pt", "rng_state*", "__pycache__", "*_report.json", "training_log.json", "*_results.json", *PREDICTIONS,
-)  # fmt: skip
-"""Patterns of files that are not uploaded. Reports and logs name local files; the card has their results. Predictions quote the data.
-``training_args.bin`` is a pickle that may contain a Hub token. All others belong to a training run."""
+    ".*",
+    "checkpoint-*",
+    "checkpoints",
+    "stage1",
+    "converted",
+    "runs",
+    "training_args.bin",
+    "trainer_state.json",
+    "optimizer.*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*",
+    "__pycache__",
+    "*_report.json",
+    "training_log.json",
+    "*_results.json",
+    *PREDICTIONS,
+)
+"""Patterns of files that are not uploaded. Reports and logs name local files; the card has their results. Predictions
+quote the data. ``training_args.bin`` is a pickle that may contain a Hub token. All others belong to a training run."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2")
 NAMED = re.compile(r'<!-- hf_longattn: .*?("(?:[^"\\]|\\.)*").*? -->')
 """The HTML comment in a card with the model name in its code."""
@@ -49,7 +64,8 @@ class PushReport:
     private: bool
     files: tuple[str, ...]  # in the commit
     left_out: tuple[str, ...]  # files of the folder that were not uploaded
-    card: str  # which one the repository has: "the folder's", a newly "written" one, or "the repository's", which is unchanged
+    # which one the repository has: "the folder's", a newly "written" one, or "the repository's", which is unchanged
+    card: str
 
 
 def push_model(
@@ -67,8 +83,9 @@ def push_model(
 ) -> PushReport:
     """Upload a saved model in one commit. Other files of the repository stay.
 
-    After a broken connection, call it again: large files that have arrived are not sent again. A link is followed if its target is inside
-    the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link is refused.
+    After a broken connection, call it again: large files that have arrived are not sent again. A link is followed if
+    its target is inside the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link is
+    refused.
 
     Args:
         folder: a saved model.
@@ -78,11 +95,13 @@ def push_model(
         token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
         remote_code: add the file for `trust_remote_code`, see :func:`hf_longattn.hub.write_remote_code`.
         leave_out: patterns of further files and folders that are not uploaded.
-        contents: arguments of :func:`hf_longattn.hub.model_card`, used if neither the folder nor the repository has a card.
+        contents: arguments of :func:`hf_longattn.hub.model_card`, used if neither the folder nor the repository has a
+            card.
         commit: more arguments of ``HfApi.create_commit``.
 
     Raises:
-        CheckpointError: the folder is not a saved model, or contains an unreadable file or a link that leads elsewhere.
+        CheckpointError: the folder is not a saved model, or contains an unreadable file or a link that leads
+            elsewhere.
         HubError: no access, no connection, or a file that contains a Hub token.
     """
     path = Path(folder).expanduser()
@@ -104,7 +123,13 @@ def push_model(
         is_private = bool(api.model_info(name).private)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        card = "the folder's" if has_card else "the repository's" if api.file_exists(name, "README.md", revision=revision) else "written"
+        card = (
+            "the folder's"
+            if has_card
+            else "the repository's"
+            if api.file_exists(name, "README.md", revision=revision)
+            else "written"
+        )
     if card == "written":
         changed["README.md"] = str(model_card(path, name=name, **contents))
     sent = sorted({*files, *changed})
@@ -112,11 +137,14 @@ def push_model(
     with translated_errors(repo_id, token):  # upload_folder could not send a changed card
         message = commit_message or f"Upload {path.resolve().name}"
         done = api.create_commit(name, added, commit_message=message, revision=revision, **commit)
-    return PushReport(name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card)
+    return PushReport(
+        name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card
+    )
 
 
 def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
-    """Check whether an upload is possible, before the work that produces its files. Returns the full name of the repository.
+    """Check whether an upload is possible, before the work that produces its files. Returns the full name of the
+    repository.
 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
@@ -125,13 +153,19 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
     if used and not used.isascii():
         raise HubError(f"The token for {repo_id!r} has characters that no token of the Hub has; copy it again.")
     if not used:
-        raise HubError(f"{repo_id!r} needs a token; log in with `hf auth login`, set HF_TOKEN, or add --token (trainings: --hub-token).")
+        raise HubError(
+            f"{repo_id!r} needs a token; log in with `hf auth login`, set HF_TOKEN, or add --token (trainings: "
+            "--hub-token)."
+        )
     with translated_errors(repo_id, token):
         api = HfApi(token=token)
         user = api.whoami()["name"]
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         if private and api.repo_exists(name) and not api.model_info(name).private:
-            raise HubError(f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub first.")
+            raise HubError(
+                f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub "
+                "first."
+            )
     return name
 
 
@@ -140,7 +174,8 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
 
     Args:
         folder: a saved model. Our card replaces transformers' placeholder card in it; any other card stays.
-        source: the folder or Hub name from which the model was loaded. Its card gives licence, language, data sets and tags.
+        source: the folder or Hub name from which the model was loaded. Its card gives licence, language, data sets and
+            tags.
         arguments: more arguments of :func:`push_model`.
     """
     readme, contents = Path(folder) / "README.md", {}
@@ -172,7 +207,11 @@ def refuse_tokens(folder: Path, files: Collection[str], token: str | bool | None
         HubError: a file contains a token.
     """
     known = token if isinstance(token, str) else get_token()
-    for path in (folder / file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in (*WEIGHTS, "*.onnx.data"))):
+    for path in (
+        folder / file
+        for file in files
+        if not any(fnmatch.fnmatch(file, pattern) for pattern in (*WEIGHTS, "*.onnx.data"))
+    ):
         content = path.read_bytes()
         holds_token = bool(known) and str(known).encode(errors="surrogatepass") in content
         if holds_token or any(len(match[0]) >= 30 for match in re.finditer(TOKEN.pattern.encode(), content)):
@@ -206,7 +245,9 @@ try:
 except ModuleNotFoundError as error:
     if str(error.name).partition(".")[0] != "hf_longattn":
         raise
-    raise ImportError("This model needs hf_longattn; type: pip install . in a clone of the hf_longattn repository.") from error
+    raise ImportError(
+        "This model needs hf_longattn; type: pip install . in a clone of the hf_longattn repository."
+    ) from error
 '''
 
 
@@ -214,9 +255,11 @@ def write_remote_code(folder: str | Path) -> list[str]:
     """Write a file that imports the classes of a saved Long model from this package.
 
         write_remote_code("my-long-bert")
-        AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)  # in a program that does not import hf_longattn
+        AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)  # in a program that does not import
+        hf_longattn
 
-    ``config.json`` names the classes of that file under ``auto_map``. The package must be installed where the model is loaded.
+    ``config.json`` names the classes of that file under ``auto_map``. The package must be installed where the model is
+    loaded.
 
     Args:
         folder: a saved Long model. A file of an earlier call is replaced; no other file but ``config.json`` changes.
@@ -225,18 +268,24 @@ def write_remote_code(folder: str | Path) -> list[str]:
         The names of the files written.
 
     Raises:
-        CheckpointError: the model is not a Long model, the folder cannot be written, or another file has the name of the file.
+        CheckpointError: the model is not a Long model, the folder cannot be written, or another file has the name of
+            the file.
     """
     path = Path(folder)
     values = read_config(path)
     model_type = str(values.get("model_type"))
     if not model_type.startswith("long_") or is_generic(values) or model_type not in CONFIG_MAPPING_NAMES:
         raise CheckpointError(
-            f"{str(folder)!r} holds a model of type {values.get('model_type')!r}, which needs no code of this package; omit --remote-code."
+            f"{str(folder)!r} holds a model of type {values.get('model_type')!r}, which needs no code of this "
+            "package; omit --remote-code."
         )
     file = path / f"modeling_{module_name(model_type)}.py"
-    if os.path.lexists(file) and not (file.is_file() and file.read_bytes().startswith(FILE.partition("\n")[0].encode())):
-        raise CheckpointError(f"{str(file)!r} would be replaced, but hf_longattn did not write it; rename it or move it away.")
+    if os.path.lexists(file) and not (
+        file.is_file() and file.read_bytes().startswith(FILE.partition("\n")[0].encode())
+    ):
+        raise CheckpointError(
+            f"{str(file)!r} would be replaced, but hf_longattn did not write it; rename it or move it away."
+        )
     classes = {"AutoConfig": CONFIG_MAPPING_NAMES[model_type]}
     for auto, table in auto_classes():
         if names := mapped_names(table).get(model_type):

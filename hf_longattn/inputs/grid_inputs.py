@@ -1,4 +1,5 @@
-"""Images, whose patches lie on a grid. The model interpolates or tiles its position table when it runs, so the stored one stays."""
+"""Images, whose patches lie on a grid. The model interpolates or tiles its position table when it runs, so the stored
+one stays."""
 
 from __future__ import annotations
 
@@ -21,7 +22,15 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.capabilities import grid_blocks, on_grid
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.family.definition import without_head
-from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE, INTERPOLATE_ARGUMENT, PIXELS, TILE, check_mechanism_for_grid, image_size
+from ..modeling.family.grid_spec import (
+    IMAGE_SIZE,
+    INTERPOLATE,
+    INTERPOLATE_ARGUMENT,
+    PIXELS,
+    TILE,
+    check_mechanism_for_grid,
+    image_size,
+)
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .modality import AUTO, Example, InputSize, InputSizes
 from .running import run_model
@@ -83,12 +92,16 @@ class Images(UserFiles):
         return torch.as_tensor((processor or self.required)(images=image, return_tensors="pt")[PIXELS])
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
-        """The arguments of ``forward`` for each image, processed at ``size``. Raises an error if the processor outputs another size."""
-        processor = type(self.required).from_dict({**self.required.to_dict(), **size_fields(self.required, size.value)})
+        """The arguments of ``forward`` for each image, processed at ``size``. Raises an error if the processor outputs
+        another size."""
+        processor = type(self.required).from_dict(
+            {**self.required.to_dict(), **size_fields(self.required, size.value)}
+        )
         values = [self.processed(file, processor) for file in self.needed()]
         if wrong := next((shape for each in values if (shape := tuple(each.shape[-2:])) != size.value), None):
             raise InputError(
-                f"The image processor in {str(self.folder)!r} makes images of {self.spec.describe(wrong)} where {size.words} are needed; "
+                f"The image processor in {str(self.folder)!r} makes images of {self.spec.describe(wrong)} where "
+                f"{size.words} are needed; "
                 "set do_resize and size in its file."
             )
         return [self.spec.arguments(self.config, each) for each in values]
@@ -116,7 +129,9 @@ class GridModality(SizedModality):
         typed = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip().lower()) if isinstance(value, str) else None
         sides = value if typed is None else [int(side) for side in typed.groups(typed[1])]
         if isinstance(sides, str) or len(size := image_size(sides)) != 2:
-            raise InputError(f"An image size is {value!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+            raise InputError(
+                f"An image size is {value!r:.40}, but must be pixels, or height and width: 1024, or 768x1024."
+            )
         grid = self.spec.of_size(config, size)
         return InputSize(size, grid.length, self.spec.describe(size), IMAGE_SIZE, grid)
 
@@ -135,20 +150,21 @@ class GridModality(SizedModality):
         config = architecture.source_config
         if self.spec.shapes is not None:
             raise InputError(
-                f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no size to convert; load "
-                "it with its Long class, whose config takes long_attention."
+                f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no "
+                "size to convert; load it with its Long class, whose config takes long_attention."
             )
         old, read = self.spec.sizes(config)
         sizes = self.between(config, old, read if request.image_size is None else request.image_size, reads_new=True)
         if any(after < before for after, before in zip(sizes.new.value, old, strict=True)):
             raise InputError(
-                f"The source reads images of {sizes.old.words} and conversion only enlarges them: {sizes.new.words} are too few, give at "
+                f"The source reads images of {sizes.old.words} and conversion only enlarges them: {sizes.new.words} "
+                "are too few, give at "
                 f"least --image-size {'x'.join(map(str, old))}."
             )
         if sizes.grows and len(set(sizes.old.grid.sizes)) > 1:
             raise OptionError(
-                f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
-                "transformers resizes square ones only; leave --image-size out."
+                f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} "
+                "positions, and transformers resizes square ones only; leave --image-size out."
             )
 
         # by default, windows are as large as the source's grid
@@ -159,15 +175,23 @@ class GridModality(SizedModality):
             named = request.mechanism is not None or bool(request.layers)
             values = (request if named else replace(request, mechanism=default)).attention().to_dict()
             window = list(sides) if len(set(sides)) > 1 else sides[0]
-            attention = completed(values, {"window": window}, lambda choice: choice.get("mechanism") == default and "window" not in choice)
-        strategy, warnings = self.positions(request.positions, attention, self.layers(architecture, attention, sizes), sizes)
+            attention = completed(
+                values,
+                {"window": window},
+                lambda choice: choice.get("mechanism") == default and "window" not in choice,
+            )
+        strategy, warnings = self.positions(
+            request.positions, attention, self.layers(architecture, attention, sizes), sizes
+        )
 
         processor = load_processor(source.folder, self.files.part)
         processed = None if processor is None else processed_size(processor)
         if processed is not None and processed != sizes.old.value and self.spec.interpolates:
             raise CheckpointError(
-                f"The image processor of {source.name!r} makes images of {self.spec.describe(processed)}, but its config.json says "
-                f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or {IMAGE_SIZE}."
+                f"The image processor of {source.name!r} makes images of {self.spec.describe(processed)}, but its "
+                "config.json says "
+                f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or "
+                f"{IMAGE_SIZE}."
             )
         changes = size_fields(processor, sizes.new.value) if processor is not None and sizes.grows else {}
         return self.planned(source, architecture, sizes, attention, strategy, warnings, processor, changes)
@@ -178,7 +202,8 @@ class GridModality(SizedModality):
         known = (AUTO, TILE, INTERPOLATE)
         if strategy not in known:
             raise OptionError(
-                f"{strategy!r} does not apply to the positions of images; expected one of {', '.join(known)}.{nearest(strategy, known)}"
+                f"{strategy!r} does not apply to the positions of images; expected one of "
+                f"{', '.join(known)}.{nearest(strategy, known)}"
             )
         if strategy == AUTO:
             strategy = TILE if sizes.grows and all(fits_tiles(sizes, layer) for layer in layers) else INTERPOLATE
@@ -189,8 +214,8 @@ class GridModality(SizedModality):
         advice = "use --positions interpolate, or train the result"
         if strategy == INTERPOLATE:
             problem = (
-                "has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et al. 2023, Window "
-                "Attention is Bugged)"
+                "has windows, in which interpolated positions lie closer than those that it was trained with (Bolya "
+                "et al. 2023, Window Attention is Bugged)"
             )
             advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
         windowed = [grid_blocks(layer, sizes.new.grid) is not None for layer in layers]
@@ -201,7 +226,9 @@ class GridModality(SizedModality):
         """Check that the written image processor outputs the new size."""
         name, size = "image processor", plan.inputs.new
         if inputs.processor is None:
-            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as in its training")]
+            return [
+                Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as in its training")
+            ]
         processor: Any = Images(self.spec, plan.config, folder).processor
         sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
@@ -213,7 +240,8 @@ class GridModality(SizedModality):
         return [Check(name, PASSED if fits else FAILED, detail, {IMAGE_SIZE: list(resized)})]
 
     def check(self, comparison: Comparison) -> list[Check]:
-        """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the source's crops."""
+        """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the
+        source's crops."""
         resizing = {INTERPOLATE_ARGUMENT: True} if self.spec.interpolates else {}
         how = f"{INTERPOLATE_ARGUMENT}=True" if resizing else "its resized position table"
         checks = check_sizes(comparison, resizing, how)
@@ -224,19 +252,24 @@ class GridModality(SizedModality):
         task = "image-feature-extraction"
         if has_processor(folder):
             return image_example(task, height, width)
-        line = f'inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # images, normalised as the model was trained'
+        line = (
+            f'inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # images, normalised as '
+            "the model was trained"
+        )
         return Example(task, None, line)
 
 
 def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
     """Whether every cell sees only cells in its own tile, where the old position table is tiled over the new grid."""
     blocks = grid_blocks(layer, sizes.new.grid)
-    return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
+    return blocks is not None and all(
+        side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True)
+    )
 
 
 def check_crops(comparison: Comparison) -> Check:
-    """Compare each window of the old size with the source's output for that crop. Applies only if positions are tiled and no token sees two
-    windows."""
+    """Compare each window of the old size with the source's output for that crop. Applies only if positions are tiled
+    and no token sees two windows."""
     plan, base = comparison.plan, without_head(comparison.source)
     old, new = plan.inputs.old, affordable_size(plan)
     prefix, window = new.grid.prefix, old.grid.sizes
@@ -249,17 +282,23 @@ def check_crops(comparison: Comparison) -> Check:
         return Check(CROPS, SKIPPED, f"{detail} (--option prefix_tokens=none hides these)")
 
     def tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
-        """Cut one image ``(1, channels, height, width)`` into parts with these sides. Returns them as a batch, row by row."""
+        """Cut one image ``(1, channels, height, width)`` into parts with these sides. Returns them as a batch, row by
+        row."""
         return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)
 
     arguments = comparison.inputs.at(new)
     # a crop has no tokens before its patches
     hook = base.embeddings.register_forward_hook(
-        lambda _, args, output: output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
+        lambda _, args, output: (
+            output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
+        )
     )
     expected = run_model(base, {PIXELS: tiles(arguments[PIXELS], old.value)})[STATES]
     hook.remove()
     cells = hidden_states(comparison.result, arguments)[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
     difference = Difference.of({"cells": expected}, {"cells": tiles(cells, window).flatten(2).mT})
-    what = f"patch features at {new} and the source's, without tokens before its patches, on {len(expected)} crops of {old.words}"
+    what = (
+        f"patch features at {new} and the source's, without tokens before its patches, on {len(expected)} crops of "
+        f"{old.words}"
+    )
     return equality(CROPS, f"{what}: largest difference", difference, {"crops": len(expected), **new.values})

@@ -1,6 +1,7 @@
 """The contract of a modality: texts, images, sound, or several towers.
 
-Each modality is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`Modality`. A family's ``spec.reads`` names the file.
+Each modality is one file of :mod:`hf_longattn.inputs` with a subclass of :class:`Modality`. A family's ``spec.reads``
+names the file.
 """
 
 from __future__ import annotations
@@ -54,10 +55,14 @@ class InputSize:
     def values(self) -> dict[str, Any]:
         """The size for a report, without the number of tokens. JSON-serialisable."""
         value = list(self.value) if isinstance(self.value, tuple) else self.value
-        return {**({self.name: value} if self.name else {}), **({} if self.grid is None else {"grid": list(self.grid.sizes)})}
+        return {
+            **({self.name: value} if self.name else {}),
+            **({} if self.grid is None else {"grid": list(self.grid.sizes)}),
+        }
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
-        """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
+        """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by
+        layer."""
         return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
 
 
@@ -80,7 +85,11 @@ class InputSizes:
         sizes, largest = [self.old], self.new.value
         while sizes[-1].value != largest:
             value = sizes[-1].value
-            double = tuple(min(2 * side, most) for side, most in zip(value, largest, strict=True)) if isinstance(value, tuple) else None
+            double = (
+                tuple(min(2 * side, most) for side, most in zip(value, largest, strict=True))
+                if isinstance(value, tuple)
+                else None
+            )
             sizes.append(self.at(min(2 * value, largest) if double is None else double))
         return sizes
 
@@ -94,10 +103,13 @@ class InputSizes:
 
 @dataclass(frozen=True)
 class Example:
-    """The part of a model card's code that depends on the modality. ``hub/card.md`` has the rest and runs the model."""
+    """The part of a model card's code that depends on the modality. ``hub/card.md`` has the rest and runs the
+    model."""
 
     task: str | None  # the Hub's task name for a model without a head; None if cards of this modality have no task
-    reader: tuple[str, str] | None = None  # variable and class name of the tokenizer or processor; None if the folder has neither
+    reader: tuple[str, str] | None = (
+        None  # variable and class name of the tokenizer or processor; None if the folder has neither
+    )
     inputs: str = ""  # Python lines that make `inputs`, for `model(**inputs)`; empty if the card only loads the model
     imports: tuple[str, ...] = ()  # import lines that `inputs` needs, besides those of torch and of transformers
 
@@ -156,21 +168,25 @@ class Modality(WithTowers, ABC):
             raise OptionError(f"{name} reads a grid, and the model reads a {self.noun}.")
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
-        """Why the planned ``strategy`` for positions (``positions`` in the settings) needs training with this mechanism, or ""."""
+        """Why the planned ``strategy`` for positions (``positions`` in the settings) needs training with this
+        mechanism, or ""."""
         return ""
 
     @abstractmethod
     def plan(self, source: Any, architecture: Any, request: Any) -> Any:
         """The :class:`~hf_longattn.ConversionPlan` for a source, its architecture and the settings of a conversion.
 
-        Refuses a setting that does not fit the model, and a tokenizer or processor whose inputs the source cannot read.
+        Refuses a setting that does not fit the model, and a tokenizer or processor whose inputs the source cannot
+        read.
         """
 
     @abstractmethod
     def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> Any:
-        """Inputs of any size: ``at(size)`` returns the arguments of ``forward`` for one input, ``describe()`` its origin for a report.
+        """Inputs of any size: ``at(size)`` returns the arguments of ``forward`` for one input, ``describe()`` its
+        origin for a report.
 
-        ``folder``: folder with the tokenizer or processor. ``text``: a text and its origin. Some modalities need no ``text`` or ``files``.
+        ``folder``: folder with the tokenizer or processor. ``text``: a text and its origin. Some modalities need no
+            ``text`` or ``files``.
         """
 
     def processor(self, plan: Any, folder: Path, inputs: Any) -> list[Check]:
@@ -179,25 +195,33 @@ class Modality(WithTowers, ABC):
 
     @abstractmethod
     def check(self, comparison: Any) -> list[Check]:
-        """Run source and result of a conversion, and compare them. ``comparison``: a :class:`~.conversion.check.Comparison`."""
+        """Run source and result of a conversion, and compare them. ``comparison``: a
+        :class:`~.conversion.check.Comparison`."""
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
-        """Code for a card that makes an input of at most ``length`` tokens for the model in ``folder`` with this config."""
+        """Code for a card that makes an input of at most ``length`` tokens for the model in ``folder`` with this
+        config."""
         return Example(None)
 
     def config_of(self, values: Mapping[str, Any]) -> Any:
         return self.family.config_class.from_dict(dict(values))
 
     def check_settings(self, architecture: Any, request: Any) -> None:
-        """Raise :class:`OptionError` for a setting that applies only to other models. Called before a search, which takes long."""
+        """Raise :class:`OptionError` for a setting that applies only to other models. Called before a search, which
+        takes long."""
         for name, reason in SETTINGS.items():
-            applies = name in self.settings and ("decoder" not in name or bool(self.towers) or architecture.encoder_decoder)
+            applies = name in self.settings and (
+                "decoder" not in name or bool(self.towers) or architecture.encoder_decoder
+            )
             if getattr(request, name, None) is not None and not applies:
-                raise OptionError(f"{reason}, but a {architecture.source_class} {self.reads or f'reads {self.nouns}'}; leave it out.")
+                raise OptionError(
+                    f"{reason}, but a {architecture.source_class} {self.reads or f'reads {self.nouns}'}; leave it out."
+                )
 
 
 def modality_of(family: Family | None) -> Modality:
-    """The modality of a family's models, from the file that ``family.spec.reads`` names. Texts for a model without a family."""
+    """The modality of a family's models, from the file that ``family.spec.reads`` names. Texts for a model without a
+    family."""
     name = "text" if family is None else family.spec.reads
     return getattr(load_module("inputs", f"{name}_inputs"), f"{name.title()}Modality")(family)
 

@@ -49,11 +49,14 @@ def text_length(config: Any) -> int:
 
 
 def text_tower(config: Any, names: Iterable[str]) -> str:
-    """Name of the tower that reads texts, or "". If the whole config is the text config, the first of ``names`` without a sub-config."""
+    """Name of the tower that reads texts, or "". If the whole config is the text config, the first of ``names``
+    without a sub-config."""
     text = config.get_text_config()
     if text is config:
         return next((name for name in names if tower_field(name) not in config.sub_configs), "")
-    return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
+    return next(
+        (field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), ""
+    )
 
 
 class PlainModality(TextModality):
@@ -74,12 +77,17 @@ class PlainModality(TextModality):
         base = architecture.source_config
 
         def with_windows(attention: Any, stack: Any) -> LongAttentionConfig:
-            return with_own_windows(attention, own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else [])
+            return with_own_windows(
+                attention, own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else []
+            )
 
         if request.towers is None:
             chosen = {"": with_windows(request.attention() if request.names_attention else None, base)}
         else:
-            chosen = {name: with_windows(value, getattr(base, tower_field(name), None)) for name, value in request.towers.items()}
+            chosen = {
+                name: with_windows(value, getattr(base, tower_field(name), None))
+                for name, value in request.towers.items()
+            }
         old = text_length(base)
         length = StackLength(old, old if request.max_length is None else int(request.max_length))
         config, strategy, position_change = _config(architecture, chosen, request.positions, length)
@@ -102,9 +110,17 @@ class PlainModality(TextModality):
             if not name or name == text_tower(base, [name]):
                 sizes, attention, shape = (facts[fact] for fact in ("inputs", "attention", "shape"))
                 layers = layer_mechanisms(attention, shape, sizes.new.tokens or None)
-                lengths, auto, scaled = StackLength(sizes.old.tokens, sizes.new.tokens), request.positions == AUTO, bool(position_change)
-                warnings = position_warnings(strategy, attention, layers, lengths, causal=shape.causal, scaled=scaled, auto=auto)
-                plans[name] = replace(plans[name], positions=strategy, position_change=position_change, warnings=tuple(warnings))
+                lengths, auto, scaled = (
+                    StackLength(sizes.old.tokens, sizes.new.tokens),
+                    request.positions == AUTO,
+                    bool(position_change),
+                )
+                warnings = position_warnings(
+                    strategy, attention, layers, lengths, causal=shape.causal, scaled=scaled, auto=auto
+                )
+                plans[name] = replace(
+                    plans[name], positions=strategy, position_change=position_change, warnings=tuple(warnings)
+                )
         if "" in plans:
             return plans[""]
         return replace(
@@ -123,9 +139,11 @@ class PlainModality(TextModality):
     def plain_parts(
         self, skeleton: Any, attention: Mapping[str, LongAttentionConfig], lengths: tuple[int, int]
     ) -> dict[str, tuple[Any, dict[str, Any]]]:
-        """Name -> module on the meta device and facts for its plan, for the model (empty name) or for its towers with mechanisms.
+        """Name -> module on the meta device and facts for its plan, for the model (empty name) or for its towers with
+        mechanisms.
 
-        ``lengths``: text lengths of source and result. ``inputs`` in the facts have 0 tokens if no config has their size.
+        ``lengths``: text lengths of source and result. ``inputs`` in the facts have 0 tokens if no config has their
+            size.
         """
         modules, parts = {**towers_of(skeleton), "": skeleton}, {}
         for name, chosen in attention.items():
@@ -140,7 +158,9 @@ class PlainModality(TextModality):
             shape = generic_shape(module, skeleton.config)
             costs = costs_of(inputs, chosen, shape) if inputs.old.tokens else ()
             if shape.causal:  # a plain class caches every token
-                costs = tuple(replace(cost, cache_bytes=shape.layers * cost.length * shape.token_bytes) for cost in costs)
+                costs = tuple(
+                    replace(cost, cache_bytes=shape.layers * cost.length * shape.token_bytes) for cost in costs
+                )
             parts[name] = module, {"attention": chosen, "shape": shape, "inputs": inputs, "costs": costs}
         return parts
 
@@ -152,8 +172,8 @@ class PlainModality(TextModality):
         return check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
 
     def check(self, comparison: Comparison) -> list[Check]:
-        """Compare outputs with the source's: with the class's attention, with all mechanisms, and with the mechanisms of one tower. With
-        mechanisms, outputs must be finite."""
+        """Compare outputs with the source's: with the class's attention, with all mechanisms, and with the mechanisms
+        of one tower. With mechanisms, outputs must be finite."""
         plan, source, result = comparison.plan, comparison.source, comparison.result
         seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
         expected, of_shapes = run_model(source, seeded), f"outputs for {_shapes(seeded)}"
@@ -170,7 +190,9 @@ class PlainModality(TextModality):
             measured = run_model(result, seeded)
             for hook in hooks:
                 hook.remove()
-            why = change or ("" if covered and all(covered) and not keeps_windows else "the mechanism does not cover the input")
+            why = change or (
+                "" if covered and all(covered) and not keeps_windows else "the mechanism does not cover the input"
+            )
             detail = f"{of_shapes}, {how}: largest difference from the source"
             return equality(name, detail, Difference.of(expected, measured), {}, why)
 
@@ -182,13 +204,22 @@ class PlainModality(TextModality):
         for name, tower in plan.towers.items():
             for other in plan.towers:
                 set_implementation(towers[other], BACKEND if other == name else implementation, is_tower=True)
-            alone = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
+            alone = " and ".join(
+                dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers))
+            )
             change = plan.position_change or tower.position_change
-            checks.append(compare(f"with the mechanism of the tower {name}", f"{alone} in the tower {name} alone", change))
+            checks.append(
+                compare(f"with the mechanism of the tower {name}", f"{alone} in the tower {name} alone", change)
+            )
         set_implementation(result, implementation, is_tower=False)
         detail = f"{of_shapes}, the class's attention: largest difference from the source"
         difference = Difference.of(expected, run_model(result, seeded))
-        return [equality("equal with the source's attention", detail, difference, {}, plan.position_change), *checks, mechanisms, finite]
+        return [
+            equality("equal with the source's attention", detail, difference, {}, plan.position_change),
+            *checks,
+            mechanisms,
+            finite,
+        ]
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         name = named_class(config, "").removeprefix(GENERIC_CLASS)
@@ -200,7 +231,9 @@ class PlainModality(TextModality):
         return image_example(None, 480, 640)
 
 
-def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength) -> tuple[Any, str, str]:
+def _config(
+    architecture: Any, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength
+) -> tuple[Any, str, str]:
     """The config of the result, the strategy for positions, and why positions change outputs (empty if they do not).
 
     Refuses new positions, except rotary positions of texts.
@@ -216,12 +249,19 @@ def _config(architecture: Any, chosen: Mapping[str, LongAttentionConfig], positi
         causal = True if architecture.source_class.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
         rope = plan_rotary(text, reading, positions, length.old, length.new, causal=causal)
         if rope.relative:
-            raise OptionError(f"rope:{rope.scaling} is for architectures with Long classes; choose other positions with --generic.")
+            raise OptionError(
+                f"rope:{rope.scaling} is for architectures with Long classes; choose other positions with --generic."
+            )
         rope.write(text)
-        return config, f"rope:{rope.scaling}", "" if rope.exact else f"rope:{rope.scaling} changes the old positions too"
+        return (
+            config,
+            f"rope:{rope.scaling}",
+            "" if rope.exact else f"rope:{rope.scaling} changes the old positions too",
+        )
     if length.new != length.old or positions != AUTO:
         raise OptionError(
-            f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."
+            f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and "
+            "--positions out."
         )
     return config, UNCHANGED, ""
 

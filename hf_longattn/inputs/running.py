@@ -32,59 +32,83 @@ def reads_only_text(model_class: Any) -> bool:
 
 def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``forward``, with one start token for a decoder without tokens in ``inputs``."""
-    if DECODER_INPUT in inputs or not model.config.is_encoder_decoder or DECODER_INPUT not in arguments_of(type(model)):
+    if (
+        DECODER_INPUT in inputs
+        or not model.config.is_encoder_decoder
+        or DECODER_INPUT not in arguments_of(type(model))
+    ):
         return dict(inputs)
     start = getattr(model.config, "decoder_start_token_id", None) or 0
     return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
 
 
 def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point outputs of one forward pass, by name. The model draws the same random numbers at every call."""
+    """All floating-point outputs of one forward pass, by name. The model draws the same random numbers at every
+    call."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return floating_tensors(model(**with_decoder_input(model, inputs), return_dict=True))
 
 
 def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The floating-point tensors among a model's outputs, by name. Tensors in tuples (a backbone's maps) are ``name[index]``."""
+    """The floating-point tensors among a model's outputs, by name. Tensors in tuples (a backbone's maps) are
+    ``name[index]``."""
     tensors: dict[str, Tensor] = {}
     for name, value in returned.items():
-        parts = {f"{name}[{index}]": part for index, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
-        tensors |= {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()}
+        parts = (
+            {f"{name}[{index}]": part for index, part in enumerate(value)}
+            if isinstance(value, tuple)
+            else {name: value}
+        )
+        tensors |= {
+            name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()
+        }
     return tensors
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether there are tensors, and all of their values are finite."""
-    filled = (value for value in tensors.values() if value.numel())  # the extremes of NaN are NaN, and take a tenth of isfinite's time
+    # the extremes of NaN are NaN, and take a tenth of isfinite's time
+    filled = (value for value in tensors.values() if value.numel())
     return bool(tensors) and all(bool(torch.stack(value.aminmax()).isfinite().all()) for value in filled)
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
-    """Random inputs for one forward pass of a class: at most ``tokens`` ids, images, videos, sound, or a time series."""
+    """Random inputs for one forward pass of a class: at most ``tokens`` ids, images, videos, sound, or a time
+    series."""
     taken, config, random = arguments_of(type(model)), model.config, torch.Generator().manual_seed(0)
     text, inputs = config.get_text_config(), dict[str, Any]()
     if "pixel_values" in taken:
         inputs |= _images(model, random)
     elif "pixel_values_videos" in taken and hasattr(config, "frames_per_clip"):  # V-JEPA 2
-        inputs["pixel_values_videos"] = _normal(random, config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size)
+        inputs["pixel_values_videos"] = _normal(
+            random, config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size
+        )
     if "input_features" in taken:
         sound = getattr(config, "encoder_config", config)
         positions = getattr(config, "max_source_positions", None)  # Whisper; others have the time axis first
-        shape: tuple[int, ...] = (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
+        shape: tuple[int, ...] = (
+            (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
+        )
         inputs["input_features"] = _normal(random, *shape)
     if "input_values" in taken and "input_ids" not in taken:  # with input_ids, this is an optional audio prompt
         shape = (config.max_length, config.num_mel_bins) if hasattr(config, "frequency_stride") else (SAMPLES,)
         inputs["input_values"] = _normal(random, *shape)
     if "input_ids" in taken:
         positions = getattr(text, "max_position_embeddings", None)
-        rows = positions - 2 if positions else tokens  # tables of RoBERTa and similar models have two more rows than positions
+        # tables of RoBERTa and similar models have two more rows than positions
+        rows = positions - 2 if positions else tokens
         inputs["input_ids"] = _ids(text, random, min(tokens, rows))
         image = getattr(config, "image_token_id", None)
-        if image is not None and "pixel_values" in inputs:  # images in front: a token for each feature, then one text token
+        # images in front: a token for each feature, then one text token
+        if image is not None and "pixel_values" in inputs:
             with torch.no_grad():
-                features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output
-            special = torch.tensor([token for token in (image, getattr(config, "video_token_id", None)) if token is not None])
+                features = model.get_image_features(
+                    **{name: value for name, value in inputs.items() if name != "input_ids"}
+                ).pooler_output
+            special = torch.tensor(
+                [token for token in (image, getattr(config, "video_token_id", None)) if token is not None]
+            )
             ids = torch.where(torch.isin(inputs["input_ids"], special), inputs["input_ids"].min(), inputs["input_ids"])
             images = [part for of_image in features for part in (ids.new_full((1, len(of_image)), image), ids[:, :1])]
             inputs["input_ids"] = torch.cat([*images, ids], 1)
@@ -100,7 +124,9 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         names = taken if decodes else taken - {"future_values"}
         inputs |= {name: values for name, values in _series(config, random).items() if name in names}
     if not inputs:
-        raise CheckpointError(f"A {type(model).__name__} takes unknown inputs, so the result cannot be verified; add --no-verify.")
+        raise CheckpointError(
+            f"A {type(model).__name__} takes unknown inputs, so the result cannot be verified; add --no-verify."
+        )
     return inputs
 
 
@@ -121,19 +147,25 @@ def _images(model: Any, random: Generator) -> dict[str, Tensor]:
     if "image_grid_thw" in taken:  # one patch per row; patches that become one token are adjacent
         merge, patch = vision.spatial_merge_size, vision.patch_size
         grids = torch.tensor([(frames, height * merge, width * merge) for frames, height, width in GRIDS])
-        pixels = torch.randn(int(grids.prod(1).sum()), channels * vision.temporal_patch_size * patch * patch, generator=random)
+        pixels = torch.randn(
+            int(grids.prod(1).sum()), channels * vision.temporal_patch_size * patch * patch, generator=random
+        )
         return {"pixel_values": pixels, "image_grid_thw": grids}
     tower = towers_of(model).get("vision")
     if tower is not None and "image_sizes" in arguments_of(type(tower)) & taken:
         sizes = torch.tensor([(height * vision.patch_size, width * vision.patch_size) for _, height, width in GRIDS])
-        return {"pixel_values": torch.randn(len(GRIDS), channels, *sizes.amax(0).tolist(), generator=random), "image_sizes": sizes}
+        return {
+            "pixel_values": torch.randn(len(GRIDS), channels, *sizes.amax(0).tolist(), generator=random),
+            "image_sizes": sizes,
+        }
     size = vision.image_size
     frames = (vision.num_frames,) if hasattr(vision, "num_frames") else ()  # of a video
     return {"pixel_values": _normal(random, *frames, channels, *((size, size) if isinstance(size, int) else size))}
 
 
 def _series(config: Any, random: Generator) -> dict[str, Any]:
-    """Inputs of time-series models. Past values, mask and features of the past, features of the future, and future values."""
+    """Inputs of time-series models. Past values, mask and features of the past, features of the future, and future
+    values."""
     past = config.context_length + max(getattr(config, "lags_sequence", None) or [0])
     future = config.horizon_length if hasattr(config, "horizon_length") else config.prediction_length
     channels = getattr(config, "num_input_channels", None)

@@ -33,7 +33,8 @@ from .running import run_model
 FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 IMAGE_PROCESSOR, FEATURE_EXTRACTOR = "image_processor", "feature_extractor"
 AUTO_CLASSES = {IMAGE_PROCESSOR: "AutoImageProcessor", FEATURE_EXTRACTOR: "AutoFeatureExtractor"}
-"""Name of a part of :data:`PROCESSOR_FILE` -> the class of transformers that loads it from there or from :data:`FILE`."""
+"""Name of a part of :data:`PROCESSOR_FILE` -> the class of transformers that loads it from there or from
+:data:`FILE`."""
 FLOPS_AT_NEW_SIZE = 4e12
 """Maximum FLOPs of the checks at the new size: about a minute on two cores."""
 STATES = "last_hidden_state"
@@ -44,7 +45,8 @@ def has_processor(folder: Path) -> bool:
 
 
 def load_processor(folder: Path, part: str) -> Any | None:
-    """The processor in a checkpoint folder; ``None`` if there is none. Raises :class:`CheckpointError` if it does not load."""
+    """The processor in a checkpoint folder; ``None`` if there is none. Raises :class:`CheckpointError` if it does not
+    load."""
     files = [folder / name for name in (FILE, PROCESSOR_FILE) if (folder / name).is_file()]
     for file in files:
         read_json_object(file)  # transformers would raise other errors for a damaged file
@@ -60,7 +62,8 @@ def changed_file(folder: Path, part: str, processor: Any, fields: Mapping[str, A
 
 
 class UserFiles:
-    """A user's images or recordings as model inputs. They are processed by the given processor, or by that of the model's folder.
+    """A user's images or recordings as model inputs. They are processed by the given processor, or by that of the
+    model's folder.
 
     At most ``count`` files are used, evenly spaced in a larger folder. Without files, inputs are random but seeded.
     """
@@ -71,7 +74,15 @@ class UserFiles:
     built_in: ClassVar[str]  # description of the seeded inputs, for a report
 
     def __init__(
-        self, spec: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = "", processor: Any | None = None
+        self,
+        spec: Any,
+        config: Any,
+        folder: Path,
+        files: Any = None,
+        *,
+        count: int = 1,
+        model: str = "",
+        processor: Any | None = None,
     ) -> None:
         self.spec, self.config, self.folder, self.model, self.count = spec, config, folder, model, count
         self.name, self.files = self.built_in, list[Path]()
@@ -87,8 +98,8 @@ class UserFiles:
         """The files; raises :class:`OptionError` if the user gave none."""
         if not self.files:
             raise OptionError(
-                f"{self.model!r} reads {self.noun}; give a file or a folder of {self.noun} (with --mechanism auto as --search-input), in "
-                "Python as a Path."
+                f"{self.model!r} reads {self.noun}; give a file or a folder of {self.noun} (with --mechanism auto as "
+                "--search-input), in Python as a Path."
             )
         return self.files
 
@@ -96,7 +107,9 @@ class UserFiles:
     def required(self) -> Any:
         """The processor; raises :class:`CheckpointError` if the model has none."""
         if self.processor is None:
-            raise CheckpointError(f"{self.model!r} has no {FILE}, which says how it reads {self.noun}; copy its original's file there.")
+            raise CheckpointError(
+                f"{self.model!r} has no {FILE}, which says how it reads {self.noun}; copy its original's file there."
+            )
         return self.processor
 
     def describe(self) -> str:
@@ -112,7 +125,8 @@ class SizedModality(Modality):
     trained_by: ClassVar[Mapping[str, tuple[str, ...]]]  # ending of a class's name -> arguments of `longattn train`
 
     def layers(self, architecture: Any, attention: LongAttentionConfig, sizes: InputSizes) -> list[Mechanism]:
-        """The mechanism of every layer, for inputs of the new size. Raises an error if a mechanism cannot run at these sizes."""
+        """The mechanism of every layer, for inputs of the new size. Raises an error if a mechanism cannot run at these
+        sizes."""
         count = architecture.source_config.num_hidden_layers
         attention.check_layers(count)
         mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(count)]
@@ -121,9 +135,16 @@ class SizedModality(Modality):
         return sizes.new.bound(mechanisms)
 
     def planned(
-        self, source: Any, architecture: Any, sizes: InputSizes, attention: LongAttentionConfig, positions: str,
-        warnings: Sequence[PositionWarning], processor: Any, changes: Mapping[str, Any],
-    ) -> ConversionPlan:  # fmt: skip
+        self,
+        source: Any,
+        architecture: Any,
+        sizes: InputSizes,
+        attention: LongAttentionConfig,
+        positions: str,
+        warnings: Sequence[PositionWarning],
+        processor: Any,
+        changes: Mapping[str, Any],
+    ) -> ConversionPlan:
         """The plan for these sizes.
 
         Args:
@@ -134,7 +155,9 @@ class SizedModality(Modality):
         config = architecture.long_config(attention, lengths=lengths, strategy=positions)
         skeleton = architecture.skeleton(config)
         shape = model_shape(config, skeleton)
-        task = next((words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None)
+        task = next(
+            (words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None
+        )
         advice = f"fine-tune {{model}} with transformers' Trainer on {self.nouns} of {sizes.new.words}"
         return ConversionPlan(
             source=source,
@@ -152,7 +175,14 @@ class SizedModality(Modality):
             training={"advice": advice} if task is None else train_command(*task),
         )
 
-    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None, **settings: Any) -> Any:
+    def inputs(
+        self,
+        config: Any,
+        folder: Path,
+        text: tuple[str, str] | None = None,
+        files: Path | None = None,
+        **settings: Any,
+    ) -> Any:
         return self.files(self.spec, config, folder, files, **settings)
 
 
@@ -175,7 +205,9 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
 
     def compare(name: str, size: InputSize, detail: str, expected: Any, outputs: Any, why: str = "") -> Check:
         values = {**size.values, "tokens": size.tokens, "outputs": sorted(expected)}
-        return equality(name, f"{detail}: largest difference from the source", Difference.of(expected, outputs), values, why)
+        return equality(
+            name, f"{detail}: largest difference from the source", Difference.of(expected, outputs), values, why
+        )
 
     def uncovered(size: InputSize) -> str:
         layers = size.bound(layer_mechanisms(plan.attention, plan.shape, size.tokens))
@@ -201,9 +233,18 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
         interpolated = f" and interpolated positions, the source with {how}" if how else ""
         checks.append(compare(name, new, f"{where}, full attention{interpolated}", expected, full))
         detail = f"{where}, long attention, the source with full attention{f' and {how}' if how else ''}"
-        whys = [uncovered(new) or f"the mechanism does not cover the {noun}", "positions are tiled"] if tiled else [uncovered(new)]
+        whys = (
+            [uncovered(new) or f"the mechanism does not cover the {noun}", "positions are tiled"]
+            if tiled
+            else [uncovered(new)]
+        )
         checks.append(compare("at the new size", new, detail, expected, states, " and ".join(whys)))
-    return [*checks, check_finite("finite at the new size", f"hidden states at {new}", states, {**new.values, "tokens": new.tokens})]
+    return [
+        *checks,
+        check_finite(
+            "finite at the new size", f"hidden states at {new}", states, {**new.values, "tokens": new.tokens}
+        ),
+    ]
 
 
 def hidden_states(model: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:

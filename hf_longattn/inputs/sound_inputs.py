@@ -1,4 +1,5 @@
-"""Recordings as model inputs, with features computed once from the whole recording. A conversion extends the maximum duration."""
+"""Recordings as model inputs, with features computed once from the whole recording. A conversion extends the maximum
+duration."""
 
 from __future__ import annotations
 
@@ -51,12 +52,13 @@ class Sounds(UserFiles):
 
     @cached_property
     def sampling_rate(self) -> int:
-        """Samples per second of the feature extractor. Raises :class:`InputError` if the model reads samples at another rate."""
+        """Samples per second of the feature extractor. Raises :class:`InputError` if the model reads samples at
+        another rate."""
         rate = int(getattr(self.processor, "sampling_rate", self.spec.sampling_rate))
         if rate != self.spec.sampling_rate and self.spec.features is None:
             raise InputError(
-                f"The feature extractor takes {rate:,} samples a second, but the model reads {self.spec.sampling_rate:,}; correct "
-                f"sampling_rate in its {FILE}."
+                f"The feature extractor takes {rate:,} samples a second, but the model reads "
+                f"{self.spec.sampling_rate:,}; correct sampling_rate in its {FILE}."
             )
         return rate
 
@@ -84,12 +86,14 @@ class Sounds(UserFiles):
             values = self.required(samples, sampling_rate=self.sampling_rate, return_tensors="pt", **how)
         if self.spec.input not in values:
             raise CheckpointError(
-                f"The feature extractor gives {', '.join(values)}, but the model reads {self.spec.input}; it belongs to another model."
+                f"The feature extractor gives {', '.join(values)}, but the model reads {self.spec.input}; it belongs "
+                "to another model."
             )
         return torch.as_tensor(values[self.spec.input]).float()
 
     def at(self, size: InputSize) -> dict[str, Any]:
-        """The arguments of ``forward`` for one sound of this duration: the first recording, repeated, or random values."""
+        """The arguments of ``forward`` for one sound of this duration: the first recording, repeated, or random
+        values."""
         if not self.files:
             return dict(self.spec.arguments(self.spec.seeded(self.config, size.value)))
         length = max(self.spec.length(size.value), self.spec.length_of(self.config, 1))
@@ -97,15 +101,18 @@ class Sounds(UserFiles):
         return dict(self.spec.arguments(self.extracted(samples)))
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
-        """The arguments of ``forward`` for at most ``count`` excerpts: the first excerpt of every recording, then the second, and so on."""
+        """The arguments of ``forward`` for at most ``count`` excerpts: the first excerpt of every recording, then the
+        second, and so on."""
         length = self.spec.length(size.value)
         length -= length % self.spec.step(self.config)
         starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
-        cut = [row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]]
+        cut = [
+            row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]
+        ]
         if not cut:
             raise InputError(
-                f"The longest recording has {self.longest:,.1f} seconds, but {size.value:,.5g} are needed; give a longer one, or a shorter "
-                "duration."
+                f"The longest recording has {self.longest:,.1f} seconds, but {size.value:,.5g} are needed; give a "
+                "longer one, or a shorter duration."
             )
         return [self.spec.arguments(self.spec.as_input(row)) for row in cut[: self.count]]
 
@@ -136,18 +143,23 @@ class SoundModality(SizedModality):
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         config, spec, name = architecture.source_config, self.spec, architecture.source_class
         old, read = spec.durations(config)
-        new = read if request.audio_seconds is None else spec.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
+        new = (
+            read
+            if request.audio_seconds is None
+            else spec.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
+        )
         if new < old:
             raise InputError(
-                f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, "
-                f"give at least --audio-seconds {old:g}."
+                f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: "
+                f"{duration(new)} are too few, give at least --audio-seconds {old:g}."
             )
         problem = spec.why_train(config, name) if new > old else ""
         if problem and not request.needs_training:
             raise InputError(
-                f"A {name} of {duration(new)} is of no use untrained: {problem}; leave --audio-seconds out, and transcribe longer "
-                f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with --needs-training and train it by "
-                "longattn train seq2seq."
+                f"A {name} of {duration(new)} is of no use untrained: {problem}; leave --audio-seconds out, and "
+                "transcribe longer "
+                f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with "
+                "--needs-training and train it by longattn train seq2seq."
             )
         sizes = self.between(config, old, new, spec.reads_longer)
         attention = request.attention() if request.names_attention else self.family.config_class.default_attention()
@@ -161,20 +173,27 @@ class SoundModality(SizedModality):
         return self.planned(source, architecture, sizes, attention, str(spec.positions), warnings, extractor, changes)
 
     def processor(self, plan: Any, folder: Path, inputs: Sounds) -> list[Check]:
-        """Check that the written feature extractor neither cuts nor pads a sound of the new duration. Also checks the tokenizer."""
+        """Check that the written feature extractor neither cuts nor pads a sound of the new duration. Also checks the
+        tokenizer."""
         name, new = "feature extractor", plan.inputs.new
         of_tokenizer = check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
         if inputs.processor is None:
-            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {new.words} as in its training"), *of_tokenizer]
+            return [
+                Check(name, SKIPPED, f"the source has no {name}, so make inputs of {new.words} as in its training"),
+                *of_tokenizer,
+            ]
         seconds = min(new.value, PROCESSED_SECONDS)
         noise = np.random.default_rng(0).standard_normal(inputs.sampling_rate).astype(np.float32)
         sound = np.resize(noise, round(seconds * inputs.sampling_rate))
         values = Sounds(self.spec, plan.config, folder).extracted(sound, as_called=True)
-        same, heard = torch.equal(values, inputs.extracted(sound)), self.spec.seconds(self.spec.as_input(values).shape[1])
+        same, heard = (
+            torch.equal(values, inputs.extracted(sound)),
+            self.spec.seconds(self.spec.as_input(values).shape[1]),
+        )
         detail = (
-            f"the {type(inputs.processor).__name__} of the result gives {'the same input as' if same else 'another input than'} the "
-            f"source's, at {inputs.sampling_rate:,} samples a second; a sound of {duration(seconds)} becomes an input of "
-            f"{duration(round(heard, 1))}"
+            f"the {type(inputs.processor).__name__} of the result gives "
+            f"{'the same input as' if same else 'another input than'} the source's, at {inputs.sampling_rate:,} "
+            f"samples a second; a sound of {duration(seconds)} becomes an input of {duration(round(heard, 1))}"
         )
         if not same:
             detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
@@ -189,10 +208,14 @@ class SoundModality(SizedModality):
         seconds = min(spec.durations(values)[1], SHOWN_SECONDS)
         if not has_processor(folder):
             shape = (1, spec.length(seconds), *([] if spec.features is None else [spec.features(values)]))
-            line = f'inputs = {{"{spec.input}": torch.randn{shape}}}  # {seconds:g} s, normalised as the model was trained'
+            line = (
+                f'inputs = {{"{spec.input}": torch.randn{shape}}}  # {seconds:g} s, normalised as the model was '
+                "trained"
+            )
             return Example("feature-extraction", None, line)
         lines = (
-            f"samples = np.random.default_rng(0).standard_normal({round(seconds * spec.sampling_rate)}).astype(np.float32)  "
+            "samples = "
+            f"np.random.default_rng(0).standard_normal({round(seconds * spec.sampling_rate)}).astype(np.float32)  "
             f'# {seconds:g} s; or yours: soundfile.read("talk.wav")[0]\n'
             f'inputs = processor(samples, sampling_rate={spec.sampling_rate}, return_tensors="pt")'
         )
@@ -200,7 +223,12 @@ class SoundModality(SizedModality):
 
 
 def check_padding(comparison: Comparison) -> Check:
-    name, spec, config, at = "padding changes nothing", comparison.inputs.spec, comparison.plan.config, affordable_size(comparison.plan)
+    name, spec, config, at = (
+        "padding changes nothing",
+        comparison.inputs.spec,
+        comparison.plan.config,
+        affordable_size(comparison.plan),
+    )
     if why := spec.why_padding_changes(config):
         return Check(name, SKIPPED, f"does not apply: {why}, so that padding changes what the source computes as well")
     sound = comparison.inputs.at(at)[spec.input]

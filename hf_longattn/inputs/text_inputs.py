@@ -55,7 +55,9 @@ class TextModality(Modality):
         end = getattr(config, "eos_token_id", None)
         end = end if isinstance(end, int) and end < config.vocab_size else None
         tokenizer = load_tokenizer(folder, config)
-        return VerificationText(excerpt(text[0], self.family.longest(config)), text[1], tokenizer, config.vocab_size, end=end)
+        return VerificationText(
+            excerpt(text[0], self.family.longest(config)), text[1], tokenizer, config.vocab_size, end=end
+        )
 
     def processor(self, plan: Any, folder: Path, inputs: VerificationText) -> list[Check]:
         return check_tokenizer(plan, folder, inputs.tokenizer, inputs.text)
@@ -65,7 +67,14 @@ class TextModality(Modality):
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         """Code for a card. For models of pages with word boxes, it only loads the tokenizer."""
-        reader = ("tokenizer", "AutoTokenizer") if any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)) else None
-        line = f'inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")'
+        reader = (
+            ("tokenizer", "AutoTokenizer")
+            if any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+            else None
+        )
+        line = (
+            f'inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, '
+            'return_tensors="pt")'
+        )
         of_pages = self.family is not None and self.family.spec.further
         return Example("feature-extraction", reader, "" if reader is None or of_pages else line)

@@ -21,23 +21,36 @@ from .modality import InputSize
 
 LARGEST_TOKENIZER = 256 * 2**20
 """Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 MAX_TRUNCATED = 2**20
 """Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
 CHARACTERS_PER_TOKEN = 10
 """Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
-READABLE_TEXT, LONGER_TEXT = (f"--verify-text FILE with {which} that the source was trained to read" for which in ("text", "a longer text"))
+READABLE_TEXT, LONGER_TEXT = (
+    f"--verify-text FILE with {which} that the source was trained to read" for which in ("text", "a longer text")
+)
 """Noun phrases for texts that would allow a verdict if the given text does not."""
 
 
 class VerificationText:
     """A text and its token ids.
 
-    The ids are random if the source has no tokenizer, or if its tokenizer does not know most of the text. ``why_seeded`` is then the reason
-    as a clause. ``end`` replaces the last token in inputs from :meth:`at`.
+    The ids are random if the source has no tokenizer, or if its tokenizer does not know most of the text.
+    ``why_seeded`` is then the reason as a clause. ``end`` replaces the last token in inputs from :meth:`at`.
     """
 
-    def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int, *, end: int | None = None) -> None:
+    def __init__(
+        self, text: str, origin: str, tokenizer: Any | None, vocab_size: int, *, end: int | None = None
+    ) -> None:
         self.text, self.origin, self.tokenizer, self.vocab_size, self.end = text, origin, tokenizer, vocab_size, end
         self.why_seeded, self.ids = "the source has no tokenizer", list[int]()
         if tokenizer is not None:
@@ -48,7 +61,8 @@ class VerificationText:
                 self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
-        """The text's token ids ``(1, count)``, int64, with special tokens, or seeded ids. A shorter text is repeated."""
+        """The text's token ids ``(1, count)``, int64, with special tokens, or seeded ids. A shorter text is
+        repeated."""
         if self.why_seeded:
             generator = torch.Generator().manual_seed(0)
             return torch.randint(min(5, self.vocab_size - 1), self.vocab_size, (1, count), generator=generator)
@@ -81,7 +95,9 @@ class VerificationText:
 
 
 def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
-    return list(text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"])
+    return list(
+        text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"]
+    )
 
 
 def excerpt(text: str, count: int) -> str:
@@ -90,13 +106,16 @@ def excerpt(text: str, count: int) -> str:
 
 
 def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
-    """The tokenizer of a checkpoint folder, if any. Refuses large or damaged files, and token ids beyond the model with ``config``."""
+    """The tokenizer of a checkpoint folder, if any. Refuses large or damaged files, and token ids beyond the model
+    with ``config``."""
     if not any((folder / name).is_file() for name in (TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json")):
         return None
     for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
         if file.stat().st_size > LARGEST_TOKENIZER:
             size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
-            raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read.")
+            raise CheckpointError(
+                f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read."
+            )
     tokenizer = load_part(AutoTokenizer, folder, "tokenizer")
     if config is not None:
         check_token_ids(tokenizer, config, folder)
@@ -104,7 +123,8 @@ def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
 
 
 def check_tokenizer(plan: Any, result: Path, tokenizer: Any | None, text: str = PARAGRAPHS) -> list[Check]:
-    """Check that the written tokenizer gives the same ids as the source's, and truncates a longer text to the result's length."""
+    """Check that the written tokenizer gives the same ids as the source's, and truncates a longer text to the result's
+    length."""
     name, start = "tokenizer", text[:20_000]
     if tokenizer is None:
         return [Check(name, SKIPPED, "the source has no tokenizer")]
@@ -112,12 +132,16 @@ def check_tokenizer(plan: Any, result: Path, tokenizer: Any | None, text: str = 
     if written is None or token_ids(written, start) != token_ids(tokenizer, start):
         classes = " and ".join(type(each).__name__ for each in (tokenizer, written))
         advice = (
-            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with AutoTokenizer.from_pretrained("
+            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with "
+            "AutoTokenizer.from_pretrained("
             f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
         )
         return [Check(name, FAILED, advice)]
     limit, length = written.model_max_length, plan.tokenizer_length
-    found, planned = (f"model_max_length {number}" if number < UNLIMITED_LENGTH else "no maximum length" for number in (limit, length))
+    found, planned = (
+        f"model_max_length {number}" if number < UNLIMITED_LENGTH else "no maximum length"
+        for number in (limit, length)
+    )
     detail = f"token ids equal to the source's, {found}"
     if length and limit != length:
         return [Check(name, FAILED, f"{detail} instead of {planned}")]

@@ -46,7 +46,11 @@ class TowersModality(Modality):
         self.settings = ("towers", *(name for modality in self.towers.values() for name in modality.settings))
 
     def sizes(self, config: Any) -> InputSizes:
-        return next(modality.sizes(getattr(config, tower_field(name))) for name, modality in self.towers.items() if not modality.units)
+        return next(
+            modality.sizes(getattr(config, tower_field(name)))
+            for name, modality in self.towers.items()
+            if not modality.units
+        )
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         """Plan each tower as a separate checkpoint. Tensors outside the towers are kept."""
@@ -77,7 +81,9 @@ class TowersModality(Modality):
             warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
             files={name: values for plan in plans.values() for name, values in plan.files.items()},
             towers=plans,
-            training={"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}; the model returns the loss"},
+            training={
+                "advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}; the model returns the loss"
+            },
         )
 
     def _requests(self, architecture: Any, request: Any) -> dict[str, Any]:
@@ -85,46 +91,75 @@ class TowersModality(Modality):
         names, model_class, chosen = [*self.towers], architecture.source_class, request.towers or {}
         if request.names_attention:
             raise OptionError(
-                f"The towers of a {model_class}, {' and '.join(names)}, have separate mechanisms, to which --mechanism, --option and "
+                f"The towers of a {model_class}, {' and '.join(names)}, have separate mechanisms, to which "
+                "--mechanism, --option and "
                 f"--layers do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in names)}."
             )
-        strategies = {} if request.positions == AUTO else dict(piece.partition("=")[::2] for piece in request.positions.split(","))
+        strategies = (
+            {}
+            if request.positions == AUTO
+            else dict(piece.partition("=")[::2] for piece in request.positions.split(","))
+        )
         if "" in strategies.values():  # text=stretch:20,vision=tile
             example = ",".join(f"{name}=RULE" for name in names)
-            raise OptionError(f"The towers of a {model_class} have separate positions; give --positions {example}, or some of them.")
+            raise OptionError(
+                f"The towers of a {model_class} have separate positions; give --positions {example}, or some of them."
+            )
         check_towers({**chosen, **strategies}, names, model_class)
         requests = {}
         for name, modality in self.towers.items():
             attention = chosen.get(name) or {}
             values = attention.to_dict() if isinstance(attention, LongAttentionConfig) else dict(attention)
-            of_tower = {"mechanism": values.pop("mechanism", None), "options": values or None, "positions": strategies.get(name, AUTO)}
+            of_tower = {
+                "mechanism": values.pop("mechanism", None),
+                "options": values or None,
+                "positions": strategies.get(name, AUTO),
+            }
             requests[name] = replace(request, **dict.fromkeys(SETTINGS.keys() - {*modality.settings}), **of_tower)
         return requests
 
-    def inputs(self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None) -> InputsOfTowers:
+    def inputs(
+        self, config: Any, folder: Path, text: tuple[str, str] | None = None, files: Path | None = None
+    ) -> InputsOfTowers:
         parts = self.towers.items()
-        return InputsOfTowers({name: part.inputs(getattr(config, tower_field(name)), folder, text, files) for name, part in parts})
+        return InputsOfTowers(
+            {name: part.inputs(getattr(config, tower_field(name)), folder, text, files) for name, part in parts}
+        )
 
     def processor(self, plan: Any, folder: Path, inputs: InputsOfTowers) -> list[Check]:
-        return [check for name, part in plan.towers.items() for check in part.modality.processor(part, folder, inputs[name])]
+        return [
+            check
+            for name, part in plan.towers.items()
+            for check in part.modality.processor(part, folder, inputs[name])
+        ]
 
     def check(self, comparison: Comparison) -> list[Check]:
-        """Compare text-image similarity at the old sizes. At the new sizes, similarity and loss must be finite. The text has the maximum
-        length with unchanged positions."""
+        """Compare text-image similarity at the old sizes. At the new sizes, similarity and loss must be finite. The
+        text has the maximum length with unchanged positions."""
         plan, source, result, inputs = comparison.plan, comparison.source, comparison.result, comparison.inputs
         why = plan.position_change if plan.unchanged_tokens <= 1 else ""
         unchanged = plan.unchanged_tokens if plan.position_change and not why else plan.old_length
         length = min(plan.old_length, LONGEST_CAPTION, unchanged)
-        sizes = {name: part.inputs.old if part.inputs.old.name else part.inputs.at(length) for name, part in plan.towers.items()}
+        sizes = {
+            name: part.inputs.old if part.inputs.old.name else part.inputs.at(length)
+            for name, part in plan.towers.items()
+        }
         old = {key: value for name, size in sizes.items() for key, value in inputs[name].at(size).items()}
-        new = {key: value for name, part in plan.towers.items() for key, value in inputs[name].at(affordable_size(part)).items()}
+        new = {
+            key: value
+            for name, part in plan.towers.items()
+            for key, value in inputs[name].at(affordable_size(part)).items()
+        }
         with attending(result, BASE):
             difference = Difference.of(run_model(source, old), run_model(result, old))
         read = " and ".join(f"one {plan.towers[name].modality.noun} of {size}" for name, size in sizes.items())
         detail = f"similarity of {read}, with full attention: largest difference from the source"
         with torch.no_grad():
             returned = result(**new, return_loss=True, return_dict=True)
-        outputs, name = {"loss": returned.loss, "similarity": returned.logits_per_text}, "similarities of text and image equal"
+        outputs, name = (
+            {"loss": returned.loss, "similarity": returned.logits_per_text},
+            "similarities of text and image equal",
+        )
         finite = check_finite("finite at the new sizes", "similarity and loss at the new sizes", outputs)
         return [equality(name, detail, difference, {"length": length}, why), finite]
 
@@ -135,6 +170,7 @@ class TowersModality(Modality):
         lines = (
             'texts = ["A long caption starts here.", "Another one."]\n'
             'image = Image.new("RGB", (640, 480))  # or yours: Image.open("photo.jpg").convert("RGB")\n'
-            f'inputs = processor(text=texts, images=image, padding="max_length", truncation=True, max_length={length}, return_tensors="pt")'
+            'inputs = processor(text=texts, images=image, padding="max_length", truncation=True, '
+            f'max_length={length}, return_tensors="pt")'
         )
         return Example(task, ("processor", "AutoProcessor"), lines, ("from PIL import Image",))

@@ -1,4 +1,5 @@
-"""Inspect a model: the mechanism and path of every layer, and the spread of attention over an input (``longattn inspect``)."""
+"""Inspect a model: the mechanism and path of every layer, and the spread of attention over an input
+(``longattn inspect``)."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ SECONDS = (7.5, 15.0, 30.0)
 EXCERPTS = 4
 """Maximum number of excerpts of the recordings for each duration."""
 QUERIES = 1024
-"""Default number of queries measured at each length. The input is cut into this many equal parts, with one query from each."""
+"""Default number of queries measured at each length. The input is cut into this many equal parts, with one query from
+each."""
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 Progress = Callable[[str], None]
 
@@ -65,7 +66,8 @@ Progress = Callable[[str], None]
 class CapturedMass:
     """The share of the softmax of every layer and head that each candidate retains, for one input.
 
-    mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan for a candidate that is not applicable.
+    mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan for a candidate that is not
+        applicable.
     reasons: candidate as text -> why it is not applicable.
     """
 
@@ -90,9 +92,14 @@ class LoadedCheckpoint:
 
 
 def load_to_watch(
-    model: str | Path | nn.Module, *, device: str | None = None, revision: str | None = None, token: str | bool | None = None
-) -> LoadedCheckpoint:  # fmt: skip
-    """Load a checkpoint with its own class. A sound model is loaded as a Long class with full attention, as only those can be watched.
+    model: str | Path | nn.Module,
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> LoadedCheckpoint:
+    """Load a checkpoint with its own class. A sound model is loaded as a Long class with full attention, as only those
+    can be watched.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or is quantised.
@@ -108,7 +115,10 @@ def load_to_watch(
     family = family_in(source.config)
     if family is not None and modality_of(family).timed and not is_long(source.config):
         plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
-        (loaded, _), class_name = load_as_result(source, plan.architecture, plan.config), plan.architecture.source_class
+        (loaded, _), class_name = (
+            load_as_result(source, plan.architecture, plan.config),
+            plan.architecture.source_class,
+        )
     else:
         loaded = load_weights(AutoModel, source.folder, local_files_only=True, dtype=torch.float32)
         class_name = type(loaded).__name__
@@ -119,7 +129,8 @@ def load_to_watch(
 class ReadInputs:
     """Inputs of a diagnosis.
 
-    name: name of the file. lengths: for each length, its name in messages, and inputs for :func:`.watching.watched_inputs`.
+    name: name of the file. lengths: for each length, its name in messages, and inputs for
+        :func:`.watching.watched_inputs`.
     frame_seconds: for sounds, seconds per frame.
     """
 
@@ -149,20 +160,23 @@ def diagnose(
 
         print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
 
-    Numbers are computed from the layers' queries and keys, with a softmax over all keys that the base's own attention sees;
-    :mod:`hf_longattn.inspect.layer_attention` defines them. A long model runs its mechanisms, so its hidden states are the same as in
-    use, but the softmax is over all keys. In an encoder-decoder model, the encoder is measured. Memory is linear in the length.
+    Numbers are computed from the layers' queries and keys, with a softmax over all keys that the base's own attention
+    sees; :mod:`hf_longattn.inspect.layer_attention` defines them. A long model runs its mechanisms, so its hidden
+    states are the same as in use, but the softmax is over all keys. In an encoder-decoder model, the encoder is
+    measured. Memory is linear in the length.
 
     Args:
-        model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.
-            Models of sound in memory must be Long models.
-        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens. For a model of images a photo, for one of
-            sound a recording, or a folder from which up to :data:`EXCERPTS` are read.
+        model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which
+            is left as it was. Models of sound in memory must be Long models.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens. For a model of images a
+            photo, for one of sound a recording, or a folder from which up to :data:`EXCERPTS` are read.
         processor: the tokenizer, image processor or feature extractor of a model in memory.
-        lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long enough. For
-            sounds, durations in seconds; by default 7.5, 15 and 30. An image has one size, which its processor makes.
+        lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long
+            enough. For sounds, durations in seconds; by default 7.5, 15 and 30. An image has one size, which its
+            processor makes.
         queries: number of measured queries at each length; an input with fewer tokens is measured at all of them.
-        candidates: mechanisms such as ``"window:window=512"``; by default usual ones, see :mod:`hf_longattn.inspect.candidates`.
+        candidates: mechanisms such as ``"window:window=512"``; by default usual ones, see
+            :mod:`hf_longattn.inspect.candidates`.
         device: "cpu", "cuda" …; by default the accelerator if there is one. A model in memory stays on its device.
         revision, token: of the Hub repository.
         progress: called with a sentence before each forward pass.
@@ -172,11 +186,14 @@ def diagnose(
         InputError: the input or the model ends before a length.
         CheckpointError: the text is empty, or the checkpoint cannot be loaded, is quantised or has no processor.
         DataError, InputError: a file cannot be read.
-        BackendError: the model's attention does not use transformers' AttentionInterface, or the model reads something else.
+        BackendError: the model's attention does not use transformers' AttentionInterface, or the model reads something
+            else.
         OptionError, InputError: a candidate or setting does not exist, or an image's size does not fit.
     """
     if queries < 1:
-        raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
+        raise OptionError(
+            f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}."
+        )
     if lengths is not None and not lengths:
         raise OptionError("There is no length; give for example --lengths 512,2K, or leave it out.")
     loaded, progress = load_to_watch(model, device=device, revision=revision, token=token), progress or silent
@@ -188,7 +205,9 @@ def diagnose(
         if modality is None or not (modality.drawn or modality.timed):
             if modality is not None and modality.units:
                 model_type = network.config.model_type
-                raise BackendError(f"{loaded.name!r} is of type {model_type!r}, which reads {modality.nouns}; {NOT_DIAGNOSED}")
+                raise BackendError(
+                    f"{loaded.name!r} is of type {model_type!r}, which reads {modality.nouns}; {NOT_DIAGNOSED}"
+                )
             modality = modality_of(family_of(watched_layers(network)))
     if modality is None:
         read = _read_text(network, loaded, text, processor, lengths)
@@ -213,12 +232,21 @@ def diagnose(
         device_name = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
     class_name = f"{loaded.class_name}, tower {tower}" if tower else loaded.class_name
     return Diagnosis(
-        model=loaded.name, model_class=class_name, text=read.name, device=device_name, causal=causal,
-        is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
+        model=loaded.name,
+        model_class=class_name,
+        text=read.name,
+        device=device_name,
+        causal=causal,
+        is_long=loaded.is_long,
+        candidates=tuple(chosen),
+        reasons=reasons,
+        lengths=tuple(measured),
+        notes=read.notes,
         untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if modality is None else {},
-        tower=tower, frame_seconds=read.frame_seconds,
+        tower=tower,
+        frame_seconds=read.frame_seconds,
         image=None if layers.layout is None else Image(layers.layout, read.lengths[0][0]),
-    )  # fmt: skip
+    )
 
 
 def is_text(source: object) -> bool:
@@ -231,11 +259,18 @@ def is_text(source: object) -> bool:
 
 
 def _read_text(
-    network: Any, loaded: LoadedCheckpoint, text: str | Path | Tensor, tokenizer: Any | None, requested: Sequence[float] | None
+    network: Any,
+    loaded: LoadedCheckpoint,
+    text: str | Path | Tensor,
+    tokenizer: Any | None,
+    requested: Sequence[float] | None,
 ) -> ReadInputs:
-    """One text at each length. Raises :class:`InputError` if a length is too small, or beyond the model's positions or the text."""
+    """One text at each length. Raises :class:`InputError` if a length is too small, or beyond the model's positions or
+    the text."""
     if requested is not None and min(requested) < SHORTEST:
-        raise InputError(f"Lengths start at {SHORTEST} tokens, not {min(requested):g}; give for example --lengths 512,2K.")
+        raise InputError(
+            f"Lengths start at {SHORTEST} tokens, not {min(requested):g}; give for example --lengths 512,2K."
+        )
     if tokenizer is None and loaded.folder is not None:
         tokenizer = load_tokenizer(loaded.folder, network.config)
     stack = watched_stack(network)
@@ -246,7 +281,8 @@ def _read_text(
         lengths = [length for length in LENGTHS if limit is None or length <= limit] or [limit or 0]
     if limit is not None and lengths[-1] > limit:
         raise InputError(
-            f"{loaded.name!r} ends at {limit:,} tokens, but a length of {lengths[-1]:,} was given; convert it first (longattn convert), or "
+            f"{loaded.name!r} ends at {limit:,} tokens, but a length of {lengths[-1]:,} was given; convert it first "
+            "(longattn convert), or "
             f"give lengths of at most {limit}."
         )
     source, notes = TextIds(text, tokenizer, lengths[-1], stack.config.get_text_config().vocab_size), list[str]()
@@ -256,11 +292,18 @@ def _read_text(
         if source.tokens < lengths[-1]:
             notes.append(f"The text has {source.tokens:,} tokens; a longer one shows greater lengths.")
         lengths = [length for length in lengths if length <= source.tokens] or lengths[:1]
-    return ReadInputs(source.name, [(f"{length:,} tokens", [source.plain(length)]) for length in lengths], tuple(notes))
+    return ReadInputs(
+        source.name, [(f"{length:,} tokens", [source.plain(length)]) for length in lengths], tuple(notes)
+    )
 
 
 def _read_sounds(
-    modality: Any, network: Any, loaded: LoadedCheckpoint, recordings: Path, extractor: Any | None, requested: Sequence[float] | None
+    modality: Any,
+    network: Any,
+    loaded: LoadedCheckpoint,
+    recordings: Path,
+    extractor: Any | None,
+    requested: Sequence[float] | None,
 ) -> ReadInputs:
     """Excerpts of each duration from recordings.
 
@@ -268,7 +311,11 @@ def _read_sounds(
         InputError: a duration exceeds the model's maximum or the recordings.
         CheckpointError: the model has no feature extractor.
     """
-    spec, config, settings = modality.spec, network.config, {"count": EXCERPTS, "model": loaded.name, "processor": extractor}
+    spec, config, settings = (
+        modality.spec,
+        network.config,
+        {"count": EXCERPTS, "model": loaded.name, "processor": extractor},
+    )
     sounds = modality.inputs(config, loaded.folder or Path(), None, recordings, **settings)
     limit, notes = math.inf, list[str]()
     if not loaded.is_long and not spec.reads_longer:
@@ -279,17 +326,24 @@ def _read_sounds(
         durations = sorted({audio_seconds(seconds, "--lengths") for seconds in requested})
         if durations[-1] > limit:
             raise InputError(
-                f"{loaded.name!r} reads up to {duration(round(limit, 1))}, but {duration(durations[-1])} were given; convert it first "
-                "(longattn convert --audio-seconds), or give less."
+                f"{loaded.name!r} reads up to {duration(round(limit, 1))}, but {duration(durations[-1])} were given; "
+                "convert it first (longattn convert --audio-seconds), or give less."
             )
     elif sounds.longest < SECONDS[-1]:
-        notes.append(f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances.")
+        notes.append(
+            f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances."
+        )
     lengths = [(duration(seconds), sounds.pieces(modality.sizes(config).at(seconds))) for seconds in durations]
     return ReadInputs(sounds.name, lengths, tuple(notes), spec.frame_seconds(config))
 
 
 def _read_image(
-    modality: Any, network: Any, loaded: LoadedCheckpoint, file: Path, processor: Any | None, requested: Sequence[float] | None
+    modality: Any,
+    network: Any,
+    loaded: LoadedCheckpoint,
+    file: Path,
+    processor: Any | None,
+    requested: Sequence[float] | None,
 ) -> ReadInputs:
     """One image, at the size that the processor makes.
 
@@ -298,7 +352,9 @@ def _read_image(
         CheckpointError: the model has no processor.
     """
     if requested is not None:
-        raise OptionError(f"{loaded.name!r} reads {modality.nouns}, which are measured at one size; leave --lengths out.")
+        raise OptionError(
+            f"{loaded.name!r} reads {modality.nouns}, which are measured at one size; leave --lengths out."
+        )
     stack = watched_layers(network)
     images = modality.inputs(stack.config, loaded.folder or Path(), None, file, model=loaded.name, processor=processor)
     values = images.processed().to(stack.device, stack.dtype)
@@ -306,9 +362,15 @@ def _read_image(
 
 
 def untrained(
-    stack: PreTrainedModel, candidates: Sequence[Candidate], reasons: Mapping[str, str], causal: bool, heads: int, width: int
+    stack: PreTrainedModel,
+    candidates: Sequence[Candidate],
+    reasons: Mapping[str, str],
+    causal: bool,
+    heads: int,
+    width: int,
 ) -> dict[str, str]:
-    """Candidate as text -> why learned positions need training with it at twice the trained length. Other candidates are left out."""
+    """Candidate as text -> why learned positions need training with it at twice the trained length. Other candidates
+    are left out."""
     config: Any = stack.config
     family, limit = FAMILIES.get(getattr(config, "base_model_type", config.model_type)), longest_input(config)
     if limit is None or family is None or not any(table.learned for table in family.position_tables):
@@ -324,9 +386,13 @@ def untrained(
 
 
 def captured_mass(
-    model: PreTrainedModel, ids: Tensor | Mapping[str, Tensor], candidates: Sequence[str | Candidate], *, queries: int = QUERIES,
+    model: PreTrainedModel,
+    ids: Tensor | Mapping[str, Tensor],
+    candidates: Sequence[str | Candidate],
+    *,
+    queries: int = QUERIES,
     seed: int = 0,
-) -> CapturedMass:  # fmt: skip
+) -> CapturedMass:
     """Measure how much of the softmax of every layer and head each candidate would retain.
 
     It helps to choose a mechanism. It takes one forward pass, and memory linear in N.
@@ -355,7 +421,11 @@ class MeasuredLayers:
     """
 
     def __init__(
-        self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor | None = None, grid: Grid | None = None
+        self,
+        candidates: Sequence[Candidate],
+        reasons: dict[str, str],
+        rows: Tensor | None = None,
+        grid: Grid | None = None,
     ) -> None:
         self.candidates, self.reasons, self.layout = candidates, reasons, grid
         self.rows = torch.zeros(0, dtype=torch.long) if rows is None else rows
@@ -373,7 +443,8 @@ class MeasuredLayers:
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):
                 self.reasons.setdefault(str(candidate), reason)
-        furthest = layer.length - 1 if self.layout is None else max(self.layout.sizes) - 1  # the largest distance of two tokens
+        # the largest distance of two tokens
+        furthest = layer.length - 1 if self.layout is None else max(self.layout.sizes) - 1
         sums = self.sums.setdefault(number, RowSums(furthest, layer.heads, len(readings)))
         sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
@@ -390,14 +461,20 @@ class MeasuredLayers:
     def at_length(self, length: int, queries: int, causal: bool, seconds: float) -> LengthDiagnosis:
         """All layers at one length. queries: number of measured queries. seconds: duration of the measurement."""
         layers = [
-            LayerDiagnosis(*self.names[number], {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"])
+            LayerDiagnosis(
+                *self.names[number], {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"]
+            )
             for number, mean in zip(sorted(self.sums), self.means(), strict=True)
-        ]  # fmt: skip
+        ]
         return LengthDiagnosis(
-            length=length, queries=queries, bins=tuple(self.sums[min(self.sums)].bins), layers=tuple(layers),
+            length=length,
+            queries=queries,
+            bins=tuple(self.sums[min(self.sums)].bins),
+            layers=tuple(layers),
             pairs=costs(self.candidates, self.reasons, length, causal, *self.shape, self.layout),
-            full_pairs=full_pairs(length, causal), seconds=seconds,
-        )  # fmt: skip
+            full_pairs=full_pairs(length, causal),
+            seconds=seconds,
+        )
 
 
 def silent(sentence: str) -> None:

@@ -19,21 +19,37 @@ from ..mechanisms.common.shared_options import KeysOrWeights, check_form, keys_o
 from .layer_attention import LayerAttention
 
 USUAL = (
-    "window:window=128", "window:window=256", "window:window=512", "window:window=1024",
-    "longformer:window=256", "longformer:window=512", "bigbird", "strided", "fixed",
-    "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl",
-    "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
-)  # fmt: skip
+    "window:window=128",
+    "window:window=256",
+    "window:window=512",
+    "window:window=1024",
+    "longformer:window=256",
+    "longformer:window=512",
+    "bigbird",
+    "strided",
+    "fixed",
+    "union:of=[window:window=256+strided]",
+    "segmented:block_size=512,integration=previous",
+    "transformer_xl",
+    "top_k:num_keys=64",
+    "top_k:num_keys=256",
+    "block_top_k:num_blocks=4",
+    "block_top_k:num_blocks=8",
+    "lsh",
+    "routing",
+)
 """Default candidates with options. All other mechanisms are compared with their default options."""
 USUAL_CAUSAL = tuple(f"window:window={window},num_sinks=4" for window in (256, 512, 1024))
 """Further default candidates for causal layers. In bidirectional layers, global tokens serve as attention sinks."""
 USUAL_FOR_SOUND = ("window:window=32", "window:window=64")
 """Default candidates for sound, in addition to the candidates for texts that support it."""
 USUAL_ON_GRIDS = (
-    "window2d:window=14", "window2d:window=7",
-    "segmented:block_size=196,integration=pooled,order=tiles:14x14", "bigbird:block_size=64,order=tiles:8x8",
+    "window2d:window=14",
+    "window2d:window=7",
+    "segmented:block_size=196,integration=pooled,order=tiles:14x14",
+    "bigbird:block_size=64,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
-)  # fmt: skip
+)
 """Default candidates for images. Most pre-trained models with windows have a width of 14."""
 
 
@@ -57,22 +73,29 @@ class Candidate:
         return cls(name, values, by_user)
 
     def __str__(self) -> str:
-        options = {name: f"[{value}]" if set(str(value)) & set(",;+") else value for name, value in self.options.items()}
+        options = {
+            name: f"[{value}]" if set(str(value)) & set(",;+") else value for name, value in self.options.items()
+        }
         return write_choice({"mechanism": self.mechanism, **options})
 
     def sized(self, length: int, heads: int, head_dim: int) -> Mechanism:
         """Build the mechanism for one layer, in evaluation mode."""
-        return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).eval()
+        return mechanism_from(
+            self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length
+        ).eval()
 
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:
-    """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default options."""
+    """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default
+    options."""
     usual = read_candidates((*USUAL, *USUAL_CAUSAL * causal), by_user=False)
     named = {candidate.mechanism for candidate in usual}
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
 
 
-def candidates_for(modality: Modality | None, requested: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
+def candidates_for(
+    modality: Modality | None, requested: Sequence[str | Candidate] | None, causal: bool
+) -> list[Candidate]:
     """The ``requested`` candidates, or the default candidates, for models of this modality (``None``: texts).
 
     Raises:
@@ -95,7 +118,8 @@ def candidates_for(modality: Modality | None, requested: Sequence[str | Candidat
 
 
 def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> list[Candidate]:
-    """Candidates from texts such as ``window:window=512``; raises as :meth:`Candidate.read`. Of equal ones, the first stays."""
+    """Candidates from texts such as ``window:window=512``; raises as :meth:`Candidate.read`. Of equal ones, the first
+    stays."""
     unique: dict[str, Candidate] = {}
     for text in texts:
         candidate = Candidate.read(text, by_user) if isinstance(text, str) else text
@@ -104,11 +128,12 @@ def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> l
 
 
 def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> KeysOrWeights | str:
-    """The keys that ``candidate`` retains in a layer. Mechanisms that select by content use the layer's queries and keys.
+    """The keys that ``candidate`` retains in a layer. Mechanisms that select by content use the layer's queries and
+    keys.
 
     Returns:
-        A function ``reading(rows, scores)`` that returns a mask of the retained keys, or the weights of all keys; or a sentence why neither
-        is defined.
+        A function ``reading(rows, scores)`` that returns a mask of the retained keys, or the weights of all keys; or a
+        sentence why neither is defined.
     Raises:
         LongAttentionError: a candidate from the user cannot be built for this layer.
     """
@@ -133,9 +158,16 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
 
 
 def costs(
-    candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int, grid: Grid | None = None
-) -> tuple[int, ...]:  # fmt: skip
-    """Query–key products per head for each candidate; those of full attention for a candidate that is not applicable."""
+    candidates: Sequence[Candidate],
+    reasons: Mapping[str, str],
+    length: int,
+    causal: bool,
+    heads: int,
+    width: int,
+    grid: Grid | None = None,
+) -> tuple[int, ...]:
+    """Query–key products per head for each candidate; those of full attention for a candidate that is not
+    applicable."""
     pairs = []
     for candidate in candidates:
         if str(candidate) in reasons:

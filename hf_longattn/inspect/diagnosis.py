@@ -1,6 +1,7 @@
 """The result of a diagnosis: numbers per length, layer and head, conclusion, the mechanism to choose, and JSON form.
 
-docs/api/measure.md describes the JSON object of :meth:`Diagnosis.to_dict`. Its key ``format`` is the version of that format.
+docs/api/measure.md describes the JSON object of :meth:`Diagnosis.to_dict`. Its key ``format`` is the version of that
+format.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class LengthDiagnosis:
     length: number of tokens.
     queries: number of measured queries.
     bins: first and last distance of each bin.
-    pairs: number of query–key products per head for each candidate, the unit of cost. full_pairs: the same for full attention.
+    pairs: number of query–key products per head for each candidate, the unit of cost. full_pairs: the same for full
+        attention.
     seconds: duration of the measurement, all forward passes included.
     """
 
@@ -64,11 +66,13 @@ class LengthDiagnosis:
     seconds: float
 
     def captured(self) -> Tensor:
-        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan if not applicable, and for heads that a layer lacks."""
+        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan if not applicable, and for heads that a
+        layer lacks."""
         return stack_heads([layer.captured for layer in self.layers])
 
     def number(self, name: str) -> Tensor:
-        """One of :data:`~hf_longattn.inspect.layer_attention.MEANS`, ``(layers, H)``; nan for heads that a layer does not have."""
+        """One of :data:`~hf_longattn.inspect.layer_attention.MEANS`, ``(layers, H)``; nan for heads that a layer does
+        not have."""
         return stack_heads([layer.numbers[name] for layer in self.layers])
 
 
@@ -90,7 +94,8 @@ class Diagnosis:
     causal: whether the layers are causal.
     candidates: the compared mechanisms. reasons: candidate as text -> why it is not applicable.
     is_long: whether the checkpoint has mechanisms already.
-    untrained: candidate as text -> why positions of longer texts need training with it. These candidates are not chosen.
+    untrained: candidate as text -> why positions of longer texts need training with it. These candidates are not
+        chosen.
     tower: name of the measured tower; empty for a model without towers.
     frame_seconds: for a sound model, whose tokens are frames: seconds per frame.
     image: for an image model, what it reads; there is one length.
@@ -141,9 +146,9 @@ class Diagnosis:
     def chosen(self) -> int | None:
         """Index of the chosen candidate. ``None`` if no candidate is cheaper than full attention.
 
-        The cheapest candidate that keeps at least :data:`ENOUGH` of the mass is chosen. If none does, the largest mass is chosen,
-        among candidates of at most half the cost of full attention if there are any. Costs are rounded to whole percent; a tie goes to
-        the larger mass.
+        The cheapest candidate that keeps at least :data:`ENOUGH` of the mass is chosen. If none does, the largest mass
+        is chosen, among candidates of at most half the cost of full attention if there are any. Costs are rounded to
+        whole percent; a tie goes to the larger mass.
         """
         holding = [number for number in self.applicable() if str(self.candidates[number]) not in self.untrained]
         cheaper = [number for number in holding if self.cost(number) < 1]
@@ -186,7 +191,8 @@ class Diagnosis:
         return f"{sentence}; {self.candidates[number]} keeps {mass} of the attention, at {cost} of the cost."
 
     def dilution(self) -> str:
-        """Growth of the effective tokens from the shortest to the longest length, as a sentence. Empty for a single length."""
+        """Growth of the effective tokens from the shortest to the longest length, as a sentence. Empty for a single
+        length."""
         first, last = self.lengths[0], self.last
         if first is last:
             return ""
@@ -194,10 +200,17 @@ class Diagnosis:
         largest = [float(diagnosis.number("largest_weight").nanmean()) for diagnosis in (first, last)]
         growth = math.log(after / before) / math.log(last.length / first.length)
         text = "the text" if self.frame_seconds is None else "the sound"
-        pace = f"almost as fast as {text}" if growth > 0.8 else f"more slowly than {text}" if growth > 0.2 else "hardly grows"
+        pace = (
+            f"almost as fast as {text}"
+            if growth > 0.8
+            else f"more slowly than {text}"
+            if growth > 0.2
+            else "hardly grows"
+        )
         return (
-            f"From {first.length:,} to {last.length:,} {self.unit} the attention of the average head widens from {before:,.0f} to "
-            f"{after:,.0f} effective {self.unit} ({pace}), and its largest weight goes from {percent(largest[0])} to {percent(largest[1])}."
+            f"From {first.length:,} to {last.length:,} {self.unit} the attention of the average head widens from "
+            f"{before:,.0f} to {after:,.0f} effective {self.unit} ({pace}), and its largest weight goes from "
+            f"{percent(largest[0])} to {percent(largest[1])}."
         )
 
     def reach(self) -> str:
@@ -205,7 +218,9 @@ class Diagnosis:
         by_layer = torch.stack([layer.distance.mean(0) for layer in self.last.layers])
         mass = by_layer.mean(0).cumsum(0)
         furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]
-        half, most = (f"{distance:,} patches" if self.image is not None else self.in_words(distance) for distance in furthest)
+        half, most = (
+            f"{distance:,} patches" if self.image is not None else self.in_words(distance) for distance in furthest
+        )
         return f"Half of the attention of the average head lies within {half}, {percent(ENOUGH)} within {most}."
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,7 +235,11 @@ class Diagnosis:
             "causal": self.causal,
             "first_tokens": SINK,
             **({} if self.frame_seconds is None else {"frame_seconds": self.frame_seconds}),
-            **({} if image is None else {"grid": list(image.grid.sizes), "prefix_tokens": image.grid.prefix, "size": image.size}),
+            **(
+                {}
+                if image is None
+                else {"grid": list(image.grid.sizes), "prefix_tokens": image.grid.prefix, "size": image.size}
+            ),
             "conclusion": self.conclusion(),
             "dilution": self.dilution(),
             "reach": self.reach(),
@@ -254,7 +273,9 @@ class Diagnosis:
             "seconds": round(diagnosis.seconds, 2),
             "distance_bins": [list(distances) for distances in diagnosis.bins],
             "full_pairs": diagnosis.full_pairs,
-            "pairs": {name: pairs for name, pairs in zip(names, diagnosis.pairs, strict=True) if name not in self.reasons},
+            "pairs": {
+                name: pairs for name, pairs in zip(names, diagnosis.pairs, strict=True) if name not in self.reasons
+            },
             "layers": [
                 {
                     "name": layer.name,
@@ -262,7 +283,9 @@ class Diagnosis:
                     **{name: _rounded(layer.numbers[name]) for name in MEANS},
                     "distance": _rounded(layer.distance),
                     "captured": {
-                        name: _rounded(layer.captured[:, number]) for number, name in enumerate(names) if name not in self.reasons
+                        name: _rounded(layer.captured[:, number])
+                        for number, name in enumerate(names)
+                        if name not in self.reasons
                     },
                 }
                 for layer in diagnosis.layers
@@ -271,7 +294,8 @@ class Diagnosis:
 
 
 def stack_heads(layers: Sequence[Tensor]) -> Tensor:
-    """Stack one tensor ``(heads, ...)`` per layer to ``(layers, H, ...)``; nan for heads that a layer lacks, for example after pruning."""
+    """Stack one tensor ``(heads, ...)`` per layer to ``(layers, H, ...)``; nan for heads that a layer lacks, for
+    example after pruning."""
     return pad_sequence(list(layers), batch_first=True, padding_value=math.nan)
 
 
@@ -283,7 +307,9 @@ def in_seconds(seconds: float) -> str:
 def percent(share: float) -> str:
     """A share for readers: ``71 %``, ``0.4 %``."""
     value = 100 * share
-    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
+    return (
+        f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
+    )
 
 
 def _rounded(values: Tensor | float) -> Any:

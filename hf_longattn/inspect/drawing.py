@@ -40,13 +40,16 @@ def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
     for index, mechanism in enumerate(mechanisms):
         text = " ".join([mechanism.name, *(f"{name}={value}" for name, value in mechanism.options.to_dict().items())])
         groups.setdefault(text, []).append(index)
-    return {f"layer{'s' * (len(of) > 1)} {write_numbers(of)}: {text}": mechanisms[of[0]] for text, of in groups.items()}
+    return {
+        f"layer{'s' * (len(of) > 1)} {write_numbers(of)}: {text}": mechanisms[of[0]] for text, of in groups.items()
+    }
 
 
 def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> list[Panel]:
     """The panels of a mechanism, for seeded random queries and keys.
 
-    For a mechanism on a grid, three panels show the cells seen from the middle, a border and a corner of :data:`DRAWN_GRID`.
+    For a mechanism on a grid, three panels show the cells seen from the middle, a border and a corner of
+    :data:`DRAWN_GRID`.
     """
     on_grid = mechanism.capabilities.needs_grid or mechanism.options.order is not None
     generator, tokens = torch.Generator().manual_seed(0), DRAWN_GRID.length if on_grid else length
@@ -67,7 +70,9 @@ def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> lis
     return [Panel(f"{name}, head {head}", of_head) for head, of_head in enumerate(weights)]
 
 
-def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int = 64, causal: bool | Sequence[bool], file: Path) -> None:
+def draw_patterns(
+    mechanisms: Mapping[str, Mechanism], *, length: int = 64, causal: bool | Sequence[bool], file: Path
+) -> None:
     """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible.
 
     ``causal`` selects the form, for all mechanisms or for each.
@@ -81,7 +86,10 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int = 64, caus
     from matplotlib.figure import Figure
 
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
-    drawn = [panels_of(name, mechanism, length, form) for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True)]
+    drawn = [
+        panels_of(name, mechanism, length, form)
+        for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True)
+    ]
     if all(len(panels) == 1 for panels in drawn):  # single panels stand side by side
         drawn = [[panel for panels in drawn for panel in panels]]
     width = max(map(len, drawn))

@@ -1,13 +1,16 @@
 """The softmax of one layer for some queries at a time, and the measurements on it.
 
-With the scores s_ij of the keys that query i sees and p_ij = softmax_j(s_ij), the numbers of a head are means over queries:
+With the scores s_ij of the keys that query i sees and p_ij = softmax_j(s_ij), the numbers of a head are means over
+queries:
 
-    effective_tokens   exp(-Σ_j p_ij log p_ij), the perplexity: number of tokens with equal weights that have the same entropy
-    largest_weight     max_j p_ij
+    effective_tokens   exp(-Σ_j p_ij log p_ij), the perplexity: number of tokens with equal weights that have the same
+    entropy largest_weight     max_j p_ij
     first_tokens       Σ_{j < 4} p_ij: the attention sink (Xiao et al. 2023, StreamingLLM, section 3.1)
-    distance[b]        Σ_{j: d_ij in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …, where d_ij is |i-j|. On a grid it is the larger of
+    distance[b]        Σ_{j: d_ij in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …, where d_ij is |i-j|. On a grid
+    it is the larger of
                        the distances in rows and columns, and 0 to and from prefix tokens.
-    captured[c]        Σ_j min(p_ij, w_ij), where w_ij are the weights of candidate c: 1 minus the total variation distance of p and w.
+    captured[c]        Σ_j min(p_ij, w_ij), where w_ij are the weights of candidate c: 1 minus the total variation
+    distance of p and w.
                        If c is a softmax over some of the keys, this equals Σ_j p_ij over the keys that c keeps.
 
 Scores are computed in fp32 (fp64 for fp64 inputs), for so few queries at a time that memory is linear in N.
@@ -43,7 +46,8 @@ class LayerAttention:
     q, k: ``(1, H, N, D)``, ``(1, H_kv, N, D)``, after norms and rotations.
     call: causality, padding, the scale, and the terms and caps that the model applies to its scores.
     relative: relative positions of the layer's mechanism.
-    within: the keys over which the reference softmax runs, for example a sliding window of the base; ``None``: all keys.
+    within: the keys over which the reference softmax runs, for example a sliding window of the base; ``None``: all
+        keys.
     name, mechanism: names of the attention module and of its mechanism.
     """
 
@@ -77,7 +81,11 @@ class LayerAttention:
         heads, groups, positions = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
         q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
         with torch.autocast(q.device.type, enabled=False):
-            scores = at_least_fp32(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ at_least_fp32(self.k).mT * scale
+            scores = (
+                at_least_fp32(q).unflatten(1, (groups, heads // groups)).flatten(2, 3)
+                @ at_least_fp32(self.k).mT
+                * scale
+            )
         scores = scores.view(len(q), heads, len(rows), self.length)
         if self.relative is not None:
             k = at_least_fp32(self.k)
@@ -96,7 +104,8 @@ class LayerAttention:
         return scores
 
     def blocks(self, rows: Tensor) -> Iterator[Tensor]:
-        """Split the query indices ``rows`` so that each part has at most :data:`SCORES_IN_MEMORY` scores. Padding is left out."""
+        """Split the query indices ``rows`` so that each part has at most :data:`SCORES_IN_MEMORY` scores. Padding is
+        left out."""
         rows = rows.to(self.k.device)
         if self.call.key_mask is not None:
             rows = rows[self.call.key_mask[0, rows]]
@@ -124,10 +133,16 @@ class RowSums:
             weights = scores.softmax(-1)
             self.count += len(block)
             entropy = scores.logsumexp(-1) - (weights * scores.masked_fill(~seen, 0.0)).sum(-1)
-            for name, values in zip(MEANS, (entropy.exp(), weights.amax(-1), weights[..., :SINK].sum(-1)), strict=True):
+            for name, values in zip(
+                MEANS, (entropy.exp(), weights.amax(-1), weights[..., :SINK].sum(-1)), strict=True
+            ):
                 self.sums[name] += values.double().sum((0, 2)).cpu()
-            of_bin = torch.frexp(layer.distance(block).double()).exponent.long()  # the number of binary digits, exact below 2⁵²
-            mass = weights.new_zeros(*weights.shape[:3], len(self.bins)).scatter_add_(-1, of_bin.expand(weights.shape), weights)
+            of_bin = torch.frexp(
+                layer.distance(block).double()
+            ).exponent.long()  # the number of binary digits, exact below 2⁵²
+            mass = weights.new_zeros(*weights.shape[:3], len(self.bins)).scatter_add_(
+                -1, of_bin.expand(weights.shape), weights
+            )
             self.distance += mass.double().sum((0, 2)).cpu()
             for number, reading in enumerate(candidates):
                 if reading is not None:
@@ -143,7 +158,8 @@ class RowSums:
 
 
 def sampled_rows(length: int, count: int, seed: int = 0) -> Tensor:
-    """Stratified sample of positions: ``min(count, length)`` equal parts of the text, one position from each, in ascending order.
+    """Stratified sample of positions: ``min(count, length)`` equal parts of the text, one position from each, in
+    ascending order.
 
     Equally spaced positions could always have the same offset in a mechanism's blocks or strides.
     """

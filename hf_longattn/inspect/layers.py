@@ -1,4 +1,5 @@
-"""Describe the layers of a long checkpoint or model: mechanisms, decode state, cost, and the engine path of each layer."""
+"""Describe the layers of a long checkpoint or model: mechanisms, decode state, cost, and the engine path of each
+layer."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ from ..configuration import LongAttentionConfig
 from ..conversion.source_models import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
 from ..engines.dispatch import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, CheckpointError, LongAttentionError
-from ..evaluation.flops import DecodeState, LengthCost, ModelShape, costs_of, decode_states, layer_mechanisms, model_shape
+from ..evaluation.flops import (
+    DecodeState,
+    LengthCost,
+    ModelShape,
+    costs_of,
+    decode_states,
+    layer_mechanisms,
+    model_shape,
+)
 from ..files import is_generic, is_long
 from ..functional import attend
 from ..inputs.modality import InputSizes, WithTowers, modality_in
@@ -34,8 +43,10 @@ class Inspection(WithTowers):
     """A long checkpoint.
 
     attention, inputs, shape, costs: facts about its layers; with several towers, about the text tower.
-    kept_heads: number of remaining heads in each layer with pruned heads (key-value heads under grouped-query attention).
-    towers: each tower by name, if there are several. For a plain class with mechanisms, only the towers with a mechanism.
+    kept_heads: number of remaining heads in each layer with pruned heads (key-value heads under grouped-query
+        attention).
+    towers: each tower by name, if there are several. For a plain class with mechanisms, only the towers with a
+        mechanism.
     other_towers: names of the towers of a plain class that run its own attention.
     generic: whether the model is a plain class with mechanisms.
     look_back: positions that a query looks back if texts have no maximum length.
@@ -101,7 +112,9 @@ class Inspection(WithTowers):
 
 
 @quiet_libraries()
-def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Inspection:
+def inspect_checkpoint(
+    model: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> Inspection:
     """Describe a long checkpoint. :func:`hf_longattn.inspect.inspect_stock` describes others.
 
     Raises:
@@ -109,7 +122,9 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     """
     source = open_source(model, revision=revision, token=token, weights=False)
     if not is_long(source.config):
-        raise CheckpointError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
+        raise CheckpointError(
+            f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST)."
+        )
     return _inspect(source)
 
 
@@ -132,7 +147,9 @@ def _inspect(source: Source) -> Inspection:
     shape, sizes, attention = model_shape(config, skeleton), modality.sizes(config), config.long_attention
     costs, kept = costs_of(sizes, attention, shape), getattr(config, KEPT_HEADS, None) or {}
     back = positions_without_end(modality.family, config)
-    return Inspection(**facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=kept, look_back=back)
+    return Inspection(
+        **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=kept, look_back=back
+    )
 
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
@@ -142,11 +159,15 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, 
     parts = modality.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
     towers = {
         name: Inspection(
-            **of_part, source=source, class_name=type(module).__name__, model_type=module.config.model_type,
-            parameters=sum(parameter.numel() for parameter in module.parameters()), generic=True,
+            **of_part,
+            source=source,
+            class_name=type(module).__name__,
+            model_type=module.config.model_type,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            generic=True,
         )
         for name, (module, of_part) in parts.items()
-    }  # fmt: skip
+    }
     if "" in towers:
         return towers[""]
     return replace(
@@ -162,7 +183,8 @@ FIRST_CHOICE = "the path of highest priority"
 LONGEST = 2048
 """Default number of tokens for :func:`planned_paths`. Enough for every mechanism to differ from full attention."""
 MAX_PLANNED = 16384
-"""Maximum tokens for :func:`planned_paths` if short texts get full attention. Beyond it, the path of short texts is shown."""
+"""Maximum tokens for :func:`planned_paths` if short texts get full attention. Beyond it, the path of short texts is
+shown."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +194,8 @@ class LayerPath:
     layer: name of the attention module in the model.
     mechanism: registered name of the mechanism.
     path: the engine's path, such as ``cpu-band``, or the layout of the batch, such as ``split``.
-    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`. Then features not yet verified on a GPU, if any.
+    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`. Then features not yet verified on a
+        GPU, if any.
     """
 
     layer: str
@@ -198,7 +221,9 @@ class Explanation(list[LayerPath]):
     def __str__(self) -> str:
         rows = [COLUMNS, *self.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
 
 
 def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation:
@@ -209,8 +234,10 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
     For an image model: ``explain(model, image_processor(images, return_tensors="pt"))``.
 
     Args:
-        model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or another model that contains mechanisms.
-        inputs: the keyword arguments of ``model.forward``, or only the main input: ``input_ids``, or ``pixel_values`` for images.
+        model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or another model that contains
+            mechanisms.
+        inputs: the keyword arguments of ``model.forward``, or only the main input: ``input_ids``, or ``pixel_values``
+            for images.
     Returns:
         One entry per layer and distinct path. ``print`` shows it as a table.
     Raises:
@@ -223,7 +250,8 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
     if not paths:
         raise BackendError(
             f"No attention mechanism ran in {type(model).__name__}; load a Long class, or call "
-            'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) and keep attn_implementation="longattn".'
+            'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) and keep '
+            'attn_implementation="longattn".'
         )
     return Explanation(paths.values())
 
@@ -231,8 +259,8 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 def planned_paths(checkpoint: Inspection) -> Explanation:
     """The paths that the layers of a checkpoint run on this machine.
 
-    The input has :func:`planned_length` tokens in fp32. No weights are loaded: each mechanism runs once on random queries and keys, without
-    the terms that a base adds to its scores.
+    The input has :func:`planned_length` tokens in fp32. No weights are loaded: each mechanism runs once on random
+    queries and keys, without the terms that a base adds to its scores.
     """
     generator, grid, paths = torch.Generator().manual_seed(0), checkpoint.inputs.new.grid, list[LayerPath]()
     ran: dict[int, list[LayerPath]] = {}
@@ -244,7 +272,15 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
             bound = {"grid": grid} if mechanism.capabilities.needs_grid or mechanism.options.order is not None else {}
             try:
                 with torch.no_grad(), _noting({}) as noted:
-                    attend(q, k, v, mechanism.to(q.device).eval(), causal=checkpoint.shape.causal, hidden_states=hidden, **bound)
+                    attend(
+                        q,
+                        k,
+                        v,
+                        mechanism.to(q.device).eval(),
+                        causal=checkpoint.shape.causal,
+                        hidden_states=hidden,
+                        **bound,
+                    )
                 ran[id(mechanism)] = list(noted.values())
             except LongAttentionError as error:  # the mechanism runs only inside a model
                 ran[id(mechanism)] = [LayerPath("", mechanism.name, "–", str(error))]
@@ -255,13 +291,15 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
 def planned_length(checkpoint: Inspection) -> int:
     """Number of tokens for :func:`planned_paths`, at most the longest input.
 
-    :data:`LONGEST` tokens by default. If texts of that length get full attention, one token more than the limit of full attention, up to
-    :data:`MAX_PLANNED`. A grid has one size.
+    :data:`LONGEST` tokens by default. If texts of that length get full attention, one token more than the limit of
+    full attention, up to :data:`MAX_PLANNED`. A grid has one size.
     """
     grid: Any = checkpoint.inputs.new.grid
     if grid is not None:
         return int(grid.length)
-    in_full = max((getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms), default=0)
+    in_full = max(
+        (getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms), default=0
+    )
     enough = in_full + 1 if LONGEST <= in_full < MAX_PLANNED else LONGEST
     return min(checkpoint.max_length or enough, enough)
 
@@ -280,7 +318,9 @@ def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], L
         record = GPU_RECORD.get(key)
         reason += f"; {record}" if record is not None else ""
         layer = names.get(id(mechanism), "").partition(".long_attention")[0]
-        paths.setdefault((id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason))
+        paths.setdefault(
+            (id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason)
+        )
 
     with observe(note):
         yield paths

@@ -1,7 +1,9 @@
-"""Attention declared by the layers of a stock model, and its cost in transformers and with ``attn_implementation="longattn"``.
+"""Attention declared by the layers of a stock model, and its cost in transformers and with
+``attn_implementation="longattn"``.
 
-The model is built from its config on the meta device, without weights, and reads a few tokens there. Its attention modules call a function
-that records their arguments instead of attending. Windows, sinks and score caps therefore come from the model's own code.
+The model is built from its config on the meta device, without weights, and reads a few tokens there. Its attention
+modules call a function that records their arguments instead of attending. Windows, sinks and score caps therefore come
+from the model's own code.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ FP32 = 4
 class DeclaredAttention:
     """The attention that one module declares.
 
-    queries, keys: numbers of tokens in the recorded call; :data:`TOKENS` and :data:`DECODED` mean the length of a text.
+    queries, keys: numbers of tokens in the recorded call; :data:`TOKENS` and :data:`DECODED` mean the length of a
+        text.
     left, right: the visible keys, from ``query - left`` to ``query + right``; ``None`` without a bound.
     chunk: tokens of a chunk; other chunks are hidden. softcap: the bound of the scores.
     sinks, bias: whether the softmax has one more column, and whether a position bias is added to the scores.
@@ -71,13 +74,21 @@ class DeclaredAttention:
         elif right == 0:
             seen = f"a window of {left + 1:,} tokens, itself the last"
         else:
-            seen = f"a window of {left:,} tokens on either side" if left == right else f"{left:,} tokens before and {right:,} after"
+            seen = (
+                f"a window of {left:,} tokens on either side"
+                if left == right
+                else f"{left:,} tokens before and {right:,} after"
+            )
         cap = "" if self.softcap is None else f"scores capped at {self.softcap:g}"
         rules = "blocks of tokens" if self.pairs == "by rules" else ""
-        return ", ".join(filter(None, (seen, "sinks" if self.sinks else "", cap, "a position bias" if self.bias else "", rules)))
+        return ", ".join(
+            filter(None, (seen, "sinks" if self.sinks else "", cap, "a position bias" if self.bias else "", rules))
+        )
 
     @classmethod
-    def of(cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]) -> DeclaredAttention:
+    def of(
+        cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]
+    ) -> DeclaredAttention:
         left, right, chunk, pairs = UNBOUNDED, UNBOUNDED, None, "" if mask is None else "by the model"
         if isinstance(mask, DeclaredMask):
             left, right, chunk, pairs = mask.left, mask.right, mask.chunk, "" if mask.exact else "by rules"
@@ -95,8 +106,9 @@ class DeclaredAttention:
     def stock_bytes(self, length: int, implementation: str) -> int:
         """Estimated bytes of mask and scores in transformers, for one text in fp32.
 
-        Eager: the scores ``H·Nq·Nk`` and their softmax, and a mask ``Nq·Nk`` unless everything is visible. SDPA: nothing for a plain
-        causal or full layer; for other masks ``Nq·Nk`` bool and the copy in fp32 that SDPA makes; for a position bias ``H·Nq·Nk``.
+        Eager: the scores ``H·Nq·Nk`` and their softmax, and a mask ``Nq·Nk`` unless everything is visible. SDPA:
+        nothing for a plain causal or full layer; for other masks ``Nq·Nk`` bool and the copy in fp32 that SDPA makes;
+        for a position bias ``H·Nq·Nk``.
         """
         queries, keys, reach = self._pairs(length)
         pairs, masked = queries * keys, reach <= keys or bool(self.pairs)
@@ -107,7 +119,8 @@ class DeclaredAttention:
     def longattn_bytes(self, length: int) -> int:
         """Estimated bytes of mask and scores in the engines on a CPU, for one text in fp32.
 
-        Nothing where SDPA runs. A window: the mask of one block. A chunk: its own mask. A score cap: four copies of a block of scores.
+        Nothing where SDPA runs. A window: the mask of one block. A chunk: its own mask. A score cap: four copies of a
+            block of scores.
         A position bias or a mask by the model: as SDPA. A mask by rules: at most :data:`BLOCK_PAIRS` pairs at once.
         """
         queries, keys, reach = self._pairs(length)
@@ -132,8 +145,10 @@ class DeclaredAttention:
 class StockInspection:
     """A stock model, or one of its towers.
 
-    implementation: transformers' default implementation, "sdpa" or "eager". flash: whether flash-attention can run on GPUs.
-    layers: names of attention modules and their declarations, in the order of the calls; empty for a model with several towers.
+    implementation: transformers' default implementation, "sdpa" or "eager". flash: whether flash-attention can run on
+        GPUs.
+    layers: names of attention modules and their declarations, in the order of the calls; empty for a model with
+        several towers.
     why_not: why ``longattn`` does not run, or why the layers were not read; else empty.
     """
 
@@ -147,7 +162,8 @@ class StockInspection:
     towers: Mapping[str, StockInspection] = dataclasses.field(default_factory=dict)
 
     def groups(self) -> dict[tuple[str, DeclaredAttention], list[int]]:
-        """The layers with equal attention: name of the modules without the layer's number, and attention -> numbers of the layers."""
+        """The layers with equal attention: name of the modules without the layer's number, and attention -> numbers of
+        the layers."""
         groups: dict[tuple[str, DeclaredAttention], list[int]] = {}
         for name, layer in self.layers:
             number = re.search(r"\.(\d+)\.", name)
@@ -165,24 +181,37 @@ class StockInspection:
         return "runs as sdpa does"
 
     def memory(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Length in tokens, and bytes of the largest layer in transformers and in the engines. Inputs other than text have one length."""
+        """Length in tokens, and bytes of the largest layer in transformers and in the engines. Inputs other than text
+        have one length."""
         layers = {layer for _, layer in self.layers}
         if layers and not any({TOKENS, DECODED} & {layer.queries, layer.keys} for layer in layers):
             lengths = [max(layer.queries for layer in layers)]
-        estimates = [[(layer.stock_bytes(n, self.implementation), layer.longattn_bytes(n)) for layer in layers] for n in lengths]
-        return [(n, *map(max, zip(*of_layers, strict=True))) for n, of_layers in zip(lengths, estimates, strict=True) if of_layers]
+        estimates = [
+            [(layer.stock_bytes(n, self.implementation), layer.longattn_bytes(n)) for layer in layers] for n in lengths
+        ]
+        return [
+            (n, *map(max, zip(*of_layers, strict=True)))
+            for n, of_layers in zip(lengths, estimates, strict=True)
+            if of_layers
+        ]
 
     def to_dict(self, lengths: Sequence[int]) -> dict[str, Any]:
         """JSON-serialisable form."""
         layers = [{"module": name, **dataclasses.asdict(layer)} for name, layer in self.layers]
-        memory = [{"length": n, "transformers_bytes": stock, "longattn_bytes": ours} for n, stock, ours in self.memory(lengths)]
+        memory = [
+            {"length": n, "transformers_bytes": stock, "longattn_bytes": ours}
+            for n, stock, ours in self.memory(lengths)
+        ]
         towers = {name: tower.to_dict(lengths) for name, tower in self.towers.items()}
         return {**vars(self), "layers": layers, "memory": memory, "towers": towers}
 
 
 @quiet_libraries()
-def inspect_stock(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> StockInspection:
-    """Describe the attention that every layer of a stock model declares. Reads only its config, and runs no code of the checkpoint.
+def inspect_stock(
+    model: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> StockInspection:
+    """Describe the attention that every layer of a stock model declares. Reads only its config, and runs no code of
+    the checkpoint.
 
     Args:
         model: a folder with a config.json, or a Hub repository id.
@@ -193,25 +222,42 @@ def inspect_stock(model: str | Path, *, revision: str | None = None, token: str 
     model_class: Any = class_of(values)
     if model_class is None:
         model_type, version = values.get("model_type"), transformers.__version__
-        raise CheckpointError(f"{str(model)!r} is a {model_type!r} model, and transformers {version} has no class for it; give another.")
+        raise CheckpointError(
+            f"{str(model)!r} is a {model_type!r} model, and transformers {version} has no class for it; give another."
+        )
     with checkpoint_errors(f"The config.json of {str(model)!r} makes no model"), torch.device("meta"):
-        values = {name: value for name, value in values.items() if name not in ("auto_map", "quantization_config", "compression_config")}
+        values = {
+            name: value
+            for name, value in values.items()
+            if name not in ("auto_map", "quantization_config", "compression_config")
+        }
         stock = model_class(AutoConfig.for_model(**values)).to(torch.bfloat16).eval()  # experts need bf16 here
     return _inspect(stock)
 
 
 def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
     """Record what the attention modules of a model, or of its towers, declare in a run on the meta device."""
-    parameters, implementation = sum(parameter.numel() for parameter in model.parameters()), attention_implementation(model.config)
+    parameters, implementation = (
+        sum(parameter.numel() for parameter in model.parameters()),
+        attention_implementation(model.config),
+    )
     result = StockInspection(
-        type(model).__name__, model.config.model_type, parameters, implementation or "eager", bool(model._supports_flash_attn)
+        type(model).__name__,
+        model.config.model_type,
+        parameters,
+        implementation or "eager",
+        bool(model._supports_flash_attn),
     )
     if not getattr(model.config, "is_encoder_decoder", False) and (towers := towers_of(model)):
-        return dataclasses.replace(result, towers={name: _inspect(tower, is_tower=True) for name, tower in towers.items()})
+        return dataclasses.replace(
+            result, towers={name: _inspect(tower, is_tower=True) for name, tower in towers.items()}
+        )
     stack, layers, why_not = without_head(model), list[tuple[str, DeclaredAttention]](), ""
     names = {id(module): name for name, module in stack.named_modules()}
 
-    def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+    def record(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
         check_computed(module, kwargs)
         layers.append((names[id(module)], DeclaredAttention.of(module, query, key, attention_mask, kwargs)))
         return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
@@ -221,11 +267,15 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
         set_implementation(stack, BACKEND, is_tower=is_tower)
         with torch.no_grad(), torch.device("meta"), _RealTokens():
             stack(**_inputs(stack))
-        why_not = "" if layers else f"no effect: {type(model).__name__} has no attention on transformers' AttentionInterface"
+        why_not = (
+            "" if layers else f"no effect: {type(model).__name__} has no attention on transformers' AttentionInterface"
+        )
     except LongAttentionError as error:
         why_not = f"refused: {error}"
     except Exception as error:  # a forward pass of any architecture
-        why_not = f"not read, since {type(stack).__name__} needs other inputs or the values of weights ({in_a_line(error)})"
+        why_not = (
+            f"not read, since {type(stack).__name__} needs other inputs or the values of weights ({in_a_line(error)})"
+        )
     finally:
         del ALL_ATTENTION_FUNCTIONS[BACKEND]
     return dataclasses.replace(result, layers=() if why_not else layers, why_not=why_not)
@@ -244,7 +294,9 @@ def _inputs(stack: Any) -> dict[str, Any]:
     name = next((name for name in (stack.main_input_name, *shapes) if name in takes and name in shapes), None)
     if name is None:
         raise TypeError(f"it takes {', '.join(takes)}")
-    inputs: dict[str, Any] = {name: torch.zeros(1, *shapes[name], dtype=torch.long if name == "input_ids" else torch.bfloat16)}
+    inputs: dict[str, Any] = {
+        name: torch.zeros(1, *shapes[name], dtype=torch.long if name == "input_ids" else torch.bfloat16)
+    }
     if "decoder_input_ids" in takes:
         inputs["decoder_input_ids"] = torch.zeros(1, DECODED, dtype=torch.long)
     return {**inputs, "use_cache": False} if "use_cache" in takes else inputs

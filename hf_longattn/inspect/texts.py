@@ -38,7 +38,9 @@ class TextIds:
         self.described = f"text {self.name!r}" if isinstance(text, Path) else "text"
         if isinstance(text, Tensor):
             if text.dim() != 1:
-                raise InputError(f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,).")
+                raise InputError(
+                    f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,)."
+                )
             self.ids: list[int] = text.tolist()
         else:
             if isinstance(text, Path):
@@ -50,7 +52,9 @@ class TextIds:
             else:
                 full_text = text
             if tokenizer is None:
-                raise OptionError("The model has no tokenizer; pass one as processor=, or token ids in place of the text.")
+                raise OptionError(
+                    "The model has no tokenizer; pass one as processor=, or token ids in place of the text."
+                )
             self.prefix, self.suffix = special_ids(tokenizer)
             beginning = excerpt(full_text, longest)
             self.ids = token_ids(tokenizer, beginning, special_tokens=False)
@@ -58,16 +62,19 @@ class TextIds:
                 self.ids = token_ids(tokenizer, full_text, special_tokens=False)
         if self.ids and not 0 <= min(self.ids) <= max(self.ids) < vocabulary:
             raise CheckpointError(
-                f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; the tokenizer is another model's."
+                f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; the tokenizer "
+                "is another model's."
             )
         self.tokens = len(self.ids) + len(self.prefix) + len(self.suffix)
         """Number of tokens of the longest input from this text, special tokens included."""
 
     def plain(self, length: int) -> Tensor:
-        """The first tokens of the text between the special tokens, ``(length,)``. Raises :class:`InputError` if there are fewer tokens."""
+        """The first tokens of the text between the special tokens, ``(length,)``. Raises :class:`InputError` if there
+        are fewer tokens."""
         if self.tokens < length:
             raise InputError(
-                f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or --lengths "
+                f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or "
+                "--lengths "
                 f"{self.tokens}."
             )
         body = length - len(self.prefix) - len(self.suffix)

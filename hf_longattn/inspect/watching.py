@@ -1,9 +1,10 @@
 """Watch a model's attention while it runs: queries, keys and all other arguments of its mechanisms.
 
-A mechanism is a module, so a forward pre-hook sees its arguments. While a plain transformers model is watched, it gets mechanisms that
-compute its own attention, full or with sliding windows. This package's attention function then receives the same arguments as any function
-of transformers' AttentionInterface: queries and keys after norms and rotations, scale, score cap and biases. No attention weights are
-stored, and no N×N tensor is built. The model's output does not change.
+A mechanism is a module, so a forward pre-hook sees its arguments. While a plain transformers model is watched, it gets
+mechanisms that compute its own attention, full or with sliding windows. This package's attention function then
+receives the same arguments as any function of transformers' AttentionInterface: queries and keys after norms and
+rotations, scale, score cap and biases. No attention weights are stored, and no N×N tensor is built. The model's output
+does not change.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ from ..modeling.inference import evaluating
 from ..positions.relative import SinkPositions
 from .layer_attention import LayerAttention
 
-NOT_DIAGNOSED = "for images and recordings type longattn inspect MODEL FILE; for others look at hf_longattn.explain(model, inputs)."
+NOT_DIAGNOSED = (
+    "for images and recordings type longattn inspect MODEL FILE; for others look at "
+    "hf_longattn.explain(model, inputs)."
+)
 """End of an error message: advice for models that read no text."""
 See = Callable[[int, LayerAttention], None]
 """``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""
@@ -74,12 +78,14 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
 
 
 def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
-    """The tower that reads texts (or images of one size), and its name; for a model without such a tower, the model and ``""``.
+    """The tower that reads texts (or images of one size), and its name; for a model without such a tower, the model
+    and ``""``.
 
     Raises:
         BackendError: the only image towers pack images of different sizes.
     """
-    several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE  # these have one backbone for all inputs
+    # these have one backbone for all inputs
+    several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE
     if not several or not (towers := towers_of(model)):
         return model, ""
     reading = text_tower(model.config, towers)
@@ -91,8 +97,8 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
         return others[drawn], drawn
     if packing := next((name for name, tower in others.items() if packs_images(tower)), None):
         raise BackendError(
-            f"The tower {packing} of a {type(model).__name__} packs images of different sizes, which are not watched; give a text for "
-            "its language model, or look at hf_longattn.explain(model, inputs)."
+            f"The tower {packing} of a {type(model).__name__} packs images of different sizes, which are not watched; "
+            "give a text for its language model, or look at hf_longattn.explain(model, inputs)."
         )
     return model, ""
 
@@ -100,7 +106,9 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
 def watched_layers(model: nn.Module) -> PreTrainedModel:
     """As :func:`watched_stack`, also for models with other inputs than texts."""
     if not isinstance(model, PreTrainedModel):
-        raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
+        raise BackendError(
+            f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained."
+        )
     modality = modality_of_model(model.config)
     stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
     if not isinstance(stack, PreTrainedModel):
@@ -116,21 +124,26 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
         others = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}
         if others:
             raise BackendError(
-                f"{type(stack).__name__} has layers of {sorted(others)[0]!r}, whose keys no mechanism describes; full attention and "
-                "sliding windows can be diagnosed."
+                f"{type(stack).__name__} has layers of {sorted(others)[0]!r}, whose keys no mechanism describes; full "
+                "attention and sliding windows can be diagnosed."
             )
-    elif any(isinstance(module, Mechanism) and module.capabilities.recursion is not None for module in stack.modules()):
+    elif any(
+        isinstance(module, Mechanism) and module.capabilities.recursion is not None for module in stack.modules()
+    ):
         raise BackendError(
-            f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
-            "checkpoint that it was made from."
+            f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole "
+            "text; diagnose the checkpoint that it was made from."
         )
     return stack
 
 
-def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
+def watched_inputs(
+    model: nn.Module, inputs: Tensor | Mapping[str, Tensor]
+) -> tuple[PreTrainedModel, Any, Grid | None, int]:
     """The stack to watch, its arguments, the grid of an image's tokens, and the number of tokens.
 
-    Texts and sounds have no grid (``None``). ``inputs`` are token ids ``(N,)``, or the processor's output for an image or a sound.
+    Texts and sounds have no grid (``None``). ``inputs`` are token ids ``(N,)``, or the processor's output for an image
+    or a sound.
     Raises:
         BackendError: as :func:`watched_stack`, or the model does not read images on one grid of patches.
         InputError: the image's size does not fit.
@@ -169,19 +182,27 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
             if order is not None and isinstance(grid, Grid):
                 q, k, call = in_raster_order(order, grid, q, k, call)
             if q.shape[2] != k.shape[2] or len(q) != 1:
-                raise InputError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
+                raise InputError(
+                    "Attention is watched while a model reads one whole text; pass it without a cache, one text at a "
+                    "time."
+                )
             (name, options), within = base.for_layer(site.layer), None
             if name != "full":
-                window = mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])
+                window = mechanism_from(
+                    name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2]
+                )
                 within = window.attended_keys(q, k, call.replace(global_mask=None))
-            relative = None if isinstance(mechanism.relative, SinkPositions) else mechanism.relative  # full attention turns no sinks
+            # full attention turns no sinks
+            relative = None if isinstance(mechanism.relative, SinkPositions) else mechanism.relative
             see(next(passed), LayerAttention(q, k, call, relative, within, site.name, mechanism.name))
 
         handles = [stack.register_forward_pre_hook(start)]
         try:
             for site in _sites(stack):
                 if not isinstance(site.mechanism, Mechanism):
-                    raise BackendError(f"{site.name} of {type(stack).__name__} has no mechanism, so its attention cannot be watched.")
+                    raise BackendError(
+                        f"{site.name} of {type(stack).__name__} has no mechanism, so its attention cannot be watched."
+                    )
                 for mechanism in filter(None, (site.mechanism, full_of(site.mechanism))):
                     handles.append(mechanism.register_forward_pre_hook(functools.partial(hook, site), prepend=True))
             yield
@@ -191,12 +212,15 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
 
 
 def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> None:
-    """Run one forward pass on token ids ``(N,)`` or with the given arguments, without gradients; token ids run without a cache."""
+    """Run one forward pass on token ids ``(N,)`` or with the given arguments, without gradients; token ids run without
+    a cache."""
     if isinstance(inputs, Tensor):
         takes = inspect.signature(stack.forward).parameters
         inputs = {"input_ids": inputs[None], **({"use_cache": False} if "use_cache" in takes else {})}
     with torch.no_grad():
-        stack(**{name: value.to(stack.device) if isinstance(value, Tensor) else value for name, value in inputs.items()})
+        stack(
+            **{name: value.to(stack.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        )
 
 
 def is_causal(stack: PreTrainedModel) -> bool:
@@ -217,7 +241,8 @@ def _base_attention(stack: PreTrainedModel) -> LongAttentionConfig:
 
 @contextlib.contextmanager
 def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
-    """Context in which a plain model's layers run its own attention as mechanisms. A model with mechanisms is not changed."""
+    """Context in which a plain model's layers run its own attention as mechanisms. A model with mechanisms is not
+    changed."""
     if has_mechanisms(stack):
         running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
         if not running <= {None, BACKEND}:
@@ -227,14 +252,24 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
             )
         yield
         return
-    before = {id(part): (part, attention_implementation(part.config)) for part in stack.modules() if isinstance(part, PreTrainedModel)}
+    before = {
+        id(part): (part, attention_implementation(part.config))
+        for part in stack.modules()
+        if isinstance(part, PreTrainedModel)
+    }
     sites = attach_mechanisms(stack, _base_attention(stack))
     try:
         for part, _ in before.values():
             part.set_attn_implementation(BACKEND)
-        unchanged = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
+        unchanged = [
+            site.name
+            for site in sites
+            if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)
+        ]
         if unchanged:
-            raise BackendError(f"{type(stack).__name__} keeps its own attention in {unchanged[0]}, so it cannot be watched.")
+            raise BackendError(
+                f"{type(stack).__name__} keeps its own attention in {unchanged[0]}, so it cannot be watched."
+            )
         yield
     finally:
         for part, name in before.values():

@@ -1,12 +1,14 @@
 """Adaptive attention span (Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, equations 3 to 5).
 
-Every head learns a span z in [0, max_span]. With a ramp of R tokens at the end of the span, a key at distance x = |i - j| has the weight
+Every head learns a span z in [0, max_span]. With a ramp of R tokens at the end of the span, a key at distance x = |i -
+j| has the weight
 
     A_ij = m_z(x) exp(s_ij) / Σ_j' m_z(x') exp(s_ij')        m_z(x) = clamp((R + z - x) / R, 0, 1)
 
-where j' runs over past keys in the causal form, else over all keys. Models add the auxiliary loss λ · (mean of z over heads), which keeps
-spans short. The parameter is z / max_span, as in the authors' code, so that usual learning rates suit it. Only keys within the longest
-learned span are visited. A compiled graph has fixed shapes, so it visits all keys within max_span.
+where j' runs over past keys in the causal form, else over all keys. Models add the auxiliary loss λ · (mean of z over
+heads), which keeps spans short. The parameter is z / max_span, as in the authors' code, so that usual learning rates
+suit it. Only keys within the longest learned span are visited. A compiled graph has fixed shapes, so it visits all
+keys within max_span.
 """
 
 from __future__ import annotations
@@ -40,19 +42,22 @@ QUERIES_PER_BLOCK = 64
 @dataclasses.dataclass(frozen=True)
 class AdaptiveSpanOptions(Options):
     max_span: int = option(1024, "the longest span that a head can learn", "tokens", least=1)
-    ramp: int = option(32, "R, tokens over which the weight falls from 1 to 0 at the end of the span", "tokens", least=1)
+    ramp: int = option(
+        32, "R, tokens over which the weight falls from 1 to 0 at the end of the span", "tokens", least=1
+    )
     init_span: int | None = option(None, "the initial span; default: max_span", "tokens")
     span_loss_weight: float = option(2e-6, "λ, factor of the mean span in the loss")
 
     def check(self) -> None:
         if self.init_span is not None and not 0 <= self.init_span <= self.max_span:
             raise OptionError(
-                f"Option 'init_span' of mechanism 'adaptive_span' is {self.init_span}, but must be between 0 and max_span={self.max_span}."
+                f"Option 'init_span' of mechanism 'adaptive_span' is {self.init_span}, but must be between 0 and "
+                f"max_span={self.max_span}."
             )
         if not 0 <= self.span_loss_weight < math.inf:
             raise OptionError(
-                f"Option 'span_loss_weight' of mechanism 'adaptive_span' is {self.span_loss_weight}, but must be at least 0; "
-                "for example span_loss_weight=2e-6."
+                f"Option 'span_loss_weight' of mechanism 'adaptive_span' is {self.span_loss_weight}, but must be at "
+                "least 0; for example span_loss_weight=2e-6."
             )
 
 
@@ -71,7 +76,9 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     per_head_tensors = ("span_fraction",)
     options: AdaptiveSpanOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: AdaptiveSpanOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: AdaptiveSpanOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.span_fraction = nn.Parameter(torch.empty(num_heads))
         """``(H,)``, each head's span divided by max_span."""
@@ -84,7 +91,8 @@ class AdaptiveSpan(Mechanism, AddsLoss):
 
     @property
     def spans(self) -> Tensor:
-        """z in tokens, ``(H,)``, clamped to [0, max_span], at least fp32. Gradients ignore the clamp, so that z can return to the range."""
+        """z in tokens, ``(H,)``, clamped to [0, max_span], at least fp32. Gradients ignore the clamp, so that z can
+        return to the range."""
         fraction = self.span_fraction.to(torch.promote_types(self.span_fraction.dtype, torch.float32))
         return (fraction + (fraction.clamp(0, 1) - fraction).detach()) * self.options.max_span
 
@@ -97,8 +105,8 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
 
     def extremes(self) -> tuple[float, float]:
-        """The shortest and the longest span in tokens; 0 and max_span in compiled graphs and on the meta device, where values are unknown.
-        The parameter is read in every call, because changes of its data cannot be detected."""
+        """The shortest and the longest span in tokens; 0 and max_span in compiled graphs and on the meta device, where
+        values are unknown. The parameter is read in every call, because changes of its data cannot be detected."""
         if torch.compiler.is_compiling() or self.span_fraction.is_meta:
             return 0.0, float(self.options.max_span)
         shortest, longest = torch.stack(self.span_fraction.detach().float().clamp(0, 1).aminmax()).tolist()
@@ -134,7 +142,9 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         if choose("pairs", q, k, call) == "dense-masked":
             term = add_term(call.score_mod, lambda b, h, i, j: logarithm(self.soft_mask((i - j).abs(), h, dtype)))
             call = call.replace(score_mod=term)
-            return dense_attention(q, k, v, call, mask_mod=lambda b, h, i, j: self.soft_mask((i - j).abs(), h, dtype) > 0)
+            return dense_attention(
+                q, k, v, call, mask_mod=lambda b, h, i, j: self.soft_mask((i - j).abs(), h, dtype) > 0
+            )
         if accelerator.accelerated(q):
             band = self.pattern(call.causal, longest)
             distance = torch.arange(-band.right, band.left + 1, device=q.device)
@@ -144,13 +154,21 @@ class AdaptiveSpan(Mechanism, AddsLoss):
             return block_sparse_attention(q, k, v, band, call.replace(score_mod=term))
         part = self._part(q_len, kv_len, call.causal, dtype, q.device, longest)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        score_mod = remapped(call.score_mod, queries=lambda q_idx: q_idx + (kv_len - q_len))  # tiles number the queries from 0
+        # tiles number the queries from 0
+        score_mod = remapped(call.score_mod, queries=lambda q_idx: q_idx + (kv_len - q_len))
         return gathered_attention(q, k, v, [part], call.replace(score_mod=score_mod))
 
     def _part(
-        self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None
+        self,
+        q_len: int,
+        kv_len: int,
+        causal: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        longest: float | None = None,
     ) -> GatherTile:
-        """A tile with one row per block of queries, and the keys within the longest span. All rows share one soft mask."""
+        """A tile with one row per block of queries, and the keys within the longest span. All rows share one soft
+        mask."""
         band, size = self.pattern(causal, longest), QUERIES_PER_BLOCK
         left = -(-band.left // size) * size
         left = left if left <= kv_len else kv_len  # a branch, because torch.compile would put a min into all shapes

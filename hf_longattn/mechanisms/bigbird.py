@@ -1,15 +1,19 @@
-"""BigBird attention: a window of blocks, global blocks and random blocks (Zaheer et al. 2020, Big Bird, section 2 and appendix D).
+"""BigBird attention: a window of blocks, global blocks and random blocks (Zaheer et al. 2020, Big Bird, section 2 and
+appendix D).
 
-The sequence is cut into n blocks of b tokens. With g global blocks at each end, a window of w blocks and r random blocks, a query of
-block I sees the keys of block J if
+The sequence is cut into n blocks of b tokens. With g global blocks at each end, a window of w blocks and r random
+blocks, a query of block I sees the keys of block J if
 
-    bidirectional:  I or J is one of the first or last g blocks, or |I - J| <= w//2, or J is one of the random blocks of I
-    causal:         J < g, or I-w < J <= I, or J is one of the random blocks of I, which lie before its window  (and key <= query)
+    bidirectional:  I or J is one of the first or last g blocks, or |I - J| <= w//2, or J is one of the random blocks
+        of I
+    causal:         J < g, or I-w < J <= I, or J is one of the random blocks of I, which lie before its window  (and
+        key <= query)
 
-Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they attend to, and are
-attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as in transformers' BigBird. A key that
-counts m times for a query has the weight m · exp(score). With ``random_pattern="hf_eval"``, the first block counts once more for each
-random block, as in transformers' BigBird in evaluation. transformers draws random blocks only in training; here the pattern is fixed.
+Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they
+attend to, and are attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as
+in transformers' BigBird. A key that counts m times for a query has the weight m · exp(score). With
+``random_pattern="hf_eval"``, the first block counts once more for each random block, as in transformers' BigBird in
+evaluation. transformers draws random blocks only in training; here the pattern is fixed.
 """
 
 from __future__ import annotations
@@ -46,39 +50,46 @@ from .common.shared_options import KeysOrWeights
 TABLE_STEP = 64
 """Number of blocks by which a decoding table grows. Untuned."""
 MAX_TABLE = 1 << 24
-"""Maximum entries (one byte each) of a layer's decoding table. For longer texts, every step draws the random blocks again. Untuned."""
+"""Maximum entries (one byte each) of a layer's decoding table. For longer texts, every step draws the random blocks
+again. Untuned."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BigBirdOptions(Options):
     block_size: int = option(64, "tokens in a block", "tokens", least=1)
-    num_random_blocks: int = option(3, "random key blocks of each query block, drawn for each head", "blocks", most=64, least=0)
-    num_window_blocks: int = option(3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks")
-    num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at the start when causal", "blocks", least=0)
+    num_random_blocks: int = option(
+        3, "random key blocks of each query block, drawn for each head", "blocks", most=64, least=0
+    )
+    num_window_blocks: int = option(
+        3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks"
+    )
+    num_global_blocks: int = option(
+        1, "global blocks at each end of the sequence, or at the start when causal", "blocks", least=0
+    )
     seed: int = option(0, "seed of the random blocks; layer l draws with seed + l", least=0)
     random_pattern: str = option(
         "seeded",
-        "'seeded': distinct blocks outside the window and the global blocks; 'hf_eval': the first block counts again instead of each "
-        "random one, as in transformers in evaluation",
+        "'seeded': distinct blocks outside the window and the global blocks; 'hf_eval': the first block counts again "
+        "instead of each random one, as in transformers in evaluation",
         choices=("seeded", "hf_eval"),
     )
     blocks_over: str = option(
         "text",
-        "'text': blocks are cut from each sequence without its padding; 'input': blocks are cut from the padded input, and padding has "
-        "the output 0, as in transformers",
+        "'text': blocks are cut from each sequence without its padding; 'input': blocks are cut from the padded "
+        "input, and padding has the output 0, as in transformers",
         choices=("text", "input"),
     )
 
     def check(self) -> None:
         if self.num_window_blocks < 1 or self.num_window_blocks % 2 == 0:
             raise OptionError(
-                f"Option 'num_window_blocks' of mechanism 'bigbird' is {self.num_window_blocks}, but must be odd, with the query's block "
-                "in the middle; for example num_window_blocks=3."
+                f"Option 'num_window_blocks' of mechanism 'bigbird' is {self.num_window_blocks}, but must be odd, "
+                "with the query's block in the middle; for example num_window_blocks=3."
             )
         if self.random_pattern != "seeded" and (self.num_window_blocks, self.num_global_blocks) != (3, 1):
             raise OptionError(
-                f"random_pattern={self.random_pattern!r} of mechanism 'bigbird' exists for num_window_blocks=3 and num_global_blocks=1 "
-                "only, as in transformers; choose random_pattern='seeded'."
+                f"random_pattern={self.random_pattern!r} of mechanism 'bigbird' exists for num_window_blocks=3 and "
+                "num_global_blocks=1 only, as in transformers; choose random_pattern='seeded'."
             )
 
 
@@ -87,8 +98,8 @@ class BigBird(MaskedMechanism):
     about = About(
         summary="a window of blocks, random blocks, and global blocks that attend to and are attended by all",
         paper="Zaheer et al. 2020, Big Bird, §2 and appendix D",
-        when="a BigBird checkpoint, or an encoder that should pass information through random blocks and the first one, without global "
-        "tokens of your own",
+        when="a BigBird checkpoint, or an encoder that should pass information through random blocks and the first "
+        "one, without global tokens of your own",
         engine="gathered",
         cost="N·b·(w+r+2g)",
         sample={"block_size": 4, "num_random_blocks": 2},
@@ -100,7 +111,9 @@ class BigBird(MaskedMechanism):
     _table_of_layer: tuple[Any, Tensor] | None = None
     options: BigBirdOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         o = self.options
         self.definition_is_mask = o.random_pattern == "seeded"  # otherwise keys count more than once
@@ -131,14 +144,17 @@ class BigBird(MaskedMechanism):
         sizes = torch.full((total + 1,), size)
         sizes[total - 1], sizes[total] = length - (total - 1) * size, 0  # index -1 stands for no block
         blocks = self.blocks(torch.tensor([total]), total, causal, torch.device("cpu"))
-        listed = (sizes[blocks.seen()][0, 0].sum(-1) * sizes[:total])[slice(None) if causal else slice(edge, total - edge)]
+        listed = (sizes[blocks.seen()][0, 0].sum(-1) * sizes[:total])[
+            slice(None) if causal else slice(edge, total - edge)
+        ]
         if causal:
             return int(listed.sum() - (sizes * (sizes - 1) // 2).sum())
         ends = int(sizes[:edge].sum() + sizes[total - edge : total].sum())
         return int(listed.sum()) + ends * length
 
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
-        """The block pattern of sequences with ``count (B or 1,)`` blocks each. The longest sequence has ``rows`` blocks."""
+        """The block pattern of sequences with ``count (B or 1,)`` blocks each. The longest sequence has ``rows``
+        blocks."""
         o, seed = self.options, self.options.seed + self.layer + seed
         if o.random_pattern == "seeded":
             sizes = o.num_random_blocks, o.num_window_blocks, o.num_global_blocks
@@ -146,7 +162,17 @@ class BigBird(MaskedMechanism):
         else:
             random = count.new_zeros(1, 1, rows, 0)
         again = o.num_random_blocks - random.shape[-1]
-        return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
+        return Blocks(
+            count,
+            rows,
+            o.block_size,
+            o.num_window_blocks,
+            o.num_global_blocks,
+            self.full_blocks,
+            random,
+            causal,
+            again,
+        )
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         times, size = self.times(AttentionCall(causal), global_mask), self.options.block_size
@@ -162,7 +188,8 @@ class BigBird(MaskedMechanism):
         return seen
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
-        """A function that returns how often each key counts in a query's softmax. ``kv_idx`` must cover the whole sequence."""
+        """A function that returns how often each key counts in a query's softmax. ``kv_idx`` must cover the whole
+        sequence."""
         size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -196,7 +223,9 @@ class BigBird(MaskedMechanism):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores, times = scaled_scores(q, k, call), self.times(call, self.resolve_globals(k, call))
         counts = times(*grid_of(q, k)) * visible_to_all(q, k, call)
-        return softmax_over(scores + counts.to(scores.dtype).log(), (counts > 0).expand(scores.shape), call.sink_scores)
+        return softmax_over(
+            scores + counts.to(scores.dtype).log(), (counts > 0).expand(scores.shape), call.sink_scores
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
@@ -210,7 +239,9 @@ class BigBird(MaskedMechanism):
             times = self.times(call, tokens)
             if self.options.random_pattern != "seeded":
                 exact = torch.promote_types(q.dtype, torch.float32)
-                call = call.replace(score_mod=add_term(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log()))
+                call = call.replace(
+                    score_mod=add_term(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log())
+                )
             return dense_attention(q, k, v, call, mask_mod=lambda *index: times(*index) > 0)
         padded, size = pad_queries(q, kv_len), self.options.block_size
         context = DispatchContext.of(padded, k, call, dtype=q.dtype, features=q.shape[3], block_size=size)
@@ -229,7 +260,8 @@ class BigBird(MaskedMechanism):
         return out[:, :, kv_len - q_len :]
 
     def table(self, length: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        """The key blocks that each query block sees. The number of blocks of each text is read together with the batch."""
+        """The key blocks that each query block sees. The number of blocks of each text is read together with the
+        batch."""
         size, batch = self.options.block_size, call.batch
         rows = -(-length // size)
         by_text = None if call.causal or self.options.blocks_over != "text" else call.key_mask
@@ -238,9 +270,23 @@ class BigBird(MaskedMechanism):
         elif in_graph():  # where no length can be read
             return self._table_of(-(-(last_real(by_text) + 1) // size), rows, call, device)
         else:
-            counts = [*(dict.fromkeys(range(len(by_text)), rows) | {span.row: -(-span.stop // size) for span in batch.sequences}).values()]
+            counts = [
+                *(
+                    dict.fromkeys(range(len(by_text)), rows)
+                    | {span.row: -(-span.stop // size) for span in batch.sequences}
+                ).values()
+            ]
 
-        key = ("table of blocks", type(self), self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
+        key = (
+            "table of blocks",
+            type(self),
+            self.options,
+            self.num_heads,
+            self.layer + call.seed,
+            rows,
+            call.causal,
+            device,
+        )
         of_count: dict[int, BlockTable] = {}
         for count in dict.fromkeys(counts):  # the table of one count is cached for the process
 
@@ -254,12 +300,15 @@ class BigBird(MaskedMechanism):
         return BlockTable(torch.cat([of_count[count].seen for count in counts]), torch.cat(added) if added else None)
 
     def _causal_table(self, rows: int, device: torch.device) -> Tensor:
-        """The blocks that each block of a causal text sees, ``(H, rows, rows)`` bool. Stored for the next decoding steps."""
+        """The blocks that each block of a causal text sees, ``(H, rows, rows)`` bool. Stored for the next decoding
+        steps."""
         key = (rows, device, self.layer)
 
         def make() -> Tensor:
             count = torch.full((1,), rows, device=device)
-            return self._table_of(count, rows, AttentionCall(causal=True), device).seen[0].expand(self.num_heads, -1, -1)
+            return (
+                self._table_of(count, rows, AttentionCall(causal=True), device).seen[0].expand(self.num_heads, -1, -1)
+            )
 
         if in_graph():
             return make()
@@ -283,10 +332,14 @@ class BigBird(MaskedMechanism):
         by_text = None if causal or self.options.blocks_over != "text" else call.key_mask
         if by_text is not None and call.batch is not None:
             ends = last_real(by_text) + 1
-            shortest = 0 if torch.compiler.is_compiling() else call.batch.cached(("shortest text",), lambda: int(ends.min()))
+            shortest = (
+                0 if torch.compiler.is_compiling() else call.batch.cached(("shortest text",), lambda: int(ends.min()))
+            )
             if -(-shortest // size) < rows:
                 all_long = -(-shortest // size) > self.full_blocks
-                return self.blocks(-(-ends // size), rows, causal, device, seed).parts(length, tokens, dtype, all_long=all_long)
+                return self.blocks(-(-ends // size), rows, causal, device, seed).parts(
+                    length, tokens, dtype, all_long=all_long
+                )
 
         def make() -> tuple[GatherTile, ...]:
             count = torch.full((1,), rows, device=device)
@@ -299,13 +352,21 @@ class BigBird(MaskedMechanism):
 
 
 def seeded_blocks(
-    seed: int, heads: int, blocks: Tensor, rows: int, count: int, window: int, edge: int, causal: bool, device: torch.device
+    seed: int,
+    heads: int,
+    blocks: Tensor,
+    rows: int,
+    count: int,
+    window: int,
+    edge: int,
+    causal: bool,
+    device: torch.device,
 ) -> Tensor:
     """``count`` distinct key blocks per head and query block, outside the window and the global blocks.
 
-    A draw depends only on the seed, the head, the query block and, when not causal, the number of blocks in the sequence. So it is the
-    same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd 1987) draws without replacement in
-    ``count`` steps.
+    A draw depends only on the seed, the head, the query block and, when not causal, the number of blocks in the
+    sequence. So it is the same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd
+    1987) draws without replacement in ``count`` steps.
 
     Args:
         blocks: ``(B or 1,)``, number of blocks of each sequence.
@@ -317,7 +378,8 @@ def seeded_blocks(
     row = torch.arange(rows, device=device).view(1, 1, -1)
     head = torch.arange(heads, device=device).view(1, -1, 1)
     hashes = BYTE_CACHE.get(
-        ("bigbird hashes", seed, heads, rows, count, device), lambda: [_hash(seed, head, row, step) for step in range(count)]
+        ("bigbird hashes", seed, heads, rows, count, device),
+        lambda: [_hash(seed, head, row, step) for step in range(count)],
     )
     if causal:
         low = high = row - window + 1
@@ -342,7 +404,8 @@ def seeded_blocks(
 
 
 def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:
-    """31 uniform bits, int64, for every (seed, head, row, step). Rounds of MurmurHash3's finaliser, in integers only."""
+    """31 uniform bits, int64, for every (seed, head, row, step). Rounds of MurmurHash3's finaliser, in integers
+    only."""
 
     def mixed(x: Tensor) -> Tensor:
         """fmix32 of 32 bits in an int64. Products overflow, but their low 32 bits are correct."""
@@ -381,7 +444,8 @@ class Blocks:
     again: int = 0
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """How many times keys of block ``j`` count in the softmax of queries of block ``i``. The caller hides keys after the query."""
+        """How many times keys of block ``j`` count in the softmax of queries of block ``i``. The caller hides keys
+        after the query."""
         total = self.count[b.clamp(max=self.count.shape[0] - 1)]
         if self.causal:
             seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0
@@ -390,15 +454,19 @@ class Blocks:
             ends = self._global(i, total) | (total <= self.full)
         counted = seen.int() + self.again * (j == 0).int()
         row = i.clamp(0, self.rows - 1)
-        for drawn in (self.random[..., number] for number in range(self.random.shape[-1])):  # a saved graph cannot unbind an empty axis
-            counted = counted + (drawn[b.clamp(max=drawn.shape[0] - 1), h.clamp(max=drawn.shape[1] - 1), row] == j).int()
+        # a saved graph cannot unbind an empty axis
+        for drawn in (self.random[..., number] for number in range(self.random.shape[-1])):
+            counted = (
+                counted + (drawn[b.clamp(max=drawn.shape[0] - 1), h.clamp(max=drawn.shape[1] - 1), row] == j).int()
+            )
         return torch.where(ends, 1, counted)
 
     def _global(self, block: Tensor, total: Tensor) -> Tensor:
         return (block < self.edge) | (block >= total - self.edge)
 
     def seen(self) -> Tensor:
-        """Key blocks of each non-global query block, ``(B or 1, H or 1, rows, K)``. Global blocks at the start come first; -1 for none."""
+        """Key blocks of each non-global query block, ``(B or 1, H or 1, rows, K)``. Global blocks at the start come
+        first; -1 for none."""
         row, edge = torch.arange(self.rows, device=self.count.device).view(1, 1, -1, 1), self.edge
         around, ends = torch.arange(self.window, device=row.device), torch.arange(edge, device=row.device)
         first = ends.expand(1, 1, self.rows, -1)
@@ -433,7 +501,10 @@ class Blocks:
             tokens = tokens & long.view(-1, 1)
             index, real = global_index(tokens)
             index = torch.where(real, index, -1)[:, None, None]
-            queries, keys = without(queries, tokens), joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
+            queries, keys = (
+                without(queries, tokens),
+                joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1)),
+            )
         bias = None
         if self.again:  # the keys of the first block, listed first, count more than once
             first = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1) < size
@@ -450,7 +521,8 @@ class Blocks:
         return tuple(parts)
 
     def global_rows(self, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:
-        """Positions of the queries that see everything, ``(B or 1, 1, R, size)``; -1 in empty slots. ``None`` without such queries."""
+        """Positions of the queries that see everything, ``(B or 1, 1, R, size)``; -1 in empty slots. ``None`` without
+        such queries."""
         total, edge = self.count.view(-1, 1), self.edge
         ends = torch.arange(edge, device=total.device)
         if tokens is None:

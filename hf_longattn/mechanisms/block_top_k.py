@@ -1,12 +1,14 @@
 """Block top-k attention (Lu et al. 2025, MoBA: Mixture of Block Attention, section 2.2, equations 2-6).
 
-Keys are cut into blocks of b tokens, counted from the first real token. Query i of block c scores the other blocks by their mean key,
+Keys are cut into blocks of b tokens, counted from the first real token. Query i of block c scores the other blocks by
+their mean key,
 
     g_im = q_i · mean_{j in block m} k_j
 
-and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form, which is MoBA's, the
-query chooses among the complete blocks before c, and sees block c up to its own position. With per="query_block" there is no causal form:
-the mean query of a block chooses for all its queries. Ties go to the earlier block. Choices are made in float64, without gradients.
+and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form,
+which is MoBA's, the query chooses among the complete blocks before c, and sees block c up to its own position. With
+per="query_block" there is no causal form: the mean query of a block chooses for all its queries. Ties go to the
+earlier block. Choices are made in float64, without gradients.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class BlockTopKOptions(Options):
     num_blocks: int = option(4, "k, blocks that each query sees, its own included", "blocks", least=1)
     per: str = option(
         "query",
-        "'query': each query selects its blocks; 'query_block': a block's mean query selects for all its queries (not causal)",
+        "'query': each query selects its blocks; 'query_block': a block's mean query selects for all its queries (not "
+        "causal)",
         choices=("query", "query_block"),
     )
 
@@ -47,8 +50,8 @@ class BlockTopK(Mechanism):
     about = About(
         summary="each query attends to its block and to the k-1 blocks whose mean key scores highest",
         paper="Lu et al. 2025, MoBA, §2.2",
-        when="a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks of a cache of "
-        "all tokens",
+        when="a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks "
+        "of a cache of all tokens",
         engine="block_selected",
         cost="N·k·b + N·N/b",
         sample={"block_size": 32, "num_blocks": 3},
@@ -58,7 +61,9 @@ class BlockTopK(Mechanism):
     per_head_tensors = ()
     options: BlockTopKOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.options.per == "query_block":
             self.causal = False
@@ -70,17 +75,23 @@ class BlockTopK(Mechanism):
         dense = full_pairs(length, causal)
         if self.covers(length, causal):
             return dense
-        size, count, own_block = self.options.block_size, self.options.num_blocks, torch.arange(length) // self.options.block_size
+        size, count, own_block = (
+            self.options.block_size,
+            self.options.num_blocks,
+            torch.arange(length) // self.options.block_size,
+        )
         if causal:
-            return min(dense, int((torch.arange(length) % size + 1 + own_block.clamp(max=count - 1) * size + own_block).sum()))
+            return min(
+                dense, int((torch.arange(length) % size + 1 + own_block.clamp(max=count - 1) * size + own_block).sum())
+            )
         blocks = -(-length // size)
         return min(dense, length * count * size + blocks * (length if self.options.per == "query" else blocks))
 
     def accept(self, q_len: int, kv_len: int) -> None:
         if self.options.per == "query_block" and q_len != kv_len:
             raise InputError(
-                f"There are {q_len} queries for {kv_len} keys, but with per='query_block', mechanism 'block_top_k' selects keys for whole "
-                "blocks of queries; pass all queries, or use per='query'."
+                f"There are {q_len} queries for {kv_len} keys, but with per='query_block', mechanism 'block_top_k' "
+                "selects keys for whole blocks of queries; pass all queries, or use per='query'."
             )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -133,21 +144,28 @@ class BlockTopK(Mechanism):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(
-            scaled_scores(q, k, call), self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call), call.sink_scores
+            scaled_scores(q, k, call),
+            self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call),
+            call.sink_scores,
         )
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees, by the definition: every query scores every block."""
+        """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees, by the definition: every query scores every
+        block."""
         q_len, kv_len, size = q.shape[2], k.shape[2], self.options.block_size
         self.accept(q_len, kv_len)
         block = torch.arange(kv_len, device=q.device) // size
-        total = (kv_len + size - 1) // size  # not -(-n // size): ONNX rounds quotients of negative numbers towards zero
+        total = (
+            kv_len + size - 1
+        ) // size  # not -(-n // size): ONNX rounds quotients of negative numbers towards zero
         members = (block == torch.arange(total, device=q.device)[:, None]) & call.real(k)[:, None]  # (B, n, Nk)
         shares = members.to(exact_dtype(q.device))
         shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
         own_block = block[kv_len - q_len :, None]
         per_query = self.options.per == "query"
-        gates = (q.to(shares.dtype) if per_query else shares @ q.to(shares.dtype)) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
+        gates = (q.to(shares.dtype) if per_query else shares @ q.to(shares.dtype)) @ (
+            shares @ k.to(shares.dtype)
+        ).transpose(-1, -2)
         gates = gates if per_query else gates[:, :, own_block[:, 0]]
         blocks = torch.arange(total, device=q.device)
         allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & members.any(-1)[:, None]
@@ -158,7 +176,8 @@ class BlockTopK(Mechanism):
 
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """Block means ``(B, H, n, D)`` float64 over the real tokens of ``x (B, H, N, D)``, and a mask ``(B, n)`` of blocks with real tokens."""
+    """Block means ``(B, H, n, D)`` float64 over the real tokens of ``x (B, H, N, D)``, and a mask ``(B, n)`` of blocks
+    with real tokens."""
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     else:

@@ -1,6 +1,8 @@
-"""Fixed attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of fixed attention).
+"""Fixed attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of fixed
+attention).
 
-Blocks of l tokens are counted from the first real token. Query i sees key j if either holds (and j <= i in the causal form):
+Blocks of l tokens are counted from the first real token. Query i sees key j if either holds (and j <= i in the causal
+form):
 
     j is in the block of i:  ⌊j/l⌋ = ⌊i/l⌋          j is a summary column:  j mod l >= l - c
 
@@ -31,7 +33,8 @@ class FixedOptions(Options):
     def check(self) -> None:
         if self.num_summary > self.block_size:
             raise OptionError(
-                f"Option 'num_summary' of mechanism 'fixed' is {self.num_summary}, but a block has {self.block_size} tokens; "
+                f"Option 'num_summary' of mechanism 'fixed' is {self.num_summary}, but a block has {self.block_size} "
+                "tokens; "
                 f"give at most num_summary={self.block_size}."
             )
 
@@ -41,7 +44,8 @@ class Fixed(GatheredMechanism):
     about = About(
         summary="the query's block and the last c tokens of every (earlier, when causal) block",
         paper="Child et al. 2019, Sparse Transformer, §4.3 (fixed)",
-        when="documents in blocks of one size, whose last tokens can summarise them; for other texts take `strided` or `bigbird`",
+        when="documents in blocks of one size, whose last tokens can summarise them; for other texts take `strided` "
+        "or `bigbird`",
         engine="gathered",
         cost="N·(l+c·N/l)",
         sample={"block_size": 24, "num_summary": 4},
@@ -72,9 +76,14 @@ class Fixed(GatheredMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         size, summary = self.options.block_size, self.options.num_summary
         if causal:
-            return sum(full_pairs(tokens, True) + tokens * block * summary for block, tokens in enumerate(block_sizes(length, size)))
+            return sum(
+                full_pairs(tokens, True) + tokens * block * summary
+                for block, tokens in enumerate(block_sizes(length, size))
+            )
         total = column_count(length, size, summary)
-        return sum(tokens * (tokens + total - max(0, tokens - (size - summary))) for tokens in block_sizes(length, size))
+        return sum(
+            tokens * (tokens + total - max(0, tokens - (size - summary))) for tokens in block_sizes(length, size)
+        )
 
 
 def column_count(length: int, size: int, summary: int) -> int:

@@ -2,10 +2,11 @@
 
     φ(x) = [softmax(x W), softmax(-x W)]        o_i = φ_q(q_i) Σ_j φ_k(k_j)ᵀ v_j / φ_q(q_i) Σ_j φ_k(k_j)
 
-Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). W (D × feature_dim / 2, without bias) is learned
-for the queries and the keys of each head and is initialised as the identity, as in the paper. A ``scaling`` other than D^-½ multiplies q
-and k by (scaling · √D)^½ each. In fp32, feature products below exp(-87) underflow, as for opposite q and k with norms above about 40. If
-all products of a query underflow, its output is zeros.
+Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). W (D × feature_dim / 2,
+without bias) is learned for the queries and the keys of each head and is initialised as the identity, as in the paper.
+A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, feature products below exp(-87)
+underflow, as for opposite q and k with norms above about 40. If all products of a query underflow, its output is
+zeros.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Hedgehog(LinearMechanism):
     about = About(
         summary="a learned exponential feature map, trained to imitate softmax",
         paper="Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6",
-        when="you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention",
+        when="you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax "
+        "attention",
         engine="linear",
         cost="N·D²",
     )
@@ -43,7 +45,9 @@ class Hedgehog(LinearMechanism):
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: HedgehogOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.features_per_head = options.feature_dim or 2 * head_dim
         self.query_map = HeadwiseLinear(num_heads, head_dim, self.features_per_head // 2)
@@ -71,5 +75,8 @@ class Hedgehog(LinearMechanism):
         return both.unflatten(-1, (2, -1)).softmax(-1).flatten(-2)
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        left, right = self.scaled(q, call) @ self.query_map.weight.to(q.dtype), self.scaled(k, call) @ self.key_map.weight.to(k.dtype)
+        left, right = (
+            self.scaled(q, call) @ self.query_map.weight.to(q.dtype),
+            self.scaled(k, call) @ self.key_map.weight.to(k.dtype),
+        )
         return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT

@@ -1,20 +1,24 @@
-"""Hierarchical attention: exact near the diagonal, coarser with distance (Zhu & Soricut 2021, H-Transformer-1D, sections 4 and 6).
+"""Hierarchical attention: exact near the diagonal, coarser with distance (Zhu & Soricut 2021, H-Transformer-1D,
+sections 4 and 6).
 
-The sequence, from its first real token, is cut into blocks of b tokens; on level l, 2^l of them form a block of B_l = b·2^l tokens. Query i
-attends to
+The sequence, from its first real token, is cut into blocks of b tokens; on level l, 2^l of them form a block of B_l =
+b·2^l tokens. Query i attends to
 
     level 0:    the tokens of its block and the two neighbouring blocks
-    level l:    further tokens of its level-l block and the two neighbouring blocks, in pools: means of 2^l consecutive tokens
-    the last:   all other tokens, as means of 2^L tokens; by default, L is the lowest level on which two blocks hold the whole sequence
+    level l:    further tokens of its level-l block and the two neighbouring blocks, in pools: means of 2^l consecutive
+        tokens
+    the last:   all other tokens, as means of 2^L tokens; by default, L is the lowest level on which two blocks hold
+        the whole sequence
 
 Let p(i, j) be the real tokens of the pool in which query i sees key j (on level 0, j alone). The weights are
 
     A_ij = exp(scale · q_i · k̄_p) / Σ_j' exp(scale · q_i · k̄_p')        k̄_p = mean of k over p
 
-so a pool counts once per real token, and its value is the mean of v over them. This is the paper's block hierarchy (equations
-25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is exact. This costs N·b·log(N/b)
-instead of N·b. The results agree if the queries of each pool are equal. In the causal form a query sees earlier tokens only, and pools lie
-entirely before it. For a score term, a pool lies at its middle, or at the last token of the text if that comes earlier.
+so a pool counts once per real token, and its value is the mean of v over them. This is the paper's block hierarchy
+(equations 25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is
+exact. This costs N·b·log(N/b) instead of N·b. The results agree if the queries of each pool are equal. In the causal
+form a query sees earlier tokens only, and pools lie entirely before it. For a score term, a pool lies at its middle,
+or at the last token of the text if that comes earlier.
 """
 
 from __future__ import annotations
@@ -42,9 +46,13 @@ from .common.registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class HierarchicalOptions(Options):
     block_size: int = option(64, "tokens in a block of level 0, an even number", "tokens", even=True)
-    levels: int | None = option(None, "maximum number of levels, the exact one included; default: what the length needs", "levels", least=1)
+    levels: int | None = option(
+        None, "maximum number of levels, the exact one included; default: what the length needs", "levels", least=1
+    )
     pooling: str = option(
-        "mean", "how keys are pooled: 'mean', or the element-wise 'max'; values are always averaged", choices=("mean", "max")
+        "mean",
+        "how keys are pooled: 'mean', or the element-wise 'max'; values are always averaged",
+        choices=("mean", "max"),
     )
 
 
@@ -53,7 +61,8 @@ class Hierarchical(Mechanism):
     about = About(
         summary="exact near the diagonal, pooled keys and values that grow coarser with distance",
         paper="Zhu & Soricut 2021, H-Transformer-1D, §4 and §6",
-        when="distant text matters in outline only: a token sees near ones exactly, and means of growing pools beyond; needs no training",
+        when="distant text matters in outline only: a token sees near ones exactly, and means of growing pools "
+        "beyond; needs no training",
         engine="gathered",
         cost="N·b·log(N/b)",
         sample={"block_size": 8},
@@ -64,7 +73,8 @@ class Hierarchical(Mechanism):
     options: HierarchicalOptions
 
     def pyramid(self, length: int) -> Pyramid:
-        """The levels of a sequence: the fewest at which two top-level blocks cover it, and at most the option ``levels``."""
+        """The levels of a sequence: the fewest at which two top-level blocks cover it, and at most the option
+        ``levels``."""
         block, levels, top = self.options.block_size, self.options.levels, 0
         while block << top < -(-length // 2):
             top += 1
@@ -106,19 +116,32 @@ class Hierarchical(Mechanism):
         keys = torch.cat([k, pyramid.pooled(k, real, self.options.pooling)], 2)
         values = torch.cat([v, pyramid.pooled(v, real, "mean")], 2)
 
-        # The bias of a pool is the logarithm of its number of tokens. Without padding, all calls of this length share the biased tiles.
+        # The bias of a pool is the logarithm of its number of tokens. Without padding, all calls of this length share
+        # the biased tiles.
         counts, dtype = pyramid.counts(real, device), torch.promote_types(q.dtype, torch.float32)
 
         def weighted() -> tuple[GatherTile, ...]:
-            tiles = BYTE_CACHE.get(("pyramid", pyramid, call.causal, device), lambda: as_fixed(pyramid.parts(call.causal, device)))
+            tiles = BYTE_CACHE.get(
+                ("pyramid", pyramid, call.causal, device), lambda: as_fixed(pyramid.parts(call.causal, device))
+            )
             weights = counts.to(dtype).clamp(min=1).log()
-            biases = (weights[:, tile.keys.clamp(min=0)[0, 0]][:, None, :, None] for tile in tiles[1:])  # the first tile has no pools
-            return (tiles[0], *(dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True)))
+            # the first tile has no pools
+            biases = (weights[:, tile.keys.clamp(min=0)[0, 0]][:, None, :, None] for tile in tiles[1:])
+            return (
+                tiles[0],
+                *(dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True)),
+            )
 
-        parts = weighted() if real is not None else BYTE_CACHE.get(("weighted pyramid", pyramid, call.causal, device, dtype), weighted)
+        parts = (
+            weighted()
+            if real is not None
+            else BYTE_CACHE.get(("weighted pyramid", pyramid, call.causal, device, dtype), weighted)
+        )
         if call.score_mod is not None:
             centres, last = pyramid.centres(device), None if real is None else last_real(real)
-            score_mod = remapped(call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b]))
+            score_mod = remapped(
+                call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b])
+            )
             call = call.replace(score_mod=score_mod)
         call = call.with_mask(None if real is None else counts > 0)
         out = gathered_attention(pad_queries(q, kv_len), keys, values, parts, call)
@@ -126,12 +149,14 @@ class Hierarchical(Mechanism):
 
 
 QUERIES_PER_ROW = 128
-"""Maximum queries per tile row, unless a block has more. On level l, all queries of a level l-1 block see the same pools."""
+"""Maximum queries per tile row, unless a block has more. On level l, all queries of a level l-1 block see the same
+pools."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pyramid:
-    """Levels 0 (tokens) to ``top`` of a sequence of ``length`` tokens. A query sees each key on the lowest level that covers it."""
+    """Levels 0 (tokens) to ``top`` of a sequence of ``length`` tokens. A query sees each key on the lowest level that
+    covers it."""
 
     length: int
     block: int
@@ -157,7 +182,9 @@ class Pyramid:
 
     def centres(self, device: torch.device) -> Tensor:
         """:meth:`centre` of every entry of the key axis, where the entries of all levels follow one another."""
-        return torch.cat([self.centre(level, torch.arange(size, device=device)) for level, size in enumerate(self.sizes)])
+        return torch.cat(
+            [self.centre(level, torch.arange(size, device=device)) for level, size in enumerate(self.sizes)]
+        )
 
     def counts(self, real: Tensor | None, device: torch.device) -> Tensor:
         """Number of tokens in every entry of the key axis, ``(B or 1, all levels)`` float32.
@@ -173,7 +200,9 @@ class Pyramid:
 
         if real is not None:
             return count(real)
-        return BYTE_CACHE.get(("pool counts", self, device), lambda: count(torch.ones(1, self.length, dtype=torch.bool, device=device)))
+        return BYTE_CACHE.get(
+            ("pool counts", self, device), lambda: count(torch.ones(1, self.length, dtype=torch.bool, device=device))
+        )
 
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
         """The pools of ``x (B, H, N, D)`` on all levels above 0, concatenated.
@@ -208,17 +237,20 @@ class Pyramid:
                 rows = rows_of(self.length, size, device)
                 starts = torch.arange(rows.shape[2], device=device) * size
                 keys = torch.cat([self._far(level, starts, causal) for level in levels], -1)
-                if not torch.compiler.is_compiling():  # values can be read: move empty slots to the end, and cut to the longest row
+                # values can be read: move empty slots to the end, and cut to the longest row
+                if not torch.compiler.is_compiling():
                     order = (keys < 0).sort(dim=-1, stable=True)
                     keys = keys.gather(-1, order.indices)[..., : int((keys >= 0).sum(-1).max())]
                 parts.append(GatherTile(rows, keys[None, None]))
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
-        """Key-axis indices ``(R, T)`` of the pools of ``level`` > 0 for each row of queries, by its first query ``starts``; -1 for none."""
+        """Key-axis indices ``(R, T)`` of the pools of ``level`` > 0 for each row of queries, by its first query
+        ``starts``; -1 for none."""
         half, size = self.block // 2, self.sizes[level]
         own_block = (starts // (self.block << (level - 1)))[:, None]
-        low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below covers, in pools of this level
+        # the range that the level below covers, in pools of this level
+        low, high = (own_block - 1) * half, (own_block + 2) * half
         if level == self.top:
             pools = torch.arange(size, device=starts.device).expand(len(starts), -1)
             seen = (pools < low) | ((pools >= high) & (not causal))
@@ -242,7 +274,9 @@ class Pyramid:
                 low, high = 0, self.sizes[level]
                 if level < self.top:
                     low, high = max(0, (block // 2 - 1) * self.block), min(high, (block // 2 + 2) * self.block)
-                total += queries * (max(0, (block - 1) * half - low) + (0 if causal else max(0, high - (block + 2) * half)))
+                total += queries * (
+                    max(0, (block - 1) * half - low) + (0 if causal else max(0, high - (block + 2) * half))
+                )
         return total
 
 

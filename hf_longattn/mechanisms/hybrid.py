@@ -1,12 +1,16 @@
-"""Softmax for near keys and linear attention for the others, under one normalisation (Zhang et al. 2024, LoLCATs, equations 6 and 7).
+"""Softmax for near keys and linear attention for the others, under one normalisation (Zhang et al. 2024, LoLCATs,
+equations 6 and 7).
 
-With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = max_{j ∈ W_i} s_ij and the kernel κ of a linear mechanism,
+With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = max_{j ∈ W_i} s_ij and the kernel κ of a
+linear mechanism,
 
-    o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉ W_i} κ(q_i, k_j))
+    o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉
+    W_i} κ(q_i, k_j))
 
-γ is the sigmoid of one learned number per head, or a fixed number. If the window covers the text, this is softmax attention. A kernel that
-estimates exp(s_ij) itself (Taylor's) is multiplied by exp(-c_i), which gives it the scale of the near terms, and γ starts near 1. The
-window slides, as in the equations; the authors' GPU kernels cut it into blocks ("terraced"). The bidirectional form is not in the paper.
+γ is the sigmoid of one learned number per head, or a fixed number. If the window covers the text, this is softmax
+attention. A kernel that estimates exp(s_ij) itself (Taylor's) is multiplied by exp(-c_i), which gives it the scale of
+the near terms, and γ starts near 1. The window slides, as in the equations; the authors' GPU kernels cut it into
+blocks ("terraced"). The bidirectional form is not in the paper.
 """
 
 from __future__ import annotations
@@ -47,7 +51,9 @@ QUERIES_PER_PIECE = 2048
 
 @dataclasses.dataclass(frozen=True)
 class HybridOptions(Options):
-    window: int = option(64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
+    window: int = option(
+        64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens", least=1
+    )
     features: MechanismSpec = option(HEDGEHOG, "the linear mechanism for the other keys: hedgehog, taylor or linear")  # noqa: RUF009
     mixing: float | None = option(
         None, "γ, the weight of the window's terms, above 0; default: one per head is learned, initialised to 0.1"
@@ -55,7 +61,9 @@ class HybridOptions(Options):
 
     def check(self) -> None:
         if self.mixing is not None and not self.mixing > 0:
-            raise OptionError(f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it.")
+            raise OptionError(
+                f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it."
+            )
         chosen = mechanism_class(self.features.mechanism)
         if not (issubclass(chosen, LinearMechanism) and chosen.sums_beside_softmax):
             raise OptionError(
@@ -75,10 +83,14 @@ class Hybrid(Mechanism, Stateful):
         sample={"window": 16},
         covering=lambda length, causal: {"window": 2 * length},
     )
-    capabilities = Mechanism.capabilities.but(trains=True, takes_score_mod=False, position_dependent=False, exports="definition")
+    capabilities = Mechanism.capabilities.but(
+        trains=True, takes_score_mod=False, position_dependent=False, exports="definition"
+    )
     options: HybridOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HybridOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HybridOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         linear = options.features.build(num_heads, head_dim, hidden_size, max_length)
         assert isinstance(linear, LinearMechanism)
@@ -102,9 +114,11 @@ class Hybrid(Mechanism, Stateful):
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, None, call)
 
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state has the window's ``keys, values (B, H_kv, w, D)`` and ``real (B, w)``. Its ``kv (B, H, F, D+1)`` and ``z`` are sums
-        over the keys before the window."""
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall
+    ) -> tuple[Tensor, State]:
+        """The state has the window's ``keys, values (B, H_kv, w, D)`` and ``real (B, w)``. Its ``kv (B, H, F, D+1)``
+        and ``z`` are sums over the keys before the window."""
         with torch.autocast(q.device.type, enabled=False):
             mask, size = call.real(k), self.options.window
             if state is None:
@@ -131,7 +145,9 @@ class Hybrid(Mechanism, Stateful):
         total, weight, largest = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
-            far = _far(self.linear.queries(q, call), self.linear.keys(k, call), drop_keys(v, drop), pattern, sums, call)
+            far = _far(
+                self.linear.queries(q, call), self.linear.keys(k, call), drop_keys(v, drop), pattern, sums, call
+            )
             if self.linear.estimates_exp:
                 far = far * (-largest.clamp(min=MIN_LARGEST_SCORE)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
@@ -140,7 +156,11 @@ class Hybrid(Mechanism, Stateful):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scale, k = call.scale_for(self.head_dim), repeat_heads(k, q.shape[1])
         _, _, i, j = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
-        near = Pattern.window(self.options.window, call.causal).visible_mod(None)(0, 0, i, j).expand(*q.shape[:3], k.shape[2])
+        near = (
+            Pattern.window(self.options.window, call.causal)
+            .visible_mod(None)(0, 0, i, j)
+            .expand(*q.shape[:3], k.shape[2])
+        )
         seen = visible_to_all(q, k, call)
         scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~(near & seen), float("-inf"))
         largest = scores.amax(-1, keepdim=True)
@@ -148,7 +168,9 @@ class Hybrid(Mechanism, Stateful):
         far = self.linear.kernel(q, k, call)
         if self.linear.estimates_exp:
             far = far * (-largest).exp()
-        return normalised(torch.where(near, self._gamma(q.dtype) * (scores - largest).exp(), far).masked_fill(~seen, 0.0))
+        return normalised(
+            torch.where(near, self._gamma(q.dtype) * (scores - largest).exp(), far).masked_fill(~seen, 0.0)
+        )
 
     def _gamma(self, dtype: torch.dtype) -> Tensor | float:
         fixed = self.options.mixing
@@ -178,8 +200,8 @@ def _far(phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State 
 
 
 def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, sums: State | None) -> Tensor:
-    """Σ_j φ_q·φ_k v_j over keys at least ``distance`` tokens before the query. ``sums`` covers the keys before ``phi_k``, which are zeros
-    at padding."""
+    """Σ_j φ_q·φ_k v_j over keys at least ``distance`` tokens before the query. ``sums`` covers the keys before
+    ``phi_k``, which are zeros at padding."""
     seen = max(0, phi_k.shape[2] - distance)
     rows = phi_q.shape[2] if sums is not None else min(phi_q.shape[2], seen)
     nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])
@@ -200,10 +222,12 @@ def _with_ones(v: Tensor, heads: int) -> Tensor:
 def local_softmax_terms(
     q: Tensor, k: Tensor, v: Tensor, left: int, right: int, real: Tensor, scale: float, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right. c_i is the largest s_ij.
+    """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right. c_i is the largest
+    s_ij.
 
-    Takes time and memory N·(left + right + 64) per head. Only plain tiles with their log-sum-exp also give these sums with gradients. They
-    take 1.35-1.5 times as long in the forward pass, and equally long for both passes (1,024 and 4,096 tokens, windows of 64 and 256).
+    Takes time and memory N·(left + right + 64) per head. Only plain tiles with their log-sum-exp also give these sums
+    with gradients. They take 1.35-1.5 times as long in the forward pass, and equally long for both passes (1,024 and
+    4,096 tokens, windows of 64 and 256).
 
     Args:
         q: ``(B, H, Nq, D)``, the last Nq positions of ``k, v (B, H, Nk, D)``.
@@ -211,13 +235,17 @@ def local_softmax_terms(
         scale: factor on q·k.
         dropout_p: dropout probability on the terms of the first sum.
     Returns:
-        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros for queries that see no key.
+        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros for queries that see no
+        key.
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     traced = in_graph()
     if not traced:  # a band wider than the text must not cost more than the text
         left, right = min(left, k.shape[2]), min(right, k.shape[2])
-        size = max(QUERIES_PER_PIECE, accelerator.numbers_at_a_time(q, 0) // (q.shape[0] * q.shape[1] * (left + right + QUERIES_PER_BLOCK)))
+        size = max(
+            QUERIES_PER_PIECE,
+            accelerator.numbers_at_a_time(q, 0) // (q.shape[0] * q.shape[1] * (left + right + QUERIES_PER_BLOCK)),
+        )
     starts = range(0, q.shape[2], q.shape[2] if traced else size)
     size, first = starts.step, k.shape[2] - q.shape[2]
     pieces = []
@@ -225,7 +253,9 @@ def local_softmax_terms(
         rows = q[:, :, start : start + size]
         low, high = first + start - left, first + start + rows.shape[2] + right
         at = slice(max(low, 0), min(high, k.shape[2]))
-        pieces.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p))
+        pieces.append(
+            _piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p)
+        )
     total, weight, largest = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
     return total, weight, largest
 
@@ -233,7 +263,8 @@ def local_softmax_terms(
 def _piece(
     q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`local_softmax_terms` for consecutive queries. ``k`` starts at their first key inside the text; the ``missing`` positions
+    """:func:`local_softmax_terms` for consecutive queries. ``k`` starts at their first key inside the text; the
+    ``missing`` positions
     before it are filled up. reach: left + right."""
     length = q.shape[2]
     blocks = -(-length // QUERIES_PER_BLOCK)

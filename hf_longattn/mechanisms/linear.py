@@ -2,8 +2,8 @@
 
     o_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / φ(q_i) Σ_j φ(k_j)        φ(x) = elu(x) + 1  or  max(x, 0)
 
-There is no product q·k to scale. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each, which scales their product
-by scaling · √D.
+There is no product q·k to scale. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each, which
+scales their product by scaling · √D.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from .common.registry import register_mechanism
 
 @dataclasses.dataclass(frozen=True)
 class LinearOptions(Options):
-    feature_map: str = option("elu", "φ: elu is elu(x) + 1, as in the paper; relu is max(x, 0)", choices=("elu", "relu"))
+    feature_map: str = option(
+        "elu", "φ: elu is elu(x) + 1, as in the paper; relu is max(x, 0)", choices=("elu", "relu")
+    )
 
 
 @register_mechanism("linear")
@@ -43,8 +45,11 @@ class Linear(LinearMechanism):
     per_head_tensors = ()
     options: LinearOptions
 
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """:meth:`LinearMechanism.advance`, in a third of the operations for one token. Their number limits decoding speed on a GPU."""
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall
+    ) -> tuple[Tensor, State]:
+        """:meth:`LinearMechanism.advance`, in a third of the operations for one token. Their number limits decoding
+        speed on a GPU."""
         if state is None or q.shape[2] > 1 or call.dropout or differentiated(q, k, v):
             return super().advance(q, k, v, state, call)
         with torch.autocast(q.device.type, enabled=False):

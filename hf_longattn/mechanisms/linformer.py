@@ -2,14 +2,17 @@
 
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
-    linear        E and F are learned, with one row per position, counted from the first real token. A shorter text uses the first rows; a
-                  longer one is refused. E and F are drawn with variance 1 / max_length, so that projected values have the variance of the
-                  values. (The paper's theorem has 1 / rank, which preserves inner products.)
-    convolution   one learned kernel of width max_length / rank with stride = width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer text
+    linear        E and F are learned, with one row per position, counted from the first real token. A shorter text
+    uses the first rows; a
+                  longer one is refused. E and F are drawn with variance 1 / max_length, so that projected values have
+                  the variance of the values. (The paper's theorem has 1 / rank, which preserves inner products.)
+    convolution   one learned kernel of width max_length / rank with stride = width: row i of Eᵀ K is Σ_t w_t
+    k_{i·width+t}. A longer text
                   has more rows.
     pooling       row i is the mean of the i-th of `rank` segments of nearly equal length; nothing is learned.
 
-Padding is masked before projecting. There is no causal form: a projected key mixes several tokens, and later ones cannot be hidden.
+Padding is masked before projecting. There is no causal form: a projected key mixes several tokens, and later ones
+    cannot be hidden.
 """
 
 from __future__ import annotations
@@ -38,11 +41,13 @@ class LinformerOptions(Options):
     projection: str = option("linear", "linear, convolution or pooling", choices=("linear", "convolution", "pooling"))
     sharing: str = option(
         "headwise",
-        "what shares one projection: none (each head has its own), headwise (all heads), key-value (all heads, and keys with values) or "
-        "layerwise (all layers and heads, and keys with values)",
+        "what shares one projection: none (each head has its own), headwise (all heads), key-value (all heads, and "
+        "keys with values) or layerwise (all layers and heads, and keys with values)",
         choices=SHARINGS,
     )
-    max_length: int | None = option(None, "longest text of a learned projection; none uses the model's", "tokens", least=1, most=1 << 20)
+    max_length: int | None = option(
+        None, "longest text of a learned projection; none uses the model's", "tokens", least=1, most=1 << 20
+    )
 
     def sample_length(self) -> int:
         return self.max_length or self.rank
@@ -52,8 +57,8 @@ class LinformerOptions(Options):
         length = self.max_length if length is None else length
         if length is not None and self.rank > length and self.projection != "pooling":
             raise OptionError(
-                f"Option 'rank' of mechanism 'linformer' is {self.rank}, but must be at most the longest text, {length} tokens; "
-                f"for example rank={max(1, length // 4)}."
+                f"Option 'rank' of mechanism 'linformer' is {self.rank}, but must be at most the longest text, "
+                f"{length} tokens; for example rank={max(1, length // 4)}."
             )
 
 
@@ -75,7 +80,9 @@ class Linformer(Mechanism):
     """Names of parameters that all layers with equal options share."""
     options: LinformerOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LinformerOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LinformerOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if options.projection == "pooling":
             self.capabilities = self.capabilities.but(position_dependent=False)
@@ -83,13 +90,17 @@ class Linformer(Mechanism):
         longest = options.max_length or max_length
         if longest is None:
             raise OptionError(
-                "Mechanism 'linformer' learns a projection for every position, but neither the model nor the option max_length says how "
-                "many there are; give max_length=4096, or projection='pooling'."
+                "Mechanism 'linformer' learns a projection for every position, but neither the model nor the option "
+                "max_length says how many there are; give max_length=4096, or projection='pooling'."
             )
         options.check(longest)
         self.longest = longest
         projections = num_heads if options.sharing == "none" else 1
-        shape = (projections, longest, options.rank) if options.projection == "linear" else (projections, -(-longest // options.rank))
+        shape = (
+            (projections, longest, options.rank)
+            if options.projection == "linear"
+            else (projections, -(-longest // options.rank))
+        )
         self.key_projection = nn.Parameter(torch.empty(shape))
         """E, ``(H or 1, max_length, rank)``; for a convolution, its kernel ``(H or 1, width)``."""
         if options.sharing in ("none", "headwise"):
@@ -102,7 +113,8 @@ class Linformer(Mechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw linear projections from N(0, 1 / max_length), so that rows of Eᵀ have a norm of about 1. Convolutions start as the mean."""
+        """Draw linear projections from N(0, 1 / max_length), so that rows of Eᵀ have a norm of about 1. Convolutions
+        start as the mean."""
         super().reset_parameters(generator)
         for parameter in self.parameters(recurse=False):
             if self.options.projection == "linear":
@@ -118,8 +130,8 @@ class Linformer(Mechanism):
     def _check_length(self, length: int) -> None:
         if self.options.projection == "linear" and length > self.longest:
             raise InputError(
-                f"The input has {length} tokens, but the learned projection of mechanism 'linformer' has rows for {self.longest}; "
-                f"shorten it, or build the mechanism with max_length={length} or projection='pooling'."
+                f"The input has {length} tokens, but the learned projection of mechanism 'linformer' has rows for "
+                f"{self.longest}; shorten it, or build the mechanism with max_length={length} or projection='pooling'."
             )
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -152,7 +164,8 @@ class Linformer(Mechanism):
         return dense_attention(q, rows_k, rows_v, call.with_mask(filled))
 
     def _projected(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Eᵀ K, Fᵀ V, and a mask ``(B, rows)`` of the projected rows with real tokens (``None`` if all of them count)."""
+        """Eᵀ K, Fᵀ V, and a mask ``(B, rows)`` of the projected rows with real tokens (``None`` if all of them
+        count)."""
         if self.options.projection == "pooling":
             if real is None:
                 return segment_means(k, self.options.rank), segment_means(v, self.options.rank), None
@@ -177,11 +190,14 @@ class Linformer(Mechanism):
         rows = self.options.rank
         if self.options.projection == "convolution":
             rows = -(-length // self.key_projection.shape[1])
-        return length * min(rows, length) if self.covers(length) or self.options.projection != "linear" else length * rows
+        return (
+            length * min(rows, length) if self.covers(length) or self.options.projection != "linear" else length * rows
+        )
 
 
 def project_length(projection: Tensor, x: Tensor) -> Tensor:
-    """``Σ_n projection[b, h, n, r] x[b, h, n, d]``: ``(B or 1, H or 1, N, R)`` and ``(B, H, N, D)`` to ``(B, H, R, D)``."""
+    """``Σ_n projection[b, h, n, r] x[b, h, n, d]``: ``(B or 1, H or 1, N, R)`` and ``(B, H, N, D)`` to
+    ``(B, H, R, D)``."""
     projection = projection.to(x.dtype)
     batch, heads, length, width = x.shape
     if projection.shape[1] == 1:  # one product, with the heads side by side
@@ -202,8 +218,9 @@ def convolve_blocks(kernel: Tensor, x: Tensor) -> Tensor:
 def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """Matrix ``(B, M, N)`` that averages M = ``count`` nearly equal runs (segments) of each sequence's real tokens.
 
-    A token's entry in the row of its segment is 1 / (tokens of the segment). Entries of padding (``real (B, N)`` is False) are 0. Segments
-    of n real tokens have ⌊n/M⌋ tokens or one more, the shorter ones first. If n < M, each token is a segment, and the others are empty.
+    A token's entry in the row of its segment is 1 / (tokens of the segment). Entries of padding (``real (B, N)`` is
+    False) are 0. Segments of n real tokens have ⌊n/M⌋ tokens or one more, the shorter ones first. If n < M, each token
+    is a segment, and the others are empty.
     """
     number = real.sum(-1, keepdim=True)
     token = real.long().cumsum(-1) - 1
@@ -216,11 +233,13 @@ def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:
-    """Means ``(B, H, M, D)`` of M = ``count`` segments of ``x (B, H, N, D)``, which has no padding. If N <= M, ``x`` itself."""
+    """Means ``(B, H, M, D)`` of M = ``count`` segments of ``x (B, H, N, D)``, which has no padding. If N <= M, ``x``
+    itself."""
     length = x.shape[2]
     if length <= count:
         return x
-    if torch.compiler.is_exporting():  # a graph for all lengths cannot have slices with bounds that depend on the length
+    # a graph for all lengths cannot have slices with bounds that depend on the length
+    if torch.compiler.is_exporting():
         everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
         return project_length(segment_matrix(everything, count, x.dtype).transpose(1, 2)[:, None], x)
     size = length // count

@@ -1,15 +1,18 @@
-"""Longformer attention: a sliding window, and global tokens that see all tokens and are seen by all (Beltagy et al. 2020, section 3.1).
+"""Longformer attention: a sliding window, and global tokens that see all tokens and are seen by all (Beltagy et al.
+2020, section 3.1).
 
-Query i sees key j if  |i - j| <= w/2,  or i is global,  or j is global  (in the causal form, 0 <= i - j < w or either is global, and
-j <= i). With ``left`` and ``right`` the window is -right <= i - j <= left instead. Each key counts once. In a causal layer that rotates
-queries and keys, global tokens 0 … g - 1 have the positions of sinks (:mod:`.window`), unless the call says which tokens are global.
+Query i sees key j if  |i - j| <= w/2,  or i is global,  or j is global  (in the causal form, 0 <= i - j < w or either
+is global, and j <= i). With ``left`` and ``right`` the window is -right <= i - j <= left instead. Each key counts
+once. In a causal layer that rotates queries and keys, global tokens 0 … g - 1 have the positions of sinks
+(:mod:`.window`), unless the call says which tokens are global.
 
-With ``separate_global``, global tokens have separate projections of the layer's input x ("linear projections for global attention"): global
-token i attends to every key j with
+With ``separate_global``, global tokens have separate projections of the layer's input x ("linear projections for
+global attention"): global token i attends to every key j with
 
     o_i = Σ_j softmax_j(scale · Q_g x_i · K_g x_j) V_g x_j
 
-Other tokens see the global ones through the layer's ordinary keys and values, so only the outputs of global tokens change.
+Other tokens see the global ones through the layer's ordinary keys and values, so only the outputs of global tokens
+change.
 """
 
 from __future__ import annotations
@@ -40,22 +43,33 @@ from .window import BandOptions
 class LongformerOptions(BandOptions):
     global_tokens: tuple[int, ...] = option(
         (0,),
-        "positions, counted from the first real token, that are global if no global_attention_mask is given; none = no token",
+        "positions, counted from the first real token, that are global if no global_attention_mask is given; none = "
+        "no token",
         "positions",
         least=0,
     )
     global_token_ids: tuple[int, ...] = option(
         (), "also make tokens with these ids global if no global_attention_mask is given", "token ids", least=0
     )
-    global_first_segment: bool = option(False, "also make all tokens before the first separator global (the question in QA)")
-    separator_token_id: int | None = option(None, "the token that ends a segment; default: the config's sep_token_id", "token id", least=0)
-    separate_global: bool = option(False, "give global tokens separate projections, initialised as copies of the layer's")
+    global_first_segment: bool = option(
+        False, "also make all tokens before the first separator global (the question in QA)"
+    )
+    separator_token_id: int | None = option(
+        None, "the token that ends a segment; default: the config's sep_token_id", "token id", least=0
+    )
+    separate_global: bool = option(
+        False, "give global tokens separate projections, initialised as copies of the layer's"
+    )
 
     def check(self) -> None:
-        if self.separate_global and self.relative is not None and not issubclass(relative_class(self.relative), DistanceOnly):
+        if (
+            self.separate_global
+            and self.relative is not None
+            and not issubclass(relative_class(self.relative), DistanceOnly)
+        ):
             raise OptionError(
-                f"Relative positions {self.relative!r} depend on the layer's queries, but with separate_global the global tokens "
-                "have separate queries; use 'alibi' or 't5_buckets', or separate_global=False."
+                f"Relative positions {self.relative!r} depend on the layer's queries, but with separate_global the "
+                "global tokens have separate queries; use 'alibi' or 't5_buckets', or separate_global=False."
             )
 
     def is_mask(self) -> bool:
@@ -69,7 +83,8 @@ class Longformer(SparseMechanism, CopiesProjections):
     about = About(
         summary="sliding window plus global tokens that see and are seen by all",
         paper="Beltagy et al. 2020, Longformer, §3.1",
-        when="an encoder for question answering, classification or retrieval: windows, and global tokens for the question or `[CLS]`",
+        when="an encoder for question answering, classification or retrieval: windows, and global tokens for the "
+        "question or `[CLS]`",
         engine="block_sparse",
         cost="N·(w+g), with g global tokens",
         sample={"window": 32},
@@ -79,24 +94,36 @@ class Longformer(SparseMechanism, CopiesProjections):
     per_head_tensors = ()
     finds_starts = True
     forward_is_mask = True
-    definition_is_mask = True  # with separate_global, global tokens have other projections, but attend to the keys in their mask rows
+    # with separate_global, global tokens have other projections, but attend to the keys in their mask rows
+    definition_is_mask = True
     options: LongformerOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LongformerOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LongformerOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.capabilities = self.capabilities.but(takes_hidden_states=options.separate_global, takes_sinks=not options.separate_global)
+        self.capabilities = self.capabilities.but(
+            takes_hidden_states=options.separate_global, takes_sinks=not options.separate_global
+        )
         self.copies = {}
         if options.global_token_ids or options.global_first_segment:
             first = options.global_first_segment
-            self.global_token_ids = GlobalTokenIds(options.global_tokens, options.global_token_ids, first, options.separator_token_id)
+            self.global_token_ids = GlobalTokenIds(
+                options.global_tokens, options.global_token_ids, first, options.separator_token_id
+            )
         if options.separate_global:
             self.forward_is_mask = False
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)
-            self.copies = {f"separate.{name}.{part}": f"{name}.{part}" for name in ("query", "key", "value") for part in ("weight", "bias")}
+            self.copies = {
+                f"separate.{name}.{part}": f"{name}.{part}"
+                for name in ("query", "key", "value")
+                for part in ("weight", "bias")
+            }
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise the projections of the global tokens. In a model they become copies of the layer's (:attr:`copies`)."""
+        """Initialise the projections of the global tokens. In a model they become copies of the layer's
+        (:attr:`copies`)."""
         super().reset_parameters(generator)
         if self.options.separate_global:
             self.separate.reset_parameters(generator)
@@ -142,8 +169,9 @@ class Longformer(SparseMechanism, CopiesProjections):
     def _hidden(self, call: AttentionCall) -> Tensor:
         if call.hidden_states is None:
             raise OptionError(
-                "separate_global projects the layer's hidden states, which this call does not have; use it in a model, or pass "
-                "hidden_states=(B, N, hidden_size) to hf_longattn.attend with the mechanism from build_mechanism('longformer', ...)."
+                "separate_global projects the layer's hidden states, which this call does not have; use it in a "
+                "model, or pass hidden_states=(B, N, hidden_size) to hf_longattn.attend with the mechanism from "
+                "build_mechanism('longformer', ...)."
             )
         return call.hidden_states
 
@@ -151,7 +179,8 @@ class Longformer(SparseMechanism, CopiesProjections):
         """Mask ``(B, N)`` of the queries with separate projections. ``None`` if this call needs no such projections.
 
         Raises:
-            InputError: a query is global, but the hidden states of the earlier tokens that it attends to are not available.
+            InputError: a query is global, but the hidden states of the earlier tokens that it attends to are not
+                available.
         """
         if not self.options.separate_global:
             return None
@@ -160,8 +189,9 @@ class Longformer(SparseMechanism, CopiesProjections):
             return torch.zeros_like(call.real(k)) if tokens is None else tokens
         if tokens is not None and not torch.compiler.is_compiling() and bool(tokens[:, -q_len:].any()):
             raise InputError(
-                f"A global token is among the last {q_len} of {k.shape[2]} tokens, but with separate_global it needs the hidden states "
-                "of all tokens, and a cache keeps keys and values only; pass the whole text in one call, or leave new tokens non-global."
+                f"A global token is among the last {q_len} of {k.shape[2]} tokens, but with separate_global it needs "
+                "the hidden states of all tokens, and a cache keeps keys and values only; pass the whole text in one "
+                "call, or leave new tokens non-global."
             )
         return None
 
@@ -178,7 +208,8 @@ class Longformer(SparseMechanism, CopiesProjections):
 
 
 class GlobalProjections(nn.Module):
-    """``query``, ``key`` and ``value`` projections of the global tokens, from ``hidden_size`` to ``num_heads * head_dim``, with bias."""
+    """``query``, ``key`` and ``value`` projections of the global tokens, from ``hidden_size`` to
+    ``num_heads * head_dim``, with bias."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -199,14 +230,17 @@ class GlobalProjections(nn.Module):
         """Queries, keys and values ``(B, H, N, D)`` of all tokens, computed in ``dtype``: for the definition."""
         hidden = hidden.to(dtype)
         linears = (self.query, self.key, self.value)
-        query, key, value = (self.heads(F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))) for linear in linears)
+        query, key, value = (
+            self.heads(F.linear(hidden, linear.weight.to(dtype), linear.bias.to(dtype))) for linear in linears
+        )
         return query, key, value
 
     def overwrite(self, out: Tensor, hidden: Tensor, tokens: Tensor, call: AttentionCall) -> Tensor:
-        """In ``out (B, H, N, D)``, replace the outputs of global ``tokens (B, N)`` by outputs from ``hidden (B, N, hidden_size)``.
+        """In ``out (B, H, N, D)``, replace the outputs of global ``tokens (B, N)`` by outputs from
+        ``hidden (B, N, hidden_size)``.
 
-        Time and memory are linear in N. For few global tokens, keys and values are not projected: since q·K x = (Kᵀ q)·x, the
-        projections are applied to the queries and to the weighted sums instead.
+        Time and memory are linear in N. For few global tokens, keys and values are not projected: since q·K x = (Kᵀ
+        q)·x, the projections are applied to the queries and to the weighted sums instead.
         """
         scale, causal, key_mask = call.scale_for(self.head_dim), call.causal, call.key_mask
         if torch.compiler.is_compiling():
@@ -221,11 +255,13 @@ class GlobalProjections(nn.Module):
         if index.shape[1] == 0:
             if not torch.is_grad_enabled():
                 return out
-            # Compute one token and discard it: DistributedDataParallel needs every parameter to take part in every step.
+            # Compute one token and discard it: DistributedDataParallel needs every parameter to take part in every
+            # step.
             index, real = tokens.new_zeros(len(tokens), 1, dtype=torch.long), tokens.new_zeros(len(tokens), 1)
         q = self.heads(self.query(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))))
         positions = index[:, None, :, None]
-        bare = all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))  # without adapters
+        # without adapters
+        bare = all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))
         if call.score_mod is None and self.num_heads * index.shape[1] <= hidden.shape[-1] // 2 and bare:
             seen = None if key_mask is None else key_mask[:, None, None, :]
             if causal:
@@ -238,7 +274,8 @@ class GlobalProjections(nn.Module):
         return put_rows(out, rows.to(out.dtype), index, real)
 
     def _absorbed(self, q: Tensor, hidden: Tensor, seen: Tensor | None, scale: float, dropout_p: float) -> Tensor:
-        """Outputs ``(B, H, g, D)`` of queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``. ``seen`` broadcasts to ``(B, H, g, N)``."""
+        """Outputs ``(B, H, g, D)`` of queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``. ``seen`` broadcasts to
+        ``(B, H, g, N)``."""
         heads = (self.num_heads, self.head_dim)
         key, value = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))  # (H, D, d)
         folded = products(q, key.mT)  # (B, H, g, d)
@@ -246,4 +283,7 @@ class GlobalProjections(nn.Module):
         scores = scores + (q * self.key.bias.unflatten(0, heads)[:, None].to(q.dtype)).sum(-1, keepdim=True)
         weights = F.dropout(masked_softmax(scores * scale, seen), dropout_p).to(hidden.dtype)
         gathered = (weights.flatten(1, 2) @ hidden).unflatten(1, folded.shape[1:3])  # (B, H, g, d)
-        return gathered @ value.transpose(1, 2) + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, heads)[:, None]
+        return (
+            gathered @ value.transpose(1, 2)
+            + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, heads)[:, None]
+        )

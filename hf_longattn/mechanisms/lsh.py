@@ -6,22 +6,23 @@ Round r hashes the direction of a vector x by a random rotation (Andoni et al. 2
 
 The tokens are sorted by (bucket, position), the sorted order is cut into chunks of ``bucket_size``, and
 
-    bidirectional:  query i sees the chunk in which (h_r(q_i), i) falls among the keys, and the neighbouring chunks; the last
-                    chunk is a neighbour of the first
+    bidirectional:  query i sees the chunk in which (h_r(q_i), i) falls among the keys, and the neighbouring chunks;
+                    the last chunk is a neighbour of the first
     causal:         query i sees the last ``bucket_size`` keys j <= i with h_r(k_j) = h_r(q_i)
 
-The keys of all rounds are one set, in which each key counts once (equation 6 and appendix A of the paper). With ``count_duplicates`` a key
-counts once for each round in which the query sees it, as in implementations that merge the rounds by their log-sum-exp.
+The keys of all rounds are one set, in which each key counts once (equation 6 and appendix A of the paper). With
+``count_duplicates`` a key counts once for each round in which the query sees it, as in implementations that merge the
+rounds by their log-sum-exp.
 
-In the published causal form, chunks shift when tokens follow, so the keys of a query depend on the future. The causal form here depends on
-earlier tokens only, so decoding token by token equals one pass over the text.
+In the published causal form, chunks shift when tokens follow, so the keys of a query depend on the future. The causal
+form here depends on earlier tokens only, so decoding token by token equals one pass over the text.
 
-``shared_qk`` is the published form. A token has one vector x, taken from the keys, which a cache keeps. Its query is x, its key is
-x / rms(x), and it sees itself only if it sees no other key.
+``shared_qk`` is the published form. A token has one vector x, taken from the keys, which a cache keeps. Its query is
+x, its key is x / rms(x), and it sees itself only if it sees no other key.
 
-Without ``shared_qk``, queries and keys are hashed by the same rotations. The argmax makes normalisation unnecessary. (The asymmetric
-transformations of inner-product search, Neyshabur and Srebro 2015, would need the largest norm of all keys, and so the future.) A causal
-query that finds no key in any round sees itself.
+Without ``shared_qk``, queries and keys are hashed by the same rotations. The argmax makes normalisation unnecessary.
+(The asymmetric transformations of inner-product search, Neyshabur and Srebro 2015, would need the largest norm of all
+keys, and so the future.) A causal query that finds no key in any round sees itself.
 """
 
 from __future__ import annotations
@@ -58,27 +59,39 @@ MAX_SINGLE_HASH = 1024
 class LSHOptions(Options):
     num_hashes: int = option(4, "rounds of hashing", "rounds", most=32, least=1)
     bucket_size: int = option(
-        64, "tokens in a chunk of the sorted order; when causal, keys of its bucket that a query sees", "tokens", least=1
+        64,
+        "tokens in a chunk of the sorted order; when causal, keys of its bucket that a query sees",
+        "tokens",
+        least=1,
     )
     num_buckets: int | None = option(
-        None, "buckets of a round, 1 or even; default: the power of two at or below 2·max_length/bucket_size", "buckets", most=65536
+        None,
+        "buckets of a round, 1 or even; default: the power of two at or below 2·max_length/bucket_size",
+        "buckets",
+        most=65536,
     )
     shared_qk: bool = option(False, "each token's key is its query as well: the published form")
-    num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024, least=0)
-    num_chunks_after: int = option(0, "chunks seen after the query's own; bidirectional only", "chunks", most=1024, least=0)
+    num_chunks_before: int = option(
+        1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024, least=0
+    )
+    num_chunks_after: int = option(
+        0, "chunks seen after the query's own; bidirectional only", "chunks", most=1024, least=0
+    )
     count_duplicates: bool = option(False, "a key found in several rounds counts once for each of them")
     seed: int = option(0, "seed of the rotations")
 
     def check(self) -> None:
         if self.num_buckets is not None and self.num_buckets != 1 and (self.num_buckets < 2 or self.num_buckets % 2):
             raise OptionError(
-                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but a rotation gives 1 bucket or an even number; "
-                "for example num_buckets=64."
+                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but a rotation gives 1 bucket or an "
+                "even number; for example num_buckets=64."
             )
         if self.num_buckets is not None and self.num_buckets > MAX_SINGLE_HASH and self.num_buckets.bit_count() > 1:
             raise OptionError(
-                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but above {MAX_SINGLE_HASH} two hashes form the number, "
-                f"which must then be a power of two; for example num_buckets={2 ** (self.num_buckets.bit_length() - 1)}."
+                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but above {MAX_SINGLE_HASH} two "
+                "hashes form the number, "
+                "which must then be a power of two; for example "
+                f"num_buckets={2 ** (self.num_buckets.bit_length() - 1)}."
             )
 
 
@@ -97,31 +110,40 @@ class LSH(BucketedMechanism):
     capabilities = BucketedMechanism.capabilities.but(images="any")
     options: LSHOptions
     rotations: Tensor
-    """Random rotations ``(H, D, rounds, columns)``, concatenated over :attr:`factors`. Drawn from the seed, so not part of a checkpoint."""
+    """Random rotations ``(H, D, rounds, columns)``, concatenated over :attr:`factors`. Drawn from the seed, so not
+    part of a checkpoint."""
     factors: tuple[int, ...]
     """How many values each hash has; the hashes combine into a bucket."""
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.count_duplicates, self.plain_scores = options.count_duplicates, not options.shared_qk
         self.chunks = {"before": options.num_chunks_before, "after": options.num_chunks_after}
         self.keys_in_chunks = options.bucket_size * (1 + options.num_chunks_before + options.num_chunks_after)
 
-        # On long texts, a bucket of the largest power of two up to 2·length/bucket_size holds half a chunk to a chunk on average (§2).
+        # On long texts, a bucket of the largest power of two up to 2·length/bucket_size holds half a chunk to a chunk
+        # on average (§2).
         chunks = 2 * (max_length or DEFAULT_LENGTH) // options.bucket_size
         self.num_buckets = options.num_buckets or 2 ** max(1, chunks.bit_length() - 1)
         power = self.num_buckets.bit_length() - 1
-        if self.num_buckets > FACTOR_ABOVE and self.num_buckets == 2**power:  # two hashes of about √num_buckets cost far less than one
+        # two hashes of about √num_buckets cost far less than one
+        if self.num_buckets > FACTOR_ABOVE and self.num_buckets == 2**power:
             self.factors = (2 ** (power // 2), 2 ** (power - power // 2))
         else:
             self.factors = (self.num_buckets,) if self.num_buckets > 1 else ()
-        self.register_buffer("rotations", torch.empty(num_heads, head_dim, options.num_hashes, sum(self.factors) // 2), persistent=False)
+        self.register_buffer(
+            "rotations", torch.empty(num_heads, head_dim, options.num_hashes, sum(self.factors) // 2), persistent=False
+        )
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the rotations from the option ``seed``. They are the same on every device and after every load."""
         super().reset_parameters(generator)
-        drawn = torch.randn(self.rotations.shape, generator=torch.Generator().manual_seed(self.options.seed), device="cpu")
+        drawn = torch.randn(
+            self.rotations.shape, generator=torch.Generator().manual_seed(self.options.seed), device="cpu"
+        )
         self.rotations.copy_(drawn)
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +152,8 @@ class LSH(BucketedMechanism):
             return q, x
         queries = x[:, :, x.shape[2] - q.shape[2] :]
         if q.requires_grad:
-            # The given queries take part with zero gradients, so that distributed training finds every parameter in use.
+            # The given queries take part with zero gradients, so that distributed training finds every parameter in
+            # use.
             queries = queries + q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0.0)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares leave the range of fp16
         return queries, x * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6).to(x.dtype)
@@ -138,12 +161,19 @@ class LSH(BucketedMechanism):
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:
         """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""
-        (batch, heads, length, _), exact, halves = x.shape, exact_dtype(x.device), [factor // 2 for factor in self.factors]
+        (batch, heads, length, _), exact, halves = (
+            x.shape,
+            exact_dtype(x.device),
+            [factor // 2 for factor in self.factors],
+        )
         with torch.autocast(x.device.type, enabled=False):
             rotations = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
             rotated = rotations.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
         rotated = rotated.view(batch, heads, self.options.num_hashes, sum(halves), length)
-        bucket, scale = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device), 1
+        bucket, scale = (
+            torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device),
+            1,
+        )
         for columns, factor in zip(rotated.split(halves, -2), self.factors, strict=True) if halves else ():
             # argmax [x ; -x], by one comparison for each column x_f
             highest, index = columns[..., 0, :].abs(), (columns[..., 0, :] < 0).long() * (factor // 2)
@@ -192,7 +222,9 @@ class LSH(BucketedMechanism):
         order = (key_buckets * length + positions).masked_fill(~listed, padding_last).sort(-1).values
         count = listed.sum(-1, keepdim=True)
         chunks = ((count + size - 1) // size).clamp(min=1)
-        query_chunks = torch.searchsorted(order, query_buckets * length + positions).minimum((count - 1).clamp(min=0)) // size
+        query_chunks = (
+            torch.searchsorted(order, query_buckets * length + positions).minimum((count - 1).clamp(min=0)) // size
+        )
         key_chunks = torch.searchsorted(order, key_buckets * length + positions) // size
 
         def met(rows: Tensor) -> Tensor:
@@ -209,13 +241,22 @@ class LSH(BucketedMechanism):
         # Bidirectional chunks start at each document's first sorted token and wrap around.
         return accelerator.accelerated(k) and call.causal
 
-    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+    def visits(
+        self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall
+    ) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         key_buckets, shared = self.hashes(k), self.options.shared_qk
         query_buckets = key_buckets if shared else self.hashes(q)
-        arguments: dict[str, Any] = {"real": call.key_mask, "q_len": q_len, "size": self.options.bucket_size, "shared": shared}
+        arguments: dict[str, Any] = {
+            "real": call.key_mask,
+            "q_len": q_len,
+            "size": self.options.bucket_size,
+            "shared": shared,
+        }
         if call.causal:
             key_buckets, count = buckets_of_documents(key_buckets, self.num_buckets, call.documents)
-            query_buckets = key_buckets if shared else buckets_of_documents(query_buckets, self.num_buckets, call.documents)[0]
+            query_buckets = (
+                key_buckets if shared else buckets_of_documents(query_buckets, self.num_buckets, call.documents)[0]
+            )
             rounds: Rounds = RecentRounds(query_buckets, key_buckets, count, **arguments)
         else:
             rounds = ChunkRounds(query_buckets, key_buckets, self.num_buckets, **arguments, **self.chunks)

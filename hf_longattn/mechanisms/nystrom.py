@@ -1,12 +1,14 @@
 """Nyströmformer (Xiong et al. 2021, equations 13 to 15).
 
-The landmarks Q̃ and K̃ are the means of queries and keys over M segments of the text. With F = softmax(Q K̃ᵀ), A = softmax(Q̃ K̃ᵀ) and
-B = softmax(Q̃ Kᵀ), all scores scaled,
+The landmarks Q̃ and K̃ are the means of queries and keys over M segments of the text. With F = softmax(Q K̃ᵀ), A =
+softmax(Q̃ K̃ᵀ) and B = softmax(Q̃ Kᵀ), all scores scaled,
 
-    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), plus a depthwise convolution of V along the text with ``conv_kernel``,
+    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), plus a depthwise convolution of V along the text with
+    ``conv_kernel``,
                                            as in the paper's models
 
-A⁺ is approximated by a fixed number of iterations (equation 14). In a text of at most M tokens, every token is a landmark, and
+A⁺ is approximated by a fixed number of iterations (equation 14). In a text of at most M tokens, every token is a
+landmark, and
 softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a mean over past and future.
 """
 
@@ -31,21 +33,24 @@ from .linformer import project_length, segment_matrix, segment_means
 
 @dataclasses.dataclass(frozen=True)
 class NystromOptions(Options):
-    num_landmarks: int = option(64, "M, the number of segments whose means are the landmarks", "segments", least=1, most=4096)
+    num_landmarks: int = option(
+        64, "M, the number of segments whose means are the landmarks", "segments", least=1, most=4096
+    )
     iterations: int = option(6, "iterations of the pseudo-inverse", "steps", least=1, most=64)
     conv_kernel: int | None = option(
         None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens", most=65535
     )
     inv_coeff_init_option: str = option(
-        "exact", "initial pseudo-inverse: exact divides by the norm of each matrix, original by the largest norm in the batch",
+        "exact",
+        "initial pseudo-inverse: exact divides by the norm of each matrix, original by the largest norm in the batch",
         choices=("exact", "original"),
-    )  # fmt: skip
+    )
 
     def check(self) -> None:
         if self.conv_kernel is not None and (self.conv_kernel < 1 or self.conv_kernel % 2 == 0):
             raise OptionError(
-                f"Option 'conv_kernel' of mechanism 'nystrom' is {self.conv_kernel}, but must be odd and at least 1, or none; "
-                "for example conv_kernel=33."
+                f"Option 'conv_kernel' of mechanism 'nystrom' is {self.conv_kernel}, but must be odd and at least 1, "
+                "or none; for example conv_kernel=33."
             )
 
 
@@ -61,11 +66,15 @@ class Nystrom(Mechanism):
         covering=lambda length, causal: {"num_landmarks": length},
     )
     causal = False
-    capabilities = Mechanism.capabilities.but(takes_score_mod=False, takes_fewer_queries=False, position_dependent=False, images="any")
+    capabilities = Mechanism.capabilities.but(
+        takes_score_mod=False, takes_fewer_queries=False, position_dependent=False, images="any"
+    )
     per_head_tensors: tuple[str, ...] | None = ()
     options: NystromOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.capabilities = self.capabilities.but(ignores_padding=options.inv_coeff_init_option == "exact")
         if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
@@ -117,7 +126,8 @@ class Nystrom(Mechanism):
     def _check_lengths(self, q: Tensor, k: Tensor) -> None:
         if q.shape[2] != k.shape[2]:
             raise InputError(
-                f"Mechanism 'nystrom' averages the queries of a whole text, but {q.shape[2]} queries came with {k.shape[2]} keys; "
+                f"Mechanism 'nystrom' averages the queries of a whole text, but {q.shape[2]} queries came with "
+                f"{k.shape[2]} keys; "
                 "give as many queries as keys, or use mechanism='linformer'."
             )
 
@@ -127,7 +137,8 @@ class Nystrom(Mechanism):
         k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
         call = call.replace(dropout=0.0)
         real = call.key_mask
-        padded_graph = torch.compiler.is_exporting() and real is not None  # the second branch is exact for short texts with padding, too
+        # the second branch is exact for short texts with padding, too
+        padded_graph = torch.compiler.is_exporting() and real is not None
         if length <= self.options.num_landmarks and not padded_graph:
             out = dense_attention(q, k, v, call)
         else:
@@ -179,7 +190,8 @@ class Nystrom(Mechanism):
 def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
     """An approximate Moore–Penrose inverse of each ``a (B, H, M, M)``, whose rows are non-negative and sum to 1.
 
-    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁. Unless ``per_matrix``, the largest norm serves all matrices.
+    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁. Unless ``per_matrix``, the largest norm serves
+    all matrices.
     """
     shape = a.shape
     a = a.flatten(0, 1)

@@ -1,17 +1,21 @@
-"""FAVOR+: random features whose products estimate the softmax kernel (Choromanski et al. 2021, Rethinking Attention with Performers).
+"""FAVOR+: random features whose products estimate the softmax kernel (Choromanski et al. 2021, Rethinking Attention
+with Performers).
 
     softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x     (lemma 1)
-    relu:     φ(x) = max(w_m·x', 0)                                                                          (section 2.2)
+    relu:     φ(x) = max(w_m·x', 0)                                                                          (section
+        2.2)
 
-for m random directions w_m, Gaussian and orthogonal in blocks. The checkpoint has them. Training redraws them at every ``redraw_interval``.
+for m random directions w_m, Gaussian and orthogonal in blocks. The checkpoint has them. Training redraws them at every
+``redraw_interval``.
 
-Query exponents are relative to the query's largest one, key exponents to the largest one so far of the same feature. Both offsets cancel in
-the quotient. A text in pieces, or token by token, therefore gives the output of the whole text for any size of q and k, up to the rounding
-of exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile, export) computes the causal form in float64, where key exponents may
-be up to some 700 apart. There, a query outputs zeros if all its keys' exponents are further below the largest.
+Query exponents are relative to the query's largest one, key exponents to the largest one so far of the same feature.
+Both offsets cancel in the quotient. A text in pieces, or token by token, therefore gives the output of the whole text
+for any size of q and k, up to the rounding of exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile,
+export) computes the causal form in float64, where key exponents may be up to some 700 apart. There, a query outputs
+zeros if all its keys' exponents are further below the largest.
 
-Nothing is added to the features, whereas the authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. A query therefore
-outputs zeros if its relu features share no direction with those of its keys.
+Nothing is added to the features, whereas the authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. A
+query therefore outputs zeros if its relu features share no direction with those of its keys.
 """
 
 from __future__ import annotations
@@ -37,14 +41,20 @@ COLUMNS = 4
 
 @dataclasses.dataclass(frozen=True)
 class PerformerOptions(Options):
-    num_features: int = option(256, "m, the number of random directions; the error falls as 1/√m", "features", least=1, most=4096)
+    num_features: int = option(
+        256, "m, the number of random directions; the error falls as 1/√m", "features", least=1, most=4096
+    )
     kernel: str = option(
-        "softmax", "softmax: positive features that estimate it; relu: ReLU of the random projections", choices=("softmax", "relu")
+        "softmax",
+        "softmax: positive features that estimate it; relu: ReLU of the random projections",
+        choices=("softmax", "relu"),
     )
     redraw_interval: int = option(
-        1000, "training passes between draws, 0 for a single draw; a compiled model keeps its draw until redraw() is called", "passes",
+        1000,
+        "training passes between draws, 0 for a single draw; a compiled model keeps its draw until redraw() is called",
+        "passes",
         least=0,
-    )  # fmt: skip
+    )
     seed: int = option(0, "seed of the directions, which differ from layer to layer and draw to draw")
 
 
@@ -67,7 +77,9 @@ class Performer(LinearMechanism, NeedsWholeBatch):
     passes: Tensor
     """Number of training passes so far, which determines the number of draws."""
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerformerOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerformerOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.logarithms = options.kernel == "softmax"
         self.features_per_head = options.num_features
@@ -108,7 +120,8 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         return orthogonal_gaussian(*self.projection.shape, self.options.seed, self.layer, 0, seed).to(self.projection)
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The output and the state. A training pass is counted first, and new directions are drawn at the end of an interval."""
+        """The output and the state. A training pass is counted first, and new directions are drawn at the end of an
+        interval."""
         interval = self.options.redraw_interval
         if self.training and interval and not torch.compiler.is_compiling() and not in_backward():
             known, tensor = self._known, self.passes
@@ -159,7 +172,9 @@ def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
     for _ in range(0, rows, columns):
         q, r = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64, device="cpu"))
         blocks.append((q * r.diagonal().sign()).mT)  # these signs make Q uniform, whichever library factorised
-    lengths = torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu").norm(dim=1, keepdim=True)
+    lengths = torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu").norm(
+        dim=1, keepdim=True
+    )
     return (torch.cat(blocks)[:rows] * lengths).float()
 
 

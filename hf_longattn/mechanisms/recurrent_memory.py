@@ -1,12 +1,14 @@
 """Recurrent memory transformer (Bulatov et al. 2022, section 3): memory tokens pass from each segment to the next.
 
-A layer computes full attention within segments of S tokens, counted from the first real token: with B(i) = ⌊i/S⌋, query i sees key j
-if B(i) = B(j), and j <= i in the causal form. The recurrence is part of the model: the Long classes run segment τ on
+A layer computes full attention within segments of S tokens, counted from the first real token: with B(i) = ⌊i/S⌋,
+query i sees key j if B(i) = B(j), and j <= i in the causal form. The recurrence is part of the model: the Long classes
+run segment τ on
 
     encoder:  [mem_τ ∘ text_τ]             mem_{τ+1} = last hidden states of mem
     decoder:  [mem_τ ∘ text_τ ∘ mem_τ]     mem_{τ+1} = last hidden states of the second mem
 
-with mem_0 learned, so that a model of S positions reads texts of any length. Gradients flow back through the last ``bptt_depth`` segments.
+with mem_0 learned, so that a model of S positions reads texts of any length. Gradients flow back through the last
+``bptt_depth`` segments.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ class RecurrentMemoryOptions(Options):
     def check(self) -> None:
         if self.segment_length < 2 * self.num_memory_tokens + 2:
             raise OptionError(
-                f"Option 'segment_length' of mechanism 'recurrent_memory' is {self.segment_length}, but {self.num_memory_tokens} memory "
-                f"tokens come before and after the text; set segment_length={2 * self.num_memory_tokens + 2} or more."
+                f"Option 'segment_length' of mechanism 'recurrent_memory' is {self.segment_length}, but "
+                f"{self.num_memory_tokens} memory tokens come before and after the text; set "
+                f"segment_length={2 * self.num_memory_tokens + 2} or more."
             )
 
 
@@ -46,7 +49,8 @@ class RecurrentMemory(GatheredMechanism):
     about = About(
         summary="full attention within a segment; in a model, learned memory tokens pass from segment to segment",
         paper="Bulatov et al. 2022, Recurrent Memory Transformer, §3",
-        when="a text too long for memory, read segment by segment by a model that you train to write into memory tokens",
+        when="a text too long for memory, read segment by segment by a model that you train to write into memory "
+        "tokens",
         engine="gathered",
         cost="N·S",
         sample={"segment_length": 40, "num_memory_tokens": 3},
@@ -55,7 +59,9 @@ class RecurrentMemory(GatheredMechanism):
     capabilities = GatheredMechanism.capabilities.but(trains=True, takes_sinks=False, images="never", exports="never")
     options: RecurrentMemoryOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         recursion = Recursion(options.segment_length, options.num_memory_tokens, options.bptt_depth)
         self.capabilities = self.capabilities.but(recursion=recursion)

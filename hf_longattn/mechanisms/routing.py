@@ -1,28 +1,32 @@
 """Routing attention: tokens meet in clusters (Roy et al. 2020, Routing Transformer, section 4.1 and algorithm 1).
 
-A token's routing vector x̂ is its query or key after layer normalisation without scale; its affinity to cluster c is a_c = x̂ · μ_c.
+A token's routing vector x̂ is its query or key after layer normalisation without scale; its affinity to cluster c is
+a_c = x̂ · μ_c.
 
     bidirectional:  query i sees the w keys with the greatest affinity to its cluster c(i) = argmax_c a_c(q_i)
     causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
 
-Scores are q · k, as in the training of a converted checkpoint; algorithm 1 has q̂ · k̂. (The paper's causal form uses the queries as keys,
-K ← Q; converted models have separate keys.) The w best tokens of a cluster depend on the whole sequence, so the causal form takes the
-latest ones instead. Here every query belongs to one cluster, the nearest. In algorithm 1, a cluster takes its w nearest queries: a query
-in no cluster gets nothing, and a query in several gets one of the results. The paper's local heads are a window in a ``union``. A query
-that sees no key sees itself.
+Scores are q · k, as in the training of a converted checkpoint; algorithm 1 has q̂ · k̂. (The paper's causal form uses
+the queries as keys, K ← Q; converted models have separate keys.) The w best tokens of a cluster depend on the whole
+sequence, so the causal form takes the latest ones instead. Here every query belongs to one cluster, the nearest. In
+algorithm 1, a cluster takes its w nearest queries: a query in no cluster gets nothing, and a query in several gets one
+of the results. The paper's local heads are a window in a ``union``. A query that sees no key sees itself.
 
-``router="kmeans"``: the centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens, once per
+``router="kmeans"``: the centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens,
+once per
 backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
-If a cluster has no queries or no keys, only the other mean enters. Algorithm 1 has sums instead of means, and no ``normalise``. With
-means, the rate does not depend on the batch size. With unit vectors, no centroid attracts more tokens by its length. In distributed
-training each process moves its centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these
-moves by one move over the tokens of all processes, as a single process would make. ``longattn train`` calls it after every backward pass.
+If a cluster has no queries or no keys, only the other mean enters. Algorithm 1 has sums instead of means, and no
+``normalise``. With means, the rate does not depend on the batch size. With unit vectors, no centroid attracts more
+tokens by its length. In distributed training each process moves its centroids by its own tokens.
+:func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these moves by one move over the tokens of all
+processes, as a single process would make. ``longattn train`` calls it after every backward pass.
 
-``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
-over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
+``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by
+Sinkhorn iterations over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of
+the key's (balanced) logits,
 
     s_ij  =  q_i · k_j · scale + log p_j(c(i))
 
@@ -60,7 +64,9 @@ TOKENS_PER_PIECE, CLUSTERS_PER_PIECE = 4096, 16
 
 @dataclasses.dataclass(frozen=True)
 class RoutingOptions(Options):
-    num_clusters: int | None = option(None, "clusters of a head; default: the square root of max_length", "clusters", most=1024, least=1)
+    num_clusters: int | None = option(
+        None, "clusters of a head; default: the square root of max_length", "clusters", most=1024, least=1
+    )
     window_per_cluster: int | None = option(
         None, "keys of a cluster that a query sees; default: max_length / num_clusters", "tokens", least=1
     )
@@ -87,12 +93,15 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
     capabilities = BucketedMechanism.capabilities.but(images="any")
     options: RoutingOptions
     centroids: Tensor
-    """``(H, clusters, D)``, part of the checkpoint. A learned router has a parameter ``router`` of that shape instead."""
+    """``(H, clusters, D)``, part of the checkpoint. A learned router has a parameter ``router`` of that shape
+    instead."""
     _unshared: tuple[Tensor, Tensor] | None = None
-    """Centroids after the last :func:`synchronise_centroids`, and sums of this process's tokens since then, ``(2, H, clusters, D + 1)``.
-    ``None`` in a single process."""
+    """Centroids after the last :func:`synchronise_centroids`, and sums of this process's tokens since then,
+    ``(2, H, clusters, D + 1)``. ``None`` in a single process."""
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         length = max_length or DEFAULT_LENGTH
         self.num_clusters = options.num_clusters or max(1, round(math.sqrt(length)))
@@ -127,11 +136,14 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)``; float64 if ``exact``, else at least float32."""
         dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x.to(dtype), x.shape[-1:]) @ (self.router if self.learned else self.centroids).to(dtype).transpose(-1, -2)
+            return F.layer_norm(x.to(dtype), x.shape[-1:]) @ (self.router if self.learned else self.centroids).to(
+                dtype
+            ).transpose(-1, -2)
 
     @torch.no_grad()
     def offsets(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """Logit offsets that balance the clusters over the real keys, ``(B, H, 1, clusters)``. ``None`` without balancing."""
+        """Logit offsets that balance the clusters over the real keys, ``(B, H, 1, clusters)``. ``None`` without
+        balancing."""
         if not self.learned or call.causal:
             return None
         logits, real = self.logits(k), call.real(k)
@@ -143,7 +155,8 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         return torch.where(real.any(-1).view(-1, 1, 1, 1), offset, 0.0)
 
     def shares(self, k: Tensor, offset: Tensor | None, exact: bool) -> Tensor:
-        """Values by which clusters rank keys, ``(B, H, Nk, clusters)``. For a learned router, log p (with gradients); else affinities."""
+        """Values by which clusters rank keys, ``(B, H, Nk, clusters)``. For a learned router, log p (with gradients);
+        else affinities."""
         logits = self.logits(k, exact)
         if not self.learned:
             return logits
@@ -208,18 +221,23 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         # with a learned router, clusters choose among the keys of one document
         return accelerator.accelerated(k) and call.causal and not self.learned
 
-    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+    def visits(
+        self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall
+    ) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         real, offset = call.key_mask, self.offsets(k, call)
         cluster, no_visible_key = self.clusters(q, offset), None
         if call.causal:
             (buckets, count), (key_buckets, _) = (
-                buckets_of_documents(x[:, :, None], self.num_clusters, call.documents) for x in (cluster, self.clusters(k, None))
+                buckets_of_documents(x[:, :, None], self.num_clusters, call.documents)
+                for x in (cluster, self.clusters(k, None))
             )
             rounds = RecentRounds(buckets, key_buckets, count, real=real, q_len=q_len, size=self.size, shared=False)
             parts, no_visible_key = [*rounds.parts()], rounds.no_visible_key()
         else:
             members = topk(self._ranked(k, offset, real), self.size).sort(-1).values  # in the order of the sequence
-            rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, MAX_ROW_QUERIES) // 2))
+            rows, group = cluster_rows(
+                cluster, self.num_clusters, real, q_len, max(1, min(self.size, MAX_ROW_QUERIES) // 2)
+            )
             parts = [GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])))]
         if self.learned:  # log p_j(c(i)) is the bias of a pair
             share = self.shares(k, offset, exact=False).flatten(2)
@@ -245,7 +263,9 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
             with torch.no_grad():
                 for x, is_real in ((q, real[:, -q.shape[2] :]), (repeat_heads(k, q.shape[1]), real)):
                     clusters = self.clusters(x, None)
-                    sums.append(cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), clusters, self.num_clusters, is_real))
+                    sums.append(
+                        cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), clusters, self.num_clusters, is_real)
+                    )
 
             @torch.no_grad()
             def follow() -> None:
@@ -269,8 +289,9 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:
     """Hook the tensors so that ``act`` runs once, after the backward pass through their results.
 
-    Activation checkpointing computes the forward pass twice and needs the same centroids both times, so they move in the backward pass.
-    In a compiled graph ``act`` runs immediately, like updates of batch normalisation. One of the tensors must require gradients.
+    Activation checkpointing computes the forward pass twice and needs the same centroids both times, so they move in
+    the backward pass. In a compiled graph ``act`` runs immediately, like updates of batch normalisation. One of the
+    tensors must require gradients.
     """
     if torch.compiler.is_compiling():
         act()
@@ -299,7 +320,8 @@ def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Ten
 
 
 def moved(centroids: Tensor, sums: Tensor, decay: float) -> Tensor:
-    """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors. Without tokens, a centroid does not move.
+    """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors. Without tokens, a centroid does
+    not move.
 
     Args:
         sums: :func:`cluster_sums` of queries and of keys, which have equal weight, ``(2, H, C, D + 1)``.
@@ -315,10 +337,11 @@ def moved(centroids: Tensor, sums: Tensor, decay: float) -> Tensor:
 def synchronise_centroids(model: nn.Module) -> None:
     """Move all centroids of ``model`` by the tokens of all processes since the last call.
 
-    Every process must call it at the same point: after each backward pass, or after each optimizer step for one move by all accumulated
-    batches. It first undoes the moves that the process made by itself, so that the centroids equal those of one process with the whole
-    batch. This holds even if a process skipped a batch or a layer. The backward pass itself does not communicate, because such a process
-    would leave the others waiting. In a single process, the function does nothing.
+    Every process must call it at the same point: after each backward pass, or after each optimizer step for one move
+    by all accumulated batches. It first undoes the moves that the process made by itself, so that the centroids equal
+    those of one process with the whole batch. This holds even if a process skipped a batch or a layer. The backward
+    pass itself does not communicate, because such a process would leave the others waiting. In a single process, the
+    function does nothing.
 
     Args:
         model: any module; also inside DistributedDataParallel or FSDP.
@@ -333,8 +356,11 @@ def synchronise_centroids(model: nn.Module) -> None:
         unshared.append((layer.centroids, nothing) if layer._unshared is None else layer._unshared)
     together = torch.cat([sums.flatten() for _, sums in unshared])
     torch.distributed.all_reduce(together)
-    for layer, (earlier, local), sums in zip(layers, unshared, together.split([local.numel() for _, local in unshared]), strict=True):
-        layer.centroids.copy_(moved(earlier, sums.view(local.shape), layer.options.decay))  # undoes the moves by this process's own tokens
+    for layer, (earlier, local), sums in zip(
+        layers, unshared, together.split([local.numel() for _, local in unshared]), strict=True
+    ):
+        # undoes the moves by this process's own tokens
+        layer.centroids.copy_(moved(earlier, sums.view(local.shape), layer.options.decay))
         layer._unshared = None
 
 

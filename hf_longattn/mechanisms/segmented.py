@@ -3,21 +3,23 @@
 With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, query i sees, under one softmax,
 
     none       the keys of its block
-    previous   also those of the block before, and in the bidirectional form those of the next block (Qiu et al. 2020, BlockBERT, whose
+    previous   also those of the block before, and in the bidirectional form those of the next block (Qiu et al. 2020,
+    BlockBERT, whose
                heads see either their block or a shifted one; here every head sees both)
     pooled     the keys of its block, and one key and value, a summary, for each other block
     attention  the same, with summaries weighted by attention
 
-The causal form has only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the summaries of the
-other blocks is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
+The causal form has only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the
+summaries of the other blocks is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
 
 With p the weights of a block's real tokens, its summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j:
 
     pooled:     p_j = 1 / (real tokens of the block)
     attention:  p = softmax_j(m · k_j · scale)  with m the mean key of the block
 
-The latter is Combiner's conditional expectation over a region (section 3.1). Its query is the region's mean key instead of the mean query,
-so that a decode cache has all it needs. A summary's value is an average, so its weight counts for its tokens, with share p_j for each.
+The latter is Combiner's conditional expectation over a region (section 3.1). Its query is the region's mean key
+instead of the mean query, so that a decode cache has all it needs. A summary's value is an average, so its weight
+counts for its tokens, with share p_j for each.
 """
 
 from __future__ import annotations
@@ -82,8 +84,8 @@ class SegmentedOptions(Options):
     block_size: int = option(256, "tokens in a block", "tokens", least=1)
     integration: str = option(
         "previous",
-        "what a block sees of the others: 'none'; 'previous' (both neighbours if bidirectional); 'pooled': mean key and value of each; "
-        "'attention': a key and value of each, weighted by attention to its mean key",
+        "what a block sees of the others: 'none'; 'previous' (both neighbours if bidirectional); 'pooled': mean key "
+        "and value of each; 'attention': a key and value of each, weighted by attention to its mean key",
         choices=("none", "previous", "pooled", "attention"),
     )
 
@@ -96,7 +98,7 @@ class Segmented(GatheredMechanism):
     about = About(
         summary="softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries",
         paper="Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1",
-        when="a cheap first try on long documents: blocks, and with integration=pooled a summary of each of the others",
+        when="a cheap first try on long documents: blocks, with integration=pooled also a summary of each other block",
         engine="gathered",
         cost="N·b, with summaries N·(b+N/b)",
         sample={"block_size": 24, "integration": "pooled"},
@@ -108,7 +110,9 @@ class Segmented(GatheredMechanism):
     forward_is_mask = True
     definition_is_mask = True
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SegmentedOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SegmentedOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.summarises = not options.is_mask()
         """Whether other blocks are seen as summaries."""
@@ -142,7 +146,9 @@ class Segmented(GatheredMechanism):
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
-        pooled = summarise(k, v, call.key_mask, self.options.block_size, self._by_attention, call.scale_for(q.shape[-1]))
+        pooled = summarise(
+            k, v, call.key_mask, self.options.block_size, self._by_attention, call.scale_for(q.shape[-1])
+        )
         k, v, call = pooled.appended(k, v, call.replace(causal=False))
         if choose("pairs", q, k[:, :, :kv_len], call) == "dense-masked":
             positions = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
@@ -158,7 +164,11 @@ class Segmented(GatheredMechanism):
             query_block, block = q_idx // size, kv_idx - length
             inside = (kv_idx < length) & (kv_idx // size == query_block)
             other_block = (block >= 0) & (block != query_block)
-            return (inside & (kv_idx <= q_idx)) | (other_block & (block < query_block)) if causal else inside | other_block
+            return (
+                (inside & (kv_idx <= q_idx)) | (other_block & (block < query_block))
+                if causal
+                else inside | other_block
+            )
 
         return mod
 
@@ -170,7 +180,8 @@ class Segmented(GatheredMechanism):
         b, h, q_idx, kv_idx = grid_of(q, k)
         block, query_block = torch.arange((kv_len + size - 1) // size, device=q.device), q_idx // size
         members = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
-        spread = softmax_over(torch.zeros_like(members, dtype=k.dtype), members)  # equal shares for the tokens of a block
+        # equal shares for the tokens of a block
+        spread = softmax_over(torch.zeros_like(members, dtype=k.dtype), members)
         if self._by_attention:
             spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * call.scale_for(q.shape[-1]), members)
         inside = (kv_idx // size == query_block) & visible_to_all(q, k, call)
@@ -228,7 +239,8 @@ class Segmented(GatheredMechanism):
 
 
 def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[GatherTile]:
-    """Tiles of the tokens in ``blocks (M, b)`` with the summaries of the other blocks. Summaries follow the ``length`` keys."""
+    """Tiles of the tokens in ``blocks (M, b)`` with the summaries of the other blocks. Summaries follow the ``length``
+    keys."""
     rows, count = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), len(blocks)
     per_block = len(rows) // count
     if causal:
@@ -240,8 +252,11 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
     yield GatherTile(rows[None, None], (length + other_blocks + (other_blocks >= row_block))[None, None])
 
 
-def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
-    """Summaries of ``k, v (B, H, N, D)`` in blocks of ``size`` tokens. Padding (``key_mask (B, N)`` is False) is left out."""
+def summarise(
+    k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float
+) -> PooledKeys:
+    """Summaries of ``k, v (B, H, N, D)`` in blocks of ``size`` tokens. Padding (``key_mask (B, N)`` is False) is left
+    out."""
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
     position = torch.arange(real.shape[1], device=k.device) * size + middle_of(real)
     shares = block_shares(k_blocks, real, by_attention, scale)
@@ -249,7 +264,8 @@ def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_atten
 
 
 def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tensor, ...]:
-    """Mask of real tokens in blocks, ``(B or 1, M, size)``, and ``tokens (B, H, N, D)`` in blocks, ``(B, H, M, size, D)``."""
+    """Mask of real tokens in blocks, ``(B or 1, M, size)``, and ``tokens (B, H, N, D)`` in blocks,
+    ``(B, H, M, size, D)``."""
     length = tokens[0].shape[2]
     count = -(-length // size)
     real = torch.ones(1, length, dtype=torch.bool, device=tokens[0].device) if key_mask is None else key_mask
@@ -260,7 +276,8 @@ def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tens
 
 
 def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> Tensor:
-    """p, the shares ``(B, H, M, size)`` of tokens in the summaries of blocks ``k (B, H, M, size, D)`` with ``real (B or 1, M, size)``."""
+    """p, the shares ``(B, H, M, size)`` of tokens in the summaries of blocks ``k (B, H, M, size, D)`` with
+    ``real (B or 1, M, size)``."""
     precise = torch.promote_types(k.dtype, torch.float32)
     weights = (real.to(precise) / real.sum(-1, keepdim=True).clamp(min=1))[:, None].expand(*k.shape[:2], -1, -1)
     if by_attention:
@@ -271,7 +288,8 @@ def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> T
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:
-    """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in at least fp32 and rounded once, to the tokens' dtype."""
+    """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in at least fp32 and rounded once, to
+    the tokens' dtype."""
     with torch.autocast(blocks.device.type, enabled=False):
         return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
 

@@ -1,4 +1,5 @@
-"""Strided attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of strided attention).
+"""Strided attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of strided
+attention).
 
 Query i sees key j if j is in the window or the stride s divides i - j (and j <= i in the causal form):
 
@@ -24,8 +25,12 @@ from .common.registry import register_mechanism
 
 @dataclasses.dataclass(frozen=True)
 class StridedOptions(Options):
-    window: int = option(128, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
-    stride: int = option(128, "s, distance between the keys beyond the window; near √N in the paper", "tokens", least=1)
+    window: int = option(
+        128, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1
+    )
+    stride: int = option(
+        128, "s, distance between the keys beyond the window; near √N in the paper", "tokens", least=1
+    )
 
 
 @register_mechanism("strided")
@@ -33,7 +38,8 @@ class Strided(GatheredMechanism):
     about = About(
         summary="a window and every s-th key, counted from the query",
         paper="Child et al. 2019, Sparse Transformer, §4.3 (strided)",
-        when="data with a period, such as tables, or images read line by line; for text, `longformer` or `bigbird` is better",
+        when="data with a period, such as tables, or images read line by line; for text, `longformer` or `bigbird` is "
+        "better",
         engine="gathered",
         cost="N·(w+N/s)",
         sample={"window": 24, "stride": 16},
@@ -65,7 +71,8 @@ class Strided(GatheredMechanism):
 
 
 def _strides_beyond(side: int, stride: int, length: int) -> int:
-    """Total over all queries i of the keys on the stride that are more than ``side`` away: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
+    """Total over all queries i of the keys on the stride that are more than ``side`` away: Σ_i max(0, ⌊i/s⌋ -
+    ⌊side/s⌋)."""
     steps = max(0, (length - 1) // stride - side // stride)
     first = (side // stride + 1) * stride
     # Query `first` has one such key, and each stride adds one. The length cuts the last stride short.

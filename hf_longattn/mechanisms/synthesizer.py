@@ -1,4 +1,5 @@
-"""Synthesizer (Tay et al. 2020, Rethinking Self-Attention in Transformer Models, section 3): attention scores without keys.
+"""Synthesizer (Tay et al. 2020, Rethinking Self-Attention in Transformer Models, section 3): attention scores without
+keys.
 
     y = softmax(S) v,      S = Σ_p α_p S_p,  Σ_p α_p = 1
 
@@ -8,9 +9,9 @@
     factorized_random   S_ij = (R1 R2ᵀ)_ij, of rank k                                                 (section 3.2.3)
     dot_product         S_ij = q_i · k_j · scale
 
-Several kinds are mixed with learned weights α = softmax(mixing): the paper's D+V is ``dense+dot_product``, its R+V ``random+dot_product``.
-The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q: its first layer acts on each head separately.
-Positions i and j count from the first real token, so padding changes nothing.
+Several kinds are mixed with learned weights α = softmax(mixing): the paper's D+V is ``dense+dot_product``, its R+V
+``random+dot_product``. The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q: its first
+layer acts on each head separately. Positions i and j count from the first real token, so padding changes nothing.
 """
 
 from __future__ import annotations
@@ -37,26 +38,37 @@ from .common.registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class SynthesizerOptions(Options):
     variant: tuple[str, ...] = option(
-        ("dense",), "dense, factorized_dense, random, factorized_random or dot_product, or a mixture such as dense+dot_product",
+        ("dense",),
+        "dense, factorized_dense, random, factorized_random or dot_product, or a mixture such as dense+dot_product",
         choices=("dense", "factorized_dense", "random", "factorized_random", "dot_product"),
-    )  # fmt: skip
+    )
     max_length: int | None = option(None, "longest input; none uses the model's", "tokens", least=1, most=65536)
-    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none uses the head size", "units", least=1, most=4096)
-    factor: int | None = option(None, "length b of the second factor of factorized_dense; none uses √max_length", "columns", least=1)
+    hidden: int | None = option(
+        None, "units in the hidden layer of the dense kinds; none uses the head size", "units", least=1, most=4096
+    )
+    factor: int | None = option(
+        None, "length b of the second factor of factorized_dense; none uses √max_length", "columns", least=1
+    )
     rank: int = option(8, "rank k of factorized_random; no more than max_length is used", "columns", least=1)
     trainable: bool = option(True, "whether the random kinds are learned or stay as drawn")
 
     def check(self) -> None:
         if not self.variant:
-            raise OptionError("Option 'variant' of mechanism 'synthesizer' is empty; for example variant=dense+dot_product.")
+            raise OptionError(
+                "Option 'variant' of mechanism 'synthesizer' is empty; for example variant=dense+dot_product."
+            )
         if len(set(self.variant)) < len(self.variant):
-            raise OptionError(f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but must name each kind once.")
+            raise OptionError(
+                f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but must name each kind "
+                "once."
+            )
 
 
 @register_mechanism("synthesizer")
 class Synthesizer(Mechanism):
     about = About(
-        summary="attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures",
+        summary="attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank "
+        "forms, and mixtures",
         paper="Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3",
         when="experiments with attention that does not compare tokens; inputs of a fixed maximum length",
         engine="dense",
@@ -67,21 +79,25 @@ class Synthesizer(Mechanism):
     capabilities = Mechanism.capabilities.but(trains=True, images="any")
     options: SynthesizerOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         positional = options.variant != ("dot_product",)
         self.limit = (options.max_length or max_length) if positional else None
         if positional and self.limit is None:
             raise OptionError(
-                f"Mechanism 'synthesizer' with variant={'+'.join(options.variant)} has parameters for every position, but no length was "
-                "given; for example max_length=512."
+                f"Mechanism 'synthesizer' with variant={'+'.join(options.variant)} has parameters for every position, "
+                "but no length was given; for example max_length=512."
             )
         length, hidden = self.limit or 1, options.hidden or head_dim
         factor = min(length, options.factor or math.isqrt(length))
         sizes = Sizes(num_heads, head_dim, length, hidden, min(length, options.rank), factor, options.trainable)
         self.kinds = nn.ModuleDict({kind: KINDS[kind](sizes) for kind in options.variant})
         self.mixing = nn.Parameter(torch.zeros(len(options.variant))) if len(options.variant) > 1 else None
-        self.per_head_tensors = tuple(f"kinds.{name}" for name, _ in (*self.kinds.named_parameters(), *self.kinds.named_buffers()))
+        self.per_head_tensors = tuple(
+            f"kinds.{name}" for name, _ in (*self.kinds.named_parameters(), *self.kinds.named_buffers())
+        )
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -100,7 +116,8 @@ class Synthesizer(Mechanism):
     def _check_length(self, length: int) -> None:
         if self.limit is not None and length > self.limit:
             raise InputError(
-                f"The input has {length} tokens, but mechanism 'synthesizer' has parameters for {self.limit}; shorten it, or build the "
+                f"The input has {length} tokens, but mechanism 'synthesizer' has parameters for {self.limit}; shorten "
+                "it, or build the "
                 f"mechanism for longer inputs (max_length={length})."
             )
 
@@ -118,7 +135,9 @@ class Synthesizer(Mechanism):
         v = repeat_heads(v, heads)
         scores = table
         if features:  # the vectors of all kinds side by side
-            left, right = (torch.cat([x.expand(batch, -1, -1, -1) for x in side], -1) for side in zip(*features, strict=True))
+            left, right = (
+                torch.cat([x.expand(batch, -1, -1, -1) for x in side], -1) for side in zip(*features, strict=True)
+            )
             missing = max(0, max(width, v.shape[-1]) - left.shape[-1])
             left, right = F.pad(left, (0, missing)), F.pad(right, (0, missing))
             if isinstance(table, float):  # all kinds have vectors, so that a fused kernel computes the softmax
@@ -146,7 +165,8 @@ class Synthesizer(Mechanism):
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a layer. ``width``: head size; ``length``: longest input; ``hidden``: units of an MLP; ``factor``: b of factorized_dense."""
+    """Sizes of a layer. ``width``: head size; ``length``: longest input; ``hidden``: units of an MLP; ``factor``: b of
+    factorized_dense."""
 
     heads: int
     width: int
@@ -163,11 +183,16 @@ class SyntheticScores(nn.Module, ABC):
     Args:
         sizes: of the layer.
         mlps: name -> number of columns of a :class:`TokenMLP`.
-        tables: name -> shape of a table per head. Tables are drawn from N(0, std²), and learned if ``sizes.trainable``.
+        tables: name -> shape of a table per head. Tables are drawn from N(0, std²), and learned if
+            ``sizes.trainable``.
     """
 
     def __init__(
-        self, sizes: Sizes, mlps: Mapping[str, int] | None = None, tables: Mapping[str, tuple[int, int]] | None = None, std: float = 1.0
+        self,
+        sizes: Sizes,
+        mlps: Mapping[str, int] | None = None,
+        tables: Mapping[str, tuple[int, int]] | None = None,
+        std: float = 1.0,
     ) -> None:
         super().__init__()
         self.sizes, self.tables, self.std = sizes, tuple(tables or ()), std
@@ -199,7 +224,8 @@ class SyntheticScores(nn.Module, ABC):
 
 
 def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices ``(Nq,)`` of queries and ``(Nk,)`` of keys. (Slices would make an exported graph correct for one length only.)"""
+    """Indices ``(Nq,)`` of queries and ``(Nk,)`` of keys. (Slices would make an exported graph correct for one length
+    only.)"""
     indices = torch.arange(k.shape[2], device=q.device)
     return indices[k.shape[2] - q.shape[2] :], indices
 
@@ -220,12 +246,19 @@ class DotProduct(SyntheticScores):
 
 
 class TokenMLP(nn.Module):
-    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to ``columns`` (section 3.1). In at least fp32: rounding would move ReLU's kink."""
+    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to ``columns`` (section 3.1). In at least fp32: rounding would move
+    ReLU's kink."""
 
     def __init__(self, heads: int, width: int, hidden: int, columns: int) -> None:
         super().__init__()
-        self.first, self.first_bias = nn.Parameter(torch.empty(heads, width, hidden)), nn.Parameter(torch.empty(heads, 1, hidden))
-        self.second, self.second_bias = nn.Parameter(torch.empty(heads, columns, hidden)), nn.Parameter(torch.empty(heads, columns))
+        self.first, self.first_bias = (
+            nn.Parameter(torch.empty(heads, width, hidden)),
+            nn.Parameter(torch.empty(heads, 1, hidden)),
+        )
+        self.second, self.second_bias = (
+            nn.Parameter(torch.empty(heads, columns, hidden)),
+            nn.Parameter(torch.empty(heads, columns)),
+        )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw weights that give scores of about unit variance for queries of unit variance."""
@@ -265,7 +298,9 @@ class FactorizedDense(SyntheticScores):
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         _, columns = positions(q, k)
-        return at_columns(self.repeated(q), columns // self.sizes.factor) * at_columns(self.tiled(q), columns % self.sizes.factor)
+        return at_columns(self.repeated(q), columns // self.sizes.factor) * at_columns(
+            self.tiled(q), columns % self.sizes.factor
+        )
 
 
 class Random(SyntheticScores):

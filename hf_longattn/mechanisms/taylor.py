@@ -1,11 +1,13 @@
-"""The second-order Taylor polynomial of exp as a kernel (Arora et al. 2024, Based, section 4.1; Zhang et al. 2024, section 4.2).
+"""The second-order Taylor polynomial of exp as a kernel (Arora et al. 2024, Based, section 4.1; Zhang et al. 2024,
+section 4.2).
 
     κ(q, k) = 1 + s + s²/2        s = (q W_q)·(k W_k) / √d
 
-Its features are 1, the d projected coordinates x_i and d (d + 1) / 2 products: x_i² / √2, and x_i x_j for i < j. The projections W (D × d)
-are learned for each head. The division by √d, where d is the size of projected vectors, follows Based. Where the model scales its
-products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is initialised as one random orthogonal map for queries and
-keys, scaled such that s estimates scaling · q·k. If ``feature_dim`` equals the head size, W is the identity, and s equals scaling · q·k.
+Its features are 1, the d projected coordinates x_i and d (d + 1) / 2 products: x_i² / √2, and x_i x_j for i < j. The
+projections W (D × d) are learned for each head. The division by √d, where d is the size of projected vectors, follows
+Based. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
+initialised as one random orthogonal map for queries and keys, scaled such that s estimates scaling · q·k. If
+``feature_dim`` equals the head size, W is the identity, and s equals scaling · q·k.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ from .common.registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class TaylorOptions(Options):
     feature_dim: int = option(
-        16, "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows", "features", even=True, most=64
+        16,
+        "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows",
+        "features",
+        even=True,
+        most=64,
     )
 
 
@@ -36,7 +42,8 @@ class Taylor(LinearMechanism):
     about = About(
         summary="the second-order Taylor polynomial of exp(q·k) on queries and keys projected to a few dimensions",
         paper="Arora et al. 2024, Simple linear attention language models (Based), §4.1",
-        when="you linearise a decoder (Based): closest to softmax for small products, with a larger state than `hedgehog`",
+        when="you linearise a decoder (Based): closest to softmax for small products, with a larger state than "
+        "`hedgehog`",
         engine="linear",
         cost="N·d²·D",
         sample={"feature_dim": 8},
@@ -46,7 +53,9 @@ class Taylor(LinearMechanism):
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: TaylorOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TaylorOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TaylorOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.query_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
         self.key_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
@@ -57,7 +66,8 @@ class Taylor(LinearMechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set W to the identity if d = D, else to a random orthogonal map per head, scaled so that s estimates scaling·q·k."""
+        """Set W to the identity if d = D, else to a random orthogonal map per head, scaled so that s estimates
+        scaling·q·k."""
         super().reset_parameters(generator)
         weight = self.query_map.weight
         wide, narrow = weight.shape[1:]
@@ -87,13 +97,16 @@ def polynomial(x: Tensor) -> Tensor:
     d = x.shape[-1]
 
     def select() -> Tensor:
-        """One-hot columns ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` that select each feature's two factors from 1, x and √½ x."""
-        first, second = torch.triu_indices(d + 1, d + 1, device=x.device)  # pairs with the factor 1 first, then pairs of coordinates
+        """One-hot columns ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` that select each feature's two factors from 1, x and √½
+        x."""
+        # pairs with the factor 1 first, then pairs of coordinates
+        first, second = torch.triu_indices(d + 1, d + 1, device=x.device)
         second = second + torch.where((first == second) & (first > 0), d, 0)
         unit = torch.eye(2 * d + 1, dtype=x.dtype, device=x.device)
         return torch.stack((unit[:, first], unit[:, second]))
 
     factors = torch.cat((torch.ones_like(x[..., :1]), x, x * math.sqrt(0.5)), -1)
     columns = BYTE_CACHE.get(("factors of a polynomial", d, x.dtype, x.device), select)
-    left, right = factors @ columns[0], factors @ columns[1]  # matrix products select faster than indexing, above all in the backward pass
+    # matrix products select faster than indexing, above all in the backward pass
+    left, right = factors @ columns[0], factors @ columns[1]
     return left * right if torch.is_grad_enabled() else left.mul_(right)

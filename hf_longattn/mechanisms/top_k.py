@@ -1,12 +1,13 @@
-"""Top-k attention (Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, section 2): each query sees its k best keys.
+"""Top-k attention (Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, section 2): each query sees
+its k best keys.
 
 With the scores s_ij = scale · q_i · k_j (and a score term, if there is one) over the keys that query i may see,
 
     o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
 
-Ties go to the earlier key. Keys are chosen as float64 scores would choose them (:mod:`hf_longattn.engines.topk`). As in the paper, no
-gradient flows through the choice. All N² scores are computed, for a few queries at a time. Time and memory of softmax, values and the
-backward pass grow with N·k.
+Ties go to the earlier key. Keys are chosen as float64 scores would choose them (:mod:`hf_longattn.engines.topk`). As
+in the paper, no gradient flows through the choice. All N² scores are computed, for a few queries at a time. Time and
+memory of softmax, values and the backward pass grow with N·k.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class TopK(Mechanism):
         covering=lambda length, causal: {"num_keys": length},
     )
     per_head_tensors = ()
-    capabilities = Mechanism.capabilities.but(takes_sinks=True, position_dependent=False, images="any", exports="definition")
+    capabilities = Mechanism.capabilities.but(
+        takes_sinks=True, position_dependent=False, images="any", exports="definition"
+    )
     options: TopKOptions
 
     def covers(self, length: int, causal: bool = False) -> bool:
@@ -58,7 +61,9 @@ class TopK(Mechanism):
             if call.score_mod is None:
                 index = topk_keys(q, k, call.key_mask, self.options.num_keys, call.causal, scale)
             else:
-                index = search_keys(q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod)
+                index = search_keys(
+                    q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod
+                )
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:

@@ -1,18 +1,21 @@
-"""Segment recurrence of Transformer-XL (Dai et al. 2019, section 3.2): queries see their segment and a memory of M tokens before it.
+"""Segment recurrence of Transformer-XL (Dai et al. 2019, section 3.2): queries see their segment and a memory of M
+tokens before it.
 
-Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S⌋ the first position of i's segment, query i sees key j if
+Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S⌋ the first position of i's segment, query
+i sees key j if
 
     causal:         s(i) - M <= j <= i
     bidirectional:  s(i) - M <= j < s(i) + S
 
-The paper stops gradients at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but projects them to keys and values again, so that
-W_k and W_v learn from the memory, too. With ``stop_gradient=hidden_states`` a model does the same within one call: while gradients are
-computed, it projects the layer's input (after the norm in pre-norm layers) a second time as a constant. ``stop_gradient=keys_values`` saves
-that projection, and stops gradients at the memory's keys and values. Gradients always stop at keys and values if a mechanism is called with
-q, k and v alone, or if the memory is of an earlier call (a cache or ``memory=``). With ``bptt`` gradients flow into the memory.
+The paper stops gradients at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but projects them to keys and
+values again, so that W_k and W_v learn from the memory, too. With ``stop_gradient=hidden_states`` a model does the
+same within one call: while gradients are computed, it projects the layer's input (after the norm in pre-norm layers) a
+second time as a constant. ``stop_gradient=keys_values`` saves that projection, and stops gradients at the memory's
+keys and values. Gradients always stop at keys and values if a mechanism is called with q, k and v alone, or if the
+memory is of an earlier call (a cache or ``memory=``). With ``bptt`` gradients flow into the memory.
 
-Positions are relative in the paper. Rotary positions are relative, too, and a ``score_mod`` of the distance applies to the memory's keys
-at their true positions.
+Positions are relative in the paper. Rotary positions are relative, too, and a ``score_mod`` of the distance applies to
+the memory's keys at their true positions.
 """
 
 from __future__ import annotations
@@ -51,8 +54,9 @@ class TransformerXLOptions(Options):
     bptt: bool = option(False, "whether gradients flow from a segment into its memory; the paper stops them")
     stop_gradient: str = option(
         HIDDEN,
-        "where gradients into the memory stop without bptt. 'hidden_states': as in the paper, so that the layer's key and value "
-        "projections learn from the memory, too; 'keys_values': at keys and values, which saves a second projection",
+        "where gradients into the memory stop without bptt. 'hidden_states': as in the paper, so that the layer's key "
+        "and value projections learn from the memory, too; 'keys_values': at keys and values, which saves a second "
+        "projection",
         choices=(HIDDEN, PROJECTED),
     )
 
@@ -66,17 +70,21 @@ class TransformerXL(GatheredMechanism):
     about = About(
         summary="the query's segment and a memory of the tokens before it, into which gradients may be stopped",
         paper="Dai et al. 2019, Transformer-XL, §3.2",
-        when="a decoder that reads text segment by segment and sees the segment before, as Transformer-XL and XLNet do",
+        when="a decoder that reads a text by segments and sees the segment before, as Transformer-XL and XLNet do",
         engine="gathered",
         cost="N·(S+M)",
         sample={"segment_length": 24, "memory_length": 40, "bptt": True},
-        covering=lambda length, causal: {"segment_length": 64, "memory_length": length} if causal else {"segment_length": length},
+        covering=lambda length, causal: (
+            {"segment_length": 64, "memory_length": length} if causal else {"segment_length": length}
+        ),
     )
     capabilities = GatheredMechanism.capabilities.but(takes_sinks=False, images="never")
     options: TransformerXLOptions
     forward_is_mask = True
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions
+    ) -> None:
         # Terms that read keys (u·k) differ for segment and memory, so that `forward` adds them, not the base class.
         super().__init__(num_heads, head_dim, hidden_size, max_length, dataclasses.replace(options, relative=None))
         self.options = options
@@ -89,8 +97,9 @@ class TransformerXL(GatheredMechanism):
     def stops_gradients(self, length: int) -> bool:
         """Whether some keys and values must be computed from detached hidden states at this length.
 
-        While gradients are computed, the model then computes keys and values twice, the second time from detached hidden states. The
-        second pair goes to ``forward`` as ``call.detached_kv``. Its gradients reach the layer's projections, but not the hidden states.
+        While gradients are computed, the model then computes keys and values twice, the second time from detached
+        hidden states. The second pair goes to ``forward`` as ``call.detached_kv``. Its gradients reach the layer's
+        projections, but not the hidden states.
         """
         return self.stops and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
 
@@ -121,10 +130,12 @@ class TransformerXL(GatheredMechanism):
         return super().labels_documents(k, v, call) and not self._stops(k, v)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output. The memory is ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and detached k and v for earlier ones."""
+        """The output. The memory is ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and detached k and v
+        for earlier ones."""
         if not self._stops(k, v):
             return super().forward(q, k, v, with_relative(self, q, k, call))
-        # The memory's keys follow those of the segments; each query sees a token at most once, as a key of its segment or of the memory.
+        # The memory's keys follow those of the segments; each query sees a token at most once, as a key of its segment
+        # or of the memory.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
         old_k, old_v = _remembered(k, v, call.detached_kv)
         joint_call = call.replace(score_mod=self._joint_score_mod(q, k, old_k, call), causal=False)
@@ -146,12 +157,16 @@ class TransformerXL(GatheredMechanism):
         return self.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
 
     def _joint_score_mod(self, q: Tensor, k: Tensor, old_k: Tensor, call: AttentionCall) -> ScoreMod | None:
-        """The score term, relative positions included, for the segments' keys ``k`` and the memory's keys after them."""
+        """The score term, relative positions included, for the segments' keys ``k`` and the memory's keys after
+        them."""
         length = k.shape[2]
         mods: list[ScoreMod | None] = [call.score_mod]
         if self.relative is not None:
             terms = [relative_term(self, q, keys, call) for keys in ((k, old_k) if self.relative.reads_keys else (k,))]
-            mods = [call.score_mod if term is None else chain_score_mods(term.written_out, call.score_mod) for term in terms]
+            mods = [
+                call.score_mod if term is None else chain_score_mods(term.written_out, call.score_mod)
+                for term in terms
+            ]
         segment, memory = mods[0], mods[-1]
         if segment is None or memory is None:
             return None
@@ -159,18 +174,27 @@ class TransformerXL(GatheredMechanism):
         def joint(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             position = kv_idx % length
             of_segment = segment(score, b, h, q_idx, position)
-            return of_segment if segment is memory else torch.where(kv_idx < length, of_segment, memory(score, b, h, q_idx, position))
+            return (
+                of_segment
+                if segment is memory
+                else torch.where(kv_idx < length, of_segment, memory(score, b, h, q_idx, position))
+            )
 
         return joint
 
     def _joint_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p + ``length``."""
+        """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p
+        + ``length``."""
         blocks, memory = self._rows(length, device)
-        own, earlier = cells(blocks, blocks, causal=causal), cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False)
+        own, earlier = (
+            cells(blocks, blocks, causal=causal),
+            cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False),
+        )
         return as_fixed((*own, *earlier))
 
     def _joint_mask_mod(self, length: int, causal: bool) -> MaskMod:
-        """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's keys."""
+        """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's
+        keys."""
         mod, size = self.mask_mod(causal, None), self.options.segment_length
 
         def joint(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -182,7 +206,8 @@ class TransformerXL(GatheredMechanism):
         return joint
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as constants."""
+        """The definition. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as
+        constants."""
         if not self.stops or torch.compiler.is_exporting():
             return super().defined(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
@@ -190,8 +215,12 @@ class TransformerXL(GatheredMechanism):
         in_segment, in_memory = (scaled_scores(*with_dense_terms(self, q, keys, call)) for keys in (k, remembered[0]))
         _, _, q_idx, kv_idx = grid_of(q, k)
         own_segment = q_idx // size == kv_idx // size
-        weights = softmax_over(torch.where(own_segment, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape))
-        return (weights * own_segment) @ repeat_heads(v, heads) + (weights * ~own_segment) @ repeat_heads(remembered[1], heads)
+        weights = softmax_over(
+            torch.where(own_segment, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape)
+        )
+        return (weights * own_segment) @ repeat_heads(v, heads) + (weights * ~own_segment) @ repeat_heads(
+            remembered[1], heads
+        )
 
     def locality(self, causal: bool) -> Locality:
         size = self.options.segment_length
@@ -217,4 +246,7 @@ def _remembered(k: Tensor, v: Tensor, detached_kv: tuple[Tensor, Tensor] | None)
     """Memory keys and values ``(B, H_kv, N, D)``: ``detached_kv`` for the last tokens, else k and v detached."""
     if detached_kv is None:
         return [k.detach(), v.detach()]
-    return [torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2) for x, y in zip((k, v), detached_kv, strict=True)]
+    return [
+        torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2)
+        for x, y in zip((k, v), detached_kv, strict=True)
+    ]

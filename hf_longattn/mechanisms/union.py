@@ -1,8 +1,10 @@
-"""The union of several masks under one softmax. Query i sees key j if any member's mask allows it. Each pair counts once.
+"""The union of several masks under one softmax. Query i sees key j if any member's mask allows it. Each pair counts
+once.
 
     visible(i, j) = visible_1(i, j) or visible_2(i, j) or …
 
-A union of a window and strided columns is the "merged head" of Sparse Transformers (Child et al. 2019, section 5.1, equation 7).
+A union of a window and strided columns is the "merged head" of Sparse Transformers (Child et al. 2019, section 5.1,
+equation 7).
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Union(GatheredMechanism):
     forward_is_mask = True
     members: nn.ModuleList
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         built = (choice.build(num_heads, head_dim, hidden_size, max_length) for choice in options.of)
         self.members = nn.ModuleList()
@@ -79,13 +83,15 @@ class Union(GatheredMechanism):
         if len(forms) > 1:
             causal, plain = (next(m.name for m in self.mechanisms if m.causal is form) for form in (True, False))
             raise OptionError(
-                f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {plain!r}, which has no causal "
-                "form; leave one of them out."
+                f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {plain!r}, which has "
+                "no causal form; leave one of them out."
             )
         self.forward_is_mask = self.forward_is_mask and bool(self.gathered)
         self.causal = forms.pop() if forms else "both"
         capabilities = [member.capabilities for member in self.mechanisms]
-        self.global_token_ids = next((member.global_token_ids for member in self.mechanisms if member.global_token_ids is not None), None)
+        self.global_token_ids = next(
+            (member.global_token_ids for member in self.mechanisms if member.global_token_ids is not None), None
+        )
         self.capabilities = self.capabilities.but(
             trains=any(member.trains for member in capabilities),
             takes_globals=any(member.takes_globals for member in capabilities),
@@ -115,7 +121,8 @@ class Union(GatheredMechanism):
         return [member for member in self.mechanisms if isinstance(member, GatheredMechanism) and member.listed]
 
     def pattern(self, causal: bool) -> Pattern | None:
-        """The band that covers the bands of all members. Each contains the diagonal, so the widest sides are enough."""
+        """The band that covers the bands of all members. Each contains the diagonal, so the widest sides are
+        enough."""
         patterns = [member.pattern(causal) for member in self.bands]
         if not patterns:
             return None
@@ -125,7 +132,9 @@ class Union(GatheredMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """True where any member's mask allows a pair. All members receive the same ``global_mask``."""
         mods = [member.mask_mod(causal, global_mask) for member in self.mechanisms]
-        return lambda b, h, q_idx, kv_idx: functools.reduce(torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods])
+        return lambda b, h, q_idx, kv_idx: functools.reduce(
+            torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods]
+        )
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         masks = [tokens for member in self.mechanisms if (tokens := member.resolve_globals(k, call)) is not None]
@@ -151,7 +160,9 @@ class Union(GatheredMechanism):
         if band is None or self.gathered:
             return super().forward(q, k, v, call)
         positions = self.global_positions() if call.global_mask is None else None
-        return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call), global_positions=positions))
+        return block_sparse_attention(
+            q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call), global_positions=positions)
+        )
 
     def locality(self, causal: bool) -> Locality | None:
         members = [member.locality(causal) for member in self.mechanisms]
@@ -161,12 +172,16 @@ class Union(GatheredMechanism):
         back, ahead = max(local.back for local in known), max(local.ahead for local in known)
         extra_keys = {local.beside for local in known}
         beside = next(keys for keys in ("others", "globals", "") if keys in extra_keys)
-        period, width = math.lcm(*(local.period for local in known)), back + ahead if len(known) > 1 else known[0].width
+        period, width = (
+            math.lcm(*(local.period for local in known)),
+            back + ahead if len(known) > 1 else known[0].width,
+        )
         return Locality(back, ahead, period, beside=beside, width_of_keys=width)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Upper bound on the number of pairs. A pair counts once per member that sees it, up to full attention in total."""
+        """Upper bound on the number of pairs. A pair counts once per member that sees it, up to full attention in
+        total."""
         return min(full_pairs(length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))

@@ -1,24 +1,32 @@
-"""Sliding window attention with a dilation per head and attention sinks. Sources: Beltagy et al. 2020, Longformer, section 3.1 (window and
-dilation); Jiang et al. 2023, Mistral 7B (causal form); Xiao et al. 2023, StreamingLLM, section 3.2 (sinks).
+"""Sliding window attention with a dilation per head and attention sinks. Sources: Beltagy et al. 2020, Longformer,
+section 3.1 (window and dilation); Jiang et al. 2023, Mistral 7B (causal form); Xiao et al. 2023, StreamingLLM, section
+3.2 (sinks).
 
 In a window of total width w with dilation d, query i sees key j if d divides i - j and
 
     bidirectional:  |i - j| <= d·w/2          causal:  0 <= i - j < d·w
     with left, right:  -d·right <= i - j <= d·left          (in the causal form, 0 <= i - j)
 
-and also if j is one of the first s = ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. In a causal layer that
-rotates queries and keys, a sink outside of the window is at distance min(i, s + w - 1) - j, as in StreamingLLM, which numbers the tokens
-inside its cache of s sinks and w keys: :class:`~hf_longattn.positions.relative.SinkPositions`. With ``sink_positions="text"`` it is at
-distance i - j, and so are the sinks of heads with a dilation, and with ``full_decoding``.
+and also if j is one of the first s = ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. In
+a causal layer that rotates queries and keys, a sink outside of the window is at distance min(i, s + w - 1) - j, as in
+StreamingLLM, which numbers the tokens
+inside its cache of s sinks and w keys: :class:`~hf_longattn.positions.relative.SinkPositions`. With
+``sink_positions="text"`` it is at distance i - j, and so are the sinks of heads with a dilation, and with
+``full_decoding``.
 
-With ``full_decoding``, a causal call with one query attends to all keys at their positions in the text, as the authors' kernel does (Yu et
-al. 2025, SWAA, arXiv 2512.10411, "full attention decode"). A call with several queries attends by window and sinks. So
+With ``full_decoding``, a causal call with one query attends to all keys at their positions in the text, as the
+authors' kernel does (Yu et al. 2025, SWAA, arXiv 2512.10411, "full attention decode"). A call with several queries
+attends by window and sinks. So
 
-- a prompt is read by the window, in one pass or in pieces, but a last piece of one token sees all keys, and so does a text's first token;
-- its last token predicts the first new one by the window, and each further step with a cache sees all keys of its row or document;
+- a prompt is read by the window, in one pass or in pieces, but a last piece of one token sees all keys, and so does a
+  text's first token;
+- its last token predicts the first new one by the window, and each further step with a cache sees all keys of its row
+  or document;
 - the next turn of a conversation is a prompt again;
-- training and evaluation without a cache use the window throughout. The authors train with full attention for the answer's tokens;
-- Long classes refuse ``generate`` with ``use_cache=False`` or an assistant, because their calls look like prompts; stock models do not.
+- training and evaluation without a cache use the window throughout. The authors train with full attention for the
+  answer's tokens;
+- Long classes refuse ``generate`` with ``use_cache=False`` or an assistant, because their calls look like prompts;
+  stock models do not.
 
 Tokens at the same position modulo d attend to each other in a plain window, so dilation costs nothing extra.
 """
@@ -53,9 +61,13 @@ class BandOptions(Options):
     Speech models often see more of the past than of the future, as with NeMo's ``att_context_size=[left, right]``.
     """
 
-    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
+    window: int = option(
+        512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1
+    )
     left: int | None = option(None, "keys before each query; default: computed from window", "tokens", least=0)
-    right: int | None = option(None, "keys after each query, none when causal; default: computed from window", "tokens", least=0)
+    right: int | None = option(
+        None, "keys after each query, none when causal; default: computed from window", "tokens", least=0
+    )
 
     def pattern(self, causal: bool, *, has_globals: bool = False, global_rows: bool = True) -> Pattern:
         """The band of visible keys; ``has_globals`` and ``global_rows`` as in :class:`Pattern`."""
@@ -72,24 +84,28 @@ class WindowOptions(BandOptions):
     num_sinks: int = option(0, "first tokens that every query sees (attention sinks)", "tokens", least=0)
     sink_positions: str = option(
         CACHE,
-        "positions of sinks in rotary decoders: cache, at most sinks + window back as in StreamingLLM's cache; text, their distance in "
-        "the text",
+        "positions of sinks in rotary decoders: cache, at most sinks + window back as in StreamingLLM's cache; text, "
+        "their distance in the text",
         choices=(CACHE, TEXT),
         detail_of="num_sinks",
     )
-    dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
-    full_decoding: bool | None = option(None, "whether decoding sees all keys, and only the prompt is read by window and sinks (SWAA)")
+    dilation: tuple[int, ...] = option(
+        (1,), "distance between the keys of a window: one number, or one for each head", "tokens"
+    )
+    full_decoding: bool | None = option(
+        None, "whether decoding sees all keys, and only the prompt is read by window and sinks (SWAA)"
+    )
 
     def check(self) -> None:
         if self.full_decoding and self.relative is not None:
             raise OptionError(
-                f"Option 'full_decoding' of mechanism 'window' was given with relative={self.relative!r}, but attends without relative "
-                "positions; leave one of them out."
+                f"Option 'full_decoding' of mechanism 'window' was given with relative={self.relative!r}, but attends "
+                "without relative positions; leave one of them out."
             )
         if not self.dilation or min(self.dilation) < 1:
             raise OptionError(
-                f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number of at least 1, or one for each head; "
-                "for example dilation=2."
+                f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number of at least 1, "
+                "or one for each head; for example dilation=2."
             )
 
     def min_heads(self) -> int:
@@ -100,13 +116,16 @@ class WindowOptions(BandOptions):
 class Window(SparseMechanism, GatheredMechanism):
     """Softmax over the tokens within a fixed distance, and the sinks.
 
-    A plain window is a band, with the sinks as global columns. Dilated heads, and sinks in a union, list their pairs instead.
+    A plain window is a band, with the sinks as global columns. Dilated heads, and sinks in a union, list their pairs
+    instead.
     """
 
     about = About(
         summary="each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks",
-        paper="Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2",
-        when="neighbours suffice, as in tagging (`num_sinks=1` for `[CLS]`); or a decoder needs bounded memory (`num_sinks=4`)",
+        paper="Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, "
+        "StreamingLLM, §3.2",
+        when="neighbours suffice, as in tagging (`num_sinks=1` for `[CLS]`); or a decoder needs bounded memory "
+        "(`num_sinks=4`)",
         engine="block_sparse",
         cost="N·(w+sinks)",
         sample={"window": 32},
@@ -117,7 +136,9 @@ class Window(SparseMechanism, GatheredMechanism):
     listed = False
     forward_is_mask = True
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if len(options.dilation) not in (1, num_heads):
             raise OptionError(
@@ -127,10 +148,12 @@ class Window(SparseMechanism, GatheredMechanism):
         self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
         self.max_dilation, different = max(self.dilations), sorted(set(self.dilations))
         self._groups: list[tuple[list[int], Window]] = []
-        """The heads of each dilation, and a mechanism for them. The mechanisms have no tensors, so they need not be submodules."""
+        """The heads of each dilation, and a mechanism for them. The mechanisms have no tensors, so they need not be
+        submodules."""
         for dilation in different if len(different) > 1 else []:
             heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
-            alike = dataclasses.replace(options, dilation=(dilation,), relative=None)  # relative positions are in the score term
+            # relative positions are in the score term
+            alike = dataclasses.replace(options, dilation=(dilation,), relative=None)
             self._groups.append((heads, Window(len(heads), head_dim, hidden_size, max_length, alike)))
         self.listed = self.listed or (self.max_dilation > 1 and not self._groups)
         self.finds_starts = self.max_dilation == 1
@@ -152,7 +175,11 @@ class Window(SparseMechanism, GatheredMechanism):
                 return pattern.band_mod(b, h, q_idx, kv_idx)
             dilation = torch.tensor(self.dilations, device=q_idx.device)[h]
             distance = q_idx - kv_idx
-            return (distance % dilation == 0) & (distance <= pattern.left * dilation) & (-distance <= pattern.right * dilation)
+            return (
+                (distance % dilation == 0)
+                & (distance <= pattern.left * dilation)
+                & (-distance <= pattern.right * dilation)
+            )
 
         if not sinks:
             return band
@@ -211,7 +238,9 @@ class Window(SparseMechanism, GatheredMechanism):
 
     def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         sinks, back = self.options.num_sinks, self.pattern(causal=True).left * self.max_dilation
-        return (positions >= upcoming - back) | (positions < sinks) if sinks and not self.options.full_decoding else None
+        return (
+            (positions >= upcoming - back) | (positions < sinks) if sinks and not self.options.full_decoding else None
+        )
 
     def locality(self, causal: bool) -> Locality | None:
         if self.options.full_decoding:
@@ -219,7 +248,9 @@ class Window(SparseMechanism, GatheredMechanism):
         pattern, sinks, dilation = self.pattern(causal), self.options.num_sinks, self.max_dilation
         by_position = dilation > 1 or self.listed  # here sinks are listed by position, not as global tokens
         beside = "" if not sinks else "others" if by_position else "globals"
-        return Locality(pattern.left * dilation, pattern.right * dilation, beside=beside, is_window=not sinks and dilation == 1)
+        return Locality(
+            pattern.left * dilation, pattern.right * dilation, beside=beside, is_window=not sinks and dilation == 1
+        )
 
     def covers(self, length: int, causal: bool = False) -> bool:
         sinks, pattern = self.options.num_sinks, self.pattern(causal)
@@ -236,5 +267,8 @@ class Window(SparseMechanism, GatheredMechanism):
 
             # The sinks' columns, without the pairs that the band has already.
             total += sum(length - sink if causal else length for sink in sinks)
-            total -= sum(1 + min((length - 1 - sink) // dilation, pattern.left) + min(sink // dilation, pattern.right) for sink in sinks)
+            total -= sum(
+                1 + min((length - 1 - sink) // dilation, pattern.left) + min(sink // dilation, pattern.right)
+                for sink in sinks
+            )
         return total // self.num_heads

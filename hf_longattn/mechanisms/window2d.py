@@ -1,18 +1,20 @@
-"""Windows that do not overlap, on a grid of any rank: an image, a video, a spectrogram. Sources: Liu et al. 2021, Swin Transformer,
-sections 3.1-3.2; Li et al. 2022, ViTDet, section 3.
+"""Windows that do not overlap, on a grid of any rank: an image, a video, a spectrogram. Sources: Liu et al. 2021, Swin
+Transformer, sections 3.1-3.2; Li et al. 2022, ViTDet, section 3.
 
 With windows of w cells along an axis, the cell at coordinate x is in the window number
 
     ⌊x / w⌋,  or in a shifted layer  ⌊(x + w - ⌊w/2⌋) / w⌋
 
-and sees the cells with the same number on every axis. ``shift=alternate`` shifts every second layer, as Swin does. The partial windows at
-the borders are not joined, as with Swin's mask. An axis that fits into one window is not shifted.
+and sees the cells with the same number on every axis. ``shift=alternate`` shifts every second layer, as Swin does. The
+partial windows at the borders are not joined, as with Swin's mask. An axis that fits into one window is not shifted.
 
-Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: before the projections, they append zero cells to the
-end of each axis. ``padding=zeros`` reproduces this. A padding cell is in the window that the formula gives for its coordinates, and takes a
-share of the softmax there. Its key and value are initialised as copies of the projections' biases. Prefix tokens do not see it.
+Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: before the projections, they append
+zero cells to the end of each axis. ``padding=zeros`` reproduces this. A padding cell is in the window that the formula
+gives for its coordinates, and takes a share of the softmax there. Its key and value are initialised as copies of the
+projections' biases. Prefix tokens do not see it.
 
-Prefix tokens (a class token, registers) have no coordinates. The option ``prefix_tokens`` sets which tokens the prefix sees, and which
+Prefix tokens (a class token, registers) have no coordinates. The option ``prefix_tokens`` sets which tokens the prefix
+sees, and which
 see the prefix:
 
     global   every token sees the prefix, and it sees every token
@@ -58,25 +60,31 @@ GLOBAL, READS, NONE, ZEROS = "global", "reads", "none", "zeros"
 class Window2dOptions(Options):
     prefix_tokens: str = option(
         GLOBAL,
-        "what the tokens before the grid (class token, registers) see, and who sees them. 'global': they see everything, and every cell "
-        "sees them; 'reads': they see everything, and no cell sees them; 'none': they see each other only",
+        "what the tokens before the grid (class token, registers) see, and who sees them. 'global': they see "
+        "everything, and every cell sees them; 'reads': they see everything, and no cell sees them; 'none': they see "
+        "each other only",
         choices=(GLOBAL, READS, NONE),
     )
-    window: tuple[int, ...] = option((14,), "cells of a window along each axis: one number, or one for each axis", "cells", least=1)
+    window: tuple[int, ...] = option(
+        (14,), "cells of a window along each axis: one number, or one for each axis", "cells", least=1
+    )
     shift: str = option(
-        "none", "'alternate': windows of every second layer are shifted by half a window; 'none': never", choices=("none", "alternate")
+        "none",
+        "'alternate': windows of every second layer are shifted by half a window; 'none': never",
+        choices=("none", "alternate"),
     )
     padding: str = option(
         NONE,
-        "padding of partial windows at the end of an axis: 'none': they have their real cells only; 'zeros': cells whose input "
-        "is zero, which take a share of the softmax, as in Swin, ViTDet and SAM",
+        "padding of partial windows at the end of an axis: 'none': they have their real cells only; 'zeros': cells "
+        "whose input is zero, which take a share of the softmax, as in Swin, ViTDet and SAM",
         choices=(NONE, ZEROS),
     )
 
     def check(self) -> None:
         if self.order is not None:
             raise OptionError(
-                f"A mechanism on a grid compares coordinates, so that token order changes nothing; leave order={self.order} out, or "
+                "A mechanism on a grid compares coordinates, so that token order changes nothing; leave "
+                f"order={self.order} out, or "
                 "choose a mechanism for texts such as 'segmented'."
             )
 
@@ -96,13 +104,17 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         covering=lambda grid: {"window": max(grid.sizes)},
     )
     causal = False
-    capabilities = MaskedMechanism.capabilities.but(takes_sinks=False, needs_grid=True, images="any", takes_fewer_queries=False)
+    capabilities = MaskedMechanism.capabilities.but(
+        takes_sinks=False, needs_grid=True, images="any", takes_fewer_queries=False
+    )
     listed = True
     options: Window2dOptions
     grid: Grid | None = None
     """The grid bound by :meth:`on_grid`. Used by calls and methods that get no grid."""
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.pads = self.options.padding == ZEROS
         """Whether partial windows are padded."""
@@ -114,7 +126,8 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set the padding key and value to 0, as without biases. In a model, they become copies of the layer's biases."""
+        """Set the padding key and value to 0, as without biases. In a model, they become copies of the layer's
+        biases."""
         super().reset_parameters(generator)
         if self.pads:
             nn.init.zeros_(self.pad_key)
@@ -130,13 +143,21 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         if not self.pads:
             # a min would stay in every later expression of a graph with symbolic sizes
             window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
-        return window, [size - size // 2 if self.shifted and size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
+        return window, [
+            size - size // 2 if self.shifted and size < axis else 0
+            for size, axis in zip(window, grid.sizes, strict=True)
+        ]
 
     def on_grid(self, grid: Grid, check: bool = False, layer: int | None = None) -> Self:
         window = grid.per_axis(self.options.window, "window")
-        if check and self.covers_grid(grid) and any(size > axis for size, axis in zip(window, grid.sizes, strict=True)):
+        if (
+            check
+            and self.covers_grid(grid)
+            and any(size > axis for size, axis in zip(window, grid.sizes, strict=True))
+        ):
             raise InputError(
-                f"A window of {' × '.join(map(str, window))} cells is larger than the grid of {' × '.join(map(str, grid.sizes))}, so that "
+                f"A window of {' × '.join(map(str, window))} cells is larger than the grid of "
+                f"{' × '.join(map(str, grid.sizes))}, so that "
                 "every token sees every token; choose a smaller window, or the mechanism 'full'."
             )
         bound = copy.copy(self)
@@ -153,8 +174,9 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         grid = (None if call is None else call.one_grid()) or self.grid
         if grid is None:
             raise InputError(
-                f"Mechanism {self.name!r} compares coordinates on a grid, but got no grid; for a text, choose another mechanism "
-                "(`longattn mechanisms` lists them); with tensors, pass grid=(height, width) and the number of tokens before it, prefix=1."
+                f"Mechanism {self.name!r} compares coordinates on a grid, but got no grid; for a text, choose another "
+                "mechanism (`longattn mechanisms` lists them); with tensors, pass grid=(height, width) and the number "
+                "of tokens before it, prefix=1."
             )
         if tokens is not None:
             grid.check(tokens)
@@ -168,13 +190,15 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         """
         if q.shape[2] != k.shape[2]:
             raise InputError(
-                f"Mechanism {self.name!r} reads all tokens of a grid at once, but {q.shape[2]} queries came with {k.shape[2]} keys; give "
+                f"Mechanism {self.name!r} reads all tokens of a grid at once, but {q.shape[2]} queries came with "
+                f"{k.shape[2]} keys; give "
                 "as many queries as keys."
             )
         return self.grid_of(call, k.shape[2])
 
     def sees(self, grid: Grid, query: Coordinates, key: Coordinates) -> Tensor:
-        """The definition: whether cells at coordinates ``query`` see cells at coordinates ``key``, bool (broadcastable)."""
+        """The definition: whether cells at coordinates ``query`` see cells at coordinates ``key``, bool
+        (broadcastable)."""
         window, shift = self.windows(grid)
         same = [(q + s) // w == (k + s) // w for q, k, w, s in zip(query, key, window, shift, strict=True)]
         return torch.stack(torch.broadcast_tensors(*same)).all(0)
@@ -211,7 +235,9 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         if not self.pads:
             return grid
         window = self.windows(grid)[0]
-        return dataclasses.replace(grid, sizes=tuple(-(-axis // size) * size for axis, size in zip(grid.sizes, window, strict=True)))
+        return dataclasses.replace(
+            grid, sizes=tuple(-(-axis // size) * size for axis, size in zip(grid.sizes, window, strict=True))
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         grid = self.grid_for(q, k, call)
@@ -223,8 +249,12 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         keys, values = padded(k, grid, larger, self.pad_key), padded(v, grid, larger, self.pad_value)
         mask = call.key_mask
         if mask is not None:
-            mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
-        of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, grid, larger, q.device))
+            mask = padded(
+                mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device)
+            )[:, 0, :, 0]
+        of_larger = (
+            call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, grid, larger, q.device))
+        )
         out = cropped(self.attend_on(larger, queries, keys, values, of_larger), grid, larger)
         if not grid.prefix:
             return out
@@ -244,7 +274,8 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return window_attention(q, k, v, grid, *self.windows(grid), self.shared_prefix(grid), call, of_prefix)
 
     def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
-        """The output of the prefix tokens, ``(B, H, prefix, D)``. The only score term allowed is a :class:`GridBias`."""
+        """The output of the prefix tokens, ``(B, H, prefix, D)``. The only score term allowed is a
+        :class:`GridBias`."""
         seen = slice(0, grid.prefix) if self.options.prefix_tokens == NONE else slice(None)
         queries, keys, values = q[:, :, : grid.prefix], k[:, :, seen], v[:, :, seen]
         positions = None if call.score_mod is None else torch.arange(grid.prefix, device=q.device).view(1, 1, -1, 1)
@@ -261,12 +292,15 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return out if of_padding is None else out + of_padding * self.pad_value[:, None].to(v.dtype)
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """Weights of tokens ``(B, H, N, N)``, and each query's total weight on padding ``(B, H, N, 1)``, ``None`` without padding."""
+        """Weights of tokens ``(B, H, N, N)``, and each query's total weight on padding ``(B, H, N, 1)``, ``None``
+        without padding."""
         grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:
             return super().dense_weights(q, k, call), None
-        added_cells = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in larger.sizes)).view(-1, grid.rank)
+        added_cells = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in larger.sizes)).view(
+            -1, grid.rank
+        )
         added_cells = added_cells[(added_cells >= torch.tensor(grid.sizes, device=q.device)).any(1)]
         tokens = torch.arange(grid.length, device=q.device)[:, None]
         queries, fillers = grid.coordinates(tokens), added_cells.unbind(1)

@@ -1,8 +1,9 @@
 """Cache layers that store less than all keys, and compute the attention of a decoding step themselves.
 
-A :class:`SparseCacheLayer` is for mechanisms that see scattered keys, such as sinks and a window. It stores the keys that a later token can
-still see, each with its column in the padded batch. Keys that :meth:`MaskedMechanism.retained` excludes are dropped. Positions count from
-each sequence's first real token, so rows with different padding store different columns. A row with fewer keys has empty slots (column -1).
+A :class:`SparseCacheLayer` is for mechanisms that see scattered keys, such as sinks and a window. It stores the keys
+that a later token can still see, each with its column in the padded batch. Keys that :meth:`MaskedMechanism.retained`
+excludes are dropped. Positions count from each sequence's first real token, so rows with different padding store
+different columns. A row with fewer keys has empty slots (column -1).
 
 A :class:`StateLayer` is for mechanisms with a state of constant size: linear states, ring buffers, segment memories.
 """
@@ -67,7 +68,8 @@ class AttentionCacheLayer(DynamicLayer):
 
         Args:
             k, v: the keys and values that this layer's ``update`` returned.
-            call: with the padding mask of all tokens seen so far. Its score term, if any, is a four-dimensional mask, a bias or a cap.
+            call: with the padding mask of all tokens seen so far. Its score term, if any, is a four-dimensional mask,
+                a bias or a cap.
         Returns:
             ``(B, H, Nq, D)``, and the weights ``(B, H, Nq, tokens seen so far)`` if ``weights_wanted``.
         """
@@ -77,8 +79,13 @@ class AttentionCacheLayer(DynamicLayer):
         if self._all_started:
             return
         if self.starts is None:
-            self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.device)  # where the keys were before offloading
-        first = torch.zeros_like(self.starts) if mask is None else torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
+            # where the keys were before offloading
+            self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.device)
+        first = (
+            torch.zeros_like(self.starts)
+            if mask is None
+            else torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
+        )
         self.starts = torch.where(self.starts == NOT_STARTED, first, self.starts)
         self._all_started = bool((self.starts != NOT_STARTED).all())
 
@@ -87,7 +94,9 @@ class AttentionCacheLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raise :class:`InputError`, because the keys that earlier tokens see have been dropped."""
-        raise InputError("Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be.")
+        raise InputError(
+            "Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be."
+        )
 
     def restart(self, rows: Tensor) -> None:
         """Start new sequences in the batch rows ``rows (B,)`` bool. The mask must hide the old sequences."""
@@ -124,11 +133,12 @@ class AttentionCacheLayer(DynamicLayer):
 
 
 def unread_cache(name: str) -> BackendError:
-    """The error for a model that does not pass its cache to its attention. ``name``: class of the cache layer or attention module."""
+    """The error for a model that does not pass its cache to its attention. ``name``: class of the cache layer or
+    attention module."""
     lowest, highest = TESTED["transformers"]
     return BackendError(
-        f"{name} stored tokens in a decode cache that its attention never read; pass use_cache=False, or install transformers {lowest} to "
-        f"{highest}, with which this is tested."
+        f"{name} stored tokens in a decode cache that its attention never read; pass use_cache=False, or install "
+        f"transformers {lowest} to {highest}, with which this is tested."
     )
 
 
@@ -136,16 +146,17 @@ def refuse_restricted_pairs(call: AttentionCall) -> None:
     """Raise :class:`InputError` if the call has a score term, because the cache has dropped keys."""
     if call.score_mod is not None:
         raise InputError(
-            "A four-dimensional mask, a position bias or a cap on the scores (softcap) was given together with a cache that keeps only "
-            "what the mechanism needs; pass a padding mask (batch, tokens) alone, or use_cache=False."
+            "A four-dimensional mask, a position bias or a cap on the scores (softcap) was given together with a "
+            "cache that keeps only what the mechanism needs; pass a padding mask (batch, tokens) alone, or "
+            "use_cache=False."
         )
 
 
 class SparseCacheLayer(AttentionCacheLayer):
     """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see.
 
-    The keys depend on ``mechanism`` and ``options`` (JSON). Unneeded keys are removed after every :data:`SLACK` tokens. After the first
-    removal, the layer computes the attention.
+    The keys depend on ``mechanism`` and ``options`` (JSON). Unneeded keys are removed after every :data:`SLACK`
+    tokens. After the first removal, the layer computes the attention.
     """
 
     keeps = "retained keys"
@@ -161,7 +172,8 @@ class SparseCacheLayer(AttentionCacheLayer):
         self._clean_size = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new tokens, and return all keys and values of the layer. Unneeded keys are dropped first, if due."""
+        """Append the new tokens, and return all keys and values of the layer. Unneeded keys are dropped first, if
+        due."""
         if self.columns is None:
             self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
         key = (self.cumulative_length, *self.columns.shape, self.columns.device)
@@ -173,7 +185,10 @@ class SparseCacheLayer(AttentionCacheLayer):
             self.computes_attention, self._clean_size = True, self.columns.shape[1]
         columns, first, count = self.columns, self.cumulative_length, key_states.shape[2]
         self.columns = self.step.cached(
-            key, lambda: torch.cat([columns, torch.arange(first, first + count, device=columns.device).expand(len(columns), -1)], 1)
+            key,
+            lambda: torch.cat(
+                [columns, torch.arange(first, first + count, device=columns.device).expand(len(columns), -1)], 1
+            ),
         )
         self.cumulative_length += count
         return super().update(key_states, value_states)
@@ -208,7 +223,9 @@ class SparseCacheLayer(AttentionCacheLayer):
             assert self.starts is not None
             keys = self.positions()
             real = keys >= 0 if mask is None else (keys >= 0) & mask.gather(1, self.columns.clamp(min=0))
-            return torch.arange(total - q.shape[2], total, device=q.device) - self.starts[:, None], torch.where(real, keys, NO_TOKEN)
+            return torch.arange(total - q.shape[2], total, device=q.device) - self.starts[:, None], torch.where(
+                real, keys, NO_TOKEN
+            )
 
         columns = Columns((RETAINED, k.shape[2]), find)
         call = call.replace(causal=True, batch=self.step, global_mask=None)
@@ -271,7 +288,8 @@ class StateLayer(AttentionCacheLayer):
 
     def note_padding(self, mask: Tensor | None) -> None:
         self.is_unread = False
-        if self.is_compileable and torch.compiler.is_compiling():  # every sequence has started in the first call, which is not compiled
+        # every sequence has started in the first call, which is not compiled
+        if self.is_compileable and torch.compiler.is_compiling():
             return
         super().note_padding(mask)
         if self._all_started and self._latest == NOT_STARTED:
@@ -289,8 +307,8 @@ class StateLayer(AttentionCacheLayer):
             call = call.with_mask(call.key_mask[:, before:total])
         if weights_wanted and before:
             raise InputError(
-                f"Attention weights were requested while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "
-                "pass use_cache=False or output_attentions=False."
+                f"Attention weights were requested while decoding, but {mechanism.name!r} keeps a state in place of "
+                "the earlier keys; pass use_cache=False or output_attentions=False."
             )
         weights = attention_weights(mechanism, q, k, call.replace(causal=True)) if weights_wanted else None
         padding = None  # tokens before each row's first real one
@@ -305,7 +323,8 @@ class StateLayer(AttentionCacheLayer):
         return int(self.cumulative_length)
 
     def restart(self, rows: Tensor) -> None:
-        """Start new sequences in the batch rows ``rows (B,)`` bool. Their state becomes zeros, the state before the first token."""
+        """Start new sequences in the batch rows ``rows (B,)`` bool. Their state becomes zeros, the state before the
+        first token."""
         super().restart(rows)
         self._latest = NOT_STARTED
         if self.state is not None:
@@ -328,7 +347,8 @@ class DynamicStateLayer(StateLayer):
 
 
 class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
-    """The state layer for :class:`transformers.StaticCache`. The state never moves in memory, so all decoding steps are one graph."""
+    """The state layer for :class:`transformers.StaticCache`. The state never moves in memory, so all decoding steps
+    are one graph."""
 
     _layer_type = STATE_LAYER
     is_compileable = True
@@ -352,7 +372,8 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
         if call.batch is not None and (mask := call.batch.mask) is not None:
             count, total = q.shape[2], self.cumulative_length
             new = call.batch.cached(
-                ("new tokens", count), lambda: mask.index_select(1, torch.arange(count, device=total.device) + (total - count))
+                ("new tokens", count),
+                lambda: mask.index_select(1, torch.arange(count, device=total.device) + (total - count)),
             )
             call = call.with_mask(new)
         out, state = mechanism.advance(q, k, v, self.state, call)
@@ -362,7 +383,8 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
 
 
 def stays_in_place(tensor: Tensor) -> None:
-    """Tell compiled graphs that ``tensor`` keeps its address, as CUDA graphs need. Does nothing while a graph is compiled."""
+    """Tell compiled graphs that ``tensor`` keeps its address, as CUDA graphs need. Does nothing while a graph is
+    compiled."""
     import torch._dynamo
 
     if torch.compiler.is_compiling():

@@ -1,7 +1,8 @@
 """The decode cache of a model: the name of its argument, and the cache layer type of each decoder layer.
 
-transformers builds a cache layer for each entry of ``config.layer_types``. It has one table of type names for growing caches and another
-for static caches, and passes none of our settings. The name therefore contains them (``longattn_window_512``).
+transformers builds a cache layer for each entry of ``config.layer_types``. It has one table of type names for growing
+caches and another for static caches, and passes none of our settings. The name therefore contains them
+(``longattn_window_512``).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from .key_cache import GrowingWindowLayer, StaticKeysLayer, StaticWindowLayer
 CACHE, OTHER_CACHE = "cache", "past_key_values"
 if tuple(map(int, importlib.metadata.version("transformers").split(".")[:2])) < (5, 24):
     CACHE, OTHER_CACHE = OTHER_CACHE, CACHE
-"""Name of the argument of models, and of the field of their outputs, in the installed version; and its name in other versions."""
+"""Name of the argument of models, and of the field of their outputs, in the installed version; and its name in other
+versions."""
 FULL = "full_attention"
 """transformers' name of the cache layer that holds all keys."""
 MAX_TYPE_NAMES = 1024
@@ -37,19 +39,23 @@ MAX_TYPE_NAMES = 1024
 
 
 def find_cache(values: Iterable[Any]) -> Any:
-    """The cache among the arguments of an attention module, or ``None``. Found by its type, since names differ between modules."""
+    """The cache among the arguments of an attention module, or ``None``. Found by its type, since names differ between
+    modules."""
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def take_cache(arguments: dict[str, Any]) -> Any:
-    """Remove the cache, or the ``None`` that stands for it, from the keyword arguments of an attention module. Returns it."""
+    """Remove the cache, or the ``None`` that stands for it, from the keyword arguments of an attention module. Returns
+    it."""
     cache = find_cache(arguments.values())
     for name in (CACHE, OTHER_CACHE):
         arguments.pop(name, None)
     return cache
 
 
-def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True) -> list[str] | None:
+def decode_layer_types(
+    long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True
+) -> list[str] | None:
     """The cache layer type of every layer, or ``None`` if all layers hold all keys.
 
     plain_scores: whether the model leaves the scores q·k unchanged. Layers that hold scattered keys need this.
@@ -91,8 +97,9 @@ _lock = threading.Lock()
 def _enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..., Any]) -> str:
     """Register ``name`` as a cache layer type in transformers' tables. Returns ``name``.
 
-    ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``. Both must return instances of module-level classes, so
-    that any process can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a config registers its names for every cache.
+    ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``. Both must return instances of
+    module-level classes, so that any process can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a
+    config registers its names for every cache.
     """
     tables: tuple[dict[str, Any], ...] = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING, cache_utils.STATIC_LAYER_TYPE_MAPPING
     with _lock:

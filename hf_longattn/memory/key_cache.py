@@ -1,13 +1,14 @@
 """Cache layers that return keys and values to the mechanism: the last w tokens, or all tokens in memory reserved once.
 
-A window of w tokens needs max(w - 1, 1) keys between steps. transformers' sliding layer takes one width for the whole model. Here the width
-is part of the layer type's name (``longattn_window_512``), so layers may differ.
+A window of w tokens needs max(w - 1, 1) keys between steps. transformers' sliding layer takes one width for the whole
+model. Here the width is part of the layer type's name (``longattn_window_512``), so layers may differ.
 
-Memory of a static layer is reserved once and shapes never change, so every decoding step is the same graph. The number of tokens in the
-cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without waiting for the device. A static window
-is a ring buffer: the token of column c is in slot c modulo w, and a new token overwrites the token that left the window.
-:func:`slot_columns` gives the token in each slot, for our layers and for transformers' own. The mechanism evaluates its mask for exactly
-these tokens (``attend_rows`` of :mod:`~hf_longattn.mechanisms.common.masked`).
+Memory of a static layer is reserved once and shapes never change, so every decoding step is the same graph. The number
+of tokens in the cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without
+waiting for the device. A static window
+is a ring buffer: the token of column c is in slot c modulo w, and a new token overwrites the token that left the
+window. :func:`slot_columns` gives the token in each slot, for our layers and for transformers' own. The mechanism
+evaluates its mask for exactly these tokens (``attend_rows`` of :mod:`~hf_longattn.mechanisms.common.masked`).
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class ReservedLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Raise :class:`InputError`, because transformers' graphs contain the number of tokens in a static cache."""
         raise InputError(
-            "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static cache's reset()."
+            "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static "
+            "cache's reset()."
         )
 
 
@@ -89,7 +91,8 @@ class StaticKeysLayer(ReservedLayer, StaticLayer):
 
 
 class StaticWindowLayer(StaticKeysLayer):
-    """The last ``window`` keys and values in ``max_cache_len`` slots, as a ring buffer, which may be shorter than the cache."""
+    """The last ``window`` keys and values in ``max_cache_len`` slots, as a ring buffer, which may be shorter than the
+    cache."""
 
     def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
         super().__init__(max_cache_len=min(max_cache_len, window))
@@ -98,7 +101,8 @@ class StaticWindowLayer(StaticKeysLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new tokens and return the keys and values to attend to.
 
-        On the first call, these are the new tokens. Later, they are the ring (for one new token), or the old ring and the new tokens.
+        On the first call, these are the new tokens. Later, they are the ring (for one new token), or the old ring and
+        the new tokens.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -126,7 +130,8 @@ def tokens_in(layer: StaticLayer) -> Tensor | int:
 
 
 def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
-    """The columns of a call's queries and keys. ``layer.update`` has returned ``kv_len`` keys for ``q_len`` new tokens."""
+    """The columns of a call's queries and keys. ``layer.update`` has returned ``kv_len`` keys for ``q_len`` new
+    tokens."""
     layout = "all"
     if isinstance(layer, StaticWindowLayer):
         layout = "ring" if kv_len == layer.max_cache_len else "ring and more"

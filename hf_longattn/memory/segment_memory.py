@@ -1,7 +1,7 @@
 """Memory of a model between segments of a document: ``model.new_memory()``, and ``outputs.memory`` after each call.
 
-A call does not change its ``memory`` argument. Its outputs contain the next memory, without gradients. Each batch row is a document. A row
-with ``memory_reset`` = True restarts with an empty memory.
+A call does not change its ``memory`` argument. Its outputs contain the next memory, without gradients. Each batch row
+is a document. A row with ``memory_reset`` = True restarts with an empty memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class SegmentMemory(ABC):
                 "pass as many rows as before, or start again with memory=model.new_memory()."
             )
         if reset is not None and reset.shape != (batch_size,):
-            raise InputError(f"memory_reset has shape {tuple(reset.shape)}, but must be ({batch_size},): one flag for each row.")
+            raise InputError(
+                f"memory_reset has shape {tuple(reset.shape)}, but must be ({batch_size},): one flag for each row."
+            )
         following = self._copy()
         following.batch_size = batch_size
         if reset is not None and self.batch_size is not None:
@@ -67,7 +69,8 @@ class SegmentMemory(ABC):
 
 
 class TokenMemory(SegmentMemory):
-    """Memory ``tokens (B, M, hidden_size)`` after the last segment. Rows in which ``fresh (B,)`` is True start with the learned tokens."""
+    """Memory ``tokens (B, M, hidden_size)`` after the last segment. Rows in which ``fresh (B,)`` is True start with
+    the learned tokens."""
 
     contents = ("tokens",)
     tokens: Tensor | None = None
@@ -77,13 +80,19 @@ class TokenMemory(SegmentMemory):
         self.fresh = rows
 
     def filled(self, learned: Tensor, batch_size: int) -> Tensor:
-        """The memory tokens ``(B, M, hidden_size)`` for the next segment. Rows without memory get ``learned (M, hidden_size)``."""
+        """The memory tokens ``(B, M, hidden_size)`` for the next segment. Rows without memory get
+        ``learned (M, hidden_size)``."""
         learned = learned[None].expand(batch_size, -1, -1)
         if self.tokens is None:
             return learned
         tokens = self.tokens.to(learned)
-        begins = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device) if self.fresh is None else self.fresh.to(tokens.device)
-        return torch.where(begins[:, None, None], learned, tokens)  # every step uses the learned tokens, so they always have gradients
+        begins = (
+            torch.zeros(batch_size, dtype=torch.bool, device=tokens.device)
+            if self.fresh is None
+            else self.fresh.to(tokens.device)
+        )
+        # every step uses the learned tokens, so they always have gradients
+        return torch.where(begins[:, None, None], learned, tokens)
 
     def take(self, tokens: Tensor) -> None:
         """Store ``tokens (B, M, hidden_size)`` as the memory."""
@@ -93,7 +102,8 @@ class TokenMemory(SegmentMemory):
 class CacheMemory(SegmentMemory):
     """A decode cache with the keys, values and states that mechanisms still need.
 
-    mask: ``(B, columns)`` bool, True = real token of the row's document. It has only columns that are stored in some layer.
+    mask: ``(B, columns)`` bool, True = real token of the row's document. It has only columns that are stored in some
+        layer.
     positions: ``(B,)``, the position of the next token of each row's document.
     """
 
@@ -137,7 +147,9 @@ class CacheMemory(SegmentMemory):
     def close(self) -> None:
         """Drop gradients, and columns that no layer stores. Refuses a model that wrote no cache."""
         if not any(layer.is_initialized for layer in self.cache.layers):
-            raise InputError("This model hands no cache to its layers, so it remembers nothing; use a decoder without its head.")
+            raise InputError(
+                "This model hands no cache to its layers, so it remembers nothing; use a decoder without its head."
+            )
         for layer in self.cache.layers:
             for name, value in vars(layer).items():
                 if isinstance(value, Tensor):
@@ -149,7 +161,8 @@ class CacheMemory(SegmentMemory):
         self.mask = self.mask[:, unused:]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The contents as tensors. Those of a layer are named ``index.attribute``, or ``index.attribute/name`` if they are in a dict."""
+        """The contents as tensors. Those of a layer are named ``index.attribute``, or ``index.attribute/name`` if they
+        are in a dict."""
         tensors = super().state_dict()
         for index, layer in enumerate(self.cache.layers):
             for name, value in vars(layer).items() if tensors else ():

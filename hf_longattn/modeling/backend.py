@@ -1,8 +1,9 @@
 """The attention function and the mask function registered in transformers as ``longattn``.
 
-A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention. The function passes q, k, v to
-the mechanism ``module.long_attention``, which the Long* classes or :func:`hf_longattn.enable_long_attention` set. A module of a stock model
-has none, and attends to the keys that its mask shows. :func:`longattn_mask` builds nothing of size N×N for padding and windows.
+A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention. The
+function passes q, k, v to the mechanism ``module.long_attention``, which the Long* classes or
+:func:`hf_longattn.enable_long_attention` set. A module of a stock model has none, and attends to the keys that its
+mask shows. :func:`longattn_mask` builds nothing of size N×N for padding and windows.
 """
 
 from __future__ import annotations
@@ -59,25 +60,34 @@ TAKES_CACHE_LAYER = "takes_cache_layer"
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 DETACHED_KV = "detached_kv"
-"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()``: the call's own key and value."""
+"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()``: the call's
+own key and value."""
 PROJECT_ONLY = "project_only"
 """The keyword for a list. The attention function then appends its keys and values to the list instead of attending."""
 COLLECT_WEIGHTS = "attention_weights"
-"""The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the collector."""
+"""The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the
+collector."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
-NOT_COMPUTED = {"sinks": "sinks of each query", "indices": "keys chosen by an indexer", "block_indices": "blocks chosen by an indexer"}
+NOT_COMPUTED = {
+    "sinks": "sinks of each query",
+    "indices": "keys chosen by an indexer",
+    "block_indices": "blocks chosen by an indexer",
+}
 """Keywords of attention that no mechanism computes (Inkling 2, DeepSeek-V3.2, MiniMax-M3), mapped to their meaning."""
 NOT_COMPUTED_KEYWORDS = frozenset(NOT_COMPUTED)  # torch.compile lacks isdisjoint for dictionary keys
 SCORE_KEYWORDS = frozenset(("position_bias", "softcap"))
 """Keywords for score terms."""
-ADDITIONAL_KEYWORDS = DOCUMENTS | SCORE_KEYWORDS | {SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, "global_attention_mask"}
+ADDITIONAL_KEYWORDS = (
+    DOCUMENTS | SCORE_KEYWORDS | {SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, "global_attention_mask"}
+)
 """Keywords for anything besides plain attention of queries to keys."""
 
 EAGER_MASKS = ("gemma4_audio", "informer")
-"""Model types that add the mask to scores themselves, although their file also has modules on transformers' AttentionInterface."""
+"""Model types that add the mask to scores themselves, although their file also has modules on transformers'
+AttentionInterface."""
 
 
 def longattn_mask(
@@ -94,21 +104,27 @@ def longattn_mask(
     """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
 
     Returns:
-        For a model with mechanisms :func:`mechanism_mask`. For a stock model a :class:`DeclaredMask`; in a decoding step with a static
-        cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. Models outside the AttentionInterface get the float tensor of eager
-        attention.
+        For a model with mechanisms :func:`mechanism_mask`. For a stock model a :class:`DeclaredMask`; in a decoding
+        step with a static cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. Models outside the
+        AttentionInterface get the float tensor of eager attention.
     """
     if isinstance(attention_mask, DeclaredMask):  # ``generate`` has made it for a static cache
         return attention_mask
     if attention_mask is not None and attention_mask.dim() != 2:
         raise InputError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
-            "or (batch, 1 or heads, queries, keys) to restrict single pairs."
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real "
+            "tokens, or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
     arguments = {
-        "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
-        "mask_function": mask_function, "attention_mask": attention_mask, **kwargs,
-    }  # fmt: skip
+        "batch_size": batch_size,
+        "q_length": q_length,
+        "kv_length": kv_length,
+        "q_offset": q_offset,
+        "kv_offset": kv_offset,
+        "mask_function": mask_function,
+        "attention_mask": attention_mask,
+        **kwargs,
+    }
     if getattr(config, "long_attention", None) is not None:
         return mechanism_mask(**arguments)
     config_class: Any = type(config)
@@ -132,8 +148,9 @@ def mechanism_mask(
     """:func:`longattn_mask` for mechanisms, which replace the window of a model's own sliding layers (``local_size``).
 
     Returns:
-        ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
-        if the model masks more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
+        ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or
+        ``(B, 1, Nq, Nk)`` bool if the model masks more than padding and causality (packed sequences, prefix blocks),
+        which costs N×N memory.
     """
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
@@ -141,7 +158,14 @@ def mechanism_mask(
         kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         return for_one_pass(
             masking.sdpa_mask(
-                batch_size, q_length, kv_length, q_offset, kv_offset, mask_function=mask_function, attention_mask=attention_mask, **kwargs
+                batch_size,
+                q_length,
+                kv_length,
+                q_offset,
+                kv_offset,
+                mask_function=mask_function,
+                attention_mask=attention_mask,
+                **kwargs,
             )
         )
     causal = mask_function is not masking.bidirectional_mask_function
@@ -157,7 +181,8 @@ def mechanism_mask(
     real = on_host(attention_mask != 0).numpy()
     if real.all():
         return None
-    return for_one_pass(attention_mask, {0: Batch(attention_mask.bool(), host_mask=real)})  # the batch of all keys, see _batch
+    # the batch of all keys, see _batch
+    return for_one_pass(attention_mask, {0: Batch(attention_mask.bool(), host_mask=real)})
 
 
 @functools.cache
@@ -184,27 +209,31 @@ def longattn_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of ``module.long_attention``, or of a stock model's mask, with the signature of transformers' attention functions.
+    """Attention of ``module.long_attention``, or of a stock model's mask, with the signature of transformers'
+    attention functions.
 
     Args:
-        module: the attention module; ``module.is_causal`` says whether later keys are hidden, unless the mask is a :class:`DeclaredMask`.
+        module: the attention module; ``module.is_causal`` says whether later keys are hidden, unless the mask is a
+            :class:`DeclaredMask`.
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
-        attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool, True = visible, or
-            additive). Such a mask restricts the mechanism's pattern further. If it consists of padding, causality and documents, it is
-            converted to these.
+        attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool,
+            True = visible, or additive). Such a mask restricts the mechanism's pattern further. If it consists of
+            padding, causality and documents, it is converted to these.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: overrides ``module.is_causal`` (CLIP's text model).
-        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, a tensor that is added to the scores, or a
-            ``score_mod``; ``softcap``, the bound of the scores by tanh (Gemma 2); ``s_aux (H,)``, the scores of sinks
-            (gpt-oss); ``layer_input (B, Nq, d)``, the module's hidden states, for mechanisms that take them.
+        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, a tensor that is added to the
+            scores, or a ``score_mod``; ``softcap``, the bound of the scores by tanh (Gemma 2); ``s_aux (H,)``, the
+            scores of sinks (gpt-oss); ``layer_input (B, Nq, d)``, the module's hidden states, for mechanisms that take
+            them.
 
     Returns:
         ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` if attentions are requested, otherwise ``None``.
 
     Raises:
-        BackendError: the module requests an unsupported computation, lacks the mechanism of its model, or is causal without a mask.
+        BackendError: the module requests an unsupported computation, lacks the mechanism of its model, or is causal
+            without a mask.
         InputError: the mask has the wrong shape or dtype, or does not hide documents from each other completely.
     """
     if (projected := kwargs.get(PROJECT_ONLY)) is not None:
@@ -214,7 +243,9 @@ def longattn_attention_forward(
     with_weights = bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        return attend_as_declared(module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs)
+        return attend_as_declared(
+            module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
+        )
     if causal:
         mechanism = for_length(mechanism, key.shape[2], causal, query.shape[2])
     mask, layer = _mask_and_cache(module, mechanism, query, key, attention_mask, causal, kwargs)
@@ -224,13 +255,17 @@ def longattn_attention_forward(
 
     # Without padding, cache or terms, one fused call may suffice, as in transformers' sdpa attention.
     output = weights = None
-    plain = mask is None and query.shape[2] == key.shape[2] and not with_weights and ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
+    plain = (
+        mask is None and query.shape[2] == key.shape[2] and not with_weights and ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
+    )
     plain = plain and not OBSERVERS and not in_graph() and not torch.is_autocast_enabled(query.device.type)
     if plain and not isinstance(layer, (AttentionCacheLayer, StaticLayer)):
         attending = for_length(mechanism, key.shape[2], causal)
         visible = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
         if visible is True and not (dropout and query.device.type == "cpu"):
-            output = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling)
+            output = fused_attention(
+                query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling
+            )
         elif isinstance(visible, Tensor) and not dropout:
             keys, values = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
             output = masked_attention(query, keys, values, visible, causal, scaling)
@@ -240,8 +275,19 @@ def longattn_attention_forward(
         if grid is None and not torch.compiler.is_dynamo_compiling():
             grid = RUNNING_GRID.get()
         hidden = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
-        call = AttentionCall(causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=grid, sink_scores=kwargs.get(SINKS))
-        cached = None if layer is None else _attend_by_cache(layer, mechanism, query, key, value, mask, call, with_weights, kwargs)
+        call = AttentionCall(
+            causal=causal,
+            scale=scaling,
+            dropout=dropout,
+            hidden_states=hidden,
+            grid=grid,
+            sink_scores=kwargs.get(SINKS),
+        )
+        cached = (
+            None
+            if layer is None
+            else _attend_by_cache(layer, mechanism, query, key, value, mask, call, with_weights, kwargs)
+        )
         if cached is not None:
             output, weights = cached
         else:
@@ -272,12 +318,14 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
         if vars(getattr(module, "config", module)).get("long_attention") is not None:
             raise BackendError(
                 f"{type(module).__name__} of a model with mechanisms carries no mechanism; call "
-                'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) again, or load a Long… class.'
+                'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) again, or load a '
+                "Long… class."
             )
         return None
     if kwargs.get(SINKS) is not None and not mechanism.capabilities.takes_sinks:
         raise BackendError(
-            f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism {mechanism.name!r} with these "
+            f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism "
+            f"{mechanism.name!r} with these "
             "options is not one softmax over keys; choose for example window."
         )
     return mechanism
@@ -293,7 +341,8 @@ def check_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
 
 
 def attentions_collected() -> bool:
-    """Whether transformers collects attentions from the running model, as it does hidden_states and other outputs of layers."""
+    """Whether transformers collects attentions from the running model, as it does hidden_states and other outputs of
+    layers."""
     active = getattr(output_capturing, "_active_collector", None)
     if active is None:
         if not torch.compiler.is_compiling():
@@ -304,7 +353,13 @@ def attentions_collected() -> bool:
 
 
 def _mask_and_cache(
-    module: nn.Module, mechanism: Mechanism, query: Tensor, key: Tensor, mask: Any, causal: bool, kwargs: dict[str, Any]
+    module: nn.Module,
+    mechanism: Mechanism,
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    causal: bool,
+    kwargs: dict[str, Any],
 ) -> tuple[Tensor | None, Any]:
     """The call's mask in its simplest form, and the module's cache layer, which is removed from ``kwargs``.
 
@@ -317,13 +372,16 @@ def _mask_and_cache(
     if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
     layer = kwargs.pop(CACHE_LAYER, None)
-    if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
+    if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(
+        layer, GrowingWindowLayer
+    ):
         width = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else layer.max_cache_len
         seen, reach = layer.get_seq_length(), keys_per_query(mechanism)
         if (reach is None or reach > width) and (in_graph() or int(seen) > key.shape[2]):
             raise BackendError(
-                f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism {mechanism.name!r} "
-                f"sees more; load the checkpoint with a Long class, choose a window of at most {width}, or pass use_cache=False."
+                f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism "
+                f"{mechanism.name!r} sees more; load the checkpoint with a Long class, choose a window of at most "
+                f"{width}, or pass use_cache=False."
             )
     if mask is not None and mask.dim() == 4:
         check_pairs(mask, query)
@@ -334,9 +392,15 @@ def _mask_and_cache(
 
 
 def _read_call(
-    mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: Any, call: AttentionCall,
+    mechanism: Mechanism,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    layer: Any,
+    call: AttentionCall,
     kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor, AttentionCall]:  # fmt: skip
+) -> tuple[Tensor, Tensor, AttentionCall]:
     """Keys, values, and ``call`` with the batch's sequences, global tokens and score terms."""
     q_len = query.shape[2]
     if isinstance(layer, StaticLayer) and not isinstance(layer, AttentionCacheLayer):
@@ -351,7 +415,8 @@ def _read_call(
         pairs, kv_len = mask, key.shape[2]
         if mask.dim() != 4 or mask.shape[2] not in (1, q_len) or mask.shape[3] < kv_len:
             raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens, or four-dimensional "
+                f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
+                "or four-dimensional "
                 f"(batch, 1 or heads, {q_len} queries, {kv_len} keys)."
             )
         if mask.shape[3] > kv_len:  # a sliding cache has dropped the first keys
@@ -380,7 +445,12 @@ def _batch(mask: Tensor, kv_len: int) -> Batch:
 
 
 def _check_terms(
-    mechanism: Mechanism, pairs: Tensor | None, score_mod: ScoreMod | None, kv_len: int, causal: bool, kwargs: dict[str, Any]
+    mechanism: Mechanism,
+    pairs: Tensor | None,
+    score_mod: ScoreMod | None,
+    kv_len: int,
+    causal: bool,
+    kwargs: dict[str, Any],
 ) -> None:
     """Raise :class:`InputError` for score terms that ``mechanism`` cannot add."""
     if score_mod is not None and not mechanism.capabilities.takes_score_mod:
@@ -390,39 +460,58 @@ def _check_terms(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
-    if pairs is not None and in_graph() and not causal and for_length(mechanism, 0) is not for_length(mechanism, kv_len):
+    if (
+        pairs is not None
+        and in_graph()
+        and not causal
+        and for_length(mechanism, 0) is not for_length(mechanism, kv_len)
+    ):
         raise InputError(
-            "A four-dimensional attention_mask in a compiled graph may keep documents apart, and exact_length cannot tell which are short; "
-            "give each document its own row with padding, leave torch.compile out, or set exact_length=0."
+            "A four-dimensional attention_mask in a compiled graph may keep documents apart, and exact_length cannot "
+            "tell which are short; give each document its own row with padding, leave torch.compile out, or set "
+            "exact_length=0."
         )
 
 
 def _attend_by_cache(
-    layer: Any, mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: AttentionCall,
-    with_weights: bool, kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None] | None:  # fmt: skip
+    layer: Any,
+    mechanism: Mechanism,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    call: AttentionCall,
+    with_weights: bool,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None] | None:
     """Output ``(B, H, Nq, D)`` and weights of a step computed by the cache layer, or over all slots of a static cache.
 
-    Over all slots, shapes do not depend on the number of tokens. ``None`` if only the filled slots should be used, because that costs less
-    or nothing else is possible.
+    Over all slots, shapes do not depend on the number of tokens. ``None`` if only the filled slots should be used,
+    because that costs less or nothing else is possible.
 
     Raises:
-        BackendError: in a compiled graph, the mechanism cannot run over all slots. There, a call cannot use only the filled slots.
+        BackendError: in a compiled graph, the mechanism cannot run over all slots. There, a call cannot use only the
+            filled slots.
     """
     q_len, kv_len = query.shape[2], key.shape[2]
     if isinstance(layer, AttentionCacheLayer):
         total: Tensor | int = kv_len
-    elif not isinstance(layer, StaticLayer) or kv_len == q_len:  # other layers return all keys; equal lengths: the first tokens
+    # other layers return all keys; equal lengths: the first tokens
+    elif not isinstance(layer, StaticLayer) or kv_len == q_len:
         return None
     else:
-        if not in_graph() and not isinstance(layer, StaticWindowLayer) and (not accelerated(query) or q_len > FEW_QUERIES):
+        if (
+            not in_graph()
+            and not isinstance(layer, StaticWindowLayer)
+            and (not accelerated(query) or q_len > FEW_QUERIES)
+        ):
             return None
         if with_weights or not _steps_by_mask(mechanism, call):
             if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
                 raise BackendError(
-                    f"With these options, mechanism {mechanism.name!r} decodes from this static cache with shapes that change at every "
-                    "token, so one compiled graph cannot run all steps; do not compile (disable_compile=True in generate), or choose a "
-                    "mechanism such as window or linear."
+                    f"With these options, mechanism {mechanism.name!r} decodes from this static cache with shapes "
+                    "that change at every token, so one compiled graph cannot run all steps; do not compile "
+                    "(disable_compile=True in generate), or choose a mechanism such as window or linear."
                 )
             return None
         total = tokens_in(layer)
@@ -436,7 +525,9 @@ def _attend_by_cache(
         if tokens is not None and mechanism.capabilities.takes_globals:
             width = kv_len if call.key_mask is None else call.key_mask.shape[1]
             missing = width - tokens.shape[1]
-            globals_of_slots = cached_on(tokens, ("slots", missing), lambda: for_one_pass(nn.functional.pad(tokens != 0, (0, missing))))
+            globals_of_slots = cached_on(
+                tokens, ("slots", missing), lambda: for_one_pass(nn.functional.pad(tokens != 0, (0, missing)))
+            )
             call = call.replace(global_mask=globals_of_slots)
         return _step(mechanism, query, key, value, call, slot_columns(layer, q_len, kv_len)), None
     layer.note_padding(call.key_mask)
@@ -450,7 +541,8 @@ def _attend_by_cache(
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
-    """Whether new tokens use ``attend_rows`` (mechanisms/common/masked.py) instead of ``forward``, unless weights are requested."""
+    """Whether new tokens use ``attend_rows`` (mechanisms/common/masked.py) instead of ``forward``, unless weights are
+    requested."""
     return (
         steps_by_mask(mechanism)
         and call.causal
@@ -460,7 +552,14 @@ def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
     )
 
 
-def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
+def _step(
+    mechanism: Mechanism,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    call: AttentionCall,
+    columns: Columns | None = None,
+) -> Tensor:
     """The output ``(B, H, Nq, D)`` of :meth:`MaskedMechanism.attend_rows`."""
     if OBSERVERS and not torch.compiler.is_compiling():
         with running(mechanism):
@@ -469,7 +568,9 @@ def _step(mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, call:
     return mechanism.attend_rows(query, key, value, call, columns)
 
 
-def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _filled(
+    layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys, values and mask of a static cache's filled slots.
     A padding mask becomes ``(B, tokens)``. Waits for the device; with a mask, once per forward pass."""
     q_len, kv_len = query.shape[2], key.shape[2]

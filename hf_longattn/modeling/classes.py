@@ -1,7 +1,7 @@
 """Creates a family's Long classes, each from a mixin and its base class.
 
-Classes are created on first use, in the family's module, so that no model is imported earlier. A family without a file is a row of
-``families.json`` (:func:`row_arguments`).
+Classes are created on first use, in the family's module, so that no model is imported earlier. A family without a file
+is a row of ``families.json`` (:func:`row_arguments`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[
         home, _, name = path.rpartition(".")
         return getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
 
-    facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "about"}
+    facts: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "about"
+    }
     attributes = {**facts.pop("attributes", {})}
     if towers := facts.pop("towers", None):
         attributes["tower_classes"] = {name: FAMILIES[tower].config_class for name, tower in towers.items()}
@@ -67,7 +69,8 @@ def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[
 
 
 def give_classes(family: Family) -> None:
-    """Give the config's module the config class and the Long classes. A ``__getattr__`` makes the latter on first use."""
+    """Give the config's module the config class and the Long classes. A ``__getattr__`` makes the latter on first
+    use."""
     module = sys.modules[family.config_class.__module__]
 
     def module_getattr(name: str) -> Any:
@@ -97,8 +100,9 @@ def check_interface(model_class: Any) -> None:
         if not of_timm and model_class._can_set_attn_implementation():
             return
     raise BackendError(
-        f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
-        "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
+        f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be "
+        "replaced; on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, "
+        "Wav2Vec2, Whisper and others."
     )
 
 
@@ -119,12 +123,19 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     package = family.base_package
     base_model = family.base_model_name
     facts_of_installed = stored_facts()["transformers"]["version"] == importlib.metadata.version("transformers")
-    if not facts_of_installed and family.base_model_type in stored_facts()["derived"]:  # GPT-J before 5.24, for example
+    # GPT-J before 5.24, for example
+    if not facts_of_installed and family.base_model_type in stored_facts()["derived"]:
         check_interface(family.base_class(base_model))
     parts = family.stacks or family.inner  # classes that run in place of the base model
     of_inputs = (
-        LongAttentionMixin, LongBaseModelMixin, LongGridMixin, LongGridModelMixin, LongAudioMixin, LongAudioModelMixin, LongTowersMixin,
-    )  # fmt: skip
+        LongAttentionMixin,
+        LongBaseModelMixin,
+        LongGridMixin,
+        LongGridModelMixin,
+        LongAudioMixin,
+        LongAudioModelMixin,
+        LongTowersMixin,
+    )
     known = {mixin.__name__: mixin for mixin in of_inputs}
     usual, base_mixin = (known[name] for name in family.spec.mixins)
     mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
@@ -140,7 +151,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))
-        extends = base_name == base_model or bool(family.stacks and base_name.endswith("ForCausalLM"))  # a ForCausalLM has no encoder
+        # a ForCausalLM has no encoder
+        extends = base_name == base_model or bool(family.stacks and base_name.endswith("ForCausalLM"))
         register_loading(family, base, classes[long_name], extends=extends)
     return classes
 
@@ -155,15 +167,20 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
     if family.mixin is not None:
         bases.insert(0, family.mixin)
     if issubclass(base, GenerationMixin):
-        bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers looks for the latter among the direct bases
+        # transformers looks for the latter among the direct bases
+        bases = [LongGenerationMixin, *bases, GenerationMixin]
     namespace: dict[str, Any] = {
         "__module__": family.module,
-        "__doc__": family.spec.docstring.format(base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""),
+        "__doc__": family.spec.docstring.format(
+            base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""
+        ),
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,
         "accepts_loss_kwargs": not base.__name__.endswith(LOSS_BY_ROW),  # read by transformers' Trainer
-        "position_table": next((table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None),
+        "position_table": next(
+            (table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None
+        ),
     }
     if family.config_class.score_cap is not None:
         namespace["_supports_sdpa"] = False  # sdpa ignores the cap on scores; transformers before 5.23 allows it

@@ -1,9 +1,9 @@
 """Reads a stock model's own attention mask, and computes attention to the keys that it shows.
 
-transformers makes a mask from a function over positions: causality, a sliding window, chunks, packed documents, blocks that see each other.
-:class:`DeclaredMask` reads that function instead of evaluating it for every pair, so that nothing of size N×N is built for a window.
-A function that it cannot read is evaluated by transformers, for a block of queries at a time. :func:`attend_as_declared` is the attention
-function of modules without a mechanism.
+transformers makes a mask from a function over positions: causality, a sliding window, chunks, packed documents, blocks
+that see each other. :class:`DeclaredMask` reads that function instead of evaluating it for every pair, so that nothing
+of size N×N is built for a window. A function that it cannot read is evaluated by transformers, for a block of queries
+at a time. :func:`attend_as_declared` is the attention function of modules without a mechanism.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ MaskFunction = Callable[[Any, Any, Any, Any], Any]
 
 
 def _code(name: str, *arguments: Any) -> CodeType | None:
-    """The code object of the mask functions that transformers' ``name`` creates. ``None`` if this version has no ``name``."""
+    """The code object of the mask functions that transformers' ``name`` creates. ``None`` if this version has no
+    ``name``."""
     make = getattr(masking, name, None)
     return None if make is None else make(*arguments).__code__
 
@@ -60,13 +61,17 @@ KNOWN = {ALL_OF, ANY_OF, WINDOW, WINDOW_AROUND, CHUNKS, BLOCKS, DOCUMENTS, MOVED
 
 def _settings(function: MaskFunction) -> dict[str, Any]:
     """Arguments with which transformers created a mask function, by name."""
-    return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
+    return {
+        name: cell.cell_contents
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    }
 
 
 class Region(NamedTuple):
     """Visible keys of a stock model, described by a band, padding and documents.
 
-    keys: number of keys in use. Later keys are empty slots of a static cache. The queries are the last of the keys in use.
+    keys: number of keys in use. Later keys are empty slots of a static cache. The queries are the last of the keys in
+        use.
     cross: whether queries may be a different sequence, so that the key padding says nothing about queries.
     """
 
@@ -79,8 +84,9 @@ class Region(NamedTuple):
 class DeclaredMask(PassCache):
     """The mask of a stock model, in place of the tensor ``(B, 1, Nq, Nk)`` bool that transformers would build.
 
-    It fully determines which keys a query sees. Attention modules receive it like flex-attention's ``BlockMask``. Tensor operations and
-    attributes are forwarded to :meth:`dense`. If it is added to scores, visible keys get 0 and hidden keys the lowest number.
+    It fully determines which keys a query sees. Attention modules receive it like flex-attention's ``BlockMask``.
+    Tensor operations and attributes are forwarded to :meth:`dense`. If it is added to scores, visible keys get 0 and
+    hidden keys the lowest number.
 
     left, right: the band that contains every visible pair: from ``query - left`` to ``query + right``.
     exact: whether the band, :attr:`padding` and documents describe the mask completely.
@@ -124,17 +130,28 @@ class DeclaredMask(PassCache):
         elif code is WINDOW:
             self.left = min(self.left, settings["sliding_window"] - 1)
         elif code is WINDOW_AROUND:
-            self.left, self.right = min(self.left, settings["sliding_window"]), min(self.right, settings["sliding_window"])
+            self.left, self.right = (
+                min(self.left, settings["sliding_window"]),
+                min(self.right, settings["sliding_window"]),
+            )
         elif code is CHUNKS:
             padding = settings["left_padding"][:, None]
-            columns = torch.arange(self.first_key, self.first_key + self.keys, device=padding.device) if positions is None else positions
+            columns = (
+                torch.arange(self.first_key, self.first_key + self.keys, device=padding.device)
+                if positions is None
+                else positions
+            )
             self._labels.append((columns - padding) // settings["chunk_size"])
             self.chunk = settings["chunk_size"]
         elif code is MOVED:
             self._read(settings["mask_function"], settings["position_ids"])
         elif code is DOCUMENTS:
             self._labels.append(settings["packed_sequence_mask"])
-        elif code is ANY_OF and getattr(settings["mask_functions"][1], "__code__", None) is BLOCKS and len(settings["mask_functions"]) == 2:
+        elif (
+            code is ANY_OF
+            and getattr(settings["mask_functions"][1], "__code__", None) is BLOCKS
+            and len(settings["mask_functions"]) == 2
+        ):
             base, blocks = settings["mask_functions"]
             self._read(base, positions)
             longest = _longest_block(_settings(blocks)["block_sequence_ids"])
@@ -147,12 +164,17 @@ class DeclaredMask(PassCache):
         """Like :meth:`_read`, from transformers' other arguments, because a graph cannot inspect a function."""
         config, local_size = self.arguments.get("config"), self.arguments.get("local_size")
         causal = bool(self.arguments.get("allow_is_causal_skip"))
-        usual = causal or self.arguments.get("allow_is_bidirectional_skip")  # no documents, blocks or functions of a model
+        # no documents, blocks or functions of a model
+        usual = causal or self.arguments.get("allow_is_bidirectional_skip")
         if function is masking.causal_mask_function:
             self.right = 0
         elif function is masking.bidirectional_mask_function:
             return
-        elif not usual or local_size != getattr(config, "sliding_window", None) or hasattr(config, "attention_chunk_size"):
+        elif (
+            not usual
+            or local_size != getattr(config, "sliding_window", None)
+            or hasattr(config, "attention_chunk_size")
+        ):
             self.exact = False
         elif local_size is not None:
             self.left, self.right = (local_size - 1, 0) if causal else (local_size, local_size)
@@ -170,7 +192,9 @@ class DeclaredMask(PassCache):
 
         def make() -> Region | None:
             pattern, everything = Pattern(self.left, self.right, self.right == 0), self.hides_padding_alone
-            keys = self.keys if isinstance(self.first_query, Tensor) else self.first_query + self.queries - self.first_key
+            keys = (
+                self.keys if isinstance(self.first_query, Tensor) else self.first_query + self.queries - self.first_key
+            )
             if everything and keys != self.keys:  # the queries are a different sequence
                 keys = self.keys
             elif (
@@ -179,10 +203,14 @@ class DeclaredMask(PassCache):
                 or not (keys == self.keys or (pattern.causal and 0 < keys < self.keys))
             ):
                 return None
-            labels = [label.expand(self.shape[0], -1)[:, :keys] for label in self._labels] + ([] if documents is None else [documents])
+            labels = [label.expand(self.shape[0], -1)[:, :keys] for label in self._labels] + (
+                [] if documents is None else [documents]
+            )
             numbers = None
             if labels:  # a document ends wherever one of its labels changes
-                numbers = F.pad(functools.reduce(torch.logical_or, (label[:, 1:] != label[:, :-1] for label in labels)), (1, 0)).cumsum(1)
+                numbers = F.pad(
+                    functools.reduce(torch.logical_or, (label[:, 1:] != label[:, :-1] for label in labels)), (1, 0)
+                ).cumsum(1)
                 numbers = numbers if bool(numbers[:, -1:].any()) else None
             batch = Batch.of(None if self.padding is None else self.padding[:, :keys], numbers)
             return Region(pattern, keys, batch, cross=everything and numbers is None)
@@ -199,7 +227,8 @@ class DeclaredMask(PassCache):
         return torch.where(self.dense(), hidden, torch.finfo(dtype).min)
 
     def rows(self, start: int, stop: int, first: int, last: int) -> Tensor:
-        """The part of :meth:`dense` for queries ``start … stop - 1`` and keys ``first … last - 1``. Cached if it is at least half.
+        """The part of :meth:`dense` for queries ``start … stop - 1`` and keys ``first … last - 1``. Cached if it is at
+        least half.
 
         ``(B, 1, 1, keys)`` if all queries see the same keys.
         """
@@ -221,7 +250,8 @@ class DeclaredMask(PassCache):
         return evaluate()
 
     def blocks(self, rows: int) -> list[tuple[int, int, int, int]]:
-        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, about :data:`BLOCK_PAIRS` pairs each.
+        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, about :data:`BLOCK_PAIRS`
+        pairs each.
 
         rows: the number of masks or of score matrices in memory at once.
         """
@@ -232,7 +262,11 @@ class DeclaredMask(PassCache):
         blocks = []
         for start in range(0, self.queries, size):
             stop = min(start + size, self.queries)
-            first, last = (max(0, start + shift - self.left), min(self.keys, stop + shift + self.right)) if known else (0, self.keys)
+            first, last = (
+                (max(0, start + shift - self.left), min(self.keys, stop + shift + self.right))
+                if known
+                else (0, self.keys)
+            )
             blocks.append((start, stop, first, max(last, first + 1)))
         return blocks
 
@@ -242,7 +276,11 @@ class DeclaredMask(PassCache):
         if not isinstance(device, int | str | torch.device) or kwargs.get("dtype") is not None or len(args) > 1:
             return self.dense().to(*args, **kwargs)
         moved, mask = copy.copy(self), self.arguments["attention_mask"]
-        moved.arguments = {**self.arguments, "device": device, "attention_mask": None if mask is None else mask.to(device)}
+        moved.arguments = {
+            **self.arguments,
+            "device": device,
+            "attention_mask": None if mask is None else mask.to(device),
+        }
         moved.padding = None if self.padding is None else self.padding.to(device)
         moved._labels, moved._cache = [label.to(device) for label in self._labels], {}
         return moved
@@ -257,7 +295,9 @@ class DeclaredMask(PassCache):
         def dense(x: Any) -> Any:
             return x.dense() if isinstance(x, cls) else type(x)(map(dense, x)) if type(x) in (list, tuple) else x
 
-        if function in (Tensor.add, Tensor.__add__, torch.add, Tensor.add_, Tensor.__iadd__) and isinstance(args[1], cls):
+        if function in (Tensor.add, Tensor.__add__, torch.add, Tensor.add_, Tensor.__iadd__) and isinstance(
+            args[1], cls
+        ):
             return function(args[0], args[1].added(args[0].dtype))
         return function(*dense(args), **{name: dense(value) for name, value in (kwargs or {}).items()})
 
@@ -269,12 +309,15 @@ class DeclaredMask(PassCache):
 
 OPERATORS = "getitem invert and rand or ror xor rxor eq ne lt le gt ge sub rsub mul rmul truediv bool len neg"
 for _name in OPERATORS.split():  # Python looks these up on the class, not by __getattr__
-    setattr(DeclaredMask, f"__{_name}__", lambda mask, *args, _name=f"__{_name}__": getattr(mask.dense(), _name)(*args))
+    setattr(
+        DeclaredMask, f"__{_name}__", lambda mask, *args, _name=f"__{_name}__": getattr(mask.dense(), _name)(*args)
+    )
 DeclaredMask.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def _longest_block(ids: Tensor) -> int:
-    """Extent in tokens (from first to last) of the largest block; 0 without blocks. ``ids (B, N)``: each token's block, -1 for none."""
+    """Extent in tokens (from first to last) of the largest block; 0 without blocks. ``ids (B, N)``: each token's
+    block, -1 for none."""
     row, column = (ids >= 0).nonzero(as_tuple=True)
     if not len(row):
         return 0
@@ -294,30 +337,47 @@ def in_words(module: nn.Module) -> str:
 
 
 def attend_as_declared(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, causal: bool, scaling: float | None,
-    dropout: float, with_weights: bool, kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | DeclaredMask | None,
+    causal: bool,
+    scaling: float | None,
+    dropout: float,
+    with_weights: bool,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
     """The attention function of a stock model's ``module``: softmax attention to the keys that its mask shows.
 
-    Without a mask, every query sees every key. Arguments, results and errors are those of ``longattn_attention_forward``.
+    Without a mask, every query sees every key. Arguments, results and errors are those of
+    ``longattn_attention_forward``.
     """
     batch_size, heads, q_len, _ = query.shape
     kv_len, width = key.shape[2], value.shape[-1]
     if mask is None and q_len > 1 and causal:
         raise BackendError(
-            f"{in_words(module)} is causal and got no mask, without which transformers' sdpa attention hides later keys, but its eager "
-            "attention does not; pass an attention_mask, or load the model with the attention that you mean."
+            f"{in_words(module)} is causal and got no mask, without which transformers' sdpa attention hides later "
+            "keys, but its eager attention does not; pass an attention_mask, or load the model with the attention "
+            "that you mean."
         )
     if mask is not None and mask.ndim == 4 and not (mask.shape[2] in (1, q_len) and mask.shape[3] in (1, kv_len)):
         raise BackendError(
-            f"{in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} queries and "
+            f"{in_words(module)} attends from {q_len} queries to {kv_len} keys, but its mask is for {mask.shape[2]} "
+            "queries and "
             f"{mask.shape[3]} keys; pass a mask that fits, or load the model with attn_implementation='eager'."
         )
     if isinstance(mask, Tensor) and mask.ndim == 4:
         masks.check_pairs(mask, query)
     if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
         mask = mask.dense()
-    region = mask.region() if isinstance(mask, DeclaredMask) else Region(Pattern.everything(False), kv_len) if mask is None else None
+    region = (
+        mask.region()
+        if isinstance(mask, DeclaredMask)
+        else Region(Pattern.everything(False), kv_len)
+        if mask is None
+        else None
+    )
     documents = None
     if not masks.DOCUMENTS.isdisjoint(kwargs) and q_len == (kv_len if region is None else region.keys):
         batch, _ = masks.with_documents(None, None, None, (batch_size, q_len), False, kwargs)
@@ -326,11 +386,16 @@ def attend_as_declared(
             region = None if in_graph() else mask.region(documents)
         elif documents is not None and region is not None:
             region = None if in_graph() else region._replace(batch=batch)
-    terms: dict[str, Any] = {"documents": documents, "bias": kwargs.get("position_bias"), "softcap": kwargs.get("softcap")}
+    terms: dict[str, Any] = {
+        "documents": documents,
+        "bias": kwargs.get("position_bias"),
+        "softcap": kwargs.get("softcap"),
+    }
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": kwargs.get(SINKS)}
 
-    # Four ways, cheapest first: one unmasked call, as in transformers' sdpa attention; one masked call, for few queries or for the padding
-    # mask of a different key sequence; an engine, for a band; blocks of query-key pairs, for everything else.
+    # Four ways, cheapest first: one unmasked call, as in transformers' sdpa attention; one masked call, for few
+    # queries or for the padding mask of a different key sequence; an engine, for a band; blocks of query-key pairs,
+    # for everything else.
     if region is None or terms["bias"] is not None or terms["softcap"] is not None or with_weights:
         return _attend_pairs(query, key, value, mask, settings, **terms, with_weights=with_weights)
     pattern, aligned = region.pattern, q_len in (1, region.keys) or not region.pattern.causal
@@ -353,13 +418,16 @@ def attend_as_declared(
         output = block_sparse_attention(query, key, value, pattern, call)
     else:
         cross = region.cross or (q_len != region.keys and not pattern.causal and not pattern.bounded)
-        output = run_batch(_declared_mechanism(heads, widest, pattern.left, pattern.right, cross), query, key, value, call)
+        output = run_batch(
+            _declared_mechanism(heads, widest, pattern.left, pattern.right, cross), query, key, value, call
+        )
     return output[..., :width].transpose(1, 2).contiguous(), None
 
 
 @functools.lru_cache(64)
 def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross: bool) -> Mechanism:
-    """The mechanism that a stock model declares: a band from ``query - left`` to ``query + right``, or full attention."""
+    """The mechanism that a stock model declares: a band from ``query - left`` to ``query + right``, or full
+    attention."""
     bounded = left < LARGEST or 0 < right < LARGEST
     options = {"left": min(left, LARGEST), "right": min(right, LARGEST)} if bounded else {}
     mechanism = mechanism_from("window" if bounded else "full", options, num_heads=heads, head_dim=head_dim).eval()
@@ -368,9 +436,17 @@ def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross:
 
 
 def _attend_pairs(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | DeclaredMask | None, settings: dict[str, Any], *, documents: Tensor | None,
-    bias: Tensor | None, softcap: float | None, with_weights: bool = False,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | DeclaredMask | None,
+    settings: dict[str, Any],
+    *,
+    documents: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+    with_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Attention of a stock module by a mask over query-key pairs. Many pairs are computed in blocks of queries.
 
     Args:
@@ -387,10 +463,14 @@ def _attend_pairs(
     def rows_of(term: Tensor, start: int, stop: int) -> Tensor:  # a mask or bias may have one row for all queries
         return term if term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, first: int, last: int) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, first: int, last: int
+    ) -> tuple[Tensor, Tensor | None]:
         terms: list[Tensor] = []
         if mask is not None:
-            terms.append(mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else rows_of(mask, start, stop))
+            terms.append(
+                mask.rows(start, stop, first, last) if isinstance(mask, DeclaredMask) else rows_of(mask, start, stop)
+            )
         if documents is not None:
             terms.append((documents[:, start:stop, None] == documents[:, None, first:last])[:, None])
         if bias is not None:
@@ -404,9 +484,13 @@ def _attend_pairs(
             if total is not None:
                 visible = total if visible is None else torch.where(visible, total, torch.finfo(total.dtype).min)
             return fused_attention(q, k, v, attn_mask=visible, **settings), None
-        scores = products(q, repeat_heads(k, heads)) * (width**-0.5 if settings["scale"] is None else settings["scale"])
+        scores = products(q, repeat_heads(k, heads)) * (
+            width**-0.5 if settings["scale"] is None else settings["scale"]
+        )
         scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-        weights = masked_softmax(scores if total is None else scores + total, visible, settings["sink_scores"]).to(v.dtype)
+        weights = masked_softmax(scores if total is None else scores + total, visible, settings["sink_scores"]).to(
+            v.dtype
+        )
         return F.dropout(weights, settings["dropout_p"]) @ repeat_heads(v, heads), weights if with_weights else None
 
     rows = 16 * batch * heads if plain else batch  # four bytes a score, and several copies at once
@@ -417,10 +501,15 @@ def _attend_pairs(
     else:
         size = max(1, BLOCK_PAIRS // (rows * kv_len))
         blocks = [(start, min(start + size, q_len), 0, kv_len) for start in range(0, q_len, size)]
-    run = functools.partial(checkpoint, use_reentrant=False) if len(blocks) > 1 and torch.is_grad_enabled() else lambda call, *x: call(*x)
+    run = (
+        functools.partial(checkpoint, use_reentrant=False)
+        if len(blocks) > 1 and torch.is_grad_enabled()
+        else lambda call, *x: call(*x)
+    )
     results = [
         run(attend, query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last], start, stop, first, last)
-        for start, stop, first, last in reversed(blocks)  # causal blocks grow, and memory is only reused for smaller tensors
+        # causal blocks grow, and memory is only reused for smaller tensors
+        for start, stop, first, last in reversed(blocks)
     ]
     output = torch.cat([out for out, _ in reversed(results)], 2) if len(results) > 1 else results[0][0]
     return output.transpose(1, 2).contiguous(), results[0][1]

@@ -1,7 +1,9 @@
-"""Long attention for models of any architecture without a Long class. ``enable_long_attention``, and the classes that AutoModel loads.
+"""Long attention for models of any architecture without a Long class. ``enable_long_attention``, and the classes that
+AutoModel loads.
 
-The ``config.json`` of a saved model has a ``model_type`` and a class name that only this package registers with transformers. Without it,
-AutoModel and serving engines refuse the folder, instead of computing the architecture's own attention with its weights.
+The ``config.json`` of a saved model has a ``model_type`` and a class name that only this package registers with
+transformers. Without it, AutoModel and serving engines refuse the folder, instead of computing the architecture's own
+attention with its weights.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ OWN_STACK = "_model"
 class GenericConfig:
     """Mixin before an architecture's config class. It marks saved files as those of a model with mechanisms.
 
-    In memory the model type is still the architecture's, because transformers looks up weight conversions and processors by it.
+    In memory the model type is still the architecture's, because transformers looks up weight conversions and
+    processors by it.
     """
 
     score_cap: ClassVar[None] = None
@@ -68,14 +71,17 @@ class GenericConfig:
 
 @cache
 def _generic_class(base: Any) -> Any:
-    """The config class of an architecture with the mixin :class:`GenericConfig`. Registers its name with transformers."""
-    members = {"__module__": base.__module__, "__init__": base.__init__}  # without __init__, transformers would generate one
+    """The config class of an architecture with the mixin :class:`GenericConfig`. Registers its name with
+    transformers."""
+    # without __init__, transformers would generate one
+    members = {"__module__": base.__module__, "__init__": base.__init__}
     members["registered_type"] = f"{GENERIC_TYPE}{base.model_type}"
     return type(GENERIC_CLASS + base.__name__, (GenericConfig, base), members)
 
 
 class GenericModel(LoadsMechanisms):
-    """Mixin before an architecture's model class. After loading, or creation from a config, an instance gets the plain class.
+    """Mixin before an architecture's model class. After loading, or creation from a config, an instance gets the plain
+    class.
 
     plain_class: the architecture's class.
     """
@@ -107,7 +113,8 @@ class GenericModel(LoadsMechanisms):
 
 @cache
 def generic_model_class(base: Any) -> Any:
-    """The model class of an architecture with the mixin :class:`GenericModel`. transformers looks up renamed weights by its name."""
+    """The model class of an architecture with the mixin :class:`GenericModel`. transformers looks up renamed weights
+    by its name."""
     members = {"__module__": base.__module__, "plain_class": base, "config_class": _generic_class(base.config_class)}
     return type(base.__name__, (GenericModel, base), members)
 
@@ -156,7 +163,8 @@ def plain_family(config_class: Any) -> PlainFamily:
 
 
 def family_in(values: Mapping[str, Any]) -> Family | None:
-    """The family of a ``config.json`` with these values, including files from ``--generic``. ``None`` for other models."""
+    """The family of a ``config.json`` with these values, including files from ``--generic``. ``None`` for other
+    models."""
     if not is_generic(values):
         return named_family(values)
     model_type = str(values["model_type"]).removeprefix(GENERIC_TYPE)
@@ -164,7 +172,8 @@ def family_in(values: Mapping[str, Any]) -> Family | None:
 
 
 def class_for_auto(name: str) -> Any:
-    """The config or model class by its registered name. ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``."""
+    """The config or model class by its registered name. ``LongGenericYolosModel`` loads and makes instances of
+    ``YolosModel``."""
     base = getattr(transformers, name.removeprefix(GENERIC_CLASS))
     return _generic_class(base) if issubclass(base, PreTrainedConfig) else generic_model_class(base)
 
@@ -175,7 +184,8 @@ def _empty_config(base: Any) -> Any:
 
 
 def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
-    """Write ``long_attention`` (of the model, or by tower) into an architecture's config, and mark its file as generic."""
+    """Write ``long_attention`` (of the model, or by tower) into an architecture's config, and mark its file as
+    generic."""
     setattr(config, FORMAT_FIELD, FORMAT)
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
@@ -186,7 +196,9 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
         config.__class__ = _generic_class(base)
 
 
-def read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
+def read_attention(
+    chosen: Mapping[str, Any] | LongAttentionConfig,
+) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
     """The attention of a model, or of each tower by name.
 
     Raises:
@@ -194,18 +206,22 @@ def read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtten
     """
     if not isinstance(chosen, Mapping) or TOWERS not in chosen:
         if isinstance(chosen, Mapping) and not ({"mechanism", "layers"} & chosen.keys()):
-            raise OptionError("long_attention names no mechanism; give for example {'mechanism': 'window', 'window': 512}.")
+            raise OptionError(
+                "long_attention names no mechanism; give for example {'mechanism': 'window', 'window': 512}."
+            )
         return LongAttentionConfig.from_dict(chosen)
     if others := sorted(chosen.keys() - {TOWERS}):
-        raise OptionError(f"long_attention gives mechanisms by tower and {others[0]!r} for all; put {others[0]!r} into each tower.")
+        raise OptionError(
+            f"long_attention gives mechanisms by tower and {others[0]!r} for all; put {others[0]!r} into each tower."
+        )
     return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in chosen[TOWERS].items()}
 
 
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
     """The parts of a model with separate configs, by the config's name: ``vision_config`` is the tower ``vision``.
 
-    A part with the model's own config, beside towers and without towers inside, is a tower too. It is named after its attribute: CSM's
-    ``backbone_model`` is the tower ``backbone``.
+    A part with the model's own config, beside towers and without towers inside, is a tower too. It is named after its
+    attribute: CSM's ``backbone_model`` is the tower ``backbone``.
     """
     towers: dict[str, PreTrainedModel] = {}
     for field in model.config.sub_configs:
@@ -214,13 +230,18 @@ def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
         if (tower := next((part for part in parts if part.config is config), None)) is not None:
             towers[field.removesuffix(TOWER_CONFIG)] = tower
     for name, part in model.named_children() if towers else ():
-        if isinstance(part, PreTrainedModel) and part.config is model.config and not set(towers.values()) & set(part.modules()):
+        if (
+            isinstance(part, PreTrainedModel)
+            and part.config is model.config
+            and not set(towers.values()) & set(part.modules())
+        ):
             towers[name.removesuffix(OWN_STACK)] = part
     return towers
 
 
 def set_implementation(part: PreTrainedModel, implementation: str | None, *, is_tower: bool) -> None:
-    """Set the attention implementation of a model, or of a single tower. A tower's config may contain other towers' configs."""
+    """Set the attention implementation of a model, or of a single tower. A tower's config may contain other towers'
+    configs."""
     for stack in stacks_of(part):
         stack.set_attn_implementation({"": implementation} if is_tower else implementation)
 
@@ -233,13 +254,16 @@ def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
 def _parts(
     model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]
 ) -> list[tuple[PreTrainedModel, LongAttentionConfig]]:
-    """The model, or its named towers, with the attention of each. Raises :class:`OptionError` if there is no such tower."""
+    """The model, or its named towers, with the attention of each. Raises :class:`OptionError` if there is no such
+    tower."""
     if isinstance(attention, LongAttentionConfig):
         return [(model, attention)]
     towers = towers_of(model)
     if unknown := [name for name in attention if name not in towers]:
         known = f"its towers are {' and '.join(towers)}" if towers else "it has one stack; give the mechanism alone"
-        raise OptionError(f"A {type(model).__name__} has no tower {unknown[0]!r}; {known}.{nearest(unknown[0], towers)}")
+        raise OptionError(
+            f"A {type(model).__name__} has no tower {unknown[0]!r}; {known}.{nearest(unknown[0], towers)}"
+        )
     return [(towers[name], of_tower) for name, of_tower in attention.items()]
 
 
@@ -252,7 +276,9 @@ def _attach(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig | None = None) -> Model:
+def enable_long_attention(
+    model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig | None = None
+) -> Model:
     """Replace the self-attention of ``model`` in place. Positions, weights and cross-attention do not change.
 
         model = ViTModel.from_pretrained(...)
@@ -260,20 +286,22 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
     Without ``long_attention``, the model computes what it declares, as with ``attn_implementation="longattn"``.
 
-    Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The mechanism also replaces
-    sliding windows. ``save_pretrained`` writes a folder that AutoModel reads after ``import hf_longattn``.
-    ``model.set_attn_implementation("sdpa")`` switches back in memory.
+    Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The
+    mechanism also replaces sliding windows. ``save_pretrained`` writes a folder that AutoModel reads after
+    ``import hf_longattn``. ``model.set_attn_implementation("sdpa")`` switches back in memory.
 
-    Unlike Long classes, such a model has the base's cache, and ``generate`` is transformers'. Where the base has sliding windows, its cache
-    keeps one window, and decoding with a mechanism that sees more is refused. For RoBERTa's decoders, ``generate`` counts
-    positions from 0, but their forward pass starts them after the padding id, as ``LongRobertaForCausalLM`` does in both.
+    Unlike Long classes, such a model has the base's cache, and ``generate`` is transformers'. Where the base has
+    sliding windows, its cache keeps one window, and decoding with a mechanism that sees more is refused. For RoBERTa's
+    decoders, ``generate`` counts positions from 0, but their forward pass starts them after the padding id, as
+    ``LongRobertaForCausalLM`` does in both.
 
     Args:
         model: any model of transformers.
-        long_attention: the mechanism of each layer; ``None`` for the model's own attention. Layers of encoder and decoder are counted
-            separately. In a model with several towers (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets
-            the mechanism of a tower; all others keep the base's attention. Images packed into one row (Pixtral, Qwen-VL) have their own
-            grids. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
+        long_attention: the mechanism of each layer; ``None`` for the model's own attention. Layers of encoder and
+            decoder are counted separately. In a model with several towers (CLIP, LLaVA),
+            ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets the mechanism of a tower; all others
+            keep the base's attention. Images packed into one row (Pixtral, Qwen-VL) have their own grids. If
+            Qwen2.5-VL's layers have windows, the mechanism runs within each window.
 
     Returns:
         The same model.
@@ -284,12 +312,16 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
     """
     if isinstance(getattr(model, "config", None), LongConfig):
         raise BackendError(
-            f"{type(model).__name__} has its mechanisms from its config; load the checkpoint with another long_attention instead."
+            f"{type(model).__name__} has its mechanisms from its config; load the checkpoint with another "
+            "long_attention instead."
         )
     if long_attention is None:
         check_interface(type(model))
         if layer_mechanisms(model):
-            raise BackendError(f"{type(model).__name__} has mechanisms already; load the checkpoint again for the model's own attention.")
+            raise BackendError(
+                f"{type(model).__name__} has mechanisms already; load the checkpoint again for the model's own "
+                "attention."
+            )
         model.set_attn_implementation(BACKEND)
         return model
     _attach(model, read_attention(long_attention))
@@ -311,12 +343,17 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
             "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
         )
     if shared := shared_parameters(model):
-        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # shared parameters are then saved once
+        # shared parameters are then saved once
+        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}
     for part in parts:
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
             hook_patch_positions(stack)
-    unpatched_sites = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
+    unpatched_sites = [
+        site.name
+        for site in sites
+        if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)
+    ]
     if unpatched_sites:
         raise BackendError(
             f"{type(model).__name__} keeps its own attention in {unpatched_sites[0]}, so it cannot be replaced; "

@@ -102,7 +102,8 @@ def grid_spec(model: Any) -> GridSpec:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model of images, Long or not. Raises :class:`BackendError` if the model does not read images on a grid of patches."""
+    """The family of a model of images, Long or not. Raises :class:`BackendError` if the model does not read images on
+    a grid of patches."""
     family = known_family(model.config)
     if family is None or not family.spec.on_grid:
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
@@ -112,7 +113,8 @@ def family_of(model: Any) -> Family:
 
 @contextmanager
 def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
-    """Within the context and thread, set the grid of all attention modules. ``torch.compile`` needs keyword arguments instead."""
+    """Within the context and thread, set the grid of all attention modules. ``torch.compile`` needs keyword arguments
+    instead."""
     if torch.compiler.is_dynamo_compiling():
         yield
         return
@@ -138,7 +140,8 @@ def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callabl
 
 
 class CheckpointOnGrid:
-    """Wraps transformers' checkpointing function ``checkpoint(layer, *inputs)``. Recomputed layers run on the grid of the first run."""
+    """Wraps transformers' checkpointing function ``checkpoint(layer, *inputs)``. Recomputed layers run on the grid of
+    the first run."""
 
     def __init__(self, checkpoint: Callable[..., Any]) -> None:
         self.checkpoint = checkpoint
@@ -160,12 +163,15 @@ def _tiled(embeddings: Any) -> Any:
     def interpolate_pos_encoding(self: Any, patches: Tensor, height: int, width: int) -> Tensor:
         table = getattr(self, "position_embeddings", None)  # of some bases, a layer called position_embedding
         table = self.position_embedding if table is None else table
-        return tiled_positions(table if isinstance(table, Tensor) else table.weight[None], self.patch_size, height, width)
+        return tiled_positions(
+            table if isinstance(table, Tensor) else table.weight[None], self.patch_size, height, width
+        )
 
     namespace = {
         INTERPOLATE_ARGUMENT: interpolate_pos_encoding,
         "__module__": embeddings.__module__,
-        "__reduce_ex__": lambda self, protocol: (_empty_tiled, (embeddings,), vars(self)),  # pickle would look for the class in its module
+        # pickle would look for the class in its module
+        "__reduce_ex__": lambda self, protocol: (_empty_tiled, (embeddings,), vars(self)),
     }
     return type(embeddings.__name__, (embeddings,), namespace)
 

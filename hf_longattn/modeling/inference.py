@@ -1,12 +1,13 @@
 """Makes models fast on a CPU: :func:`optimize_for_inference` computes linear layers in bf16 or 8 bits.
 
-At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. ``nn.Linear`` packs its weight again
-in every call. :class:`PackedLinear` stores it in oneDNN's layout and computes the same bits. :class:`Int8Linear` stores 8 bits per weight.
-(A single product for queries, keys and values would save 2 to 3 % of the time in 8 bits.)
+At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. ``nn.Linear``
+packs its weight again in every call. :class:`PackedLinear` stores it in oneDNN's layout and computes the same bits.
+:class:`Int8Linear` stores 8 bits per weight. (A single product for queries, keys and values would save 2 to 3 % of the
+time in 8 bits.)
 
-In 8 bits, the weight has one scale per output: its largest magnitude over 127. The input has one scale per token, computed in every call
-(dynamic and symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). A token's result therefore depends on no other token of
-its batch.
+In 8 bits, the weight has one scale per output: its largest magnitude over 127. The input has one scale per token,
+computed in every call (dynamic and symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). A token's
+result therefore depends on no other token of its batch.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ Model = TypeVar("Model", bound=nn.Module)
 PRECISIONS = ("fp32", "bf16", "int8")
 """Precisions of linear layers. ``fp32`` replaces none. ``int8`` computes everything else as ``bf16`` does."""
 TOKENS_PER_PIECE = 512
-"""Maximum tokens, over all rows, per call of the feed-forward block and attention's output layer. Chosen by measurement (128 to 2,048)."""
+"""Maximum tokens, over all rows, per call of the feed-forward block and attention's output layer. Chosen by
+measurement (128 to 2,048)."""
 PRECISION_ATTRIBUTE = "inference_precision"
 """Name of the model attribute that :func:`optimize_for_inference` sets to the precision."""
 INT8_IS_SLOWER = (
-    "optimize_for_inference('int8'): this processor (AMX) multiplies as fast in bf16, so int8 takes half the memory for weights "
-    "but more time for inputs of less than about 8,000 tokens; for speed choose 'bf16'."
+    "optimize_for_inference('int8'): this processor (AMX) multiplies as fast in bf16, so int8 takes half the memory "
+    "for weights but more time for inputs of less than about 8,000 tokens; for speed choose 'bf16'."
 )
-"""Warning for processors with AMX (measured on an Intel Xeon of 2023). Without AMX, int8 is the fastest at every length."""
+"""Warning for processors with AMX (measured on an Intel Xeon of 2023). Without AMX, int8 is the fastest at every
+length."""
 APPLY_METHOD = "_apply"
 """The method of modules by which torch moves and converts tensors."""
 ROTARY_FREQUENCIES = "inv_freq"
@@ -50,7 +53,8 @@ ROTARY_FREQUENCIES = "inv_freq"
 LARGEST_CODE = 127
 """The largest magnitude of a symmetric 8-bit number."""
 ROWS_PER_PRODUCT = 512
-"""Maximum rows per 8-bit product. A smaller number reads the weight too often (measured: 32 to 2,048 rows of 768 and 3,072 values)."""
+"""Maximum rows per 8-bit product. A smaller number reads the weight too often (measured: 32 to 2,048 rows of 768 and
+3,072 values)."""
 VALUES_PER_ROUNDING = 3 * 2**16
 """Number of input values to quantise at a time, so that they stay in the CPU cache between the steps of rounding."""
 SMALLEST_SCALE = 1e-8
@@ -59,7 +63,8 @@ SMALLEST_SCALE = 1e-8
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context, ``model`` is in eval mode. Afterwards every module has its earlier mode, even if modes are mixed."""
+    """Within the context, ``model`` is in eval mode. Afterwards every module has its earlier mode, even if modes are
+    mixed."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -75,19 +80,21 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
         model = LongBertModel.from_pretrained("longformer-base")
         hf_longattn.optimize_for_inference(model)
 
-    - Linear layers are packed once for oneDNN's kernels. ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)`` does, with rotary
-      frequencies in float32. ``int8`` has 8-bit weights with one scale per output, and 8-bit inputs with one scale per token. It is the
-      fastest without AMX. With AMX, bf16 is the fastest up to about 8,000 tokens, and a warning says so. The layer that predicts tokens
-      stays in bf16, and so do heads and trained parts of mechanisms. ``fp32`` converts a model from float16 or bfloat16 to float32, and
+    - Linear layers are packed once for oneDNN's kernels. ``bf16`` computes bit for bit what
+      ``model.to(torch.bfloat16)`` does, with rotary frequencies in float32. ``int8`` has 8-bit weights with one scale
+      per output, and 8-bit inputs with one scale per token. It is the fastest without AMX. With AMX, bf16 is the
+      fastest up to about 8,000 tokens, and a warning says so. The layer that predicts tokens stays in bf16, and so do
+      heads and trained parts of mechanisms. ``fp32`` converts a model from float16 or bfloat16 to float32, and
       replaces no layer.
-    - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens at a time, which
-      then stay in the CPU cache. This changes no result.
-    - Audio models of the families with convolutions over samples or feature rows (wav2vec 2.0, WavLM …), converted or not, run
-      these and their feed-forward layers on pieces of a long sound. The outputs are those of one pass, in a fraction of its memory.
+    - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens
+      at a time, which then stay in the CPU cache. This changes no result.
+    - Audio models of the families with convolutions over samples or feature rows (wav2vec 2.0, WavLM …), converted or
+      not, run these and their feed-forward layers on pieces of a long sound. The outputs are those of one pass, in a
+      fraction of its memory.
 
-    The model is in eval mode afterwards and computes no gradients. To train, move or convert it, load it again. It can be saved after
-    ``fp32`` and ``bf16``. ``torch.compile`` compiles only the parts between packed layers (``fullgraph=True`` is an error); to compile the
-    whole model, load it in bf16 instead.
+    The model is in eval mode afterwards and computes no gradients. To train, move or convert it, load it again. It can
+    be saved after ``fp32`` and ``bf16``. ``torch.compile`` compiles only the parts between packed layers
+    (``fullgraph=True`` is an error); to compile the whole model, load it in bf16 instead.
 
     Args:
         model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or any model of transformers or
@@ -99,8 +106,8 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
 
     Raises:
         OptionError: the precision is unknown.
-        BackendError: the model is not one of transformers, or is quantised, optimised already or not on the CPU; or the processor has no
-            bf16.
+        BackendError: the model is not one of transformers, or is quantised, optimised already or not on the CPU; or
+            the processor has no bf16.
     """
     first: Any = next(iter(model), None) if isinstance(model, nn.Sequential) else None
     if isinstance(transformer := getattr(first, "auto_model", None), PreTrainedModel):  # of sentence-transformers
@@ -115,9 +122,13 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
     if precision != "fp32":
         _cast(model, torch.bfloat16)
         _replace(model, Int8Linear if precision == "int8" else PackedLinear)
-    elif any(parameter.is_floating_point() and parameter.element_size() < torch.float32.itemsize for parameter in model.parameters()):
+    elif any(
+        parameter.is_floating_point() and parameter.element_size() < torch.float32.itemsize
+        for parameter in model.parameters()
+    ):
         _cast(model, torch.float32)
-    if precision == "int8":  # a token's result depends on no other token; a product in bf16 may depend on its number of rows
+    # a token's result depends on no other token; a product in bf16 may depend on its number of rows
+    if precision == "int8":
         for module in model.modules():
             if callable(feed_forward := getattr(module, "feed_forward_chunk", None)):
                 setattr(module, "feed_forward_chunk", partial(_in_pieces, feed_forward))  # noqa: B010 - a method of some modules only
@@ -131,7 +142,8 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
 
 
 def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """Replacement for ``_apply``, which ``to``, ``half`` … call. Raises the packed layers' errors before any tensor changes."""
+    """Replacement for ``_apply``, which ``to``, ``half`` … call. Raises the packed layers' errors before any tensor
+    changes."""
     for module in model.modules():
         if isinstance(module, InferenceLinear):
             module._apply(fn)
@@ -140,13 +152,21 @@ def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
 
 def _check(model: Any, precision: str) -> None:
     if precision not in PRECISIONS:
-        raise OptionError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.{nearest(precision, PRECISIONS)}")
+        raise OptionError(
+            f"There is no precision {precision!r}; choose one of "
+            f"{', '.join(PRECISIONS)}.{nearest(precision, PRECISIONS)}"
+        )
     if not isinstance(model, PreTrainedModel):
-        raise BackendError(f"optimize_for_inference takes a model of transformers or sentence-transformers, not {type(model).__name__}.")
+        raise BackendError(
+            "optimize_for_inference takes a model of transformers or sentence-transformers, not "
+            f"{type(model).__name__}."
+        )
     if (before := getattr(model, PRECISION_ATTRIBUTE, None)) is not None:
         raise BackendError(f"This model was optimised for inference already ({before}); load it again to choose anew.")
     if getattr(model.config, "quantization_config", None) is not None:
-        raise BackendError(f"This {type(model).__name__} is quantised already; load the checkpoint that it was made from.")
+        raise BackendError(
+            f"This {type(model).__name__} is quantised already; load the checkpoint that it was made from."
+        )
     if precision == "fp32":
         return
     if (device := next((p.device.type for p in model.parameters() if p.device.type != "cpu"), None)) is not None:
@@ -161,7 +181,8 @@ def _check(model: Any, precision: str) -> None:
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast parameters and buffers as ``from_pretrained(dtype=…)`` does. Rotary frequencies and others stay in float32."""
+    """Cast parameters and buffers as ``from_pretrained(dtype=…)`` does. Rotary frequencies and others stay in
+    float32."""
     float32_modules = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not any(part in float32_modules for part in name.split(".")):
@@ -180,7 +201,8 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
-    """Forward hook of a sentence-transformers module: cast features to float32, for modules that pool and normalise them."""
+    """Forward hook of a sentence-transformers module: cast features to float32, for modules that pool and normalise
+    them."""
     return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
 
 
@@ -210,9 +232,11 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
 
 
 def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
-    """Call ``function`` on :data:`TOKENS_PER_PIECE` tokens of tensors ``(B, N, D)`` at a time. For other arguments, call it once.
+    """Call ``function`` on :data:`TOKENS_PER_PIECE` tokens of tensors ``(B, N, D)`` at a time. For other arguments,
+    call it once.
 
-    ``function`` treats tokens independently. transformers counts the parameters of ``feed_forward_chunk``, and ``*tensors`` counts as one.
+    ``function`` treats tokens independently. transformers counts the parameters of ``feed_forward_chunk``, and
+    ``*tensors`` counts as one.
     """
     shapes = {tuple(x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else () for x in tensors}
     rows, length = shapes.pop() or (0, 0)
@@ -232,8 +256,14 @@ def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
 def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str]]:
     """``(layer, parent, name)`` of every linear layer to replace.
 
-    Excludes parts of mechanisms, output embeddings, layers with hooks or shared weights, and layers that stay in float32."""
-    excluded = {id(module) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for module in mechanism.modules()}
+    Excludes parts of mechanisms, output embeddings, layers with hooks or shared weights, and layers that stay in
+    float32."""
+    excluded = {
+        id(module)
+        for mechanism in model.modules()
+        if isinstance(mechanism, Mechanism)
+        for module in mechanism.modules()
+    }
     excluded.add(id(model.get_output_embeddings()))
     owners: dict[int, set[int]] = {}
     for module in model.modules():
@@ -242,15 +272,19 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             plain = type(module) in (nn.Linear, Conv1D) and id(module) not in excluded and not has_hooks(module)
-            if plain and all(len(owners[id(parameter)]) == 1 and parameter.dtype == torch.bfloat16 for parameter in module.parameters()):
+            if plain and all(
+                len(owners[id(parameter)]) == 1 and parameter.dtype == torch.bfloat16
+                for parameter in module.parameters()
+            ):
                 yield module, parent, name
 
 
 # ---- models with 8-bit layers of torchao
 
 PRODUCTS_OVERFLOW = (
-    "The 8-bit products of torch overflow on this processor, which has no VNNI instructions, so the outputs of a model of torchao's int8 "
-    "are wrong on it. Run it on a GPU or on a processor with VNNI, or compress it with --method int8-weight-only or bf16."
+    "The 8-bit products of torch overflow on this processor, which has no VNNI instructions, so the outputs of a "
+    "model of torchao's int8 are wrong on it. Run it on a GPU or on a processor with VNNI, or compress it with "
+    "--method int8-weight-only or bf16."
 )
 """Warning for processors whose 8-bit products overflow."""
 
@@ -281,9 +315,12 @@ def warn_of_overflow(model: Any) -> None:
 # ---- packed linear layers
 
 
-@torch.compiler.disable(reason="Layers after optimize_for_inference run between graphs; compile without fullgraph=True.")
+@torch.compiler.disable(
+    reason="Layers after optimize_for_inference run between graphs; compile without fullgraph=True."
+)
 def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
-    """The output of ``layer``, computed between two graphs of torch.compile, since Inductor cannot read oneDNN's layout."""
+    """The output of ``layer``, computed between two graphs of torch.compile, since Inductor cannot read oneDNN's
+    layout."""
     out: Tensor = layer(x)
     return out
 
@@ -310,11 +347,14 @@ class InferenceLinear(nn.Module):
         if torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
                 raise BackendError(
-                    "A model after optimize_for_inference cannot be exported, since its weights are packed; export it before."
+                    "A model after optimize_for_inference cannot be exported, since its weights are packed; export it "
+                    "before."
                 )
             return _run_uncompiled(self, x)
         if differentiated(x):
-            raise BackendError("A model after optimize_for_inference computes no gradients; load it again to train it.")
+            raise BackendError(
+                "A model after optimize_for_inference computes no gradients; load it again to train it."
+            )
         out: Tensor = self.product(x.reshape(-1, self.in_features))
         return out.view(*x.shape[:-1], self.out_features)
 
@@ -322,7 +362,8 @@ class InferenceLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """The layer itself. ``to``, ``half``, ``cuda`` … would apply ``fn`` to all tensors, but packed weights do not change.
+        """The layer itself. ``to``, ``half``, ``cuda`` … would apply ``fn`` to all tensors, but packed weights do not
+        change.
 
         Raises:
             BackendError: the dtype or the device would change.
@@ -330,14 +371,17 @@ class InferenceLinear(nn.Module):
         probe = torch.empty(0, dtype=self.dtype)
         if (moved := fn(probe)).dtype != probe.dtype or moved.device != probe.device:
             raise BackendError(
-                f"A model after optimize_for_inference stays on the CPU in {self.dtype}; load it again to move or convert it."
+                f"A model after optimize_for_inference stays on the CPU in {self.dtype}; load it again to move or "
+                "convert it."
             )
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InferenceLinear:
         """The copy shares the weight, which never changes."""
         duplicate = type(self).__new__(type(self))
-        duplicate.__dict__ |= {name: value.copy() if isinstance(value, dict) else value for name, value in self.__dict__.items()}
+        duplicate.__dict__ |= {
+            name: value.copy() if isinstance(value, dict) else value for name, value in self.__dict__.items()
+        }
         memo[id(self)] = duplicate
         return duplicate
 
@@ -353,7 +397,8 @@ class PackedLinear(InferenceLinear):
     Args:
         weight: ``(out_features, in_features)``, on the CPU.
         bias: ``(out_features,)``, or ``None``.
-        transposed: whether to save the weight as ``(in_features, out_features)``, the layout of the replaced layer (Conv1D).
+        transposed: whether to save the weight as ``(in_features, out_features)``, the layout of the replaced layer
+            (Conv1D).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> None:
@@ -407,7 +452,10 @@ class Int8Linear(InferenceLinear):
             else:  # in pieces, which stay in the CPU's cache between the steps of rounding
                 codes, space = torch.empty(values.shape, dtype=torch.int8), torch.empty(size, values.shape[1])
                 starts = range(0, len(values), size)
-                scales = [quantise(values[at : at + size], codes[at : at + size], space[: len(values) - at])[1] for at in starts]
+                scales = [
+                    quantise(values[at : at + size], codes[at : at + size], space[: len(values) - at])[1]
+                    for at in starts
+                ]
                 scale = torch.cat(scales)
             sums = int8_product(codes, self.packed, self.scale, self.zeros, self.dtype)
             if self.bias is None:
@@ -418,19 +466,21 @@ class Int8Linear(InferenceLinear):
 
     def __getstate__(self, *_: Any) -> NoReturn:
         raise BackendError(
-            "The weights of a model after optimize_for_inference('int8') are rounded and cannot be saved; save the model before, or write "
-            "a quantised checkpoint with `longattn compress`."
+            "The weights of a model after optimize_for_inference('int8') are rounded and cannot be saved; save the "
+            "model before, or write a quantised checkpoint with `longattn compress`."
         )
 
     _save_to_state_dict = __getstate__  # type: ignore[assignment]
 
 
 def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The int8 codes ``(M, K)`` of every row of ``x (M, K)``, x · (1 / scale) as in torchao, and the float32 scales ``(M, 1)``.
+    """The int8 codes ``(M, K)`` of every row of ``x (M, K)``, x · (1 / scale) as in torchao, and the float32 scales
+    ``(M, 1)``.
 
     ``codes (M, K)`` int8 and ``space (M, K)`` float32 are reused if given, which saves allocating them.
     """
-    # The largest magnitude of each row. Bit patterns of floats are in the same order, and comparing integers is faster.
+    # The largest magnitude of each row. Bit patterns of floats are in the same order, and comparing integers is
+    # faster.
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     largest = x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()
     scale = largest.div_(LARGEST_CODE).clamp_(min=SMALLEST_SCALE)

@@ -1,4 +1,5 @@
-"""A head's loss: in pieces of the logits, with auxiliary losses of mechanisms, and as a batch's share of a step's loss."""
+"""A head's loss: in pieces of the logits, with auxiliary losses of mechanisms, and as a batch's share of a step's
+loss."""
 
 from __future__ import annotations
 
@@ -39,9 +40,11 @@ def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """The sum of :meth:`AddsLoss.auxiliary_loss` over the mechanisms of ``model`` that have one; ``None`` without any."""
+    """The sum of :meth:`AddsLoss.auxiliary_loss` over the mechanisms of ``model`` that have one; ``None`` without
+    any."""
     losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, AddsLoss))
-    # Outside of its layer, a parameter may be one process's share (a DTensor, under FSDP). So is a loss that is made of it.
+    # Outside of its layer, a parameter may be one process's share (a DTensor, under FSDP). So is a loss that is made
+    # of it.
     terms = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses]
     return sum(terms[1:], terms[0]) if terms else None
 
@@ -55,7 +58,10 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
     return torch.where(count > 0, loss, 0.0) * share.to(loss)
 
 
-OPERATORS = "abs add bool contains eq float ge gt int iter le len lt matmul ne neg pow radd rmatmul rmul rpow rsub rtruediv sub"
+OPERATORS = (
+    "abs add bool contains eq float ge gt int iter le len lt matmul ne neg pow radd rmatmul rmul rpow rsub "
+    "rtruediv sub"
+)
 """Python's special methods of tensors, which it looks up in the class."""
 LOGITS_AT_ONCE = 2**28
 """Maximum bytes of the logits that a loss holds at a time. Untuned."""
@@ -65,11 +71,13 @@ LOGITS_AT_ONCE = 2**28
 class Logits:
     """Logits ``(…, vocabulary)`` of a language model that are computed when they are read.
 
-    ``torch.nn.functional.cross_entropy`` of them never holds all logits in memory. Everything else gets the tensor, and so do copies.
+    ``torch.nn.functional.cross_entropy`` of them never holds all logits in memory. Everything else gets the tensor,
+    and so do copies.
 
     Args:
         head: the projection to the vocabulary. hidden: its input ``(…, width)``.
-        steps: linear functions of the logits that the model applies after the projection: scaling, and ``Tensor.float``.
+        steps: linear functions of the logits that the model applies after the projection: scaling, and
+            ``Tensor.float``.
     """
 
     head: nn.Linear
@@ -79,7 +87,9 @@ class Logits:
     @property
     def tensor(self) -> Tensor:
         """The logits as the model computes them."""
-        return reduce(lambda value, step: step(value), self.steps, F.linear(self.hidden, self.head.weight, self.head.bias))
+        return reduce(
+            lambda value, step: step(value), self.steps, F.linear(self.hidden, self.head.weight, self.head.bias)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,7 +129,9 @@ class Logits:
 
     def __getattr__(self, name: str) -> Any:
         if name == "retain_grad" or (name.endswith("_") and not name.endswith("__")):
-            raise AttributeError(f"{name} of logits would change a copy, since they are computed when they are read; use logits.tensor.")
+            raise AttributeError(
+                f"{name} of logits would change a copy, since they are computed when they are read; use logits.tensor."
+            )
         return getattr(self.tensor, name)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -145,8 +157,8 @@ class Logits:
     def cross_entropy(self, target: Tensor, reduction: str, ignore_index: int) -> Tensor:
         """The cross-entropy of logits ``(n, vocabulary)`` and ``target (n,)``, as PyTorch's.
 
-        It is computed in float32 or wider. In training on an accelerator, half-precision logits stay in half precision, as does each
-        token's loss, and the backward pass computes the logits again.
+        It is computed in float32 or wider. In training on an accelerator, half-precision logits stay in half
+        precision, as does each token's loss, and the backward pass computes the logits again.
         """
         weight, bias, dtype = self.head.weight, self.head.bias, replace(self, steps=()).dtype
         trains = torch.is_grad_enabled() and (self.hidden.requires_grad or weight.requires_grad)
@@ -160,7 +172,9 @@ class Logits:
             linear_bias=None if bias is None else reduce(lambda value, step: step(value), scaling, bias.to(dtype)),
             reduction="none" if reduction == "none" or dtype.itemsize < 4 else "sum",
             ignore_index=ignore_index,
-            options=nn.LinearCrossEntropyOptions(allow_retain_graph=True, batch_chunk_size=max(1, LOGITS_AT_ONCE // (4 * len(weight)))),
+            options=nn.LinearCrossEntropyOptions(
+                allow_retain_graph=True, batch_chunk_size=max(1, LOGITS_AT_ONCE // (4 * len(weight)))
+            ),
         )
         if losses.requires_grad:
             losses.register_hook(_refuse_second_derivatives)
@@ -193,25 +207,33 @@ def _is_number(value: Any) -> bool:
 
 
 def _refuse_second_derivatives(gradient: Tensor) -> None:
-    """Hook of a loss. ``linear_cross_entropy`` computes gradients in its forward pass, so that they seem to be constant."""
+    """Hook of a loss. ``linear_cross_entropy`` computes gradients in its forward pass, so that they seem to be
+    constant."""
     if torch.is_grad_enabled():
         raise InputError(
-            "create_graph=True was given, but a loss in pieces of the logits has no second derivatives; call the model without labels, and "
-            "torch.nn.functional.cross_entropy with its logits."
+            "create_graph=True was given, but a loss in pieces of the logits has no second derivatives; call the "
+            "model without labels, and torch.nn.functional.cross_entropy with its logits."
         )
 
 
 @contextmanager
 def deferred_logits(model: Any) -> Iterator[None]:
-    """Within the context, the logits of a causal language model are :class:`Logits` if its head is a plain ``nn.Linear``.
+    """Within the context, the logits of a causal language model are :class:`Logits` if its head is a plain
+    ``nn.Linear``.
 
-    Weights that are quantised, adapted, or spread over devices give a tensor, as do graphs, and heads with hooks. A head that peft trains
-    is plain.
+    Weights that are quantised, adapted, or spread over devices give a tensor, as do graphs, and heads with hooks. A
+    head that peft trains is plain.
     """
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    head: Any = model.get_output_embeddings() if not graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS) else None
+    head: Any = (
+        model.get_output_embeddings() if not graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS) else None
+    )
     heads: list[Any] = [*head.modules()] if type(head).__name__ == "ModulesToSaveWrapper" else [head]
-    heads = [layer for layer in heads if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and "forward" not in vars(layer)]
+    heads = [
+        layer
+        for layer in heads
+        if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and "forward" not in vars(layer)
+    ]
     # DeepSpeed's parameters are whole in their layer only
     heads = [layer for layer in heads if not (hasattr(layer.weight, "ds_id") or has_hooks(layer))]
     for layer in heads:

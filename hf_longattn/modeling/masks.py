@@ -1,4 +1,5 @@
-"""Interprets the masks of an attention call: padding, packed documents, query-key pairs, global tokens and score terms."""
+"""Interprets the masks of an attention call: padding, packed documents, query-key pairs, global tokens and score
+terms."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from torch import Tensor, nn
 
 from ..engines.batch import Batch, cached_on, documents_from, for_one_pass, in_graph, shape_in_words
 from ..engines.byte_cache import tensor_version
-from ..engines.dense_masks import batch_of_mask, documents_in_mask, hidden_pairs, lowers_sequences, only_hides, shows_later_keys
+from ..engines.dense_masks import (
+    batch_of_mask,
+    documents_in_mask,
+    hidden_pairs,
+    lowers_sequences,
+    only_hides,
+    shows_later_keys,
+)
 from ..engines.score_terms import ScoreMod, as_term, device_scalar
 from ..errors import InputError
 from ..mechanisms.common.base import Mechanism
@@ -36,8 +44,8 @@ def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:
-    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real. Returns the mask itself if it
-    does more than hide tokens. A graph cannot check this."""
+    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real. Returns
+    the mask itself if it does more than hide tokens. A graph cannot check this."""
     if not in_graph() and not only_hides(mask):
         return mask
     real = ~hidden_pairs(mask)[:, 0, 0]
@@ -45,20 +53,26 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
 
 
 def check_pairs(mask: Tensor, query: Tensor) -> None:
-    """Raise :class:`InputError` if a four-dimensional mask does not fit ``query``, or has integers, which could mean bool or additive."""
+    """Raise :class:`InputError` if a four-dimensional mask does not fit ``query``, or has integers, which could mean
+    bool or additive."""
     batch, heads = query.shape[:2]
-    if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
+    if (
+        mask.shape[0] not in (batch, 1)
+        or mask.shape[1] not in (heads, 1)
+        or not (mask.is_floating_point() or mask.dtype == torch.bool)
+    ):
         raise InputError(
-            f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
-            f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
+            f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, "
+            f"keys) for {batch} rows and {heads} heads, bool (True = visible) or floats that are added to the scores."
         )
 
 
 def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:
-    """A four-dimensional mask in a simpler form: padding ``(batch, N)`` if only padding and causality hide pairs, else a bool mask.
+    """A four-dimensional mask in a simpler form: padding ``(batch, N)`` if only padding and causality hide pairs, else
+    a bool mask.
 
-    Masks that do more than hide pairs are returned unchanged. With ``keeps_pairs``, only a mask with one row for all queries becomes
-    padding.
+    Masks that do more than hide pairs are returned unchanged. With ``keeps_pairs``, only a mask with one row for all
+    queries becomes padding.
     """
     # The result is stored on the mask until its values change, because models pass one mask to all layers.
     version = None if mask.is_inference() else tensor_version(mask)
@@ -76,13 +90,15 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
                 simplified = for_one_pass(~hidden_pairs(mask))
         if isinstance(simplified, Tensor) and simplified.dim() == 2:
             simplified = for_one_pass(simplified.expand(batch, -1))
-        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)  # a reference cycle would keep the mask alive
+        # a reference cycle would keep the mask alive
+        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)
         mask._long_simplified = version, results  # type: ignore[attr-defined]
     return next(iter(results[causal, keeps_pairs]), mask)
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
-    """Each token's document number ``(B, N)``, from ``documents``, ``seq_idx`` or FlashAttention's offsets; ``None`` without these.
+    """Each token's document number ``(B, N)``, from ``documents``, ``seq_idx`` or FlashAttention's offsets; ``None``
+    without these.
 
     Raises:
         InputError: the numbers or offsets do not fit the tokens.
@@ -106,17 +122,20 @@ def with_documents(
     """The batch with its documents, and the mask; ``None`` if the documents replace it completely.
 
     Raises:
-        InputError: documents do not fit the tokens, or only a mask separates them and that does not suffice for the mechanism.
+        InputError: documents do not fit the tokens, or only a mask separates them and that does not suffice for the
+            mechanism.
     """
     if dense_mask is not None and not in_graph():
         if causal and cached_on(dense_mask, "ahead", lambda: shows_later_keys(dense_mask)):
             raise InputError(
-                "The four-dimensional attention_mask shows later keys to earlier queries, but this layer is causal and hides them; hide "
-                "them in the mask, too, or load the model without mechanisms."
+                "The four-dimensional attention_mask shows later keys to earlier queries, but this layer is causal "
+                "and hides them; hide them in the mask, too, or load the model without mechanisms."
             )
         documents = cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
         if documents is not None:
-            masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents.expand(shape), causal))
+            masked = cached_on(
+                dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents.expand(shape), causal)
+            )
             if masked is not None:
                 return masked, None
         if mechanism is not None and not takes_masked_documents(mechanism, shape[1], causal):
@@ -124,9 +143,11 @@ def with_documents(
                 raise InputError(packing_refused(mechanism))
             if cached_on(dense_mask, ("lowered", causal), lambda: lowers_sequences(dense_mask, causal)):
                 raise InputError(
-                    "A four-dimensional attention_mask lowers the scores between documents, or to left padding, by too little to hide them "
-                    f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole "
-                    "row; fill the mask with torch.finfo(dtype).min, pass bool, or choose for example window."
+                    "A four-dimensional attention_mask lowers the scores between documents, or to left padding, by "
+                    "too little to hide them "
+                    f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or "
+                    "remembers along the whole row; fill the mask with torch.finfo(dtype).min, pass bool, or choose "
+                    "for example window."
                 )
     borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
     if borders is None or (dense_mask is not None and in_graph()):  # the mask also separates the documents
@@ -142,16 +163,21 @@ def with_documents(
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
-    """Whether a mask over pairs suffices to separate documents, because outputs depend only on distances and contents."""
-    return mechanism.capabilities.takes_score_mod and (not mechanism.capabilities.position_dependent or mechanism.covers(length, causal))
+    """Whether a mask over pairs suffices to separate documents, because outputs depend only on distances and
+    contents."""
+    return mechanism.capabilities.takes_score_mod and (
+        not mechanism.capabilities.position_dependent or mechanism.covers(length, causal)
+    )
 
 
 def packing_refused(mechanism: Mechanism) -> str:
     """The error message if ``mechanism`` cannot separate packed documents by a mask alone."""
     return (
-        "Several documents are packed into one row and kept apart by a mask alone (a compiled graph, or a four-dimensional attention_mask "
-        f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole row; pass "
-        "documents (batch, tokens) or position_ids that restart, without torch.compile, or choose for example window."
+        "Several documents are packed into one row and kept apart by a mask alone (a compiled graph, or a "
+        "four-dimensional attention_mask "
+        f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the "
+        "whole row; pass documents (batch, tokens) or position_ids that restart, without torch.compile, or choose for "
+        "example window."
     )
 
 
@@ -176,11 +202,13 @@ def globals_of_keys(global_mask: Tensor, mask: Tensor | None, q_len: int, key: T
 def score_terms(
     mask: Tensor | None, bias: Tensor | ScoreMod | None, softcap: float | None, query: Tensor, kv_len: int | Tensor
 ) -> ScoreMod | None:
-    """The ``score_mod`` of a mask over pairs and of a model's position bias and softcap, for absolute positions. ``None`` without these.
+    """The ``score_mod`` of a mask over pairs and of a model's position bias and softcap, for absolute positions.
+    ``None`` without these.
 
     Args:
         mask: ``(B or 1, H or 1, Nq or 1, Nk)``, bool (True = visible) or additive.
-        bias: a tensor like an additive mask, or a ``score_mod``. A ``score_mod`` is applied after ``softcap`` and before tensors.
+        bias: a tensor like an additive mask, or a ``score_mod``. A ``score_mod`` is applied after ``softcap`` and
+            before tensors.
         softcap: bound of the scores by tanh.
         kv_len: number of tokens up to the last query.
     """
@@ -188,7 +216,8 @@ def score_terms(
     if mask is None and softcap is None and change is bias:
         return change
     cap, q_len = None if softcap is None else device_scalar(softcap, query.device), query.shape[2]
-    inner = None if change is None else as_term(change).written_out  # built once, because engines may call it repeatedly
+    # built once, because engines may call it repeatedly
+    inner = None if change is None else as_term(change).written_out
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -198,7 +227,10 @@ def score_terms(
             score = inner(score, b, h, q_idx, kv_idx)
         row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
         for term in tensor_terms:
-            at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]
+            at = [
+                index.clamp(max=size - 1)
+                for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)
+            ]
             change_of_pair = term[at[0], at[1], at[2], at[3]]
             if term.dtype == torch.bool:
                 score = torch.where(change_of_pair, score, torch.finfo(score.dtype).min)

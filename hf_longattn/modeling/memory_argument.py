@@ -20,7 +20,8 @@ from .family.long_config import attention_implementation, runs_mechanisms
 from .family.position_table import input_of
 
 MEMORY_MASK_ARGUMENT = "mask_of_memory"
-"""Keyword by which a head passes the mask of memory and new tokens to its inner model. The head's own mask covers new tokens only."""
+"""Keyword by which a head passes the mask of memory and new tokens to its inner model. The head's own mask covers new
+tokens only."""
 POSITION_COUNTS = ("continue", "restart")
 
 
@@ -28,7 +29,8 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     """See :meth:`hf_longattn.modeling.mixin.LongAttentionMixin.new_memory`."""
     if not runs_mechanisms(model):
         raise InputError(
-            f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of segments; "
+            f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of "
+            "segments; "
             f"choose model.set_attn_implementation({BACKEND!r})."
         )
     if any(isinstance(module, MemoryTokens) for module in model.modules()):
@@ -46,7 +48,11 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
 
 
 def run_with_memory(
-    model: Any, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
+    model: Any,
+    forward: Callable[..., Any],
+    arguments: dict[str, Any],
+    memory: SegmentMemory | None,
+    reset: Tensor | None,
 ) -> Any:
     """Run the outermost model with the memory of the previous call. ``outputs.memory`` is for the next call.
 
@@ -60,7 +66,9 @@ def run_with_memory(
     if memory is None:
         raise InputError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
     if not isinstance(memory, SegmentMemory):
-        raise InputError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
+        raise InputError(
+            f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory."
+        )
     if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
         raise InputError("The memory is from another kind of model; start with memory=model.new_memory().")
     if arguments.get(CACHE) is not None:
@@ -77,8 +85,8 @@ def run_with_memory(
     elif isinstance(following, CacheMemory):
         if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             raise InputError(
-                "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with "
-                "one."
+                "Gradient checkpointing recomputes layers without their memory; call "
+                "model.gradient_checkpointing_disable() to train with one."
             )
         mask = arguments.get("attention_mask")
         if mask is not None and mask.shape != tokens.shape[:2]:
@@ -86,13 +94,17 @@ def run_with_memory(
                 f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, "
                 f"{tuple(tokens.shape[:2])}."
             )
-        added |= following.extend(torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool())
+        added |= following.extend(
+            torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
+        )
         table = next((table for table in model.family.position_tables if not table.decoder), None)
         if model.hands_globals_down:
             added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
         if table is not None:
             added["position_ids"] = added["position_ids"] + table.first_id(model.config)
-            table.refuse_beyond(int(added["position_ids"].max()) + 1 - table.first_id(model.config), table.tokens(model.config))
+            table.refuse_beyond(
+                int(added["position_ids"].max()) + 1 - table.first_id(model.config), table.tokens(model.config)
+            )
     outputs = forward(model, **{**arguments, **added})
     if isinstance(following, CacheMemory):
         following.close()
@@ -103,12 +115,14 @@ def run_with_memory(
 
 @cache
 def _remembering(output_class: type[Any]) -> type[Any]:
-    """The outputs' class with an additional field ``memory``. Being a field, it survives code that rebuilds outputs (DDP)."""
+    """The outputs' class with an additional field ``memory``. Being a field, it survives code that rebuilds outputs
+    (DDP)."""
     namespace = {
         "__annotations__": {"memory": SegmentMemory | None},
         "__module__": __name__,
         "__doc__": output_class.__doc__,
-        "__reduce__": lambda self: (_remembered, (output_class, dict(self))),  # pickle would look for the class in its module
+        # pickle would look for the class in its module
+        "__reduce__": lambda self: (_remembered, (output_class, dict(self))),
         "memory": None,
     }
     return dataclass(type(f"{output_class.__name__}WithMemory", (output_class,), namespace))

@@ -66,26 +66,35 @@ class HubMixin(_Base):
     """Saving and uploading of a model whose class only this package has."""
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save the model. If it was loaded from a folder with the file of `--remote-code`, it is saved with such a file."""
+        """Save the model. If it was loaded from a folder with the file of `--remote-code`, it is saved with such a
+        file."""
         source, model_type = self.config.name_or_path, str(self.config.model_type)
         super().save_pretrained(save_directory, *args, **kwargs)
         had_code = bool(source) and Path(source, f"modeling_{module_name(model_type)}.py").is_file()
         if had_code and kwargs.get("is_main_process", True):
             importlib.import_module("hf_longattn.hub.push").write_remote_code(save_directory)
 
-    def push_to_hub(self, repo_id: str, *args: Any, private: bool | None = None, token: str | bool | None = None, **arguments: Any) -> Any:
+    def push_to_hub(
+        self, repo_id: str, *args: Any, private: bool | None = None, token: str | bool | None = None, **arguments: Any
+    ) -> Any:
         """As in transformers; ``private`` refuses a repository that exists and is public."""
         if private:
             importlib.import_module("hf_longattn.hub.push").check_login(repo_id, token, private=True)
         return super().push_to_hub(repo_id, *args, private=private, token=token, **arguments)
 
-    def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Mapping[str, float], **arguments: Any) -> str:
-        """Upload as `longattn push` does, with our card instead of transformers' empty one. ``push_to_hub`` calls this with the folder.
+    def _upload_modified_files(
+        self, working_dir: Any, repo_id: str, files_timestamps: Mapping[str, float], **arguments: Any
+    ) -> str:
+        """Upload as `longattn push` does, with our card instead of transformers' empty one. ``push_to_hub`` calls this
+        with the folder.
 
         Args:
-            files_timestamps: name -> time of a file that was there before. It is uploaded only if it has changed since.
+            files_timestamps: name -> time of a file that was there before. It is uploaded only if it has changed
+                since.
         """
-        unchanged = [name for name, time in files_timestamps.items() if Path(working_dir, name).stat().st_mtime <= time]
+        unchanged = [
+            name for name, time in files_timestamps.items() if Path(working_dir, name).stat().st_mtime <= time
+        ]
         push_loaded = importlib.import_module("hf_longattn.hub.push").push_loaded
         address: str = push_loaded(working_dir, repo_id, self.config.name_or_path, leave_out=unchanged, **arguments)
         return address
@@ -96,7 +105,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
 
     family: ClassVar[Family]
     accepts_loss_kwargs: ClassVar[bool]
-    """Whether the loss is divided by ``num_items_in_batch``, the number of labels in a whole step. Trainer reads this."""
+    """Whether the loss is divided by ``num_items_in_batch``, the number of labels in a whole step. Trainer reads
+    this."""
     hands_globals_down: ClassVar[bool] = True
     """Whether the base's heads and layers pass keyword arguments on to attention."""
     annotates_globals: ClassVar[bool] = False
@@ -115,7 +125,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
-        """``forward`` of the Long class, made from the base's. It takes :attr:`added_arguments`, and passes all arguments on by name."""
+        """``forward`` of the Long class, made from the base's. It takes :attr:`added_arguments`, and passes all
+        arguments on by name."""
         signature = inspect.signature(base_forward)
         names = [name for name in signature.parameters if name != "self"]
 
@@ -141,7 +152,9 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
             for name, annotation in cls.added_arguments.items()
         ]
         long_forward: Any = forward
-        long_forward.__signature__ = signature.replace(parameters=[*parameters[: len(parameters) - len(further)], *added, *further])
+        long_forward.__signature__ = signature.replace(
+            parameters=[*parameters[: len(parameters) - len(further)], *added, *further]
+        )
         return long_forward
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
@@ -150,22 +163,30 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
             leave_out_documents(self, arguments)
 
     def post_init(self) -> None:
-        """Called at the end of every base's ``__init__``. Makes the model inside a head a Long model, and attaches mechanisms.
+        """Called at the end of every base's ``__init__``. Makes the model inside a head a Long model, and attaches
+        mechanisms.
 
         Raises:
             OptionError: the mechanisms, or the numbers of heads, are not possible in this model.
         """
         for module in self.modules():
-            long_class = None if module is self or not hasattr(module, "config_class") else self.family.long_class_of(type(module))
+            long_class = (
+                None
+                if module is self or not hasattr(module, "config_class")
+                else self.family.long_class_of(type(module))
+            )
             if long_class is not None:  # the Long class adds no state, so the instance can change its class
                 module.__class__ = long_class
                 module.after_class_swap()
         attention = self.config.long_attention
         if not (self.hands_globals_down or self.annotates_globals):
             chosen = (attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
-            if refused := sorted(name for name, options in chosen if prototype(name, options).capabilities.takes_globals):
+            if refused := sorted(
+                name for name, options in chosen if prototype(name, options).capabilities.takes_globals
+            ):
                 raise OptionError(
-                    f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {refused[0]!r} needs; "
+                    f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism "
+                    f"{refused[0]!r} needs; "
                     "choose one without, for example mechanism='nystrom' or 'window'."
                 )
         if getattr(self.config, KEPT_HEADS, None) is not None:
@@ -192,9 +213,9 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
                 self.embed_positions = type(old)(table.tokens(self.config), old.embedding_dim)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """Run ``base_forward``. In training, the mechanisms' auxiliary losses are added to a mean loss. With ``num_items_in_batch``,
-        Trainer's number of labels in a step, the mean becomes the batch's share of the step's loss. A causal language model that is
-        trained with labels computes logits only when they are read."""
+        """Run ``base_forward``. In training, the mechanisms' auxiliary losses are added to a mean loss. With
+        ``num_items_in_batch``, Trainer's number of labels in a step, the mean becomes the batch's share of the step's
+        loss. A causal language model that is trained with labels computes logits only when they are read."""
         items = arguments.pop("num_items_in_batch", None)
         defers = self.training and any(arguments.get(name) is not None for name in ("labels", "shift_labels"))
         with deferred_logits(self) if defers else nullcontext():
@@ -219,7 +240,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        """Always true for Long classes. transformers would inspect the source of the base, which may not support this (BigBird)."""
+        """Always true for Long classes. transformers would inspect the source of the base, which may not support this
+        (BigBird)."""
         return True
 
     @classmethod
@@ -235,8 +257,11 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         return self.config.resolve_implementation(adjusted)  # kernels from the Hub get windows when they are loaded
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """The base's method, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""
-        return super().get_correct_attn_implementation(self.config.resolve_implementation(requested_attention), is_init_check)
+        """The base's method, for an implementation that computes the mechanisms
+        (``LongConfig.resolve_implementation``)."""
+        return super().get_correct_attn_implementation(
+            self.config.resolve_implementation(requested_attention), is_init_check
+        )
 
     def use_base_attention(self, implementation: str | None = None) -> None:
         """Compute the plain base's attention instead of the mechanisms, with the same weights.
@@ -252,7 +277,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
             setattr(config, BASE_ATTENTION, True)
         try:
             self.set_attn_implementation(implementation or ("sdpa" if self._supports_sdpa else "eager"))
-        except BaseException:  # the implementation cannot be set, for example because it is not installed: keep the mechanisms
+        # the implementation cannot be set, for example because it is not installed: keep the mechanisms
+        except BaseException:
             for config in configs:
                 if config._runs_mechanisms:
                     config.__dict__.pop(BASE_ATTENTION, None)
@@ -274,10 +300,16 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         return loaded
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even if Trainer has
-        overwritten it with the tokenizer's."""
-        tables = [(module, table) for module in self.modules() if (table := getattr(module, "position_table", None)) is not None]
-        counting: list[Any] = [getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"]
+        """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even
+        if Trainer has overwritten it with the tokenizer's."""
+        tables = [
+            (module, table)
+            for module in self.modules()
+            if (table := getattr(module, "position_table", None)) is not None
+        ]
+        counting: list[Any] = [
+            getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"
+        ]
         counted = next((embeddings.padding_idx for embeddings in counting if hasattr(embeddings, "padding_idx")), None)
         config: Any = self.config
         padding = getattr(config, "pad_token_id", None)
@@ -306,11 +338,15 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         return 0 if base is None else base.first_id
 
     def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's positions, starting from :attr:`first_position_id`. transformers counts from 0, even if the model does not."""
+        """The base's positions, starting from :attr:`first_position_id`. transformers counts from 0, even if the model
+        does not."""
         return super()._prepare_position_ids_for_generation(*args, **kwargs) + self.first_position_id
 
-    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Extend ``global_attention_mask`` by the generated token, which is not global. An encoder's mask does not change."""
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Extend ``global_attention_mask`` by the generated token, which is not global. An encoder's mask does not
+        change."""
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if not self.config.is_encoder_decoder and (mask := model_kwargs.get("global_attention_mask")) is not None:
             new = len(model_kwargs["attention_mask"][0]) - mask.shape[1] if "attention_mask" in model_kwargs else 1
@@ -320,13 +356,13 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
 
-        Each call sees, without gradients, as much of earlier calls as its mechanisms do: the last ``memory_length`` tokens with
-        ``transformer_xl``, a state with linear mechanisms, memory tokens with ``recurrent_memory``.
+        Each call sees, without gradients, as much of earlier calls as its mechanisms do: the last ``memory_length``
+        tokens with ``transformer_xl``, a state with linear mechanisms, memory tokens with ``recurrent_memory``.
         ``attention_mask (B, n)`` covers the new tokens. Rows of ``memory_reset (B,)`` start a new document.
 
         Args:
-            positions: ``"continue"`` counts tokens through all segments of a document, ``"restart"`` from 0 in each segment. By default,
-                rotary positions continue, and positions of a table, which is finite, restart.
+            positions: ``"continue"`` counts tokens through all segments of a document, ``"restart"`` from 0 in each
+                segment. By default, rotary positions continue, and positions of a table, which is finite, restart.
 
         Raises:
             InputError: the model is an encoder without memory tokens, or runs another attention implementation.
@@ -339,23 +375,29 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         if not valid or not self.runs_mechanisms:
             return valid
         decoding = [mechanism for mechanism in layer_mechanisms(self) if not mechanism.is_cross_attention]
-        return all(layer.capabilities.recursion is None and (isinstance(layer, Stateful) or steps_by_mask(layer)) for layer in decoding)
+        return all(
+            layer.capabilities.recursion is None and (isinstance(layer, Stateful) or steps_by_mask(layer))
+            for layer in decoding
+        )
 
 
 class LongGenerationMixin(_Base):
     """Mixin for models that generate. It comes before the other mixins."""
 
     def _validate_generation_mode(self, generation_mode: str, generation_config: Any, *args: Any) -> None:
-        """The base's checks. ``full_decoding`` is refused if calls for new tokens have several queries, as prompts do."""
+        """The base's checks. ``full_decoding`` is refused if calls for new tokens have several queries, as prompts
+        do."""
         super()._validate_generation_mode(generation_mode, generation_config, *args)
         assisted = generation_mode == "assisted_generation"
         if not (assisted or generation_config.use_cache is False) or not self.runs_mechanisms:
             return
         if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(self)):
-            problem = "assisted decoding (assistant_model, prompt_lookup_num_tokens)" if assisted else "use_cache=False"
+            problem = (
+                "assisted decoding (assistant_model, prompt_lookup_num_tokens)" if assisted else "use_cache=False"
+            )
             raise InputError(
-                f"full_decoding needs a cache and steps of one token, and {problem} rules them out; leave that out, or convert without "
-                "full_decoding."
+                f"full_decoding needs a cache and steps of one token, and {problem} rules them out; leave that out, "
+                "or convert without full_decoding."
             )
 
     def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
@@ -393,10 +435,17 @@ class LongGenerationMixin(_Base):
                 chosen, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
             )
         base = self.running_base
-        if base is not None and base.recursion is not None and self.runs_mechanisms:  # segments have no cache: each step reads the text
+        # segments have no cache: each step reads the text
+        if base is not None and base.recursion is not None and self.runs_mechanisms:
             if inputs_embeds is not None:
-                raise InputError("A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids.")
-            uncached = {name: value for name, value in kwargs.items() if name not in (CACHE, "position_ids", "next_sequence_length")}
+                raise InputError(
+                    "A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids."
+                )
+            uncached = {
+                name: value
+                for name, value in kwargs.items()
+                if name not in (CACHE, "position_ids", "next_sequence_length")
+            }
             return {**super().prepare_inputs_for_generation(input_ids, **uncached), "use_cache": False}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         if self.config.is_encoder_decoder or not self.runs_mechanisms:
@@ -407,7 +456,10 @@ class LongGenerationMixin(_Base):
         mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
         seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
         if isinstance(seen, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2:
-            width, new = cache.get_max_length(), inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+            width, new = (
+                cache.get_max_length(),
+                inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"],
+            )
             inputs["attention_mask"] = filled_columns(len(mask), width, seen + new.shape[1], mask)
             if tokens is not None:
                 inputs["global_attention_mask"] = nn.functional.pad(tokens, (0, width - tokens.shape[1]))
@@ -422,9 +474,11 @@ class LongBaseModelMixin(LongAttentionMixin):
     """The modules with a mechanism."""
     is_rotary: bool = False
     has_encoder: Any = False
-    """Whether the model is a decoder that reads an encoder's output. ``global_attention_mask`` is then for the encoder."""
+    """Whether the model is a decoder that reads an encoder's output. ``global_attention_mask`` is then for the
+    encoder."""
     first_id: int = 0
-    """The first ``position_ids`` of a text. Set once, because Trainer may later change ``config.pad_token_id``, on which it depends."""
+    """The first ``position_ids`` of a text. Set once, because Trainer may later change ``config.pad_token_id``, on
+    which it depends."""
     longest: int = 0
     """The number of tokens for which the position table has rows."""
     recursion: Recursion | None = None
@@ -436,8 +490,9 @@ class LongBaseModelMixin(LongAttentionMixin):
     exact_length: int | None = None
     """Maximum length of batches with the source's positions. In longer batches, positions start after left padding.
 
-    It is the length up to which layers have full attention. 0 for an encoder that never computes the source's attention, and for an
-    encoder with rotary positions, for which the start does not matter. ``None``: every batch has the source's positions."""
+    It is the length up to which layers have full attention. 0 for an encoder that never computes the source's
+    attention, and for an encoder with rotary positions, for which the start does not matter. ``None``: every batch has
+    the source's positions."""
 
     def after_attach(self) -> None:
         """Store facts about layers and positions that every call needs, and add memory tokens.
@@ -462,10 +517,13 @@ class LongBaseModelMixin(LongAttentionMixin):
             self.exact_length = min(filter(None, short), default=None)
             if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
                 computes_source = all(layer.covers(self.config.max_position_embeddings) for layer in layers)
-                self.exact_length = None if computes_source or any(not layer.capabilities.ignores_padding for layer in layers) else 0
+                self.exact_length = (
+                    None if computes_source or any(not layer.capabilities.ignores_padding for layer in layers) else 0
+                )
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """Check inputs, find documents and global tokens, and run ``base_forward``, in segments if there are memory tokens.
+        """Check inputs, find documents and global tokens, and run ``base_forward``, in segments if there are memory
+        tokens.
 
         Raises:
             InputError: masks or documents do not fit, or the text is too long.
@@ -475,7 +533,8 @@ class LongBaseModelMixin(LongAttentionMixin):
         if self.has_encoder:
             arguments.pop("global_attention_mask", None)
         for name in ("global_attention_mask", "documents", "seq_idx"):
-            if (value := arguments.get(name)) is not None and value.dim() == 3:  # multiple-choice heads flatten (B, choices, N)
+            # multiple-choice heads flatten (B, choices, N)
+            if (value := arguments.get(name)) is not None and value.dim() == 3:
                 arguments[name] = value.flatten(0, 1)
         runs = self.runs_mechanisms
         self.check_inputs(arguments, runs)
@@ -486,7 +545,9 @@ class LongBaseModelMixin(LongAttentionMixin):
                     mechanism = module.long_attention
                     if not isinstance(mechanism, Mechanism) or mechanism.capabilities.takes_globals:
                         chosen = global_token_ids(self)
-                        tokens = None if chosen is None else global_tokens_of(chosen, arguments, arguments.get("documents"))
+                        tokens = (
+                            None if chosen is None else global_tokens_of(chosen, arguments, arguments.get("documents"))
+                        )
                         break
             if tokens is not None:
                 arguments["global_attention_mask"] = for_one_pass(tokens)
@@ -507,19 +568,26 @@ class LongBaseModelMixin(LongAttentionMixin):
         """
         if runs and arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
-        tokens, positions, mask = arguments.get("input_ids"), arguments.get("position_ids"), arguments.get("attention_mask")
+        tokens, positions, mask = (
+            arguments.get("input_ids"),
+            arguments.get("position_ids"),
+            arguments.get("attention_mask"),
+        )
         tokens = arguments.get("inputs_embeds") if tokens is None else tokens
         if torch.compiler.is_compiling() and positions is None and mask is None:
             rule_out_packing(arguments)
         if not runs and arguments.pop("documents", None) is not None:
             raise InputError(
-                "Only mechanisms keep documents apart; call model.set_attn_implementation('longattn'), or leave documents out."
+                "Only mechanisms keep documents apart; call model.set_attn_implementation('longattn'), or leave "
+                "documents out."
             )
         if runs and (positions is not None or getattr(mask, "ndim", 2) == 4 or not DOCUMENTS.isdisjoint(arguments)):
             find_documents(self, arguments)
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
         if tokens is not None and self.exact_length is not None and positions is None and mask is not None:
-            arguments["position_ids"] = self.own_positions(arguments, (tokens.shape[0], tokens.shape[1]), tokens.device)
+            arguments["position_ids"] = self.own_positions(
+                arguments, (tokens.shape[0], tokens.shape[1]), tokens.device
+            )
         if self.position_table is not None and (self.recursion is None or not runs):
             is_long = arguments.get(CACHE) is not None or (tokens is not None and tokens.shape[1] > self.longest)
             if is_long:  # may still fit: in some models, padding has no position
@@ -528,7 +596,8 @@ class LongBaseModelMixin(LongAttentionMixin):
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """Default ``position_ids (B, N)``, for calls without them.
 
-        In batches longer than ``exact_length``, they start after left padding. Shorter batches have the source's positions.
+        In batches longer than ``exact_length``, they start after left padding. Shorter batches have the source's
+        positions.
         """
         table, first = None if self.is_rotary else self.position_table, self.first_id
         real: Tensor | None = None
@@ -542,7 +611,12 @@ class LongBaseModelMixin(LongAttentionMixin):
         free = torch.compiler.is_exporting() and of_any_length(shape[1])
         if isinstance(mask, Tensor) and mask.dim() == 4 and not in_graph():
             mask = simplified_mask(mask, shape[0], causal=False)
-        if getattr(self.config, BASE_ATTENTION, False) or self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+        if (
+            getattr(self.config, BASE_ATTENTION, False)
+            or self.exact_length is None
+            or not isinstance(mask, Tensor)
+            or mask.dim() != 2
+        ):
             return positions
         if not free and shape[1] <= self.exact_length:
             return positions
@@ -569,10 +643,13 @@ TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_res
 
 
 def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str, ...] = TEXT_ARGUMENTS) -> None:
-    """Remove arguments for texts from ``keywords`` if they are ``None``. Raises :class:`InputError` if one of them has a value."""
+    """Remove arguments for texts from ``keywords`` if they are ``None``. Raises :class:`InputError` if one of them has
+    a value."""
     for name in names:
         if keywords.pop(name, None) is not None:
-            raise InputError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")
+            raise InputError(
+                f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out."
+            )
 
 
 def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:

@@ -1,8 +1,8 @@
 """A text backbone that also reads images and recordings, with embedders of patches and frames in front of its layers.
 
-A convolution embeds the patches of an image, and learned rows and columns encode their positions. Convolutions along time shorten a
-spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. For its
-attention, patches are therefore a one-dimensional sequence, row by row.
+A convolution embeds the patches of an image, and learned rows and columns encode their positions. Convolutions along
+time shorten a spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone
+adds its own positions. For its attention, patches are therefore a one-dimensional sequence, row by row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    ModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
@@ -54,9 +59,14 @@ class ImageInput:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
-        if len(self.size) != 2 or min(*self.size, self.patch, self.channels) < 1 or any(side % self.patch for side in self.size):
+        if (
+            len(self.size) != 2
+            or min(*self.size, self.patch, self.channels) < 1
+            or any(side % self.patch for side in self.size)
+        ):
             raise InputError(
-                f"Images of {' × '.join(map(str, self.size))} pixels are not filled by patches of {self.patch} × {self.patch}; give a "
+                f"Images of {' × '.join(map(str, self.size))} pixels are not filled by patches of {self.patch} × "
+                f"{self.patch}; give a "
                 "height and a width that are multiples of the patch, for example 224 224 and 16."
             )
 
@@ -133,7 +143,8 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def long_image_size(self) -> tuple[int, int] | None:
-        """Height and width of the images that the model reads, under the name of this field in Long configs of images."""
+        """Height and width of the images that the model reads, under the name of this field in Long configs of
+        images."""
         return None if self.images is None else self.images.size
 
 
@@ -166,7 +177,8 @@ class Embedder(nn.Module):
         self.kind = nn.Embedding(2, width)  # the first token, and the embedding added to all
 
     def with_first(self, tokens: Tensor) -> Tensor:
-        """Prepend the learned first token: ``(B, N, D)`` -> ``(B, 1 + N, D)``. Adds the learned embedding to all tokens."""
+        """Prepend the learned first token: ``(B, N, D)`` -> ``(B, 1 + N, D)``. Adds the learned embedding to all
+        tokens."""
         first = self.kind.weight[:1].expand(len(tokens), 1, -1)
         return torch.cat([first, tokens], 1) + self.kind.weight[1]
 
@@ -182,11 +194,13 @@ class PatchEmbedder(Embedder):
         self.columns = nn.Embedding(images.grid.sizes[1], width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``. Raises :class:`InputError` if the images have another size."""
+        """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``. Raises :class:`InputError` if the images have another
+        size."""
         expected = (self.images.channels, *self.images.size)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
             raise InputError(
-                f"The images are {' × '.join(map(str, pixels.shape[1:]))}, but this model reads {' × '.join(map(str, expected))} "
+                f"The images are {' × '.join(map(str, pixels.shape[1:]))}, but this model reads "
+                f"{' × '.join(map(str, expected))} "
                 "(colours, height, width); resize them with the model's image processor."
             )
         cells = self.patches(pixels.to(self.patches.weight.dtype)).permute(0, 2, 3, 1)
@@ -194,7 +208,8 @@ class PatchEmbedder(Embedder):
 
 
 class FrameEmbedder(Embedder):
-    """Spectrograms as tokens. Each frame is normalised over its features, then convolutions along time halve the number of frames."""
+    """Spectrograms as tokens. Each frame is normalised over its features, then convolutions along time halve the
+    number of frames."""
 
     def __init__(self, sound: AudioInput, width: int) -> None:
         super().__init__(width)
@@ -202,7 +217,9 @@ class FrameEmbedder(Embedder):
         self.norm = nn.LayerNorm(sound.features)
         self.steps = [2] * (sound.subsampling.bit_length() - 1) or [1]
         inputs = [sound.features, *[width] * (len(self.steps) - 1)]
-        self.convolutions = nn.ModuleList(nn.Conv1d(size, width, 3, step, 1) for size, step in zip(inputs, self.steps, strict=True))
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(size, width, 3, step, 1) for size, step in zip(inputs, self.steps, strict=True)
+        )
 
     def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """``features (B, T, F)`` as ``(B, 1 + N, D)`` with the tokens' mask. The frames' mask is ``(B, T)``.
@@ -238,8 +255,8 @@ class LongMultimodalPreTrainedModel(HubMixin, PreTrainedModel):
 class LongMultimodalModel(LongMultimodalPreTrainedModel):
     """A text backbone with embedders of images and recordings.
 
-        model = LongMultimodalModel.of(LongBertModel.from_pretrained("bert-4096"), images=ImageInput((224, 224), patch=16))
-        model(input_ids=…), model(pixel_values=…)
+        model = LongMultimodalModel.of(LongBertModel.from_pretrained("bert-4096"), images=ImageInput((224, 224),
+        patch=16)) model(input_ids=…), model(pixel_values=…)
 
     Args:
         text_model: the backbone; by default a new one from the config.
@@ -252,28 +269,38 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     def __init__(self, config: LongMultimodalConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.text_model = (
-            new_model(AutoModel, config.text_config, **without_pooler(config.text_config)) if text_model is None else text_model
+            new_model(AutoModel, config.text_config, **without_pooler(config.text_config))
+            if text_model is None
+            else text_model
         )
         check_backbone(self.text_model)
         width = self.text_model.get_input_embeddings().weight.shape[1]
         makers = {"images": PatchEmbedder, "sound": FrameEmbedder}
         embedders = {name: makers[name](read, width) for name, read in config.embedded.items()}
-        images, self.image_embedder, self.audio_embedder = config.images, embedders.get("images"), embedders.get("sound")
+        images, self.image_embedder, self.audio_embedder = (
+            config.images,
+            embedders.get("images"),
+            embedders.get("sound"),
+        )
         self.longest = longest_input(self.text_model.config)
         if images is not None and self.longest is not None and images.grid.cells + 1 > self.longest:
             raise InputError(
-                f"Images of {' × '.join(map(str, images.size))} pixels in patches of {images.patch} are {images.grid.cells + 1:,} "
-                f"tokens, but the backbone reads {self.longest:,}; give larger patches, or convert it with --max-length "
+                f"Images of {' × '.join(map(str, images.size))} pixels in patches of {images.patch} are "
+                f"{images.grid.cells + 1:,} tokens, but the backbone reads {self.longest:,}; give larger patches, or "
+                "convert it with --max-length "
                 f"{images.grid.cells + 1}."
             )
         self.post_init()
 
     @classmethod
-    def of(cls, text_model: PreTrainedModel, *, images: ImageInput | None = None, sound: AudioInput | None = None) -> LongMultimodalModel:
+    def of(
+        cls, text_model: PreTrainedModel, *, images: ImageInput | None = None, sound: AudioInput | None = None
+    ) -> LongMultimodalModel:
         """A model on a backbone, with new embedders."""
         inputs = {"image": images, "audio": sound}
         fields = {name: None if kind is None else dataclasses.asdict(kind) for name, kind in inputs.items()}
-        implementation = attention_implementation(text_model.config)  # setting it in a config also sets it in its parts
+        # setting it in a config also sets it in its parts
+        implementation = attention_implementation(text_model.config)
         config = LongMultimodalConfig(text_config=text_model.config, architectures=[cls.__name__], **fields)
         text_model.set_attn_implementation(implementation)
         return cls(config, text_model)
@@ -281,7 +308,10 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     def with_embedders(self, **inputs: Any) -> LongMultimodalModel:
         """This model, with new embedders for inputs that it does not read yet: the arguments of :meth:`of`."""
         new = type(self).of(self.text_model, **self.config.embedded, **inputs)
-        new.image_embedder, new.audio_embedder = self.image_embedder or new.image_embedder, self.audio_embedder or new.audio_embedder
+        new.image_embedder, new.audio_embedder = (
+            self.image_embedder or new.image_embedder,
+            self.audio_embedder or new.audio_embedder,
+        )
         return new
 
     def get_input_embeddings(self) -> nn.Module:
@@ -315,7 +345,9 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         inputs = {TEXTS: input_ids, IMAGES: pixel_values, SOUND: input_features}
         names = [name for name, value in inputs.items() if value is not None]
         if len(names) != 1:
-            raise OptionError(f"A batch is of one kind; give one of {', '.join(inputs)}, not {' and '.join(names) or 'none'}.")
+            raise OptionError(
+                f"A batch is of one kind; give one of {', '.join(inputs)}, not {' and '.join(names) or 'none'}."
+            )
         if input_ids is not None:
             arguments = {TEXTS: input_ids, "attention_mask": attention_mask}
         else:
@@ -325,18 +357,23 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
                 first = torch.arange(embeddings.shape[1], device=embeddings.device) == 0
                 arguments["global_attention_mask"] = first.long().expand(embeddings.shape[:2])
         outputs = self.text_model(**arguments, **{**kwargs, "return_dict": True})
-        return LongMultimodalOutput(outputs.last_hidden_state, attention_mask, outputs.get("hidden_states"), outputs.get("attentions"))
+        return LongMultimodalOutput(
+            outputs.last_hidden_state, attention_mask, outputs.get("hidden_states"), outputs.get("attentions")
+        )
 
-    def embedded(self, pixels: Tensor | None, features: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The embeddings ``(B, N, D)`` of images or recordings, and the mask of their tokens; ``None`` = no padding."""
+    def embedded(
+        self, pixels: Tensor | None, features: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The embeddings ``(B, N, D)`` of images or recordings, and the mask of their tokens; ``None`` = no
+        padding."""
         if pixels is not None:
             return self._embedder("image")(pixels), None
         assert features is not None
         embeddings, mask = self._embedder("audio")(features, mask)
         if self.longest is not None and embeddings.shape[1] > self.longest:
             raise InputError(
-                f"Audio of {features.shape[1]:,} frames is {embeddings.shape[1]:,} tokens, but the backbone reads {self.longest:,}; "
-                f"cut it, or convert the backbone with --max-length {embeddings.shape[1]}."
+                f"Audio of {features.shape[1]:,} frames is {embeddings.shape[1]:,} tokens, but the backbone reads "
+                f"{self.longest:,}; cut it, or convert the backbone with --max-length {embeddings.shape[1]}."
             )
         return embeddings, mask
 
@@ -344,7 +381,10 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         embedder = getattr(self, f"{name}_embedder")
         if embedder is None:
             kind = {"image": "images", "audio": "audio"}[name]
-            raise BackendError(f"This model has no embedder of {kind}; train one with longattn train multitask and a task of kind {kind}.")
+            raise BackendError(
+                f"This model has no embedder of {kind}; train one with longattn train multitask and a task of kind "
+                f"{kind}."
+            )
         return embedder
 
 
@@ -373,7 +413,8 @@ class _OfInput(LongMultimodalHead):
     """A head with one class per input, from the mean of its tokens."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> SequenceClassifierOutput:
-        """The class scores of each input, ``(B, classes)``, and with ``labels (B,)`` the loss. ``inputs``: arguments of the model."""
+        """The class scores of each input, ``(B, classes)``, and with ``labels (B,)`` the loss. ``inputs``: arguments
+        of the model."""
         outputs = self.multimodal(**inputs)
         hidden, mask = outputs.last_hidden_state, outputs.token_mask
         if mask is None:
@@ -405,7 +446,8 @@ class LongMultimodalForTokenClassification(LongMultimodalHead):
     """Classifies the tokens of texts."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
-        """The class scores of each token, ``(B, N, classes)``, and the loss if there are ``labels (B, N)`` (-100 = none)."""
+        """The class scores of each token, ``(B, N, classes)``, and the loss if there are ``labels (B, N)`` (-100 =
+        none)."""
         outputs = self.multimodal(**inputs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
@@ -422,21 +464,29 @@ class LongMultimodalForQuestionAnswering(LongMultimodalHead):
     def forward(
         self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs: Any
     ) -> QuestionAnsweringModelOutput:
-        """Start and end scores of every token, ``(B, N)`` each, and the loss with ``start_positions`` and ``end_positions (B,)``."""
+        """Start and end scores of every token, ``(B, N)`` each, and the loss with ``start_positions`` and
+        ``end_positions (B,)``."""
         outputs = self.multimodal(**inputs)
         starts, ends = self.classifier(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = (F.cross_entropy(starts.float(), start_positions) + F.cross_entropy(ends.float(), end_positions)) / 2
+            loss = (
+                F.cross_entropy(starts.float(), start_positions) + F.cross_entropy(ends.float(), end_positions)
+            ) / 2
         return QuestionAnsweringModelOutput(loss, starts, ends, outputs.hidden_states, outputs.attentions)
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
-    """The keyword argument that builds a base model without a pooler, if there is one. Heads use the mean of all tokens instead."""
+    """The keyword argument that builds a base model without a pooler, if there is one. Heads use the mean of all
+    tokens instead."""
     known = auto_mapping(AutoModel)
     base = known[type(config)] if known is not None and type(config) in known else None
     base = base[0] if isinstance(base, tuple) else base
-    return {"add_pooling_layer": False} if base is not None and "add_pooling_layer" in inspect.signature(base.__init__).parameters else {}
+    return (
+        {"add_pooling_layer": False}
+        if base is not None and "add_pooling_layer" in inspect.signature(base.__init__).parameters
+        else {}
+    )
 
 
 def check_backbone(model: PreTrainedModel) -> None:
@@ -448,9 +498,14 @@ def check_backbone(model: PreTrainedModel) -> None:
     name, embeddings = type(model).__name__, model.get_input_embeddings()
     takes = "inputs_embeds" in inspect.signature(model.forward).parameters
     if not takes or not isinstance(embeddings, nn.Embedding) or model.config.is_encoder_decoder:
-        raise BackendError(f"{name} is not an encoder or decoder of texts that takes inputs_embeds; take one, such as a converted BERT.")
-    if grids := sorted({mechanism.name for mechanism in with_members(layer_mechanisms(model)) if reads_grid(mechanism)}):
         raise BackendError(
-            f"The mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches and frames in one line; "
-            "convert it with a mechanism of one dimension, such as window."
+            f"{name} is not an encoder or decoder of texts that takes inputs_embeds; take one, such as a converted "
+            "BERT."
+        )
+    if grids := sorted(
+        {mechanism.name for mechanism in with_members(layer_mechanisms(model)) if reads_grid(mechanism)}
+    ):
+        raise BackendError(
+            f"The mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches "
+            "and frames in one line; convert it with a mechanism of one dimension, such as window."
         )

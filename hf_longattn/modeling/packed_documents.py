@@ -1,4 +1,5 @@
-"""Documents packed into one row: finds them in the arguments of a call, and refuses calls in which nothing separates them."""
+"""Documents packed into one row: finds them in the arguments of a call, and refuses calls in which nothing separates
+them."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ CANNOT_TELL = "cannot tell its attention where each starts"
 
 
 def find_documents(model: Any, arguments: dict[str, Any]) -> None:
-    """Set ``documents (B, N)`` of a Long base model's call, from document numbers, offsets or positions that restart."""
+    """Set ``documents (B, N)`` of a Long base model's call, from document numbers, offsets or positions that
+    restart."""
     if not in_graph():
         for name, value in arguments.items():
             if name in DOCUMENTS or (name == "attention_mask" and getattr(value, "ndim", 0) == 4):
@@ -49,7 +51,8 @@ def find_documents(model: Any, arguments: dict[str, Any]) -> None:
         if not restarts.any():
             return
         documents = restarts.cumsum(1).expand(shape)
-    if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # each row is a single document
+    # each row is a single document
+    if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):
         return
     if (refusal := refusal_of_documents(model, arguments)) is not None:
         raise InputError(refusal)
@@ -77,7 +80,9 @@ def _restarts(arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     real, columns = mask.bool(), torch.arange(shape[1], device=positions.device)
     before = torch.where(real, columns, -1).cummax(1).values[:, :-1]
     positions = positions.expand(shape)
-    return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
+    return nn.functional.pad(
+        real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0)
+    )
 
 
 def _begins_anew(model: Any, arguments: dict[str, Any]) -> bool:
@@ -108,20 +113,27 @@ def refusal_of_documents(model: Any, arguments: dict[str, Any]) -> str | None:
     if arguments.get("use_cache") or arguments.get(CACHE) is not None:
         return WITH_A_CACHE
     if model.position_table is not None and not model.takes_positions:
-        return f"{PACKED_DOCUMENTS} {type(model).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
+        return (
+            f"{PACKED_DOCUMENTS} {type(model).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
+        )
     return None
 
 
 def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str | None:
-    """Why a traced graph cannot have several documents in a row of ``length`` tokens. ``None`` if transformers' mask separates them. That
-    suffices for mechanisms that depend only on distances and contents."""
+    """Why a traced graph cannot have several documents in a row of ``length`` tokens. ``None`` if transformers' mask
+    separates them. That suffices for mechanisms that depend only on distances and contents."""
     if model.mixes_beside_attention:
         return f"{MIXED} {OWN_ROWS}"
     causal = any(is_causal(module) for module in model.modules() if hasattr(module, "long_attention"))
     if not causal:
-        return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
+        return (
+            f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or "
+            f"{OWN_ROWS}"
+        )
     for mechanism in model.modules():
-        if isinstance(mechanism, Mechanism) and (model.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
+        if isinstance(mechanism, Mechanism) and (
+            model.recursion is not None or not takes_masked_documents(mechanism, length, causal)
+        ):
             return packing_refused(mechanism)
     if getattr(model.config, "use_cache", False) if use_cache is None else use_cache:
         return WITH_A_CACHE
@@ -129,7 +141,8 @@ def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str 
 
 
 def rule_out_packing(arguments: dict[str, Any]) -> None:
-    """Pass a mask of ones. Without a mask, transformers would build an N×N mask for packed documents in a causal model."""
+    """Pass a mask of ones. Without a mask, transformers would build an N×N mask for packed documents in a causal
+    model."""
     tokens = input_of(arguments)
     if arguments.get("attention_mask") is None and arguments.get(CACHE) is None and tokens is not None:
         arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
@@ -142,12 +155,15 @@ def seen_before(arguments: Mapping[str, Any]) -> bool:
 
 
 def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
-    """Refuse global tokens and packed documents for a model that cannot pass them to its layers. Accept one document per row.
+    """Refuse global tokens and packed documents for a model that cannot pass them to its layers. Accept one document
+    per row.
 
     Raises:
         InputError: global tokens or several documents in a row were given.
     """
-    if arguments.get("global_attention_mask") is not None and not (model.annotates_globals or model.hands_globals_down):
+    if arguments.get("global_attention_mask") is not None and not (
+        model.annotates_globals or model.hands_globals_down
+    ):
         raise InputError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
     tokens = input_of(arguments)
     if tokens is None or DOCUMENTS.isdisjoint(arguments):
@@ -156,7 +172,9 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
         raise InputError(WITH_A_CACHE)
     of_choices = tokens.dim() == 3 and "input_ids" in arguments  # (B, choices, N)
     rows = tokens.flatten(0, 1) if of_choices else tokens
-    numbers = {name: arguments[name].flatten(0, 1) if of_choices else arguments[name] for name in DOCUMENTS & arguments.keys()}
+    numbers = {
+        name: arguments[name].flatten(0, 1) if of_choices else arguments[name] for name in DOCUMENTS & arguments.keys()
+    }
     documents = documents_of(numbers, (rows.shape[0], rows.shape[1]))
     if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
         raise InputError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")

@@ -11,7 +11,8 @@ from .family.registration import register_pipelines
 
 
 class PageQuestionAnsweringPipeline(DocumentQuestionAnsweringPipeline):
-    """transformers' pipeline, which treats subclasses of ``LayoutLMConfig`` as LayoutLM: their tokenizers take no boxes.
+    """transformers' pipeline, which treats subclasses of ``LayoutLMConfig`` as LayoutLM: their tokenizers take no
+    boxes.
 
     The base class gives ``boxes=`` to the tokenizer of every config whose class has another name.
     """

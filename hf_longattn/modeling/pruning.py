@@ -1,7 +1,7 @@
 """Attention with fewer heads in some layers: removes heads, and builds models with pruned layers.
 
-``kept_heads`` in a Long config maps pruned layers to their number of heads, ``{"0": 7, "3": 2}``. With grouped queries, it counts
-key-value heads, each with its group of query heads.
+``kept_heads`` in a Long config maps pruned layers to their number of heads, ``{"0": 7, "3": 2}``. With grouped
+queries, it counts key-value heads, each with its group of query heads.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Heads:
         counts = dict.fromkeys(QUERY_COUNTS, len(index) * self.queries)
         counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * columns)
         for name, value in counts.items():
-            if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:  # mechanisms read this name first
+            # mechanisms read this name first
+            if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:
                 setattr(module, name, value)
         mechanism = getattr(module, "long_attention", None)
         if isinstance(mechanism, Mechanism):
@@ -61,7 +62,8 @@ class Heads:
                 tensors[name].data = tensors[name].data[spread(index, self.queries)].clone()
 
     def check(self) -> None:
-        """Raise :class:`OptionError` if a norm spans all heads, or if a mechanism's parameters cannot be divided by heads."""
+        """Raise :class:`OptionError` if a norm spans all heads, or if a mechanism's parameters cannot be divided by
+        heads."""
         mechanism = getattr(self.site.module, "long_attention", None)
         widths = {layer.out_features for layer in self.projections} - {self.width}
         for name, module in self.site.module.named_children():
@@ -69,48 +71,59 @@ class Heads:
                 continue
             if any(values.dim() == 1 and len(values) in widths for values in module.parameters()):
                 raise OptionError(
-                    f"{type(self.site.module).__name__} normalises all heads together ({name}), so none can be cut out; choose --method "
-                    "prune-ffn, or bf16."
+                    f"{type(self.site.module).__name__} normalises all heads together ({name}), so none can be cut "
+                    "out; choose --method prune-ffn, or bf16."
                 )
         if not isinstance(mechanism, Mechanism):
             return
         by_head = mechanism.relative is not None and mechanism.relative.differs_by_head
         if by_head or (mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters())):
             what = "relative positions that differ by head" if by_head else "parameters that are not laid out by heads"
-            raise OptionError(f"Mechanism {mechanism.name!r} has {what}, so no heads can be cut out; choose --method prune-ffn, or int8.")
+            raise OptionError(
+                f"Mechanism {mechanism.name!r} has {what}, so no heads can be cut out; choose --method prune-ffn, or "
+                "int8."
+            )
 
 
 def spread(index: Tensor, width: int) -> Tensor:
-    """Entry indices of the given units (heads, for example). Unit ``i`` has the ``width`` entries that start at ``i * width``."""
+    """Entry indices of the given units (heads, for example). Unit ``i`` has the ``width`` entries that start at
+    ``i * width``."""
     return (index[:, None] * width + torch.arange(width)).flatten()
 
 
 @torch.no_grad()
 def cut(layer: nn.Linear, index: Tensor, dim: int) -> None:
     """Reduce a linear layer to some outputs (``dim=0``) or inputs (``dim=1``), in place."""
-    layer.weight = nn.Parameter(layer.weight.index_select(dim, index.to(layer.weight.device)), layer.weight.requires_grad)
+    layer.weight = nn.Parameter(
+        layer.weight.index_select(dim, index.to(layer.weight.device)), layer.weight.requires_grad
+    )
     if dim == 0 and layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.index_select(0, index.to(layer.bias.device)), layer.bias.requires_grad)
     layer.out_features, layer.in_features = layer.weight.shape
 
 
 def heads_of(model: nn.Module) -> list[Heads]:
-    """The heads of every self-attention. Raises :class:`OptionError` if there is a layer whose heads cannot be removed."""
+    """The heads of every self-attention. Raises :class:`OptionError` if there is a layer whose heads cannot be
+    removed."""
     layers = []
     for site in attention_sites(model):
         if site.cross:
             continue
         parameters = own_projections(site.module)
         names = [parameters[f"{part}.weight"] for part in ("query", "key", "value") if f"{part}.weight" in parameters]
-        parts: Any = [site.module.get_submodule(projection.name.rpartition(".")[0]) for projection in names if projection.split is None]
+        parts: Any = [
+            site.module.get_submodule(projection.name.rpartition(".")[0])
+            for projection in names
+            if projection.split is None
+        ]
         projections = attention_projections(model, site.name)
         output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None
         widths = (getattr(site.module, name, None) for name in ("head_dim", "attention_head_size"))
         width = next((width for width in widths if isinstance(width, int)), None)
         if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
             raise OptionError(
-                f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and outputs are not projected "
-                "by four linear layers; choose --method prune-ffn, or bf16."
+                f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and "
+                "outputs are not projected by four linear layers; choose --method prune-ffn, or bf16."
             )
         count = parts[1].out_features // width
         queries = parts[0].out_features // parts[1].out_features
@@ -125,12 +138,17 @@ def cut_as_configured(model: Any) -> None:
         OptionError: ``kept_heads`` is not a mapping from layers to possible numbers of heads.
     """
     counts = getattr(model.config, KEPT_HEADS)
-    if not isinstance(counts, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in counts.items()):
-        raise OptionError(f"{KEPT_HEADS} is {counts!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}.")
+    if not isinstance(counts, Mapping) or not all(
+        str(layer).isdigit() and isinstance(count, int) for layer, count in counts.items()
+    ):
+        raise OptionError(
+            f"{KEPT_HEADS} is {counts!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}."
+        )
     layers = {str(heads.site.layer): heads for heads in heads_of(model)}
     for layer, count in counts.items():
         heads = layers.get(str(layer))
-        before = (getattr(model.config, name, None) for name in (*KEY_COUNTS, *QUERY_COUNTS))  # the number of heads without pruning
+        # the number of heads without pruning
+        before = (getattr(model.config, name, None) for name in (*KEY_COUNTS, *QUERY_COUNTS))
         most = next((value for value in before if isinstance(value, int)), 0 if heads is None else heads.count)
         if heads is None or not 1 <= count <= most:
             raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")
@@ -147,4 +165,8 @@ def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         tensors = type(model)(config).state_dict()
     cut = model.state_dict()
-    return {name: tuple(values.shape) for name, values in tensors.items() if name in cut and cut[name].shape != values.shape}
+    return {
+        name: tuple(values.shape)
+        for name, values in tensors.items()
+        if name in cut and cut[name].shape != values.shape
+    }

@@ -25,8 +25,8 @@ class LongAudioMixin(LongAttentionMixin):
         refuse_text_arguments(self, arguments)
         if GLOBAL_MASK in arguments and not self.family.spec.hands_keywords_down:
             raise InputError(
-                f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global frames by "
-                "the mechanism's option, for example global_tokens=0."
+                f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global "
+                "frames by the mechanism's option, for example global_tokens=0."
             )
 
 

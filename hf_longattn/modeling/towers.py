@@ -22,33 +22,39 @@ REFUSED_ARGUMENTS = ("global_attention_mask", *TEXT_ARGUMENTS)
 
 
 class LongTowersMixin(LongAttentionMixin):
-    """Mixin before the base's model class with towers ``text_model``, ``vision_model`` …. They are named as in the config's
-    ``tower_classes``."""
+    """Mixin before the base's model class with towers ``text_model``, ``vision_model`` …. They are named as in the
+    config's ``tower_classes``."""
 
     added_arguments: ClassVar[Mapping[str, str]] = {}
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
-        """Refuse arguments for texts, because the base passes keywords to every tower. Require the input of every tower."""
+        """Refuse arguments for texts, because the base passes keywords to every tower. Require the input of every
+        tower."""
         for name in REFUSED_ARGUMENTS:
             if arguments.pop(name, None) is not None:
                 raise InputError(
-                    f"{name} is for texts, and {type(self).__name__} hands it to every tower; call get_text_features(input_ids, "
+                    f"{name} is for texts, and {type(self).__name__} hands it to every tower; call "
+                    "get_text_features(input_ids, "
                     f"{name}=...) and get_image_features instead."
                 )
-        if missing := next((name for tower in self.towers.values() if arguments.get(name := tower.main_input_name) is None), None):
+        if missing := next(
+            (name for tower in self.towers.values() if arguments.get(name := tower.main_input_name) is None), None
+        ):
             raise LongAttentionError(
-                f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call get_text_features "
-                "for texts alone, and get_image_features for images."
+                f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call "
+                "get_text_features for texts alone, and get_image_features for images."
             )
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         for tower in config.towers.values():
-            if attention_implementation(tower) is None:  # the base's class, used at first, would choose its own implementation
+            # the base's class, used at first, would choose its own implementation
+            if attention_implementation(tower) is None:
                 setattr(tower, IMPLEMENTATION_FIELD, BACKEND)
         super().__init__(config, *args, **kwargs)
 
     def post_init(self) -> None:
-        """Called at the end of the base's ``__init__``. Attaches mechanisms to each tower, as in a model of its own."""
+        """Called at the end of the base's ``__init__``. Attaches mechanisms to each tower, as in a model of its
+        own."""
         for name, tower in self.towers.items():
             module: Any = tower
             module.__class__ = self.family.towers[name].long_class_of(type(tower))
@@ -87,7 +93,8 @@ class LongTowersMixin(LongAttentionMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """The base's ``from_pretrained``. Position tables of a short checkpoint are extended to the length of each tower's config.
+        """The base's ``from_pretrained``. Position tables of a short checkpoint are extended to the length of each
+        tower's config.
 
         Raises:
             OptionError: a tower's config is shorter than the checkpoint.

@@ -1,1 +1,2 @@
-"""Positions of longer texts: tables (`tables`), rotary (`rope`) and relative ones (`relative`), and trained distances."""
+"""Positions of longer texts: tables (`tables`), rotary (`rope`) and relative ones (`relative`), and trained
+distances."""

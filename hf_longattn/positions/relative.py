@@ -1,8 +1,8 @@
 """Relative positions as score terms, chosen as ``relative="alibi"`` or ``relative="shaw:clip=32"``.
 
 A mechanism holds one module of this file as ``mechanism.relative``. A pre-hook of ``forward`` puts its
-:meth:`~RelativePositions.score_term` into the call. :meth:`RelativePositions.term` is the definition. Decode caches use it too, because
-their keys are at any distance.
+:meth:`~RelativePositions.score_term` into the call. :meth:`RelativePositions.term` is the definition. Decode caches
+use it too, because their keys are at any distance.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ Span = tuple[int, int]
 class RelativePositions(nn.Module, ABC):
     """A term added to one layer's scores ``q·k · scale``. It depends on ``distance = query position - key position``.
 
-    Padding shifts query and key equally, so distances are unchanged. Parameters are initialised to zero, which leaves outputs unchanged.
+    Padding shifts query and key equally, so distances are unchanged. Parameters are initialised to zero, which leaves
+    outputs unchanged.
     """
 
     name: ClassVar[str]
@@ -53,7 +54,8 @@ class RelativePositions(nn.Module, ABC):
     differs_by_head: ClassVar[bool] = False
     """Whether the term depends on the head's number, or has parameters by heads."""
     counts_tokens: ClassVar[bool] = False
-    """Whether the term depends on both positions in the sequence, not only on their distance. Only full attention has such an option."""
+    """Whether the term depends on both positions in the sequence, not only on their distance. Only full attention has
+    such an option."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__()
@@ -136,7 +138,8 @@ class QueryDependent(RelativePositions):
         """
 
     def vectors(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The queries ``(B, H, Nq, D)`` to multiply with the rows, and the vectors ``(H, D)`` for the keys; in at least fp32."""
+        """The queries ``(B, H, Nq, D)`` to multiply with the rows, and the vectors ``(H, D)`` for the keys; in at
+        least fp32."""
         q = at_least_fp32(q)
         content = None if self.content is None else self.content.to(at_least_fp32(k).dtype)
         return q if self.position is None else q + self.position.to(q.dtype)[:, None], content
@@ -144,7 +147,9 @@ class QueryDependent(RelativePositions):
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         distance = rows[:, :, None] - keys[:, None]
         queries, content = self.vectors(q, k)
-        vectors, ahead = self.rows(causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries)
+        vectors, ahead = self.rows(
+            causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries
+        )
         table = queries @ vectors.transpose(-1, -2)
         index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
         terms = table.gather(-1, index)
@@ -160,12 +165,14 @@ class QueryDependent(RelativePositions):
 
 
 class Alibi(DistanceOnly):
-    """ALiBi (Press et al. 2022, Train Short, Test Long, section 3): a penalty linear in the distance, with a slope for each head.
+    """ALiBi (Press et al. 2022, Train Short, Test Long, section 3): a penalty linear in the distance, with a slope for
+    each head.
 
         term(h, i, j) = -m_h · |i - j|
 
-    If H is a power of two, the slopes are the geometric sequence m_h = 2^(-8 (h+1) / H). Otherwise, with P the largest power
-    of two below H, they are the slopes for P heads, then every second slope for 2P heads, as in the paper's code. Nothing is learned.
+    If H is a power of two, the slopes are the geometric sequence m_h = 2^(-8 (h+1) / H). Otherwise, with P the largest
+    power of two below H, they are the slopes for P heads, then every second slope for 2P heads, as in the paper's
+    code. Nothing is learned.
     """
 
     name = "alibi"
@@ -202,17 +209,20 @@ class T5Buckets(DistanceOnly):
 
         term(h, i, j) = table[bucket(i - j), h]
 
-    Half of the buckets hold one distance each; the others grow logarithmically up to ``max_distance``, and the last one holds all larger
-    distances. Bidirectional layers use half of the buckets for future keys. Every layer has its own table here; in T5, layers share one.
+    Half of the buckets hold one distance each; the others grow logarithmically up to ``max_distance``, and the last
+    one holds all larger distances. Bidirectional layers use half of the buckets for future keys. Every layer has its
+    own table here; in T5, layers share one.
     """
 
     name = "t5_buckets"
     summary = "a learned number per head and bucket of distances, with buckets that grow logarithmically"
     paper = "Raffel et al. 2020, T5, §2.1"
-    settings = MappingProxyType({
-        "num_buckets": (32, "number of buckets of distances"),
-        "max_distance": (128, "distance in tokens beyond which all share one bucket"),
-    })  # fmt: skip
+    settings = MappingProxyType(
+        {
+            "num_buckets": (32, "number of buckets of distances"),
+            "max_distance": (128, "distance in tokens beyond which all share one bucket"),
+        }
+    )
     rows_of_tables = ("num_buckets",)
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
@@ -225,8 +235,9 @@ class T5Buckets(DistanceOnly):
         num_buckets, furthest = settings["num_buckets"], settings["max_distance"]
         if num_buckets % 4 or furthest <= num_buckets // 2:
             raise OptionError(
-                f"Relative positions 't5_buckets' have num_buckets={num_buckets} and max_distance={furthest}, but need a multiple of 4 and "
-                "a distance above half the buckets; for example relative='t5_buckets:num_buckets=32,max_distance=128'."
+                f"Relative positions 't5_buckets' have num_buckets={num_buckets} and max_distance={furthest}, but "
+                "need a multiple of 4 and a distance above half the buckets; for example "
+                "relative='t5_buckets:num_buckets=32,max_distance=128'."
             )
 
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
@@ -235,12 +246,13 @@ class T5Buckets(DistanceOnly):
 
 
 class Shaw(QueryDependent):
-    """Relative key embeddings (Shaw et al. 2018, Self-Attention with Relative Position Representations, equations 2 and 4).
+    """Relative key embeddings (Shaw et al. 2018, Self-Attention with Relative Position Representations, equations 2
+    and 4).
 
         score(i, j) = q_i · (k_j + a_{clip(j - i, -clip, clip)}) · scale
 
-    The embeddings a ``(2·clip + 1, D)`` are shared by the heads of a layer. Values are unchanged: the paper's ablation (table 4) finds no
-    gain from relative values in addition to relative keys.
+    The embeddings a ``(2·clip + 1, D)`` are shared by the heads of a layer. Values are unchanged: the paper's ablation
+    (table 4) finds no gain from relative values in addition to relative keys.
     """
 
     name = "shaw"
@@ -257,7 +269,8 @@ class Shaw(QueryDependent):
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
         clip = self.values["clip"]
         back, ahead = min(clip, span[0]), min(clip, span[1])
-        by_distance = self.keys.flip(0)[clip - ahead : clip + back + 1]  # by query - key; the paper's rows are by key - query
+        # by query - key; the paper's rows are by key - query
+        by_distance = self.keys.flip(0)[clip - ahead : clip + back + 1]
         return by_distance.to(like.dtype)[None], ahead
 
 
@@ -266,8 +279,9 @@ class TransformerXL(QueryDependent):
 
         score(i, j) = (q_i·k_j + q_i·(W_R R_{i-j}) + u·k_j + v·(W_R R_{i-j})) · scale
 
-    R is the sinusoid of the distance, as wide as the model; W_R maps it to the heads; u and v are a content and a position bias for each
-    head. W_R, u and v are learned per layer. In the bidirectional form distances may be negative (Yang et al. 2019, XLNet).
+    R is the sinusoid of the distance, as wide as the model; W_R maps it to the heads; u and v are a content and a
+    position bias for each head. W_R, u and v are learned per layer. In the bidirectional form distances may be
+    negative (Yang et al. 2019, XLNet).
     """
 
     name = "transformer_xl"
@@ -298,12 +312,16 @@ class Rotation(NamedTuple):
     frequencies: Tensor
     interleaved: bool = False
 
-    def factors(self, by: Tensor, dtype: torch.dtype, scale: float = 1.0, *, change: bool = False) -> tuple[Tensor, Tensor]:
-        """Factors ``(B or 1, 1, N, 2F)`` of :meth:`combined` for a rotation by ``by (B or 1, N)`` further positions, times ``scale``.
+    def factors(
+        self, by: Tensor, dtype: torch.dtype, scale: float = 1.0, *, change: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Factors ``(B or 1, 1, N, 2F)`` of :meth:`combined` for a rotation by ``by (B or 1, N)`` further positions,
+        times ``scale``.
 
         change: whether the result is the rotated vector minus the vector itself.
         """
-        exact = torch.float32 if by.device.type == "mps" else torch.float64  # float32 loses 1e-4 of the angles of far positions
+        # float32 loses 1e-4 of the angles of far positions
+        exact = torch.float32 if by.device.type == "mps" else torch.float64
         angle = by.to(exact)[:, None, :, None] * self.frequencies.to(by.device, exact)
         cos, sin, beside = angle.cos(), angle.sin(), -1 if self.interleaved else -2
         cos = cos - 1.0 if change else cos
@@ -311,7 +329,8 @@ class Rotation(NamedTuple):
         return tuple((pair.flatten(-2) * scale).to(dtype) for pair in pairs)  # type: ignore[return-value]
 
     def combined(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The first 2F features of ``x (B, H, N, D)`` times ``cos``, plus the other feature of each one's plane times ``sin``."""
+        """The first 2F features of ``x (B, H, N, D)`` times ``cos``, plus the other feature of each one's plane times
+        ``sin``."""
         x = at_least_fp32(x)[..., : cos.shape[-1]]
         others = x.unflatten(-1, (-1, 2)).flip(-1) if self.interleaved else x.unflatten(-1, (2, -1)).flip(-2)
         return torch.addcmul(x * cos, others.flatten(-2), sin)
@@ -326,25 +345,28 @@ class Rotation(NamedTuple):
 class SelfExtend(RelativePositions):
     """Self-Extend (Jin et al. 2024, LLM Maybe LongLM, section 3): distant tokens share rotary positions in groups.
 
-        score(i, j) = (R(A(i)) q_i) · (R(B(j)) k_j) · scale                  for a key j before the query i, with i - j >= window
-        A(i) = ⌊i / group⌋ + window - ⌊window / group⌋,   B(j) = ⌊j / group⌋
+        score(i, j) = (R(A(i)) q_i) · (R(B(j)) k_j) · scale                  for a key j before the query i, with i - j
+        >= window A(i) = ⌊i / group⌋ + window - ⌊window / group⌋,   B(j) = ⌊j / group⌋
 
-    R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. The shift of A lets distances go on where the window ends. Texts of
-    up to L tokens have distances below ``(L - window) / group + window``, about. Nothing is learned. For keys after the query, in encoders,
+    R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. The shift of A lets distances go on where the
+    window ends. Texts of up to L tokens have distances below ``(L - window) / group + window``, about. Nothing is
+    learned. For keys after the query, in encoders,
     both change places: the distance is minus that of the pair (j, i).
 
-    Queries and keys come from the model rotated to their own positions, and so do the keys in a cache. Rotations add up, so a further
-    rotation by A(i) - i gives the vector at A(i).
+    Queries and keys come from the model rotated to their own positions, and so do the keys in a cache. Rotations add
+    up, so a further rotation by A(i) - i gives the vector at A(i).
     """
 
     name = "self_extend"
     summary = "rotary positions of distant tokens in groups, exact ones in a window"
     paper = "Jin et al. 2024, LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning, §3"
     counts_tokens = True
-    settings = MappingProxyType({
-        "window": (1024, "distance in tokens from which a pair is distant"),
-        "group": (8, "tokens that share a position in distant pairs"),
-    })  # fmt: skip
+    settings = MappingProxyType(
+        {
+            "window": (1024, "distance in tokens from which a pair is distant"),
+            "group": (8, "tokens that share a position in distant pairs"),
+        }
+    )
     rotation: Rotation | Callable[[], Rotation] | None = None
     """How the model rotates, or a function that returns it. Set when the mechanism is attached. ``None``: as Llama."""
 
@@ -353,7 +375,9 @@ class SelfExtend(RelativePositions):
         window, group = self.values["window"], self.values["group"]
         rotation = self.rotation() if callable(self.rotation) else self.rotation
         if rotation is None:
-            rotation = Rotation(10_000.0 ** -(torch.arange(0, self.head_dim // 2 * 2, 2, dtype=torch.float64) / self.head_dim))
+            rotation = Rotation(
+                10_000.0 ** -(torch.arange(0, self.head_dim // 2 * 2, 2, dtype=torch.float64) / self.head_dim)
+            )
         shift = window - window // group
 
         # The later of the two tokens is at A, the earlier one at B.
@@ -377,8 +401,8 @@ class SelfExtend(RelativePositions):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Softmax attention with these scores, in blocks of queries; in graphs and without fused kernels in one.
 
-        A query has its vectors for all choices side by side. A key is repeated for every choice that the block needs, with zeros for other
-        choices, and a mask hides all but one repetition for each pair.
+        A query has its vectors for all choices side by side. A key is repeated for every choice that the block needs,
+        with zeros for other choices, and a mask hides all but one repetition for each pair.
         """
         positions, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
         own, graph, mod = positions[kv_len - q.shape[2] :], in_graph(), call.written_out().score_mod
@@ -396,15 +420,24 @@ class SelfExtend(RelativePositions):
             ]
             at = torch.cat(listed)
             visible = torch.cat([mask[:, at] for mask, at in zip(masks, listed, strict=True)], -1) & real[..., at]
-            values = nn.functional.pad(v[:, :, at], (0, queries.shape[-1] - v.shape[-1]))  # the CPU's kernel takes one width
+            # the CPU's kernel takes one width
+            values = nn.functional.pad(v[:, :, at], (0, queries.shape[-1] - v.shape[-1]))
             inner = call.replace(
-                causal=False, batch=None, scale=call.scale_for(width),
+                causal=False,
+                batch=None,
+                scale=call.scale_for(width),
                 score_mod=mod and (lambda score, b, h, q_idx, kv_idx: mod(score, b, h, q_idx, at[kv_idx])),
-            )  # fmt: skip
+            )
             keys, rows = torch.cat(listings, 2), rows.view(1, 1, -1, 1)
-            return dense.dense_attention(queries, keys, values, inner, mask_mod=lambda *_: visible, q_idx=rows)[..., : v.shape[-1]]
+            return dense.dense_attention(queries, keys, values, inner, mask_mod=lambda *_: visible, q_idx=rows)[
+                ..., : v.shape[-1]
+            ]
 
-        size = q.shape[2] if graph or no_fused_kernels() is not None else max(1, dense.MAX_SCORES // (len(q) * q.shape[1] * kv_len))
+        size = (
+            q.shape[2]
+            if graph or no_fused_kernels() is not None
+            else max(1, dense.MAX_SCORES // (len(q) * q.shape[1] * kv_len))
+        )
         if q.shape[2] <= size:
             return block(queries, own)
         run = partial(checkpoint, block, use_reentrant=False) if torch.is_grad_enabled() else block
@@ -412,13 +445,16 @@ class SelfExtend(RelativePositions):
 
 
 class SinkPositions(RelativePositions):
-    """The positions of sinks in StreamingLLM (Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks, section 3.2).
+    """The positions of sinks in StreamingLLM (Xiao et al. 2023, Efficient Streaming Language Models with Attention
+    Sinks, section 3.2).
 
-        score(i, j) = (R(min(i, s + w - 1)) q_i) · (R(j) k_j) · scale                  for a sink j < s outside of the query's window
+        score(i, j) = (R(min(i, s + w - 1)) q_i) · (R(j) k_j) · scale                  for a sink j < s outside of the
+        query's window
 
-    R(n) rotates by n positions, and w is the number of keys in a window. These are the positions inside a cache of s sinks and w keys, so
-    no distance is larger than s + w - 1. Pairs in the window are unchanged, and so are texts of up to s + w tokens. In causal layers a sink
-    is outside of the window of every query from s + w - 1 on, hence the term depends on the query alone. Nothing is learned.
+    R(n) rotates by n positions, and w is the number of keys in a window. These are the positions inside a cache of s
+    sinks and w keys, so no distance is larger than s + w - 1. Pairs in the window are unchanged, and so are texts of
+    up to s + w tokens. In causal layers a sink is outside of the window of every query from s + w - 1 on, hence the
+    term depends on the query alone. Nothing is learned.
 
     The option ``relative`` does not offer it: layers of rotary models get it for their sinks.
     """
@@ -427,7 +463,15 @@ class SinkPositions(RelativePositions):
     counts_tokens = True
     reads_keys = True
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, sinks: int, window: int, rotation: Callable[[], Rotation]) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        hidden_size: int,
+        sinks: int,
+        window: int,
+        rotation: Callable[[], Rotation],
+    ) -> None:
         """rotation: a function that returns the layer's rotation."""
         super().__init__(num_heads, head_dim, hidden_size, {"sinks": sinks, "window": window})
         self.sinks, self.last, self.rotation = sinks, sinks + window - 1, rotation
@@ -436,7 +480,9 @@ class SinkPositions(RelativePositions):
         # A caller's global tokens keep the positions of the text. A graph for export is for all lengths.
         return call.causal and call.global_mask is None and (torch.compiler.is_exporting() or kv_len > self.last + 1)
 
-    def table(self, q: Tensor, sinks: Tensor, rows: Tensor, scale: float, factors: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def table(
+        self, q: Tensor, sinks: Tensor, rows: Tensor, scale: float, factors: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """The term ``(B, H, Nq, n)`` for queries at ``rows (B or 1, Nq)`` and sink keys ``sinks (B, H_kv, n, D)``."""
         rotation = self.rotation()
         if factors is None:
@@ -454,14 +500,17 @@ class SinkPositions(RelativePositions):
         offset = kv_len - q_len
         first = 0 if in_graph() else min(max(0, self.last + 1 - offset), q_len)  # earlier queries are not turned
         rows = torch.arange(offset + first, kv_len, device=q.device)[None]
-        sinks = k.index_select(2, torch.arange(self.sinks, device=k.device).clamp(max=kv_len - 1))  # a slice would bound a graph's lengths
+        # a slice would bound a graph's lengths
+        sinks = k.index_select(2, torch.arange(self.sinks, device=k.device).clamp(max=kv_len - 1))
         return ColumnTerm(nn.functional.pad(self.table(q[:, :, first:], sinks, rows, scale), (0, 0, first, 0)), offset)
 
-    def mask(self, q: Tensor, k: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, scale: float, call: AttentionCall) -> Tensor:
+    def mask(
+        self, q: Tensor, k: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, scale: float, call: AttentionCall
+    ) -> Tensor:
         """The additive mask ``(B, H, Nq, S)`` with the term, for keys at positions ``keys (B or 1, S)`` in any order.
 
-        A query that is turned has all sinks among its keys. What depends on the other arguments than ``q`` and ``k`` is made once for all
-        layers that pass the same tensors.
+        A query that is turned has all sinks among its keys. What depends on the other arguments than ``q`` and ``k``
+        is made once for all layers that pass the same tensors.
 
         seen: ``(B or 1, 1, Nq, S)`` bool, the visible keys.
         """
@@ -478,7 +527,16 @@ class SinkPositions(RelativePositions):
         if torch.compiler.is_compiling():  # a graph stores nothing, and cannot read versions
             _, hidden, slots, factors = make()
         else:  # the sources stay in the cache, so that no other tensors get their ids
-            name = ("sinks", self.sinks, self.last, rotation.interleaved, scale, dtype, *map(id, sources), tensor_version(sources[3]))
+            name = (
+                "sinks",
+                self.sinks,
+                self.last,
+                rotation.interleaved,
+                scale,
+                dtype,
+                *map(id, sources),
+                tensor_version(sources[3]),
+            )
             _, hidden, slots, factors = call.cached(name, make)
         sinks = k.gather(2, slots[..., None].expand(len(k), k.shape[1], -1, k.shape[3]))
         term = self.table(q, sinks, rows, scale, factors)
@@ -519,11 +577,16 @@ def settings_in(value: str) -> tuple[type[RelativePositions], dict[str, int], di
     for name, number in texts.items():
         if name not in cls.settings:
             listed = ", ".join(cls.settings) or "none"
-            raise OptionError(f"Relative positions {kind!r} have no setting {name!r}; settings are: {listed}.{nearest(name, cls.settings)}")
+            raise OptionError(
+                f"Relative positions {kind!r} have no setting {name!r}; settings are: "
+                f"{listed}.{nearest(name, cls.settings)}"
+            )
         try:
             given[name] = int(str(number))
         except ValueError:
-            raise OptionError(f"Setting {name!r} of relative positions {kind!r} is {number!r}, but must be a whole number.") from None
+            raise OptionError(
+                f"Setting {name!r} of relative positions {kind!r} is {number!r}, but must be a whole number."
+            ) from None
     return cls, given, {name: default for name, (default, _) in cls.settings.items()} | given
 
 
@@ -535,12 +598,15 @@ def relative_class(value: str) -> type[RelativePositions]:
     """
     kind = value.partition(":")[0].strip()
     if kind not in CLASSES:
-        raise OptionError(f"Unknown relative positions {kind!r}; the kinds are: {', '.join(CLASSES)}.{nearest(kind, CLASSES)}")
+        raise OptionError(
+            f"Unknown relative positions {kind!r}; the kinds are: {', '.join(CLASSES)}.{nearest(kind, CLASSES)}"
+        )
     return CLASSES[kind]
 
 
 def unchanged_tokens(choice: str) -> int | None:
-    """Maximum text length, in tokens, whose outputs a checked choice leaves unchanged in a converted checkpoint; ``None``: any."""
+    """Maximum text length, in tokens, whose outputs a checked choice leaves unchanged in a converted checkpoint;
+    ``None``: any."""
     cls, _, settings = settings_in(choice)
     if cls is SelfExtend:
         return None if settings["group"] == 1 else settings["window"]

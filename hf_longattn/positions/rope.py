@@ -1,23 +1,29 @@
 """Rotary positions for a longer maximum length, written as transformers' ``rope_parameters``.
 
 ``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
-``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best scaling without
+``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best
+scaling without
                    training, although outputs below the old length change too.
-``rope:dynamic``   the base grows with inputs beyond the old length; shorter inputs keep it. transformers measures the growth from
-                   ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the base of their
-                   rotation, so beyond the old length incremental decoding differs from one full pass.
+``rope:dynamic``   the base grows with inputs beyond the old length; shorter inputs keep it. transformers measures the
+growth from
+                   ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the
+                   base of their rotation, so beyond the old length incremental decoding differs from one full pass.
 ``rope:base``      a larger base slows every frequency down: ``rope:base:8000000`` (Xiong et al. 2023, https://arxiv.org/abs/2309.16039;
-                   Gao et al. 2024, https://arxiv.org/abs/2410.02660, take 8e6 for 64K tokens and 1.28e8 for 512K). Needs training.
-``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), from the source or the caller:
+                   Gao et al. 2024, https://arxiv.org/abs/2410.02660, take 8e6 for 64K tokens and 1.28e8 for 512K).
+                   Needs training.
+``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), from the source or the
+caller:
                    ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
-``rope:self-extend``  unchanged, but distant pairs meet at other positions, by the option ``relative`` of layers with full attention
-                   (:class:`~.relative.SelfExtend`). No distance is longer than in training. ``rope:self-extend:window=512,group=4``; by
-                   default both settings suit the two lengths.
-``rope:none``      unchanged. What transformers derives from ``max_position_embeddings`` keeps its value, such as the factor of a longrope
-                   entry without one (Phi-3), and the old length of a dynamic entry, if a layer looks back further. Rotary scores depend
-                   on distances only. If no layer looks back further than the old length, all distances occurred in training, so that
-                   outputs are exact without training: ``auto`` then chooses this. Otherwise ``auto`` is ``rope:yarn``, or
-                   ``rope:linear`` for a source that uses it already, for the furthest distance that a layer sees.
+``rope:self-extend``  unchanged, but distant pairs meet at other positions, by the option ``relative`` of layers with
+                   full attention (:class:`~.relative.SelfExtend`). No distance is longer than in training.
+                   ``rope:self-extend:window=512,group=4``; by default both settings suit the two lengths.
+``rope:none``      unchanged. What transformers derives from ``max_position_embeddings`` keeps its value, such as the
+factor of a longrope
+                   entry without one (Phi-3), and the old length of a dynamic entry, if a layer looks back further.
+                   Rotary scores depend on distances only. If no layer looks back further than the old length, all
+                   distances occurred in training, so that
+                   outputs are exact without training: ``auto`` then chooses this. Otherwise ``auto`` is ``rope:yarn``,
+                   or ``rope:linear`` for a source that uses it already, for the furthest distance that a layer sees.
 """
 
 from __future__ import annotations
@@ -82,7 +88,9 @@ def _base(old: Parameters, old_length: int, new_length: int, value: str) -> Rope
     except ValueError:
         base = 0.0
     if not 0 < base < float("inf"):
-        raise OptionError(f"rope:base needs the new base, a positive number, not {value!r}; type for example rope:base:8000000.")
+        raise OptionError(
+            f"rope:base needs the new base, a positive number, not {value!r}; type for example rope:base:8000000."
+        )
     return RopePlan("base", {**old, "rope_theta": base}, new_length, base == old.get("rope_theta"))
 
 
@@ -102,7 +110,11 @@ def _longrope(old: Parameters, old_length: int, new_length: int, value: str) -> 
             " write both lists to a JSON file and type rope:longrope:FILE.json, or choose rope:yarn."
         )
     trained = int(old.get("original_max_position_embeddings") or old_length)
-    parameters = {**_scaled(old, "longrope", new_length / trained), **both_factors, "original_max_position_embeddings": trained}
+    parameters = {
+        **_scaled(old, "longrope", new_length / trained),
+        **both_factors,
+        "original_max_position_embeddings": trained,
+    }
     return RopePlan("longrope", parameters, new_length, False)
 
 
@@ -111,7 +123,8 @@ def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) 
     window = given.get("window", old_length // 4)
     if window >= old_length:
         raise OptionError(
-            f"rope:self-extend leaves distances below window={window} as they are, and the source was trained for no longer "
+            f"rope:self-extend leaves distances below window={window} as they are, and the source was trained for no "
+            "longer "
             f"ones ({old_length} tokens); type a smaller window, or leave it out."
         )
 
@@ -122,23 +135,29 @@ def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) 
     group = given.get("group", fitting)
     if group > 0 and furthest(group) >= old_length:
         raise OptionError(
-            f"rope:self-extend with window={window} and group={group} gives distances of up to {furthest(group)} at {new_length} tokens, "
-            f"but the source was trained for distances below {old_length}; type group={fitting} or more."
+            f"rope:self-extend with window={window} and group={group} gives distances of up to {furthest(group)} at "
+            f"{new_length} tokens, but the source was trained for distances below {old_length}; type group={fitting} "
+            "or more."
         )
-    return RopePlan("self-extend", dict(old), new_length, True, read_relative(f"self_extend:window={window},group={group}"))
+    return RopePlan(
+        "self-extend", dict(old), new_length, True, read_relative(f"self_extend:window={window},group={group}")
+    )
 
 
 SCALINGS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
     "none": lambda old, _, new_length, value: RopePlan("none", dict(old), new_length, True),
     "linear": _linear,
-    "dynamic": lambda old, length, new_length, value: RopePlan("dynamic", _scaled(old, "dynamic", new_length / length), length, True),
+    "dynamic": lambda old, length, new_length, value: RopePlan(
+        "dynamic", _scaled(old, "dynamic", new_length / length), length, True
+    ),
     "yarn": _yarn,
     "base": _base,
     "longrope": _longrope,
     "self-extend": _self_extend,
 }
 KEEPS_PARAMETERS = ("none", "self-extend")
-"""Scalings that preserve the source's rotary parameters, and therefore can be combined with any scaling of the source."""
+"""Scalings that preserve the source's rotary parameters, and therefore can be combined with any scaling of the
+source."""
 
 
 def rope_parameters(
@@ -160,20 +179,25 @@ def rope_parameters(
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
-        OptionError: ``positions`` is unknown or its value is invalid; the length would shrink; or the source is scaled in another way.
+        OptionError: ``positions`` is unknown or its value is invalid; the length would shrink; or the source is scaled
+            in another way.
     """
     if new_length < old_length:
-        raise OptionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")
+        raise OptionError(
+            f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}."
+        )
     old = dict(old or {})
     used = str(old.get("rope_type", "default"))
-    if used in ("longrope", "yarn", "llama3"):  # transformers derives missing values from the maximum length, which changes
+    # transformers derives missing values from the maximum length, which changes
+    if used in ("longrope", "yarn", "llama3"):
         old["original_max_position_embeddings"] = trained = old.get("original_max_position_embeddings") or old_length
         if used != "llama3" and old.get("factor") is None:
             old["factor"] = old_length / trained
     bounded = new_length == old_length or (reach is not None and reach <= old_length)
     if positions == "auto":
         positions = "rope:none" if bounded else f"rope:{used if used in ('linear', 'yarn') else 'yarn'}"
-        new_length = new_length if bounded or reach is None else min(new_length, reach)  # a larger factor would serve no pair
+        # a larger factor would serve no pair
+        new_length = new_length if bounded or reach is None else min(new_length, reach)
     prefix, _, rest = positions.partition(":")
     scaling, _, value = rest.partition(":")
     if prefix != "rope" or scaling not in SCALINGS:
@@ -201,6 +225,6 @@ def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
         count = len(factors) if frequencies is None else frequencies
         if len(factors) != count or not all(isinstance(factor, int | float) and factor > 0 for factor in factors):
             raise OptionError(
-                f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of a head;"
-                " supply the factors found for this model."
+                f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of "
+                "a head; supply the factors found for this model."
             )

@@ -1,18 +1,22 @@
 """Extend a learned position table to more positions. New rows are computed, not trained.
 
-``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference from training,
-                 except at the seams. Attention within a window sees hardly anything but neighbours (Longformer, section 5:
-                 https://arxiv.org/abs/2004.05150).
-``interpolate``  the old positions are stretched over the new length by linear interpolation, with both ends fixed (Chen et al. 2023,
+``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the
+difference from training,
+                 except at the seams. Attention within a window sees hardly anything but neighbours (Longformer,
+                 section 5: https://arxiv.org/abs/2004.05150).
+``interpolate``  the old positions are stretched over the new length by linear interpolation, with both ends fixed
+(Chen et al. 2023,
                  https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
-``stretch:20``   the first 20 rows are unchanged, because most of CLIP's training captions are short. The rows after them are stretched over
-                 the rest, linear in between; new rows after the last old one continue its last step. 77 rows become 248 as in Long-CLIP
-                 (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts longer than 21 tokens change, so this needs training.
-                 ``stretch`` alone keeps 20 rows.
-``none``         every row is the mean of the old ones: no absolute positions, for use with relative ones. Needs training.
-``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
+``stretch:20``   the first 20 rows are unchanged, because most of CLIP's training captions are short. The rows after
+them are stretched over
+                 the rest, linear in between; new rows after the last old one continue its last step. 77 rows become
+                 248 as in Long-CLIP (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts longer than 21 tokens
+                 change, so this needs training. ``stretch`` alone keeps 20 rows.
+``none``         every row is the mean of the old ones: no absolute positions, for use with relative ones. Needs
+training. ``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
 
-``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
+``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula
+continues.
 
 Rows below ``offset`` are not positions (RoBERTa's table starts with two such rows): they are kept once, in place.
 """
@@ -35,9 +39,11 @@ DROPPED = ("none", ALIBI)
 SINUSOIDAL = "sinusoidal"
 INTERPOLATE, STRETCH = "interpolate", "stretch"
 UNCHANGED_ROWS = 20
-"""Number of rows that ``stretch`` leaves unchanged by default, as in Long-CLIP: the effective length of CLIP's captions."""
+"""Number of rows that ``stretch`` leaves unchanged by default, as in Long-CLIP: the effective length of CLIP's
+captions."""
 SINUSOIDAL_ERROR = 1e-2
-"""Maximum difference from computed sinusoids: above bf16 rounding (4e-3), below the difference between neighbouring positions."""
+"""Maximum difference from computed sinusoids: above bf16 rounding (4e-3), below the difference between neighbouring
+positions."""
 
 
 def _interpolate(old: Tensor, rows: int) -> Tensor:
@@ -57,7 +63,8 @@ def check_stretch(rows: int, unchanged: int) -> None:
     if rows < unchanged + 2:
         instead = f"keep fewer with stretch:{rows - 2}" if rows > 2 else f"choose {INTERPOLATE} instead"
         raise OptionError(
-            f"A table of {rows} positions has fewer than two after the first {unchanged}, which stretch:{unchanged} keeps; {instead}."
+            f"A table of {rows} positions has fewer than two after the first {unchanged}, which stretch:{unchanged} "
+            f"keeps; {instead}."
         )
 
 
@@ -75,8 +82,8 @@ def _sinusoidal(old: Tensor, rows: int) -> Tensor:
     error = float((computed[: old.shape[0]] - old.to(torch.float32)).abs().max())
     if error > SINUSOIDAL_ERROR:
         raise OptionError(
-            f"The source's position table differs by up to {error:.1e} from the sinusoids that its architecture computes, so it cannot be "
-            "extended; was it trained with modified code?"
+            f"The source's position table differs by up to {error:.1e} from the sinusoids that its architecture "
+            "computes, so it cannot be extended; was it trained with modified code?"
         )
     return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
 
@@ -90,12 +97,14 @@ KNOWN = (*STRATEGIES, STRETCH, *DROPPED)
 
 
 def sinusoids(rows: int, width: int) -> Tensor:
-    """``(rows, width)`` fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al. 2017, section 3.5)."""
+    """``(rows, width)`` fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al.
+    2017, section 3.5)."""
     return sinusoids_at(torch.arange(rows), width).to(torch.float32)
 
 
 def sinusoids_at(positions: Tensor, width: int) -> Tensor:
-    """``(N, width)`` float64: rows of :func:`sinusoids` for whole numbers ``positions (N,)``, which may be negative."""
+    """``(N, width)`` float64: rows of :func:`sinusoids` for whole numbers ``positions (N,)``, which may be
+    negative."""
     frequency = 10000.0 ** (-2 * torch.arange((width + 1) // 2, dtype=torch.float64, device=positions.device) / width)
     angle = positions.to(torch.float64)[:, None] * frequency
     return torch.cat([angle.sin(), angle[:, : width // 2].cos()], dim=1)
@@ -111,7 +120,10 @@ def stretched_from(strategy: str) -> int | None:
     if name != STRETCH:
         return None
     if colon and not (count.isdecimal() and int(count) > 0):
-        raise OptionError(f"{strategy!r} does not say how many rows are kept; give a number of at least 1, as stretch:{UNCHANGED_ROWS}.")
+        raise OptionError(
+            f"{strategy!r} does not say how many rows are kept; give a number of at least 1, as "
+            f"stretch:{UNCHANGED_ROWS}."
+        )
     return int(count) if colon else UNCHANGED_ROWS
 
 
@@ -121,7 +133,8 @@ def extends_learned(strategy: str) -> bool:
 
 
 def keeps_old_rows(strategy: str) -> bool:
-    """Whether the old rows, and so the outputs up to the old length, are unchanged: they neither move nor are dropped."""
+    """Whether the old rows, and so the outputs up to the old length, are unchanged: they neither move nor are
+    dropped."""
     return strategy != INTERPOLATE and stretched_from(strategy) is None and strategy not in DROPPED
 
 
@@ -149,14 +162,17 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         ``(new_rows, d)``, contiguous, in the dtype of ``weight``.
 
     Raises:
-        OptionError: the strategy is unknown or does not suit the table; or the table would shrink, or has only ``offset`` rows.
+        OptionError: the strategy is unknown or does not suit the table; or the table would shrink, or has only
+            ``offset`` rows.
     """
     unchanged = stretched_from(strategy)
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
     if unchanged is not None:
         extend = partial(_stretch, unchanged=unchanged)
     if extend is None and strategy not in DROPPED:
-        raise OptionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(KNOWN)}.{nearest(strategy, KNOWN)}")
+        raise OptionError(
+            f"Unknown position strategy '{strategy}'; expected one of {', '.join(KNOWN)}.{nearest(strategy, KNOWN)}"
+        )
     if weight.ndim != 2:
         raise OptionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
     old_rows = weight.shape[0]

@@ -1,13 +1,15 @@
 """Distances between tokens that need no training after positions are extended.
 
-A tiled table repeats after the trained length, so two tokens at that distance have the same position. A query that sees both cannot tell a
-neighbour from the token at the far end of its window. The keys of one query may therefore span at most the trained length, as in a window
-of that total width. In a decoder, a query shortly after a repetition begins also sees keys with later positions than its own, which never
-happened in training. The further back a query sees, the more such keys there are. For decoders the bound is therefore half the trained
-length. Global tokens and sinks do not count: they are few, and carry no distances. docs/results/training.md has measurements.
+A tiled table repeats after the trained length, so two tokens at that distance have the same position. A query that
+sees both cannot tell a neighbour from the token at the far end of its window. The keys of one query may therefore span
+at most the trained length, as in a window of that total width. In a decoder, a query shortly after a repetition begins
+also sees keys with later positions than its own, which never happened in training. The further back a query sees, the
+more such keys there are. For decoders the bound is therefore half the trained
+length. Global tokens and sinks do not count: they are few, and carry no distances. docs/results/training.md has
+    measurements.
 
-Rotary positions need no such bound. They need training, or a scaling, where a query is further from a key than in training. Sinks of
-decoders count there by their place in StreamingLLM's cache, directly before the window.
+Rotary positions need no such bound. They need training, or a scaling, where a query is further from a key than in
+training. Sinks of decoders count there by their place in StreamingLLM's cache, directly before the window.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class Locality:
     beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys
         anywhere.
     is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
-    width_of_keys: maximum distance from a query's first key to its last, in tokens. Default: back + ahead, less period - 1 if ahead > 0.
+    width_of_keys: maximum distance from a query's first key to its last, in tokens. Default: back + ahead, less period
+        - 1 if ahead > 0.
     """
 
     back: int
@@ -37,7 +40,8 @@ class Locality:
 
     @property
     def width(self) -> int:
-        """``width_of_keys``, or its default. With blocks, a query that sees further back in its block sees less of it ahead."""
+        """``width_of_keys``, or its default. With blocks, a query that sees further back in its block sees less of it
+        ahead."""
         if self.width_of_keys is not None:
             return self.width_of_keys
         return self.back + self.ahead - (self.period - 1 if self.ahead else 0)
@@ -48,7 +52,9 @@ def widest_span(trained: int, *, causal: bool) -> int:
     return trained // 2 if causal else trained
 
 
-def untrained_distances(positions: str, trained: int, length: int, local: Locality | None, furthest: int | None) -> str:
+def untrained_distances(
+    positions: str, trained: int, length: int, local: Locality | None, furthest: int | None
+) -> str:
     """Why the distances that a layer sees need training; empty if they need none.
 
     Args:
@@ -59,13 +65,17 @@ def untrained_distances(positions: str, trained: int, length: int, local: Locali
         furthest: largest distance from a query to a key, in rotary positions; ``None`` if unbounded.
 
     Returns:
-        A clause with the layer as its subject. Empty for extensions other than ``"tile"`` and ``"rope:none"``, because these treat all
-        distances alike.
+        A clause with the layer as its subject. Empty for extensions other than ``"tile"`` and ``"rope:none"``, because
+        these treat all distances alike.
     """
     if length <= trained:
         return ""
     if positions == TILE and (local is None or local.width > widest_span(trained, causal=not local.ahead)):
-        seen = "keys at any distance" if local is None else f"keys up to {local.width:,} tokens {'apart' if local.ahead else 'back'}"
+        seen = (
+            "keys at any distance"
+            if local is None
+            else f"keys up to {local.width:,} tokens {'apart' if local.ahead else 'back'}"
+        )
         return f"sees {seen}, and tiled positions repeat every {trained:,} tokens"
     if positions == UNCHANGED_ROPE and (furthest is None or furthest >= trained):
         seen = "any distance" if furthest is None else f"distances up to {furthest:,}"

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from ..inspect import Candidate
 
 
-UNITS = {"": 1.0, "%": 0.01, "s": 1.0, "ms": 1e-3, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+UNITS = {
+    "": 1.0,
+    "%": 0.01,
+    "s": 1.0,
+    "ms": 1e-3,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
 TYPED = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z%]*)\s*")
 BUDGET = "0.25"
 """Default budget, as a share of the time of full attention."""
@@ -49,7 +60,9 @@ class Budget:
             return text
         match = TYPED.fullmatch(str(text))
         if match is None or match[2].lower() not in UNITS or float(match[1]) == 0:
-            raise OptionError(f"The budget {str(text)!r:.60} is not understood; give a number above 0 such as {EXAMPLES}.")
+            raise OptionError(
+                f"The budget {str(text)!r:.60} is not understood; give a number above 0 such as {EXAMPLES}."
+            )
         typed = match[2].lower()
         unit = "" if typed in ("", "%") else "s" if typed in ("s", "ms") else "B"
         return cls(float(match[1]) * UNITS[typed], unit)
@@ -59,7 +72,8 @@ class Budget:
         return self.unit == "B"
 
     def limit(self, full: float) -> float:
-        """The limit in seconds or bytes. ``full``: seconds of full attention in every layer, for a budget that is a share."""
+        """The limit in seconds or bytes. ``full``: seconds of full attention in every layer, for a budget that is a
+        share."""
         return self.value * full if self.unit == "" else self.value
 
     def __str__(self) -> str:
@@ -86,12 +100,14 @@ def readable_seconds(value: float) -> str:
 class SearchConfig(Settings):
     budget: str | float | Budget = setting(
         BUDGET,
-        "What the attention of all layers may cost for one text: a share of full attention's time (0.25), seconds (1.5s) or memory "
-        "(200MB).",
+        "What the attention of all layers may cost for one text: a share of full attention's time (0.25), seconds "
+        "(1.5s) or memory (200MB).",
     )
     length: int | None = of_conversion("max_length")
     image_size: str | int | Sequence[int] | None = of_conversion("image_size")
-    audio_seconds: float | None = setting(None, "Duration of the result's sounds.", unset="the checkpoint's", type=float, metavar="SECONDS")
+    audio_seconds: float | None = setting(
+        None, "Duration of the result's sounds.", unset="the checkpoint's", type=float, metavar="SECONDS"
+    )
     candidates: Sequence[str | Candidate] | None = setting(
         None,
         "A mechanism that layers may run, for example window:window=256. Repeatable.",
@@ -102,7 +118,8 @@ class SearchConfig(Settings):
     )
     score: str = setting(
         "mass",
-        "How a candidate is judged in a layer: mass, the share of the softmax that it keeps, or kl, how much it changes the predictions.",
+        "How a candidate is judged in a layer: mass, the share of the softmax that it keeps, or kl, how much it "
+        "changes the predictions.",
     )
     pieces: int = setting(4, "Pieces of TEXT, or images, that are read at most.", type=int, minimum=1)
     compare_at: int | None = setting(
@@ -125,9 +142,13 @@ class SearchConfig(Settings):
 
     def conversion(self) -> ConversionConfig:
         return ConversionConfig(
-            max_length=self.length, image_size=self.image_size, audio_seconds=self.audio_seconds,
-            positions=self.positions, revision=self.revision, token=self.token,
-        )  # fmt: skip
+            max_length=self.length,
+            image_size=self.image_size,
+            audio_seconds=self.audio_seconds,
+            positions=self.positions,
+            revision=self.revision,
+            token=self.token,
+        )
 
 
 documented(SearchConfig, "Settings of a search, one object or keywords of `search_design`.")

@@ -1,12 +1,14 @@
-"""Scores of candidates in each layer, the best choice of one candidate per layer under a budget, and effects on predictions.
+"""Scores of candidates in each layer, the best choice of one candidate per layer under a budget, and effects on
+predictions.
 
-The best choice within a budget is a multiple-choice knapsack, solved by dynamic programming (:func:`best_under_total`):
+The best choice within a budget is a multiple-choice knapsack, solved by dynamic programming
+(:func:`best_under_total`):
 
     maximise  Σ_l value[l, c_l]   subject to   Σ_l cost[l, c_l] ≤ budget
 
-Layer by layer, a partial choice stays if no other has more value at the same cost or less; costs are not rounded. If more than 20,000
-remain, the best in each 20,000th of the largest budget stays. A choice is therefore always within its budget. A better choice can be missed
-only if it is cheaper by less than that fraction of the budget per layer.
+Layer by layer, a partial choice stays if no other has more value at the same cost or less; costs are not rounded. If
+more than 20,000 remain, the best in each 20,000th of the largest budget stays. A choice is therefore always within its
+budget. A better choice can be missed only if it is cheaper by less than that fraction of the budget per layer.
 """
 
 from __future__ import annotations
@@ -61,15 +63,22 @@ class ScoreTable:
 
 
 def mass_table(
-    model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, progress: Progress
+    model: SearchedModel,
+    text: SearchText | SearchInputs,
+    candidates: Sequence[Candidate],
+    length: Any,
+    pieces: int,
+    progress: Progress,
 ) -> ScoreTable:
-    """Captured mass, from 0 to 1, in the checkpoint as it was trained. It is the mean over heads and over pieces of ``length`` tokens, or
-    images or sounds of this size."""
+    """Captured mass, from 0 to 1, in the checkpoint as it was trained. It is the mean over heads and over pieces of
+    ``length`` tokens, or images or sounds of this size."""
     masses, reasons = list[torch.Tensor](), dict[str, str]()
     of_text: Sequence[Any] = text.pieces(length, pieces)
     for number, piece in enumerate(of_text):
         progress(f"captured mass, piece {number + 1}")
-        measured = captured_mass(model.run_with(model.base_attention, short=True), piece, candidates, queries=QUERIES, seed=number)
+        measured = captured_mass(
+            model.run_with(model.base_attention, short=True), piece, candidates, queries=QUERIES, seed=number
+        )
         reasons |= dict(measured.reasons)
         masses.append(measured.mass.mean(1))
     mean = torch.stack(masses).mean(0)
@@ -77,8 +86,11 @@ def mass_table(
     return ScoreTable([{name: float(row[number]) for number, name in judged} for row in mean], reasons)
 
 
-def divergence_table(divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress) -> ScoreTable:
-    """Minus the KL divergence of a model in which one layer runs the candidate. The other layers run the checkpoint's ``base``."""
+def divergence_table(
+    divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress
+) -> ScoreTable:
+    """Minus the KL divergence of a model in which one layer runs the candidate. The other layers run the checkpoint's
+    ``base``."""
     table: list[dict[str, float]] = [{} for _ in base.layers]
     failed: dict[str, str] = {}
     for candidate in candidates:
@@ -94,7 +106,9 @@ def divergence_table(divergence: Divergence, candidates: Sequence[Candidate], ba
                 failed[name] = f"It failed in layer {layer}: {why}."
                 break
             row[name] = -value
-    return ScoreTable([{name: value for name, value in row.items() if name not in failed} for row in table], failed=failed)
+    return ScoreTable(
+        [{name: value for name, value in row.items() if name not in failed} for row in table], failed=failed
+    )
 
 
 def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCosts) -> Design:
@@ -106,7 +120,10 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
     judged = [candidate for candidate in candidates if any(str(candidate) in row for row in table.scores)]
     if not judged:
         why = next(iter(table.reasons.values()), "")
-        raise OptionError(f"No candidate can be judged by captured mass ({why.rstrip('.')}); add --score kl, or give other candidates.")
+        raise OptionError(
+            f"No candidate can be judged by captured mass ({why.rstrip('.')}); add --score kl, or give other "
+            "candidates."
+        )
     full_seconds = costs.layers * costs.by_candidate[str(FULL)].seconds
     memory, limit = costs.budget.of_memory, costs.budget.limit(full_seconds)
     peak = memory and not costs.causal  # an encoder's layer frees its memory before the next one needs it
@@ -123,7 +140,8 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
         cheapest = min(judged, key=lambda candidate: amount[str(candidate)])
         enough = costs.budget.like((max if peak else sum)([amount[str(cheapest)]] * costs.layers), full_seconds)
         raise OptionError(
-            f"No design meets the budget of {costs.budget}: the cheapest, {costs.uniform(cheapest)}, needs {enough}; give --budget "
+            f"No design meets the budget of {costs.budget}: the cheapest, {costs.uniform(cheapest)}, needs {enough}; "
+            "give --budget "
             f"{enough}, or a cheaper --candidate of `longattn search`."
         )
     return Design(tuple(judged[number] for number in best), costs.named)
@@ -132,7 +150,8 @@ def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCost
 def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
     """The change of the held-out loss from the checkpoint to the converted model without training.
 
-    The model reads texts of the target length, the checkpoint chunks of at most its maximum length. ``None`` if no token is predicted.
+    The model reads texts of the target length, the checkpoint chunks of at most its maximum length. ``None`` if no
+    token is predicted.
 
     Args:
         model: the model to convert; it must predict tokens.
@@ -156,9 +175,11 @@ def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Des
 
 
 class Divergence:
-    """KL(checkpoint ‖ design) in nats, the mean over predictions for pieces of a length that the checkpoint was trained on.
+    """KL(checkpoint ‖ design) in nats, the mean over predictions for pieces of a length that the checkpoint was
+    trained on.
 
-    A language model predicts masked or next tokens. A classifier predicts classes of a text or its tokens, or of an image or its pixels.
+    A language model predicts masked or next tokens. A classifier predicts classes of a text or its tokens, or of an
+    image or its pixels.
 
     Args:
         model: a model with any head. text: a text, images or recordings. pieces: maximum number of pieces.
@@ -171,7 +192,8 @@ class Divergence:
         self.model = model
         masked = model.predicts_tokens and not model.original.shape.causal
         self.inputs = list[tuple[Any, Tensor | slice]]()
-        """Each piece, and the positions of compared predictions: some positions with a label, or all positions without labels."""
+        """Each piece, and the positions of compared predictions: some positions with a label, or all positions without
+        labels."""
         if isinstance(text, SearchText):
             read: list[tuple[Any, Tensor | None]] = [*text.predicted(length, pieces, causal=not masked)]
         else:
@@ -186,7 +208,10 @@ class Divergence:
 
     def __call__(self, design: Design) -> float:
         model = self.model.run_with(design.attention(), short=True)
-        divergences = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
+        divergences = [
+            float(kl_divergence(logits, expected))
+            for expected, logits in zip(self.expected, self._logits(model), strict=True)
+        ]
         return sum(divergences) / len(divergences)
 
     @torch.no_grad()
@@ -198,8 +223,8 @@ class Divergence:
             logits = getattr(model(**{name: value.to(model.device) for name, value in inputs.items()}), "logits", None)
             if not isinstance(logits, Tensor):
                 raise OptionError(
-                    f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "
-                    "language-modelling or classification head, or leave --score kl out."
+                    f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint "
+                    "with its language-modelling or classification head, or leave --score kl out."
                 )
             logits = logits[0].float().cpu()
             if logits.dim() == 3:  # (classes, height, width)
@@ -209,7 +234,8 @@ class Divergence:
 
 
 def best_under_total(values: Numbers, costs: Numbers, limit: float) -> list[int] | None:
-    """The candidate of each layer in the best choice whose costs sum to at most ``limit``; ``None`` if even the cheapest exceeds it.
+    """The candidate of each layer in the best choice whose costs sum to at most ``limit``; ``None`` if even the
+    cheapest exceeds it.
 
     Args:
         values: ``(layers, candidates)``; nan or -inf where a candidate is impossible.
@@ -221,7 +247,10 @@ def best_under_total(values: Numbers, costs: Numbers, limit: float) -> list[int]
     steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
     for layer in range(len(values)):
         numbers = np.flatnonzero(possible[layer])
-        total, worth = (cost[:, None] + costs[layer, numbers]).ravel(), (value[:, None] + values[layer, numbers]).ravel()
+        total, worth = (
+            (cost[:, None] + costs[layer, numbers]).ravel(),
+            (value[:, None] + values[layer, numbers]).ravel(),
+        )
         order = np.lexsort((-worth, total))
         order = order[total[order] <= limit]
         if not len(order):
@@ -230,7 +259,8 @@ def best_under_total(values: Numbers, costs: Numbers, limit: float) -> list[int]
         order = order[np.concatenate([[True], highest[1:] > highest[:-1] + TOLERANCE])]
         if len(order) > MAX_PARTIAL:
             cell = np.floor(total[order] / limit * MAX_PARTIAL)
-            order = order[np.concatenate([cell[1:] > cell[:-1], [True]])]  # values rise, so the last of a cell is its best
+            # values rise, so the last of a cell is its best
+            order = order[np.concatenate([cell[1:] > cell[:-1], [True]])]
         steps.append((order // len(numbers), numbers[order % len(numbers)]))
         cost, value = total[order], worth[order]
     at, candidates = len(cost) - 1, []  # costs and values both rise
@@ -241,8 +271,8 @@ def best_under_total(values: Numbers, costs: Numbers, limit: float) -> list[int]
 
 
 def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> list[int] | None:
-    """The best candidate of each layer whose peak is at most ``limit``, for memory that a layer frees before the next one needs it. A tie
-    goes to the cheaper candidate. ``None`` if some layer has no candidate."""
+    """The best candidate of each layer whose peak is at most ``limit``, for memory that a layer frees before the next
+    one needs it. A tie goes to the cheaper candidate. ``None`` if some layer has no candidate."""
     allowed = np.isfinite(values) & (peaks <= limit)
     if not allowed.any(1).all():
         return None

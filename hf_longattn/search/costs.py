@@ -1,8 +1,11 @@
 """Cost of each candidate in one layer at the target length, measured on this machine.
 
-Seconds: time of the mechanism for one sequence, from projected queries, keys and values to the output, without gradients. Candidates take
-turns, and the fastest turn counts. Bytes of a decoder: the decode cache of one layer; a design needs the sum over layers. Bytes of an
-encoder: memory of attention besides inputs and output. The next layer reuses it, so a design needs the maximum over layers.
+Seconds: time of the mechanism for one sequence, from projected queries, keys and values to the output, without
+    gradients. Candidates take
+turns, and the fastest turn counts. Bytes of a decoder: the decode cache of one layer; a design needs the sum over
+    layers. Bytes of an
+encoder: memory of attention besides inputs and output. The next layer reuses it, so a design needs the maximum over
+    layers.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ class LayerCosts:
         self.known: dict[str, LayerCost] = {}
         self.refused: dict[str, str] = {}
 
-    def measure(self, candidates: Iterable[Candidate], progress: Progress = silent, memory: bool = False) -> Mapping[str, LayerCost]:
+    def measure(
+        self, candidates: Iterable[Candidate], progress: Progress = silent, memory: bool = False
+    ) -> Mapping[str, LayerCost]:
         """Candidate as text -> cost. A candidate that cannot run at this length is listed in :attr:`refused` instead.
 
         memory: also measure an encoder's bytes, which takes about as long again.
@@ -100,14 +105,24 @@ class LayerCosts:
         """A function that runs the candidate once, and the bytes of its cache if it decodes."""
         shape, generator = self.shape, torch.Generator(self.device).manual_seed(0)
         mechanism = mechanism_from(
-            candidate.mechanism, candidate.options, num_heads=shape.heads, head_dim=shape.head_dim, hidden_size=shape.hidden,
-            max_length=self.length, generator=generator,
-        )  # fmt: skip
+            candidate.mechanism,
+            candidate.options,
+            num_heads=shape.heads,
+            head_dim=shape.head_dim,
+            hidden_size=shape.hidden,
+            max_length=self.length,
+            generator=generator,
+        )
         check_form(mechanism, shape.causal, "the model")
         mechanism = mechanism.to(self.device).eval()
         drawn: dict[str, Any] = {"generator": generator, "device": self.device}
-        q, k, v = (torch.randn(1, heads, self.length, shape.head_dim, **drawn) for heads in (shape.heads, shape.kv_heads, shape.kv_heads))
-        hidden = torch.randn(1, self.length, shape.hidden, **drawn) if mechanism.capabilities.takes_hidden_states else None
+        q, k, v = (
+            torch.randn(1, heads, self.length, shape.head_dim, **drawn)
+            for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
+        )
+        hidden = (
+            torch.randn(1, self.length, shape.hidden, **drawn) if mechanism.capabilities.takes_hidden_states else None
+        )
         call = AttentionCall(causal=shape.causal, hidden_states=hidden, grid=self.grid)
 
         def run() -> Tensor:
@@ -118,8 +133,13 @@ class LayerCosts:
 
 
 def _timed(run: Callable[[], Tensor]) -> float:
-    """Seconds of a run. With a single CPU thread, the CPU time of this process, so other processes do not affect it."""
-    clock = time.process_time if torch.get_num_threads() == 1 and not torch.accelerator.is_available() else time.perf_counter
+    """Seconds of a run. With a single CPU thread, the CPU time of this process, so other processes do not affect
+    it."""
+    clock = (
+        time.process_time
+        if torch.get_num_threads() == 1 and not torch.accelerator.is_available()
+        else time.perf_counter
+    )
     start = clock()
     result = run()
     if result.device.type != "cpu":

@@ -21,29 +21,55 @@ from .budget import Budget
 from .costs import LayerCost
 
 USUAL = (
-    "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",
-    "window:window=320", "window:window=384", "window:window=512", "window:window=768", "window:window=1024", "longformer:window=128",
-    "longformer:window=256", "longformer:window=384", "longformer:window=512", "bigbird", "block_top_k:num_blocks=4",
+    "window:window=32",
+    "window:window=64",
+    "window:window=96",
+    "window:window=128",
+    "window:window=192",
+    "window:window=256",
+    "window:window=320",
+    "window:window=384",
+    "window:window=512",
+    "window:window=768",
+    "window:window=1024",
+    "longformer:window=128",
+    "longformer:window=256",
+    "longformer:window=384",
+    "longformer:window=512",
+    "bigbird",
+    "block_top_k:num_blocks=4",
     "block_top_k:num_blocks=8",
-)  # fmt: skip
+)
 """Default candidates for texts, besides full attention."""
 USUAL_ON_GRIDS = (
-    "window2d:window=7", "window2d:window=8", "window2d:window=16", "window2d:window=32", "window2d:window=16,shift=alternate",
-    "window:window=256,order=hilbert", "window:window=512,order=hilbert",
-    "segmented:block_size=64,integration=pooled,order=tiles:8x8", "segmented:block_size=256,integration=pooled,order=tiles:16x16",
-    "bigbird:block_size=64,order=tiles:8x8", "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
+    "window2d:window=7",
+    "window2d:window=8",
+    "window2d:window=16",
+    "window2d:window=32",
+    "window2d:window=16,shift=alternate",
+    "window:window=256,order=hilbert",
+    "window:window=512,order=hilbert",
+    "segmented:block_size=64,integration=pooled,order=tiles:8x8",
+    "segmented:block_size=256,integration=pooled,order=tiles:16x16",
+    "bigbird:block_size=64,order=tiles:8x8",
+    "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
-)  # fmt: skip
-"""Default candidates for images, besides windows of the source's size, every other mechanism on a grid, and full attention."""
+)
+"""Default candidates for images, besides windows of the source's size, every other mechanism on a grid, and full
+attention."""
 FULL = Candidate("full")
 
 
 def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
-    """The default candidates for the model's inputs, including full attention. For decoders, also windows with sinks."""
+    """The default candidates for the model's inputs, including full attention. For decoders, also windows with
+    sinks."""
     if not sizes.modality.drawn:
         return read_candidates((*USUAL, *USUAL_CAUSAL * causal, FULL), by_user=False)
     side = min(sizes.old.grid.sizes)
-    own_windows = (f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}")
+    own_windows = (
+        f"window2d:window={side}",
+        f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}",
+    )
     named = read_candidates((*own_windows, *USUAL_ON_GRIDS), by_user=False)
     mechanisms = {candidate.mechanism for candidate in named}
     others = [Candidate(name) for name in ("full", *list_mechanisms(grid=True)) if name not in mechanisms]
@@ -51,8 +77,8 @@ def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]
 
 
 def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:
-    """Why a candidate cannot run in single layers of a model, as one sentence; empty if it can. ``sizes`` are those of its
-    inputs.
+    """Why a candidate cannot run in single layers of a model, as one sentence; empty if it can. ``sizes`` are those of
+    its inputs.
 
     Raises:
         LongAttentionError: options that contradict one another.
@@ -73,7 +99,8 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:
 class Design:
     """A candidate for each layer, from the first to the last.
 
-    named: layers in which the base has a sliding window. A configuration names them, since a conversion would retain the window otherwise.
+    named: layers in which the base has a sliding window. A configuration names them, since a conversion would retain
+        the window otherwise.
     """
 
     layers: tuple[Candidate, ...]
@@ -87,14 +114,16 @@ class Design:
     def attention(self) -> LongAttentionConfig:
         """The configuration: the default, and overrides for the other layers."""
         default, overridden = self.split()
-        overrides = {layer: {"mechanism": self.layers[layer].mechanism, **self.layers[layer].options} for layer in overridden}
+        overrides = {
+            layer: {"mechanism": self.layers[layer].mechanism, **self.layers[layer].options} for layer in overridden
+        }
         return LongAttentionConfig(default.mechanism, layers=overrides or None, **default.options)
 
     def split(self) -> tuple[Candidate, list[int]]:
         """The default candidate of a configuration, and the layers that it overrides.
 
-        The default is the most common candidate; a tie goes to the earlier layer. A layer is overridden if it runs another candidate or
-        is in :attr:`named`.
+        The default is the most common candidate; a tie goes to the earlier layer. A layer is overridden if it runs
+        another candidate or is in :attr:`named`.
         """
         names = self.names
         default = Counter(names).most_common(1)[0][0]
@@ -102,7 +131,8 @@ class Design:
         return self.layers[names.index(default)], overridden
 
     def groups(self, layers: Iterable[int]) -> list[tuple[str, Candidate]]:
-        """Group ``layers`` by candidate: their numbers as text such as ``0-2,5``, and the candidate. Ordered by first layer."""
+        """Group ``layers`` by candidate: their numbers as text such as ``0-2,5``, and the candidate. Ordered by first
+        layer."""
         numbers: dict[str, list[int]] = {}
         for number in layers:
             numbers.setdefault(self.names[number], []).append(number)
@@ -131,9 +161,10 @@ class CostedDesign:
     """A design with its costs and its score.
 
     seconds: duration of the attention of all layers, for one text of the target length.
-    bytes: for a decoder, the cache of all layers; for an encoder, the working memory of the largest layer; ``None`` if not measured.
-    score: the mean over layers of the captured mass, or minus the sum of the layers' KL divergences; greater is better. ``None`` if a
-        layer's candidate has no score.
+    bytes: for a decoder, the cache of all layers; for an encoder, the working memory of the largest layer; ``None`` if
+        not measured.
+    score: the mean over layers of the captured mass, or minus the sum of the layers' KL divergences; greater is
+        better. ``None`` if a layer's candidate has no score.
     """
 
     design: Design
@@ -143,8 +174,17 @@ class CostedDesign:
 
     def to_dict(self, full_seconds: float) -> dict[str, Any]:
         """JSON-serialisable form, with six digits of each number."""
-        values = {"seconds": self.seconds, "share_of_full_time": self.seconds / full_seconds, "bytes": self.bytes, "score": self.score}
-        numbers = {name: value if name == "bytes" else float(f"{value:.6g}") for name, value in values.items() if value is not None}
+        values = {
+            "seconds": self.seconds,
+            "share_of_full_time": self.seconds / full_seconds,
+            "bytes": self.bytes,
+            "score": self.score,
+        }
+        numbers = {
+            name: value if name == "bytes" else float(f"{value:.6g}")
+            for name, value in values.items()
+            if value is not None
+        }
         return {"layers": list(self.design.names), **numbers}
 
 

@@ -40,12 +40,15 @@ class SearchedModel:
         CheckpointError: it has several towers, or no Long class.
 
     trained_length, length: maximum lengths of the checkpoint and of the conversion's result, in tokens.
-    base_attention, base_design: attention of the layers before the conversion: full, with sliding windows, or a long model's mechanisms.
+    base_attention, base_design: attention of the layers before the conversion: full, with sliding windows, or a long
+        model's mechanisms.
     named: as in :class:`.design.Design`.
     """
 
     def __init__(self, source: str | Source, config: ConversionConfig, device: torch.device) -> None:
-        self.source = open_source(source, revision=config.revision, token=config.token) if isinstance(source, str) else source
+        self.source = (
+            open_source(source, revision=config.revision, token=config.token) if isinstance(source, str) else source
+        )
         check_one_stack(self.source)
         self.conversion, self.device = config, device
         plan = self.original = self.planned(None)
@@ -63,7 +66,9 @@ class SearchedModel:
     @property
     def predicts_tokens(self) -> bool:
         config: Any = self.original.config
-        return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(LANGUAGE_MODELS)
+        return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(
+            LANGUAGE_MODELS
+        )
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
         """The plan of a conversion with this attention (``None``: full attention).
@@ -112,14 +117,14 @@ def check_one_stack(source: Source) -> None:
         name = stack.base_model_name
         whole = f"hf_longattn.{stack.model_classes[name]}" if long else f"transformers.{name}"
         raise CheckpointError(
-            f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
-            f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."
+            f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example "
+            f"{whole}.from_pretrained({source.name!r}).save_pretrained('{first}-tower'), and search that folder."
         )
     known = modality.family is not None or model_type in ADOPTIONS or "long_attention" in source.config
     if is_generic(source.config) or not known:
         raise CheckpointError(
-            f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn inspect MODEL INPUT` "
-            "says what mechanisms would keep of its attention."
+            f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn "
+            "inspect MODEL INPUT` says what mechanisms would keep of its attention."
         )
 
 
@@ -136,14 +141,18 @@ class SearchText(TextIds):
         starts = range(0, len(self.ids) - body + 1, body) if body > 0 else ()
         if not starts:
             raise InputError(
-                f"The {self.described} has {self.tokens:,} tokens, but the search reads {length:,} at once; give a longer text."
+                f"The {self.described} has {self.tokens:,} tokens, but the search reads {length:,} at once; give a "
+                "longer text."
             )
         return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
 
     def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
         """Pieces with the labels of their predictions: every next token, or masked ones."""
         pieces = self.pieces(length, count)
-        return [(piece, piece) if causal else masked_tokens(piece, self.tokenizer, number) for number, piece in enumerate(pieces)]
+        return [
+            (piece, piece) if causal else masked_tokens(piece, self.tokenizer, number)
+            for number, piece in enumerate(pieces)
+        ]
 
 
 class SearchInputs:
@@ -160,7 +169,9 @@ class SearchInputs:
 
     def __init__(self, files: Any, plan: ConversionPlan, count: int) -> None:
         modality: Any = plan.modality
-        self.user = modality.inputs(plan.architecture.source_config, plan.source.folder, None, files, count=count, model=plan.source.name)
+        self.user = modality.inputs(
+            plan.architecture.source_config, plan.source.folder, None, files, count=count, model=plan.source.name
+        )
         self.name = self.user.name
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
 
@@ -177,7 +188,8 @@ class SearchInputs:
 
 
 def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | SearchInputs:
-    """The text, tokenised as far as needed for ``pieces``, or images or recordings. ``None`` selects built-in inputs."""
+    """The text, tokenised as far as needed for ``pieces``, or images or recordings. ``None`` selects built-in
+    inputs."""
     if model.original.inputs.new.name:
         return SearchInputs(text, model.original, pieces)
     text, name = verification_text(None) if text is None else (text, None)

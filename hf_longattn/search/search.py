@@ -1,4 +1,5 @@
-"""Search for a design for a checkpoint: measure candidates, choose one per layer, and report the result with its JSON form."""
+"""Search for a design for a checkpoint: measure candidates, choose one per layer, and report the result with its JSON
+form."""
 
 from __future__ import annotations
 
@@ -46,14 +47,16 @@ class SearchResult:
         text: name of the text, images or recordings.
         length: length of the target's inputs, in tokens.
         compared_at: number of tokens at which ``score`` was measured.
-        sizes: for a model of images or sound, the size of the target's inputs, and the size at which ``score`` was measured.
+        sizes: for a model of images or sound, the size of the target's inputs, and the size at which ``score`` was
+            measured.
         full_seconds, full_bytes: cost of full attention in every layer.
         chosen: the chosen design. reason: why it was chosen, as a sentence.
         uniform: the designs with one candidate in every layer.
         scores: of each layer, candidate as text -> its score. Candidates without a score are missing.
         costs: candidate as text -> seconds and bytes of one layer.
         reasons: candidate as text -> why it was left out.
-        loss_change: change of the loss on held-out text at the target length, from the checkpoint, which reads chunks, to the design
+        loss_change: change of the loss on held-out text at the target length, from the checkpoint, which reads chunks,
+            to the design
             without training. no_loss: why it was not measured.
         recipe: the flags of `longattn convert`. file: the file in which they were written.
         machine: the machine on which costs were measured.
@@ -125,7 +128,10 @@ class SearchResult:
             "full_seconds": full,
             **({} if self.full_bytes is None else {"full_bytes": self.full_bytes}),
             "costs": {name: cost.to_dict() for name, cost in self.costs.items()},
-            "layers": [{"chosen": name, "scores": row} for name, row in zip(self.chosen.design.names, self.scores, strict=True)],
+            "layers": [
+                {"chosen": name, "scores": row}
+                for name, row in zip(self.chosen.design.names, self.scores, strict=True)
+            ],
             "uniform": [costed.to_dict(full) for costed in self.uniform],
             "left_out": dict(self.reasons),
             "notes": list(self.notes),
@@ -150,15 +156,16 @@ def search_design(
     """Search a mechanism for every layer of ``model`` under a budget of time or memory.
 
         result = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
-        convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(), max_length=4096)
+        convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(),
+        max_length=4096)
 
-    The search measures what each candidate keeps of the softmax of each layer, and what it costs at the target length on this machine. Both
-    are summed over layers, so the best choice is found exactly.
+    The search measures what each candidate keeps of the softmax of each layer, and what it costs at the target length
+    on this machine. Both are summed over layers, so the best choice is found exactly.
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
-        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of images an image or a
-            folder of images (``Path``), for one of sound a recording or a folder of recordings.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of images
+            an image or a folder of images (``Path``), for one of sound a recording or a folder of recordings.
         output: a new YAML file for the design, a recipe of ``longattn convert --config``; ``None`` writes none.
         config: the settings; or its fields as keywords, see :class:`~hf_longattn.SearchConfig`.
         progress: called with a sentence before each step.
@@ -198,7 +205,9 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         SearchConfig(budget=config.budget or BUDGET),
         conversion=config.without_search(),
     ).run()
-    values = {name: value for name, value in result.to_dict().items() if name in REPORTED or name.startswith("compared_")}
+    values = {
+        name: value for name, value in result.to_dict().items() if name in REPORTED or name.startswith("compared_")
+    }
     return result.chosen.design.attention(), {**values, result.material: result.text}
 
 
@@ -213,20 +222,27 @@ class Search:
         conversion: settings of the conversion, if ``config`` does not have them.
 
     length: number of tokens at which candidates are compared, or the size of images or sounds.
-    candidates: candidates that single layers can run. reasons: candidate as text -> why it was left out. notes: for the report.
+    candidates: candidates that single layers can run. reasons: candidate as text -> why it was left out. notes: for
+        the report.
     costs, table: costs and scores of candidates.
     """
 
     costs: DesignCosts
 
     def __init__(
-        self, model: str | Source, text: str | Path | Tensor | None, config: SearchConfig, progress: Progress | None = None,
+        self,
+        model: str | Source,
+        text: str | Path | Tensor | None,
+        config: SearchConfig,
+        progress: Progress | None = None,
         conversion: ConversionConfig | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.progress, self.budget = config, progress or silent, Budget.read(config.budget)
         self.requested = None if config.candidates is None else read_candidates(config.candidates)
         if self.requested == []:
-            raise OptionError("There is no candidate; give for example --candidate window:window=256, or leave --candidate out.")
+            raise OptionError(
+                "There is no candidate; give for example --candidate window:window=256, or leave --candidate out."
+            )
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
         sizes = self.model.original.inputs
@@ -234,7 +250,8 @@ class Search:
         size = size if config.compare_at is None else sizes.at(config.compare_at)
         if not 0 < size.tokens <= most.tokens:
             raise InputError(
-                f"Mechanisms are compared on {sizes.modality.nouns} of up to {most.words}, which the checkpoint reads, not of "
+                f"Mechanisms are compared on {sizes.modality.nouns} of up to {most.words}, which the checkpoint "
+                "reads, not of "
                 f"{size.words}; change --compare-at, or leave it out."
             )
         self.length: int | InputSize = size if size.name else size.tokens
@@ -248,7 +265,9 @@ class Search:
         config = self.config
         pieces = len(self.text.pieces(self.length, config.pieces))  # type: ignore[arg-type]
         if pieces < config.pieces:
-            self.notes.append(f"There are {pieces} of {config.pieces} inputs to choose by; more or longer ones give a surer choice.")
+            self.notes.append(
+                f"There are {pieces} of {config.pieces} inputs to choose by; more or longer ones give a surer choice."
+            )
         self._take_candidates()
         model, budget = self.model, self.budget
         shape = model.original.shape
@@ -292,7 +311,9 @@ class Search:
             self.candidates += [base[layer] for layer in sorted(self.model.named)]
         if not self.candidates:
             name, why = next(iter(self.reasons.items()))
-            raise OptionError(f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less with --candidate.")
+            raise OptionError(
+                f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less with --candidate."
+            )
         self.candidates = read_candidates(self.candidates)
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
@@ -300,10 +321,14 @@ class Search:
         self.reasons |= reasons
         self.candidates = [candidate for candidate in self.candidates if str(candidate) not in reasons]
         if not self.candidates:
-            raise OptionError(f"No candidate could be measured ({next(iter(reasons.values())).rstrip('.')}); give others with --candidate.")
+            raise OptionError(
+                f"No candidate could be measured ({next(iter(reasons.values())).rstrip('.')}); give others with "
+                "--candidate."
+            )
 
     def _costed(self, design: Design) -> CostedDesign:
-        """A design with its costs and its score: the mean captured mass of layers, or minus the sum of their divergences."""
+        """A design with its costs and its score: the mean captured mass of layers, or minus the sum of their
+        divergences."""
         total = self.table.total(design)
         if total is not None and self.config.score == "mass":
             total /= self.model.layers
@@ -336,10 +361,25 @@ class Search:
         machine = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}
         uniform = [self._costed(costs.uniform(candidate)) for candidate in self.candidates]
         return SearchResult(
-            model=model.source.name, text=self.text.name, length=model.length, compared_at=compared, budget=self.budget,
-            score=config.score, full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason,
+            model=model.source.name,
+            text=self.text.name,
+            length=model.length,
+            compared_at=compared,
+            budget=self.budget,
+            score=config.score,
+            full_seconds=full.seconds,
+            full_bytes=full.bytes,
+            chosen=chosen,
+            reason=reason,
             uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
-            scores=tuple(self.table.scores), costs=costs.by_candidate, reasons=self.reasons,
-            machine=machine, recipe=recipe, notes=tuple(self.notes), loss_change=change, no_loss=no_loss,
-            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.modality.nouns,
-        )  # fmt: skip
+            scores=tuple(self.table.scores),
+            costs=costs.by_candidate,
+            reasons=self.reasons,
+            machine=machine,
+            recipe=recipe,
+            notes=tuple(self.notes),
+            loss_change=change,
+            no_loss=no_loss,
+            sizes=None if isinstance(self.length, int) else (sizes.new, self.length),
+            material=sizes.modality.nouns,
+        )

@@ -1,7 +1,7 @@
 """The arguments of every task: model, data, and transformers' ``TrainingArguments`` with a few more.
 
-``HfArgumentParser`` fills them from the command line and from recipes. A task subclasses them to add arguments or change defaults.
-A missing or contradictory value raises an OptionError.
+``HfArgumentParser`` fills them from the command line and from recipes. A task subclasses them to add arguments or
+change defaults. A missing or contradictory value raises an OptionError.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -32,7 +32,8 @@ batch_size_argument = partial(argument, help="Inputs per forward pass and proces
 
 
 def check_least(arguments: Any, **minima: float) -> None:
-    """Refuse numbers below their minimum. ``None`` is accepted, and arguments that the task does not have are ignored."""
+    """Refuse numbers below their minimum. ``None`` is accepted, and arguments that the task does not have are
+    ignored."""
     for name, least in minima.items():
         if (value := getattr(arguments, name, None)) is not None and value < least:
             raise OptionError(f"{flag(name)} must be at least {least}, not {value}.")
@@ -58,9 +59,11 @@ class ModelArguments:
 
     model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
     lora_rank: int = argument(
-        0, "Train new heads, the mechanisms' parameters, and LoRA updates of this rank on the attention projections, which are merged "
-        "into the saved model; 0 = train all weights. Learning rates are some ten times higher, about 2e-4."
-    )  # fmt: skip
+        0,
+        "Train new heads, the mechanisms' parameters, and LoRA updates of this rank on the attention projections, "
+        "which are merged into the saved model; 0 = train all weights. Learning rates are some ten times higher, "
+        "about 2e-4.",
+    )
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -79,7 +82,8 @@ class DataArguments:
         named: role -> column named by ``--columns``.
         choices: argument -> its values, besides "" for the default.
         only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.run.begin`.
-        scored_rows: ``n``, the number of evaluation rows, and ``trained``, how many of them are training rows too. Set by the split.
+        scored_rows: ``n``, the number of evaluation rows, and ``trained``, how many of them are training rows too. Set
+            by the split.
     """
 
     _argument_group_name: ClassVar[str] = "data"
@@ -87,18 +91,24 @@ class DataArguments:
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     data: list[str] = argument(
-        [], "Files, folders or names on the Hub (NAME:SUBSET), one or several: .jsonl, .json, .csv, .tsv, .parquet or .txt files, folders "
-        "of files, folders written by datasets."
-    )  # fmt: skip
-    columns: list[str] = argument([], "Names of columns, ROLE=NAME, where they are not the usual ones; give a wrong role to see the roles.")
+        [],
+        "Files, folders or names on the Hub (NAME:SUBSET), one or several: .jsonl, .json, .csv, .tsv, .parquet or "
+        ".txt files, folders of files, folders written by datasets.",
+    )
+    columns: list[str] = argument(
+        [], "Names of columns, ROLE=NAME, where they are not the usual ones; give a wrong role to see the roles."
+    )
     split: str = argument("train", "Split to read, if the data have several.")
-    validation: str = argument("", "Data to evaluate on; default: a tenth of every source of --data, chosen by --seed.")
+    validation: str = argument(
+        "", "Data to evaluate on; default: a tenth of every source of --data, chosen by --seed."
+    )
     max_length: int | None = argument(None, "Tokens of an input; default: the model's maximum.")
     max_train_samples: int | None = argument(None, "Rows to train on at most, in the order of --seed; default: all.")
     max_eval_samples: int | None = argument(None, "Rows to evaluate on at most, in the order of --seed; default: all.")
 
     def __post_init__(self) -> None:
-        from hf_longattn.data.sources import check_exists  # imported here: datasets is slow to import, and --help reads this file
+        # imported here: datasets is slow to import, and --help reads this file
+        from hf_longattn.data.sources import check_exists
 
         if not self.data:
             raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")
@@ -110,7 +120,8 @@ class DataArguments:
         self.named = {role: name for role, _, name in (text.partition("=") for text in self.columns)}
         if not all(self.named.values()) or not self.named.keys() <= self.roles.keys():
             raise OptionError(
-                f"--columns takes ROLE=NAME, with a role of {', '.join(self.roles) or 'none'}, not {' '.join(self.columns)!r}."
+                f"--columns takes ROLE=NAME, with a role of {', '.join(self.roles) or 'none'}, not "
+                f"{' '.join(self.columns)!r}."
             )
         self.only_scores = False
         self.scored_rows: dict[str, int] = {}
@@ -122,15 +133,23 @@ class LongTrainingArguments(TrainingArguments):
 
     _argument_group_name: ClassVar[str] = "training"
 
-    output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
+    output_dir: str | None = argument(
+        None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"]
+    )
     num_train_epochs: float = argument(3.0, "Epochs, unless --max-steps or --max-minutes is given.", ["--epochs"])
     per_device_train_batch_size: int = batch_size_argument(8)
-    per_device_eval_batch_size: int = argument(0, "Inputs per forward pass and process in evaluation; 0 = as --batch-size.")
+    per_device_eval_batch_size: int = argument(
+        0, "Inputs per forward pass and process in evaluation; 0 = as --batch-size."
+    )
     max_minutes: float | None = argument(
-        None, "Stop after this many minutes, with a linear schedule that ends by then. The evaluation before the first step counts."
+        None,
+        "Stop after this many minutes, with a linear schedule that ends by then. The evaluation before the first step "
+        "counts.",
     )
     tokens_per_batch: int = argument(
-        0, "Tokens of a training batch, in place of a number of rows: their sum where batches are packed, else rows × longest; 0 = off."
+        0,
+        "Tokens of a training batch, in place of a number of rows: their sum where batches are packed, else rows × "
+        "longest; 0 = off.",
     )
     overwrite: bool = argument(False, "Replace the results of an earlier run in --output, and delete its checkpoints.")
     resume: bool = argument(False, "Resume from the latest complete checkpoint in --output.")
@@ -141,7 +160,9 @@ class LongTrainingArguments(TrainingArguments):
     weight_decay: float = argument(0.01, "AdamW's weight decay.")
     logging_steps: float = argument(0.05, "Steps between log entries; a number below 1 is a fraction of the run.")
     save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
-    hub_strategy: str = argument("end", "When --push-to-hub uploads; only end, with the complete model. Checkpoints stay on the disk.")
+    hub_strategy: str = argument(
+        "end", "When --push-to-hub uploads; only end, with the complete model. Checkpoints stay on the disk."
+    )
 
     def __post_init__(self) -> None:
         self.settings = changed(self)
@@ -149,15 +170,26 @@ class LongTrainingArguments(TrainingArguments):
         if not self.output_dir:
             raise OptionError("No output folder given; add --output with the folder to write to.")
         self.folder = Path(self.output_dir)
-        check_least(self, learning_rate=0, weight_decay=0, seed=0, dataloader_num_workers=0, gradient_accumulation_steps=1)
-        check_least(self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0, mini_batch_size=1)
+        check_least(
+            self, learning_rate=0, weight_decay=0, seed=0, dataloader_num_workers=0, gradient_accumulation_steps=1
+        )
+        check_least(
+            self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0, mini_batch_size=1
+        )
         if self.hub_strategy != "end":
-            raise OptionError(f"--hub-strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete.")
+            raise OptionError(
+                f"--hub-strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete."
+            )
         if self.max_minutes is not None:
             if self.max_minutes <= 0:
-                raise OptionError(f"--max-minutes must be above 0, not {self.max_minutes:g}; --max-steps 1 takes a single step.")
+                raise OptionError(
+                    f"--max-minutes must be above 0, not {self.max_minutes:g}; --max-steps 1 takes a single step."
+                )
             if getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type) != "linear":
-                raise OptionError("--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps instead.")
+                raise OptionError(
+                    "--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps "
+                    "instead."
+                )
             if ours.max_steps <= 0:
                 ours.max_steps = 1_000_000  # the time limit ends the run earlier
                 ours.logging_steps = 20 if ours.logging_steps < 1 else ours.logging_steps
@@ -165,7 +197,8 @@ class LongTrainingArguments(TrainingArguments):
         ours.use_cpu = ours.use_cpu or not torch.accelerator.is_available()
         if ours.use_cpu:
             ours.dataloader_pin_memory = False
-        if self.fp16 or (ours.use_cpu and not cpu_computes_bf16()):  # without hardware bf16, PyTorch is ten times slower than fp32
+        # without hardware bf16, PyTorch is ten times slower than fp32
+        if self.fp16 or (ours.use_cpu and not cpu_computes_bf16()):
             self.bf16 = False
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if metric in ("wer", "cer", "attention_error") and getattr(self, "greater_is_better", None) is None:

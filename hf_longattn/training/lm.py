@@ -1,6 +1,7 @@
 """Continued training of language models on long text, the tasks mlm and clm.
 
-Other tasks on plain text use their arguments and :func:`load_lm`. Documents may be read segment by segment, with a memory.
+Other tasks on plain text use their arguments and :func:`load_lm`. Documents may be read segment by segment, with a
+memory.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -20,9 +21,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from hf_longattn.data.batching import DataCollatorForPackedText, EpochSampler, RepeatableMasks, chosen_packing, shuffled
+from hf_longattn.data.batching import (
+    DataCollatorForPackedText,
+    EpochSampler,
+    RepeatableMasks,
+    chosen_packing,
+    shuffled,
+)
 from hf_longattn.data.rows import each_part, read_texts
 from hf_longattn.data.tokenization import input_length, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
@@ -31,7 +44,13 @@ from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.losses import deferred_logits
-from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.arguments import (
+    DataArguments,
+    LongTrainingArguments,
+    ModelArguments,
+    argument,
+    batch_size_argument,
+)
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
@@ -46,9 +65,10 @@ class TextDataArguments(DataArguments):
     roles: ClassVar[dict[str, tuple[str, ...]]] = {"text": ("text",)}
 
     template: list[str] = argument(
-        [], "Format strings that make the text from several columns, '{title}: {body}'; each row takes the first one whose columns all "
-        "have a value."
-    )  # fmt: skip
+        [],
+        "Format strings that make the text from several columns, '{title}: {body}'; each row takes the first one "
+        "whose columns all have a value.",
+    )
 
 
 @dataclass
@@ -57,13 +77,16 @@ class LMDataArguments(TextDataArguments):
 
     mlm_probability: float = argument(0.15, "Fraction of the tokens that are predicted by mlm.")
     segments: int = argument(
-        0, "Read each document in consecutive segments of this many tokens, with the model's memory of earlier ones, for --max-steps "
-        "(1,000 by default); 0 = independent inputs. For mechanisms with a memory: transformer_xl, recurrent_memory, linear, window."
-    )  # fmt: skip
+        0,
+        "Read each document in consecutive segments of this many tokens, with the model's memory of earlier ones, "
+        "for --max-steps (1,000 by default); 0 = independent inputs. For mechanisms with a memory: transformer_xl, "
+        "recurrent_memory, linear, window.",
+    )
     packing: bool | None = argument(
-        None, "Keep the documents that share an input apart, so that none sees another and positions restart; default: yes where the model "
-        "can (Long models). Otherwise they follow one another, as in run_mlm and run_clm."
-    )  # fmt: skip
+        None,
+        "Keep the documents that share an input apart, so that none sees another and positions restart; "
+        "default: yes where the model can (Long models). Otherwise they follow each other, as in run_mlm and run_clm.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,13 +110,16 @@ ARGUMENTS = (ModelArguments, LMDataArguments, TextTrainingArguments)
 def train_lm(
     objective: str, model_args: ModelArguments, data_args: LMDataArguments, training_args: TextTrainingArguments
 ) -> dict[str, Any]:
-    """Train by masked ("mlm") or next tokens ("clm"), and write the model to ``training_args.output_dir``. Returns the log."""
+    """Train by masked ("mlm") or next tokens ("clm"), and write the model to ``training_args.output_dir``. Returns the
+    log."""
     begin(model_args, data_args, training_args)
     model, tokenizer, _ = load_lm(model_args.model, objective, complete=not training_args.do_train)
     parts = read_texts(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
     masks = DataCollatorForPackedText if pack else RepeatableMasks
-    collator: Any = masks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mlm_probability, seed=training_args.seed)
+    collator: Any = masks(
+        tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mlm_probability, seed=training_args.seed
+    )
     length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
     if data_args.segments:
         documents = each_part(partial(to_documents, tokenizer=tokenizer), *parts)
@@ -105,7 +131,9 @@ def train_lm(
     return finish(trainer, model_args, data_args, input_length=length, packed=pack)
 
 
-def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+def load_lm(
+    name: str, objective: str, *, complete: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a model with its language-modelling head in float32, its tokenizer, and its objective.
 
     Args:
@@ -117,19 +145,33 @@ def load_lm(name: str, objective: str, *, complete: bool = False) -> tuple[PreTr
     has_head = {name: config.model_type in mapped_names(auto_mapping(loader)) for name, loader in HEADS.items()}
     if objective == "auto":
         if not has_head["mlm"] and not has_head["clm"]:
-            raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head; take a model that predicts tokens.")
+            raise CheckpointError(
+                f"{name!r} ({config.model_type}) has no language-modelling head; take a model that predicts tokens."
+            )
         is_masked = has_head["mlm"] and not (config.architectures or [""])[0].endswith(CAUSAL_LANGUAGE_MODELS)
         objective = "mlm" if is_masked and tokenizer.mask_token is not None else "clm"
     sees_next = has_head["mlm"] and not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
     if not has_head[objective] or (objective == "clm" and sees_next):
-        words = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it", "hidden": "have hidden states"}
+        words = {
+            "mlm": "predict masked tokens",
+            "clm": "predict the next token from those before it",
+            "hidden": "have hidden states",
+        }
         other = "clm" if objective == "mlm" else "mlm"
-        raise OptionError(f"{name!r} ({config.model_type}) does not {words[objective]}, which {objective} needs; take the task {other}.")
+        raise OptionError(
+            f"{name!r} ({config.model_type}) does not {words[objective]}, which {objective} needs; take the task "
+            f"{other}."
+        )
     model: PreTrainedModel = load_model(HEADS[objective], name, complete=complete)
     if getattr(model, "is_quantized", False):
-        raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from.")
+        raise CheckpointError(
+            f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from."
+        )
     if objective == "mlm" and tokenizer.mask_token is None:
-        raise CheckpointError(f"The tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens).")
+        raise CheckpointError(
+            f"The tokenizer of {name!r} has no mask token, which mlm needs; give it one "
+            "(tokenizer.add_special_tokens)."
+        )
     return model, tokenizer, objective
 
 
@@ -165,12 +207,18 @@ class SegmentBatches(EpochSampler):
 
     Process p of n gets every n-th batch, starting from batch p.
 
-    With ``seed``, there are infinitely many passes, each with another order of documents. Without, there is one pass in the original order.
-    At its end, rows without a document are ``None``.
+    With ``seed``, there are infinitely many passes, each with another order of documents. Without, there is one pass
+    in the original order. At its end, rows without a document are ``None``.
     """
 
     def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:
-        self.sizes, self.length, self.rows, self.seed, self.processes = segments.sizes, segments.length, rows, seed, processes
+        self.sizes, self.length, self.rows, self.seed, self.processes = (
+            segments.sizes,
+            segments.length,
+            rows,
+            seed,
+            processes,
+        )
 
     def __iter__(self) -> Iterator[list[Position | None]]:
         passes = itertools.count() if self.seed is not None else range(1)
@@ -181,21 +229,28 @@ class SegmentBatches(EpochSampler):
             for number, order in enumerate(orders)
             for document in order
         )
-        for batch in itertools.zip_longest(*(chain.from_iterable(documents) for _ in range(self.rows * self.processes))):
+        for batch in itertools.zip_longest(
+            *(chain.from_iterable(documents) for _ in range(self.rows * self.processes))
+        ):
             yield from (list(batch[first : first + self.rows]) for first in range(0, len(batch), self.rows))
 
 
 class SegmentTrainer(LongTrainer):
-    """Trains a Long model on :class:`~hf_longattn.training.lm.Segments`. The memory is carried from batch to batch, gradients are not.
+    """Trains a Long model on :class:`~hf_longattn.training.lm.Segments`. The memory is carried from batch to batch,
+    gradients are not.
 
     In an evaluation, every process reads all documents.
     """
 
     def __init__(self, model: Any, args: Any, *more: Any, **kwargs: Any) -> None:
         if args.gradient_checkpointing or getattr(args, "activation_checkpointing", None):
-            raise OptionError("--gradient-checkpointing drops what the layers remember of earlier --segments; leave it out.")
+            raise OptionError(
+                "--gradient-checkpointing drops what the layers remember of earlier --segments; leave it out."
+            )
         if getattr(args, "tokens_per_batch", 0):
-            raise OptionError("--tokens-per-batch requires rows of known length, not --segments; give --batch-size instead.")
+            raise OptionError(
+                "--tokens-per-batch requires rows of known length, not --segments; give --batch-size instead."
+            )
         if args.max_steps < 0:
             args.max_steps = 1000  # the passes never end
         super().__init__(model, args, *more, measure=self.held_out_loss, **kwargs)
@@ -220,10 +275,13 @@ class SegmentTrainer(LongTrainer):
             if not file.is_file():
                 raise CheckpointError(
                     f"{str(file.parent)!r} has no {file.name}: it was not written by a training in segments with "
-                    f"{self.args.process_index + 1} or more processes; start again, or resume with as many processes as before."
+                    f"{self.args.process_index + 1} or more processes; start again, or resume with as many processes "
+                    "as before."
                 )
             self.memory = self.accelerator.unwrap_model(self.model).new_memory()
-            self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})
+            self.memory.load_state_dict(
+                {name: tensor.to(self.args.device) for name, tensor in load_file(file).items()}
+            )
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def held_out_loss(self) -> dict[str, float]:
@@ -246,5 +304,7 @@ class SegmentTrainer(LongTrainer):
         super().save_model(output_dir, _internal_call)
         if output_dir is not None and Path(output_dir).name.startswith("checkpoint-") and self.memory is not None:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.memory.state_dict().items()}
+            tensors = {
+                name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.memory.state_dict().items()
+            }
             save_file(tensors, Path(output_dir, MEMORY_FILE.format(self.args.process_index)))

@@ -2,9 +2,9 @@
 
 Errors are reported as one sentence.
 
-`docs/extending.md` and ``examples/extend/score.py`` show a task. ``compute_metrics`` (or ``measure=``) returns scores by name, with
-``NAME_se`` for standard errors and ``n`` for the number of rows. Scores with names in :data:`METRICS` are in per cent.
-``HEAD_accuracy`` is the accuracy of one of several heads.
+`docs/extending.md` and ``examples/extend/score.py`` show a task. ``compute_metrics`` (or ``measure=``) returns scores
+by name, with ``NAME_se`` for standard errors and ``n`` for the number of rows. Scores with names in :data:`METRICS`
+are in per cent. ``HEAD_accuracy`` is the accuracy of one of several heads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ from transformers.utils import logging
 
 import hf_longattn
 from hf_longattn.data.sources import DataError
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line, visible
+from hf_longattn.errors import (
+    CheckpointError,
+    LongAttentionError,
+    OptionError,
+    UsageError,
+    error_line,
+    in_one_line,
+    visible,
+)
 from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.files import MODULES, check_writable, public_name, read_json_object, write_text
 from hf_longattn.hub import check_login, from_source, push_model, write_model_card
@@ -49,8 +57,15 @@ SCORES_NAME, STATE = "scores.json", "trainer_state.json"
 """Name of an evaluation's result file, and of the file that completes a checkpoint."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """Files that a run without ``--overwrite`` does not replace."""
-FULL = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
-"""Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the last two."""
+FULL = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "PytorchStreamWriter failed writing file",
+    "iostream",
+)
+"""Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the
+last two."""
 
 
 def begin(model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments) -> None:
@@ -64,23 +79,39 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
     args, folder = training_args, training_args.folder
     data_args.only_scores = not args.do_train
     if folder.exists() and folder.resolve() == Path(model_args.model).resolve():
-        raise OptionError(f"The output {str(folder)!r} is the folder of --model, which would be overwritten; give another --output.")
+        raise OptionError(
+            f"The output {str(folder)!r} is the folder of --model, which would be overwritten; give another --output."
+        )
     if args.do_train and (args.resume or args.resume_from_checkpoint):
         start = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else newest_checkpoint(folder)
         if start is None or not is_complete(start):
-            raise CheckpointError(f"There is no complete checkpoint in {str(start or folder)!r} to resume from; leave --resume out.")
+            raise CheckpointError(
+                f"There is no complete checkpoint in {str(start or folder)!r} to resume from; leave --resume out."
+            )
         args.resume_from_checkpoint, args.eval_on_start = str(start), False
     if not args.overwrite and not resumes_output(args):
         if not args.do_train and (folder / SCORES_NAME).exists():
-            raise OptionError(f"{str(folder)!r} holds scores already; give another --output, or add --overwrite to replace them.")
+            raise OptionError(
+                f"{str(folder)!r} holds scores already; give another --output, or add --overwrite to replace them."
+            )
         if any(next(folder.glob(pattern), None) for pattern in MODEL_FILES):
-            advice = "add --overwrite to replace it, --resume to continue from its latest checkpoint, or " if args.do_train else ""
-            raise OptionError(f"{str(folder)!r} holds a model, or checkpoints of an earlier run; {advice}give another --output.")
+            advice = (
+                "add --overwrite to replace it, --resume to continue from its latest checkpoint, or "
+                if args.do_train
+                else ""
+            )
+            raise OptionError(
+                f"{str(folder)!r} holds a model, or checkpoints of an earlier run; {advice}give another --output."
+            )
     check_writable(folder)
     if args.push_to_hub and not args.do_train:
-        raise OptionError("--push-to-hub uploads a model after its training, and nothing is trained here; leave it out.")
+        raise OptionError(
+            "--push-to-hub uploads a model after its training, and nothing is trained here; leave it out."
+        )
     if args.push_to_hub:
-        check_login(str(args.hub_model_id or folder.absolute().name), args.hub_token, private=bool(args.hub_private_repo))
+        check_login(
+            str(args.hub_model_id or folder.absolute().name), args.hub_token, private=bool(args.hub_private_repo)
+        )
     if args.disable_tqdm or not args.should_log:
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
@@ -88,12 +119,17 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
 
 
 def finish(
-    trainer: LongTrainer, model_args: ModelArguments, data_args: DataArguments, *, hub_task: str | None = None, **facts: Any
+    trainer: LongTrainer,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    *,
+    hub_task: str | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
     """Train or resume, evaluate, and save model, tokenizer, log and card; push them with ``push_to_hub``.
 
-    The log is written last and in one step, so a folder with a log has a finished training. Without ``do_train``, only evaluate and save
-    the scores.
+    The log is written last and in one step, so a folder with a log has a finished training. Without ``do_train``, only
+    evaluate and save the scores.
 
     Args:
         trainer: its arguments are a :class:`LongTrainingArguments`.
@@ -114,16 +150,26 @@ def finish(
     for rows, use in ((trainer.eval_dataset, "evaluate on"), (trainer.train_dataset, "train on")):
         if isinstance(rows, Sized) and not len(rows):
             source = (data_args.validation or f"{data} (held out)") if use == "evaluate on" else data
-            raise DataError(f"No row of {source} is left to {use}: the tokenizer makes only special tokens of its texts; give other data.")
+            raise DataError(
+                f"No row of {source} is left to {use}: the tokenizer makes only special tokens of its texts; give "
+                "other data."
+            )
     if first:
         how = f"resuming from {start} the training of" if (start := args.resume_from_checkpoint) else "training"
-        print(f"hf_longattn {hf_longattn.__version__}: {how if args.do_train else 'scoring'} {model_args.model}", file=sys.stderr)
+        print(
+            f"hf_longattn {hf_longattn.__version__}: {how if args.do_train else 'scoring'} {model_args.model}",
+            file=sys.stderr,
+        )
     if sharded and not (trainer.shards and args.do_train):
-        raise OptionError("This does not run under FSDP or DeepSpeed; start whole copies with accelerate launch --multi_gpu.")
+        raise OptionError(
+            "This does not run under FSDP or DeepSpeed; start whole copies with accelerate launch --multi_gpu."
+        )
     with sentence_if_full(args.folder):
         if args.do_train:
             if sharded and model_args.lora_rank:
-                raise OptionError("Weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --lora-rank out.")
+                raise OptionError(
+                    "Weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --lora-rank out."
+                )
             if first and not resumes_output(args):
                 for old in args.folder.glob("checkpoint-*"):  # a later --resume must not find them
                     shutil.rmtree(old)
@@ -139,11 +185,22 @@ def finish(
                     raise OptionError(f"{error.args[0].partition('. Consider')[0]}.") from error
                 if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
                     load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
-        before: dict[str, Any] = next((entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {})
+        before: dict[str, Any] = next(
+            (entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {}
+        )
         metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
         settings = {**changed(model_args), **changed(data_args), **args.settings}
-        versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}
-        log = {"settings": settings, "versions": versions, "scored_rows": data_args.scored_rows, "metrics": metrics, **facts}
+        versions = {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "datasets")},
+        }
+        log = {
+            "settings": settings,
+            "versions": versions,
+            "scored_rows": data_args.scored_rows,
+            "metrics": metrics,
+            **facts,
+        }
         log["history"] = trainer.state.log_history
         if args.do_train:
             save(trainer, model_args.model, log, hub_task)
@@ -155,7 +212,10 @@ def finish(
 
 
 def resumes_output(args: LongTrainingArguments) -> bool:
-    return bool(args.resume_from_checkpoint) and Path(str(args.resume_from_checkpoint)).resolve().parent == args.folder.resolve()
+    return (
+        bool(args.resume_from_checkpoint)
+        and Path(str(args.resume_from_checkpoint)).resolve().parent == args.folder.resolve()
+    )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -196,13 +256,19 @@ def sentence_if_full(folder: Path) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        raise CheckpointError(f"The disk of {str(folder)!r} is full; free space, and {how_to_resume(folder)}.") from error
+        raise CheckpointError(
+            f"The disk of {str(folder)!r} is full; free space, and {how_to_resume(folder)}."
+        ) from error
 
 
 def how_to_resume(folder: Path) -> str:
     """The advice after a run that ended early."""
     newest = newest_checkpoint(folder)
-    return f"run again with --resume, from {newest}" if newest else "run again with --overwrite, since no checkpoint is complete"
+    return (
+        f"run again with --resume, from {newest}"
+        if newest
+        else "run again with --overwrite, since no checkpoint is complete"
+    )
 
 
 def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int:
@@ -258,20 +324,23 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
     for site in (site for site in attention_sites(model) if not site.cross):
         if not (names := attention_projections(model, site.name)):
             raise OptionError(
-                f"No query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
-                "update; leave --lora-rank out to train all parameters."
+                f"No query, key and value projections are known in {site.name} ({type(site.module).__name__}), so "
+                "LoRA has nothing to update; leave --lora-rank out to train all parameters."
             )
         targets += names
     beside = (
-        part for name, part in model.named_modules()
+        part
+        for name, part in model.named_modules()
         if isinstance(part, Mechanism) or name.endswith("pooler") or hasattr(part, BESIDE_UPDATES)
-    )  # fmt: skip
+    )
     trained = [parameter for part in beside for parameter in part.parameters() if parameter.requires_grad]
     if model.get_output_embeddings() is None:
         base = set(model.base_model.parameters())
         trained += [parameter for parameter in model.parameters() if parameter not in base]
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(dict.fromkeys(targets)), fan_in_fan_out=transposed)
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=list(dict.fromkeys(targets)), fan_in_fan_out=transposed
+    )
     wrapped = get_peft_model(model, config)
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -285,20 +354,35 @@ LOG_NAME = "training_log.json"
 BESIDE = ("LICENSE*", "LICENCE*", "NOTICE*", "*processor_config.json", "chat_template*", "*.jinja")
 """Patterns of files to copy from the source, because saving a model and its tokenizer does not write them."""
 METRICS = {
-    "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy",
-    "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum", "accuracy_at_1": "right document first", "mrr": "MRR@10", "ndcg": "nDCG@10",
-    "spearman": "Spearman correlation", "pearson": "Pearson correlation", "wer": "word error rate",
-    "cer": "character error rate", "attention_error": "squared error of attention",
-}  # fmt: skip
+    "exact_match": "exact match",
+    "f1": "F1",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "precision": "precision",
+    "recall": "recall",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "accuracy_at_1": "right document first",
+    "mrr": "MRR@10",
+    "ndcg": "nDCG@10",
+    "spearman": "Spearman correlation",
+    "pearson": "Pearson correlation",
+    "wer": "word error rate",
+    "cer": "character error rate",
+    "attention_error": "squared error of attention",
+}
 """Scores in per cent, by their names in a log."""
 
 
 def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str | None) -> None:
     """Save model, tokenizer, the source's other files, card and log, and push them.
 
-    The log is written last, and lists all files. Files listed in an earlier log are removed first, so that the model does not inherit an
-    old chat template or licence. ``source``: the model that was trained; ``hub_task`` as for :func:`~hf_longattn.training.run.finish`.
+    The log is written last, and lists all files. Files listed in an earlier log are removed first, so that the model
+    does not inherit an
+    old chat template or licence. ``source``: the model that was trained; ``hub_task`` as for
+        :func:`~hf_longattn.training.run.finish`.
     """
     args: Any = trainer.args
     folder, first = args.folder, trainer.is_world_process_zero()
@@ -306,7 +390,9 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
         names = read_json_object(folder / LOG_NAME).get("files", [])
         for name in (LOG_NAME, *(name for name in names if Path(name).name == name and (folder / name).is_file())):
             (folder / name).unlink()
-    tokenizer = getattr(getattr(trainer.processing_class, "tokenizer", trainer.processing_class), "backend_tokenizer", None)
+    tokenizer = getattr(
+        getattr(trainer.processing_class, "tokenizer", trainer.processing_class), "backend_tokenizer", None
+    )
     if tokenizer is not None:  # remove the settings of the last batch
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -326,7 +412,10 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if type(value) is int)
     sources = log["settings"].get("data") or log["settings"].get("tasks", ())
-    trained = f"Trained for {steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}; {describe(log)}."
+    trained = (
+        f"Trained for {steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}; "
+        f"{describe(log)}."
+    )
     repository = {} if getattr(trainer, "hub_model_id", None) is None else {"name": trainer.hub_model_id}
     write_model_card(folder, training=trained, results=measured(log, hub_task), **from_source(source), **repository)
     log["files"] = sorted({path.name for path in folder.iterdir() if path.is_file()} - others)
@@ -337,7 +426,8 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
 
 
 def complete_folder(folder: Path, source: str) -> None:
-    """Copy files that a training does not save from the model's source: licence, processors, modules of a sentence encoder."""
+    """Copy files that a training does not save from the model's source: licence, processors, modules of a sentence
+    encoder."""
     from hf_longattn.conversion import write_modules
 
     try:
@@ -349,7 +439,9 @@ def complete_folder(folder: Path, source: str) -> None:
             if not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)
     if (origin / MODULES).is_file() and not (folder / MODULES).exists():
-        before, after = (read_json_object(each / "config.json") for each in (origin, folder) if (each / "config.json").is_file())
+        before, after = (
+            read_json_object(each / "config.json") for each in (origin, folder) if (each / "config.json").is_file()
+        )
         if before.get("architectures") == after.get("architectures"):
             write_modules(origin, folder)
 
@@ -357,18 +449,27 @@ def complete_folder(folder: Path, source: str) -> None:
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of a Trainer evaluation, without its prefix and its times."""
     named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-    names = (name for name in named if name in ("loss", "loss_se", "n") or name.endswith("_n") or metric_of(name.removesuffix("_se")))
+    names = (
+        name
+        for name in named
+        if name in ("loss", "loss_se", "n") or name.endswith("_n") or metric_of(name.removesuffix("_se"))
+    )
     return {name: named[name] for name in names}
 
 
 def metric_of(name: str) -> str | None:
-    """The metric of a score by its name, ``METRIC`` or ``HEAD_METRIC``, as a key of :data:`METRICS`; ``None`` for other scores."""
+    """The metric of a score by its name, ``METRIC`` or ``HEAD_METRIC``, as a key of :data:`METRICS`; ``None`` for
+    other scores."""
     return max((key for key in METRICS if name == key or name.endswith(f"_{key}")), key=len, default=None)
 
 
 def shown(scores: Mapping[str, Any]) -> list[str]:
     """The names of the scores to report: scores in per cent, or else the loss."""
-    names = [name for name, value in scores.items() if metric_of(name) and isinstance(value, (int, float)) and math.isfinite(value)]
+    names = [
+        name
+        for name, value in scores.items()
+        if metric_of(name) and isinstance(value, (int, float)) and math.isfinite(value)
+    ]
     return names or [name for name in ("loss",) if math.isfinite(scores.get("loss", math.nan))]
 
 
@@ -382,25 +483,45 @@ def describe(log: Mapping[str, Any]) -> str:
         text = f"{head}{METRICS[key] if key else 'loss'} "
         if before.get(name) is not None:
             text += f"{before[name]:.{digits}f}{unit} before, "
-        parts.append(f"{text}{plus_minus(after[name], after.get(f'{name}_se'), digits)}{unit}{' after' if name in before else ''}")
+        score = plus_minus(after[name], after.get(f"{name}_se"), digits)
+        parts.append(f"{text}{score}{unit}{' after' if name in before else ''}")
     where = "held out" if rows and rows["trained"] < rows["n"] else "on the training data" if rows else "scored"
     trained = f", {rows['trained']:,} of them also trained on" if rows and 0 < rows["trained"] < rows["n"] else ""
     count = int(after.get("n", 0))
-    return f"{where} ({count:,} row{'s' * (count != 1)}{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
+    return (
+        f"{where} ({count:,} row{'s' * (count != 1)}{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
+    )
 
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[dict[str, Any]]:
     """The final scores as ``results`` of :func:`~hf_longattn.hub.model_card`. ``task``: task of the card."""
     after, settings, results = log["metrics"]["after"], log["settings"], []
-    validation, rows, sources = settings.get("validation", []), log["scored_rows"], settings.get("data") or settings.get("tasks", [])
+    validation, rows, sources = (
+        settings.get("validation", []),
+        log["scored_rows"],
+        settings.get("data") or settings.get("tasks", []),
+    )
     part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
     for name in shown(after):
         key = metric_of(name)
-        metric, unit, head = (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", log.get("unit", "nats"), "")
-        scored = [validation] if isinstance(validation, str) else [each for each in validation if each.startswith(f"{head}=")]
+        metric, unit, head = (
+            (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", log.get("unit", "nats"), "")
+        )
+        scored = (
+            [validation]
+            if isinstance(validation, str)
+            else [each for each in validation if each.startswith(f"{head}=")]
+        )
         of_head = [each for each in sources if each.startswith(f"{head}=")] or sources  # NAME=KIND:DATA
         data = names_of(scored) if scored else f"{names_of(of_head)} ({part})"
-        row = {"dataset": data, "metric": metric, "value": after[name], "unit": unit, "task": task, "metric_type": key or "loss"}
+        row = {
+            "dataset": data,
+            "metric": metric,
+            "value": after[name],
+            "unit": unit,
+            "task": task,
+            "metric_type": key or "loss",
+        }
         row |= {"n": after.get(f"{head}_n", after.get("n")), "standard_error": after.get(f"{name}_se")}
         results.append({**row, "system": f"head {head}" if head else ""})
     return results

@@ -1,4 +1,5 @@
-"""The Trainer of every task: transformers' Trainer with one mean loss per step, a time limit, and batches by number of tokens."""
+"""The Trainer of every task: transformers' Trainer with one mean loss per step, a time limit, and batches by number of
+tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ from pyarrow.compute import list_value_length
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import Cache, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Cache,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -37,22 +47,25 @@ class DivergenceError(LongAttentionError):
 class LongTrainer(Trainer):
     """transformers' Trainer for long inputs and short budgets.
 
-    The loss of a step is the mean over the labels of all its batches and processes, as for one large batch. A subclass may define
-    :meth:`mean_loss`, the mean over a batch, and :meth:`items_of`, the number of labels in it.
+    The loss of a step is the mean over the labels of all its batches and processes, as for one large batch. A subclass
+    may define :meth:`mean_loss`, the mean over a batch, and :meth:`items_of`, the number of labels in it.
 
     Overridden methods:
 
-    - ``compute_loss``, ``get_batch_samples``: weight each batch by its labels. A run that is resumed at its end takes no further step.
-    - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens. Groups of similar length are the same in a resumed run.
+    - ``compute_loss``, ``get_batch_samples``: weight each batch by its labels. A run that is resumed at its end takes
+      no further step.
+    - ``get_train_dataloader``: batches of ``tokens_per_batch`` tokens. Groups of similar length are the same in a
+      resumed run.
     - ``get_eval_dataloader``: use ``eval_collator``.
     - ``prediction_step``: compute no logits for an evaluation of the loss alone.
     - ``evaluation_loop``: add standard errors of the loss, and the scores of ``measure``.
     - ``create_scheduler``: follow the time limit, if there is one. No step has a learning rate of 0.
 
     Args:
-        eval_collator: collator for evaluations; default: ``data_collator``. Random masks and augmentations are then the same in every
-            evaluation.
-        measure: function that returns the scores of an evaluation by name, instead of Trainer's loop over ``eval_dataset``.
+        eval_collator: collator for evaluations; default: ``data_collator``. Random masks and augmentations are then
+            the same in every evaluation.
+        measure: function that returns the scores of an evaluation by name, instead of Trainer's loop over
+            ``eval_dataset``.
         args, kwargs: arguments of Trainer.
 
     Raises:
@@ -63,9 +76,12 @@ class LongTrainer(Trainer):
     data_collator: Any
     shards = True
     """Whether weights may be split over processes by FSDP or DeepSpeed."""
-    loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
+    # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
+    loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any
+    ) -> None:
         config = getattr(kwargs.get("model", next(iter(args), None)), "config", None)
         self.use_cache = getattr(config, "use_cache", None)  # before Trainer turns it off; the saved model has it
         try:
@@ -106,13 +122,15 @@ class LongTrainer(Trainer):
         loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
         loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)
         evens = self.accelerator.even_batches
-        self.accelerator.even_batches = batches.batch_size is not None and evens  # batch sizes differ, but each process has the same number
+        # batch sizes differ, but each process has the same number
+        self.accelerator.even_batches = batches.batch_size is not None and evens
         prepared = self.accelerator.prepare(loader)
         self.accelerator.even_batches = evens  # evaluations have any number of rows
         return prepared
 
     def train_batches(self) -> Any:
-        """A sampler of batches of ``tokens_per_batch`` tokens, or of rows of similar length; ``None`` = Trainer's own."""
+        """A sampler of batches of ``tokens_per_batch`` tokens, or of rows of similar length; ``None`` = Trainer's
+        own."""
         args, budget = self.args, getattr(self.args, "tokens_per_batch", 0)
         if not budget and not self.groups_by_length:
             return None
@@ -135,8 +153,11 @@ class LongTrainer(Trainer):
         finally:
             self.data_collator = collator
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
-        """The batches of a step, and their number of labels, averaged over processes. No batches after the last step."""
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """The batches of a step, and their number of labels, averaged over processes. No batches after the last
+        step."""
         if self.state.global_step >= self.state.max_steps or self.minutes.fraction() >= 1.0:
             self.control.should_training_stop = True
             return [], None
@@ -144,7 +165,9 @@ class LongTrainer(Trainer):
         if not batches:
             return batches, None
         items = torch.stack([torch.as_tensor(self.items_of(batch), device=device) for batch in batches]).sum(0)
-        mean: Any = self.accelerator.reduce(items.float(), "mean") if self.args.average_tokens_across_devices else items
+        mean: Any = (
+            self.accelerator.reduce(items.float(), "mean") if self.args.average_tokens_across_devices else items
+        )
         return batches, mean  # gradients are averaged over the processes
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
@@ -162,11 +185,16 @@ class LongTrainer(Trainer):
         return loss.mean(), outputs  # of torch's DataParallel, a loss of each device
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:  # Trainer's signature
         """In training, the batch's share of the mean over all labels of a step; otherwise the mean over the batch."""
         labels = label_count(self.head, inputs)
-        training = num_items_in_batch is not None and model.training  # Trainer counts for a loss function in evaluations, too
+        # Trainer counts for a loss function in evaluations, too
+        training = num_items_in_batch is not None and model.training
         items = self.items_of(inputs) if training else None  # before label smoothing takes the labels out
         loss, outputs = self.mean_loss(model, inputs)
         if training:
@@ -177,7 +205,9 @@ class LongTrainer(Trainer):
             outputs = {name: value for name, value in outputs.items() if not isinstance(value, Cache)}
         return (loss.sum(), outputs) if return_outputs else loss.sum()
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
         """As in Trainer. If only the loss is read, a causal language model computes it in pieces of its logits."""
         with deferred_logits(self.inner) if prediction_loss_only else nullcontext():
             return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
@@ -185,7 +215,11 @@ class LongTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
         if isinstance(scheduler, LambdaLR):
-            warmup = self.args.warmup_steps if self.minutes.limit is not None else self.args.get_warmup_steps(num_training_steps)
+            warmup = (
+                self.args.warmup_steps
+                if self.minutes.limit is not None
+                else self.args.get_warmup_steps(num_training_steps)
+            )
             rates = [self.minutes.rate(rate, max(1, num_training_steps), warmup) for rate in scheduler.lr_lambdas]
             self.lr_scheduler = scheduler = LambdaLR(scheduler.optimizer, rates)
         return scheduler
@@ -198,12 +232,16 @@ class LongTrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         if self.measure is not None:
             scores = self.measure()
-            return EvalLoopOutput(None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, scores.get("n", 0))
+            return EvalLoopOutput(
+                None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, scores.get("n", 0)
+            )
         self.batch_losses = []
         output = super().evaluation_loop(*args, **kwargs)
         output.metrics.setdefault(f"{prefix}_n", output.num_samples)
         if f"{prefix}_loss" in output.metrics:
-            values = [(float(loss), size) for loss, size, labels in self.batch_losses if labels is None or bool(labels)]
+            values = [
+                (float(loss), size) for loss, size, labels in self.batch_losses if labels is None or bool(labels)
+            ]
             gathered = gather_object(values) if self.args.world_size > 1 else values
             mean, error = ratio_and_error([(value * size, size) for value, size in gathered])
             if not math.isfinite(output.metrics[f"{prefix}_loss"]) and gathered:
@@ -216,8 +254,9 @@ class LongTrainer(Trainer):
 class Minutes(TrainerCallback, ExportableState):
     """Time limit and learning rate of a training. Stops the training if a loss is not finite.
 
-    All processes use the time of the first process at the last step, so they stop after the same step and have the same learning rate.
-    A resumed run also counts the minutes of earlier runs. ``limit`` is in minutes; ``None`` = no limit.
+    All processes use the time of the first process at the last step, so they stop after the same step and have the
+    same learning rate. A resumed run also counts the minutes of earlier runs. ``limit`` is in minutes; ``None`` = no
+    limit.
     """
 
     def __init__(self, limit: float | None = None) -> None:
@@ -233,9 +272,11 @@ class Minutes(TrainerCallback, ExportableState):
         return (self.spent - start) / (self.limit - start) if self.limit > start else 1.0
 
     def rate(self, rate: Callable[[int], float], steps: int, warmup: float) -> Callable[[int], float]:
-        """A schedule whose first step has a learning rate above 0. Step k of w in the warm-up has (k + 1) / w of the peak.
+        """A schedule whose first step has a learning rate above 0. Step k of w in the warm-up has (k + 1) / w of the
+        peak.
 
-        With a time limit: linear warm-up and decay over steps or time, whichever is further along. A ``warmup`` below 1 is a fraction.
+        With a time limit: linear warm-up and decay over steps or time, whichever is further along. A ``warmup`` below
+            1 is a fraction.
         """
 
         def scheduled(step: int) -> float:
@@ -250,12 +291,17 @@ class Minutes(TrainerCallback, ExportableState):
 
         return scheduled
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        earlier = (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {}) if state.global_step else {}
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        earlier = (
+            (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {}) if state.global_step else {}
+        )
         self.started, self.before = time.monotonic(), earlier.get("spent", 0.0)
         self.spent, self.first_step = self.before, earlier.get("first_step")
         lr_scheduler = kwargs.get("lr_scheduler")
-        if state.global_step and isinstance(lr_scheduler, LambdaLR):  # after a finished run, the checkpoint's rate is 0
+        # after a finished run, the checkpoint's rate is 0
+        if state.global_step and isinstance(lr_scheduler, LambdaLR):
             lr_scheduler.last_epoch -= 1
             lr_scheduler.step()
 
@@ -265,13 +311,17 @@ class Minutes(TrainerCallback, ExportableState):
             self.first_step = self.spent
             if self.limit is not None and self.spent >= self.limit:
                 raise OptionError(
-                    f"The evaluation before the first step took {self.spent:.1f} of the {self.limit:g} minutes; give more --max-minutes, "
-                    "add --no-eval-on-start, or lower --max-eval-samples."
+                    f"The evaluation before the first step took {self.spent:.1f} of the {self.limit:g} minutes; give "
+                    "more --max-minutes, add --no-eval-on-start, or lower --max-eval-samples."
                 )
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         minutes = self.before + (time.monotonic() - self.started) / 60
-        self.spent = minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=args.device))[0])
+        self.spent = (
+            minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=args.device))[0])
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         share = self.fraction()
@@ -283,19 +333,30 @@ class Minutes(TrainerCallback, ExportableState):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs, step = kwargs.get("logs") or {}, state.global_step
         if wrong := next((name for name in ("loss", "eval_loss") if not math.isfinite(logs.get(name, 0.0))), None):
-            when, advice = "before any training: the model computes NaN or infinity", "give another --model, or --no-bf16"
+            when, advice = (
+                "before any training: the model computes NaN or infinity",
+                "give another --model, or --no-bf16",
+            )
             if step:
-                when, advice = f"at step {step}", f"lower --learning-rate, which is {args.learning_rate:g}, and add --resume or --overwrite"
-            raise DivergenceError(f"The {'held-out ' * (wrong != 'loss')}loss is not a finite number {when}; {advice}.")
+                when, advice = (
+                    f"at step {step}",
+                    f"lower --learning-rate, which is {args.learning_rate:g}, and add --resume or --overwrite",
+                )
+            raise DivergenceError(
+                f"The {'held-out ' * (wrong != 'loss')}loss is not a finite number {when}; {advice}."
+            )
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"spent": self.spent, "first_step": self.first_step}}
 
 
 class SetEpoch(TrainerCallback):
-    """Sets the epoch of collator and sampler. accelerate does not restore the sampler's epoch if several processes resume."""
+    """Sets the epoch of collator and sampler. accelerate does not restore the sampler's epoch if several processes
+    resume."""
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         loader = kwargs.get("train_dataloader")
         if isinstance(collator := getattr(loader, "collate_fn", None), EpochAwareCollator):
             collator.epoch = int(state.epoch or 0)
@@ -307,16 +368,20 @@ class SetEpoch(TrainerCallback):
 
 
 class SynchroniseCentroids(TrainerCallback):
-    """Updates the centroids of ``routing`` from the tokens of all processes. Also works as a callback of transformers' Trainer."""
+    """Updates the centroids of ``routing`` from the tokens of all processes. Also works as a callback of transformers'
+    Trainer."""
 
-    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         synchronise_centroids(model)
 
     on_optimizer_step = on_substep_end
 
 
 class SeededGroups(LengthGroupedSampler, EpochSampler):
-    """Groups rows of similar length. The groups depend only on seed and epoch, so a resumed run draws them again; Trainer's do not."""
+    """Groups rows of similar length. The groups depend only on seed and epoch, so a resumed run draws them again;
+    Trainer's do not."""
 
     seed = 0
 
@@ -332,7 +397,11 @@ def row_lengths(data: Any) -> list[int]:
         return list(data["length"])
     if "input_ids" not in names:
         raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead.")
-    return [length for rows in data.with_format("arrow").iter(1000) for length in list_value_length(rows["input_ids"]).to_pylist()]
+    return [
+        length
+        for rows in data.with_format("arrow").iter(1000)
+        for length in list_value_length(rows["input_ids"]).to_pylist()
+    ]
 
 
 def batch_rows(inputs: Mapping[str, Any]) -> int:

@@ -1,4 +1,5 @@
-"""For those who develop the package: benchmarks, studies, tools, and the results that they store. A checkout has it, a wheel does not."""
+"""For those who develop the package: benchmarks, studies, tools, and the results that they store. A checkout has it, a
+wheel does not."""
 
 from pathlib import Path
 

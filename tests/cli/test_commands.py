@@ -28,9 +28,14 @@ LENGTH = 64
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "llama"
     config = transformers.LlamaConfig(
-        vocab_size=200, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48, max_position_embeddings=LENGTH,
-    )  # fmt: skip
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=LENGTH,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -38,7 +43,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def long(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long") / "llama"
-    arguments = ["--mechanism", "window", "--option", "window=32", "--layers", "0,2-3=window:window=16", "--max-length", "256"]
+    arguments = [
+        "--mechanism",
+        "window",
+        "--option",
+        "window=32",
+        "--layers",
+        "0,2-3=window:window=16",
+        "--max-length",
+        "256",
+    ]
     with pytest.raises(SystemExit) as ended:
         main(["convert", str(source), str(folder), *arguments])
     assert not ended.value.code
@@ -68,7 +82,9 @@ def test_convert_writes_what_its_flags_say(long: Path) -> None:
     assert type(transformers.AutoModelForCausalLM.from_pretrained(long)).__name__ == "LongLlamaForCausalLM"
 
 
-def test_recipe_with_sinks_leaves_rotations_as_they_are(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_with_sinks_leaves_rotations_as_they_are(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = ("--config", "streaming-llm", "--option", "window=32", "--option", "num_sinks=4")
     for name, flags in {"recipe": (), "longer": ("--max-length", 1024)}.items():
         shown = output(capsys, "convert", source, tmp_path / name, *recipe, *flags, "--no-verify")
@@ -91,7 +107,10 @@ def test_convert_reports_in_words_and_in_json(
     assert "needs training" in words
     assert "--model words " in words.splitlines()[-1]  # what was typed
     monkeypatch.chdir(tmp_path / "desk")
-    assert f"--model {tmp_path / 'words'} " in output(capsys, "convert", source, "../words", *flags, "--overwrite").splitlines()[-1]
+    assert (
+        f"--model {tmp_path / 'words'} "
+        in output(capsys, "convert", source, "../words", *flags, "--overwrite").splitlines()[-1]
+    )
     report = json.loads(output(capsys, "convert", source, tmp_path / "json", *flags, "--json"))
     assert report["verified"]
     assert report["destination"] == str(tmp_path / "json")
@@ -100,7 +119,9 @@ def test_convert_reports_in_words_and_in_json(
 
 
 @pytest.mark.thorough
-def test_plan_says_what_would_happen_and_writes_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_what_would_happen_and_writes_nothing(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ("--mechanism", "window", "--option", "window=32", "--max-length", 1024, "--json")
     planned = json.loads(output(capsys, "plan", source, *flags))
     assert list(tmp_path.iterdir()) == []
@@ -109,17 +130,28 @@ def test_plan_says_what_would_happen_and_writes_nothing(source: Path, tmp_path: 
     rows = {row["mechanism"]: row for row in planned["comparison"]["mechanisms"]}
     assert [*rows] == ["as planned", *list_mechanisms(causal=True, grid=False), "window:num_sinks=4"]
     assert rows["window"]["cache_bytes"] < rows["window:num_sinks=4"]["cache_bytes"] < rows["full"]["cache_bytes"]
-    assert [rows[name]["needs_training"] for name in ("linear", "taylor", "window", "full")] == [True, True, False, False]
+    assert [rows[name]["needs_training"] for name in ("linear", "taylor", "window", "full")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     shown = output(capsys, "plan", source, *flags[:-1])
     assert "rope:none" in shown
-    listed, _, left_out = shown.partition("operations of the whole model")[2].partition("Not listed, since they need training: ")
+    listed, _, left_out = shown.partition("operations of the whole model")[2].partition(
+        "Not listed, since they need training: "
+    )
     assert " window:num_sinks=4 " in listed
-    assert [name for name, row in rows.items() if row["needs_training"] and (f" {name} " in listed or name not in left_out)] == []
+    assert [
+        name for name, row in rows.items() if row["needs_training"] and (f" {name} " in listed or name not in left_out)
+    ] == []
     assert "since they save nothing here: top_k, " in left_out
 
 
 @pytest.mark.thorough
-def test_plan_compares_costs_of_every_mechanism_up_to_the_new_length(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_compares_costs_of_every_mechanism_up_to_the_new_length(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ("--mechanism", "window", "--option", "window=16", "--max-length", 65536, "--json")
     planned = json.loads(output(capsys, "plan", source, *flags))["comparison"]
     assert planned["sizes"][0] == "64 tokens"
@@ -134,7 +166,9 @@ def test_plan_compares_costs_of_every_mechanism_up_to_the_new_length(source: Pat
     assert all(len(row["flops"]) == len(planned["sizes"]) for row in rows.values())
 
 
-def test_inspect_shows_layers_parameters_state_and_cost(long: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_layers_parameters_state_and_cost(
+    long: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = json.loads(output(capsys, "inspect", long, "--json"))
     assert [layer["window"] for layer in found["layers"]] == [16, 32, 16, 16]
     model = transformers.AutoModelForCausalLM.from_pretrained(long)
@@ -149,7 +183,9 @@ def test_inspect_shows_layers_parameters_state_and_cost(long: Path, source: Path
     assert [words[0] for words in states if words[1:2] == ["window"]] == ["0,2-3", "1"]
 
 
-def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mechanisms_are_listed_and_described(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = json.loads(output(capsys, "mechanisms", "--json"))["mechanisms"]
     assert [one["name"] for one in listed] == list_mechanisms()
     monkeypatch.setenv("COLUMNS", "80")
@@ -163,13 +199,22 @@ def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str],
 def test_inspect_draws_the_layers_of_a_model(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     output(capsys, "inspect", long, "--plot", tmp_path / "pattern.svg")
-    assert "layers 0,2-3: window window=16" in (tmp_path / "pattern.svg").read_text() or (tmp_path / "pattern.svg").stat().st_size > 1000
+    assert (
+        "layers 0,2-3: window window=16" in (tmp_path / "pattern.svg").read_text()
+        or (tmp_path / "pattern.svg").stat().st_size > 1000
+    )
 
 
-def test_inspect_refuses_a_drawing_that_cannot_be_written(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_refuses_a_drawing_that_cannot_be_written(
+    long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     (tmp_path / "mine.png").write_text("mine")
-    refused = {"pattern.xyz": "Cannot draw into", "nowhere/pattern.png": "does not exist; make it", "mine.png": "choose another file"}
+    refused = {
+        "pattern.xyz": "Cannot draw into",
+        "nowhere/pattern.png": "does not exist; make it",
+        "mine.png": "choose another file",
+    }
     for file, sentence in refused.items():
         code, out, err = run(capsys, "inspect", long, "--plot", tmp_path / file)
         assert (code, out, err.count("\n"), sentence in err) == (1, "", 1, True), file
@@ -178,7 +223,9 @@ def test_inspect_refuses_a_drawing_that_cannot_be_written(long: Path, tmp_path: 
 
 @pytest.mark.thorough
 @every_case(("command", "task"), [(command, task) for command in ("train", "evaluate") for task in task_names()], of=3)
-def test_help_of_every_training_task_lists_all_options(command: str, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_every_training_task_lists_all_options(
+    command: str, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = output(capsys, command, task, "--help")
     assert f"usage: longattn {command} {task} --model" in page
     assert {"--model", "--output", "--seed", "--adam-beta1", "--config"} <= set(re.findall(r"(--[\w-]+)", page))
@@ -194,9 +241,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint of 64 tokens, and a text."""
     folder, tokenizer = tmp_path_factory.mktemp("search"), tokenizer_of("bert", 64)
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     transformers.BertForMaskedLM(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     (folder / "text.txt").write_text(REAL_TEXT, encoding="utf-8")
@@ -222,7 +273,9 @@ def test_search_prints_the_conversion_that_gives_its_design(
     assert not ended.value.code
     written = json.loads((tmp_path / "bert-long" / "config.json").read_text(encoding="utf-8"))
     capsys.readouterr()
-    code, out, _ = run(capsys, "search", *places.values(), "--output", tmp_path / "other.yaml", "--budget", "9.5", *SEARCHED, "--json")
+    code, out, _ = run(
+        capsys, "search", *places.values(), "--output", tmp_path / "other.yaml", "--budget", "9.5", *SEARCHED, "--json"
+    )
     report = json.loads(out)
     assert (code, report["length"]) == (0, 256)
     chosen, converted = (LongAttentionConfig.from_dict(of["long_attention"]) for of in (report, written))
@@ -248,9 +301,13 @@ def test_search_refuses_budgets_and_candidates_that_do_not_fit(
     assert err.count("\n") == 1
 
 
-def test_search_refuses_a_text_that_is_too_short(places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_refuses_a_text_that_is_too_short(
+    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "short.txt").write_text("A few words.")
-    code, _, err = run(capsys, "search", places["model"], tmp_path / "short.txt", "--output", tmp_path / "design.yaml", *SEARCHED)
+    code, _, err = run(
+        capsys, "search", places["model"], tmp_path / "short.txt", "--output", tmp_path / "design.yaml", *SEARCHED
+    )
     assert code == 1
     assert "give a longer text" in err
 
@@ -265,9 +322,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tokenizer_of("bert")
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
-        max_position_embeddings=128, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
     transformers.BertModel(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     (folder / "text.txt").write_text(PARAGRAPHS, encoding="utf-8")
@@ -293,8 +355,12 @@ def test_inspect_of_a_text_prints_json(place: Path, capsys: pytest.CaptureFixtur
     assert [(row["length"], row["queries"]) for row in values["lengths"]] == [(64, 5), (128, 5)]
 
 
-def test_inspect_measures_a_long_model_by_its_source(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    convert_checkpoint(place / "bert", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=256, verify=False)
+def test_inspect_measures_a_long_model_by_its_source(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert_checkpoint(
+        place / "bert", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=256, verify=False
+    )
     code, out, err = run(capsys, "inspect", tmp_path / "long", place / "text.txt", *MEASURED)
     assert (code, err) == (0, "")
     for told in ("At 128 tokens the heads", "the checkpoint that this model was made from"):
@@ -309,14 +375,18 @@ REFUSED = {
 
 
 @every_case("case", REFUSED)
-def test_inspect_refuses_lengths_and_candidates_that_do_not_fit(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_refuses_lengths_and_candidates_that_do_not_fit(
+    case: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, sentence = REFUSED[case]
     code, out, err = run(capsys, "inspect", place / "bert", place / "text.txt", *arguments)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert sentence in err
 
 
-def test_inspect_measures_a_class_without_long_classes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_measures_a_class_without_long_classes(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = transformers.BertConfig.from_pretrained(place / "bert").to_diff_dict()
     config_class = getattr(transformers, f"{ENCODER}Config")
     config = config_class(**{**values, "model_type": config_class.model_type})
@@ -327,7 +397,9 @@ def test_inspect_measures_a_class_without_long_classes(place: Path, tmp_path: Pa
     assert "add to longattn convert:\n  --mechanism window" in out
 
 
-def test_inspect_reads_byte_order_marks_and_refuses_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_reads_byte_order_marks_and_refuses_a_folder(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     few = ("--lengths", "64", "--candidate", "window:window=32", "--json", "--queries", 8)
     found = []
     for mark in (b"", b"\xef\xbb\xbf"):

@@ -30,13 +30,32 @@ __all__ = ["built", "checkpoint"]
 SECONDS = 120
 """After which a run counts as hanging; each takes seconds at most."""
 
-# What the places of the arguments are filled with, by the parameter's name; a new argument gets its own name as a text.
+# What the places of the arguments are filled with, by the parameter's name; a new argument gets its own name as a
+# text.
 FIRST = {"convert": "short", "plan": "short"}
 VALUES = (
-    "", "-1", "0", "1", "1000000000000", "9" * 400, "٣", "nan", "inf", "1e3", "x" * 5000, "no/such/folder/at/all", "FOLDER", "PIPE", "FILE",
-    "window=1", "0-999999999=full", "..", "\udcff",
-)  # fmt: skip
-"""Whatever the flag takes: numbers out of range, numbers that are none, paths to nothing, to folders and pipes, and unknown names."""
+    "",
+    "-1",
+    "0",
+    "1",
+    "1000000000000",
+    "9" * 400,
+    "٣",
+    "nan",
+    "inf",
+    "1e3",
+    "x" * 5000,
+    "no/such/folder/at/all",
+    "FOLDER",
+    "PIPE",
+    "FILE",
+    "window=1",
+    "0-999999999=full",
+    "..",
+    "\udcff",
+)
+"""Whatever the flag takes: numbers out of range, numbers that are none, paths to nothing, to folders and pipes, and
+unknown names."""
 
 
 def commands(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -119,7 +138,14 @@ def run_in_time(typed: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     return code, found.out, found.err
 
 
-def check(path: tuple[str, ...], parameter: Any, value: str, places: dict[str, str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def check(
+    path: tuple[str, ...],
+    parameter: Any,
+    value: str,
+    places: dict[str, str],
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     value = places.get(value, value)
     typed = [*path, *arguments(path, places, out, {parameter.name: value})]
     if parameter.param_type_name == "option":
@@ -158,7 +184,8 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 def test_flag_out_of_its_range_is_a_sentence_or_wrong_usage(
     path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any
 ) -> None:
-    """Every fourth flag of each command with one of the values, in turn; :func:`test_every_odd_value_of_a_flag_is_a_sentence` has all."""
+    """Every fourth flag of each command with one of the values, in turn;
+    :func:`test_every_odd_value_of_a_flag_is_a_sentence` has all."""
     turn = [flag.values[:2] for flag in FLAGS].index((path, parameter))
     values = values_of(parameter)
     check(path, parameter, values[turn % len(values)], places, tmp_path, capsys)
@@ -214,9 +241,15 @@ SIZES = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "intermed
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """A BERT and, for rotary recipes, a Llama; next to them a BERT of twelve layers, "deep"."""
     folder = tmp_path_factory.mktemp("sources")
-    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=64)).save_pretrained(folder / "bert")
-    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=12, max_position_embeddings=64)).save_pretrained(folder / "deep")
-    LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=1, max_position_embeddings=8192)).save_pretrained(folder / "llama")
+    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=64)).save_pretrained(
+        folder / "bert"
+    )
+    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=12, max_position_embeddings=64)).save_pretrained(
+        folder / "deep"
+    )
+    LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=1, max_position_embeddings=8192)).save_pretrained(
+        folder / "llama"
+    )
     return {False: folder / "bert", True: folder / "llama"}
 
 
@@ -228,7 +261,9 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 
 @pytest.mark.thorough
 @every_case("recipe", RECIPES, of=2)
-def test_every_ready_recipe_of_a_conversion_gives_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_ready_recipe_of_a_conversion_gives_plan(
+    recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
     endless = "max_length" not in values and "image_size" not in values
     source = sources["rope" in values.get("positions", "") or endless]
@@ -243,11 +278,19 @@ def test_every_ready_recipe_of_a_conversion_gives_plan(recipe: str, sources: dic
         assert plan["new_length"] == values["max_length"]
     assert plan["positions"] == values.get("positions", "rope:none" if endless else "tile")
     assert plan["long_attention"]["mechanism"] == values["mechanism"]
-    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1, "vitdet": 4}.get(recipe, 0)
+    assert len(plan["long_attention"].get("layers", {})) == {
+        "longformer-growing-windows": 8,
+        "based": 1,
+        "vitdet": 4,
+    }.get(recipe, 0)
 
 
-def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    plan = planned(capsys, sources[False], "--config", "longformer-base-4096", "--max-length", 128, "--option", "window=32")
+def test_typed_flags_take_precedence_over_a_recipe(
+    sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(
+        capsys, sources[False], "--config", "longformer-base-4096", "--max-length", 128, "--option", "window=32"
+    )
     assert plan["new_length"] == 128
     assert plan["long_attention"]["window"] == 32
 
@@ -265,7 +308,9 @@ def test_typed_flags_take_precedence_over_a_recipe(sources: dict[bool, Path], ca
         ("baesd", "There is no recipe 'baesd'"),
     ],
 )
-def test_mistakes_in_a_recipe_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_a_recipe_are_one_sentence(
+    text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = "baesd" if text == "baesd" else tmp_path / ("none.yaml" if text is None else "recipe.yaml")
     (tmp_path / "recipe.yaml").write_text(text or "")
     code, _, said = run(capsys, "plan", "somewhere", "--config", recipe)
@@ -306,7 +351,10 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
     "rotary positions for a table": (["--positions", "rope:yarn", "--max-length", "128"], "learned position table"),
     "a flag as an option": (["--option", "mechanism=window"], "use --mechanism (in"),
     "another flag as an option": (["--option", "layers=window"], "use --layers (in"),
-    "missing verification text": (["--verify-text", "/nowhere/text.txt"], "The text '/nowhere/text.txt' cannot be read: No such file"),
+    "missing verification text": (
+        ["--verify-text", "/nowhere/text.txt"],
+        "The text '/nowhere/text.txt' cannot be read: No such file",
+    ),
 }
 
 
@@ -319,14 +367,18 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
         ("--windows 512", "No such option: --windows"),
     ],
 )
-def test_convert_names_how_options_of_a_mechanism_are_typed(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_names_how_options_of_a_mechanism_are_typed(
+    words: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, _, err = run(capsys, "convert", "short", "long", *words.split())
     assert code == 2
     assert sentence in " ".join(err.split())
 
 
 @every_case("case", REQUESTS)
-def test_convert_refuses_bad_requests_writing_nothing(case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_bad_requests_writing_nothing(
+    case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, sentence = REQUESTS[case]
     before = contents(source.parent)
     code, out, err = run(capsys, "convert", source, tmp_path / "deep" / "long", *arguments)
@@ -338,12 +390,17 @@ def test_convert_refuses_bad_requests_writing_nothing(case: str, source: Path, t
     assert not (tmp_path / "deep").exists()
 
 
-@every_case("command", ["convert {} {out}", "train mlm --model {} --data {text} --output {out}", "inspect {}", "inspect {} {text}"])
+@every_case(
+    "command",
+    ["convert {} {out}", "train mlm --model {} --data {text} --output {out}", "inspect {}", "inspect {} {text}"],
+)
 def test_commands_refuse_a_missing_model_before_transformers_looks_for_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a connection, transformers tries again for half a minute."""
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **kwargs: pytest.fail("transformers was asked"))
+    monkeypatch.setattr(
+        transformers.AutoConfig, "from_pretrained", lambda *args, **kwargs: pytest.fail("transformers was asked")
+    )
     (tmp_path / "empty").mkdir(exist_ok=True)
     (tmp_path / "text.txt").write_text("A text.")
     for name, sentence in (
@@ -359,7 +416,9 @@ def test_commands_refuse_a_missing_model_before_transformers_looks_for_it(
         assert not (tmp_path / "out").exists()
 
 
-def test_convert_refuses_an_existing_destination(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_an_existing_destination(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "long").mkdir()
     code, _, err = run(capsys, "convert", source, tmp_path / "long", *CONVERT)
     assert (code, "already exists" in err) == (1, True)

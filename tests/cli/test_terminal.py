@@ -32,7 +32,13 @@ PRINTING = ("print", "typer.echo", "click.echo", "Console", "rich.print", "Text"
 
 def small(folder: Path) -> Path:
     """The folder of a model with its tokenizer."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 1000}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 1000,
+    }
     BertModel(BertConfig(**sizes, max_position_embeddings=64)).save_pretrained(folder)
     tokenizer_of("bert", 64).save_pretrained(folder)
     return folder
@@ -62,7 +68,19 @@ def test_training_that_refuses_columns_escapes_their_names(tmp_path: Path, capsy
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({f"column{HOSTILE}": "x", "text": "y"}) + "\n")
     with pytest.raises(SystemExit):
-        main(["train", "classify", "--model", str(small(tmp_path)), "--data", str(data), "--output", str(tmp_path / "out"), "--no-bf16"])
+        main(
+            [
+                "train",
+                "classify",
+                "--model",
+                str(small(tmp_path)),
+                "--data",
+                str(data),
+                "--output",
+                str(tmp_path / "out"),
+                "--no-bf16",
+            ]
+        )
     error = capsys.readouterr().err
     assert "\\x1b[31m" in error
     assert harmless(error.replace("\r", ""))  # the library's progress bar
@@ -76,14 +94,25 @@ def test_report_keeps_its_colours_and_escapes_those_of_others(
         monkeypatch.setenv(name, value)
     if not colours:
         monkeypatch.setenv("NO_COLOR", "1")
-    show({}, [HOSTILE, Styled(HOSTILE, "red"), Line(HOSTILE), {HOSTILE: HOSTILE}, table([HOSTILE], [[HOSTILE]], title=HOSTILE)])
+    show(
+        {},
+        [
+            HOSTILE,
+            Styled(HOSTILE, "red"),
+            Line(HOSTILE),
+            {HOSTILE: HOSTILE},
+            table([HOSTILE], [[HOSTILE]], title=HOSTILE),
+        ],
+    )
     text = capsys.readouterr().out
     assert text.count(r"\x1b[31m\x1b]0;owned\x07b") == 8
     assert ("\x1b[31m" in text) == colours  # ours
     assert "\x1b]0" not in text
 
 
-def test_report_shows_markup_as_text_and_wraps_all_but_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_shows_markup_as_text_and_wraps_all_but_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     numbers = table(("", "one", "two"), [("a", "1", "2"), ("b", "3" * 30, "4" * 30)])
     show({}, [{"model": "[bold]bert", "nothing": ""}, "for readers of [red]terminals " * 3, Line("x" * 70), numbers])
@@ -106,9 +135,12 @@ def test_no_command_prints_past_the_safe_terminal(repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["inspect"], ["inspect", "--json"], ["plan", "--mechanism", "window"], ["compress", "OUT", "--method", "x"]]
+    "arguments",
+    [["inspect"], ["inspect", "--json"], ["plan", "--mechanism", "window"], ["compress", "OUT", "--method", "x"]],
 )
-def test_commands_escape_controls_of_names_and_configs(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_escape_controls_of_names_and_configs(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / f"bert{HOSTILE}\n# heading"
     small(folder)
     command, *rest = arguments
@@ -140,11 +172,16 @@ def test_commands_import_nothing_slow_before_it_is_needed(repository: Path, tmp_
 @pytest.mark.parametrize(
     ("line", "code"),
     [
-        ("mechanisms windw", 1), ("train nothing", 2), ("plan . --mechanism windw", 1), ("plan . --mechanism full --layers 0=windw", 1),
-        ("convert . long --mechanism window --option windw=64", 1), ("convert . long --mechanism window --option window=0", 1),
-        ("train mlm --modl x", 2), ("evaluate mlm --modl x", 2),
+        ("mechanisms windw", 1),
+        ("train nothing", 2),
+        ("plan . --mechanism windw", 1),
+        ("plan . --mechanism full --layers 0=windw", 1),
+        ("convert . long --mechanism window --option windw=64", 1),
+        ("convert . long --mechanism window --option window=0", 1),
+        ("train mlm --modl x", 2),
+        ("evaluate mlm --modl x", 2),
     ],
-)  # fmt: skip
+)
 def test_typing_errors_in_commands_are_one_sentence(line: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(line.split())
@@ -155,11 +192,20 @@ def test_typing_errors_in_commands_are_one_sentence(line: str, code: int, capsys
 @every_case("name", sorted(set(COMMANDS) - {"train", "evaluate"}))
 def test_help_of_every_command_lists_all_options(name: str) -> None:
     page = CliRunner(env={"COLUMNS": "80"}).invoke(app, [name, "--help"]).output
-    flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts if flag.startswith("--") and not parameter.hidden}
+    flags = {
+        flag
+        for parameter in COMMANDS[name].params
+        for flag in parameter.opts
+        if flag.startswith("--") and not parameter.hidden
+    }
     assert not [flag for flag in flags if not re.search(rf"^  {flag}\b", page, re.M)]
 
 
 def test_shell_completes_commands_and_flags() -> None:
     for words, completions in ("longattn con", ["convert"]), ("longattn convert --mech", ["--mechanism"]):
-        variables = {"_LONGATTN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        variables = {
+            "_LONGATTN_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
         assert CliRunner().invoke(app, [], prog_name="longattn", env=variables).output.split() == completions

@@ -17,7 +17,14 @@ import transformers
 
 from hf_longattn.families import FAMILIES
 from hf_longattn.positions import tables
-from scripts.dev.tools.small_models import Shape, language_model, small_audio_config, small_config, small_image_config, small_towers_config
+from scripts.dev.tools.small_models import (
+    Shape,
+    language_model,
+    small_audio_config,
+    small_config,
+    small_image_config,
+    small_towers_config,
+)
 from tests.trained import tokenizer_of
 
 Short = Callable[[str, str], Path]
@@ -29,7 +36,9 @@ def random_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control of the checks: ``positions="random"`` gives a table new rows as before training."""
 
     def extend(old: torch.Tensor, rows: int) -> torch.Tensor:
-        drawn = torch.randn(rows - len(old), old.shape[1], generator=torch.Generator().manual_seed(0)) * old.float().std()
+        drawn = (
+            torch.randn(rows - len(old), old.shape[1], generator=torch.Generator().manual_seed(0)) * old.float().std()
+        )
         return torch.cat([old, drawn.to(old.dtype)])
 
     monkeypatch.setitem(tables.STRATEGIES, "random", extend)
@@ -51,28 +60,76 @@ def source_config(base: str) -> Any:
 
 def head_of(base: str, ending: str = "") -> str:
     """The class with this ending, or else the one that predicts tokens."""
-    return next((head for head in FAMILIES[base].model_classes if ending and head.endswith(ending)), language_model(base))
+    return next(
+        (head for head in FAMILIES[base].model_classes if ending and head.endswith(ending)), language_model(base)
+    )
 
 
 LENGTH = 64
 
 SHARED: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
 BERT = {**SHARED, "vocab_size": 30522, "max_position_embeddings": LENGTH}
-ROBERTA = {**SHARED, "vocab_size": 50265, "max_position_embeddings": LENGTH + 2, "pad_token_id": 1, "type_vocab_size": 1}
+ROBERTA = {
+    **SHARED,
+    "vocab_size": 50265,
+    "max_position_embeddings": LENGTH + 2,
+    "pad_token_id": 1,
+    "type_vocab_size": 1,
+}
 GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 50257, "n_positions": LENGTH}
 LLAMA = {**SHARED, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": LENGTH}
 
 XLM_ROBERTA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH + 2}
 ALBERT = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
-ESM = {**SHARED, "vocab_size": 33, "max_position_embeddings": LENGTH + 2, "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True}
-DEBERTA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "relative_attention": True, "pos_att_type": "p2c|c2p",
-           "position_biased_input": False, "position_buckets": 16, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip
-MODERNBERT = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "num_hidden_layers": 3, "local_attention": 10,
-              "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}  # fmt: skip
+ESM = {
+    **SHARED,
+    "vocab_size": 33,
+    "max_position_embeddings": LENGTH + 2,
+    "pad_token_id": 1,
+    "mask_token_id": 32,
+    "token_dropout": True,
+}
+DEBERTA = {
+    **SHARED,
+    "vocab_size": 1000,
+    "max_position_embeddings": LENGTH,
+    "relative_attention": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "position_buckets": 16,
+    "share_att_key": True,
+    "type_vocab_size": 0,
+}
+MODERNBERT = {
+    **SHARED,
+    "vocab_size": 1000,
+    "max_position_embeddings": LENGTH,
+    "num_hidden_layers": 3,
+    "local_attention": 10,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+}
 ELECTRA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
-DISTILBERT = {"n_layers": 2, "n_heads": 4, "dim": 32, "hidden_dim": 48, "vocab_size": 1000, "max_position_embeddings": LENGTH}
+DISTILBERT = {
+    "n_layers": 2,
+    "n_heads": 4,
+    "dim": 32,
+    "hidden_dim": 48,
+    "vocab_size": 1000,
+    "max_position_embeddings": LENGTH,
+}
 
-ROTARY = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+ROTARY = {
+    **SHARED,
+    "vocab_size": 1000,
+    "max_position_embeddings": LENGTH,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 GROUPED = {**ROTARY, "num_key_value_heads": 2}
 SLIDING = {**GROUPED, "sliding_window": 24}
 LAST_SLIDES = {**SLIDING, "use_sliding_window": True, "max_window_layers": 1}
@@ -90,7 +147,14 @@ STACKS: dict[str, Any] = {
     "max_position_embeddings": LENGTH,
 }
 BART = {**STACKS, "vocab_size": 50265, "forced_eos_token_id": None}
-MARIAN = {**STACKS, "vocab_size": 1000, "decoder_start_token_id": 58, "pad_token_id": 58, "eos_token_id": 0, "forced_eos_token_id": None}
+MARIAN = {
+    **STACKS,
+    "vocab_size": 1000,
+    "decoder_start_token_id": 58,
+    "pad_token_id": 58,
+    "eos_token_id": 0,
+    "forced_eos_token_id": None,
+}
 PEGASUS = {**STACKS, "vocab_size": 50257, "forced_eos_token_id": None}
 
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -157,7 +221,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Short:
-    """short("bert", "BertForMaskedLM") -> the folder of a small checkpoint of any family, shared by the session: do not write into it."""
+    """short("bert", "BertForMaskedLM") -> the folder of a small checkpoint of any family, shared by the session: do
+    not write into it."""
 
     @cache
     def make(base: str, head: str) -> Path:

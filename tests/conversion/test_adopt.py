@@ -1,4 +1,5 @@
-"""transformers' Longformer, LED, BigBird and BigBird-Pegasus become Long models with equal outputs, whatever their heads and settings."""
+"""transformers' Longformer, LED, BigBird and BigBird-Pegasus become Long models with equal outputs, whatever their
+heads and settings."""
 
 from __future__ import annotations
 
@@ -21,19 +22,47 @@ from tests.conversion.conftest import change_config
 from tests.reports import statuses
 
 LENGTH = 192
-ENCODER: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 211}
+ENCODER: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 211,
+}
 STACKS: dict[str, Any] = {
-    "vocab_size": 211, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
-}  # fmt: skip
-WINDOWS, BLOCKS = {"attention_window": [8, 16]}, {"max_position_embeddings": LENGTH, "block_size": 16, "num_random_blocks": 2}
+    "vocab_size": 211,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
+WINDOWS, BLOCKS = (
+    {"attention_window": [8, 16]},
+    {"max_position_embeddings": LENGTH, "block_size": 16, "num_random_blocks": 2},
+)
 VALUES: dict[str, dict[str, Any]] = {
-    "Longformer": {**ENCODER, **WINDOWS, "max_position_embeddings": LENGTH + 2, "type_vocab_size": 1, "pad_token_id": 1},
+    "Longformer": {
+        **ENCODER,
+        **WINDOWS,
+        "max_position_embeddings": LENGTH + 2,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+    },
     "BigBird": {**ENCODER, **BLOCKS},
     "LED": {**STACKS, **WINDOWS, "max_encoder_position_embeddings": LENGTH, "max_decoder_position_embeddings": 64},
     "BigBirdPegasus": {**STACKS, **BLOCKS, "attention_dropout": 0.1},
 }
-TEXT = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
+TEXT = (
+    "Model",
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForQuestionAnswering",
+    "ForTokenClassification",
+    "ForMultipleChoice",
+)
 SUMMARY = ("Model", "ForConditionalGeneration", "ForQuestionAnswering")
 HEADS = {
     "Longformer": TEXT[:-1],  # multiple choice is refused
@@ -44,7 +73,13 @@ HEADS = {
 BASES = {"Longformer": "Roberta", "LED": "Bart"}
 """Stem of the Long class, where it is not the source's."""
 WINDOW = {"mechanism": "longformer", "window": 8, "global_tokens": [], "separate_global": True}
-BLOCK = {"mechanism": "bigbird", "block_size": 16, "num_random_blocks": 2, "random_pattern": "hf_eval", "blocks_over": "input"}
+BLOCK = {
+    "mechanism": "bigbird",
+    "block_size": 16,
+    "num_random_blocks": 2,
+    "random_pattern": "hf_eval",
+    "blocks_over": "input",
+}
 ATTENTION = {"LongformerModel": {**WINDOW, "layers": {"1": {"window": 16}}}, "BigBirdModel": BLOCK}
 
 Saved = Callable[..., Path]
@@ -87,7 +122,10 @@ def test_every_head_is_adopted_with_equal_outputs(stem: str, head: str, saved: S
 
 PROJECTIONS = ("query", "key", "value")
 NAMES: dict[str, dict[str, str]] = {
-    "Longformer": {"longformer.": "roberta.", **{f"self.{name}_global.": f"self.long_attention.separate.{name}." for name in PROJECTIONS}},
+    "Longformer": {
+        "longformer.": "roberta.",
+        **{f"self.{name}_global.": f"self.long_attention.separate.{name}." for name in PROJECTIONS},
+    },
     "LED": {
         "led.": "model.",
         ".self_attn.output.": ".self_attn.out_proj.",
@@ -122,7 +160,9 @@ def test_adopted_models_can_be_extended(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_both_stacks_of_an_adopted_led_can_be_extended(saved: Saved, tmp_path: Path) -> None:
-    report = convert_checkpoint(saved("LED", "ForConditionalGeneration"), tmp_path / "long", max_length=400, max_decoder_length=100)
+    report = convert_checkpoint(
+        saved("LED", "ForConditionalGeneration"), tmp_path / "long", max_length=400, max_decoder_length=100
+    )
     assert (report.plan["old_length"], report.plan["new_length"]) == (LENGTH, 400)
     assert (report.plan["decoder"]["old_length"], report.plan["decoder"]["new_length"]) == (64, 100)
 
@@ -139,7 +179,11 @@ def test_adopted_big_bird_keeps_unusual_settings_and_is_extended(saved: Saved, t
 CHANGED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "an option": ("Longformer", {"window": 12}, {**WINDOW, "window": 12}),
     "a mechanism": ("Longformer", {"mechanism": "window", "window": 8}, {"mechanism": "window", "window": 8}),
-    "a mechanism for BigBird": ("BigBird", {"mechanism": "window", "window": 32}, {"mechanism": "window", "window": 32}),
+    "a mechanism for BigBird": (
+        "BigBird",
+        {"mechanism": "window", "window": 32},
+        {"mechanism": "window", "window": 32},
+    ),
 }
 
 
@@ -162,7 +206,9 @@ def test_big_bird_with_blocks_of_each_text_ignores_padding(saved: Saved, tmp_pat
 def test_big_bird_refuses_two_questions_in_a_row(saved: Saved) -> None:
     """The head takes its logits out of the answers, so that a second one in the row would keep them."""
     model = hf_longattn.LongBigBirdForQuestionAnswering.from_pretrained(saved("BigBird", "ForQuestionAnswering"))
-    with pytest.raises(InputError, match="cannot tell its attention where each starts; give each document its own row"):
+    with pytest.raises(
+        InputError, match="cannot tell its attention where each starts; give each document its own row"
+    ):
         model(torch.arange(5, 25)[None], documents=torch.tensor([[1] * 10 + [2] * 10]))
 
 
@@ -179,7 +225,11 @@ def test_bigbird_pegasus_loads_as_a_long_model_without_a_conversion(saved: Saved
     source = saved("BigBirdPegasus", "ForConditionalGeneration")
     convert_checkpoint(source, tmp_path / "long", verify=False)
     config = transformers.AutoConfig.from_pretrained(tmp_path / "long")
-    assert (config.attention_type, config.attention_dropout, config.sparse_attention_dropout) == ("original_full", 0.1, 0.0)
+    assert (config.attention_type, config.attention_dropout, config.sparse_attention_dropout) == (
+        "original_full",
+        0.1,
+        0.0,
+    )
     assert config.max_position_embeddings == LENGTH
     loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(source, config=type(config).from_pretrained(source))
     assert loaded.config.long_attention == config.long_attention
@@ -187,7 +237,9 @@ def test_bigbird_pegasus_loads_as_a_long_model_without_a_conversion(saved: Saved
     assert all(torch.equal(tensor, written[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_verification_finds_swapped_global_projections(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_finds_swapped_global_projections(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Keys and values swapped: the tensors all fit, only the outputs tell."""
     adoption = ADOPTIONS["longformer"]
     (swapped,) = (name for name in adoption.names if "_global" in name)
@@ -203,7 +255,10 @@ def test_verification_finds_swapped_global_projections(saved: Saved, tmp_path: P
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"architectures": ["LongformerForPuzzles"]}, "which is not supported; the supported longformer classes are .*LongformerModel"),
+        (
+            {"architectures": ["LongformerForPuzzles"]},
+            "which is not supported; the supported longformer classes are .*LongformerModel",
+        ),
         ({"model_type": "longfromer"}, "not supported.*longformer"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Verification finds what is wrong with the written files, says equal only of equal outputs, and a failed one leaves no destination."""
+"""Verification finds what is wrong with the written files, says equal only of equal outputs, and a failed one leaves
+no destination."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ LOSS = LanguageLoss.name
 
 def refused(source: Path, folder: Path, sentence: str, **arguments: Any) -> None:
     with pytest.raises(CheckpointError, match=sentence):
-        convert_checkpoint(source, folder / "long", max_length=200, **{"mechanism": "window", "window": 16, **arguments})
+        convert_checkpoint(
+            source, folder / "long", max_length=200, **{"mechanism": "window", "window": 16, **arguments}
+        )
     assert os.listdir(folder) == []
 
 
@@ -64,7 +67,9 @@ def test_verification_finds_a_damaged_value(built: Built, tmp_path: Path, monkey
     refused(source, tmp_path, "differs from the source's values")
 
 
-def test_verification_finds_position_rows_that_the_extension_lost(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_finds_position_rows_that_the_extension_lost(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def reverse(weight: torch.Tensor, rows: int, **arguments: Any) -> torch.Tensor:
         return weight.flip(0).repeat(4, 1)[:rows]
 
@@ -110,17 +115,24 @@ def test_verification_finds_a_model_changed_by_padding_on_one_side(
         mask = arguments.get("attention_mask", torch.ones_like(ids))
         return {name: state + (mask[:, end] == 0).float()[:, None, None] for name, state in found.items()}
 
-    report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, max_length=256)
+    report = convert_checkpoint(
+        built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, max_length=256
+    )
     values = next(check.values for check in report.checks if check.name == "padding changes nothing")
     assert values["sides"] == ["right", "left"]
     monkeypatch.setattr(check_texts, "outputs", changed)
-    message = r"padded to 256 on the right and on the left: largest difference .* of the largest value .*, but they must be equal"
+    message = (
+        r"padded to 256 on the right and on the left: largest difference .* of the largest value .*, but they "
+        r"must be equal"
+    )
     with pytest.raises(CheckpointError, match=message):
         convert_checkpoint(built("BertForMaskedLM"), tmp_path / "wrong", mechanism="window", window=16, max_length=256)
     assert not (tmp_path / "wrong").exists()
 
 
-def test_verification_skips_padding_for_a_base_without_hidden_states(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_skips_padding_for_a_base_without_hidden_states(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = check_texts.outputs
 
     def pooled(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
@@ -130,14 +142,21 @@ def test_verification_skips_padding_for_a_base_without_hidden_states(built: Buil
     monkeypatch.setattr(check_texts, "outputs", pooled)
     report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="window", window=16, max_length=256)
     checks = {check.name: check for check in report.checks}
-    assert (checks["finite at the new length"].status, checks["padding changes nothing"].status) == ("passed", "skipped")
+    assert (checks["finite at the new length"].status, checks["padding changes nothing"].status) == (
+        "passed",
+        "skipped",
+    )
     assert checks["padding changes nothing"].detail == "the base returns no hidden states"
 
 
-def test_verification_finds_a_wrong_tokenizer_limit(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_finds_a_wrong_tokenizer_limit(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     add = folders.add_source_files
-    monkeypatch.setattr(convert, "add_source_files", lambda *given: add(*given[:3], replace(given[3], tokenizer_length=LENGTH)))
+    monkeypatch.setattr(
+        convert, "add_source_files", lambda *given: add(*given[:3], replace(given[3], tokenizer_length=LENGTH))
+    )
     (tmp_path / "results").mkdir()
     refused(source, tmp_path / "results", "model_max_length 64")
 
@@ -166,7 +185,9 @@ def test_loss_is_measured_on_a_text_that_does_not_repeat(checkpoint: Checkpoint,
     while len(tokenizer(words)["input_ids"]) < 2 * LENGTH + 9:
         words += " Much ado about nothing."
     (tmp_path / "mine.txt").write_text(words)
-    report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH, verify_text=tmp_path / "mine.txt")
+    report = convert_checkpoint(
+        source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH, verify_text=tmp_path / "mine.txt"
+    )
     assert check_of(report, LOSS).values["tokens"] == 2 * LENGTH
 
 
@@ -192,7 +213,10 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where two chunks take too long. Equal losses are no verdict on positions that nobody read."""
-    source, settings = checkpoint("GPT2LMHeadModel", tokenizer="gpt2"), {"mechanism": "window", "window": 16, "max_length": 4 * LENGTH}
+    source, settings = (
+        checkpoint("GPT2LMHeadModel", tokenizer="gpt2"),
+        {"mechanism": "window", "window": 16, "max_length": 4 * LENGTH},
+    )
     plan = plan_conversion(source, **settings)
     text = VerificationText(*verification_text(None), load_tokenizer(source), plan.config.vocab_size)
     model = GPT2LMHeadModel.from_pretrained(source).eval()
@@ -200,12 +224,16 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     monkeypatch.setattr(check_texts, "MEASUREMENT", 5e8)
     found = choose_lengths(plan, text)
     assert (found.read, found.chunk, found.every, found.covered, found.at_once) == (LENGTH, LENGTH, 1, 16, True)
-    every, fourth = (LanguageLoss(plan, text, replace(found, every=number)).measure(model, LENGTH) for number in (1, 4))
+    every, fourth = (
+        LanguageLoss(plan, text, replace(found, every=number)).measure(model, LENGTH) for number in (1, 4)
+    )
     predicted = ~fourth.isnan()
     assert predicted.nonzero().flatten().tolist() == [*range(4, LENGTH, 4)]
     torch.testing.assert_close(fourth[predicted], every[predicted])
 
-    check = next(check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS)
+    check = next(
+        check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS
+    )
     buckets = [(bucket["from"], bucket["to"], bucket["predicted"]) for bucket in check.values["buckets"]]
     assert buckets == [(0, 16, 4 * 15), (16, 32, 4 * 16), (32, 64, 4 * 32)]  # of four texts
     low, high = check.values["interval_over_texts"]
@@ -220,7 +248,10 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()
     loss = LanguageLoss(plan, text, found)
     equal = loss.judge(chance / 2, chance / 2)
-    assert (equal.values["verdict"], "no text of more than 64 tokens was read" in equal.detail) == ("cannot tell", True)
+    assert (equal.values["verdict"], "no text of more than 64 tokens was read" in equal.detail) == (
+        "cannot tell",
+        True,
+    )
     assert loss.judge(chance / 2, chance / 2 + 1).values["verdict"] == "train before use"
     same_length = plan_conversion(source, **{**settings, "max_length": LENGTH})
     assert LanguageLoss(same_length, text, found).judge(chance / 2, chance / 2).values["verdict"] == "ready to use"
@@ -230,16 +261,24 @@ def test_loss_of_a_large_decoder_is_measured_on_the_shortest_text_that_tells(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it takes minutes, by the speed of the comparisons. Otherwise the report has the estimate."""
-    source, settings = checkpoint("GPT2LMHeadModel", tokenizer="gpt2"), {"mechanism": "window", "window": 8, "overwrite": True}
+    source, settings = (
+        checkpoint("GPT2LMHeadModel", tokenizer="gpt2"),
+        {"mechanism": "window", "window": 8, "overwrite": True},
+    )
     monkeypatch.setattr(check_texts, "MEASUREMENT", 1)
     check = check_of(convert_checkpoint(source, tmp_path / "long", **settings), LOSS)
     assert check.values["chunk"] == 2 * 8
     monkeypatch.setattr(check_texts, "PATIENCE", 0)
     check = check_of(convert_checkpoint(source, tmp_path / "long", **settings), LOSS)
-    assert (check.status, "16 tokens would take about 0 minutes with a model of this size" in check.detail) == ("skipped", True)
+    assert (check.status, "16 tokens would take about 0 minutes with a model of this size" in check.detail) == (
+        "skipped",
+        True,
+    )
 
 
-def test_models_without_room_in_fp32_are_compared_in_their_dtype(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_without_room_in_fp32_are_compared_in_their_dtype(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(built("LlamaForCausalLM"), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "source")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * model.num_parameters()))
@@ -257,7 +296,10 @@ def test_loss_of_a_decoder_is_listed_by_powers_of_two(checkpoint: Checkpoint) ->
     check = LanguageLoss(plan, text, choose_lengths(plan, text)).judge(torch.ones(2, 1500), 2 * torch.ones(2, 1500))
     buckets = check.values["buckets"]
     assert [(one["from"], one["to"]) for one in buckets] == [(0, 256), (256, 512), (512, 1024), (1024, 1500)]
-    assert all((one["source_on_chunks"], one["result"], one["predicted"]) == (1, 2, 2 * (one["to"] - one["from"])) for one in buckets)
+    assert all(
+        (one["source_on_chunks"], one["result"], one["predicted"]) == (1, 2, 2 * (one["to"] - one["from"]))
+        for one in buckets
+    )
     assert "2 texts of 1500 tokens" in check.detail
 
 
@@ -279,12 +321,21 @@ def configured(folder: Path, **fields: Any) -> None:
 LAYER, ROWS = "bert.encoder.layer.0.attention.self.", "bert.embeddings.position_embeddings.weight"
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "changed": (lambda folder: spoiled(folder, lambda t: t[f"{LAYER}key.weight"][0].add_(1e-6)), "differs from"),
-    "swapped": (lambda folder: spoiled(folder, lambda t: t["qa_outputs.weight"].copy_(t["qa_outputs.weight"].flip(0))), "differs from"),
-    "not finite": (lambda folder: spoiled(folder, lambda t: t["qa_outputs.bias"].fill_(float("nan"))), "qa_outputs.bias differs from"),
+    "swapped": (
+        lambda folder: spoiled(folder, lambda t: t["qa_outputs.weight"].copy_(t["qa_outputs.weight"].flip(0))),
+        "differs from",
+    ),
+    "not finite": (
+        lambda folder: spoiled(folder, lambda t: t["qa_outputs.bias"].fill_(float("nan"))),
+        "qa_outputs.bias differs from",
+    ),
     "rows": (lambda folder: spoiled(folder, lambda t: t[ROWS][40:42].zero_()), "lost its first 64 rows"),
     "new rows": (lambda folder: spoiled(folder, lambda t: t[ROWS][-1].zero_()), f"{ROWS} differs from"),
     "lost": (lambda folder: spoiled(folder, lambda t: t.pop(f"{LAYER}key.bias")), "key.bias is missing"),
-    "copies": (lambda folder: spoiled(folder, lambda t: t[f"{LAYER}long_attention.separate.key.weight"].add_(1)), "is no copy of"),
+    "copies": (
+        lambda folder: spoiled(folder, lambda t: t[f"{LAYER}long_attention.separate.key.weight"].add_(1)),
+        "is no copy of",
+    ),
     "short texts": (lambda folder: configured(folder, exact_length=8), "as for texts of up to 64"),
     "window": (lambda folder: configured(folder, window=2), ""),
 }
@@ -292,7 +343,12 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_found(fault: str, built: Built, tmp_path: Path) -> None:
-    settings = {"mechanism": "longformer", "window": 16, "max_length": 4 * LENGTH, "separate_global": fault == "copies"}
+    settings = {
+        "mechanism": "longformer",
+        "window": 16,
+        "max_length": 4 * LENGTH,
+        "separate_global": fault == "copies",
+    }
     plan = plan_conversion(built("BertForQuestionAnswering"), **settings)
     convert_checkpoint(built("BertForQuestionAnswering"), tmp_path / "long", verify=False, **settings)
     plant, sentence = FAULTS[fault]
@@ -302,7 +358,9 @@ def test_planted_fault_is_found(fault: str, built: Built, tmp_path: Path) -> Non
     def failed() -> list[str]:
         model, info = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long", output_loading_info=True)
         checks = check_result(
-            Comparison(plan, source.eval(), model.eval(), tmp_path / "long", inputs, lacking=frozenset(info["missing_keys"]))
+            Comparison(
+                plan, source.eval(), model.eval(), tmp_path / "long", inputs, lacking=frozenset(info["missing_keys"])
+            )
         )
         return [check.detail for check in checks if check.status == "failed"]
 
@@ -322,10 +380,16 @@ def test_planted_fault_is_found(fault: str, built: Built, tmp_path: Path) -> Non
         (128, True, {POSITIONS: "needs training"}),
     ],
 )
-def test_report_asks_for_training_by_a_measured_loss(window: int, change: bool | None, expected: dict[str, str], built: Built) -> None:
-    """A window that sees a position twice is labelled, though it is exact at the old length; a narrow one only if it is worse."""
+def test_report_asks_for_training_by_a_measured_loss(
+    window: int, change: bool | None, expected: dict[str, str], built: Built
+) -> None:
+    """A window that sees a position twice is labelled, though it is exact at the old length; a narrow one only if it
+    is worse."""
     plan = plan_conversion(built("BertForMaskedLM"), mechanism="window", window=window, max_length=256)
-    checks = [Check("tensors", "passed", ""), *([Check("at the old length", "needs training", "")] if window == 16 else [])]
+    checks = [
+        Check("tensors", "passed", ""),
+        *([Check("at the old length", "needs training", "")] if window == 16 else []),
+    ]
     if change is not None:
         checks.append(decision(LOSS, not change, "", {}))
     found = {check.name: check for check in labelled(plan, checks)}
@@ -337,12 +401,19 @@ def test_report_asks_for_training_by_a_measured_loss(window: int, change: bool |
 
 
 @pytest.mark.parametrize(
-    ("positions", "name", "tokenizer"), [("tile", "BertForMaskedLM", "bert"), ("interpolate", "GPT2LMHeadModel", "gpt2")]
+    ("positions", "name", "tokenizer"),
+    [("tile", "BertForMaskedLM", "bert"), ("interpolate", "GPT2LMHeadModel", "gpt2")],
 )
 def test_source_that_does_not_read_the_text_gets_no_verdict(
-    positions: str, name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    positions: str,
+    name: str,
+    tokenizer: str,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An untrained model loses nothing by other positions. Report, JSON, card and printed lines agree, and name what would tell."""
+    """An untrained model loses nothing by other positions. Report, JSON, card and printed lines agree, and name what
+    would tell."""
     settings = {"mechanism": "window", "window": LENGTH // 2, "max_length": 4 * LENGTH, "positions": positions}
     report = convert_checkpoint(checkpoint(name, tokenizer=tokenizer), tmp_path / "long", **settings)
     check = check_of(report, LOSS)
@@ -350,12 +421,21 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
     written = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
     assert report.verdict == written["verdict"] == "cannot tell"
     assert [check.detail for check in report.checks if check.name == POSITIONS] == [
-        *(["interpolate changes the positions of every text, short ones too, so results become much worse; leave --positions interpolate "
-           "out, or train the result"] if positions == "interpolate" else [])
-    ]  # fmt: skip
+        *(
+            [
+                "interpolate changes the positions of every text, short ones too, so results become much worse; leave "
+                "--positions interpolate out, or train the result"
+            ]
+            if positions == "interpolate"
+            else []
+        )
+    ]
     show(report.to_dict(), conversion_report(report))
     card, printed = (tmp_path / "long" / "README.md").read_text(), " ".join(capsys.readouterr().out.split())
-    assert "Not known whether it is ready to use: --verify-text FILE with text that the source was trained to read would tell." in printed
+    assert (
+        "Not known whether it is ready to use: --verify-text FILE with text that the source was trained to read would "
+        "tell." in printed
+    )
     assert "Whether it is ready to use as converted is not known" in card
     assert "--verify-text FILE" in card
     assert ("Next: longattn train" in printed) == report.needs_training == ("train it before use" in card)
@@ -366,9 +446,11 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
     ("share", "spread", "change", "noise", "verdict", "says"),
     [
         (2.0, 1.0, 0.0, 0.1, "cannot tell", "does not predict this text much better"),  # another language
-        (2.0, 1.0, -2.0, 0.1, "cannot tell", "does not predict this text much better"),  # which random positions improve
+        # which random positions improve
+        (2.0, 1.0, -2.0, 0.1, "cannot tell", "does not predict this text much better"),
         (2.0, 1.0, 2.0, 0.1, "cannot tell", "does not predict this text much better"),
-        (0.95, 0.01, 0.0, 0.1, "cannot tell", "does not predict this text much better"),  # better than chance, but barely
+        # better than chance, but barely
+        (0.95, 0.01, 0.0, 0.1, "cannot tell", "does not predict this text much better"),
         (0.8, 40.0, 0.0, 0.1, "cannot tell", "does not predict this text much better"),  # perhaps by chance
         (0.8, 1.0, 0.0, 9.0, "cannot tell", "could go unnoticed"),
         (0.8, 1.0, 0.0, 0.1, "ready to use", "the result is not worse"),
@@ -381,7 +463,8 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
 def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
     share: float, spread: float, change: float, noise: float, verdict: str, says: str, measured: LanguageLoss
 ) -> None:
-    """The source's loss is ``share`` of chance, with a standard deviation of ``spread``; the result's is that and ``change``."""
+    """The source's loss is ``share`` of chance, with a standard deviation of ``spread``; the result's is that and
+    ``change``."""
     text = measured.text
     ids = text.tokens(measured.lengths.read)[0]
     chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()
@@ -393,10 +476,14 @@ def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
 
 
 @pytest.mark.parametrize(("share_of_gain", "verdict"), [(0.02, "ready to use"), (0.1, "train before use")])
-def test_decoder_may_lose_a_little_of_its_gain_over_chance(share_of_gain: float, verdict: str, measured: LanguageLoss) -> None:
+def test_decoder_may_lose_a_little_of_its_gain_over_chance(
+    share_of_gain: float, verdict: str, measured: LanguageLoss
+) -> None:
     decoder = replace(measured, plan=replace(measured.plan, shape=replace(measured.plan.shape, causal=True)))
     text = measured.text
-    chance = -(text.tokens(text.real_tokens())[0].bincount()[text.tokens(measured.lengths.read)[0]] / text.real_tokens()).log()
+    chance = -(
+        text.tokens(text.real_tokens())[0].bincount()[text.tokens(measured.lengths.read)[0]] / text.real_tokens()
+    ).log()
     check = decoder.judge(0.5 * chance, (0.5 + 0.5 * share_of_gain) * chance)
     assert check.values["verdict"] == verdict, check.detail
 
@@ -429,7 +516,9 @@ def test_loss_is_not_measured_on_a_text_of_unknown_tokens(checkpoint: Checkpoint
         file.unlink()
     BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=LENGTH).save_pretrained(source)
     settings = {"mechanism": "window", "window": 16, "max_length": 4 * LENGTH}
-    check = next(check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS)
+    check = next(
+        check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS
+    )
     assert (check.status, check.values["verdict"]) == ("skipped", "cannot tell")
     assert check.detail.startswith("the source's tokenizer does not know most of the built-in English text")
     assert check.detail.endswith("--verify-text FILE with text that the source was trained to read would")
@@ -447,10 +536,15 @@ def test_loss_is_not_measured_on_a_text_of_unknown_tokens(checkpoint: Checkpoint
         ("GPT2LMHeadModel", None, "needs training"),
     ],
 )
-def test_unused_encoder_outputs_need_no_training(name: str, exact_length: int | None, status: str, built: Built, tmp_path: Path) -> None:
-    """An encoder reads texts up to its source's length in full, whatever its head. Beyond, nothing can be measured without labels."""
+def test_unused_encoder_outputs_need_no_training(
+    name: str, exact_length: int | None, status: str, built: Built, tmp_path: Path
+) -> None:
+    """An encoder reads texts up to its source's length in full, whatever its head. Beyond, nothing can be measured
+    without labels."""
     option = {} if exact_length is None else {"exact_length": exact_length}
-    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=128, **option)
+    report = convert_checkpoint(
+        built(name), tmp_path / "long", mechanism="window", window=16, max_length=128, **option
+    )
     checks = {check.name: check for check in report.checks}
     assert (checks["at the old length"].status, report.needs_training) == (status, status == "needs training")
     assert (report.verdict, bool(report.train_command)) == ("cannot tell", True)
@@ -463,7 +557,11 @@ def test_difference_is_relative_to_the_scale_of_its_output() -> None:
     cases: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], float]] = {
         "small outputs": ({"a": ones * 0.03}, {"a": ones * 0.03 + 3e-5}, 1e-3),
         "large outputs": ({"a": ones * 100}, {"a": ones * 100 + 1e-3}, 1e-5),
-        "a small output beside a large one": ({"a": ones * 100, "b": ones * 0.03}, {"a": ones * 100, "b": ones * 0.03 + 3e-5}, 1e-3),
+        "a small output beside a large one": (
+            {"a": ones * 100, "b": ones * 0.03},
+            {"a": ones * 100, "b": ones * 0.03 + 3e-5},
+            1e-3,
+        ),
         "masked logits": ({"a": masked}, {"a": masked + torch.tensor([0.1, 0, 0, 0])}, 0.1),
         "equal infinities": ({"a": torch.tensor([1.0, -math.inf])}, {"a": torch.tensor([1.0, -math.inf])}, 0),
         "NaN": ({"a": ones}, {"a": ones * math.nan}, math.inf),
@@ -486,12 +584,27 @@ def test_equality_check_says_equal_only_of_what_must_be_equal() -> None:
     near, far, zero = (Difference(1e-6 * size, 1.0, 1e-6 * size, "logits") for size in (1, 1e3, 0))
     cases = [
         (near, "", "passed", "difference 1.0e-06 of the largest value 1 (logits), equal"),
-        (near, "it is another one", "measured", "1.0e-06 of the largest value 1 (logits): not exact, since it is another one"),
-        (far, "it is another one", "needs training", "1.0e-03 of the largest value 1 (logits): not exact, since it is another one"),
+        (
+            near,
+            "it is another one",
+            "measured",
+            "1.0e-06 of the largest value 1 (logits): not exact, since it is another one",
+        ),
+        (
+            far,
+            "it is another one",
+            "needs training",
+            "1.0e-03 of the largest value 1 (logits): not exact, since it is another one",
+        ),
         (far, "", "failed", "1.0e-03 of the largest value 1 (logits), but they must be equal"),
         (Difference(math.nan, 1.0, math.inf, "logits"), "it is another one", "failed", "but they must be finite"),
         (Difference(), "", "failed", "but they must be equal"),
-        (Difference(0.0, 0.0, 0.0, "logits"), "", "skipped", "is that of zeros, since the source's outputs are all zero"),
+        (
+            Difference(0.0, 0.0, 0.0, "logits"),
+            "",
+            "skipped",
+            "is that of zeros, since the source's outputs are all zero",
+        ),
         (zero, "", "passed", ", equal"),
     ]
     for difference, why, status, detail in cases:
@@ -503,7 +616,9 @@ def test_small_forecasts_are_not_equal_because_they_are_small(tmp_path: Path) ->
     """A window of 8 of 32 patches: outputs differ by 7e-6, which is much for outputs of 0.016."""
     torch.manual_seed(0)
     sizes = {"d_model": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "prediction_length": 8}
-    config = PatchTSTConfig(num_input_channels=1, context_length=128, patch_length=4, patch_stride=4, scaling=None, **sizes)
+    config = PatchTSTConfig(
+        num_input_channels=1, context_length=128, patch_length=4, patch_stride=4, scaling=None, **sizes
+    )
     PatchTSTForPrediction(config).save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", generic=True, mechanism="window", window=8)
     check = check_of(report, "with the mechanism")
@@ -512,7 +627,9 @@ def test_small_forecasts_are_not_equal_because_they_are_small(tmp_path: Path) ->
     assert check.values["max_abs_difference"] < 1e-4 < check.values["relative_difference"]
 
 
-def test_model_without_its_pooler_is_compared_by_its_other_outputs(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_model_without_its_pooler_is_compared_by_its_other_outputs(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     source = checkpoint("BertModel")
     tensors = {name: value for name, value in load_file(source / "model.safetensors").items() if "pooler" not in name}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
@@ -526,16 +643,24 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
 
 
 @pytest.mark.thorough
-def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(random_positions: None, tmp_path: Path) -> None:
-    """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
+def test_tiled_positions_keep_the_loss_of_a_trained_model_beyond_its_length(
+    random_positions: None, tmp_path: Path
+) -> None:
+    """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do
+    not."""
     if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
         pytest.skip("model_cards/bert-python-512 has not been trained here yet")
     losses, reports = {}, {}
     for positions in ("tile", "random"):
         reports[positions] = convert_checkpoint(
-            CHECKPOINTS / "bert-python-512", tmp_path / positions, mechanism="window", window=256, max_length=1024, positions=positions,
+            CHECKPOINTS / "bert-python-512",
+            tmp_path / positions,
+            mechanism="window",
+            window=256,
+            max_length=1024,
+            positions=positions,
             verify_text=argparse.__file__,
-        )  # fmt: skip
+        )
         check = next(check for check in reports[positions].checks if check.name.startswith("language-model loss"))
         losses[positions] = check.values["buckets"][-1]
     assert losses["tile"]["result"] < losses["tile"]["source_on_chunks"] * 1.1

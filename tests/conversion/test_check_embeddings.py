@@ -33,7 +33,8 @@ MODULES = [
 
 @pytest.fixture(scope="module")
 def encoder(built: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small sentence encoder whose embeddings depend on the words, and more on where they are. Frequent words count little.
+    """A small sentence encoder whose embeddings depend on the words, and more on where they are. Frequent words count
+    little.
 
     Shared by the module: copy it before writing into it.
     """
@@ -85,11 +86,15 @@ def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Pat
         facts += (written["verdict"] == "ready to use", "train it before use" not in read)
         if set(facts) != {ready}:
             wrong[name] = facts, values
-        assert [*values["cosines"]] == ["16", str(LENGTH)][name == "longformer" :], "texts that are read as by the source need no more"
+        assert [*values["cosines"]] == ["16", str(LENGTH)][name == "longformer" :], (
+            "texts that are read as by the source need no more"
+        )
     assert not wrong
 
 
-def test_encoder_with_another_embedding_of_document_needs_training(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_with_another_embedding_of_document_needs_training(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where all short passages have the source's."""
     monkeypatch.setattr(check_texts, "mean_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
     report = convert_checkpoint(encoder, tmp_path / "long", mechanism="full", max_length=NEW)
@@ -99,13 +104,19 @@ def test_encoder_with_another_embedding_of_document_needs_training(encoder: Path
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("positions", ["tile", "interpolate"])
-def test_encoder_that_does_not_tell_passages_apart_gets_no_verdict(positions: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_encoder_that_does_not_tell_passages_apart_gets_no_verdict(
+    positions: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     """Embeddings of an encoder with random weights hardly differ between texts, nor by other positions."""
     folder = checkpoint("BertModel", tokenizer="bert")
     (folder / "modules.json").write_text(json.dumps(MODULES[:2]))
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}))
-    report = convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, max_length=NEW, positions=positions)
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True})
+    )
+    report = convert_checkpoint(
+        folder, tmp_path / "long", mechanism="window", window=16, max_length=NEW, positions=positions
+    )
     assert report.verdict == "cannot tell"
     assert report.needs_training == (positions == "interpolate")
     assert measured(report)["different_passages"] > 0.95
@@ -135,22 +146,31 @@ def test_embedding_check_leaves_out_the_first_chunk_of_a_mean(
     check, model = Embeddings(plan, text, choose_lengths(plan, text), pooling), SimpleNamespace(base_model=None)
     monkeypatch.setattr(check_texts, "outputs", lambda base, ids: {"last_hidden_state": torch.randn(*ids.shape, 32)})
     monkeypatch.setattr(
-        SentencePooling, "__call__", lambda check, states, mask: sizes.append(states.shape[1]) or pooled(check, states, mask)
+        SentencePooling,
+        "__call__",
+        lambda check, states, mask: sizes.append(states.shape[1]) or pooled(check, states, mask),
     )
     check.measure(model, check.lengths.read)
     assert sizes[-1] == compared * LENGTH
 
 
-def test_short_passages_alone_do_not_make_a_longer_encoder_ready(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_passages_alone_do_not_make_a_longer_encoder_ready(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A document is measured for any growth; if it cannot be, the report says what would tell."""
     report = convert_checkpoint(encoder, tmp_path / "half", mechanism="full", max_length=LENGTH * 3 // 2)
     assert measured(report)["document"]["chunk"] == LENGTH * 3 // 4
     monkeypatch.setattr(check_texts, "MEASUREMENT", 1)
     monkeypatch.setattr(check_texts, "PATIENCE", 0)
     costly = convert_checkpoint(encoder, tmp_path / "costly", mechanism="full", max_length=NEW)
-    assert (costly.verdict, measured(costly)["would_tell"]) == ("cannot tell", "its scores in retrieval (longattn evaluate embed)")
+    assert (costly.verdict, measured(costly)["would_tell"]) == (
+        "cannot tell",
+        "its scores in retrieval (longattn evaluate embed)",
+    )
     (tmp_path / "short.txt").write_text(verification_text(None)[0][:300])
-    short = convert_checkpoint(encoder, tmp_path / "short", mechanism="full", max_length=NEW, verify_text=tmp_path / "short.txt")
+    short = convert_checkpoint(
+        encoder, tmp_path / "short", mechanism="full", max_length=NEW, verify_text=tmp_path / "short.txt"
+    )
     assert short.verdict == "cannot tell"
     assert "--verify-text FILE with a longer text" in measured(short)["would_tell"]
 
@@ -162,11 +182,16 @@ def test_compared_embeddings_are_the_means_of_the_states_of_framed_texts(encoder
     tokenizer = load_tokenizer(encoder)
     assert tokenizer is not None
     ids = (
-        VerificationText(*verification_text(None), tokenizer, 30522).tokens(Embeddings.most * LENGTH).view(Embeddings.most, LENGTH).clone()
+        VerificationText(*verification_text(None), tokenizer, 30522)
+        .tokens(Embeddings.most * LENGTH)
+        .view(Embeddings.most, LENGTH)
+        .clone()
     )
     ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
     with torch.no_grad():
-        means = [transformers.AutoModel.from_pretrained(folder)(ids)[0].mean(1) for folder in (encoder, tmp_path / "long")]
+        means = [
+            transformers.AutoModel.from_pretrained(folder)(ids)[0].mean(1) for folder in (encoder, tmp_path / "long")
+        ]
     expected = float(torch.nn.functional.cosine_similarity(*means).mean())
     assert values["cosines"][str(LENGTH)] == pytest.approx(expected, abs=1e-5)
 
@@ -177,5 +202,6 @@ def test_embeddings_that_are_not_measured_say_why(encoder: Path, tmp_path: Path)
     check = check_of(report, Embeddings.name)
     assert check.status == "skipped"
     assert check.detail.startswith("the source has no tokenizer, and real text is needed, so this cannot tell")
-    assert (report.verdict, report.needs_training) == ("cannot tell", False)  # texts that the source reads have its embeddings
+    # texts that the source reads have its embeddings
+    assert (report.verdict, report.needs_training) == ("cannot tell", False)
     assert report.train_command

@@ -15,7 +15,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+)
 
 from hf_longattn import export_checkpoint
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
@@ -52,13 +57,19 @@ def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], 
 
 
 @every_case("name", ["BertForQuestionAnswering", "LlamaForCausalLM"])
-def test_full_attention_needs_training_only_beyond_the_old_length(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_full_attention_needs_training_only_beyond_the_old_length(
+    name: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
     positions = "rope:none" if name.startswith("Llama") else "auto"
     report = convert_checkpoint(built(name), tmp_path / name / "same", mechanism="full")
     assert not report.needs_training
     assert report.train_command is None
-    report = convert_checkpoint(built(name), tmp_path / name / "long", mechanism="full", max_length=200, positions=positions)
-    assert {check.name for check in report.checks if check.status == "needs training"} == {"positions at the new length"}
+    report = convert_checkpoint(
+        built(name), tmp_path / name / "long", mechanism="full", max_length=200, positions=positions
+    )
+    assert {check.name for check in report.checks if check.status == "needs training"} == {
+        "positions at the new length"
+    }
     assert report.train_command
 
 
@@ -82,8 +93,12 @@ def test_report_names_the_training_of_each_head(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
-def test_memory_tokens_need_training_though_one_segment_holds_the_text(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
-    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200)
+def test_memory_tokens_need_training_though_one_segment_holds_the_text(
+    name: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = convert_checkpoint(
+        built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200
+    )
     assert report.needs_training
     assert ("train mlm" if name == "BertForMaskedLM" else "train clm") in (report.train_command or "")
 
@@ -120,7 +135,8 @@ def test_two_special_rows_of_roberta_are_kept_once(built: Callable[[str], Path],
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("BertForMaskedLM", {"mechanism": "full"}), ("RobertaForMaskedLM", {"mechanism": "window", "window": 8})]
+    ("name", "options"),
+    [("BertForMaskedLM", {"mechanism": "full"}), ("RobertaForMaskedLM", {"mechanism": "window", "window": 8})],
 )
 def test_stretched_positions_are_equal_for_short_texts_and_change_longer_ones(
     name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
@@ -148,13 +164,19 @@ def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str
     old = transformers.AutoConfig.from_pretrained(built(name)).rope_parameters
     written = kinds.get("full_attention", kinds)
     assert written | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": LENGTH} == written
-    assert written.items() >= {key: value for key, value in old.get("full_attention", old).items() if key != "rope_type"}.items()
-    assert kinds.get("sliding_attention") == old.get("sliding_attention")  # a layer with a window never looks beyond the old length
+    assert (
+        written.items()
+        >= {key: value for key, value in old.get("full_attention", old).items() if key != "rope_type"}.items()
+    )
+    # a layer with a window never looks beyond the old length
+    assert kinds.get("sliding_attention") == old.get("sliding_attention")
     report = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
     assert "rope:yarn changes the old positions too" in json.dumps(report["checks"])
 
 
-def test_tied_weights_stay_tied_and_are_stored_once_by_a_conversion(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_tied_weights_stay_tied_and_are_stored_once_by_a_conversion(
+    built: Callable[[str], Path], tmp_path: Path
+) -> None:
     convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", max_length=128, verify=False)
     assert "cls.predictions.decoder.weight" not in load_file(tmp_path / "long" / "model.safetensors")
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
@@ -175,14 +197,23 @@ def test_conversion_leaves_out_buffers_of_the_old_length(checkpoint: Checkpoint,
 def renamed(source: Path, rename: Callable[[str], str]) -> None:
     """Store the tensors of a checkpoint under other names."""
     tensors = load_file(source / "model.safetensors")
-    save_file({rename(name): tensor for name, tensor in tensors.items()}, source / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {rename(name): tensor for name, tensor in tensors.items()},
+        source / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "rename"),
     [
-        ("BertForMaskedLM", lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")),
+        (
+            "BertForMaskedLM",
+            lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            ),
+        ),
         ("GPT2LMHeadModel", lambda name: name.removeprefix("transformer.")),
     ],
     ids=["gamma and beta", "no prefix"],
@@ -194,7 +225,9 @@ def test_conversion_understands_tensor_names_of_old_checkpoints(
     renamed(source, rename)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert tensor_counts(report)["extended"] == 1
-    assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
+    assert "equal" in next(
+        check.detail for check in report.checks if check.name == "equal at the old length with full attention"
+    )
 
 
 def test_causal_bert_is_planned_and_verified_as_a_decoder(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -212,13 +245,20 @@ def test_rotary_positions_of_esm_cannot_be_scaled(built: Callable[[str], Path], 
         convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200, positions="rope:yarn")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200)
     assert report.plan["positions"] == "rope:none"
-    assert [check.name for check in report.checks if check.status == "needs training"] == ["positions at the new length"]
+    assert [check.name for check in report.checks if check.status == "needs training"] == [
+        "positions at the new length"
+    ]
 
 
 def test_converted_esm_predicts_the_contacts_of_its_source(built: Callable[[str], Path], tmp_path: Path) -> None:
     """ESM's contact head reads the attention weights of all layers."""
-    convert_checkpoint(built("EsmForMaskedLM"), tmp_path / "long", mechanism="window", window=2 * LENGTH, max_length=200, verify=False)
-    short, long = (transformers.AutoModelForMaskedLM.from_pretrained(folder) for folder in (built("EsmForMaskedLM"), tmp_path / "long"))
+    convert_checkpoint(
+        built("EsmForMaskedLM"), tmp_path / "long", mechanism="window", window=2 * LENGTH, max_length=200, verify=False
+    )
+    short, long = (
+        transformers.AutoModelForMaskedLM.from_pretrained(folder)
+        for folder in (built("EsmForMaskedLM"), tmp_path / "long")
+    )
     short.set_attn_implementation("eager")
     ids = torch.randint(4, 24, (2, 30))
     ids[:, 0], ids[0, -1], ids[1, 19], ids[1, 20:] = 0, 2, 2, 1
@@ -231,7 +271,9 @@ def test_converted_modernbert_keeps_its_own_attention_by_default(built: Callable
     """Its local layers keep their window and the others attend to everything; rotary positions go on."""
     source = built("ModernBertForMaskedLM")
     report = convert_checkpoint(source, tmp_path / "long", max_length=256, positions="rope:none")
-    assert [check.name for check in report.checks if check.status == "needs training"] == ["positions at the new length"]
+    assert [check.name for check in report.checks if check.status == "needs training"] == [
+        "positions at the new length"
+    ]
     local = {"mechanism": "window", "window": 10}
     assert report.plan["long_attention"] == {"mechanism": "full", "layers": {"1": local, "2": local}}
     plain = transformers.AutoModelForMaskedLM.from_pretrained(source, max_position_embeddings=256)
@@ -246,7 +288,9 @@ def test_converted_modernbert_keeps_its_own_attention_by_default(built: Callable
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["MPNetForMaskedLM", "DebertaV2ForTokenClassification"])
-def test_bases_with_terms_in_their_scores_get_a_window_by_default(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bases_with_terms_in_their_scores_get_a_window_by_default(
+    name: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=128)
     assert report.plan["long_attention"]["mechanism"] == "window"
 
@@ -269,8 +313,13 @@ def test_conversion_extends_the_encoder_and_keeps_the_decoder(built: Built, tmp_
     assert torch.equal(new["encoder"], torch.cat([old["encoder"][:2], *[old["encoder"][2:]] * 4])[:202])
     config = json.loads((tmp_path / "long" / "config.json").read_text())
     assert (config["max_position_embeddings"], config["max_decoder_position_embeddings"]) == (200, LENGTH)
-    assert report.plan["decoder"] == {"long_attention": {"mechanism": "full"}, "old_length": LENGTH, "new_length": LENGTH}
-    assert report.plan["costs"][-1]["cache_bytes"] == 2 * 200 * 2 * 32 * 4  # the decoder keeps keys and values of the whole text
+    assert report.plan["decoder"] == {
+        "long_attention": {"mechanism": "full"},
+        "old_length": LENGTH,
+        "new_length": LENGTH,
+    }
+    # the decoder keeps keys and values of the whole text
+    assert report.plan["costs"][-1]["cache_bytes"] == 2 * 200 * 2 * 32 * 4
     assert "longattn train seq2seq" in report.train_command
     found = inspect_checkpoint(tmp_path / "long")
     assert (found.max_length, found.shape.causal, len(found.mechanisms)) == (200, False, 2)
@@ -280,7 +329,12 @@ def test_conversion_extends_the_encoder_and_keeps_the_decoder(built: Built, tmp_
 def test_conversion_extends_a_decoder_with_its_own_attention(built: Built, tmp_path: Path) -> None:
     own = {"mechanism": "window", "window": 12}
     report = convert_checkpoint(
-        built(BART), tmp_path / "long", mechanism="full", max_length=200, max_decoder_length=150, decoder_long_attention=own
+        built(BART),
+        tmp_path / "long",
+        mechanism="full",
+        max_length=200,
+        max_decoder_length=150,
+        decoder_long_attention=own,
     )
     assert report.plan["decoder"] == {"long_attention": own, "old_length": LENGTH, "new_length": 150}
     assert [len(table) for table in tables(tmp_path / "long").values()] == [202, 152]
@@ -326,10 +380,16 @@ def test_pegasus_positions_are_computed_for_the_new_length(built: Built, tmp_pat
 
 
 @pytest.mark.thorough
-def test_checkpoint_without_computed_position_tables_is_converted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_checkpoint_without_computed_position_tables_is_converted(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     """As the first ones of Pegasus were stored."""
     source = checkpoint(PEGASUS)
-    kept = {name: tensor for name, tensor in load_file(source / "model.safetensors").items() if "embed_positions" not in name}
+    kept = {
+        name: tensor
+        for name, tensor in load_file(source / "model.safetensors").items()
+        if "embed_positions" not in name
+    }
     save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200)
     assert tensor_counts(report)["extended"] == 0
@@ -337,7 +397,9 @@ def test_checkpoint_without_computed_position_tables_is_converted(checkpoint: Ca
 
 
 @pytest.mark.thorough
-def test_tokenizer_and_generation_lengths_of_two_stacks_follow(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_tokenizer_and_generation_lengths_of_two_stacks_follow(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     source = checkpoint(BART, tokenizer="gpt2")
     (source / "generation_config.json").write_text(json.dumps({"max_length": LENGTH, "num_beams": 2}))
     convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, max_decoder_length=90)
@@ -371,8 +433,12 @@ def separator_in(folder: Path) -> int | None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["BertForQuestionAnswering", "BartForQuestionAnswering", "DistilBertForQuestionAnswering"])
-def test_converted_question_answering_head_makes_questions_global(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["BertForQuestionAnswering", "BartForQuestionAnswering", "DistilBertForQuestionAnswering"]
+)
+def test_converted_question_answering_head_makes_questions_global(
+    name: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
     source = with_tokenizer(built(name), tmp_path / "source")
     tokenizer = AutoTokenizer.from_pretrained(source)
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
@@ -381,7 +447,9 @@ def test_converted_question_answering_head_makes_questions_global(name: str, bui
     for side in ("right", "left"):
         tokenizer.padding_side = side
         encoded = [tokenizer("who built the house", text) for text in ("the keeper " * 40, "the town")]
-        before = [[int(place < row.sequence_ids(0).index(1)) for place in range(len(row["input_ids"]))] for row in encoded]
+        before = [
+            [int(place < row.sequence_ids(0).index(1)) for place in range(len(row["input_ids"]))] for row in encoded
+        ]
         inputs = DataCollatorWithPadding(tokenizer)(encoded)
         length = inputs["input_ids"].shape[1]
         pad = [([0] * (length - len(row)), row) for row in before]
@@ -393,7 +461,9 @@ def test_converted_question_answering_head_makes_questions_global(name: str, bui
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("saved", ["with modules", "sentence_transformers", "sbert_ce_default_activation_function"])
-def test_converted_cross_encoder_makes_the_first_text_global(saved: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_converted_cross_encoder_makes_the_first_text_global(
+    saved: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
     st = pytest.importorskip("sentence_transformers")
     source = with_tokenizer(built("BertForQuestionAnswering"), tmp_path / "source")
     AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(source)
@@ -409,7 +479,9 @@ def test_converted_cross_encoder_makes_the_first_text_global(saved: str, built: 
     assert separator_in(tmp_path / "long") == encoder.tokenizer.sep_token_id
     pair = ("who built the house", "the keeper " * 60)
     inputs = encoder.tokenizer(*pair, return_tensors="pt")
-    marks = torch.tensor([[int(place < inputs.sequence_ids(0).index(1)) for place in range(inputs["input_ids"].shape[1])]])
+    marks = torch.tensor(
+        [[int(place < inputs.sequence_ids(0).index(1)) for place in range(inputs["input_ids"].shape[1])]]
+    )
     with torch.no_grad():
         network = encoder.transformers_model.eval()
         assert torch.equal(network(**inputs).logits, network(**inputs, global_attention_mask=marks).logits)
@@ -423,7 +495,8 @@ def with_tokenizer(model: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("BertForQuestionAnswering", {"mechanism": "window", "window": 16}), ("BertForMaskedLM", LONGFORMER)]
+    ("name", "options"),
+    [("BertForQuestionAnswering", {"mechanism": "window", "window": 16}), ("BertForMaskedLM", LONGFORMER)],
 )
 def test_other_heads_and_mechanisms_get_no_question_separator(
     name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
@@ -434,7 +507,9 @@ def test_other_heads_and_mechanisms_get_no_question_separator(
 
 
 @pytest.mark.thorough
-def test_separator_of_a_global_first_segment_is_that_of_the_tokenizer(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_separator_of_a_global_first_segment_is_that_of_the_tokenizer(
+    built: Callable[[str], Path], tmp_path: Path
+) -> None:
     source = with_tokenizer(built("BertForMaskedLM"), tmp_path / "source")
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, global_first_segment=True, max_length=200)
     attention = json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]
@@ -452,7 +527,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Pat
 
 @pytest.mark.slow
 def test_plain_call_answers_what_a_call_with_the_question_mask_answers(converted: Path) -> None:
-    tokenizer, model = AutoTokenizer.from_pretrained(converted), AutoModelForQuestionAnswering.from_pretrained(converted).float().eval()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(converted),
+        AutoModelForQuestionAnswering.from_pretrained(converted).float().eval(),
+    )
     records = [record for seed in range(5) for record in lookups(SOURCES, tokenizer, 1500, seed)]
     right = {"plain": 0, "mask": 0, "first token only": 0}
     for record in records:
@@ -463,7 +541,9 @@ def test_plain_call_answers_what_a_call_with_the_question_mask_answers(converted
             given = {} if mask is None else {"global_attention_mask": mask.long()}
             with torch.no_grad():
                 outputs = model(**inputs, **given)
-            right[name] += answer(tokenizer, inputs, outputs.start_logits, outputs.end_logits) == record["answers"]["text"][0]
+            right[name] += (
+                answer(tokenizer, inputs, outputs.start_logits, outputs.end_logits) == record["answers"]["text"][0]
+            )
     assert right["plain"] == right["mask"] > 3 * right["first token only"]
     assert right["plain"] > len(records) / 2
     reader = QAReader(model, tokenizer, 4096)
@@ -473,7 +553,10 @@ def test_plain_call_answers_what_a_call_with_the_question_mask_answers(converted
 @pytest.mark.slow
 def test_onnx_graph_of_question_answering_needs_no_global_mask(converted: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    tokenizer, model = AutoTokenizer.from_pretrained(converted), AutoModelForQuestionAnswering.from_pretrained(converted).float().eval()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(converted),
+        AutoModelForQuestionAnswering.from_pretrained(converted).float().eval(),
+    )
     report = export_checkpoint(converted, tmp_path / "graph")
     assert report.inputs == ("input_ids", "attention_mask", "token_type_ids")
     session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -481,7 +564,9 @@ def test_onnx_graph_of_question_answering_needs_no_global_mask(converted: Path, 
         inputs = tokenizer(record["question"], record["context"], return_tensors="pt")
         with torch.no_grad():
             outputs = model(**inputs)
-        start, end = session.run(["start_logits", "end_logits"], {name: value.numpy() for name, value in inputs.items()})
+        start, end = session.run(
+            ["start_logits", "end_logits"], {name: value.numpy() for name, value in inputs.items()}
+        )
         found = answer(tokenizer, inputs, torch.from_numpy(start), torch.from_numpy(end))
         assert found == answer(tokenizer, inputs, outputs.start_logits, outputs.end_logits)
 

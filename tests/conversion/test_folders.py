@@ -35,9 +35,16 @@ from tests.trained import tokenizer_of
 
 st = pytest.importorskip("sentence_transformers")
 LONG = 4 * LENGTH
-TEXTS = ["Waiting, mostly.", "Measuring is mostly waiting, said the keeper of the lighthouse.", "The river meets the sea."]
+TEXTS = [
+    "Waiting, mostly.",
+    "Measuring is mostly waiting, said the keeper of the lighthouse.",
+    "The river meets the sea.",
+]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who keeps the lighthouse?"}]
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt "
+    "%}<|assistant|>{% endif %}"
+)
 CARD = "---\nlicense: mit\nlanguage: de\n---\n\n# A model\n"
 SPECIAL = {"eos_token_id": [0, 3], "pad_token_id": 0, "bos_token_id": 1}
 GENERATION = {"do_sample": False, "max_new_tokens": 6, "repetition_penalty": 1.3, **SPECIAL}
@@ -168,13 +175,17 @@ def run_graph(file: Path, *texts: list[str]) -> dict[str, torch.Tensor]:
     graph = pytest.importorskip("onnxruntime").InferenceSession(file)
     taken = {one.name: inputs[one.name].numpy() for one in graph.get_inputs()}
     names = [one.name for one in graph.get_outputs()]
-    return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(names, graph.run(None, taken), strict=True)}
+    return {
+        name: torch.from_numpy(np.asarray(value)) for name, value in zip(names, graph.run(None, taken), strict=True)
+    }
 
 
 WINDOW = ("--mechanism", "window", "--option", f"window={2 * LENGTH}")
 KINDS = {
     "encoder": Kind(make_encoder, embeddings, WINDOW),
-    "encoder in a folder": Kind(lambda folder: make_encoder(folder, pooling="mean", inside="0_Transformer"), embeddings, WINDOW),
+    "encoder in a folder": Kind(
+        lambda folder: make_encoder(folder, pooling="mean", inside="0_Transformer"), embeddings, WINDOW
+    ),
     "reranker": Kind(make_reranker, ranks, WINDOW),
     "instruct": Kind(make_instruct, answer, ("--mechanism", "full", "--positions", "rope:none")),
 }
@@ -182,7 +193,8 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
-    """folders(kind, long) -> a folder of that kind, as its library saves it, or converted; nobody else may read its files."""
+    """folders(kind, long) -> a folder of that kind, as its library saves it, or converted; nobody else may read its
+    files."""
 
     @cache
     def make(kind: str, long: bool) -> Path:
@@ -251,7 +263,13 @@ def writers() -> Iterator[Writer]:
             known = KNOWN.get(title, Writer(title))
             chosen = (f"--{option}", form) if option is not None else ()
             short = ("--length", "96", "--documents", "2") if name == "compress" else ()
-            yield Writer(title, (name, "SRC", "DST", *chosen, *short, *known.arguments), known.long, known.tolerance, known.refuses)
+            yield Writer(
+                title,
+                (name, "SRC", "DST", *chosen, *short, *known.arguments),
+                known.long,
+                known.tolerance,
+                known.refuses,
+            )
 
 
 WRITERS = {one.name: one for one in writers()}
@@ -274,8 +292,13 @@ CHANGED = ("tokenizer_config.json", "generation_config.json", "modules.json", "s
 
 
 def check_files(source: Path, result: Path) -> None:
-    """Everything beside the weights is there, with the licence, and can be read by everybody who may read new files."""
-    weights = {path for pattern in ("*.safetensors", "config.json", "README.md", "*_report.json") for path in source.rglob(pattern)}
+    """Everything beside the weights is there, with the licence, and can be read by everybody who may read new
+    files."""
+    weights = {
+        path
+        for pattern in ("*.safetensors", "config.json", "README.md", "*_report.json")
+        for path in source.rglob(pattern)
+    }
     graph = graph_of(result) is not None
     for path in source.rglob("*"):
         if path.is_dir() or (path in weights and path.parent.name != "1_Pooling"):
@@ -283,7 +306,9 @@ def check_files(source: Path, result: Path) -> None:
         inside = path.relative_to(source)
         written = result / (Path(*inside.parts[1:]) if inside.parts[0] == "0_Transformer" else inside)
         assert written.is_file(), f"{inside} is lost"
-        assert path.name in CHANGED or (graph and "Pooling" in str(inside)) or path.read_bytes() == written.read_bytes(), inside
+        assert (
+            path.name in CHANGED or (graph and "Pooling" in str(inside)) or path.read_bytes() == written.read_bytes()
+        ), inside
     card = ModelCard.load(result / "README.md")
     assert (card.data.license, card.data.language) == ("mit", "de")
     assert "partial-" not in "".join(path.read_text() for path in result.rglob("*") if path.suffix in (".json", ".md"))
@@ -335,7 +360,9 @@ def test_every_command_writes_a_whole_folder_that_answers_as_its_source(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", QUICK)
-def test_card_shows_a_hostile_folder_name_as_text(name: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
+def test_card_shows_a_hostile_folder_name_as_text(
+    name: str, folders: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
     writer, hostile = WRITERS[name], "a\n# owned\n\n```\n\x1b[2J `b` \u202e"
     source, result = tmp_path / f"source{hostile}", tmp_path / f"result{hostile}"
     kind = "encoder" if name == "export native" else "instruct"  # Qwen2 has no stock form
@@ -353,13 +380,17 @@ def test_card_shows_a_hostile_folder_name_as_text(name: str, folders: Callable[[
 
 def assert_usage_runs(folder: Path) -> None:
     """The card's own example runs."""
-    for code in re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE):
+    for code in re.findall(
+        r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    ):
         exec(compile(code, "usage", "exec"), {})
 
 
 @pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 @pytest.mark.parametrize("kind", ["encoder", "reranker", "instruct"])
-def test_libraries_save_a_model_that_was_optimised_for_inference(kind: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
+def test_libraries_save_a_model_that_was_optimised_for_inference(
+    kind: str, folders: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
     source, result = folders(kind, True), tmp_path / "result"
     if kind == "instruct":
         model = hf_longattn.optimize_for_inference(transformers.AutoModelForCausalLM.from_pretrained(source))
@@ -378,16 +409,28 @@ TRAINED = {"embed": "encoder", "embed --reranker": "reranker", "classify": "rera
 
 
 @pytest.mark.parametrize("task", [pytest.param(task, marks=pytest.mark.slow) for task in TRAINED])
-def test_trained_folder_has_the_files_of_the_model_it_started_from(task: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
+def test_trained_folder_has_the_files_of_the_model_it_started_from(
+    task: str, folders: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
     kind, data, result = TRAINED[task], tmp_path / "data.jsonl", tmp_path / "result"
     rows = [
-        {"anchor": TEXTS[n % 3], "positive": f"{TEXTS[n % 3]} {n}", "text": f"{TEXTS[n % 3]} {n}", "label": f"l{n % 2}"} for n in range(24)
+        {
+            "anchor": TEXTS[n % 3],
+            "positive": f"{TEXTS[n % 3]} {n}",
+            "text": f"{TEXTS[n % 3]} {n}",
+            "label": f"l{n % 2}",
+        }
+        for n in range(24)
     ]
     columns = ("anchor", "positive") if task.startswith("embed") else ("text", "label")
     data.write_text("\n".join(json.dumps({name: row[name] for name in columns}) for row in rows))
     for name in ("book", "other"):
         (tmp_path / f"{name}.txt").write_text(" ".join(TEXTS) * 200)
-    given = ["--data", tmp_path / "book.txt", "--validation", tmp_path / "other.txt"] if task == "clm" else ["--data", data]
+    given = (
+        ["--data", tmp_path / "book.txt", "--validation", tmp_path / "other.txt"]
+        if task == "clm"
+        else ["--data", data]
+    )
     settings = ["--max-steps", 1, "--no-bf16", "--disable-tqdm", "True", "--max-length", LENGTH, "--batch-size", 2]
     command("train", *task.split(), "--model", folders(kind, True), *given, "--output", result, *settings)
     for name in ("LICENSE", "NOTICE.txt"):
@@ -416,11 +459,18 @@ def sentence_folder(checkpoint: Checkpoint, tmp_path: Path) -> Callable[[str], P
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
         torch.manual_seed(0)
-        modules = [Transformer(str(checkpoint("BertModel", tokenizer="bert"))), Pooling(32), Dense(32, 16), Normalize()]
+        modules = [
+            Transformer(str(checkpoint("BertModel", tokenizer="bert"))),
+            Pooling(32),
+            Dense(32, 16),
+            Normalize(),
+        ]
         folder = tmp_path / "sentences"
         SentenceTransformer(modules=modules).save(str(folder))
         settings = json.loads((folder / "sentence_bert_config.json").read_text())
-        (folder / "sentence_bert_config.json").write_text(json.dumps({**settings, "max_seq_length": LENGTH // 2, "do_lower_case": False}))
+        (folder / "sentence_bert_config.json").write_text(
+            json.dumps({**settings, "max_seq_length": LENGTH // 2, "do_lower_case": False})
+        )
         if path:
             listed = json.loads((folder / "modules.json").read_text())
             (folder / "modules.json").write_text(json.dumps([{**listed[0], "path": path}, *listed[1:]]))
@@ -435,24 +485,36 @@ def sentence_folder(checkpoint: Checkpoint, tmp_path: Path) -> Callable[[str], P
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", ["", "0_Transformer"])
-def test_converted_sentence_transformers_encode_longer_texts(path: str, sentence_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_converted_sentence_transformers_encode_longer_texts(
+    path: str, sentence_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     from sentence_transformers import SentenceTransformer
 
     source = sentence_folder(path)
-    words = next(source.rglob("tokenizer.json"))  # cut there for programs that read it without transformers, as all-MiniLM-L6-v2's
+    # cut there for programs that read it without transformers, as all-MiniLM-L6-v2's
+    words = next(source.rglob("tokenizer.json"))
     cut = {"direction": "Right", "max_length": LENGTH // 4, "strategy": "LongestFirst", "stride": 0}
     words.write_text(json.dumps({**json.loads(words.read_text()), "truncation": cut}))
     report = convert_checkpoint(source, tmp_path / "long", **ARGUMENTS)
-    assert re.match(r"longattn train embed --model \S+ --data YOUR_PAIRS\.jsonl --max-length \d+ --output ", report.train_command or "")
+    assert re.match(
+        r"longattn train embed --model \S+ --data YOUR_PAIRS\.jsonl --max-length \d+ --output ",
+        report.train_command or "",
+    )
     card = (tmp_path / "long" / "README.md").read_text()
     exec(compile(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0], "usage", "exec"), names := {})
     assert isinstance(names["model"], SentenceTransformer)
     assert (tmp_path / "long" / "modules.json").is_file()
     assert {"modules.json", "config_sentence_transformers.json", "1_Pooling", "2_Dense"} <= set(report.files)
-    old, new = SentenceTransformer(str(source), device="cpu"), SentenceTransformer(str(tmp_path / "long"), device="cpu")
+    old, new = (
+        SentenceTransformer(str(source), device="cpu"),
+        SentenceTransformer(str(tmp_path / "long"), device="cpu"),
+    )
     assert (old.max_seq_length, new.max_seq_length) == (LENGTH // 2, 4 * LENGTH)
     assert [type(module) for module in new] == [type(module) for module in old]
-    assert json.loads((tmp_path / "long" / "tokenizer.json").read_text())["truncation"] == {**cut, "max_length": 4 * LENGTH}
+    assert json.loads((tmp_path / "long" / "tokenizer.json").read_text())["truncation"] == {
+        **cut,
+        "max_length": 4 * LENGTH,
+    }
     assert new.encode(TEXT).shape == (16,)
     assert abs(old.encode(SHORT) - new.encode(SHORT)).max() < 1e-5  # the window covers so short a text
     beginning, whole = TEXT * 8, TEXT * 30
@@ -462,7 +524,9 @@ def test_converted_sentence_transformers_encode_longer_texts(path: str, sentence
     assert type(transformers.AutoModel.from_pretrained(tmp_path / "long")).__name__ == "LongBertModel"
 
 
-def test_stock_sentence_encoder_reads_its_new_length_in_every_file(sentence_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_stock_sentence_encoder_reads_its_new_length_in_every_file(
+    sentence_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Servers take the limit from different files; one that is left as it was cuts texts off."""
     source, stock = sentence_folder("0_Transformer"), tmp_path / "stock"
     words = source / "0_Transformer" / "tokenizer.json"
@@ -476,7 +540,9 @@ def test_stock_sentence_encoder_reads_its_new_length_in_every_file(sentence_fold
     }
     assert read["config"]["architectures"] == ["BertModel"]
     limits = (read["config"]["max_position_embeddings"], read["sentence_bert_config"]["max_seq_length"])
-    assert {*limits, read["tokenizer_config"]["model_max_length"], read["tokenizer"]["truncation"]["max_length"]} == {4 * LENGTH}
+    assert {*limits, read["tokenizer_config"]["model_max_length"], read["tokenizer"]["truncation"]["max_length"]} == {
+        4 * LENGTH
+    }
     assert json.loads((stock / "modules.json").read_text())[0]["path"] == ""
     old, new = (st.SentenceTransformer(str(folder), device="cpu") for folder in (source, stock))
     assert [type(module) for module in new] == [type(module) for module in old]
@@ -494,7 +560,10 @@ def test_stock_sentence_encoder_reads_its_new_length_in_every_file(sentence_fold
         ('[{"path": "../x", "type": "sentence_transformers.models.Transformer"}]', "lies outside of"),
         ('[{"path": "/etc", "type": "sentence_transformers.models.Transformer"}]', "lies outside of"),
         ('[{"path": "", "type": "sentence_transformers.models.StaticEmbedding"}]', "begins with a"),
-        ('[{"path": "missing", "type": "sentence_transformers.models.Transformer"}]', "config.json' cannot be read: No such file"),
+        (
+            '[{"path": "missing", "type": "sentence_transformers.models.Transformer"}]',
+            "config.json' cannot be read: No such file",
+        ),
     ],
 )
 def test_conversion_refuses_modules_of_sentence_transformers_it_cannot_follow(

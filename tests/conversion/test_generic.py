@@ -47,47 +47,141 @@ from tests.unsupported import (
 
 pytestmark = pytest.mark.usefixtures("families_hidden")
 
-TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
+TEXT = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+IMAGE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 4,
+}
 IMAGE_MODEL = {**IMAGE, "image_size": [32, 32], "use_mid_position_embeddings": False}
 TWO_STACKS = {
-    "vocab_size": 200, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0,
-    "eos_token_id": 2, "decoder_start_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 200,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
 SOUND = {
-    "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "max_source_positions": 60, "num_mel_bins": 8,
-}  # fmt: skip
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "max_source_positions": 60,
+    "num_mel_bins": 8,
+}
 SAMPLES = {
-    "vocab_size": 200, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 1,
-    "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4,
-}  # fmt: skip
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+    "encoder_num_hidden_layers": 2,
+    "decoder_num_hidden_layers": 2,
+    "encoder_num_attention_heads": 4,
+    "decoder_num_attention_heads": 4,
+}
 STEPS = {
-    "patch_length": 8, "context_length": 128, "horizon_length": 8, "output_quantile_len": 8, "num_hidden_layers": 2, "hidden_size": 32,
-    "intermediate_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 4,
-}  # fmt: skip
+    "patch_length": 8,
+    "context_length": 128,
+    "horizon_length": 8,
+    "output_quantile_len": 8,
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 STEPS_OF_CHANNELS = {
-    "patch_length": 8, "patch_stride": 8, "context_length": 128, "prediction_length": 8, "num_input_channels": 2, "num_hidden_layers": 2,
-    "d_model": 32, "num_attention_heads": 4, "ffn_dim": 64,
-}  # fmt: skip
+    "patch_length": 8,
+    "patch_stride": 8,
+    "context_length": 128,
+    "prediction_length": 8,
+    "num_input_channels": 2,
+    "num_hidden_layers": 2,
+    "d_model": 32,
+    "num_attention_heads": 4,
+    "ffn_dim": 64,
+}
 STEPS_WITH_FEATURES = {
-    "prediction_length": 8, "context_length": 32, "lags_sequence": [1, 2, 7], "num_time_features": 2, "d_model": 32, "encoder_layers": 2,
-    "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
-}  # fmt: skip
-CODES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    "prediction_length": 8,
+    "context_length": 32,
+    "lags_sequence": [1, 2, 7],
+    "num_time_features": 2,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+}
+CODES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 CODEC = {
-    **CODES, "num_key_value_heads": 4, "model_type": "mimi", "num_filters": 8, "num_residual_layers": 1, "upsampling_ratios": [4, 2],
-    "codebook_size": 64, "vector_quantization_hidden_dimension": 16, "codebook_dim": 16, "num_quantizers": 4,
-    "num_semantic_quantizers": 1, "head_dim": 8, "sliding_window": 20, "upsample_groups": 32, "max_position_embeddings": 200,
-}  # fmt: skip
+    **CODES,
+    "num_key_value_heads": 4,
+    "model_type": "mimi",
+    "num_filters": 8,
+    "num_residual_layers": 1,
+    "upsampling_ratios": [4, 2],
+    "codebook_size": 64,
+    "vector_quantization_hidden_dimension": 16,
+    "codebook_dim": 16,
+    "num_quantizers": 4,
+    "num_semantic_quantizers": 1,
+    "head_dim": 8,
+    "sliding_window": 20,
+    "upsample_groups": 32,
+    "max_position_embeddings": 200,
+}
 FRAMES = {
-    **CODES, "num_codebooks": 4, "vocab_size": 68, "text_vocab_size": 100, "max_position_embeddings": 64, "pad_token_id": 90,
-    "bos_token_id": 91, "audio_token_id": 92, "audio_eos_token_id": 93, "codebook_pad_token_id": 66, "codebook_eos_token_id": 0,
-    "depth_decoder_config": {**CODES, "num_codebooks": 4, "vocab_size": 68, "backbone_hidden_size": 32, "max_position_embeddings": 5},
+    **CODES,
+    "num_codebooks": 4,
+    "vocab_size": 68,
+    "text_vocab_size": 100,
+    "max_position_embeddings": 64,
+    "pad_token_id": 90,
+    "bos_token_id": 91,
+    "audio_token_id": 92,
+    "audio_eos_token_id": 93,
+    "codebook_pad_token_id": 66,
+    "codebook_eos_token_id": 0,
+    "depth_decoder_config": {
+        **CODES,
+        "num_codebooks": 4,
+        "vocab_size": 68,
+        "backbone_hidden_size": 32,
+        "max_position_embeddings": 5,
+    },
     "codec_config": CODEC,
-}  # fmt: skip
+}
 DETECTOR = f"{IMAGES}ForObjectDetection"
-IMAGE_TYPE, OWN_ATTENTION_TYPE = (getattr(transformers, f"{name}Config").model_type for name in (IMAGES, OWN_ATTENTION))
+IMAGE_TYPE, OWN_ATTENTION_TYPE = (
+    getattr(transformers, f"{name}Config").model_type for name in (IMAGES, OWN_ATTENTION)
+)
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     DETECTOR: (f"{IMAGES}Config", IMAGE_MODEL, 2),
     f"{TEXT_AND_IMAGES}Model": (f"{TEXT_AND_IMAGES}Config", {"text_config": TEXT, "vision_config": IMAGE}, 4),
@@ -113,7 +207,9 @@ def saved(name: str, folder: Path, **changes: Any) -> Path:
 
 def run(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return next(value for value in model.eval()(**seeded_inputs(model)).values() if isinstance(value, torch.Tensor))
+        return next(
+            value for value in model.eval()(**seeded_inputs(model)).values() if isinstance(value, torch.Tensor)
+        )
 
 
 @pytest.mark.thorough
@@ -147,9 +243,11 @@ def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_pat
     read = load_generic(tmp_path / "again").state_dict()
     assert all(torch.equal(read[key], values) for key, values in model.state_dict().items())
 
-    if name.startswith(SERIES):  # transformers renames its weights by the model type, which is another one in this folder
+    # transformers renames its weights by the model type, which is another one in this folder
+    if name.startswith(SERIES):
         return
-    plain = getattr(transformers, name).from_pretrained(tmp_path / "long")  # the class asked for by its name; transformers warns
+    # the class asked for by its name; transformers warns
+    plain = getattr(transformers, name).from_pretrained(tmp_path / "long")
     assert torch.allclose(run(plain), run(getattr(transformers, name).from_pretrained(source)), atol=1e-6)
     assert (run(plain) - run(model)).abs().max() > 0
 
@@ -171,7 +269,9 @@ def test_generic_conversion_extends_rotary_positions_and_keeps_windows(tmp_path:
     assert not report.needs_training
     config = load_generic(tmp_path / "long").config
     assert (config.max_position_embeddings, config.long_attention) == (256, {"mechanism": "window", "window": 20})
-    convert_checkpoint(source, tmp_path / "yarn", generic=True, mechanism="full", max_length=256, positions="rope:yarn")
+    convert_checkpoint(
+        source, tmp_path / "yarn", generic=True, mechanism="full", max_length=256, positions="rope:yarn"
+    )
     scaled = load_generic(tmp_path / "yarn")
     assert scaled.config.rope_parameters["rope_type"] == "yarn"
     assert scaled(torch.randint(5, 200, (1, 200))).logits.isfinite().all()
@@ -187,8 +287,19 @@ def test_refusal_of_swin_does_not_send_to_generic(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_generic_conversion_ignores_windows_that_are_off(tmp_path: Path) -> None:
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
-    source = saved(f"{WITHOUT_WINDOWS}ForCausalLM", tmp_path / "plain", num_key_value_heads=2, max_position_embeddings=64, **experts)
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    }
+    source = saved(
+        f"{WITHOUT_WINDOWS}ForCausalLM",
+        tmp_path / "plain",
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        **experts,
+    )
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", max_length=64)
     assert not report.needs_training
     model = load_generic(tmp_path / "long")
@@ -199,7 +310,12 @@ def test_generic_conversion_ignores_windows_that_are_off(tmp_path: Path) -> None
 @every_case(
     ("name", "arguments", "error", "sentence"),
     [
-        (f"{SERIES}ModelForPrediction", {"max_length": 256}, OptionError, f"cannot change the positions of a {SERIES}"),
+        (
+            f"{SERIES}ModelForPrediction",
+            {"max_length": 256},
+            OptionError,
+            f"cannot change the positions of a {SERIES}",
+        ),
         (f"{CHANNELS}ForPrediction", {"max_length": 256}, OptionError, f"cannot change the positions of a {CHANNELS}"),
         (DETECTOR, {"max_length": 4096}, OptionError, f"cannot change the positions of a {DETECTOR}"),
         (DETECTOR, {"remote_code": True}, OptionError, "--generic and --remote-code exclude each other"),
@@ -207,7 +323,12 @@ def test_generic_conversion_ignores_windows_that_are_off(tmp_path: Path) -> None
         (DETECTOR, {"mechanism": "recurrent_memory"}, BackendError, "which only Long classes do"),
         (f"{ROTARY}ForCausalLM", {"max_length": 8}, LongAttentionError, "a maximum length of 8 is too small"),
         ("LlamaForCausalLM", {}, CheckpointError, "has Long classes; leave --generic out"),
-        (f"{OWN_ATTENTION}ForCausalLM", {}, BackendError, "ForCausalLM does not take its attention from transformers' AttentionInterface"),
+        (
+            f"{OWN_ATTENTION}ForCausalLM",
+            {},
+            BackendError,
+            "ForCausalLM does not take its attention from transformers' AttentionInterface",
+        ),
     ],
 )
 def test_generic_conversion_refuses_settings_that_do_not_apply(
@@ -224,10 +345,14 @@ def test_generic_conversion_refuses_settings_that_do_not_apply(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        (DETECTOR, f"'{IMAGE_TYPE}' model, which has no Long classes; --generic may add mechanisms to its plain class; Long"),
+        (
+            DETECTOR,
+            f"'{IMAGE_TYPE}' model, which has no Long classes; --generic may add mechanisms to its plain class; Long",
+        ),
         (
             f"{OWN_ATTENTION}ForCausalLM",
-            f"'{OWN_ATTENTION_TYPE}' model, which has no Long classes, not even with --generic, since {OWN_ATTENTION}ForCausalLM does not",
+            f"'{OWN_ATTENTION_TYPE}' model, which has no Long classes, not even with --generic, since "
+            f"{OWN_ATTENTION}ForCausalLM does not",
         ),
     ],
 )
@@ -239,7 +364,11 @@ def test_refusal_of_a_class_without_long_classes_names_generic(name: str, senten
 
 def test_conversion_refuses_layers_of_timm(tmp_path: Path) -> None:
     """By the config alone: timm need not be installed."""
-    config = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"], "architecture": "vit_base_patch16_224"}
+    config = {
+        "model_type": "timm_wrapper",
+        "architectures": ["TimmWrapperForImageClassification"],
+        "architecture": "vit_base_patch16_224",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file({"timm_model.cls_token": torch.zeros(1, 1, 8)}, tmp_path / "model.safetensors", {"format": "pt"})
     sentence = "not even with --generic, since TimmWrapperForImageClassification does not take its attention from"
@@ -252,12 +381,19 @@ def test_conversion_refuses_layers_of_timm(tmp_path: Path) -> None:
 class TestLoading:
     def test_loading_refuses_a_generic_folder_without_a_mechanism(self, tmp_path: Path) -> None:
         broken = saved(DETECTOR, tmp_path / "plain")
-        change_config(broken, model_type=f"long_generic_{IMAGE_TYPE}", architectures=[f"LongGeneric{IMAGES}Model"], long_attention=None)
+        change_config(
+            broken,
+            model_type=f"long_generic_{IMAGE_TYPE}",
+            architectures=[f"LongGeneric{IMAGES}Model"],
+            long_attention=None,
+        )
         with pytest.raises(OptionError, match="long_attention names no mechanism"):
             transformers.AutoModel.from_pretrained(broken)
 
     def test_loading_info_of_a_generic_folder_is_that_of_any_model(self, tmp_path: Path) -> None:
-        convert_checkpoint(saved(DETECTOR, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="hedgehog", verify=False)
+        convert_checkpoint(
+            saved(DETECTOR, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="hedgehog", verify=False
+        )
         load = transformers.AutoModelForObjectDetection.from_pretrained
         model, info = load(tmp_path / "long", output_loading_info=True, dtype="bfloat16")
         assert (type(model).__name__, model.dtype) == (DETECTOR, torch.bfloat16)
@@ -266,7 +402,16 @@ class TestLoading:
 
 def test_generic_conversion_by_command_loads_and_is_inspected(tmp_path: Path) -> None:
     source = saved(DETECTOR, tmp_path / "plain")
-    arguments = ["convert", str(source), str(tmp_path / "long"), "--generic", "--mechanism", "window", "--option", "window=8"]
+    arguments = [
+        "convert",
+        str(source),
+        str(tmp_path / "long"),
+        "--generic",
+        "--mechanism",
+        "window",
+        "--option",
+        "window=8",
+    ]
     planned = CliRunner().invoke(app, ["plan", str(source), *arguments[3:]])
     assert planned.exit_code == 0
     assert "inputs as its class reads them" in planned.output
@@ -284,7 +429,13 @@ def test_generic_conversion_by_command_loads_and_is_inspected(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_compress_takes_a_generic_folder_and_export_refuses_its_decoder(tmp_path: Path) -> None:
-    sizes = {"num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0}
+    sizes = {
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
     source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain", **sizes)
     convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="window", window=8, verify=False)
     model = load_generic(tmp_path / "long").eval()
@@ -305,7 +456,9 @@ def test_tokenizer_of_a_generic_folder_is_found_without_the_model_type(tmp_path:
     source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain", vocab_size=900)
     tokenizer_of("gpt2").save_pretrained(source)
     settings = json.loads((source / "tokenizer_config.json").read_text())
-    (source / "tokenizer_config.json").write_text(json.dumps({key: one for key, one in settings.items() if key != "tokenizer_class"}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({key: one for key, one in settings.items() if key != "tokenizer_class"})
+    )
     convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", verify=False)
     before, after = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "long"))
     assert type(after) is type(before)

@@ -37,13 +37,28 @@ from tests.modeling import grid_models
 from tests.modeling.audio_models import whisper_processor
 from tests.reports import statuses, tensor_counts
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 4}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 4,
+}
 SQUARE = {"height": 32, "width": 32}
 CROPPED = {"size": {"shortest_edge": 36}, "crop_size": SQUARE}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViTForImageClassification": ("ViT", "ViTImageProcessor", {"size": SQUARE}),
-    "DeiTForImageClassification": ("DeiT", "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": SQUARE}),
-    "DeiTForImageClassificationWithTeacher": ("DeiT", "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": SQUARE}),
+    "DeiTForImageClassification": (
+        "DeiT",
+        "DeiTImageProcessor",
+        {"size": {"height": 36, "width": 36}, "crop_size": SQUARE},
+    ),
+    "DeiTForImageClassificationWithTeacher": (
+        "DeiT",
+        "DeiTImageProcessor",
+        {"size": {"height": 36, "width": 36}, "crop_size": SQUARE},
+    ),
     "Dinov2Model": ("Dinov2", "BitImageProcessor", CROPPED),
     "Dinov2ForImageClassification": ("Dinov2", "BitImageProcessor", CROPPED),
     "SiglipVisionModel": ("SiglipVision", "SiglipImageProcessor", {"size": SQUARE}),
@@ -83,9 +98,13 @@ def test_image_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp
         else convert_checkpoint(source, long, image_size=64)
     )
     checks = statuses(report)
-    assert {"tensors", "image processor", "equal at the new size with full attention", CROPS, "finite at the new size"} <= {
-        check for check, status in checks.items() if status == "passed"
-    }
+    assert {
+        "tensors",
+        "image processor",
+        "equal at the new size with full attention",
+        CROPS,
+        "finite at the new size",
+    } <= {check for check, status in checks.items() if status == "passed"}
     assert tensor_counts(report)["kept"] == sum(tensor_counts(report).values())
     config = values(long, "config.json")
     assert (config["image_size"], config["long_image_size"], config["position_extension"]) == (32, [64, 64], "tile")
@@ -102,7 +121,11 @@ def test_every_family_of_images_is_converted_and_loads_by_its_card(base: str, tm
     checks = statuses(report)
     example = (tmp_path / "long" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     exec(compile(example, "card", "exec"), {})
-    assert checks["equal where the mechanism covers the input"] == checks["equal at the new size with full attention"] == "passed"
+    assert (
+        checks["equal where the mechanism covers the input"]
+        == checks["equal at the new size with full attention"]
+        == "passed"
+    )
 
 
 def test_plan_refuses_an_image_size_for_siglip2(tmp_path: Path) -> None:
@@ -136,7 +159,9 @@ def test_full_attention_on_images_equals_the_source_at_both_sizes(saved: Checkpo
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "long").eval()
     pixels = torch.randn(2, 3, 48, 64)
     with torch.no_grad():
-        torch.testing.assert_close(model(pixels).logits, source(pixels, interpolate_pos_encoding=True).logits, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            model(pixels).logits, source(pixels, interpolate_pos_encoding=True).logits, rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.thorough
@@ -162,7 +187,9 @@ def test_zero_padding_of_image_windows_is_the_bias_of_the_projections(saved: Che
 
 
 @pytest.mark.parametrize("name", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])
-def test_deit_with_and_without_teacher_loads_as_the_class_that_was_saved(name: str, saved: Checkpoint, tmp_path: Path) -> None:
+def test_deit_with_and_without_teacher_loads_as_the_class_that_was_saved(
+    name: str, saved: Checkpoint, tmp_path: Path
+) -> None:
     convert_checkpoint(saved(name), tmp_path / "long", image_size=64, verify=False)
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "long")
     assert type(model).__name__ == f"Long{name}"
@@ -208,7 +235,9 @@ def test_image_model_without_three_colours_is_compared_on_seeded_images(saved: C
         ({"mechanism": "window2d", "options": {"shift": "alternate"}}, "interpolate", "layer 0"),
     ],
 )
-def test_image_plan_chooses_positions_by_mechanism_and_warns(settings: dict[str, Any], rule: str, warned: str, saved: Checkpoint) -> None:
+def test_image_plan_chooses_positions_by_mechanism_and_warns(
+    settings: dict[str, Any], rule: str, warned: str, saved: Checkpoint
+) -> None:
     plan = plan_conversion(saved(), image_size=64, **settings)
     assert plan.positions == rule
     assert warned in " ".join(map(str, plan.warnings))
@@ -221,7 +250,9 @@ def test_rotary_and_relative_positions_of_images_are_tiled_with_windows(tmp_path
     for base in ("dinov3_vit", "beit"):
         grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
         for mechanism in ("window2d", "full"):
-            rules[base, mechanism] = plan_conversion(tmp_path / base, mechanism=mechanism, image_size=64).config.position_extension
+            rules[base, mechanism] = plan_conversion(
+                tmp_path / base, mechanism=mechanism, image_size=64
+            ).config.position_extension
     expected = {"window2d": "tile", "full": "interpolate"}
     assert rules == {(base, mechanism): expected[mechanism] for base, mechanism in rules}
 
@@ -239,20 +270,44 @@ def test_plan_of_an_image_model_counts_pairs_on_the_grid(saved: Checkpoint) -> N
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 30}, InputError, "not a multiple of the patch's 4"),
-    ({"image_size": 16}, InputError, "only enlarges them: 16 × 16 pixels are too few, give at least --image-size 32x32"),
+    (
+        {"image_size": 16},
+        InputError,
+        "only enlarges them: 16 × 16 pixels are too few, give at least --image-size 32x32",
+    ),
     ({"image_size": "64 by 64"}, InputError, "must be pixels, or height and width"),
     ({"image_size": "64x64x64"}, InputError, "must be pixels, or height and width"),
     ({"image_size": -64}, InputError, "must be pixels"),
-    ({"image_size": 64, "mechanism": "window2d", "options": {"window": 17}}, InputError, "larger than the grid of 16 × 16.*'full'"),
+    (
+        {"image_size": 64, "mechanism": "window2d", "options": {"window": 17}},
+        InputError,
+        "larger than the grid of 16 × 16.*'full'",
+    ),
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, InputError, "has 3 numbers"),
     ({"image_size": 64, "mechanism": "longformer"}, OptionError, "neighbours along a text"),
-    ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
-    ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
+    (
+        {"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "hilbert"}},
+        OptionError,
+        "remembers the earlier ones",
+    ),
+    (
+        {"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}},
+        OptionError,
+        "remembers the earlier ones",
+    ),
     ({"image_size": 64, "positions": "rope:yarn"}, OptionError, "expected one of auto, tile, interpolate"),
     ({"image_size": 64, "positions": "alibi"}, OptionError, "does not apply to the positions of images"),
-    ({"max_length": 4096}, OptionError, "counts the tokens of a text, but a ViTForImageClassification reads images; leave it out"),
+    (
+        {"max_length": 4096},
+        OptionError,
+        "counts the tokens of a text, but a ViTForImageClassification reads images; leave it out",
+    ),
     ({"max_decoder_length": 4096}, OptionError, "encoder-decoder"),
-    ({"image_size": 64, "mechanism": "auto", "window": 7}, OptionError, "--mechanism auto and --option exclude each other"),
+    (
+        {"image_size": 64, "mechanism": "auto", "window": 7},
+        OptionError,
+        "--mechanism auto and --option exclude each other",
+    ),
     ({"image_size": 64, "budget": "0.25"}, OptionError, "--budget"),
     ({"image_size": 64, "layers": {2: {"mechanism": "full"}}}, OptionError, "the model has 2 layers"),
     ({"image_size": 64, "generic": True}, CheckpointError, "has Long classes; leave --generic out"),
@@ -274,19 +329,26 @@ def test_conversion_of_an_image_model_refuses_settings_that_do_not_apply(
 def test_plan_refuses_an_image_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path: Path) -> None:
     source = saved()
     transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(source)
-    with pytest.raises(CheckpointError, match=r"makes images of 48 × 48 pixels, but its config\.json says image_size=32"):
+    with pytest.raises(
+        CheckpointError, match=r"makes images of 48 × 48 pixels, but its config\.json says image_size=32"
+    ):
         plan_conversion(source, image_size=64)
     (source / FILE).write_text("[]")
     with pytest.raises(CheckpointError, match=FILE):
         plan_conversion(source, image_size=64)
-    dinov2 = saved("Dinov2Model")  # its own class resizes the table, and the published ones crop to less than they were trained on
-    transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}).save_pretrained(dinov2)
+    # its own class resizes the table, and the published ones crop to less than they were trained on
+    dinov2 = saved("Dinov2Model")
+    transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}).save_pretrained(
+        dinov2
+    )
     plan = plan_conversion(dinov2, image_size=64)
     assert plan.files[FILE]["crop_size"] == {"height": 64, "width": 64}
     assert plan.files[FILE]["size"] == {"shortest_edge": 80}
 
 
-def test_verification_fails_if_the_image_processor_scales_down(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_fails_if_the_image_processor_scales_down(
+    saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     monkeypatch.setattr("hf_longattn.inputs.grid_inputs.size_fields", lambda processor, size: {})
     with pytest.raises(CheckpointError, match="become inputs of 32 × 32 pixels instead of 64 × 64"):
@@ -301,12 +363,23 @@ def test_files_of_image_processors_get_the_new_size(tmp_path: Path) -> None:
         changed = changed_file(tmp_path, IMAGE_PROCESSOR, processor, size_fields(processor, size))[FILE]
         (tmp_path / FILE).write_text(json.dumps(changed))
         assert processed_size(load_processor(tmp_path, IMAGE_PROCESSOR)) == size
-        assert all(changed[name] == value for name, value in file.items() if name not in ("size", "crop_size", "feature_extractor_type"))
+        assert all(
+            changed[name] == value
+            for name, value in file.items()
+            if name not in ("size", "crop_size", "feature_extractor_type")
+        )
         assert changed["image_processor_type"] in ("ViTImageProcessor", "BitImageProcessor")
         return changed
 
-    assert after({"feature_extractor_type": "ViTFeatureExtractor", "size": 224}, (512, 1024))["size"] == {"height": 512, "width": 1024}
-    crop = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
+    assert after({"feature_extractor_type": "ViTFeatureExtractor", "size": 224}, (512, 1024))["size"] == {
+        "height": 512,
+        "width": 1024,
+    }
+    crop = {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": 256},
+        "crop_size": {"height": 224, "width": 224},
+    }
     assert after(crop, (448, 896))["size"] == {"shortest_edge": 1024}
     edge = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": False}
     (tmp_path / FILE).write_text(json.dumps(edge))
@@ -314,7 +387,9 @@ def test_files_of_image_processors_get_the_new_size(tmp_path: Path) -> None:
 
 
 def test_short_vit_folder_loads_as_a_long_model_of_a_given_size(saved: Checkpoint) -> None:
-    model: Any = hf_longattn.LongViTForImageClassification.from_pretrained(saved(), long_image_size=[48, 64], position_extension="tile")
+    model: Any = hf_longattn.LongViTForImageClassification.from_pretrained(
+        saved(), long_image_size=[48, 64], position_extension="tile"
+    )
     assert model.family.spec.sizes(model.config)[1] == (48, 64)
     assert model(torch.zeros(1, 3, 48, 64)).logits.shape == (1, 5)
 
@@ -325,7 +400,9 @@ Made = Callable[[Path], tuple[int, ...]]
 
 def nested(folder: Path, part: str, values: dict[str, Any]) -> None:
     """Save a processor's values as transformers 5 does."""
-    folder.joinpath(PROCESSOR_FILE).write_text(json.dumps({part: values, "processor_class": "SomeProcessor"}, indent=2) + "\n")
+    folder.joinpath(PROCESSOR_FILE).write_text(
+        json.dumps({part: values, "processor_class": "SomeProcessor"}, indent=2) + "\n"
+    )
 
 
 def saved_whisper(folder: Path) -> None:
@@ -351,12 +428,14 @@ def seen(folder: Path) -> tuple[int, ...]:
 
 CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], str, Made, tuple[int, ...]]] = {
     "Whisper": (
-        saved_whisper, {"audio_seconds": 6, "needs_training": True}, "feature extractor",
-        lambda folder: heard(folder, "input_features"), (1, 16, 600),
+        saved_whisper,
+        {"audio_seconds": 6, "needs_training": True},
+        "feature extractor",
+        lambda folder: heard(folder, "input_features"),
+        (1, 16, 600),
     ),
-
     "ViT": (saved_vit, {"image_size": "48x64"}, "image processor", seen, (1, 3, 48, 64)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.thorough
@@ -371,7 +450,9 @@ def test_nested_processor_makes_inputs_of_the_new_size(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_verification_fails_if_the_processor_keeps_the_old_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_fails_if_the_processor_keeps_the_old_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save, settings, _, made, size = CASES[name]
     save(tmp_path / "short")
     monkeypatch.setattr("hf_longattn.inputs.sized.changed_file", lambda *_: {})
@@ -399,9 +480,13 @@ class TestText:
         assert checks["tokenizer"].status == "passed"
         assert "truncation cuts a longer text to 120 (input_ids, attention_mask, bbox)" in checks["tokenizer"].detail
 
-    def test_verification_fails_if_the_tokenizer_cuts_at_another_length(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_verification_fails_if_the_tokenizer_cuts_at_another_length(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.cut(monkeypatch, {"input_ids": 64})
-        with pytest.raises(CheckpointError, match="model_max_length 120; with truncation a longer text has 64 input_ids"):
+        with pytest.raises(
+            CheckpointError, match="model_max_length 120; with truncation a longer text has 64 input_ids"
+        ):
             self.checks(self.page(tmp_path), tmp_path / "long")
         assert not (tmp_path / "long").exists()
         self.cut(monkeypatch, {"input_ids": 120, "bbox": 200})
@@ -420,7 +505,9 @@ class TestText:
     def page(self, folder: Path) -> Path:
         """A LayoutLM of 60 words and boxes, with the tokenizer of its RoBERTa checkpoints."""
         letters = [*map(chr, range(33, 127)), "Ġ"]
-        vocabulary = {piece: number for number, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
+        vocabulary = {
+            piece: number for number, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])
+        }
         LayoutLMv3Tokenizer(vocab=vocabulary, merges=[], model_max_length=60).save_pretrained(folder / "short")
         sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         places = {"max_position_embeddings": 60, "pad_token_id": 1}
@@ -428,4 +515,7 @@ class TestText:
         return folder / "short"
 
     def checks(self, source: Path, target: Path) -> dict[str, Check]:
-        return {check.name: check for check in convert_checkpoint(source, target, mechanism="window", max_length=120).checks}
+        return {
+            check.name: check
+            for check in convert_checkpoint(source, target, mechanism="window", max_length=120).checks
+        }

@@ -1,4 +1,5 @@
-"""Stock checkpoints compute what the long model does. Where there is none, one sentence names the layer and the reason."""
+"""Stock checkpoints compute what the long model does. Where there is none, one sentence names the layer and the
+reason."""
 
 from __future__ import annotations
 
@@ -71,15 +72,20 @@ def test_stock_checkpoint_computes_the_same_and_can_be_adopted_again(case: str, 
     name = f"{stem}{head}"
     assert report.plan["class"] == name
     assert {check.status for check in report.checks} == {"passed"}
-    lengths = [check.values["length"] for check in report.checks if check.name.startswith("equal to the long model at")]
+    lengths = [
+        check.values["length"] for check in report.checks if check.name.startswith("equal to the long model at")
+    ]
     assert {*lengths} == {24, 64}
-    assert len(lengths) == (4 if stem == "Longformer" and "window" not in case else 2), "also with a mask, where both take one"
+    assert len(lengths) == (4 if stem == "Longformer" and "window" not in case else 2), (
+        "also with a mask, where both take one"
+    )
     stock = getattr(transformers, name)
     assert any(check.name.startswith("generates the same") for check in report.checks) == stock.can_generate()
     written = json.loads((tmp_path / "stock" / "config.json").read_text())
     assert (written["architectures"], written["model_type"]) == ([name], stock.config_class.model_type)
     assert not {FORMAT_FIELD, "long_attention", "base_windows", "position_extension", "extended_from"} & written.keys()
-    # back: adopted as any stock checkpoint is, the same outputs are required of it, and its stock checkpoint is this one
+    # back: adopted as any stock checkpoint is, the same outputs are required of it, and its stock checkpoint is this
+    # one
     keeps = written["model_type"] in ("longformer", "big_bird") or written.get("sliding_window")
     convert_checkpoint(tmp_path / "stock", tmp_path / "back", **({} if keeps else FULL))
     assert export_native(tmp_path / "back", tmp_path / "again", verify=False).plan["class"] == name
@@ -93,29 +99,112 @@ MASKED = "ForMaskedLM"
 REFUSED: dict[str, tuple[str, Any, str, dict[str, Any], str]] = {
     "mixed": ("llama", {"layers": "0=window:window=6;1=strided"}, "ForCausalLM", {}, "Layer 1 has 'strided'"),
     "two widths": (
-        "llama", {"layers": "0=window:window=6;1=window:window=8"}, "ForCausalLM", {},
-        "Layer 1 has 'window' with window=8, and every layer of a MistralForCausalLM has full attention or the same window",
+        "llama",
+        {"layers": "0=window:window=6;1=window:window=8"},
+        "ForCausalLM",
+        {},
+        "Layer 1 has 'window' with window=8, and every layer of a MistralForCausalLM has full attention or the same "
+        "window",
     ),
-    "some layers": ("mistral", {"layers": "0=full;1=window:window=6"}, "ForCausalLM", {}, "Layer 1 has 'window' with window=6"),
-    "biases": ("llama", WINDOW, "ForCausalLM", {"attention_bias": True}, "Layer 0 .* a MistralForCausalLM has .*no biases"),
-    "sinks": ("llama", {"mechanism": "window", "num_sinks": 4}, "ForCausalLM", {}, "Layer 0 has 'window' with num_sinks=4"),
-    "dilation": ("llama", {"mechanism": "window", "dilation": 2}, "ForCausalLM", {}, r"Layer 0 has 'window' with dilation=\[2\]"),
-    "relative": ("llama", {"mechanism": "full", "relative": "alibi"}, "ForCausalLM", {}, "Layer 0 has 'full' with relative=alibi"),
+    "some layers": (
+        "mistral",
+        {"layers": "0=full;1=window:window=6"},
+        "ForCausalLM",
+        {},
+        "Layer 1 has 'window' with window=6",
+    ),
+    "biases": (
+        "llama",
+        WINDOW,
+        "ForCausalLM",
+        {"attention_bias": True},
+        "Layer 0 .* a MistralForCausalLM has .*no biases",
+    ),
+    "sinks": (
+        "llama",
+        {"mechanism": "window", "num_sinks": 4},
+        "ForCausalLM",
+        {},
+        "Layer 0 has 'window' with num_sinks=4",
+    ),
+    "dilation": (
+        "llama",
+        {"mechanism": "window", "dilation": 2},
+        "ForCausalLM",
+        {},
+        r"Layer 0 has 'window' with "
+        r"dilation=\[2\]",
+    ),
+    "relative": (
+        "llama",
+        {"mechanism": "full", "relative": "alibi"},
+        "ForCausalLM",
+        {},
+        "Layer 0 has 'full' with relative=alibi",
+    ),
     "another base": ("gpt2", WINDOW, "LMHeadModel", {}, "A LongGPT2LMHeadModel has none; BERT, RoBERTa and their kin"),
-    "another mechanism": ("bert", {"mechanism": "linear"}, MASKED, {}, "Layer 0 has 'linear', and every layer of a BertForM"),
-    "globals": ("roberta", FIRST, MASKED, {}, "Layer 0 has 'longformer' .* a LongformerForMasked.* its head's global tokens"),
-    "ids": ("roberta", LONGFORMER, MASKED, {"global_token_ids": [7]}, "a LongformerForMaskedLM has .*its head's global tokens"),
+    "another mechanism": (
+        "bert",
+        {"mechanism": "linear"},
+        MASKED,
+        {},
+        "Layer 0 has 'linear', and every layer of a BertForM",
+    ),
+    "globals": (
+        "roberta",
+        FIRST,
+        MASKED,
+        {},
+        "Layer 0 has 'longformer' .* a LongformerForMasked.* its head's global tokens",
+    ),
+    "ids": (
+        "roberta",
+        LONGFORMER,
+        MASKED,
+        {"global_token_ids": [7]},
+        "a LongformerForMaskedLM has .*its head's global tokens",
+    ),
     "no globals": ("bert", WINDOW, "ForSequenceClassification", {}, "Layer 0 has 'window' .*its head's global tokens"),
     "separators": ("bert", QUESTION, "ForQuestionAnswering", {}, "before the first of three separators"),
-    "short texts": ("bert", {**LONGFORMER, "exact_length": 8}, MASKED, {}, "has exact_length=8; convert with --option exact_length=0"),
-    "asymmetric window": ("roberta", {**WINDOW, "left": 5}, MASKED, {}, "Layer 0 has 'window' with window=6, left=5, and every layer of"),
-    "window of one": ("roberta", {**WINDOW, "window": 1}, MASKED, {}, "a LongformerForMaskedLM has a window of two tokens or more"),
+    "short texts": (
+        "bert",
+        {**LONGFORMER, "exact_length": 8},
+        MASKED,
+        {},
+        "has exact_length=8; convert with --option exact_length=0",
+    ),
+    "asymmetric window": (
+        "roberta",
+        {**WINDOW, "left": 5},
+        MASKED,
+        {},
+        "Layer 0 has 'window' with window=6, left=5, and every layer of",
+    ),
+    "window of one": (
+        "roberta",
+        {**WINDOW, "window": 1},
+        MASKED,
+        {},
+        "a LongformerForMaskedLM has a window of two tokens or more",
+    ),
     "full in Longformer": ("roberta", {"layers": "0=full;1=window:window=6"}, MASKED, {}, "Layer 0 has 'full'"),
     "decoder": ("bert", WINDOW, "Model", {"is_decoder": True}, "Layer 0 has 'window' .*equally wide on both sides"),
-    "seeded blocks": ("bert", {"mechanism": "bigbird"}, MASKED, {}, "Layer 0 has 'bigbird', and every layer .*random_pattern=hf_eval"),
-    "blocks of the text": ("bert", {**BLOCKS, "blocks_over": "text"}, MASKED, {}, "Layer 0 has 'bigbird' .*blocks_over=input"),
+    "seeded blocks": (
+        "bert",
+        {"mechanism": "bigbird"},
+        MASKED,
+        {},
+        "Layer 0 has 'bigbird', and every layer .*random_pattern=hf_eval",
+    ),
+    "blocks of the text": (
+        "bert",
+        {**BLOCKS, "blocks_over": "text"},
+        MASKED,
+        {},
+        "Layer 0 has 'bigbird' .*blocks_over=input",
+    ),
     "another head": ("bert", BLOCKS, "ForQuestionAnswering", {}, "head of a BertForQuestionAnswering differs"),
-}  # fmt: skip
+}
 
 
 @every_case("case", REFUSED)
@@ -146,7 +235,9 @@ def test_every_base_and_mechanism_has_a_stock_architecture_or_a_reason(base: str
                 getattr(transformers, stock.class_name)(stock.stock_config())
 
 
-@pytest.mark.parametrize("name", [pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow), "RobertaForQuestionAnswering"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow), "RobertaForQuestionAnswering"]
+)
 def test_refusal_for_global_tokens_names_options_that_a_stock_architecture_has(
     name: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -168,7 +259,10 @@ def test_refusal_for_global_tokens_names_options_that_a_stock_architecture_has(
 
 def test_stock_checkpoint_with_other_outputs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_long(tmp_path / "long", "roberta", LONGFORMER)
-    swapped = {**LongformerStock.names, r"\.self\.(query|key)\.": lambda match: f".self.{'key' if match[1] == 'query' else 'query'}."}
+    swapped = {
+        **LongformerStock.names,
+        r"\.self\.(query|key)\.": lambda match: f".self.{'key' if match[1] == 'query' else 'query'}.",
+    }
     monkeypatch.setattr(LongformerStock, "names", swapped)
     with pytest.raises(CheckpointError, match=r"Verification failed, so nothing was kept: .*must be equal"):
         export_native(tmp_path / "long", tmp_path / "stock")
@@ -178,7 +272,9 @@ def test_stock_checkpoint_with_other_outputs_is_not_kept(tmp_path: Path, monkeyp
 def test_stock_checkpoint_of_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     save_long(tmp_path / "long", "llama", WINDOW, "LlamaModel")
     change_config(tmp_path / "long", architectures=["LongLlamaForSequenceClassification"])
-    with pytest.raises(CheckpointError, match=r"LongLlamaForSequenceClassification needs are missing in .*'score.weight'"):
+    with pytest.raises(
+        CheckpointError, match=r"LongLlamaForSequenceClassification needs are missing in .*'score.weight'"
+    ):
         export_native(tmp_path / "long", tmp_path / "stock")
 
 
@@ -202,7 +298,9 @@ print(type(model).__name__, tokenizer.model_max_length)
 
 
 @pytest.mark.slow
-def test_stock_checkpoint_loads_where_hf_longattn_is_not_installed(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_stock_checkpoint_loads_where_hf_longattn_is_not_installed(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     source = checkpoint("LlamaForCausalLM", tokenizer="gpt2")
     transformers.GenerationConfig(max_length=64, temperature=0.5, do_sample=True).save_pretrained(source)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
@@ -211,7 +309,10 @@ def test_stock_checkpoint_loads_where_hf_longattn_is_not_installed(checkpoint: C
     assert json.loads((tmp_path / "stock" / "native_report.json").read_text())["plan"]["class"] == "MistralForCausalLM"
     assert json.loads((tmp_path / "stock" / "generation_config.json").read_text())["temperature"] == 0.5
     run = subprocess.run(
-        [sys.executable, "-c", BLOCKER, str(tmp_path / "stock"), str(tmp_path / "logits")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", BLOCKER, str(tmp_path / "stock"), str(tmp_path / "logits")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert run.stdout.split() == ["MistralForCausalLM", "128"]
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
@@ -228,9 +329,13 @@ def test_stock_checkpoint_loads_where_hf_longattn_is_not_installed(checkpoint: C
         (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch or"),
     ],
 )
-def test_native_export_refuses_bad_input(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_native_export_refuses_bad_input(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_long(tmp_path / "LONG", "llama", {"mechanism": "strided"})
-    transformers.LlamaForCausalLM(AutoConfig.for_model("llama", **long_values("llama"))).save_pretrained(tmp_path / "SHORT")
+    transformers.LlamaForCausalLM(AutoConfig.for_model("llama", **long_values("llama"))).save_pretrained(
+        tmp_path / "SHORT"
+    )
     paths = [str(tmp_path / word) if word.isupper() else word for word in arguments]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -242,7 +347,9 @@ def test_native_export_refuses_bad_input(arguments: list[str], says: str, tmp_pa
     assert not (tmp_path / "OUT").exists()
 
 
-def test_a_stock_checkpoint_without_a_check_is_not_called_verified(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_stock_checkpoint_without_a_check_is_not_called_verified(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     convert_checkpoint(checkpoint("BertModel"), tmp_path / "long", mechanism="full", max_length=128, verify=False)
     report = export_native(tmp_path / "long", tmp_path / "out", verify=False)
     assert (report.plan["class"], report.verified, report.to_dict()["verified"]) == ("BertModel", False, False)

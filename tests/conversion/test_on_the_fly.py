@@ -1,4 +1,5 @@
-"""`AutoModelFor….from_pretrained(short, config=Long…Config(…))` gives the converter's tensors, bit for bit, in every family."""
+"""`AutoModelFor….from_pretrained(short, config=Long…Config(…))` gives the converter's tensors, bit for bit, in every
+family."""
 
 from __future__ import annotations
 
@@ -53,14 +54,19 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
     converted = getattr(transformers, name).from_pretrained(destination).state_dict()
     loaded = on_the_fly(folder, plan)
     assert loaded.keys() == converted.keys()
-    different = [one for one, value in converted.items() if loaded[one].dtype != value.dtype or not torch.equal(loaded[one], value)]
+    different = [
+        one
+        for one, value in converted.items()
+        if loaded[one].dtype != value.dtype or not torch.equal(loaded[one], value)
+    ]
     assert not different
     grown = [one for one in converted if FAMILIES[plan.architecture.family.base_model_type].table(one) is not None]
     assert all(len(converted[one]) > LENGTH for one in grown if "decoder" not in one)
 
 
 QUICK = ("bert", "gpt2", "llama", "bart", "t5", "deberta-v2")
-"""Bases with a table, without an encoder, with rotary positions, with two stacks, and with relative positions of two kinds."""
+"""Bases with a table, without an encoder, with rotary positions, with two stacks, and with relative positions of two
+kinds."""
 
 
 @every_case("base", QUICK, of=2)
@@ -70,7 +76,9 @@ def test_loading_a_short_checkpoint_equals_its_conversion(base: str, short: Shor
 
 @pytest.mark.thorough
 @every_case("base", [base for base in TEXT_FAMILIES if base not in QUICK], of=6, code=code_of_family)
-def test_loading_a_short_checkpoint_equals_its_conversion_in_every_family(base: str, short: Short, tmp_path: Path) -> None:
+def test_loading_a_short_checkpoint_equals_its_conversion_in_every_family(
+    base: str, short: Short, tmp_path: Path
+) -> None:
     check(short(base, head_of(base)), tmp_path / base)
 
 
@@ -117,7 +125,9 @@ def test_longer_config_scales_rotary_positions_as_a_conversion_does(short: Short
     assert kinds == {"rope:none", "rope:yarn"}
 
 
-def test_longer_config_keeps_chosen_or_scaled_rotary_positions(short: Short, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_longer_config_keeps_chosen_or_scaled_rotary_positions(
+    short: Short, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = short("llama", head_of("llama"))
     chosen = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
     config = hf_longattn.LongLlamaConfig.from_pretrained(folder, max_position_embeddings=NEW, rope_parameters=chosen)
@@ -131,7 +141,10 @@ def test_longer_config_keeps_chosen_or_scaled_rotary_positions(short: Short, tmp
 
 def longrope(frequencies: int, **fields: Any) -> dict[str, Any]:
     """An entry of longrope, by default without a factor."""
-    factors = {"short_factor": [1.0 + 0.1 * i for i in range(frequencies)], "long_factor": [1.0 + i for i in range(frequencies)]}
+    factors = {
+        "short_factor": [1.0 + 0.1 * i for i in range(frequencies)],
+        "long_factor": [1.0 + i for i in range(frequencies)],
+    }
     return {"rope_type": "longrope", "rope_theta": 1e4, **factors, **fields}
 
 
@@ -153,7 +166,10 @@ ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn": ("llama", YARN),
     "yarn with a factor of null": ("qwen2", {**YARN, **TRAINED, "factor": None}),
     "yarn of DeepSeek": ("llama", {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}),
-    "llama3": ("llama", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+    "llama3": (
+        "llama",
+        {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ),
     "linear": ("gpt_neox", {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0, "partial_rotary_factor": 0.25}),
     "dynamic": ("nomic_bert", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
 }
@@ -163,7 +179,9 @@ ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {
 def rotations(model: Any, config: Any, length: int) -> list[Tensor]:
     """What a base's rotary module computes for ``length`` tokens, for each type of layer, made of ``config``."""
     module = type(next(part for part in model.modules() if type(part).__name__.endswith("RotaryEmbedding")))(config)
-    kinds = [{"layer_type": kind} for kind in config.rope_parameters if kind in (getattr(config, "layer_types", None) or ())] or [{}]
+    kinds = [
+        {"layer_type": kind} for kind in config.rope_parameters if kind in (getattr(config, "layer_types", None) or ())
+    ] or [{}]
     return [turned for kind in kinds for turned in module(torch.zeros(1, 1), torch.arange(length)[None], **kind)]
 
 
@@ -177,8 +195,12 @@ def test_rotary_entries_keep_their_meaning_at_a_larger_length(mechanism: str, na
     options = {"window": 16} if mechanism == "window" else {}
     plan = plan_conversion(tmp_path, mechanism=mechanism, options=options, max_length=NEW, positions="rope:none")
     expected = rotations(source, source.config, LENGTH)
-    read = type(plan.config).from_pretrained(tmp_path, max_position_embeddings=NEW, long_attention={"mechanism": mechanism, **options})
-    for config in (plan.config, read) if mechanism == "window" or ("yarn" not in name and name != "linear") else (plan.config,):
+    read = type(plan.config).from_pretrained(
+        tmp_path, max_position_embeddings=NEW, long_attention={"mechanism": mechanism, **options}
+    )
+    for config in (
+        (plan.config, read) if mechanism == "window" or ("yarn" not in name and name != "linear") else (plan.config,)
+    ):
         assert config.rope_parameters == plan.config.rope_parameters
         assert config.max_position_embeddings == (LENGTH if (name, mechanism) == ("dynamic", "full") else NEW)
         for turned, wanted in zip(rotations(source, config, LENGTH), expected, strict=True):
@@ -191,10 +213,14 @@ HEADS = ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"]
 
 @every_case(
     ("base", "head"),
-    grid(itertools.product(TWO_STACKS, HEADS), lambda base, head: (TWO_STACKS.index(base) + HEADS.index(head)) % 2 == 0),
+    grid(
+        itertools.product(TWO_STACKS, HEADS), lambda base, head: (TWO_STACKS.index(base) + HEADS.index(head)) % 2 == 0
+    ),
     of=4,
 )
-def test_loading_heads_of_encoder_decoders_equals_their_conversion(base: str, head: str, short: Short, tmp_path: Path) -> None:
+def test_loading_heads_of_encoder_decoders_equals_their_conversion(
+    base: str, head: str, short: Short, tmp_path: Path
+) -> None:
     check(short(base, head_of(base, head)), tmp_path / "long")
 
 
@@ -204,10 +230,14 @@ def test_loading_heads_of_encoder_decoders_equals_their_conversion(base: str, he
     itertools.product(["performer", "hedgehog", "adaptive_span", "routing", "hybrid"], ["bert", "gpt2", "llama"]),
     of=4,
 )
-def test_loading_gives_mechanisms_the_initial_values_of_a_conversion(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
+def test_loading_gives_mechanisms_the_initial_values_of_a_conversion(
+    base: str, mechanism: str, short: Short, tmp_path: Path
+) -> None:
     """Bit for bit and dtype for dtype: counters stay whole numbers, and layers have different random features."""
     check(
-        short(base, head_of(base)), tmp_path / "long", **{"window": None, "mechanism": mechanism, **mechanism_class(mechanism).about.sample}
+        short(base, head_of(base)),
+        tmp_path / "long",
+        **{"window": None, "mechanism": mechanism, **mechanism_class(mechanism).about.sample},
     )
 
 
@@ -226,4 +256,6 @@ def test_counters_of_performer_stay_whole_numbers_in_every_dtype(dtype: str, sho
             for one in (changed, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")):
                 counters = [value for name, value in one.state_dict().items() if name.endswith(".passes")]
                 assert {(value.dtype, int(value)) for value in counters} == {(torch.int64, 1)}
-                assert {value.dtype for name, value in one.state_dict().items() if name.endswith(".projection")} == {one.dtype}
+                assert {value.dtype for name, value in one.state_dict().items() if name.endswith(".projection")} == {
+                    one.dtype
+                }

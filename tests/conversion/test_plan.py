@@ -42,9 +42,9 @@ def test_every_conversion_setting_has_its_help_in_docstring_and_command(name: st
 
 
 def test_conversion_config_is_made_of_keywords_and_refuses_contradictions() -> None:
-    assert ConversionConfig.from_keywords(None, {"mechanism": "window", "window": 16, "options": {"num_sinks": 2}}) == ConversionConfig(
-        mechanism="window", options={"num_sinks": 2, "window": 16}
-    )
+    assert ConversionConfig.from_keywords(
+        None, {"mechanism": "window", "window": 16, "options": {"num_sinks": 2}}
+    ) == ConversionConfig(mechanism="window", options={"num_sinks": 2, "window": 16})
     for values, sentence in (
         ({"window": 16, "options": {"window": 8}}, "given twice"),
         ({"options": {"mechanism": "window"}}, "not an option of a mechanism"),
@@ -70,7 +70,9 @@ def test_conversion_config_does_what_keywords_do(built: Callable[[str], Path], t
 
 
 def test_conversion_report_keeps_no_token_and_no_path() -> None:
-    config = ConversionConfig(token="hf_secret", verify_text="/home/somebody/text.txt", long_attention=LongAttentionConfig("full"))
+    config = ConversionConfig(
+        token="hf_secret", verify_text="/home/somebody/text.txt", long_attention=LongAttentionConfig("full")
+    )
     assert config.to_dict() == {"verify_text": "text.txt", "long_attention": {"mechanism": "full"}}
     assert "hf_secret" not in repr(config)
 
@@ -122,10 +124,15 @@ def test_plan_refuses_a_destination_that_exists(built: Built, tmp_path: Path) ->
         ({"image_size": 1024}, "--image-size is the size of images, but a BertModel reads texts; leave it out"),
         ({"audio_seconds": 60}, "but a BertModel reads texts; "),
         ({"verify_audio": "talk.wav"}, "but a BertModel reads texts; "),
-        ({"towers": {"text": {"mechanism": "full"}}}, "is for models of several towers, but a BertModel reads texts; leave it out"),
+        (
+            {"towers": {"text": {"mechanism": "full"}}},
+            "is for models of several towers, but a BertModel reads texts; leave it out",
+        ),
     ],
 )
-def test_plan_of_a_text_model_refuses_settings_of_other_inputs(settings: dict[str, Any], sentence: str, built: Built) -> None:
+def test_plan_of_a_text_model_refuses_settings_of_other_inputs(
+    settings: dict[str, Any], sentence: str, built: Built
+) -> None:
     with pytest.raises(OptionError, match=sentence):
         plan_conversion(built("BertModel"), **settings)
 
@@ -171,8 +178,12 @@ def tables(model: Any) -> dict[str, torch.nn.Parameter]:
 
 @pytest.mark.thorough
 @every_case(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in DROPPED], of=3)
-def test_dropped_position_table_keeps_its_mean_untrained(name: str, positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
-    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, positions=positions)
+def test_dropped_position_table_keeps_its_mean_untrained(
+    name: str, positions: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = convert_checkpoint(
+        built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, positions=positions
+    )
     assert report.needs_training
     assert report.train_command
     found = {check.name: check for check in report.checks}
@@ -239,7 +250,9 @@ def test_plan_puts_alibi_into_every_layer(built: Callable[[str], Path]) -> None:
     plan = plan_conversion(built("GPT2LMHeadModel"), mechanism="window", window=16, layers=layers, positions="alibi")
     assert [plan.attention.for_layer(index)[1]["relative"] for index in range(2)] == ["alibi", "alibi"]
     plan = plan_conversion(
-        built("GPT2LMHeadModel"), long_attention={"layers": [{"mechanism": "window"}, {"mechanism": "full"}]}, positions="alibi"
+        built("GPT2LMHeadModel"),
+        long_attention={"layers": [{"mechanism": "window"}, {"mechanism": "full"}]},
+        positions="alibi",
     )
     assert [plan.attention.for_layer(index)[1]["relative"] for index in range(2)] == ["alibi", "alibi"]
 
@@ -254,7 +267,9 @@ def test_plan_refuses_positions_that_do_not_fit_the_model(built: Callable[[str],
         plan_conversion(bert, mechanism="linear", positions="alibi")
     with pytest.raises(OptionError, match=r"expected auto or one of .*none, alibi.*Did you mean 'alibi'"):
         plan_conversion(bert, mechanism="window", positions="alibbi")
-    with pytest.raises(OptionError, match=r"sinusoidal positions, which are computed; expected auto or one of none, alibi"):
+    with pytest.raises(
+        OptionError, match=r"sinusoidal positions, which are computed; expected auto or one of none, alibi"
+    ):
         plan_conversion(built("PegasusForConditionalGeneration"), positions="tile")
 
 
@@ -268,22 +283,50 @@ SCALED = "rope:yarn scales the rotations of all tokens, so outputs change for ev
     ("name", "settings", "told"),
     [
         ("BertForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),
-        ("BertForMaskedLM", {"mechanism": "window", "window": 2 * LENGTH}, "in every layer sees keys up to 128 tokens apart"),
-        ("BertForMaskedLM", {"mechanism": "window", "window": 16, "layers": {1: {"mechanism": "full"}}}, "full in layer 1 sees keys at"),
+        (
+            "BertForMaskedLM",
+            {"mechanism": "window", "window": 2 * LENGTH},
+            "in every layer sees keys up to 128 tokens apart",
+        ),
+        (
+            "BertForMaskedLM",
+            {"mechanism": "window", "window": 16, "layers": {1: {"mechanism": "full"}}},
+            "full in layer 1 sees keys at",
+        ),
         ("BertForMaskedLM", {"mechanism": "block_top_k"}, "block_top_k in every layer sees keys at any distance"),
-        ("BertForMaskedLM", {"mechanism": "full", "positions": "interpolate"}, "interpolate changes the positions of every text"),
-        ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:linear"}, "rope:linear changes the positions of every text"),
+        (
+            "BertForMaskedLM",
+            {"mechanism": "full", "positions": "interpolate"},
+            "interpolate changes the positions of every text",
+        ),
+        (
+            "LlamaForCausalLM",
+            {"mechanism": "full", "positions": "rope:linear"},
+            "rope:linear changes the positions of every text",
+        ),
         ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:yarn"}, SCALED),
         ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),  # whose table has two rows more
-        ("RobertaForMaskedLM", {"mechanism": "window", "window": LENGTH + 2}, "tiled positions repeat every 64 tokens"),
+        (
+            "RobertaForMaskedLM",
+            {"mechanism": "window", "window": LENGTH + 2},
+            "tiled positions repeat every 64 tokens",
+        ),
         ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH // 2, "num_sinks": 4}, ""),
         ("GPT2LMHeadModel", {"mechanism": "window", "window": LENGTH}, "sees keys up to 63 tokens back, and tiled"),
         ("LlamaForCausalLM", {"mechanism": "full"}, SCALED),
         ("LlamaForCausalLM", {"mechanism": "block_top_k"}, SCALED),
         ("LlamaForCausalLM", {"mechanism": "segmented", "block_size": 32}, ""),
         ("LlamaForCausalLM", {"mechanism": "window", "window": 60, "num_sinks": 4, "positions": "rope:none"}, ""),
-        ("LlamaForCausalLM", {"mechanism": "window", "window": 61, "num_sinks": 4, "positions": "rope:none"}, "distances up to 64, and"),
-        ("LlamaForCausalLM", {"mechanism": "full", "positions": "rope:none"}, "rotations were trained for distances below 64"),
+        (
+            "LlamaForCausalLM",
+            {"mechanism": "window", "window": 61, "num_sinks": 4, "positions": "rope:none"},
+            "distances up to 64, and",
+        ),
+        (
+            "LlamaForCausalLM",
+            {"mechanism": "full", "positions": "rope:none"},
+            "rotations were trained for distances below 64",
+        ),
         ("BartForConditionalGeneration", {"mechanism": "window", "window": LENGTH}, ""),
         (
             "BartForConditionalGeneration",
@@ -291,7 +334,7 @@ SCALED = "rope:yarn scales the rotations of all tokens, so outputs change for ev
             "full in every decoder layer sees keys at any distance",
         ),
     ],
-)  # fmt: skip
+)
 def test_plan_warns_where_positions_do_not_hold_without_training(
     name: str, settings: dict[str, Any], told: str, built: Callable[[str], Path]
 ) -> None:
@@ -300,7 +343,9 @@ def test_plan_warns_where_positions_do_not_hold_without_training(
     assert bool(sentences) == bool(told), sentences
     assert all(told in sentence for sentence in sentences)
     assert plan.to_dict().get("warnings", []) == sentences
-    assert not plan_conversion(built(name), **{**settings, "max_decoder_length": None}).warnings, "at the source's own length"
+    assert not plan_conversion(built(name), **{**settings, "max_decoder_length": None}).warnings, (
+        "at the source's own length"
+    )
 
 
 @every_case(
@@ -328,7 +373,9 @@ def test_plan_scales_rotations_for_the_furthest_keys_alone(
     settings = {"mechanism": "window", "max_length": 256, **settings}
     plan = plan_conversion(built(name), **settings)
     before = plan.architecture.source_config.rope_parameters
-    of_layers = [value for value in plan.config.rope_parameters.values() if isinstance(value, dict)] or [plan.config.rope_parameters]
+    of_layers = [value for value in plan.config.rope_parameters.values() if isinstance(value, dict)] or [
+        plan.config.rope_parameters
+    ]
     assert next((parameters["factor"] for parameters in of_layers if "factor" in parameters), None) == factor
     assert [str(warning).startswith(SCALED) for warning in plan.warnings] == [True] * (factor is not None)
     if factor is None:
@@ -338,7 +385,9 @@ def test_plan_scales_rotations_for_the_furthest_keys_alone(
     assert bool(unscaled.warnings) == (factor is not None)
 
 
-def test_conversion_refuses_an_embedding_table_too_small_for_the_tokenizer(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_conversion_refuses_an_embedding_table_too_small_for_the_tokenizer(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = checkpoint("LlamaForCausalLM", tokenizer="gpt2")
     reads = transformers.AutoTokenizer.from_pretrained(folder)
     rows = CLASSES["LlamaForCausalLM"][1]["vocab_size"]
@@ -347,7 +396,9 @@ def test_conversion_refuses_an_embedding_table_too_small_for_the_tokenizer(check
     plan_conversion(folder, mechanism="window", window=16)
     reads.add_special_tokens({"pad_token": "<more>"})
     reads.save_pretrained(folder)
-    with pytest.raises(CheckpointError, match=rf"gives token ids up to {rows} \('<more>'\), but its model has {rows} embeddings"):
+    with pytest.raises(
+        CheckpointError, match=rf"gives token ids up to {rows} \('<more>'\), but its model has {rows} embeddings"
+    ):
         convert_checkpoint(folder, tmp_path / "long", mechanism="window", window=16, verify=False)
     assert not (tmp_path / "long").exists()
 
@@ -356,7 +407,11 @@ def test_conversion_refuses_an_embedding_table_too_small_for_the_tokenizer(check
     ("name", "layers", "says"),
     [
         ("LlamaForCausalLM", [("window", 32, 4)] * 2, "window=32 with 4 sinks"),
-        ("Qwen2ForCausalLM", [("window", 32, 4), ("window", 24, 0)], "layers with a window of their own keep it; --budget 0.25"),
+        (
+            "Qwen2ForCausalLM",
+            [("window", 32, 4), ("window", 24, 0)],
+            "layers with a window of their own keep it; --budget 0.25",
+        ),
         ("MistralForCausalLM", [("window", 24, 0)] * 2, "Every layer keeps its own window"),
     ],
 )
@@ -370,10 +425,14 @@ def test_auto_gives_decoders_a_window_and_sinks_without_a_search(
 
 
 @pytest.mark.parametrize(("name", "settings"), [("BertForMaskedLM", {}), ("LlamaForCausalLM", {"budget": "0.25"})])
-def test_auto_searches_for_encoders_and_under_a_budget(name: str, settings: dict[str, Any], checkpoint: Callable[..., Path]) -> None:
+def test_auto_searches_for_encoders_and_under_a_budget(
+    name: str, settings: dict[str, Any], checkpoint: Callable[..., Path]
+) -> None:
     source = checkpoint(name)
     with pytest.raises(OptionError, match="pass choose=hf_longattn"):
         plan_conversion(source, mechanism="auto", **settings)
     chosen = LongAttentionConfig("window", window=8)
-    plan = plan_conversion(source, mechanism="auto", choose=lambda source, config: (chosen, {"reason": "mine"}), **settings)
+    plan = plan_conversion(
+        source, mechanism="auto", choose=lambda source, config: (chosen, {"reason": "mine"}), **settings
+    )
     assert (plan.attention.options["window"], plan.choice) == (8, {"reason": "mine"})

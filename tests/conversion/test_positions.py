@@ -36,7 +36,13 @@ from tests.stock_cases import long_attention
 
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)
-SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SHAPE = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
 OF_PAGES: dict[str, dict[str, Any]] = {"markuplm": {"max_depth": 4}}
 """Sizes of the places that they read of every token; they have no head over words."""
 FULL, WINDOW = {"mechanism": "full"}, {"mechanism": "window", "window": 16}
@@ -56,7 +62,9 @@ def saved(folder: Path, base: str, pad: int, **values: Any) -> Path:
         base, **{**SHAPE, "max_position_embeddings": OLD + pad + 1, "pad_token_id": pad, "mask_token_id": 4, **values}
     )
     torch.manual_seed(0)
-    model = getattr(transformers, next(name for name in FAMILIES[base].model_classes if name.endswith(head_of(base))))(config)
+    model = getattr(transformers, next(name for name in FAMILIES[base].model_classes if name.endswith(head_of(base))))(
+        config
+    )
     with torch.no_grad():  # the usual initial values hardly let positions show in the outputs
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -95,7 +103,9 @@ def table(folder: Path) -> Tensor:
     of=4,
     code=lambda base, pad, positions: (base == "roberta", positions),
 )
-def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: str, pad: int, positions: str, tmp_path: Path) -> None:
+def test_positions_after_any_padding_id_are_extended_and_read_as_before(
+    base: str, pad: int, positions: str, tmp_path: Path
+) -> None:
     rotary = {"position_embedding_type": "rotary"} if positions == "rotary" else {}
     source = saved(tmp_path / "short", base, pad, **rotary)
     how = {"positions": "auto" if rotary else positions}
@@ -104,7 +114,10 @@ def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: st
     assert inspect_checkpoint(tmp_path / "long").max_length == NEW
     values = json.loads((tmp_path / "long" / "config.json").read_text())
     modality = modality_in(values)
-    assert (values["max_position_embeddings"], modality.sizes(modality.config_of(values)).new.tokens) == (NEW + pad + 1, NEW)
+    assert (values["max_position_embeddings"], modality.sizes(modality.config_of(values)).new.tokens) == (
+        NEW + pad + 1,
+        NEW,
+    )
 
     auto_class = getattr(transformers, f"AutoModel{head_of(base)}")
     short, long = (auto_class.from_pretrained(folder) for folder in (source, tmp_path / "long"))
@@ -124,8 +137,13 @@ def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: st
         too_long = torch.cat([inputs["input_ids"][:1], torch.full((1, 1), 5)], 1)
         with pytest.raises(InputError, match=f"needs {NEW + 1} positions, but this model has {NEW};"):
             long(too_long)
-        logits(long, {"input_ids": torch.cat([inputs["input_ids"], torch.full((3, 7), pad)], 1),
-                      "attention_mask": torch.cat([inputs["attention_mask"], torch.zeros(3, 7, dtype=torch.long)], 1)})  # fmt: skip
+        logits(
+            long,
+            {
+                "input_ids": torch.cat([inputs["input_ids"], torch.full((3, 7), pad)], 1),
+                "attention_mask": torch.cat([inputs["attention_mask"], torch.zeros(3, 7, dtype=torch.long)], 1),
+            },
+        )
 
 
 @pytest.mark.thorough
@@ -133,7 +151,9 @@ def test_positions_after_any_padding_id_are_extended_and_read_as_before(base: st
 def test_positions_after_any_padding_id_are_extended_on_loading(pad: int, tmp_path: Path) -> None:
     source = saved(tmp_path / "short", "roberta", pad)
     convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=NEW, verify=False)
-    config = hf_longattn.LongRobertaConfig.from_pretrained(source, max_position_embeddings=NEW + pad + 1, long_attention=WINDOW)
+    config = hf_longattn.LongRobertaConfig.from_pretrained(
+        source, max_position_embeddings=NEW + pad + 1, long_attention=WINDOW
+    )
     loaded = transformers.AutoModelForMaskedLM.from_pretrained(source, config=config)
     assert torch.equal(loaded.get_parameter(f"roberta.{TABLE}"), table(tmp_path / "long"))
     assert longest_input(loaded.config) == NEW
@@ -178,7 +198,9 @@ def test_longformer_with_any_padding_id_is_adopted(pad: int, tmp_path: Path) -> 
 def test_conversion_refuses_a_padding_id_after_which_no_position_follows(pad: int | None, tmp_path: Path) -> None:
     source = saved(tmp_path / "short", "roberta", 1)
     change_config(source, pad_token_id=pad)
-    with pytest.raises(CheckpointError, match=f"says pad_token_id={pad}, after which a RobertaForMaskedLM counts its positions"):
+    with pytest.raises(
+        CheckpointError, match=f"says pad_token_id={pad}, after which a RobertaForMaskedLM counts its positions"
+    ):
         convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=NEW)
     assert not (tmp_path / "long").exists()
 
@@ -196,21 +218,34 @@ WRITTEN = {
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=TRAINED, initializer_range=0.2, bos_token_id=3, eos_token_id=3, pad_token_id=3,
-    )  # fmt: skip
+        vocab_size=200,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=TRAINED,
+        initializer_range=0.2,
+        bos_token_id=3,
+        eos_token_id=3,
+        pad_token_id=3,
+    )
     folder = tmp_path_factory.mktemp("rotary") / "source"
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 def converted(source: Path, target: Path, positions: str, **settings: Any) -> Any:
-    return convert_checkpoint(source, target, **{"mechanism": "full", "max_length": EXTENDED, "positions": positions, **settings})
+    return convert_checkpoint(
+        source, target, **{"mechanism": "full", "max_length": EXTENDED, "positions": positions, **settings}
+    )
 
 
 @pytest.mark.thorough
 @every_case("positions", WRITTEN)
-def test_self_extend_reads_short_texts_as_its_source_and_generates_as_it_reads(source: Path, tmp_path: Path, positions: str) -> None:
+def test_self_extend_reads_short_texts_as_its_source_and_generates_as_it_reads(
+    source: Path, tmp_path: Path, positions: str
+) -> None:
     relative, unchanged = WRITTEN[positions]
     target = tmp_path / positions.replace(":", "-")
     converted(source, target, positions)
@@ -226,7 +261,12 @@ def test_self_extend_reads_short_texts_as_its_source_and_generates_as_it_reads(s
         text = ids[:, :60]
         for _ in range(20):
             text = torch.cat([text, model(text, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-    arguments: dict[str, Any] = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": None, "disable_compile": True}
+    arguments: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": 20,
+        "eos_token_id": None,
+        "disable_compile": True,
+    }
     for cache in ("dynamic", "static"):
         assert torch.equal(model.generate(ids[:, :60], cache_implementation=cache, **arguments), text)
 
@@ -242,7 +282,9 @@ def test_compiled_self_extend_equals_the_model(source: Path, tmp_path: Path, pos
     with torch.no_grad():
         for length in (TRAINED // 2, EXTENDED):
             ids = tokens(2, length)
-            torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-5, rtol=0
+            )
 
 
 def test_self_extend_keeps_the_scaling_of_its_source(source: Path, tmp_path: Path) -> None:
@@ -254,13 +296,37 @@ def test_self_extend_keeps_the_scaling_of_its_source(source: Path, tmp_path: Pat
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "a window of all distances": ("rope:self-extend:window=64", {}, r"trained for no longer ones \(64 tokens\); type a smaller window"),
-    "a group of none": ("rope:self-extend:group=0", {}, "Setting 'group' of relative positions 'self_extend' is 0, but must be at least 1"),
-    "too small a group": ("rope:self-extend:group=2", {}, r"distances of up to 135 at 256 tokens, .* type group=6 or more"),
-    "no setting": ("rope:self-extend:groups=2", {}, "have no setting 'groups'; settings are: window, group. Did you mean 'group'"),
+    "a window of all distances": (
+        "rope:self-extend:window=64",
+        {},
+        r"trained for no longer ones \(64 tokens\); type a smaller window",
+    ),
+    "a group of none": (
+        "rope:self-extend:group=0",
+        {},
+        "Setting 'group' of relative positions 'self_extend' is 0, but must be at least 1",
+    ),
+    "too small a group": (
+        "rope:self-extend:group=2",
+        {},
+        r"distances of up to 135 at 256 tokens, .* type group=6 or more",
+    ),
+    "no setting": (
+        "rope:self-extend:groups=2",
+        {},
+        "have no setting 'groups'; settings are: window, group. Did you mean 'group'",
+    ),
     "no number": ("rope:self-extend:window=many", {}, "'many', but must be a whole number"),
-    "no full layer": ("rope:self-extend", {"mechanism": "window", "window": 32}, "in full attention, but no layer has that"),
-    "a far layer": ("rope:self-extend", {"layers": {0: {"mechanism": "bigbird"}}}, "but mechanism 'bigbird' sees beyond the 64 tokens"),
+    "no full layer": (
+        "rope:self-extend",
+        {"mechanism": "window", "window": 32},
+        "in full attention, but no layer has that",
+    ),
+    "a far layer": (
+        "rope:self-extend",
+        {"layers": {0: {"mechanism": "bigbird"}}},
+        "but mechanism 'bigbird' sees beyond the 64 tokens",
+    ),
     "another term": ("rope:self-extend", {"relative": "alibi"}, "contradicts relative='alibi'; leave out one of them"),
     "another mechanism": (
         "rope:none",
@@ -281,18 +347,30 @@ def test_self_extend_leaves_layers_with_near_windows_alone(source: Path, tmp_pat
     settings = {"layers": {0: {"mechanism": "window", "window": 32}}}
     converted(source, tmp_path / "mixed", "rope:self-extend", verify=False, **settings)
     attention = LongLlamaForCausalLM.from_pretrained(tmp_path / "mixed").config.long_attention
-    assert [attention.for_layer(layer)[1].get("relative") for layer in range(2)] == [None, "self_extend:window=16,group=6"]
+    assert [attention.for_layer(layer)[1].get("relative") for layer in range(2)] == [
+        None,
+        "self_extend:window=16,group=6",
+    ]
 
 
 def test_a_rotary_decoder_of_windows_and_sinks_has_no_end(
     checkpoint: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its config stays the source's, nothing limits its tokenizer, and `generate` says nothing of the trained length."""
-    folder, settings = checkpoint("LlamaForCausalLM", tokenizer="gpt2"), {"mechanism": "window", "window": 16, "num_sinks": 4}
+    """Its config stays the source's, nothing limits its tokenizer, and `generate` says nothing of the trained
+    length."""
+    folder, settings = (
+        checkpoint("LlamaForCausalLM", tokenizer="gpt2"),
+        {"mechanism": "window", "window": 16, "num_sinks": 4},
+    )
     report = convert_checkpoint(folder, tmp_path / "long", **settings)
     assert report.plan["short_texts"] == "of any length: no query looks back more than 20 positions, its own included"
-    assert [check.values["length"] for check in report.checks if check.name == "equal where the mechanism covers the input"] == [20]
-    assert "- Its texts may be of any length: no query looks back more than 20 positions" in (tmp_path / "long" / "README.md").read_text()
+    assert [
+        check.values["length"] for check in report.checks if check.name == "equal where the mechanism covers the input"
+    ] == [20]
+    assert (
+        "- Its texts may be of any length: no query looks back more than 20 positions"
+        in (tmp_path / "long" / "README.md").read_text()
+    )
     model, plain = LongLlamaForCausalLM.from_pretrained(tmp_path / "long"), LlamaForCausalLM.from_pretrained(folder)
     for field in ("rope_parameters", "max_position_embeddings"):
         assert getattr(model.config, field) == getattr(plain.config, field)
@@ -305,12 +383,17 @@ def test_a_rotary_decoder_of_windows_and_sinks_has_no_end(
         plain.generate(text, **arguments)
     plain.generate(text, max_new_tokens=2, **arguments)
     assert [record for record in caplog.records if "maximum length" in record.message]
-    assert convert_checkpoint(folder, tmp_path / "longer", **settings, max_length=EXTENDED).plan["positions"] == "rope:none"
+    assert (
+        convert_checkpoint(folder, tmp_path / "longer", **settings, max_length=EXTENDED).plan["positions"]
+        == "rope:none"
+    )
     limits.append(transformers.AutoTokenizer.from_pretrained(tmp_path / "longer").model_max_length)
     assert limits == [VERY_LARGE_INTEGER, EXTENDED]
 
 
-@pytest.mark.parametrize("count", [pytest.param(1_000, marks=pytest.mark.thorough), pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(1_000, marks=pytest.mark.thorough), pytest.param(100_000, marks=pytest.mark.slow)]
+)
 def test_text_without_end_takes_constant_memory_and_time(built: Callable[[str], Path], count: int) -> None:
     """Bytes of the cache, resident memory, and seconds a token of the process, in the second and the last tenth."""
     settings = {"mechanism": "window", "window": 64, "num_sinks": 4}
@@ -325,7 +408,14 @@ def test_text_without_end_takes_constant_memory_and_time(built: Callable[[str], 
             """Nothing is left to show."""
 
     cache = DynamicCache(config=model.config)
-    model.generate(tokens(1, 16), past_key_values=cache, max_new_tokens=count, do_sample=False, eos_token_id=None, streamer=Watch())
+    model.generate(
+        tokens(1, 16),
+        past_key_values=cache,
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=None,
+        streamer=Watch(),
+    )
     tenth = count // 10
     (sizes, resident, seconds), (later_sizes, later_resident, later_seconds) = (
         zip(*seen[at : at + tenth], strict=True) for at in (tenth, 9 * tenth)

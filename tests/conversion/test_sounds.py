@@ -32,7 +32,8 @@ Checkpoint = Callable[..., Path]
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Checkpoint:
-    """A small checkpoint as transformers saves it, with its feature extractor and tokenizer unless they are left out."""
+    """A small checkpoint as transformers saves it, with its feature extractor and tokenizer unless they are left
+    out."""
 
     def save(head: str = CTC, base: str = "wav2vec2", processor: bool = True, **config: Any) -> Path:
         folder = tmp_path / head
@@ -102,7 +103,9 @@ def test_sound_model_is_verified_on_a_given_recording(saved: Checkpoint, tmp_pat
 
 
 def test_window_that_covers_the_sound_equals_the_source(saved: Checkpoint, tmp_path: Path) -> None:
-    report = convert_checkpoint(saved(), tmp_path / "long", mechanism="window", left=2000, right=2000, audio_seconds=18)
+    report = convert_checkpoint(
+        saved(), tmp_path / "long", mechanism="window", left=2000, right=2000, audio_seconds=18
+    )
     checks = statuses(report)
     assert checks["equal where the mechanism covers the input"] == checks["at the new size"] == "passed"
     assert not report.needs_training
@@ -119,12 +122,16 @@ def test_converted_sound_models_run_in_pipelines(saved: Checkpoint, tmp_path: Pa
     whole = recognise(dict(sound), return_timestamps="char")
     assert isinstance(whole["text"], str)
     assert recognise(dict(sound), chunk_length_s=1, stride_length_s=0.2)["text"] is not None
-    convert_checkpoint(saved("Wav2Vec2ForSequenceClassification"), tmp_path / "classes", mechanism="window", left=20, right=10)
+    convert_checkpoint(
+        saved("Wav2Vec2ForSequenceClassification"), tmp_path / "classes", mechanism="window", left=20, right=10
+    )
     classify = pipeline("audio-classification", model=str(tmp_path / "classes"), device="cpu")
     assert {row["label"] for row in classify(dict(sound), top_k=5)} == {f"LABEL_{number}" for number in range(5)}
 
 
-def test_inspection_plan_and_check_of_sound_count_seconds(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspection_plan_and_check_of_sound_count_seconds(
+    saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = saved()
     plan = plan_conversion(source, audio_seconds=120)
     assert [cost.size.value for cost in plan.costs] == [15, 30, 60, 120]
@@ -150,7 +157,9 @@ def test_plan_of_a_sound_model_counts_convolutions(saved: Checkpoint) -> None:
     plan = plan_conversion(saved())
     convolved = sum(
         2 * kernel * (plan.config.conv_dim[layer - 1] if layer else 1) * plan.config.conv_dim[layer] * length
-        for layer, (kernel, length) in enumerate(zip(plan.config.conv_kernel, lengths(plan.config, 10 * 16_000), strict=True))
+        for layer, (kernel, length) in enumerate(
+            zip(plan.config.conv_kernel, lengths(plan.config, 10 * 16_000), strict=True)
+        )
     )
     frames = lengths(plan.config, 10 * 16_000)[-1]
     matrices = 2 * plan.shape.matrix_parameters * frames
@@ -166,11 +175,23 @@ def lengths(config: Any, length: int) -> list[int]:
 
 
 REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
-    ({"max_length": 4096}, OptionError, r"--max-length counts the tokens of a text, but a Wav2Vec2ForCTC reads sounds; leave it out"),
+    (
+        {"max_length": 4096},
+        OptionError,
+        r"--max-length counts the tokens of a text, but a Wav2Vec2ForCTC reads sounds; leave it out",
+    ),
     ({"image_size": 64}, OptionError, "--image-size is the size of images, but a Wav2Vec2ForCTC reads sounds"),
     ({"verify_text": "x"}, OptionError, "--verify-text is a text, but .* reads sounds; leave it out"),
-    ({"positions": "tile"}, OptionError, "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out"),
-    ({"audio_seconds": 5}, InputError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
+    (
+        {"positions": "tile"},
+        OptionError,
+        "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out",
+    ),
+    (
+        {"audio_seconds": 5},
+        InputError,
+        "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few",
+    ),
     ({"audio_seconds": -1}, OptionError, "--audio-seconds is -1, but must be a number of seconds above 0"),
     ({"mechanism": "window2d"}, OptionError, "reads an image's patches, but a sound is one line"),
     ({"mechanism": "recurrent_memory"}, OptionError, "one segment of a text after the other"),
@@ -180,7 +201,9 @@ REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind", "message"), REFUSED, ids=[next(iter(row[0])) + str(number) for number, row in enumerate(REFUSED)]
+    ("settings", "kind", "message"),
+    REFUSED,
+    ids=[next(iter(row[0])) + str(number) for number, row in enumerate(REFUSED)],
 )
 def test_plan_of_a_sound_model_refuses_settings_that_do_not_apply(
     settings: dict[str, Any], kind: type[Exception], message: str, saved: Checkpoint
@@ -198,7 +221,11 @@ class TestDamage:
         assert not (tmp_path / "long").exists()
 
     def test_conversion_refuses_a_damaged_feature_extractor(self, saved: Checkpoint, tmp_path: Path) -> None:
-        file = next(path for path in (saved() / name for name in ("preprocessor_config.json", "processor_config.json")) if path.exists())
+        file = next(
+            path
+            for path in (saved() / name for name in ("preprocessor_config.json", "processor_config.json"))
+            if path.exists()
+        )
         file.write_text("{")
         with pytest.raises(CheckpointError, match=file.name):
             convert_checkpoint(tmp_path / CTC, tmp_path / "long")
@@ -206,11 +233,16 @@ class TestDamage:
     def test_conversion_refuses_a_feature_extractor_of_another_rate(self, saved: Checkpoint, tmp_path: Path) -> None:
         folder = saved(processor=False)
         transformers.Wav2Vec2FeatureExtractor(sampling_rate=8_000).save_pretrained(folder)
-        with pytest.raises(InputError, match="takes 8,000 samples a second, but the model reads 16,000; correct sampling_rate"):
+        with pytest.raises(
+            InputError, match="takes 8,000 samples a second, but the model reads 16,000; correct sampling_rate"
+        ):
             convert_checkpoint(folder, tmp_path / "long")
 
     def test_conversion_refuses_a_feature_extractor_of_another_model(self, saved: Checkpoint, tmp_path: Path) -> None:
         folder = saved(processor=False)
         transformers.WhisperFeatureExtractor().save_pretrained(folder)
-        with pytest.raises(CheckpointError, match="gives input_features, but the model reads input_values; it belongs to another model"):
+        with pytest.raises(
+            CheckpointError,
+            match="gives input_features, but the model reads input_values; it belongs to another model",
+        ):
             convert_checkpoint(folder, tmp_path / "long")

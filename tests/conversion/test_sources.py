@@ -49,7 +49,9 @@ LAYERS = [
 
 @pytest.mark.thorough
 @every_case(("base", "head", "field"), LAYERS)
-def test_conversion_refuses_more_or_fewer_layers_than_the_config_says(base: str, head: str, field: str, tmp_path: Path) -> None:
+def test_conversion_refuses_more_or_fewer_layers_than_the_config_says(
+    base: str, head: str, field: str, tmp_path: Path
+) -> None:
     folder, config = tmp_path / "short", source_config(base)
     count = max(2, getattr(config, field))
     setattr(config, field, count)
@@ -65,9 +67,13 @@ def test_conversion_refuses_a_config_with_other_shapes_or_layers(checkpoint: Che
     change_config(source, num_hidden_layers=4)
     assert refusal(source).startswith("32 tensors that a LongBertForMaskedLM needs are missing in ")
     change_config(source, num_hidden_layers=1)
-    assert "has tensors of layers that its config.json does not have, the first is 'bert.encoder.layer.1." in refusal(source)
+    assert "has tensors of layers that its config.json does not have, the first is 'bert.encoder.layer.1." in refusal(
+        source
+    )
     change_config(source, num_hidden_layers=2, intermediate_size=96)
-    assert re.search(r"intermediate\.dense\.\w+' of .* has the shape \(.*, but its config requires \(", refusal(source))
+    assert re.search(
+        r"intermediate\.dense\.\w+' of .* has the shape \(.*, but its config requires \(", refusal(source)
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,10 @@ def test_head_without_weights_stays_without_and_hidden_states_are_compared(
 ) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config_class = getattr(transformers, body).config_class
-    more = {"BertModel": {"max_position_embeddings": 64}, "LongformerModel": {"attention_window": 16, "vocab_size": 100}}
+    more = {
+        "BertModel": {"max_position_embeddings": 64},
+        "LongformerModel": {"attention_window": 16, "vocab_size": 100},
+    }
     config = config_class(**sizes, **more.get(body, {}))
     getattr(transformers, body)(config).save_pretrained(tmp_path / "short")
     change_config(tmp_path / "short", architectures=[head])
@@ -105,16 +114,29 @@ def test_no_part_of_a_tied_head_without_weights_is_written(checkpoint: Checkpoin
 
 def test_tensors_that_the_class_does_not_read_are_left_out(tmp_path: Path) -> None:
     """Beside a masked language model, a head of next sentences."""
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 99,
+    }
     config = transformers.BertConfig(**sizes, max_position_embeddings=64)
     transformers.BertForPreTraining(config).save_pretrained(tmp_path / "short")
     change_config(tmp_path / "short", architectures=["BertForMaskedLM"])
     convert_checkpoint(tmp_path / "short", tmp_path / "long", **WINDOW)
-    written, expected = load_file(tmp_path / "long" / "model.safetensors"), load_file(tmp_path / "short" / "model.safetensors")
-    assert expected.keys() - written.keys() == {name for name in expected if re.search(r"seq_relationship|pooler", name)}
+    written, expected = (
+        load_file(tmp_path / "long" / "model.safetensors"),
+        load_file(tmp_path / "short" / "model.safetensors"),
+    )
+    assert expected.keys() - written.keys() == {
+        name for name in expected if re.search(r"seq_relationship|pooler", name)
+    }
 
 
-def test_conversion_reads_a_source_in_shards_and_refuses_a_missing_shard(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_conversion_reads_a_source_in_shards_and_refuses_a_missing_shard(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = checkpoint("BertModel")
     transformers.BertModel.from_pretrained(source).save_pretrained(source, max_shard_size="400KB")
     (source / "model.safetensors").unlink(missing_ok=True)
@@ -124,7 +146,9 @@ def test_conversion_reads_a_source_in_shards_and_refuses_a_missing_shard(checkpo
         convert_checkpoint(source, tmp_path / "other", **WINDOW)
 
 
-@pytest.mark.parametrize("narrow", [("bert.embeddings.",), ("bert.encoder.", "cls."), ("",), ()], ids=["table", "layers", "all", "none"])
+@pytest.mark.parametrize(
+    "narrow", [("bert.embeddings.",), ("bert.encoder.", "cls."), ("",), ()], ids=["table", "layers", "all", "none"]
+)
 @pytest.mark.parametrize("named", ["float32", "bfloat16"])
 def test_every_tensor_keeps_its_dtype_and_the_config_the_one_that_it_names(
     named: str, narrow: tuple[str, ...], checkpoint: Checkpoint, tmp_path: Path
@@ -136,7 +160,9 @@ def test_every_tensor_keeps_its_dtype_and_the_config_the_one_that_it_names(
     change_config(source, dtype=named)
     convert_checkpoint(source, tmp_path / "long", **WINDOW)
     written = load_file(tmp_path / "long" / "model.safetensors")
-    assert {name: value.dtype for name, value in written.items()} == {name: value.dtype for name, value in tensors.items()}
+    assert {name: value.dtype for name, value in written.items()} == {
+        name: value.dtype for name, value in tensors.items()
+    }
     assert all(torch.equal(written[name][: len(value)], value) for name, value in tensors.items())
     assert json.loads((tmp_path / "long" / "config.json").read_text())["dtype"] == named
 
@@ -151,13 +177,17 @@ def test_experts_of_a_mixture_are_those_of_the_source(tmp_path: Path) -> None:
     assert all(torch.equal(long[name], value) for name, value in short.state_dict().items())
 
 
-def test_checkpoint_without_the_name_of_its_class_becomes_the_base_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_checkpoint_without_the_name_of_its_class_becomes_the_base_model(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = checkpoint("BertModel")
     change_config(source, architectures=None)
     convert_checkpoint(source, tmp_path / "long", **WINDOW)
     assert json.loads((tmp_path / "long" / "config.json").read_text())["architectures"] == ["LongBertModel"]
     tensors = load_file(source / "model.safetensors")
-    save_file({name: value * float("nan") for name, value in tensors.items()}, source / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value * float("nan") for name, value in tensors.items()}, source / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         convert_checkpoint(source, tmp_path / "nan", **WINDOW)
 
@@ -185,15 +215,21 @@ def pickled(folder: Path, *, shards: int = 1, zipped: bool = True) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("shards", "zipped"), [(1, True), (1, False), (3, True)], ids=["one file", "old format", "shards"])
-def test_pickled_checkpoint_is_converted_only_if_allowed(shards: int, zipped: bool, checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shards", "zipped"), [(1, True), (1, False), (3, True)], ids=["one file", "old format", "shards"]
+)
+def test_pickled_checkpoint_is_converted_only_if_allowed(
+    shards: int, zipped: bool, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source, folder = pickled(checkpoint("GPT2LMHeadModel"), shards=shards, zipped=zipped), tmp_path / "results"
     folder.mkdir()
     with pytest.raises(CheckpointError, match="add --allow-pickle"):
         convert_checkpoint(source, folder / "long", **ARGUMENTS)
     report = convert_checkpoint(source, folder / "long", allow_pickle=True, **ARGUMENTS)
     assert report.plan["source"] == str(source)
-    assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
+    assert "equal" in next(
+        check.detail for check in report.checks if check.name == "equal at the old length with full attention"
+    )
     assert [path.name for path in folder.iterdir()] == ["long"]
     assert [path.name for path in (folder / "long").glob("*.safetensors")] == ["model.safetensors"]
     assert not list((folder / "long").glob("*.bin"))
@@ -205,7 +241,9 @@ def test_pickled_tensor_under_two_names_is_written_once(checkpoint: Checkpoint, 
     assert len({"lm_head.weight", "transformer.wte.weight"} & written.keys()) == 1
 
 
-def test_pickled_weights_of_another_dtype_than_the_config_are_rounded_as_it_says(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_pickled_weights_of_another_dtype_than_the_config_are_rounded_as_it_says(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = pickled(checkpoint("BertForMaskedLM"))
     change_config(source, dtype="bfloat16")
     convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS)
@@ -222,7 +260,13 @@ class Harmful:
 
 @every_case(
     "content",
-    [{"weight": Harmful()}, {"state_dict": {"weight": torch.zeros(2)}}, [torch.zeros(2)], {"weight": torch.zeros(2).to_sparse()}, None],
+    [
+        {"weight": Harmful()},
+        {"state_dict": {"weight": torch.zeros(2)}},
+        [torch.zeros(2)],
+        {"weight": torch.zeros(2).to_sparse()},
+        None,
+    ],
     ids=["code", "nested", "list", "sparse", "damaged"],
 )
 @every_case("zipped", [True, False], ids=["zip", "old format"])
@@ -233,10 +277,15 @@ def test_pickle_of_anything_but_tensors_is_refused_and_runs_no_code(
     monkeypatch.chdir(tmp_path)
     (source / "model.safetensors").unlink()
     file = source / "pytorch_model.bin"
-    torch.save({"weight": torch.randn(1000)} if content is None else content, file, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"weight": torch.randn(1000)} if content is None else content, file, _use_new_zipfile_serialization=zipped
+    )
     if content is None:
         file.write_bytes(file.read_bytes()[:2000])
-    sentence = r"^The \.bin files of .* hold more than tensors|cannot be loaded|tensors that a LongBertForMaskedLM needs are missing"
+    sentence = (
+        r"^The \.bin files of .* hold more than tensors|cannot be loaded|tensors that a LongBertForMaskedLM "
+        r"needs are missing"
+    )
     with pytest.raises(CheckpointError, match=sentence):
         convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS)
     assert not [*tmp_path.iterdir()]
@@ -258,7 +307,9 @@ def test_plan_refuses_a_file_and_a_missing_folder(tmp_path: Path) -> None:
 def test_plan_refuses_a_folder_with_an_adapter(checkpoint: Callable[..., Path]) -> None:
     source = checkpoint("BertModel")
     (source / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"holds an adapter, not a model; merge it first: .*\.merge_and_unload\(\)"):
+    with pytest.raises(
+        CheckpointError, match=r"holds an adapter, not a model; merge it first: .*\.merge_and_unload\(\)"
+    ):
         plan_conversion(source)
 
 
@@ -282,10 +333,18 @@ def test_plan_of_a_hub_source_fetches_no_weights_and_a_conversion_all_files(
 
 @pytest.mark.parametrize(
     ("name", "revision", "sentence"),
-    [("someone/else", None, "is not a folder, and it cannot be downloaded: .*Repository Not Found"), (REPO, "v9", "Revision Not Found")],
+    [
+        ("someone/else", None, "is not a folder, and it cannot be downloaded: .*Repository Not Found"),
+        (REPO, "v9", "Revision Not Found"),
+    ],
 )
 def test_conversion_refuses_a_repository_or_revision_that_the_hub_lacks(
-    name: str, revision: str | None, sentence: str, built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
+    name: str,
+    revision: str | None,
+    sentence: str,
+    built: Callable[[str], Path],
+    hub: Callable[[str], None],
+    tmp_path: Path,
 ) -> None:
     server = Hub()
     server.add(REPO, built("BertForMaskedLM"))
@@ -303,7 +362,9 @@ def test_conversion_refuses_a_hub_repository_without_safetensors(hub: Callable[[
     server.add(REPO, tmp_path / "repository")
     with serve(server):
         hub(server.endpoint)
-        with pytest.raises(CheckpointError, match=r"'someone/small-bert' has no weights, or .* give a folder with model"):
+        with pytest.raises(
+            CheckpointError, match=r"'someone/small-bert' has no weights, or .* give a folder with model"
+        ):
             convert_checkpoint(REPO, tmp_path / "long")
         (tmp_path / "repository" / "pytorch_model.bin").write_text("")
         server.add("someone/pickled", tmp_path / "repository")
@@ -311,7 +372,9 @@ def test_conversion_refuses_a_hub_repository_without_safetensors(hub: Callable[[
             open_source("someone/pickled")
 
 
-def test_refusal_of_an_unknown_token_does_not_show_it(built: Callable[[str], Path], hub: Callable[[str], None]) -> None:
+def test_refusal_of_an_unknown_token_does_not_show_it(
+    built: Callable[[str], Path], hub: Callable[[str], None]
+) -> None:
     server, token = Hub(), "hf_" + "x" * 34
     server.add(REPO, built("BertForMaskedLM"))
     with serve(server):
@@ -327,11 +390,19 @@ def test_plan_of_a_hub_source_without_a_connection_is_one_sentence(hub: Callable
         plan_conversion(REPO)
 
 
-@every_case(("settings", "method"), [({"load_in_8bit": True}, "an unnamed method"), ({"quant_method": "gptq", "bits": 4}, "gptq")])
-def test_convert_refuses_quantised_source(settings: dict[str, Any], method: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+@every_case(
+    ("settings", "method"),
+    [({"load_in_8bit": True}, "an unnamed method"), ({"quant_method": "gptq", "bits": 4}, "gptq")],
+)
+def test_convert_refuses_quantised_source(
+    settings: dict[str, Any], method: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     source = checkpoint("LlamaForCausalLM")
     change_config(source, quantization_config=settings)
     for refuse in (plan_conversion, convert_checkpoint):
-        with pytest.raises(CheckpointError, match=rf"quantised weights \({method}\), .* give the checkpoint that it was quantised from\."):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"quantised weights \({method}\), .* give the checkpoint that it was quantised from\.",
+        ):
             refuse(source, tmp_path / "long", mechanism="window", window=16)
     assert not (tmp_path / "long").exists()

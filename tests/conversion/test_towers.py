@@ -36,7 +36,8 @@ TOWERS = {"text": {"mechanism": "window", "window": 64}, "vision": {"mechanism":
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A small CLIP whose image processor is in a file of its own ("apart"), or in that of the processor ("together")."""
+    """A small CLIP whose image processor is in a file of its own ("apart"), or in that of the processor
+    ("together")."""
     folders: dict[str, Path] = {}
 
     def make(processor: str) -> Path:
@@ -49,17 +50,25 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("processor", quickly(["apart", "together"], ("together",)))
-def test_clip_is_converted_verified_and_runs_in_a_pipeline(processor: str, short: Callable[[str], Path], tmp_path: Path) -> None:
+def test_clip_is_converted_verified_and_runs_in_a_pipeline(
+    processor: str, short: Callable[[str], Path], tmp_path: Path
+) -> None:
     source = short(processor)
     settings: dict[str, Any] = {"towers": TOWERS, "max_length": NEW_LENGTH, "image_size": NEW_SIZE}
     report = convert_checkpoint(source, tmp_path / "long", **settings)
     checks = {check.name: check for check in report.checks}
     assert report.needs_training
     assert {name for name, check in checks.items() if check.status == "passed"} >= {
-        "tensors", "tokenizer", "image processor", "text: equal where positions are unchanged", "text: finite at the new length",
-        "vision: equal where the mechanism covers the input", "vision: equal at the new size with full attention",
-        "similarities of text and image equal", "finite at the new sizes",
-    }  # fmt: skip
+        "tensors",
+        "tokenizer",
+        "image processor",
+        "text: equal where positions are unchanged",
+        "text: finite at the new length",
+        "vision: equal where the mechanism covers the input",
+        "vision: equal at the new size with full attention",
+        "similarities of text and image equal",
+        "finite at the new sizes",
+    }
     assert checks["similarities of text and image equal"].values["relative_difference"] <= 1e-5
     assert report.plan["towers"]["text"]["positions"] == "stretch:20"
     assert report.plan["long_attention"]["towers"]["vision"]["mechanism"] == "window2d"
@@ -73,12 +82,18 @@ def test_clip_is_converted_verified_and_runs_in_a_pipeline(processor: str, short
     assert type(pipeline.model).__name__ == "LongCLIPModel"
     assert pipeline.tokenizer.model_max_length == NEW_LENGTH
     image = transformers.image_utils.PIL.Image.new("RGB", (50, 70), "red")
-    assert {row["label"] for row in pipeline(image, candidate_labels=["a cat", "a dog " * 30])} == {"a cat", "a dog " * 30}
+    assert {row["label"] for row in pipeline(image, candidate_labels=["a cat", "a dog " * 30])} == {
+        "a cat",
+        "a dog " * 30,
+    }
 
 
 def test_plan_gives_towers_without_a_choice_their_default(short: Callable[[str], Path]) -> None:
     plan = plan_conversion(short("apart"), image_size=NEW_SIZE)
-    assert {name: tower.attention.mechanism for name, tower in plan.towers.items()} == {"text": "longformer", "vision": "window2d"}
+    assert {name: tower.attention.mechanism for name, tower in plan.towers.items()} == {
+        "text": "longformer",
+        "vision": "window2d",
+    }
     assert (plan.old_length, plan.new_length) == (SHAPE.tokens, SHAPE.tokens)
 
 
@@ -92,8 +107,14 @@ def test_plan_takes_positions_for_each_tower(short: Callable[[str], Path]) -> No
 @every_case(
     ("settings", "sentence"),
     [
-        ({"mechanism": "window"}, r"text and vision, have separate mechanisms, to which --mechanism, --option and --layers do not apply"),
-        ({"towers": {"txt": {"mechanism": "full"}}}, r"A CLIPModel has no tower 'txt'; its towers are text and vision\."),
+        (
+            {"mechanism": "window"},
+            r"text and vision, have separate mechanisms, to which --mechanism, --option and --layers do not apply",
+        ),
+        (
+            {"towers": {"txt": {"mechanism": "full"}}},
+            r"A CLIPModel has no tower 'txt'; its towers are text and vision\.",
+        ),
         ({"towers": {"vision": {"mechanism": "window"}}}, r"window.*neighbours along a text, and an image has none"),
         ({"positions": "tile"}, r"have separate positions; give --positions text=RULE,vision=RULE"),
         ({"positions": "txt=tile"}, r"has no tower 'txt'"),
@@ -120,7 +141,14 @@ def run(arguments: list[str]) -> None:
 def test_plan_convert_and_inspect_print_both_towers(
     short: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--towers", "text=window:window=64,vision=window2d", "--max-length", str(NEW_LENGTH), "--image-size", str(NEW_SIZE)]
+    flags = [
+        "--towers",
+        "text=window:window=64,vision=window2d",
+        "--max-length",
+        str(NEW_LENGTH),
+        "--image-size",
+        str(NEW_SIZE),
+    ]
     run(["plan", str(short("apart")), *flags])
     shown = capsys.readouterr().out
     assert "248 tokens and 64 × 64 pixels" in " ".join(shown.split())
@@ -131,14 +159,18 @@ def test_plan_convert_and_inspect_print_both_towers(
     run(["convert", str(short("apart")), str(tmp_path / "long"), *flags, "--no-verify"])
     assert "→ 248 tokens and 64 × 64 pixels" in " ".join(capsys.readouterr().out.split())
     run(["inspect", str(tmp_path / "long")])
-    assert {"LongCLIPModel,", "LongCLIPTextModel,", "LongCLIPVisionModel,"} <= set(capsys.readouterr().out.replace("(", " ").split())
+    assert {"LongCLIPModel,", "LongCLIPTextModel,", "LongCLIPVisionModel,"} <= set(
+        capsys.readouterr().out.replace("(", " ").split()
+    )
     with pytest.raises(CheckpointError, match="A graph reads a text, and a LongCLIPModel reads other inputs"):
         export_checkpoint(tmp_path / "long", tmp_path / "graph")
 
 
 def save_siglip(folder: Path, base: str) -> Path:
     torch.manual_seed(0)
-    config = small_towers_config(base, replace(SHAPE, tokens=64, vocabulary=99), eos_token_id=98, bos_token_id=97, pad_token_id=1)
+    config = small_towers_config(
+        base, replace(SHAPE, tokens=64, vocabulary=99), eos_token_id=98, bos_token_id=97, pad_token_id=1
+    )
     (transformers.SiglipModel if base == "siglip" else transformers.Siglip2Model)(config).save_pretrained(folder)
     return folder
 
@@ -169,7 +201,9 @@ def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, 
     model, inputs = build_towers(case)
     model.save_pretrained(tmp_path / "plain")
     text = {"mechanism": "window", "window": 8}
-    report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": text, "vision": {"mechanism": "full"}})
+    report = convert_checkpoint(
+        tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": text, "vision": {"mechanism": "full"}}
+    )
     checks = {check.name: check for check in report.checks}
     assert checks["equal with the source's attention"].status == "passed"
     assert checks["with the mechanism of the tower text"].status == "needs training"
@@ -181,24 +215,32 @@ def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, 
     assert "`window` attention in the tower text and `full` attention in the tower vision" in card
     assert "import hf_longattn  # registers the model with transformers" in card
     loaded = load_generic(tmp_path / "long")
-    assert {name: mechanisms(tower) for name, tower in towers_of(loaded).items()} == {"text": {"window"}, "vision": {"full"}}
+    assert {name: mechanisms(tower) for name, tower in towers_of(loaded).items()} == {
+        "text": {"window"},
+        "vision": {"full"},
+    }
     hf_longattn.enable_long_attention(model, {"towers": {"text": text, "vision": {"mechanism": "full"}}})
     assert torch.allclose(output(loaded, inputs), output(model, inputs), rtol=0, atol=1e-6)
-    assert {name: mechanisms(tower) for name, tower in towers_of(AutoModel.from_pretrained(tmp_path / "long")).items()} == {
-        name: mechanisms(tower) for name, tower in towers_of(model).items()
-    }
+    assert {
+        name: mechanisms(tower) for name, tower in towers_of(AutoModel.from_pretrained(tmp_path / "long")).items()
+    } == {name: mechanisms(tower) for name, tower in towers_of(model).items()}
 
 
 @pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
 def test_full_attention_in_every_generic_tower_equals_the_source(case: str, tmp_path: Path) -> None:
     build_towers(case)[0].save_pretrained(tmp_path / "plain")
     full = {"mechanism": "full"}
-    report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": full, "vision": full})
+    report = convert_checkpoint(
+        tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": full, "vision": full}
+    )
     assert not report.needs_training
     names = ["with the mechanism of the tower text", "with the mechanism of the tower vision", "with the mechanism"]
     assert [check.status for check in report.checks if check.name in names] == ["passed"] * 3
     written = load_file(tmp_path / "long" / "model.safetensors")
-    assert all(torch.equal(written[name], values) for name, values in load_file(tmp_path / "plain" / "model.safetensors").items())
+    assert all(
+        torch.equal(written[name], values)
+        for name, values in load_file(tmp_path / "plain" / "model.safetensors").items()
+    )
 
 
 @pytest.mark.thorough
@@ -220,7 +262,9 @@ def test_generic_conversion_extends_the_language_model_of_llava(tmp_path: Path) 
         ({"towers": {"text": WINDOW}, "max_length": 4096}, "cannot change the positions of a SiglipModel"),
     ],
 )
-def test_generic_conversion_refuses_towers_that_do_not_fit(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+def test_generic_conversion_refuses_towers_that_do_not_fit(
+    settings: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
     build_towers("siglip")[0].save_pretrained(tmp_path)
     with pytest.raises(LongAttentionError, match=sentence) as caught:
         plan_conversion(tmp_path, generic=True, **settings)
@@ -237,9 +281,13 @@ def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: s
     assert vision.input_in_words("new") == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
     assert text.input_in_words("new") == f"{text.config.max_position_embeddings} tokens"
     assert all(tower.parameters > 1000 for tower in plan.towers.values())
-    assert all(cost.attention_flops < cost.full_attention_flops for tower in plan.towers.values() for cost in tower.costs)
+    assert all(
+        cost.attention_flops < cost.full_attention_flops for tower in plan.towers.values() for cost in tower.costs
+    )
     assert text.shape.causal is (case != "siglip")
-    convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers={"vision": towers["vision"]}, verify=False)
+    convert_checkpoint(
+        tmp_path / "plain", tmp_path / "long", generic=True, towers={"vision": towers["vision"]}, verify=False
+    )
     inspected = inspect_checkpoint(tmp_path / "long")
     assert list(inspected.towers) == ["vision"]
     assert inspected.other_towers == ("text",)
@@ -256,12 +304,14 @@ def test_generic_conversion_of_llava_by_command(tmp_path: Path) -> None:
     model, inputs = build_towers("llava")
     model.save_pretrained(tmp_path / "plain")
     words = [f"w{number}" for number in range(190)]
-    BertTokenizer({word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}).save_pretrained(
-        tmp_path / "plain"
-    )
+    BertTokenizer(
+        {word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    ).save_pretrained(tmp_path / "plain")
     arguments = ["--generic", "--towers", "text=longformer:window=8,vision=full"]
     shown = CliRunner().invoke(app, ["plan", str(tmp_path / "plain"), *arguments])
-    assert (shown.exit_code, "tower text" in shown.output, "tower vision" in shown.output) == (0, True, True), shown.output
+    assert (shown.exit_code, "tower text" in shown.output, "tower vision" in shown.output) == (0, True, True), (
+        shown.output
+    )
     done = CliRunner().invoke(app, ["convert", str(tmp_path / "plain"), str(tmp_path / "long"), *arguments])
     assert done.exit_code == 0, done.output
     assert "transformers' Trainer on pairs" not in done.output
@@ -278,7 +328,9 @@ def test_generic_folder_with_one_attention_is_inspected_as_a_whole(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("case", "settings"), [("siglip", {}), ("siglip", {"generic": True}), ("llava", {})])
-def test_search_refuses_several_towers_and_says_what_to_type(case: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_search_refuses_several_towers_and_says_what_to_type(
+    case: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     build_towers(case)[0].save_pretrained(tmp_path / "model")
     folder = tmp_path / "model"
     if settings:
@@ -296,7 +348,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "VideoMAEForVideoClassification": ("VideoMAEConfig", {**WIDE, "image_size": 32, "patch_size": 8, "num_frames": 4}),
     "VJEPA2Model": ("VJEPA2Config", {**SMALL, **PREDICTOR, "crop_size": 32, "patch_size": 8, "frames_per_clip": 4}),
     "ASTForAudioClassification": ("ASTConfig", {**WIDE, "patch_size": 8, "num_mel_bins": 32, "max_length": 64}),
-    "ParakeetForCTC": ("ParakeetCTCConfig", {"vocab_size": 30, "encoder_config": {**WIDE, "subsampling_conv_channels": 8}}),
+    "ParakeetForCTC": (
+        "ParakeetCTCConfig",
+        {"vocab_size": 30, "encoder_config": {**WIDE, "subsampling_conv_channels": 8}},
+    ),
 }
 
 

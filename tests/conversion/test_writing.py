@@ -1,4 +1,5 @@
-"""What a conversion writes beside weights; when it is killed or the disk is full, it leaves no destination or a whole one."""
+"""What a conversion writes beside weights; when it is killed or the disk is full, it leaves no destination or a whole
+one."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ TOKENIZER_OF = {
 
 @pytest.mark.thorough
 @every_case(("name", "tokenizer"), TOKENIZER_OF.items())
-def test_converted_tokenizer_gives_the_same_ids_up_to_new_length(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_converted_tokenizer_gives_the_same_ids_up_to_new_length(
+    name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = checkpoint(name, tokenizer=tokenizer)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert statuses(report)["tokenizer"] == "passed"
@@ -61,9 +64,12 @@ def test_converted_tokenizer_gives_the_same_ids_up_to_new_length(name: str, toke
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("name", "tokenizer"), [("Qwen2ForCausalLM", "qwen2"), ("Phi3ForCausalLM", "gpt2"), ("ModernBertForMaskedLM", "gpt2")]
+    ("name", "tokenizer"),
+    [("Qwen2ForCausalLM", "qwen2"), ("Phi3ForCausalLM", "gpt2"), ("ModernBertForMaskedLM", "gpt2")],
 )
-def test_wrong_tokenizer_class_becomes_that_of_transformers(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_wrong_tokenizer_class_becomes_that_of_transformers(
+    name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     """DeepSeek-R1-Distill-Qwen names LlamaTokenizerFast; for Qwen2, transformers knows better."""
     source = checkpoint(name, tokenizer=tokenizer)
     settings = json.loads((source / "tokenizer_config.json").read_text())
@@ -82,14 +88,19 @@ def test_conversion_refuses_a_tokenizer_that_changes_and_says_a_way_out(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    monkeypatch.setattr(folders, "_tokenizer_settings", lambda values, *_: {**values, "do_lower_case": not values.get("do_lower_case")})
-    with pytest.raises(CheckpointError, match=r"token ids differ from the source's.*load it with AutoTokenizer.*save_pretrained"):
+    monkeypatch.setattr(
+        folders, "_tokenizer_settings", lambda values, *_: {**values, "do_lower_case": not values.get("do_lower_case")}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"token ids differ from the source's.*load it with AutoTokenizer.*save_pretrained"
+    ):
         convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert not (tmp_path / "long").exists()
 
 
 def test_conversion_copies_every_file_of_a_tokenizer(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    files = {"source.spm", "target.spm", "bpe.codes", "merges.txt", "spiece.model", "vocab.json"}  # Marian, BERTweet, T5 ...
+    # Marian, BERTweet, T5 ...
+    files = {"source.spm", "target.spm", "bpe.codes", "merges.txt", "spiece.model", "vocab.json"}
     source = checkpoint("BertForMaskedLM")
     for name in files:
         (source / name).write_text("{}")
@@ -101,15 +112,21 @@ def test_conversion_copies_every_file_of_a_tokenizer(checkpoint: Checkpoint, tmp
 @pytest.mark.thorough
 def test_bare_vocabulary_gets_its_tokenizer_class_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM")
-    (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "una", "##ffa", "##ble"]))
+    (source / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "una", "##ffa", "##ble"])
+    )
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "long")
     assert tokenizer.tokenize("unaffable") == ["una", "##ffa", "##ble"]
     assert tokenizer.model_max_length == 200
 
 
-@pytest.mark.parametrize(("before", "after"), [(LENGTH, 200), (20, 20)], ids=["the model's limit", "the author's choice"])
-def test_generation_length_follows_if_it_was_the_limit_of_model(before: int, after: int, checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"), [(LENGTH, 200), (20, 20)], ids=["the model's limit", "the author's choice"]
+)
+def test_generation_length_follows_if_it_was_the_limit_of_model(
+    before: int, after: int, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = checkpoint("GPT2LMHeadModel")
     GenerationConfig(max_length=before, do_sample=True, top_k=7).save_pretrained(source)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", max_length=200, verify=False)
@@ -137,7 +154,9 @@ def test_conversion_copies_files_of_the_model_and_none_of_its_training(checkpoin
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("BertForMaskedLM", "bert."), ("LlamaForCausalLM", "model.")])
-def test_memory_tokens_are_written_and_equal_on_every_run(name: str, prefix: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_memory_tokens_are_written_and_equal_on_every_run(
+    name: str, prefix: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
     options = {"mechanism": "recurrent_memory", "segment_length": 12, "num_memory_tokens": 2, "max_length": 200}
     found = []
     for folder in (tmp_path / "one", tmp_path / "two"):
@@ -175,7 +194,8 @@ class Runs:
         self.context.set_forkserver_preload(["hf_longattn.conversion", __name__])
 
     def killed_after(self, seconds: float | None) -> float:
-        """Start, wait for the first byte and kill so much later; `None` lets it finish. Returns the seconds since the first byte."""
+        """Start, wait for the first byte and kill so much later; `None` lets it finish. Returns the seconds since the
+        first byte."""
         receiver, sender = self.context.Pipe(duplex=False)
         process = self.context.Process(target=run, args=(*self.arguments, sender))
         process.start()
@@ -197,7 +217,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
-def test_conversion_killed_anywhere_leaves_a_whole_folder_or_none(overwrite: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_killed_anywhere_leaves_a_whole_folder_or_none(
+    overwrite: bool, built: Callable[[str], Path], tmp_path: Path
+) -> None:
     source, destination, old = built("BertForMaskedLM"), tmp_path / "place" / "long", tmp_path / "old"
     convert_checkpoint(source, old, mechanism="full", max_length=96, verify=False)
     convert_checkpoint(source, destination, **ARGUMENTS)  # there, since the card says where it lies
@@ -232,7 +254,9 @@ def convert_until_killed(source: str, destination: str) -> None:
     convert_checkpoint(source, destination, mechanism="full", max_length=128, progress=kill)
 
 
-def test_conversion_killed_while_writing_is_cleaned_up_by_the_next(built: Callable[[str], Path], tmp_path: Path) -> None:
+def test_conversion_killed_while_writing_is_cleaned_up_by_the_next(
+    built: Callable[[str], Path], tmp_path: Path
+) -> None:
     destination = tmp_path / "long"
     assert run_fresh(convert_until_killed, built("BertModel"), destination).returncode == -9
     assert [path.name.startswith(".long.partial-") for path in tmp_path.iterdir()] == [True]
@@ -275,7 +299,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True
+    )
     if mounted.returncode != 0:
         pytest.skip("a file system can be mounted by root only")
     try:

@@ -37,8 +37,12 @@ def encoded(samples: Any, rate: int = RATE, form: str = "WAV", subtype: str | No
     return cell(stream.getvalue())
 
 
-@pytest.mark.parametrize(("form", "subtype", "error"), [("WAV", "FLOAT", 0), ("WAV", "PCM_16", 1e-4), ("FLAC", "PCM_16", 1e-4)])
-def test_read_audio_gives_the_same_samples_of_files_and_cells(form: str, subtype: str, error: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "subtype", "error"), [("WAV", "FLOAT", 0), ("WAV", "PCM_16", 1e-4), ("FLAC", "PCM_16", 1e-4)]
+)
+def test_read_audio_gives_the_same_samples_of_files_and_cells(
+    form: str, subtype: str, error: float, tmp_path: Path
+) -> None:
     samples = tone()
     path = tmp_path / f"tone.{form.lower()}"
     path.write_bytes(encoded(samples, form=form, subtype=subtype)["bytes"])
@@ -83,7 +87,10 @@ WHOLE = {form: encoded(tone(2), form=form)["bytes"] for form in ("WAV", "FLAC", 
 @every_case(
     ("source", "sentence"),
     [
-        (encoded(not_finite(np.nan), subtype="FLOAT"), "the sound has values that are not finite, the first at second 0.25"),
+        (
+            encoded(not_finite(np.nan), subtype="FLOAT"),
+            "the sound has values that are not finite, the first at second 0.25",
+        ),
         (encoded(not_finite(np.inf), subtype="FLOAT"), "not finite"),
         (encoded(np.full(RATE, 0.25)), "silent"),
         (encoded(np.zeros(RATE)), "silent: all of its 1.00 seconds have the value 0"),

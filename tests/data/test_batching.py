@@ -1,4 +1,5 @@
-"""Batches: packed as padded ones, of a number of tokens, and the same with any number of workers and over two processes."""
+"""Batches: packed as padded ones, of a number of tokens, and the same with any number of workers and over two
+processes."""
 
 from __future__ import annotations
 
@@ -63,9 +64,16 @@ from tests.training.speech import spoken
 from tests.training.test_options import DATA
 
 SIZES = {
-    "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 1,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 66,
-}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "pad_token_id": 1,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": 66,
+}
 
 
 def documents(count: int = 4, longest: int = 40) -> list[dict[str, Any]]:
@@ -108,7 +116,10 @@ def test_packing_is_refused_for_heads_that_pick_the_token_themselves() -> None:
     deberta = LongDebertaV2ForSequenceClassification(LongDebertaV2Config(long_attention=attention, **SIZES))
     with pytest.raises(OptionError, match="cannot tell its attention where each starts"):
         chosen_packing(deberta, True, TrainingArguments(report_to=[], use_cpu=True))
-    assert pooling_module(LongDistilBertForSequenceClassification(LongDistilBertConfig(long_attention=attention, **tiny))) is None
+    assert (
+        pooling_module(LongDistilBertForSequenceClassification(LongDistilBertConfig(long_attention=attention, **tiny)))
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,11 +134,14 @@ def test_packing_is_refused_for_heads_that_pick_the_token_themselves() -> None:
 def test_packed_documents_do_not_see_each_other(options: dict[str, Any]) -> None:
     """Bit for bit: the other document's tokens change, and this one's outputs do not."""
     torch.manual_seed(0)
-    model = LongBertForSequenceClassification(LongBertConfig(long_attention=LongAttentionConfig(**options), **SIZES)).eval()
+    model = LongBertForSequenceClassification(
+        LongBertConfig(long_attention=LongAttentionConfig(**options), **SIZES)
+    ).eval()
     first, second = documents(2)
     with torch.no_grad():
         found = [
-            model.bert(**packed([first, other, first])).last_hidden_state for other in (second, {"input_ids": second["input_ids"][::-1]})
+            model.bert(**packed([first, other, first])).last_hidden_state
+            for other in (second, {"input_ids": second["input_ids"][::-1]})
         ]
     size = len(first["input_ids"])
     assert torch.equal(found[0][:, :size], found[1][:, :size])
@@ -138,7 +152,9 @@ def test_packed_documents_do_not_see_each_other(options: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("kind", "loader"), [("mlm", AutoModelForMaskedLM), ("clm", AutoModelForCausalLM), ("llama", AutoModelForCausalLM)]
 )
-def test_packed_text_has_the_loss_of_separate_documents(kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_packed_text_has_the_loss_of_separate_documents(
+    kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """The loss of rows that hold several documents is that of the documents in separate rows."""
     torch.manual_seed(0)
     model = loader.from_pretrained(converted(kind, tmp_path, tokenizer, window=16)).eval()
@@ -150,7 +166,13 @@ def test_packed_text_has_the_loss_of_separate_documents(kind: str, loader: Any, 
     alone, counts = [], []
     for number in range(3):
         ids = torch.tensor(
-            [[token for token, document in zip(data[0]["input_ids"], data[0]["documents"], strict=True) if document == number]]
+            [
+                [
+                    token
+                    for token, document in zip(data[0]["input_ids"], data[0]["documents"], strict=True)
+                    if document == number
+                ]
+            ]
         )
         labels = ids.clone()
         if kind == "mlm":
@@ -162,7 +184,9 @@ def test_packed_text_has_the_loss_of_separate_documents(kind: str, loader: Any, 
 
 
 def test_packed_token_labels_have_the_loss_of_padded_ones(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    model = AutoModelForTokenClassification.from_pretrained(converted("mlm", tmp_path, tokenizer, window=16), num_labels=3).eval()
+    model = AutoModelForTokenClassification.from_pretrained(
+        converted("mlm", tmp_path, tokenizer, window=16), num_labels=3
+    ).eval()
     data = [{**row, "labels": [token % 3 for token in row["input_ids"]]} for row in documents()]
     found = model(**DataCollatorWithPacking()(data))
     rows_ = padded(data)
@@ -173,9 +197,17 @@ def test_packed_token_labels_have_the_loss_of_padded_ones(tmp_path: Path, tokeni
 
 
 @pytest.mark.thorough
-def test_language_model_training_packs_converted_models_by_default(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_language_model_training_packs_converted_models_by_default(
+    texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     long, short = converted("clm", tmp_path, tokenizer, window=16), str(tmp_path / "short")
-    given = {"output_dir": str(tmp_path / "out"), "data": [texts], "max_steps": 2, **FAST, "per_device_train_batch_size": 2}
+    given = {
+        "output_dir": str(tmp_path / "out"),
+        "data": [texts],
+        "max_steps": 2,
+        **FAST,
+        "per_device_train_batch_size": 2,
+    }
     assert start_task("clm", model=long, **given)["packed"]
     assert not start_task("clm", model=short, **given)["packed"]
     with pytest.raises(OptionError, match=r"--packing cannot be used here; .* convert it"):
@@ -202,27 +234,45 @@ def test_token_budget_batches_hold_every_row_within_the_budget(pads: bool, proce
     assert list(batches) != first
     cells = sum(max(lengths[row] for row in batch) * len(batch) for batch in first)
     assert sum(lengths) / cells > 0.9  # similar lengths share a batch
-    assert {len(batch) for batch in TokenBudget([5] * 12, 10, padded=pads, processes=processes)} == {2}  # the budget may be filled
+    # the budget may be filled
+    assert {len(batch) for batch in TokenBudget([5] * 12, 10, padded=pads, processes=processes)} == {2}
 
 
 def test_packing_is_refused_for_questions_of_a_bigbird() -> None:
     """Its head takes one question in a row out of its answers; other heads read several documents in a row."""
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 99}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 99,
+    }
     config = LongBigBirdConfig(**shape, long_attention={"mechanism": "window", "window": 16})
     args: Any = SimpleNamespace(torch_compile=False, n_gpu=1)
     assert chosen_packing(LongBigBirdForTokenClassification(config), None, args) is True
     model = LongBigBirdForQuestionAnswering(config)
     assert chosen_packing(model, None, args) is False
-    with pytest.raises(OptionError, match=r"--packing cannot be used here; leave it out\. A LongBigBirdForQuestionAnswering reads one"):
+    with pytest.raises(
+        OptionError, match=r"--packing cannot be used here; leave it out\. A LongBigBirdForQuestionAnswering reads one"
+    ):
         chosen_packing(model, True, args)
 
 
-@pytest.mark.parametrize(("side", "expected"), [("right", [[1, 0, 0, 0], [1, 1, 0, 0]]), ("left", [[1, 0, 0, 0], [0, 0, 1, 1]])])
-def test_global_tokens_are_padded_where_the_text_is(side: str, expected: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(
+    ("side", "expected"), [("right", [[1, 0, 0, 0], [1, 1, 0, 0]]), ("left", [[1, 0, 0, 0], [0, 0, 1, 1]])]
+)
+def test_global_tokens_are_padded_where_the_text_is(
+    side: str, expected: list[list[int]], tokenizer: PreTrainedTokenizerBase
+) -> None:
     before, tokenizer.padding_side = tokenizer.padding_side, side
     try:
-        rows = [{"input_ids": [5, 6, 7, 8], "global_attention_mask": [1, 0, 0, 0]}, {"input_ids": [5, 6], "global_attention_mask": [1, 1]}]
-        batch = DataCollatorWithGlobals(tokenizer)([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows])
+        rows = [
+            {"input_ids": [5, 6, 7, 8], "global_attention_mask": [1, 0, 0, 0]},
+            {"input_ids": [5, 6], "global_attention_mask": [1, 1]},
+        ]
+        batch = DataCollatorWithGlobals(tokenizer)(
+            [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        )
         assert batch["global_attention_mask"].tolist() == expected
         assert (batch["global_attention_mask"] <= batch["attention_mask"]).all()
         plain = DataCollatorWithGlobals(tokenizer)([{"input_ids": [5, 6, 7]}, {"input_ids": [5]}])
@@ -251,7 +301,11 @@ def settings_of(task: str, models: dict[str, str], folder: Path) -> dict[str, An
         spoken(folder, ROWS * BATCHES)
     if task == "multitask":
         words = write_rows(DATA["tokens"][: ROWS * BATCHES], folder / "words.jsonl")
-        return {**given, "tasks": [f"topic=classify:{data}", f"names=tokens:{words}"], "validation": [f"topic={data}", f"names={words}"]}
+        return {
+            **given,
+            "tasks": [f"topic=classify:{data}", f"names=tokens:{words}"],
+            "validation": [f"topic={data}", f"names={words}"],
+        }
     if DATA[task] is DATA["mlm"]:
         return {**given, "data": [data], "validation": data, "max_length": 16, "max_train_samples": 30}
     return {**given, "data": [data], "validation": data}
@@ -328,9 +382,17 @@ AS_OTHERS = ("ctc", "distill", "embed", "mlm", "multitask")
 @pytest.mark.parametrize(
     ("name", "several_workers"),
     [
-        *((name, (1, 2) if name in COUNTED_OR_STREAMED else ()) for name in [*task_names(), *OTHERS] if name not in AS_OTHERS),
+        *(
+            (name, (1, 2) if name in COUNTED_OR_STREAMED else ())
+            for name in [*task_names(), *OTHERS]
+            if name not in AS_OTHERS
+        ),
         *(pytest.param(name, (), marks=pytest.mark.slow) for name in AS_OTHERS),
-        *(pytest.param(name, (2,), marks=pytest.mark.slow) for name in [*task_names(), *OTHERS] if name not in COUNTED_OR_STREAMED),
+        *(
+            pytest.param(name, (2,), marks=pytest.mark.slow)
+            for name in [*task_names(), *OTHERS]
+            if name not in COUNTED_OR_STREAMED
+        ),
     ],
     ids=str,
 )
@@ -358,7 +420,10 @@ def test_workers_and_processes_share_the_batches(
     if name == "clm --segments":  # a row of a batch is a stream of documents: two processes have twice as many
         monkeypatch.undo()
         monkeypatch.setitem(OTHERS, name, ("clm", {**OTHERS[name][1], "per_device_train_batch_size": 2 * ROWS}))
-        whole = [json.loads(batch) for batch in batches(trainer_of(name, models, tmp_path / "whole", monkeypatch), 0, BATCHES)]
+        whole = [
+            json.loads(batch)
+            for batch in batches(trainer_of(name, models, tmp_path / "whole", monkeypatch), 0, BATCHES)
+        ]
         halves = [[json.loads(batch) for batch in part] for part in shared]
         for both, *parts in zip(whole, *halves, strict=True):
             assert {column: parts[0][column] + parts[1][column] for column in both} == both
@@ -369,13 +434,20 @@ def test_workers_and_processes_share_the_batches(
 
 
 @pytest.mark.parametrize("name", ["linearise", "distill"])
-def test_distillation_reads_text_as_training(name: str, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [trainer_of(each, models, tmp_path / each, monkeypatch).train_dataset["input_ids"][:] for each in ("mlm unpacked", name)]
+def test_distillation_reads_text_as_training(
+    name: str, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        trainer_of(each, models, tmp_path / each, monkeypatch).train_dataset["input_ids"][:]
+        for each in ("mlm unpacked", name)
+    ]
     assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("name", ["qa", "classify", "tokens", "seq2seq", "ctc"])
-def test_epoch_holds_every_row_once(name: str, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epoch_holds_every_row_once(
+    name: str, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = trainer_of(name, models, tmp_path / "run", monkeypatch)
     collated: list[str] = []
     usual = trainer.data_collator

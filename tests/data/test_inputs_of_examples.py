@@ -1,9 +1,10 @@
 """What models are trained on is what transformers' examples feed, for every kind of tokenizer and every task.
 
 The statements here are independent of the package: they say what ``run_ner``, ``run_mlm``, ``run_clm``, ``run_qa``,
-``run_summarization`` and ``run_classification`` (transformers, examples/pytorch) do with a text, and what sentence-transformers reads. The
-package goes on where the examples stop: windows for documents that they cut, the end token after a document where the tokenizer adds
-nothing, the tokens that are left over at the end, several right answers.
+``run_summarization`` and ``run_classification`` (transformers, examples/pytorch) do with a text, and what
+sentence-transformers reads. The
+package goes on where the examples stop: windows for documents that they cut, the end token after a document where the
+tokenizer adds nothing, the tokens that are left over at the end, several right answers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, speci
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.inputs.tokenizer import token_ids
 from hf_longattn.training.tasks.classify import encode_documents
-from hf_longattn.training.tasks.embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, embedding_trainer
+from hf_longattn.training.tasks.embed import (
+    EmbedDataArguments,
+    EmbedModelArguments,
+    EmbedTrainingArguments,
+    embedding_trainer,
+)
 from hf_longattn.training.tasks.seq2seq import to_summaries
 from hf_longattn.training.tasks.tokens import to_windows
 from hf_longattn.training.trainer import row_lengths
@@ -36,12 +42,30 @@ from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 from tests.trained import REAL_TEXT, tokenizer_of
 
-KINDS = ("wordpiece", "bytes", "bytes-framed", "bytes-prefixed", "bytes-bos", "metaspace", "metaspace-bos", "unigram", "unigram-end")
-CLASSES = {"wordpiece": "bert", "bytes": "gpt2", "bytes-framed": "roberta", "unigram": "xlm-roberta", "unigram-end": "t5"}
+KINDS = (
+    "wordpiece",
+    "bytes",
+    "bytes-framed",
+    "bytes-prefixed",
+    "bytes-bos",
+    "metaspace",
+    "metaspace-bos",
+    "unigram",
+    "unigram-end",
+)
+CLASSES = {
+    "wordpiece": "bert",
+    "bytes": "gpt2",
+    "bytes-framed": "roberta",
+    "unigram": "xlm-roberta",
+    "unigram-end": "t5",
+}
 """Kinds that are a class of transformers."""
 RUN_NER_PREFIXES = ("bytes", "bytes-framed", "bytes-prefixed")
 """Kinds that ``run_ner`` loads with ``add_prefix_space=True``: those of GPT-2 and RoBERTa."""
-LLAMA_3 = Regex(r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA_3 = Regex(
+    r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 """How Llama 3's tokenizer splits a text before its byte-level pieces."""
 
 
@@ -65,23 +89,30 @@ def load(kind: str, parent: Path) -> PreTrainedTokenizerBase:
 
 
 def made(kind: str) -> PreTrainedTokenizerBase:
-    """Byte-level BPE split as in Llama 3 with a first token, or SentencePiece-like BPE with and without one, as in Llama 2."""
+    """Byte-level BPE split as in Llama 3 with a first token, or SentencePiece-like BPE with and without one, as in
+    Llama 2."""
     special = ["<s>", "</s>"]
     if kind == "bytes-bos":
         tokenizer, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
         split = pre_tokenizers.Split(LLAMA_3, "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
         tokenizer.decoder = decoders.ByteLevel()
     else:
         tokenizer, alphabet = Tokenizer(models.BPE(unk_token="<unk>")), sorted(set(REAL_TEXT))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
         special.append("<unk>")
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(REAL_TEXT.splitlines(), trainer)
     if kind.endswith("-bos"):
         first = [("<s>", 0)]
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=first)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=first
+        )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
@@ -124,18 +155,24 @@ def tagged() -> list[dict[str, Any]]:
 NAMES = ["O", "B-PER", "I-PER"]
 
 
-def test_tagged_words_have_ids_of_running_text_and_label_first_pieces(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
+def test_tagged_words_have_ids_of_running_text_and_label_first_pieces(
+    kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
+) -> None:
     before, after = special_ids(tokenizer)
     data = Dataset.from_list(tagged())
     rows = to_windows(data, for_words(tokenizer, folder_of(kind, folders)), 10_000, 0, NAMES)
     for row, document in zip(rows, data, strict=True):
         pieces = [word_ids(word, tokenizer, kind) for word in document["words"]]
-        labels = [[NAMES.index(tag), *[IGNORED] * (len(ids) - 1)] for tag, ids in zip(document["tags"], pieces, strict=True)]
+        labels = [
+            [NAMES.index(tag), *[IGNORED] * (len(ids) - 1)] for tag, ids in zip(document["tags"], pieces, strict=True)
+        ]
         assert row["input_ids"] == [*before, *chain.from_iterable(pieces), *after]
         assert row["labels"] == [*[IGNORED] * len(before), *chain.from_iterable(labels), *[IGNORED] * len(after)]
 
 
-def test_first_window_of_tagged_words_is_that_of_run_ner(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
+def test_first_window_of_tagged_words_is_that_of_run_ner(
+    kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
+) -> None:
     if kind == "bytes-bos":
         pytest.skip("run_ner reads the words of such a tokenizer as if there were no spaces between them")
     document = tagged()[2]
@@ -146,7 +183,9 @@ def test_first_window_of_tagged_words_is_that_of_run_ner(kind: str, tokenizer: P
     for word in expected.word_ids():
         labels.append(NAMES.index(document["tags"][word]) if word is not None and word != previous else IGNORED)
         previous = word
-    first = to_windows(Dataset.from_list([document]), for_words(tokenizer, folder_of(kind, folders)), LENGTH, 8, NAMES)[0]
+    first = to_windows(
+        Dataset.from_list([document]), for_words(tokenizer, folder_of(kind, folders)), LENGTH, 8, NAMES
+    )[0]
     assert (first["input_ids"], first["labels"]) == (expected["input_ids"], labels)
 
 
@@ -154,7 +193,8 @@ def test_first_window_of_tagged_words_is_that_of_run_ner(kind: str, tokenizer: P
 def test_windows_of_tagged_words_cover_the_document_with_its_labels(
     stride: int, kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
 ) -> None:
-    """Every token of the document is in some window, and no piece but a word's first has a label, also where a window begins with it."""
+    """Every token of the document is in some window, and no piece but a word's first has a label, also where a window
+    begins with it."""
     tokenizer = for_words(tokenizer, folder_of(kind, folders))
     before, after = special_ids(tokenizer)
     data = Dataset.from_list(tagged())
@@ -171,7 +211,9 @@ def test_windows_of_tagged_words_cover_the_document_with_its_labels(
         assert found == expected
 
 
-def test_saved_tokenizer_reads_words_as_training_did(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path, tmp_path: Path) -> None:
+def test_saved_tokenizer_reads_words_as_training_did(
+    kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path, tmp_path: Path
+) -> None:
     chosen = for_words(tokenizer, folder_of(kind, folders))
     chosen.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
@@ -183,7 +225,8 @@ def test_saved_tokenizer_reads_words_as_training_did(kind: str, tokenizer: PreTr
 
 
 def example_stream(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """run_mlm and run_clm: each text as the tokenizer frames it, one after the other; and the end token where nothing ends it."""
+    """run_mlm and run_clm: each text as the tokenizer frames it, one after the other; and the end token where nothing
+    ends it."""
     framed = tokenizer(texts)["input_ids"]
     end = tokenizer.eos_token_id
     ends = tokenizer("")["input_ids"][-1:] == framed[0][-1:] and len(special_ids(tokenizer)[1]) > 0
@@ -203,12 +246,22 @@ def test_text_is_cut_as_in_run_mlm_and_run_clm(pack: bool, tokenizer: PreTrained
 
 
 def test_training_texts_begin_as_in_inference(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """With the first token (BOS, CLS) that the tokenizer puts there; segments of a document are cut from the same tokens."""
+    """With the first token (BOS, CLS) that the tokenizer puts there; segments of a document are cut from the same
+    tokens."""
     rows = to_inputs(Dataset.from_dict({"text": TEXTS}), tokenizer, LENGTH, True)
-    begins = {"bytes-bos": tokenizer.bos_token_id, "metaspace-bos": tokenizer.bos_token_id, "wordpiece": tokenizer.cls_token_id}
+    begins = {
+        "bytes-bos": tokenizer.bos_token_id,
+        "metaspace-bos": tokenizer.bos_token_id,
+        "wordpiece": tokenizer.cls_token_id,
+    }
     documents = to_whole_documents(Dataset.from_dict({"text": TEXTS}), tokenizer)["input_ids"]
     for number, text in enumerate(TEXTS):
-        ids = [token for row in rows for token, document in zip(row["input_ids"], row["documents"], strict=True) if document == number]
+        ids = [
+            token
+            for row in rows
+            for token, document in zip(row["input_ids"], row["documents"], strict=True)
+            if document == number
+        ]
         inference = tokenizer(text)["input_ids"]
         assert ids[: len(inference)] == inference
         assert ids[0] == begins.get(kind, ids[0])
@@ -216,7 +269,8 @@ def test_training_texts_begin_as_in_inference(kind: str, tokenizer: PreTrainedTo
 
 
 def test_masked_tokens_are_those_of_run_mlm(tokenizer: PreTrainedTokenizerBase) -> None:
-    """15 % of the tokens that are not special: 80 % of them masked, 10 % replaced, 10 % kept; labels are the ids, and -100 elsewhere."""
+    """15 % of the tokens that are not special: 80 % of them masked, 10 % replaced, 10 % kept; labels are the ids, and
+    -100 elsewhere."""
     rows = to_inputs(Dataset.from_dict({"text": TEXTS * 20}), tokenizer, LENGTH).to_list()
     batch = RepeatableMasks(tokenizer, seed=0)(rows)
     original = torch.nn.utils.rnn.pad_sequence(
@@ -237,7 +291,8 @@ def test_masked_tokens_are_those_of_run_mlm(tokenizer: PreTrainedTokenizerBase) 
 
 @every_case("pad_with_end", [False, True])
 def test_next_token_labels_are_those_of_run_clm(pad_with_end: bool, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Labels are the ids, the end token's, too, where it pads as well; padding has none. Packed, no text predicts another."""
+    """Labels are the ids, the end token's, too, where it pads as well; padding has none. Packed, no text predicts
+    another."""
     if pad_with_end:
         if tokenizer.eos_token is None:
             pytest.skip("no end token")
@@ -249,7 +304,14 @@ def test_next_token_labels_are_those_of_run_clm(pad_with_end: bool, tokenizer: P
         assert ids[real].tolist() == labels[real].tolist() == original
         assert int((labels != IGNORED).sum()) == len(original)
     packed = DataCollatorForPackedText(tokenizer, mlm=False)(rows.to_list())
-    starts = [0, *[at for at in range(1, packed["documents"].shape[1]) if packed["documents"][0, at] != packed["documents"][0, at - 1]]]
+    starts = [
+        0,
+        *[
+            at
+            for at in range(1, packed["documents"].shape[1])
+            if packed["documents"][0, at] != packed["documents"][0, at - 1]
+        ],
+    ]
     assert (packed["labels"] == IGNORED).nonzero()[:, 1].tolist() == starts
 
 
@@ -275,7 +337,8 @@ def test_leftover_tokens_are_kept_if_they_hold_a_token_to_predict(tokenizer: Pre
 
 
 def questions() -> list[dict[str, Any]]:
-    """Answers at the beginning, in the middle and at the end of short and long documents, and a question without one."""
+    """Answers at the beginning, in the middle and at the end of short and long documents, and a question without
+    one."""
     rows = []
     for number, text in enumerate(TEXTS):
         words = text.split()
@@ -287,12 +350,20 @@ def questions() -> list[dict[str, Any]]:
     return rows
 
 
-def run_qa(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, stride: int) -> list[tuple[list[int], int, int]]:
-    """prepare_train_features: ids, first and last token of the answer, each that of "no answer" where it is not in the window."""
+def run_qa(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
+) -> list[tuple[list[int], int, int]]:
+    """prepare_train_features: ids, first and last token of the answer, each that of "no answer" where it is not in the
+    window."""
     encoded = tokenizer(
-        row["question"].lstrip(), row["context"], truncation="only_second", max_length=length, stride=stride,
-        return_overflowing_tokens=True, return_offsets_mapping=True,
-    )  # fmt: skip
+        row["question"].lstrip(),
+        row["context"],
+        truncation="only_second",
+        max_length=length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
     features = []
     for window, ids in enumerate(encoded["input_ids"]):
         offsets, sequence = encoded["offset_mapping"][window], encoded.sequence_ids(window)
@@ -315,7 +386,8 @@ def run_qa(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int,
 def test_question_features_are_those_of_run_qa(length: int, stride: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = questions()
     records = [
-        {"id": str(number), "title": "", "kind": "span" if row["answers"]["text"] else "none", **row} for number, row in enumerate(rows)
+        {"id": str(number), "title": "", "kind": "span" if row["answers"]["text"] else "none", **row}
+        for number, row in enumerate(rows)
     ]
     found = qa_rows(Dataset.from_list(records), tokenizer, length, stride)
     assert found[:] == qa_rows(Dataset.from_list(records), tokenizer, length, stride, processes=2)[:]
@@ -329,7 +401,9 @@ def test_question_features_are_those_of_run_qa(length: int, stride: int, tokeniz
 
 
 @every_case("length", [1000, LENGTH])
-def test_classification_inputs_are_those_of_run_classification(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_classification_inputs_are_those_of_run_classification(
+    length: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
     data = Dataset.from_dict({"text": TEXTS, "label": ["b", "a", "b", "a"]})
     found = encode_documents(data, tokenizer, length, ["a", "b"])
     assert found["input_ids"][:] == tokenizer(TEXTS, max_length=length, truncation=True)["input_ids"]
@@ -337,7 +411,9 @@ def test_classification_inputs_are_those_of_run_classification(length: int, toke
 
 
 @every_case("length", [1000, LENGTH])
-def test_classification_inputs_with_a_question_are_those_of_run_glue(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_classification_inputs_with_a_question_are_those_of_run_glue(
+    length: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
     questions = ["Is it so?", "Who says that?", "Why?", "Is it not so?"]
     data = Dataset.from_dict({"text": TEXTS, "question": questions, "label": ["b", "a", "b", "a"]})
     found = encode_documents(data, tokenizer, length, ["a", "b"])
@@ -364,23 +440,38 @@ def test_summary_inputs_are_those_of_run_summarization(prefix: str, tokenizer: P
 def embedder(kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
     """A folder of a tiny BERT with the tokenizer."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "max_position_embeddings": 2000}
+    shape = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "max_position_embeddings": 2000,
+    }
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     return tmp_path
 
 
-def test_embedding_pairs_are_read_as_by_sentence_transformers(tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path) -> None:
+def test_embedding_pairs_are_read_as_by_sentence_transformers(
+    tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path
+) -> None:
     st = pytest.importorskip("sentence_transformers")
     prompts = {"query": "query: ", "document": "passage: "}
     model = st.SentenceTransformer(str(embedder), prompts=prompts)
     model.save(str(tmp_path / "embedder"))
     data = Dataset.from_list([{"anchor": text[:20], "positive": text} for text in TEXTS])
-    model_args, data_args = EmbedModelArguments(str(tmp_path / "embedder")), EmbedDataArguments(["data"], max_length=LENGTH)
-    trainer = embedding_trainer(model_args, data_args, EmbedTrainingArguments(str(tmp_path / "out"), bf16=False), data, data)
+    model_args, data_args = (
+        EmbedModelArguments(str(tmp_path / "embedder")),
+        EmbedDataArguments(["data"], max_length=LENGTH),
+    )
+    trainer = embedding_trainer(
+        model_args, data_args, EmbedTrainingArguments(str(tmp_path / "out"), bf16=False), data, data
+    )
     batch = trainer.data_collator(data.to_list())
     for column, prompt in (("anchor", prompts["query"]), ("positive", prompts["document"])):
-        expected = tokenizer([prompt + text for text in data[column]], truncation=True, max_length=LENGTH, padding=True)
+        expected = tokenizer(
+            [prompt + text for text in data[column]], truncation=True, max_length=LENGTH, padding=True
+        )
         assert batch[f"{column}_input_ids"].tolist() == expected["input_ids"]
         assert batch[f"{column}_attention_mask"].tolist() == expected["attention_mask"]
 
@@ -389,7 +480,13 @@ WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "
 BYTE_PIECES = train_tokenizer([" ".join(WORDS)] * 3, 300)
 VOCABULARY = json.loads(BYTE_PIECES.backend_tokenizer.to_str())["model"]["vocab"]
 OF_PAGES = ("LayoutLMv2Tokenizer", "MarkupLMTokenizer")
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 
 
 def tokenizer_of_pages(name: str) -> PreTrainedTokenizerBase:
@@ -402,7 +499,11 @@ def tokenizer_of_pages(name: str) -> PreTrainedTokenizerBase:
 @pytest.mark.parametrize("name", OF_PAGES)
 def test_tokenizers_of_pages_read_text_as_words_of_a_page(name: str) -> None:
     tokenizer, text = tokenizer_of_pages(name), " ".join(WORDS)
-    places = {"xpaths": ["/html/body/p"] * len(WORDS)} if name == "MarkupLMTokenizer" else {"boxes": [[0, 0, 1000, 1000]] * len(WORDS)}
+    places = (
+        {"xpaths": ["/html/body/p"] * len(WORDS)}
+        if name == "MarkupLMTokenizer"
+        else {"boxes": [[0, 0, 1000, 1000]] * len(WORDS)}
+    )
     assert token_ids(tokenizer, text) == tokenizer(WORDS, **places)["input_ids"]
     assert special_ids(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
     assert token_ids(tokenizer, text, special_tokens=False) == token_ids(tokenizer, text)[1:-1]

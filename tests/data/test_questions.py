@@ -1,4 +1,5 @@
-"""Questions in every schema and file that people have them, and as inputs whose targets are the characters of their answers."""
+"""Questions in every schema and file that people have them, and as inputs whose targets are the characters of their
+answers."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ from tests.cases import every_case
 from tests.lookups import lookups
 from tests.training.conftest import SOURCES, write_rows
 
-RECORD = {"id": "1", "context": "The fox is red.", "question": "What is red?", "answers": {"text": ["fox"], "answer_start": [4]}}
+RECORD = {
+    "id": "1",
+    "context": "The fox is red.",
+    "question": "What is red?",
+    "answers": {"text": ["fox"], "answer_start": [4]},
+}
 QAS = [{"id": "1", "question": RECORD["question"], "answers": [{"text": "fox", "answer_start": 4}]}]
 NESTED = {"data": [{"title": "t", "paragraphs": [{"context": RECORD["context"], "qas": QAS}]}]}
 HOTPOT = {
@@ -52,7 +58,10 @@ def test_questions_are_the_same_from_every_kind_of_file(form: str, tmp_path: Pat
     elif form == "data.jsonl":
         write_rows([RECORD], path)
     elif form == "spans.csv":
-        write_csv(path, {**{name: RECORD[name] for name in ("id", "context", "question")}, "answer": "fox", "answer_start": 4})
+        write_csv(
+            path,
+            {**{name: RECORD[name] for name in ("id", "context", "question")}, "answer": "fox", "answer_start": 4},
+        )
     elif form == "data.parquet":
         data.to_parquet(str(path))
     elif form == "dataset":
@@ -81,18 +90,36 @@ def test_questions_may_have_other_columns_of_any_shape(tmp_path: Path) -> None:
 
 
 EMPTY_ANSWERS = (
-    [], None, "", [""], [None], [{"text": "", "answer_start": 0}], [{"text": "", "answer_start": -1}], [{"text": " "}],
-    {"text": [], "answer_start": []}, {"text": [""], "answer_start": [0]}, {"text": [""], "answer_start": [-1]},
-    {"text": [], "answer_start": [-1]}, {"text": "", "answer_start": -1}, {"text": [None], "answer_start": [None]},
-)  # fmt: skip
+    [],
+    None,
+    "",
+    [""],
+    [None],
+    [{"text": "", "answer_start": 0}],
+    [{"text": "", "answer_start": -1}],
+    [{"text": " "}],
+    {"text": [], "answer_start": []},
+    {"text": [""], "answer_start": [0]},
+    {"text": [""], "answer_start": [-1]},
+    {"text": [], "answer_start": [-1]},
+    {"text": "", "answer_start": -1},
+    {"text": [None], "answer_start": [None]},
+)
 
 
 def test_questions_are_read_from_the_columns_that_are_named(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("context,document,frage,antwort\nelsewhere,Ada built it.,Who?,Ada\n")
     named = {"question": "frage", "context": "document", "answers": "antwort"}
     (row,) = load_qa(tmp_path / "rows.csv", named=named).to_list()
-    assert (row["question"], row["context"], row["answers"]) == ("Who?", "Ada built it.", {"text": ["Ada"], "answer_start": [0]})
-    with pytest.raises(DataError, match=r"has the columns .*, not 'fragen'; name one with --columns question=NAME\. Did you mean 'frage'"):
+    assert (row["question"], row["context"], row["answers"]) == (
+        "Who?",
+        "Ada built it.",
+        {"text": ["Ada"], "answer_start": [0]},
+    )
+    with pytest.raises(
+        DataError,
+        match=r"has the columns .*, not 'fragen'; name one with --columns question=NAME\. Did you mean 'frage'",
+    ):
         load_qa(tmp_path / "rows.csv", named={**named, "question": "fragen"})
 
 
@@ -100,7 +127,9 @@ def test_empty_answer_makes_a_question_without_an_answer(tmp_path: Path) -> None
     """In nested and flat files, in the common schema and in tables, wherever it starts."""
     row = {"id": "1", "question": "?", "context": "Ada built it."}
     qas = [{"id": "1", "question": "?", "answers": answers, "is_impossible": True} for answers in EMPTY_ANSWERS]
-    (tmp_path / "nested.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]}))
+    (tmp_path / "nested.json").write_text(
+        json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]})
+    )
     flat = [{**row, "answers": answers} for answers in EMPTY_ANSWERS]
     common = [{**each, "gold": [""], "kind": "span"} for each in flat]
     starts = [{**row, "answer": "", "answer_start": start} for start in ("", "0", "-1", "-1.0")]
@@ -120,14 +149,25 @@ def test_answer_counts_in_either_of_the_columns_answer_and_answers(tmp_path: Pat
     row = {"id": "1", "question": "?", "context": "Ada built it."}
     spans, text = {"text": ["Ada"], "answer_start": [0]}, {"answer": "Ada"}
     answered = [
-        text, {"answer": ["Ada"]}, {**text, "answer_start": 0}, {"answer": spans}, {"answer": {"text": "Ada", "answer_start": 0}},
-        {"answer": [{"text": "Ada", "answer_start": 0}]}, {"answers": spans}, {"answers": spans, "answer": None},
+        text,
+        {"answer": ["Ada"]},
+        {**text, "answer_start": 0},
+        {"answer": spans},
+        {"answer": {"text": "Ada", "answer_start": 0}},
+        {"answer": [{"text": "Ada", "answer_start": 0}]},
+        {"answers": spans},
+        {"answers": spans, "answer": None},
         {"answers": spans, **text},
-        *({"answers": empty, **text} for empty in EMPTY_ANSWERS), {"answers": {}, **text},
-    ]  # fmt: skip
-    unanswered = [{"answers": empty, "answer": other} for empty in EMPTY_ANSWERS for other in ("", None, [])] + [{"answer": ""}]
+        *({"answers": empty, **text} for empty in EMPTY_ANSWERS),
+        {"answers": {}, **text},
+    ]
+    unanswered = [{"answers": empty, "answer": other} for empty in EMPTY_ANSWERS for other in ("", None, [])] + [
+        {"answer": ""}
+    ]
     qas = [{"id": "1", "question": "?", **each} for each in (*answered, *unanswered, {})]
-    (tmp_path / "nested.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]}))
+    (tmp_path / "nested.json").write_text(
+        json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]})
+    )
     write_csv(tmp_path / "rows.csv", *({**row, "answers": cell, **text} for cell in ("", " ", "Ada")))
     starts = {**row, "answers": "", **text, "answer_start": "0"}
     write_csv(tmp_path / "starts.csv", starts, {**starts, "answer_start": ""})
@@ -144,20 +184,27 @@ def test_answer_counts_in_either_of_the_columns_answer_and_answers(tmp_path: Pat
 
 
 def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> None:
-    row, answer = {"id": "1", "question": "?", "context": "Ada built it."}, {"answers": {"text": ["Ada"], "answer_start": [0]}}
+    row, answer = (
+        {"id": "1", "question": "?", "context": "Ada built it."},
+        {"answers": {"text": ["Ada"], "answer_start": [0]}},
+    )
     for mark in (True, 1, 1.0, "True ", "TRUE", " yes", "1", "1.0"):
         assert read([{**row, "answers": [], "is_impossible": mark}], tmp_path)[0]["kind"] == "none"
         with pytest.raises(DataError, match=r"Question 1 of .*: .*marked as is_impossible, but has the answer 'Ada'"):
             read([{**row, **answer, "is_impossible": mark}], tmp_path)
     for mark in (False, 0, "False ", "NO", None, "", " "):
-        assert [one["kind"] for one in read([{**row, **each, "is_impossible": mark} for each in (answer, {"answers": []})], tmp_path)] == [
-            "span", "none"
-        ]  # fmt: skip
+        assert [
+            one["kind"]
+            for one in read([{**row, **each, "is_impossible": mark} for each in (answer, {"answers": []})], tmp_path)
+        ] == ["span", "none"]
     common = {**row, **answer, "gold": ["Ada"], "kind": "none"}
     for changes in ({}, {"gold": []}, {"answers": []}):
-        with pytest.raises(DataError, match=r"Question 1 of .*: It is marked as kind 'none', but has the answer 'Ada'"):
+        with pytest.raises(
+            DataError, match=r"Question 1 of .*: It is marked as kind 'none', but has the answer 'Ada'"
+        ):
             read([{**common, **changes}], tmp_path)
-    unknown_place = {**common, "answers": [], "kind": "span", "is_impossible": False}  # of a document without the answer
+    # of a document without the answer
+    unknown_place = {**common, "answers": [], "kind": "span", "is_impossible": False}
     yes = {**unknown_place, "kind": "yes", "gold": []}
     assert [one["kind"] for one in read([unknown_place, yes], tmp_path)] == ["span", "yes"]
 
@@ -166,13 +213,27 @@ def test_answer_start_must_be_a_whole_number(tmp_path: Path) -> None:
     row = {"id": "1", "question": "?", "context": "Ada built it."}
     for start in (float("nan"), 0.5, "x", True, float("inf")):
         for answers in ({"text": ["Ada"], "answer_start": [start]}, [{"text": "Ada", "answer_start": start}]):
-            with pytest.raises(DataError, match=r"Question 1 of .*: The answer 'Ada' has the answer_start .*; it must be a whole number"):
+            with pytest.raises(
+                DataError,
+                match=r"Question 1 of .*: The answer 'Ada' has the answer_start .*; it must be a whole number",
+            ):
                 read([{**row, "answers": answers}], tmp_path)
-    assert read([{**row, "context": "in 1920", "answers": {"text": [1920], "answer_start": [3]}}], tmp_path)[0]["gold"] == ["1920"]
+    assert read([{**row, "context": "in 1920", "answers": {"text": [1920], "answer_start": [3]}}], tmp_path)[0][
+        "gold"
+    ] == ["1920"]
     for start in (6, 6.0):
-        for changes in ({"answers": {"text": "it", "answer_start": 10}}, {"answer": "built", "answer_start": start - 2}):
-            assert read([{**row, **changes}], tmp_path)[0]["answers"]["answer_start"] == [changes.get("answer_start", 10)]
-    for start, message in (("5", "is not at character 5"), ("first", "must be a whole number"), ("0.5", "must be a whole number")):
+        for changes in (
+            {"answers": {"text": "it", "answer_start": 10}},
+            {"answer": "built", "answer_start": start - 2},
+        ):
+            assert read([{**row, **changes}], tmp_path)[0]["answers"]["answer_start"] == [
+                changes.get("answer_start", 10)
+            ]
+    for start, message in (
+        ("5", "is not at character 5"),
+        ("first", "must be a whole number"),
+        ("0.5", "must be a whole number"),
+    ):
         write_csv(tmp_path / "rows.csv", {**row, "answer": "built", "answer_start": start})
         with pytest.raises(DataError, match=message):
             load_qa(tmp_path / "rows.csv")
@@ -192,11 +253,19 @@ def test_question_with_half_of_a_character_is_refused(tmp_path: Path) -> None:
 def test_cells_of_a_table_of_questions_are_texts(tmp_path: Path) -> None:
     write_csv(tmp_path / "rows.csv", {"id": "001", "question": "None", "context": "NA 0012 null", "answer": "0012"})
     (example,) = load_qa(tmp_path / "rows.csv").to_list()
-    assert [example[name] for name in ("id", "question", "context", "gold")] == ["001", "None", "NA 0012 null", ["0012"]]
+    assert [example[name] for name in ("id", "question", "context", "gold")] == [
+        "001",
+        "None",
+        "NA 0012 null",
+        ["0012"],
+    ]
 
 
 def test_answers_without_places_are_found_wherever_they_stand(tmp_path: Path) -> None:
-    (record,) = read([{"question": "?", "context": "Fox, a foxglove, the  red\nfox.", "answer": ["fox", "red fox", "wolf"]}], tmp_path)
+    (record,) = read(
+        [{"question": "?", "context": "Fox, a foxglove, the  red\nfox.", "answer": ["fox", "red fox", "wolf"]}],
+        tmp_path,
+    )
     assert record["answers"] == {"text": ["Fox", "red\nfox", "fox"], "answer_start": [0, 22, 26]}
     assert record["gold"] == ["fox", "red fox", "wolf"]
     assert occurrences("a+b a+bc", ["a+b", ""])["answer_start"] == [0]
@@ -233,7 +302,8 @@ def test_answers_are_found_in_words_and_in_scripts_without_spaces(tmp_path: Path
     for context, answer in [("河内", "越南"), ("a 6km run", "5"), ("Fo x", "fox")]:
         with pytest.raises(DataError, match="is not in the context"):
             read([{"question": "?", "context": context, "answer": answer}], tmp_path)
-    assert occurrences("Foxgloves", ["fox"], normalised=True)["answer_start"] == []  # an alias of many, and a document of several
+    # an alias of many, and a document of several
+    assert occurrences("Foxgloves", ["fox"], normalised=True)["answer_start"] == []
 
 
 def test_mrqa_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> None:
@@ -243,7 +313,9 @@ def test_mrqa_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> None
         "answers": ["Fox"],
         "detected_answers": [{"text": "fox", "char_spans": [[4, 6]], "token_spans": [[1, 1]]}],
     }
-    write_rows([{"header": {"dataset": "x"}}, {"id": "", "context": RECORD["context"], "qas": [qa]}], tmp_path / "mrqa.jsonl")
+    write_rows(
+        [{"header": {"dataset": "x"}}, {"id": "", "context": RECORD["context"], "qas": [qa]}], tmp_path / "mrqa.jsonl"
+    )
     (record,) = load_qa(tmp_path / "mrqa.jsonl").to_list()
     assert (record["id"], record["answers"], record["gold"]) == ("q", {"text": ["fox"], "answer_start": [4]}, ["Fox"])
     hub = {"text": ["fox"], "char_spans": [{"start": [4], "end": [6]}], "token_spans": [{"start": [1], "end": [1]}]}
@@ -274,15 +346,28 @@ def test_prepare_triviaqa_makes_a_row_for_each_document_of_a_hub_question(tmp_pa
             "wiki_context": ["No such animal.", "The Red Fox; a red fox."],
         },
         "search_results": {"filename": ["1/1_2.txt"], "title": ["c"], "search_context": ["vulpes"]},
-        "answer": {"value": "Red Fox", "aliases": ["Vulpes"], "normalized_aliases": ["red fox", "vulpes"], "normalized_value": "red fox"},
+        "answer": {
+            "value": "Red Fox",
+            "aliases": ["Vulpes"],
+            "normalized_aliases": ["red fox", "vulpes"],
+            "normalized_value": "red fox",
+        },
     }
     empty = {"filename": [], "title": [], "search_context": []}
-    Dataset.from_list([row, {**row, "question_id": "t2", "search_results": empty}]).to_parquet(str(tmp_path / "trivia.parquet"))
-    with pytest.raises(DataError, match=r"lacks context; .* \(for TriviaQA and Natural Questions, scripts/ of a clone"):
+    Dataset.from_list([row, {**row, "question_id": "t2", "search_results": empty}]).to_parquet(
+        str(tmp_path / "trivia.parquet")
+    )
+    with pytest.raises(
+        DataError, match=r"lacks context; .* \(for TriviaQA and Natural Questions, scripts/ of a clone"
+    ):
         load_qa(tmp_path / "trivia.parquet")
     prepare_triviaqa.main([str(tmp_path / "trivia.parquet"), str(tmp_path / "trivia.jsonl")])
     first, second, third, *others = load_qa(tmp_path / "trivia.jsonl").to_list()
-    assert [(one["id"], one["document"]) for one in (first, second, third)] == [("t1", "a.txt"), ("t1", "b.txt"), ("t1", "1/1_2.txt")]
+    assert [(one["id"], one["document"]) for one in (first, second, third)] == [
+        ("t1", "a.txt"),
+        ("t1", "b.txt"),
+        ("t1", "1/1_2.txt"),
+    ]
     assert (first["answers"]["text"], first["gold"], first["kind"]) == ([], ["red fox", "vulpes"], "span")
     assert (second["answers"]["text"], third["answers"]["text"]) == (["Red Fox", "red fox"], ["vulpes"])
     assert [one["id"] for one in others] == ["t2", "t2"]
@@ -336,14 +421,18 @@ def trivia(folder: Path, name: str, **changes: Any) -> Path:
     return output
 
 
-def test_prepare_triviaqa_reads_the_released_files_with_their_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_triviaqa_reads_the_released_files_with_their_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     records = load_qa(trivia(tmp_path, "dev")).to_list()
     named = [("tc_3", "Neva_River.txt"), ("tc_3", "Moscow.txt"), ("tc_3", "26/26_3.txt"), ("tc_4", "Fox.txt")]
     assert [(one["id"], one["document"]) for one in records] == named
     first, second, third, fourth = records
     assert first["answers"]["text"] == ["St Petersburg", "City of the St. Petersburg", "St. Petersburg", "Leningrad"]
     for one in records:
-        assert all(one["context"].startswith(text, start) for text, start in zip(*one["answers"].values(), strict=True))
+        assert all(
+            one["context"].startswith(text, start) for text, start in zip(*one["answers"].values(), strict=True)
+        )
     assert (second["answers"]["text"], third["answers"]["text"]) == ([], ["st. petersburg", "leningrad"])
     assert first["gold"] == ["st petersburg", "city of st petersburg", "leningrad"]
     assert (fourth["question"], fourth["gold"]) == ("Which animal?", ["fox"])
@@ -354,7 +443,10 @@ def test_prepare_triviaqa_reads_the_released_files_with_their_evidence(tmp_path:
 
 def test_prepare_triviaqa_keeps_verified_documents_as_the_official_script(tmp_path: Path) -> None:
     """On the Web, only the verified documents of verified questions."""
-    web, wikipedia = (load_qa(trivia(tmp_path, domain, VerifiedEval=True, Domain=domain))["document"] for domain in ("Web", "Wikipedia"))
+    web, wikipedia = (
+        load_qa(trivia(tmp_path, domain, VerifiedEval=True, Domain=domain))["document"]
+        for domain in ("Web", "Wikipedia")
+    )
     assert web[:] == ["Neva_River.txt", "26/26_3.txt"]
     assert wikipedia[:] == ["Neva_River.txt", "Moscow.txt", "26/26_3.txt"]
 
@@ -394,7 +486,10 @@ def test_prepare_natural_questions_reads_hub_rows_and_released_files(tmp_path: P
     with gzip.open(tmp_path / "simplified.jsonl.gz", "wt") as file:
         file.write("\n".join(map(json.dumps, rows)))
     tokens = [{"token": word, "html_token": word.startswith("<"), "start_byte": 0, "end_byte": 1} for word in words]
-    write_rows([{"example_id": 5, "document_tokens": tokens, "question_text": "what runs", "annotations": [plain]}], tmp_path / "nq.jsonl")
+    write_rows(
+        [{"example_id": 5, "document_tokens": tokens, "question_text": "what runs", "annotations": [plain]}],
+        tmp_path / "nq.jsonl",
+    )
     prepare_natural_questions.main([str(tmp_path / name) for name in ("simplified.jsonl.gz", "nq.jsonl", "out.jsonl")])
     first, second, whole = load_qa(tmp_path / "out.jsonl").to_list()
     assert whole == first
@@ -406,13 +501,22 @@ def test_prepare_natural_questions_reads_hub_rows_and_released_files(tmp_path: P
 
 def test_hotpot_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> None:
     (record,) = read([HOTPOT], tmp_path)
-    assert record["context"] == "Tower\nThe tower is old. It was painted by Ann Lee.\nAnn Lee\nAnn Lee was a painter.\nOther\nAnn Lee.\n"
-    assert record["answers"]["answer_start"] == [record["context"].index("Ann Lee."), record["context"].index("Ann Lee was")]
+    assert (
+        record["context"]
+        == "Tower\nThe tower is old. It was painted by Ann Lee.\nAnn Lee\nAnn Lee was a painter.\nOther\nAnn Lee.\n"
+    )
+    assert record["answers"]["answer_start"] == [
+        record["context"].index("Ann Lee."),
+        record["context"].index("Ann Lee was"),
+    ]
     hub = {
         **{name: HOTPOT[name] for name in ("question", "answer")},
         "id": "h",
         "supporting_facts": {"title": ["Tower", "Ann Lee"], "sent_id": [1, 0]},
-        "context": {"title": [title for title, _ in HOTPOT["context"]], "sentences": [texts for _, texts in HOTPOT["context"]]},
+        "context": {
+            "title": [title for title, _ in HOTPOT["context"]],
+            "sentences": [texts for _, texts in HOTPOT["context"]],
+        },
     }
     Dataset.from_list([hub]).save_to_disk(str(tmp_path / "hub"))
     assert load_qa(tmp_path / "hub").to_list() == [record]
@@ -431,7 +535,10 @@ def test_hotpot_files_and_hub_rows_give_the_same_questions(tmp_path: Path) -> No
         ({**RECORD, "answers": {"text": ["fox"], "answer_start": [5]}}, "is not at character 5"),
         ({**RECORD, "answers": ["wolf"]}, "'wolf' is not in the context"),
         ({**RECORD, "answers": {"texts": ["fox"]}}, "as in SQuAD"),
-        ({**RECORD, "answers": {"text": ["yes"], "answer_start": [-1]}}, "must be a whole number from 0, .* Give empty lists"),
+        (
+            {**RECORD, "answers": {"text": ["yes"], "answer_start": [-1]}},
+            "must be a whole number from 0, .* Give empty lists",
+        ),
         ({**RECORD, "question": " "}, "All questions of .* are empty"),
         ({**RECORD, "question": 5}, "question must be one text, not int"),
         ({**HOTPOT, "answer": "wolf"}, "'wolf' is not in the context"),
@@ -443,10 +550,16 @@ def test_question_rows_of_a_wrong_schema_are_refused(record: dict, message: str,
         read([record], tmp_path)
 
 
-def test_bad_question_rows_are_refused_and_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bad = [{**RECORD, "id": f"bad{number}", "answers": {"text": ["wolf"], "answer_start": [number]}} for number in range(5)]
+def test_bad_question_rows_are_refused_and_left_out_on_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [
+        {**RECORD, "id": f"bad{number}", "answers": {"text": ["wolf"], "answer_start": [number]}}
+        for number in range(5)
+    ]
     with pytest.raises(
-        DataError, match=r"^Question bad0 of .*jsonl: The answer 'wolf' is not at .* Leave such rows out, with --skip-bad-rows"
+        DataError,
+        match=r"^Question bad0 of .*jsonl: The answer 'wolf' is not at .* Leave such rows out, with --skip-bad-rows",
     ):
         read([*bad, RECORD], tmp_path)
     assert [record["id"] for record in read([*bad, RECORD], tmp_path, skip_bad_rows=True)] == ["1"]
@@ -466,8 +579,16 @@ def test_question_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         ),
         ("other.parquet", "text", "is damaged"),
         ("rows.json", '{"data": 5}', "lacks context and question"),
-        ("article.json", '{"data": [{"paragraphs": [{"context": "a tree"}]}]}', "Row 1 of .* cannot be read: 'qas' is missing"),
-        ("context.json", '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "which?"}]}]}]}', "context must be one text"),
+        (
+            "article.json",
+            '{"data": [{"paragraphs": [{"context": "a tree"}]}]}',
+            "Row 1 of .* cannot be read: 'qas' is missing",
+        ),
+        (
+            "context.json",
+            '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "which?"}]}]}]}',
+            "context must be one text",
+        ),
     ):
         (tmp_path / name).write_text(contents)
         with pytest.raises(DataError, match=message):
@@ -483,7 +604,9 @@ def test_question_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 NOTHING: dict[str, list[Any]] = {"text": [], "answer_start": []}
 
 
-def inputs_of(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, stride: int | None = None) -> list[dict[str, Any]]:
+def inputs_of(
+    record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, stride: int | None = None
+) -> list[dict[str, Any]]:
     """The windows of one question, each a row."""
     columns = {name: [record[name]] for name in ("question", "context", "answers")}
     inputs = qa_inputs(columns, [0], tokenizer, length, stride)
@@ -495,11 +618,18 @@ def record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return lookups(SOURCES, tokenizer, 900, seed=3)[0]
 
 
-def test_question_without_room_for_the_document_is_refused(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(InputError, match=r"not more than the stride 64; lower --stride, or raise --max-length if the model takes longer"):
+def test_question_without_room_for_the_document_is_refused(
+    record: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"not more than the stride 64; lower --stride, or raise --max-length if the model takes longer",
+    ):
         inputs_of(record, tokenizer, 40, stride=64)
     for stride in (None, 0, 64):
-        with pytest.raises(InputError, match="leaves 0 tokens for the document beside the question; shorten the question, or raise"):
+        with pytest.raises(
+            InputError, match="leaves 0 tokens for the document beside the question; shorten the question, or raise"
+        ):
             inputs_of({**record, "question": "why " * 50}, tokenizer, 40, stride=stride)
 
 
@@ -515,7 +645,10 @@ def test_windows_are_labelled_with_the_answers_that_they_hold(tokenizer: PreTrai
             held = {(first, last) for first, last in places if inside[0][0] <= first and last <= inside[-1][1]}
             seen.add(len(held))
             assert (row["starts"] == [0]) == (not held)
-            for offsets, characters in ((row["starts"], {first for first, _ in held}), (row["ends"], {last - 1 for _, last in held})):
+            for offsets, characters in (
+                (row["starts"], {first for first, _ in held}),
+                (row["ends"], {last - 1 for _, last in held}),
+            ):
                 found = [row["offsets"][place] for place in offsets if held]
                 assert len(found) == len(characters)
                 assert all(any(begin <= character < end for begin, end in found) for character in characters)
@@ -526,11 +659,22 @@ def test_special_tokens_typed_in_questions_and_documents_are_text(tokenizer: Pre
     for special in (*tokenizer.all_special_tokens, "[SEP][SEP]", "[SEP] [CLS]"):
         for question in (f"what {special} is it", f"{special} what", f"what {special}"):
             context = f"It is a {special} red fox {special}"
-            record = {"question": question, "context": context, "answers": {"text": ["red fox"], "answer_start": [context.index("red")]}}
+            record = {
+                "question": question,
+                "context": context,
+                "answers": {"text": ["red fox"], "answer_start": [context.index("red")]},
+            }
             for length, stride in ((512, None), (48, 8)):
                 for row in inputs_of(record, tokenizer, length, stride):
-                    ids, first = row["input_ids"], next(place for place, offset in enumerate(row["offsets"]) if offset != (-1, -1))
-                    assert [token for token in ids if token in tokenizer.all_special_ids] == [ids[0], ids[first - 1], ids[-1]], special
+                    ids, first = (
+                        row["input_ids"],
+                        next(place for place, offset in enumerate(row["offsets"]) if offset != (-1, -1)),
+                    )
+                    assert [token for token in ids if token in tokenizer.all_special_ids] == [
+                        ids[0],
+                        ids[first - 1],
+                        ids[-1],
+                    ], special
                     assert tokenizer.decode(ids[1 : first - 1]).strip() == question
                     found = context[row["offsets"][row["starts"][0]][0] : row["offsets"][row["ends"][0]][1]]
                     assert row["starts"] == [0] or found.strip() == "red fox"
@@ -539,7 +683,9 @@ def test_special_tokens_typed_in_questions_and_documents_are_text(tokenizer: Pre
     assert row["input_ids"].count(tokenizer.sep_token_id) == 2
 
 
-def test_long_documents_cause_no_warning_of_the_tokenizer(tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_documents_cause_no_warning_of_the_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
     tokenizer.model_max_length = 128
     inputs_of({"question": "why", "context": "because " * 500, "answers": NOTHING}, tokenizer, 128, 16)
     assert "indexing errors" not in caplog.text
@@ -551,7 +697,9 @@ def test_answer_without_text_is_the_token_where_it_starts() -> None:
         assert answer_tokens(offsets, {"text": [""], "answer_start": [start]}) == [(token, token)]
 
 
-def test_qa_batches_are_padded_or_packed_with_the_same_labels(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+def test_qa_batches_are_padded_or_packed_with_the_same_labels(
+    record: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
     rows = inputs_of(record, tokenizer, 96, stride=32)
     rows = [min(rows, key=lambda row: row["length"]), max(rows, key=lambda row: row["length"])]
     lengths = [row["length"] for row in rows]

@@ -37,15 +37,27 @@ configs:
 
 TEXTS = {"text": ("text",)}
 LABELLED = {**TEXTS, "label": ("label",)}
-PAIRS = {"anchor": ("anchor", "sentence1"), "positive": ("positive", "sentence2"), "negative": ("negative",), "score": ("score",)}
+PAIRS = {
+    "anchor": ("anchor", "sentence1"),
+    "positive": ("positive", "sentence2"),
+    "negative": ("negative",),
+    "score": ("score",),
+}
 
 
 def arguments(*data: str, **changes: Any) -> Any:
     """The data arguments of a task."""
     values = {
-        "data": list(data), "named": {}, "roles": TEXTS, "split": "train", "validation": "", "template": [], "only_scores": False,
-        "max_train_samples": None, "max_eval_samples": None,
-    }  # fmt: skip
+        "data": list(data),
+        "named": {},
+        "roles": TEXTS,
+        "split": "train",
+        "validation": "",
+        "template": [],
+        "only_scores": False,
+        "max_train_samples": None,
+        "max_eval_samples": None,
+    }
     return SimpleNamespace(**{**values, **changes})
 
 
@@ -76,7 +88,10 @@ def repository(tmp_path: Path) -> str:
 
 def test_dataset_subset_is_named_after_a_colon(repository: str) -> None:
     assert read_table(f"{repository}:second.part")["text"] == ["second"]
-    with pytest.raises(DataError, match=r"loading it from the Hub failed; give NAME or NAME:SUBSET.*Available: \['first', 'second.part'\]"):
+    with pytest.raises(
+        DataError,
+        match=r"loading it from the Hub failed; give NAME or NAME:SUBSET.*Available: \['first', 'second.part'\]",
+    ):
         read_table(f"{repository}:secondpart")
 
 
@@ -133,7 +148,10 @@ def test_csv_cells_are_texts_as_they_stand_and_only_empty_ones_are_missing(endin
     between = "\t" if ending == ".tsv" else ","
     for cells in (MISSING, CODES, ("001", "010"), ("1", "2")):
         lines = ["text,label,summary,anchor,positive", *(",".join([cell] * 5) for cell in cells)]
-        source = write(tmp_path / f"{len(cells)}{cells[0]}{ending}".replace("/", "-"), "\n".join(lines).replace(",", between) + "\n")
+        source = write(
+            tmp_path / f"{len(cells)}{cells[0]}{ending}".replace("/", "-"),
+            "\n".join(lines).replace(",", between) + "\n",
+        )
         assert labelled(source).to_list() == [{"text": cell, "label": cell} for cell in cells]
         assert texts_of(source)["text"][:] == list(cells)
         assert sorted(written(source, "{text} {label}")) == sorted(f"{cell} {cell}" for cell in cells)
@@ -155,7 +173,9 @@ def test_json_values_keep_their_texts(ending: str, tmp_path: Path) -> None:
         source = write(tmp_path / f"{len(cells)}{cells[0]}{ending}".replace("/", "-"), content)
         assert labelled(source).to_list() == [{"text": cell, "label": cell} for cell in cells]
         assert read_table(source)["message"][0] == {"content": cells[0]}
-    numbers = write(tmp_path / f"numbers{ending}", '{"id": 1180591620717411303424, "n": 9007199254740993}\n{"id": 5, "n": 1}')
+    numbers = write(
+        tmp_path / f"numbers{ending}", '{"id": 1180591620717411303424, "n": 9007199254740993}\n{"id": 5, "n": 1}'
+    )
     assert read_table(numbers).to_list() == [{"id": str(2**70), "n": 2**53 + 1}, {"id": 5, "n": 1}]
 
 
@@ -177,14 +197,20 @@ def test_labels_of_every_format_are_the_same_texts(tmp_path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), tmp_path / name)
         return str(tmp_path / name)
 
-    named = Dataset.from_dict({"text": texts, "label": [0, 1, 0]}).cast_column("label", ClassLabel(names=["007", "None"]))
+    named = Dataset.from_dict({"text": texts, "label": [0, 1, 0]}).cast_column(
+        "label", ClassLabel(names=["007", "None"])
+    )
     named.to_parquet(str(tmp_path / "named.parquet"))
     named.save_to_disk(str(tmp_path / "saved"))
     numbered, truths = ["1", "10", "0"], ["true", "false", "true"]
     sources = {
         write(tmp_path / "a.csv", "text,label\na,1\nb,10\nc,0\n"): numbered,
-        write(tmp_path / "b.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 10}\n{"text": "c", "label": 0}'): numbered,
-        write(tmp_path / "c.json", '[{"text": "a", "label": 1}, {"text": "b", "label": 10.0}, {"text": "c", "label": 0}]'): numbered,
+        write(
+            tmp_path / "b.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 10}\n{"text": "c", "label": 0}'
+        ): numbered,
+        write(
+            tmp_path / "c.json", '[{"text": "a", "label": 1}, {"text": "b", "label": 10.0}, {"text": "c", "label": 0}]'
+        ): numbered,
         parquet("d.parquet", [1, 10, 0]): numbered,
         parquet("e.parquet", pyarrow.array(["1", "10", "0"]).dictionary_encode()): numbered,
         parquet("f.parquet", pyarrow.array(["1", "10", "0"], pyarrow.large_string())): numbered,
@@ -227,7 +253,9 @@ def test_folders_are_the_labels_of_their_texts(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
         write(tmp_path / "texts" / name, name)
-    assert labelled(str(tmp_path / "texts")).to_list() == [{"text": name, "label": name.partition("/")[0]} for name in names]
+    assert labelled(str(tmp_path / "texts")).to_list() == [
+        {"text": name, "label": name.partition("/")[0]} for name in names
+    ]
 
 
 def test_column_may_have_two_roles(tmp_path: Path) -> None:
@@ -238,7 +266,10 @@ def test_column_may_have_two_roles(tmp_path: Path) -> None:
 
 def test_scores_of_pairs_must_be_numbers(tmp_path: Path) -> None:
     scored = pairs(write(tmp_path / "a.csv", "sentence1,sentence2,score\n001,NA,0.5\n2,3,1\n")).to_list()
-    assert scored == [{"anchor": "001", "positive": "NA", "score": 0.5}, {"anchor": "2", "positive": "3", "score": 1.0}]
+    assert scored == [
+        {"anchor": "001", "positive": "NA", "score": 0.5},
+        {"anchor": "2", "positive": "3", "score": 1.0},
+    ]
     for score in ("high", "nan", "inf", ""):
         with pytest.raises(DataError, match=r"Row 1 of .* (has '.*' in the column 'score', no number|has no score)"):
             pairs(write(tmp_path / "a.csv", f"sentence1,sentence2,score\na,b,{score}\n"))
@@ -246,21 +277,29 @@ def test_scores_of_pairs_must_be_numbers(tmp_path: Path) -> None:
 
 def test_rows_with_more_cells_than_columns_are_refused(tmp_path: Path) -> None:
     for lines in ("Hello, world,1\na,b\n", "a,b\nHello, world,1\n", "a,b,\nc,d,\n"):
-        with pytest.raises(DataError, match=r"Row \d of .* has more cells than columns; put texts with separators into double quotes"):
+        with pytest.raises(
+            DataError, match=r"Row \d of .* has more cells than columns; put texts with separators into double quotes"
+        ):
             labelled(write(tmp_path / "rows.csv", "text,label\n" + lines))
 
 
-def test_csv_cells_that_swallow_rows_by_quotation_marks_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_csv_cells_that_swallow_rows_by_quotation_marks_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     swallowed = ('"quoted start\tpos\nsecond\tneg\n4th"\tneg\n', '"start\tpos\n"next" one\tneg\n')
     for first, rows in enumerate(swallowed):
         for name in ("rows.tsv", "rows.tsv.gz"):
             source = write(tmp_path / name, "text\tlabel\n" + "a\tpos\n" * first + rows)
-            with pytest.raises(DataError, match=rf"Row {first + 1} of '.*{name}' has a (cell that runs over|quotation mark)"):
+            with pytest.raises(
+                DataError, match=rf"Row {first + 1} of '.*{name}' has a (cell that runs over|quotation mark)"
+            ):
                 labelled(source)
     for separator, name in ((",", "rows.csv"), ("\t", "rows.tsv")):
         for lines, place in (("a|b\n" * 10_001 + '"c|d\n', "Row 10002"), ('"c|d\n"e|f\n"g|h\n', r"Row \d")):
             source = write(tmp_path / name, ("text|label\n" + lines).replace("|", separator))
-            with pytest.raises(DataError, match=rf"{place} of .*{name}' has a quotation mark that is not closed or not doubled"):
+            with pytest.raises(
+                DataError, match=rf"{place} of .*{name}' has a quotation mark that is not closed or not doubled"
+            ):
                 labelled(source)
         with pytest.raises(DataError, match=r"The header of .* has a quotation mark"):
             labelled(write(tmp_path / name, '"text|label\na|b\n'.replace("|", separator)))
@@ -270,7 +309,11 @@ def test_csv_cells_that_swallow_rows_by_quotation_marks_are_refused(tmp_path: Pa
 
 
 def test_tables_with_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    for name, header in (("a.csv", "text,text,label"), ("b.csv", '\ufeff"text",label,text'), ("c.tsv.gz", "text\tlabel\ttext")):
+    for name, header in (
+        ("a.csv", "text,text,label"),
+        ("b.csv", '\ufeff"text",label,text'),
+        ("c.tsv.gz", "text\tlabel\ttext"),
+    ):
         with pytest.raises(DataError, match=rf"The header of '.*{name}' names the column 'text' more than once"):
             labelled(write(tmp_path / name, header + "\n" + re.sub("[a-z]+", "a", header) + "\n"))
     for header in ("text,text.1,label", "text,,,label", "text,NA,label,nan"):
@@ -278,7 +321,9 @@ def test_tables_with_two_columns_of_one_name_are_refused(tmp_path: Path) -> None
 
 
 @every_case("read", [labelled, load_qa, texts_of])
-def test_pipes_archives_broken_and_empty_files_are_refused_by_what_they_are(read: Callable[[str], Any], tmp_path: Path) -> None:
+def test_pipes_archives_broken_and_empty_files_are_refused_by_what_they_are(
+    read: Callable[[str], Any], tmp_path: Path
+) -> None:
     for name in ("rows.csv", "rows", "rows.jsonl.gz"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(DataError, match=f"{name}' is a pipe or a device, not a regular file"):
@@ -297,7 +342,11 @@ def test_pipes_archives_broken_and_empty_files_are_refused_by_what_they_are(read
     with pytest.raises(DataError, match="is not UTF-8 text"):
         read(str(tmp_path / "latin.csv.gz"))
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / "empty.parquet")
-    for source in (write(tmp_path / "blank.csv", "\n\n"), write(tmp_path / "none.json", "[]"), str(tmp_path / "empty.parquet")):
+    for source in (
+        write(tmp_path / "blank.csv", "\n\n"),
+        write(tmp_path / "none.json", "[]"),
+        str(tmp_path / "empty.parquet"),
+    ):
         with pytest.raises(DataError, match=r"has no rows|contains no questions|empty.parquet' is damaged"):
             read(source)
 
@@ -319,7 +368,9 @@ def cut(file: Path) -> None:
         ("dataset_dict.json", lambda file: file.write_text('{"splits": ["train", "test"]}')),
     ],
 )
-def test_damaged_dataset_folder_is_refused(name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path) -> None:
+def test_damaged_dataset_folder_is_refused(
+    name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path
+) -> None:
     rows = Dataset.from_list([{"question": "Which?", "context": "a tree", "answer": "tree"}] * 50)
     DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
     damage(tmp_path / "saved" / name)
@@ -329,7 +380,9 @@ def test_damaged_dataset_folder_is_refused(name: str, damage: Callable[[Path], A
 
 def numbered(*sizes: int) -> list[Dataset]:
     """Sources whose rows are numbered from 0, 1000, 2000 …"""
-    return [Dataset.from_dict({"row": list(range(1000 * place, 1000 * place + size))}) for place, size in enumerate(sizes)]
+    return [
+        Dataset.from_dict({"row": list(range(1000 * place, 1000 * place + size))}) for place, size in enumerate(sizes)
+    ]
 
 
 def saved(parts: list[Dataset], folder: Path) -> list[str]:
@@ -340,7 +393,13 @@ def saved(parts: list[Dataset], folder: Path) -> list[str]:
 
 
 def test_split_holds_out_a_tenth_of_each_class() -> None:
-    for sizes, held in (([30, 30], [3, 3]), ([50, 10], [5, 1]), ([58, 1, 1], [6, 0, 0]), ([2, 1], [1, 0]), ([40, 40, 20], [4, 4, 2])):
+    for sizes, held in (
+        ([30, 30], [3, 3]),
+        ([50, 10], [5, 1]),
+        ([58, 1, 1], [6, 0, 0]),
+        ([2, 1], [1, 0]),
+        ([40, 40, 20], [4, 4, 2]),
+    ):
         labels = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
         data = Dataset.from_dict({"label": labels, "row": list(range(len(labels)))})
         chosen = []
@@ -350,8 +409,11 @@ def test_split_holds_out_a_tenth_of_each_class() -> None:
             assert sorted([*train["row"], *held_out["row"]]) == data["row"][:]
             chosen.append(sorted(held_out["row"]))
         assert any(rows != chosen[0] for rows in chosen)
-    rows = Dataset.from_dict({"id": [str(number // 2) for number in range(80)], "kind": ["span", "span", "none", "none"] * 20})
-    _, held_out = split_held_out([rows, rows], 0, unit="id", classes="kind")  # of both sources, both rows of a question
+    rows = Dataset.from_dict(
+        {"id": [str(number // 2) for number in range(80)], "kind": ["span", "span", "none", "none"] * 20}
+    )
+    # of both sources, both rows of a question
+    _, held_out = split_held_out([rows, rows], 0, unit="id", classes="kind")
     assert [held_out["kind"][:].count(kind) for kind in ("span", "none")] == [8, 8]
 
 
@@ -402,21 +464,29 @@ def contents(ending: str) -> str:
     tables = {".csv": ",", ".tsv": "\t"}
     if ending in tables:
         return "\n".join(tables[ending].join(cells) for cells in (row, row.values())) + "\n"
-    return {".json": json.dumps([row], ensure_ascii=False), ".jsonl": json.dumps(row, ensure_ascii=False), ".conll": "Grüße O\n"}.get(
-        ending, "Grüße"
-    )
+    return {
+        ".json": json.dumps([row], ensure_ascii=False),
+        ".jsonl": json.dumps(row, ensure_ascii=False),
+        ".conll": "Grüße O\n",
+    }.get(ending, "Grüße")
 
 
 READERS = [
-    *((ending, lambda source: read_table(source)["text"][0]) for ending in (".txt", ".csv", ".tsv", ".json", ".jsonl")),
+    *(
+        (ending, lambda source: read_table(source)["text"][0])
+        for ending in (".txt", ".csv", ".tsv", ".json", ".jsonl")
+    ),
     *((ending, lambda source: load_qa(source)["gold"][0][0]) for ending in (".csv", ".tsv", ".json", ".jsonl")),
     (".conll", lambda source: tagged_rows(source, "train", TokenDataArguments.roles, {})["words"][0][0]),
 ]
 
 
 @every_case(("ending", "read"), READERS)
-def test_file_names_are_no_patterns_and_encodings_beside_utf8_are_refused(ending: str, read: Callable[[str], Any], tmp_path: Path) -> None:
-    """Names are no patterns, endings may be capitals, a mark of UTF-8 is no text, and other encodings are one sentence."""
+def test_file_names_are_no_patterns_and_encodings_beside_utf8_are_refused(
+    ending: str, read: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Names are no patterns, endings may be capitals, a mark of UTF-8 is no text, and other encodings are one
+    sentence."""
     for name in ("a [1] *b ü?", "PLAIN"):
         path = tmp_path / (name + (ending.upper() if name.isupper() else ending))
         path.write_text(contents(ending), encoding="utf-8-sig")
@@ -432,7 +502,9 @@ def test_file_names_are_no_patterns_and_encodings_beside_utf8_are_refused(ending
 def test_too_long_text_is_refused_with_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "LARGEST_TEXT", 1_000_000)
     long, rows = "ü" * 1_500_000, ["a", "b"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (*rows, long)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (*rows, long))
+    )
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},a\n" for text in (long, *rows)))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "book.txt").write_text(long)
@@ -440,7 +512,9 @@ def test_too_long_text_is_refused_with_its_row(tmp_path: Path, monkeypatch: pyte
     Dataset.from_dict({"text": [*rows, long]}).to_parquet(str(tmp_path / "rows.parquet"))
     places = {"rows.jsonl": 3, "rows.csv": 1, "folder": 1, "folder/book.txt": 1, "saved": 3, "rows.parquet": 3}
     for name, place in places.items():
-        with pytest.raises(DataError, match=f"^Row {place} of .*{name} has a text of 1,500,000 characters, but at most 1,000,000 are"):
+        with pytest.raises(
+            DataError, match=f"^Row {place} of .*{name} has a text of 1,500,000 characters, but at most 1,000,000 are"
+        ):
             texts_of(str(tmp_path / name))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": long[:500_000]}))
     assert len(texts_of(str(tmp_path / "rows.jsonl"))) == 1
@@ -451,10 +525,15 @@ def test_too_long_text_is_refused_with_its_row(tmp_path: Path, monkeypatch: pyte
 def test_json_nested_too_deeply_is_refused(opening: str, closing: str, name: str, tmp_path: Path) -> None:
     """pyarrow's reader ends the process at 100,000 levels."""
     for depth in (5000, 100_000):
-        deep = f'{{"question": "?", "context": "a", "answer": "a", "text": "a", "x": {opening * depth}1{closing * depth}}}'
+        deep = (
+            '{"question": "?", "context": "a", "answer": "a", "text": "a", "x": '
+            f"{opening * depth}1{closing * depth}}}"
+        )
         write(tmp_path / name, f'{{"question": "?", "text": "b"}}\n{deep}\n')
         for read in (labelled, load_qa, texts_of):
-            with pytest.raises(DataError, match="cannot be read: its JSON is nested too deeply; give rows of texts and numbers"):
+            with pytest.raises(
+                DataError, match="cannot be read: its JSON is nested too deeply; give rows of texts and numbers"
+            ):
                 read(str(tmp_path / name))
     write(tmp_path / name, f'{{"text": "a", "x": {opening * 120}1{closing * 120}}}\n{{"text": "b"}}\n')
     assert sorted(texts_of(str(tmp_path / name))["text"]) == ["a", "b"], "a column that nobody reads may be deep"
@@ -463,7 +542,9 @@ def test_json_nested_too_deeply_is_refused(opening: str, closing: str, name: str
 def test_csv_with_other_separators_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "semicolons.csv"
     table.write_text("text;label\ngood;1\n")
-    with pytest.raises(DataError, match=r"has the columns text;label, not 'text'; separate its columns by commas, not by ';'\.$"):
+    with pytest.raises(
+        DataError, match=r"has the columns text;label, not 'text'; separate its columns by commas, not by ';'\.$"
+    ):
         labelled(str(table))
 
 
@@ -525,9 +606,15 @@ def test_files_of_a_folder_are_those_of_their_kind(tmp_path: Path) -> None:
 def test_trained_rows_are_found_by_content(tmp_path: Path) -> None:
     rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(6)]
     write_rows(rows, tmp_path / "a.jsonl")
-    (tmp_path / "b.csv").write_text("label,text\n" + "".join(f"{row['label']},{row['text']}\n" for row in reversed(rows[2:])) + "a,other\n")
+    (tmp_path / "b.csv").write_text(
+        "label,text\n" + "".join(f"{row['label']},{row['text']}\n" for row in reversed(rows[2:])) + "a,other\n"
+    )
     train, scored = (labelled(str(tmp_path / name)) for name in ("a.jsonl", "b.csv"))
-    assert (trained_rows(train, scored), trained_rows(train, train), trained_rows(train.select([]), scored)) == (4, 6, 0)
+    assert (trained_rows(train, scored), trained_rows(train, train), trained_rows(train.select([]), scored)) == (
+        4,
+        6,
+        0,
+    )
     assert trained_rows(*(texts_of(str(tmp_path / name)) for name in ("b.csv", "a.jsonl"))) == 4
     assert trained_rows(train, Dataset.from_list([{"text": "text 0", "label": "b"}])) == 0
 

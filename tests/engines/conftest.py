@@ -26,7 +26,8 @@ def cuda_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unfused_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """flex_attention runs uncompiled, which the CPU can do forward and backward; it is not traced for every new shape either."""
+    """flex_attention runs uncompiled, which the CPU can do forward and backward; it is not traced for every new shape
+    either."""
 
     def attention(kind: object, *tensors: Any, **settings: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -39,7 +40,8 @@ def unfused_flex(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def emulated_flash(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """PyTorch's flash-attention operator runs as its definition, also in double precision; the list gets the arguments of its calls."""
+    """PyTorch's flash-attention operator runs as its definition, also in double precision; the list gets the arguments
+    of its calls."""
     monkeypatch.setattr(flash_band, "flash_forward", flash_operator.forward)
     monkeypatch.setattr(flash_band, "flash_backward", flash_operator.backward)
     monkeypatch.setattr(flash_band, "_refusal", functools.cache(flash_band._refusal.__wrapped__))

@@ -1,8 +1,8 @@
 """What a later layer of every mechanism asks of a GPU, counted without one: ``python -m tests.engines.device_layers``.
 
-Tensors claim to be on cuda:0 and hold their data on the CPU (:mod:`.mixed_devices`), so that every choice is that of a GPU. Fused kernels
-(flex_attention, scaled_dot_product_attention, PyTorch's flash attention) are stubs. Of everything else that is dispatched, synchronisations
-and results in float64 are counted.
+Tensors claim to be on cuda:0 and hold their data on the CPU (:mod:`.mixed_devices`), so that every choice is that of a
+GPU. Fused kernels (flex_attention, scaled_dot_product_attention, PyTorch's flash attention) are stubs. Of everything
+else that is dispatched, synchronisations and results in float64 are counted.
 """
 
 from __future__ import annotations
@@ -43,13 +43,36 @@ UNEVEN_DOCUMENTS = (448, 128, 1056, 320, 640, 224, 768, 512)
 """Packed documents of different lengths in a row of :data:`LENGTH` tokens."""
 SETTINGS = ("plain", "padded", "documents", "uneven documents", "gradients")
 NO_KERNEL = {
-    "alias", "detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view",
-    "_reshape_alias", "view", "resize_", "set_", "is_pinned",
-}  # fmt: skip
+    "alias",
+    "detach",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "lift_fresh",
+    "_unsafe_view",
+    "_reshape_alias",
+    "view",
+    "resize_",
+    "set_",
+    "is_pinned",
+}
 SYNCHRONISES = {
-    "_local_scalar_dense", "nonzero", "is_nonzero", "_unique", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "bincount",
-    "equal", "_linalg_check_errors", "tolist", "item",
-}  # fmt: skip
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "masked_select",
+    "bincount",
+    "equal",
+    "_linalg_check_errors",
+    "tolist",
+    "item",
+}
 """Operations whose result, or its shape, the host waits for."""
 
 
@@ -76,7 +99,9 @@ def observe_operator(operator: Any, args: Any, kwargs: dict[str, Any], out: Any)
     results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
     if not any(isinstance(x, OnCuda) for x in (*operands, *results)):
         return
-    by_mask = name.startswith("index") and any(isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2]))
+    by_mask = name.startswith("index") and any(
+        isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2])
+    )
     crosses = name in ("_to_copy", "copy_") and len({isinstance(x, OnCuda) for x in (*operands, *results)}) > 1
     if name in SYNCHRONISES or by_mask or crosses:
         counting.synchronisations[f"{name} at {place()}"] += 1
@@ -120,7 +145,8 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **
 
 
 def flash_attention_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-    """In place of ``aten._flash_attention_forward``: ``(B, N, H, D)``, or ``(tokens, H, D)`` with the documents' offsets."""
+    """In place of ``aten._flash_attention_forward``: ``(B, N, H, D)``, or ``(tokens, H, D)`` with the documents'
+    offsets."""
     out = like_output(q, v)
     with uncounted():
         shape = (q.shape[1], q.shape[0]) if args[0] is not None else (q.shape[0], q.shape[2], q.shape[1])
@@ -160,7 +186,9 @@ def call_of(name: str, causal: bool, setting: str) -> tuple[Any, tuple[Tensor, .
     generator = torch.Generator().manual_seed(0)
     batch = BATCH if setting == "padded" else 1
     tensors = tuple(
-        OnCuda(torch.randn(batch, HEADS, LENGTH, HEAD_DIM, generator=generator).bfloat16()).requires_grad_(setting == "gradients")
+        OnCuda(torch.randn(batch, HEADS, LENGTH, HEAD_DIM, generator=generator).bfloat16()).requires_grad_(
+            setting == "gradients"
+        )
         for _ in range(3)
     )
     arguments: dict[str, Any] = {"causal": causal}
@@ -171,7 +199,9 @@ def call_of(name: str, causal: bool, setting: str) -> tuple[Any, tuple[Tensor, .
     if "documents" in setting:
         arguments["documents"] = OnCuda(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None])
     if module.capabilities.takes_hidden_states:
-        arguments["hidden_states"] = OnCuda(torch.randn(batch, LENGTH, module.sizes.hidden_size, generator=generator).bfloat16())
+        arguments["hidden_states"] = OnCuda(
+            torch.randn(batch, LENGTH, module.sizes.hidden_size, generator=generator).bfloat16()
+        )
     if reads_grid(module):
         grids = [grid_of(size) for size in (sizes if "documents" in setting else [LENGTH])]
         arguments["grid"] = grids if len({*grids}) > 1 else grids[0]
@@ -189,7 +219,8 @@ def sizes_of(name: str) -> dict[str, Any]:
 
 
 def layer_counts(name: str, causal: bool, setting: str) -> Counts:
-    """What a layer after the first of a forward pass asks for, after a pass of the same shape that filled the process's caches."""
+    """What a layer after the first of a forward pass asks for, after a pass of the same shape that filled the
+    process's caches."""
     global counting
     module, (q, k, v), arguments = call_of(name, causal, setting)
     BYTE_CACHE.clear()
@@ -213,7 +244,9 @@ def rows_of(name: str) -> dict[str, Any]:
     form = mechanism_info(name).causal
     rows: dict[str, Any] = {}
     for causal in [False, True] if form == "both" else [bool(form)]:
-        rows["causal" if causal else "both ways"] = {setting: vars(layer_counts(name, causal, setting)) for setting in SETTINGS}
+        rows["causal" if causal else "both ways"] = {
+            setting: vars(layer_counts(name, causal, setting)) for setting in SETTINGS
+        }
     return rows
 
 

@@ -1,7 +1,7 @@
 """PyTorch's flash-attention operator in plain float operations, after its schema and its source (``flash_api.cpp``).
 
-Both functions have the arguments of ``aten::_flash_attention_forward`` and ``aten::_flash_attention_backward``, and refuse what these
-refuse. They also take double precision, in which log-sum-exps are double, too.
+Both functions have the arguments of ``aten::_flash_attention_forward`` and ``aten::_flash_attention_backward``, and
+refuse what these refuse. They also take double precision, in which log-sum-exps are double, too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, offsets: tuple[Tensor | None, Tensor
     assert q.shape[-2] % k.shape[-2] == 0, "Number of heads in key/value must divide number of heads in query"
     assert k.shape == v.shape
     assert k.shape[-1] == q.shape[-1]
-    assert (offsets[0] is None) == (offsets[1] is None), "cumulative_sequence_length_q and _k must be both set or both not set"
+    assert (offsets[0] is None) == (offsets[1] is None), (
+        "cumulative_sequence_length_q and _k must be both set or both not set"
+    )
     assert q.dim() == (4 if offsets[0] is None else 3)
     for offset, x in zip(offsets, (q, k), strict=True):
         if offset is not None:
@@ -56,7 +58,8 @@ def _sequences(
 
 
 def _weights(q: Tensor, k: Tensor, scale: float, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Scores ``(H, n, m)``, -inf where the window hides a key, and keys ``(H, m, D)`` for ``q (n, H, D)``: the last queries of the keys."""
+    """Scores ``(H, n, m)``, -inf where the window hides a key, and keys ``(H, m, D)`` for ``q (n, H, D)``: the last
+    queries of the keys."""
     queries, keys = q.transpose(0, 1), k.transpose(0, 1).repeat_interleave(q.shape[1] // k.shape[1], 0)
     rows, columns = (torch.arange(x.shape[0], device=q.device) for x in (q, k))
     distance = rows[:, None] + k.shape[0] - q.shape[0] - columns
@@ -75,9 +78,21 @@ def _kept(scores: Tensor, dropout: float, state: Tensor, number: Any) -> Tensor 
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, offsets_q: Tensor | None, offsets_k: Tensor | None, most_q: int, most_k: int, dropout: float,
-    causal: bool, debug: bool, *, scale: float | None = None, window_size_left: int | None = None, window_size_right: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets_q: Tensor | None,
+    offsets_k: Tensor | None,
+    most_q: int,
+    most_k: int,
+    dropout: float,
+    causal: bool,
+    debug: bool,
+    *,
+    scale: float | None = None,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Queries that see no key have zeros, and a log-sum-exp of +inf, as in FlashAttention-2."""
     assert not debug
     in_graph = torch.compiler.is_compiling()
@@ -86,10 +101,18 @@ def forward(
     if dropout:
         state = torch.randint(1 << 30, (2,))  # the state of the default generator
     if not in_graph:
-        CALLS.append({
-            "q": q.shape, "k": k.shape, "offsets": offsets_q, "dropout": dropout, "causal": causal, "state": state,
-            "window": (window_size_left, window_size_right), "most": (most_q, most_k),
-        })  # fmt: skip
+        CALLS.append(
+            {
+                "q": q.shape,
+                "k": k.shape,
+                "offsets": offsets_q,
+                "dropout": dropout,
+                "causal": causal,
+                "state": state,
+                "window": (window_size_left, window_size_right),
+                "most": (most_q, most_k),
+            }
+        )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     window = _window(causal, window_size_left, window_size_right)
     outs, lses = [], []
@@ -106,11 +129,27 @@ def forward(
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets_q: Tensor | None, offsets_k: Tensor | None,
-    most_q: int, most_k: int, dropout: float, causal: bool, state: Tensor, unused: Tensor, *, scale: float | None = None,
-    window_size_left: int | None = None, window_size_right: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Of the forward pass it takes ``lse``, since weights are ``exp(scores - lse)``, and ``out``, as ``grad · out``."""
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets_q: Tensor | None,
+    offsets_k: Tensor | None,
+    most_q: int,
+    most_k: int,
+    dropout: float,
+    causal: bool,
+    state: Tensor,
+    unused: Tensor,
+    *,
+    scale: float | None = None,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the forward pass it takes ``lse``, since weights are ``exp(scores - lse)``, and ``out``, as
+    ``grad · out``."""
     _check(q, k, v, (offsets_q, offsets_k))
     assert lse.is_contiguous(), "the kernel reads it by its address alone"
     assert grad.shape == out.shape == q.shape
@@ -122,7 +161,9 @@ def backward(
         scores, keys = _weights(q[at], k[keys_at], scale, window)
         weights = (scores - (lse[at] if place is None else lse[:, place])[..., None]).exp()
         kept = _kept(scores, dropout, state, at)
-        of_out, queries, outs, values = (x.transpose(0, 1).to(scores.dtype) for x in (grad[at], q[at], out[at], v[keys_at]))
+        of_out, queries, outs, values = (
+            x.transpose(0, 1).to(scores.dtype) for x in (grad[at], q[at], out[at], v[keys_at])
+        )
         values = values.repeat_interleave(repeats, 0)
         of_scores = weights * ((of_out @ values.mT) * kept - (of_out * outs).sum(-1, keepdim=True)) * scale
         dk, dv = of_scores.mT @ queries, (weights * kept).mT @ of_out

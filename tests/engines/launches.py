@@ -18,5 +18,7 @@ class Counting(launches.Counting):
         before = self.operations
         out = super().__torch_dispatch__(operator, types, args, kwargs)
         results = out if isinstance(out, tuple | list) else [out]
-        self.float64 += self.operations > before and any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in results)
+        self.float64 += self.operations > before and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in results
+        )
         return out

@@ -1,7 +1,9 @@
-"""Every mechanism of the registry on a pretended H100: ``python -m tests.engines.lowered_mechanisms`` prints a JSON line for each.
+"""Every mechanism of the registry on a pretended H100: ``python -m tests.engines.lowered_mechanisms`` prints a JSON
+line for each.
 
-A mechanism runs on tensors that claim to be on a GPU (:mod:`.mixed_devices`), in every condition. What it asks of flex_attention is noted,
-with the tensors of its masks and score terms, and lowered afterwards (:mod:`.pretended_h100`): each kind of call once in a process.
+A mechanism runs on tensors that claim to be on a GPU (:mod:`.mixed_devices`), in every condition. What it asks of
+flex_attention is noted, with the tensors of its masks and score terms, and lowered afterwards
+(:mod:`.pretended_h100`): each kind of call once in a process.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ class Calls:
 
 
 def faked(value: Any, made: dict[int, tuple[Any, Any]]) -> Any:
-    """``value`` with a fake tensor on CUDA wherever a tensor claims to be there: in closures, containers and fields, too."""
+    """``value`` with a fake tensor on CUDA wherever a tensor claims to be there: in closures, containers and fields,
+    too."""
     if id(value) not in made:
         made[id(value)] = value, _faked(value, made)
     return made[id(value)][1]
@@ -118,7 +121,9 @@ def _faked(value: Any, made: dict[int, tuple[Any, Any]]) -> Any:
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, dict):
         return {key: faked(part, made) for key, part in value.items()}
-    if isinstance(value, Tensor | torch.nn.Module | type) or not type(value).__module__.startswith(("hf_longattn", "torch.nn.attention")):
+    if isinstance(value, Tensor | torch.nn.Module | type) or not type(value).__module__.startswith(
+        ("hf_longattn", "torch.nn.attention")
+    ):
         return value
     new = copy.copy(value)
     for name, part in vars(value).items() if hasattr(value, "__dict__") else ():
@@ -127,21 +132,34 @@ def _faked(value: Any, made: dict[int, tuple[Any, Any]]) -> Any:
 
 
 def cells_of(name: str, calls: Calls) -> Iterator[dict[str, Any]]:
-    """A result for each form and condition, in fp32 as well where PyTorch's flash-attention operator takes the calls in half precision."""
+    """A result for each form and condition, in fp32 as well where PyTorch's flash-attention operator takes the calls
+    in half precision."""
     form = mechanism_info(name).causal
     for causal in [False, True] if form == "both" else [bool(form)]:
         for condition, settings in CONDITIONS.items():
             for number, (precision, dtype) in enumerate(DTYPES.items()):
-                cell: dict[str, Any] = {"form": "causal" if causal else "both ways", "condition": condition, "dtype": precision}
+                cell: dict[str, Any] = {
+                    "form": "causal" if causal else "both ways",
+                    "condition": condition,
+                    "dtype": precision,
+                }
                 paths: list[str] = []
                 try:
                     with observe(lambda _, choice: paths.append(choice.path)):  # noqa: B023
                         mixed_devices.attempt(name, causal, dtype=dtype, **arguments_of(name, **settings))
                     failures = calls.lowered()
-                    cell |= {"paths": sorted(set(paths)), "kernels": len(failures), "failures": sorted(filter(None, failures.values()))}
+                    cell |= {
+                        "paths": sorted(set(paths)),
+                        "kernels": len(failures),
+                        "failures": sorted(filter(None, failures.values())),
+                    }
                 except Exception as error:
                     calls.lowered()
-                    cell |= {"paths": sorted(set(paths)), "kernels": 0, "failures": [f"{type(error).__name__}: {error}"[:500]]}
+                    cell |= {
+                        "paths": sorted(set(paths)),
+                        "kernels": 0,
+                        "failures": [f"{type(error).__name__}: {error}"[:500]],
+                    }
                 yield cell
                 if number == 0 and ("flash" not in paths or cell["kernels"]):
                     break

@@ -1,6 +1,8 @@
-"""Calls of the CUDA engine, lowered for an H100 that is not there: ``python -m tests.engines.lowering`` prints a JSON line for each.
+"""Calls of the CUDA engine, lowered for an H100 that is not there: ``python -m tests.engines.lowering`` prints a JSON
+line for each.
 
-Each line has the case, the kernels that were generated and what went wrong; one line with ``lacking`` says what this machine lacks.
+Each line has the case, the kernels that were generated and what went wrong; one line with ``lacking`` says what this
+machine lacks.
 """
 
 from __future__ import annotations
@@ -35,14 +37,20 @@ Case = Callable[[], Any]
 CASES: dict[str, Case] = {}
 
 
-def qkv(length: int = 700, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16, grad: bool = False, batch: int = 2) -> list[Tensor]:
+def qkv(
+    length: int = 700, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16, grad: bool = False, batch: int = 2
+) -> list[Tensor]:
     return [torch.empty(batch, 4, length, head_dim, device="cuda", dtype=dtype, requires_grad=grad) for _ in range(3)]
 
 
 def case(
-    name: str, term: Callable[[Tensor], ScoreMod] | None = None, padded: bool = False, queries: int | None = None,
-    pattern: Pattern = PATTERN, **sizes: Any,
-) -> None:  # fmt: skip
+    name: str,
+    term: Callable[[Tensor], ScoreMod] | None = None,
+    padded: bool = False,
+    queries: int | None = None,
+    pattern: Pattern = PATTERN,
+    **sizes: Any,
+) -> None:
     """A call of the band, by its queries, keys and values, and the score term for the queries."""
 
     def run() -> Tensor:
@@ -79,7 +87,9 @@ def users_own(q: Tensor) -> ScoreMod:
 
 def deberta(q: Tensor) -> ScoreMod:
     tables = [torch.empty(4, 64, 64, device="cuda") for _ in range(2)]
-    return disentangled(q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long))
+    return disentangled(
+        q.float(), q.float(), *tables, 0.1, torch.empty(2 * q.shape[2] - 1, device="cuda", dtype=torch.long)
+    )
 
 
 def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
@@ -88,7 +98,10 @@ def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
     def run() -> Any:
         q, k, v = qkv(grad=grad, **sizes)
         rows = -(-700 // size)
-        lists = torch.empty(1, 1, rows, device="cuda", dtype=torch.int32), torch.empty(1, 1, rows, 3, device="cuda", dtype=torch.int32)
+        lists = (
+            torch.empty(1, 1, rows, device="cuda", dtype=torch.int32),
+            torch.empty(1, 1, rows, 3, device="cuda", dtype=torch.int32),
+        )
         rules = GatherTile(*(torch.empty(0, dtype=torch.long) for _ in range(2)), causal=True, outside=(3, 20))
         layout = flex_tiles.Layout(None, None, None, size, False, [], (lists, None), (lists, None))
         return flex_tiles._attend(rules, layout, q, k, v, AttentionCall(), True)
@@ -97,22 +110,33 @@ def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
 
 
 def of_rows(
-    shape: tuple[int, int] = (1, 1), row: int = 50, keys: int = 90, bias: torch.dtype | None = None, learned: bool = False,
-    padded: bool = False, kv_heads: int = 4, term: Callable[[Tensor], ScoreMod] | None = None, **sizes: Any,
-) -> Case:  # fmt: skip
+    shape: tuple[int, int] = (1, 1),
+    row: int = 50,
+    keys: int = 90,
+    bias: torch.dtype | None = None,
+    learned: bool = False,
+    padded: bool = False,
+    kv_heads: int = 4,
+    term: Callable[[Tensor], ScoreMod] | None = None,
+    **sizes: Any,
+) -> Case:
     """A tile along axes of its own; its places for items and heads have this ``shape``."""
 
     def run() -> Any:
         q, k, v = qkv(**sizes)
         k, v = k[:, :kv_heads], v[:, :kv_heads]
         rows = -(-700 // row)
-        queries, keys_of_rows = (torch.empty(*shape, rows, width, device="cuda", dtype=torch.long) for width in (row, keys))
+        queries, keys_of_rows = (
+            torch.empty(*shape, rows, width, device="cuda", dtype=torch.long) for width in (row, keys)
+        )
         table = None
         if bias is not None:
             table = torch.empty(*shape, rows, row, keys, device="cuda", dtype=bias, requires_grad=learned)
         mask = torch.empty(2, 700, device="cuda", dtype=torch.bool) if padded else None
         tile = GatherTile(queries, keys_of_rows, causal=True, outside=(3, 20), bias=table)
-        return flex_tiles.flex_gathered(q, k, v, [tile], AttentionCall(batch=Batch.of(mask), score_mod=term and term(q)))
+        return flex_tiles.flex_gathered(
+            q, k, v, [tile], AttentionCall(batch=Batch.of(mask), score_mod=term and term(q))
+        )
 
     return run
 
@@ -170,19 +194,31 @@ def decoded_token(mechanism: str, padded: bool = False, **options: Any) -> Case:
     """A token after others, of a whole model with a static cache, as one graph."""
 
     def run() -> Any:
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        sizes = {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
         config = LongLlamaConfig(**sizes, vocab_size=100, long_attention={"mechanism": mechanism, **options})
         model = moved(LongLlamaForCausalLM(config).eval())
         with unset_fake_temporarily():  # which would move known values themselves
             cache: Any = StaticCache(config=config, max_cache_len=400)
         for layer in cache.layers:
             layer.cumulative_length = torch.empty_like(layer.cumulative_length, device="cuda")
-            if isinstance(layer, StaticStateLayer):  # as after the tokens before, of which it knows that there are some
-                layer.state = {"kv": torch.empty(2, 2, 16, 16, device="cuda"), "z": torch.empty(2, 2, 16, device="cuda")}
+            # as after the tokens before, of which it knows that there are some
+            if isinstance(layer, StaticStateLayer):
+                layer.state = {
+                    "kv": torch.empty(2, 2, 16, 16, device="cuda"),
+                    "z": torch.empty(2, 2, 16, device="cuda"),
+                }
                 layer.started = layer._all_started = True
         cache.early_initialization(2, 2, 16, torch.float32, torch.device("cuda"))
         token, mask = (torch.empty(2, length, device="cuda", dtype=torch.long) for length in (1, 301))
-        return torch.compile(model.forward, fullgraph=True)(token, attention_mask=mask if padded else None, past_key_values=cache)
+        return torch.compile(model.forward, fullgraph=True)(
+            token, attention_mask=mask if padded else None, past_key_values=cache
+        )
 
     return run
 
@@ -190,8 +226,11 @@ def decoded_token(mechanism: str, padded: bool = False, **options: Any) -> Case:
 BY_OPERATOR = ("flash in a graph", "flash in a graph for all lengths, dropout, gradients")
 """Cases in a user's graph whose kernels are PyTorch's flash-attention operator, and are not generated."""
 DECODED = {
-    "window": {"window": 128}, "longformer": {"window": 128}, "linear": {}, "window with sinks": {"window": 128, "num_sinks": 4},
-}  # fmt: skip
+    "window": {"window": 128},
+    "longformer": {"window": 128},
+    "linear": {},
+    "window with sinks": {"window": 128, "num_sinks": 4},
+}
 """Mechanisms with their options of which a token is decoded."""
 case("window")
 case("window, padded", padded=True)
@@ -205,14 +244,28 @@ case("a user's number", users_own)
 case("bias for all pairs", bias)
 case("full attention with a cap on the scores, gradients", softcap, pattern=Pattern.everything(True), grad=True)
 case("bias of some heads", lambda q: as_term(bias(q)).of_heads([0, 2, 3, 3], q.device))
-case("table of distances, gradients", lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300), grad=True)
-case("table of columns, gradients", lambda _: ColumnTerm(torch.empty(2, 4, 700, 3, device="cuda", requires_grad=True), 0), grad=True)
+case(
+    "table of distances, gradients",
+    lambda _: DistanceBias(torch.empty(4, 600, device="cuda", requires_grad=True), 300),
+    grad=True,
+)
+case(
+    "table of columns, gradients",
+    lambda _: ColumnTerm(torch.empty(2, 4, 700, 3, device="cuda", requires_grad=True), 0),
+    grad=True,
+)
 case("disentangled", deberta)
 case("disentangled, some heads", lambda q: as_term(deberta(q)).of_heads([3, 2, 1, 0], q.device))
 for name in RELATIVE:
     case(f"relative {name}", relative(name))
     case(f"relative {name}, gradients", relative(name), grad=True)
-for width, dtype in ((16, torch.float16), (80, torch.float32), (96, torch.bfloat16), (128, torch.float32), (256, torch.bfloat16)):
+for width, dtype in (
+    (16, torch.float16),
+    (80, torch.float32),
+    (96, torch.bfloat16),
+    (128, torch.float32),
+    (256, torch.bfloat16),
+):
     case(f"heads of {width} in {dtype}, gradients", head_dim=width, dtype=dtype, grad=True)
 for size in flex_tiles.FORWARD_BLOCKS:
     CASES[f"tiles of {size}"] = of_blocks(size)
@@ -235,7 +288,9 @@ for name, arguments in {
 CASES["rows with a learned bias, gradients"] = of_rows(shape=(1, 4), bias=torch.float32, learned=True, grad=True)
 for width, dtype in ((64, torch.float32), (80, torch.bfloat16), (128, torch.bfloat16), (256, torch.bfloat16)):
     CASES[f"rows, heads of {width} in {dtype}, gradients"] = of_rows(head_dim=width, dtype=dtype, grad=True)
-    CASES[f"tiles of 128, heads of {width} in {dtype}, gradients"] = of_blocks(128, head_dim=width, dtype=dtype, grad=True)
+    CASES[f"tiles of 128, heads of {width} in {dtype}, gradients"] = of_blocks(
+        128, head_dim=width, dtype=dtype, grad=True
+    )
 CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 for name in BY_OPERATOR:
@@ -249,7 +304,8 @@ for name in OF_A_TOKEN:
     CASES[name] = decoded_token(mechanism.removesuffix(" with sinks"), name.endswith("padded"), **DECODED[mechanism])
 case("heads of 8", head_dim=8)
 REFUSED = ("heads of 8", "tiles of 64, gradients", "tiles of 32, gradients")
-"""Cases that have no kernel, which must be said in the way that lets other paths run. PyTorch has no smaller blocks backward on an H100."""
+"""Cases that have no kernel, which must be said in the way that lets other paths run. PyTorch has no smaller blocks
+backward on an H100."""
 
 
 def main() -> None:
@@ -271,7 +327,9 @@ def main() -> None:
             failure = ""
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"[:2000]
-        print(json.dumps({"case": name, "kernels": [kernel.name for kernel in kernels], "failure": failure}), flush=True)
+        print(
+            json.dumps({"case": name, "kernels": [kernel.name for kernel in kernels], "failure": failure}), flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Every mechanism on tensors that claim to be on a GPU: ``python -m tests.engines.mixed_devices`` prints a JSON line for each call.
+"""Every mechanism on tensors that claim to be on a GPU: ``python -m tests.engines.mixed_devices`` prints a JSON line
+for each call.
 
-An :class:`OnCuda` holds its data on the CPU. An operation that a GPU would refuse, of such a tensor with one of the CPU, fails here too,
-and so does a copy of indices from the CPU, which waits for the GPU. Only devices are looked at: kernels are stubs.
+An :class:`OnCuda` holds its data on the CPU. An operation that a GPU would refuse, of such a tensor with one of the
+CPU, fails here too, and so does a copy of indices from the CPU, which waits for the GPU. Only devices are looked at:
+kernels are stubs.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class OnCuda(Tensor):
     def __getitem__(self, index: Any) -> Tensor:
         """By lists as well, which PyTorch would turn into tensors of a real GPU."""
         parts = index if isinstance(index, tuple) else (index,)
-        return super().__getitem__(tuple(OnCuda(torch.as_tensor(part)) if isinstance(part, list) else part for part in parts))
+        return super().__getitem__(
+            tuple(OnCuda(torch.as_tensor(part)) if isinstance(part, list) else part for part in parts)
+        )
 
     @classmethod
     def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,7 +88,9 @@ def run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    on_cuda = torch.device(device).type == "cuda" if device is not None else any(isinstance(x, OnCuda) for x in tensors)
+    on_cuda = (
+        torch.device(device).type == "cuda" if device is not None else any(isinstance(x, OnCuda) for x in tensors)
+    )
     if any(isinstance(x, OnCuda) for x in tensors) and name not in ("copy_", "_to_copy"):
         strict = name in ("cat", "stack", *INDEXING)
         if strange := [x for x in tensors if not isinstance(x, OnCuda) and (x.dim() > 0 or strict)]:
@@ -101,7 +107,15 @@ def _data(x: Any) -> Any:
 
 
 def fused_flex(
-    kind: Any, q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, score_mod: Any = None, return_aux: Any = None, **_: Any
+    kind: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    block_mask: Any,
+    score_mod: Any = None,
+    return_aux: Any = None,
+    **_: Any,
 ) -> Any:
     """In place of the kernel: whether everything that it reads is on the GPU."""
     sizes, shapes = (*q.shape[:3], k.shape[2]), ((-1, 1, 1, 1), (-1, 1, 1), (-1, 1), (-1,))
@@ -130,14 +144,25 @@ def calls(name: str, causal: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """What differs between the calls of a mechanism."""
     places = torch.arange(LENGTH)
     padded = places < torch.tensor([[LENGTH], [LENGTH - 150]])
-    yield from (("plain", {}), ("right padding", {"padding_mask": padded}), ("left padding", {"padding_mask": padded.flip(1)}))
+    yield from (
+        ("plain", {}),
+        ("right padding", {"padding_mask": padded}),
+        ("left padding", {"padding_mask": padded.flip(1)}),
+    )
     yield "documents", {"documents": (places // 333).expand(BATCH, -1).contiguous()}
     yield from (("grouped heads", {"kv_heads": 2}), ("one query", {"queries": 1}), ("few queries", {"queries": 40}))
-    tokens = {"global_mask": (places % 97 == 3).expand(BATCH, -1).contiguous()} if build(name).capabilities.takes_globals else {}
+    tokens = (
+        {"global_mask": (places % 97 == 3).expand(BATCH, -1).contiguous()}
+        if build(name).capabilities.takes_globals
+        else {}
+    )
     if tokens:
         yield "global tokens", tokens
     half: dict[str, Any] = {"dtype": torch.bfloat16, "kv_heads": 2}
-    yield from (("half precision", half | tokens), ("half precision, padding", half | tokens | {"padding_mask": padded.flip(1)}))
+    yield from (
+        ("half precision", half | tokens),
+        ("half precision, padding", half | tokens | {"padding_mask": padded.flip(1)}),
+    )
     yield "half precision, documents", half | {"documents": (places // 333).expand(BATCH, -1).contiguous()}
     if build(name).capabilities.takes_score_mod:
         yield from ((kind, {"relative": kind}) for kind in ("alibi", "shaw"))
@@ -149,9 +174,17 @@ def build(name: str, length: int = LENGTH, head_dim: int = HEAD_DIM, **options: 
 
 
 def attempt(
-    name: str, causal: bool, kv_heads: int = HEADS, queries: int | None = None, relative: str | None = None,
-    dtype: torch.dtype = torch.float32, length: int = LENGTH, head_dim: int = HEAD_DIM, grad: bool = False, **arguments: Any,
-) -> None:  # fmt: skip
+    name: str,
+    causal: bool,
+    kv_heads: int = HEADS,
+    queries: int | None = None,
+    relative: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    length: int = LENGTH,
+    head_dim: int = HEAD_DIM,
+    grad: bool = False,
+    **arguments: Any,
+) -> None:
     """One call; raises what a GPU would."""
     module = moved(build(name, length, head_dim, **({} if relative is None else {"relative": relative})))
     shapes = ((HEADS, queries or length), (kv_heads, length), (kv_heads, length))
@@ -200,7 +233,9 @@ def main() -> None:
         forms = [False, True] if form == "both" else [bool(form)]
         failures: dict[str, str] = {}
         count = 0
-        for causal, (what, arguments) in itertools.chain.from_iterable(((c, one) for one in calls(name, c)) for c in forms):
+        for causal, (what, arguments) in itertools.chain.from_iterable(
+            ((c, one) for one in calls(name, c)) for c in forms
+        ):
             count += 1
             try:
                 attempt(name, causal, **arguments)

@@ -1,7 +1,8 @@
 """An H100 for PyTorch's compiler on a machine without a GPU: lowers graphs of fake CUDA tensors to Triton kernels.
 
-Nothing runs. Tensors are fake, CUDA's properties are those of an H100, Triton comes from its wheel, and a kernel that has been generated is
-noted in place of being launched. A process that does so is started with :func:`environment` and calls :func:`pretend` (``lowering.py``).
+Nothing runs. Tensors are fake, CUDA's properties are those of an H100, Triton comes from its wheel, and a kernel that
+has been generated is noted in place of being launched. A process that does so is started with :func:`environment` and
+calls :func:`pretend` (``lowering.py``).
 """
 
 from __future__ import annotations
@@ -63,11 +64,25 @@ namespace c10::impl { C10_REGISTER_GUARD_IMPL(CUDA, Guard) }
 """
 SHARED_MEMORY = 232448
 PROPERTIES = SimpleNamespace(
-    name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, warp_size=32, total_memory=80 << 30,
-    max_threads_per_multi_processor=2048, max_threads_per_block=1024, regs_per_multiprocessor=65536, L2_cache_size=50 << 20,
-    shared_memory_per_block=49152, shared_memory_per_block_optin=SHARED_MEMORY, shared_memory_per_multiprocessor=233472, gcnArchName="",
-    clock_rate=1980000, memory_clock_rate=2619000, memory_bus_width=5120, is_integrated=0,
-)  # fmt: skip
+    name="NVIDIA H100 80GB HBM3",
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    warp_size=32,
+    total_memory=80 << 30,
+    max_threads_per_multi_processor=2048,
+    max_threads_per_block=1024,
+    regs_per_multiprocessor=65536,
+    L2_cache_size=50 << 20,
+    shared_memory_per_block=49152,
+    shared_memory_per_block_optin=SHARED_MEMORY,
+    shared_memory_per_multiprocessor=233472,
+    gcnArchName="",
+    clock_rate=1980000,
+    memory_clock_rate=2619000,
+    memory_bus_width=5120,
+    is_integrated=0,
+)
 
 
 class Lacking(Exception):
@@ -98,10 +113,23 @@ def triton_folder() -> Path:
     if folder.exists():
         return folder
     part = f"{folder}.{os.getpid()}"
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:", "--target", part, f"triton=={version}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--target",
+        part,
+        f"triton=={version}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise Lacking(f"triton {version} cannot be downloaded: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}")
+        raise Lacking(
+            f"triton {version} cannot be downloaded: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
+        )
     Path(part).rename(folder)
     return folder
 
@@ -118,7 +146,17 @@ def hooks() -> Path:
     library = CACHE / f"pretended_cuda-{torch.__version__}.so"
     if not library.exists():
         root = Path(torch.__file__).parent
-        command = [compiler, "-x", "c++", "-", "-shared", "-fPIC", "-std=c++20", f"-I{root / 'include'}", f"-L{root / 'lib'}"]
+        command = [
+            compiler,
+            "-x",
+            "c++",
+            "-",
+            "-shared",
+            "-fPIC",
+            "-std=c++20",
+            f"-I{root / 'include'}",
+            f"-L{root / 'lib'}",
+        ]
         part = f"{library}.{os.getpid()}"
         libraries = ["-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
         done = subprocess.run([*command, *libraries, "-o", part], input=HOOKS, capture_output=True, text=True)
@@ -139,8 +177,10 @@ def environment(triton: bool = True) -> dict[str, str]:
     if triton and importlib.util.find_spec("triton") is None:
         paths.insert(0, str(triton_folder()))
     caches = {
-        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "TRITON_CACHE_DIR": str(CACHE / "triton-cache"),
-    }  # fmt: skip
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TRITON_CACHE_DIR": str(CACHE / "triton-cache"),
+    }
     return {**os.environ, **caches, "LD_PRELOAD": str(hooks()), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
@@ -149,7 +189,8 @@ STARTED = "PRETENDED_H100"
 
 
 def variables(triton: bool = True) -> dict[str, str]:
-    """:func:`environment`, of a process that need not begin anew; this one's, where this machine does not have what that needs."""
+    """:func:`environment`, of a process that need not begin anew; this one's, where this machine does not have what
+    that needs."""
     try:
         return environment(triton) | {STARTED: "1"}
     except Lacking:  # which the process says
@@ -157,13 +198,16 @@ def variables(triton: bool = True) -> dict[str, str]:
 
 
 def started(module: str, triton: bool = True) -> bool:
-    """Whether this process, the program ``module``, has the hooks; where it has not, it begins anew with them and the same arguments.
+    """Whether this process, the program ``module``, has the hooks; where it has not, it begins anew with them and the
+    same arguments.
 
     ``False``, after a line of JSON that says what is lacking, where this machine cannot have them.
     """
     if STARTED not in os.environ:
         try:
-            os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment(triton) | {STARTED: "1"})
+            os.execve(
+                sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment(triton) | {STARTED: "1"}
+            )
         except Lacking as error:
             print(json.dumps({"lacking": str(error)}))
             return False
@@ -173,7 +217,8 @@ def started(module: str, triton: bool = True) -> bool:
 
 
 def pretend() -> list[Generated]:
-    """Make this process, for the rest of its life, one with an H100; the list gets every Triton kernel that is generated."""
+    """Make this process, for the rest of its life, one with an H100; the list gets every Triton kernel that is
+    generated."""
     kernels: list[Generated] = []
     _pretend_device()
     _note_kernels(kernels)
@@ -188,20 +233,45 @@ def _pretend_device() -> None:
 
     state = torch.zeros(1)
     for name, answer in {
-        "_lazy_init": None, "is_available": True, "is_initialized": True, "current_device": 0, "device_count": 1, "set_device": None,
-        "get_device_properties": PROPERTIES, "get_device_capability": (9, 0), "is_bf16_supported": True, "synchronize": None,
-        "current_stream": SimpleNamespace(cuda_stream=0), "is_current_stream_capturing": False, "get_rng_state": state,
-        "set_rng_state": None, "device": contextlib.nullcontext(), "_DeviceGuard": contextlib.nullcontext(),
-    }.items():  # fmt: skip
+        "_lazy_init": None,
+        "is_available": True,
+        "is_initialized": True,
+        "current_device": 0,
+        "device_count": 1,
+        "set_device": None,
+        "get_device_properties": PROPERTIES,
+        "get_device_capability": (9, 0),
+        "is_bf16_supported": True,
+        "synchronize": None,
+        "current_stream": SimpleNamespace(cuda_stream=0),
+        "is_current_stream_capturing": False,
+        "get_rng_state": state,
+        "set_rng_state": None,
+        "device": contextlib.nullcontext(),
+        "_DeviceGuard": contextlib.nullcontext(),
+    }.items():
         setattr(torch.cuda, name, answers(answer))
     torch.cuda.random.get_rng_state, torch.cuda.random.set_rng_state = answers(state), answers(None)
     torch.version.cuda = "13.0"
-    for name in ("_cuda_getDevice", "_cuda_getCurrentRawStream", "_cuda_setDevice", "_cuda_exchangeDevice", "_cuda_maybeExchangeDevice"):
+    for name in (
+        "_cuda_getDevice",
+        "_cuda_getCurrentRawStream",
+        "_cuda_setDevice",
+        "_cuda_exchangeDevice",
+        "_cuda_maybeExchangeDevice",
+    ):
         setattr(torch._C, name, answers(0))
     for name, answer in {
-        "is_available": True, "get_compute_capability": 90, "current_device": 0, "device_count": 1, "get_device_properties": PROPERTIES,
-        "is_triton_capable": True, "raise_if_triton_unavailable": None, "is_bf16_supported": True, "synchronize": None,
-    }.items():  # fmt: skip
+        "is_available": True,
+        "get_compute_capability": 90,
+        "current_device": 0,
+        "device_count": 1,
+        "get_device_properties": PROPERTIES,
+        "is_triton_capable": True,
+        "raise_if_triton_unavailable": None,
+        "is_bf16_supported": True,
+        "synchronize": None,
+    }.items():
         setattr(CudaInterface, name, staticmethod(answers(answer)))
     for function in vars(torch.utils._triton).values():
         getattr(function, "cache_clear", lambda: None)()
@@ -229,15 +299,19 @@ def _note_kernels(kernels: list[Generated]) -> None:
     AsyncCompile.warm_pool = classmethod(lambda _: None)
     CompiledFxGraph.__call__ = lowered
     inductor.compile_threads, inductor.fallback_random, inductor.triton.cudagraphs = 1, True, False
-    inductor.pattern_matcher, inductor.joint_graph_constant_folding = False, False  # they compute constants on the device
+    # they compute constants on the device
+    inductor.pattern_matcher, inductor.joint_graph_constant_folding = False, False
     joint_graph.lazy_init, post_grad.lazy_init = lambda *_, **__: None, lambda *_, **__: None
     functorch.force_non_lazy_backward_lowering = True
     limits = {"max_shared_mem": SHARED_MEMORY, "multiprocessor_count": 132, "warpSize": 32}
     driver = SimpleNamespace(
-        utils=SimpleNamespace(get_device_properties=lambda _: limits), get_current_target=lambda: GPUTarget("cuda", 90, 32),
-        get_current_device=lambda: 0, get_active_torch_device=lambda: torch.device("cuda", 0), get_current_stream=lambda _=None: 0,
+        utils=SimpleNamespace(get_device_properties=lambda _: limits),
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_active_torch_device=lambda: torch.device("cuda", 0),
+        get_current_stream=lambda _=None: 0,
         get_device_interface=lambda: torch.cuda,
-    )  # fmt: skip
+    )
     triton.runtime.driver.set_active(driver)
 
 
@@ -252,8 +326,8 @@ def fake_tensors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def results(module: str, key: str, *arguments: str, triton: bool = True) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """The result of a name, which ``python -m module`` with the arguments prints as lines of JSON, one after another, with the name under
-    ``key``."""
+    """The result of a name, which ``python -m module`` with the arguments prints as lines of JSON, one after another,
+    with the name under ``key``."""
     found: dict[str, dict[str, Any]] = {}
     command = [sys.executable, "-m", module, *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}

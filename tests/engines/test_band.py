@@ -1,4 +1,5 @@
-"""Every path of the band engine computes the same, also in graphs for all lengths; full attention keeps to fused kernels."""
+"""Every path of the band engine computes the same, also in graphs for all lengths; full attention keeps to fused
+kernels."""
 
 from __future__ import annotations
 
@@ -35,8 +36,14 @@ from tests.grids import quickly
 # ---- Paths of the band engine.
 
 
-MECHANISMS = {"band": ("window", {}), "band and columns": ("window", {"num_sinks": 5}), "band, columns and rows": ("longformer", {})}
-CASES = list(itertools.product(MECHANISMS, [False, True], [7, 130, 300], ["none", "left", "right", "inside"], [False, True]))
+MECHANISMS = {
+    "band": ("window", {}),
+    "band and columns": ("window", {"num_sinks": 5}),
+    "band, columns and rows": ("longformer", {}),
+}
+CASES = list(
+    itertools.product(MECHANISMS, [False, True], [7, 130, 300], ["none", "left", "right", "inside"], [False, True])
+)
 
 
 def masks(length: int, side: str) -> Tensor | None:
@@ -44,12 +51,22 @@ def masks(length: int, side: str) -> Tensor | None:
         return None
     mask = torch.ones(2, length, dtype=torch.bool)
     cut = length // 3
-    mask[0, {"left": slice(0, cut), "right": slice(length - cut, None), "inside": slice(length // 2, length // 2 + cut // 2)}[side]] = False
+    mask[
+        0,
+        {
+            "left": slice(0, cut),
+            "right": slice(length - cut, None),
+            "inside": slice(length // 2, length // 2 + cut // 2),
+        }[side],
+    ] = False
     return mask
 
 
 def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    fixed, numbers = [call.key_mask, call.global_mask], [pattern.left, pattern.right, pattern.causal, pattern.global_rows, 0]
+    fixed, numbers = (
+        [call.key_mask, call.global_mask],
+        [pattern.left, pattern.right, pattern.causal, pattern.global_rows, 0],
+    )
     return cpu_softmax("band", q, k, v, [], fixed, numbers, call.scale_for(16), 0.0, None, None)[0]
 
 
@@ -57,7 +74,9 @@ def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attent
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @every_case("path", [run_cpu_band, blockwise_attention, flex_band])
 @every_case(("visited", "causal", "length", "side", "few_queries"), CASES, of=6)
-def test_every_path_of_a_band_equals_the_definition(path, visited: str, causal: bool, length: int, side: str, few_queries: bool) -> None:
+def test_every_path_of_a_band_equals_the_definition(
+    path, visited: str, causal: bool, length: int, side: str, few_queries: bool
+) -> None:
     torch.manual_seed(0)
     dtype = torch.float32 if path is flex_band else torch.float64
     q, k, v = (torch.randn(2, 4, length, 16, dtype=dtype) for _ in range(3))
@@ -72,7 +91,14 @@ def test_every_path_of_a_band_equals_the_definition(path, visited: str, causal: 
 
     out = run_batch(module, q, k, v, call, run)
     expected = reference_attend(
-        q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen if module.capabilities.takes_globals else None, scaling=0.25
+        q,
+        k,
+        v,
+        module,
+        causal=causal,
+        padding_mask=mask,
+        global_mask=chosen if module.capabilities.takes_globals else None,
+        scaling=0.25,
     )
     real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
     rows = real[:, None, -q.shape[2] :, None]
@@ -86,7 +112,8 @@ BLOCKS = [32, 64, 192, 1000]
 
 @every_case("block", BLOCKS, pairs=True)
 @every_case(
-    ("causal", "side", "few_queries"), [(False, "none", False), (True, "none", True), (False, "inside", True), (True, "left", False)]
+    ("causal", "side", "few_queries"),
+    [(False, "none", False), (True, "none", True), (False, "inside", True), (True, "left", False)],
 )
 @every_case("visited", MECHANISMS)
 def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
@@ -128,7 +155,9 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
 @every_case("causal", [False, True])
 @every_case("few_queries", [False, True])
 @every_case("visited", MECHANISMS)
-def test_short_bands_on_a_cpu_are_one_masked_call(visited: str, few_queries: bool, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_bands_on_a_cpu_are_one_masked_call(
+    visited: str, few_queries: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     BYTE_CACHE.clear()
     length, (name, options) = 200, MECHANISMS[visited]
@@ -147,7 +176,9 @@ def test_short_bands_on_a_cpu_are_one_masked_call(visited: str, few_queries: boo
         expected = reference_attend(queries, k, v, module, causal=causal)
         torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
         upstream = torch.randn_like(out)
-        for gradient, wanted in zip(*(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True):
+        for gradient, wanted in zip(
+            *(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True
+        ):
             torch.testing.assert_close(gradient, wanted, atol=1e-12, rtol=0)
     assert len(masks_used) == 2
     assert masks_used[0] is masks_used[1]
@@ -155,7 +186,9 @@ def test_short_bands_on_a_cpu_are_one_masked_call(visited: str, few_queries: boo
 
 @every_case("block", BLOCKS)
 @every_case("side", ["none", "inside"])
-def test_a_distance_bias_of_a_cpu_band_is_the_same_in_blocks_of_every_size(side: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_distance_bias_of_a_cpu_band_is_the_same_in_blocks_of_every_size(
+    side: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(band, "band_plan", functools.partial(band_plan, block=block))
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, 300, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -166,26 +199,36 @@ def test_a_distance_bias_of_a_cpu_band_is_the_same_in_blocks_of_every_size(side:
     arguments: dict[str, Any] = {"padding_mask": mask, "score_mod": DistanceBias(table, 40)}
     out, expected = attend(q, k, v, module, **arguments) * rows, reference_attend(q, k, v, module, **arguments) * rows
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)  # of the table in single precision
-    for found, wanted in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v, table)) for x in (out, expected)), strict=True):
+    for found, wanted in zip(
+        *(torch.autograd.grad(x.square().sum(), (q, k, v, table)) for x in (out, expected)), strict=True
+    ):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
 
 
 def test_cpu_bands_choose_one_block_for_short_and_fixed_blocks_for_long_inputs() -> None:
-    """One block up to about the length that the band covers, blocks of a fixed size for long inputs; AMX takes larger ones."""
+    """One block up to about the length that the band covers, blocks of a fixed size for long inputs; AMX takes larger
+    ones."""
     for dtype in (torch.float32, torch.bfloat16):
         plans = {length: band_plan(length, length, 0, 256, 256, dtype, 1) for length in (300, 1024, 8192, 65536)}
         assert plans[300].dense
         assert not plans[1024].dense
         assert plans[8192].block == plans[65536].block
-    for seen in (band_plan(100, 4096, 3996, 255, 0, torch.float32, 1), band_plan(1, 4096, 4095, 255, 0, torch.float32, 1)):
+    for seen in (
+        band_plan(100, 4096, 3996, 255, 0, torch.float32, 1),
+        band_plan(1, 4096, 4095, 255, 0, torch.float32, 1),
+    ):
         assert sum(group.blocks * group.width for group in seen.groups) < 2048, "few queries see few keys"
     assert BF16_AMX.sizes[1] > max(BF16.sizes)
 
 
 @pytest.mark.thorough
-@every_case(("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)])
+@every_case(
+    ("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)]
+)
 @every_case("visited", MECHANISMS)
-def test_wide_cpu_bands_in_bf16_are_near_the_definition(visited: str, causal: bool, side: str, few_queries: bool) -> None:
+def test_wide_cpu_bands_in_bf16_are_near_the_definition(
+    visited: str, causal: bool, side: str, few_queries: bool
+) -> None:
     torch.manual_seed(0)
     length = 1100
     name, options = MECHANISMS[visited]
@@ -203,7 +246,12 @@ def test_wide_cpu_bands_in_bf16_are_near_the_definition(visited: str, causal: bo
     out = run_batch(module, q, k, v, call, run)
     exact = (x.double() for x in (q, k, v))
     expected = reference_attend(
-        *exact, module, causal=causal, padding_mask=mask, global_mask=chosen if module.capabilities.takes_globals else None, scaling=0.25
+        *exact,
+        module,
+        causal=causal,
+        padding_mask=mask,
+        global_mask=chosen if module.capabilities.takes_globals else None,
+        scaling=0.25,
     )
     rows = (torch.ones(2, length, dtype=torch.bool) if mask is None else mask)[:, None, -q.shape[2] :, None]
     torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-2, rtol=1e-2)
@@ -229,7 +277,9 @@ class Attention(nn.Module):
         self.mechanism = build_mechanism(mechanism, num_heads=HEADS, head_dim=DIM, window=WINDOW, **options)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, chosen: Tensor) -> Tensor:
-        call = AttentionCall(self.causal, Batch.of(real), chosen if self.mechanism.capabilities.takes_globals else None)
+        call = AttentionCall(
+            self.causal, Batch.of(real), chosen if self.mechanism.capabilities.takes_globals else None
+        )
         return self.mechanism(q, k, v, call)
 
 
@@ -249,7 +299,9 @@ def exported(request: pytest.FixtureRequest) -> tuple[Attention, Any]:
     return attention, torch.export.export(attention, inputs(600), dynamic_shapes=free).module()
 
 
-@pytest.mark.parametrize("lengths", [range(2, BLOCK, 31), range(BLOCK - 2, BLOCK + 3), range(BLOCK + 9, 2 * BLOCK + 3, 60), (600, 700)])
+@pytest.mark.parametrize(
+    "lengths", [range(2, BLOCK, 31), range(BLOCK - 2, BLOCK + 3), range(BLOCK + 9, 2 * BLOCK + 3, 60), (600, 700)]
+)
 def test_an_exported_band_equals_the_definition_at_every_length(exported: tuple[Attention, Any], lengths: Any) -> None:
     attention, graph = exported
     for length in lengths:
@@ -259,7 +311,9 @@ def test_an_exported_band_equals_the_definition_at_every_length(exported: tuple[
         with torch.no_grad():
             out = graph(q, k, v, real, chosen)
         rows = real[:, None, :, None]
-        torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-5, rtol=0, msg=lambda why, n=length: f"{n} tokens: {why}")
+        torch.testing.assert_close(
+            out.double() * rows, expected * rows, atol=1e-5, rtol=0, msg=lambda why, n=length: f"{n} tokens: {why}"
+        )
 
 
 class Largest(TorchDispatchMode):
@@ -298,19 +352,25 @@ class KernelCalls(TorchFunctionMode):
 
 
 def grouped_inputs(q_len: int, head_dim: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.randn(2, heads, length, head_dim, device=device) for heads, length in ((4, q_len), (2, 40), (2, 40)))
+    return tuple(
+        torch.randn(2, heads, length, head_dim, device=device) for heads, length in ((4, q_len), (2, 40), (2, 40))
+    )
 
 
 @every_case("q_len", [1, 40])
 @every_case("padded", [False, True])
 @every_case("head_dim", [64, 512])
 @every_case("device", ["cpu", "meta"])
-def test_dense_attention_groups_heads_only_where_a_fused_kernel_does(device: str, head_dim: int, padded: bool, q_len: int) -> None:
-    """On CUDA it takes N×N memory for all heads; on the CPU, the fused kernel takes groups with and without a mask. Tensors on meta stand
-    for those on every other device than the CPU."""
+def test_dense_attention_groups_heads_only_where_a_fused_kernel_does(
+    device: str, head_dim: int, padded: bool, q_len: int
+) -> None:
+    """On CUDA it takes N×N memory for all heads; on the CPU, the fused kernel takes groups with and without a mask.
+    Tensors on meta stand for those on every other device than the CPU."""
     with KernelCalls() as kernel:
         mask = torch.ones(2, 40, dtype=torch.bool, device=device) if padded else None
-        out = dense.dense_attention(*grouped_inputs(q_len, head_dim, device), AttentionCall(causal=True, batch=Batch.of(mask)))
+        out = dense.dense_attention(
+            *grouped_inputs(q_len, head_dim, device), AttentionCall(causal=True, batch=Batch.of(mask))
+        )
         assert out.shape == (2, 4, q_len, head_dim)
     (call,) = kernel.calls
     fused = device == "cpu" or (call.get("attn_mask") is None and head_dim <= 256)

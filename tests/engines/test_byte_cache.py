@@ -126,7 +126,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     get = ByteCache.get
     monkeypatch.setattr(
         ByteCache, "get", lambda self, key, make, *size: get(self, key, lambda: (made.append(key), make())[1], *size)
-    )  # fmt: skip
+    )
     return made
 
 
@@ -146,7 +146,9 @@ def test_the_mask_of_a_wide_window_is_made_once(window: int, monkeypatch: pytest
 def test_plans_of_many_layers_and_lengths_are_cached_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """BigBird's random blocks differ by layer: 24 of them at three lengths."""
     BYTE_CACHE.clear()
-    layers = [build_mechanism("bigbird", num_heads=4, head_dim=8, block_size=32, num_random_blocks=2) for _ in range(24)]
+    layers = [
+        build_mechanism("bigbird", num_heads=4, head_dim=8, block_size=32, num_random_blocks=2) for _ in range(24)
+    ]
     for number, layer in enumerate(layers):
         layer.layer = number
     made = counted(monkeypatch)

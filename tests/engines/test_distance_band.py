@@ -1,4 +1,5 @@
-"""The path ``cpu-distances``: a band with a term of query and distance equals its plain form, in linear memory, gradients too."""
+"""The path ``cpu-distances``: a band with a term of query and distance equals its plain form, in linear memory,
+gradients too."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ HEADS, WIDTH = 4, 16
 Leaves = tuple[Tensor, ...]
 
 
-def leaves_of(q_len: int, kv_len: int, features: int, table_heads: int, rows: int, *, dtype: torch.dtype = torch.float64) -> Leaves:
+def leaves_of(
+    q_len: int, kv_len: int, features: int, table_heads: int, rows: int, *, dtype: torch.dtype = torch.float64
+) -> Leaves:
     """q, k, v, p, r, c, e and s."""
     shapes = [(2, HEADS, q_len, WIDTH), (2, 2, kv_len, WIDTH), (2, 2, kv_len, WIDTH)]
     shapes += [(2, HEADS, q_len, features), (table_heads, rows, features), (HEADS, WIDTH)]
@@ -30,13 +33,22 @@ def leaves_of(q_len: int, kv_len: int, features: int, table_heads: int, rows: in
 
 
 def run(
-    leaves: Leaves, pattern: Pattern, ahead: int, mask: Tensor | None, *, plain: bool, tokens: Tensor | None = None,
-    of_keys: bool = False, buckets: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    leaves: Leaves,
+    pattern: Pattern,
+    ahead: int,
+    mask: Tensor | None,
+    *,
+    plain: bool,
+    tokens: Tensor | None = None,
+    of_keys: bool = False,
+    buckets: Tensor | None = None,
+) -> Tensor:
     q, k, v, p, rows, content, e, key_rows = leaves
     by_key = {"of_keys": e, "key_table": key_rows} if of_keys else {}
     term: Any = DistanceTerm(p, rows, ahead, k, content, **by_key, buckets=buckets)
-    call = AttentionCall(pattern.causal, Batch.of(mask), tokens, scale=0.3, score_mod=term.written_out if plain else term)
+    call = AttentionCall(
+        pattern.causal, Batch.of(mask), tokens, scale=0.3, score_mod=term.written_out if plain else term
+    )
     choices: list[PathChoice] = []
     with observe(lambda _, choice: choices.append(choice)):
         out = block_sparse_attention(q, k, v, pattern, call)
@@ -86,13 +98,17 @@ def test_a_band_with_distance_terms_equals_its_plain_form(band: tuple[int, int],
 @every_case("global_rows", [True, False], pairs=True)
 @every_case("band", [(20, 7), (64, 0), (150, 149)])
 @every_case("padding", PADDING)
-def test_global_tokens_beside_a_band_have_the_terms_of_their_distances(band: tuple[int, int], padding: str, global_rows: bool) -> None:
+def test_global_tokens_beside_a_band_have_the_terms_of_their_distances(
+    band: tuple[int, int], padding: str, global_rows: bool
+) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=3, table_heads=1 if left == 20 else HEADS, rows=700 if right else 420)
     mask = padding_mask(padding)
     tokens = marked_tokens()
     pattern = Pattern(left, right, causal=right == 0, has_globals=True, global_rows=global_rows)
-    out, expected = (run(leaves, pattern, 300 if right else 0, mask, plain=plain, tokens=tokens) for plain in (False, True))
+    out, expected = (
+        run(leaves, pattern, 300 if right else 0, mask, plain=plain, tokens=tokens) for plain in (False, True)
+    )
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
     same_gradients(out, expected, leaves[:6])
 
@@ -101,13 +117,18 @@ def test_global_tokens_beside_a_band_have_the_terms_of_their_distances(band: tup
 @every_case("with_tokens", [False, True], pairs=True)
 @every_case("band", [(20, 7), (64, 64), (150, 0), (5, 400)])
 @every_case("padding", PADDING)
-def test_distance_terms_of_keys_and_buckets_equal_their_plain_form(band: tuple[int, int], padding: str, with_tokens: bool) -> None:
+def test_distance_terms_of_keys_and_buckets_equal_their_plain_form(
+    band: tuple[int, int], padding: str, with_tokens: bool
+) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=0 if left == 64 else 3, table_heads=1 if left == 20 else HEADS, rows=24)
     mask, tokens = padding_mask(padding), marked_tokens() if with_tokens else None
     buckets = torch.randint(24, (90,))  # of the distances -20 … 69
     pattern = Pattern(left, right, causal=right == 0, has_globals=with_tokens)
-    out, expected = (run(leaves, pattern, 20, mask, plain=plain, tokens=tokens, of_keys=True, buckets=buckets) for plain in (False, True))
+    out, expected = (
+        run(leaves, pattern, 20, mask, plain=plain, tokens=tokens, of_keys=True, buckets=buckets)
+        for plain in (False, True)
+    )
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
     same_gradients(out, expected, leaves)
 
@@ -130,11 +151,15 @@ def test_distance_terms_in_lower_precision_are_near_the_exact_ones(dtype: torch.
     low = (*(x.detach().mul(0.5).to(dtype).requires_grad_() for x in leaves[:3]), *leaves[3:])
     exact = tuple(x.detach().float().requires_grad_() for x in low)
     pattern = Pattern(20, 20, False)
-    out, expected = (run(x, pattern, 20, None, plain=plain, of_keys=True) for x, plain in ((low, False), (exact, True)))
+    out, expected = (
+        run(x, pattern, 20, None, plain=plain, of_keys=True) for x, plain in ((low, False), (exact, True))
+    )
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=0)
-    for a, b in zip(*(torch.autograd.grad(x.float().sum(), y) for x, y in ((out, low), (expected, exact))), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(x.float().sum(), y) for x, y in ((out, low), (expected, exact))), strict=True
+    ):
         assert (a.float() - b).norm() <= tolerance * b.norm() + 1e-4
 
 
@@ -145,7 +170,8 @@ def test_a_row_of_padding_in_a_batch_with_distance_terms_is_zeros() -> None:
     mask[1] = False
     numbers = [5, 5, 5, 0, 1, 0]
     together, padded = (
-        softmax_forward("distances", q, k, v, [p, rows], [None, real, None], numbers, 0.3, 0.0, None, None)[0] for real in (None, mask)
+        softmax_forward("distances", q, k, v, [p, rows], [None, real, None], numbers, 0.3, 0.0, None, None)[0]
+        for real in (None, mask)
     )
     torch.testing.assert_close(padded[0], together[0])
     assert not padded[1].any()
@@ -162,12 +188,19 @@ CHUNKS: list[tuple[str, dict[str, int]]] = [
 @every_case("causal", [False, True], pairs=True)
 @every_case("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
 @every_case(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one"])
-def test_chunks_with_relative_terms_are_fused_and_equal_definition(name: str, options: dict[str, int], relative: str, causal: bool) -> None:
+def test_chunks_with_relative_terms_are_fused_and_equal_definition(
+    name: str, options: dict[str, int], relative: str, causal: bool
+) -> None:
     torch.manual_seed(0)
-    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **options).double()
+    mechanism = build_mechanism(
+        name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **options
+    ).double()
     for parameter in mechanism.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    q, k, v = (torch.randn(2, heads, length, WIDTH, dtype=torch.float64) for heads, length in ((HEADS, 301), (2, 340), (2, 340)))
+    q, k, v = (
+        torch.randn(2, heads, length, WIDTH, dtype=torch.float64)
+        for heads, length in ((HEADS, 301), (2, 340), (2, 340))
+    )
     mask = torch.ones(2, 340, dtype=torch.bool)
     mask[0, 320:] = False
     mask[1, 200:230] = False
@@ -186,7 +219,9 @@ def test_chunks_with_relative_terms_are_fused_and_equal_definition(name: str, op
 def test_the_band_of_a_union_with_relative_terms_is_fused(relative: str) -> None:
     torch.manual_seed(0)
     shape = {"num_heads": HEADS, "head_dim": WIDTH, "hidden_size": 64, "max_length": 300}
-    mechanism = build_mechanism("union", **shape, relative=relative, of="window:window=32+longformer:window=64").double()
+    mechanism = build_mechanism(
+        "union", **shape, relative=relative, of="window:window=32+longformer:window=64"
+    ).double()
     assert mechanism.relative is not None
     for parameter in mechanism.relative.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -205,10 +240,13 @@ def test_the_band_of_a_union_with_relative_terms_is_fused(relative: str) -> None
 @pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("name", "options"), [("window", {"left": 40, "right": 9}), ("transformer_xl", {"segment_length": 30, "memory_length": 30})]
+    ("name", "options"),
+    [("window", {"left": 40, "right": 9}), ("transformer_xl", {"segment_length": 30, "memory_length": 30})],
 )
 def test_mechanisms_with_distance_terms_compile_to_one_graph(name: str, options: dict[str, int], backend: str) -> None:
-    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, **options, relative="transformer_xl")
+    mechanism = build_mechanism(
+        name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, **options, relative="transformer_xl"
+    )
     for parameter in mechanism.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = [torch.randn(1, HEADS, 400, WIDTH) for _ in range(3)]

@@ -1,4 +1,5 @@
-"""Dropout on the CPU and in compiled training: weights are dropped independently and divided by what remains, forward and backward."""
+"""Dropout on the CPU and in compiled training: weights are dropped independently and divided by what remains, forward
+and backward."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 """Mechanism, and its options and the call's."""
 
 
-def case(name: str, padded: str, dtype: torch.dtype = torch.float64) -> tuple[tuple[Tensor, ...], str, dict[str, Any], Tensor]:
+def case(
+    name: str, padded: str, dtype: torch.dtype = torch.float64
+) -> tuple[tuple[Tensor, ...], str, dict[str, Any], Tensor]:
     """q, k, v, the mechanism, the call's arguments, and which tokens are real."""
     torch.manual_seed(0)
     mechanism, given = CASES[name]
@@ -50,7 +53,12 @@ def case(name: str, padded: str, dtype: torch.dtype = torch.float64) -> tuple[tu
     real = torch.ones(2, LENGTH, dtype=torch.bool)
     if padded:
         arguments["padding_mask"] = real
-        real[0] = {"left": index >= 41, "right": index < 280, "short": index < 40, "inside": (index < 120) | (index > 150)}[padded]
+        real[0] = {
+            "left": index >= 41,
+            "right": index < 280,
+            "short": index < 40,
+            "inside": (index < 120) | (index > 150),
+        }[padded]
     if globals:
         arguments["global_mask"] = (index < globals) & real
     return (q, k, v), mechanism, arguments, real
@@ -64,7 +72,10 @@ def weights(q: Tensor, k: Tensor, mechanism: str, arguments: dict[str, Any], p: 
     return attend(q, k, keys, mechanism, dropout_p=p, scaling=8**-0.5, **arguments)
 
 
-PADDED = [*itertools.product(CASES, ["", "left", "right", "inside"]), *((name, "short") for name in CASES if "window" in name)]
+PADDED = [
+    *itertools.product(CASES, ["", "left", "right", "inside"]),
+    *((name, "short") for name in CASES if "window" in name),
+]
 """A window's engine runs short rows with long ones; the others run few pairs of a row by plain operations."""
 
 
@@ -134,7 +145,9 @@ def test_the_bits_of_cpu_dropout_are_uniform_and_independent() -> None:
     z = (kept - share) / (share * (1 - share)) ** 0.5
     pairs = {f"neighbours {lag}": (z[..., :-lag], z[..., lag:]) for lag in (1, 2, 3, 4, 64)}
     pairs |= {"rows": (z[:, :-1], z[:, 1:]), "tiles": (z[:-1], z[1:]), "places": (z[:-4], z[4:])}
-    wrong = {name: (a * b).mean().item() for name, (a, b) in pairs.items() if abs((a * b).mean()) > 5 * a.numel() ** -0.5}
+    wrong = {
+        name: (a * b).mean().item() for name, (a, b) in pairs.items() if abs((a * b).mean()) > 5 * a.numel() ** -0.5
+    }
     assert not wrong
     assert abs(z.mean()) < 5 * z.numel() ** -0.5
     counts = torch.bincount(random_bits(1 << 22, 5, (0, 0)).int() + (1 << 15), minlength=1 << 16).double()
@@ -172,7 +185,9 @@ def test_dropout_in_cross_attention_drops_no_query_for_padded_keys() -> None:
     module = mechanism_from("full", {}, num_heads=4, head_dim=8, max_length=LENGTH)
     module.is_cross_attention = True
     (q, k, v), _, arguments, _ = case("bidirectional full", "left")
-    dropped, whole = (attend(q, k, v, module, dropout_p=p, padding_mask=arguments["padding_mask"]) for p in (1e-4, 0.0))
+    dropped, whole = (
+        attend(q, k, v, module, dropout_p=p, padding_mask=arguments["padding_mask"]) for p in (1e-4, 0.0)
+    )
     torch.testing.assert_close(dropped, whole, atol=0.1, rtol=0)
 
 
@@ -198,9 +213,15 @@ def compiled_afresh() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_afresh")
-@pytest.mark.parametrize("mechanism", [*list_mechanisms(engine="block_sparse", grid=False), "full", "adaptive_span", "strided"])
+@pytest.mark.parametrize(
+    "mechanism", [*list_mechanisms(engine="block_sparse", grid=False), "full", "adaptive_span", "strided"]
+)
 def test_compiled_training_with_dropout_survives_changing_lengths(mechanism: str) -> None:
-    options = {"window": 64} if "window" in mechanism_class(mechanism).about.sample else mechanism_class(mechanism).about.sample
+    options = (
+        {"window": 64}
+        if "window" in mechanism_class(mechanism).about.sample
+        else mechanism_class(mechanism).about.sample
+    )
     module = build_mechanism(mechanism, num_heads=1, head_dim=8, hidden_size=8, max_length=1024, **options)
 
     def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, hidden_states: Tensor) -> Tensor:
@@ -221,7 +242,9 @@ def test_compiled_training_with_dropout_survives_changing_lengths(mechanism: str
 @pytest.mark.usefixtures("compiled_afresh")
 @pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_a_model_that_trains_with_dropout_is_one_graph(tokens: bool, on_gpu: bool, request: pytest.FixtureRequest) -> None:
+def test_a_model_that_trains_with_dropout_is_one_graph(
+    tokens: bool, on_gpu: bool, request: pytest.FixtureRequest
+) -> None:
     if on_gpu:
         request.getfixturevalue("cuda_paths")
     plan = {"mechanism": "longformer", "window": 128}

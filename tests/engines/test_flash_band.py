@@ -1,4 +1,5 @@
-"""PyTorch's flash-attention operator, whose definition runs in its place: bands, packed documents and global tokens."""
+"""PyTorch's flash-attention operator, whose definition runs in its place: bands, packed documents and global
+tokens."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tensors(heads: int = 4, head_dim: int = 12, dtype: torch.dtype = torch.float64, length: int = LENGTH) -> list[Tensor]:
+def tensors(
+    heads: int = 4, head_dim: int = 12, dtype: torch.dtype = torch.float64, length: int = LENGTH
+) -> list[Tensor]:
     """q, k, v; heads of 12 numbers are padded to 16."""
     torch.manual_seed(0)
     return [torch.randn(2, count, length, head_dim, dtype=dtype, requires_grad=True) for count in (4, heads, heads)]
@@ -74,10 +77,13 @@ def paths_of(run: Callable[[], Any]) -> tuple[Any, list[PathChoice]]:
         lambda visited, causal, side, heads: visited.startswith("band, ") and heads == 2 and side == "left",
     ),
 )
-def test_flash_attention_of_a_band_equals_the_definition_with_its_gradients(visited: str, causal: bool, side: str, heads: int) -> None:
+def test_flash_attention_of_a_band_equals_the_definition_with_its_gradients(
+    visited: str, causal: bool, side: str, heads: int
+) -> None:
     inputs, mask, (name, options) = tensors(heads), padding(side), MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
-    tokens = torch.arange(LENGTH) < 130 if causal else torch.rand(2, LENGTH) < 0.03  # beside others, the operator can hide none
+    # beside others, the operator can hide none
+    tokens = torch.arange(LENGTH) < 130 if causal else torch.rand(2, LENGTH) < 0.03
     tokens = tokens.expand(2, -1) if module.capabilities.takes_globals else None
     arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
@@ -91,7 +97,9 @@ def test_packed_documents_are_one_call_of_flash_attention(visited: str, emulated
     """With padding after them, before them, and in a row of its own."""
     inputs, mask, (name, options) = tensors(2), padding("right"), MECHANISMS[visited]
     mask[1, :7] = False
-    documents = torch.stack([torch.arange(LENGTH) // 70, (torch.arange(LENGTH) > 3).long() + (torch.arange(LENGTH) > 180)])
+    documents = torch.stack(
+        [torch.arange(LENGTH) // 70, (torch.arange(LENGTH) > 3).long() + (torch.arange(LENGTH) > 180)]
+    )
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
     arguments = {"padding_mask": mask, "documents": documents, "causal": True}
     out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
@@ -111,7 +119,9 @@ def test_documents_without_flash_attention_are_separate_calls(monkeypatch: pytes
     out, choices = paths_of(lambda: attend(*inputs, "window", window=64, documents=documents))
     assert [choice.path for choice in choices][:2] == ["unchanged", "split"]
     assert dict(choices[1].refused)["flash"] == "it is an old one"
-    torch.testing.assert_close(out, reference_attend(*inputs, "window", window=64, documents=documents), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        out, reference_attend(*inputs, "window", window=64, documents=documents), atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.usefixtures("cuda_paths")
@@ -140,7 +150,9 @@ def test_flash_attention_of_a_band_passes_gradcheck(dropout: float, sinks: bool)
         return flash_band.flash_band(*inputs[:3], pattern, call)[1:, :, :8]
 
     inputs = [x.detach()[:, :count, :11, :8].requires_grad_() for x, count in zip(tensors(), (4, 2, 2), strict=True)]
-    assert torch.autograd.gradcheck(run, [*inputs, torch.randn(4, dtype=torch.float64, requires_grad=True)], fast_mode=True)
+    assert torch.autograd.gradcheck(
+        run, [*inputs, torch.randn(4, dtype=torch.float64, requires_grad=True)], fast_mode=True
+    )
 
 
 @pytest.mark.slow
@@ -150,7 +162,9 @@ def test_flash_attention_is_part_of_a_whole_graph(dropout: float) -> None:
     """Forward and backward; of other lengths, too."""
     torch._dynamo.reset()
     module = build_mechanism("window", num_heads=4, head_dim=12, window=64)
-    compiled = torch.compile(lambda q, k, v: attend(q, k, v, module, dropout_p=dropout), backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled = torch.compile(
+        lambda q, k, v: attend(q, k, v, module, dropout_p=dropout), backend="aot_eager", fullgraph=True, dynamic=True
+    )
     for length in (300, 420):
         inputs = tensors(2, length=length)
         out = compiled(*inputs)
@@ -191,7 +205,8 @@ REFUSALS = [
 def test_a_flash_operator_that_refuses_is_left_for_the_next_path_with_a_warning(
     error: Exception, backward: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next path runs, from then on without a try, and a warning says so once; what only the backward pass lacks is seen in time."""
+    """The next path runs, from then on without a try, and a warning says so once; what only the backward pass lacks is
+    seen in time."""
     tries = []
 
     def refuses(*_: Any, **__: Any) -> None:
@@ -217,7 +232,9 @@ def test_a_flash_operator_that_refuses_is_left_for_the_next_path_with_a_warning(
 def test_a_flash_operator_with_wrong_results_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a kernel that ignores windows, for example."""
     unbounded = dict.fromkeys(("window_size_left", "window_size_right"), -1)
-    monkeypatch.setattr(flash_band, "flash_forward", lambda *x, **settings: flash_operator.forward(*x, **settings | unbounded))
+    monkeypatch.setattr(
+        flash_band, "flash_forward", lambda *x, **settings: flash_operator.forward(*x, **settings | unbounded)
+    )
     monkeypatch.setattr(flex_kernel, "why_not", lambda _: "there is none")
     out, (choice,) = paths_of(lambda: attend(*tensors(), "window", window=64))
     assert "differ from the definition by" in dict(choice.refused)["flash"]
@@ -245,9 +262,13 @@ def test_a_lack_of_memory_in_flash_attention_is_raised_as_it_is(first: bool, mon
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 @pytest.mark.parametrize("head_dim", [8, 64])
-def test_flash_attention_runs_without_triton_and_with_narrow_heads(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_runs_without_triton_and_with_narrow_heads(
+    head_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuses(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Cannot find a working triton installation. Either the package is not installed or it is too old.")
+        raise RuntimeError(
+            "Cannot find a working triton installation. Either the package is not installed or it is too old."
+        )
 
     monkeypatch.setattr(flex_kernel, "compiled", lambda _: refuses)
     inputs = tensors(head_dim=head_dim, dtype=torch.bfloat16)
@@ -271,16 +292,30 @@ def test_flash_attention_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         ({}, None),
         ({"dtype": torch.float32}, "the flash-attention operator computes in half precision only"),
         ({"features": 264}, "the flash-attention operator takes heads of up to 256 numbers"),
-        ({"call": AttentionCall(score_mod=lambda score, *_: score)}, "the flash-attention operator adds no score term"),
-        ({"call": AttentionCall(batch=Batch.of(padding("inside")))}, "there is padding between the tokens of a sequence"),
+        (
+            {"call": AttentionCall(score_mod=lambda score, *_: score)},
+            "the flash-attention operator adds no score term",
+        ),
+        (
+            {"call": AttentionCall(batch=Batch.of(padding("inside")))},
+            "there is padding between the tokens of a sequence",
+        ),
         (
             {"call": AttentionCall(batch=Batch.of(padding("left"))), "q_len": 200},
             "the queries are some tokens of a batch with padding or global tokens",
         ),
     ],
 )
-def test_the_reasons_against_flash_attention_are_those_of_the_call(changes: dict[str, Any], reason: str | None) -> None:
-    values = {"q_len": LENGTH, "call": AttentionCall(), "dtype": torch.bfloat16, "features": 64, "pattern": Pattern.window(8, causal=True)}
+def test_the_reasons_against_flash_attention_are_those_of_the_call(
+    changes: dict[str, Any], reason: str | None
+) -> None:
+    values = {
+        "q_len": LENGTH,
+        "call": AttentionCall(),
+        "dtype": torch.bfloat16,
+        "features": 64,
+        "pattern": Pattern.window(8, causal=True),
+    }
     context = DispatchContext("cuda", kv_len=LENGTH, **values | changes)
     assert flash_band.why_not(context) == reason
     refused = dict(dispatch.PATHS["band"])
@@ -338,7 +373,9 @@ def test_three_flash_calls_equal_the_definition_with_its_gradients(
     rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype) * rows
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
-    for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
+    for grad, exact in zip(
+        torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True
+    ):
         torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
 
 
@@ -387,7 +424,10 @@ FORMS: dict[str, dict[str, Any]] = {
 def run(form: str, padded: bool, dropout: float, *tensors: Tensor) -> Tensor:
     """The output without padding; the same weights are dropped in every call."""
     torch.manual_seed(0)
-    settings, batch = dict(FORMS[form]), Batch.of(torch.arange(GLOBALS_LENGTH) >= torch.tensor([[0], [3]])) if padded else None
+    settings, batch = (
+        dict(FORMS[form]),
+        Batch.of(torch.arange(GLOBALS_LENGTH) >= torch.tensor([[0], [3]])) if padded else None,
+    )
     causal = settings.get("causal", False)
     positions, tokens = settings.get("global_positions"), settings.get("global_mask")
     tokens = (torch.arange(GLOBALS_LENGTH) < 2 if tokens is None else tokens).expand(2, -1)
@@ -402,7 +442,9 @@ def run(form: str, padded: bool, dropout: float, *tensors: Tensor) -> Tensor:
 @every_case(("form", "padded", "dropout"), list(itertools.product(FORMS, [False, True], [0.0, 0.4])))
 def test_three_flash_calls_pass_gradcheck_with_dropout(form: str, padded: bool, dropout: float) -> None:
     torch.manual_seed(1)
-    tensors = [torch.randn(2, heads, GLOBALS_LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    tensors = [
+        torch.randn(2, heads, GLOBALS_LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
+    ]
     assert torch.autograd.gradcheck(lambda *x: run(form, padded, dropout, *x), tensors, fast_mode=True)
 
 
@@ -410,7 +452,10 @@ def test_three_flash_calls_pass_gradcheck_with_dropout(form: str, padded: bool, 
 @every_case("form", list(FORMS))
 def test_dropout_of_three_flash_calls_removes_weights_and_scales_the_others(form: str) -> None:
     """With unit vectors as values, the output of a query is its weights."""
-    q, k = (torch.randn(2, 4, GLOBALS_LENGTH, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    q, k = (
+        torch.randn(2, 4, GLOBALS_LENGTH, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 1)
+    )
     v = torch.eye(GLOBALS_LENGTH, 16, dtype=torch.float64).expand(2, 4, -1, -1)
     whole, dropped = run(form, False, 0.0, q, k, v), run(form, False, 0.25, q, k, v)
     seen = whole > 1e-12

@@ -1,4 +1,5 @@
-"""flex_attention without a GPU: block lists, bands and tables of blocks on the CPU's kernel or in plain operations, also compiled."""
+"""flex_attention without a GPU: block lists, bands and tables of blocks on the CPU's kernel or in plain operations,
+also compiled."""
 
 from __future__ import annotations
 
@@ -40,11 +41,14 @@ def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
     ("left", "right", "q_len", "kv_len", "padded"),
     [
         *itertools.product([0, 64, 128, 700], [0, 64, 300], [1000], [1000], [False]),
-        *itertools.product([126, 127, 255], [126, 254], [1000], [1000], [False]),  # one key less than whole blocks, and all of them
+        # one key less than whole blocks, and all of them
+        *itertools.product([126, 127, 255], [126, 254], [1000], [1000], [False]),
         *[(200, 0, 300, 1000, True), (64, 64, 1000, 1000, True), (5000, 0, 640, 640, False)],
     ],
 )
-def test_block_lists_of_flex_attention_are_the_blocks_of_the_band(left: int, right: int, q_len: int, kv_len: int, padded: bool) -> None:
+def test_block_lists_of_flex_attention_are_the_blocks_of_the_band(
+    left: int, right: int, q_len: int, kv_len: int, padded: bool
+) -> None:
     pattern = Pattern(left, right, right == 0)
     mask = torch.ones(1, kv_len, dtype=torch.bool)
     mask[:, 256:520] = not padded
@@ -98,7 +102,12 @@ def test_only_tiles_of_whole_blocks_are_listed_for_flex_attention() -> None:
     by_query, by_key = pairs(layout.by_query[0]), pairs(layout.by_key[0])
     assert by_key == sorted((block, row) for row, block in by_query)
     assert by_query == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
-    for queries, others in ((rows_of(300, 48), keys[:, :, :1]), (rows, keys + 1), (rows, keys.flip(-1)), (rows + 1, keys)):
+    for queries, others in (
+        (rows_of(300, 48), keys[:, :, :1]),
+        (rows, keys + 1),
+        (rows, keys.flip(-1)),
+        (rows + 1, keys),
+    ):
         assert block_size(queries, others, 300) is None
     everything = layout_of(GatherTile(rows[:, :, :1], torch.arange(300).view(1, 1, 1, -1)), 300)
     assert pairs(everything.by_query[0]) == [(0, block) for block in range(5)], "the last block need not be filled up"
@@ -130,7 +139,9 @@ def test_rules_and_merging_of_flex_tiles_equal_the_plain_path() -> None:
     rows = rows_of(200, 32)
     keys = whole_blocks(200, 32, torch.arange(7).expand(1, 1, 7, 7))
     parts = [GatherTile(rows, keys, causal=True, inside=(0, 40)), GatherTile(rows, keys, outside=(-60, 60))]
-    call = AttentionCall(batch=Batch.of(mask), scale=0.3, score_mod=lambda score, b, h, i, j: score - 0.02 * (i - j).abs())
+    call = AttentionCall(
+        batch=Batch.of(mask), scale=0.3, score_mod=lambda score, b, h, i, j: score - 0.02 * (i - j).abs()
+    )
     out = flex_tiles.flex_gathered(q, k, v, parts, call)
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, call), atol=1e-5, rtol=0)
 
@@ -165,7 +176,9 @@ def inputs(length: int) -> list[Tensor]:
         lambda backend, globals_, padded: backend == "aot_eager" and globals_ and padded,
     ),
 )
-def test_one_compiled_band_takes_changing_lengths(backend: str, globals_: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_compiled_band_takes_changing_lengths(
+    backend: str, globals_: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also with global tokens, whose number depends on the data, which a graph cannot hold: it lists their blocks."""
     monkeypatch.setattr(flex, "block_mask", with_a_slot_for_every_block(flex.block_mask))
     torch._dynamo.reset()
@@ -180,10 +193,17 @@ def test_one_compiled_band_takes_changing_lengths(backend: str, globals_: bool, 
             except torch._inductor.exc.InductorError as error:
                 if not re.search(r"cur_(q|kv)SplitSize\d", str(error)):
                     raise
-                pytest.xfail("PyTorch's CPU template renames the size ks1 within ks17 too, which does not compile; we run the band engine")
-            expected = blockwise_attention(*inputs(length), PATTERN, AttentionCall(batch=Batch.of(mask), global_mask=tokens, scale=0.25))
+                pytest.xfail(
+                    "PyTorch's CPU template renames the size ks1 within ks17 too, which does not compile; we run the "
+                    "band engine"
+                )
+            expected = blockwise_attention(
+                *inputs(length), PATTERN, AttentionCall(batch=Batch.of(mask), global_mask=tokens, scale=0.25)
+            )
             real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
-            torch.testing.assert_close(found * real[:, None, :, None], expected * real[:, None, :, None], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                found * real[:, None, :, None], expected * real[:, None, :, None], atol=1e-5, rtol=0
+            )
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -222,9 +242,15 @@ def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @every_case("causal", [False, True])
-@every_case("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine, grid=False)], of=2)
+@every_case(
+    "name",
+    [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine, grid=False)],
+    of=2,
+)
 @every_case("in_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_mechanisms_on_paths_for_cuda_equal_definition(in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mechanisms_on_paths_for_cuda_equal_definition(
+    in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one whole graph, too: nothing there may depend on how many tokens are global."""
     options = {"window": 64} if "window" in mechanism_class(name).about.sample else mechanism_class(name).about.sample
     module = build_mechanism(name, num_heads=2, head_dim=16, **options).eval()
@@ -232,7 +258,10 @@ def test_mechanisms_on_paths_for_cuda_equal_definition(in_graph: bool, name: str
     mask = torch.arange(300) < torch.tensor([[300], [250]])
     tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.capabilities.takes_globals else None
     call = AttentionCall(causal, Batch.of(mask), tokens)
-    expected = run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True) * mask[:, None, :, None]
+    expected = (
+        run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True)
+        * mask[:, None, :, None]
+    )
     torch._dynamo.reset()
     if in_graph:
         run = torch.compile(run_batch, backend="aot_eager", fullgraph=True)
@@ -240,14 +269,18 @@ def test_mechanisms_on_paths_for_cuda_equal_definition(in_graph: bool, name: str
         run = run_batch
         monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     with torch.no_grad():
-        torch.testing.assert_close(run(module, q, k, v, call).double() * mask[:, None, :, None], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            run(module, q, k, v, call).double() * mask[:, None, :, None], expected, atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(flex, "band_block_mask", lambda *sizes, **masks: made.append(band_block_mask(*sizes, **masks)) or made[-1])
+    monkeypatch.setattr(
+        flex, "band_block_mask", lambda *sizes, **masks: made.append(band_block_mask(*sizes, **masks)) or made[-1]
+    )
     model = long_model("bert", None, {"mechanism": "window", "window": 32}).eval()
     mask = torch.ones(2, 300, dtype=torch.long)
     mask[0, :100] = 0
@@ -324,26 +357,34 @@ def calls(
     options = dict(MECHANISMS[name])
     module = build_mechanism(options.pop("mechanism"), num_heads=4, head_dim=width, **options).eval()
     sizes = (4, heads, heads)
-    tensors = [torch.randn(2, h, LENGTH, width, generator=generator, dtype=torch.float64, requires_grad=True) for h in sizes]
+    tensors = [
+        torch.randn(2, h, LENGTH, width, generator=generator, dtype=torch.float64, requires_grad=True) for h in sizes
+    ]
     arguments: dict[str, Any] = {"causal": causal, "padding_mask": real_tokens(padding)}
     if tokens == "scattered":
         arguments["global_mask"] = torch.rand(2, LENGTH, generator=generator) < 0.02
     elif tokens == "question":
         arguments["global_mask"] = (torch.arange(LENGTH) < 40).expand(2, -1)
     if packed:
-        arguments["documents"] = torch.bucketize(torch.arange(LENGTH), torch.tensor([[130, 384, 390]][0])).expand(2, -1)
+        arguments["documents"] = torch.bucketize(torch.arange(LENGTH), torch.tensor([[130, 384, 390]][0])).expand(
+            2, -1
+        )
     return module, tensors, arguments
 
 
 CELLS = [
-    *itertools.product(["longformer"], PADDING, [False, True], ["positions", "scattered", "question"], [False, True], [4, 2]),
+    *itertools.product(
+        ["longformer"], PADDING, [False, True], ["positions", "scattered", "question"], [False, True], [4, 2]
+    ),
     *itertools.product([*MECHANISMS][1:], PADDING, [False, True], ["positions"], [False, True], [2]),
 ]
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @every_case(("name", "padding", "causal", "tokens", "packed", "heads"), CELLS, of=10)
-def test_bands_with_global_tokens_are_one_exact_call(name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int) -> None:
+def test_bands_with_global_tokens_are_one_exact_call(
+    name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int
+) -> None:
     module, tensors, arguments = calls(name, padding, causal, tokens, packed, heads)
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):
@@ -354,15 +395,20 @@ def test_bands_with_global_tokens_are_one_exact_call(name: str, padding: str, ca
     rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype) * rows
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
-    for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
+    for grad, exact in zip(
+        torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True
+    ):
         torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
 
 
 KERNELS = [
-    ("longformer", "left", False, "scattered", False), ("longformer", "holes", True, "question", False),
-    ("longformer", "right", False, "positions", True), ("sinks", "none", True, "positions", False),
-    ("five positions", "a whole row", False, "positions", True), ("uneven window", "none", False, "positions", True),
-]  # fmt: skip
+    ("longformer", "left", False, "scattered", False),
+    ("longformer", "holes", True, "question", False),
+    ("longformer", "right", False, "positions", True),
+    ("sinks", "none", True, "positions", False),
+    ("five positions", "a whole row", False, "positions", True),
+    ("uneven window", "none", False, "positions", True),
+]
 
 
 @pytest.mark.slow
@@ -405,17 +451,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 BLOCK_TABLES_CELLS = [
     (name, padding, causal, tokens, packed)
-    for name, padding, causal, tokens, packed in itertools.product(OPTIONS, PADDING, [False, True], [False, True], [False, True])
+    for name, padding, causal, tokens, packed in itertools.product(
+        OPTIONS, PADDING, [False, True], [False, True], [False, True]
+    )
     if not (causal and "random_pattern" in OPTIONS[name]) and not (packed and (tokens or padding == "none"))
 ]
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @every_case(("name", "padding", "causal", "tokens", "packed"), BLOCK_TABLES_CELLS, of=12)
-def test_blocks_of_bigbird_are_one_exact_call(name: str, padding: str, causal: bool, tokens: bool, packed: bool) -> None:
+def test_blocks_of_bigbird_are_one_exact_call(
+    name: str, padding: str, causal: bool, tokens: bool, packed: bool
+) -> None:
     generator = torch.Generator().manual_seed(1)
     module = build_mechanism("bigbird", num_heads=4, head_dim=16, **OPTIONS[name]).eval()
-    tensors = [torch.randn(2, heads, LENGTH, 16, generator=generator, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    tensors = [
+        torch.randn(2, heads, LENGTH, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+        for heads in (4, 2, 2)
+    ]
     arguments: dict[str, Any] = {"causal": causal, "padding_mask": real_tokens(padding)}
     if tokens:
         arguments["global_mask"] = torch.rand(2, LENGTH, generator=generator) < 0.01
@@ -430,14 +483,18 @@ def test_blocks_of_bigbird_are_one_exact_call(name: str, padding: str, causal: b
     rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
     weights = torch.randn(out.shape, generator=generator, dtype=out.dtype) * rows
     torch.testing.assert_close(out * rows, expected * rows, atol=1e-6, rtol=0)
-    for grad, exact in zip(torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True):
+    for grad, exact in zip(
+        torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True
+    ):
         torch.testing.assert_close(grad, exact, atol=1e-5, rtol=0)
 
 
 def test_tables_of_one_length_are_kept_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
     devices: list[str] = []
 
-    def attention(kind: object, q: torch.Tensor, *tensors: object, block_mask: Any, **settings: object) -> torch.Tensor:
+    def attention(
+        kind: object, q: torch.Tensor, *tensors: object, block_mask: Any, **settings: object
+    ) -> torch.Tensor:
         devices.append(block_mask.kv_indices.device.type)
         return q
 

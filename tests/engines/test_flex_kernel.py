@@ -1,4 +1,5 @@
-"""flex_attention runs by a fused kernel or not at all: compiled on the CPU by backends that generate no code, or stubbed."""
+"""flex_attention runs by a fused kernel or not at all: compiled on the CPU by backends that generate no code, or
+stubbed."""
 
 from __future__ import annotations
 
@@ -36,12 +37,14 @@ PATTERN = Pattern.window(160, causal=True)
 def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_kernel, "_kernels", type(flex_kernel._kernels)())
     flex_kernel.warn_once.cache_clear()
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # the CPU may train here
+    # the CPU may train here
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, torch.fx.GraphModule]]]:
-    """Kernels are traced and guarded as on a GPU, and run as plain operations; all graphs, with the name of their kernel."""
+    """Kernels are traced and guarded as on a GPU, and run as plain operations; all graphs, with the name of their
+    kernel."""
     traced: list[tuple[str, torch.fx.GraphModule]] = []
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +66,12 @@ def stub(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]) -> None:
 
 
 def tensors(
-    batch: int = 2, heads: int = 4, length: int = 700, head_dim: int = 16, dtype: torch.dtype = torch.float32, stored: str = "heads"
+    batch: int = 2,
+    heads: int = 4,
+    length: int = 700,
+    head_dim: int = 16,
+    dtype: torch.dtype = torch.float32,
+    stored: str = "heads",
 ) -> list[Tensor]:
     """q, k, v ``(B, H, N, D)``, stored head by head, token by token, or as one packed projection stores them."""
     if stored == "heads":
@@ -72,7 +80,11 @@ def tensors(
     return [(part if stored == "packed" else part.contiguous()).transpose(1, 2) for part in parts]
 
 
-MODES: dict[str, Callable[[], Any]] = {"gradients": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+MODES: dict[str, Callable[[], Any]] = {
+    "gradients": nullcontext,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "blocks": {},
     "more blocks": {"length": 1300},
@@ -91,14 +103,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_band(mode: str, padded: bool = False, tokens: int | None = None, queries: int | None = None, **shape: Any) -> Tensor:
+def run_band(
+    mode: str, padded: bool = False, tokens: int | None = None, queries: int | None = None, **shape: Any
+) -> Tensor:
     with MODES[mode]():
         q, k, v = (x.requires_grad_(mode == "gradients") for x in tensors(**shape))
         batch, length = len(k), k.shape[2]
         mask = torch.arange(length) < torch.tensor([[length]] * (batch - 1) + [[length - 30]]) if padded else None
         chosen = None if tokens is None else (torch.arange(length) < tokens).expand(batch, -1)
         pattern = Pattern.window(160, causal=True, has_globals=tokens is not None)
-        return flex.flex_band(q[:, :, -(queries or length) :], k, v, pattern, AttentionCall(batch=Batch.of(mask), global_mask=chosen))
+        return flex.flex_band(
+            q[:, :, -(queries or length) :], k, v, pattern, AttentionCall(batch=Batch.of(mask), global_mask=chosen)
+        )
 
 
 def compiled_at_most(times: int, graphs: list[tuple[str, Any]]) -> bool:
@@ -125,16 +141,21 @@ def test_changing_shapes_compile_no_flex_kernel_up_to_the_limit(extra: str, grap
 
 
 TILED: dict[str, tuple[bool, str, dict[str, Any]]] = {
-    "strided": (True, "gathered", {}), "bigbird": (False, "gathered", {"block_size": 32}), "segmented": (False, "gathered", {}),
-    "lsh": (True, "gathered", {}), "block_top_k": (True, "blocks", {"num_blocks": 2}),
-}  # fmt: skip
+    "strided": (True, "gathered", {}),
+    "bigbird": (False, "gathered", {"block_size": 32}),
+    "segmented": (False, "gathered", {}),
+    "lsh": (True, "gathered", {}),
+    "block_top_k": (True, "blocks", {"num_blocks": 2}),
+}
 """Mechanisms of tiles, whether they are causal, the kernel that they reach, and options."""
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("name", TILED)
-def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name: str, graphs: list[tuple[str, Any]]) -> None:
+def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(
+    name: str, graphs: list[tuple[str, Any]]
+) -> None:
     """Nor one for every length. None runs uncompiled, which would be refused and left for plain operations."""
     causal, kernel, options = TILED[name]
     answers: list[dispatch.PathChoice] = []
@@ -157,13 +178,19 @@ def test_changing_lengths_compile_no_kernel_of_a_mechanism_up_to_the_limit(name:
         for number, shape in enumerate(("batch 1", "heads", "head width", "token-major", "bf16")):
             run(list(MODES)[number % 3], padded=number % 2 == 1, **SHAPES[shape])
     assert compiled_at_most(4, graphs)
-    assert {answer.path for answer in answers if answer.path.startswith(("flex", "plain", "tiles"))} == {f"flex-{kernel}"}
+    assert {answer.path for answer in answers if answer.path.startswith(("flex", "plain", "tiles"))} == {
+        f"flex-{kernel}"
+    }
 
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths", "graphs")
 def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), dispatch.observe(lambda *answer: answers.append(answer[1])):
+    with (
+        torch.no_grad(),
+        torch._dynamo.config.patch(recompile_limit=1),
+        dispatch.observe(lambda *answer: answers.append(answer[1])),
+    ):
         answers: list[dispatch.PathChoice] = []
         for heads in (4, 4, 4):
             q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
@@ -186,10 +213,18 @@ def test_flex_attention_never_runs_uncompiled() -> None:
 
 
 REFUSALS = [
-    NotImplementedError("NYI: embedding dimension of the query, key, and value must be at least 16 but got E=8 and Ev=8"),
+    NotImplementedError(
+        "NYI: embedding dimension of the query, key, and value must be at least 16 but got E=8 and Ev=8"
+    ),
     RuntimeError("Cannot find a working triton installation. Either the package is not installed or it is too old."),
-    RuntimeError("No valid triton configs. OutOfMemoryError: out of resource: triton_tem_fused_0 Required: 270000 Hardware limit:232448"),
-    RuntimeError("ptxas error: Feature '.bf16' requires .target sm_80 or higher; bfloat16 is not supported on compute capability 7.0"),
+    RuntimeError(
+        "No valid triton configs. OutOfMemoryError: out of resource: triton_tem_fused_0 Required: 270000 Hardware "
+        "limit:232448"
+    ),
+    RuntimeError(
+        "ptxas error: Feature '.bf16' requires .target sm_80 or higher; bfloat16 is not supported on compute "
+        "capability 7.0"
+    ),
     torch._dynamo.exc.BackendCompilerFailed(print, KeyError("a bug of a compiler"), []),
 ]
 
@@ -257,7 +292,9 @@ def test_full_attention_without_a_flex_kernel_is_dense(monkeypatch: pytest.Monke
 
 @every_case("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
 @every_case("wrapped", [False, True])
-def test_errors_that_are_not_of_the_flex_kernel_are_raised(error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_are_not_of_the_flex_kernel_are_raised(
+    error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: Any, **__: Any) -> None:
         if wrapped and not isinstance(error, RuntimeError | MemoryError):
             raise RuntimeError("the backend does not support this") from error
@@ -299,7 +336,9 @@ def backward(monkeypatch: pytest.MonkeyPatch) -> type[_Backward]:
     return _Backward
 
 
-def test_a_refusing_flex_backward_pass_is_seen_in_the_forward_pass(backward: type[_Backward], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusing_flex_backward_pass_is_seen_in_the_forward_pass(
+    backward: type[_Backward], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backward, "error", REFUSALS[2])
     q, k, v = tensors(length=300)
     flex.flex_band(q, k, v, PATTERN, AttentionCall())
@@ -321,7 +360,9 @@ def test_the_backward_pass_of_a_flex_kernel_is_tried_once(backward: type[_Backwa
         assert backward.runs == 1 + tried
 
 
-def test_a_try_of_a_flex_kernel_that_lacks_memory_changes_nothing(backward: type[_Backward], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_try_of_a_flex_kernel_that_lacks_memory_changes_nothing(
+    backward: type[_Backward], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A forward pass may fit without the backward pass, which nobody may want."""
     monkeypatch.setattr(backward, "error", torch.OutOfMemoryError("CUDA out of memory"))
     flex.flex_band(*(x.requires_grad_() for x in tensors(length=300)), PATTERN, AttentionCall())
@@ -330,7 +371,11 @@ def test_a_try_of_a_flex_kernel_that_lacks_memory_changes_nothing(backward: type
 
 def test_flex_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_kernel, "MAX_KERNELS", 3)
-    monkeypatch.setattr(flex_kernel, "compiled", lambda function: torch.compile(function, backend="eager", dynamic=True, fullgraph=True))
+    monkeypatch.setattr(
+        flex_kernel,
+        "compiled",
+        lambda function: torch.compile(function, backend="eager", dynamic=True, fullgraph=True),
+    )
     codes = [weakref.ref(flex_kernel._kernel(window).run._torchdynamo_orig_callable.__code__) for window in range(5)]
     flex_kernel._kernel(2)
     flex_kernel._kernel(5)
@@ -341,7 +386,9 @@ def test_flex_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_users_graph_holds_flex_attention_itself(graphs: list[tuple[str, Any]]) -> None:
     with torch.no_grad():
-        torch.compile(lambda *x: flex.flex_band(*x, PATTERN, AttentionCall()), backend="eager", fullgraph=True)(*tensors(length=300))
+        torch.compile(lambda *x: flex.flex_band(*x, PATTERN, AttentionCall()), backend="eager", fullgraph=True)(
+            *tensors(length=300)
+        )
     assert not graphs
     assert not flex_kernel._kernels
 
@@ -349,19 +396,28 @@ def test_a_users_graph_holds_flex_attention_itself(graphs: list[tuple[str, Any]]
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "score_mod",
-    [masks.score_terms(None, None, 30.0, torch.empty(1, 4, 300, 16), 300), lambda score, b, h, i, j: score - FACTOR * (i - j)],
+    [
+        masks.score_terms(None, None, 30.0, torch.empty(1, 4, 300, 16), 300),
+        lambda score, b, h, i, j: score - FACTOR * (i - j),
+    ],
     ids=["softcap", "global"],
 )
-def test_python_numbers_are_constants_of_a_flex_kernel(score_mod: ScoreMod, graphs: list[tuple[str, torch.fx.GraphModule]]) -> None:
+def test_python_numbers_are_constants_of_a_flex_kernel(
+    score_mod: ScoreMod, graphs: list[tuple[str, torch.fx.GraphModule]]
+) -> None:
     """As tensors on the CPU, which they are in a graph for all lengths, no GPU kernel takes them."""
     q, k, v = tensors(length=300)
     with torch.no_grad():
         out = flex.flex_band(q, k, v, PATTERN, AttentionCall(score_mod=score_mod))
-    torch.testing.assert_close(out, blockwise_attention(q, k, v, PATTERN, AttentionCall(score_mod=score_mod)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        out, blockwise_attention(q, k, v, PATTERN, AttentionCall(score_mod=score_mod)), atol=1e-5, rtol=0
+    )
     ((_, graph),) = graphs
     assert not [node for node in graph.graph.nodes if node.name.startswith(("item", "_local_scalar"))]
     assert not [
-        node for node in graph.graph.nodes if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymFloat)
+        node
+        for node in graph.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymFloat)
     ]
 
 
@@ -372,7 +428,11 @@ def held(value: Any) -> Iterator[Any]:
     """What the closure of a function or the fields of an object hold, and what these hold."""
     inner = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
     inner += list(value) if isinstance(value, list | tuple) else []
-    inner += [] if isinstance(value, Tensor | torch.nn.Module | type) else list(vars(value).values() if hasattr(value, "__dict__") else ())
+    inner += (
+        []
+        if isinstance(value, Tensor | torch.nn.Module | type)
+        else list(vars(value).values() if hasattr(value, "__dict__") else ())
+    )
     for one in inner:
         yield one
         yield from held(one)

@@ -1,4 +1,5 @@
-"""Tiles by flex_attention without a GPU: emulated kernels against the plain path and the definitions, forward and backward."""
+"""Tiles by flex_attention without a GPU: emulated kernels against the plain path and the definitions, forward and
+backward."""
 
 from __future__ import annotations
 
@@ -61,7 +62,13 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
         GatherTile(rows_of(LENGTH, 50)[:, :, 2:], torch.arange(3, LENGTH).expand(1, 1, 4, -1), causal=True),
     ],
     "rules": lambda: [
-        GatherTile(rows_of(LENGTH, 150), neighbours(rows_of(LENGTH, 150), 200, 200), causal=True, inside=(-5, 170), outside=(20, 100))
+        GatherTile(
+            rows_of(LENGTH, 150),
+            neighbours(rows_of(LENGTH, 150), 200, 200),
+            causal=True,
+            inside=(-5, 170),
+            outside=(20, 100),
+        )
     ],
     "by heads": lambda: [GatherTile(permuted(1, 4, 20), shuffled(1, 4, 15, 33))],
     "by items": lambda: [GatherTile(permuted(2, 1, 140), shuffled(2, 1, 3, 70), causal=True)],
@@ -72,9 +79,15 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
     "odd queries, whole keys by heads": lambda: [
         GatherTile(rows_of(LENGTH, 96), rows_of(LENGTH, 128)[0, 0, torch.randint(3, (1, 4, 4))], outside=(-9, 9))
     ],
-    "short rows with hidden pairs": lambda: [GatherTile(rows_of(LENGTH, 64), rows_of(LENGTH, 64), bias=torch.rand(1, 4, 5, 64, 64) < 0.6)],
-    "hidden pairs": lambda: [GatherTile(permuted(2, 4, 16), shuffled(2, 4, 19, 24), bias=torch.rand(2, 4, 19, 16, 24) < 0.6)],
-    "weights of keys": lambda: [GatherTile(rows_of(LENGTH, 64), shuffled(1, 1, 5, 40), bias=torch.randn(1, 1, 5, 1, 40))],
+    "short rows with hidden pairs": lambda: [
+        GatherTile(rows_of(LENGTH, 64), rows_of(LENGTH, 64), bias=torch.rand(1, 4, 5, 64, 64) < 0.6)
+    ],
+    "hidden pairs": lambda: [
+        GatherTile(permuted(2, 4, 16), shuffled(2, 4, 19, 24), bias=torch.rand(2, 4, 19, 16, 24) < 0.6)
+    ],
+    "weights of keys": lambda: [
+        GatherTile(rows_of(LENGTH, 64), shuffled(1, 1, 5, 40), bias=torch.randn(1, 1, 5, 1, 40))
+    ],
     "one row for all": lambda: [
         GatherTile(torch.arange(LENGTH).view(1, 1, 1, -1), torch.tensor([3, 299]).view(1, 1, 1, -1)),
         GatherTile(torch.tensor([4, 9]).view(1, 1, 1, -1), torch.arange(LENGTH).view(1, 1, 1, -1)),
@@ -87,22 +100,33 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
 
 
 @pytest.mark.slow
-@every_case(("name", "kept", "padded"), pairwise(list(TILES), [False, True], [False, True]), of=9, code=lambda name, *rest: name)
-def test_every_tile_of_flex_attention_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_case(
+    ("name", "kept", "padded"),
+    pairwise(list(TILES), [False, True], [False, True]),
+    of=9,
+    code=lambda name, *rest: name,
+)
+def test_every_tile_of_flex_attention_equals_the_plain_path(
+    name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Output and gradients in float64, with grouped heads and a score term that reads positions."""
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     torch.manual_seed(0)
     tiles = TILES[name]()
     mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [LENGTH - 70]])
     call = AttentionCall(
-        batch=Batch.of(mask if padded else None), scale=0.3, score_mod=lambda score, b, h, i, j: score - 0.02 * (h + i - j)
+        batch=Batch.of(mask if padded else None),
+        scale=0.3,
+        score_mod=lambda score, b, h, i, j: score - 0.02 * (h + i - j),
     )
     q, *kv = (torch.randn(2, heads, LENGTH, 8, dtype=torch.double, requires_grad=True) for heads in (4, 2, 2))
     found = flex_tiles.flex_gathered(q, *kv, as_fixed(tiles) if kept else tiles, call)
     expected = plain_gathered(q, *(repeat_heads(x, 4) for x in kv), tiles, call)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
     weights = torch.randn_like(found)
-    for one, other in zip(*(torch.autograd.grad((out * weights).sum(), (q, *kv)) for out in (found, expected)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad((out * weights).sum(), (q, *kv)) for out in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
 
 
@@ -119,7 +143,9 @@ def test_flex_tiles_in_a_graph_equal_the_plain_path(name: str, monkeypatch: pyte
         return flex_tiles.flex_gathered(q, k, v, as_fixed(tiles), AttentionCall(batch=Batch.of(mask), scale=0.3))
 
     found = torch.compile(attend, backend="aot_eager", fullgraph=True)(q, *kv, mask)
-    expected = plain_gathered(q, *(repeat_heads(x, 4) for x in kv), tiles, AttentionCall(batch=Batch.of(mask), scale=0.3))
+    expected = plain_gathered(
+        q, *(repeat_heads(x, 4) for x in kv), tiles, AttentionCall(batch=Batch.of(mask), scale=0.3)
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -136,10 +162,15 @@ def test_a_learned_bias_of_a_flex_tile_gets_its_gradient(monkeypatch: pytest.Mon
 
 def test_flex_tiles_read_values_of_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of fixed tiles values are read once, of any others never."""
-    monkeypatch.setattr(flex, "fused_flex", lambda *arguments, **settings: (arguments[1], AuxOutput(lse=arguments[1][..., 0])))
+    monkeypatch.setattr(
+        flex, "fused_flex", lambda *arguments, **settings: (arguments[1], AuxOutput(lse=arguments[1][..., 0]))
+    )
     q, k, v = (torch.randn(1, 2, LENGTH, 8) for _ in range(3))
     other = [GatherTile(rows_of(LENGTH, size), neighbours(rows_of(LENGTH, size), 9, 9)) for size in (50, 128)]
-    other += [GatherTile(rows_of(LENGTH, 128), rows_of(LENGTH, 128), causal=True, bias=bias) for bias in (None, torch.randn(128))]
+    other += [
+        GatherTile(rows_of(LENGTH, 128), rows_of(LENGTH, 128), causal=True, bias=bias)
+        for bias in (None, torch.randn(128))
+    ]
     kept = as_fixed(other)
     waits = []
     for tiles in (kept, other, kept, other):
@@ -153,12 +184,18 @@ def test_flex_tiles_read_values_of_the_device_once(monkeypatch: pytest.MonkeyPat
 def test_fixed_flex_tiles_under_the_same_rules_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """But not where a query is in two of them."""
     calls = []
-    monkeypatch.setattr(flex, "fused_flex", lambda *arguments, **settings: calls.append(1) or by_the_lists(*arguments, **settings))
+    monkeypatch.setattr(
+        flex, "fused_flex", lambda *arguments, **settings: calls.append(1) or by_the_lists(*arguments, **settings)
+    )
     q, k, v = (torch.randn(1, 2, LENGTH, 8) for _ in range(3))
     rows = rows_of(LENGTH, 50)
     first, last = (GatherTile(part, neighbours(part, 9, 0)) for part in (rows[:, :, :2], rows[:, :, 2:]))
     again = GatherTile(rows[:, :, 1:3], torch.tensor([[7], [8]])[None, None])
-    for tiles, expected in (([first, last], 1), ([first, last, again], 3), ([first, dataclasses.replace(last, causal=True)], 2)):
+    for tiles, expected in (
+        ([first, last], 1),
+        ([first, last, again], 3),
+        ([first, dataclasses.replace(last, causal=True)], 2),
+    ):
         calls.clear()
         out = flex_tiles.flex_gathered(q, k, v, as_fixed(tiles), AttentionCall())
         torch.testing.assert_close(out, plain_gathered(q, k, v, tiles, AttentionCall()), atol=1e-5, rtol=0)
@@ -176,7 +213,10 @@ def test_flex_tiles_visit_no_block_that_their_rules_leave_empty() -> None:
             GatherTile(rows, keys, outside=(-999, 400)),
         ]
     )
-    made, padded = ([layout for _, layout in flex_tiles.layouts([causal, near, far], (1024, 1024), (128,), some)] for some in (False, True))
+    made, padded = (
+        [layout for _, layout in flex_tiles.layouts([causal, near, far], (1024, 1024), (128,), some)]
+        for some in (False, True)
+    )
     assert [int(layout.by_query[0][0].sum()) for layout in padded] == [36, 8, 9]
     assert [int(lists[0].sum()) for lists in made[0].by_query] == [8, 28]
 
@@ -190,7 +230,8 @@ def test_few_rows_of_a_flex_tile_are_padded_to_one_block() -> None:
 
 
 def test_flex_tiles_gather_no_axis_of_whole_blocks() -> None:
-    """Even in another order, if rows do not share blocks. Then tiles whose keys are gathered may have a query in common."""
+    """Even in another order, if rows do not share blocks. Then tiles whose keys are gathered may have a query in
+    common."""
     rows = rows_of(300, 128)
     columns = torch.arange(3, 300, 17).expand(1, 1, 3, -1)
     backwards = GatherTile(rows.flip(2), columns)
@@ -213,10 +254,17 @@ ENGINES = ("gathered", "block_selected", "bucketed", "grid_windows")
 @pytest.mark.usefixtures("cuda_paths")
 @every_case(
     ("name", "setting"),
-    [(name, setting) for engine in ENGINES for name in list_mechanisms(engine=engine) for setting in ("plain", "padded", "gradients")],
+    [
+        (name, setting)
+        for engine in ENGINES
+        for name in list_mechanisms(engine=engine)
+        for setting in ("plain", "padded", "gradients")
+    ],
     of=2,
 )
-def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_mechanism_of_tiles_reaches_a_fused_kernel(
+    name: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With its default options, and not one of its tiles by plain operations."""
 
     def kernel(_: object, q: Tensor, k: Tensor, v: Tensor, return_aux: object = None, **settings: object) -> object:

@@ -34,7 +34,8 @@ BATCH, HEADS, WIDTH = 2, 3, 8
 
 
 def counted(q: Tensor, k: Tensor, v: Tensor, parts: list[GatherTile], key_mask: Tensor | None, scale: float) -> Tensor:
-    """The definition, slot by slot: weights proportional to the sum of exp(score + bias) over all listings of a pair."""
+    """The definition, slot by slot: weights proportional to the sum of exp(score + bias) over all listings of a
+    pair."""
     q, k, v = q.double(), k.double(), v.double()
     scores = q @ k.transpose(-1, -2) * scale
     total = torch.zeros_like(scores)
@@ -54,7 +55,10 @@ def counted(q: Tensor, k: Tensor, v: Tensor, parts: list[GatherTile], key_mask: 
         if part.outside is not None:
             seen = seen & ((i - j < part.outside[0]) | (i - j > part.outside[1]))
         i, j = (x.clamp(min=0).expand_as(seen) for x in (i, j))
-        b, h = torch.arange(BATCH).view(-1, 1, 1, 1, 1).expand_as(seen), torch.arange(HEADS).view(-1, 1, 1, 1).expand_as(seen)
+        b, h = (
+            torch.arange(BATCH).view(-1, 1, 1, 1, 1).expand_as(seen),
+            torch.arange(HEADS).view(-1, 1, 1, 1).expand_as(seen),
+        )
         total = total.index_put((b, h, i, j), bias.exp() * seen, accumulate=True)
     if key_mask is not None:
         total = total * key_mask[:, None, None, :]
@@ -134,7 +138,11 @@ def test_gathered_tiles_may_list_nothing() -> None:
     """No queries, no keys, or no part at all: zeros where a query sees nothing, with zero gradients."""
     q, k, v = inputs(10, 10)
     rows = rows_of(10, 5)
-    nothing = [GatherTile(rows, rows[..., :0]), GatherTile(rows[..., :0], rows), GatherTile(rows[:, :, :0], rows[:, :, :0])]
+    nothing = [
+        GatherTile(rows, rows[..., :0]),
+        GatherTile(rows[..., :0], rows),
+        GatherTile(rows[:, :, :0], rows[:, :, :0]),
+    ]
     whole = [GatherTile(rows, rows)]
     expected = gathered_attention(q, k, v, whole, AttentionCall())
     assert torch.equal(gathered_attention(q, k, v, [*nothing, *whole], AttentionCall()), expected)
@@ -142,7 +150,8 @@ def test_gathered_tiles_may_list_nothing() -> None:
         out = gathered_attention(q, k, v, parts, AttentionCall())
         assert torch.equal(out, torch.zeros_like(q))
         assert all(
-            torch.equal(grad, torch.zeros_like(x)) for grad, x in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True)
+            torch.equal(grad, torch.zeros_like(x))
+            for grad, x in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True)
         )
 
 
@@ -151,13 +160,19 @@ def local_parts(length: int) -> list[GatherTile]:
     rows = rows_of(length, 8)
     near = rows[..., :1] + torch.arange(-8, 16)
     far = (torch.arange(HEADS * rows.shape[2] * 4) * 7919 % length).view(1, HEADS, -1, 4)
-    return [GatherTile(rows, torch.where((near >= 0) & (near < length), near, -1)), GatherTile(rows, far, causal=True, outside=(-15, 15))]
+    return [
+        GatherTile(rows, torch.where((near >= 0) & (near < length), near, -1)),
+        GatherTile(rows, far, causal=True, outside=(-15, 15)),
+    ]
 
 
 @every_case(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
 def test_gathered_attention_in_every_precision_is_near_the_definition(dtype: torch.dtype, tolerance: float) -> None:
     x = inputs(70, 70, dtype)
-    out, expected = gathered_attention(*x, local_parts(70), AttentionCall.of(scaling=0.4)), counted(*x, local_parts(70), None, 0.4)
+    out, expected = (
+        gathered_attention(*x, local_parts(70), AttentionCall.of(scaling=0.4)),
+        counted(*x, local_parts(70), None, 0.4),
+    )
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=0)
     for got, wanted in zip(torch.autograd.grad(out.sum(), x), torch.autograd.grad(expected.sum(), x), strict=True):
@@ -175,7 +190,9 @@ def test_layouts_of_gathered_tiles_live_as_long_as_their_lists() -> None:
         gathered_attention(*x, parts, AttentionCall.of())
     assert layouts() == before + 2
     parts[0].keys[:] = -1
-    torch.testing.assert_close(gathered_attention(*x, parts, AttentionCall.of()), counted(*x, parts, None, WIDTH**-0.5), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        gathered_attention(*x, parts, AttentionCall.of()), counted(*x, parts, None, WIDTH**-0.5), atol=1e-10, rtol=0
+    )
     del parts
     assert layouts() == before
 
@@ -189,7 +206,9 @@ def test_plain_gathered_attention_in_pieces_is_the_same_with_a_learned_bias(monk
     def run(**arguments: object) -> tuple[Tensor, ...]:
         torch.manual_seed(3)
         out = gathered_attention(
-            *x, parts, AttentionCall.of(score_mod=lambda score, b, h, i, j: score - 0.1 * (i - j).abs() * (h + 1), **arguments)
+            *x,
+            parts,
+            AttentionCall.of(score_mod=lambda score, b, h, i, j: score - 0.1 * (i - j).abs() * (h + 1), **arguments),
         )
         return out, *torch.autograd.grad(out.square().sum(), (*x, bias))
 
@@ -205,7 +224,9 @@ def test_plain_gathered_attention_in_pieces_is_the_same_with_a_learned_bias(monk
 
 def test_distance_terms_of_gathered_attention_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs(40, 40)
-    vectors, table = (torch.randn(*shape, 4, dtype=torch.float64, requires_grad=True) for shape in ((BATCH, HEADS, 40), (HEADS, 17)))
+    vectors, table = (
+        torch.randn(*shape, 4, dtype=torch.float64, requires_grad=True) for shape in ((BATCH, HEADS, 40), (HEADS, 17))
+    )
 
     def run() -> tuple[Tensor, ...]:
         call = AttentionCall.of(score_mod=DistanceTerm(vectors, table, 8, x[1]))
@@ -234,7 +255,8 @@ class Largest(TorchDispatchMode):
 @pytest.mark.thorough
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_the_memory_of_gathered_attention_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small part."""
+    """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small
+    part."""
     monkeypatch.setattr("hf_longattn.engines.blockwise.MAX_PAIRS", 1 << 18)
     length, width = 16384, 16
     rows = rows_of(length, 64)
@@ -265,16 +287,25 @@ def test_attention_to_selected_blocks_equals_the_mask_with_its_gradients(
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     blocks, own = -(-length // size), torch.arange(length) // size
-    chosen = (torch.rand(2, 3, length, blocks) - 2.0 * (torch.arange(blocks) == own[:, None])).argsort(-1, descending=True)[..., :ranks]
+    chosen = (torch.rand(2, 3, length, blocks) - 2.0 * (torch.arange(blocks) == own[:, None])).argsort(
+        -1, descending=True
+    )[..., :ranks]
     chosen = chosen.masked_fill((torch.rand(chosen.shape) < 0.3) | (chosen == own[:, None]), -1)
     mask = torch.rand(2, length) < 0.7 if padded else torch.ones(2, length, dtype=torch.bool)
     mask[1] = not padded
-    seen = (chosen[..., None] == own).any(3) | ((own[:, None] == own) & (torch.ones(length, length).tril().bool() | (not causal)))
+    seen = (chosen[..., None] == own).any(3) | (
+        (own[:, None] == own) & (torch.ones(length, length).tril().bool() | (not causal))
+    )
     seen = seen & mask[:, None, None]
     expected = masked_softmax(q @ k.transpose(-1, -2) * 0.3, seen) @ v
     same = (lambda score, b, h, i, j: score) if path == "parts" else None
     out = block_selected_attention(
-        q, k, v, chosen, size, AttentionCall.of(causal=causal, padding_mask=mask if padded else None, scaling=0.3, score_mod=same)
+        q,
+        k,
+        v,
+        chosen,
+        size,
+        AttentionCall.of(causal=causal, padding_mask=mask if padded else None, scaling=0.3, score_mod=same),
     )
     torch.testing.assert_close(out, expected)
     weight = torch.randn_like(out)

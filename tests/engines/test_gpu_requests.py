@@ -38,7 +38,16 @@ from .pretended_h100 import results
 # ---- Operations of a layer: few, whatever the length; none waits for the device, none is in float64.
 
 
-def fused(kind: object, q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, return_aux: AuxRequest | None = None, **_: Any) -> Any:
+def fused(
+    kind: object,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    block_mask: BlockMask,
+    return_aux: AuxRequest | None = None,
+    **_: Any,
+) -> Any:
     out = q + v.sum()
     return out if return_aux is None else (out, AuxOutput(lse=out[..., 0].float()))
 
@@ -63,21 +72,29 @@ def asked(name: str, length: int, causal: bool, gradients: bool = False) -> tupl
 
 
 MOST: list[tuple[str, int, bool, int, int]] = [
-    ("linear", 8192, False, 30, 33), ("linear", 8192, True, 40, 64), ("taylor", 2048, True, 56, 88),
-    ("performer", 2048, False, 49, 40), ("performer", 2048, True, 69, 73), ("hybrid", 2048, True, 86, 112),
-]  # fmt: skip
+    ("linear", 8192, False, 30, 33),
+    ("linear", 8192, True, 40, 64),
+    ("taylor", 2048, True, 56, 88),
+    ("performer", 2048, False, 49, 40),
+    ("performer", 2048, True, 69, 73),
+    ("hybrid", 2048, True, 86, 112),
+]
 """Mechanism, tokens, causal, most operations of the forward and of the backward pass, for 8 heads."""
 
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
 @every_case(("name", "length", "causal", "most", "most_backward"), MOST, of=3)
-def test_linear_mechanisms_ask_few_gpu_operations_and_no_wait(name: str, length: int, causal: bool, most: int, most_backward: int) -> None:
+def test_linear_mechanisms_ask_few_gpu_operations_and_no_wait(
+    name: str, length: int, causal: bool, most: int, most_backward: int
+) -> None:
     forward, backward = asked(name, length, causal, gradients=True)
     assert backward is not None
     assert forward.operations <= most
     assert backward.operations <= most_backward
-    assert forward.waits.total() <= int(name == "performer" and causal), "which looks once whether exponents leave the range of fp32"
+    assert forward.waits.total() <= int(name == "performer" and causal), (
+        "which looks once whether exponents leave the range of fp32"
+    )
     assert not backward.waits
     assert not forward.float64 + backward.float64
 
@@ -106,9 +123,14 @@ def test_selected_blocks_never_wait_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -
 
 LAYERS, BATCH, LENGTH, ROOM, STEPS = 4, 2, 300, 400, 3
 SHAPE: dict[str, Any] = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "vocab_size": 100, "max_position_embeddings": 4096,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 4096,
+}
 PLANS: dict[str, dict[str, Any]] = {
     "full": {"mechanism": "full"},
     "window": {"mechanism": "window", "window": 128},
@@ -151,7 +173,11 @@ def step_of(model: Any, cache_kind: str, padding: str) -> Counting:
     ids = torch.randint(SHAPE["vocab_size"], (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
     mask[0, : 50 if padding == "left" else 0] = 0
-    cache: Any = StaticCache(config=model.config, max_cache_len=ROOM) if cache_kind == "static" else DynamicCache(config=model.config)
+    cache: Any = (
+        StaticCache(config=model.config, max_cache_len=ROOM)
+        if cache_kind == "static"
+        else DynamicCache(config=model.config)
+    )
     with as_on_a_gpu() if isinstance(model, LongAttentionMixin) else contextlib.nullcontext():
         with mock.patch.object(flex, "fused_flex", by_the_lists):  # the text itself is not counted
             token = model(ids, attention_mask=mask, past_key_values=cache).logits[:, -1:].argmax(-1)
@@ -217,10 +243,11 @@ def test_a_compiled_decoding_step_takes_no_more_graphs_than_the_base(name: str) 
 
 
 CHOSEN_BY_VALUES = ("adaptive_span", "block_top_k", "lsh", "routing", "top_k")
-"""Mechanisms whose pairs depend on the values of tokens or parameters: the host may ask for their number once a layer, and choices may be
-made in float64."""
+"""Mechanisms whose pairs depend on the values of tokens or parameters: the host may ask for their number once a layer,
+and choices may be made in float64."""
 WAITING: dict[str, set[str]] = {"performer": {*SETTINGS}}
-"""Mechanisms that still wait for the device more often, or compute in float64 without a choice, with the settings in which they do."""
+"""Mechanisms that still wait for the device more often, or compute in float64 without a choice, with the settings in
+which they do."""
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +273,9 @@ def check(name: str, result: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_mechanisms())
-def test_later_layers_on_a_gpu_wait_for_nothing_and_pack_documents_in_one_call(name: str, counted: Callable[[str], dict[str, Any]]) -> None:
+def test_later_layers_on_a_gpu_wait_for_nothing_and_pack_documents_in_one_call(
+    name: str, counted: Callable[[str], dict[str, Any]]
+) -> None:
     """The first layer of a padded batch may ask where its rows begin."""
     check(name, counted(name))
 
@@ -292,8 +321,11 @@ def lowered_mechanism() -> Iterator[Callable[[str], dict[str, Any]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_mechanisms())
-def test_flex_calls_of_every_mechanism_can_be_lowered_for_an_h100(name: str, lowered_mechanism: Callable[[str], dict[str, Any]]) -> None:
-    """Its calls are made in every condition, in fp32 too where PyTorch's flash-attention operator takes them in half precision."""
+def test_flex_calls_of_every_mechanism_can_be_lowered_for_an_h100(
+    name: str, lowered_mechanism: Callable[[str], dict[str, Any]]
+) -> None:
+    """Its calls are made in every condition, in fp32 too where PyTorch's flash-attention operator takes them in half
+    precision."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in lowered_mechanism(name)["cells"]:
         cells.setdefault((cell["form"], cell["condition"]), []).append(cell)
@@ -324,4 +356,8 @@ def ran() -> Iterator[Callable[[str], dict[str, Any]]]:
 def test_no_mechanism_mixes_tensors_of_a_gpu_and_the_cpu(name: str, ran: Callable[[str], dict[str, Any]]) -> None:
     result = ran(name)
     assert result["calls"] >= 7
-    assert not {call: failure for call, failure in result["failures"].items() if not failure.startswith(REFUSED_ON_A_GPU.get(name, "-"))}
+    assert not {
+        call: failure
+        for call, failure in result["failures"].items()
+        if not failure.startswith(REFUSED_ON_A_GPU.get(name, "-"))
+    }

@@ -23,7 +23,12 @@ from tests.cases import every_case
 # ---- Windows by view: a few at a time without gradients, all at once with them.
 
 
-FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]
+FORMS = [
+    ((23, 31), {"window": 4}),
+    ((9, 20), {"window": (3, 8), "shift": "alternate"}),
+    ((3, 7, 8), {"window": 2}),
+    ((40,), {"window": 7}),
+]
 
 
 @every_case(("sizes", "options"), FORMS, pairs=True)
@@ -63,15 +68,24 @@ def test_a_grid_bias_alone_can_be_trained() -> None:
 @every_case("prefix_tokens", ["global", "reads", "none"])
 @every_case("term", [None, "bias"])
 def test_grid_windows_with_padding_equal_the_definition(
-    sizes: tuple[int, ...], options: dict[str, Any], prefix_tokens: str, term: str | None, monkeypatch: pytest.MonkeyPatch
+    sizes: tuple[int, ...],
+    options: dict[str, Any],
+    prefix_tokens: str,
+    term: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Windows without a real key among them; output and gradients of real cells, and all rows finite, with and without gradients."""
-    monkeypatch.setattr(grid_windows, "why_not_tiles", lambda context: "its kernel is not built")  # which is preferred without a term
+    """Windows without a real key among them; output and gradients of real cells, and all rows finite, with and without
+    gradients."""
+    # which is preferred without a term
+    monkeypatch.setattr(grid_windows, "why_not_tiles", lambda context: "its kernel is not built")
     grid, paths = Grid(sizes, 2), []
     generator = torch.Generator().manual_seed(0)
     real = torch.rand(2, grid.length, generator=generator) > 0.4
     real[0, : grid.length // 2] = False
-    inputs = [torch.randn(2, 2, grid.length, 8, dtype=torch.double, generator=generator, requires_grad=True) for _ in range(3)]
+    inputs = [
+        torch.randn(2, 2, grid.length, 8, dtype=torch.double, generator=generator, requires_grad=True)
+        for _ in range(3)
+    ]
     q, k, v = inputs
     arguments: dict[str, Any] = {"grid": grid, "padding_mask": real, "prefix_tokens": prefix_tokens, **options}
     if term == "bias":
@@ -157,7 +171,9 @@ def test_a_grid_bias_and_its_gradient_equal_a_loop_over_pairs_on_every_path(
     if way == "bound grid":
         term = bias.on(grid)
     with sdpa_kernel(SDPBackend.MATH) if way == "without fused kernels" else torch.enable_grad():
-        ours = attend(q, k, v, mechanism, grid=grid, score_mod=term, padding_mask=real if way == "with holes" else None)
+        ours = attend(
+            q, k, v, mechanism, grid=grid, score_mod=term, padding_mask=real if way == "with holes" else None
+        )
     weight = torch.randn_like(theirs) * real[:, None, :, None]
     torch.testing.assert_close(ours * (weight != 0), theirs * (weight != 0))
     gradients = (torch.autograd.grad((x * weight).sum(), (q, k, v, table)) for x in (ours, theirs))
@@ -174,7 +190,9 @@ def test_a_grid_bias_reads_the_grid_of_each_sequence() -> None:
     out = attend(q, k, v, "window2d", window=4, grid=grids, padding_mask=mask, score_mod=bias)
     for row, grid in enumerate(grids):
         alone = [x[row : row + 1, :, : grid.length] for x in (q, k, v)]
-        torch.testing.assert_close(out[row : row + 1, :, : grid.length], attend(*alone, "window2d", window=4, grid=grid, score_mod=bias))
+        torch.testing.assert_close(
+            out[row : row + 1, :, : grid.length], attend(*alone, "window2d", window=4, grid=grid, score_mod=bias)
+        )
 
 
 def test_a_grid_bias_refuses_tables_and_grids_that_do_not_fit() -> None:

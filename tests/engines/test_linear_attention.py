@@ -1,4 +1,5 @@
-"""The linear engine and flash-linear-attention's kernel equal the quadratic form: values, gradients, states, memory."""
+"""The linear engine and flash-linear-attention's kernel equal the quadratic form: values, gradients, states,
+memory."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from tests.cases import every_case
 # ---- The engine.
 
 
-def features(q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def features(
+    q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     shapes = (2, heads, q_len, 6), (2, kv_heads, kv_len, 6), (2, kv_heads, kv_len, 5)
     q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
@@ -64,7 +67,9 @@ def test_linear_attention_equals_its_quadratic_form_with_its_gradients(
     expected = quadratic(*leaves, causal, mask, normalise)
     torch.testing.assert_close(out, expected)
     upstream = torch.randn_like(out)
-    for found, wanted in zip(torch.autograd.grad(out, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True):
+    for found, wanted in zip(
+        torch.autograd.grad(out, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
+    ):
         torch.testing.assert_close(found, wanted)
 
 
@@ -72,7 +77,10 @@ def test_linear_attention_equals_its_quadratic_form_with_its_gradients(
 def test_states_of_linear_attention_pass_gradcheck_twice(normalise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "CHUNK", 2)
     q, k, v = (x[:1, :1, :5, :3].clone().requires_grad_() for x in features(7, 7))
-    kv, z = torch.rand(1, 1, 3, 3, dtype=torch.float64, requires_grad=True), torch.rand(1, 1, 3, dtype=torch.float64, requires_grad=True)
+    kv, z = (
+        torch.rand(1, 1, 3, 3, dtype=torch.float64, requires_grad=True),
+        torch.rand(1, 1, 3, dtype=torch.float64, requires_grad=True),
+    )
 
     def run(*x: Tensor) -> tuple[Tensor, ...]:
         out, state = linear_attention(*x[:3], initial_state={"kv": x[3], "z": x[4]}, normalise=normalise)
@@ -88,7 +96,9 @@ def test_linear_attention_in_pieces_with_a_state_equals_the_whole(monkeypatch: p
     whole, end = linear_attention(q, k, v)
     state, outs = None, []
     for begin, stop in ((0, 13), (13, 14), (14, 40)):
-        out, state = linear_attention(q[:, :, begin:stop], k[:, :, begin:stop], v[:, :, begin:stop], initial_state=state)
+        out, state = linear_attention(
+            q[:, :, begin:stop], k[:, :, begin:stop], v[:, :, begin:stop], initial_state=state
+        )
         outs.append(out)
     torch.testing.assert_close(torch.cat(outs, 2), whole)
     for name, tensor in end.items():
@@ -108,7 +118,8 @@ def test_linear_attention_saves_memory_linear_in_the_length_for_gradients() -> N
         leaves = [x.requires_grad_() for x in features(length, length)]
         storages: dict[int, int] = {}
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda x: storages.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) and x, lambda x: x
+            lambda x: storages.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) and x,
+            lambda x: x,
         ):
             linear_attention(*leaves)
         return sum(storages.values())
@@ -119,7 +130,11 @@ def test_linear_attention_saves_memory_linear_in_the_length_for_gradients() -> N
 def test_the_kernels_of_fla_are_chosen_only_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fla.installed() == all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
     context = DispatchContext("cpu", 8, 8, ANY_CALL, dtype=torch.float32, features=16)
-    assert first_path("linear", context)[0] == first_path("linear", dataclasses.replace(context, device="cuda", features=300))[0] == "plain"
+    assert (
+        first_path("linear", context)[0]
+        == first_path("linear", dataclasses.replace(context, device="cuda", features=300))[0]
+        == "plain"
+    )
     monkeypatch.setattr(fla, "installed", lambda: True)
     assert first_path("linear", dataclasses.replace(context, device="cuda"))[0] == "fla"
 
@@ -143,9 +158,18 @@ def sequences(x: Tensor, cu_seqlens: Tensor | None) -> Iterator[tuple[int, slice
 
 
 def chunk_simple_gla(
-    q: Tensor, k: Tensor, v: Tensor, g: None = None, g_gamma: None = None, scale: float | None = None, initial_state: Tensor | None = None,
-    output_final_state: bool = False, state_v_first: bool = False, cu_seqlens: Tensor | None = None, cu_seqlens_cpu: None = None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: None = None,
+    g_gamma: None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: None = None,
+) -> tuple[Tensor, Tensor | None]:
     """(B, T, H, ·): linear attention without normalisation; products of TF32 for fp32 inputs."""
     assert q.shape[2] == k.shape[2] == v.shape[2]
     assert {q.dtype, k.dtype, v.dtype} in ({torch.float32}, {torch.bfloat16})
@@ -182,11 +206,16 @@ def fla_kernels(monkeypatch: pytest.MonkeyPatch, cuda_paths: None) -> None:
 @every_case(
     ("name", "dtype", "error"),
     [
-        ("linear", torch.float32, 2e-3), ("linear", torch.bfloat16, 2e-2), ("performer", torch.float32, 2e-3),
-        ("performer", torch.bfloat16, 2e-2), ("taylor", torch.bfloat16, 2e-2),
+        ("linear", torch.float32, 2e-3),
+        ("linear", torch.bfloat16, 2e-2),
+        ("performer", torch.float32, 2e-3),
+        ("performer", torch.bfloat16, 2e-2),
+        ("taylor", torch.bfloat16, 2e-2),
     ],
-)  # fmt: skip
-def test_causal_linear_attention_by_the_kernels_of_fla_equals_definition(name: str, dtype: torch.dtype, error: float, packed: bool) -> None:
+)
+def test_causal_linear_attention_by_the_kernels_of_fla_equals_definition(
+    name: str, dtype: torch.dtype, error: float, packed: bool
+) -> None:
     """Within the error that is said, of the largest value."""
     torch.manual_seed(0)
     module = build_mechanism(name, num_heads=4, head_dim=16, hidden_size=64).eval()
@@ -201,15 +230,20 @@ def test_causal_linear_attention_by_the_kernels_of_fla_equals_definition(name: s
     paths: list[str] = []
     with observe(lambda _, choice: paths.append(choice.path)):
         out = attend(*tensors, module, **arguments)
-    several = packed and getattr(module, "logarithms", False)  # the features of each document have a scale of their own
-    assert len([path for path in paths if path == "fla"]) == (sum(length > 1 for row in LENGTHS for length in row) if several else 1)
+    # the features of each document have a scale of their own
+    several = packed and getattr(module, "logarithms", False)
+    assert len([path for path in paths if path == "fla"]) == (
+        sum(length > 1 for row in LENGTHS for length in row) if several else 1
+    )
     rows = mask[:, None, :, None]
     expected = reference_attend(*tensors, module, **arguments)
     largest = float(tensors[2].detach().abs().max())
     torch.testing.assert_close(out.double() * rows, expected * rows, atol=error * largest, rtol=0)
     upstream = torch.randn_like(expected) * rows
     for found, wanted in zip(
-        torch.autograd.grad(out, tensors, upstream.to(dtype)), torch.autograd.grad(expected, tensors, upstream), strict=True
+        torch.autograd.grad(out, tensors, upstream.to(dtype)),
+        torch.autograd.grad(expected, tensors, upstream),
+        strict=True,
     ):
         torch.testing.assert_close(found.double(), wanted.double(), atol=5 * error * float(wanted.abs().max()), rtol=0)
 

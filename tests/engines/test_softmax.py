@@ -1,4 +1,5 @@
-"""The CPU's softmax engine and sinks: rows of tokens are read and added to one by one; a sink is one more column without a value."""
+"""The CPU's softmax engine and sinks: rows of tokens are read and added to one by one; a sink is one more column
+without a value."""
 
 from __future__ import annotations
 
@@ -25,14 +26,25 @@ from tests.grids import pairwise
 # ---- The CPU's softmax engine, whose operator is well formed for every source.
 
 
-@every_case("runs", [
-    Runs(3, 5), Runs(1, 4, 1, 0, 3), Runs(2, 4, 3, 4), Runs(2, 7, 4, 3), Runs(0, 5, 3, 1, 4), Runs(1, 4, 3, 6, 2), Runs(0, 4, 3, 3, 2),
-    Runs(4, 3, 5, 0),
-])  # fmt: skip
+@every_case(
+    "runs",
+    [
+        Runs(3, 5),
+        Runs(1, 4, 1, 0, 3),
+        Runs(2, 4, 3, 4),
+        Runs(2, 7, 4, 3),
+        Runs(0, 5, 3, 1, 4),
+        Runs(1, 4, 3, 6, 2),
+        Runs(0, 4, 3, 3, 2),
+        Runs(4, 3, 5, 0),
+    ],
+)
 @every_case("dtype", [torch.float64, torch.bfloat16])
 def test_overlapping_runs_of_tokens_are_read_and_added_to(runs: Runs, dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 20, 3, dtype=torch.float64)
-    index = torch.tensor([[runs.start + row * runs.step + i * runs.stride for i in range(runs.size)] for row in range(runs.rows)])
+    index = torch.tensor(
+        [[runs.start + row * runs.step + i * runs.stride for i in range(runs.size)] for row in range(runs.rows)]
+    )
     taken = x[0][:, index].transpose(0, 1)
     assert torch.equal(runs.of(x), taken)
     values = torch.randn(taken.shape, dtype=torch.float64).to(dtype)
@@ -64,7 +76,9 @@ def arguments_of(name: str) -> tuple[Any, ...]:
 def test_the_cpu_softmax_operator_is_well_formed_for_every_source(name: str) -> None:
     assert set(SOURCES) == {"band", "blocks", "distances", "tiles"}
     arguments = arguments_of(name)
-    torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    torch.library.opcheck(
+        cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+    )
     out, _ = cpu_softmax(*arguments)
     leaves = [*arguments[1:4], *arguments[4], arguments[-1]]
     gradients = torch.autograd.grad(out.square().sum(), leaves)
@@ -72,7 +86,9 @@ def test_the_cpu_softmax_operator_is_well_formed_for_every_source(name: str) -> 
         return
     compiled = torch.compile(lambda: cpu_softmax(*arguments)[0], backend="aot_eager", fullgraph=True)()
     torch.testing.assert_close(compiled, out)
-    for found, expected, leaf in zip(torch.autograd.grad(compiled.square().sum(), leaves), gradients, leaves, strict=True):
+    for found, expected, leaf in zip(
+        torch.autograd.grad(compiled.square().sum(), leaves), gradients, leaves, strict=True
+    ):
         torch.testing.assert_close(found, expected)
         assert found.shape == leaf.shape
 
@@ -90,7 +106,9 @@ def takes_sinks(name: str) -> bool:
 WITH_SINKS = [name for name in list_mechanisms() if takes_sinks(name)]
 
 
-def inputs(length: int = 80, groups: int = 4, dtype: torch.dtype = torch.float64, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    length: int = 80, groups: int = 4, dtype: torch.dtype = torch.float64, width: int = 8
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     shapes = [(2, 4, length, width), (2, groups, length, width), (2, groups, length, width)]
     q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
@@ -126,9 +144,11 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.mark.parametrize("name", ["full", "window", "longformer"])
 def test_bands_with_sink_scores_equal_gpt_oss(name: str, groups: int, causal: bool, path: str) -> None:
     q, k, v = inputs(groups=groups)
-    options: dict[str, Any] = {"full": {}, "window": {"window": 16, "num_sinks": 2}, "longformer": {"window": 16, "global_tokens": (0,)}}[
-        name
-    ]
+    options: dict[str, Any] = {
+        "full": {},
+        "window": {"window": 16, "num_sinks": 2},
+        "longformer": {"window": 16, "global_tokens": (0,)},
+    }[name]
     seen = torch.ones(80, 80, dtype=torch.bool) if name == "full" else band(80, 80, 16, causal)
     if name == "window":
         seen[:, :2] = True
@@ -155,7 +175,9 @@ def test_every_mechanism_with_sink_scores_equals_its_definition(name: str, causa
     if kind.causal not in ("both", causal):
         pytest.skip("one form only")
     q, k, v = inputs()
-    mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.about.sample).eval()
+    mechanism = build_mechanism(
+        name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.about.sample
+    ).eval()
     found = attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)
     assert (found - reference_attend(q, k, v, mechanism, causal=causal, sink_scores=SINKS)).abs().max() < 1e-9
     # The weights with a sink are those without, times sigmoid(lse - sink). Any visible pair gives the lse.
@@ -163,7 +185,9 @@ def test_every_mechanism_with_sink_scores_equals_its_definition(name: str, causa
     best, at = weights.max(-1)
     lse = ((q @ k.mT) * 8**-0.5).gather(-1, at[..., None])[..., 0] - best.log()
     expected = weights * torch.sigmoid(lse - SINKS[:, None])[..., None]
-    assert (attention_weights(mechanism, q, k, AttentionCall(causal=causal, sink_scores=SINKS)) - expected).abs().max() < 1e-6
+    assert (
+        attention_weights(mechanism, q, k, AttentionCall(causal=causal, sink_scores=SINKS)) - expected
+    ).abs().max() < 1e-6
     assert (found - expected.double() @ v).abs().max() < 1e-5
 
 
@@ -174,7 +198,9 @@ def test_the_last_queries_with_sink_scores_are_those_of_the_whole(name: str, q_l
     if kind.causal is False or not kind.capabilities.takes_fewer_queries:
         pytest.skip("no decoding")
     q, k, v = inputs()
-    mechanism = build_mechanism(name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.about.sample).eval()
+    mechanism = build_mechanism(
+        name, num_heads=4, head_dim=8, hidden_size=32, max_length=80, **kind.about.sample
+    ).eval()
     whole = attend(q, k, v, mechanism, causal=True, sink_scores=SINKS)
     last = attend(q[:, :, -q_len:], k, v, mechanism, causal=True, sink_scores=SINKS)
     assert (last - whole[:, :, -q_len:]).abs().max() < 1e-9
@@ -307,7 +333,12 @@ def test_mechanisms_without_one_softmax_refuse_sink_scores() -> None:
 
 
 def test_the_page_of_families_lists_the_mechanisms_that_take_sink_scores() -> None:
-    page = Path("docs/families.md").read_text(encoding="utf-8").partition("their attention has sinks")[2].partition("\n- ")[0]
+    page = (
+        Path("docs/families.md")
+        .read_text(encoding="utf-8")
+        .partition("their attention has sinks")[2]
+        .partition("\n- ")[0]
+    )
     assert {*re.findall(r"`(\w+)`", page)} == {*WITH_SINKS, "union"}
 
 

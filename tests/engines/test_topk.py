@@ -1,5 +1,5 @@
-"""The k best by a stable rule, with and without ties; scores, sums and spreads over listed keys against a one-hot einsum, and their
-gradients; rows of a cache, wherever it lies in memory."""
+"""The k best by a stable rule, with and without ties; scores, sums and spreads over listed keys against a one-hot
+einsum, and their gradients; rows of a cache, wherever it lies in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def test_topk_never_chooses_minus_infinity(accelerated: bool, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_search_for_top_keys_in_steps_of_any_size_is_the_same(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_top_keys_in_steps_of_any_size_is_the_same(
+    causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 3, 30, 4), torch.randn(2, 3, 50, 4)
     mask = torch.rand(2, 50) < 0.8
@@ -50,7 +52,9 @@ def test_the_search_for_top_keys_in_steps_of_any_size_is_the_same(causal: bool, 
 
 @every_case("causal", [False, True])
 @every_case("keys", ["random", "equal pairs", "nearly equal", "one long", "all equal"])
-def test_the_search_for_top_keys_in_float32_finds_those_of_float64(keys: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_top_keys_in_float32_finds_those_of_float64(
+    keys: str, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On rows that are long enough for the comparison of blocks, whatever stands in the way of a clear choice."""
     torch.manual_seed(0)
     # Eighths, so that sums in float64 are exact in any order and equal keys have equal scores.
@@ -86,7 +90,15 @@ def test_topk_narrowed_by_blocks_finds_the_best_or_says_that_it_is_in_doubt(leng
     assert torch.equal(index, expected)
     assert not doubtful.any()
     scores[2] = 1.0
-    assert prefiltered_topk(scores, 4, torch.full((7, 1), 1e-7))[1].tolist() == [False, False, True, False, False, False, False]
+    assert prefiltered_topk(scores, 4, torch.full((7, 1), 1e-7))[1].tolist() == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
     assert prefiltered_topk(scores, 4, torch.full((7, 1), 1e3))[1].tolist() == [False, *[True] * 6]
 
 
@@ -117,7 +129,9 @@ def test_scores_sums_and_spreads_of_pairs_equal_a_one_hot_einsum(
         torch.einsum("bhij,bhmd,bhijm->bhid", c, b, one_hot),
         torch.einsum("bhij,bhid,bhijm->bhmd", c, a, one_hot),
     )
-    for got, wanted in zip((pair_scores(q, k, index), pair_sum(w, k, index), pair_spread(w, q, index, 11)), expected, strict=True):
+    for got, wanted in zip(
+        (pair_scores(q, k, index), pair_sum(w, k, index), pair_spread(w, q, index, 11)), expected, strict=True
+    ):
         assert got.dtype == torch.promote_types(dtype, torch.float32)
         torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=0)
 

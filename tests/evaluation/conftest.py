@@ -23,13 +23,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
     tokenizer = tokenizer_of("bert", 64)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
     BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)).save_pretrained(place / "plain")
     tokenizer.save_pretrained(place / "plain")
     modules = [Transformer(str(place / "plain")), Pooling(32), Normalize()]
     prompts = {"query": "query: ", "document": "about "}
     st.SentenceTransformer(modules=modules, prompts=prompts).save(str(place / "short"))
-    convert_checkpoint(place / "short", place / "long", mechanism="longformer", window=16, max_length=512, verify=False)
+    convert_checkpoint(
+        place / "short", place / "long", mechanism="longformer", window=16, max_length=512, verify=False
+    )
     return str(place / "long")
 
 

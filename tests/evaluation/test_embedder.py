@@ -1,4 +1,5 @@
-"""`Embedder`: the vectors of `longattn embed`, in batches of columns, in processes that engines of many machines start."""
+"""`Embedder`: the vectors of `longattn embed`, in batches of columns, in processes that engines of many machines
+start."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def largest_difference(found: Any, expected: Any) -> float:
 
 
 @pytest.mark.parametrize("vectors", UNITS)
-def test_embedder_gives_the_vectors_and_places_that_longattn_embed_writes(vectors: str, folder: str, tmp_path: Path) -> None:
+def test_embedder_gives_the_vectors_and_places_that_longattn_embed_writes(
+    vectors: str, folder: str, tmp_path: Path
+) -> None:
     batch = {"title": list(map(str, range(len(TEXTS)))), "text": TEXTS}
     Dataset.from_dict(batch).to_parquet(str(tmp_path / "documents.parquet"))
     embed_documents(folder, str(tmp_path / "documents.parquet"), tmp_path / "out", vectors=vectors)
@@ -122,7 +125,10 @@ BATCHES = (
     ({"text": np.zeros((2, 3))}, "Row 1 of a batch has array"),
     ({"text": [""]}, "Row 1 of a batch has '' in"),
     ({"text": ["a", " \n"]}, "Row 2 of a batch has ' "),
-    ({"text": "a tree"}, "The column 'text' is a text, not a list of texts; give batches, in datasets with batched=True"),
+    (
+        {"text": "a tree"},
+        "The column 'text' is a text, not a list of texts; give batches, in datasets with batched=True",
+    ),
     ({"text": ["a"], "end": [3]}, "The batch has a column 'end'.*; rename it"),
     (["a"], "A batch is a dictionary of columns, not a list"),
     (pd.DataFrame({"text": ["a"]}), "not a DataFrame; give frame.to_dict"),
@@ -165,12 +171,22 @@ def test_embedder_refuses_folders_that_are_no_text_encoders(folder: str, tmp_pat
     shutil.copytree(Path(folder).parent / "short", tmp_path / "no tokenizer")
     for file in (tmp_path / "no tokenizer").glob("*token*"):
         file.unlink()
-    vit = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 16}
+    vit = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 16,
+    }
     transformers.ViTModel(transformers.ViTConfig(**vit)).save_pretrained(tmp_path / "images")
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "images")
     (tmp_path / "empty").mkdir()
     for name, words in (
-        ("no tokenizer", "The tokenizer of .*no tokenizer' has no words; give a checkpoint with the files of its tokenizer"),
+        (
+            "no tokenizer",
+            "The tokenizer of .*no tokenizer' has no words; give a checkpoint with the files of its tokenizer",
+        ),
         ("images", "images' is not a text encoder of transformers; give a model that reads token ids"),
         ("empty", "has no config.json"),
         ("nothing", "There is no folder"),
@@ -181,15 +197,17 @@ def test_embedder_refuses_folders_that_are_no_text_encoders(folder: str, tmp_pat
             assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
 
 
-# In the engines themselves. Texts of passages are read one by one, so their vectors are equal; those of whole documents are equal but for
-# rounding, since batches have other texts.
+# In the engines themselves. Texts of passages are read one by one, so their vectors are equal; those of whole
+# documents are equal but for rounding, since batches have other texts.
 
 
 def in_datasets(model: str, output: str) -> None:
     """Map in two processes; what a worker refuses arrives as our error."""
     data = Dataset.from_dict({"id": list(range(len(TEXTS))), "text": TEXTS})
     for vectors in UNITS:
-        data.map(Embedder(model, vectors=vectors), batched=True, batch_size=4, num_proc=2).to_parquet(f"{output}/{vectors}.parquet")
+        data.map(Embedder(model, vectors=vectors), batched=True, batch_size=4, num_proc=2).to_parquet(
+            f"{output}/{vectors}.parquet"
+        )
     with pytest.raises(LongAttentionError, match="Row 1 of a batch has '' in the column 'text'"):
         Dataset.from_dict({"text": ["a", ""]}).map(Embedder(model), batched=True, num_proc=2)
 
@@ -202,8 +220,12 @@ def test_datasets_maps_an_embedder_in_two_processes(folder: str, tmp_path: Path)
         vector = pa.list_(pa.float32())
         assert rows.schema.field("embedding").type == (vector if vectors == "document" else pa.list_(vector))
         expected = Embedder(folder, vectors=vectors)({"text": TEXTS})
-        assert [rows[name].to_pylist() for name in ("text", "start", "end")] == [expected[name] for name in ("text", "start", "end")]
-        assert largest_difference(rows["embedding"].to_pylist(), expected["embedding"]) <= (1e-6 if vectors == "document" else 0)
+        assert [rows[name].to_pylist() for name in ("text", "start", "end")] == [
+            expected[name] for name in ("text", "start", "end")
+        ]
+        assert largest_difference(rows["embedding"].to_pylist(), expected["embedding"]) <= (
+            1e-6 if vectors == "document" else 0
+        )
 
 
 def in_ray(model: str, output: str) -> None:
@@ -211,7 +233,9 @@ def in_ray(model: str, output: str) -> None:
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
-    data = ray.data.from_items([{"id": number, "text": text} for number, text in enumerate(SHORT)], override_num_blocks=4)
+    data = ray.data.from_items(
+        [{"id": number, "text": text} for number, text in enumerate(SHORT)], override_num_blocks=4
+    )
     workers = {"fn_constructor_args": (model,), "compute": ray.data.ActorPoolStrategy(size=2)}
     for vectors in ("document", "passages:20"):
         options = {"fn_constructor_kwargs": {"vectors": vectors}, "batch_size": 300}
@@ -224,7 +248,9 @@ def in_ray(model: str, output: str) -> None:
 
 
 @pytest.mark.slow
-def test_ray_maps_an_embedder_over_2000_documents_in_two_actors(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_maps_an_embedder_over_2000_documents_in_two_actors(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the actors
     done = run_fresh(in_ray, folder, str(tmp_path), level="interpreter", timeout=900)
@@ -232,7 +258,11 @@ def test_ray_maps_an_embedder_over_2000_documents_in_two_actors(folder: str, tmp
     for vectors in ("document", "passages:20"):
         rows = pq.read_table(tmp_path / vectors).sort_by("id")
         expected = Embedder(folder, vectors=vectors)({"text": SHORT})
-        assert [rows[name].to_pylist() for name in ("text", "start", "end")] == [expected[name] for name in ("text", "start", "end")]
-        assert largest_difference(rows["embedding"].to_pylist(), expected["embedding"]) <= (1e-6 if vectors == "document" else 0)
+        assert [rows[name].to_pylist() for name in ("text", "start", "end")] == [
+            expected[name] for name in ("text", "start", "end")
+        ]
+        assert largest_difference(rows["embedding"].to_pylist(), expected["embedding"]) <= (
+            1e-6 if vectors == "document" else 0
+        )
     refused = r"DataError: Row \d of a batch has \S+ in the column 'text', not a text; leave it out\."
     assert re.search(refused, (tmp_path / "error").read_text()) is not None

@@ -1,4 +1,5 @@
-"""`longattn embed`: vectors are those of `encode` and of late chunking; stopped runs and several processes write the same files."""
+"""`longattn embed`: vectors are those of `encode` and of late chunking; stopped runs and several processes write the
+same files."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("vectors", ["document", "passages:20", "parts:3", "tokens"])
-def test_embed_vectors_are_those_of_encode_and_late_chunks(vectors: str, folder: str, data: str, small_files: None, tmp_path: Path) -> None:
+def test_embed_vectors_are_those_of_encode_and_late_chunks(
+    vectors: str, folder: str, data: str, small_files: None, tmp_path: Path
+) -> None:
     made = embed_documents(folder, data, tmp_path / "out", vectors=vectors, id_column="name")
     rows = read(tmp_path / "out")
     assert made == {"documents": len(LENGTHS), "vectors": len(rows)}
@@ -82,7 +85,9 @@ def test_embed_vectors_are_those_of_encode_and_late_chunks(vectors: str, folder:
         if vectors == "document":
             torch.testing.assert_close(vector, torch.from_numpy(encoder.encode_document([text])))
             ((first, last),) = {(row["start"], row["end"]) for row in found}
-            whole, part = (len(tokenizer(f"about {shown}", verbose=False)["input_ids"]) for shown in (text, text[:last]))
+            whole, part = (
+                len(tokenizer(f"about {shown}", verbose=False)["input_ids"]) for shown in (text, text[:last])
+            )
             assert (first, part) == (0, min(whole, 512))
             assert (last == len(text)) == (whole <= 512)
             continue
@@ -97,14 +102,18 @@ def test_embed_vectors_are_those_of_encode_and_late_chunks(vectors: str, folder:
 
 
 @pytest.mark.parametrize("vectors", ["tokens", "parts:4"])
-def test_embed_with_a_multi_vector_model_gives_the_vectors_of_encode(vectors: str, folder: str, data: str, tmp_path: Path) -> None:
+def test_embed_with_a_multi_vector_model_gives_the_vectors_of_encode(
+    vectors: str, folder: str, data: str, tmp_path: Path
+) -> None:
     load_sentence_model(st.MultiVectorEncoder, folder).save(str(tmp_path / "many"))
     encoder = st.MultiVectorEncoder(str(tmp_path / "many"), device="cpu")
     lines = Path(data).read_text().splitlines(keepends=True)
     short = [line for line, count in zip(lines, LENGTHS, strict=True) if count < 10]
     for task, encode, used in (("document", encoder.encode_document, lines), ("query", encoder.encode_query, short)):
         (tmp_path / "used.jsonl").write_text("".join(used))
-        embed_documents(str(tmp_path / "many"), str(tmp_path / "used.jsonl"), tmp_path / task, vectors=vectors, task=task)
+        embed_documents(
+            str(tmp_path / "many"), str(tmp_path / "used.jsonl"), tmp_path / task, vectors=vectors, task=task
+        )
         rows = read(tmp_path / task)
         for number, line in enumerate(used):
             expected = encode([json.loads(line)["text"]])[0]
@@ -177,7 +186,9 @@ ID_ROWS = (
 
 
 @every_case("ending, ids, expected", ID_ROWS)
-def test_document_ids_are_texts_as_they_stand_or_refused(ending: str, ids: list[str], expected: list[str] | str, tmp_path: Path) -> None:
+def test_document_ids_are_texts_as_they_stand_or_refused(
+    ending: str, ids: list[str], expected: list[str] | str, tmp_path: Path
+) -> None:
     file = tmp_path / f"data.{ending}"
     if ending == "csv":
         file.write_text("id,text\n" + "".join(f"{value},word {row}\n" for row, value in enumerate(ids)))
@@ -212,7 +223,11 @@ def test_embed_writes_integer_ids_as_texts_and_refuses_a_row_without_one(folder:
 DAMAGED = (
     ("modules.json", [{"name": "0", "path": ""}], "must hold a list of modules, each with a path and a type"),
     ("modules.json", [{"name": "0", "path": "", "type": 3}], "must hold a list of modules"),
-    ("modules.json", [*MODULES, {"name": "3", "path": "", "type": "sentence_transformers.models.Foo"}], "does not define a .Foo."),
+    (
+        "modules.json",
+        [*MODULES, {"name": "3", "path": "", "type": "sentence_transformers.models.Foo"}],
+        "does not define a .Foo.",
+    ),
     ("modules.json", [{"path": ""} | {**MODULES[0], "path": "/etc"}], "lies outside of"),
     ("sentence_bert_config.json", {"max_seq_length": "x"}, "says max_seq_length='x', which must be a whole number"),
     ("sentence_bert_config.json", {"max_seq_length": True}, "says max_seq_length=True"),
@@ -239,15 +254,21 @@ def test_embed_refuses_a_prompt_that_leaves_no_room_for_windows(folder: str, tmp
     prompts = {"prompts": {"document": "a " * 50, "query": "a " * 50}}
     (tmp_path / "short" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": "b c"}) + "\n")
-    embed_documents(str(tmp_path / "short"), str(tmp_path / "data.jsonl"), tmp_path / "one window", vectors="passages:4")
+    embed_documents(
+        str(tmp_path / "short"), str(tmp_path / "data.jsonl"), tmp_path / "one window", vectors="passages:4"
+    )
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": "b c " * 40}) + "\n")
     for vectors in ("passages:4", "tokens", "parts:2"):
-        with pytest.raises(LongAttentionError, match="too short for an overlap of 16 and 52 tokens of prompt and special tokens"):
+        with pytest.raises(
+            LongAttentionError, match="too short for an overlap of 16 and 52 tokens of prompt and special tokens"
+        ):
             embed_documents(str(tmp_path / "short"), str(tmp_path / "data.jsonl"), tmp_path / vectors, vectors=vectors)
 
 
 @pytest.mark.parametrize("vectors", ["document", "passages:4"])
-def test_embed_refuses_a_token_beyond_the_table_of_the_model(vectors: str, folder: str, data: str, tmp_path: Path) -> None:
+def test_embed_refuses_a_token_beyond_the_table_of_the_model(
+    vectors: str, folder: str, data: str, tmp_path: Path
+) -> None:
     shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
     values = json.loads((tmp_path / "short" / "tokenizer.json").read_text())
     values["model"]["vocab"]["the"] = 999_999
@@ -256,10 +277,14 @@ def test_embed_refuses_a_token_beyond_the_table_of_the_model(vectors: str, folde
         embed_documents(str(tmp_path / "short"), data, tmp_path / "out", vectors=vectors)
 
 
-def test_embed_refuses_a_folder_in_which_another_process_writes(folder: str, data: str, small_files: None, tmp_path: Path) -> None:
+def test_embed_refuses_a_folder_in_which_another_process_writes(
+    folder: str, data: str, small_files: None, tmp_path: Path
+) -> None:
     def start_another(done: int, count: int) -> None:
         if done == 2:
-            with pytest.raises(LongAttentionError, match=r"Another process is writing .*vectors-00000.parquet.*; wait for it"):
+            with pytest.raises(
+                LongAttentionError, match=r"Another process is writing .*vectors-00000.parquet.*; wait for it"
+            ):
                 embed_documents(folder, data, tmp_path / "out")
 
     embed_documents(folder, data, tmp_path / "out", note=start_another)
@@ -281,10 +306,14 @@ def test_searches_of_the_retrieval_page_find_what_comparing_all_finds(
     write_rows([{"text": line} for line in SENTENCES[5:8]], tmp_path / "queries.jsonl")
     for vectors, suffix in (("passages:20", ""), ("tokens", "-tokens")):
         embed_documents(folder, "documents.jsonl", f"index{suffix}", vectors=vectors)
-        embed_documents(folder, "queries.jsonl", f"queries{suffix}", vectors="document" if not suffix else vectors, task="query")
+        embed_documents(
+            folder, "queries.jsonl", f"queries{suffix}", vectors="document" if not suffix else vectors, task="query"
+        )
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "retrieve.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
-    for code in re.findall(r"```python\n(.*?)```", page.partition("## A corpus on several machines")[0], flags=re.DOTALL):
+    for code in re.findall(
+        r"```python\n(.*?)```", page.partition("## A corpus on several machines")[0], flags=re.DOTALL
+    ):
         exec(compile(code, "retrieve.md", "exec"), names)
     passages, _, by_tokens = capsys.readouterr().out.partition("MaxSim:")
     query = torch.tensor(read(tmp_path / "queries")[0]["vector"])
@@ -323,16 +352,22 @@ def test_embed_pads_documents_of_a_decoder_without_a_padding_token(tmp_path: Pat
     model = str(tmp_path / "decoder")
     assert embed_documents(model, str(tmp_path / "documents.jsonl"), tmp_path / "vectors")["vectors"] == 3
     written = pq.read_table(tmp_path / "vectors" / "vectors-00000.parquet")["vector"].to_pylist()
-    alone = [load_sentence_model(st.SentenceTransformer, model, device="cpu").encode_document([text])[0] for text in texts]
+    alone = [
+        load_sentence_model(st.SentenceTransformer, model, device="cpu").encode_document([text])[0] for text in texts
+    ]
     torch.testing.assert_close(torch.tensor(written), torch.tensor(np.stack(alone)), atol=1e-5, rtol=1e-4)
     tokenizer.add_tokens(["covid"])  # for which the model has no row
     tokenizer.save_pretrained(tmp_path / "decoder")
-    with pytest.raises(LongAttentionError, match=r"gives token ids up to \d+ \('covid'\), but its model has \d+ embeddings"):
+    with pytest.raises(
+        LongAttentionError, match=r"gives token ids up to \d+ \('covid'\), but its model has \d+ embeddings"
+    ):
         embed_documents(model, str(tmp_path / "documents.jsonl"), tmp_path / "others")
     assert not (tmp_path / "others").exists()
 
 
-def test_embed_refuses_wrong_documents_and_old_vectors(folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embed_refuses_wrong_documents_and_old_vectors(
+    folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def table(name: str, *rows: dict[str, str]) -> str:
         return write_rows(rows, tmp_path / name)
 
@@ -349,18 +384,30 @@ def test_embed_refuses_wrong_documents_and_old_vectors(folder: str, data: str, t
     (tmp_path / "full" / "notes.txt").write_text("mine")
     text, query = {"id": "a", "text": "some words"}, {"text": "a " * 597}
     for words, arguments in (
-        ("'b' of .* has no text", [folder, table("empty.jsonl", text, {"id": "b", "text": " "}), "--output", out + "2"]),
+        (
+            "'b' of .* has no text",
+            [folder, table("empty.jsonl", text, {"id": "b", "text": " "}), "--output", out + "2"],
+        ),
         ("The id 'a' is given to two documents", [folder, table("twice.jsonl", text, text), "--output", out + "2"]),
-        ("A query has 604 tokens, and the model reads 512", [folder, table("q.jsonl", query), "--task", "query", "--output", out + "2"]),
-        ("has the columns id, text, not 'body'", [folder, table("c.jsonl", text), "--text-column", "body", "--output", out + "2"]),
+        (
+            "A query has 604 tokens, and the model reads 512",
+            [folder, table("q.jsonl", query), "--task", "query", "--output", out + "2"],
+        ),
+        (
+            "has the columns id, text, not 'body'",
+            [folder, table("c.jsonl", text), "--text-column", "body", "--output", out + "2"],
+        ),
         ("'parts:0'; give document", [folder, data, "--vectors", "parts:0", "--output", out + "2"]),
-        ("vectors of passages are means", [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"]),
+        (
+            "vectors of passages are means",
+            [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"],
+        ),
         ("are of a model .* with other weights", [str(other), data, "--output", out]),
         ("are of --vectors document, not tokens", [folder, data, "--vectors", "tokens", "--output", out]),
         (f"are of {len(LENGTHS)} other documents", [folder, table("d.jsonl", text), "--output", out]),
         ("are of other documents", [folder, data, "--id-column", "name", "--output", out]),
         ("holds other files than", [folder, data, "--output", str(tmp_path / "full")]),
-    ):  # fmt: skip
+    ):
         with pytest.raises(SystemExit) as ending:
             main(["embed", *arguments])
         error = capsys.readouterr().err
@@ -373,7 +420,8 @@ def test_embed_refuses_wrong_documents_and_old_vectors(folder: str, data: str, t
 
 @pytest.mark.slow
 def test_embed_of_2000_documents_is_bounded_in_memory_and_survives_kills(folder: str, tmp_path: Path) -> None:
-    """Real processes write the same bytes; documents of 1 to 20,000 tokens need the memory that the longest one needs."""
+    """Real processes write the same bytes; documents of 1 to 20,000 tokens need the memory that the longest one
+    needs."""
     words = REAL_TEXT.split()
     rows = [{"text": " ".join(words[number % 99 :][: 1 + number % 60])} for number in range(1990)]
     long = [{"text": " ".join(words * (20_000 // len(words) + 1))[: 8_000 * size]} for size in range(1, 11)]
@@ -384,7 +432,15 @@ def test_embed_of_2000_documents_is_bounded_in_memory_and_survives_kills(folder:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def start(name: str, data: str, *python: str) -> subprocess.Popen[str]:
-        line = ["embed", folder, str(tmp_path / f"{data}.jsonl"), "--vectors", "passages:64", "--output", str(tmp_path / name)]
+        line = [
+            "embed",
+            folder,
+            str(tmp_path / f"{data}.jsonl"),
+            "--vectors",
+            "passages:64",
+            "--output",
+            str(tmp_path / name),
+        ]
         return subprocess.Popen([sys.executable, *python, *line], stderr=subprocess.PIPE, text=True, env=environment)
 
     def ended(process: subprocess.Popen[str]) -> str:
@@ -396,7 +452,11 @@ def test_embed_of_2000_documents_is_bounded_in_memory_and_survives_kills(folder:
     assert kilobytes[1] < kilobytes[0] + 60_000, kilobytes
     for count in (7, 100):  # killed in the first file, and in the second
         running = start("killed", "many", "-m", "hf_longattn")
-        while len(list((tmp_path / "killed").glob("*/*.parquet"))) + 64 * len(list((tmp_path / "killed").glob("*.parquet"))) < count:
+        while (
+            len(list((tmp_path / "killed").glob("*/*.parquet")))
+            + 64 * len(list((tmp_path / "killed").glob("*.parquet")))
+            < count
+        ):
             assert running.poll() is None
             time.sleep(0.01)
         running.kill()
@@ -404,6 +464,14 @@ def test_embed_of_2000_documents_is_bounded_in_memory_and_survives_kills(folder:
     ended(start("killed", "many", "-m", "hf_longattn"))
     assert files(tmp_path / "killed") == files(tmp_path / "many")
     for count in (2, 3):
-        how = ("--multi_gpu", "--num_processes", str(count), "--main_process_port", str(free_port()), "-m", "hf_longattn")
+        how = (
+            "--multi_gpu",
+            "--num_processes",
+            str(count),
+            "--main_process_port",
+            str(free_port()),
+            "-m",
+            "hf_longattn",
+        )
         ended(start(f"by {count}", "many", "-m", "accelerate.commands.launch", *how))
         assert files(tmp_path / f"by {count}") == files(tmp_path / "many")

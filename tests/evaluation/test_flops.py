@@ -16,7 +16,15 @@ from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model
 from tests.shared_code import code_of_form
 
 SHAPE = ModelShape(
-    layers=1, heads=4, kv_heads=2, head_dim=16, hidden=64, intermediate=256, causal=True, matrix_parameters=0, element_bytes=4
+    layers=1,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    hidden=64,
+    intermediate=256,
+    causal=True,
+    matrix_parameters=0,
+    element_bytes=4,
 )
 LENGTH = 400
 
@@ -28,7 +36,12 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
 
 @pytest.mark.thorough
 @torch.no_grad()
-@every_case("name", [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"], of=4, code=code_of_form)
+@every_case(
+    "name",
+    [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"],
+    of=4,
+    code=code_of_form,
+)
 def test_planned_decoding_state_is_what_the_cache_holds(name: str) -> None:
     sample = mechanism_class(name).about.sample
     longer = long_like(plain_model("llama", LANGUAGE_MODELS["llama"]), "llama", {"mechanism": name, **sample})
@@ -36,7 +49,11 @@ def test_planned_decoding_state_is_what_the_cache_holds(name: str) -> None:
     for first in range(0, LENGTH, 50):
         longer(ids[:, first : first + 50], past_key_values=cache)
     layer = cache.layers[-1]  # the first one also has what belongs to the whole model
-    held = sum(x.nbytes for x in layer.state.values()) if hasattr(layer, "state") else layer.keys.nbytes + layer.values.nbytes
+    held = (
+        sum(x.nbytes for x in layer.state.values())
+        if hasattr(layer, "state")
+        else layer.keys.nbytes + layer.values.nbytes
+    )
     state = state_of(name, **sample)
     assert state.bytes - 2 * SHAPE.token_bytes <= held <= state.bytes + 2 * (SLACK + 50) * SHAPE.token_bytes
     assert (state.per_token == 0) or state.per_token <= SHAPE.token_bytes
@@ -56,7 +73,12 @@ def test_flops_count_a_shared_layer_of_albert_each_time_it_runs() -> None:
 
     def matrices(layers: int) -> int:
         config = family.config_class(
-            hidden_size=32, intermediate_size=48, embedding_size=16, num_attention_heads=4, num_hidden_layers=layers, vocab_size=50
+            hidden_size=32,
+            intermediate_size=48,
+            embedding_size=16,
+            num_attention_heads=4,
+            num_hidden_layers=layers,
+            vocab_size=50,
         )
         with torch.device("meta"):
             model = family.model_class("AlbertModel")(config)

@@ -40,7 +40,9 @@ def model() -> PreTrainedModel:
 
 def passages(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[tuple[int, int]]:
     """Passages of ``size`` tokens, together the whole text."""
-    starts = [start for start, _ in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    starts = [
+        start for start, _ in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ]
     return [*pairwise([0, *starts[size::size], len(text)])]
 
 
@@ -89,7 +91,9 @@ def test_late_chunk_of_a_whole_text_is_the_vector_of_sentence_transformers(
 
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    encoder = st.SentenceTransformer(modules=[Transformer(str(tmp_path)), Pooling(model.config.hidden_size)], device="cpu")
+    encoder = st.SentenceTransformer(
+        modules=[Transformer(str(tmp_path)), Pooling(model.config.hidden_size)], device="cpu"
+    )
     for prefix in ("", "the value "):
         for text in ("tree", DOCUMENT[:70]):
             ((chunk,),) = late_chunks(model, tokenizer, [text], [[(0, len(text))]], prefix=prefix)
@@ -99,7 +103,9 @@ def test_late_chunk_of_a_whole_text_is_the_vector_of_sentence_transformers(
 
 def test_late_chunks_of_byte_level_tokenizers_begin_with_the_space_after_a_prefix() -> None:
     tokenizer = tokenizer_of("roberta", 512)
-    config = long_config("roberta", {"mechanism": "window", "window": 16}, max_position_embeddings=514, vocab_size=len(tokenizer))
+    config = long_config(
+        "roberta", {"mechanism": "window", "window": 16}, max_position_embeddings=514, vocab_size=len(tokenizer)
+    )
     torch.manual_seed(0)
     model = families.LongRobertaModel(config).eval()
     prefix = "search_document: "
@@ -108,12 +114,16 @@ def test_late_chunks_of_byte_level_tokenizers_begin_with_the_space_after_a_prefi
     own = [at for at, (_, end) in enumerate(read["offset_mapping"]) if end > len(prefix)]
     second = read["offset_mapping"][own[10]][0] - len(prefix)
     (chunks,) = late_chunks(model, tokenizer, [DOCUMENT[:200]], [[(0, second), (second, 200)]], prefix=prefix)
-    assert len(own) + len(tokenizer(prefix, add_special_tokens=False)["input_ids"]) > len(read["input_ids"]) - 2, "one token has both"
+    assert len(own) + len(tokenizer(prefix, add_special_tokens=False)["input_ids"]) > len(read["input_ids"]) - 2, (
+        "one token has both"
+    )
     torch.testing.assert_close(chunks[0], vector_of(states[own[:10]]))
 
 
 def test_late_chunks_ignore_the_training_mode_of_the_model(tokenizer: BertTokenizerFast) -> None:
-    config = long_config("bert", {"mechanism": "window", "window": 16}, max_position_embeddings=512, hidden_dropout_prob=0.5)
+    config = long_config(
+        "bert", {"mechanism": "window", "window": 16}, max_position_embeddings=512, hidden_dropout_prob=0.5
+    )
     model = families.LongBertModel(config).eval()
     spans = [passages(tokenizer, DOCUMENT, 256)]
     (expected,) = late_chunks(model, tokenizer, [DOCUMENT], spans)
@@ -123,7 +133,9 @@ def test_late_chunks_ignore_the_training_mode_of_the_model(tokenizer: BertTokeni
     torch.testing.assert_close(result, expected)
 
 
-def test_late_chunks_of_longer_documents_come_from_window_with_most_context(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+def test_late_chunks_of_longer_documents_come_from_window_with_most_context(
+    model: PreTrainedModel, tokenizer: BertTokenizerFast
+) -> None:
     ids = tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"]
     length, overlap = 98, 24
     states = [torch.zeros(0)] * len(ids)
@@ -145,7 +157,9 @@ def test_late_chunks_of_longer_documents_come_from_window_with_most_context(mode
     assert not torch.allclose(whole[1], chunks[1])
 
 
-def test_late_chunks_refuses_passages_and_lengths_that_do_not_fit(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+def test_late_chunks_refuses_passages_and_lengths_that_do_not_fit(
+    model: PreTrainedModel, tokenizer: BertTokenizerFast
+) -> None:
     for words, spans in (
         (r"no passage \(5, 2\)", [[(5, 2)]]),
         ("no passage", [[(0, 10**6)]]),
@@ -197,7 +211,9 @@ def test_pooling_reads_old_files_and_none_of_other_modules(tmp_path: Path) -> No
     assert sentence_pooling(tmp_path) is None
     (tmp_path / "1_Pooling").mkdir()
     settings = tmp_path / "1_Pooling" / "config.json"
-    settings.write_text(json.dumps({"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}))
+    settings.write_text(
+        json.dumps({"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True})
+    )
     assert sentence_pooling(tmp_path).modes == ("cls", "mean")  # type: ignore[union-attr]
     settings.write_text(json.dumps({"pooling_mode": "mean", "include_prompt": False}))
     assert sentence_pooling(tmp_path) is None
@@ -215,18 +231,30 @@ def test_pooling_files_for_servers_have_the_old_form(mode: str | tuple[str, ...]
     st.Pooling(8, mode).save(str(tmp_path / "1_Pooling"))
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+        },
     ]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     settings = tmp_path / "sentence_bert_config.json"
-    settings.write_text(json.dumps({"transformer_task": "feature-extraction", "do_lower_case": True, "modality_config": {}}))
+    settings.write_text(
+        json.dumps({"transformer_task": "feature-extraction", "do_lower_case": True, "modality_config": {}})
+    )
     write_for_servers(tmp_path, 4096)
     assert json.loads(settings.read_text()) == {"max_seq_length": 4096, "do_lower_case": True}
     written = json.loads((tmp_path / "modules.json").read_text())
-    assert [one["type"] for one in written] == ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
+    assert [one["type"] for one in written] == [
+        "sentence_transformers.models.Transformer",
+        "sentence_transformers.models.Pooling",
+    ]
     values = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
     assert (values["word_embedding_dimension"], values["pooling_mode_mean_tokens"]) == (8, mode == "mean")
-    assert sum(value for name, value in values.items() if name.startswith("pooling_mode")) == (1 if mode == "mean" else 2)
+    assert sum(value for name, value in values.items() if name.startswith("pooling_mode")) == (
+        1 if mode == "mean" else 2
+    )
     again = sentence_pooling(tmp_path)
     assert again is not None
     assert set(again.modes) == ({mode} if isinstance(mode, str) else set(mode))

@@ -43,15 +43,26 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 512 positions."""
     folder = tmp_path_factory.mktemp("harness") / "short"
     config = transformers.LlamaConfig(
-        vocab_size=260, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48,
-        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=260,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     symbols = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     of_bytes = Tokenizer(models.BPE({one: number for number, one in enumerate(symbols)}, []))
     of_bytes.pre_tokenizer, of_bytes.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     of_bytes.post_processor = processors.ByteLevel()  # nothing is added, as GPT-2's and most decoders' do
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=of_bytes, pad_token="[PAD]", bos_token="[CLS]", eos_token="[SEP]")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=of_bytes, pad_token="[PAD]", bos_token="[CLS]", eos_token="[SEP]"
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -62,7 +73,11 @@ def passkey(number: int) -> dict[str, Any]:
     keys = rng.sample(range(10_000, 100_000), 5)
     noise = ["The grass is green. The sky is blue. The sun is yellow."] * 20
     noise.insert(rng.randrange(20), f"The pass key is {keys[0]}. Remember it.")
-    return {"prompt": f"{' '.join(noise)} What is the pass key? The pass key is", "choices": [f" {key}." for key in keys], "label": 0}
+    return {
+        "prompt": f"{' '.join(noise)} What is the pass key? The pass key is",
+        "choices": [f" {key}." for key in keys],
+        "label": 0,
+    }
 
 
 @torch.no_grad()
@@ -75,8 +90,12 @@ def log_likelihood(model: Any, tokenizer: Any, prompt: str, candidate: str) -> f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trusted", [False, True], ids=["imported", "trusted"])
-@pytest.mark.parametrize("settings", [{"mechanism": "full", "positions": "rope:none"}, {"mechanism": "window", "options": {"window": 128}}])
-def test_lm_eval_computes_the_log_likelihoods_of_the_model(settings: dict[str, Any], trusted: bool, short: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"mechanism": "full", "positions": "rope:none"}, {"mechanism": "window", "options": {"window": 128}}]
+)
+def test_lm_eval_computes_the_log_likelihoods_of_the_model(
+    settings: dict[str, Any], trusted: bool, short: Path, tmp_path: Path
+) -> None:
     long = tmp_path / "long"
     hf_longattn.convert_checkpoint(short, long, max_length=2048, verify=False, remote_code=trusted, **settings)
     tokenizer = transformers.AutoTokenizer.from_pretrained(long)
@@ -85,7 +104,17 @@ def test_lm_eval_computes_the_log_likelihoods_of_the_model(settings: dict[str, A
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "local_passkey.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
     command = ["-m", "lm_eval"] if trusted else ["-c", RUN]
-    typed = [sys.executable, *command, "run", "--model", "hf", "--model_args", f"pretrained={long},dtype=float32", "--device", "cpu"]
+    typed = [
+        sys.executable,
+        *command,
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={long},dtype=float32",
+        "--device",
+        "cpu",
+    ]
     typed += ["--tasks", "local_passkey", "--include_path", str(tmp_path / "tasks"), "--batch-size", "2"]
     typed += ["--output_path", str(tmp_path / "out"), "--log_samples", *(["--trust_remote_code"] if trusted else [])]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

@@ -1,4 +1,5 @@
-"""Metrics: each loads by its name and its path, without a network, and has the scores of the official script or library."""
+"""Metrics: each loads by its name and its path, without a network, and has the scores of the official script or
+library."""
 
 from __future__ import annotations
 
@@ -29,7 +30,11 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def reference(identifier: str, text: str, length: int) -> dict:
-    return {"id": identifier, "answers": {"text": [text] if text else [], "answer_start": [0] if text else []}, "length": length}
+    return {
+        "id": identifier,
+        "answers": {"text": [text] if text else [], "answer_start": [0] if text else []},
+        "length": length,
+    }
 
 
 PREDICTIONS = [
@@ -38,7 +43,12 @@ PREDICTIONS = [
     {"id": "c", "prediction_text": ""},
     {"id": "d", "prediction_text": "wrong"},
 ]
-REFERENCES = [reference("a", "read_csv", 100), reference("b", "red wolf", 512), reference("c", "", 513), reference("d", "right", 9000)]
+REFERENCES = [
+    reference("a", "read_csv", 100),
+    reference("b", "red wolf", 512),
+    reference("c", "", 513),
+    reference("d", "right", 9000),
+]
 
 
 @pytest.mark.parametrize("source", ["package", "path"])
@@ -54,11 +64,13 @@ def test_long_qa_scores_answers_by_document_length(source: str) -> None:
         "<=1024": (1, 100.0),
         ">8192": (1, 0.0),
     }
-    assert not any(name.endswith("_se") for part in (result, *result["buckets"].values()) for name in part)  # fewer than ten
+    # fewer than ten
+    assert not any(name.endswith("_se") for part in (result, *result["buckets"].values()) for name in part)
 
 
 def squad_2(prediction: str, answers: list[str]) -> tuple[float, float]:
-    """evaluate-v2.0.py of SQuAD: ``get_raw_scores`` with ``compute_exact`` and ``compute_f1``, written as it describes them."""
+    """evaluate-v2.0.py of SQuAD: ``get_raw_scores`` with ``compute_exact`` and ``compute_f1``, written as it describes
+    them."""
 
     def words(text: str) -> list[str]:
         text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
@@ -75,14 +87,20 @@ def squad_2(prediction: str, answers: list[str]) -> tuple[float, float]:
 
 
 def test_random_answers_have_the_scores_of_the_squad_2_script() -> None:
-    choose, words = (random.Random(0), ["the", "A", "an", "fox", "Fox,", "red", "read_csv", "—", "...", "naïve", "Über-", "2,000", "他"])
+    choose, words = (
+        random.Random(0),
+        ["the", "A", "an", "fox", "Fox,", "red", "read_csv", "—", "...", "naïve", "Über-", "2,000", "他"],
+    )
 
     def text() -> str:
         return choose.choice(" \n").join(choose.choices(words, k=choose.randint(0, 4)))
 
     for _ in range(500):
         prediction, answers = text(), [text() for _ in range(choose.randint(0, 3))]
-        assert long_qa.score_answer(prediction, answers) == pytest.approx(squad_2(prediction, answers)), (prediction, answers)
+        assert long_qa.score_answer(prediction, answers) == pytest.approx(squad_2(prediction, answers)), (
+            prediction,
+            answers,
+        )
 
 
 def test_long_qa_refuses_a_question_without_a_prediction() -> None:
@@ -92,7 +110,11 @@ def test_long_qa_refuses_a_question_without_a_prediction() -> None:
 
 @pytest.mark.parametrize("source", ["package", "path"])
 def test_long_classification_scores_classes_by_document_length(source: str) -> None:
-    metric = load_metric("long_classification") if source == "package" else evaluate.load(str(Path(long_classification.__file__)))
+    metric = (
+        load_metric("long_classification")
+        if source == "package"
+        else evaluate.load(str(Path(long_classification.__file__)))
+    )
     labels, found, lengths = [0, 0, 1, 1, 2] * 2, [0, 1, 1, 1, 0] * 2, [10, 512, 600, 9000, 9000] * 2
     references = [{"label": label, "length": length} for label, length in zip(labels, lengths, strict=True)]
     result = metric.compute(predictions=found, references=references)
@@ -102,7 +124,8 @@ def test_long_classification_scores_classes_by_document_length(source: str) -> N
     pairs = list(zip(labels, found, strict=True))
     without = [long_classification.summarise(pairs[:place] + pairs[place + 1 :])["macro_f1"] for place in range(10)]
     mean = sum(without) / 10
-    assert result["macro_f1_se"] == pytest.approx((9 / 10 * sum((score - mean) ** 2 for score in without)) ** 0.5)  # the jackknife's
+    # the jackknife's
+    assert result["macro_f1_se"] == pytest.approx((9 / 10 * sum((score - mean) ** 2 for score in without)) ** 0.5)
     assert {name: (part["n"], part["accuracy"], len(part)) for name, part in result["buckets"].items()} == {
         "<=512": (4, 50.0, 3),
         "<=1024": (2, 100.0, 3),
@@ -121,7 +144,9 @@ def test_random_classes_have_the_scores_of_scikit_learn() -> None:
             predictions=predicted, references=[{"label": label, "length": -1} for label in truth]
         )
         assert result["accuracy"] == pytest.approx(100 * metrics.accuracy_score(truth, predicted))
-        assert result["macro_f1"] == pytest.approx(100 * metrics.f1_score(truth, predicted, average="macro", zero_division=0))
+        assert result["macro_f1"] == pytest.approx(
+            100 * metrics.f1_score(truth, predicted, average="macro", zero_division=0)
+        )
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +157,8 @@ def example_of(name: str) -> tuple[Any, Any, str]:
     module = importlib.import_module(f"{metrics.__name__}.{name}")
     example = getattr(module, "EXAMPLE", None)
     message = (
-        f"{module.__file__} needs EXAMPLE = (predictions, references, score): lists that agree, and the name of the score that is "
+        f"{module.__file__} needs EXAMPLE = (predictions, references, score): lists that agree, and the name of the "
+        "score that is "
         'then 100; see "Add a metric" in docs/extending.md.'
     )
     assert isinstance(example, tuple), message
@@ -143,7 +169,9 @@ def example_of(name: str) -> tuple[Any, Any, str]:
 @every_case("source", ["name", "path"])
 @every_case("name", module_names("evaluation.metrics"))
 def test_every_metric_loads_by_name_and_by_path(name: str, source: str, no_network: None) -> None:
-    check_metric(load_metric(name) if source == "name" else evaluate.load(str(Path(metrics.__path__[0]) / f"{name}.py")), name)
+    check_metric(
+        load_metric(name) if source == "name" else evaluate.load(str(Path(metrics.__path__[0]) / f"{name}.py")), name
+    )
 
 
 def check_metric(metric: Any, name: str) -> None:
@@ -177,12 +205,15 @@ def test_metric_file_dropped_in_place_is_found_by_name(dropped: Path, no_network
 
 def test_metric_file_without_a_metric_or_an_example_is_refused(dropped: Path) -> None:
     unfinished = (
-        "from hf_longattn.evaluation.metrics import DescribedMetric\n\nclass Mine(DescribedMetric):\n    items = 'string', 'string'"
+        "from hf_longattn.evaluation.metrics import DescribedMetric\n\nclass Mine(DescribedMetric):\n    "
+        "items = 'string', 'string'"
     )
     for content in ("", unfinished):
         sys.modules.pop(f"{metrics.__name__}.empty", None)
         (dropped / "empty.py").write_text(content, encoding="utf-8")
-        with pytest.raises(OptionError, match=r"'empty' .* no class that derives from evaluate\.Metric and has all that its base"):
+        with pytest.raises(
+            OptionError, match=r"'empty' .* no class that derives from evaluate\.Metric and has all that its base"
+        ):
             load_metric("empty")
     with pytest.raises(AssertionError, match=r"empty\.py needs EXAMPLE = \(predictions, references, score\)"):
         example_of("empty")
@@ -225,7 +256,9 @@ def test_iob1_tags_are_told_from_iob2(tags: str, expected: bool) -> None:
         result = load_metric("entities").compute(predictions=documents, references=documents)
         seqeval, scheme = (pytest.importorskip(f"seqeval.{module}") for module in ("metrics", "scheme"))
         strict = {"mode": "strict", "scheme": scheme.IOB1}
-        assert result["f1"] == pytest.approx(100 * seqeval.f1_score(documents, documents, **strict)) == pytest.approx(100)
+        assert (
+            result["f1"] == pytest.approx(100 * seqeval.f1_score(documents, documents, **strict)) == pytest.approx(100)
+        )
 
 
 def test_entity_scores_have_the_error_of_a_ratio() -> None:
@@ -246,27 +279,53 @@ def test_random_tags_have_the_scores_of_seqeval(prefixes: str, name: str) -> Non
     def documents() -> list[list[str]]:
         return [choose.choices(names, k=9) for _ in range(20)]
 
-    for gold, predicted in ((documents(), documents()), (documents(), [["O"] * 9] * 20), ([["O"] * 9] * 20, documents())):
-        predicted = [[choose.choice(pair) for pair in zip(*tags, strict=True)] for tags in zip(gold, predicted, strict=True)]
+    for gold, predicted in (
+        (documents(), documents()),
+        (documents(), [["O"] * 9] * 20),
+        ([["O"] * 9] * 20, documents()),
+    ):
+        predicted = [
+            [choose.choice(pair) for pair in zip(*tags, strict=True)] for tags in zip(gold, predicted, strict=True)
+        ]
         result = load_metric("entities").compute(predictions=predicted, references=gold)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nothing predicted
             strict: dict[str, Any] = {"mode": "strict", "scheme": getattr(scheme, name)}
             report = seqeval.classification_report(gold, predicted, output_dict=True, **strict)["micro avg"]
         expected = [report["precision"], report["recall"], report["f1-score"], seqeval.accuracy_score(gold, predicted)]
-        assert [result[score] for score in ("precision", "recall", "f1", "accuracy")] == pytest.approx([100 * value for value in expected])
+        assert [result[score] for score in ("precision", "recall", "f1", "accuracy")] == pytest.approx(
+            [100 * value for value in expected]
+        )
 
 
 def test_random_texts_have_the_scores_of_rouge_score() -> None:
     """Empty texts, accents and digits. Few words and several lines give many ties of longest common subsequences."""
     choose = random.Random(0)
-    words = ["the", "model", "of", "long", "text", "is", "good", "Café", "naïve", "2024", "ff-dd", "and", "fast.", "über,", "we"]
+    words = [
+        "the",
+        "model",
+        "of",
+        "long",
+        "text",
+        "is",
+        "good",
+        "Café",
+        "naïve",
+        "2024",
+        "ff-dd",
+        "and",
+        "fast.",
+        "über,",
+        "we",
+    ]
 
     def text() -> str:
         return "\n".join(" ".join(choose.choices(words, k=choose.randint(0, 12))) for _ in range(choose.randint(0, 4)))
 
     pairs = [(text(), text()) for _ in range(100)]
-    result = load_metric("rouge").compute(predictions=[pair[0] for pair in pairs], references=[pair[1] for pair in pairs])
+    result = load_metric("rouge").compute(
+        predictions=[pair[0] for pair in pairs], references=[pair[1] for pair in pairs]
+    )
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(list(NAMES))
     scores = [scorer.score(reference, prediction) for prediction, reference in pairs]
     expected = {name: 100 * sum(score[name].fmeasure for score in scores) / 100 for name in NAMES}
@@ -277,11 +336,23 @@ def test_random_texts_have_the_scores_of_rouge_score() -> None:
 def test_rouge_reads_other_scripts_than_latin() -> None:
     pytest.importorskip("rouge_score")
     texts = [
-        "Рыжая лиса прыгает через пса.", "敏捷的狐狸跳过了懒狗。", "すばやい狐", "η γρήγορη αλεπού", "तेज़ लोमड़ी कूदती है", "الثعلب السريع",
-        "빠른 여우가", "สุนัขจิ้งจอก", "שועל מהיר", "À é",
-    ]  # fmt: skip
+        "Рыжая лиса прыгает через пса.",
+        "敏捷的狐狸跳过了懒狗。",
+        "すばやい狐",
+        "η γρήγορη αλεπού",
+        "तेज़ लोमड़ी कूदती है",
+        "الثعلب السريع",
+        "빠른 여우가",
+        "สุนัขจิ้งจอก",
+        "שועל מהיר",
+        "À é",
+    ]
     result = {text: load_metric("rouge").compute(predictions=[text], references=[text]) for text in texts}
-    wrong = {text: scores for text, scores in result.items() if not scores["rouge1"] == scores["rougeLsum"] == pytest.approx(100)}
+    wrong = {
+        text: scores
+        for text, scores in result.items()
+        if not scores["rouge1"] == scores["rougeLsum"] == pytest.approx(100)
+    }
     assert not wrong
     pairs = {
         ("Лиса спит", "лиса ест"): 50.0,
@@ -306,7 +377,9 @@ def test_random_transcripts_have_the_rates_of_jiwer() -> None:
     """Also of empty predictions and references, doubled spaces and other scripts."""
     jiwer = pytest.importorskip("jiwer")
     choose, words = random.Random(0), ["a", "naïve", "他", "Лиса", "don't", "x.", ""]
-    predictions, references = ([" ".join(choose.choices(words, k=choose.randint(0, 6))) for _ in range(200)] for _ in range(2))
+    predictions, references = (
+        [" ".join(choose.choices(words, k=choose.randint(0, 6))) for _ in range(200)] for _ in range(2)
+    )
     result = load_metric("wer").compute(predictions=predictions, references=references)
     assert result["wer"] == pytest.approx(100 * jiwer.wer(references, predictions))
     assert result["cer"] == pytest.approx(100 * jiwer.cer(references, predictions))

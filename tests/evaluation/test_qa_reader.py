@@ -1,4 +1,5 @@
-"""A reader finds what the model points at; spans of all windows, scores by length and position, and files of predictions."""
+"""A reader finds what the model points at; spans of all windows, scores by length and position, and files of
+predictions."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ def test_qa_reader_leaves_every_module_in_its_mode(tokenizer: PreTrainedTokenize
 
 
 @pytest.mark.parametrize(
-    ("length", "stride", "inputs", "answer"), [(2048, 128, 1, "needle"), (96, 32, 3, "needle"), (96, None, 1, None)], ids=str
+    ("length", "stride", "inputs", "answer"),
+    [(2048, 128, 1, "needle"), (96, 32, 3, "needle"), (96, None, 1, None)],
+    ids=str,
 )
 def test_qa_reader_finds_answer_in_whole_documents_and_windows(
     length: int, stride: int | None, inputs: int, answer: str | None, tokenizer: PreTrainedTokenizerBase
@@ -126,13 +129,19 @@ def test_n_best_spans_are_at_most_most_tokens_long() -> None:
 def test_n_best_spans_compares_windows_by_their_margin_over_no_answer() -> None:
     unsure = [NONE, (0, 2), (3, 5)]
     sure = [NONE, (6, 8), (9, 11)]
-    best = n_best_spans(CONTEXT_OF_SPANS, [unsure, sure], [scores(_0=9, _1=10), scores(_1=6)], [scores(_0=9, _1=10), scores(_1=6)])
+    best = n_best_spans(
+        CONTEXT_OF_SPANS, [unsure, sure], [scores(_0=9, _1=10), scores(_1=6)], [scores(_0=9, _1=10), scores(_1=6)]
+    )
     assert best[0].text == "cc"
     assert best[0].score == 12.0
 
 
 def record(number: int, text: str, **more: Any) -> dict[str, Any]:
-    return {"id": str(number), "answers": {"text": [text] if text else [], "answer_start": [0] if text else []}, **more}
+    return {
+        "id": str(number),
+        "answers": {"text": [text] if text else [], "answer_start": [0] if text else []},
+        **more,
+    }
 
 
 def answer(text: str, score: float = 1.0, **more: Any) -> Answer:
@@ -154,10 +163,14 @@ def squad_2(records: list[dict], answers: list[Answer]) -> float:
 def test_best_threshold_is_that_of_the_squad_2_script(seed: int) -> None:
     choose = random.Random(seed)
     records = [record(number, choose.choice(["", "red fox"])) for number in range(30)]
-    answers = [answer(choose.choice(["red fox", "fox", "wolf"]), choose.choice([choose.gauss(0, 1), 0.5])) for _ in records]
+    answers = [
+        answer(choose.choice(["red fox", "fox", "wolf"]), choose.choice([choose.gauss(0, 1), 0.5])) for _ in records
+    ]
     threshold, best = best_threshold(records, answers)
     assert best == pytest.approx(squad_2(records, answers))
-    assert score_answers(records, [replace(answer, text=answer.above(threshold)) for answer in answers])["f1"] == pytest.approx(best)
+    assert score_answers(records, [replace(answer, text=answer.above(threshold)) for answer in answers])[
+        "f1"
+    ] == pytest.approx(best)
 
 
 def test_qa_scores_are_split_by_length_position_and_missing_answers() -> None:
@@ -170,14 +183,24 @@ def test_qa_scores_are_split_by_length_position_and_missing_answers() -> None:
     ]
     result = score_answers(records, answers)
     assert (result["exact_match"], result["n"]) == (75.0, 4)
-    assert {name: (part["exact_match"], part["n"]) for name, part in result["by_length"].items()} == {"<=512": (100, 2), "<=8192": (50, 2)}
-    assert {name: part["exact_match"] for name, part in result["by_position"].items()} == {"<=512": 100, "<=1024": 0, "<=8192": 100}
+    assert {name: (part["exact_match"], part["n"]) for name, part in result["by_length"].items()} == {
+        "<=512": (100, 2),
+        "<=8192": (50, 2),
+    }
+    assert {name: part["exact_match"] for name, part in result["by_position"].items()} == {
+        "<=512": 100,
+        "<=1024": 0,
+        "<=8192": 100,
+    }
     assert (result["NoAns_exact"], result["HasAns_total"]) == (100.0, 3)
 
 
 def test_write_predictions_writes_answers_odds_and_n_best(tmp_path: Path) -> None:
     records = [record(0, "fox"), record(1, "")]
-    answers = [Answer("fox", [Span("fox", 4, 7, 2.0), Span("red fox", 0, 7, 1.0)]), Answer("", [Span("wolf", 0, 4, -3.0)])]
+    answers = [
+        Answer("fox", [Span("fox", 4, 7, 2.0), Span("red fox", 0, 7, 1.0)]),
+        Answer("", [Span("wolf", 0, 4, -3.0)]),
+    ]
     write_predictions(tmp_path, records, answers)
     read = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert read["predictions.json"] == {"0": "fox", "1": ""}
@@ -189,7 +212,8 @@ def test_write_predictions_writes_answers_odds_and_n_best(tmp_path: Path) -> Non
 
 
 def test_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Path) -> None:
-    """TriviaQA: each document is read alone; the question counts once, its documents also alone, in TriviaQA's normalisation."""
+    """TriviaQA: each document is read alone; the question counts once, its documents also alone, in TriviaQA's
+    normalisation."""
     gold = ["st petersburg", "leningrad"]
     records = [
         record(3, "St Petersburg", document="Neva.txt", gold=gold),
@@ -232,6 +256,8 @@ def test_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Pa
         ("fox", [], (0.0, 0.0)),
     ],
 )
-def test_score_alias_is_the_metric_of_trivia_qa(prediction: str, aliases: list[str], expected: tuple[float, float]) -> None:
+def test_score_alias_is_the_metric_of_trivia_qa(
+    prediction: str, aliases: list[str], expected: tuple[float, float]
+) -> None:
     """Worked by hand from triviaqa_evaluation.py."""
     assert score_alias(prediction, aliases) == pytest.approx(expected)

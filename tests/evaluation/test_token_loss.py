@@ -13,10 +13,23 @@ from hf_longattn.data.batching import masked_tokens
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation.summaries import in_percent, mean_and_error, means_in_percent, plus_minus, ratio_and_error
-from hf_longattn.evaluation.token_loss import ROWS_AT_ONCE, LossChange, in_chunks, kl_divergence, token_losses, with_context
+from hf_longattn.evaluation.token_loss import (
+    ROWS_AT_ONCE,
+    LossChange,
+    in_chunks,
+    kl_divergence,
+    token_losses,
+    with_context,
+)
 from tests.trained import tokenizer_of
 
-SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -35,7 +48,9 @@ def test_mean_of_token_losses_is_the_loss_of_transformers(causal: bool) -> None:
         assert losses.nanmean() == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-5)
     pieces = zip(*(x[:, :512].split(128, 1) for x in (ids, labels)), strict=True)
     chunks = token_losses(model, *in_chunks(ids[:, :512], labels[:, :512], 128), causal=causal)
-    torch.testing.assert_close(chunks, torch.cat([token_losses(model, *pair, causal=causal) for pair in pieces]), equal_nan=True)
+    torch.testing.assert_close(
+        chunks, torch.cat([token_losses(model, *pair, causal=causal) for pair in pieces]), equal_nan=True
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [([1], []), ([1], [2]), ([], [2]), ([], [])])
@@ -126,7 +141,9 @@ def test_kl_divergence_and_its_gradient_are_the_definition(temperature: float, d
     assert exact.grad is not None
     close = {"atol": 1e-8, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-4, "rtol": 2e-2}
     torch.testing.assert_close(student.grad.double(), exact.grad, **close)
-    assert float(kl_divergence(student.detach(), teacher, temperature)) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(kl_divergence(student.detach(), teacher, temperature)) == pytest.approx(
+        float(expected.detach()), rel=1e-5
+    )
     assert float(kl_divergence(teacher, teacher, temperature)) == pytest.approx(0.0, abs=1e-6)
     assert float(kl_divergence(student[:0], teacher[:0])) == 0.0
 

@@ -18,14 +18,22 @@ from tests.fresh_processes import run_fresh
 Pillow = pytest.importorskip("PIL.Image")
 
 
-def test_patch_features_writes_a_drawing_of_the_size_of_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patch_features_writes_a_drawing_of_the_size_of_the_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+    )
     ViTModel(config).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
-    hf_longattn.convert_checkpoint(tmp_path / "vit", tmp_path / "long", mechanism="window2d", image_size="64x96", verify=False)
+    hf_longattn.convert_checkpoint(
+        tmp_path / "vit", tmp_path / "long", mechanism="window2d", image_size="64x96", verify=False
+    )
     Pillow.effect_noise((120, 80), 80).save(tmp_path / "photo.png")
-    monkeypatch.setattr(sys, "argv", ["patch_features.py", *(str(tmp_path / name) for name in ("long", "photo.png", "drawing.png"))])
+    monkeypatch.setattr(
+        sys, "argv", ["patch_features.py", *(str(tmp_path / name) for name in ("long", "photo.png", "drawing.png"))]
+    )
     main()
     drawing = Pillow.open(tmp_path / "drawing.png")
     assert drawing.size == (120, 80)
@@ -43,6 +51,8 @@ READS: dict[str, tuple[int | None, int | None, str]] = {
 @pytest.mark.parametrize(("reads", "route"), [*zip(READS, ("/embed", "/v1/embeddings", "/api/embed"), strict=True)])
 def test_server_reach_names_words_that_a_server_does_not_read(reads: str, route: str) -> None:
     first, last, sentence = READS[reads]
-    with serving_embeddings(lambda text: [1.0, float(zlib.crc32(" ".join(text.split()[first:last]).encode()))]) as address:
+    with serving_embeddings(
+        lambda text: [1.0, float(zlib.crc32(" ".join(text.split()[first:last]).encode()))]
+    ) as address:
         done = run_fresh(EXAMPLE, address + route, 1024, "small")
     assert (done.stdout, done.returncode) == (sentence, int(reads != "everything")), done.stderr

@@ -19,9 +19,12 @@ from tests.stand_ins.text import small
 from tests.trained import tokenizer_of
 
 KINDS = {
-    "PERSON": r"[A-Z][a-z]*\.?(?: [A-Z]\.)?(?: [A-Z][a-z]+)?", "EMAIL": r"[a-z\d._]+@[a-z.]+", "CARD": r"(?:\d{4}[ -]?){4}",
+    "PERSON": r"[A-Z][a-z]*\.?(?: [A-Z]\.)?(?: [A-Z][a-z]+)?",
+    "EMAIL": r"[a-z\d._]+@[a-z.]+",
+    "CARD": r"(?:\d{4}[ "
+    r"-]?){4}",
     "KEY": r"(?:[\w-]+[-_])?\w{20,}",
-}  # fmt: skip
+}
 
 
 def test_planted_spans_are_what_their_kinds_say_and_texts_have_at_most_their_length() -> None:
@@ -47,14 +50,18 @@ def test_parts_share_no_paragraph_and_no_sentence() -> None:
 
 def test_f1_of_spans_is_that_of_seqeval() -> None:
     choose = random.Random(0)
-    document = planted.plant("One. Two.", "{PERSON} wrote to {EMAIL} with {KEY}, and {PERSON} paid by {CARD}.", "test", choose)
+    document = planted.plant(
+        "One. Two.", "{PERSON} wrote to {EMAIL} with {KEY}, and {PERSON} paid by {CARD}.", "test", choose
+    )
     true, counts, tags = [planted.tagged(document)["ner_tags"]], [], []
     spans = sorted(document.entities)
     for predicted in (document.entities, spans[:3], [*spans[1:], (0, 3, "PERSON")], [(*spans[0][:2], "KEY")]):
         counts.append([[len({*predicted} & document.entities), len(predicted), len(spans)]])
         tags.append([planted.tagged(planted.Document(document.text, frozenset(predicted)))["ner_tags"]])
     ours = planted.f1(torch.tensor(counts, dtype=torch.float64)).tolist()
-    assert ours == pytest.approx([100 * f1_score(true, each, mode="strict", scheme=IOB2, zero_division=0) for each in tags])
+    assert ours == pytest.approx(
+        [100 * f1_score(true, each, mode="strict", scheme=IOB2, zero_division=0) for each in tags]
+    )
     assert planted.interval(planted.f1, counts[0] * 3, counts[0] * 3) == "+0.0 [+0.0, +0.0]"
 
 

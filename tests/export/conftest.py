@@ -21,7 +21,8 @@ LENGTH = 1024
 
 @pytest.fixture
 def programs_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program that an export has read back from its file, to verify it, is what the test gets; reading takes as long as exporting."""
+    """The program that an export has read back from its file, to verify it, is what the test gets; reading takes as
+    long as exporting."""
     load, programs = torch.export.load, list[torch.export.ExportedProgram]()
 
     def load_once(file: Any, **settings: Any) -> torch.export.ExportedProgram:
@@ -35,8 +36,13 @@ def programs_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 OWN_LENGTH = {"linformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}}
 
 
-def saved(folder: Path, mechanism: str = "longformer", base: str = "bert", head: str = "LongBertModel", **options: Any) -> Path:
-    chosen = {"mechanism": mechanism, **{**mechanism_class(mechanism).about.sample, **OWN_LENGTH.get(mechanism, {}), **options}}
+def saved(
+    folder: Path, mechanism: str = "longformer", base: str = "bert", head: str = "LongBertModel", **options: Any
+) -> Path:
+    chosen = {
+        "mechanism": mechanism,
+        **{**mechanism_class(mechanism).about.sample, **OWN_LENGTH.get(mechanism, {}), **options},
+    }
     config = long_config(base, chosen, num_hidden_layers=1, max_position_embeddings=LENGTH)
     torch.manual_seed(0)
     getattr(families, head)(config).save_pretrained(folder)

@@ -45,7 +45,8 @@ WINDOW = {"mechanism": "window", "window": 16}
 QUICK: dict[str, Any] = {"length": 96, "documents": 2}
 QUICK_BASES = ("bert", "gpt2", "llama")
 HEADS = ("albert", "gemma", "gpt2", "gpt_neox", "modernbert", "olmo2", "phi3")
-"""Bases whose heads are not cut out: their projections are fused or shared, a norm spans all heads, or keys and values have one head."""
+"""Bases whose heads are not cut out: their projections are fused or shared, a norm spans all heads, or keys and values
+have one head."""
 WITHOUT_LOSS = ("clip_text_model", "markuplm", "siglip2_text_model", "siglip_text_model")
 """Bases that predict no tokens, by whose loss heads and units are chosen."""
 UNITS = ("albert", "gpt2", "mixtral", "modernbert", "phi3", "qwen3_moe")
@@ -81,7 +82,9 @@ def outputs(folder: Path, ids: Tensor | None = None) -> Tensor:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
-def test_every_compression_method_writes_a_smaller_equal_or_near_model(method: str, saved: Saved, tmp_path: Path) -> None:
+def test_every_compression_method_writes_a_smaller_equal_or_near_model(
+    method: str, saved: Saved, tmp_path: Path
+) -> None:
     source, target = saved(), tmp_path / "small"
     report = compress_checkpoint(source, target, method=method, **QUICK)
     assert report.difference <= 1e-4
@@ -130,13 +133,17 @@ def test_every_mechanism_is_compressed_to_int8_bf16_and_fewer_heads(name: str, s
         report = compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
         assert report.difference <= 1e-4
         pruned = logits(tmp_path / "heads")
-        torch.testing.assert_close(pruned, logits_without(auto.from_pretrained(source).eval(), report.pruned, ids), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            pruned, logits_without(auto.from_pretrained(source).eval(), report.pruned, ids), rtol=1e-4, atol=1e-4
+        )
         auto.from_pretrained(tmp_path / "heads").save_pretrained(tmp_path / "once more")
         assert torch.equal(logits(tmp_path / "once more"), pruned)
 
 
 @pytest.mark.thorough
-def test_int8_warns_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_warns_on_a_processor_whose_products_overflow(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     messages: list[str] = []
     monkeypatch.setattr(optimize, "products_overflow", lambda: True)
     monkeypatch.setattr(optimize.logger, "warning", messages.append)
@@ -152,7 +159,8 @@ def test_int8_warns_on_a_processor_whose_products_overflow(saved: Saved, tmp_pat
 
 
 GROUPED = ("adaptive_span", "hedgehog", "hybrid", "routing", "synthesizer", "taylor")
-"""Causal mechanisms with parameters by heads, besides those of :func:`test_every_mechanism_is_compressed_to_int8_bf16_and_fewer_heads`."""
+"""Causal mechanisms with parameters by heads, besides those of
+:func:`test_every_mechanism_is_compressed_to_int8_bf16_and_fewer_heads`."""
 
 
 @pytest.mark.parametrize("name", quickly(GROUPED, ("taylor",)))
@@ -167,7 +175,10 @@ def test_pruned_heads_of_grouped_keys_go_with_their_parameters(name: str, saved:
 
 def test_pruning_refuses_heads_with_relative_positions_of_their_own(saved: Saved, tmp_path: Path) -> None:
     source = saved("bert", {**WINDOW, "relative": "t5_buckets"})
-    with pytest.raises(OptionError, match=r"relative positions that differ by head, so no heads can be cut out; choose --method prune-ffn"):
+    with pytest.raises(
+        OptionError,
+        match=r"relative positions that differ by head, so no heads can be cut out; choose --method prune-ffn",
+    ):
         compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
 
 
@@ -181,7 +192,9 @@ def logits_without(model: Any, pruned: dict[str, list[int]], ids: Tensor) -> Ten
     return model(ids)[0]
 
 
-@pytest.mark.parametrize("base", [base if base in QUICK_BASES else pytest.param(base, marks=pytest.mark.slow) for base in BASES])
+@pytest.mark.parametrize(
+    "base", [base if base in QUICK_BASES else pytest.param(base, marks=pytest.mark.slow) for base in BASES]
+)
 def test_every_family_is_quantised_and_pruned_or_refused(base: str, saved: Saved, tmp_path: Path) -> None:
     source = saved(base)
     if base in NOT_QUANTISED:
@@ -195,7 +208,9 @@ def test_every_family_is_quantised_and_pruned_or_refused(base: str, saved: Saved
         target = tmp_path / method
         if base in (*refused, *WITHOUT_LOSS):
             with pytest.raises(
-                OptionError, match=r"(can be cut out|cannot be cut out|cannot be pruned).*; choose |predicts no tokens; .*, or choose "
+                OptionError,
+                match=r"(can be cut out|cannot be cut out|cannot be pruned).*; choose |predicts no tokens; .*, or "
+                r"choose ",
             ):
                 compress_checkpoint(source, target, method=method, share=0.5, **QUICK)
             continue
@@ -231,10 +246,13 @@ def test_pruned_model_can_be_pruned_again_and_trained(saved: Saved, tmp_path: Pa
 
 
 def test_pruning_finds_heads_that_differ_on_long_inputs_only(saved: Saved, tmp_path: Path) -> None:
-    """BigBird's random blocks are drawn by head number; an input of 512 tokens is within the blocks that every head sees."""
+    """BigBird's random blocks are drawn by head number; an input of 512 tokens is within the blocks that every head
+    sees."""
     words = long_model("bert", "BertForMaskedLM", {"mechanism": "bigbird"}, max_position_embeddings=1024)
     with torch.no_grad():
-        words.bert.encoder.layer[0].attention.output.dense.weight[:, :16] = 0  # the first head goes, and the others get other numbers
+        words.bert.encoder.layer[0].attention.output.dense.weight[:, :16] = (
+            0  # the first head goes, and the others get other numbers
+        )
     words.save_pretrained(tmp_path / "bigbird")
     with pytest.raises(CheckpointError, match="so nothing was kept"):
         compress_checkpoint(tmp_path / "bigbird", tmp_path / "heads", method="prune-heads", documents=2)
@@ -257,7 +275,9 @@ def test_compression_keeps_dtype_and_tokenizer_and_measures_a_given_text(saved: 
     source = saved(dtype=torch.bfloat16)
     words = Tokenizer(models.WordLevel({"[U]": 0, "[M]": 4} | {f"w{n}": n for n in range(5, 200)}, "[U]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[U]", pad_token="[U]", mask_token="[M]").save_pretrained(source)
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[U]", pad_token="[U]", mask_token="[M]"
+    ).save_pretrained(source)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"w{n * 7 % 190 + 5}" for n in range(300)))
     report = compress_checkpoint(source, tmp_path / "small", method="prune-ffn", text=text, documents=3)
@@ -270,7 +290,9 @@ def test_compression_keeps_dtype_and_tokenizer_and_measures_a_given_text(saved: 
 
 
 def test_plain_model_is_compressed_but_for_its_heads(tmp_path: Path) -> None:
-    plain = BertForMaskedLM(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=99))
+    plain = BertForMaskedLM(
+        BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=99)
+    )
     plain.save_pretrained(tmp_path / "bert")
     for method in ("int8", "prune-ffn"):
         assert compress_checkpoint(tmp_path / "bert", tmp_path / method, method=method, **QUICK).difference <= 1e-4
@@ -282,7 +304,13 @@ def test_plain_model_is_compressed_but_for_its_heads(tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_compression_does_not_count_rows_of_roberta_that_are_no_positions(tmp_path: Path) -> None:
     """RoBERTa's table has two rows more than it reads tokens."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 99,
+    }
     RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "roberta")
     report = compress_checkpoint(tmp_path / "roberta", tmp_path / "bf16", method="bf16", documents=2)
     assert list(report.measured["after"]["loss"]) == ["64"]
@@ -297,7 +325,10 @@ def test_compression_refuses_methods_shares_lengths_and_sources_that_do_not_fit(
     source, target = saved(), tmp_path / "small"
     for settings, message in (
         ({"method": "int3"}, "There is no method 'int3'; choose one of int8, .* Did you mean 'int8'?"),
-        ({"method": "prune-heads", "share": 0.9}, r"A share of 0.9 of 12 heads would leave a layer without any; give --share 0.75 or less"),
+        (
+            {"method": "prune-heads", "share": 0.9},
+            r"A share of 0.9 of 12 heads would leave a layer without any; give --share 0.75 or less",
+        ),
         ({"method": "prune-heads", "share": 0.01}, "rounds to none of 12 heads; give a larger --share"),
         ({"method": "prune-heads", "share": 1.0}, "must be above 0 and below 1"),
         ({"method": "magnitude"}, "There is no method 'magnitude'; choose one of int8, "),
@@ -308,16 +339,23 @@ def test_compression_refuses_methods_shares_lengths_and_sources_that_do_not_fit(
     with pytest.raises(InputError, match="--length is 4096, but the model takes 512 tokens"):
         compress_checkpoint(source, target, method="bf16", length=4096)
     compress_checkpoint(source, target, method="int8", **QUICK)
-    with pytest.raises(CheckpointError, match="which can only be loaded; give the checkpoint that it was quantised from"):
+    with pytest.raises(
+        CheckpointError, match="which can only be loaded; give the checkpoint that it was quantised from"
+    ):
         compress_checkpoint(target, tmp_path / "other", method="bf16")
     with pytest.raises(CheckpointError, match="already exists"):
         compress_checkpoint(source, target, method="bf16")
-    with pytest.raises(CheckpointError, match=r"There is no folder .*; give a checkpoint folder or a Hub repository id"):
+    with pytest.raises(
+        CheckpointError, match=r"There is no folder .*; give a checkpoint folder or a Hub repository id"
+    ):
         compress_checkpoint(tmp_path / "nowhere", tmp_path / "other", method="bf16")
     long_model("bert", "BertForSequenceClassification", WINDOW).save_pretrained(tmp_path / "classes")
     with pytest.raises(OptionError, match="LongBertForSequenceClassification predicts no tokens"):
         compress_checkpoint(tmp_path / "classes", tmp_path / "other", method="prune-heads", **QUICK)
-    assert compress_checkpoint(tmp_path / "classes", tmp_path / "int8", method="int8", **QUICK).measured["after"]["loss"] == {}
+    assert (
+        compress_checkpoint(tmp_path / "classes", tmp_path / "int8", method="int8", **QUICK).measured["after"]["loss"]
+        == {}
+    )
     monkeypatch.setitem(__import__("sys").modules, "torchao", None)
     with pytest.raises(MissingExtraError, match=r"The package 'torchao' .*pip install '\.\[compress\]'"):
         compress_checkpoint(source, tmp_path / "other", method="int8", **QUICK)
@@ -333,18 +371,27 @@ def test_model_refuses_kept_heads_that_it_cannot_have(kept: Any) -> None:
 def test_encoder_decoder_is_compressed_to_bf16_alone(tmp_path: Path) -> None:
     long_model("bart", "BartForConditionalGeneration", WINDOW).save_pretrained(tmp_path / "bart")
     assert compress_checkpoint(tmp_path / "bart", tmp_path / "bf16", method="bf16", **QUICK).difference == 0
-    with pytest.raises(OptionError, match="LongBartForConditionalGeneration is an encoder-decoder; choose --method bf16"):
+    with pytest.raises(
+        OptionError, match="LongBartForConditionalGeneration is an encoder-decoder; choose --method bf16"
+    ):
         compress_checkpoint(tmp_path / "bart", tmp_path / "heads", method="prune-heads", **QUICK)
 
 
 def linear_layers(model: Any) -> int:
     """The linear layers of a model that its base model has too; those of its head and output layer are not counted."""
-    base = {name for name, module in AutoModel.from_config(model.config).named_modules() if isinstance(module, nn.Linear)}
+    base = {
+        name for name, module in AutoModel.from_config(model.config).named_modules() if isinstance(module, nn.Linear)
+    }
     paths = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return sum(any(path == name or path.endswith(f".{name}") for name in base) for path in paths)
 
 
-FEW_CELLS = [("bert", None), ("bert", "BertForMultipleChoice"), ("bart", "BartForConditionalGeneration"), ("t5", "T5ForQuestionAnswering")]
+FEW_CELLS = [
+    ("bert", None),
+    ("bert", "BertForMultipleChoice"),
+    ("bart", "BartForConditionalGeneration"),
+    ("t5", "T5ForQuestionAnswering"),
+]
 
 
 @pytest.mark.thorough
@@ -352,14 +399,22 @@ FEW_CELLS = [("bert", None), ("bert", "BertForMultipleChoice"), ("bart", "BartFo
     "cells",
     [
         *(pytest.param([cell], id=f"{cell[0]}-{cell[1]}") for cell in FEW_CELLS),
-        pytest.param([(base, head) for base in TEXT_FAMILIES for head in FAMILIES[base].model_classes], id="all", marks=pytest.mark.slow),
+        pytest.param(
+            [(base, head) for base in TEXT_FAMILIES for head in FAMILIES[base].model_classes],
+            id="all",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_int8_covers_the_linear_layers_of_every_base_and_no_head(cells: list[tuple[str, str | None]], tmp_path: Path) -> None:
+def test_int8_covers_the_linear_layers_of_every_base_and_no_head(
+    cells: list[tuple[str, str | None]], tmp_path: Path
+) -> None:
     failing = {}
     for base, head in cells:
         source, target = tmp_path / f"{base}-{head}", tmp_path / f"{base}-{head}-int8"
-        model = long_model(base, head, {"mechanism": "full"}, **({"decoder_start_token_id": 2} if base == "marian" else {}))
+        model = long_model(
+            base, head, {"mechanism": "full"}, **({"decoder_start_token_id": 2} if base == "marian" else {})
+        )
         model.save_pretrained(source)
         try:
             report = compress_checkpoint(source, target, method="int8-weight-only", length=32, documents=1)
@@ -368,13 +423,21 @@ def test_int8_covers_the_linear_layers_of_every_base_and_no_head(cells: list[tup
                 failing[base, head] = str(error)
             continue
         tensors = load_file(target / "model.safetensors")
-        quantised = [tensor for name, tensor in tensors.items() if name.endswith("_qdata") and tensor.dtype == torch.int8]
+        quantised = [
+            tensor for name, tensor in tensors.items() if name.endswith("_qdata") and tensor.dtype == torch.int8
+        ]
         counted = (report.changed["tensors"], report.changed["bytes"], report.changed["all_bytes"])
-        in_file = (len(quantised), sum(tensor.nbytes for tensor in quantised), sum(tensor.nbytes for tensor in tensors.values()))
+        in_file = (
+            len(quantised),
+            sum(tensor.nbytes for tensor in quantised),
+            sum(tensor.nbytes for tensor in tensors.values()),
+        )
         with torch.no_grad():
             expected = outputs_of(model, report)
             loaded = outputs_of(type(model).from_pretrained(target).eval(), report)
-        error = {name: float((loaded[name].float() - values).norm() / values.norm()) for name, values in expected.items()}
+        error = {
+            name: float((loaded[name].float() - values).norm() / values.norm()) for name, values in expected.items()
+        }
         stated = {name: values["relative_error"] for name, values in report.outputs.items()}
         if (
             counted != in_file
@@ -388,7 +451,9 @@ def test_int8_covers_the_linear_layers_of_every_base_and_no_head(cells: list[tup
 
 def outputs_of(model: Any, report: Any) -> dict[str, Tensor]:
     """What a compression compared: outputs for the first seeded ids."""
-    ids = torch.randint(5, model.config.vocab_size, (1, 16384), generator=torch.Generator().manual_seed(0))[:, : report.config["length"]]
+    ids = torch.randint(5, model.config.vocab_size, (1, 16384), generator=torch.Generator().manual_seed(0))[
+        :, : report.config["length"]
+    ]
     return run_model(model, ids, decoder_tokens=16)
 
 
@@ -406,14 +471,20 @@ def test_quantised_folder_of_sentence_transformers_encodes_nearly_the_same(class
     report = compress_checkpoint(tmp_path / "source", tmp_path / "int8", method="int8-weight-only", **QUICK)
     assert report.changed["tensors"] == 18 + (class_name == "BertModel")  # the pooler
     texts = REAL_TEXT.splitlines()[:3]
-    old, new = (st.SentenceTransformer(str(tmp_path / name), device="cpu").encode(texts) for name in ("source", "int8"))
+    old, new = (
+        st.SentenceTransformer(str(tmp_path / name), device="cpu").encode(texts) for name in ("source", "int8")
+    )
     cosines = torch.cosine_similarity(torch.tensor(old), torch.tensor(new).float())
     assert 0.99 < float(cosines.min()) < 1 - 1e-6
 
 
-def test_compression_that_changes_nothing_is_refused(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compression_that_changes_nothing_is_refused(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = saved(dtype=torch.bfloat16)
-    message = r"--method bf16 changes no tensor of this LongBertForMaskedLM, so nothing was kept; choose another --method\."
+    message = (
+        r"--method bf16 changes no tensor of this LongBertForMaskedLM, so nothing was kept; choose another --method\."
+    )
     with pytest.raises(CheckpointError, match=message):
         compress_checkpoint(source, tmp_path / "bf16", method="bf16", **QUICK)
     monkeypatch.setattr(compress, "heads_of_model", lambda model: [".*"])
@@ -444,7 +515,10 @@ def test_pruned_heads_are_zeros_in_stock_checkpoints(base: str, saved: Saved, tm
 
 def test_quantised_checkpoint_is_refused_by_export_and_convert(saved: Saved, tmp_path: Path) -> None:
     compress_checkpoint(saved("llama"), tmp_path / "int8", method="int8-weight-only", **QUICK)
-    message = r"int8' holds quantised weights \(torchao\), which can only be loaded; give the checkpoint that it was quantised from\."
+    message = (
+        r"int8' holds quantised weights \(torchao\), which can only be loaded; give the checkpoint that it was "
+        r"quantised from\."
+    )
     for make in (export_native, export_checkpoint):
         with pytest.raises(CheckpointError, match=message):
             make(tmp_path / "int8", tmp_path / "made")
@@ -463,19 +537,29 @@ def test_compression_and_export_refuse_image_models(tmp_path: Path) -> None:
         "patch_size": 8,
     }
     LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d"})).save_pretrained(tmp_path / "long")
-    with pytest.raises(OptionError, match=r"reads pixel_values, and a compression is measured on text; load the model and call"):
+    with pytest.raises(
+        OptionError, match=r"reads pixel_values, and a compression is measured on text; load the model and call"
+    ):
         compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16")
-    with pytest.raises(CheckpointError, match="A graph reads a text, and a LongViTModel reads other inputs; run it in PyTorch"):
+    with pytest.raises(
+        CheckpointError, match="A graph reads a text, and a LongViTModel reads other inputs; run it in PyTorch"
+    ):
         export_checkpoint(tmp_path / "long", tmp_path / "small", format="torch")
     assert not (tmp_path / "small").exists()
 
 
 def test_accuracy_of_compressed_states_and_scores() -> None:
     states, logits = torch.randn(2, 3, 8), torch.randn(2, 3, 5)
-    measured = accuracy({"last_hidden_state": states, "logits": logits}, {"last_hidden_state": -states, "logits": logits})
-    assert measured["last_hidden_state"] == pytest.approx({"relative_error": 2, "cosine": -1, "least_cosine": -1}, abs=1e-6)
+    measured = accuracy(
+        {"last_hidden_state": states, "logits": logits}, {"last_hidden_state": -states, "logits": logits}
+    )
+    assert measured["last_hidden_state"] == pytest.approx(
+        {"relative_error": 2, "cosine": -1, "least_cosine": -1}, abs=1e-6
+    )
     assert measured["logits"] == {"relative_error": 0, "same_choice": 1}
     one_class = accuracy({"logits": torch.tensor([[1.0], [2.0]])}, {"logits": torch.tensor([[1.0], [1.0]])})
     assert one_class["logits"] == pytest.approx({"relative_error": 5**-0.5})
-    other = accuracy({"logits": torch.tensor([[1.0, 2.0], [2.0, 1.0]])}, {"logits": torch.tensor([[1.0, 2.0], [2.0, 3.0]])})
+    other = accuracy(
+        {"logits": torch.tensor([[1.0, 2.0], [2.0, 1.0]])}, {"logits": torch.tensor([[1.0, 2.0], [2.0, 3.0]])}
+    )
     assert other["logits"]["same_choice"] == 0.5

@@ -1,4 +1,5 @@
-"""Converted models and their stock checkpoints in the engines of docs/how-to/serve.md: equal scores, embeddings and tokens."""
+"""Converted models and their stock checkpoints in the engines of docs/how-to/serve.md: equal scores, embeddings and
+tokens."""
 
 from __future__ import annotations
 
@@ -30,12 +31,16 @@ from .test_graphs import ANSWERS, QUERY, small_classifier
 @pytest.mark.parametrize(
     ("engine", "lengths"),
     [
-        pytest.param("llama.cpp, F16", LENGTHS, marks=pytest.mark.skipif(not LLAMA_CPP.is_dir(), reason="type make llama-cpp")),
+        pytest.param(
+            "llama.cpp, F16", LENGTHS, marks=pytest.mark.skipif(not LLAMA_CPP.is_dir(), reason="type make llama-cpp")
+        ),
         ("ONNX Runtime", LENGTHS[:2]),
         ("OpenVINO", LENGTHS[:2]),
     ],
 )
-def test_engine_embeds_with_a_stock_bert_as_sentence_transformers_does(engine: str, lengths: Sequence[int], tmp_path: Path) -> None:
+def test_engine_embeds_with_a_stock_bert_as_sentence_transformers_does(
+    engine: str, lengths: Sequence[int], tmp_path: Path
+) -> None:
     pytest.importorskip("sentence_transformers")
     pytest.importorskip({"OpenVINO": "openvino"}.get(engine, "onnxruntime"))
     found = cosines(engine, lengths, stock_minilm(tmp_path / "stock"))
@@ -53,10 +58,14 @@ def test_cross_encoder_and_pipeline_score_pairs_alike_with_long_and_stock_model(
     convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=2048, verify=False)
     export_native(tmp_path / "long", tmp_path / "stock", verify=False)
     for name in ("long", "stock"):
-        model = sentence_transformers.CrossEncoder(str(tmp_path / name), device="cpu", activation_fn=torch.nn.Identity())
+        model = sentence_transformers.CrossEncoder(
+            str(tmp_path / name), device="cpu", activation_fn=torch.nn.Identity()
+        )
         assert model.max_seq_length == 2048
         scores.append(model.predict(pairs, batch_size=1).reshape(len(pairs), -1))
-        pipeline = transformers.pipeline("text-classification", str(tmp_path / name), device="cpu", function_to_apply="none", top_k=None)
+        pipeline = transformers.pipeline(
+            "text-classification", str(tmp_path / name), device="cpu", function_to_apply="none", top_k=None
+        )
         for (query, answer), expected in zip(pairs, scores[-1], strict=True):
             answers = {one["label"]: one["score"] for one in pipeline({"text": query, "text_pair": answer})}
             np.testing.assert_allclose([answers[label] for label in labels], expected, atol=1e-4)
@@ -72,12 +81,19 @@ def test_transformers_serve_continues_a_text_with_a_stock_decoder_as_generate_do
     source, stock = tmp_path / "source", tmp_path / "stock"
     tokenizer = tokenizer_of("gpt2")
     tokenizer.save_pretrained(source)
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, "vocab_size": len(tokenizer)})).save_pretrained(source)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, "vocab_size": len(tokenizer)})).save_pretrained(
+        source
+    )
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
     export_native(tmp_path / "long", stock, verify=False)
-    model, prompt = transformers.AutoModelForCausalLM.from_pretrained(stock), "The mechanism decides which keys a query can see. " * 3
+    model, prompt = (
+        transformers.AutoModelForCausalLM.from_pretrained(stock),
+        "The mechanism decides which keys a query can see. " * 3,
+    )
     ids = tokenizer(prompt, return_tensors="pt")
-    expected = tokenizer.decode(model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :])
+    expected = tokenizer.decode(
+        model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    )
     assert expected.strip()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -93,7 +109,9 @@ def test_transformers_serve_continues_a_text_with_a_stock_decoder_as_generate_do
                 except urllib.error.URLError:  # it is starting
                     time.sleep(0.5)
             body = json.dumps({"model": str(stock), "prompt": prompt, "max_tokens": 12, "temperature": 0}).encode()
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"})
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"}
+            )
             assert json.load(urllib.request.urlopen(request, timeout=300))["choices"][0]["text"] == expected
         finally:
             server.terminate()

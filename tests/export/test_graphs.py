@@ -46,7 +46,9 @@ def test_onnx_graph_equals_the_model_at_three_lengths_with_padding(small: Path, 
     assert [check.values["length"] for check in report.checks] == [7, 333, LENGTH]
     assert all(check.status == "passed" and check.values["difference"] <= 1e-4 for check in report.checks)
     assert (report.inputs, report.outputs, report.max_length) == (("input_ids", "attention_mask"), ("logits",), LENGTH)
-    assert {"model.onnx", "config.json", "export_report.json"} <= {path.name for path in (tmp_path / "graph").iterdir()}
+    assert {"model.onnx", "config.json", "export_report.json"} <= {
+        path.name for path in (tmp_path / "graph").iterdir()
+    }
     assert json.loads((tmp_path / "graph" / "export_report.json").read_text())["opset"] == report.opset
 
 
@@ -62,7 +64,10 @@ def test_torch_graph_runs_without_the_package_and_takes_global_tokens(tmp_path: 
     model = families.LongBertForSequenceClassification.from_pretrained(small).eval()
     inputs = {"input_ids": tokens(2, 200), "attention_mask": padding(2, 200)}
     for chosen in (0, 1, 5):
-        given = {**inputs, "global_attention_mask": (torch.arange(200)[None] < chosen).long().expand(2, -1).contiguous()}
+        given = {
+            **inputs,
+            "global_attention_mask": (torch.arange(200)[None] < chosen).long().expand(2, -1).contiguous(),
+        }
         with torch.no_grad():
             assert (program(**given)["logits"] - model(**given).logits).abs().max() < 1e-4
 
@@ -100,7 +105,8 @@ def test_positions_of_a_graph_follow_its_length_as_those_of_the_model(tmp_path: 
 @pytest.mark.slow
 @pytest.mark.usefixtures("programs_loaded_once")
 def test_graph_attends_short_texts_in_full_whatever_the_length(tmp_path: Path) -> None:
-    """Those of at most 40 tokens, alone, in a longer batch, and with padding on either side, which moves positions in long batches only."""
+    """Those of at most 40 tokens, alone, in a longer batch, and with padding on either side, which moves positions in
+    long batches only."""
     source = saved(tmp_path / "long", head="LongBertForMaskedLM", exact_length=40)
     report = export_checkpoint(source, tmp_path / "graph", format="torch")
     assert report.min_length == 2
@@ -115,7 +121,9 @@ def test_graph_attends_short_texts_in_full_whatever_the_length(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_least_length_of_a_graph_is_beyond_the_path_of_short_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_length_of_a_graph_is_beyond_the_path_of_short_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(graphs, "MIN_LENGTHS", (2,))  # the lengths between take seconds each and fail as this one does
     source = saved(tmp_path / "long", "nystrom", num_landmarks=384)
     report = export_checkpoint(source, tmp_path / "graph", format="torch")
@@ -123,7 +131,9 @@ def test_least_length_of_a_graph_is_beyond_the_path_of_short_inputs(tmp_path: Pa
     assert [check.values["length"] for check in report.checks] == [385, 704, LENGTH]
 
 
-def test_export_refuses_formats_tasks_and_models_that_do_not_fit(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_refuses_formats_tasks_and_models_that_do_not_fit(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "graph"
     for arguments, sentence in (
         ({"format": "tflite"}, "Unknown format 'tflite'; expected onnx, torch or"),
@@ -159,19 +169,30 @@ def test_every_mechanism_is_exported_to_onnx_or_refused(mechanism: str, tmp_path
 
 
 def test_export_refuses_a_decoder_and_an_encoder_decoder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"A graph is an encoder, and a LongGPT2LMHeadModel has a decoder; .*--format native"):
+    with pytest.raises(
+        CheckpointError, match=r"A graph is an encoder, and a LongGPT2LMHeadModel has a decoder; .*--format native"
+    ):
         export_checkpoint(saved(tmp_path / "gpt2", "full", "gpt2", "LongGPT2LMHeadModel"), tmp_path / "graph")
     config = families.LongBartConfig(
-        vocab_size=200, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=LENGTH, long_attention={"mechanism": "window", "window": 32},
-    )  # fmt: skip
+        vocab_size=200,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=LENGTH,
+        long_attention={"mechanism": "window", "window": 32},
+    )
     families.LongBartForConditionalGeneration(config).save_pretrained(tmp_path / "long")
     with pytest.raises(CheckpointError, match="a LongBartForConditionalGeneration has a decoder"):
         export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
 
 
 def sentence_encoder(folder: Path, small: Path | None = None) -> Path:
-    """A checkpoint as sentence-transformers saves it; by default a BERT of one layer for 1,024 tokens with a window of 64."""
+    """A checkpoint as sentence-transformers saves it; by default a BERT of one layer for 1,024 tokens with a window of
+    64."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     from sentence_transformers.base.modules import Transformer
@@ -185,7 +206,18 @@ def sentence_encoder(folder: Path, small: Path | None = None) -> Path:
 
 def with_tokenizer(folder: Path) -> None:
     """Few words and the letters."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "long", "text", "river", "tree"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        "long",
+        "text",
+        "river",
+        "tree",
+    ]
     (folder / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=LENGTH).save_pretrained(folder)
 
@@ -194,7 +226,8 @@ TEXTS = ["a long text", "river tree a b c " * 150, "tree"]
 
 
 class OnnxStandIn:
-    """What sentence-transformers asks of optimum's classes: optimum-onnx 0.1.0 cannot be imported beside transformers 5."""
+    """What sentence-transformers asks of optimum's classes: optimum-onnx 0.1.0 cannot be imported beside transformers
+    5."""
 
     asked: ClassVar[dict[str, Any]] = {}
 
@@ -205,7 +238,9 @@ class OnnxStandIn:
         self.session = onnxruntime.InferenceSession(str(Path(folder) / file_name))
 
     @classmethod
-    def from_pretrained(cls, folder: str, config: Any, export: bool, file_name: str = "model.onnx", **given: Any) -> OnnxStandIn:
+    def from_pretrained(
+        cls, folder: str, config: Any, export: bool, file_name: str = "model.onnx", **given: Any
+    ) -> OnnxStandIn:
         cls.asked = {"export": export, "file_name": file_name, **given}
         return cls(folder, config, file_name)
 
@@ -221,7 +256,9 @@ class OnnxStandIn:
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("programs_loaded_once")
-def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By the command. Types are an input even if the tokenizer does not know the text."""
     encoder = sentence_encoder(tmp_path, saved(tmp_path / "small", "full"))
     settings = json.loads((encoder / "tokenizer_config.json").read_text())
@@ -238,7 +275,9 @@ def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(tmp_path
     assert json.loads((tmp_path / "graph" / "sentence_bert_config.json").read_text())["max_seq_length"] == LENGTH // 2
     program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
     inputs = {"input_ids": tokens(1, 40), "attention_mask": torch.ones(1, 40, dtype=torch.long)}
-    first, second = (program(**inputs, token_type_ids=torch.full((1, 40), kind))["sentence_embedding"] for kind in (0, 1))
+    first, second = (
+        program(**inputs, token_type_ids=torch.full((1, 40), kind))["sentence_embedding"] for kind in (0, 1)
+    )
     assert not torch.allclose(first, second)
 
 
@@ -263,7 +302,9 @@ def test_exported_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_exported_folder_loads_in_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+def test_exported_folder_loads_in_sentence_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
     """Everything but optimum's class, for which another runs the file."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     encoder = sentence_encoder(tmp_path)
@@ -312,16 +353,28 @@ def test_export_refuses_an_axis_that_is_not_free() -> None:
 
 
 QUERY = "How is a frozen dataclass copied with one field changed?"
-ANSWERS = ["dataclasses.replace returns a new object.", "A river meets the sea. " * 150, "copy", "An object of a frozen dataclass. " * 60]
+ANSWERS = [
+    "dataclasses.replace returns a new object.",
+    "A river meets the sea. " * 150,
+    "copy",
+    "An object of a frozen dataclass. " * 60,
+]
 
 
 def small_classifier(folder: Path, checkpoints: Path, labels: list[str], base: str = "SequenceClassification") -> Path:
     """A BERT of two layers with random weights, the tokenizer of the reference encoder, and named labels."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=8192, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, initializer_range=0.5,
-        pad_token_id=0, id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)},
-    )  # fmt: skip
+        vocab_size=8192,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        initializer_range=0.5,
+        pad_token_id=0,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
     getattr(transformers, f"BertFor{base}")(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(checkpoints / "bert-python-512" / name, folder / name)
@@ -340,7 +393,9 @@ def graph_logits(file: Path, *texts: str) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ["Sigmoid", "Identity", "of old files"])
-def test_exported_re_ranker_scores_as_the_cross_encoder_does(activation: str, repository: Path, tmp_path: Path) -> None:
+def test_exported_re_ranker_scores_as_the_cross_encoder_does(
+    activation: str, repository: Path, tmp_path: Path
+) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     plain = small_classifier(tmp_path / "plain", repository / "model_cards", ["relevant"])
     source = tmp_path / "source"
@@ -371,9 +426,14 @@ def test_exported_re_ranker_scores_as_the_cross_encoder_does(activation: str, re
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "labels", "question"),
-    [("SequenceClassification", ["entails", "contradicts", "neither"], (QUERY,)), ("TokenClassification", ["O", "B-NAME", "I-NAME"], ())],
+    [
+        ("SequenceClassification", ["entails", "contradicts", "neither"], (QUERY,)),
+        ("TokenClassification", ["O", "B-NAME", "I-NAME"], ()),
+    ],
 )
-def test_exported_classifier_has_labels(head: str, labels: list[str], question: tuple[str, ...], repository: Path, tmp_path: Path) -> None:
+def test_exported_classifier_has_labels(
+    head: str, labels: list[str], question: tuple[str, ...], repository: Path, tmp_path: Path
+) -> None:
     source = small_classifier(tmp_path / "source", repository / "model_cards", labels, head)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=64, max_length=2048)
     export_checkpoint(tmp_path / "long", tmp_path / "graph")

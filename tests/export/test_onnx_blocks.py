@@ -1,4 +1,5 @@
-"""Stock models as ONNX graphs in blocks: equal to transformers' eager attention in two runtimes, and without tensors of N×N."""
+"""Stock models as ONNX graphs in blocks: equal to transformers' eager attention in two runtimes, and without tensors
+of N×N."""
 
 from __future__ import annotations
 
@@ -21,9 +22,16 @@ onnx_blocks = pytest.importorskip("hf_longattn.export.onnx_blocks")
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 SIZES = {
-    "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 1032,
-}  # fmt: skip
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 1032,
+}
 OWN = {
     "modernbert": {"local_attention": 32, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2},
     "eurobert": {"num_key_value_heads": 2},
@@ -55,7 +63,8 @@ def stock(folder: Path, base: str) -> Path:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block holds 10 queries of 512 tokens, or 48 tokens, so that short inputs have many, and the last of them is not full."""
+    """A block holds 10 queries of 512 tokens, or 48 tokens, so that short inputs have many, and the last of them is
+    not full."""
     for name, size in {"WHOLE_SCORES": 4000, "BLOCK_SCORES": 5120, "BLOCK_TOKENS": 48}.items():
         monkeypatch.setattr(onnx_blocks, name, size)
 
@@ -66,8 +75,14 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_graph_of_a_stock_model_equals_eager_attention_at_every_length_with_padding(base: str, tmp_path: Path) -> None:
     source = stock(tmp_path / base, base)
     export_checkpoint(source, tmp_path / "graph")
-    assert json.loads((tmp_path / "graph" / "config.json").read_text()) == json.loads((source / "config.json").read_text())
-    loops = [node for node in onnx.load(tmp_path / "graph" / "model.onnx", load_external_data=False).graph.node if node.op_type == "Loop"]
+    assert json.loads((tmp_path / "graph" / "config.json").read_text()) == json.loads(
+        (source / "config.json").read_text()
+    )
+    loops = [
+        node
+        for node in onnx.load(tmp_path / "graph" / "model.onnx", load_external_data=False).graph.node
+        if node.op_type == "Loop"
+    ]
     assert sum(loop.attribute[0].g.name.endswith("feed_forward") for loop in loops) == SIZES["num_hidden_layers"]
     model: Any = transformers.AutoModel.from_pretrained(source, attn_implementation="eager").eval()
     for batch, length in ((2, 7), (1, 16), (3, 101), (1, 700)):
@@ -112,12 +127,20 @@ def test_graph_of_a_real_sentence_encoder_returns_what_encode_returns(real_folde
 
 
 def test_export_refuses_stock_models_whose_graph_would_hold_all_scores_or_two_stacks(tmp_path: Path) -> None:
-    mpnet = transformers.MPNetConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    mpnet = transformers.MPNetConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
+    )
     transformers.MPNetModel(mpnet).save_pretrained(tmp_path / "mpnet")
     bart = transformers.BartConfig(
-        vocab_size=200, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=48, decoder_ffn_dim=48,
-    )  # fmt: skip
+        vocab_size=200,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+    )
     transformers.BartModel(bart).save_pretrained(tmp_path / "bart")
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text(json.dumps({"model_type": "newer", "architectures": ["NewerModel"]}))

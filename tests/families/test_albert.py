@@ -25,7 +25,9 @@ def test_layers_of_albert_have_their_own_options() -> None:
     assert [int((weights[0, 0, 15] > 0).sum()) for weights in attentions] == [9, 30, 5]
 
 
-@pytest.mark.parametrize("shape", [{"num_hidden_layers": 5, "num_hidden_groups": 2}, {"num_hidden_groups": 3, "inner_group_num": 2}])
+@pytest.mark.parametrize(
+    "shape", [{"num_hidden_layers": 5, "num_hidden_groups": 2}, {"num_hidden_groups": 3, "inner_group_num": 2}]
+)
 def test_albert_with_groups_of_layers_equals_the_base(shape: dict[str, int]) -> None:
     plain, longer = pair("albert", None, {"mechanism": "full"}, **shape)
     with torch.no_grad():
@@ -36,7 +38,10 @@ def test_groups_of_albert_that_no_layer_uses_are_refused(tmp_path: Path) -> None
     plain_model("albert", num_hidden_groups=3, num_hidden_layers=3).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 2}))
-    with pytest.raises(OptionError, match="num_hidden_layers=2 and num_hidden_groups=3, so that no layer has the weights of group 2; corr"):
+    with pytest.raises(
+        OptionError,
+        match="num_hidden_layers=2 and num_hidden_groups=3, so that no layer has the weights of group 2; corr",
+    ):
         plan_conversion(tmp_path, mechanism="window")
 
 

@@ -12,7 +12,13 @@ from hf_longattn import LongAttentionConfig
 from hf_longattn.families import LongBigBirdConfig, LongBigBirdForCausalLM, LongBigBirdModel
 from tests.reference.small_models import plain_config, tokens
 
-ADOPTED = {"mechanism": "bigbird", "block_size": 16, "num_random_blocks": 2, "random_pattern": "hf_eval", "blocks_over": "input"}
+ADOPTED = {
+    "mechanism": "bigbird",
+    "block_size": 16,
+    "num_random_blocks": 2,
+    "random_pattern": "hf_eval",
+    "blocks_over": "input",
+}
 
 
 def saved(folder: Path, **changes: object) -> BigBirdModel:
@@ -40,11 +46,15 @@ def test_a_full_big_bird_stays_full_unless_a_mechanism_is_chosen(tmp_path: Path)
     assert config.long_attention == LongAttentionConfig("full")
     assert config.attention_probs_dropout_prob == 0.3
     window = {"mechanism": "window", "window": 32}
-    assert LongBigBirdConfig.from_pretrained(tmp_path, long_attention=window).long_attention == LongAttentionConfig(**window)
+    assert LongBigBirdConfig.from_pretrained(tmp_path, long_attention=window).long_attention == LongAttentionConfig(
+        **window
+    )
 
 
 def test_a_new_big_bird_config_has_the_block_size_of_the_base() -> None:
-    assert LongBigBirdConfig(block_size=32).long_attention == LongAttentionConfig("bigbird", block_size=32, num_random_blocks=3)
+    assert LongBigBirdConfig(block_size=32).long_attention == LongAttentionConfig(
+        "bigbird", block_size=32, num_random_blocks=3
+    )
     assert BigBirdConfig().attention_type == "block_sparse"
 
 
@@ -59,14 +69,18 @@ def test_a_longer_big_bird_equals_the_base_and_reads_longer_texts(tmp_path: Path
 
 def test_global_tokens_of_big_bird_reach_every_token() -> None:
     torch.manual_seed(0)
-    config = LongBigBirdConfig(**{**plain_config("big_bird").to_dict(), "long_attention": {**ADOPTED, "block_size": 8}})
+    config = LongBigBirdConfig(
+        **{**plain_config("big_bird").to_dict(), "long_attention": {**ADOPTED, "block_size": 8}}
+    )
     model, ids = LongBigBirdModel(config).eval(), tokens(1, 400)
     marked = torch.zeros(1, 400, dtype=torch.long)
     marked[0, 200] = 1
     other = ids.clone()
     other[0, 200] = 7
     with torch.no_grad():
-        seen = [model(x, global_attention_mask=marked, output_hidden_states=True).hidden_states[1] for x in (ids, other)]
+        seen = [
+            model(x, global_attention_mask=marked, output_hidden_states=True).hidden_states[1] for x in (ids, other)
+        ]
         unmarked = [model(x, output_hidden_states=True).hidden_states[1] for x in (ids, other)]
     assert ((seen[0] - seen[1]).abs().amax(-1) > 0).all()
     assert not ((unmarked[0] - unmarked[1]).abs().amax(-1) > 0).all()
@@ -75,7 +89,11 @@ def test_global_tokens_of_big_bird_reach_every_token() -> None:
 @pytest.mark.parametrize("implementation", [None, "sdpa", "eager"])
 def test_big_bird_as_a_decoder_generates_as_the_whole_forward(implementation: str | None) -> None:
     torch.manual_seed(0)
-    settings = {**plain_config("big_bird").to_dict(), "is_decoder": True, "long_attention": {**ADOPTED, "random_pattern": "seeded"}}
+    settings = {
+        **plain_config("big_bird").to_dict(),
+        "is_decoder": True,
+        "long_attention": {**ADOPTED, "random_pattern": "seeded"},
+    }
     model = LongBigBirdForCausalLM(LongBigBirdConfig(**settings)).eval()
     if implementation is not None:
         model.use_base_attention(implementation)

@@ -1,4 +1,5 @@
-"""LongDebertaV2's disentangled attention on a band: by the fused kernel, equal to transformers' scores and to the plain form."""
+"""LongDebertaV2's disentangled attention on a band: by the fused kernel, equal to transformers' scores and to the
+plain form."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def definition_of(model: Any) -> Any:
     definition = copy.deepcopy(model)
 
     def dense(mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        return dense_attention(q, k, v, call, mask_mod=mechanism.mask_mod(call.causal, mechanism.resolve_globals(k, call)))
+        return dense_attention(
+            q, k, v, call, mask_mod=mechanism.mask_mod(call.causal, mechanism.resolve_globals(k, call))
+        )
 
     for module in definition.modules():
         if hasattr(module, "long_attention"):
@@ -64,10 +67,15 @@ def paths_of(run: Callable[[], Any]) -> tuple[set[str], Any]:
 
 @every_case(
     ("changes", "attention"),
-    grid(itertools.product(FORMS, (LONGFORMER, WINDOW)), lambda changes, attention: (attention is WINDOW) == FORMS.index(changes) % 2),
+    grid(
+        itertools.product(FORMS, (LONGFORMER, WINDOW)),
+        lambda changes, attention: (attention is WINDOW) == FORMS.index(changes) % 2,
+    ),
     ids=str,
 )
-def test_bands_of_deberta_are_fused_and_equal_their_definition_with_gradients(changes: dict[str, Any], attention: dict[str, Any]) -> None:
+def test_bands_of_deberta_are_fused_and_equal_their_definition_with_gradients(
+    changes: dict[str, Any], attention: dict[str, Any]
+) -> None:
     model = model_of(attention, **changes)
     definition, ids, mask = definition_of(model), tokens(2, LENGTH), padding(2, LENGTH)
     inputs = {"attention_mask": mask, **({"global_attention_mask": global_mask()} if attention is LONGFORMER else {})}
@@ -91,7 +99,9 @@ def global_mask() -> Tensor:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("values", [{}, {"conv_kernel_size": 3}, {"position_biased_input": True}], ids=["v3", "convolution", "positions"])
+@pytest.mark.parametrize(
+    "values", [{}, {"conv_kernel_size": 3}, {"position_biased_input": True}], ids=["v3", "convolution", "positions"]
+)
 @pytest.mark.parametrize("masked", [True, False])
 def test_heads_of_deberta_hand_global_tokens_down(values: dict[str, Any], masked: bool) -> None:
     head = model_of(LONGFORMER, "ForQuestionAnswering", **values)
@@ -104,7 +114,9 @@ def test_heads_of_deberta_hand_global_tokens_down(values: dict[str, Any], masked
     without = head(ids, attention_mask=mask).start_logits
     assert (without - outputs.start_logits)[real].abs().max() > 1e-6
     int32 = None if mask is None else mask.int()
-    assert torch.equal(head(ids, attention_mask=int32).start_logits, without), "a mask of int32 without marks is a mask"
+    assert torch.equal(head(ids, attention_mask=int32).start_logits, without), (
+        "a mask of int32 without marks is a mask"
+    )
 
 
 @pytest.mark.thorough
@@ -146,7 +158,11 @@ def test_deberta_refuses_global_tokens_that_no_layer_takes() -> None:
 
 @pytest.mark.thorough
 def test_a_compiled_deberta_takes_global_tokens() -> None:
-    model, ids, mask = model_of(LONGFORMER, "ForTokenClassification", num_hidden_layers=1), tokens(2, LENGTH), padding(2, LENGTH)
+    model, ids, mask = (
+        model_of(LONGFORMER, "ForTokenClassification", num_hidden_layers=1),
+        tokens(2, LENGTH),
+        padding(2, LENGTH),
+    )
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         expected = model(ids, attention_mask=mask, global_attention_mask=global_mask()).logits

@@ -1,6 +1,8 @@
-"""GLiNER with a converted encoder: entities up to the old length, what a label changes far away, saved and loaded again.
+"""GLiNER with a converted encoder: entities up to the old length, what a label changes far away, saved and loaded
+again.
 
-GLiNER pins an older transformers, so it is in no environment of the project: this file installs it, alone, into a folder of its own.
+GLiNER pins an older transformers, so it is in no environment of the project: this file installs it, alone, into a
+folder of its own.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def scores(model: Any, text: str, labels: list[str]) -> tuple[Tensor, Tensor]:
     batch = model.collate_batch(prepared["input_x"], prepared["entity_types"], model.create_collator())
     tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
     with torch.no_grad():
-        return model.model(**tensors).logits, model.model.token_rep_layer(tensors["input_ids"], tensors["attention_mask"])
+        return model.model(**tensors).logits, model.model.token_rep_layer(
+            tensors["input_ids"], tensors["attention_mask"]
+        )
 
 
 @pytest.mark.parametrize("encoder", ["deberta-v2", "modernbert"])
@@ -64,12 +68,16 @@ def test_gliner_with_a_converted_encoder_reads_short_and_long_texts(
     stock.model.token_rep_layer.bert_layer.model.save_pretrained("encoder")
     stock.data_processor.transformer_tokenizer.save_pretrained("encoder")
     convert_checkpoint(
-        "encoder", "long-encoder", ConversionConfig(mechanism="longformer", options={"window": 16, "exact_length": 64}, max_length=4096)
+        "encoder",
+        "long-encoder",
+        ConversionConfig(mechanism="longformer", options={"window": 16, "exact_length": 64}, max_length=4096),
     )
 
     model = GLiNER.from_pretrained("short")
     long = AutoModel.from_pretrained("long-encoder")
-    long.config.question_separator_id = model.data_processor.transformer_tokenizer.convert_tokens_to_ids(model.config.sep_token)
+    long.config.question_separator_id = model.data_processor.transformer_tokenizer.convert_tokens_to_ids(
+        model.config.sep_token
+    )
     model.model.token_rep_layer.bert_layer.model = long
     model.config.encoder_config, model.config.max_len = long.config, 4000
     model.save_pretrained("long")
@@ -77,10 +85,16 @@ def test_gliner_with_a_converted_encoder_reads_short_and_long_texts(
     assert type(model.model.token_rep_layer.bert_layer.model) is type(long)
 
     for count in (20, 50):  # with labels at most 64 tokens
-        torch.testing.assert_close(scores(model, words(count), LABELS)[0], scores(stock, words(count), LABELS)[0], atol=1e-6, rtol=1e-5)
-        assert model.predict_entities(words(count), LABELS, threshold=0.48) == stock.predict_entities(words(count), LABELS, threshold=0.48)
+        torch.testing.assert_close(
+            scores(model, words(count), LABELS)[0], scores(stock, words(count), LABELS)[0], atol=1e-6, rtol=1e-5
+        )
+        assert model.predict_entities(words(count), LABELS, threshold=0.48) == stock.predict_entities(
+            words(count), LABELS, threshold=0.48
+        )
     ours, states = scores(model, words(300), LABELS)
     stock.config.max_len = 4000
     assert not torch.equal(ours, scores(stock, words(300), LABELS)[0]), "beyond the old length the mechanism runs"
-    assert (states - scores(model, words(300), OTHER)[1]).abs().amax(-1)[0, -50:].min() > 0, "a label changes the last words"
+    assert (states - scores(model, words(300), OTHER)[1]).abs().amax(-1)[0, -50:].min() > 0, (
+        "a label changes the last words"
+    )
     assert model.predict_entities(words(3900), LABELS, threshold=0.0)

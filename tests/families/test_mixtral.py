@@ -16,7 +16,9 @@ def test_mixtral_without_a_head_width_has_scaled_rotary_positions(tmp_path: Path
     plain = plain_model("mixtral", "MixtralForCausalLM")
     assert plain.config.head_dim is None
     plain.save_pretrained(tmp_path / "short")
-    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", max_length=2048, positions="rope:yarn", verify=False)
+    convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="full", max_length=2048, positions="rope:yarn", verify=False
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
     with torch.no_grad():
         assert model(tokens(1, 600)).logits.isfinite().all()
@@ -30,4 +32,8 @@ def test_experts_run_as_in_the_base(family: str, head: str, monkeypatch: pytest.
         if cached in vars(cls):
             monkeypatch.delattr(cls, cached)
     model = long_model(family, head, {"mechanism": "window", "window": 32})
-    assert model.config._experts_implementation == plain_model(family, head).config._experts_implementation == "grouped_mm"
+    assert (
+        model.config._experts_implementation
+        == plain_model(family, head).config._experts_implementation
+        == "grouped_mm"
+    )

@@ -69,7 +69,10 @@ def test_the_example_of_a_new_family_converts_a_checkpoint(checkout: Path) -> No
 
 @pytest.mark.slow
 def test_the_example_of_a_new_family_passes_the_contract(checkout: Path) -> None:
-    files = [f"tests/modeling/test_{name}.py" for name in ("family", "config", "loading", "mixin", "registration", "attention_sites")]
+    files = [
+        f"tests/modeling/test_{name}.py"
+        for name in ("family", "config", "loading", "mixin", "registration", "attention_sites")
+    ]
     done = run(checkout, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--case", "ernie", *files)
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,11 +99,15 @@ class OddConfig(BertConfig):
 
 class TestANewFamilyRefuses:
     def test_a_config_without_a_model_type(self) -> None:
-        with pytest.raises(OptionError, match=r"test_new_family\.py:\d+ .*LongOtherConfig needs model_type = 'long_bert'"):
+        with pytest.raises(
+            OptionError, match=r"test_new_family\.py:\d+ .*LongOtherConfig needs model_type = 'long_bert'"
+        ):
             Family(config_class(None), TABLE)
 
     def test_a_config_that_is_not_a_long_one(self) -> None:
-        with pytest.raises(OptionError, match=r"test_new_family\.py:\d+ .*class LongNewConfig\(LongConfig, NewConfig\)"):
+        with pytest.raises(
+            OptionError, match=r"test_new_family\.py:\d+ .*class LongNewConfig\(LongConfig, NewConfig\)"
+        ):
             Family(BertConfig, TABLE)
 
     def test_neither_tables_nor_rotary_positions(self) -> None:
@@ -110,7 +117,9 @@ class TestANewFamilyRefuses:
     def test_a_model_type_that_is_taken(self) -> None:
         assert families.FAMILIES["bert"].base_model_type == "bert"
         with pytest.raises(
-            OptionError, match=r"test_new_family\.py:\d+ .*families\.bert from families\.json:\d+ already has the model type 'long_bert'"
+            OptionError,
+            match=r"test_new_family\.py:\d+ .*families\.bert from families\.json:\d+ already has the model type "
+            r"'long_bert'",
         ):
             Family(config_class(), TABLE)
 
@@ -122,11 +131,15 @@ class TestANewFamilyRefuses:
             ({"FAMILY": families.FAMILIES["roberta"], "__getattr__": None}, "rename the file to roberta.py"),
         ],
     )
-    def test_a_file_that_is_not_complete(self, content: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_that_is_not_complete(
+        self, content: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         module = ModuleType("bert")
         vars(module).update(content, __file__="families/bert.py")
         monkeypatch.setattr(families, "load_module", lambda *_: module)
-        with pytest.raises(OptionError, match=rf"families/bert\.py:1 is named after the model type 'bert'.*{re.escape(sentence)}"):
+        with pytest.raises(
+            OptionError, match=rf"families/bert\.py:1 is named after the model type 'bert'.*{re.escape(sentence)}"
+        ):
             families.FAMILIES["bert"]
 
 
@@ -167,7 +180,8 @@ from scripts.dev.tools.small_models import Shape, small_config
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
 ErnieForMaskedLM(small_config("ernie", Shape(tokens=32))).save_pretrained(folder / "short")
-report = convert_checkpoint(folder / "short", folder / "long", max_length=128, mechanism="window", options={"window": 4})
+options = {"window": 4}
+report = convert_checkpoint(folder / "short", folder / "long", max_length=128, mechanism="window", options=options)
 assert report.verified and report.text == "random genomes", report
 assert (report.plan["old_bases"], report.plan["new_bases"]) == (32, 128), report.plan
 assert "It was made for genomes of up to 128 bases." in (folder / "long" / "README.md").read_text()

@@ -45,7 +45,10 @@ def test_boxes_reach_the_outputs() -> None:
     """Otherwise the tests with boxes would say nothing."""
     model, ids = long_model(BASE, None, LONGFORMER), tokens()
     with torch.no_grad():
-        without, with_boxes = model(ids).last_hidden_state, model(ids, bbox=boxes(model.config, *ids.shape)).last_hidden_state
+        without, with_boxes = (
+            model(ids).last_hidden_state,
+            model(ids, bbox=boxes(model.config, *ids.shape)).last_hidden_state,
+        )
     assert (without - with_boxes).abs().max() > 0.1
 
 
@@ -70,7 +73,9 @@ def test_a_layoutlm_checkpoint_is_converted_and_verified_with_boxes(tmp_path: Pa
     head = "LayoutLMForQuestionAnswering"
     plain = plain_model(BASE, head, max_position_embeddings=64)
     plain.save_pretrained(tmp_path / "short")
-    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256)
+    report = convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256
+    )
     assert report.verified
     assert " --data YOUR_QUESTIONS.json " in str(report.train_command)
     names = {check.name: check.status for check in report.checks}
@@ -117,7 +122,9 @@ def test_tags_and_subscripts_reach_the_outputs() -> None:
 def test_a_markuplm_checkpoint_is_converted_and_verified_with_paths(tmp_path: Path) -> None:
     plain = plain_model(MARKUP, "MarkupLMForQuestionAnswering", max_position_embeddings=66)
     plain.save_pretrained(tmp_path / "short")
-    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256)
+    report = convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="longformer", window=128, max_length=256
+    )
     assert report.verified
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long").eval()
     ids = tokens(2, 64)
@@ -131,12 +138,24 @@ def test_a_markuplm_checkpoint_is_converted_and_verified_with_paths(tmp_path: Pa
 def test_a_markuplm_folder_is_converted_by_its_own_tokenizer(tmp_path: Path) -> None:
     """MarkupLM's tokenizer takes words with paths; its processor's file says nothing about lengths."""
     source, result = tmp_path / "short", tmp_path / "long"
-    vocabulary = json.loads(train_tokenizer(["a river and a lighthouse"] * 2, 300).backend_tokenizer.to_str())["model"]["vocab"]
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    vocabulary = json.loads(train_tokenizer(["a river and a lighthouse"] * 2, 300).backend_tokenizer.to_str())[
+        "model"
+    ]["vocab"]
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     tags = {"html": 0, "body": 1, "p": 2, "span": 3}
-    tokenizer = transformers.MarkupLMTokenizer(vocab=vocabulary, merges=[], tags_dict=tags, max_depth=4, model_max_length=64, **special)
+    tokenizer = transformers.MarkupLMTokenizer(
+        vocab=vocabulary, merges=[], tags_dict=tags, max_depth=4, model_max_length=64, **special
+    )
     numbers = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(tokenizer)}
-    plain_model(MARKUP, "MarkupLMForTokenClassification", max_position_embeddings=65, **numbers).save_pretrained(source)
+    plain_model(MARKUP, "MarkupLMForTokenClassification", max_position_embeddings=65, **numbers).save_pretrained(
+        source
+    )
     tokenizer.save_pretrained(source)
     feature_extractor = {"feature_extractor_type": "MarkupLMFeatureExtractor", "processor_class": "MarkupLMProcessor"}
     (source / "preprocessor_config.json").write_text(json.dumps(feature_extractor))
@@ -144,7 +163,10 @@ def test_a_markuplm_folder_is_converted_by_its_own_tokenizer(tmp_path: Path) -> 
     assert {check.name: check.status for check in report.checks}["tokenizer"] == "passed"
     assert "English text" in report.text
     assert (result / "preprocessor_config.json").read_bytes() == (source / "preprocessor_config.json").read_bytes()
-    model, written = (auto.from_pretrained(result) for auto in (transformers.AutoModelForTokenClassification, transformers.AutoTokenizer))
+    model, written = (
+        auto.from_pretrained(result)
+        for auto in (transformers.AutoModelForTokenClassification, transformers.AutoTokenizer)
+    )
     assert isinstance(written, transformers.MarkupLMTokenizer)
     assert written.model_max_length == 256
     page = text_encoding(written, "a river and a lighthouse " * 100, truncation=True, return_tensors="pt")

@@ -1,4 +1,5 @@
-"""T5 and mT5: the encoder long, the decoder and cross-attention full unless chosen, T5's relative positions in every mechanism."""
+"""T5 and mT5: the encoder long, the decoder and cross-attention full unless chosen, T5's relative positions in every
+mechanism."""
 
 from __future__ import annotations
 
@@ -33,13 +34,21 @@ WHOLE = ("ForSequenceClassification", "ForQuestionAnswering", "EncoderModel", "F
 
 
 def values_of(base: str, **changes: Any) -> dict[str, Any]:
-    given = {"pad_token_id": 1, "eos_token_id": EOS, "decoder_start_token_id": EOS, "dropout_rate": 0.0, "num_decoder_layers": 3}
+    given = {
+        "pad_token_id": 1,
+        "eos_token_id": EOS,
+        "decoder_start_token_id": EOS,
+        "dropout_rate": 0.0,
+        "num_decoder_layers": 3,
+    }
     return {**small_values(base, SHAPE, **given), **changes}
 
 
 def plain_model(base: str, head: str | None = None, **changes: Any) -> Any:
     torch.manual_seed(0)
-    return getattr(transformers, head or language_model(base))(CONFIG_MAPPING[base](**values_of(base, **changes))).eval()
+    return getattr(transformers, head or language_model(base))(
+        CONFIG_MAPPING[base](**values_of(base, **changes))
+    ).eval()
 
 
 def long_like(plain: Any, base: str, long_attention: Any, **changes: Any) -> Any:
@@ -132,7 +141,11 @@ class TestT5(EncoderDecoderContract):
         """Those of the table of relative positions, which all layers share, among them."""
         plain, gradients = plain_model(base), []
         inputs = {name: value for name, value in inputs_of().items() if not name.startswith("decoder")}
-        for checkpointing, model in ((False, plain), (False, long_like(plain, base, FULL)), (True, long_like(plain, base, FULL))):
+        for checkpointing, model in (
+            (False, plain),
+            (False, long_like(plain, base, FULL)),
+            (True, long_like(plain, base, FULL)),
+        ):
             model.train()
             if checkpointing:
                 checkpoint_activations(model, use_reentrant=reentrant)
@@ -143,18 +156,24 @@ class TestT5(EncoderDecoderContract):
         for found in gradients[1:]:
             assert found.keys() == gradients[0].keys()
             for name, gradient in gradients[0].items():
-                torch.testing.assert_close(found[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())), rtol=1e-3, msg=name)
+                torch.testing.assert_close(
+                    found[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())), rtol=1e-3, msg=name
+                )
 
     def test_mechanisms_without_scores_are_refused(self, base: str) -> None:
         for name in ("performer", "nystrom"):
-            with pytest.raises(OptionError, match=rf"adds relative positions to its attention scores, but mechanism '{name}' has no"):
+            with pytest.raises(
+                OptionError, match=rf"adds relative positions to its attention scores, but mechanism '{name}' has no"
+            ):
                 long_like(plain_model(base), base, {"mechanism": name})
 
     @pytest.mark.thorough
     @pytest.mark.parametrize("head", ["", "EncoderModel", "ForSequenceClassification"])
     def test_lengths_through_a_conversion_and_back(self, base: str, head: str, tmp_path: Path) -> None:
         """The encoder's grows; a decoder's stays, unless it reads the text or is asked for."""
-        name = next(one for one in families.FAMILIES[base].model_classes if one.endswith(head or "ForConditionalGeneration"))
+        name = next(
+            one for one in families.FAMILIES[base].model_classes if one.endswith(head or "ForConditionalGeneration")
+        )
         plain = plain_model(base, name)
         plain.save_pretrained(tmp_path / "short")
         report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **WINDOW, max_length=400)
@@ -166,7 +185,9 @@ class TestT5(EncoderDecoderContract):
         with torch.no_grad():
             outputs = model(**inputs_of(name, 390))
         assert all(value.isfinite().all() for value in outputs.values() if isinstance(value, Tensor))
-        with pytest.raises(OptionError, match="adds its positions to the scores, which works at any length; leave --positions out"):
+        with pytest.raises(
+            OptionError, match="adds its positions to the scores, which works at any length; leave --positions out"
+        ):
             plan_conversion(tmp_path / "short", **WINDOW, max_length=400, positions="tile")
 
 
@@ -192,14 +213,22 @@ def test_every_mechanism_over_scores_adds_the_relative_positions_of_t5(mechanism
     with torch.no_grad():
         model.encoder(ids)
         query, key, value = (
-            one(seen["input"]).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2) for one in (attention.q, attention.k, attention.v)
+            one(seen["input"]).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+            for one in (attention.q, attention.k, attention.v)
         )
         states = seen["input"] if attention.long_attention.capabilities.takes_hidden_states else None
         bias = T5Attention.compute_bias(attention, length, length)[0].double()
         expected = reference_attend(
-            query, key, value, attention.long_attention, scaling=1.0, hidden_states=states,
-            score_mod=lambda score, b, h, q_idx, kv_idx: score + bias[h, q_idx.clamp(0, length - 1), kv_idx.clamp(0, length - 1)],
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            attention.long_attention,
+            scaling=1.0,
+            hidden_states=states,
+            score_mod=lambda score, b, h, q_idx, kv_idx: (
+                score + bias[h, q_idx.clamp(0, length - 1), kv_idx.clamp(0, length - 1)]
+            ),
+        )
         expected = attention.o(expected.float().transpose(1, 2).flatten(2))
     equal(expected, seen["output"])
 

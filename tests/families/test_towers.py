@@ -1,4 +1,5 @@
-"""Models of several towers have separate mechanisms, lengths and sizes, and unchanged similarities. CLIP reads a caption at its end."""
+"""Models of several towers have separate mechanisms, lengths and sizes, and unchanged similarities. CLIP reads a
+caption at its end."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def base(request: pytest.FixtureRequest) -> str:
 
 def plain_model(base: str) -> Any:
     torch.manual_seed(0)
-    config = small_towers_config(base, SHAPE, eos_token_id=END, bos_token_id=97, pad_token_id=1, initializer_factor=10.0)
+    config = small_towers_config(
+        base, SHAPE, eos_token_id=END, bos_token_id=97, pad_token_id=1, initializer_factor=10.0
+    )
     model: Any = FAMILIES[base].base_class(next(iter(FAMILIES[base].model_classes)))(config).eval()
     with torch.no_grad():
         model.text_model.embeddings.position_embedding.weight.normal_()
@@ -44,7 +47,11 @@ def plain_model(base: str) -> Any:
 def long_model(base: str, folder: Path, length: int = NEW, **values: Any) -> Any:
     config = FAMILIES[base].config_class.from_pretrained(folder, **{"long_attention": {"towers": TOWERS}, **values})
     config.text_config.max_position_embeddings = length
-    return getattr(families, next(iter(FAMILIES[base].model_classes.values()))).from_pretrained(folder, config=config).eval()
+    return (
+        getattr(families, next(iter(FAMILIES[base].model_classes.values())))
+        .from_pretrained(folder, config=config)
+        .eval()
+    )
 
 
 def captions(length: int, count: int = 3) -> Tensor:
@@ -99,7 +106,9 @@ def test_long_captions_and_large_images_train_every_tower(base: str, tmp_path: P
     outputs.loss.backward()
     assert outputs.logits_per_text.shape == (3, 3)
     for tower in model.towers.values():
-        projections = [value.grad for name, value in tower.named_parameters() if name.endswith("self_attn.q_proj.weight")]
+        projections = [
+            value.grad for name, value in tower.named_parameters() if name.endswith("self_attn.q_proj.weight")
+        ]
         assert projections
         assert all(float(gradient.abs().max()) > 0 for gradient in projections)
 
@@ -131,18 +140,25 @@ def test_towers_share_no_parameters_of_mechanisms(tmp_path: Path) -> None:
     towers = {"text": {"mechanism": "linear"}, "vision": {"mechanism": "synthesizer"}}
     with pytest.raises(OptionError):
         long_model("clip", tmp_path, long_attention={"towers": {"text": {"mechanism": "linformer"}}})
-    model = long_model("clip", tmp_path, long_attention={"towers": {"vision": {"mechanism": "full"}, "text": towers["text"]}})
+    model = long_model(
+        "clip", tmp_path, long_attention={"towers": {"vision": {"mechanism": "full"}, "text": towers["text"]}}
+    )
     assert model.get_expanded_tied_weights_keys(all_submodels=True) == {}
 
 
 @pytest.mark.parametrize(
     ("long_attention", "sentence"),
     [
-        ({"towers": {"txt": {"mechanism": "window"}}}, r"has no tower 'txt'; its towers are text and vision\. Did you mean 'text'\?"),
+        (
+            {"towers": {"txt": {"mechanism": "window"}}},
+            r"has no tower 'txt'; its towers are text and vision\. Did you mean 'text'\?",
+        ),
         ({"mechanism": "window", "window": 64}, r"have separate mechanisms, but 'mechanism' is given for all"),
     ],
 )
-def test_a_tower_that_does_not_exist_is_refused(long_attention: dict[str, Any], sentence: str, base: str, tmp_path: Path) -> None:
+def test_a_tower_that_does_not_exist_is_refused(
+    long_attention: dict[str, Any], sentence: str, base: str, tmp_path: Path
+) -> None:
     plain_model(base).save_pretrained(tmp_path)
     with pytest.raises(OptionError, match=sentence):
         long_model(base, tmp_path, long_attention=long_attention)
@@ -155,7 +171,8 @@ def test_towers_refuse_lengths_and_masks_that_do_not_fit(base: str, tmp_path: Pa
         model(input_ids=captions(NEW + 1), **seeded_images(base))
     marks = torch.ones(3, KEPT, dtype=torch.long)
     with pytest.raises(
-        InputError, match=r"global_attention_mask is for texts, and Long\w+ hands it to every tower; call get_text_features"
+        InputError,
+        match=r"global_attention_mask is for texts, and Long\w+ hands it to every tower; call get_text_features",
     ):
         model(input_ids=captions(KEPT), **seeded_images(base), global_attention_mask=marks)
     with pytest.raises(OptionError, match=rf"has {TRAINED} positions and the config asks for {TRAINED - 1}"):
@@ -176,7 +193,9 @@ def test_both_towers_are_one_compiled_graph(tmp_path: Path) -> None:
 def test_a_text_or_an_image_alone_is_refused(base: str, missing: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
     inputs = {**seeded_images(base), "input_ids": captions(TRAINED)}
-    with pytest.raises(LongAttentionError, match=f"compares texts with images, and {missing} is missing; give it, or call get_text"):
+    with pytest.raises(
+        LongAttentionError, match=f"compares texts with images, and {missing} is missing; give it, or call get_text"
+    ):
         long_model(base, tmp_path)(**{name: value for name, value in inputs.items() if name != missing})
 
 
@@ -188,14 +207,29 @@ def test_an_implementation_is_chosen_where_every_tower_takes_it(base: str, tmp_p
     assert {config._attn_implementation for config in (model.config, *model.config.towers.values())} == {"eager"}
     windowed = long_model(base, tmp_path)
     windowed.set_attn_implementation("eager")
-    assert {config._attn_implementation for config in (windowed.config, *windowed.config.towers.values())} == {"longattn"}
+    assert {config._attn_implementation for config in (windowed.config, *windowed.config.towers.values())} == {
+        "longattn"
+    }
 
 
 UNCHANGED = 21
 """Tokens of the longest caption whose positions are unchanged after CLIP's are stretched as in Long-CLIP."""
 BEGIN, OLD_END = 97, 2
-CLIP_SIZES = {"hidden_size": 32, "intermediate_size": 48, "projection_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT = {**CLIP_SIZES, "vocab_size": 99, "bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": 1, "initializer_factor": 10.0}
+CLIP_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "projection_dim": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+TEXT = {
+    **CLIP_SIZES,
+    "vocab_size": 99,
+    "bos_token_id": BEGIN,
+    "eos_token_id": END,
+    "pad_token_id": 1,
+    "initializer_factor": 10.0,
+}
 FULL = {"mechanism": "full"}
 
 
@@ -206,7 +240,9 @@ def tower(**changes: Any) -> CLIPTextModelWithProjection:
 
 def long_tower(folder: Path, **changes: Any) -> Any:
     values = {"max_position_embeddings": NEW, "long_attention": FULL, **changes}
-    return LongCLIPTextModelWithProjection.from_pretrained(folder, config=LongCLIPTextConfig.from_pretrained(folder, **values)).eval()
+    return LongCLIPTextModelWithProjection.from_pretrained(
+        folder, config=LongCLIPTextConfig.from_pretrained(folder, **values)
+    ).eval()
 
 
 def caption(length: int, seed: int = 0) -> Tensor:
@@ -222,9 +258,12 @@ def embedding(model: Any, ids: Tensor, **arguments: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("changes", "unchanged"), [({}, UNCHANGED), ({"position_extension": "stretch:40"}, 41), ({"position_extension": "tile"}, TRAINED)]
+    ("changes", "unchanged"),
+    [({}, UNCHANGED), ({"position_extension": "stretch:40"}, 41), ({"position_extension": "tile"}, TRAINED)],
 )
-def test_captions_within_the_kept_positions_have_the_same_embeddings(changes: dict[str, Any], unchanged: int, tmp_path: Path) -> None:
+def test_captions_within_the_kept_positions_have_the_same_embeddings(
+    changes: dict[str, Any], unchanged: int, tmp_path: Path
+) -> None:
     short = tower()
     short.save_pretrained(tmp_path)
     model = long_tower(tmp_path, **changes)
@@ -239,7 +278,9 @@ def test_captions_within_the_kept_positions_have_the_same_embeddings(changes: di
 def test_clip_positions_are_stretched_by_default_and_tiled_on_request(tmp_path: Path) -> None:
     tower().save_pretrained(tmp_path / "short")
     for positions, changes in (("auto", True), ("tile", False)):
-        report = convert_checkpoint(tmp_path / "short", tmp_path / positions, mechanism="full", max_length=NEW, positions=positions)
+        report = convert_checkpoint(
+            tmp_path / "short", tmp_path / positions, mechanism="full", max_length=NEW, positions=positions
+        )
         assert report.verified
         assert any(check.name == "equal where positions are unchanged" for check in report.checks) == changes
         rows = {check.values.get("length") for check in report.checks if check.status == "needs training"}
@@ -284,4 +325,6 @@ def test_towers_of_clip_are_read_from_a_folder_of_the_whole_model(tmp_path: Path
         pixels = torch.randn(1, 3, 32, 32)
         config = LongCLIPVisionConfig.from_pretrained(tmp_path, long_attention={"mechanism": "full"})
         images = LongCLIPVisionModelWithProjection.from_pretrained(tmp_path, config=config).eval()
-        assert torch.allclose(images(pixels).image_embeds, whole.get_image_features(pixels).pooler_output, rtol=0, atol=1e-5)
+        assert torch.allclose(
+            images(pixels).image_embeds, whole.get_image_features(pixels).pooler_output, rtol=0, atol=1e-5
+        )

@@ -57,14 +57,20 @@ def test_whisper_with_full_attention_equals_the_base_in_all_outputs(head: type[A
     for values in ({}, {"use_weighted_layer_sum": True}):
         plain, model = save(tmp_path, head, **values), of(head, tmp_path, long_attention={"mechanism": "full"})
         for settings in ({}, {"output_hidden_states": True}):
-            for of_long, of_base in zip(*(tensors(each(**inputs_of(head), **settings)) for each in (model, plain)), strict=True):
+            for of_long, of_base in zip(
+                *(tensors(each(**inputs_of(head), **settings)) for each in (model, plain)), strict=True
+            ):
                 torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-5)
 
 
 def test_whisper_with_a_window_is_the_base_under_its_mask_with_gradients(tmp_path: Path) -> None:
     """Outputs and gradients of the encoder and the decoder, in float64."""
-    plain, model = (each.double() for each in (save(tmp_path), of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND)))
-    inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs_of(type(plain)).items()}
+    plain, model = (
+        each.double() for each in (save(tmp_path), of(WhisperForConditionalGeneration, tmp_path, long_attention=BAND))
+    )
+    inputs = {
+        name: value.double() if value.is_floating_point() else value for name, value in inputs_of(type(plain)).items()
+    }
     with seeing(plain.model.encoder, *defined(model.model.encoder, 50)):
         expected = plain(**inputs).logits
         expected.square().mean().backward()
@@ -85,7 +91,9 @@ def test_longer_spectrograms_are_read_as_by_a_whisper_made_for_them(tmp_path: Pa
     longer = WhisperModel(WhisperConfig(**{**SIZES, "max_source_positions": 116})).eval()
     tables = {"encoder.embed_positions.weight": longer.encoder.embed_positions.weight}
     longer.load_state_dict({**plain.state_dict(), **tables})
-    for of_long, of_base in zip(*(tensors(each(**inputs_of(WhisperModel, 232))) for each in (model, longer)), strict=True):
+    for of_long, of_base in zip(
+        *(tensors(each(**inputs_of(WhisperModel, 232))) for each in (model, longer)), strict=True
+    ):
         torch.testing.assert_close(of_long, of_base, rtol=1e-5, atol=1e-5)
     states = model(**inputs_of(WhisperModel, 61)).encoder_last_hidden_state
     assert states.shape == (2, 31, 32)
@@ -101,11 +109,14 @@ def test_whisper_generates_as_the_base_and_reads_longer_sounds_at_once(tmp_path:
     model = of(type(plain), tmp_path, long_attention={"mechanism": "full"})
     features = inputs_of(type(plain))["input_features"]
     settings = {"max_new_tokens": 6, "do_sample": False}
-    for prompt in ({}, {"decoder_input_ids": torch.tensor([[7, 5], [7, 8]])}):  # without a start token, as `prompt_ids` are
+    # without a start token, as `prompt_ids` are
+    for prompt in ({}, {"decoder_input_ids": torch.tensor([[7, 5], [7, 8]])}):
         assert model.generate(features, **prompt, **settings).equal(plain.generate(features, **prompt, **settings))
     longer = of(type(plain), tmp_path, long_attention=BAND, long_audio_seconds=2)
     read: list[int] = []
-    longer.model.encoder.register_forward_pre_hook(lambda module, args, kwargs: read.append(rows_of(*args, **kwargs)), with_kwargs=True)
+    longer.model.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(rows_of(*args, **kwargs)), with_kwargs=True
+    )
     longer.generate(torch.randn(2, 16, 200), **settings)
     assert set(read) == {200}
     assert longer.config.max_source_positions == 50
@@ -134,7 +145,8 @@ def test_whisper_compiles_to_one_graph(tmp_path: Path) -> None:
 
 
 def test_whisper_counts_a_part_of_a_second_as_one(tmp_path: Path) -> None:
-    """The feature extractor counts whole seconds, and the rows that it makes are those that are generated from at once."""
+    """The feature extractor counts whole seconds, and the rows that it makes are those that are generated from at
+    once."""
     save(tmp_path / "short", max_source_positions=150)
     WhisperFeatureExtractor(feature_size=16, chunk_length=3).save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=4.5, needs_training=True)
@@ -144,7 +156,9 @@ def test_whisper_counts_a_part_of_a_second_as_one(tmp_path: Path) -> None:
     assert (extractor.chunk_length, extractor.n_samples, extractor.nb_max_frames) == (5, 80_000, 500)
     features = extractor([0.1] * 70_000, sampling_rate=16_000, return_tensors="pt")["input_features"]
     read: list[int] = []
-    model.model.encoder.register_forward_pre_hook(lambda module, args, kwargs: read.append(rows_of(*args, **kwargs)), with_kwargs=True)
+    model.model.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(rows_of(*args, **kwargs)), with_kwargs=True
+    )
     model.generate(features, max_new_tokens=3, do_sample=False)
     assert set(read) == {features.shape[-1]} == {500}
 
@@ -155,7 +169,8 @@ class TestWhisperRefuses:
         save(tmp_path, WhisperForAudioClassification)
         model = of(WhisperForAudioClassification, tmp_path)
         with pytest.raises(
-            InputError, match=r"input_features has shape .*, but must be \(batch, 16 mel bins, rows\) as the model's feature"
+            InputError,
+            match=r"input_features has shape .*, but must be \(batch, 16 mel bins, rows\) as the model's feature",
         ):
             model(torch.randn(shape))
 
@@ -173,7 +188,9 @@ class TestConversionOfWhisper:
     def test_the_feature_extractor_reads_the_new_duration(self, head: type[Any], tmp_path: Path) -> None:
         save(tmp_path / "short", head)
         WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(tmp_path / "short")
-        report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=2, mechanism="full", needs_training=True)
+        report = convert_checkpoint(
+            tmp_path / "short", tmp_path / "long", audio_seconds=2, mechanism="full", needs_training=True
+        )
         checks = {check.name: check.status for check in report.checks}
         assert report.verified
         assert checks["equal where the mechanism covers the input"] == checks["finite at the new size"] == "passed"
@@ -194,7 +211,9 @@ class TestConversionOfWhisper:
             warnings = plan_conversion(tmp_path / "short", audio_seconds=2, needs_training=True).warnings
             assert len(warnings) == writes
             for warning in warnings:
-                assert str(warning).startswith("the decoder was trained to write what is said in 1 seconds, in 40 tokens at most")
+                assert str(warning).startswith(
+                    "the decoder was trained to write what is said in 1 seconds, in 40 tokens at most"
+                )
                 assert "so transcripts are of no use; train the result by longattn train seq2seq" in str(warning)
             advice = r"leave --audio-seconds out, .* chunk_length_s=1\), or convert it with --needs-training"
             with pytest.raises(InputError, match=advice) if writes else contextlib.nullcontext():

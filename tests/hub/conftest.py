@@ -33,7 +33,9 @@ class Case:
 
 
 CASES = {
-    "bert": Case("BertForMaskedLM", "AutoModelForMaskedLM", {"mechanism": "longformer", "window": 16}, "bert", generates=False),
+    "bert": Case(
+        "BertForMaskedLM", "AutoModelForMaskedLM", {"mechanism": "longformer", "window": 16}, "bert", generates=False
+    ),
     "gpt2": Case("GPT2LMHeadModel", "AutoModelForCausalLM", {"mechanism": "window", "window": 16}, "gpt2"),
     "llama": Case("LlamaForCausalLM", "AutoModelForCausalLM", {"mechanism": "hybrid"}),
     "bart": Case(
@@ -60,7 +62,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             case, folder = CASES[name], tmp_path_factory.mktemp("converted")
             config_class, values = CLASSES[case.source]
             torch.manual_seed(0)
-            model = getattr(transformers, case.source)(getattr(transformers, config_class)(**{**values, "vocab_size": 1000}))
+            model = getattr(transformers, case.source)(
+                getattr(transformers, config_class)(**{**values, "vocab_size": 1000})
+            )
             model.save_pretrained(folder / "source")
             if case.tokenizer is not None:
                 tokenizer_of(case.tokenizer, LENGTH).save_pretrained(folder / "source")

@@ -13,7 +13,14 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
 import hf_longattn
 from hf_longattn.cli import main
@@ -38,7 +45,13 @@ from tests.training.conftest import start_task
 PAGES = tuple(base for base, family in FAMILIES.items() if family.spec.further)
 CHECK = {"name": "tensors", "status": "passed", "detail": "2 of 2"}
 EXACT = {"dataset": "lookup", "metric": "exact match", "unit": "%"}
-SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+SIZES = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -49,7 +62,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", mask_token="<mask>", unk_token="<unk>", eos_token="</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", mask_token="<mask>", unk_token="<unk>", eos_token="</s>"
+    )
 
 
 def saved(folder: Path, kind: str) -> Path:
@@ -59,7 +74,12 @@ def saved(folder: Path, kind: str) -> Path:
     config = family.config_class(**sizes, max_position_embeddings=64, long_attention=attention)
     if kind.startswith("GPT2"):
         config = LongGPT2Config(
-            vocab_size=16, n_embd=16, n_layer=2, n_head=2, n_positions=64, long_attention={"mechanism": "window", "window": 8}
+            vocab_size=16,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            long_attention={"mechanism": "window", "window": 8},
         )
     FAMILIES[config.model_type.removeprefix("long_")].model_class(f"Long{kind}")(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
@@ -68,9 +88,14 @@ def saved(folder: Path, kind: str) -> Path:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "kind", every_other(head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].model_classes if head != "BertLMHeadModel")
+    "kind",
+    every_other(
+        head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].model_classes if head != "BertLMHeadModel"
+    ),
 )
-def test_usage_in_the_card_of_every_head_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_in_the_card_of_every_head_runs_as_it_stands(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(tmp_path / "model", kind)
     text = write_model_card(folder).read_text()
     [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -86,7 +111,9 @@ def test_usage_in_the_card_of_every_head_runs_as_it_stands(tmp_path: Path, kind:
     ("kind", "task", "call"),
     [("CrossEncoder", "text-ranking", "model.rank("), ("SentenceTransformer", "sentence-similarity", "model.encode(")],
 )
-def test_card_of_sentence_transformers_loads_encoders_and_rerankers(kind: str, task: str, call: str, tmp_path: Path) -> None:
+def test_card_of_sentence_transformers_loads_encoders_and_rerankers(
+    kind: str, task: str, call: str, tmp_path: Path
+) -> None:
     folder = saved(tmp_path / "model", "BertModel")
     (folder / "modules.json").write_text("[]")
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"model_type": kind}))
@@ -101,7 +128,9 @@ def test_metadata_of_the_source_completes_the_card_of_a_folder(tmp_path: Path) -
     folder = saved(tmp_path / "model", "BertModel")
     (folder / "README.md").write_text("---\ntags: [saved]\nlanguage: fr\n---\n# x\n")
     (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\ntags: [old]\nlanguage: de\nbase_model: a/b\n---\n# y\n")
+    (tmp_path / "source" / "README.md").write_text(
+        "---\nlicense: mit\ntags: [old]\nlanguage: de\nbase_model: a/b\n---\n# y\n"
+    )
     data = ModelCard.load(write_model_card(folder, source=tmp_path / "source")).data
     assert (data.license, data.language, data.base_model) == ("mit", "fr", None)
     assert {"saved", "old"} <= set(data.tags)
@@ -109,9 +138,15 @@ def test_metadata_of_the_source_completes_the_card_of_a_folder(tmp_path: Path) -
 
 def test_tags_of_a_sentence_encoder_are_not_those_of_a_model_with_another_head(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "README.md").write_text("---\ntags: [sentence-transformers, feature-extraction, old]\n---\n")
+    (tmp_path / "source" / "README.md").write_text(
+        "---\ntags: [sentence-transformers, feature-extraction, old]\n---\n"
+    )
     folder = saved(tmp_path / "model", "BertForSequenceClassification")
-    assert ModelCard.load(write_model_card(folder, source=tmp_path / "source")).data.tags == ["hf_longattn", "long-context", "old"]
+    assert ModelCard.load(write_model_card(folder, source=tmp_path / "source")).data.tags == [
+        "hf_longattn",
+        "long-context",
+        "old",
+    ]
 
 
 def test_card_of_every_class_of_every_family_loads_it(tmp_path: Path) -> None:
@@ -119,12 +154,18 @@ def test_card_of_every_class_of_every_family_loads_it(tmp_path: Path) -> None:
     classes = [(family, long) for family in FAMILIES.values() for long in family.model_classes.values()]
     without = []
     for family, long in classes:
-        values = {**family.config_class().to_diff_dict(), "model_type": family.config_class.model_type, "architectures": [long]}
+        values = {
+            **family.config_class().to_diff_dict(),
+            "model_type": family.config_class.model_type,
+            "architectures": [long],
+        }
         (tmp_path / "config.json").write_text(json.dumps(values))
         if loads.search(str(model_card(tmp_path, name="me/long"))) is None:
             without.append(long)
     assert not without
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "long_marian", "architectures": ["LongMarianMTModel"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "long_marian", "architectures": ["LongMarianMTModel"]})
+    )
     card = model_card(tmp_path)
     assert "AutoModelForSeq2SeqLM" in card.text
     assert card.data.pipeline_tag == "translation"
@@ -139,9 +180,17 @@ def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
         "checks": [{"name": "equal at the old length", "status": "passed", "detail": "largest difference 0.0"}],
         "versions": {"torch": "2.13.0"},
     }
-    rows = [{**EXACT, "value": 82.5, "n": 200, "standard_error": 2.7, "system": "converted"}, {**EXACT, "value": 81.0, "split": "test"}]
+    rows = [
+        {**EXACT, "value": 82.5, "n": 200, "standard_error": 2.7, "system": "converted"},
+        {**EXACT, "value": 81.0, "split": "test"},
+    ]
     metadata = {"license": "apache-2.0", "language": "en", "datasets": ["squad"], "tags": ["code"]}
-    texts = {"name": "me/long-bert", "title": "long-bert", "training": "Trained **briefly**.", "limits": ["Reads English only."]}
+    texts = {
+        "name": "me/long-bert",
+        "title": "long-bert",
+        "training": "Trained **briefly**.",
+        "limits": ["Reads English only."],
+    }
     path = write_model_card(folder, base_model="some/bert", report=report, results=rows, **metadata, **texts)
     card = ModelCard.load(path)
     assert card.data.base_model == "some/bert"
@@ -149,7 +198,12 @@ def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
     assert card.data.pipeline_tag == "question-answering"
     assert set(card.data.tags) == {"code", "hf_longattn", "long-context"}
     [result] = card.data.eval_results
-    assert (result.metric_value, result.metric_type, result.dataset_type, result.dataset_split) == (81.0, "exact_match", "lookup", "test")
+    assert (result.metric_value, result.metric_type, result.dataset_type, result.dataset_split) == (
+        81.0,
+        "exact_match",
+        "lookup",
+        "test",
+    )
     for piece in (
         "82.5 ± 2.7 %",
         "equal at the old length",
@@ -181,7 +235,9 @@ def test_card_of_a_plain_model_states_nothing_that_was_not_given(tmp_path: Path)
         ("some/bert", "`some/bert`"),
     ],
 )
-def test_card_calls_the_source_by_its_name_on_the_hub(typed: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_card_calls_the_source_by_its_name_on_the_hub(
+    typed: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (tmp_path / "bert").mkdir()
     monkeypatch.chdir(tmp_path / "bert")
@@ -193,16 +249,29 @@ def test_card_calls_the_source_by_its_name_on_the_hub(typed: str, shown: str, tm
     ("options", "sentence"),
     [
         ({"mechanism": "window", "window": 16}, "equals full attention on texts of up to 9 tokens."),
-        ({"mechanism": "window", "window": 16, "exact_length": 12}, "equals full attention on texts of up to 12 tokens."),
-        ({"mechanism": "window", "window": 16, "layers": {0: {"window": 8}}}, "equals full attention on texts of up to 5 tokens."),
+        (
+            {"mechanism": "window", "window": 16, "exact_length": 12},
+            "equals full attention on texts of up to 12 tokens.",
+        ),
+        (
+            {"mechanism": "window", "window": 16, "layers": {0: {"window": 8}}},
+            "equals full attention on texts of up to 5 tokens.",
+        ),
         ({"mechanism": "longformer", "window": 512}, "equals full attention on texts of up to 257 tokens."),
         ({"mechanism": "longformer", "window": 2048}, "equals full attention on texts of up to 1,025 tokens."),
         ({"mechanism": "full"}, "equals full attention at every length."),
         ({"mechanism": "linear"}, "never equals full attention."),
     ],
 )
-def test_card_says_up_to_which_length_the_model_equals_full_attention(options: dict[str, object], sentence: str, tmp_path: Path) -> None:
-    config = {"model_type": "long_bert", "architectures": ["LongBertModel"], "max_position_embeddings": 4096, "num_hidden_layers": 2}
+def test_card_says_up_to_which_length_the_model_equals_full_attention(
+    options: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    config = {
+        "model_type": "long_bert",
+        "architectures": ["LongBertModel"],
+        "max_position_embeddings": 4096,
+        "num_hidden_layers": 2,
+    }
     (tmp_path / "config.json").write_text(json.dumps({**config, "long_attention": options}))
     assert f"- Its attention {sentence}\n" in write_model_card(tmp_path).read_text()
 
@@ -212,14 +281,23 @@ def test_card_names_the_stack_that_equals_full_attention(tmp_path: Path) -> None
     shared = {"max_position_embeddings": 64}
     text = {"model_type": "long_clip_text_model", "long_attention": {"mechanism": "full"}, **shared}
     vision = {"model_type": "long_clip_vision_model", "long_attention": {"mechanism": "window2d", "window": 2}}
-    towers = {"model_type": "long_clip", "architectures": ["LongCLIPModel"], "text_config": text, "vision_config": vision}
+    towers = {
+        "model_type": "long_clip",
+        "architectures": ["LongCLIPModel"],
+        "text_config": text,
+        "vision_config": vision,
+    }
     (tmp_path / "config.json").write_text(json.dumps(towers))
     card = write_model_card(tmp_path).read_text()
     assert "- The attention of the tower text equals full attention at every length.\n" in card
     assert "Its attention" not in card
 
     window = {"mechanism": "window", "window": 8}
-    decodes = {"model_type": "long_bart", "architectures": ["LongBartForConditionalGeneration"], "long_attention": {"mechanism": "full"}}
+    decodes = {
+        "model_type": "long_bart",
+        "architectures": ["LongBartForConditionalGeneration"],
+        "long_attention": {"mechanism": "full"},
+    }
     (tmp_path / "config.json").write_text(json.dumps({**decodes, **shared, "decoder_long_attention": window}))
     card = write_model_card(tmp_path).read_text()
     assert "- Its attention equals full attention at every length.\n" in card
@@ -246,19 +324,32 @@ def test_card_says_extended_only_of_what_grew(lengths: dict[str, object], shown:
 
 def test_card_says_that_a_conversion_was_not_verified(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
-    assert "converted with `--no-verify`" in write_model_card(folder, report={"verified": False, "checks": []}).read_text()
+    assert (
+        "converted with `--no-verify`"
+        in write_model_card(folder, report={"verified": False, "checks": []}).read_text()
+    )
     assert "--no-verify" not in write_model_card(folder).read_text()
 
 
 @pytest.mark.parametrize(
     ("step", "name", "expected"),
     [
-        ({"command": ["train", "{model}", "--output={model}-qa"]}, "me/long", "training*:\n\n```\ntrain me/long --output=me/long-qa\n```"),
+        (
+            {"command": ["train", "{model}", "--output={model}-qa"]},
+            "me/long",
+            "training*:\n\n```\ntrain me/long --output=me/long-qa\n```",
+        ),
         ({"command": ["train", "{model}"]}, "my model", "train 'my model'\n"),
-        ({"advice": "fine-tune {model} with transformers' Trainer"}, "me/long", "training*: fine-tune me/long with transformers' Trainer."),
+        (
+            {"advice": "fine-tune {model} with transformers' Trainer"},
+            "me/long",
+            "training*: fine-tune me/long with transformers' Trainer.",
+        ),
     ],
-)  # fmt: skip
-def test_next_step_in_a_card_names_the_model_as_it_is_loaded(step: dict[str, object], name: str, expected: str, tmp_path: Path) -> None:
+)
+def test_next_step_in_a_card_names_the_model_as_it_is_loaded(
+    step: dict[str, object], name: str, expected: str, tmp_path: Path
+) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     assert expected in write_model_card(folder, report={"next_step": step}, name=name).read_text()
 
@@ -274,7 +365,11 @@ def test_card_refuses_a_folder_without_config_and_results_that_are_none(tmp_path
 
 
 def test_card_of_a_fine_tuned_model_names_its_base_lengths_and_labels_and_rounds_its_scores(tmp_path: Path) -> None:
-    config = {"model_type": "long_bert", "architectures": ["LongBertForSequenceClassification"], "max_position_embeddings": 1024}
+    config = {
+        "model_type": "long_bert",
+        "architectures": ["LongBertForSequenceClassification"],
+        "max_position_embeddings": 1024,
+    }
     config |= {"extended_from": {"max_position_embeddings": 512}, "long_attention": {"mechanism": "window"}}
     names = {str(number): f"topic {number}" for number in range(21)}
     for labels, shown in (
@@ -283,7 +378,9 @@ def test_card_of_a_fine_tuned_model_names_its_base_lengths_and_labels_and_rounds
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": labels}))
         scores = [{**EXACT, "value": 50 / 3}]
-        card = ModelCard.load(write_model_card(tmp_path, base_model="some/bert", training="Trained for 2 steps.", results=scores))
+        card = ModelCard.load(
+            write_model_card(tmp_path, base_model="some/bert", training="Trained for 2 steps.", results=scores)
+        )
         assert "Fine-tuned from `some/bert`, extended from 512 to 1,024 tokens, with `window` attention" in card.text
         assert shown in card.text
         assert [result.metric_value for result in card.data.eval_results] == [16.667]
@@ -295,7 +392,9 @@ def test_card_that_is_written_anew_keeps_its_licence_and_states_its_results(tmp_
     card = ModelCard.load(write_model_card(folder, results=[{**EXACT, "value": 50.0}]))
     assert card.data.license == "apache-2.0"
     assert "| lookup | exact match | 50 % |" in card.text
-    assert [(result.metric_value, result.task_type) for result in card.data.eval_results] == [(50.0, "fill-mask")], "the model's task"
+    assert [(result.metric_value, result.task_type) for result in card.data.eval_results] == [(50.0, "fill-mask")], (
+        "the model's task"
+    )
 
 
 @pytest.mark.parametrize(
@@ -315,14 +414,23 @@ def test_card_says_whether_longer_inputs_are_refused(base: str, mechanism: str, 
 @pytest.mark.parametrize(
     ("report", "sentence"),
     [
-        *((values, "No card of .* can be made from its config.json, its conversion_report.json") for values in (
-            {"checks": 5}, {"checks": [{"name": "x"}]}, {"plan": "x"}, {"versions": 5}, {"tolerance": "x", "checks": [CHECK]},
-            {"plan": {"new_length": "x", "old_length": 5, "positions": "tile"}},
-        )),
+        *(
+            (values, "No card of .* can be made from its config.json, its conversion_report.json")
+            for values in (
+                {"checks": 5},
+                {"checks": [{"name": "x"}]},
+                {"plan": "x"},
+                {"versions": 5},
+                {"tolerance": "x", "checks": [CHECK]},
+                {"plan": {"new_length": "x", "old_length": 5, "positions": "tile"}},
+            )
+        ),
         ({"text": "\ud800"}, "not valid JSON"),
     ],
-)  # fmt: skip
-def test_card_refuses_a_conversion_report_of_odd_types(report: dict[str, object], sentence: str, tmp_path: Path) -> None:
+)
+def test_card_refuses_a_conversion_report_of_odd_types(
+    report: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (folder / "conversion_report.json").write_text(json.dumps(report))
     with pytest.raises(CheckpointError, match=sentence):
@@ -370,7 +478,13 @@ model-index:
 
 # small-bert
 """
-KEPT = {"language": ["en", "de"], "license": "other", "license_name": "mine", "license_link": "LICENSE.md", "datasets": ["bookcorpus"]}
+KEPT = {
+    "language": ["en", "de"],
+    "license": "other",
+    "license_name": "mine",
+    "license_link": "LICENSE.md",
+    "datasets": ["bookcorpus"],
+}
 
 
 def written(folder: Path) -> ModelCard:
@@ -395,17 +509,23 @@ def test_card_takes_over_metadata_of_a_source_folder(checkpoint: Callable[..., P
     assert (again.license, again.to_dict().get("license_name"), again.language) == ("mit", None, ["en", "de"])
     assert again.base_model == "someone/small-bert"
     write_model_card(tmp_path / "long")
-    assert written(tmp_path / "long").data.to_dict() == again.to_dict(), "a card that is written again keeps what it says"
+    assert written(tmp_path / "long").data.to_dict() == again.to_dict(), (
+        "a card that is written again keeps what it says"
+    )
 
 
-def test_card_takes_over_metadata_of_a_hub_source(checkpoint: Callable[..., Path], hub: Callable[[str], None], tmp_path: Path) -> None:
+def test_card_takes_over_metadata_of_a_hub_source(
+    checkpoint: Callable[..., Path], hub: Callable[[str], None], tmp_path: Path
+) -> None:
     source = checkpoint("BertForMaskedLM")
     (source / "README.md").write_text(SOURCE)
     server = Hub()
     server.add("someone/small-bert", source)
     with serve(server):
         hub(server.endpoint)
-        convert_checkpoint("someone/small-bert", tmp_path / "long", max_length=128, mechanism="window", window=16, verify=False)
+        convert_checkpoint(
+            "someone/small-bert", tmp_path / "long", max_length=128, mechanism="window", window=16, verify=False
+        )
     card = written(tmp_path / "long")
     assert {name: card.data.to_dict().get(name) for name in KEPT} == KEPT
     assert card.data.base_model == "someone/small-bert"
@@ -422,12 +542,40 @@ def test_unreadable_card_of_a_source_gives_no_metadata_and_a_warning(tmp_path: P
 
 REPO, BIRDS = "writer/pushed", "One bird sang on the hill, and another answered from the wood. " * 60
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
-    "convert": lambda at, out: ["convert", f"{at}/short", f"{out}", "--max-length", "256", "--verify-text", f"{at}/book.txt"],
-    "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--text", f"{at}/book.txt"],
+    "convert": lambda at, out: [
+        "convert",
+        f"{at}/short",
+        f"{out}",
+        "--max-length",
+        "256",
+        "--verify-text",
+        f"{at}/book.txt",
+    ],
+    "compress": lambda at, out: [
+        "compress",
+        f"{at}/long",
+        f"{out}",
+        "--method",
+        "bf16",
+        "--length",
+        "64",
+        "--text",
+        f"{at}/book.txt",
+    ],
     "native": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "native"],
     "torch": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "torch"],
     "clm": lambda at, out: [
-        *("train", "clm", "--model", f"{at}/long", "--data", f"{at}/book.txt", f"{at}/other.txt", "--output", f"{out}"),
+        *(
+            "train",
+            "clm",
+            "--model",
+            f"{at}/long",
+            "--data",
+            f"{at}/book.txt",
+            f"{at}/other.txt",
+            "--output",
+            f"{out}",
+        ),
         *("--max-steps", "1", "--max-length", "64", "--batch-size", "1"),
     ],
     "distill": lambda at, out: [
@@ -527,7 +675,9 @@ def test_push_to_hub_of_a_model_sends_its_card(server: Hub, folder: Path, tmp_pa
     assert "## What it cannot do" in pushed_card(server, tmp_path).text, "a card that is there stays"
 
 
-def test_saving_with_a_push_sends_the_changed_files_as_longattn_push_does(server: Hub, folder: Path, tmp_path: Path) -> None:
+def test_saving_with_a_push_sends_the_changed_files_as_longattn_push_does(
+    server: Hub, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "notes.txt").write_text("mine")
     model = AutoModelForMaskedLM.from_pretrained(folder)
@@ -544,7 +694,9 @@ def test_saving_with_a_push_sends_the_changed_files_as_longattn_push_does(server
 
 
 @pytest.mark.parametrize("trainer", [Trainer, LongTrainer])
-def test_plain_trainer_keeps_the_tags_of_the_card(trainer: type[Trainer], server: Hub, folder: Path, tmp_path: Path) -> None:
+def test_plain_trainer_keeps_the_tags_of_the_card(
+    trainer: type[Trainer], server: Hub, folder: Path, tmp_path: Path
+) -> None:
     model = AutoModelForMaskedLM.from_pretrained(folder)
     arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=TUNED, use_cpu=True)
     trainer(model, arguments).push_to_hub()
@@ -558,7 +710,13 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     (tmp_path / "texts").mkdir()
     for number in range(4):
         (tmp_path / "texts" / f"{number}.txt").write_text(BIRDS * (number + 1))
-    given = {"model": str(folder), "output_dir": str(tmp_path / "run"), "data": [str(tmp_path / "texts")], "max_length": 64, "bf16": False}
+    given = {
+        "model": str(folder),
+        "output_dir": str(tmp_path / "run"),
+        "data": [str(tmp_path / "texts")],
+        "max_length": 64,
+        "bf16": False,
+    }
     start_task("mlm", **given, max_steps=1, push_to_hub=True, hub_model_id=TUNED)
     card = pushed_card(server, tmp_path)
     assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
@@ -576,7 +734,16 @@ def test_repository_of_others_and_scores_are_not_pushed(
 ) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(BIRDS)
-    line = ["--model", str(folder), "--data", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt"), "--max-length", "64"]
+    line = [
+        "--model",
+        str(folder),
+        "--data",
+        str(tmp_path / "one.txt"),
+        "--validation",
+        str(tmp_path / "two.txt"),
+        "--max-length",
+        "64",
+    ]
     line += ["--output", str(tmp_path / "run"), "--no-bf16", "--push-to-hub", "--hub-model-id", "stranger/tuned"]
     assert train("mlm", line) == 1
     assert re.search(r"'stranger/tuned' cannot be uploaded: .*403 Forbidden.*\.$", capsys.readouterr().err.strip())

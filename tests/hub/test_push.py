@@ -68,7 +68,20 @@ def test_push_sends_the_whole_folder_in_one_commit(server: Hub, model: Path) -> 
 def test_pushed_card_names_the_repository_where_it_loads_the_model(server: Hub, model: Path) -> None:
     place = model.rename(model.with_name("mon modèle"))
     set_next_step(
-        place, {"command": ["longattn", "train", "mlm", "--model", "{model}", "--data", "long.txt", "--output", "{model}-trained"]}
+        place,
+        {
+            "command": [
+                "longattn",
+                "train",
+                "mlm",
+                "--model",
+                "{model}",
+                "--data",
+                "long.txt",
+                "--output",
+                "{model}-trained",
+            ]
+        },
     )
     write_model_card(place)
     with open(place / "README.md", "a", encoding="utf-8") as card:
@@ -93,7 +106,9 @@ def set_next_step(folder: Path, step: dict[str, object]) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "next_step": step}))
 
 
-def test_push_to_a_name_alone_goes_to_the_owner_of_the_token(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_to_a_name_alone_goes_to_the_owner_of_the_token(
+    server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", WRITER)
     assert push_model(model, "long-bert", private=True).repo == REPO
     assert server.repos[REPO].private
@@ -157,7 +172,9 @@ def test_push_tries_again_after_a_broken_connection(server: Hub, model: Path, ch
 
 
 @pytest.mark.thorough
-def test_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_goes_on_where_the_one_before_ended(
+    server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     AutoModelForMaskedLM.from_pretrained(model).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     shards = {path.name: path.stat().st_size for path in sorted((tmp_path / "shards").glob("*.safetensors"))}
     assert len(shards) > 1
@@ -259,14 +276,18 @@ def test_push_sends_an_exported_graph_with_its_weights(server: Hub, model: Path,
     assert {file, f"{file}.data"} <= set(push_model(model, REPO, token=WRITER).files)
 
 
-def test_convert_refuses_gated_source_in_one_sentence(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_refuses_gated_source_in_one_sentence(
+    server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.add("writer/gated", model, gated=True)
     assert run("convert", "writer/gated", tmp_path / "out", "--token", STRANGER) == 1
     assert "gated repo" in capsys.readouterr().err
 
 
 @every_case("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'], of=2)
-@every_case("where", ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"])
+@every_case(
+    "where", ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"]
+)
 def test_push_reports_odd_answers_of_the_hub_in_one_sentence(
     where: str, answer: str, hub: Callable[[str], None], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,5 @@
-"""A model with the file of `--remote-code` loads in a program that does not import the package, as the package's own class."""
+"""A model with the file of `--remote-code` loads in a program that does not import the package, as the package's own
+class."""
 
 from __future__ import annotations
 
@@ -52,15 +53,21 @@ def with_code(converted: Callable[[str], Path], folder: Path, name: str) -> Path
     return folder / name
 
 
-def loaded_elsewhere(repo: Path | str, auto: str, folder: Path, more: str = "", **environment: str) -> list[torch.Tensor]:
+def loaded_elsewhere(
+    repo: Path | str, auto: str, folder: Path, more: str = "", **environment: str
+) -> list[torch.Tensor]:
     program = PROGRAM.format(auto=auto, repo=str(repo), ids=IDS, more=more)
-    done = run_fresh("-c", program, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment}, cwd=folder, level="transformers")
+    done = run_fresh(
+        "-c", program, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment}, cwd=folder, level="transformers"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "outputs.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("name", ["bert", pytest.param("bart", marks=pytest.mark.thorough)])
-def test_remote_code_loads_a_model_where_the_package_is_not_imported(name: str, converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_remote_code_loads_a_model_where_the_package_is_not_imported(
+    name: str, converted: Callable[[str], Path], tmp_path: Path
+) -> None:
     repo = with_code(converted, tmp_path, name)
     model = getattr(transformers, CASES[name].auto).from_pretrained(repo).eval()
     with torch.no_grad():
@@ -69,7 +76,9 @@ def test_remote_code_loads_a_model_where_the_package_is_not_imported(name: str, 
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     auto_map = json.loads((repo / "config.json").read_text())["auto_map"]
     assert {"AutoConfig", "AutoModel", CASES[name].auto} <= set(auto_map)
-    assert set(auto_map.values()) <= {f"modeling_long_{name}.{line}" for line in dir(sys.modules[type(model).__module__])}
+    assert set(auto_map.values()) <= {
+        f"modeling_long_{name}.{line}" for line in dir(sys.modules[type(model).__module__])
+    }
 
 
 @pytest.mark.slow
@@ -84,8 +93,15 @@ def test_card_of_a_pushed_model_with_remote_code_can_be_followed(
         assert "passes `trust_remote_code=True` to `from_pretrained`" in card
         [code] = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
         without = "".join(line for line in code.splitlines(keepends=True) if "import hf_longattn" not in line)
-        without = without.replace('LM.from_pretrained("writer/long-gpt2"', 'LM.from_pretrained("writer/long-gpt2", trust_remote_code=True')
-        online = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        without = without.replace(
+            'LM.from_pretrained("writer/long-gpt2"', 'LM.from_pretrained("writer/long-gpt2", trust_remote_code=True'
+        )
+        online = {
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_ENDPOINT": server.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
         found, again = loaded_elsewhere("writer/long-gpt2", CASES["gpt2"].auto, tmp_path, without, **online)
     with torch.no_grad():
         expected = transformers.AutoModelForCausalLM.from_pretrained(repo).eval()(torch.tensor(IDS)).logits
@@ -100,7 +116,8 @@ def test_remote_code_says_in_one_sentence_that_the_package_is_missing(
     monkeypatch.setitem(sys.modules, "hf_longattn", None)
     monkeypatch.delitem(sys.modules, "hf_longattn.families")
     with pytest.raises(
-        ImportError, match=r"^This model needs hf_longattn; type: pip install \. in a clone of the hf_longattn repository\.$"
+        ImportError,
+        match=r"^This model needs hf_longattn; type: pip install \. in a clone of the hf_longattn repository\.$",
     ):
         exec(compile(file.read_text(), file, "exec"), {})
 
@@ -113,14 +130,18 @@ def test_conversion_with_remote_code_writes_its_file(converted: Callable[[str], 
 
 
 @pytest.mark.parametrize("trusted", [None, False, True])
-def test_imported_package_goes_before_remote_code(trusted: bool | None, converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_imported_package_goes_before_remote_code(
+    trusted: bool | None, converted: Callable[[str], Path], tmp_path: Path
+) -> None:
     repo = with_code(converted, tmp_path, "bert")
     (repo / "modeling_long_bert.py").write_text("raise RuntimeError('it ran')")
     model = transformers.AutoModelForMaskedLM.from_pretrained(repo, trust_remote_code=trusted)
     assert type(model) is LongBertForMaskedLM
 
 
-def test_remote_code_is_saved_with_a_model_that_was_loaded_beside_it(converted: Callable[[str], Path], tmp_path: Path) -> None:
+def test_remote_code_is_saved_with_a_model_that_was_loaded_beside_it(
+    converted: Callable[[str], Path], tmp_path: Path
+) -> None:
     repo = with_code(converted, tmp_path, "bert")
     model = LongBertForMaskedLM.from_pretrained(repo)
     for folder, settings in (("saved", {}), ("elsewhere", {"is_main_process": False})):
@@ -131,17 +152,26 @@ def test_remote_code_is_saved_with_a_model_that_was_loaded_beside_it(converted: 
     assert maps[0] == maps[1]
     (repo / "modeling_long_bert.py").unlink()
     LongBertForMaskedLM.from_pretrained(repo).save_pretrained(tmp_path / "without")
-    assert "auto_map" not in json.loads((tmp_path / "without" / "config.json").read_text()), "it would name files that are not there"
+    assert "auto_map" not in json.loads((tmp_path / "without" / "config.json").read_text()), (
+        "it would name files that are not there"
+    )
 
 
 def test_remote_code_is_saved_with_a_model_of_several_modalities(tmp_path: Path) -> None:
-    config = LongBertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    config = LongBertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30
+    )
     LongMultimodalModel.of(LongBertModel(config)).save_pretrained(tmp_path / "images")
     assert write_remote_code(tmp_path / "images") == ["modeling_long_multimodal.py", "config.json"]
     LongMultimodalModel.from_pretrained(tmp_path / "images").save_pretrained(tmp_path / "saved")
-    files = [(folder / "modeling_long_multimodal.py").read_text() for folder in (tmp_path / "images", tmp_path / "saved")]
+    files = [
+        (folder / "modeling_long_multimodal.py").read_text() for folder in (tmp_path / "images", tmp_path / "saved")
+    ]
     assert files[0] == files[1]
-    maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (tmp_path / "images", tmp_path / "saved")]
+    maps = [
+        json.loads((folder / "config.json").read_text())["auto_map"]
+        for folder in (tmp_path / "images", tmp_path / "saved")
+    ]
     assert maps[0] == maps[1]
 
 
@@ -160,7 +190,9 @@ def test_remote_code_does_not_replace_a_file_of_the_user(converted: Callable[[st
     taken = repo / "modeling_long_llama.py"
     for make, remove in ((lambda: taken.write_text("mine = 1\n"), taken.unlink), (taken.mkdir, taken.rmdir)):
         make()
-        with pytest.raises(CheckpointError, match=r"modeling_long_llama\.py' would be replaced, but hf_longattn did not write it"):
+        with pytest.raises(
+            CheckpointError, match=r"modeling_long_llama\.py' would be replaced, but hf_longattn did not write it"
+        ):
             write_remote_code(repo)
         remove()
         assert {path.name: path.read_bytes() for path in repo.iterdir()} == before
@@ -178,5 +210,8 @@ def test_remote_code_refuses_a_folder_without_a_long_model(tmp_path: Path) -> No
 def test_remote_code_refuses_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "long_bert", "long_attention": {}}')
     tmp_path.chmod(0o500)
-    with bound_by_permissions(), pytest.raises(CheckpointError, match=r"Cannot write in .*: Permission denied; nothing was written"):
+    with (
+        bound_by_permissions(),
+        pytest.raises(CheckpointError, match=r"Cannot write in .*: Permission denied; nothing was written"),
+    ):
         write_remote_code(tmp_path)

@@ -25,10 +25,11 @@ from ..fresh_processes import ROOT, run_fresh
 
 pytestmark = pytest.mark.slow
 INFINITY = os.environ.get("HF_LONGATTN_INFINITY") or shutil.which("infinity_emb")
-"""The program of infinity's server, in an environment of its own: its package asks for an older sentence-transformers."""
+"""The program of infinity's server, in an environment of its own: its package asks for an older
+sentence-transformers."""
 INSTALL = (
-    "infinity is not installed: python -m venv V; V/bin/pip install '.[sentence]' diskcache einops fastapi orjson posthog "
-    "prometheus-fastapi-instrumentator 'uvicorn[standard]'; V/bin/pip install --no-deps infinity-emb==0.0.78; "
+    "infinity is not installed: python -m venv V; V/bin/pip install '.[sentence]' diskcache einops fastapi orjson "
+    "posthog prometheus-fastapi-instrumentator 'uvicorn[standard]'; V/bin/pip install --no-deps infinity-emb==0.0.78; "
     "export HF_LONGATTN_INFINITY=V/bin/infinity_emb"
 )
 TEXT = "The river runs past the old house on the hill. " * 190
@@ -53,7 +54,8 @@ Path("answer.json").write_text(json.dumps(answer, default=lambda value: np.asarr
 
 @pytest.fixture(scope="module")
 def converted(real_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """converted("BertForMaskedLM") -> all-MiniLM-L6-v2 with a new head, of 4,096 tokens, with the file of `--remote-code`."""
+    """converted("BertForMaskedLM") -> all-MiniLM-L6-v2 with a new head, of 4,096 tokens, with the file of
+    `--remote-code`."""
 
     def convert(head: str, **fields: Any) -> Path:
         folder, source = tmp_path_factory.mktemp(head), real_folder
@@ -80,12 +82,16 @@ def cosine(left: Any, right: Any) -> float:
     return float(np.dot(left, right) / np.linalg.norm(left) / np.linalg.norm(right))
 
 
-def test_sentence_transformers_embeds_whole_texts_without_the_package(converted: Callable[..., Path], tmp_path: Path) -> None:
+def test_sentence_transformers_embeds_whole_texts_without_the_package(
+    converted: Callable[..., Path], tmp_path: Path
+) -> None:
     st = pytest.importorskip("sentence_transformers")
     folder = converted("BertModel")
     expected = st.SentenceTransformer(str(folder), device="cpu")
     assert len(expected.tokenizer(TEXT)["input_ids"]) > 2000
-    assert cosine(answered(folder, tmp_path, "sentences", "SentenceTransformer", TEXT), expected.encode(TEXT)) > 0.99999
+    assert (
+        cosine(answered(folder, tmp_path, "sentences", "SentenceTransformer", TEXT), expected.encode(TEXT)) > 0.99999
+    )
 
 
 def test_a_reranker_scores_whole_texts_without_the_package(converted: Callable[..., Path], tmp_path: Path) -> None:
@@ -103,11 +109,18 @@ def test_a_reranker_scores_whole_texts_without_the_package(converted: Callable[.
         ("fill-mask", "BertForMaskedLM"),
     ],
 )
-def test_a_pipeline_reads_whole_texts_without_the_package(task: str, head: str, converted: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_pipeline_reads_whole_texts_without_the_package(
+    task: str, head: str, converted: Callable[..., Path], tmp_path: Path
+) -> None:
     folder, text = converted(head), f"The house [MASK] on a hill. {TEXT}" if task == "fill-mask" else TEXT
-    found, expected = answered(folder, tmp_path, "pipeline", task, text), transformers.pipeline(task, model=str(folder))(text)
+    found, expected = (
+        answered(folder, tmp_path, "pipeline", task, text),
+        transformers.pipeline(task, model=str(folder))(text),
+    )
     assert [sorted(entry) for entry in found] == [sorted(entry) for entry in expected]
-    assert [entry["score"] for entry in found] == pytest.approx([float(entry["score"]) for entry in expected], abs=1e-5)
+    assert [entry["score"] for entry in found] == pytest.approx(
+        [float(entry["score"]) for entry in expected], abs=1e-5
+    )
 
 
 @pytest.fixture
@@ -120,9 +133,21 @@ def served(converted: Callable[..., Path], tmp_path: Path) -> Iterator[tuple[Pat
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     quiet = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"}
-    command = [INFINITY, "v2", "--model-id", str(folder), "--served-model-name", "long", "--host", "127.0.0.1", "--port", port]
+    command = [
+        INFINITY,
+        "v2",
+        "--model-id",
+        str(folder),
+        "--served-model-name",
+        "long",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {**quiet, "INFINITY_MODEL_WARMUP": "false"}  # which calls a method that transformers 5 does not have
+    # which calls a method that transformers 5 does not have
+    environment |= {**quiet, "INFINITY_MODEL_WARMUP": "false"}
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log, cwd=tmp_path)
     address = f"http://127.0.0.1:{port}"
@@ -143,7 +168,9 @@ def served(converted: Callable[..., Path], tmp_path: Path) -> Iterator[tuple[Pat
 def test_infinity_embeds_whole_texts(served: tuple[Path, str]) -> None:
     st = pytest.importorskip("sentence_transformers")
     folder, address = served
-    request = urllib.request.Request(address, json.dumps({"model": "long", "input": [TEXT]}).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        address, json.dumps({"model": "long", "input": [TEXT]}).encode(), {"Content-Type": "application/json"}
+    )
     [row] = json.load(urllib.request.urlopen(request, timeout=300))["data"]
     assert cosine(row["embedding"], st.SentenceTransformer(str(folder), device="cpu").encode(TEXT)) > 0.99999
     script = [sys.executable, str(ROOT / "examples" / "server_reach.py"), address, "1024", "long"]

@@ -1,4 +1,5 @@
-"""Commands that talk to a Hub with a token, in one process where every library says all that it can; run by the test of secrets."""
+"""Commands that talk to a Hub with a token, in one process where every library says all that it can; run by the test
+of secrets."""
 
 from __future__ import annotations
 
@@ -13,11 +14,18 @@ from ..hub_state import READER, WRITER, Fault, Hub
 REPO = "writer/long-bert"
 MARK = "===="
 """Begins the line on stderr after each command, with its exit code."""
-LOUD = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "TRANSFORMERS_VERBOSITY": "debug", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+LOUD = {
+    "HF_DEBUG": "1",
+    "HF_HUB_VERBOSITY": "debug",
+    "TRANSFORMERS_VERBOSITY": "debug",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_OFFLINE": "0",
+}
 
 
 def use_tokens(source: str, folder: str) -> None:
-    """Convert and push, push again over a broken connection, push without the right to; what arrives is written into ``folder``."""
+    """Convert and push, push again over a broken connection, push without the right to; what arrives is written into
+    ``folder``."""
     sys.tracebacklimit = 100
     faulthandler.enable()
     long, convert = str(Path(folder) / "long"), ("--max-length", "128", "--no-verify", "--json")
@@ -33,7 +41,9 @@ def use_tokens(source: str, folder: str) -> None:
         say("push", long, REPO)
         os.environ["HF_TOKEN"] = READER
         say("push", long, REPO, "--json")
-    sent = [content for repo in server.repos.values() for files in repo.branches.values() for content in files.values()]
+    sent = [
+        content for repo in server.repos.values() for files in repo.branches.values() for content in files.values()
+    ]
     for number, content in enumerate(sent):
         (Path(folder) / f"sent-{number}").write_bytes(content)
 

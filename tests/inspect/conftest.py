@@ -23,9 +23,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def make(base: str) -> Path:
         if base not in made:
-            tokenizer, made[base] = tokenizer_of("bert" if base == "bert" else "gpt2"), tmp_path_factory.mktemp("short") / base
-            sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-                     "intermediate_size": 32, "max_position_embeddings": LENGTH, "initializer_range": 0.3}  # fmt: skip
+            tokenizer, made[base] = (
+                tokenizer_of("bert" if base == "bert" else "gpt2"),
+                tmp_path_factory.mktemp("short") / base,
+            )
+            sizes = {
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "intermediate_size": 32,
+                "max_position_embeddings": LENGTH,
+                "initializer_range": 0.3,
+            }
             torch.manual_seed(0)
             if base == "bert":
                 model: transformers.PreTrainedModel = transformers.BertForMaskedLM(transformers.BertConfig(**sizes))
@@ -49,5 +59,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def diagnosis(checkpoint: Callable[[str], Path], text: Path) -> Diagnosis:
     """Of the encoder at three lengths, with one mechanism that is not applicable."""
-    candidates = ["window:window=32", "window:window=64", "longformer:window=32", "top_k:num_keys=16", "full", "linear"]
+    candidates = [
+        "window:window=32",
+        "window:window=64",
+        "longformer:window=32",
+        "top_k:num_keys=16",
+        "full",
+        "linear",
+    ]
     return diagnose(checkpoint("bert"), text, lengths=[64, 128, 256], queries=64, candidates=candidates)

@@ -21,7 +21,15 @@ from hf_longattn.cli.terminal import show
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, InputError, OptionError
-from hf_longattn.inspect import Candidate, Diagnosis, LayerDiagnosis, LengthDiagnosis, captured_mass, diagnose, layer_attention
+from hf_longattn.inspect import (
+    Candidate,
+    Diagnosis,
+    LayerDiagnosis,
+    LengthDiagnosis,
+    captured_mass,
+    diagnose,
+    layer_attention,
+)
 from hf_longattn.inspect.candidates import usual_candidates
 from hf_longattn.inspect.layer_attention import MEANS, LayerAttention, RowSums, distance_bins, sampled_rows
 from hf_longattn.inspect.texts import read_durations, read_lengths
@@ -76,8 +84,10 @@ def test_the_size_of_blocks_of_scores_changes_no_sum(causal: bool, monkeypatch: 
 def test_padding_is_neither_query_nor_key() -> None:
     whole = layer(50)
     mask = torch.arange(60)[None] < 50
-    padded = LayerAttention(*(torch.nn.functional.pad(x, (0, 0, 0, 10), value=3.0) for x in (whole.q, whole.k)),
-                            AttentionCall.of(padding_mask=mask))  # fmt: skip
+    padded = LayerAttention(
+        *(torch.nn.functional.pad(x, (0, 0, 0, 10), value=3.0) for x in (whole.q, whole.k)),
+        AttentionCall.of(padding_mask=mask),
+    )
     sums = [RowSums(63, HEADS, 0), RowSums(63, HEADS, 0)]
     for total, attention in zip(sums, (whole, padded), strict=True):
         total.add(attention, torch.arange(attention.length), [])
@@ -90,7 +100,11 @@ def test_distance_bins_hold_every_distance_once() -> None:
         bins = distance_bins(length - 1)
         assert [distance for low, high in bins for distance in range(low, high + 1)] == list(range(length))
         sums = RowSums(length - 1, 1, 0)
-        sums.add(LayerAttention(torch.zeros(1, 1, length, 8), torch.zeros(1, 1, length, 8), AttentionCall()), torch.tensor([0]), [])
+        sums.add(
+            LayerAttention(torch.zeros(1, 1, length, 8), torch.zeros(1, 1, length, 8), AttentionCall()),
+            torch.tensor([0]),
+            [],
+        )
         in_bins = [round(float(mass) * length) for mass in sums.mean()["distance"][0]]
         assert in_bins == [high - low + 1 for low, high in bins], "the first query gives every key the same weight"
 
@@ -117,7 +131,9 @@ def test_keys_in_a_base_s_sliding_window_are_those_of_transformers_mask() -> Non
     rows, watched = torch.arange(9), list[LayerAttention]()
     sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "pad_token_id": 0}
     decoder = MistralConfig(**sizes, num_hidden_layers=1, num_key_value_heads=1, sliding_window=4)
-    encoder = ModernBertConfig(**sizes, num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"], local_attention=4)
+    encoder = ModernBertConfig(
+        **sizes, num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"], local_attention=4
+    )
     for config in (decoder, encoder):
         stack = watched_stack(AutoModel.from_config(config))
         with watching(stack, lambda _, attention: watched.append(attention)):
@@ -126,7 +142,9 @@ def test_keys_in_a_base_s_sliding_window_are_those_of_transformers_mask() -> Non
     for attention, keys in zip(watched, (seen, None, (rows[:, None] - rows).abs() <= 2), strict=True):
         assert (attention.within is None) == (keys is None)
         if attention.within is not None and keys is not None:
-            assert torch.equal(attention.within(rows, torch.zeros(1, 2, 9, 9)).expand(1, 2, 9, 9), keys.expand(1, 2, 9, 9))
+            assert torch.equal(
+                attention.within(rows, torch.zeros(1, 2, 9, 9)).expand(1, 2, 9, 9), keys.expand(1, 2, 9, 9)
+            )
 
 
 NAMES = ("window:window=16", "window:window=64", "top_k:num_keys=8", "full", "linear")
@@ -139,7 +157,10 @@ def at(length: int, kept: tuple[float, ...], costs: tuple[float, ...], effective
         LayerDiagnosis(
             f"layer.{number}",
             "full",
-            {name: torch.full((2,), effective * (1 + number) if name == "effective_tokens" else 0.5).double() for name in MEANS},
+            {
+                name: torch.full((2,), effective * (1 + number) if name == "effective_tokens" else 0.5).double()
+                for name in MEANS
+            },
             torch.full((2, len(bins)), 1 / len(bins)).double(),
             torch.tensor([[*(one * (1 - 0.1 * number) for one in kept), torch.nan]] * 2).double(),
         )
@@ -150,8 +171,16 @@ def at(length: int, kept: tuple[float, ...], costs: tuple[float, ...], effective
 
 
 def diagnosis(*lengths: LengthDiagnosis, **changes: object) -> Diagnosis:
-    values = {"model": "short", "model_class": "BertModel", "text": "text", "device": "CPU", "causal": False,
-              "is_long": False, "reasons": {"linear": "is no softmax."}, **changes}  # fmt: skip
+    values = {
+        "model": "short",
+        "model_class": "BertModel",
+        "text": "text",
+        "device": "CPU",
+        "causal": False,
+        "is_long": False,
+        "reasons": {"linear": "is no softmax."},
+        **changes,
+    }
     return Diagnosis(candidates=tuple(map(Candidate.read, NAMES)), lengths=lengths, **values)  # type: ignore[arg-type]
 
 
@@ -184,21 +213,32 @@ def test_sinks_are_compared_in_causal_layers_only() -> None:
         ] * causal
 
 
-def test_what_keeps_most_for_half_the_cost_is_chosen_if_no_candidate_keeps_enough(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_keeps_most_for_half_the_cost_is_chosen_if_no_candidate_keeps_enough(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), COSTS, 20), is_long=True)
     assert chosen(report) == "window:window=64"
     show(report.to_dict(), diagnosis_report(report))
-    assert "To convert the checkpoint that this model was made from so, add to longattn convert:" in capsys.readouterr().out
+    assert (
+        "To convert the checkpoint that this model was made from so, add to longattn convert:"
+        in capsys.readouterr().out
+    )
 
 
 def test_no_candidate_is_chosen_if_none_is_cheaper_than_full_attention(capsys: pytest.CaptureFixture[str]) -> None:
     report = diagnosis(at(256, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 20))
     assert report.chosen() is None
-    assert report.conclusion() == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
+    assert (
+        report.conclusion()
+        == "At 256 tokens the heads of layer 1 spread over 40 tokens, those of layer 0 over 20 tokens."
+    )
     show(report.to_dict(), diagnosis_report(report))
     assert "longattn convert" not in capsys.readouterr().out
     even = diagnosis(at(4096, (0.2, 0.6, 0.97, 1.0), (1.0, 1.0, 1.0, 1.0), 2047.5))
-    assert even.conclusion() == "At 4,096 tokens the heads of layer 1 spread over 4,096 tokens, those of layer 0 over 2,000 tokens."
+    assert (
+        even.conclusion()
+        == "At 4,096 tokens the heads of layer 1 spread over 4,096 tokens, those of layer 0 over 2,000 tokens."
+    )
 
 
 def test_dilution_is_described_as_growth() -> None:
@@ -257,7 +297,9 @@ def test_the_json_of_a_diagnosis_is_complete_and_strict(diagnosis: Diagnosis) ->
 def test_captured_mass_has_a_number_for_every_layer_head_and_candidate(checkpoint: Make) -> None:
     model = transformers.AutoModel.from_pretrained(checkpoint("llama"))
     ids = torch.randint(5, 300, (128,))
-    report = captured_mass(model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "linformer"], queries=50)
+    report = captured_mass(
+        model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "linformer"], queries=50
+    )
     assert report.mass.shape == (3, 4, 3)
     assert list(report.reasons) == ["linformer"]
     assert report.mass[..., 2].isnan().all()
@@ -265,11 +307,20 @@ def test_captured_mass_has_a_number_for_every_layer_head_and_candidate(checkpoin
 
 
 def test_a_diagnosis_of_a_model_that_trains_has_no_dropout() -> None:
-    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
-    longer = hf_longattn.LongBertModel(hf_longattn.LongBertConfig(**sizes, hidden_dropout_prob=0.5, long_attention={"mechanism": "window"}))
+    sizes = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+    }
+    longer = hf_longattn.LongBertModel(
+        hf_longattn.LongBertConfig(**sizes, hidden_dropout_prob=0.5, long_attention={"mechanism": "window"})
+    )
     ids = torch.randint(5, 99, (64,))
     report = [
-        diagnose(longer.train(mode), ids, lengths=[48], candidates=["full"]).last.number("effective_tokens") for mode in (True, False)
+        diagnose(longer.train(mode), ids, lengths=[48], candidates=["full"]).last.number("effective_tokens")
+        for mode in (True, False)
     ]
     assert torch.equal(*report)
     assert not longer.training
@@ -281,14 +332,19 @@ def test_every_mechanism_is_compared_or_says_why_not(base: str, checkpoint: Make
     assert {candidate.mechanism for candidate in report.candidates} == set(list_mechanisms(grid=False))
     assert all(reason.endswith(".") for reason in report.reasons.values())
     assert len(report.applicable()) > 15
-    assert [str(candidate) for candidate in usual_candidates(base == "llama")] == [str(candidate) for candidate in report.candidates]
+    assert [str(candidate) for candidate in usual_candidates(base == "llama")] == [
+        str(candidate) for candidate in report.candidates
+    ]
     assert all(Candidate.read(str(candidate)).options == candidate.options for candidate in report.candidates)
 
 
 def test_a_diagnosis_of_a_model_in_memory_leaves_it_unchanged(checkpoint: Make, text: Path) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(checkpoint("bert")), AutoTokenizer.from_pretrained(checkpoint("bert"))
+    model, tokenizer = (
+        AutoModelForMaskedLM.from_pretrained(checkpoint("bert")),
+        AutoTokenizer.from_pretrained(checkpoint("bert")),
+    )
     ids = torch.randint(5, 500, (1, 200))
     before = model.eval()(ids).logits
     found = [
@@ -306,16 +362,26 @@ def test_lengths_of_a_diagnosis_end_where_the_model_ends(checkpoint: Make, text:
 
 
 def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: Path) -> None:
-    hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="linear", max_length=512, verify=False)
+    hf_longattn.convert_checkpoint(
+        checkpoint("bert"), tmp_path / "long", mechanism="linear", max_length=512, verify=False
+    )
     report = diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=64"])
     assert report.is_long
     assert report.chosen() == 0
 
 
 REFUSED = {
-    "a text that is too short": ({"lengths": [128], "text": "three short words"}, InputError, "has .* tokens, but 128 are needed"),
+    "a text that is too short": (
+        {"lengths": [128], "text": "three short words"},
+        InputError,
+        "has .* tokens, but 128 are needed",
+    ),
     "an empty text": ({"text": " \n"}, CheckpointError, "is empty"),
-    "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "The text '/nowhere/text.txt' cannot be read"),
+    "a missing text": (
+        {"text": Path("/nowhere/text.txt")},
+        CheckpointError,
+        "The text '/nowhere/text.txt' cannot be read",
+    ),
     "a length beyond the model": ({"lengths": [512]}, InputError, "ends at 256 tokens.*convert it first"),
     "a length that is too small": ({"lengths": [3]}, InputError, "start at 16"),
     "an unknown mechanism": ({"candidates": ["windw"]}, OptionError, "Did you mean 'window'"),
@@ -327,7 +393,9 @@ REFUSED = {
 
 
 @every_case("case", REFUSED)
-def test_a_diagnosis_refuses_texts_lengths_and_options_that_do_not_fit(case: str, checkpoint: Make, text: Path) -> None:
+def test_a_diagnosis_refuses_texts_lengths_and_options_that_do_not_fit(
+    case: str, checkpoint: Make, text: Path
+) -> None:
     settings, kind, sentence = REFUSED[case]
     arguments = {"text": text, "lengths": [64], **settings}
     with pytest.raises(kind, match=sentence) as refused:
@@ -341,24 +409,37 @@ def test_a_diagnosis_of_a_quantised_checkpoint_is_refused(checkpoint: Make, text
     for file in checkpoint("bert").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
     with pytest.raises(CheckpointError, match="quantised weights"):
         diagnose(folder, text, lengths=[64])
     hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", max_length=512)
     config = json.loads((tmp_path / "long" / "config.json").read_text())
-    (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    (tmp_path / "long" / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "torchao"}})
+    )
     with pytest.raises(CheckpointError, match=r"quantised weights \(torchao\)"):
         diagnose(tmp_path / "long", text, lengths=[64])
 
 
-SMALL = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SMALL = {
+    "vocab_size": 99,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 MEMORY = {"mechanism": "recurrent_memory", "segment_length": 16, "num_memory_tokens": 2}
 UNSUITABLE: dict[str, tuple[Any, str]] = {
     "LongformerModel": (
         transformers.LongformerConfig(**SMALL, attention_window=[4]),
         "does not take its attention from transformers' AttentionInterface",
     ),
-    "ViTModel": (transformers.ViTConfig(**SMALL), "reads images and no text; for images and recordings type longattn inspect MODEL FILE"),
+    "ViTModel": (
+        transformers.ViTConfig(**SMALL),
+        "reads images and no text; for images and recordings type longattn inspect MODEL FILE",
+    ),
     "LongLlamaModel": (hf_longattn.LongLlamaConfig(**SMALL, long_attention=MEMORY), "segment by segment"),
 }
 
@@ -367,7 +448,11 @@ UNSUITABLE: dict[str, tuple[Any, str]] = {
 def test_a_diagnosis_refuses_models_whose_attention_to_a_text_cannot_be_watched(name: str) -> None:
     config, sentence = UNSUITABLE[name]
     with pytest.raises(BackendError, match=sentence):
-        diagnose(getattr(hf_longattn if name.startswith("LongLlama") else transformers, name)(config), torch.arange(5, 50), lengths=[32])
+        diagnose(
+            getattr(hf_longattn if name.startswith("LongLlama") else transformers, name)(config),
+            torch.arange(5, 50),
+            lengths=[32],
+        )
 
 
 def test_a_diagnosis_makes_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,11 +468,18 @@ def test_a_diagnosis_makes_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_refused_diagnosis_leaves_the_model_unchanged() -> None:
-    config = transformers.BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    config = transformers.BertConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
     model = transformers.BertModel(config).train()
     before = {name for name, _ in model.named_modules()}
     with pytest.raises(OptionError):
-        diagnose(model, torch.arange(5, 50), lengths=[32], candidates=["lsh:num_buckets=4,shared_qk=1", "window:dilation=1+2+3"])
+        diagnose(
+            model,
+            torch.arange(5, 50),
+            lengths=[32],
+            candidates=["lsh:num_buckets=4,shared_qk=1", "window:dilation=1+2+3"],
+        )
     assert {name for name, _ in model.named_modules()} == before
     assert model.training
     assert model.config._attn_implementation == "sdpa"
@@ -399,16 +491,22 @@ def test_layers_with_different_numbers_of_heads_are_diagnosed(
 ) -> None:
     convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", window=32, verify=False)
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
-    model.bert.encoder.layer[0].attention.output.dense.weight.data[:, :16] = 0  # two of four heads matter for nothing, so they go
+    model.bert.encoder.layer[0].attention.output.dense.weight.data[:, :16] = (
+        0  # two of four heads matter for nothing, so they go
+    )
     model.save_pretrained(tmp_path / "long")
-    compress_checkpoint(tmp_path / "long", tmp_path / "pruned", method="prune-heads", share=0.25, documents=1, length=64)
+    compress_checkpoint(
+        tmp_path / "long", tmp_path / "pruned", method="prune-heads", share=0.25, documents=1, length=64
+    )
     fewer = json.loads((tmp_path / "pruned" / "config.json").read_text())["kept_heads"]
     kept = [fewer.get(str(layer), 4) for layer in range(3)]
     assert len(set(kept)) > 1
     report = diagnose(tmp_path / "pruned", text, lengths=[64, 128], candidates=["window:window=16"], queries=16)
     spread = report.last.number("effective_tokens")
     assert (~spread.isnan()).sum(1).tolist() == kept
-    assert report.mass(0) == pytest.approx(float(torch.cat([layer.captured[:, 0] for layer in report.last.layers]).mean()))
+    assert report.mass(0) == pytest.approx(
+        float(torch.cat([layer.captured[:, 0] for layer in report.last.layers]).mean())
+    )
     show(report.to_dict(), diagnosis_report(report))
     assert "nan" not in capsys.readouterr().out
     assert "nan" not in (report.conclusion() + report.dilution() + json.dumps(report.to_dict())).lower()

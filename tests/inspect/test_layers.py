@@ -38,19 +38,35 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "bias by distance": ("window", {"window": 32, "relative": "alibi"}, ["cpu-band"]),
     "term of query and distance": ("window", {"window": 32, "relative": "shaw"}, ["cpu-distances"]),
     "term of query and distance, dropout": ("window", {"window": 32, "relative": "shaw", "dropout_p": 0.1}, ["plain"]),
-    "term of query and distance, sinks": ("window", {"window": 32, "relative": "shaw", "num_sinks": 1}, ["cpu-distances"]),
+    "term of query and distance, sinks": (
+        "window",
+        {"window": 32, "relative": "shaw", "num_sinks": 1},
+        ["cpu-distances"],
+    ),
     "tiles": ("bigbird", {"block_size": 16}, ["sparse", "tiles", "cpu-gathered"]),
     "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
     "chosen blocks": ("block_top_k", {"block_size": 16}, ["sparse", "cpu-blocks"]),
-    "chosen blocks with dropout": ("block_top_k", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "tiles", "cpu-gathered"]),
+    "chosen blocks with dropout": (
+        "block_top_k",
+        {"block_size": 16, "dropout_p": 0.1},
+        ["sparse", "tiles", "cpu-gathered"],
+    ),
     "linear": ("linear", {"causal": True}, ["plain"]),
-    "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["unchanged", "cpu-band"]),
+    "padding": (
+        "window",
+        {"window": 32, "padding_mask": padding(1, 300, left=True).bool()},
+        ["unchanged", "cpu-band"],
+    ),
     "padding of tiles": (
         "bigbird",
         {"block_size": 8, "padding_mask": padding(1, 300, left=True).bool()},
         ["split", "sparse", "tiles", "cpu-gathered"],
     ),
-    "documents": ("window", {"window": 32, "documents": torch.arange(300)[None] // 150}, ["split", *["dense-masked"] * 2]),
+    "documents": (
+        "window",
+        {"window": 32, "documents": torch.arange(300)[None] // 150},
+        ["split", *["dense-masked"] * 2],
+    ),
 }
 
 
@@ -104,20 +120,30 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
     assert answers == [("flex", (elsewhere,)), ("plain", (elsewhere, ("flex", "there is none")))]
 
 
-@pytest.mark.parametrize(("head_dim", "dropout", "reason"), [(8, 0.0, "takes heads of 16 numbers or more"), (64, 0.1, "has no dropout")])
+@pytest.mark.parametrize(
+    ("head_dim", "dropout", "reason"), [(8, 0.0, "takes heads of 16 numbers or more"), (64, 0.1, "has no dropout")]
+)
 def test_flex_attention_takes_no_small_heads_and_no_dropout(head_dim: int, dropout: float, reason: str) -> None:
     """Known before a try, also in a user's own graph, which would hold the kernel that refuses."""
-    context = DispatchContext("cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True))
+    context = DispatchContext(
+        "cuda", 512, 512, AttentionCall(dropout=dropout), features=head_dim, pattern=Pattern.window(64, causal=True)
+    )
     assert (first_path("band", context)[0], first_path("tiles", context)[0]) == ("plain", "plain")
     assert reason in str(flex_kernel.why_not(context))
 
 
 def test_a_model_is_explained_layer_by_layer() -> None:
-    model = long_model("bert", None, {"mechanism": "window", "window": 32, "layers": {"1": {"mechanism": "linear"}}}).eval()
+    model = long_model(
+        "bert", None, {"mechanism": "window", "window": 32, "layers": {"1": {"mechanism": "linear"}}}
+    ).eval()
     mask = torch.ones(2, 300, dtype=torch.long)
     mask[0, :100] = 0
     found = explain(model, {"input_ids": tokens(2, 300), "attention_mask": mask})
-    assert {(one.layer.split(".")[2], one.mechanism) for one in found} == {("0", "window"), ("1", "linear"), ("2", "window")}
+    assert {(one.layer.split(".")[2], one.mechanism) for one in found} == {
+        ("0", "window"),
+        ("1", "linear"),
+        ("2", "window"),
+    }
     assert "cpu-band" in [one.path for one in found if one.mechanism == "window"]
     assert {"unchanged", "split"} <= {one.path for one in found}
     table = str(found).splitlines()
@@ -127,7 +153,12 @@ def test_a_model_is_explained_layer_by_layer() -> None:
 
 def test_explain_says_which_paths_no_gpu_has_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The record names paths that can run, and none that the CPU runs."""
-    on_gpu = {(pattern_type, path) for pattern_type, table in PATHS.items() for path, _ in table if path in ("flash", "flex", "fla")}
+    on_gpu = {
+        (pattern_type, path)
+        for pattern_type, table in PATHS.items()
+        for path, _ in table
+        if path in ("flash", "flex", "fla")
+    }
     assert set(GPU_RECORD) < on_gpu
     assert not [
         answer

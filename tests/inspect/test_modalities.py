@@ -23,12 +23,27 @@ from hf_longattn.inspect.watching import tower_that_reads, watching
 from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.cases import every_case
-from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
+from tests.modeling.audio_models import (
+    EVERY_FAMILY,
+    RATE,
+    long_model,
+    recording,
+    small_model,
+    smallest_head,
+    with_extractor,
+)
 from tests.modeling.test_generic import build_towers
 from tests.towers import LINES, SHAPE, save_clip
 
 Image: Any = pytest.importorskip("PIL.Image")
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 4, "image_size": 32}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "patch_size": 4,
+    "image_size": 32,
+}
 CANDIDATES = ["window2d:window=3", "window2d:window=5", "full"]
 
 
@@ -80,7 +95,9 @@ def test_the_mass_of_pooled_segments_is_what_they_share_with_the_softmax(folder:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.no_grad(), watching(model.vit, lambda number, layer: seen.append((layer.q, layer.k))):
         model(**processed, interpolate_pos_encoding=True)
-    mechanism = mechanism_from("segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}, num_heads=4, head_dim=8)
+    mechanism = mechanism_from(
+        "segmented", {"block_size": 16, "integration": "pooled", "order": "tiles:4x4"}, num_heads=4, head_dim=8
+    )
     call = AttentionCall(causal=False, grid=Grid((10, 12), prefix=1))
     for layer, (q, k) in zip(report.last.layers, seen, strict=True):
         softmax, weights = (q @ k.mT / 8**0.5).softmax(-1), attention_weights(mechanism, q, k, call)
@@ -93,7 +110,8 @@ def test_the_mass_of_pooled_segments_is_what_they_share_with_the_softmax(folder:
 
 def test_layers_with_an_order_are_shown_in_that_of_the_image(folder: Path, photo: Path) -> None:
     model = LongViTForImageClassification.from_pretrained(
-        folder, long_attention={"mechanism": "segmented", "block_size": 200, "integration": "none", "order": "tiles:3x5"}
+        folder,
+        long_attention={"mechanism": "segmented", "block_size": 200, "integration": "none", "order": "tiles:3x5"},
     )
     processor = ViTImageProcessorPil.from_pretrained(folder)
     ordered = diagnose(model, photo, processor=processor, candidates=CANDIDATES)
@@ -103,7 +121,9 @@ def test_layers_with_an_order_are_shown_in_that_of_the_image(folder: Path, photo
         torch.testing.assert_close(layer.captured, expected.captured, rtol=0, atol=1e-5)
 
 
-def test_the_inspect_command_says_how_attention_of_an_image_spreads(folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_inspect_command_says_how_attention_of_an_image_spreads(
+    folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["inspect", str(folder), str(photo)]
     with pytest.raises(SystemExit) as ended:
         main(command)
@@ -132,7 +152,9 @@ def test_a_diagnosis_of_images_refuses_files_and_options_that_do_not_fit(
     with pytest.raises(OptionError, match="sees neighbours along a text"):
         diagnose(folder, photo, candidates=["window:window=8"])
     (tmp_path / "text.txt").write_text("words " * 100)
-    with pytest.raises(BackendError, match=r"reads images and no text; for images and recordings type longattn inspect MODEL FILE"):
+    with pytest.raises(
+        BackendError, match=r"reads images and no text; for images and recordings type longattn inspect MODEL FILE"
+    ):
         diagnose(model, tmp_path / "text.txt")
 
 
@@ -165,7 +187,8 @@ def test_masses_of_sounds_are_those_of_transformers_weights(talk: Path, tmp_path
     base.set_attn_implementation("eager")
     with torch.no_grad():
         passes = [base(excerpt, output_attentions=True).attentions for excerpt in values.split(24_000, 1)]
-    weights = torch.stack([torch.cat(layers) for layers in zip(*passes, strict=True)]).double().mean(1)  # (layers, H, N, N)
+    # (layers, H, N, N)
+    weights = torch.stack([torch.cat(layers) for layers in zip(*passes, strict=True)]).double().mean(1)
     distance = torch.arange(weights.shape[-1])[:, None] - torch.arange(weights.shape[-1])
     kept = (weights * ((distance <= 9) & (distance >= -4))).sum(-1).mean(-1)
     torch.testing.assert_close(report.last.captured()[..., 0], kept, rtol=0, atol=1e-5)
@@ -192,17 +215,31 @@ def test_longer_sounds_than_the_checkpoint_reads_are_refused(tmp_path: Path) -> 
     talk = recording(tmp_path / "talk.wav", 3.5)
     with pytest.raises(InputError, match=r"reads up to 2 seconds, but 3 seconds were given; convert it first"):
         diagnose(tmp_path, talk, lengths=[1, 3], candidates=["window:window=32"])
-    assert [row.length for row in diagnose(tmp_path, talk, candidates=["window:window=32"], queries=8).lengths] == [100]
+    assert [row.length for row in diagnose(tmp_path, talk, candidates=["window:window=32"], queries=8).lengths] == [
+        100
+    ]
 
 
 def test_the_inspect_command_diagnoses_sound(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short")
-    typed = ["inspect", str(tmp_path / "short"), str(talk.parent), "--candidate", "window:window=32", "--candidate", "linear"]
+    typed = [
+        "inspect",
+        str(tmp_path / "short"),
+        str(talk.parent),
+        "--candidate",
+        "window:window=32",
+        "--candidate",
+        "linear",
+    ]
     capsys.readouterr()
     assert _run([*typed, "--lengths", "1,3"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for words in ("At 149 frames (2.98 s)", "Half of the attention of the average head lies within", "options count frames of 0.02 s",
-                  "add to longattn convert: --mechanism window"):  # fmt: skip
+    for words in (
+        "At 149 frames (2.98 s)",
+        "Half of the attention of the average head lies within",
+        "options count frames of 0.02 s",
+        "add to longattn convert: --mechanism window",
+    ):
         assert words in shown
     assert "tokens" not in shown
     assert _run([*typed, "--lengths", "1", "--json"]) == 0
@@ -231,12 +268,19 @@ def test_the_inspect_command_refuses_durations_and_candidates_that_do_not_fit(
     assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_a_diagnosis_refuses_models_that_read_something_else(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diagnosis_refuses_models_that_read_something_else(
+    talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short")
     (tmp_path / "text.txt").write_text("words " * 100)
-    BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)).save_pretrained(tmp_path / "bert")
+    BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)).save_pretrained(
+        tmp_path / "bert"
+    )
     refusals = {
-        ("short", str(tmp_path / "text.txt")): "reads sounds and no text; for images and recordings type longattn inspect MODEL FILE",
+        (
+            "short",
+            str(tmp_path / "text.txt"),
+        ): "reads sounds and no text; for images and recordings type longattn inspect MODEL FILE",
         ("bert", str(talk)): "reads no images on a grid of patches; give a text instead",
     }
     for (model, file), sentence in refusals.items():
@@ -246,7 +290,11 @@ def test_a_diagnosis_refuses_models_that_read_something_else(talk: Path, tmp_pat
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
         diagnose(small_model("wav2vec2", "Wav2Vec2Model"), talk)
     with pytest.raises(BackendError, match=r"can only be watched in LongWav2Vec2Model; load that class"):
-        diagnose(small_model("wav2vec2", "Wav2Vec2Model"), talk, processor=AutoFeatureExtractor.from_pretrained(tmp_path / "short"))
+        diagnose(
+            small_model("wav2vec2", "Wav2Vec2Model"),
+            talk,
+            processor=AutoFeatureExtractor.from_pretrained(tmp_path / "short"),
+        )
 
 
 def _run(arguments: list[str]) -> int:

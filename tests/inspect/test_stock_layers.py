@@ -19,8 +19,16 @@ from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward
 from tests.cases import every_case
 from tests.cli.test_commands import run
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99,
-         "intermediate_size": 32, "pad_token_id": 0}  # fmt: skip
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 99,
+    "intermediate_size": 32,
+    "pad_token_id": 0,
+}
 EVERY_OTHER = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8}
 CASES: dict[str, tuple[dict[str, Any], str, dict[str, list[int]]]] = {
     "bert": ({}, "sdpa", {"all tokens": [0, 1, 2, 3]}),
@@ -29,7 +37,11 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, list[int]]]] = {
         "sdpa",
         {"all tokens": [0, 2], "a window of 8 tokens on either side": [1, 3]},
     ),
-    "gemma3_text": (EVERY_OTHER, "sdpa", {"a window of 8 tokens, itself the last": [0, 2], "all earlier tokens": [1, 3]}),
+    "gemma3_text": (
+        EVERY_OTHER,
+        "sdpa",
+        {"a window of 8 tokens, itself the last": [0, 2], "all earlier tokens": [1, 3]},
+    ),
     "gemma2": (
         EVERY_OTHER,
         "eager",
@@ -49,7 +61,12 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, list[int]]]] = {
         {"a window of 8 tokens on either side, sinks": [0, 1, 2, 3]},
     ),
     "llama4_text": (
-        {"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "num_local_experts": 2, "intermediate_size_mlp": 32},
+        {
+            "attention_chunk_size": 8,
+            "no_rope_layers": [1, 0, 1, 0],
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 32,
+        },
         "sdpa",
         {"earlier tokens of the same chunk of 8": [0, 2], "all earlier tokens": [1, 3]},
     ),
@@ -63,7 +80,7 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, list[int]]]] = {
             "all keys of another sequence, a position bias": [0],
         },
     ),
-}  # fmt: skip
+}
 
 
 def inspected(folder: Path, model_type: str, changes: dict[str, Any] | None = None) -> StockInspection:
@@ -101,7 +118,9 @@ def test_the_backend_has_no_effect_on_a_model_without_the_interface(model_type: 
 
 def test_a_tower_with_other_inputs_is_named_as_not_read(tmp_path: Path) -> None:
     towers = inspected(tmp_path, "qwen2_vl", {"hidden_size": 512}).towers
-    assert towers["vision"].why_not.startswith("not read, since Qwen2VisionTransformerPretrainedModel needs other inputs")
+    assert towers["vision"].why_not.startswith(
+        "not read, since Qwen2VisionTransformerPretrainedModel needs other inputs"
+    )
     assert not towers["text"].why_not
 
 
@@ -120,7 +139,9 @@ def test_the_estimate_for_sdpa_is_what_its_mask_takes() -> None:
     assert DeclaredAttention(4, 40, 40, left=63, right=0).stock_bytes(length, "sdpa") == taken
 
 
-@pytest.mark.parametrize("changes", [{"auto_map": {"AutoModel": "evil.Evil"}}, {"quantization_config": {"quant_method": "mxfp4"}}])
+@pytest.mark.parametrize(
+    "changes", [{"auto_map": {"AutoModel": "evil.Evil"}}, {"quantization_config": {"quant_method": "mxfp4"}}]
+)
 def test_code_of_a_checkpoint_and_its_quantisation_are_left_alone(changes: dict[str, Any], tmp_path: Path) -> None:
     inspected(tmp_path, "bert")
     config = json.loads((tmp_path / "config.json").read_text())
@@ -132,7 +153,10 @@ def test_code_of_a_checkpoint_and_its_quantisation_are_left_alone(changes: dict[
 
 
 def test_an_unknown_type_and_a_config_of_too_many_layers_are_refused(tmp_path: Path) -> None:
-    for changes, sentence in (({"model_type": "unheard_of"}, "has no class for it"), ({"num_hidden_layers": 10**7}, "at most")):
+    for changes, sentence in (
+        ({"model_type": "unheard_of"}, "has no class for it"),
+        ({"num_hidden_layers": 10**7}, "at most"),
+    ):
         inspected(tmp_path, "bert")
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))

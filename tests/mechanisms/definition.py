@@ -26,8 +26,11 @@ class Attention(nn.Module):
         return attend(q, k, v, self.mechanism, **self.arguments, **arguments)
 
 
-def assert_equals_its_definition(module: Mechanism, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **arguments: Any) -> Tensor:
-    """``mask (B, N)``: which tokens are real; the rows of the others do not count. Returns the output, zeros in these rows."""
+def assert_equals_its_definition(
+    module: Mechanism, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **arguments: Any
+) -> Tensor:
+    """``mask (B, N)``: which tokens are real; the rows of the others do not count. Returns the output, zeros in these
+    rows."""
     real = torch.ones(q.shape[0], 1, q.shape[2], 1) if mask is None else mask[:, None, -q.shape[2] :, None]
     out, expected = (run(q, k, v, module, padding_mask=mask, **arguments) * real for run in (attend, reference_attend))
     torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
@@ -54,7 +57,9 @@ def image(seen: Tensor) -> list[str]:
     return ["".join("#" if cell else "." for cell in row) for row in seen.tolist()]
 
 
-def visible(mechanism: MaskedMechanism, length: int, causal: bool, padding: Tensor | None = None, batch: int = 1) -> Tensor:
+def visible(
+    mechanism: MaskedMechanism, length: int, causal: bool, padding: Tensor | None = None, batch: int = 1
+) -> Tensor:
     """Which keys each query sees, ``(B, H, N, N)`` bool; none in rows and columns of padding."""
     x = torch.zeros(batch if padding is None else len(padding), mechanism.num_heads, length, mechanism.head_dim)
 

@@ -61,7 +61,9 @@ def test_bigbird_random_blocks_differ_by_head_seed_and_layer_only() -> None:
     assert not torch.equal(first, table(bigbird(seed=1), 30))
     assert torch.equal(table(bigbird(seed=1), 30), table(bigbird(), 30, seed=1))
     assert torch.equal(first, table(pickle.loads(pickle.dumps(bigbird())), 30))
-    model = BertModel(BertConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, vocab_size=20))
+    model = BertModel(
+        BertConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, vocab_size=20)
+    )
     enable_long_attention(model, {"mechanism": "bigbird", **SMALL})
     layers = [layer.attention.self.long_attention for layer in model.encoder.layer]
     for index, layer in enumerate(layers):
@@ -106,7 +108,9 @@ def test_bigbird_attends_to_a_short_sequence_fully_in_any_batch() -> None:
 @every_case("blocks_over", ["text", "input"])
 @every_case("pattern", ["seeded", "hf_eval"])
 @every_case("with_globals", [False, True])
-def test_bigbird_equals_its_definition_for_every_pattern_and_cut_of_blocks(pattern: str, blocks_over: str, with_globals: bool) -> None:
+def test_bigbird_equals_its_definition_for_every_pattern_and_cut_of_blocks(
+    pattern: str, blocks_over: str, with_globals: bool
+) -> None:
     mechanism = bigbird(block_size=16, random_pattern=pattern, blocks_over=blocks_over)
     q, k, v = torch.randn(3, 3, 2, 400, 8)
     mask = torch.ones(3, 400, dtype=torch.bool)
@@ -115,7 +119,9 @@ def test_bigbird_equals_its_definition_for_every_pattern_and_cut_of_blocks(patte
     for training in (True, False):
         mechanism.train(training)
         out, expected = attend(q, k, v, mechanism, **arguments), reference_attend(q, k, v, mechanism, **arguments)
-        torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0
+        )
 
 
 @every_case("causal", [False, True])
@@ -128,7 +134,10 @@ def test_bigbird_pairs_are_the_number_of_visible_keys(length: int, causal: bool)
 @pytest.mark.parametrize("blocks_over", ["text", "input"])
 def test_bigbird_decodes_with_the_blocks_of_the_whole_pass_in_front_of_which_is_padding(blocks_over: str) -> None:
     mechanism = bigbird(blocks_over=blocks_over).eval()
-    q, k, v = (torch.randn(2, 2, 61, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    q, k, v = (
+        torch.randn(2, 2, 61, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        for seed in range(3)
+    )
     call = AttentionCall.of(causal=True, padding_mask=torch.arange(61) >= torch.tensor([[0], [6]]))
     step = mechanism.attend_rows(q[:, :, -1:], k, v, call)
     expected = reference_attend(q, k, v, mechanism, causal=True, padding_mask=call.key_mask)

@@ -47,7 +47,9 @@ def test_lsh_equals_its_definition_with_every_option(options: dict, causal: bool
     mask = torch.ones(2, 320, dtype=torch.bool)
     mask[0, :90] = False
     mask[1, 200:230] = False
-    out = assert_equals_its_definition(build_mechanism("lsh", num_heads=4, head_dim=16, **options), q, k, v, mask, causal=causal)
+    out = assert_equals_its_definition(
+        build_mechanism("lsh", num_heads=4, head_dim=16, **options), q, k, v, mask, causal=causal
+    )
     few = attend(q[:, :, -250:], k, v, "lsh", causal=causal, padding_mask=mask, **options)
     torch.testing.assert_close(few * mask[:, None, -250:, None], out[:, :, -250:], atol=1e-5, rtol=0)
 
@@ -127,7 +129,10 @@ def test_long_keys_of_lsh_do_not_leave_the_range_of_fp16() -> None:
     k = (400 * k.float()).half()
     module = build_mechanism("lsh", num_heads=4, head_dim=16, shared_qk=True, **OPTIONS)
     torch.testing.assert_close(
-        attend(q, k, v, module, scaling=1e-3).double(), reference_attend(q, k, v, module, scaling=1e-3), atol=0.01, rtol=0
+        attend(q, k, v, module, scaling=1e-3).double(),
+        reference_attend(q, k, v, module, scaling=1e-3),
+        atol=0.01,
+        rtol=0,
     )
 
 
@@ -224,7 +229,9 @@ def test_compiled_training_moves_the_routing_centroids_as_well() -> None:
     plain, compiled = routing(decay=0.5), routing(decay=0.5)
     q, k, v = routing_inputs(300, grad=True)
     attend(q, k, v, plain).sum().backward()
-    torch.compile(lambda *x: attend(*x, mechanism=compiled), fullgraph=True, backend="aot_eager")(q, k, v).sum().backward()
+    torch.compile(lambda *x: attend(*x, mechanism=compiled), fullgraph=True, backend="aot_eager")(
+        q, k, v
+    ).sum().backward()
     torch.testing.assert_close(plain.centroids, compiled.centroids)
 
 
@@ -240,7 +247,8 @@ class Layer(torch.nn.Module):
 
 
 def centroids_of_this_process() -> dict[str, Tensor]:
-    """Of a mechanism that does not meet the others, of one where the second process skips a batch, and in DistributedDataParallel."""
+    """Of a mechanism that does not meet the others, of one where the second process skips a batch, and in
+    DistributedDataParallel."""
     rank = dist.get_rank()
     batches = [[x.split(1)[rank].detach().requires_grad_() for x in routing_inputs(60)] for _ in range(3)]
     alone, skipping = routing(decay=0.5), routing(decay=0.5)
@@ -269,7 +277,9 @@ def test_routing_centroids_of_several_processes_are_those_of_one() -> None:
         batch = routing_inputs(60, grad=True)
         attend(*batch, whole).sum().backward()
         attend(*(x[:1] if number == 1 else x for x in batch), mechanism=without_a_row).sum().backward()
-    for centroids, expected in zip(found["parallel"] + found["skipping"], 2 * [whole] + 2 * [without_a_row], strict=True):
+    for centroids, expected in zip(
+        found["parallel"] + found["skipping"], 2 * [whole] + 2 * [without_a_row], strict=True
+    ):
         torch.testing.assert_close(centroids, expected.centroids)
 
 
@@ -278,7 +288,8 @@ def test_the_learned_router_of_routing_is_balanced_and_trained() -> None:
     assert [name for name, _ in module.named_parameters()] == ["router"]
     assert not list(routing().parameters())
     q, k, v = routing_inputs(400, grad=True)
-    keys = k.detach().repeat_interleave(2, 1) + 2.0 * torch.randn(16)  # a common direction: without balance few clusters get all
+    # a common direction: without balance few clusters get all
+    keys = k.detach().repeat_interleave(2, 1) + 2.0 * torch.randn(16)
     offset = module.offsets(keys, AttentionCall())
     mass = module.shares(keys, offset, exact=True).exp().sum(2)
     torch.testing.assert_close(mass, torch.full_like(mass, 50.0), atol=5.0, rtol=0)

@@ -31,7 +31,14 @@ SHAPES = ((1, "none"), (2, "none"), (63, "left"), (64, "inside"), (65, "right"))
 """Lengths around the tiles of the engines, each with one padding; any shape is in the test of drawn ones."""
 SIDES = ("none", "left", "right", "inside")
 GRIDS = {
-    **{5: Grid((5,)), 63: Grid((7, 9)), 64: Grid((7, 9), 1), 65: Grid((4, 4, 4), 1), 200: Grid((13, 15), 5), 300: Grid((13, 23), 1)},
+    **{
+        5: Grid((5,)),
+        63: Grid((7, 9)),
+        64: Grid((7, 9), 1),
+        65: Grid((4, 4, 4), 1),
+        200: Grid((13, 15), 5),
+        300: Grid((13, 23), 1),
+    },
     **{600: Grid((599,), 1)},
 }
 """Where so many tokens lie for a mechanism on a grid."""
@@ -50,18 +57,21 @@ SIMPLE = ("block_top_k", "linear", "strided", "window")
 """Mechanisms that add little to their engine."""
 CAUSAL_BUT_FOR_ROUNDING = ("hybrid", "lsh", "performer", "routing")
 """Mechanisms in which later tokens change the order of the sums for earlier ones, by rounding (1e-6)."""
-ENGINES = {(mechanism_info(name).engine, causal): name for name, causal in sorted(FORMS, key=lambda form: form[0] in SIMPLE)}
+ENGINES = {
+    (mechanism_info(name).engine, causal): name for name, causal in sorted(FORMS, key=lambda form: form[0] in SIMPLE)
+}
 """A mechanism for each engine in each form: a simple one, or the last."""
 GRAPHS = ("compiled", "exported")
 
 
 def quick_graph(name: str, causal: bool, graph: str) -> bool:
-    """Every engine in one form is compiled or exported, in turn. Graphs of mechanisms on grids are in test_window2d.py, and that
-    of routing in test_buckets.py."""
+    """Every engine in one form is compiled or exported, in turn. Graphs of mechanisms on grids are in
+    test_window2d.py, and that of routing in test_buckets.py."""
     engine = mechanism_info(name).engine
     if name in GRID_NAMES or name == "routing":
         return False
-    if name in ("window", "linear"):  # which tests/mechanisms/test_inputs.py compiles, and tests/positions/test_relative.py exports
+    # which tests/mechanisms/test_inputs.py compiles, and tests/positions/test_relative.py exports
+    if name in ("window", "linear"):
         return False
     turn = sorted({engine for engine, _ in ENGINES}).index(engine)
     in_turn = causal == (turn % 4 > 1) or (engine, not causal) not in ENGINES
@@ -112,7 +122,12 @@ def test_every_mechanism_equals_its_float64_reference_with_gradients(name: str, 
             continue  # a single cell is smaller than a neighbourhood
         q, k, v = inputs(length, grad=True)
         mask = padding(length, side)
-        arguments = {"causal": causal, "padding_mask": mask, "global_mask": globals_for(name, length), **place(name, length)}
+        arguments = {
+            "causal": causal,
+            "padding_mask": mask,
+            "global_mask": globals_for(name, length),
+            **place(name, length),
+        }
         out, expected = attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments)
         real, shape = mask[:, None, :, None], f"{length} tokens, padding: {side}"
         assert out.shape == q.shape, shape
@@ -176,14 +191,23 @@ def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> 
 def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: bool) -> None:
     for batch, queries, keys in ((0, 300, 300), (0, 1, 5), (2, 0, 0), (2, 0, 5)):
         where = place(name, keys) if keys else {}
-        q, k, v = (torch.randn(batch, h, n, 16, dtype=torch.bfloat16, requires_grad=True) for h, n in ((4, queries), (2, keys), (2, keys)))
-        for more in ({}, {"padding_mask": torch.ones(batch, keys)}, {"documents": torch.zeros(batch, keys, dtype=torch.long)}):
+        q, k, v = (
+            torch.randn(batch, h, n, 16, dtype=torch.bfloat16, requires_grad=True)
+            for h, n in ((4, queries), (2, keys), (2, keys))
+        )
+        for more in (
+            {},
+            {"padding_mask": torch.ones(batch, keys)},
+            {"documents": torch.zeros(batch, keys, dtype=torch.long)},
+        ):
             out = attend(q, k, v, name, causal=causal, **more, **where, **small_options(name))
             assert out.shape == q.shape
             assert out.dtype == q.dtype
             gradients = torch.autograd.grad(out.sum(), (q, k, v))
             assert all(torch.equal(grad, torch.zeros_like(x)) for x, grad in zip((q, k, v), gradients, strict=True))
-            assert reference_attend(q, k, v, name, causal=causal, **more, **where, **small_options(name)).shape == q.shape
+            assert (
+                reference_attend(q, k, v, name, causal=causal, **more, **where, **small_options(name)).shape == q.shape
+            )
         module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
         assert attention_weights(module, q, k, causal=causal, **where).shape == (batch, 4, queries, keys)
 
@@ -211,12 +235,16 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
     wide = covering(GRIDS[300]) if name in GRID_NAMES else covering(300, causal)
     module = build_mechanism(name, num_heads=4, head_dim=16, **wide)
     placed = module.on_grid(GRIDS[300]) if name in GRID_NAMES else module
-    assert placed.covers(300, causal), f"about.covering of {name} names options for full attention; let its covers() say so, too"
+    assert placed.covers(300, causal), (
+        f"about.covering of {name} names options for full attention; let its covers() say so, too"
+    )
     q, k, v = inputs(300)
     mask = padding(300, "right")
     out = attend(q, k, v, module, causal=causal, padding_mask=mask, **place(name, 300))
     expected = reference_attend(q, k, v, "full", causal=causal, padding_mask=mask)
-    torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0
+    )
 
 
 @every_engine
@@ -246,7 +274,9 @@ def test_every_mechanism_honours_scaling_score_mod_and_dropout(name: str, causal
             attend(q, k, v, name, score_mod=nearer, **arguments)
     for score_mod in (None, nearer) if takes else (None,):
         expected = reference_attend(q, k, v, name, score_mod=score_mod, **arguments).float()
-        torch.testing.assert_close(attend(q, k, v, name, score_mod=score_mod, **arguments), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            attend(q, k, v, name, score_mod=score_mod, **arguments), expected, atol=1e-5, rtol=0
+        )
     ones = torch.ones_like(v)
     dropped = torch.stack([attend(q, k, ones, name, dropout_p=0.5, **arguments) for _ in range(3)])
     assert abs((dropped - attend(q, k, ones, name, **arguments)).mean().item()) < 0.05, "dropout keeps the mean"
@@ -260,11 +290,17 @@ def test_autocast_and_checkpointing_change_no_output_and_no_gradient(name: str, 
     options = {**place(name, 300), **small_options(name)}
     with torch.autocast("cpu", torch.bfloat16):
         out = attend(q, k, v, name, causal=causal, **options)
-    torch.testing.assert_close(out.double(), reference_attend(q, k, v, name, causal=causal, **options), atol=2e-2, rtol=0)
+    torch.testing.assert_close(
+        out.double(), reference_attend(q, k, v, name, causal=causal, **options), atol=2e-2, rtol=0
+    )
     plain = torch.autograd.grad(attend(q, k, v, name, causal=causal, **options).sum(), (q, k, v))
     for reentrant in (False, True):
         again = checkpoint(lambda *x: attend(*x, name, causal=causal, **options), q, k, v, use_reentrant=reentrant)
-        for a, b in zip(torch.autograd.grad(again.sum(), (q, k, v)) if not reentrant else _backward(again, (q, k, v)), plain, strict=True):
+        for a, b in zip(
+            torch.autograd.grad(again.sum(), (q, k, v)) if not reentrant else _backward(again, (q, k, v)),
+            plain,
+            strict=True,
+        ):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
@@ -297,7 +333,9 @@ def test_copies_and_pickles_of_mechanisms_compute_the_same(name: str, causal: bo
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("name", "causal", "graph"), grid([(*form, graph) for form in FORMS for graph in GRAPHS], quick_graph), ids=str)
+@pytest.mark.parametrize(
+    ("name", "causal", "graph"), grid([(*form, graph) for form in FORMS for graph in GRAPHS], quick_graph), ids=str
+)
 def test_compiled_and_exported_mechanisms_compute_the_same(name: str, causal: bool, graph: str) -> None:
     call, (q, k, v), mask = Call(name, causal), inputs(300), padding(300, "left")
     torch._dynamo.reset()  # the registry is longer than the number of recompilations that torch.compile allows
@@ -366,7 +404,9 @@ def grids(draw: st.DrawFn) -> list[Grid]:
 @every_case("name", GRID_NAMES)
 @drawn(20)
 @given(grids(), st.sampled_from([0, 1, 7]), st.sampled_from([1, 2]), st.integers(0, 1000))
-def test_every_grid_mechanism_equals_its_reference_on_any_grid(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:
+def test_every_grid_mechanism_equals_its_reference_on_any_grid(
+    name: str, pair: list[Grid], spare: int, group: int, seed: int
+) -> None:
     """One grid of both sequences, with holes; and one of each, with padding before or after."""
     generator, options = torch.Generator().manual_seed(seed), mechanism_class(name).about.sample
     longest = max(grid.length for grid in pair) + spare
@@ -376,9 +416,13 @@ def test_every_grid_mechanism_equals_its_reference_on_any_grid(name: str, pair: 
     for where, mask in ((pair[0], holes), (pair, real)):
         q = torch.randn(2, 2 * group, mask.shape[1], 8, generator=generator)
         k, v = torch.randn(2, 2, 2, mask.shape[1], 8, generator=generator)
-        out, expected = (run(q, k, v, name, padding_mask=mask, grid=where, **options) for run in (attend, reference_attend))
+        out, expected = (
+            run(q, k, v, name, padding_mask=mask, grid=where, **options) for run in (attend, reference_attend)
+        )
         assert out.isfinite().all()
-        torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0
+        )
 
 
 STOPPED = "transformer_xl without gradients into its memory"
@@ -387,7 +431,10 @@ OPTIONS = {
     STOPPED: ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
 }
 DIFFERENTIATED = [
-    (name, causal) for causal in (False, True) for name in OPTIONS if mechanism_class(OPTIONS[name][0]).causal in ("both", causal)
+    (name, causal)
+    for causal in (False, True)
+    for name in OPTIONS
+    if mechanism_class(OPTIONS[name][0]).causal in ("both", causal)
 ]
 LENGTHS = (11, 290)
 """With a mask over all pairs, and beyond the pairs for which one is taken."""
@@ -398,7 +445,9 @@ class Case:
     """A mechanism on some inputs, in fused or plain kernels and by its definition, both as numbers."""
 
     def __init__(self, name: str, causal: bool, length: int) -> None:
-        self.module: Mechanism = mechanism_from(*OPTIONS[name], num_heads=2, head_dim=4, max_length=300).double().eval()
+        self.module: Mechanism = (
+            mechanism_from(*OPTIONS[name], num_heads=2, head_dim=4, max_length=300).double().eval()
+        )
         with torch.no_grad():
             for parameter in self.module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter) * (name != "adaptive_span"))
@@ -430,7 +479,10 @@ def assert_equal(outs: Inputs, expected: Inputs) -> None:
 
 @every_case(
     ("name", "causal"),
-    grid(DIFFERENTIATED, lambda name, causal: (name, not causal) not in DIFFERENTIATED or ([*OPTIONS].index(name) + causal) % 2 == 0),
+    grid(
+        DIFFERENTIATED,
+        lambda name, causal: (name, not causal) not in DIFFERENTIATED or ([*OPTIONS].index(name) + causal) % 2 == 0,
+    ),
     of=9,
     code=lambda name, causal: (name == STOPPED, engine_of_form(OPTIONS[name][0])),
     ids=str,

@@ -1,4 +1,5 @@
-"""Where two features meet: every mechanism of the registry in both forms with relative terms, padding, globals, dtypes and large scores."""
+"""Where two features meet: every mechanism of the registry in both forms with relative terms, padding, globals, dtypes
+and large scores."""
 
 import copy
 import itertools
@@ -39,15 +40,22 @@ def turn(forms: Sequence[Any], form: Any, values: Sequence[Any]) -> Any:
     return values[forms.index(form) % len(values)]
 
 
-def qkv(length: int, dtype: torch.dtype = torch.float64, size: float = 1.0, width: int = 16, grad: bool = False) -> list[Tensor]:
+def qkv(
+    length: int, dtype: torch.dtype = torch.float64, size: float = 1.0, width: int = 16, grad: bool = False
+) -> list[Tensor]:
     sizes = (size, size, 1.0)
-    drawn = [x * torch.randn(2, heads, length, width, dtype=torch.float64) for heads, x in zip((4, 2, 2), sizes, strict=True)]
+    drawn = [
+        x * torch.randn(2, heads, length, width, dtype=torch.float64)
+        for heads, x in zip((4, 2, 2), sizes, strict=True)
+    ]
     return [x.to(dtype).requires_grad_(grad) for x in drawn]
 
 
 def built(name: str, width: int = 16, **options: Any) -> Mechanism:
     torch.manual_seed(0)
-    return build_mechanism(name, num_heads=4, head_dim=width, **{**mechanism_class(name).about.sample, **options}).eval()
+    return build_mechanism(
+        name, num_heads=4, head_dim=width, **{**mechanism_class(name).about.sample, **options}
+    ).eval()
 
 
 def left_padding(length: int) -> Tensor:
@@ -79,11 +87,15 @@ def distance(found: Tensor, expected: Tensor) -> float:
     ("form", "kind", "length"),
     grid(
         itertools.product(SCORED, KINDS, LENGTHS),
-        lambda form, kind, length: form[0] == "window" or (kind, length) == turn(SCORED, form, [*itertools.product(KINDS, LENGTHS)]),
+        lambda form, kind, length: (
+            form[0] == "window" or (kind, length) == turn(SCORED, form, [*itertools.product(KINDS, LENGTHS)])
+        ),
     ),
     ids=str,
 )
-def test_relative_terms_of_every_mechanism_are_those_of_the_definition(form: tuple[str, bool], kind: str, length: int) -> None:
+def test_relative_terms_of_every_mechanism_are_those_of_the_definition(
+    form: tuple[str, bool], kind: str, length: int
+) -> None:
     """Every kind at both lengths with `window`; with every other form, in turn."""
     name, causal = form
     q, k, v = qkv(length, grad=True)
@@ -96,7 +108,9 @@ def test_relative_terms_of_every_mechanism_are_those_of_the_definition(form: tup
     out, expected = attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments)
     same(out, expected, mask)
     weight = torch.randn_like(expected) * mask[:, None, :, None]
-    found, wanted = (torch.autograd.grad((x * weight).sum(), (q, k, v, *parameters), allow_unused=True) for x in (out, expected))
+    found, wanted = (
+        torch.autograd.grad((x * weight).sum(), (q, k, v, *parameters), allow_unused=True) for x in (out, expected)
+    )
     for a, b in zip(found, wanted, strict=True):
         if a is None or b is None:
             assert all(x is None or not x.any() for x in (a, b))
@@ -107,7 +121,9 @@ def test_relative_terms_of_every_mechanism_are_those_of_the_definition(form: tup
 @pytest.mark.thorough
 @every_scored_form
 @every_case(("length", "q_len"), [(37, None), (260, None), (260, 1)])
-def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
+def test_a_score_term_is_asked_for_positions_of_the_sequence_only(
+    name: str, causal: bool, length: int, q_len: int | None
+) -> None:
     """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
     q_len = min(q_len or length, length)
     if q_len < length and not mechanism_class(name).capabilities.takes_fewer_queries:
@@ -164,12 +180,16 @@ def test_large_scores_give_finite_outputs_and_gradients_of_the_definition(form: 
     ),
     ids=str,
 )
-def test_every_mechanism_is_exact_as_fused_attention_by_dtype(form: tuple[str, bool], dtype: torch.dtype, term: bool, length: int) -> None:
-    """Scores of standard deviation 16: half precision is off by at most four times as much as PyTorch's fused kernel is.
+def test_every_mechanism_is_exact_as_fused_attention_by_dtype(
+    form: tuple[str, bool], dtype: torch.dtype, term: bool, length: int
+) -> None:
+    """Scores of standard deviation 16: half precision is off by at most four times as much as PyTorch's fused kernel
+    is.
 
-    Masks over the tokens' keys have the kernel's error. Where a mechanism computes keys or scores from the inputs, these are rounded once
-    more to the inputs' dtype, as every layer's output is: 1.4-1.8 times for hierarchical, 2.0-2.4 for segmented with summaries by
-    attention, 2.5-3.5 for linformer's keys and synthesizer's scores. Keeping them in fp32 would run the whole call in fp32.
+    Masks over the tokens' keys have the kernel's error. Where a mechanism computes keys or scores from the inputs,
+    these are rounded once more to the inputs' dtype, as every layer's output is: 1.4-1.8 times for hierarchical,
+    2.0-2.4 for segmented with summaries by attention, 2.5-3.5 for linformer's keys and synthesizer's scores. Keeping
+        them in fp32 would run the whole call in fp32.
     """
     name, causal = form
     term = term and mechanism_class(name).capabilities.takes_score_mod
@@ -187,14 +207,19 @@ def test_every_mechanism_is_exact_as_fused_attention_by_dtype(form: tuple[str, b
 
 
 @every_case(
-    ("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).capabilities.takes_fewer_queries], of=9, code=engine_of_form
+    ("name", "causal"),
+    [form for form in FORMS if mechanism_class(form[0]).capabilities.takes_fewer_queries],
+    of=9,
+    code=engine_of_form,
 )
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
     options = {"window": 560} if "window" in mechanism_class(name).about.sample else {}
     q, k, v = (x[:1].detach().requires_grad_() for x in qkv(600))
     module, mask = built(name, **options).double(), torch.arange(600)[None] >= 60
-    out, expected = (run(q[:, :, -150:], k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend))
+    out, expected = (
+        run(q[:, :, -150:], k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend)
+    )
     same(out, expected)
     weight = torch.randn_like(out)
     for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
@@ -210,7 +235,8 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
     ids=str,
 )
 def test_written_copied_and_loaded_parameters_of_mechanisms_are_used(name: str, causal: bool) -> None:
-    """After a first call, a write to any parameter's data, a copy and a loaded state are seen, however they came about.
+    """After a first call, a write to any parameter's data, a copy and a loaded state are seen, however they came
+    about.
 
     Parameters are the same in both forms: the quick tests take them in turn."""
     q, k, v = (x.float() for x in qkv(300))
@@ -219,7 +245,11 @@ def test_written_copied_and_loaded_parameters_of_mechanisms_are_used(name: str, 
         attend(q, k, v, module, causal=causal)
         for _ in range(2):
             for parameter in module.parameters():
-                parameter.data = (torch.rand_like(parameter) * 0.9 + 0.05) if name == "adaptive_span" else torch.randn_like(parameter) * 0.3
+                parameter.data = (
+                    (torch.rand_like(parameter) * 0.9 + 0.05)
+                    if name == "adaptive_span"
+                    else torch.randn_like(parameter) * 0.3
+                )
             same(attend(q, k, v, module, causal=causal), reference_attend(q, k, v, module, causal=causal), atol=1e-4)
             for parameter in module.parameters():
                 parameter.data.mul_(0.3)
@@ -255,7 +285,9 @@ def test_a_state_goes_from_training_with_dropout_to_evaluation_and_back(name: st
         for (start, stop), dropout in zip(itertools.pairwise((0, 50, 65, 66, 120)), dropouts, strict=True):
             piece = slice(start, stop)
             call = AttentionCall(
-                causal=True, dropout=dropout, hidden_states=hidden[:, piece] if module.capabilities.takes_hidden_states else None
+                causal=True,
+                dropout=dropout,
+                hidden_states=hidden[:, piece] if module.capabilities.takes_hidden_states else None,
             )
             out, state = module.advance(*(x[:, :, piece] for x in (q, k, v)), state, call)
             outs.append(out)

@@ -1,4 +1,5 @@
-"""The option ``exact_length``: short sequences are attended in full and long ones by the mechanism, whatever else is in the batch."""
+"""The option ``exact_length``: short sequences are attended in full and long ones by the mechanism, whatever else is
+in the batch."""
 
 from __future__ import annotations
 
@@ -25,7 +26,13 @@ from tests.grids import ONLY_QUICK, grid
 from tests.reference.small_models import long_model
 from tests.shared_code import kind_of_family
 
-SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 100}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "vocab_size": 100,
+}
 
 EXACT, LENGTH = 40, 100
 LENGTHS = (EXACT, LENGTH, EXACT + 1, 5)
@@ -53,11 +60,16 @@ def layouts() -> dict[str, tuple[dict[str, Tensor], list[tuple[int, int, int]]]]
         starts = [LENGTH - length if side == "left" else 0 for length in LENGTHS]
         for row, (start, length) in enumerate(zip(starts, LENGTHS, strict=True)):
             mask[row, start : start + length] = True
-        places = [(row, start, start + length) for row, (start, length) in enumerate(zip(starts, LENGTHS, strict=True))]
+        places = [
+            (row, start, start + length) for row, (start, length) in enumerate(zip(starts, LENGTHS, strict=True))
+        ]
         found[side] = {"padding_mask": mask}, places
     ends = torch.tensor(LENGTHS).cumsum(0).tolist()
     documents = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))[None]
-    found["packed"] = {"documents": documents}, [(0, end - length, end) for end, length in zip(ends, LENGTHS, strict=True)]
+    found["packed"] = (
+        {"documents": documents},
+        [(0, end - length, end) for end, length in zip(ends, LENGTHS, strict=True)],
+    )
     return found
 
 
@@ -73,7 +85,9 @@ def test_exact_length_gives_short_sequences_full_attention_in_any_batch(layout: 
         plain = mechanism_from(name, options, num_heads=4, head_dim=16, max_length=4 * LENGTH).eval()
         plain.load_state_dict(module.state_dict())
         q, k, v = (torch.randn(rows, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
-        more: dict[str, Tensor] = {"hidden_states": torch.randn(rows, length, 64)} if module.capabilities.takes_hidden_states else {}
+        more: dict[str, Tensor] = (
+            {"hidden_states": torch.randn(rows, length, 64)} if module.capabilities.takes_hidden_states else {}
+        )
         out = attend(q, k, v, module, **arguments, **more)
         reference = reference_attend(q, k, v, module, **arguments, **more)
         gradients = torch.autograd.grad(sum(out[row, :, a:b].square().sum() for row, a, b in places), (q, k, v))
@@ -83,7 +97,10 @@ def test_exact_length_gives_short_sequences_full_attention_in_any_batch(layout: 
             own = {} if last - first <= EXACT else {name: x[at[0], at[2]] for name, x in more.items()}
             expected = attend(*alone, "full" if last - first <= EXACT else plain, **own)
             wanted = torch.autograd.grad(expected.square().sum(), alone)
-            close = [torch.allclose(out[at], expected, atol=1e-6), torch.allclose(reference[at].float(), expected, atol=1e-5)]
+            close = [
+                torch.allclose(out[at], expected, atol=1e-6),
+                torch.allclose(reference[at].float(), expected, atol=1e-5),
+            ]
             close += [torch.allclose(x[at], y, atol=1e-5) for x, y in zip(gradients, wanted, strict=True)]
             failed += [] if all(close) else [f"{name}: {last - first} tokens: {close}"]
     assert not failed, "\n".join(failed)
@@ -104,11 +121,23 @@ def test_weights_with_exact_length_are_full_for_short_sequences_only() -> None:
         (lambda: build_mechanism("window2d", num_heads=2, head_dim=8, exact_length=8), "reads a grid"),
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, order="hilbert"), "reads a grid"),
         (lambda: build_mechanism("recurrent_memory", num_heads=2, head_dim=8, exact_length=8), "memory tokens"),
-        (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, relative="shaw"), "relative positions"),
-        (lambda: build_mechanism("union", num_heads=2, head_dim=8, of="window:exact_length=8+strided"), "give exact_length to 'union'"),
+        (
+            lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, relative="shaw"),
+            "relative positions",
+        ),
+        (
+            lambda: build_mechanism("union", num_heads=2, head_dim=8, of="window:exact_length=8+strided"),
+            "give exact_length to 'union'",
+        ),
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=-1), "must be at least 0"),
-        (lambda: attend(*torch.zeros(3, 1, 2, 9, 8), "window", causal=True, exact_length=8), "this call is causal; leave it out"),
-        (lambda: LongAttentionConfig("window", exact_length=8).check_forms(2, causal=True), "layer 0 is causal; leave it out"),
+        (
+            lambda: attend(*torch.zeros(3, 1, 2, 9, 8), "window", causal=True, exact_length=8),
+            "this call is causal; leave it out",
+        ),
+        (
+            lambda: LongAttentionConfig("window", exact_length=8).check_forms(2, causal=True),
+            "layer 0 is causal; leave it out",
+        ),
     ],
 )
 def test_exact_length_is_refused_where_it_cannot_be_served(build: Any, words: str) -> None:
@@ -134,7 +163,9 @@ def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_p
     assert check.status == "passed"
     assert "at 64 tokens, as for texts of up to 64" in check.detail
     assert report.plan["short_texts"] == "of up to 64 tokens are read exactly as by the source"
-    short, long = (transformers.AutoModelForMaskedLM.from_pretrained(folder).eval() for folder in (source, tmp_path / "long"))
+    short, long = (
+        transformers.AutoModelForMaskedLM.from_pretrained(folder).eval() for folder in (source, tmp_path / "long")
+    )
     ids = torch.randint(5, SIZES["vocab_size"], (2, 200))
     with torch.no_grad():
         alone = long(ids[:1]).logits
@@ -157,10 +188,15 @@ def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_p
     [
         ({"exact_length": 65}, "beyond the 64 tokens that the source reads"),
         ({"exact_length": 64, "positions": "interpolate"}, "not read exactly as by the source: interpolate changes"),
-        ({"exact_length": 64, "layers": {1: {"mechanism": "window", "window": 8}}}, "some layers have no exact_length"),
+        (
+            {"exact_length": 64, "layers": {1: {"mechanism": "window", "window": 8}}},
+            "some layers have no exact_length",
+        ),
     ],
 )
-def test_a_conversion_plan_says_which_texts_are_read_as_by_the_source(settings: dict[str, Any], words: str, source: Path) -> None:
+def test_a_conversion_plan_says_which_texts_are_read_as_by_the_source(
+    settings: dict[str, Any], words: str, source: Path
+) -> None:
     try:
         said = str(plan_conversion(source, mechanism="window", window=8, max_length=512, **settings).short_texts)
     except OptionError as error:
@@ -175,21 +211,42 @@ READ = {"exact_length": 64}
     ("settings", "attention", "reason"),
     [
         ({"mechanism": "longformer", "window": 8}, {"mechanism": "longformer", "window": 8, **READ}, ""),
-        ({"mechanism": "window", "window": 8, "exact_length": 0}, {"mechanism": "window", "window": 8, "exact_length": 0}, ""),
-        ({"mechanism": "window", "window": 8, "max_length": 64}, {"mechanism": "window", "window": 8}, ""),  # reads no longer texts
-        ({"mechanism": "window", "window": 8, "positions": "interpolate"}, {"mechanism": "window", "window": 8}, "interpolate changes"),
+        (
+            {"mechanism": "window", "window": 8, "exact_length": 0},
+            {"mechanism": "window", "window": 8, "exact_length": 0},
+            "",
+        ),
+        # reads no longer texts
+        ({"mechanism": "window", "window": 8, "max_length": 64}, {"mechanism": "window", "window": 8}, ""),
+        (
+            {"mechanism": "window", "window": 8, "positions": "interpolate"},
+            {"mechanism": "window", "window": 8},
+            "interpolate changes",
+        ),
         ({"mechanism": "window", "window": 256}, {"mechanism": "window", "window": 256}, ""),  # covers them
         ({"mechanism": "full"}, {"mechanism": "full"}, ""),
         ({"mechanism": "linear"}, {"mechanism": "linear"}, "'linear' is not full attention over fewer keys"),
-        ({"mechanism": "synthesizer"}, {"mechanism": "synthesizer"}, "'synthesizer' adds parameters that need training"),
-        ({"mechanism": "window", "relative": "alibi"}, {"mechanism": "window", "relative": "alibi"}, "relative=alibi changes"),
+        (
+            {"mechanism": "synthesizer"},
+            {"mechanism": "synthesizer"},
+            "'synthesizer' adds parameters that need training",
+        ),
+        (
+            {"mechanism": "window", "relative": "alibi"},
+            {"mechanism": "window", "relative": "alibi"},
+            "relative=alibi changes",
+        ),
         (
             {"mechanism": "window", "window": 8, "layers": {0: {"mechanism": "full"}}},
             {"mechanism": "window", "window": 8, **READ, "layers": {"0": {"mechanism": "full"}}},
             "",
         ),
         (
-            {"mechanism": "window", "window": 8, "layers": {0: {"mechanism": "segmented", "block_size": 8}, 1: {"window": 16}}},
+            {
+                "mechanism": "window",
+                "window": 8,
+                "layers": {0: {"mechanism": "segmented", "block_size": 8}, 1: {"window": 16}},
+            },
             {
                 **{"mechanism": "window", "window": 8, **READ},
                 "layers": {"0": {"mechanism": "segmented", "block_size": 8, **READ}, "1": {"window": 16}},
@@ -198,7 +255,11 @@ READ = {"exact_length": 64}
         ),
         (
             {"layers": "window:window=8,full"},
-            {"mechanism": "window", **READ, "layers": {"in_turn": [{"mechanism": "window", "window": 8, **READ}, {"mechanism": "full"}]}},
+            {
+                "mechanism": "window",
+                **READ,
+                "layers": {"in_turn": [{"mechanism": "window", "window": 8, **READ}, {"mechanism": "full"}]},
+            },
             "",
         ),
         ({"layers": "window:window=8,linear"}, None, "'linear' is not full attention over fewer keys"),
@@ -211,24 +272,34 @@ def test_exact_length_is_by_default_the_sources_length_where_that_is_exact(
     plan = plan_conversion(source, **{"max_length": 512, **settings})
     assert attention is None or plan.attention.to_dict() == attention
     assert plan.config.long_attention == plan.attention
-    assert ("exact_length" in json.dumps(plan.attention.to_dict())) == bool(plan.short_texts.length or settings.get("exact_length") == 0)
+    assert ("exact_length" in json.dumps(plan.attention.to_dict())) == bool(
+        plan.short_texts.length or settings.get("exact_length") == 0
+    )
     assert plan.short_texts.reason.startswith(reason)
     assert bool(plan.short_texts.reason) == bool(reason)
 
 
 def test_exact_length_spares_sliding_layers_and_decoders_by_default(tmp_path: Path) -> None:
     marks = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
-    config = transformers.ModernBertConfig(**SIZES, **marks, max_position_embeddings=64, local_attention=16, global_attn_every_n_layers=2)
+    config = transformers.ModernBertConfig(
+        **SIZES, **marks, max_position_embeddings=64, local_attention=16, global_attn_every_n_layers=2
+    )
     transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "windows")
     plan = plan_conversion(tmp_path / "windows", mechanism="window", window=8, max_length=512)
-    [(name, options), *_] = [plan.attention.for_layer(layer) for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
+    [(name, options), *_] = [
+        plan.attention.for_layer(layer) for layer, kind in enumerate(config.layer_types) if kind == "full_attention"
+    ]
     assert (name, options) == ("window", {"window": 8, **READ})
-    [(name, options), *_] = [plan.attention.for_layer(layer) for layer, kind in enumerate(config.layer_types) if kind != "full_attention"]
+    [(name, options), *_] = [
+        plan.attention.for_layer(layer) for layer, kind in enumerate(config.layer_types) if kind != "full_attention"
+    ]
     assert (name, options) == ("window", {"window": 16})
     assert str(plan.short_texts) == "of up to 64 tokens are read exactly as by the source"
     sizes = {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "decoder")
-    assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {"mechanism": "window"}
+    assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {
+        "mechanism": "window"
+    }
 
 
 @pytest.mark.thorough
@@ -236,7 +307,11 @@ def test_exact_length_spares_sliding_layers_and_decoders_by_default(tmp_path: Pa
 def test_a_long_config_says_whether_its_layers_are_causal(base: str) -> None:
     """The default is decided by the config, before there is a model."""
     model = long_model(base, None, {"mechanism": "window"})
-    encoding = [site for site in attention_sites(model) if not site.cross and not (site.decoding and model.config.is_encoder_decoder)]
+    encoding = [
+        site
+        for site in attention_sites(model)
+        if not site.cross and not (site.decoding and model.config.is_encoder_decoder)
+    ]
     layers, causal = model.config.attending
     assert (layers, causal) == (len(encoding), all(site.causal for site in encoding))
 
@@ -254,6 +329,8 @@ def test_a_compiled_graph_applies_exact_length_by_row(name: str, layout: str) ->
     q, k, v = torch.randn(3, len(LENGTHS), 4, LENGTH, 16)
     mask = arguments["padding_mask"]
     torch.compiler.reset()
-    found = torch.compile(lambda q, k, v, mask: attend(q, k, v, module, padding_mask=mask), backend="eager")(q, k, v, mask)
+    found = torch.compile(lambda q, k, v, mask: attend(q, k, v, module, padding_mask=mask), backend="eager")(
+        q, k, v, mask
+    )
     real = mask[:, None, :, None]
     torch.testing.assert_close(found * real, attend(q, k, v, module, padding_mask=mask) * real, atol=1e-5, rtol=0)

@@ -1,4 +1,5 @@
-"""Every mechanism with inputs in any memory layout, with nothing but padding, and under a default device that is not theirs."""
+"""Every mechanism with inputs in any memory layout, with nothing but padding, and under a default device that is not
+theirs."""
 
 import itertools
 from typing import Any
@@ -64,7 +65,9 @@ def test_the_memory_layout_of_inputs_and_gradients_changes_no_result(name: str, 
 @every_engine
 def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
-    out = attend(q, k, v, built(name), padding_mask=torch.zeros(2, 300, dtype=torch.bool), **arguments_for(name, causal, 300))
+    out = attend(
+        q, k, v, built(name), padding_mask=torch.zeros(2, 300, dtype=torch.bool), **arguments_for(name, causal, 300)
+    )
     assert out.shape == q.shape
     assert out.isfinite().all()
     for x, grad in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v)), strict=True):
@@ -75,7 +78,12 @@ def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) ->
 @every_engine
 def test_a_default_device_changes_no_result_of_a_mechanism(name: str, causal: bool) -> None:
     """As where weights are made on the meta device around a model that runs."""
-    module, arguments, leaves, weight = built(name), arguments_for(name, causal, 300), inputs(300), torch.randn(2, 4, 300, 16)
+    module, arguments, leaves, weight = (
+        built(name),
+        arguments_for(name, causal, 300),
+        inputs(300),
+        torch.randn(2, 4, 300, 16),
+    )
     expected = with_gradients(attend(*leaves, module, **arguments), leaves, weight)
     BYTE_CACHE.clear()
     with torch.device("meta"):
@@ -113,7 +121,9 @@ def padded(x: Tensor, real: Tensor, value: float) -> Tensor:
     return x.detach().masked_fill(~(mask if x.dim() == 3 else mask[:, None]), value).requires_grad_()
 
 
-def differences(module: Mechanism, causal: bool, length: int, side: str, value: float, q_len: int | None = None, **more: Any) -> list[str]:
+def differences(
+    module: Mechanism, causal: bool, length: int, side: str, value: float, q_len: int | None = None, **more: Any
+) -> list[str]:
     """Names of outputs and gradients of real tokens that ``value`` in padding changes, or that are not finite."""
     real = real_tokens(length, side)
     arguments = {**arguments_for(module.name, causal, length), "padding_mask": real, **more}
@@ -129,7 +139,9 @@ def differences(module: Mechanism, causal: bool, length: int, side: str, value: 
         torch.manual_seed(0)
         out = attend(q, k, v, module, **arguments, **({"hidden_states": hidden[0]} if hidden else {}))
         rows = real[:, None, -q.shape[2] :, None]
-        gradients = torch.autograd.grad(torch.where(rows, out, 0.0).square().sum(), (*leaves, *module.parameters()), allow_unused=True)
+        gradients = torch.autograd.grad(
+            torch.where(rows, out, 0.0).square().sum(), (*leaves, *module.parameters()), allow_unused=True
+        )
         found.append([torch.where(rows, out, 0.0), *(x for x in gradients if x is not None)])
     case = f"{module.name}, causal={causal}, {length} tokens, padding {side} of {value}, {more or ''}"
     return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, atol=1e-5)]
@@ -160,7 +172,10 @@ def test_no_value_of_an_encoders_padding_reaches_a_query_of_the_decoder(queries:
         module.is_cross_attention = True
         if module.capabilities.takes_fewer_queries or queries == 300:
             q, *keys = inputs(300)
-            runs = (attend(q[:, :, :queries], *(padded(x, real, value) for x in keys), module, padding_mask=real) for value in (0.0, NAN))
+            runs = (
+                attend(q[:, :, :queries], *(padded(x, real, value) for x in keys), module, padding_mask=real)
+                for value in (0.0, NAN)
+            )
             failed += [] if torch.allclose(*runs, atol=1e-5) else [name]
     assert not failed
 
@@ -175,9 +190,13 @@ def test_padding_reaches_no_real_token_with_other_options_and_arguments(side: st
         failed += differences(built(name), True, length, side, INF)
         failed += differences(built(name), True, length, side, NAN, dropout_p=0.1)
         failed += differences(built(name), True, length, side, NAN, q_len=20)
-        failed += differences(built(name), False, length, side, NAN, documents=(torch.arange(length) > 40).long().expand(2, -1))
+        failed += differences(
+            built(name), False, length, side, NAN, documents=(torch.arange(length) > 40).long().expand(2, -1)
+        )
     for name in ("window", "full", "bigbird"):
-        failed += differences(built(name), False, length, side, NAN, score_mod=lambda score, b, h, i, j: score - 0.01 * (i - j).abs())
+        failed += differences(
+            built(name), False, length, side, NAN, score_mod=lambda score, b, h, i, j: score - 0.01 * (i - j).abs()
+        )
     assert not failed, "\n".join(dict.fromkeys(failed))
 
 
@@ -193,7 +212,9 @@ def test_no_value_of_padding_reaches_a_real_token_of_a_definition() -> None:
     for name, causal in FORMS:
         module, tensors, arguments = built(name), inputs(60), arguments_for(name, causal, 60)
         expected, found = (real_rows(reference_attend, tensors, value, module, **arguments) for value in (0.0, NAN))
-        weights = attention_weights(module, *(padded(x, real, NAN) for x in tensors[:2]), padding_mask=real, **arguments)
+        weights = attention_weights(
+            module, *(padded(x, real, NAN) for x in tensors[:2]), padding_mask=real, **arguments
+        )
         if not torch.equal(expected, found) or not weights.isfinite().all():
             failed.append(f"{name}, causal={causal}")
     assert not failed, "\n".join(failed)
@@ -217,7 +238,10 @@ def weights_of_padding(module: Mechanism, side: str, q_len: int = 60, run: Any =
 @pytest.mark.thorough
 @every_case("side", SIDES)
 def test_attention_weights_of_padding_are_zeros(side: str) -> None:
-    found = {f"{name}, causal={causal}": weights_of_padding(built(name), side, **arguments_for(name, causal, 60)) for name, causal in FORMS}
+    found = {
+        f"{name}, causal={causal}": weights_of_padding(built(name), side, **arguments_for(name, causal, 60))
+        for name, causal in FORMS
+    }
     assert not [label for label, weights in found.items() if weights.any()]
     assert not weights_of_padding(built("window"), side, q_len=50).any()
 
@@ -226,7 +250,9 @@ def test_attention_weights_of_padding_are_zeros(side: str) -> None:
 @every_case("side", SIDES)
 def test_attention_weights_of_padding_are_zeros_in_a_graph(side: str) -> None:
     module = built("window")
-    assert not weights_of_padding(module, side, run=torch.compile(attention_weights, backend="eager", fullgraph=True)).any()
+    assert not weights_of_padding(
+        module, side, run=torch.compile(attention_weights, backend="eager", fullgraph=True)
+    ).any()
 
 
 @every_case("queries", [20, 60, 90])

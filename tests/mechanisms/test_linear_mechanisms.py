@@ -68,10 +68,15 @@ def test_large_keys_do_not_overflow_hedgehog_features() -> None:
 @every_case("opposite", [False, True], ids=["independent", "opposite"], pairs=True)
 @every_case("std", [4.0, 7.0, 20.0])
 @every_case("name", LINEAR)
-def test_linear_mechanisms_equal_their_definitions_for_large_queries_and_keys(name: str, std: float, opposite: bool) -> None:
-    """Whole, in pieces, step by step and defined are one, and no row knows a later key, whatever the size of the scores."""
+def test_linear_mechanisms_equal_their_definitions_for_large_queries_and_keys(
+    name: str, std: float, opposite: bool
+) -> None:
+    """Whole, in pieces, step by step and defined are one, and no row knows a later key, whatever the size of the
+    scores."""
     torch.manual_seed(0)
-    q, k, v = (size * torch.randn(2, heads, 150, 64, dtype=torch.float64) for heads, size in ((4, std), (2, std), (2, 1.0)))
+    q, k, v = (
+        size * torch.randn(2, heads, 150, 64, dtype=torch.float64) for heads, size in ((4, std), (2, std), (2, 1.0))
+    )
     if opposite:
         q = -k.repeat_interleave(2, 1)
     mask = torch.ones(2, 150, dtype=torch.bool)
@@ -80,11 +85,14 @@ def test_linear_mechanisms_equal_their_definitions_for_large_queries_and_keys(na
     torch.manual_seed(0)
     module = build_mechanism(name, num_heads=4, head_dim=64, **mechanism_class(name).about.sample).eval()
     assert isinstance(module, LinearMechanism)
-    # Products of Hedgehog's features below exp(-87) are zeros in fp32, as its docstring says: a row that has no others is one of zeros.
+    # Products of Hedgehog's features below exp(-87) are zeros in fp32, as its docstring says: a row that has no others
+    # is one of zeros.
     within_fp32 = not (name == "hedgehog" and std == 20.0 and opposite)
     for causal in (False, True):
         expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask) * real
-        torch.testing.assert_close(attend(q, k, v, module, causal=causal, padding_mask=mask) * real, expected, atol=1e-10, rtol=0)
+        torch.testing.assert_close(
+            attend(q, k, v, module, causal=causal, padding_mask=mask) * real, expected, atol=1e-10, rtol=0
+        )
         found = attend(q.float(), k.float(), v.float(), module, causal=causal, padding_mask=mask)
         assert found.isfinite().all()
         if within_fp32:
@@ -111,7 +119,11 @@ def test_exponential_features_of_large_keys_have_the_gradients_of_the_definition
     q, k, v = ((20 * torch.randn(1, heads, 100, 16, dtype=torch.float64)).requires_grad_() for heads in (4, 2, 2))
     module = built("performer")
     out, expected = attend(q, k, v, module, causal=causal), reference_attend(q, k, v, module, causal=causal)
-    for a, b in zip(torch.autograd.grad(out.sin().sum(), (q, k, v)), torch.autograd.grad(expected.sin().sum(), (q, k, v)), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(out.sin().sum(), (q, k, v)),
+        torch.autograd.grad(expected.sin().sum(), (q, k, v)),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -190,7 +202,9 @@ def test_the_error_of_performer_falls_with_the_root_of_the_number_of_features() 
     expected = attend(q, k, v, "full")
     errors = []
     for features in (16, 64, 256, 1024):
-        runs = [attend(q, k, v, "performer", num_features=features, seed=seed, redraw_interval=0) for seed in range(1, 9)]
+        runs = [
+            attend(q, k, v, "performer", num_features=features, seed=seed, redraw_interval=0) for seed in range(1, 9)
+        ]
         errors.append(torch.stack([(out - expected).square().mean() for out in runs]).mean().sqrt().item())
     for few, many in pairwise(errors):
         assert 0.35 < many / few < 0.65, "four times the features halve the error"
@@ -201,7 +215,10 @@ def test_the_relu_kernel_of_performer_equals_its_definition() -> None:
     module = performer_built(kernel="relu")
     for causal in (False, True):
         torch.testing.assert_close(
-            attend(q, k, v, module, causal=causal), reference_attend(q, k, v, module, causal=causal).float(), atol=1e-5, rtol=0
+            attend(q, k, v, module, causal=causal),
+            reference_attend(q, k, v, module, causal=causal).float(),
+            atol=1e-5,
+            rtol=0,
         )
 
 
@@ -225,7 +242,9 @@ def test_gradients_of_the_mixture_and_features_of_hybrid_equal_the_definition(ca
     q, k, v = inputs(150)
     module = build_mechanism("hybrid", num_heads=4, head_dim=16, window=10)
     got = torch.autograd.grad(attend(q, k, v, module, causal=causal).square().sum(), list(module.parameters()))
-    wanted = torch.autograd.grad(reference_attend(q, k, v, module, causal=causal).square().sum(), list(module.parameters()))
+    wanted = torch.autograd.grad(
+        reference_attend(q, k, v, module, causal=causal).square().sum(), list(module.parameters())
+    )
     assert len(got) == 3
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
@@ -236,7 +255,9 @@ def test_softmax_estimates_of_hybrid_are_on_the_scale_of_the_window() -> None:
     q, k, v = inputs()
     arguments = {"causal": True, "window": 16, "features": "taylor:feature_dim=16", "mixing": 1.0}
     small = 1e-3 * q  # the polynomial of small products is their exp, so that near and far terms are alike
-    torch.testing.assert_close(attend(small, k, v, "hybrid", **arguments), attend(small, k, v, "full", causal=True), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        attend(small, k, v, "hybrid", **arguments), attend(small, k, v, "full", causal=True), atol=1e-6, rtol=0
+    )
     for size in (-10.0, 10.0):  # scores of -400 and 400
         q, k = torch.full_like(q, size), torch.full_like(k, 10.0)
         out, expected = attend(q, k, v, "hybrid", **arguments), reference_attend(q, k, v, "hybrid", **arguments)

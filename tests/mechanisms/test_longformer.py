@@ -49,7 +49,12 @@ def arguments(length: int, count: int, causal: bool = False) -> dict[str, Any]:
     real[1, : length // 3] = False
     marked = torch.zeros(2, length, dtype=torch.bool)
     marked[0, torch.randperm(length)[:count]] = marked[1, -1] = True
-    return {"hidden_states": torch.randn(2, length, WIDTH), "padding_mask": real, "global_mask": marked, "causal": causal}
+    return {
+        "hidden_states": torch.randn(2, length, WIDTH),
+        "padding_mask": real,
+        "global_mask": marked,
+        "causal": causal,
+    }
 
 
 def qkv(length: int) -> list[Tensor]:
@@ -142,9 +147,13 @@ REAL = IDS != 0
     [
         (GlobalTokenIds(positions=(0, 3)), ["1..1......", "..1..1....", "1..1......"]),
         (GlobalTokenIds(token_ids=(7, 8)), [".11...1...", "...1......", ".11......."]),
-        (GlobalTokenIds(token_ids=(0, 7)), [".1....1...", "...1......", ".1........"]),  # 0 pads: padding is never global
+        # 0 pads: padding is never global
+        (GlobalTokenIds(token_ids=(0, 7)), [".1....1...", "...1......", ".1........"]),
         (GlobalTokenIds(first_segment=True, separator=2), ["111.......", "..11......", ".........."]),
-        (GlobalTokenIds(positions=(0,), token_ids=(9,), first_segment=True, separator=2), ["111..1....", "..11.1111.", "1..1111111"]),
+        (
+            GlobalTokenIds(positions=(0,), token_ids=(9,), first_segment=True, separator=2),
+            ["111..1....", "..11.1111.", "1..1111111"],
+        ),
     ],
 )
 def test_rules_of_global_tokens_mark_positions_ids_and_segments(rule: GlobalTokenIds, expected: list[str]) -> None:
@@ -162,7 +171,8 @@ def test_a_rule_of_global_segments_needs_their_separator() -> None:
 
 def test_global_token_ids_of_a_model_equal_the_same_mask() -> None:
     config = families.LongBertConfig(
-        **SIZES, long_attention={"mechanism": "longformer", "window": 4, "global_first_segment": True, "separator_token_id": 2}
+        **SIZES,
+        long_attention={"mechanism": "longformer", "window": 4, "global_first_segment": True, "separator_token_id": 2},
     )
     model = families.LongBertModel(config).eval()
     ids = torch.randint(3, 90, (2, 40))
@@ -172,7 +182,9 @@ def test_global_token_ids_of_a_model_equal_the_same_mask() -> None:
     marks = torch.zeros_like(ids)
     marks[:, :9] = 1
     with torch.no_grad():
-        by_rule, by_mask = (model(ids, attention_mask=mask, **given)[0] for given in ({}, {"global_attention_mask": marks}))
+        by_rule, by_mask = (
+            model(ids, attention_mask=mask, **given)[0] for given in ({}, {"global_attention_mask": marks})
+        )
     assert torch.equal(by_rule, by_mask)
     with pytest.raises(InputError, match="inputs_embeds came without input_ids"):
         model(inputs_embeds=torch.randn(1, 5, 32))
@@ -181,7 +193,14 @@ def test_global_token_ids_of_a_model_equal_the_same_mask() -> None:
 def test_generation_equals_the_full_forward_when_ids_are_global() -> None:
     chosen = {"mechanism": "longformer", "window": 4, "global_tokens": (), "global_token_ids": (5, 6, 7, 8)}
     config = families.FAMILIES["gpt2"].config_class(
-        vocab_size=12, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=None, long_attention=chosen
+        vocab_size=12,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=None,
+        long_attention=chosen,
     )
     model = families.LongGPT2LMHeadModel(config).eval()
     for parameter in model.parameters():
@@ -190,7 +209,13 @@ def test_generation_equals_the_full_forward_when_ids_are_global() -> None:
     mask = torch.ones_like(prompt)
     mask[1, :3] = 0
     grown = model.generate(
-        prompt, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_scores=True
+        prompt,
+        attention_mask=mask,
+        max_new_tokens=12,
+        do_sample=False,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     whole = torch.cat([mask, torch.ones(2, 12, dtype=mask.dtype)], 1)
     positions = (whole.cumsum(-1) - 1).clamp(min=0)
@@ -210,16 +235,25 @@ def test_layers_with_contradicting_rules_of_global_tokens_are_refused() -> None:
         families.LongBertModel(config)
 
 
-@pytest.mark.parametrize(("kind", "layer", "own"), [("Bert", "encoder.layer.1.attention.self", "query"), ("GPT2", "h.1.attn", "c_attn")])
+@pytest.mark.parametrize(
+    ("kind", "layer", "own"), [("Bert", "encoder.layer.1.attention.self", "query"), ("GPT2", "h.1.attn", "c_attn")]
+)
 def test_separate_global_projections_begin_as_copies(kind: str, layer: str, own: str, tmp_path: Path) -> None:
-    """Written by the converter, and made by loading a short checkpoint directly: the same values, equal to ordinary global rows."""
-    getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SIZES)).save_pretrained(tmp_path / "short")
-    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=8, separate_global=True)
+    """Written by the converter, and made by loading a short checkpoint directly: the same values, equal to ordinary
+    global rows."""
+    getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SIZES)).save_pretrained(
+        tmp_path / "short"
+    )
+    report = convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="longformer", window=8, separate_global=True
+    )
     assert report.verified
     assert tensor_counts(report)["new"] == 12
     written = load_file(tmp_path / "long" / "model.safetensors")
     original = written[f"{layer}.{own}.weight"]
-    assert torch.equal(written[f"{layer}.long_attention.separate.query.weight"], original if kind == "Bert" else original.T[:32])
+    assert torch.equal(
+        written[f"{layer}.long_attention.separate.query.weight"], original if kind == "Bert" else original.T[:32]
+    )
     long_class = families.FAMILIES[kind.lower()].model_class(f"{kind}Model")
 
     def loaded(long_attention: dict[str, Any]) -> Any:
@@ -238,9 +272,14 @@ def test_separate_global_projections_begin_as_copies(kind: str, layer: str, own:
 def test_global_tokens_are_found_once_for_all_layers(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which waits for a GPU; and again for the next pass, though its mask is the same tensor with other values."""
     config: Any = families.LongBertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, max_position_embeddings=1024,
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=1024,
         long_attention={"mechanism": "longformer", "window": 8},
-    )  # fmt: skip
+    )
     model: Any = families.LongBertModel(config).eval()
     found: list[Tensor] = []
 

@@ -61,11 +61,15 @@ def test_linformer_pooling_and_convolution_take_any_length() -> None:
     q, k, v = torch.randn(3, 1, 4, 333, 8)
     for options in ({"rank": 7, "projection": "pooling"}, {"rank": 7, "projection": "convolution", "max_length": 40}):
         module = built(options)
-        torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0
+        )
 
 
 def test_linformer_refuses_a_text_longer_than_its_projection() -> None:
-    with pytest.raises(InputError, match=r"65 tokens.*rows for 64; shorten it, or .*max_length=65 or projection='pooling'\.$"):
+    with pytest.raises(
+        InputError, match=r"65 tokens.*rows for 64; shorten it, or .*max_length=65 or projection='pooling'\.$"
+    ):
         attend(*torch.randn(3, 1, 4, 65, 8), "linformer", rank=8, max_length=64)
 
 
@@ -103,7 +107,9 @@ def test_empty_nystrom_landmarks_of_a_short_text_do_not_count_in_the_norm() -> N
     mask = torch.ones(2, 120, dtype=torch.bool)
     mask[1, 1:] = False
     for route in (attend, reference_attend):
-        torch.testing.assert_close(route(*batch, module, padding_mask=mask)[0], route(*batch[:, :1], module)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            route(*batch, module, padding_mask=mask)[0], route(*batch[:, :1], module)[0], atol=1e-5, rtol=0
+        )
 
 
 def test_the_convolution_of_nystrom_begins_as_zero() -> None:
@@ -120,7 +126,15 @@ def test_the_iterations_of_nystrom_reach_the_pseudo_inverse() -> None:
     assert not torch.allclose(pseudo_inverse(a, 2, True), pseudo_inverse(a, 2, False))
 
 
-MIXTURES = ["dense", "factorized_dense", "random", "factorized_random", "dense+dot_product", "random+dot_product", "dense+random"]
+MIXTURES = [
+    "dense",
+    "factorized_dense",
+    "random",
+    "factorized_random",
+    "dense+dot_product",
+    "random+dot_product",
+    "dense+random",
+]
 SYNTHESIZER_FORMS = [*MIXTURES, "factorized_dense+factorized_random+dot_product"]
 
 
@@ -146,8 +160,13 @@ def test_every_synthesizer_variant_equals_its_definition_with_all_gradients(vari
     torch.testing.assert_close(out[:1, :, 30:], alone, atol=1e-5, rtol=0)
     last = attend(leaves[0][:, :, -3:], *leaves[1:], module, causal=causal, padding_mask=mask)
     torch.testing.assert_close(last * real[:, :, -3:], (out * real)[:, :, -3:], atol=1e-5, rtol=0)
-    leaves, module, weight = [x.detach().double().requires_grad_() for x in leaves], module.double(), torch.randn_like(expected) * real
-    wanted = [*leaves, *module.parameters()]  # in float64: what is added up here rounds by more than a mistake would show
+    leaves, module, weight = (
+        [x.detach().double().requires_grad_() for x in leaves],
+        module.double(),
+        torch.randn_like(expected) * real,
+    )
+    # in float64: what is added up here rounds by more than a mistake would show
+    wanted = [*leaves, *module.parameters()]
     outputs = [f(*leaves, module, causal=causal, padding_mask=mask) for f in (attend, reference_attend)]
     found, exact = (torch.autograd.grad((x * weight).sum(), wanted, allow_unused=True) for x in outputs)
     for a, b in zip(found, exact, strict=True):
@@ -174,7 +193,9 @@ def test_a_plain_checkpoint_loads_into_synthesizer_with_drawn_values(tmp_path: P
     plain = plain_model("gpt2")
     plain.save_pretrained(tmp_path)
     attention = {"mechanism": "synthesizer", "variant": "random+dense", "trainable": trainable}
-    longer = type(long_like(plain, "gpt2", {"mechanism": "full"})).from_pretrained(tmp_path, config=long_config("gpt2", attention))
+    longer = type(long_like(plain, "gpt2", {"mechanism": "full"})).from_pretrained(
+        tmp_path, config=long_config("gpt2", attention)
+    )
     matrices = [value for name, value in longer.state_dict().items() if name.endswith("random.matrix")]
     assert len(matrices) == 3
     assert all(0.9 < value.std() < 1.1 for value in matrices)

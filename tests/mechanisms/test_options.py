@@ -43,14 +43,62 @@ ODD: list[Any] = [
     *NUMBERS,
     *(float(number) for number in (-1, 0, 1, 3)),
     *(0.5, -0.5, 1.5, 1e300, math.inf, -math.inf, math.nan),
-    *(None, True, False, "", " ", "x", "none", "None", "5", "-1", "1e3", "1_0", "٣", "²", "nan", "true", "\ud800", "a=b", "window", "mean"),
+    *(
+        None,
+        True,
+        False,
+        "",
+        " ",
+        "x",
+        "none",
+        "None",
+        "5",
+        "-1",
+        "1e3",
+        "1_0",
+        "٣",
+        "²",
+        "nan",
+        "true",
+        "\ud800",
+        "a=b",
+        "window",
+        "mean",
+    ),
     *([], [0], [1], [-1], [1, 1], [0, 0, 0], [10**12], [1.5], ["x"], [None], [True], [[1]], [[]], (2, 3)),
-    *({}, {"x": 1}, {"mechanism": "window"}, {"mechanism": "nothing"}, {"mechanism": 5}, {"mechanism": "window", "window": 0}, [{}]),
-    *("shaw:clip=0", "shaw:clip=-1", "shaw:clip=x", "shaw:", "t5_buckets:num_buckets=0", "t5_buckets:max_distance=1", "alibi:x=1"),
-    *("window:window=8", "window:window=0", "window:", ":window", "0-1=window", "5=window", "window:window=8+full", "union", "hybrid"),
+    *(
+        {},
+        {"x": 1},
+        {"mechanism": "window"},
+        {"mechanism": "nothing"},
+        {"mechanism": 5},
+        {"mechanism": "window", "window": 0},
+        [{}],
+    ),
+    *(
+        "shaw:clip=0",
+        "shaw:clip=-1",
+        "shaw:clip=x",
+        "shaw:",
+        "t5_buckets:num_buckets=0",
+        "t5_buckets:max_distance=1",
+        "alibi:x=1",
+    ),
+    *(
+        "window:window=8",
+        "window:window=0",
+        "window:",
+        ":window",
+        "0-1=window",
+        "5=window",
+        "window:window=8+full",
+        "union",
+        "hybrid",
+    ),
     *(object(), b"5", 3 + 0j),
 ]
-"""What people and damaged files write: numbers out of range, of another type, lists, mappings, names of other options."""
+"""What people and damaged files write: numbers out of range, of another type, lists, mappings, names of other
+options."""
 
 
 def refused(call: Callable[[], Any]) -> tuple[bool, Any]:
@@ -68,7 +116,9 @@ def refused(call: Callable[[], Any]) -> tuple[bool, Any]:
 def built(name: str, options: dict[str, Any]) -> Mechanism | None:
     """The mechanism, or ``None`` where the options were refused with a sentence."""
     torch.manual_seed(0)
-    return refused(lambda: mechanism_from(name, options, num_heads=HEADS, head_dim=HEAD_DIM, max_length=max(LENGTHS)).eval())[1]
+    return refused(
+        lambda: mechanism_from(name, options, num_heads=HEADS, head_dim=HEAD_DIM, max_length=max(LENGTHS)).eval()
+    )[1]
 
 
 def assert_right(module: Mechanism) -> None:
@@ -86,7 +136,9 @@ def assert_right(module: Mechanism) -> None:
                 continue
             assert out.shape == q.shape
             assert out.isfinite().all()
-            torch.testing.assert_close(out, reference_attend(q, k, v, module, causal=causal, **more), atol=1e-8, rtol=1e-6)
+            torch.testing.assert_close(
+                out, reference_attend(q, k, v, module, causal=causal, **more), atol=1e-8, rtol=1e-6
+            )
 
 
 FOUND_RIGHT: set[tuple[str, str]] = set()
@@ -101,7 +153,8 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
     code=lambda name, *rest: name,
 )
 def test_one_option_out_of_its_range_is_refused_or_computed_as_defined(name: str, option: str, turn: int) -> None:
-    """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other half."""
+    """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other
+    half."""
     for number, value in enumerate(ODD):
         for others in (({}, mechanism_class(name).about.sample)[(number + turn) % 2],):
             module = built(name, {**others, option: value})
@@ -139,10 +192,22 @@ def test_several_options_out_of_their_range_are_refused_or_computed_as_defined(n
 
 
 @drawn(200)
-@given(st.sampled_from(list_mechanisms()), st.integers(-3, 70), st.integers(-3, 70), st.integers(-3, 200), st.integers(-3, 200))
+@given(
+    st.sampled_from(list_mechanisms()),
+    st.integers(-3, 70),
+    st.integers(-3, 70),
+    st.integers(-3, 200),
+    st.integers(-3, 200),
+)
 @example("window", 0, 8, 0, 0)
-def test_a_layer_of_an_impossible_shape_is_refused(name: str, heads: int, head_dim: int, hidden_size: int, max_length: int) -> None:
-    no, _ = refused(lambda: build_mechanism(name, num_heads=heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length))
+def test_a_layer_of_an_impossible_shape_is_refused(
+    name: str, heads: int, head_dim: int, hidden_size: int, max_length: int
+) -> None:
+    no, _ = refused(
+        lambda: build_mechanism(
+            name, num_heads=heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length
+        )
+    )
     assert no or min(heads, head_dim, hidden_size, max_length) > 0
 
 
@@ -165,14 +230,22 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("adaptive_span", {"span_loss_weight": "nan"}, "must be a finite number"),
     ("bigbird", {"num_window_blocks": 4}, "'num_window_blocks' of mechanism 'bigbird' is 4, but must be odd"),
     ("bigbird", {"random_pattern": "seded"}, "Did you mean 'seeded'"),
-    ("bigbird", {"random_pattern": "hf_eval", "num_global_blocks": 2}, "exists for num_window_blocks=3 and num_global_blocks=1 only"),
+    (
+        "bigbird",
+        {"random_pattern": "hf_eval", "num_global_blocks": 2},
+        "exists for num_window_blocks=3 and num_global_blocks=1 only",
+    ),
     ("fixed", {"block_size": 4, "num_summary": 5}, "give at most num_summary=4"),
     ("hedgehog", {"feature_dim": 7}, "'feature_dim' of mechanism 'hedgehog' is 7, but must be even"),
     ("hierarchical", {"block_size": 7}, "even and at least 2"),
     ("hybrid", {"mixing": 0.0}, "must be above 0"),
     ("hybrid", {"features": "performer"}, "performer.*cannot be added to a softmax"),
     ("hybrid", {"features": "taylor:feature_dim=7"}, "feature_dim"),
-    ("linformer", {"rank": 513}, "'rank'.*is 513, but must be at most the longest text, 512 tokens; for example rank="),
+    (
+        "linformer",
+        {"rank": 513},
+        "'rank'.*is 513, but must be at most the longest text, 512 tokens; for example rank=",
+    ),
     ("linformer", {"rank": 8, "max_length": None}, "neither the model nor the option max_length says how many"),
     ("lsh", {"num_buckets": 7}, "even number"),
     ("nystrom", {"conv_kernel": 4}, "'conv_kernel'.*is 4, but must be odd"),
@@ -186,12 +259,18 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
 
 
 @every_case(("name", "options", "sentence"), IMPOSSIBLE, ids=str)
-def test_impossible_options_of_mechanisms_are_refused_with_their_reason(name: str, options: dict[str, Any], sentence: str) -> None:
+def test_impossible_options_of_mechanisms_are_refused_with_their_reason(
+    name: str, options: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(OptionError, match=sentence):
         build(name, **options)
 
 
-@every_case(("name", "options"), [("linformer", {"rank": 4}), ("nystrom", {}), ("bigbird", {"random_pattern": "hf_eval"})], ids=str)
+@every_case(
+    ("name", "options"),
+    [("linformer", {"rank": 4}), ("nystrom", {}), ("bigbird", {"random_pattern": "hf_eval"})],
+    ids=str,
+)
 def test_mechanisms_without_a_causal_form_refuse_causal_calls(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="exists only with causal=False"):
         attend(*torch.randn(3, 1, 4, 20, 8), name, causal=True, **options)
@@ -225,17 +304,24 @@ LEAST = [
 
 @every_case(
     ("name", "option", "least", "training"),
-    grid([(*one, training) for one in LEAST for training in (False, True)], lambda *cell: LEAST.index(cell[:3]) % 2 == cell[3]),
+    grid(
+        [(*one, training) for one in LEAST for training in (False, True)],
+        lambda *cell: LEAST.index(cell[:3]) % 2 == cell[3],
+    ),
     of=9,
     code=lambda name, *rest: name,
 )
 def test_the_least_value_of_each_option_gives_the_definition_with_its_gradients(
     name: str, option: str, least: int, training: bool
-) -> None:  # fmt: skip
+) -> None:
     """At a length for which no mask over all pairs is taken."""
     length = 280
-    options = {key: value for key, value in mechanism_class(name).about.sample.items() if (key, value) != ("bptt", True)}
-    no, module = refused(lambda: mechanism_from(name, options | {option: least}, num_heads=HEADS, head_dim=HEAD_DIM, max_length=length))
+    options = {
+        key: value for key, value in mechanism_class(name).about.sample.items() if (key, value) != ("bptt", True)
+    }
+    no, module = refused(
+        lambda: mechanism_from(name, options | {option: least}, num_heads=HEADS, head_dim=HEAD_DIM, max_length=length)
+    )
     if no:
         return
     module = module.double().train(training)
@@ -250,7 +336,9 @@ def test_the_least_value_of_each_option_gives_the_definition_with_its_gradients(
         expected = reference_attend(*twins[1], module, causal=causal)
         torch.testing.assert_close(out, expected, atol=1e-8, rtol=0)
         weight = torch.randn_like(out)
-        gradients = (torch.autograd.grad((x * weight).sum(), twin) for x, twin in zip((out, expected), twins, strict=True))
+        gradients = (
+            torch.autograd.grad((x * weight).sum(), twin) for x, twin in zip((out, expected), twins, strict=True)
+        )
         for got, wanted in zip(*gradients, strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-8, rtol=0)
 
@@ -287,12 +375,14 @@ NUMERIC = [
     if re.search(r"\b(int|float)\b", str(field.type))
 ]
 MAX_BYTES, MAX_OPERATIONS = 1 << 26, 50_000
-"""For 300 tokens and 2 heads of 4. All pairs of them, as int64, have 1.4 MB; the largest tables by option have 33 MB."""
+"""For 300 tokens and 2 heads of 4. All pairs of them, as int64, have 1.4 MB; the largest tables by option have 33
+MB."""
 
 
 @every_case(("name", "option"), NUMERIC, by="name", of=3, code=lambda name, *rest: name)
 def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(name: str, option: str) -> None:
-    """At a length for which no mask over all pairs is taken. The patterns of ``longattn inspect`` are those of ``attend``."""
+    """At a length for which no mask over all pairs is taken. The patterns of ``longattn inspect`` are those of
+    ``attend``."""
     length, field = 300, options_of(name)[option]
     most, entries = field.metadata["most"], "tuple" in str(field.type)
     sample = {**mechanism_class(name).about.sample, **({"rank": 4} if option == "max_length" else {})}
@@ -300,14 +390,21 @@ def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(
         with Sizes() as sizes:
             no, module = refused(
                 partial(
-                    mechanism_from, name, {**sample, option: (value,) if entries else value}, num_heads=2, head_dim=4, max_length=length
+                    mechanism_from,
+                    name,
+                    {**sample, option: (value,) if entries else value},
+                    num_heads=2,
+                    head_dim=4,
+                    max_length=length,
                 )
             )
             for causal in (False, True):
                 if no or module.causal not in ("both", causal):
                     continue
                 q, k, v = torch.randn(3, 1, 2, length, 4)
-                more: dict[str, Any] = {"hidden_states": torch.randn(1, length, 8)} if module.capabilities.takes_hidden_states else {}
+                more: dict[str, Any] = (
+                    {"hidden_states": torch.randn(1, length, 8)} if module.capabilities.takes_hidden_states else {}
+                )
                 more |= {"grid": (15, 20)} if module.capabilities.needs_grid else {}
                 with torch.no_grad():
                     refused(partial(attend, q, k, v, module.eval(), causal=causal, **more))
@@ -316,7 +413,10 @@ def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(
         assert sizes.operations <= MAX_OPERATIONS, value
 
 
-@every_case("relative", ["shaw:clip=10**9", "t5_buckets:num_buckets=4*10**8,max_distance=10**9", "t5_buckets:max_distance=10**9"])
+@every_case(
+    "relative",
+    ["shaw:clip=10**9", "t5_buckets:num_buckets=4*10**8,max_distance=10**9", "t5_buckets:max_distance=10**9"],
+)
 def test_settings_of_relative_positions_size_no_endless_table(relative: str) -> None:
     relative = relative.replace("4*10**8", "400000000").replace("10**9", "1000000000")
     no, module = refused(partial(build_mechanism, "window", num_heads=2, head_dim=4, relative=relative))

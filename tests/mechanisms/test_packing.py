@@ -1,4 +1,5 @@
-"""Packed documents give what they give alone, by ``attend`` and in models. Padding and packing cost what real tokens cost."""
+"""Packed documents give what they give alone, by ``attend`` and in models. Padding and packing cost what real tokens
+cost."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def alone(x: Tensor, row: int, first: int, last: int) -> Tensor:
     return x[row : row + 1, :, first:last].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
 
 
-def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor], weight: Tensor, **arguments: Any) -> list[Tensor]:
+def one_by_one(
+    module: Mechanism, sizes: list[list[int]], tensors: list[Tensor], weight: Tensor, **arguments: Any
+) -> list[Tensor]:
     """Output of every document in a separate call, and gradients of q, k, v, put together."""
     found = [torch.zeros_like(x) for x in (tensors[0], *tensors)]
     hidden, chosen = arguments.pop("hidden_states", None), arguments.pop("global_mask", None)
@@ -77,7 +80,9 @@ def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor],
 @pytest.mark.thorough
 @every_case(("name", "causal"), FORMS, of=9, code=engine_of_form, ids=str)
 def test_each_packed_document_is_bit_for_bit_as_alone(name: str, causal: bool) -> None:
-    module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample}).eval()
+    module = build_mechanism(
+        name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample}
+    ).eval()
     sizes = [SIZES, [100, LENGTH - 100]]
     tensors = [token_major(2, heads, LENGTH, grad=True) for heads in (4, 2, 2)]
     arguments: dict[str, Any] = {"causal": causal}
@@ -125,16 +130,23 @@ def test_packed_documents_with_padding_and_few_queries_equal_the_definition(name
     mask[0, :7], mask[1, -20:], mask[0, 90:110] = False, False, False
     arguments: dict[str, Any] = {"causal": True, "padding_mask": mask, "documents": numbers(SIZES).expand(2, -1)}
     whole = attend(q, k, v, module, **arguments)
-    torch.testing.assert_close(whole.double() * mask[:, None, :, None], reference_attend(q, k, v, module, **arguments), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        whole.double() * mask[:, None, :, None], reference_attend(q, k, v, module, **arguments), atol=1e-5, rtol=0
+    )
     last = attend(q[:, :, -200:], k, v, module, **arguments)
-    torch.testing.assert_close(last * mask[:, None, -200:, None], whole[:, :, -200:] * mask[:, None, -200:, None], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        last * mask[:, None, -200:, None], whole[:, :, -200:] * mask[:, None, -200:, None], atol=1e-5, rtol=0
+    )
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "descending": ({"documents": torch.tensor([[0, 0, 1, 1, 0, 0]])}, "documents must ascend"),
     "too short": ({"documents": torch.zeros(1, 5, dtype=torch.long)}, r"documents has shape \(1, 5\)"),
     "floats": ({"documents": torch.zeros(1, 6)}, "must be integers"),
-    "both": ({"documents": torch.zeros(1, 6, dtype=torch.long), "cu_seqlens": torch.tensor([0, 6])}, "pass one of them"),
+    "both": (
+        {"documents": torch.zeros(1, 6, dtype=torch.long), "cu_seqlens": torch.tensor([0, 6])},
+        "pass one of them",
+    ),
     "offsets that fall": ({"cu_seqlens": torch.tensor([0, 4, 2, 6])}, "cu_seqlens must be ascending offsets from 0"),
     "offsets that end early": ({"cu_seqlens": torch.tensor([0, 4])}, "to the number of tokens, 6"),
     "offsets that begin late": ({"cu_seqlens": torch.tensor([1, 6])}, "from 0 to the number"),
@@ -155,7 +167,9 @@ def test_documents_that_do_not_fit_are_refused_in_one_sentence(case: str) -> Non
 def test_a_traced_graph_refuses_packed_documents() -> None:
     module, x = build_mechanism("window", num_heads=2, head_dim=8, window=4), torch.randn(1, 2, 6, 8)
     with pytest.raises(Exception, match=r"a traced graph does not know"):
-        torch.compile(lambda q, ids: attend(q, q, q, module, documents=ids), backend="eager", fullgraph=True)(x, torch.zeros(1, 6).long())
+        torch.compile(lambda q, ids: attend(q, q, q, module, documents=ids), backend="eager", fullgraph=True)(
+            x, torch.zeros(1, 6).long()
+        )
 
 
 def test_a_batch_lists_the_sequences_of_padding_and_documents() -> None:
@@ -215,7 +229,14 @@ def test_an_encoder_keeps_documents_apart(form: str) -> None:
 @pytest.mark.thorough
 @every_case(
     ("base", "head"),
-    [("roberta", None), ("modernbert", None), ("gpt2", None), ("gpt_neox", None), ("opt", None), ("opt", "OPTForCausalLM")],
+    [
+        ("roberta", None),
+        ("modernbert", None),
+        ("gpt2", None),
+        ("gpt_neox", None),
+        ("opt", None),
+        ("opt", "OPTForCausalLM"),
+    ],
 )
 def test_positions_start_anew_with_each_packed_document(base: str, head: str | None) -> None:
     """Also where a head runs a module inside its base model, as OPT's does."""
@@ -235,7 +256,11 @@ def test_document_borders_in_a_reused_buffer_are_those_of_the_call(mode: Any, wa
     model = long_model("bert", None, {"mechanism": "window", "window": 32}).double().eval()
     ids, borders = tokens(1, LENGTH), packed(way, False)[way]
     with mode():
-        buffer = torch.tensor([0, LENGTH // 2, LENGTH, LENGTH, LENGTH]) if way == "cu_seq_lens_q" else torch.zeros_like(borders)
+        buffer = (
+            torch.tensor([0, LENGTH // 2, LENGTH, LENGTH, LENGTH])
+            if way == "cu_seq_lens_q"
+            else torch.zeros_like(borders)
+        )
         buffer = buffer.to(borders.dtype)
         before = model(ids, **{way: buffer})[0]
         buffer.copy_(borders)
@@ -261,7 +286,9 @@ def test_a_model_reads_what_the_flattening_collator_of_transformers_makes() -> N
     attention = {"mechanism": "segmented", **mechanism_class("segmented").about.sample}
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", attention).double()
     expected = torch.cat([model(torch.tensor([feature["input_ids"]])).logits for feature in features], 1)
-    batch = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True, return_seq_idx=True)(features)
+    batch = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True, return_seq_idx=True)(
+        features
+    )
     batch.pop("labels")
     torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="with a cache nothing keeps them apart; pass use_cache=False"):
@@ -270,12 +297,18 @@ def test_a_model_reads_what_the_flattening_collator_of_transformers_makes() -> N
 
 def test_positions_of_one_document_do_not_count_as_packed() -> None:
     model = long_like(
-        plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "bigbird", **mechanism_class("bigbird").about.sample}
+        plain_model("llama", "LlamaForCausalLM"),
+        "llama",
+        {"mechanism": "bigbird", **mechanism_class("bigbird").about.sample},
     )
     ids, places = tokens(2, 90), torch.arange(90)[None]
     expected = model(ids, use_cache=False).logits
     lengths = {"cu_seq_lens_k": torch.tensor([0, 90]), "seq_idx": torch.zeros(2, 90, dtype=torch.int32)}
-    for arguments in ({"position_ids": places}, {"position_ids": places, "use_cache": True}, {"position_ids": places, **lengths}):
+    for arguments in (
+        {"position_ids": places},
+        {"position_ids": places, "use_cache": True},
+        {"position_ids": places, **lengths},
+    ):
         torch.testing.assert_close(model(ids, **{"use_cache": False, **arguments}).logits, expected)
 
 
@@ -283,7 +316,9 @@ def test_a_model_by_enable_long_attention_keeps_documents_apart() -> None:
     model = enable_long_attention(plain_model("llama", "LlamaForCausalLM"), {"mechanism": "linear"}).double().eval()
     ids = tokens(1, LENGTH)
     expected = torch.cat([model(document, use_cache=False).logits for document in ids.split(SIZES, 1)], 1)
-    torch.testing.assert_close(model(ids, **packed("position_ids", True), use_cache=False).logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        model(ids, **packed("position_ids", True), use_cache=False).logits, expected, atol=1e-5, rtol=0
+    )
 
 
 def test_models_refuse_packed_rows_and_masks_that_they_cannot_keep_apart() -> None:
@@ -294,7 +329,10 @@ def test_models_refuse_packed_rows_and_masks_that_they_cannot_keep_apart() -> No
     without_a_pair, prefix = causal.clone(), causal.clone()
     without_a_pair[40, 3], prefix[:, :10] = False, True
     linear = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"})
-    for mask, sentence in ((without_a_pair, "A four-dimensional attention_mask was given, but mechanism"), (prefix, "shows later keys")):
+    for mask, sentence in (
+        (without_a_pair, "A four-dimensional attention_mask was given, but mechanism"),
+        (prefix, "shows later keys"),
+    ):
         with pytest.raises(InputError, match=sentence):
             linear(tokens(1, 60), attention_mask=mask[None, None], use_cache=False)
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "window", "window": 32})
@@ -350,15 +388,24 @@ def test_a_dense_mask_tells_documents_from_other_patterns(name: str) -> None:
 def learning() -> list[str]:
     """The mechanisms that draw or learn something once per call while they are trained."""
     sizes = {"num_heads": 4, "head_dim": 16, "max_length": LENGTH}
-    built = {name: build_mechanism(name, **{**sizes, **mechanism_class(name).about.sample}) for name in list_mechanisms(grid=False)}
+    built = {
+        name: build_mechanism(name, **{**sizes, **mechanism_class(name).about.sample})
+        for name in list_mechanisms(grid=False)
+    }
     return [name for name, module in built.items() if needs_whole_batch(module)]
 
 
 @pytest.mark.parametrize("name", learning())
 def test_documents_are_one_call_of_a_mechanism_that_learns_once_per_call(name: str) -> None:
     """On the CPU as on a GPU; the output is that of a call for each."""
-    module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample})
-    tensors, causal, calls = [token_major(1, heads, LENGTH, grad=True) for heads in (4, 2, 2)], module.causal is True, []
+    module = build_mechanism(
+        name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample}
+    )
+    tensors, causal, calls = (
+        [token_major(1, heads, LENGTH, grad=True) for heads in (4, 2, 2)],
+        module.causal is True,
+        [],
+    )
     weight = torch.randn_like(tensors[0])
     expected = one_by_one(module.eval(), [SIZES], tensors, weight, causal=causal)
     module.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
@@ -370,7 +417,13 @@ def test_documents_are_one_call_of_a_mechanism_that_learns_once_per_call(name: s
 
 
 TIMED_LENGTH, ROUNDS = 4096, 9
-MECHANISMS: dict[str, dict[str, Any]] = {"window": {}, "longformer": {"global_tokens": (0,)}, "bigbird": {}, "linear": {}, "full": {}}
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "window": {},
+    "longformer": {"global_tokens": (0,)},
+    "bigbird": {},
+    "linear": {},
+    "full": {},
+}
 
 
 def fastest(*runs: Callable[[], Any]) -> list[float]:
@@ -393,7 +446,9 @@ def built(name: str) -> tuple[Mechanism, list[Tensor]]:
 def once(module: Mechanism, tensors: list[Tensor], **arguments: Any) -> Callable[[], Any]:
     """Forward and backward."""
     grad = torch.randn_like(tensors[0])
-    return lambda: torch.autograd.grad(attend(*tensors, module, causal=module.name == "linear", **arguments), tensors, grad)
+    return lambda: torch.autograd.grad(
+        attend(*tensors, module, causal=module.name == "linear", **arguments), tensors, grad
+    )
 
 
 @pytest.mark.slow
@@ -417,8 +472,11 @@ def test_packed_documents_cost_what_they_cost_one_by_one(name: str) -> None:
     module, tensors = built(name)
     sizes = [700, 1000, 350, TIMED_LENGTH - 2050]
     documents = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes)).expand(2, -1)
-    alone = [[x[row : row + 1, :, start : start + size].detach().requires_grad_() for x in tensors] for row in range(2)
-             for start, size in zip([0, 700, 1700, 2050], sizes, strict=True)]  # fmt: skip
+    alone = [
+        [x[row : row + 1, :, start : start + size].detach().requires_grad_() for x in tensors]
+        for row in range(2)
+        for start, size in zip([0, 700, 1700, 2050], sizes, strict=True)
+    ]
     runs = [once(module, one) for one in alone]
 
     def one_by_one() -> None:

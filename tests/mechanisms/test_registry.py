@@ -48,9 +48,11 @@ WRONG = {
         r"Option 'width' of mechanism 'helpless' at .*theirs\.py:9 has no help text; write width = option\(default",
     ),
     "an option that build_mechanism would take": (
-        '@dataclasses.dataclass(frozen=True)\nclass MineOptions(Options):\n    head_dim: int = option(3, "width", "numbers")\n\n\n'
+        '@dataclasses.dataclass(frozen=True)\nclass MineOptions(Options):\n    head_dim: int = option(3, "width", '
+        '"numbers")\n\n\n'
         '@register_mechanism("taken_option")\nclass Mine(Window):\n    options: MineOptions\n',
-        r"Option 'head_dim' of mechanism 'taken_option' at .*theirs\.py:9 has the name of an argument of build_mechanism or attend",
+        r"Option 'head_dim' of mechanism 'taken_option' at .*theirs\.py:9 has the name of an argument of "
+        r"build_mechanism or attend",
     ),
     "options that are no dataclass": (
         'class MineOptions(Options):\n    width: int = option(3, "width", "tokens")\n\n\n'
@@ -63,7 +65,8 @@ WRONG = {
     ),
     "a capability outside of the capabilities": (
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    takes_globals = True\n',
-        r"Mechanism 'misplaced' of .*theirs\.py:9 sets 'takes_globals' as an attribute, but it belongs in capabilities; write ",
+        r"Mechanism 'misplaced' of .*theirs\.py:9 sets 'takes_globals' as an attribute, but it belongs in "
+        r"capabilities; write ",
     ),
     "a summary outside of the facts": (
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    summary = "windows"\n',
@@ -77,7 +80,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
-def test_a_wrong_mechanism_is_refused_with_file_and_line(code: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_mechanism_is_refused_with_file_and_line(
+    code: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = set(registry.list_mechanisms())
     (tmp_path / "theirs.py").write_text(HEAD + "\n" + code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -94,7 +99,12 @@ def test_the_words_for_the_input_of_a_mechanism_say_what_it_takes(name: str) -> 
 
     def takes(options: dict[str, Any]) -> bool:
         try:
-            LongViTConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=16, long_attention={"mechanism": name, **options})
+            LongViTConfig(
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                hidden_size=16,
+                long_attention={"mechanism": name, **options},
+            )
         except OptionError:
             return False
         return True
@@ -130,7 +140,9 @@ def test_a_mechanism_has_few_members_and_capabilities() -> None:
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a mechanism\n")[2].partition("\n## ")[0]
+SECTION = (
+    (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a mechanism\n")[2].partition("\n## ")[0]
+)
 SNIPPETS = {
     "mine": SECTION.partition("```python\n")[2].partition("```")[0],
     "squared_relu": (ROOT / "examples" / "extend" / "squared_relu.py").read_text(encoding="utf-8"),
@@ -167,12 +179,16 @@ def test_mechanisms_dropped_in_place_equal_their_definitions(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mine", "squared_relu"])
 def test_a_mechanism_dropped_in_place_passes_the_contract(name: str, tmp_path: Path) -> None:
-    assert " passed" in contract([name], tmp_path, "tests/mechanisms/test_contract.py", "tests/memory/test_static_decoding.py")
+    assert " passed" in contract(
+        [name], tmp_path, "tests/mechanisms/test_contract.py", "tests/memory/test_static_decoding.py"
+    )
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_mechanisms_of_contributing_state_summary_paper_use_and_head_tensors(name: str) -> None:
     classes = [node for node in ast.parse(SNIPPETS[name]).body if isinstance(node, ast.ClassDef)]
-    stated = {target.id: node.value for node in classes[-1].body if isinstance(node, ast.Assign) for target in node.targets}
+    stated = {
+        target.id: node.value for node in classes[-1].body if isinstance(node, ast.Assign) for target in node.targets
+    }
     assert "per_head_tensors" in stated
     assert {keyword.arg for keyword in stated["about"].keywords} >= {"summary", "paper", "when"}

@@ -1,4 +1,5 @@
-"""The keys that a mechanism says its queries attend to, and how far it says they lie: as in the weights of its definition."""
+"""The keys that a mechanism says its queries attend to, and how far it says they lie: as in the weights of its
+definition."""
 
 from __future__ import annotations
 
@@ -18,15 +19,20 @@ from tests.cases import every_case
 
 LENGTH, HEADS, WIDTH = 150, 4, 16
 MORE = [
-    ("window", {"window": 16, "num_sinks": 3}), ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
-    ("longformer", {"window": 16, "global_tokens": (0, 70)}), ("bigbird", {"block_size": 8, "num_random_blocks": 2}),
+    ("window", {"window": 16, "num_sinks": 3}),
+    ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
+    ("longformer", {"window": 16, "global_tokens": (0, 70)}),
+    ("bigbird", {"block_size": 8, "num_random_blocks": 2}),
     ("block_top_k", {"block_size": 16, "num_blocks": 3, "per": "query_block"}),
-    ("segmented", {"block_size": 24, "integration": "previous"}), ("segmented", {"block_size": 24, "integration": "none"}),
+    ("segmented", {"block_size": 24, "integration": "previous"}),
+    ("segmented", {"block_size": 24, "integration": "none"}),
     ("lsh", {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8, "num_chunks_after": 1}),
-    ("lsh", {"num_hashes": 2, "bucket_size": 8, "num_buckets": 64}), ("routing", {"num_clusters": 6, "window_per_cluster": 20}),
-    ("transformer_xl", {"segment_length": 24, "memory_length": 40}), ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
+    ("lsh", {"num_hashes": 2, "bucket_size": 8, "num_buckets": 64}),
+    ("routing", {"num_clusters": 6, "window_per_cluster": 20}),
+    ("transformer_xl", {"segment_length": 24, "memory_length": 40}),
+    ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
     ("adaptive_span", {"max_span": 40, "ramp": 1, "init_span": 20}),
-]  # fmt: skip
+]
 SOFT = ("adaptive_span",)
 """Mechanisms whose weights fade at the edge of what they keep."""
 NOT_A_SELECTION = [
@@ -52,13 +58,17 @@ ORDERED = [
 
 
 def built(name: str, options: dict[str, Any], length: int = LENGTH) -> Mechanism:
-    return mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=None if "max_length" in options else length)
+    return mechanism_from(
+        name, options, num_heads=HEADS, head_dim=WIDTH, max_length=None if "max_length" in options else length
+    )
 
 
 @every_case("padded", [False, True], ids=["whole", "padded"])
 @every_case("causal", [False, True], ids=["both", "causal"])
 @every_case(("name", "options"), [(name, None) for name in list_mechanisms(grid=False)] + MORE, ids=str)
-def test_attended_keys_have_the_weights_of_the_definition(name: str, options: dict[str, Any] | None, causal: bool, padded: bool) -> None:
+def test_attended_keys_have_the_weights_of_the_definition(
+    name: str, options: dict[str, Any] | None, causal: bool, padded: bool
+) -> None:
     mechanism = built(name, mechanism_class(name).about.sample if options is None else options)
     if mechanism.causal not in ("both", causal):
         pytest.skip("has no such form")
@@ -90,7 +100,9 @@ def test_attended_keys_have_the_weights_of_the_definition(name: str, options: di
 
 
 @every_case(("name", "options"), NOT_A_SELECTION, ids=str)
-def test_mechanisms_that_are_no_softmax_over_some_keys_name_no_attended_keys(name: str, options: dict[str, Any]) -> None:
+def test_mechanisms_that_are_no_softmax_over_some_keys_name_no_attended_keys(
+    name: str, options: dict[str, Any]
+) -> None:
     mechanism = built(name, options)
     q = torch.randn(1, HEADS, LENGTH, WIDTH)
     assert mechanism.attended_keys(q, q, AttentionCall()) is None
@@ -101,7 +113,11 @@ def test_mechanisms_that_are_no_softmax_over_some_keys_name_no_attended_keys(nam
 def test_segmented_summaries_have_the_weights_of_the_definition(integration: str, causal: bool) -> None:
     mechanism = built("segmented", {"block_size": 24, "integration": integration})
     q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
-    for padded, term in ((False, None), (True, None), (False, lambda score, b, h, i, j: score - 0.01 * (h + 1) * (i - j).abs())):
+    for padded, term in (
+        (False, None),
+        (True, None),
+        (False, lambda score, b, h, i, j: score - 0.01 * (h + 1) * (i - j).abs()),
+    ):
         mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [97]])
         call = AttentionCall.of(causal=causal, padding_mask=mask if padded else None, score_mod=term)
         rows = torch.tensor([0, 1, 40, 63, 64, 95, 96])
@@ -112,7 +128,9 @@ def test_segmented_summaries_have_the_weights_of_the_definition(integration: str
 
 
 @every_case(("name", "options"), ORDERED, ids=str)
-def test_attended_keys_of_ordered_mechanisms_are_in_the_order_of_the_tokens(name: str, options: dict[str, Any]) -> None:
+def test_attended_keys_of_ordered_mechanisms_are_in_the_order_of_the_tokens(
+    name: str, options: dict[str, Any]
+) -> None:
     mechanism = mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=GRID.length)
     q, k = torch.randn(2, 1, HEADS, GRID.length, WIDTH).double()
     call = AttentionCall(causal=False, grid=GRID)
@@ -145,7 +163,21 @@ BOUNDED: list[tuple[str, dict[str, Any]]] = [
     ("union", {"of": "segmented:block_size=24,integration=none"}),
 ]
 UNBOUNDED: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in ("full", "bigbird", "strided", "fixed", "top_k", "block_top_k", "lsh", "routing", "linear", "nystrom")),
+    *(
+        (name, {})
+        for name in (
+            "full",
+            "bigbird",
+            "strided",
+            "fixed",
+            "top_k",
+            "block_top_k",
+            "lsh",
+            "routing",
+            "linear",
+            "nystrom",
+        )
+    ),
     ("union", {"of": "window:window=16+strided:window=8,stride=16"}),
     ("segmented", {"integration": "pooled"}),
 ]
@@ -154,7 +186,9 @@ UNBOUNDED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.thorough
 @every_case("causal", [False, True], ids=["both", "causal"])
 @every_case(("name", "options"), [*((name, None) for name in list_mechanisms(grid=False)), *BOUNDED], ids=str)
-def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[str, Any] | None, causal: bool) -> None:
+def test_no_query_sees_further_than_its_mechanism_says(
+    name: str, options: dict[str, Any] | None, causal: bool
+) -> None:
     mechanism = built(name, mechanism_class(name).about.sample if options is None else options, EXTENT)
     extent = mechanism.locality(causal)
     if extent is None or mechanism.causal not in ("both", causal):
@@ -177,7 +211,9 @@ def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[
 
 
 @every_case(("name", "options"), UNBOUNDED, ids=str)
-def test_mechanisms_with_distant_keys_or_keys_chosen_by_content_have_no_locality(name: str, options: dict[str, Any]) -> None:
+def test_mechanisms_with_distant_keys_or_keys_chosen_by_content_have_no_locality(
+    name: str, options: dict[str, Any]
+) -> None:
     mechanism = built(name, options, EXTENT)
     assert mechanism.locality(False) is None
     assert mechanism.locality(True) is None

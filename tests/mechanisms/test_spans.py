@@ -18,21 +18,29 @@ from tests.mechanisms.definition import assert_equals_its_definition, visible
 FRACTIONS = (0.0, 0.137, 0.771, 0.5)
 
 
-def spanned(max_span: int = 100, ramp: int = 10, fractions: tuple[float, ...] = FRACTIONS, **options: Any) -> AdaptiveSpan:
-    module = build_mechanism("adaptive_span", num_heads=len(fractions), head_dim=16, max_span=max_span, ramp=ramp, **options)
+def spanned(
+    max_span: int = 100, ramp: int = 10, fractions: tuple[float, ...] = FRACTIONS, **options: Any
+) -> AdaptiveSpan:
+    module = build_mechanism(
+        "adaptive_span", num_heads=len(fractions), head_dim=16, max_span=max_span, ramp=ramp, **options
+    )
     assert isinstance(module, AdaptiveSpan)
     module.span_fraction.data.copy_(torch.tensor(fractions))
     return module
 
 
 def inputs(length: int, q_len: int | None = None, heads: int = 4) -> list[Tensor]:
-    return [torch.randn(2, h, n, 16, requires_grad=True) for h, n in ((heads, q_len or length), (2, length), (2, length))]
+    return [
+        torch.randn(2, h, n, 16, requires_grad=True) for h, n in ((heads, q_len or length), (2, length), (2, length))
+    ]
 
 
 @every_case("causal", [False, True], pairs=True)
 @every_case(("length", "q_len"), [(50, 50), (517, 517), (517, 290)])
 @every_case("moved", [False, True])
-def test_adaptive_span_output_and_gradients_equal_the_definition(length: int, q_len: int, causal: bool, moved: bool) -> None:
+def test_adaptive_span_output_and_gradients_equal_the_definition(
+    length: int, q_len: int, causal: bool, moved: bool
+) -> None:
     module = spanned()
     q, k, v = inputs(length, q_len)
     mask = torch.ones(2, length, dtype=torch.bool)
@@ -68,7 +76,9 @@ def test_adaptive_span_fractions_stay_between_0_and_1() -> None:
     module = spanned(100, 10, (-0.2, 1.3))
     q, k, v = inputs(300, heads=2)
     assert module.spans.tolist() == [0.0, 100.0]
-    torch.testing.assert_close(attend(q, k, v, module.eval()), attend(q, k, v, spanned(100, 10, (0.0, 1.0)).eval()), atol=0, rtol=0)
+    torch.testing.assert_close(
+        attend(q, k, v, module.eval()), attend(q, k, v, spanned(100, 10, (0.0, 1.0)).eval()), atol=0, rtol=0
+    )
     assert module.span_fraction[1] > 1, "nothing is written in evaluation"
     attend(q, k, v, module.train())
     assert module.span_fraction.tolist() == [0.0, 1.0]
@@ -107,7 +117,9 @@ def test_the_band_of_adaptive_span_follows_spans_written_in_any_way(how: str) ->
             module.span_fraction = torch.nn.Parameter(grown)
         else:
             module.load_state_dict({"span_fraction": grown}, assign=True)
-        torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0
+        )
 
 
 def levels(length: int, block: int, limit: int | None = None) -> Tensor:
@@ -157,14 +169,25 @@ def test_transformer_xl_gradients_stop_at_the_border_of_a_segment(length: int, c
     mask = torch.ones(2, length, dtype=torch.bool)
     mask[0, : length // 3] = side != "left"
     mask[0, length - length // 4 :] = side != "right"
-    arguments = {"causal": causal, "padding_mask": mask, "score_mod": distance, "segment_length": 16, "memory_length": 24}
-    found, wanted = attend(q, k, v, "transformer_xl", **arguments), reference_attend(q, k, v, "transformer_xl", **arguments)
+    arguments = {
+        "causal": causal,
+        "padding_mask": mask,
+        "score_mod": distance,
+        "segment_length": 16,
+        "memory_length": 24,
+    }
+    found, wanted = (
+        attend(q, k, v, "transformer_xl", **arguments),
+        reference_attend(q, k, v, "transformer_xl", **arguments),
+    )
     crossing = attend(q, k, v, "transformer_xl", bptt=True, **arguments)
     real = mask[:, None, :, None]
     torch.testing.assert_close(found * real, wanted * real, atol=1e-9, rtol=0)
     torch.testing.assert_close(found * real, crossing * real, atol=1e-9, rtol=0)
     weight = torch.randn_like(found) * real
-    of_found, of_wanted, of_crossing = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (found, wanted, crossing))
+    of_found, of_wanted, of_crossing = (
+        torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (found, wanted, crossing)
+    )
     for a, b in zip(of_found, of_wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
     assert not torch.allclose(of_found[1], of_crossing[1])

@@ -1,4 +1,5 @@
-"""Top-k attention over keys and over blocks: ties, score terms, blocks of queries that choose together, memory and pairs."""
+"""Top-k attention over keys and over blocks: ties, score terms, blocks of queries that choose together, memory and
+pairs."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def test_a_score_term_takes_part_in_the_choice_of_top_k() -> None:
     band = attend(q, k, v, "window", window=2, score_mod=near)
     torch.testing.assert_close(out[:, :, 1:-1], band[:, :, 1:-1], atol=1e-5, rtol=0)
     module = build_mechanism("top_k", num_heads=2, head_dim=8, num_keys=3)
-    compiled = torch.compile(lambda *x: attend(*x, mechanism=module, score_mod=near), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *x: attend(*x, mechanism=module, score_mod=near), fullgraph=True, backend="aot_eager"
+    )
     torch.testing.assert_close(compiled(q, k, v), out, atol=1e-6, rtol=0)
 
 
@@ -63,7 +66,9 @@ def seen(length: int, **options: object) -> Tensor:
     """Which keys each query weighs, ``(B, H, N, N)``, and the blocks' gates."""
     q, k, _ = random(length)
     causal = bool(options.pop("causal", False))
-    return attention_weights(build_mechanism("block_top_k", num_heads=2, head_dim=8, **options), q, k, causal=causal) > 0
+    return (
+        attention_weights(build_mechanism("block_top_k", num_heads=2, head_dim=8, **options), q, k, causal=causal) > 0
+    )
 
 
 def test_block_top_k_chooses_the_earlier_of_equal_blocks() -> None:
@@ -101,7 +106,9 @@ def test_block_top_k_per_query_block_refuses_causal_calls_and_some_queries() -> 
 @every_case("options", [{}, {"causal": True}, {"per": "query_block"}], ids=str)
 def test_block_top_k_pairs_are_the_seen_and_the_scored_ones(options: dict) -> None:
     causal = "causal" in options
-    module = build_mechanism("block_top_k", num_heads=2, head_dim=8, block_size=16, num_blocks=3, per=options.get("per", "query"))
+    module = build_mechanism(
+        "block_top_k", num_heads=2, head_dim=8, block_size=16, num_blocks=3, per=options.get("per", "query")
+    )
     visible = int(seen(320, block_size=16, num_blocks=3, **options)[0, 0].sum())
     scored = 20 * 20 if "per" in options else sum(i // 16 if causal else 20 for i in range(320))
     assert module.pairs(320, causal) == visible + scored

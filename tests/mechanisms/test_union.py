@@ -77,7 +77,9 @@ def check(of: Any, causal: bool, padding_mask: Tensor | None = None, global_mask
     arguments = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
     real = True if padding_mask is None else padding_mask[:, None, :, None]
     out = attend(q, k, v, "union", of=of, **arguments)
-    torch.testing.assert_close(out * real, (reference_attend(q, k, v, "union", of=of, **arguments) * real).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        out * real, (reference_attend(q, k, v, "union", of=of, **arguments) * real).float(), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.thorough
@@ -108,7 +110,10 @@ def test_a_union_of_three_with_padding_and_global_tokens_equals_the_definition(c
 
 @every_case("causal", [False, True], pairs=True)
 @every_case("other", ["longformer:window=20,global_tokens=0+7", "strided:window=12,stride=9", "window:window=16"])
-@every_case("window", ["window:window=8,num_sinks=3", "window:window=8,dilation=1+2+3+2,num_sinks=3", "window:dilation=4,window=6"])
+@every_case(
+    "window",
+    ["window:window=8,num_sinks=3", "window:window=8,dilation=1+2+3+2,num_sinks=3", "window:dilation=4,window=6"],
+)
 def test_windows_with_sinks_and_dilation_join_in_a_union(window: str, other: str, causal: bool) -> None:
     padding = torch.ones(2, LENGTH, dtype=torch.bool)
     padding[0, :37] = False
@@ -120,7 +125,10 @@ def test_windows_with_sinks_and_dilation_join_in_a_union(window: str, other: str
     seen = [visible(m, LENGTH, causal, padding) for m in (union, *members)]
     assert torch.equal(*(x.expand(2, 4, LENGTH, LENGTH) for x in (seen[0], seen[1] | seen[2])))
     alone = build_mechanism(
-        "window", num_heads=4, head_dim=8, **build_mechanism("union", num_heads=4, head_dim=8, of=window).options.of[0].options.to_dict()
+        "window",
+        num_heads=4,
+        head_dim=8,
+        **build_mechanism("union", num_heads=4, head_dim=8, of=window).options.of[0].options.to_dict(),
     )
     mask = visible(alone, LENGTH, causal, padding)
     real = padding[:, None, :, None]

@@ -1,4 +1,5 @@
-"""Windows on a grid against what their papers say, written here as loops over cells, whatever the rank, the prefix and the path."""
+"""Windows on a grid against what their papers say, written here as loops over cells, whatever the rank, the prefix and
+the path."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def per_axis(value: Any, axis: int) -> Any:
 
 
 def same_window(cells: int, window: int, shifted: bool) -> list[set[int]]:
-    """Swin: windows side by side; in a shifted layer the first ends after half a window, unless one window holds all."""
+    """Swin: windows side by side; in a shifted layer the first ends after half a window, unless one window holds
+    all."""
     first = window // 2 if shifted and window < cells else window
     cuts = [0, *range(first, cells, window), cells] if first else [*range(0, cells, window), cells]
     windows = [set(range(start, stop)) for start, stop in itertools.pairwise(cuts)]
@@ -53,7 +55,11 @@ def definition(sizes: Cell, prefix: int, mode: str, options: tuple[tuple[str, An
     return full
 
 
-CASES: list[dict[str, Any]] = [{"window": 4}, {"window": 5, "shift": "alternate"}, {"window": 1000, "shift": "alternate"}]
+CASES: list[dict[str, Any]] = [
+    {"window": 4},
+    {"window": 5, "shift": "alternate"},
+    {"window": 1000, "shift": "alternate"},
+]
 OF_EACH_AXIS: list[tuple[dict[str, Any], Cell]] = [
     ({"window": (2, 9), "shift": "alternate"}, (17, 19)),
     ({"window": (2, 3, 5), "shift": "alternate"}, (6, 7, 8)),
@@ -100,7 +106,9 @@ def same_with_gradients(ours: Tensor, theirs: Tensor, inputs: Sequence[Tensor], 
 
 
 @every_case(("options", "sizes", "prefix", "mode"), cells_of_table())
-def test_window2d_equals_its_definition_in_mask_pairs_and_gradients(options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
+def test_window2d_equals_its_definition_in_mask_pairs_and_gradients(
+    options: dict[str, Any], sizes: Cell, prefix: int, mode: str
+) -> None:
     """The mask, the listed pairs, their number and the output with its gradients."""
     grid, mechanism = Grid(sizes, prefix), built(options, mode)
     bound, seen = mechanism.on_grid(grid), expected(options, sizes, prefix, mode)
@@ -125,11 +133,15 @@ PATH_CASES = [case for case in cells_of_table() if case[1] in [(17, 19), (6, 7, 
 
 @every_case(("options", "sizes", "prefix", "mode"), PATH_CASES, of=9)
 @every_case("path", ["without fused kernels", "with a score term", "with holes", "with holes, without fused kernels"])
-def test_every_path_of_window2d_equals_its_definition(path: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
+def test_every_path_of_window2d_equals_its_definition(
+    path: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str
+) -> None:
     """Gathered tiles, listed pairs, and padding between the cells."""
     grid, mechanism = Grid(sizes, prefix), built(options, mode)
     seen, inputs = expected(options, sizes, prefix, mode)[None, None], qkv(grid)
-    arguments: dict[str, Any] = {"score_mod": lambda score, b, h, q_idx, kv_idx: score + 0.0} if "score" in path else {}
+    arguments: dict[str, Any] = (
+        {"score_mod": lambda score, b, h, q_idx, kv_idx: score + 0.0} if "score" in path else {}
+    )
     real = None
     if "holes" in path:
         real = torch.rand(2, grid.length) > 0.3
@@ -144,7 +156,9 @@ def test_every_path_of_window2d_equals_its_definition(path: str, options: dict[s
 def test_window2d_tells_grids_of_one_length_apart() -> None:
     mechanism, inputs = built({"window": 3}), qkv(Grid((12, 24)))
     for sizes in [(12, 24), (24, 12), (12, 24), (8, 6, 6), (288,)]:
-        same_with_gradients(attend(*inputs, mechanism, grid=sizes), reference_attend(*inputs, mechanism, grid=sizes), inputs)
+        same_with_gradients(
+            attend(*inputs, mechanism, grid=sizes), reference_attend(*inputs, mechanism, grid=sizes), inputs
+        )
 
 
 class OnGrid(torch.nn.Module):
@@ -159,7 +173,8 @@ class OnGrid(torch.nn.Module):
 
 
 def holes(grid: Grid) -> Tensor:
-    """A padding mask in which the first rows of cells, and cells all over the grid, are padding; the first token is real."""
+    """A padding mask in which the first rows of cells, and cells all over the grid, are padding; the first token is
+    real."""
     real = torch.rand(2, grid.length, generator=torch.Generator().manual_seed(0)) > 0.4
     real[:, 1 : grid.length // 3] = False
     real[:, 0] = True
@@ -189,12 +204,18 @@ def test_window2d_compiles_to_one_graph(padded: bool) -> None:
     compiled: Callable[..., Tensor] = torch.compile(model, backend="aot_eager", fullgraph=True)
     inputs = qkv(grid)
     mask = [holes(grid)] * padded
-    same_with_gradients(compiled(*inputs, *mask), model(*inputs, *mask), inputs, mask[0][:, None, :, None] if padded else None)
+    same_with_gradients(
+        compiled(*inputs, *mask), model(*inputs, *mask), inputs, mask[0][:, None, :, None] if padded else None
+    )
 
 
 @every_case(
     ("window", "sizes", "words"),
-    [((1, 2, 3), (20, 30), "'window' has 3 numbers"), (14, (20, 31), "has 600 tokens"), (14, None, "pass grid=(height, width)")],
+    [
+        ((1, 2, 3), (20, 30), "'window' has 3 numbers"),
+        (14, (20, 31), "has 600 tokens"),
+        (14, None, "pass grid=(height, width)"),
+    ],
 )
 def test_window2d_refuses_grids_that_do_not_fit(window: int | Cell, sizes: Cell | None, words: str) -> None:
     q = torch.randn(1, HEADS, 600, DIM)
@@ -216,7 +237,9 @@ FILLED: list[tuple[dict[str, Any], Cell]] = [
 
 @every_case(
     ("filled", "prefixes", "path"),
-    pairwise(FILLED, PREFIXES[:4], ("fused", "without fused kernels", "with a score term", "with a bias", "with holes")),
+    pairwise(
+        FILLED, PREFIXES[:4], ("fused", "without fused kernels", "with a score term", "with a bias", "with holes")
+    ),
 )
 def test_window2d_with_padding_zeros_equals_a_loop_over_the_padded_grid(
     filled: tuple[dict[str, Any], Cell], prefixes: tuple[int, str], path: str
@@ -244,7 +267,9 @@ def test_window2d_with_padding_zeros_equals_a_loop_over_the_padded_grid(
     visible[prefix:, :prefix], visible[:prefix, prefix : grid.length] = mode == "global", mode != "none"
     scores = (q @ keys.transpose(-1, -2)) * DIM**-0.5
     if path == "with a bias":
-        distances = torch.tensor(places)[~outside][:, None] - torch.cat([torch.tensor(places)[part] for part in (~outside, outside)])
+        distances = torch.tensor(places)[~outside][:, None] - torch.cat(
+            [torch.tensor(places)[part] for part in (~outside, outside)]
+        )
         table = torch.randn(HEADS, math.prod(2 * size - 1 for size in larger), dtype=torch.double, requires_grad=True)
         entries = torch.zeros(distances.shape[:2], dtype=torch.long)
         for axis, size in enumerate(larger):
@@ -258,12 +283,16 @@ def test_window2d_with_padding_zeros_equals_a_loop_over_the_padded_grid(
     real = None
     if path == "with holes":
         arguments["padding_mask"] = real = torch.rand(2, grid.length) > 0.3
-        visible = visible & torch.nn.functional.pad(real, (0, scores.shape[3] - grid.length), value=True)[:, None, None]
+        visible = (
+            visible & torch.nn.functional.pad(real, (0, scores.shape[3] - grid.length), value=True)[:, None, None]
+        )
     weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     wanted = torch.where(visible.any(-1, keepdim=True), weights, 0.0) @ values
     with sdpa_kernel(SDPBackend.MATH) if path.startswith("without") else torch.enable_grad():
         ours = attend(q, k, v, mechanism, grid=grid, **arguments)
     rows = None if real is None else real[:, None, :, None]
-    same_with_gradients(ours, wanted, inputs if outside.any() else [x for x in inputs if x is not pad_key and x is not pad_value], rows)
+    same_with_gradients(
+        ours, wanted, inputs if outside.any() else [x for x in inputs if x is not pad_key and x is not pad_value], rows
+    )
     defined = reference_attend(q, k, v, mechanism, grid=grid, **arguments)
     torch.testing.assert_close(defined if rows is None else defined * rows, wanted if rows is None else wanted * rows)

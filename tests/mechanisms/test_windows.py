@@ -1,4 +1,5 @@
-"""Masks of windows, segments and strides: what a token sees, their parts, their number of pairs, and the definition."""
+"""Masks of windows, segments and strides: what a token sees, their parts, their number of pairs, and the
+definition."""
 
 from __future__ import annotations
 
@@ -47,8 +48,12 @@ def test_sinks_of_a_window_stay_visible_and_see_no_more_than_others() -> None:
 def test_a_window_reaches_as_far_as_left_and_right_say() -> None:
     rows = ["##......", "###.....", "####....", ".####...", "..####..", "...####.", "....####", ".....###"]
     assert image(seen(8, False, left=2, right=1)[0, 0]) == rows
-    assert image(seen(8, True, left=2, right=1)[0, 0])[2:4] == ["###.....", ".###...."], "later tokens are not seen when causal"
-    assert image(seen(8, False, window=4, right=0)[0, 0])[4] == "..###...", "the side that is not given is the window's"
+    assert image(seen(8, True, left=2, right=1)[0, 0])[2:4] == ["###.....", ".###...."], (
+        "later tokens are not seen when causal"
+    )
+    assert image(seen(8, False, window=4, right=0)[0, 0])[4] == "..###...", (
+        "the side that is not given is the window's"
+    )
     assert image(seen(9, False, left=2, right=1, dilation=3)[0, 0])[5] == "..#..#..#"
 
 
@@ -95,7 +100,10 @@ def test_windows_with_sinks_dilation_and_sides_equal_the_definition(options: dic
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
     padding = torch.ones(2, length, dtype=torch.bool)
     padding[0, {"none": slice(0), "left": slice(90), "right": slice(200, None), "inside": slice(2, 60)}[side]] = False
-    module, arguments = build_mechanism("window", num_heads=4, head_dim=16, window=24, **options), {"causal": causal, "scaling": 0.4}
+    module, arguments = (
+        build_mechanism("window", num_heads=4, head_dim=16, window=24, **options),
+        {"causal": causal, "scaling": 0.4},
+    )
     out = assert_equals_its_definition(module, q, k, v, padding, **arguments)
     few = attend(q[:, :, -7:], k, v, module, padding_mask=padding, **arguments) * padding[:, None, -7:, None]
     torch.testing.assert_close(few, out[:, :, -7:], atol=1e-5, rtol=0)
@@ -108,7 +116,9 @@ def test_a_score_term_meets_the_right_head_of_a_dilated_window() -> None:
         return score - 0.1 * h * (i - j).abs()
 
     arguments = {"score_mod": per_head, "window": 24, "dilation": (2, 1, 2, 3), "num_sinks": 2}
-    torch.testing.assert_close(attend(q, k, v, **arguments), reference_attend(q, k, v, **arguments).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        attend(q, k, v, **arguments), reference_attend(q, k, v, **arguments).float(), atol=1e-5, rtol=0
+    )
 
 
 HEADS, GROUPS, WIDTH, FREQUENCIES = 4, 2, 10, torch.tensor([1.0, 0.3, 0.02], dtype=torch.float64)
@@ -125,20 +135,30 @@ TURNED: dict[str, tuple[int, int, dict[str, Any]]] = {
 
 def rotated(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """``x (…, N, D)`` with its first features, as in Llama, at ``places (N,)``."""
-    planes = torch.complex(*x[..., :6].double().chunk(2, -1)) * torch.polar(torch.ones(()).double(), places[:, None] * FREQUENCIES)
+    planes = torch.complex(*x[..., :6].double().chunk(2, -1)) * torch.polar(
+        torch.ones(()).double(), places[:, None] * FREQUENCIES
+    )
     return torch.cat([planes.real, planes.imag, x[..., 6:]], -1)
 
 
 @every_case("kind", ["float64", "float32", "cap", "learned scores", "right", "inside", "documents"])
 @every_case("case", TURNED, pairs=True)
 def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -> None:
-    """Sinks are at distance min(i, s + w - 1) - j, before a cap and beside learned sinks. No call falls back to plain code."""
+    """Sinks are at distance min(i, s + w - 1) - j, before a cap and beside learned sinks. No call falls back to plain
+    code."""
     length, queries, options = TURNED[case]
-    name, sinks, width = "longformer" if "global_tokens" in options else "window", options.get("num_sinks", 3), options.get("window", 24)
+    name, sinks, width = (
+        "longformer" if "global_tokens" in options else "window",
+        options.get("num_sinks", 3),
+        options.get("window", 24),
+    )
     module = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, **options)
     assert isinstance(module, SparseMechanism)
     module.turn_sinks(lambda: Rotation(FREQUENCIES))
-    x, y, v = (torch.randn(1, heads, length, WIDTH, dtype=torch.float64, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS))
+    x, y, v = (
+        torch.randn(1, heads, length, WIDTH, dtype=torch.float64, requires_grad=True)
+        for heads in (HEADS, GROUPS, GROUPS)
+    )
     learned = torch.randn(HEADS, dtype=torch.float64, requires_grad=True) if kind == "learned scores" else None
     real, documents = torch.ones(1, length, dtype=torch.bool), torch.zeros(1, length, dtype=torch.long)
     real[:, {"right": slice(length - 90, None), "inside": slice(40, 60)}.get(kind, slice(0))] = False
@@ -161,7 +181,9 @@ def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -
     expected = (weights @ v.repeat_interleave(2, 1))[:, :, -queries:] * real[:, None, -queries:, None]
 
     dtype = torch.float32 if kind == "float32" else torch.float64
-    arguments: dict[str, Any] = {"causal": True, "padding_mask": real} if kind in ("right", "inside") else {"causal": True}
+    arguments: dict[str, Any] = (
+        {"causal": True, "padding_mask": real} if kind in ("right", "inside") else {"causal": True}
+    )
     arguments |= {"documents": documents} if kind == "documents" else {}
     arguments |= {"score_mod": lambda score, *_: torch.tanh(score)} if kind == "cap" else {}
     arguments |= {} if learned is None else {"sink_scores": learned}
@@ -174,7 +196,9 @@ def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -
     weight = torch.randn(out.shape, dtype=torch.float64)
     tolerance: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4} if kind == "float32" else {"atol": 1e-9, "rtol": 0}
     torch.testing.assert_close(out.double(), expected, **tolerance)
-    found, wanted = (torch.autograd.grad((result * weight).sum(), leaves, materialize_grads=True) for result in (out, expected))
+    found, wanted = (
+        torch.autograd.grad((result * weight).sum(), leaves, materialize_grads=True) for result in (out, expected)
+    )
     for of_found, of_wanted in zip(found, wanted, strict=True):
         torch.testing.assert_close(of_found, of_wanted, **tolerance)
     with torch.no_grad():
@@ -227,9 +251,18 @@ def test_covers_and_keys_per_query_of_a_window_are_those_of_the_mask(options: di
 
 
 def test_sinks_of_a_grid_are_its_first_real_cells_as_in_the_definition() -> None:
-    q, k, v = (torch.randn(2, 2, 384, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    q, k, v = (
+        torch.randn(2, 2, 384, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        for seed in range(3)
+    )
     real = torch.arange(384) >= torch.tensor([[0], [7]])
-    options: dict[str, Any] = {"window": 32, "num_sinks": 4, "order": "tiles:384", "grid": (384,), "padding_mask": real}
+    options: dict[str, Any] = {
+        "window": 32,
+        "num_sinks": 4,
+        "order": "tiles:384",
+        "grid": (384,),
+        "padding_mask": real,
+    }
     difference = attend(q, k, v, "window", **options) - reference_attend(q, k, v, "window", **options)
     assert difference[real[:, None].expand(2, 2, -1)].abs().max() < 1e-12
 
@@ -289,7 +322,9 @@ def mask_of(mechanism: Any, length: int, causal: bool) -> torch.Tensor:
 
 @every_case("causal", [False, True])
 @every_case(("name", "options"), PATTERNS, ids=str)
-def test_the_parts_of_static_patterns_list_the_pairs_of_the_mask_once(name: str, options: dict[str, Any], causal: bool) -> None:
+def test_the_parts_of_static_patterns_list_the_pairs_of_the_mask_once(
+    name: str, options: dict[str, Any], causal: bool
+) -> None:
     mechanism = build_mechanism(name, num_heads=1, head_dim=4, **options)
     assert isinstance(mechanism, GatheredMechanism)
     for length in LENGTHS:

@@ -46,7 +46,9 @@ def test_cache_bytes_count_shared_memory_once() -> None:
 
 @pytest.mark.parametrize("mechanism", ["window", "hybrid"])
 def test_a_cache_of_the_last_tokens_does_not_hold_the_whole_prompt(mechanism: str) -> None:
-    config = LongGPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=1024, long_attention={"mechanism": mechanism, "window": 8})
+    config = LongGPT2Config(
+        n_embd=8, n_head=2, n_layer=1, n_positions=1024, long_attention={"mechanism": mechanism, "window": 8}
+    )
     sizes = []
     for length in (64, 1024):
         cache = LongGPT2Model(config).eval()(torch.zeros(1, length, dtype=torch.long), use_cache=True).past_key_values
@@ -65,20 +67,37 @@ def test_a_cache_of_the_last_tokens_does_not_hold_the_whole_prompt(mechanism: st
         ("top_k", "static"),
     ],
 )
-def test_decoding_refuses_a_cache_layer_that_attention_never_reads(mechanism: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_refuses_a_cache_layer_that_attention_never_reads(
+    mechanism: str, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where transformers passes the cache in a way that this package does not know."""
     plain = plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1)
-    model = long_like(plain, "llama", {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}, num_hidden_layers=1)
-    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "cache_implementation": cache, "disable_compile": True}
+    model = long_like(
+        plain, "llama", {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}, num_hidden_layers=1
+    )
+    settings = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "eos_token_id": None,
+        "cache_implementation": cache,
+        "disable_compile": True,
+    }
     expected = model.generate(tokens(2, 30), **{**settings, "use_cache": False, "cache_implementation": None})
     assert torch.equal(expected, model.generate(tokens(2, 30), **settings))
     monkeypatch.setattr(attachment, "find_cache", lambda values: None)
-    with pytest.raises(BackendError, match=r"that its attention never read; pass use_cache=False, or install transformers"):
+    with pytest.raises(
+        BackendError, match=r"that its attention never read; pass use_cache=False, or install transformers"
+    ):
         model.generate(tokens(2, 30), **settings)
 
 
 def test_a_model_takes_a_cache_by_either_name_of_the_argument() -> None:
-    model = long_like(plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1), "llama", {"mechanism": "linear"}, num_hidden_layers=1)
+    model = long_like(
+        plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1),
+        "llama",
+        {"mechanism": "linear"},
+        num_hidden_layers=1,
+    )
     ids, logits = tokens(2, 30), []
     for name in ("cache", "past_key_values"):
         cache = DynamicCache(config=model.config)
@@ -92,7 +111,13 @@ def test_a_model_takes_a_cache_by_either_name_of_the_argument() -> None:
 def test_layers_of_windows_have_window_cache_types() -> None:
     layers = {1: {"mechanism": "full"}, 2: {"window": 8}, 3: {"mechanism": "longformer"}}
     types = decode_layer_types(LongAttentionConfig("window", window=64, layers=layers), 5)
-    assert types == ["longattn_window_64", "full_attention", "longattn_window_8", "full_attention", "longattn_window_64"]
+    assert types == [
+        "longattn_window_64",
+        "full_attention",
+        "longattn_window_8",
+        "full_attention",
+        "longattn_window_64",
+    ]
     assert decode_layer_types(LongAttentionConfig("full"), 3) is None
 
 
@@ -134,7 +159,9 @@ def test_a_window_cache_returns_a_longer_prompt_whole() -> None:
 
 def linear_and_window(base: str) -> Any:
     return long_like(
-        plain_model(base, LANGUAGE_MODELS[base]), base, {"mechanism": "linear", "layers": {1: {"mechanism": "window", "window": 9}}}
+        plain_model(base, LANGUAGE_MODELS[base]),
+        base,
+        {"mechanism": "linear", "layers": {1: {"mechanism": "window", "window": 9}}},
     )
 
 

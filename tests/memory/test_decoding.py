@@ -1,4 +1,5 @@
-"""Decoding with a cache equals the full forward pass, for every causal mechanism in a whole model, also with relative positions."""
+"""Decoding with a cache equals the full forward pass, for every causal mechanism in a whole model, also with relative
+positions."""
 
 from __future__ import annotations
 
@@ -22,7 +23,17 @@ from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_cl
 from hf_longattn.positions.relative import RELATIVE
 from tests.cases import every_case
 from tests.grids import grid
-from tests.reference.small_models import DECODERS, LANGUAGE_MODELS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
+from tests.reference.small_models import (
+    DECODERS,
+    LANGUAGE_MODELS,
+    in_one_pass,
+    in_pieces,
+    long_like,
+    padding,
+    plain_model,
+    singly,
+    tokens,
+)
 from tests.shared_code import code_of_form, engine_of_form
 
 NAMES = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
@@ -40,13 +51,18 @@ FLOAT32 = ("window", "fixed", "top_k", "linear", "full")
 """Mechanisms with a window's cache, with a state, and with every key."""
 PRECISIONS = grid(
     [(base, name, dtype) for base, name in CASES for dtype in (torch.float32, torch.float64)],
-    lambda base, name, dtype: name in FLOAT32 or (dtype == torch.float64 and base == DECODERS[NAMES.index(name) % len(DECODERS)]),
+    lambda base, name, dtype: (
+        name in FLOAT32 or (dtype == torch.float64 and base == DECODERS[NAMES.index(name) % len(DECODERS)])
+    ),
 )
-"""Mechanisms of one kind of cache on the bases in turn; slow tests have every mechanism on each, in both precisions."""
+"""Mechanisms of one kind of cache on the bases in turn; slow tests have every mechanism on each, in both
+precisions."""
 
 
 @every_case(("base", "name", "dtype"), PRECISIONS, of=9, code=lambda base, name, dtype: engine_of_form(name), ids=str)
-def test_decoding_every_mechanism_in_pieces_equals_the_full_forward_pass(base: str, name: str, dtype: torch.dtype) -> None:
+def test_decoding_every_mechanism_in_pieces_equals_the_full_forward_pass(
+    base: str, name: str, dtype: torch.dtype
+) -> None:
     """A layer that keeps scattered keys drops those that nobody sees any more after 134 tokens."""
     length, longer = 150, model(base, name)
     longer = longer if dtype == torch.float32 else longer.double()
@@ -55,7 +71,9 @@ def test_decoding_every_mechanism_in_pieces_equals_the_full_forward_pass(base: s
     first = in_pieces(longer, cache, ids, mask, [(0, 70), (70, 77), *singly(77, 84)])
     cache = pickle.loads(pickle.dumps(copy.deepcopy(cache)))
     steps = torch.cat([first, in_pieces(longer, cache, ids, mask, [(84, 134), *singly(134, length)])], 1)
-    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < (1e-4 if dtype == torch.float32 else 1e-8)
+    assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < (
+        1e-4 if dtype == torch.float32 else 1e-8
+    )
     assert cache.get_seq_length() == length
 
 
@@ -82,11 +100,19 @@ WITH_TERMS = [
     for name in list_mechanisms(causal=True, grid=False)
     if mechanism_class(name).capabilities.takes_score_mod and name != "recurrent_memory"
 ]
-FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).about.sample} for name in WITH_TERMS} | {
+FORMS: dict[str, dict[str, Any]] = {
+    name: {"mechanism": name, **mechanism_class(name).about.sample} for name in WITH_TERMS
+} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
     "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},
     "segmented, attention": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
-    "lsh, counted": {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 8, "count_duplicates": True},
+    "lsh, counted": {
+        "mechanism": "lsh",
+        "num_hashes": 3,
+        "bucket_size": 8,
+        "num_buckets": 8,
+        "count_duplicates": True,
+    },
     "lsh, shared": {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 64, "shared_qk": True},
     "routing, learned": {"mechanism": "routing", "num_clusters": 6, "window_per_cluster": 10, "router": "learned"},
     "union, kept": {"mechanism": "union", "of": "window:window=9+fixed:block_size=10,num_summary=2"},
@@ -95,10 +121,13 @@ LENGTH = 100
 
 
 def model_with_terms(base: str, form: str, kind: str) -> Any:
-    """With terms that matter: their parameters are initialised to zeros. Two layers, since positions are asked of a cache to whose first
-    layer the new tokens have been added."""
+    """With terms that matter: their parameters are initialised to zeros. Two layers, since positions are asked of a
+    cache to whose first layer the new tokens have been added."""
     built = long_like(
-        plain_model(base, LANGUAGE_MODELS[base], num_hidden_layers=2), base, {**FORMS[form], "relative": kind}, num_hidden_layers=2
+        plain_model(base, LANGUAGE_MODELS[base], num_hidden_layers=2),
+        base,
+        {**FORMS[form], "relative": kind},
+        num_hidden_layers=2,
     )
     for module in built.modules():
         if isinstance(module, Mechanism) and module.relative is not None:
@@ -136,7 +165,9 @@ def test_decoding_with_relative_positions_equals_the_full_forward_pass(form: str
 
     def step(text: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, begin:end]
-        return longer(text[:, begin:end], attention_mask=mask[:, :end], position_ids=positions, past_key_values=cache).logits
+        return longer(
+            text[:, begin:end], attention_mask=mask[:, :end], position_ids=positions, past_key_values=cache
+        ).logits
 
     with torch.no_grad():
         step(ids, 0, 70)
@@ -144,7 +175,9 @@ def test_decoding_with_relative_positions_equals_the_full_forward_pass(form: str
         step(ids, 77, 78)
         cache.reorder_cache(order)
         ids, mask = ids[order], mask[order]
-        found = torch.cat([step(ids, begin, end) for begin, end in ((78, 79), (79, 80), (80, 86), (86, 87), (87, LENGTH))], 1)
+        found = torch.cat(
+            [step(ids, begin, end) for begin, end in ((78, 79), (79, 80), (80, 86), (86, 87), (87, LENGTH))], 1
+        )
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         expected = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, 78:]
     assert (found - expected).abs().max() < 1e-4

@@ -1,4 +1,5 @@
-"""Caches, memories, mechanisms and whole models, pickled here and loaded by a process that has seen none of them, go on equally."""
+"""Caches, memories, mechanisms and whole models, pickled here and loaded by a process that has seen none of them, go
+on equally."""
 
 from __future__ import annotations
 
@@ -52,13 +53,20 @@ print(json.dumps(different))
 def decoding(attention: dict[str, Any], static: bool) -> bytes:
     """A model with its cache after a few steps, and what it says next."""
     layers = {"num_hidden_layers": 2}
-    model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel", **layers), "gpt2", attention, **layers), tokens(2, LENGTH)
+    model, ids = (
+        long_like(plain_model("gpt2", "GPT2LMHeadModel", **layers), "gpt2", attention, **layers),
+        tokens(2, LENGTH),
+    )
     cache = StaticCache(config=model.config, max_cache_len=LENGTH) if static else DynamicCache(config=model.config)
     with torch.no_grad():
         for begin, end in ((0, 76), *((i, i + 1) for i in range(76, SEEN))):
             mask = torch.ones(2, end, dtype=torch.long)
             model(ids[:, begin:end], attention_mask=mask, past_key_values=cache)
-        arguments = {"input_ids": ids[:, SEEN:], "attention_mask": torch.ones(2, LENGTH, dtype=torch.long), "past_key_values": cache}
+        arguments = {
+            "input_ids": ids[:, SEEN:],
+            "attention_mask": torch.ones(2, LENGTH, dtype=torch.long),
+            "past_key_values": cache,
+        }
         data = pickle.dumps((model, arguments))
         return pickle.dumps((*pickle.loads(data), model(**arguments).logits))
 
@@ -66,7 +74,9 @@ def decoding(attention: dict[str, Any], static: bool) -> bytes:
 def alone(name: str) -> bytes:
     """A mechanism, and what it makes of some tensors."""
     causal = mechanism_class(name).causal is not False
-    built = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": 300, **mechanism_class(name).about.sample}).eval()
+    built = build_mechanism(
+        name, num_heads=4, head_dim=16, **{"max_length": 300, **mechanism_class(name).about.sample}
+    ).eval()
     q, k, v = torch.randn(3, 1, 4, 300, 16)
     with torch.no_grad():
         call = AttentionCall(causal=causal)
@@ -75,7 +85,10 @@ def alone(name: str) -> bytes:
 
 def remembering() -> bytes:
     """A model with its memory of a first segment, and what it says of a second."""
-    model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", {"mechanism": "window", "window": 9}), tokens(2, 60)
+    model, ids = (
+        long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", {"mechanism": "window", "window": 9}),
+        tokens(2, 60),
+    )
     with torch.no_grad():
         outputs = pickle.loads(pickle.dumps(model(ids[:, :30], memory=model.new_memory())))
         arguments = {"input_ids": ids[:, 30:], "memory": outputs.memory}
@@ -106,7 +119,9 @@ def test_a_pickled_model_with_its_cache_decodes_on_in_another_process(tmp_path: 
 
 
 @every_case("form", STATIC)
-def test_a_pickled_model_with_a_static_cache_decodes_on_in_another_process(differences: dict[str, Any], form: str) -> None:
+def test_a_pickled_model_with_a_static_cache_decodes_on_in_another_process(
+    differences: dict[str, Any], form: str
+) -> None:
     assert differences[f"static {form}"] == pytest.approx(0, abs=1e-5)
 
 
@@ -127,4 +142,6 @@ def test_layer_types_of_window_caches_do_not_pile_up() -> None:
         assert DYNAMIC_LAYER_TYPE_MAPPING[name]().sliding_window == max(window, 2)
     for table, size in zip((DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING), before, strict=True):
         assert len(table) <= size + decode_cache.MAX_TYPE_NAMES
-    assert type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(7)]()) is type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(8)]())
+    assert type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(7)]()) is type(
+        DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(8)]()
+    )

@@ -48,8 +48,8 @@ CASES = [
 
 
 def models(base: str, sinks: int) -> tuple[Any, Any]:
-    """The stock model with sdpa attention, which stays in float64, and the Long model. The first layer of Gemma 3 has the base's own
-    window."""
+    """The stock model with sdpa attention, which stays in float64, and the Long model. The first layer of Gemma 3 has
+    the base's own window."""
     own: dict[str, Any] = {}
     attention = {**OPTIONS, "num_sinks": sinks}
     if base == "gemma3_text":
@@ -63,7 +63,8 @@ def defined(plain: Any, ids: Tensor, mask: Tensor, pieces: list[tuple[int, int]]
     """Logits by a mask over pairs, in one pass of the stock model."""
 
     def of_pairs(pieces: list[tuple[int, int]], window: int, sinks: int) -> Tensor:
-        return (seen_in_pieces(pieces, mask, window, sinks) | torch.diag_embed(mask == 0))[:, None]  # a row of zeros would be NaN
+        # a row of zeros would be NaN
+        return (seen_in_pieces(pieces, mask, window, sinks) | torch.diag_embed(mask == 0))[:, None]
 
     pairs: Any = of_pairs(pieces, WINDOW, sinks)
     if plain.config.model_type == "gemma3_text":
@@ -77,7 +78,11 @@ def test_a_prompt_and_steps_equal_the_definition(base: str, order: str, sinks: i
     """In float64, with left padding and grouped keys."""
     plain, longer = models(base, sinks)
     ids, mask = tokens(3, LENGTH), padding(3, LENGTH, left=True)
-    cache = DynamicCache(config=longer.config) if kind == "dynamic" else StaticCache(config=longer.config, max_cache_len=LENGTH + 7)
+    cache = (
+        DynamicCache(config=longer.config)
+        if kind == "dynamic"
+        else StaticCache(config=longer.config, max_cache_len=LENGTH + 7)
+    )
     found = in_pieces(longer, cache, ids, mask, PIECES[order])
     error = (found - defined(plain, ids, mask, PIECES[order], sinks))[mask.bool()].abs().max()
     assert error < 1e-9
@@ -89,12 +94,17 @@ def test_a_prompt_and_steps_equal_the_definition(base: str, order: str, sinks: i
 def test_steps_after_a_prompt_with_sinks_are_those_of_full_attention(base: str) -> None:
     """Keys are at their positions in the text, also those of sinks."""
     plain = plain_model(base, LANGUAGE_MODELS[base])
-    windowed, full = (long_like(plain, base, attention) for attention in ({**OPTIONS, "num_sinks": SINKS}, {"mechanism": "full"}))
+    windowed, full = (
+        long_like(plain, base, attention) for attention in ({**OPTIONS, "num_sinks": SINKS}, {"mechanism": "full"})
+    )
     ids, mask, prompt = tokens(2, LENGTH), padding(2, LENGTH, left=True), [(0, 50)]
     caches = DynamicCache(config=windowed.config), DynamicCache()
     in_pieces(windowed, caches[0], ids, mask, prompt)
     in_pieces(windowed, caches[1], ids, mask, prompt)
-    steps = (in_pieces(model, cache, ids, mask, singly(50, LENGTH)) for model, cache in zip((windowed, full), caches, strict=True))
+    steps = (
+        in_pieces(model, cache, ids, mask, singly(50, LENGTH))
+        for model, cache in zip((windowed, full), caches, strict=True)
+    )
     assert torch.equal(*steps)
 
 
@@ -102,7 +112,10 @@ def test_beams_and_attentions_are_those_of_the_definition() -> None:
     plain, longer = models("llama", 0)
     ids = tokens(2, 40)
     settings: dict[str, Any] = {"do_sample": False, "num_beams": 3, "max_new_tokens": 6, "eos_token_id": None}
-    results = [longer.generate(ids, **settings, **how) for how in ({}, {"cache_implementation": "static"}, {"prefill_chunk_size": 16})]
+    results = [
+        longer.generate(ids, **settings, **how)
+        for how in ({}, {"cache_implementation": "static"}, {"prefill_chunk_size": 16})
+    ]
     assert torch.equal(results[0], results[1])
     texts, pieces = results[0], [(0, 40), *singly(40, 46)]
     cache = DynamicCache(config=longer.config)
@@ -125,14 +138,19 @@ def test_attend_sees_all_keys_of_a_document_with_one_query() -> None:
     for arguments in ({}, {"documents": documents}):
         full = attend(q[:, :, -1:], k, v, "full", causal=True, **arguments)
         for run in (attend, reference_attend):
-            torch.testing.assert_close(run(q[:, :, -1:], k, v, "window", **given, **arguments), full, atol=1e-12, rtol=0)
+            torch.testing.assert_close(
+                run(q[:, :, -1:], k, v, "window", **given, **arguments), full, atol=1e-12, rtol=0
+            )
         windowed = attend(q, k, v, "window", window=5, causal=True, **arguments)
         torch.testing.assert_close(attend(q, k, v, "window", **given, **arguments), windowed, atol=0, rtol=0)
 
 
 def test_caches_and_positions_are_those_of_unbounded_distances() -> None:
     longer = long_model("llama", "LlamaForCausalLM", {**OPTIONS, "num_sinks": SINKS})
-    attentions, shape = (longer.config.long_attention, LongAttentionConfig("full")), ModelShape.of(longer.config, causal=True)
+    attentions, shape = (
+        (longer.config.long_attention, LongAttentionConfig("full")),
+        ModelShape.of(longer.config, causal=True),
+    )
     assert decode_layer_types(attentions[0], 3) is None
     state = decode_states(layer_mechanisms(attentions[0], shape, 1000), shape, 1000)[0]
     assert (state.bytes, state.per_token) == (1000 * shape.token_bytes, shape.token_bytes)
@@ -142,10 +160,15 @@ def test_caches_and_positions_are_those_of_unbounded_distances() -> None:
 
 
 def test_options_and_places_without_decoding_refuse_full_decoding() -> None:
-    for changes, message in (({"relative": "alibi"}, "leave one of them out"), ({"exact_length": 64}, "leave exact_length out")):
+    for changes, message in (
+        ({"relative": "alibi"}, "leave one of them out"),
+        ({"exact_length": 64}, "leave exact_length out"),
+    ):
         with pytest.raises(OptionError, match=message):
             build_mechanism("window", num_heads=4, head_dim=16, full_decoding=True, **changes)
-    with pytest.raises(OptionError, match="exists only with causal=True with these options, but layer 0 needs causal=False"):
+    with pytest.raises(
+        OptionError, match="exists only with causal=True with these options, but layer 0 needs causal=False"
+    ):
         long_model("bert", None, OPTIONS)
     with pytest.raises(OptionError, match="a member of mechanism 'union' has full_decoding=True; leave it out"):
         build_mechanism("union", num_heads=4, head_dim=16, of=[OPTIONS])

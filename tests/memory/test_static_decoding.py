@@ -38,8 +38,19 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 CAUSAL = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
 ONE_GRAPH = {
-    "fixed", "full", "hedgehog", "hybrid", "linear", "longformer", "performer", "strided", "taylor", "transformer_xl", "union", "window",
-}  # fmt: skip
+    "fixed",
+    "full",
+    "hedgehog",
+    "hybrid",
+    "linear",
+    "longformer",
+    "performer",
+    "strided",
+    "taylor",
+    "transformer_xl",
+    "union",
+    "window",
+}
 """Mechanisms that must stay so; others say by themselves whether they decode in one graph."""
 
 
@@ -68,12 +79,16 @@ def long_model(plan: dict[str, Any]) -> Any:
 def decoded(model: Any, cache: StaticCache, mask: torch.Tensor, **settings: Any) -> tuple[list[int], torch.Tensor]:
     """How many graphs each step compiled, and the tokens."""
     ids, graphs, counts = tokens(len(mask), LENGTH), Graphs(), []
-    scores = model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache).logits
+    scores = model(
+        ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache
+    ).logits
     step, found = torch.compile(model.forward, backend=graphs, **settings), [scores[:, -1:].argmax(-1)]
     for _ in range(STEPS - 1):
         before, mask = graphs.count, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         positions = mask.sum(1, keepdim=True) - 1
-        found.append(step(found[-1], attention_mask=mask, position_ids=positions, past_key_values=cache).logits.argmax(-1))
+        found.append(
+            step(found[-1], attention_mask=mask, position_ids=positions, past_key_values=cache).logits.argmax(-1)
+        )
         counts.append(graphs.count - before)
     return counts, torch.cat(found, 1)
 
@@ -81,12 +96,16 @@ def decoded(model: Any, cache: StaticCache, mask: torch.Tensor, **settings: Any)
 @functools.cache
 def graphs_of_base() -> list[int]:
     base = plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1)
-    return decoded(base, StaticCache(config=base.config, max_cache_len=ROOM), padding(3, LENGTH, left=True), fullgraph=True)[0]
+    return decoded(
+        base, StaticCache(config=base.config, max_cache_len=ROOM), padding(3, LENGTH, left=True), fullgraph=True
+    )[0]
 
 
 QUICK = ("linear",)
 """A longformer is compiled by generate, a window and mechanisms by head, below."""
-CELLS = grid([(plan, padded) for plan in PLANS for padded in (True, False)], lambda plan, padded: padded and plan in QUICK)
+CELLS = grid(
+    [(plan, padded) for plan in PLANS for padded in (True, False)], lambda plan, padded: padded and plan in QUICK
+)
 
 
 @pytest.mark.thorough
@@ -122,7 +141,10 @@ def test_sliding_cache_layers_of_transformers_are_read_in_text_order(width: int)
     plain = plain_model("mistral", "MistralForCausalLM", num_hidden_layers=1, sliding_window=width)
     cache = StaticCache(config=plain.config, max_cache_len=ROOM)
     assert all(type(layer) is StaticSlidingWindowLayer for layer in cache.layers)
-    generic, mask = enable_long_attention(plain, {"mechanism": "window", "window": width}), padding(3, LENGTH, left=True)
+    generic, mask = (
+        enable_long_attention(plain, {"mechanism": "window", "window": width}),
+        padding(3, LENGTH, left=True),
+    )
     expected = generic.generate(tokens(3, LENGTH), attention_mask=mask, use_cache=False, **GREEDY)[:, LENGTH:]
     assert torch.equal(decoded(generic, cache, mask, fullgraph=True)[1], expected)
 
@@ -149,14 +171,21 @@ def test_every_mechanism_decodes_in_one_graph_or_says_that_it_cannot(mechanism: 
 
 @pytest.mark.parametrize("plan", quickly(PLANS, ["longformer"]))
 def test_generate_compiles_long_models_where_it_compiles_the_base(plan: str) -> None:
-    """On a GPU always; on a CPU where it is told to. The mask, and the global tokens, are as wide at every step: there is one graph."""
+    """On a GPU always; on a CPU where it is told to. The mask, and the global tokens, are as wide at every step: there
+    is one graph."""
     model, mask = long_model(PLANS[plan]), padding(3, LENGTH, left=True)
     ids, graphs = tokens(3, LENGTH), Graphs()
-    given = {"global_attention_mask": torch.zeros_like(mask).index_fill(1, torch.tensor(30), 1)} if plan == "longformer" else {}
+    given = (
+        {"global_attention_mask": torch.zeros_like(mask).index_fill(1, torch.tensor(30), 1)}
+        if plan == "longformer"
+        else {}
+    )
     expected = model.generate(ids, attention_mask=mask, **given, **GREEDY)
     compiled = CompileConfig(fullgraph=True, backend=graphs, mode=None)
     compiled._compile_all_devices = True
-    found = model.generate(ids, attention_mask=mask, cache_implementation="static", compile_config=compiled, **given, **GREEDY)
+    found = model.generate(
+        ids, attention_mask=mask, cache_implementation="static", compile_config=compiled, **given, **GREEDY
+    )
     assert graphs.count == 1
     assert torch.equal(found, expected)
 
@@ -171,7 +200,9 @@ def test_a_mechanism_without_one_graph_is_not_compiled_by_generate() -> None:
 
 
 @every_case("plan", ["window", "longformer", "window and sinks", "window, full decoding", "alibi"])
-def test_decoding_over_all_slots_of_a_static_cache_equals_the_filled_ones(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_over_all_slots_of_a_static_cache_equals_the_filled_ones(
+    plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What runs on a GPU without a compiler: fixed shapes, for which nothing waits."""
     model, ids, mask = long_model(PLANS[plan]), tokens(3, LENGTH), padding(3, LENGTH, left=True)
     expected = model.generate(ids, attention_mask=mask, cache_implementation="static", **GREEDY)

@@ -30,7 +30,18 @@ from scripts.dev.tools.small_models import Shape, small_audio_config
 from tests.modeling.grid_models import base_model, tensors
 from tests.modeling.grid_models import seeing as seeing_by_mask
 
-__all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model", "saved", "seeing", "small_model", "tensors"]
+__all__ = [
+    "BASES",
+    "HEADS",
+    "base_model",
+    "defined",
+    "inputs_of",
+    "long_model",
+    "saved",
+    "seeing",
+    "small_model",
+    "tensors",
+]
 
 APART = ("whisper",)
 """Encoders with a decoder; they have tests of their own in tests/families."""
@@ -40,9 +51,13 @@ SHAPE = Shape(layers=2, inner=64)
 SECONDS = (1.2, 0.7)
 """Duration of each sound of a batch, the longest first."""
 THREE_CONVOLUTIONS: dict[str, Any] = {
-    "conv_dim": [16] * 3, "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8], "num_feat_extract_layers": 3,
-}  # fmt: skip
-"""A feature encoder with the usual 50 frames a second, whose lengths a graph traces in less than half the time of seven convolutions."""
+    "conv_dim": [16] * 3,
+    "conv_kernel": [10, 8, 8],
+    "conv_stride": [5, 8, 8],
+    "num_feat_extract_layers": 3,
+}
+"""A feature encoder with the usual 50 frames a second, whose lengths a graph traces in less than half the time of
+seven convolutions."""
 
 
 def small_model(base: str, head: str, **values: Any) -> Any:
@@ -67,7 +82,9 @@ def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
     return FAMILIES[base].model_class(head).from_pretrained(folder, **config).eval()
 
 
-def inputs_of(base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def inputs_of(
+    base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Sounds of these durations as one batch with padding after the shorter ones, and its mask where they differ."""
     spec: Any = FAMILIES[base].spec
     lengths = [spec.length(duration) for duration in seconds]
@@ -91,13 +108,16 @@ def defined(model: Any, frames: int) -> list[Tensor]:
     """What every layer of a Long model sees, ``(frames, frames)`` bool each."""
     index = torch.arange(frames)
     zero = torch.zeros((), dtype=torch.long)
-    masks = [mechanism.mask_mod(False, None)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model)]
+    masks = [
+        mechanism.mask_mod(False, None)(zero, zero, index[:, None], index) for mechanism in layer_mechanisms(model)
+    ]
     return [torch.as_tensor(mask).broadcast_to(frames, frames) for mask in masks]
 
 
 @contextmanager
 def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
-    """A base whose layer i sees the pairs ``visible[i] (N, N)``; WavLM's attention takes no mask of pairs but by its bias."""
+    """A base whose layer i sees the pairs ``visible[i] (N, N)``; WavLM's attention takes no mask of pairs but by its
+    bias."""
     attending = [module for module in model.modules() if isinstance(module, WavLMAttention)]
 
     def restricted(attend: Callable[..., Any], pairs: Tensor) -> Callable[..., Any]:

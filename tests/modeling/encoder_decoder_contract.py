@@ -1,4 +1,5 @@
-"""What holds of every long model with an encoder and a decoder; a subclass says with which small models it is tested."""
+"""What holds of every long model with an encoder and a decoder; a subclass says with which small models it is
+tested."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class EncoderDecoderContract(ABC):
         plain.set_attn_implementation("eager")
         near = (torch.arange(40)[:, None] - torch.arange(40)).abs() <= 4
         allowed = near & inputs["attention_mask"].bool()[:, None, None, :]
-        allowed |= torch.eye(40, dtype=torch.bool) & ~inputs["attention_mask"].bool()[:, None, :, None]  # padding sees itself, not nothing
+        # padding sees itself, not nothing
+        allowed |= torch.eye(40, dtype=torch.bool) & ~inputs["attention_mask"].bool()[:, None, :, None]
         mask = torch.zeros(2, 1, 40, 40).masked_fill(~allowed, torch.finfo(torch.float32).min)
         real = inputs["attention_mask"].bool()
         with torch.no_grad():
@@ -78,7 +80,9 @@ class EncoderDecoderContract(ABC):
         text, decoded, marks = inputs["input_ids"][1:, :29], inputs["decoder_input_ids"][1:], is_global[1:, :29]
         given = {**inputs, "global_attention_mask": is_global}
         if left:
-            given |= {name: given[name].roll(11, 1) for name in ("input_ids", "attention_mask", "global_attention_mask")}
+            given |= {
+                name: given[name].roll(11, 1) for name in ("input_ids", "attention_mask", "global_attention_mask")
+            }
         with torch.no_grad():
             both = model(**given)
             alone = model(text, decoder_input_ids=decoded, global_attention_mask=marks)
@@ -93,7 +97,9 @@ class EncoderDecoderContract(ABC):
         model = self.long_like(plain, base, LONGFORMER, decoder_long_attention=LONGFORMER)
         with torch.no_grad():
             without, given = model(**inputs), model(**inputs, global_attention_mask=is_global)
-            through = model(**inputs, encoder_outputs=(without.encoder_last_hidden_state,), global_attention_mask=is_global)
+            through = model(
+                **inputs, encoder_outputs=(without.encoder_last_hidden_state,), global_attention_mask=is_global
+            )
         assert (without.encoder_last_hidden_state - given.encoder_last_hidden_state).abs().max() > 1e-3
         assert torch.equal(without[self.answer], through[self.answer])
         with pytest.raises(InputError, match="no layer of this model takes global tokens"):
@@ -111,10 +117,16 @@ class EncoderDecoderContract(ABC):
             targets[:, 20:] = 7
             self.unchanged(narrow(ids, decoder_input_ids=targets)[self.answer][:, :20], before[:, :20])
         with pytest.raises(OptionError, match="layer 5"):
-            self.long_like(plain, base, WINDOW, decoder_long_attention={"mechanism": "window", "layers": {5: {"window": 4}}})
+            self.long_like(
+                plain, base, WINDOW, decoder_long_attention={"mechanism": "window", "layers": {5: {"window": 4}}}
+            )
 
-    @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
-    @pytest.mark.parametrize("decoder", [None, {"mechanism": "window", "window": 6}], ids=["full decoder", "long decoder"])
+    @pytest.mark.parametrize(
+        "how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str
+    )
+    @pytest.mark.parametrize(
+        "decoder", [None, {"mechanism": "window", "window": 6}], ids=["full decoder", "long decoder"]
+    )
     def test_generation_equals_the_whole_forward(self, base: str, how: dict[str, Any], decoder: Any) -> None:
         """Every token is the most probable one of the whole forward pass; with beams, the same as without a cache."""
         model = self.long_like(self.plain(base, generates=True), base, LONGFORMER, decoder_long_attention=decoder)
@@ -151,7 +163,8 @@ class EncoderDecoderContract(ABC):
         assert out.cross_attentions[0].min() > 0
 
     def check_compiled(self, base: str, *, use_cache: bool = False, **one_layer: int) -> None:
-        """Called by a test of the module, for the bases whose graphs the quick tests compile; of models with these numbers of layers."""
+        """Called by a test of the module, for the bases whose graphs the quick tests compile; of models with these
+        numbers of layers."""
         model = self.long_like(self.plain(base, **one_layer), base, LONGFORMER, **one_layer)
         inputs = {**self.inputs(), "global_attention_mask": torch.eye(2, 40), "use_cache": use_cache}
         torch._dynamo.reset()  # graphs of other tests count towards the limit

@@ -34,7 +34,8 @@ def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
         for name, parameter in model.named_parameters():
             if "bias_table" in name or "rpb" in name or "register_tokens" in name:
                 nn.init.normal_(parameter)
-            elif parameter.ndim == 2 and parameter.requires_grad:  # attention of an untrained model hardly shows in its outputs
+            # attention of an untrained model hardly shows in its outputs
+            elif parameter.ndim == 2 and parameter.requires_grad:
                 parameter.mul_(4)
     model.save_pretrained(folder)
     return model
@@ -85,7 +86,9 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in value if isinstance(tensor, Tensor)]
 
 
-def seeing_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+def seeing_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
     """SDPA with the mask that :func:`seeing` puts on a module to whose ``forward`` none can be given."""
     return sdpa_attention_forward(module, query, key, value, vars(module).get("visible_pairs"), **kwargs)
 
@@ -95,7 +98,8 @@ AttentionInterface.register("seeing", seeing_attention)
 
 @contextmanager
 def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
-    """A base whose attention module of layer i sees the pairs ``visible[i]`` (N, N) or ``(B, 1, N, N)``, by a dense mask."""
+    """A base whose attention module of layer i sees the pairs ``visible[i]`` (N, N) or ``(B, 1, N, N)``, by a dense
+    mask."""
 
     def restrict(mask: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -126,7 +130,10 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
             for site in sites:
                 del site.module.visible_pairs
         return
-    handles = [site.module.register_forward_pre_hook(restrict(visible[site.layer % len(visible)]), with_kwargs=True) for site in sites]
+    handles = [
+        site.module.register_forward_pre_hook(restrict(visible[site.layer % len(visible)]), with_kwargs=True)
+        for site in sites
+    ]
     try:
         yield
     finally:

@@ -47,9 +47,16 @@ def test_own_projections_make_the_queries_keys_and_values_of_attention(base: str
     own = own_projections(site.module)
     for kind in ("value",) if base in ROTATED else ("query", "key", "value"):
         names = [f"{kind}.weight", f"{kind}.bias"]
-        weight, bias = (own[name](site.module.get_parameter(own[name].name)) if name in own else None for name in names)
-        made = torch.nn.functional.linear(seen["input"], weight, bias).unflatten(-1, (seen[kind].shape[1], -1)).transpose(1, 2)
-        scale = made.shape[-1] ** -0.5 if base in ("opt", "esm") and kind == "query" else 1.0  # they scale their queries themselves
+        weight, bias = (
+            own[name](site.module.get_parameter(own[name].name)) if name in own else None for name in names
+        )
+        made = (
+            torch.nn.functional.linear(seen["input"], weight, bias)
+            .unflatten(-1, (seen[kind].shape[1], -1))
+            .transpose(1, 2)
+        )
+        # they scale their queries themselves
+        scale = made.shape[-1] ** -0.5 if base in ("opt", "esm") and kind == "query" else 1.0
         assert (scale * made - seen[kind]).abs().max() < 1e-5, kind
 
 
@@ -78,8 +85,14 @@ MECHANISMS = [
 
 
 @pytest.mark.thorough
-@every_case(("base", "name", "options"), [(base, *mechanism) for mechanism in MECHANISMS for base in WIDE_HEADS], of=len(WIDE_HEADS) + 1)
-def test_mechanisms_train_and_generate_with_heads_wider_than_hidden_states(base: str, name: str, options: dict[str, Any]) -> None:
+@every_case(
+    ("base", "name", "options"),
+    [(base, *mechanism) for mechanism in MECHANISMS for base in WIDE_HEADS],
+    of=len(WIDE_HEADS) + 1,
+)
+def test_mechanisms_train_and_generate_with_heads_wider_than_hidden_states(
+    base: str, name: str, options: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
     values = small_values(base, SHAPE, pad_token_id=1, initializer_range=0.2)
     values |= {"head_dim": 12, "layer_types": ["full_attention"] * 2} if "layer_types" in values else {"head_dim": 12}
@@ -89,7 +102,9 @@ def test_mechanisms_train_and_generate_with_heads_wider_than_hidden_states(base:
         assert (site.mechanism.num_heads * site.mechanism.head_dim, site.mechanism.sizes.hidden_size) == (48, 32)
     ids = torch.randint(5, 90, (2, 70))
     model(ids, labels=ids).loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if "long_attention" in n)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if "long_attention" in n
+    )
     if attention_sites(model)[0].mechanism.capabilities.recursion is not None:
         return  # decoding in segments is tested in tests/modeling/test_memories.py
     model.eval()
@@ -111,7 +126,9 @@ BIGBIRD_HEADS = {"big_bird": "ForMaskedLM", "bigbird_pegasus": "ForConditionalGe
 @pytest.mark.thorough
 @pytest.mark.parametrize("base", BIGBIRD_HEADS)
 def test_bigbird_heads_run_under_sdpa_and_eager(base: str, tmp_path: Path) -> None:
-    config = FAMILIES[base].config_class.from_dict(config_of(base).to_dict() | {"long_attention": {"mechanism": "full"}})
+    config = FAMILIES[base].config_class.from_dict(
+        config_of(base).to_dict() | {"long_attention": {"mechanism": "full"}}
+    )
     made = FAMILIES[base].model_class(FAMILIES[base].config_class.__name__.replace("Config", BIGBIRD_HEADS[base]))
     made(config).save_pretrained(tmp_path)
     ids = torch.randint(5, 30, (2, 20))
@@ -126,10 +143,19 @@ def test_bigbird_heads_run_under_sdpa_and_eager(base: str, tmp_path: Path) -> No
 
 
 def test_a_module_with_a_class_that_was_made_for_it_is_pickled() -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "num_conv_pos_embeddings": 16}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_conv_pos_embeddings": 16,
+    }
     config = FAMILIES["wav2vec2"].config_class.from_dict(Wav2Vec2Config(**sizes).to_dict())
     module = FAMILIES["wav2vec2"].model_class("LongWav2Vec2Model")(config).eval().encoder.layers[0].feed_forward
-    assert (type(module).__name__, type(module).__module__) == ("LongWav2Vec2FeedForward", "hf_longattn.families.wav2vec2")
+    assert (type(module).__name__, type(module).__module__) == (
+        "LongWav2Vec2FeedForward",
+        "hf_longattn.families.wav2vec2",
+    )
     states = torch.randn(1, 3, 32)
     torch.testing.assert_close(pickle.loads(pickle.dumps(module))(states), module(states), rtol=0, atol=0)
 
@@ -141,7 +167,8 @@ SOME_LAYERS = ("smollm3",)
 
 
 def met(base: str, relative: str) -> list[tuple[Mechanism, torch.Tensor, torch.Tensor]]:
-    """Each mechanism with the queries and keys that it gets for one token, repeated, so that they differ by their positions only."""
+    """Each mechanism with the queries and keys that it gets for one token, repeated, so that they differ by their
+    positions only."""
     torch.manual_seed(0)
     model, found = long_model(base, None, {"mechanism": "full", "relative": relative}).eval(), list[Any]()
     for mechanism in model.modules():
@@ -166,14 +193,19 @@ def test_a_further_rotation_gives_the_queries_and_keys_of_later_tokens(base: str
 
 @every_case("base", ["bert", "gpt2", "esm", *SOME_LAYERS])
 def test_self_extend_is_refused_for_bases_that_do_not_rotate_every_layer(base: str) -> None:
-    with pytest.raises(OptionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"):
+    with pytest.raises(
+        OptionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"
+    ):
         long_model(base, None, {"mechanism": "full", "relative": "self_extend"})
 
 
 @every_case(
-    ("base", "turned", "warns"), [("llama", 3, False), ("gpt_neox", 3, False), ("gpt2", 0, False), ("bert", 0, False), ("smollm3", 0, True)]
+    ("base", "turned", "warns"),
+    [("llama", 3, False), ("gpt_neox", 3, False), ("gpt2", 0, False), ("bert", 0, False), ("smollm3", 0, True)],
 )
-def test_sinks_are_turned_where_the_rotation_can_be_followed(base: str, turned: int, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sinks_are_turned_where_the_rotation_can_be_followed(
+    base: str, turned: int, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     messages: list[str] = []
     monkeypatch.setattr(attachment.logger, "warning_once", messages.append)
     model = long_model(base, None, {"mechanism": "window", "window": 8, "num_sinks": 2})
@@ -182,7 +214,9 @@ def test_sinks_are_turned_where_the_rotation_can_be_followed(base: str, turned: 
     assert bool(messages) == warns
 
 
-@every_case(("base", "head", "endless"), [("llama", "LlamaForCausalLM", True), ("smollm3", "SmolLM3ForCausalLM", False)])
+@every_case(
+    ("base", "head", "endless"), [("llama", "LlamaForCausalLM", True), ("smollm3", "SmolLM3ForCausalLM", False)]
+)
 def test_texts_have_an_end_where_sinks_keep_the_positions_of_the_text(
     base: str, head: str, endless: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +229,13 @@ def test_texts_have_an_end_where_sinks_keep_the_positions_of_the_text(
 
 
 def test_sinks_keep_the_positions_of_the_text_if_a_further_rotation_gives_others() -> None:
-    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     text = {**sizes, "intermediate_size": 32, "head_dim": 8, "pad_token_id": 0}
     sections = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
     vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
@@ -209,7 +249,10 @@ def test_sinks_keep_the_positions_of_the_text_if_a_further_rotation_gives_others
 
 @torch.no_grad()
 def test_hooks_of_turned_sinks_run_in_decoding() -> None:
-    model, shapes = long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8, "num_sinks": 2}).eval(), list[int]()
+    model, shapes = (
+        long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8, "num_sinks": 2}).eval(),
+        list[int](),
+    )
     mechanism = next(module for module in model.modules() if isinstance(module, Mechanism))
     mechanism.register_forward_hook(lambda module, args, output: shapes.append(output.shape[2]))
     model.generate(torch.full((1, 20), 50), max_new_tokens=2, eos_token_id=None)
@@ -233,7 +276,9 @@ def converted(base: str, folder: Path, **attention: Any) -> tuple[Any, Any]:
     """A small stock model, and what it was converted to."""
     _, stock = small_model(base)
     with_large_sinks(stock).save_pretrained(folder / "short")
-    hf_longattn.convert_checkpoint(folder / "short", folder / "long", max_length=LONG, verify=False, positions="rope:none", **attention)
+    hf_longattn.convert_checkpoint(
+        folder / "short", folder / "long", max_length=LONG, verify=False, positions="rope:none", **attention
+    )
     return stock, AutoModelForCausalLM.from_pretrained(folder / "long").eval()
 
 
@@ -259,8 +304,12 @@ def test_models_with_sinks_equal_the_stock_model(base: str, tmp_path: Path) -> N
 
 @every_case("mechanism", ["window", "longformer", "strided", "top_k", "block_top_k", "bigbird"], of=2)
 def test_decoding_with_sinks_equals_one_pass(mechanism: str, tmp_path: Path) -> None:
-    options = {"window": {"window": 16, "num_sinks": 2}, "longformer": {"window": 16}, "top_k": {"num_keys": 9}}.get(mechanism, {})
-    _, long = converted("gpt_oss", tmp_path, mechanism=mechanism, options=options, layers={"0": {"mechanism": mechanism, **options}})
+    options = {"window": {"window": 16, "num_sinks": 2}, "longformer": {"window": 16}, "top_k": {"num_keys": 9}}.get(
+        mechanism, {}
+    )
+    _, long = converted(
+        "gpt_oss", tmp_path, mechanism=mechanism, options=options, layers={"0": {"mechanism": mechanism, **options}}
+    )
     texts = ids(200)
     with torch.no_grad():
         assert decoded(long, texts, long(texts).logits, prompt=175) < 1e-4

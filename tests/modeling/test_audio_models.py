@@ -1,4 +1,5 @@
-"""Long models of sound: equal to their base with full attention, equal to the base under their definition as a dense mask, and linear."""
+"""Long models of sound: equal to their base with full attention, equal to the base under their definition as a dense
+mask, and linear."""
 
 from __future__ import annotations
 
@@ -73,7 +74,9 @@ def test_sound_with_full_attention_is_the_base(base: str, head: str, tmp_path: P
     of=3,
     ids=lambda value: value if isinstance(value, str) else value["mechanism"],
 )
-def test_sound_with_a_mechanism_is_the_base_under_its_mask_with_gradients(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
+def test_sound_with_a_mechanism_is_the_base_under_its_mask_with_gradients(
+    base: str, mechanism: dict[str, Any], tmp_path: Path
+) -> None:
     """Outputs and gradients of every parameter, in float64, with a padded batch."""
     head = base_model(base)
     plain = saved(base, head, tmp_path).double()
@@ -143,7 +146,9 @@ def test_sound_with_a_window_makes_no_tensor_of_frames_times_frames(base: str, m
     largest = []
     for seconds in (20, 40):
         with Largest() as mode:
-            model(**inputs_of(base, (seconds, seconds / 2) if masked else (seconds,))).last_hidden_state.sum().backward()
+            model(
+                **inputs_of(base, (seconds, seconds / 2) if masked else (seconds,))
+            ).last_hidden_state.sum().backward()
         largest.append(mode.elements)
     assert largest[1] < 2.1 * largest[0]
     assert largest[1] < 2 * frames_of(base, 40) ** 2  # of four heads
@@ -262,7 +267,10 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     **{
         f"a row of {samples} samples": (
-            {"input_values": SOUND.expand(2, -1), "attention_mask": (torch.arange(16_000) < torch.tensor([[16_000], [samples]])).float()},
+            {
+                "input_values": SOUND.expand(2, -1),
+                "attention_mask": (torch.arange(16_000) < torch.tensor([[16_000], [samples]])).float(),
+            },
             f"sound of the batch has {samples} samples, but a frame takes 400",
         )
         for samples in (0, 300)
@@ -298,7 +306,10 @@ def test_hubert_refuses_global_frames_that_its_layers_do_not_get(tmp_path: Path)
     [
         ({"long_attention": {"mechanism": "recurrent_memory"}}, "one segment of a text after the other.*'window'"),
         ({"long_attention": {"mechanism": "window2d"}}, "reads an image's patches, but a sound is one line; choose"),
-        ({"long_attention": {"mechanism": "window", "order": "hilbert"}}, "reads an image's patches, but a sound is one line; choose"),
+        (
+            {"long_attention": {"mechanism": "window", "order": "hilbert"}},
+            "reads an image's patches, but a sound is one line; choose",
+        ),
         (
             {"long_attention": {"mechanism": "longformer", "global_token_ids": [5]}},
             "global tokens by their ids, but frames of a sound have none",
@@ -308,8 +319,10 @@ def test_hubert_refuses_global_frames_that_its_layers_do_not_get(tmp_path: Path)
             for seconds in (0, -1, "ten", True)
         ),
     ],
-)  # fmt: skip
-def test_wav2vec2_configs_refuse_mechanisms_for_something_else_and_durations_that_are_none(values: dict[str, Any], message: str) -> None:
+)
+def test_wav2vec2_configs_refuse_mechanisms_for_something_else_and_durations_that_are_none(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         FAMILIES["wav2vec2"].config_class(**values)
 

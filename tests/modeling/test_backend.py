@@ -42,8 +42,12 @@ def test_attention_function_is_attend_with_heads_and_tokens_exchanged(causal: bo
     mask[1, 30:] = False
     is_global = torch.zeros(2, 40, dtype=torch.long)
     is_global[:, 7] = 1
-    out, weights = longattn_attention_forward(module(causal=causal, window=8), q, k, v, mask, scaling=0.3, global_attention_mask=is_global)
-    expected = attend(q, k, v, "longformer", window=8, causal=causal, padding_mask=mask, global_mask=is_global, scaling=0.3)
+    out, weights = longattn_attention_forward(
+        module(causal=causal, window=8), q, k, v, mask, scaling=0.3, global_attention_mask=is_global
+    )
+    expected = attend(
+        q, k, v, "longformer", window=8, causal=causal, padding_mask=mask, global_mask=is_global, scaling=0.3
+    )
     assert torch.equal(out, expected.transpose(1, 2))
     assert weights is None
 
@@ -56,7 +60,9 @@ def test_short_rows_are_one_fused_call_with_outputs_and_gradients_of_the_definit
     mechanism: str, window: int, kv_heads: int, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = [x.double().requires_grad_() for x in qkv(kv_heads=kv_heads)]
-    options = {"full": {}, "window": {"window": window}, "longformer": {"window": window, "global_tokens": (0, 17)}}[mechanism]
+    options = {"full": {}, "window": {"window": window}, "longformer": {"window": window, "global_tokens": (0, 17)}}[
+        mechanism
+    ]
     attention = module(mechanism, causal=causal, **options)
     expected = reference_attend(*inputs, attention.long_attention, causal=causal, scaling=0.3)
     monkeypatch.setattr(backend, "run_batch", lambda *_: pytest.fail("the mechanism was called"))
@@ -78,21 +84,28 @@ OPTIONS = [
 
 
 @every_case(("mechanism", "options"), OPTIONS, ids=str)
-def test_fused_calls_equal_the_definition_of_every_mechanism_that_has_one(mechanism: str, options: dict[str, Any]) -> None:
+def test_fused_calls_equal_the_definition_of_every_mechanism_that_has_one(
+    mechanism: str, options: dict[str, Any]
+) -> None:
     causal = mechanism_class(mechanism).causal is True
     built, (q, k, v) = mechanism_from(mechanism, options, num_heads=4, head_dim=8, max_length=40), qkv()
     mask = isinstance(built, SparseMechanism) and built.fused_mask(k, causal)
     if mask is False:
         return
     added = None if mask is True else mask
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, added, is_causal=causal and added is None, scale=0.3)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, added, is_causal=causal and added is None, scale=0.3
+    )
     torch.testing.assert_close(out, reference_attend(q, k, v, built, causal=causal, scaling=0.3).to(q.dtype))
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value"), [("documents", torch.zeros(2, 40).long()), ("global_attention_mask", torch.ones(2, 40).long()), ("softcap", 1.0)]
+    ("keyword", "value"),
+    [("documents", torch.zeros(2, 40).long()), ("global_attention_mask", torch.ones(2, 40).long()), ("softcap", 1.0)],
 )
-def test_documents_globals_caps_hooks_and_dropout_reach_the_mechanism(keyword: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_globals_caps_hooks_and_dropout_reach_the_mechanism(
+    keyword: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("fused_attention", "masked_attention"):
         monkeypatch.setattr(backend, name, lambda *_, **__: pytest.fail("the mechanism was passed over"))
     longattn_attention_forward(module(window=80), *qkv(), None, **{keyword: value})
@@ -120,14 +133,18 @@ def test_mask_is_cut_to_the_last_columns_for_a_sliding_cache() -> None:
     mask = torch.ones(2, 50, dtype=torch.bool)
     mask[1, :45] = False
     out, _ = longattn_attention_forward(module("window", causal=True, window=8), q, k, v, mask)
-    assert torch.equal(out, attend(q, k, v, "window", window=8, causal=True, padding_mask=mask[:, -8:]).transpose(1, 2))
+    assert torch.equal(
+        out, attend(q, k, v, "window", window=8, causal=True, padding_mask=mask[:, -8:]).transpose(1, 2)
+    )
 
 
 def test_static_cache_is_cut_to_its_filled_part() -> None:
     q, k, v = qkv(queries=1, keys=64)
     mask = torch.ones(2, 20, dtype=torch.bool)
     out, _ = longattn_attention_forward(module("full", causal=True), q, k, v, mask)
-    assert torch.equal(out, attend(q, k[:, :, :20], v[:, :, :20], "full", causal=True, padding_mask=mask).transpose(1, 2))
+    assert torch.equal(
+        out, attend(q, k[:, :, :20], v[:, :, :20], "full", causal=True, padding_mask=mask).transpose(1, 2)
+    )
 
 
 @pytest.mark.parametrize("kind", ["bool", "additive"])
@@ -136,7 +153,9 @@ def test_a_four_dimensional_mask_restricts_the_pattern(kind: str, length: int) -
     q, k, v = qkv(length, length)
     chosen = torch.rand(2, 1, length, length) > 0.3
     chosen |= torch.eye(length, dtype=torch.bool)
-    given = chosen if kind == "bool" else torch.zeros(chosen.shape).masked_fill(~chosen, torch.finfo(torch.float32).min)
+    given = (
+        chosen if kind == "bool" else torch.zeros(chosen.shape).masked_fill(~chosen, torch.finfo(torch.float32).min)
+    )
     attention = module("window", window=16)
     out, _ = longattn_attention_forward(attention, q, k, v, given)
     position = torch.arange(length)
@@ -163,7 +182,9 @@ def test_mask_of_one_row_with_weights_changes_the_scores() -> None:
     out, _ = longattn_attention_forward(module("full"), q, k, v, weighing)
     scores = q @ k.mT * 8**-0.5 + weighing
     assert torch.allclose(out.transpose(1, 2), scores.softmax(-1) @ v, atol=1e-5)
-    with pytest.raises(InputError, match="four-dimensional attention_mask was given, but mechanism 'linear' has no scores"):
+    with pytest.raises(
+        InputError, match="four-dimensional attention_mask was given, but mechanism 'linear' has no scores"
+    ):
         longattn_attention_forward(module("linear"), q, k, v, weighing)
 
 
@@ -180,7 +201,9 @@ def test_position_bias_is_added_to_the_scores() -> None:
     q, k, v = qkv()
     bias = torch.randn(1, 4, 40, 40)
     out, _ = longattn_attention_forward(module("full"), q, k, v, None, position_bias=bias)
-    assert (out.transpose(1, 2) - nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)).abs().max() < 1e-5
+    assert (
+        out.transpose(1, 2) - nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    ).abs().max() < 1e-5
 
 
 def test_returned_attention_weights_times_values_are_the_output() -> None:
@@ -203,7 +226,10 @@ def test_attention_function_refuses_weights_of_a_long_text() -> None:
     [
         ({"attention_mask": torch.ones(2, 40, 40)}, r"attention_mask has shape \(2, 40, 40\)"),
         ({"attention_mask": torch.ones(2, 1, 30, 40)}, "four-dimensional"),
-        ({"global_attention_mask": torch.ones(2, 39)}, r"global_attention_mask has shape \(2, 39\), but must be .* \(2, 40\)"),
+        (
+            {"global_attention_mask": torch.ones(2, 39)},
+            r"global_attention_mask has shape \(2, 39\), but must be .* \(2, 40\)",
+        ),
         ({"global_attention_mask": torch.ones(3, 40)}, r"global_attention_mask has shape \(3, 40\)"),
         ({"global_attention_mask": torch.ones(40)}, r"global_attention_mask has shape \(40,\)"),
     ],
@@ -218,14 +244,18 @@ def test_a_model_with_mechanisms_names_the_module_that_lacks_one() -> None:
     model: BertModel = plain_model("bert")
     enable_long_attention(model, {"mechanism": "window", "window": 8})
     del model.encoder.layer[1].attention.self.long_attention
-    with pytest.raises(BackendError, match=r"BertSelfAttention of a model with mechanisms carries no mechanism; call .*enable_long"):
+    with pytest.raises(
+        BackendError, match=r"BertSelfAttention of a model with mechanisms carries no mechanism; call .*enable_long"
+    ):
         model(tokens())
 
 
 def test_sinks_of_gpt_oss_are_a_column_of_the_softmax() -> None:
     q, k, v = qkv()
     sinks = torch.linspace(-1, 2, q.shape[1])
-    found, weights = longattn_attention_forward(module(window=4096), q, k, v, None, s_aux=sinks, output_attentions=True)
+    found, weights = longattn_attention_forward(
+        module(window=4096), q, k, v, None, s_aux=sinks, output_attentions=True
+    )
     scores = torch.cat([q @ k.mT * q.shape[-1] ** -0.5, sinks.view(1, -1, 1, 1).expand(*q.shape[:3], 1)], -1)
     expected = scores.softmax(-1)[..., :-1]
     assert weights is not None
@@ -250,7 +280,13 @@ def test_softcap_of_scores_comes_before_masks() -> None:
 
 class TestMaskFunction:
     def mask(self, **arguments: Any) -> torch.Tensor | None:
-        defaults = {"batch_size": 2, "q_length": 10, "kv_length": 10, "mask_function": bidirectional_mask_function, "device": "cpu"}
+        defaults = {
+            "batch_size": 2,
+            "q_length": 10,
+            "kv_length": 10,
+            "mask_function": bidirectional_mask_function,
+            "device": "cpu",
+        }
         return mechanism_mask(**{**defaults, **arguments})
 
     def test_keeps_a_padding_mask_two_dimensional(self) -> None:
@@ -259,7 +295,8 @@ class TestMaskFunction:
         made = self.mask(attention_mask=given)
         assert made is not None
         assert torch.equal(made, given)
-        assert made is not given  # on which the layers would keep what they derive of it, while its owner writes another mask into it
+        # on which the layers would keep what they derive of it, while its owner writes another mask into it
+        assert made is not given
 
     def test_makes_no_mask_without_padding(self) -> None:
         assert self.mask(attention_mask=torch.ones(2, 10, dtype=torch.bool)) is None
@@ -294,7 +331,9 @@ class TestMaskFunction:
         assert (packed - alone).abs().max() < 1e-4
 
 
-def test_attention_function_works_without_the_private_collector_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_function_works_without_the_private_collector_of_transformers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Its private names are looked up where they are needed, and only what they are for is lost without them."""
     monkeypatch.delattr("transformers.utils.output_capturing._active_collector")
     out, weights = longattn_attention_forward(module(window=8), *qkv(), None)
@@ -321,13 +360,16 @@ MECHANISMS: dict[str, dict[str, Any]] = {
 
 def attended(mechanism: str, mask: Tensor | None, causal: bool) -> Tensor:
     module, options = nn.Module(), {"mechanism": mechanism, **MECHANISMS[mechanism]}
-    module.long_attention = build_mechanism(options.pop("mechanism"), num_heads=4, head_dim=8, max_length=LENGTH, **options).eval()
+    module.long_attention = build_mechanism(
+        options.pop("mechanism"), num_heads=4, head_dim=8, max_length=LENGTH, **options
+    ).eval()
     q, k, v = torch.randn(3, 2, 4, LENGTH, 8, generator=torch.Generator().manual_seed(0)) * 2
     return longattn_attention_forward(module, q, k, v, mask, is_causal=causal)[0]
 
 
 def pairs(first: int, second: int, last: int, causal: bool) -> tuple[Tensor, Tensor]:
-    """Visible pairs ``(N, N)`` of two documents that start at ``first`` and ``second`` and end before ``last``; and the real tokens."""
+    """Visible pairs ``(N, N)`` of two documents that start at ``first`` and ``second`` and end before ``last``; and
+    the real tokens."""
     places = torch.arange(LENGTH)
     real, document = (places >= first) & (places < last), places >= second
     seen = (document[:, None] == document) & real
@@ -350,7 +392,9 @@ def test_hidden_pairs_are_those_without_weight_in_any_softmax(dtype: torch.dtype
 
 
 def test_hidden_pairs_are_whole_empty_rows_but_not_rows_that_are_low_everywhere() -> None:
-    empty = torch.tensor([[-1e4, -1e4, -1e4], [-1e9, -2e9, -1e9], [float("-inf")] * 3, [torch.finfo(torch.float32).min] * 3])
+    empty = torch.tensor(
+        [[-1e4, -1e4, -1e4], [-1e9, -2e9, -1e9], [float("-inf")] * 3, [torch.finfo(torch.float32).min] * 3]
+    )
     assert hidden_pairs(empty).all()
     assert hidden_pairs(torch.tensor([[-1500.0, -1501.0, -1e9]])).tolist() == [[False, False, True]]
 
@@ -378,11 +422,15 @@ def test_every_fill_of_a_mask_keeps_documents_and_padding_apart(mechanism: str, 
         expected = attended(mechanism, seen[None, None], causal)
         for begin, end in ((first, second), (max(first, second), last)):
             if begin < end:
-                alone = attended(mechanism, ((torch.arange(LENGTH) >= begin) & (torch.arange(LENGTH) < end)).expand(2, -1), causal)
+                alone = attended(
+                    mechanism, ((torch.arange(LENGTH) >= begin) & (torch.arange(LENGTH) < end)).expand(2, -1), causal
+                )
                 assert (expected - alone)[:, begin:end].abs().max() < 1e-5
         filled = [*((torch.float32, fill) for fill in FILLS), *((dtype, -1e4) for dtype in DTYPES)]
         for dtype, fill in filled if mechanism == "window" else filled[:1]:
-            additive = torch.zeros(1, 1, LENGTH, LENGTH, dtype=dtype).masked_fill(~seen, max(fill, torch.finfo(dtype).min))
+            additive = torch.zeros(1, 1, LENGTH, LENGTH, dtype=dtype).masked_fill(
+                ~seen, max(fill, torch.finfo(dtype).min)
+            )
             assert torch.equal(attended(mechanism, additive, causal)[:, real], expected[:, real])
 
 
@@ -400,13 +448,21 @@ def test_masks_that_hide_documents_too_little_are_exact_or_refused(mechanism: st
         q, k, v = torch.randn(3, 2, 4, LENGTH, 8, generator=torch.Generator().manual_seed(0)) * 2
         places = torch.arange(LENGTH)
         far = (places[:, None] - places >= 8) | (places[:, None] < places)
-        expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=additive.masked_fill(far, float("-inf")))
+        expected = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=additive.masked_fill(far, float("-inf"))
+        )
         assert (attended(mechanism, additive, True).transpose(1, 2) - expected).abs().max() < 1e-5
 
 
 def test_masks_of_wrong_dtype_or_shape_are_refused() -> None:
-    for mask in (torch.ones(2, 1, LENGTH, LENGTH).long(), torch.zeros(2, 3, LENGTH, LENGTH), torch.zeros(3, 1, LENGTH, LENGTH)):
-        with pytest.raises(InputError, match=r"must be \(batch, 1 or heads, queries, keys\) for 2 rows and 4 heads, bool"):
+    for mask in (
+        torch.ones(2, 1, LENGTH, LENGTH).long(),
+        torch.zeros(2, 3, LENGTH, LENGTH),
+        torch.zeros(3, 1, LENGTH, LENGTH),
+    ):
+        with pytest.raises(
+            InputError, match=r"must be \(batch, 1 or heads, queries, keys\) for 2 rows and 4 heads, bool"
+        ):
             attended("window", mask, False)
 
 
@@ -415,7 +471,9 @@ def test_query_whose_own_key_is_hidden_keeps_its_output() -> None:
     seen = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
     seen[..., 5] = False
     places = torch.arange(LENGTH)
-    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen & ((places[:, None] - places).abs() <= 4))
+    expected = nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen & ((places[:, None] - places).abs() <= 4)
+    )
     for mask in (seen, torch.zeros(seen.shape).masked_fill(~seen, -1e4)):
         assert (attended("window", mask, False).transpose(1, 2) - expected).abs().max() < 1e-5
 

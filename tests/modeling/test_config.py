@@ -21,7 +21,12 @@ from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import BASES, long_config, plain_config
 
-CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "layers": {"1": {"mechanism": "window", "window": 16}}}
+CHOSEN = {
+    "mechanism": "longformer",
+    "window": 64,
+    "global_tokens": [0, 1],
+    "layers": {"1": {"mechanism": "window", "window": 16}},
+}
 
 
 @every_case("base", BASES)
@@ -39,9 +44,13 @@ class TestEveryFamily:
             assert read.position_extension == "interpolate"
 
     @pytest.mark.thorough
-    def test_a_plain_folder_is_read_as_a_long_config(self, base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_plain_folder_is_read_as_a_long_config(
+        self, base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         plain_config(base, num_labels=5).save_pretrained(tmp_path)
-        config = families.FAMILIES[base].config_class.from_pretrained(tmp_path, max_position_embeddings=4096, long_attention=CHOSEN)
+        config = families.FAMILIES[base].config_class.from_pretrained(
+            tmp_path, max_position_embeddings=4096, long_attention=CHOSEN
+        )
         assert config.max_position_embeddings == 4096
         assert config.long_attention == chosen_in(base)
         assert config.model_type == f"long_{base}"
@@ -67,7 +76,9 @@ class TestEveryFamily:
         assert unasked.long_attention == expected
         plain_config(base).save_pretrained(tmp_path / "plain")
         read = long_class.from_pretrained(tmp_path / "plain")
-        assert long_class.from_pretrained(tmp_path / "plain", long_attention=None).long_attention == read.long_attention
+        assert (
+            long_class.from_pretrained(tmp_path / "plain", long_attention=None).long_attention == read.long_attention
+        )
         long_config(base, CHOSEN).save_pretrained(tmp_path / "long")
         assert long_class.from_pretrained(tmp_path / "long", long_attention=None).long_attention == chosen_in(base)
 
@@ -108,12 +119,26 @@ def test_a_base_with_layer_types_keeps_them() -> None:
 @pytest.mark.parametrize(
     ("config_class", "attention", "sentence"),
     [
-        ("LongGPT2Config", {"mechanism": "bigbird", "random_pattern": "hf_eval"}, "only with causal=False with these options, but layer 0"),
-        ("LongLlamaConfig", {"layers": {1: {"mechanism": "block_top_k", "per": "query_block"}}}, "layer 1 needs causal=True"),
-        ("LongBertConfig", {"mechanism": "window", "layers": {12: {"window": 8}}}, "overrides layer 12, but the model has 12 layers"),
+        (
+            "LongGPT2Config",
+            {"mechanism": "bigbird", "random_pattern": "hf_eval"},
+            "only with causal=False with these options, but layer 0",
+        ),
+        (
+            "LongLlamaConfig",
+            {"layers": {1: {"mechanism": "block_top_k", "per": "query_block"}}},
+            "layer 1 needs causal=True",
+        ),
+        (
+            "LongBertConfig",
+            {"mechanism": "window", "layers": {12: {"window": 8}}},
+            "overrides layer 12, but the model has 12 layers",
+        ),
     ],
-)  # fmt: skip
-def test_a_form_or_a_layer_that_is_not_there_is_refused_by_the_config(config_class: str, attention: dict[str, Any], sentence: str) -> None:
+)
+def test_a_form_or_a_layer_that_is_not_there_is_refused_by_the_config(
+    config_class: str, attention: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(OptionError, match=sentence):
         getattr(hf_longattn, config_class)(long_attention=attention)
     config = getattr(hf_longattn, config_class)()
@@ -130,7 +155,9 @@ def test_a_decoder_beside_an_encoder_needs_causal_forms() -> None:
         hf_longattn.LongBertConfig(is_decoder=True, long_attention=one_way)
 
 
-def test_a_warning_about_an_implementation_names_the_model_s_mechanism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_about_an_implementation_names_the_model_s_mechanism(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     messages: list[str] = []
     monkeypatch.setattr(logging.get_logger(LOGGER), "warning_once", messages.append)
     families.LongBertModel(long_config("bert", {"mechanism": "window", "window": 8})).save_pretrained(tmp_path)
@@ -154,6 +181,7 @@ def test_windows_of_the_base_are_those_that_transformers_computes() -> None:
 @pytest.mark.parametrize("width", [0, -1])
 def test_a_window_without_a_token_is_refused(width: int) -> None:
     with pytest.raises(
-        CheckpointError, match=f"The config's sliding_window is {width}, but a window has at least 1 token; write a width, or null"
+        CheckpointError,
+        match=f"The config's sliding_window is {width}, but a window has at least 1 token; write a width, or null",
     ):
         own_windows(transformers.MistralConfig(sliding_window=width))

@@ -10,7 +10,16 @@ import torch
 import transformers.masking_utils as masking
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache, GPT2Config, GPT2Model, Llama4TextConfig, LlamaConfig, MistralConfig, ModernBertConfig, StaticCache
+from transformers import (
+    DynamicCache,
+    GPT2Config,
+    GPT2Model,
+    Llama4TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    StaticCache,
+)
 from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
 from hf_longattn import enable_long_attention
@@ -22,7 +31,13 @@ from hf_longattn.modeling.declared import DeclaredMask
 from tests.cases import every_case
 
 LENGTH = 24
-SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 99}
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 99,
+}
 MASKS: dict[str, tuple[Callable[..., Any], Any]] = {
     "causal": (masking.create_causal_mask, LlamaConfig(**SMALL)),
     "window": (masking.create_sliding_window_causal_mask, MistralConfig(**SMALL, sliding_window=5)),
@@ -67,7 +82,9 @@ def padded() -> Iterator[tuple[str, torch.Tensor | None]]:
 
 @every_case(("padding", "real"), padded(), ids=str)
 @every_case("kind", MASKS)
-def test_band_padding_and_chunks_are_the_mask_of_transformers(kind: str, padding: str, real: torch.Tensor | None) -> None:
+def test_band_padding_and_chunks_are_the_mask_of_transformers(
+    kind: str, padding: str, real: torch.Tensor | None
+) -> None:
     mask = declare(kind, real=real)
     assert isinstance(mask, DeclaredMask)
     assert mask.exact
@@ -149,13 +166,19 @@ def attend(mask: Any, causal: bool = False, **keywords: Any) -> torch.Tensor:
     torch.manual_seed(0)
     module = torch.nn.Module()
     module.is_causal = causal
-    q, k, v = torch.randn(2, 4, LENGTH, 8).double(), torch.randn(2, 2, LENGTH, 8).double(), torch.randn(2, 2, LENGTH, 8).double()
+    q, k, v = (
+        torch.randn(2, 4, LENGTH, 8).double(),
+        torch.randn(2, 2, LENGTH, 8).double(),
+        torch.randn(2, 2, LENGTH, 8).double(),
+    )
     return longattn_attention_forward(module, q, k, v, mask, scaling=0.3, **keywords)[0]
 
 
 @every_case("few", [0, 100])  # in an engine, and by the mask
 @every_case("kind", MASKS)
-def test_a_module_attends_to_what_its_mask_shows_whatever_it_says_itself(kind: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_attends_to_what_its_mask_shows_whatever_it_says_itself(
+    kind: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(declared, "FEW_QUERIES", few)
     real = torch.ones(2, LENGTH, dtype=torch.long)
     real[1, 15:] = 0
@@ -218,9 +241,15 @@ def test_windows_make_no_tensor_of_all_pairs(kind: str) -> None:
 def test_sinks_caps_and_weights_of_a_stock_module_equal_their_formula() -> None:
     mask, sinks = declare("window"), torch.randn(4).double()
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, LENGTH, 8).double(), torch.randn(2, 2, LENGTH, 8).double(), torch.randn(2, 2, LENGTH, 8).double()
+    q, k, v = (
+        torch.randn(2, 4, LENGTH, 8).double(),
+        torch.randn(2, 2, LENGTH, 8).double(),
+        torch.randn(2, 2, LENGTH, 8).double(),
+    )
     scores = 2.0 * torch.tanh(0.3 * q @ k.repeat_interleave(2, 1).mT / 2.0)
-    scores = torch.cat([scores.masked_fill(~mask.dense(), float("-inf")), sinks.view(1, 4, 1, 1).expand(2, -1, LENGTH, 1)], -1)
+    scores = torch.cat(
+        [scores.masked_fill(~mask.dense(), float("-inf")), sinks.view(1, 4, 1, 1).expand(2, -1, LENGTH, 1)], -1
+    )
     weights = scores.softmax(-1)[..., :-1]
     expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2)
     for shown in (mask, mask.dense()):
@@ -248,12 +277,17 @@ def test_operations_of_models_on_a_declared_mask_are_those_of_the_tensor() -> No
 
 
 def test_a_mask_for_other_queries_and_keys_is_refused_with_the_module() -> None:
-    with pytest.raises(BackendError, match="Module attends from 24 queries to 24 keys, but its mask is for 10 queries and 10 keys; pass"):
+    with pytest.raises(
+        BackendError,
+        match="Module attends from 24 queries to 24 keys, but its mask is for 10 queries and 10 keys; pass",
+    ):
         attend(declare("window", 10))
 
 
 @every_case("few", [0, 100])
-def test_documents_of_flash_attention_keep_apart_few_and_many_queries(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_of_flash_attention_keep_apart_few_and_many_queries(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(declared, "FEW_QUERIES", few)
     positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
     documents = (torch.arange(LENGTH) >= 10).long().expand(2, -1)
@@ -278,16 +312,22 @@ def test_a_causal_module_without_a_mask_is_refused_since_transformers_reads_it_i
 
 
 def test_an_exported_encoder_with_windows_takes_any_length() -> None:
-    config = ModernBertConfig(**SMALL, intermediate_size=8, local_attention=8, pad_token_id=0, attn_implementation=BACKEND)
+    config = ModernBertConfig(
+        **SMALL, intermediate_size=8, local_attention=8, pad_token_id=0, attn_implementation=BACKEND
+    )
     model = ModernBertModel(config).eval()
     dimensions = {"input_ids": {1: torch.export.Dim("tokens", min=2, max=99)}}
-    exported = torch.export.export(model, (), {"input_ids": torch.ones(2, 40).long()}, dynamic_shapes=dimensions, strict=False)
+    exported = torch.export.export(
+        model, (), {"input_ids": torch.ones(2, 40).long()}, dynamic_shapes=dimensions, strict=False
+    )
     ids = torch.arange(9)[None].expand(2, -1)
     torch.testing.assert_close(exported.module()(input_ids=ids).last_hidden_state, model(ids).last_hidden_state)
 
 
 def test_a_plan_is_not_dropped_in_silence() -> None:
-    model = enable_long_attention(GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=2)), {"mechanism": "window", "window": 4})
+    model = enable_long_attention(
+        GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=2)), {"mechanism": "window", "window": 4}
+    )
     with pytest.raises(BackendError, match="GPT2Model has mechanisms already"):
         enable_long_attention(model)
 

@@ -1,4 +1,5 @@
-"""Families that follow from transformers alone: what is derived, against what was written by hand, and what is refused."""
+"""Families that follow from transformers alone: what is derived, against what was written by hand, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def test_every_derived_family_is_stored_as_verified() -> None:
 
 
 SAMPLE = ("biogpt", "blenderbot", "cohere2", "deepseek_v3", "ernie", "lfm2", "olmoe", "xmod")
-"""Tables with rows that are no positions, two stacks, windows, latent attention, an encoder, convolutions, experts, adapters."""
+"""Tables with rows that are no positions, two stacks, windows, latent attention, an encoder, convolutions, experts,
+adapters."""
 
 
 @every_case("base", SAMPLE)
@@ -89,11 +91,14 @@ def test_every_model_type_of_texts_converts_and_decodes_or_is_refused(base: str)
 @pytest.mark.thorough
 @pytest.mark.parametrize("mechanism", ["hedgehog", "transformer_xl", "longformer", "strided"])
 def test_values_narrower_than_keys_decode_as_in_one_pass(mechanism: str, tmp_path: Path) -> None:
-    """Latent attention: a state, features with parameters, segments and scattered keys decode as they read in one pass."""
+    """Latent attention: a state, features with parameters, segments and scattered keys decode as they read in one
+    pass."""
     auto, short = check_derived.small_model("deepseek_v3")
     assert short.config.v_head_dim < short.config.qk_head_dim
     short.save_pretrained(tmp_path / "short")
-    hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism=mechanism, max_length=256, verify=False)
+    hf_longattn.convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism=mechanism, max_length=256, verify=False
+    )
     long = auto.from_pretrained(tmp_path / "long").eval()
     ids = torch.randint(5, 150, (2, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -117,18 +122,24 @@ class TestModulesOfDerivedFamilies:
             __import__("hf_longattn.families.nothing")
 
     def test_faulty_facts_break_their_own_family_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        rows = {**definition.family_rows(), "olmoe": ("olmoe", {"config": "modeling.family.long_config.LongNothing", "rope": True})}
+        rows = {
+            **definition.family_rows(),
+            "olmoe": ("olmoe", {"config": "modeling.family.long_config.LongNothing", "rope": True}),
+        }
         monkeypatch.setattr(definition, "family_rows", lambda: rows)
         monkeypatch.delitem(sys.modules, "hf_longattn.families.olmoe", raising=False)
         with pytest.raises(AttributeError, match="has no attribute 'LongNothing'") as caught:
             FAMILIES["olmoe"]
         linecache.checkcache()
-        assert any("from families.json" in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
+        assert any(
+            "from families.json" in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)
+        )
         assert FAMILIES["bert"].rope is False
 
 
 def test_a_model_initialises_tensors_of_its_layers(tmp_path: Path) -> None:
-    """Falcon-H1's model computes a buffer of its layers that no file holds. transformers skips this for custom code."""
+    """Falcon-H1's model computes a buffer of its layers that no file holds. transformers skips this for custom
+    code."""
     auto, model = check_derived.small_model("falcon_h1")
     model.save_pretrained(tmp_path / "short")
     hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", verify=False)

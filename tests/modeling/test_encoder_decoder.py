@@ -20,7 +20,9 @@ from tests.shared_code import kind_of_family
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].model_classes]
 
 
-@every_case(("base", "head"), HEADS, of=4, code=lambda base, head: head.rpartition("For")[2], ids=[head for _, head in HEADS])
+@every_case(
+    ("base", "head"), HEADS, of=4, code=lambda base, head: head.rpartition("For")[2], ids=[head for _, head in HEADS]
+)
 def test_every_head_with_full_attention_gives_the_same_bits(base: str, head: str) -> None:
     plain = plain_model(base, head)
     longer = long_like(plain, base, {"mechanism": "full"})
@@ -67,7 +69,9 @@ class TestEveryBase(EncoderDecoderContract):
         assert model.config.layer_types == ["longattn_window_8"] * 2
         ids = tokens(2, 30)
         with torch.no_grad():
-            written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False)
+            written = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False
+            )
             logits = model(written[:, :-1]).logits
         logits[..., TOKENS["eos_token_id"]] = -torch.inf
         assert torch.equal(logits.argmax(-1)[:, 29:], written[:, 30:])
@@ -88,15 +92,22 @@ class TestEveryBase(EncoderDecoderContract):
 
 
 def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:
-    """Cross-attention with more pairs than one dense call takes: its queries are not the last of the keys' sequence."""
+    """Cross-attention with more pairs than one dense call takes: its queries are not the last of the keys'
+    sequence."""
     config = families.LongBartConfig(**small_values("bart", Shape(tokens=1024), pad_token_id=1), long_attention=WINDOW)
     torch.manual_seed(0)
     model = families.LongBartModel(config).eval()
-    ids, padding, decoded = torch.randint(5, 90, (1, 600)), torch.ones(1, 37, dtype=torch.long), torch.randint(5, 90, (1, 600))
+    ids, padding, decoded = (
+        torch.randint(5, 90, (1, 600)),
+        torch.ones(1, 37, dtype=torch.long),
+        torch.randint(5, 90, (1, 600)),
+    )
     mask = torch.cat([torch.ones_like(ids), torch.zeros_like(padding)], 1)
     with torch.no_grad():
         alone = model(input_ids=ids, decoder_input_ids=decoded).last_hidden_state
-        padded = model(input_ids=torch.cat([ids, padding], 1), attention_mask=mask, decoder_input_ids=decoded).last_hidden_state
+        padded = model(
+            input_ids=torch.cat([ids, padding], 1), attention_mask=mask, decoder_input_ids=decoded
+        ).last_hidden_state
     torch.testing.assert_close(alone, padded, atol=1e-4, rtol=0)
 
 

@@ -1,4 +1,5 @@
-"""Two position tables: each side grows by itself, while a checkpoint is read, and the config says how long either is."""
+"""Two position tables: each side grows by itself, while a checkpoint is read, and the config says how long either
+is."""
 
 from __future__ import annotations
 
@@ -14,7 +15,16 @@ import hf_longattn.families as families
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.positions.tables import extend_table, sinusoids
 from tests.modeling.encoder_decoder_contract import WINDOW
-from tests.modeling.two_stacks import BASES, COVERING, GENERATING, ROWS, inputs_of, long_config, on_the_fly, plain_model
+from tests.modeling.two_stacks import (
+    BASES,
+    COVERING,
+    GENERATING,
+    ROWS,
+    inputs_of,
+    long_config,
+    on_the_fly,
+    plain_model,
+)
 from tests.reference.small_models import tokens
 
 
@@ -26,7 +36,9 @@ def test_a_plain_checkpoint_grows_on_the_encoder_s_side(base: str, tmp_path: Pat
     model = on_the_fly(tmp_path / "short", base, max_position_embeddings=400, long_attention=COVERING)
     assert (model.config.max_position_embeddings, model.config.max_decoder_position_embeddings) == (400, ROWS)
     offset = families.FAMILIES[base].position_tables[0].offset
-    rows = {side: getattr(model.model, side).embed_positions.weight.shape[0] - offset for side in ("encoder", "decoder")}
+    rows = {
+        side: getattr(model.model, side).embed_positions.weight.shape[0] - offset for side in ("encoder", "decoder")
+    }
     assert rows == {"encoder": 400, "decoder": ROWS}
     inputs = inputs_of()
     real = inputs["attention_mask"].bool()
@@ -48,7 +60,9 @@ def test_a_plain_checkpoint_grows_on_the_encoder_s_side(base: str, tmp_path: Pat
 @pytest.mark.parametrize("base", BASES)
 def test_a_decoder_may_have_another_length_than_the_encoder(base: str, tmp_path: Path) -> None:
     plain_model(base, GENERATING[base]).save_pretrained(tmp_path)
-    model = on_the_fly(tmp_path, base, max_position_embeddings=200, max_decoder_position_embeddings=150, long_attention=COVERING)
+    model = on_the_fly(
+        tmp_path, base, max_position_embeddings=200, max_decoder_position_embeddings=150, long_attention=COVERING
+    )
     with torch.no_grad():
         assert model(tokens(1, 200), decoder_input_ids=tokens(1, 150)).logits.isfinite().all()
     with pytest.raises(InputError, match=r"needs 201 positions, but this model has 200.*--max-length 201"):
@@ -66,7 +80,11 @@ def test_a_config_has_the_lengths_of_both_sides_when_it_is_read(base: str, tmp_p
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["decoder_long_attention"] == {"mechanism": "window", "window": 6}
-    for read in (type(config).from_pretrained(tmp_path), transformers.AutoConfig.from_pretrained(tmp_path), copy.deepcopy(config)):
+    for read in (
+        type(config).from_pretrained(tmp_path),
+        transformers.AutoConfig.from_pretrained(tmp_path),
+        copy.deepcopy(config),
+    ):
         assert read.to_json_string() == config.to_json_string()
     assert not hasattr(config, "layer_types")  # the encoder's keys are kept in a cache made from the same config
 
@@ -76,11 +94,15 @@ def test_a_config_has_the_lengths_of_both_sides_when_it_is_read(base: str, tmp_p
 def test_barts_two_special_rows_are_kept_once(strategy: str, tmp_path: Path) -> None:
     plain = plain_model("bart", "BartForConditionalGeneration")
     plain.save_pretrained(tmp_path)
-    model = on_the_fly(tmp_path, "bart", max_position_embeddings=300, position_extension=strategy, long_attention=COVERING)
+    model = on_the_fly(
+        tmp_path, "bart", max_position_embeddings=300, position_extension=strategy, long_attention=COVERING
+    )
     old, new = plain.model.encoder.embed_positions.weight, model.model.encoder.embed_positions.weight
     assert torch.equal(new, extend_table(old, 302, offset=2, strategy=strategy))
     assert torch.equal(model.model.decoder.embed_positions.weight, plain.model.decoder.embed_positions.weight)
-    with pytest.raises(OptionError, match=r"96 positions and the config asks for 50.*max_decoder_position_embeddings=96"):
+    with pytest.raises(
+        OptionError, match=r"96 positions and the config asks for 50.*max_decoder_position_embeddings=96"
+    ):
         on_the_fly(tmp_path, "bart", max_decoder_position_embeddings=50, long_attention=COVERING)
 
 

@@ -81,9 +81,14 @@ def test_each_family_names_its_base_its_module_and_one_kind_of_positions() -> No
 def test_a_family_has_every_head_of_its_base() -> None:
     for base, family in FAMILIES.items():
         tables = [table for name, table in vars(modeling_auto).items() if name.startswith("MODEL_") and base in table]
-        known = {head for table in tables for head in (table[base] if isinstance(table[base], tuple) else (table[base],))}
-        # Qwen2's weights may go into the first; the second is a decoder alone, of a family whose encoder has mechanisms
-        head_of_a_tower = {f"{name.removesuffix('Model')}ForImageClassification" for name in family.model_classes if family.towers}
+        known = {
+            head for table in tables for head in (table[base] if isinstance(table[base], tuple) else (table[base],))
+        }
+        # Qwen2's weights may go into the first; the second is a decoder alone, of a family whose encoder has
+        # mechanisms
+        head_of_a_tower = {
+            f"{name.removesuffix('Model')}ForImageClassification" for name in family.model_classes if family.towers
+        }
         assert known - {"JevForDecision", "WhisperForCausalLM"} - head_of_a_tower <= set(family.model_classes), base
     assert "EsmForProteinFolding" not in FAMILIES["esm"].model_classes
     assert FAMILIES["llama"].model_classes["LlamaForCausalLM"] == "LongLlamaForCausalLM"
@@ -114,7 +119,8 @@ def test_the_names_of_a_family_are_known_before_its_import() -> None:
     different = {
         base: {*exported_names(base)} ^ {*family.exports}
         for base, family in FAMILIES.items()
-        if exported_names(base) != family.exports or not family.base_config_class.__module__.startswith(f"{family.base_package}.")
+        if exported_names(base) != family.exports
+        or not family.base_config_class.__module__.startswith(f"{family.base_package}.")
     }
     assert not different
 
@@ -131,8 +137,16 @@ def test_a_class_and_a_long_checkpoint_are_looked_up_in_one_family(monkeypatch: 
         assert definition.family_for_class(name) is (module and FAMILIES[module])
         assert {*loaded} <= {module}, name
         loaded.clear()
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 9}
-    long: Any = SimpleNamespace(config={"model_type": "long_xlm-roberta", "architectures": ["LongXLMRobertaModel"], **sizes}, name="x")
+    sizes = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    long: Any = SimpleNamespace(
+        config={"model_type": "long_xlm-roberta", "architectures": ["LongXLMRobertaModel"], **sizes}, name="x"
+    )
     assert read_long(long)[1] == "LongXLMRobertaModel"
     assert {*loaded} == {"xlm_roberta"}
     loaded.clear()
@@ -168,7 +182,8 @@ def test_a_family_is_one_short_file_or_one_row() -> None:
 
 
 def test_the_longest_input_of_a_long_config_and_of_its_base() -> None:
-    """Rows of the table that are no positions do not count, and BART's decoder alone has no length besides the base's."""
+    """Rows of the table that are no positions do not count, and BART's decoder alone has no length besides the
+    base's."""
     assert longest_input(RobertaConfig(max_position_embeddings=66)) == 64
     assert longest_input(families.LongRobertaConfig(max_position_embeddings=66)) == 64
     assert longest_input(BartConfig(max_position_embeddings=64)) == 64
@@ -180,8 +195,16 @@ def test_the_longest_input_of_a_long_config_and_of_its_base() -> None:
 def test_a_head_without_a_long_class_is_refused_by_name(tmp_path: Path) -> None:
     """Whisper's decoder alone has nothing long, and transformers' own error names two modules."""
     config = families.LongWhisperConfig(
-        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=9, pad_token_id=0
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        vocab_size=9,
+        pad_token_id=0,
     )
     config.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"^WhisperForCausalLM has no Long class; load the model as LongWhisperForAudioClassif"):
+    with pytest.raises(
+        CheckpointError, match=r"^WhisperForCausalLM has no Long class; load the model as LongWhisperForAudioClassif"
+    ):
         AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -1,4 +1,5 @@
-"""`enable_long_attention` and `longattn convert --generic` on architectures without a Long class: texts, towers and speech."""
+"""`enable_long_attention` and `longattn convert --generic` on architectures without a Long class: texts, towers and
+speech."""
 
 from __future__ import annotations
 
@@ -29,8 +30,12 @@ def build(case: str) -> tuple[Any, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = model_class(case)(small_config(case)).eval()
     if case in ("vit", "whisper", "wav2vec2"):
-        return model, {name: value.float() if value.is_floating_point() else value for name, value in other_inputs(model).items()}
-    return model, {"input_ids": tokens(2, 40)} | ({"decoder_input_ids": tokens(2, 30)} if case in ("bart", "t5") else {})
+        return model, {
+            name: value.float() if value.is_floating_point() else value for name, value in other_inputs(model).items()
+        }
+    return model, {"input_ids": tokens(2, 40)} | (
+        {"decoder_input_ids": tokens(2, 30)} if case in ("bart", "t5") else {}
+    )
 
 
 @pytest.mark.thorough
@@ -68,8 +73,14 @@ def test_layers_of_vit_may_have_different_mechanisms() -> None:
 
 
 def test_auto_classes_load_saved_enabled_models(tmp_path: Path) -> None:
-    """Mechanisms with and without parameters; a head that the folder lacks is new; a config alone gives random weights."""
-    for case, mechanism in (("vit", "window"), ("bert", "linformer:rank=16"), ("whisper", "window"), ("wav2vec2", "nystrom")):
+    """Mechanisms with and without parameters; a head that the folder lacks is new; a config alone gives random
+    weights."""
+    for case, mechanism in (
+        ("vit", "window"),
+        ("bert", "linformer:rank=16"),
+        ("whisper", "window"),
+        ("wav2vec2", "nystrom"),
+    ):
         model, inputs = build(case)
         enable_long_attention(model, {"layers": mechanism})
         model.save_pretrained(tmp_path / case)
@@ -112,7 +123,13 @@ def test_an_enabled_gpt2_generates_as_without_a_cache() -> None:
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_decoding_refuses_a_mechanism_that_sees_more_than_the_sliding_cache(cache: str) -> None:
-    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "cache_implementation": cache, "disable_compile": True}
+    settings = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "eos_token_id": None,
+        "cache_implementation": cache,
+        "disable_compile": True,
+    }
     without_cache = {**settings, "use_cache": False, "cache_implementation": None}
     for window, plan in (
         (16, {"mechanism": "window", "window": 16}),
@@ -120,18 +137,26 @@ def test_decoding_refuses_a_mechanism_that_sees_more_than_the_sliding_cache(cach
         (64, {"mechanism": "full"}),
     ):
         model = enable_long_attention(plain_model("mistral", "MistralForCausalLM", sliding_window=window), plan)
-        assert torch.equal(model.generate(tokens(2, 30), **settings), model.generate(tokens(2, 30), **without_cache)), plan
-    for plan in ({"mechanism": "window", "window": 17}, {"mechanism": "window", "window": 8, "num_sinks": 2}, {"mechanism": "full"}):
+        assert torch.equal(
+            model.generate(tokens(2, 30), **settings), model.generate(tokens(2, 30), **without_cache)
+        ), plan
+    for plan in (
+        {"mechanism": "window", "window": 17},
+        {"mechanism": "window", "window": 8, "num_sinks": 2},
+        {"mechanism": "full"},
+    ):
         model = enable_long_attention(plain_model("mistral", "MistralForCausalLM", sliding_window=16), plan)
         with pytest.raises(
-            BackendError, match=r"keeps the last 16 tokens of this layer .*choose a window of at most 16, or pass use_cache"
+            BackendError,
+            match=r"keeps the last 16 tokens of this layer .*choose a window of at most 16, or pass use_cache",
         ):
             model.generate(tokens(2, 30), **settings)
         model.generate(tokens(2, 30), **without_cache)
 
 
 @pytest.mark.parametrize(
-    ("keyword", "meaning"), [("sinks", "sinks of each query"), ("indices", "keys chosen"), ("block_indices", "blocks chosen")]
+    ("keyword", "meaning"),
+    [("sinks", "sinks of each query"), ("indices", "keys chosen"), ("block_indices", "blocks chosen")],
 )
 def test_a_keyword_of_attention_that_no_mechanism_computes_is_refused(keyword: str, meaning: str) -> None:
     model = enable_long_attention(plain_model("llama"), {"mechanism": "window", "window": 8})
@@ -160,19 +185,26 @@ def test_enable_long_attention_refuses_unknown_mechanisms_and_models() -> None:
     )
     with pytest.raises(BackendError, match="DebertaModel"):
         enable_long_attention(off, {"mechanism": "window"})
-    long = LongGPT2LMHeadModel(LongGPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, long_attention={"mechanism": "full"}))
+    long = LongGPT2LMHeadModel(
+        LongGPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, long_attention={"mechanism": "full"})
+    )
     with pytest.raises(BackendError, match="LongGPT2LMHeadModel has its mechanisms from its config"):
         enable_long_attention(long, {"mechanism": "window"})
 
 
-CODEBOOK = {"vocab_size": 64, "codebook_pad_token_id": 63}  # frames that the codec can decode, whatever random weights choose
+# frames that the codec can decode, whatever random weights choose
+CODEBOOK = {"vocab_size": 64, "codebook_pad_token_id": 63}
 PROMPT, NEW = 24, 20
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("speech") / "plain"
-    values = {**FRAMES, **CODEBOOK, "depth_decoder_config": {**FRAMES["depth_decoder_config"], "vocab_size": CODEBOOK["vocab_size"]}}
+    values = {
+        **FRAMES,
+        **CODEBOOK,
+        "depth_decoder_config": {**FRAMES["depth_decoder_config"], "vocab_size": CODEBOOK["vocab_size"]},
+    }
     torch.manual_seed(0)
     config = getattr(transformers, f"{SYNTHESIS}Config")(**values)
     getattr(transformers, f"{SYNTHESIS}ForConditionalGeneration")(config).save_pretrained(folder)
@@ -199,7 +231,11 @@ def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(source: P
     assert statuses["with the mechanism"] == "needs training"  # windows are shorter than the input
     model = load_generic(tmp_path / "long")
     parts = towers_of(model)
-    assert {name: mechanisms(part) for name, part in parts.items()} == {"backbone": {"window"}, "depth_decoder": set(), "codec": set()}
+    assert {name: mechanisms(part) for name, part in parts.items()} == {
+        "backbone": {"window"},
+        "depth_decoder": set(),
+        "codec": set(),
+    }
     assert {name: part.config._attn_implementation for name, part in parts.items()} == {
         "backbone": "longattn",
         "depth_decoder": "sdpa",
@@ -208,7 +244,9 @@ def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(source: P
     assert model.config.max_position_embeddings == 256
     assert (report.plan["old_length"], report.plan["new_length"]) == (64, 256)
     assert not torch.equal(frames(model), frames(plain(source)))
-    codes = torch.randint(1, CODEBOOK["vocab_size"], (1, NEW, FRAMES["num_codebooks"]), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(
+        1, CODEBOOK["vocab_size"], (1, NEW, FRAMES["num_codebooks"]), generator=torch.Generator().manual_seed(0)
+    )
     backbone, cache = model.backbone_model, transformers.DynamicCache(config=model.config)
     with torch.no_grad():
         one_pass = backbone(input_ids=codes).last_hidden_state
@@ -218,10 +256,28 @@ def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(source: P
 
 @pytest.mark.thorough
 def test_generic_dia_says_what_the_source_says_within_the_window(tmp_path: Path) -> None:
-    shape = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8}
+    shape = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
     shape |= {"max_position_embeddings": 64}
-    codes = {"vocab_size": 40, "num_channels": 3, "pad_token_id": 37, "eos_token_id": 36, "bos_token_id": 38, "num_key_value_heads": 2}
-    cross = {"cross_num_attention_heads": 4, "cross_num_key_value_heads": 4, "cross_head_dim": 8, "cross_hidden_size": 32}
+    codes = {
+        "vocab_size": 40,
+        "num_channels": 3,
+        "pad_token_id": 37,
+        "eos_token_id": 36,
+        "bos_token_id": 38,
+        "num_key_value_heads": 2,
+    }
+    cross = {
+        "cross_num_attention_heads": 4,
+        "cross_num_key_value_heads": 4,
+        "cross_head_dim": 8,
+        "cross_hidden_size": 32,
+    }
     encoder = {**shape, "vocab_size": 64, "num_key_value_heads": 4}
     config = getattr(transformers, f"{CHANNELS_OF_SOUND}Config")(
         encoder_config=encoder, decoder_config={**shape, **codes, **cross}, delay_pattern=[0, 1, 2]
@@ -236,7 +292,10 @@ def test_generic_dia_says_what_the_source_says_within_the_window(tmp_path: Path)
     assert not report.needs_training
 
     random = torch.Generator().manual_seed(0)
-    text, prompt = torch.randint(5, 60, (1, PROMPT), generator=random), torch.randint(0, 30, (1, 10, 3), generator=random)
+    text, prompt = (
+        torch.randint(5, 60, (1, PROMPT), generator=random),
+        torch.randint(0, 30, (1, 10, 3), generator=random),
+    )
     masks = {"attention_mask": torch.ones_like(text), "decoder_attention_mask": torch.ones(1, 10, dtype=torch.long)}
 
     def said(model: Any) -> Tensor:
@@ -273,25 +332,54 @@ def build_towers(case: str) -> tuple[Any, dict[str, Tensor]]:
         vision = transformers.PixtralVisionConfig(**{**VISION, "hidden_act": "silu"})
         text = transformers.MistralConfig(**TEXT, num_key_value_heads=2)
         config = transformers.LlavaConfig(
-            text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN,
-            vision_feature_layer=-1, vision_feature_select_strategy="full",
-        )  # fmt: skip
+            text_config=text,
+            vision_config=vision,
+            image_token_index=IMAGE_TOKEN,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+        )
         sizes = torch.tensor([[32, 24], [16, 32]])
         ids = torch.cat([torch.full((1, 8 * 6 + 4 * 8), IMAGE_TOKEN), ids[:1]], 1)
-        return transformers.LlavaForConditionalGeneration(config).eval(), {"input_ids": ids, **pixels, "image_sizes": sizes}
+        return transformers.LlavaForConditionalGeneration(config).eval(), {
+            "input_ids": ids,
+            **pixels,
+            "image_sizes": sizes,
+        }
     if case.startswith("qwen"):
         prefix = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[case]
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
         text = {**TEXT, "num_key_value_heads": 2, "rope_parameters": rope, "tie_word_embeddings": False}
-        vision = {"depth": 2, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
+        vision = {
+            "depth": 2,
+            "num_heads": 4,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+        }
         if case == "qwen2_vl":
             vision |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
         else:
-            vision |= {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1]}
-        special = {"image_token_id": IMAGE_TOKEN, "video_token_id": 197, "vision_start_token_id": 196, "vision_end_token_id": 195}
+            vision |= {
+                "hidden_size": 32,
+                "out_hidden_size": 32,
+                "intermediate_size": 48,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            }
+        special = {
+            "image_token_id": IMAGE_TOKEN,
+            "video_token_id": 197,
+            "vision_start_token_id": 196,
+            "vision_end_token_id": 195,
+        }
         config = getattr(transformers, f"{prefix}Config")(text_config=text, vision_config=vision, **special)
         grids = torch.tensor([[1, 6, 8], [1, 8, 4]])
-        images = [part for patches in grids.prod(1) for part in (torch.full((1, int(patches) // 4), IMAGE_TOKEN), ids[:1, :3])]
+        images = [
+            part
+            for patches in grids.prod(1)
+            for part in (torch.full((1, int(patches) // 4), IMAGE_TOKEN), ids[:1, :3])
+        ]
         ids = torch.cat([*images, ids[:1]], 1)
         pixels = {"pixel_values": torch.randn(int(grids.prod(1).sum()), 3 * 2 * 4 * 4), "image_grid_thw": grids}
         types = {"mm_token_type_ids": (ids == IMAGE_TOKEN).int()}
@@ -322,12 +410,18 @@ def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
     enable_long_attention(model, {"towers": {"text": FULL, "vision": FULL}})
     assert torch.allclose(output(model, inputs), expected, rtol=0, atol=1e-5)
     enable_long_attention(model, {"towers": {"text": FULL, "vision": NARROW}})
-    assert {name: mechanisms(tower) for name, tower in towers_of(model).items()} == {"text": {"full"}, "vision": {"window"}}
+    assert {name: mechanisms(tower) for name, tower in towers_of(model).items()} == {
+        "text": {"full"},
+        "vision": {"window"},
+    }
     windowed = output(model, inputs)
     assert not torch.allclose(windowed, expected, rtol=0, atol=1e-5)
     model.save_pretrained(tmp_path)
     again = load_generic(tmp_path)
-    assert {name: mechanisms(tower) for name, tower in towers_of(again).items()} == {"text": {"full"}, "vision": {"window"}}
+    assert {name: mechanisms(tower) for name, tower in towers_of(again).items()} == {
+        "text": {"full"},
+        "vision": {"window"},
+    }
     assert torch.allclose(output(again, inputs), windowed, rtol=0, atol=1e-6)
     model.set_attn_implementation("sdpa")
     assert torch.equal(output(model, inputs), expected)
@@ -363,7 +457,10 @@ def test_a_tower_that_is_not_named_keeps_its_attention(case: str) -> None:
 @pytest.mark.parametrize(
     ("chosen", "sentence"),
     [
-        ({"towers": {"visoin": NARROW}}, "A CLIPModel has no tower 'visoin'; its towers are .* Did you mean 'vision'?"),
+        (
+            {"towers": {"visoin": NARROW}},
+            "A CLIPModel has no tower 'visoin'; its towers are .* Did you mean 'vision'?",
+        ),
         ({"towers": {"text": NARROW}, "mechanism": "window"}, "put 'mechanism' into each tower"),
     ],
 )
@@ -384,7 +481,8 @@ CAUSAL_TEXTS = ["CLIP", "CLIPSeg", "MetaClip2", "OwlViT", "Owlv2", "XCLIP"]
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", CAUSAL_TEXTS)
 def test_text_towers_that_are_causal_by_each_call_are_known_to_be(name: str) -> None:
-    """Their attention modules say is_causal=False; a mechanism without a causal form would be counted, diagnosed and attached wrongly."""
+    """Their attention modules say is_causal=False; a mechanism without a causal form would be counted, diagnosed and
+    attached wrongly."""
     torch.manual_seed(0)
     model: Any = getattr(transformers, f"{name}TextModel")(getattr(transformers, f"{name}TextConfig")(**TEXT)).eval()
     assert all(site.causal and not site.module.is_causal for site in attention_sites(model))

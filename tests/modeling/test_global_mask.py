@@ -16,7 +16,12 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.global_tokens import GlobalTokenIds
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
-from hf_longattn.modeling.attach.global_mask import carry_question, global_token_ids, global_tokens_of, question_separator
+from hf_longattn.modeling.attach.global_mask import (
+    carry_question,
+    global_token_ids,
+    global_tokens_of,
+    question_separator,
+)
 from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import HEADS, long_model, padding, plain_model, tokens
@@ -33,7 +38,9 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
     torch.manual_seed(0)
     ids = torch.randint(3, 60, (2, LENGTH))
     mask, before = torch.ones_like(ids), torch.zeros_like(ids)
-    for row, (start, stop, question) in enumerate([(0, LENGTH, 6), (9, LENGTH, 4) if side == "left" else (0, LENGTH - 9, 4)]):
+    for row, (start, stop, question) in enumerate(
+        [(0, LENGTH, 6), (9, LENGTH, 4) if side == "left" else (0, LENGTH - 9, 4)]
+    ):
         ids[row, start + question : start + question + separators] = SEPARATOR
         ids[row, stop - 1] = SEPARATOR
         mask[row], before[row] = 0, 0
@@ -45,7 +52,9 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
 @every_case("side", ["right", "left"])
 @every_case("separators", [1, 2])
 @every_case("mechanism", TAKING)
-def test_a_config_with_a_separator_marks_the_question_as_a_mask_does(mechanism: str, separators: int, side: str) -> None:
+def test_a_config_with_a_separator_marks_the_question_as_a_mask_does(
+    mechanism: str, separators: int, side: str
+) -> None:
     attention = {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}
     model = long_model("bert", "BertForQuestionAnswering", attention)
     inputs, before = question_and_document(separators, side)
@@ -55,7 +64,10 @@ def test_a_config_with_a_separator_marks_the_question_as_a_mask_does(mechanism: 
         model.config.question_separator_id = SEPARATOR
         found = model(**inputs)
         first_only = torch.zeros_like(before).index_fill(1, torch.tensor([0]), 1)
-        chosen = [model(**inputs, global_attention_mask=first_only) for model.config.question_separator_id in (None, SEPARATOR)]
+        chosen = [
+            model(**inputs, global_attention_mask=first_only)
+            for model.config.question_separator_id in (None, SEPARATOR)
+        ]
     assert torch.equal(found.start_logits, marked.start_logits)
     assert not torch.equal(found.start_logits, unset.start_logits)
     assert torch.equal(chosen[0].start_logits, chosen[1].start_logits)  # a mask that is given has the last word
@@ -105,9 +117,13 @@ def pairs(template: str | None) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     if template is not None:
         backend.post_processor = processors.TemplateProcessing(
-            single="$A", pair=template, special_tokens=[(name, number) for name, number in special.items() if name in template]
+            single="$A",
+            pair=template,
+            special_tokens=[(name, number) for name, number in special.items() if name in template],
         )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, cls_token="[CLS]", pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,9 +161,17 @@ def test_a_document_in_the_question_s_place_is_warned_of(said: list[str]) -> Non
 
 
 def test_a_separator_typed_in_a_question_does_not_end_it(said: list[str]) -> None:
-    """Token types (BERT) or two separators in a row (RoBERTa) tell where it ends. Where neither does, a warning says so."""
+    """Token types (BERT) or two separators in a row (RoBERTa) tell where it ends. Where neither does, a warning says
+    so."""
     rule, text = GlobalTokenIds(positions=(0,), question_separator=SEPARATOR), [7, 8, SEPARATOR]
-    for typed in ([5, SEPARATOR, 6], [SEPARATOR, 6], [5, SEPARATOR], [5, SEPARATOR, SEPARATOR, 6], [5, SEPARATOR, 6, SEPARATOR, 6], [5, 6]):
+    for typed in (
+        [5, SEPARATOR, 6],
+        [SEPARATOR, 6],
+        [5, SEPARATOR],
+        [5, SEPARATOR, SEPARATOR, 6],
+        [5, SEPARATOR, 6, SEPARATOR, 6],
+        [5, 6],
+    ):
         for separators in (1, 2):
             first, after = [0, *typed, *[SEPARATOR] * separators], [*text, PADDING, PADDING]
             ids = torch.tensor([first + after, [PADDING, PADDING, *first, *text]])
@@ -161,7 +185,9 @@ def test_a_separator_typed_in_a_question_does_not_end_it(said: list[str]) -> Non
     global_tokens_of(rule, {"input_ids": torch.tensor([[0, 5, SEPARATOR, *text, *text]])})
     assert "split_special_tokens=True" in said.pop()
     single = torch.tensor([[0, 5, SEPARATOR]])  # without a document there is no question
-    assert global_tokens_of(rule, {"input_ids": single, "token_type_ids": torch.zeros_like(single)}).tolist() == [[1, 0, 0]]
+    assert global_tokens_of(rule, {"input_ids": single, "token_type_ids": torch.zeros_like(single)}).tolist() == [
+        [1, 0, 0]
+    ]
 
 
 @pytest.mark.thorough
@@ -181,16 +207,23 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
             continue  # for Long classes only
         takes = mechanism_class(name).capabilities.takes_globals
         model = built(
-            {"mechanism": name, **mechanism_class(name).about.sample, **({"window": 4} if name in ("window", "longformer") else {})}
+            {
+                "mechanism": name,
+                **mechanism_class(name).about.sample,
+                **({"window": 4} if name in ("window", "longformer") else {}),
+            }
         )
         covered = any(mechanism.covers(200) for mechanism in with_members(layer_mechanisms(model)))
         if takes or covered:
             outs = [model(ids, global_attention_mask=given).last_hidden_state for given in (mask, 0 * mask)]
             assert torch.equal(*outs) == covered, name
         else:
-            with pytest.raises(InputError, match=f"no layer of this model takes global tokens .its mechanism is '{name}'"):
+            with pytest.raises(
+                InputError, match=f"no layer of this model takes global tokens .its mechanism is '{name}'"
+            ):
                 model(ids, global_attention_mask=mask)
-            with pytest.raises(InputError, match="no layer of this model takes global tokens"):  # as long as what the window covers
+            # as long as what the window covers
+            with pytest.raises(InputError, match="no layer of this model takes global tokens"):
                 model(ids, global_attention_mask=mask[:, :1])
     mixed = built({"mechanism": "window", "window": 4, "layers": {1: {"mechanism": "longformer", "window": 4}}})
     assert mixed(ids, global_attention_mask=mask).last_hidden_state.shape[:2] == ids.shape
@@ -199,7 +232,10 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
 BASES = [base for base, family in FAMILIES.items() if not getattr(family.mixin, "hands_globals_down", True)]
 WITHOUT = {"union": {"mechanism": "union", "of": "window:window=8+window:window=16"}}
 """Composites that compute a window of 16."""
-WITH = {"union": {"mechanism": "union", "of": "window:window=8+longformer:window=16"}, "longformer": {"mechanism": "longformer"}}
+WITH = {
+    "union": {"mechanism": "union", "of": "window:window=8+longformer:window=16"},
+    "longformer": {"mechanism": "longformer"},
+}
 
 
 @pytest.mark.thorough
@@ -207,15 +243,21 @@ WITH = {"union": {"mechanism": "union", "of": "window:window=8+longformer:window
 @every_case("base", BASES)
 def test_families_without_global_tokens_run_unions_without_them(base: str, name: str) -> None:
     ids, mask = tokens(3, 60), padding(3, 60)
-    window, composite = (long_model(base, None, attention) for attention in ({"mechanism": "window", "window": 16}, WITHOUT[name]))
+    window, composite = (
+        long_model(base, None, attention) for attention in ({"mechanism": "window", "window": 16}, WITHOUT[name])
+    )
     composite.load_state_dict(window.state_dict())
     with torch.no_grad():
-        expected, out = (model(ids, attention_mask=mask).last_hidden_state[mask.bool()] for model in (window, composite))
+        expected, out = (
+            model(ids, attention_mask=mask).last_hidden_state[mask.bool()] for model in (window, composite)
+        )
     torch.testing.assert_close(out, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
 
 
 @every_case("name", WITH)
 @every_case("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "annotates_globals", False)])
 def test_families_without_global_tokens_refuse_mechanisms_that_need_them(base: str, name: str) -> None:
-    with pytest.raises(OptionError, match=f"cannot pass global tokens to its attention, which mechanism '{name}' needs"):
+    with pytest.raises(
+        OptionError, match=f"cannot pass global tokens to its attention, which mechanism '{name}' needs"
+    ):
         long_model(base, None, WITH[name])

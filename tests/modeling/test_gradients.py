@@ -26,7 +26,16 @@ from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.cases import every_case
 from tests.grids import grid, quickly
 from tests.ranks import Ranks
-from tests.reference.small_models import BASES, base_class, in_float64, long_like, long_model, padding, plain_model, tokens
+from tests.reference.small_models import (
+    BASES,
+    base_class,
+    in_float64,
+    long_like,
+    long_model,
+    padding,
+    plain_model,
+    tokens,
+)
 from tests.shared_code import kind_of_family
 
 SIZE, MEMORY, LENGTH = 24, 16, 72
@@ -37,7 +46,9 @@ def model(base: str, head: str | None = None, **options: Any) -> Any:
     return in_float64(long_like(plain_model(base, head), base, {**XL, **options}))
 
 
-def gradients_of(module: Any, inputs: dict[str, Tensor], rows: slice, of: list[Tensor], **given: Any) -> tuple[Tensor | None, ...]:
+def gradients_of(
+    module: Any, inputs: dict[str, Tensor], rows: slice, of: list[Tensor], **given: Any
+) -> tuple[Tensor | None, ...]:
     out = module(**inputs, **given)[0][:, rows]
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
     return torch.autograd.grad((out * weight).sum(), of, allow_unused=True)
@@ -56,12 +67,20 @@ def embedded(module: Any) -> Tensor:
 
 
 @every_case(
-    "base", [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters], of=9, code=kind_of_family
+    "base",
+    [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters],
+    of=9,
+    code=kind_of_family,
 )
 def test_gradients_of_a_memory_stop_at_hidden_states_and_reach_projections(base: str) -> None:
-    """What feeds the last layer does not matter to its own projections, so they must learn as if nothing were stopped."""
+    """What feeds the last layer does not matter to its own projections, so they must learn as if nothing were
+    stopped."""
     found = {}
-    for name, options in (("paper", {}), ("crossing", {"bptt": True}), ("keys_values", {"stop_gradient": "keys_values"})):
+    for name, options in (
+        ("paper", {}),
+        ("crossing", {"bptt": True}),
+        ("keys_values", {"stop_gradient": "keys_values"}),
+    ):
         long, rows = model(base, **options), slice(LENGTH - SIZE, LENGTH)
         embeddings = embedded(long)
         found[name] = gradients_of(long, {"inputs_embeds": embeddings}, rows, [embeddings, *projections(long)])
@@ -143,7 +162,9 @@ def test_transformer_xl_models_have_the_gradients_of_the_paper(base: str) -> Non
     for name, mine, expected in zip(own, found, wanted, strict=True):
         assert (mine is None) == (expected is None), name
         if mine is not None:
-            torch.testing.assert_close(mine, expected, atol=1e-8, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                mine, expected, atol=1e-8, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
@@ -209,7 +230,8 @@ def batch(*, padded: bool, global_tokens: int) -> dict[str, Tensor]:
     inputs = {"input_ids": tokens(2, COMPILED_LENGTH), "labels": tokens(2, COMPILED_LENGTH)}
     if padded:
         inputs["attention_mask"] = padding(2, COMPILED_LENGTH)
-        inputs["labels"] = inputs["labels"].masked_fill(inputs["attention_mask"] == 0, -100)  # outputs at padding mean nothing
+        # outputs at padding mean nothing
+        inputs["labels"] = inputs["labels"].masked_fill(inputs["attention_mask"] == 0, -100)
     if global_tokens:
         inputs["global_attention_mask"] = torch.zeros(2, COMPILED_LENGTH, dtype=torch.long)
         inputs["global_attention_mask"][0, 5 : 5 + global_tokens] = 1
@@ -247,7 +269,9 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @every_case(("fullgraph", "global_tokens"), grid([(True, 3), (False, 0)], lambda fullgraph, global_tokens: fullgraph))
-def test_a_step_with_global_tokens_is_one_graph_that_draws_the_dropout_of_eager_mode(fullgraph: bool, global_tokens: int) -> None:
+def test_a_step_with_global_tokens_is_one_graph_that_draws_the_dropout_of_eager_mode(
+    fullgraph: bool, global_tokens: int
+) -> None:
     model, inputs = bert(LONGFORMER, 0.1), batch(padded=True, global_tokens=global_tokens)
     expected = gradients(model, model, inputs)
     assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), expected)
@@ -262,30 +286,49 @@ def test_a_step_with_separate_projections_of_global_tokens_is_one_graph() -> Non
 
 @every_case("marked", quickly([True, False], [True]))
 def test_compiled_plain_operations_count_the_global_tokens_of_the_options(marked: bool) -> None:
-    """A term that only plain operations add. More positions are global than the text has tokens, or fewer rows have global tokens."""
-    module = build_mechanism("longformer", num_heads=2, head_dim=4, window=16, global_tokens=(0, 7, *range(1000, 1400)))
+    """A term that only plain operations add. More positions are global than the text has tokens, or fewer rows have
+    global tokens."""
+    module = build_mechanism(
+        "longformer", num_heads=2, head_dim=4, window=16, global_tokens=(0, 7, *range(1000, 1400))
+    )
     x, global_mask = torch.randn(2, 2, COMPILED_LENGTH, 4), torch.zeros(2, COMPILED_LENGTH, dtype=torch.bool)
     global_mask[0, 3:6] = True
 
     def run(x: Tensor) -> Tensor:
-        return attend(x, x, x, module, score_mod=lambda s, b, h, i, j: s - 0.01 * (i * j), global_mask=global_mask if marked else None)
+        return attend(
+            x,
+            x,
+            x,
+            module,
+            score_mod=lambda s, b, h, i, j: s - 0.01 * (i * j),
+            global_mask=global_mask if marked else None,
+        )
 
     leaves = [x.clone().requires_grad_() for _ in range(2)]
     torch._dynamo.reset()
-    outs = [f(leaf) for f, leaf in zip((run, torch.compile(run, backend="eager", fullgraph=True)), leaves, strict=True)]
+    outs = [
+        f(leaf) for f, leaf in zip((run, torch.compile(run, backend="eager", fullgraph=True)), leaves, strict=True)
+    ]
     torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
-    assert_equal([torch.autograd.grad(outs[1].sin().sum(), leaves[1])[0]], [torch.autograd.grad(outs[0].sin().sum(), leaves[0])[0]])
+    assert_equal(
+        [torch.autograd.grad(outs[1].sin().sum(), leaves[1])[0]],
+        [torch.autograd.grad(outs[0].sin().sum(), leaves[0])[0]],
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WITH_GLOBALS)
 @every_case(("fullgraph", "padded", "global_tokens"), [(True, True, 3), (False, False, 1), (False, True, 0)])
-def test_global_tokens_of_every_kind_are_in_the_graph(kind: str, fullgraph: bool, padded: bool, global_tokens: int) -> None:
+def test_global_tokens_of_every_kind_are_in_the_graph(
+    kind: str, fullgraph: bool, padded: bool, global_tokens: int
+) -> None:
     options = WITH_GLOBALS[kind]
     if global_tokens and "num_sinks" in options:
         pytest.skip("sinks are no global tokens of a mask")
     inputs = batch(padded=padded, global_tokens=global_tokens)
-    assert all(gradient.isfinite().all() for gradient in compiled_gradients(bert(options, 0.1), inputs, fullgraph=fullgraph))
+    assert all(
+        gradient.isfinite().all() for gradient in compiled_gradients(bert(options, 0.1), inputs, fullgraph=fullgraph)
+    )
     model = bert(options, 0.0)
     assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), gradients(model, model, inputs))
 
@@ -295,7 +338,9 @@ def test_global_tokens_of_every_kind_are_in_the_graph(kind: str, fullgraph: bool
 def test_every_mechanism_of_encoders_trains_as_one_graph(mechanism: str) -> None:
     options = {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}
     inputs = batch(padded=True, global_tokens=0)
-    assert all(gradient.isfinite().all() for gradient in compiled_gradients(bert(options, 0.1), inputs, fullgraph=False))
+    assert all(
+        gradient.isfinite().all() for gradient in compiled_gradients(bert(options, 0.1), inputs, fullgraph=False)
+    )
     model = bert(options, 0.0)
     assert_equal(compiled_gradients(model, inputs), gradients(model, model, inputs))
 
@@ -311,7 +356,8 @@ def test_inductor_trains_with_dropout_and_global_tokens(options: dict[str, Any])
 
 
 def test_the_dropout_of_separate_rows_has_the_mean_and_the_gradients_of_its_weights() -> None:
-    """Over many seeds, the mean output is the output without dropout; of one seed, gradients are those of finite differences."""
+    """Over many seeds, the mean output is the output without dropout; of one seed, gradients are those of finite
+    differences."""
     from hf_longattn.engines.global_rows import separate_rows
 
     x = torch.randn(3, 1, 2, 6, 4, dtype=torch.float64, requires_grad=True)
@@ -412,7 +458,9 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.mark.parametrize("attention", quickly(SHARDED, SHARDED[::2]), ids=lambda attention: attention["mechanism"])
-def test_fully_sharded_models_have_the_loss_and_gradients_of_one_process(attention: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
+def test_fully_sharded_models_have_the_loss_and_gradients_of_one_process(
+    attention: dict[str, Any], ranks: Ranks, tmp_path: Path
+) -> None:
     ranks.run(compare, attention, str(tmp_path / "saved"))
 
 

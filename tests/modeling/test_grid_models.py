@@ -1,4 +1,5 @@
-"""Long models of images: equal to their base with full attention at every size, equal to their definition with windows."""
+"""Long models of images: equal to their base with full attention at every size, equal to their definition with
+windows."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ from . import grid_models
 WINDOWS = {"mechanism": "window2d", "window": 8}
 ONE_LAYER = {"num_hidden_layers": 1, "out_indices": [1]}
 NEW_SIZES = ((32, 32), (48, 48), (40, 64))
-MECHANISMS = ({"mechanism": "window2d", "window": 3, "shift": "alternate"}, {"mechanism": "window2d", "window": 5, "prefix_tokens": "none"})
+MECHANISMS = (
+    {"mechanism": "window2d", "window": 3, "shift": "alternate"},
+    {"mechanism": "window2d", "window": 5, "prefix_tokens": "none"},
+)
 
 
 COMPILED = ["vit", "siglip_vision_model", "beit", "dinov3_vit"]
@@ -66,12 +70,16 @@ def test_images_with_full_attention_are_the_base_at_every_size(base: str, head: 
     of=4,
     code=lambda base, mechanism: mechanism["mechanism"],
 )
-def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
+def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(
+    base: str, mechanism: dict[str, Any], tmp_path: Path
+) -> None:
     """With the gradients of every parameter, in float64."""
     head, size = base_model(base), (40, 64)
     plain = saved(base, head, tmp_path).double()
     model = long_model(base, head, tmp_path, long_attention=mechanism).double()
-    inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs_of(base, size).items()}
+    inputs = {
+        name: value.double() if value.is_floating_point() else value for name, value in inputs_of(base, size).items()
+    }
     masks = defined(model, FAMILIES[base].spec.of_size(model.config, size))
     with seeing(plain, *masks):
         expected = tensors(plain(**inputs, **resized(base, size)))
@@ -82,13 +90,15 @@ def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(base
         outputs[0].sin().mean().backward()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
-    assert (tensors(plain(**inputs, **resized(base, size)))[0] - expected[0]).abs().max() > 1e-2  # what full attention is
+    # what full attention is
+    assert (tensors(plain(**inputs, **resized(base, size)))[0] - expected[0]).abs().max() > 1e-2
 
 
 @every_case("base", BASES)
 @torch.no_grad()
 def test_windows_with_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
-    """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
+    """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either
+    side."""
     plain = saved(base, base_model(base), tmp_path)
     attention = {**WINDOWS, "prefix_tokens": "none"}
     model = long_model(base, base_model(base), tmp_path, long_attention=attention, position_extension="tile")
@@ -102,7 +112,9 @@ def test_windows_with_tiled_positions_are_the_base_on_each_crop(base: str, tmp_p
         inputs = patches(crop) if FAMILIES[base].spec.shapes else {"pixel_values": crop}
         with seeing(plain, front[:, None] == front):
             expected = plain(**inputs).last_hidden_state[:, prefix:].unflatten(1, (8, 8))
-        torch.testing.assert_close(cells[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            cells[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8], expected, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_tiled_positions_are_repeated_along_both_axes() -> None:
@@ -168,10 +180,13 @@ def test_threads_with_images_of_different_sizes_do_not_disturb_each_other(tmp_pa
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("base", "axes"), grid([("vit", 1), *((base, 2) for base in COMPILED)], lambda base, axes: axes == 1))
+@pytest.mark.parametrize(
+    ("base", "axes"), grid([("vit", 1), *((base, 2) for base in COMPILED)], lambda base, axes: axes == 1)
+)
 @torch.no_grad()
 def test_a_model_of_images_is_compiled_once_for_any_size(base: str, axes: int, tmp_path: Path) -> None:
-    """As long as it is the same windows at the borders that are complete: along the width alone, or along both axes."""
+    """As long as it is the same windows at the borders that are complete: along the width alone, or along both
+    axes."""
     torch._dynamo.reset()
     saved(base, base_model(base), tmp_path, **ONE_LAYER)
     model = long_model(base, base_model(base), tmp_path, long_attention={**WINDOWS, "window": 3})
@@ -187,8 +202,15 @@ def test_a_model_of_images_is_compiled_once_for_any_size(base: str, axes: int, t
 
 def auto_classes(model: Any) -> list[Any]:
     """Every ``AutoModel…`` that knows a model's class."""
-    classes = [kind for name, kind in vars(modeling_auto).items() if name.startswith("Auto") and hasattr(kind, "_model_mapping")]
-    known = [(kind, kind._model_mapping.get(type(model.config), None) if kind._model_mapping is not None else None) for kind in classes]
+    classes = [
+        kind
+        for name, kind in vars(modeling_auto).items()
+        if name.startswith("Auto") and hasattr(kind, "_model_mapping")
+    ]
+    known = [
+        (kind, kind._model_mapping.get(type(model.config), None) if kind._model_mapping is not None else None)
+        for kind in classes
+    ]
     return [kind for kind, entry in known if type(model) in (entry if isinstance(entry, tuple) else (entry,))]
 
 
@@ -212,7 +234,8 @@ def test_a_saved_model_of_images_is_loaded_by_auto_classes(base: str, head: str,
     automatic = auto_classes(model)
     assert bool(automatic) == (head in automatic_heads(base))
     for auto_class in automatic:
-        if auto_class is AutoBackbone:  # whose from_pretrained asks the Hub whether it is a timm model, even of a folder
+        # whose from_pretrained asks the Hub whether it is a timm model, even of a folder
+        if auto_class is AutoBackbone:
             loaded = auto_class.from_config(AutoConfig.from_pretrained(tmp_path / "long")).eval()
             loaded.load_state_dict(model.state_dict())
         else:
@@ -232,7 +255,9 @@ def test_pipelines_classify_an_image_of_any_size(base: str, tmp_path: Path) -> N
     model.save_pretrained(tmp_path / "long")
     processors = []
     for folder in ("short", "long"):
-        (tmp_path / folder / "preprocessor_config.json").write_text('{"size": {"height": 64, "width": 64}, "do_center_crop": false}')
+        (tmp_path / folder / "preprocessor_config.json").write_text(
+            '{"size": {"height": 64, "width": 64}, "do_center_crop": false}'
+        )
         processors.append(AutoImageProcessor.from_pretrained(str(tmp_path / folder)))
     assert type(processors[0]) is type(processors[1])
     image = Image.fromarray((torch.rand(50, 70, 3) * 255).byte().numpy())
@@ -245,7 +270,8 @@ def test_pipelines_classify_an_image_of_any_size(base: str, tmp_path: Path) -> N
 def test_images_of_different_sizes_in_one_batch_are_those_alone(tmp_path: Path) -> None:
     base, head = "siglip2_vision_model", "Siglip2VisionModel"
     saved(base, head, tmp_path)
-    images = [torch.randn(1, 3, *size) for size in ((40, 64), (32, 32), (64, 40), (20, 128))]  # three of them with equally many patches
+    # three of them with equally many patches
+    images = [torch.randn(1, 3, *size) for size in ((40, 64), (32, 32), (64, 40), (20, 128))]
     for chosen in (images, images[::2]):
         for mechanism in (*MECHANISMS, {"mechanism": "full"}):
             model = long_model(base, head, tmp_path, long_attention=mechanism)
@@ -255,10 +281,14 @@ def test_images_of_different_sizes_in_one_batch_are_those_alone(tmp_path: Path) 
                     alone = model(**patches(image))
                     states = together.last_hidden_state[row, : alone.last_hidden_state.shape[1]]
                     torch.testing.assert_close(states, alone.last_hidden_state[0], rtol=1e-4, atol=1e-4)
-                    torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0], rtol=1e-4, atol=1e-4)
+                    torch.testing.assert_close(
+                        together.pooler_output[row], alone.pooler_output[0], rtol=1e-4, atol=1e-4
+                    )
 
 
-@pytest.mark.parametrize(("base", "head"), [("vit", "ViTForMaskedImageModeling"), ("deit", "DeiTForMaskedImageModeling")])
+@pytest.mark.parametrize(
+    ("base", "head"), [("vit", "ViTForMaskedImageModeling"), ("deit", "DeiTForMaskedImageModeling")]
+)
 def test_the_loss_of_masked_patches_is_that_of_the_image(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path)
     model = long_model(base, head, tmp_path, long_attention=WINDOWS)
@@ -276,13 +306,18 @@ class TestRefusals:
     def test_vit_refuses_a_size_that_is_no_multiple_of_the_patch(self, tmp_path: Path) -> None:
         saved("vit", "ViTForImageClassification", tmp_path)
         model = long_model("vit", "ViTForImageClassification", tmp_path)
-        with pytest.raises(InputError, match=r"height of an input is 30 pixels.*multiple of the patch's 4; resize it, for example to 32"):
+        with pytest.raises(
+            InputError,
+            match=r"height of an input is 30 pixels.*multiple of the patch's 4; resize it, for example to 32",
+        ):
             model(torch.randn(1, 3, 30, 32))
 
     def test_masked_image_modeling_refuses_an_image_that_is_no_square(self, tmp_path: Path) -> None:
         saved("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
         model = long_model("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
-        with pytest.raises(InputError, match=r"puts the patches of an image together to a square.* 32 × 64 pixels; crop or resize"):
+        with pytest.raises(
+            InputError, match=r"puts the patches of an image together to a square.* 32 × 64 pixels; crop or resize"
+        ):
             model(torch.randn(1, 3, 32, 64))
 
     @pytest.mark.parametrize("mechanism", ["window", "longformer", "bigbird"])
@@ -316,7 +351,8 @@ def test_optimised_models_of_images_equal_bf16_and_are_near_in_int8(base: str, t
     exact = floats_of(load(), inputs)
     rounded = load().to(torch.bfloat16)
     expected = floats_of(
-        rounded, {name: x.to(torch.bfloat16) if x.is_floating_point() and name != "noise" else x for name, x in inputs.items()}
+        rounded,
+        {name: x.to(torch.bfloat16) if x.is_floating_point() and name != "noise" else x for name, x in inputs.items()},
     )
     fast = hf_longattn.optimize_for_inference(load(), "bf16")
     measured = floats_of(fast, inputs)

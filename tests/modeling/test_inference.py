@@ -12,7 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, BertConfig, BertModel, DecisionTransformerModel, ImageGPTModel, OpenAIGPTModel, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    DecisionTransformerModel,
+    ImageGPTModel,
+    OpenAIGPTModel,
+    ViTConfig,
+    ViTModel,
+)
 
 import hf_longattn
 from hf_longattn.engines.cpu import onednn
@@ -83,7 +92,8 @@ def test_transposed_layers_of_any_model_are_saved_as_they_were(model_class: Any,
 
 @every_case("base", TEXT_FAMILIES, of=24, code=kind_of_family)
 def test_int8_is_close_to_bf16(base: str) -> None:
-    small = {"initializer_range": 0.1, "init_std": 0.1}  # the usual ones of tests are so large that three layers make much of rounding
+    # the usual ones of tests are so large that three layers make much of rounding
+    small = {"initializer_range": 0.1, "init_std": 0.1}
     model = long_model(base, None, WINDOW, **small)
     inputs = batch(60)
     expected = run(hf_longattn.optimize_for_inference(copy.deepcopy(model), "bf16"), base, **inputs).float()
@@ -107,10 +117,15 @@ def test_every_mechanism_runs_in_an_optimised_model(name: str) -> None:
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         for precision in ("bf16", "int8"):
-            assert hf_longattn.optimize_for_inference(copy.deepcopy(model), precision)(**inputs).last_hidden_state.isfinite().all()
+            assert (
+                hf_longattn.optimize_for_inference(copy.deepcopy(model), precision)(**inputs)
+                .last_hidden_state.isfinite()
+                .all()
+            )
         model.double()  # what is chosen by comparison is chosen alike
         expected, found = (
-            one(**inputs).last_hidden_state[real] for one in (model, hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp32"))
+            one(**inputs).last_hidden_state[real]
+            for one in (model, hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp32"))
         )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -120,14 +135,25 @@ def test_an_optimised_model_generates() -> None:
     inputs = batch(left=True)
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
     expected = model.generate(**inputs, **options)
-    assert torch.equal(hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp32").generate(**inputs, **options), expected)
+    assert torch.equal(
+        hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp32").generate(**inputs, **options), expected
+    )
     assert hf_longattn.optimize_for_inference(model, "int8").generate(**inputs, **options).shape == expected.shape
 
 
 IN_PIECES = (
-    "bert", "big_bird", "camembert", "electra", "esm", "layoutlm", "markuplm", "roberta",
-    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
-)  # fmt: skip
+    "bert",
+    "big_bird",
+    "camembert",
+    "electra",
+    "esm",
+    "layoutlm",
+    "markuplm",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+)
 """Those whose layers have a ``feed_forward_chunk``."""
 
 
@@ -172,14 +198,25 @@ def test_int8_models_run_their_own_layers_in_pieces(monkeypatch: pytest.MonkeyPa
         assert seen == ([16] * 6 + [4]) * 2
         assert torch.equal(whole(**inputs).last_hidden_state, expected)
         assert len(seen) == 14
-    assert "feed_forward_chunk" not in vars(hf_longattn.optimize_for_inference(copy.deepcopy(model), "bf16").encoder.layer[0])
+    assert "feed_forward_chunk" not in vars(
+        hf_longattn.optimize_for_inference(copy.deepcopy(model), "bf16").encoder.layer[0]
+    )
 
 
 def test_models_without_a_long_class_are_optimised() -> None:
     plain = BertModel(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48))
     expected = copy.deepcopy(plain).eval().to(torch.bfloat16)(tokens(2, 30)).last_hidden_state
     assert torch.equal(hf_longattn.optimize_for_inference(plain)(tokens(2, 30)).last_hidden_state, expected)
-    vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=64, patch_size=8))
+    vit = ViTModel(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            image_size=64,
+            patch_size=8,
+        )
+    )
     hf_longattn.enable_long_attention(vit.eval(), WINDOW)
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -212,7 +249,9 @@ def test_a_bf16_model_is_saved_and_pickled_and_an_int8_model_is_not(tmp_path: Pa
     assert torch.equal(loaded(**batch()).last_hidden_state, expected)
     in_8_bits = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "int8")
     for save in (lambda: in_8_bits.save_pretrained(tmp_path), lambda: pickle.dumps(in_8_bits)):
-        with pytest.raises(BackendError, match="save the model before, or write a quantised checkpoint with `longattn compress`"):
+        with pytest.raises(
+            BackendError, match="save the model before, or write a quantised checkpoint with `longattn compress`"
+        ):
             save()
 
 
@@ -277,7 +316,9 @@ def test_packed_layers_run_between_two_graphs(precision: str) -> None:
         expected = between(x)
     out, graphs = graphs_of(between, x=x)
     assert len(graphs) == 2
-    assert [node.target for graph in graphs for node in graph.graph.nodes if node.op.startswith("call")] == 2 * [torch.tanh]
+    assert [node.target for graph in graphs for node in graph.graph.nodes if node.op.startswith("call")] == 2 * [
+        torch.tanh
+    ]
     assert torch.equal(out, expected)
 
 
@@ -391,7 +432,9 @@ def int8_by_hand(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @every_case("dtype", [torch.bfloat16, torch.float32])
 @every_case("bias", [True, False])
 @every_case(("rows", "features", "outputs"), SHAPES)
-def test_int8_linear_equals_its_definition(rows: int, features: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
+def test_int8_linear_equals_its_definition(
+    rows: int, features: int, outputs: int, bias: bool, dtype: torch.dtype
+) -> None:
     plain = layer(features, outputs, bias=bias, dtype=dtype)
     x = torch.randn(rows, features, dtype=dtype)
     found, expected = Int8Linear(plain.weight, plain.bias)(x), int8_by_hand(x, plain.weight, plain.bias)
@@ -406,7 +449,10 @@ def test_int8_linear_equals_its_definition(rows: int, features: int, outputs: in
 def test_int8_products_of_signed_and_unsigned_inputs_are_the_same(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AMX the kernel is given unsigned ones. Every 8-bit number is among them."""
     monkeypatch.setattr(onednn, "has_amx", lambda: amx)
-    codes, weight = torch.randint(-127, 128, (40, 64), dtype=torch.int8), torch.randint(-127, 128, (24, 64), dtype=torch.int8)
+    codes, weight = (
+        torch.randint(-127, 128, (40, 64), dtype=torch.int8),
+        torch.randint(-127, 128, (24, 64), dtype=torch.int8),
+    )
     codes[:4] = torch.arange(-128, 128).to(torch.int8).view(4, 64)
     ones, zeros = torch.ones(24), torch.zeros(24, dtype=torch.int32)
     sums = onednn.int8_product(codes, onednn.pack_int8(weight), ones, zeros, torch.float32)
@@ -414,7 +460,8 @@ def test_int8_products_of_signed_and_unsigned_inputs_are_the_same(amx: bool, mon
 
 
 def test_products_in_8_bits_run_in_a_kernel() -> None:
-    """oneDNN's reference code, which it takes for data types without a kernel, is some thousand times as slow as fp32."""
+    """oneDNN's reference code, which it takes for data types without a kernel, is some thousand times as slow as
+    fp32."""
     weight, x = torch.randn(512, 512), torch.randn(128, 512)
 
     def seconds(run: nn.Module) -> float:
@@ -429,7 +476,10 @@ def test_products_in_8_bits_run_in_a_kernel() -> None:
 
 @pytest.mark.parametrize("features", [64, 512])  # rounded at once, and in pieces
 def test_int8_linear_reads_transposed_tensors(features: int) -> None:
-    weight, x = torch.randn(features, 96, dtype=torch.bfloat16), torch.randn(features, ROWS_PER_PRODUCT, dtype=torch.bfloat16)
+    weight, x = (
+        torch.randn(features, 96, dtype=torch.bfloat16),
+        torch.randn(features, ROWS_PER_PRODUCT, dtype=torch.bfloat16),
+    )
     expected = Int8Linear(weight.t().contiguous(), None)(x.t().contiguous())
     assert torch.equal(Int8Linear(weight.t(), None)(x.t()), expected)
     assert VALUES_PER_ROUNDING // 512 < ROWS_PER_PRODUCT < VALUES_PER_ROUNDING // 64

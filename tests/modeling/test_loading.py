@@ -29,7 +29,12 @@ from hf_longattn.mechanisms.common.options import Options
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
 from hf_longattn.mechanisms.linformer import Linformer
 from hf_longattn.modeling.attach import weights
-from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, AttentionSite, attention_sites, copied_parameters
+from hf_longattn.modeling.attach.attention_sites import (
+    CROSS_MECHANISM,
+    AttentionSite,
+    attention_sites,
+    copied_parameters,
+)
 from hf_longattn.modeling.family.registration import auto_class_name
 from hf_longattn.positions.tables import extend_table
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
@@ -76,7 +81,11 @@ def auto_class(base: str) -> Any:
 def table_of(base: str) -> tuple[str, families.PositionTable]:
     """Name and description of the position table of the model that ``HEAD`` names."""
     family = families.FAMILIES[base]
-    return next((name, table) for name in plain_model(base, HEAD[base]).state_dict() if (table := family.table(name)) is not None)
+    return next(
+        (name, table)
+        for name in plain_model(base, HEAD[base]).state_dict()
+        if (table := family.table(name)) is not None
+    )
 
 
 @every_case("base", BASES, of=9, code=kind_of_family)
@@ -103,25 +112,32 @@ def test_a_longer_model_equals_the_plain_one_up_to_the_old_length(base: str, tmp
     with torch.no_grad():
         assert torch.equal(again(tokens(1, LONGER))[0], long_logits)
     again.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "long" / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "long" / "model.safetensors"
+    ).read_bytes()
 
 
 STRATEGIES = ("tile", "interpolate", "random")
 EXTENSIONS = grid(
-    itertools.product(TABLES, STRATEGIES), lambda base, strategy: base == "bert" or strategy == STRATEGIES[TABLES.index(base) % 3]
+    itertools.product(TABLES, STRATEGIES),
+    lambda base, strategy: base == "bert" or strategy == STRATEGIES[TABLES.index(base) % 3],
 )
 """Every strategy on one base; on the others, the strategies in turn."""
 
 
 @pytest.mark.thorough
 @every_case(("base", "strategy"), EXTENSIONS)
-def test_the_position_table_is_extended_by_the_strategy_of_the_config(base: str, strategy: str, tmp_path: Path) -> None:
+def test_the_position_table_is_extended_by_the_strategy_of_the_config(
+    base: str, strategy: str, tmp_path: Path
+) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path)
     longer = converted(tmp_path, base, 1200, position_extension=strategy)
     name, table = table_of(base)
     short, long = plain.state_dict(), longer.state_dict()
-    expected = extend_table(short.pop(name), table.rows(longer.config), offset=table.offset_rows(longer.config), strategy=strategy)
+    expected = extend_table(
+        short.pop(name), table.rows(longer.config), offset=table.offset_rows(longer.config), strategy=strategy
+    )
     assert torch.equal(long[name], expected)
     assert all(torch.equal(long[name], value) for name, value in short.items())
 
@@ -129,7 +145,10 @@ def test_the_position_table_is_extended_by_the_strategy_of_the_config(base: str,
 @pytest.mark.thorough
 @pytest.mark.parametrize("head", ["RobertaForMaskedLM", "RobertaModel"])
 def test_a_tokenizer_s_padding_token_does_not_move_the_positions(head: str, tmp_path: Path) -> None:
-    model, ids = long_like(plain_model("roberta", head), "roberta", {"mechanism": "window", "window": 16}), tokens(1, 50)
+    model, ids = (
+        long_like(plain_model("roberta", head), "roberta", {"mechanism": "window", "window": 16}),
+        tokens(1, 50),
+    )
     with torch.no_grad():
         expected = model(ids)[0]
         model.config.pad_token_id = 0  # as Trainer does with a tokenizer that pads with it
@@ -169,7 +188,9 @@ def test_a_headless_checkpoint_is_loaded_into_every_head(base: str, head: str, t
 def test_a_sharded_checkpoint_in_half_precision_is_extended(tmp_path: Path) -> None:
     plain = plain_model("bert").half()
     plain.save_pretrained(tmp_path / "short", max_shard_size="40KB")
-    config = families.LongBertConfig.from_pretrained(tmp_path / "short", max_position_embeddings=2048, long_attention=COVERING)
+    config = families.LongBertConfig.from_pretrained(
+        tmp_path / "short", max_position_embeddings=2048, long_attention=COVERING
+    )
     longer = families.LongBertModel.from_pretrained(tmp_path / "short", config=config, dtype="auto")
     assert longer.dtype == torch.float16
     longer.save_pretrained(tmp_path / "long")
@@ -184,7 +205,9 @@ def test_rope_parameters_of_a_long_config_scale_as_in_the_plain_model(tmp_path: 
         tmp_path, max_position_embeddings=2048, rope_parameters=scaled, long_attention=COVERING
     )
     longer = families.LongLlamaModel.from_pretrained(tmp_path, config=config)
-    plain_scaled = transformers.LlamaModel(plain_config("llama", max_position_embeddings=2048, rope_parameters=scaled)).eval()
+    plain_scaled = transformers.LlamaModel(
+        plain_config("llama", max_position_embeddings=2048, rope_parameters=scaled)
+    ).eval()
     plain_scaled.load_state_dict(longer.state_dict())
     with torch.no_grad():
         assert (longer(tokens()).last_hidden_state - plain_scaled(tokens()).last_hidden_state).abs().max() < 1e-5
@@ -233,7 +256,8 @@ BOTH_FORMS = [
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Memory that nobody has initialised is NaN, and what draws random values while a model loads draws those of one seed."""
+    """Memory that nobody has initialised is NaN, and what draws random values while a model loads draws those of one
+    seed."""
 
     def seeded(module: nn.Module) -> None:
         torch.manual_seed(SEED)
@@ -249,7 +273,11 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def saved_base(base: str, folder: Path) -> Any:
     torch.manual_seed(0)
-    plain = FAMILIES[base].base_class(FAMILIES[base].base_model_name)(small_config(base, SHORT_SHAPE, pad_token_id=1)).eval()
+    plain = (
+        FAMILIES[base]
+        .base_class(FAMILIES[base].base_model_name)(small_config(base, SHORT_SHAPE, pad_token_id=1))
+        .eval()
+    )
     plain.save_pretrained(folder)
     return plain
 
@@ -292,12 +320,16 @@ def check(model: nn.Module) -> None:
             assert found.isfinite().all(), f"{site.name}: {name}"
             assert torch.equal(found, wanted), f"{site.name}: {name}"
             assert found.dtype == wanted.dtype, f"{site.name}: {name}"
-        assert not [name for one in mechanism.modules() for name, value in vars(one).items() if isinstance(value, Tensor)]
+        assert not [
+            name for one in mechanism.modules() for name, value in vars(one).items() if isinstance(value, Tensor)
+        ]
 
 
 @pytest.mark.thorough
 @every_case(("base", "name", "options"), BOTH_FORMS, of=9, code=lambda base, name, options: name)
-def test_new_tensors_of_every_mechanism_have_initial_values(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_new_tensors_of_every_mechanism_have_initial_values(
+    base: str, name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     plain = saved_base(base, tmp_path)
     config = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name, **options})
     model = AutoModel.from_pretrained(tmp_path, config=config)
@@ -311,12 +343,18 @@ ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in 
 
 
 @pytest.mark.thorough
-@every_case(("base", "head"), grid(ALL_HEADS, is_quick_head), of=9, code=kind_of_family, ids=[head for _, head in ALL_HEADS])
+@every_case(
+    ("base", "head"), grid(ALL_HEADS, is_quick_head), of=9, code=kind_of_family, ids=[head for _, head in ALL_HEADS]
+)
 def test_new_tensors_of_every_head_have_initial_values(base: str, head: str, tmp_path: Path) -> None:
     """The head's own parameters are loaded, and what the mechanism adds is initialised."""
     torch.manual_seed(0)
     config = small_config(base, SHORT_SHAPE, pad_token_id=1)
-    if not FAMILIES[base].two_stacks and head.endswith(("LMHeadModel", "ForCausalLM")) and hasattr(config, "is_decoder"):
+    if (
+        not FAMILIES[base].two_stacks
+        and head.endswith(("LMHeadModel", "ForCausalLM"))
+        and hasattr(config, "is_decoder")
+    ):
         config.is_decoder = True
     plain = getattr(transformers, head)(config)
     with torch.no_grad():
@@ -328,7 +366,9 @@ def test_new_tensors_of_every_head_have_initial_values(base: str, head: str, tmp
     for name in ("hedgehog", "adaptive_span"):
         try:
             longer = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name})
-            model, report = FAMILIES[base].model_class(head).from_pretrained(tmp_path, config=longer, output_loading_info=True)
+            model, report = (
+                FAMILIES[base].model_class(head).from_pretrained(tmp_path, config=longer, output_loading_info=True)
+            )
         except OptionError:  # the family's scores have terms, and hedgehog has no scores
             continue
         break
@@ -355,10 +395,16 @@ def test_new_tensors_have_initial_values_in_any_dtype(dtype: Any, tmp_path: Path
 
 
 @every_case(
-    ("base", "name", "options"), [one for one in BOTH_FORMS if one.values[0] == "bert"], of=9, code=lambda base, name, options: name
+    ("base", "name", "options"),
+    [one for one in BOTH_FORMS if one.values[0] == "bert"],
+    of=9,
+    code=lambda base, name, options: name,
 )
-def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """What is there is loaded bit for bit; one missing tensor in each mechanism is initialised, and nothing else is touched."""
+def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(
+    base: str, name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """What is there is loaded bit for bit; one missing tensor in each mechanism is initialised, and nothing else is
+    touched."""
     torch.manual_seed(1)
     config = FAMILIES[base].config_class(
         **small_config(base, SHORT_SHAPE, pad_token_id=1).to_dict(), long_attention={"mechanism": name, **options}
@@ -374,10 +420,16 @@ def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(base: str, 
     assert all(torch.equal(values_again[key], value) for key, value in values.items())
     for site in attention_sites(again):
         initial = at_the_start(site.mechanism)
-        computed = {key: value for key, value in site.mechanism.named_buffers() if key not in site.mechanism.state_dict()}
+        computed = {
+            key: value for key, value in site.mechanism.named_buffers() if key not in site.mechanism.state_dict()
+        }
         assert all(torch.equal(value, initial[key]) for key, value in computed.items())
 
-    shared = {f"{module_name(site)}.{key}" for site in attention_sites(model) for key in getattr(site.mechanism, "shared_by_layers", ())}
+    shared = {
+        f"{module_name(site)}.{key}"
+        for site in attention_sites(model)
+        for key in getattr(site.mechanism, "shared_by_layers", ())
+    }
     missing = {}
     for site in attention_sites(model):
         own = [key for key in site.mechanism.state_dict() if f"{module_name(site)}.{key}" not in shared]
@@ -390,7 +442,9 @@ def test_saved_model_that_lacks_tensors_gets_initial_values_for_them(base: str, 
 
 
 def test_copied_projections_of_an_enabled_vit_equal_the_copied_ones() -> None:
-    model = AutoModel.from_config(AutoConfig.for_model("vit", **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}))
+    model = AutoModel.from_config(
+        AutoConfig.for_model("vit", **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4})
+    )
     enable_long_attention(model, {"mechanism": "longformer", "separate_global": True})
     for site in attention_sites(model):
         copies = copied_parameters(site.module, projection_copies(site.mechanism))
@@ -408,7 +462,9 @@ def test_a_mechanism_without_initial_values_is_refused() -> None:
             self.gate = nn.Parameter(torch.ones(1))
 
     built = Forgetful(2, 8, 16, None, Options())
-    with pytest.raises(OptionError, match=r"'forgetful' owns a tensor, 'gate', that nothing initialises.*define reset_parameters"):
+    with pytest.raises(
+        OptionError, match=r"'forgetful' owns a tensor, 'gate', that nothing initialises.*define reset_parameters"
+    ):
         built.reset_parameters()
 
 
@@ -503,7 +559,9 @@ def test_a_shared_projection_trains_in_distributed_data_parallel() -> None:
     assert first == second
 
 
-STORED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("stored_formats.json").read_text(encoding="utf-8"))
+STORED: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("stored_formats.json").read_text(encoding="utf-8")
+)
 SINCE = ("transformers_version", FIELD)
 """Fields that say who wrote a file, and in which format."""
 

@@ -89,9 +89,16 @@ def test_trainer_shortens_adaptive_spans(tmp_path: Path) -> None:
     modules = [module for module in model.modules() if isinstance(module, AdaptiveSpan)]
     before = [module.spans.clone() for module in modules]
     arguments = TrainingArguments(
-        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=2, learning_rate=0.05, report_to=[], use_cpu=True,
-        save_strategy="no", lr_scheduler_type="constant",
-    )  # fmt: skip
+        tmp_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        learning_rate=0.05,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        lr_scheduler_type="constant",
+    )
     Trainer(model, arguments, train_dataset=Lines()).train()
     after = [module.spans for module in modules]
     assert all((b < a).all() for a, b in zip(before, after, strict=True)), "the loss term shortens them"
@@ -102,9 +109,16 @@ def test_trainer_shortens_adaptive_spans(tmp_path: Path) -> None:
 
 
 SIZES = {
-    "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 34,
-}  # fmt: skip
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "pad_token_id": 0,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": 34,
+}
 GPT2 = {
     "vocab_size": 32,
     "n_embd": 16,
@@ -132,7 +146,8 @@ def test_trainer_with_accumulated_batches_steps_as_with_one_batch(
     for number in range(4):
         ids = torch.randint(5, 32, (12,), generator=generator)
         targets = {
-            "tokens": {"labels": ids.where(torch.arange(12) > 3 * number, -100)},  # each row has another number of labels
+            # each row has another number of labels
+            "tokens": {"labels": ids.where(torch.arange(12) > 3 * number, -100)},
             "classes": {"labels": torch.tensor(number % 2)},
         }
         data.append({"input_ids": ids, **targets[labels]})
@@ -141,10 +156,21 @@ def test_trainer_with_accumulated_batches_steps_as_with_one_batch(
         torch.manual_seed(0)
         model = model_class(config_class(long_attention=LongAttentionConfig(mechanism="window", window=8), **sizes))
         arguments = TrainingArguments(
-            str(tmp_path), max_steps=1, per_device_train_batch_size=batch, gradient_accumulation_steps=4 // batch, max_grad_norm=0.0,
-            optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
-            logging_steps=1, bf16=False,
-        )  # fmt: skip
+            str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=4 // batch,
+            max_grad_norm=0.0,
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            logging_steps=1,
+            bf16=False,
+        )
         trainer = Trainer(model, arguments, train_dataset=data)
         trainer.train()
         return trainer.state.log_history[0]["loss"], torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -155,7 +181,8 @@ def test_trainer_with_accumulated_batches_steps_as_with_one_batch(
 
 
 def heads_with_labels() -> Iterator[tuple[str, str]]:
-    """(base, model class) of every head that predicts tokens or a class of each, which differ in what their loss is divided by."""
+    """(base, model class) of every head that predicts tokens or a class of each, which differ in what their loss is
+    divided by."""
     for base, family in TEXT_FAMILIES.items():
         for head in family.model_classes:
             if head.endswith((*LANGUAGE_MODELS, "ForConditionalGeneration", "ForTokenClassification")):
@@ -163,7 +190,12 @@ def heads_with_labels() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.thorough
-@every_case(("base", "head"), list(heads_with_labels()), of=9, code=lambda base, head: (kind_of_family(base), head.rpartition("For")[2]))
+@every_case(
+    ("base", "head"),
+    list(heads_with_labels()),
+    of=9,
+    code=lambda base, head: (kind_of_family(base), head.rpartition("For")[2]),
+)
 def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str) -> None:
     """Of a step with ten times as many labels it is a tenth; Trainer, which adds the batches up, is told so."""
     torch.manual_seed(0)
@@ -200,7 +232,9 @@ def assert_same_steps(model: Any, *, rtol: float = 1e-4, items: int | None = Non
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mixin, "deferred_logits", context)
             loss = model.train()(input_ids=ids, labels=labels, num_items_in_batch=items).loss
-        steps.append((loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)))
+        steps.append(
+            (loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+        )
     largest = max(float(gradient.abs().max()) for gradient in steps[1][1:])
     for pieces, whole in zip(*steps, strict=True):
         torch.testing.assert_close(pieces, whole, rtol=rtol, atol=rtol * largest)
@@ -210,21 +244,30 @@ HEADS = [(base, head) for base, head in heads_with_labels() if head.endswith(CAU
 
 
 @every_case(("base", "head"), HEADS, of=9, code=lambda base, head: kind_of_family(base))
-def test_a_decoder_s_loss_in_pieces_is_that_of_all_logits(base: str, head: str, request: pytest.FixtureRequest) -> None:
+def test_a_decoder_s_loss_in_pieces_is_that_of_all_logits(
+    base: str, head: str, request: pytest.FixtureRequest
+) -> None:
     model = long_model(base, head, {"mechanism": "window", "window": 8})
     if getattr(model.config, "final_logit_softcapping", None) is None:  # caps need all logits
         request.getfixturevalue("unread")
     assert_same_steps(model)
 
 
-@pytest.mark.parametrize("case", ["tied", "float64", "bfloat16", "autocast", "share", "checkpointing", "frozen", "saved", "low rank"])
+@pytest.mark.parametrize(
+    "case", ["tied", "float64", "bfloat16", "autocast", "share", "checkpointing", "frozen", "saved", "low rank"]
+)
 @pytest.mark.usefixtures("unread")
 def test_losses_in_pieces_keep_types_adapters_and_shares(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8}, tie_word_embeddings=case == "tied")
+    model = long_model(
+        "llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8}, tie_word_embeddings=case == "tied"
+    )
     half = case in ("bfloat16", "autocast")
     if case in ("frozen", "saved", "low rank"):
         peft = pytest.importorskip("peft")
-        chosen = {"saved": {"modules_to_save": ["lm_head"]}, "low rank": {"target_modules": ["q_proj", "lm_head"]}}.get(case, {})
+        chosen = {
+            "saved": {"modules_to_save": ["lm_head"]},
+            "low rank": {"target_modules": ["q_proj", "lm_head"]},
+        }.get(case, {})
         model = peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, **chosen))
         if case == "low rank":
             monkeypatch.undo()
@@ -238,11 +281,15 @@ def test_losses_in_pieces_keep_types_adapters_and_shares(case: str, monkeypatch:
 @pytest.mark.usefixtures("unread")
 def test_trainings_and_evaluations_of_a_stock_decoder_compute_no_logits(tmp_path: Path) -> None:
     model = plain_model("llama", "LlamaForCausalLM")
-    arguments = LongTrainingArguments(str(tmp_path), max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no")
+    arguments = LongTrainingArguments(
+        str(tmp_path), max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no"
+    )
     trainer = LongTrainer(model, arguments, train_dataset=Lines(), eval_dataset=Lines())
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry) == pytest.approx(before, rel=0.1)
+    assert next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry) == pytest.approx(
+        before, rel=0.1
+    )
     assert trainer.predict(Lines()).predictions.shape == (8, 40, 200), "what asks for logits gets them"
 
 
@@ -259,17 +306,33 @@ def test_logits_of_training_are_computed_when_they_are_read() -> None:
             torch.autograd.grad(loss, [model.lm_head.weight], create_graph=True)
         loss.backward(retain_graph=True)
         loss.backward()
-        for written in ("x + 1", "1 - x", "-x", "2 * x", "x ** 2", "x > 0", "x * torch.arange(200)", "len(x)", "torch.stack([x, x])"):
-            assert str(eval(written, {"x": logits, "torch": torch})) == str(eval(written, {"x": expected, "torch": torch}))
+        for written in (
+            "x + 1",
+            "1 - x",
+            "-x",
+            "2 * x",
+            "x ** 2",
+            "x > 0",
+            "x * torch.arange(200)",
+            "len(x)",
+            "torch.stack([x, x])",
+        ):
+            assert str(eval(written, {"x": logits, "torch": torch})) == str(
+                eval(written, {"x": expected, "torch": torch})
+            )
         assert type(copy.copy(logits)) is type(pickle.loads(pickle.dumps(logits))) is torch.Tensor
         for change in (lambda logits: logits.retain_grad(), lambda logits: logits.zero_()):
             with pytest.raises(AttributeError, match="would change a copy"):
                 change(logits)
     smoothed = torch.nn.functional.cross_entropy(logits.view(-1, 200), ids.flatten(), label_smoothing=0.1)
-    torch.testing.assert_close(smoothed, torch.nn.functional.cross_entropy(expected.flatten(0, 1), ids.flatten(), label_smoothing=0.1))
+    torch.testing.assert_close(
+        smoothed, torch.nn.functional.cross_entropy(expected.flatten(0, 1), ids.flatten(), label_smoothing=0.1)
+    )
     without = model(input_ids=ids, labels=torch.full_like(ids, -100), num_items_in_batch=5).loss
     assert float(without) == 0.0
-    assert all(not gradient.any() for gradient in torch.autograd.grad(without, [*model.parameters()], allow_unused=True))
+    assert all(
+        not gradient.any() for gradient in torch.autograd.grad(without, [*model.parameters()], allow_unused=True)
+    )
     compiled = torch.compile(model, backend="eager", fullgraph=True)(input_ids=ids, labels=ids, use_cache=False)
     torch.testing.assert_close(compiled.loss, loss)
     assert isinstance(compiled.logits, torch.Tensor)
@@ -277,11 +340,17 @@ def test_logits_of_training_are_computed_when_they_are_read() -> None:
     assert isinstance(model(input_ids=ids, labels=ids).logits, torch.Tensor)
 
 
-def test_trainings_on_several_devices_by_data_parallel_compute_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_on_several_devices_by_data_parallel_compute_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(LongTrainingArguments, "n_gpu", 2)
-    trainer = LongTrainer(plain_model("llama", "LlamaForCausalLM"), LongTrainingArguments(str(tmp_path), report_to=[], use_cpu=True))
+    trainer = LongTrainer(
+        plain_model("llama", "LlamaForCausalLM"), LongTrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    )
     ids = torch.randint(5, 30, (2, 12))
-    assert isinstance(trainer.mean_loss(trainer.model.train(), {"input_ids": ids, "labels": ids})[1].logits, torch.Tensor)
+    assert isinstance(
+        trainer.mean_loss(trainer.model.train(), {"input_ids": ids, "labels": ids})[1].logits, torch.Tensor
+    )
 
 
 @pytest.mark.thorough
@@ -294,8 +363,11 @@ def test_trainings_on_several_devices_by_data_parallel_compute_logits(tmp_path: 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_loss_of_images_and_recordings_is_the_batch_s_share(models: Any, base: str, head: str, divides: bool, tmp_path: Path) -> None:
-    """A connectionist loss is a mean over recordings, which Trainer does not count: it is left to Trainer's mean over batches."""
+def test_the_loss_of_images_and_recordings_is_the_batch_s_share(
+    models: Any, base: str, head: str, divides: bool, tmp_path: Path
+) -> None:
+    """A connectionist loss is a mean over recordings, which Trainer does not count: it is left to Trainer's mean over
+    batches."""
     models.saved(base, head, tmp_path)
     model = models.long_model(base, head, tmp_path)
     labels = torch.tensor([0, 1]) if divides else torch.tensor([[5, 6, 7], [8, -100, -100]])

@@ -80,7 +80,12 @@ def test_gradients_flow_back_over_bptt_depth_segments(depth: int | None) -> None
     embeddings = longer.get_input_embeddings()(tokens(1, 4 * text)).detach().requires_grad_()
     longer(inputs_embeds=embeddings).last_hidden_state[:, -5:].sum().backward()
     reached = [bool((part != 0).any()) for part in embeddings.grad.split(text, 1)]
-    assert reached == {None: [True] * 4, 0: [False] * 3 + [True], 1: [False, False, True, True], 2: [False, True, True, True]}[depth]
+    assert (
+        reached
+        == {None: [True] * 4, 0: [False] * 3 + [True], 1: [False, False, True, True], 2: [False, True, True, True]}[
+            depth
+        ]
+    )
     reaches_the_beginning = depth is None
     assert bool((longer.long_memory.tokens.grad != 0).any()) == reaches_the_beginning
 
@@ -132,7 +137,9 @@ def test_the_loss_of_a_router_is_that_of_all_segments(base: str) -> None:
     predicted = longer.loss_function(out.logits, labels, longer.config.vocab_size)
     torch.testing.assert_close(out.loss, predicted + 0.5 * out.aux_loss)
     experts, chosen = longer.num_experts, longer.num_experts_per_tok
-    probabilities = torch.stack([router.view(2, 100, -1)[real] for router in out.router_logits]).flatten(0, 1).softmax(-1)
+    probabilities = (
+        torch.stack([router.view(2, 100, -1)[real] for router in out.router_logits]).flatten(0, 1).softmax(-1)
+    )
     share = torch.zeros(len(probabilities), experts).scatter(1, probabilities.topk(chosen, -1).indices, 1.0).mean(0)
     torch.testing.assert_close(out.aux_loss, experts * (share * probabilities.mean(0)).sum())
 
@@ -224,7 +231,9 @@ def model(base: str, long_attention: dict[str, Any] = XL, **changes: Any) -> Any
     return long_like(plain_model(base, LANGUAGE_MODELS[base], **changes), base, long_attention, **changes)
 
 
-def segment_by_segment(longer: Any, ids: Tensor, size: int, positions: str | None = "continue", **along: Tensor) -> tuple[Tensor, Any]:
+def segment_by_segment(
+    longer: Any, ids: Tensor, size: int, positions: str | None = "continue", **along: Tensor
+) -> tuple[Tensor, Any]:
     memory, logits = longer.new_memory(positions), []
     for first in range(0, ids.shape[1], size):
         piece = slice(first, first + size)
@@ -238,11 +247,17 @@ def segment_by_segment(longer: Any, ids: Tensor, size: int, positions: str | Non
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("base", "changes"),
-    [*((base, {}) for base in (*DECODERS, "opt")), *(("roberta", {"is_decoder": True, "pad_token_id": pad}) for pad in (1, 4))],
+    [
+        *((base, {}) for base in (*DECODERS, "opt")),
+        *(("roberta", {"is_decoder": True, "pad_token_id": pad}) for pad in (1, 4)),
+    ],
     ids=str,
 )
 def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, changes: dict[str, Any]) -> None:
-    head, ids = {**LANGUAGE_MODELS, "opt": "OPTForCausalLM", "roberta": "RobertaForCausalLM"}[base], tokens(2, 300).clamp(min=5)
+    head, ids = (
+        {**LANGUAGE_MODELS, "opt": "OPTForCausalLM", "roberta": "RobertaForCausalLM"}[base],
+        tokens(2, 300).clamp(min=5),
+    )
     plain = plain_model(base, head, **changes)
     found, _ = segment_by_segment(long_like(plain, base, {**XL, "memory_length": 400}, **changes), ids, 32)
     assert (found - plain(ids, use_cache=False).logits).abs().max() < 1e-4
@@ -251,7 +266,8 @@ def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, cha
 @pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("base", "size"), grid(itertools.product(DECODERS, (32, 50, 1)), lambda base, size: (base == DECODERS[0]) == (size == 32))
+    ("base", "size"),
+    grid(itertools.product(DECODERS, (32, 50, 1)), lambda base, size: (base == DECODERS[0]) == (size == 32)),
 )
 def test_segments_with_a_memory_are_one_call_over_the_whole_text(base: str, size: int) -> None:
     longer, length = model(base), 300 if size > 1 else 140

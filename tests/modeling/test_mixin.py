@@ -71,7 +71,11 @@ def long_model(base: str, head: str | None = None, long_attention: Any = None, *
 class TestEveryHead:
     def test_the_signature_shows_the_added_arguments(self, base: str, head: str) -> None:
         plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
-        added = [name for name in inspect.signature(longer.forward).parameters if name not in inspect.signature(plain.forward).parameters]
+        added = [
+            name
+            for name in inspect.signature(longer.forward).parameters
+            if name not in inspect.signature(plain.forward).parameters
+        ]
         assert added == ["global_attention_mask", "documents", "memory", "memory_reset"]
 
     @pytest.mark.thorough
@@ -139,7 +143,12 @@ def test_gradient_checkpointing_changes_no_gradient(base: str, reentrant: bool) 
     gradients = []
     for checkpointing in (False, True):
         model = long_model(
-            base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+            base,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
         ).train()
         if checkpointing:
             checkpoint_activations(model, use_reentrant=reentrant)
@@ -154,7 +163,9 @@ def test_gradient_checkpointing_changes_no_gradient(base: str, reentrant: bool) 
 
 def test_two_models_with_different_mechanisms_do_not_disturb_each_other() -> None:
     plain = plain_model("bert")
-    full, narrow = (long_like(plain, "bert", chosen) for chosen in ({"mechanism": "full"}, {"mechanism": "window", "window": 4}))
+    full, narrow = (
+        long_like(plain, "bert", chosen) for chosen in ({"mechanism": "full"}, {"mechanism": "window", "window": 4})
+    )
     with torch.no_grad():
         expected = [model(tokens()).last_hidden_state for model in (plain, narrow)]
         found = [model(tokens()).last_hidden_state for model in (full, narrow)]
@@ -172,7 +183,8 @@ def test_embeddings_as_inputs_give_what_their_tokens_give() -> None:
 
 @every_case("name", ["bigbird", "hybrid", "longformer", "nystrom", "window", "full"])
 def test_positions_of_an_encoder_begin_after_left_padding(name: str) -> None:
-    """Of one that never computes its source's attention. Full attention keeps the source's positions, which count padding."""
+    """Of one that never computes its source's attention. Full attention keeps the source's positions, which count
+    padding."""
     model = long_model("bert", None, {"mechanism": name, **mechanism_class(name).about.sample}).eval()
     ids, mask = tokens(2, 60), torch.ones(2, 60, dtype=torch.long)
     mask[0, :23] = 0
@@ -180,12 +192,18 @@ def test_positions_of_an_encoder_begin_after_left_padding(name: str) -> None:
         alone, padded = model(ids[:1, 23:]).last_hidden_state[0], model(ids, attention_mask=mask).last_hidden_state
         if name == "full":
             model.use_base_attention()
-            torch.testing.assert_close(padded[1], model(ids, attention_mask=mask).last_hidden_state[1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                padded[1], model(ids, attention_mask=mask).last_hidden_state[1], atol=1e-5, rtol=1e-5
+            )
     assert torch.allclose(padded[0, 23:], alone, atol=1e-5) == (name != "full")
 
 
 def test_an_encoder_with_base_attention_has_the_positions_of_its_source() -> None:
-    model, ids, mask = long_model("bert", None, {"mechanism": "window", "window": 8}).eval(), tokens(1, 40), torch.ones(1, 40)
+    model, ids, mask = (
+        long_model("bert", None, {"mechanism": "window", "window": 8}).eval(),
+        tokens(1, 40),
+        torch.ones(1, 40),
+    )
     mask[0, :9] = 0
     plain = plain_model("bert").eval()
     plain.load_state_dict(model.state_dict(), strict=False)
@@ -218,8 +236,13 @@ def is_ours(value: Any) -> bool:
 
 
 def overrides() -> Iterator[tuple[str, str, set[str]]]:
-    """Class, method, and the parameters of it that no base of another library names, for every method of our classes that one has."""
-    names = [module.name for module in pkgutil.walk_packages(hf_longattn.__path__, "hf_longattn.") if not module.name.endswith("__main__")]
+    """Class, method, and the parameters of it that no base of another library names, for every method of our classes
+    that one has."""
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(hf_longattn.__path__, "hf_longattn.")
+        if not module.name.endswith("__main__")
+    ]
     classes = {value for name in names for value in vars(importlib.import_module(name)).values() if is_ours(value)}
     for cls in classes:
         for place, ours in enumerate(cls.__mro__):
@@ -233,8 +256,17 @@ def overrides() -> Iterator[tuple[str, str, set[str]]]:
                     if method in vars(base) and base.__module__.startswith(LIBRARIES)
                 ]
                 callables = [base for base in foreign if callable(getattr(base, "__func__", base))]
-                if callables and inspect.isfunction(function) and not method.startswith("__") and not hasattr(function, "__signature__"):
-                    yield f"{ours.__module__}.{ours.__qualname__}", method, parameters(function).difference(*map(parameters, callables))
+                if (
+                    callables
+                    and inspect.isfunction(function)
+                    and not method.startswith("__")
+                    and not hasattr(function, "__signature__")
+                ):
+                    yield (
+                        f"{ours.__module__}.{ours.__qualname__}",
+                        method,
+                        parameters(function).difference(*map(parameters, callables)),
+                    )
 
 
 def parameters(function: Any) -> set[str]:
@@ -244,7 +276,8 @@ def parameters(function: Any) -> set[str]:
 
 
 def test_overriding_methods_name_no_parameter_that_the_base_lacks() -> None:
-    """A parameter that the base has renamed would never be passed: past_key_values of attention modules, for example."""
+    """A parameter that the base has renamed would never be passed: past_key_values of attention modules, for
+    example."""
     lacking = {
         f"{cls}.{method}: {sorted(unknown)}"
         for cls, method, unnamed in overrides()
@@ -272,7 +305,11 @@ def strangers() -> Iterator[None]:
 
 
 def config_of(base: str, **changes: Any) -> Any:
-    values = {**small_values(base, pad_token_id=1, init_std=0.3, initializer_range=0.3), "long_attention": WINDOW, **changes}
+    values = {
+        **small_values(base, pad_token_id=1, init_std=0.3, initializer_range=0.3),
+        "long_attention": WINDOW,
+        **changes,
+    }
     return FAMILIES[base].config_class(**values)
 
 
@@ -346,7 +383,9 @@ class TestEveryFamily:
 
     @pytest.mark.thorough
     def test_full_attention_takes_any_implementation(self, base: str) -> None:
-        model = built(base, long_attention={"mechanism": "full"}, **({"sliding_window": None} if "mistral" in base else {}))
+        model = built(
+            base, long_attention={"mechanism": "full"}, **({"sliding_window": None} if "mistral" in base else {})
+        )
         expected = hidden(model)
         implementation = "eager" if not model._supports_sdpa else "sdpa"
         model.set_attn_implementation(implementation)
@@ -367,7 +406,11 @@ def test_a_registered_implementation_runs_full_attention() -> None:
 
 @pytest.mark.parametrize(
     "attention",
-    [{"mechanism": "full", "relative": "alibi"}, {"mechanism": "full", "layers": {1: WINDOW}}, {"mechanism": "window", "window": 10**6}],
+    [
+        {"mechanism": "full", "relative": "alibi"},
+        {"mechanism": "full", "layers": {1: WINDOW}},
+        {"mechanism": "window", "window": 10**6},
+    ],
 )
 def test_one_other_layer_or_a_relative_term_refuses_implementations(attention: dict[str, Any]) -> None:
     with pytest.raises(BackendError, match="'mine' does not compute"):
@@ -386,14 +429,18 @@ def test_layers_with_windows_of_the_base_take_its_implementation() -> None:
 
 def test_a_long_decoder_beside_an_encoder_refuses_implementations() -> None:
     with pytest.raises(BackendError, match="'mine' does not compute"):
-        config_of("bart", long_attention={"mechanism": "full"}, decoder_long_attention=WINDOW, attn_implementation="mine")
+        config_of(
+            "bart", long_attention={"mechanism": "full"}, decoder_long_attention=WINDOW, attn_implementation="mine"
+        )
 
 
 def test_an_implementation_named_in_a_config_file_is_refused(tmp_path: Path) -> None:
     model = built("bert")
     model.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(text.replace('"architectures"', '"_attn_implementation": "mine",\n  "architectures"'))
+    (tmp_path / "config.json").write_text(
+        text.replace('"architectures"', '"_attn_implementation": "mine",\n  "architectures"')
+    )
     with pytest.raises(BackendError, match="'mine' does not compute"):
         AutoModel.from_pretrained(tmp_path)
 
@@ -407,36 +454,50 @@ def test_a_plain_class_with_a_long_config_is_refused() -> None:
 
 
 RECOGNISERS = {
-    *modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES.values(), *modeling_auto.MODEL_FOR_TDT_MAPPING_NAMES.values(),
+    *modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES.values(),
+    *modeling_auto.MODEL_FOR_TDT_MAPPING_NAMES.values(),
     *modeling_auto.MODEL_FOR_RNNT_MAPPING_NAMES.values(),
     *modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values(),
-}  # fmt: skip
+}
 QUESTION = "which key ?"
 WORDS = [f"{first}{second}" for first in "abcdefgh" for second in "klmnopqrst"]
 SHAPE: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "initializer_range": 0.3,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.3,
+}
 
 
 def layoutlm(folder: Path) -> None:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *QUESTION.split(), *WORDS]
-    BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=512).save_pretrained(folder)
+    BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=512).save_pretrained(
+        folder
+    )
     LayoutLMForQuestionAnswering(LayoutLMConfig(vocab_size=len(pieces), **SHAPE)).save_pretrained(folder)
 
 
 def page(count: int) -> list[tuple[str, list[int]]]:
     """Words with their boxes, as the pipeline takes them."""
-    return [(WORDS[7 * n % 80], [90 * (n % 10), 9 * (n // 10) % 900, 90 * (n % 10) + 80, 9 * (n // 10) % 900 + 8]) for n in range(count)]
+    return [
+        (WORDS[7 * n % 80], [90 * (n % 10), 9 * (n // 10) % 900, 90 * (n % 10) + 80, 9 * (n // 10) % 900 + 8])
+        for n in range(count)
+    ]
 
 
 def test_answers_about_a_page_are_those_of_the_base(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layoutlm(tmp_path / "short")
-    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=1024, max_length=2048, verify=False)
+    convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="longformer", window=1024, max_length=2048, verify=False
+    )
     model, tokenizer = load_qa_model(str(tmp_path / "long"))
     carry_question(model, tokenizer)  # as a training leaves it, so that the model itself makes the question global
     model.save_pretrained(tmp_path / "long")
-    base, long = (pipeline("document-question-answering", model=str(tmp_path / name), device="cpu") for name in ("short", "long"))
+    base, long = (
+        pipeline("document-question-answering", model=str(tmp_path / name), device="cpu") for name in ("short", "long")
+    )
     assert long.model.config.model_type == "long_layoutlm"
     expected, answers = (answer({"question": QUESTION, "word_boxes": page(100)}, top_k=5) for answer in (base, long))
     assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in expected]
@@ -452,8 +513,13 @@ def test_chunks_of_a_long_whisper_are_merged_as_those_of_the_base(tmp_path: Path
     sound = torch.randn(40_000, generator=torch.Generator().manual_seed(0)).numpy()
     heard = {}
     for name in ("short", "long"):
-        recognise = pipeline("automatic-speech-recognition", model=str(tmp_path / name), chunk_length_s=1, device="cpu")
-        heard[name] = (recognise.type, recognise({"raw": sound.copy(), "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 12}))
+        recognise = pipeline(
+            "automatic-speech-recognition", model=str(tmp_path / name), chunk_length_s=1, device="cpu"
+        )
+        heard[name] = (
+            recognise.type,
+            recognise({"raw": sound.copy(), "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 12}),
+        )
     assert heard["long"] == heard["short"]
     assert heard["long"][0] == "seq2seq_whisper"
 
@@ -464,8 +530,14 @@ def test_recognisers_decode_as_their_bases(base: str) -> None:
     family = FAMILIES[base]
     for head in {*family.model_classes} & RECOGNISERS:
         model = small_model(base, head)
-        long = family.model_class(head)(family.config_class.from_dict({**model.config.to_dict(), "model_type": f"long_{base}"}))
-        found, expected = (recogniser(of, feature_extractor=Wav2Vec2FeatureExtractor()).type for recogniser, of in (
-            (SpeechRecognitionPipeline, long), (AutomaticSpeechRecognitionPipeline, model),
-        ))  # fmt: skip
+        long = family.model_class(head)(
+            family.config_class.from_dict({**model.config.to_dict(), "model_type": f"long_{base}"})
+        )
+        found, expected = (
+            recogniser(of, feature_extractor=Wav2Vec2FeatureExtractor()).type
+            for recogniser, of in (
+                (SpeechRecognitionPipeline, long),
+                (AutomaticSpeechRecognitionPipeline, model),
+            )
+        )
         assert (found, long.config.model_type) == (expected, f"long_{base}")

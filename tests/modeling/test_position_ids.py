@@ -37,7 +37,12 @@ def short(base: str, folder: Path, **config: Any) -> Any:
 def test_models_without_positions_read_longer_texts_as_the_stock_model(base: str, tmp_path: Path) -> None:
     stock = short(base, tmp_path / "short")
     report = hf_longattn.convert_checkpoint(
-        tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 2 * LONG}, max_length=LONG, verify=False
+        tmp_path / "short",
+        tmp_path / "long",
+        mechanism="window",
+        options={"window": 2 * LONG},
+        max_length=LONG,
+        verify=False,
     )
     assert report.plan["positions"] == "absent"
     long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
@@ -52,12 +57,18 @@ def test_models_without_positions_read_longer_texts_as_the_stock_model(base: str
 def test_positions_are_refused_for_models_without_them(tmp_path: Path) -> None:
     short("jamba", tmp_path / "short")
     with pytest.raises(OptionError, match=r"'rope:yarn' does not apply: a JambaForCausalLM has no positions"):
-        hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", positions="rope:yarn", max_length=LONG)
+        hf_longattn.convert_checkpoint(
+            tmp_path / "short", tmp_path / "long", mechanism="window", positions="rope:yarn", max_length=LONG
+        )
 
 
 @pytest.mark.thorough
-@every_case(("base", "chosen"), [("granitemoehybrid", {"position_embedding_type": "rope"}), ("zamba2", {"use_mem_rope": True})])
-def test_a_config_may_choose_rotary_positions_for_granite_and_zamba(base: str, chosen: dict[str, Any], tmp_path: Path) -> None:
+@every_case(
+    ("base", "chosen"), [("granitemoehybrid", {"position_embedding_type": "rope"}), ("zamba2", {"use_mem_rope": True})]
+)
+def test_a_config_may_choose_rotary_positions_for_granite_and_zamba(
+    base: str, chosen: dict[str, Any], tmp_path: Path
+) -> None:
     stock = short(base, tmp_path / "short", **chosen, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     report = hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", max_length=LONG)
     assert report.plan["positions"] == "rope:yarn"
@@ -74,16 +85,27 @@ def test_a_config_may_choose_rotary_positions_for_granite_and_zamba(base: str, c
 def test_packed_documents_are_refused_for_recurrent_layers(tmp_path: Path) -> None:
     short("jamba", tmp_path / "short")
     hf_longattn.convert_checkpoint(
-        tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=LONG, verify=False
+        tmp_path / "short",
+        tmp_path / "long",
+        mechanism="window",
+        options={"window": 16},
+        max_length=LONG,
+        verify=False,
     )
     long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
     ids, documents = torch.randint(5, 150, (1, 60)), (torch.arange(60) > 30).long()[None]
-    with pytest.raises(InputError, match="recurrent layers of this model read across their borders; give each document its own row"):
+    with pytest.raises(
+        InputError, match="recurrent layers of this model read across their borders; give each document its own row"
+    ):
         long(ids, documents=documents)
 
 
 ENCODERS: dict[str, dict[str, Any]] = {
-    **{base: {} for base in sorted(FAMILIES) if FAMILIES[base].rope and issubclass(FAMILIES[base].config_class, LongEncoderConfig)},
+    **{
+        base: {}
+        for base in sorted(FAMILIES)
+        if FAMILIES[base].rope and issubclass(FAMILIES[base].config_class, LongEncoderConfig)
+    },
     "esm": {"position_embedding_type": "rotary"},
     "esmc": {"num_key_value_heads": 4},
     "gemma3_text": {"use_bidirectional_attention": True},
@@ -113,8 +135,13 @@ def test_left_padding_changes_no_rotary_encoder(base: str, mechanism: str) -> No
 
 
 @every_case("base", ENCODERS, of=3)
-@every_case("changes", [{"exact_length": 64}, {"exact_length": 32}, {"layers": {"1": {"mechanism": "full"}}}, {"masks": "pairs"}])
-def test_left_padding_changes_no_batch_within_exact_length_mixed_layers_or_a_mask_of_pairs(base: str, changes: dict[str, Any]) -> None:
+@every_case(
+    "changes",
+    [{"exact_length": 64}, {"exact_length": 32}, {"layers": {"1": {"mechanism": "full"}}}, {"masks": "pairs"}],
+)
+def test_left_padding_changes_no_batch_within_exact_length_mixed_layers_or_a_mask_of_pairs(
+    base: str, changes: dict[str, Any]
+) -> None:
     if base == "esm" and "masks" in changes:
         return  # the base itself takes no such mask
     options = {"mechanism": "linear", "layers": {"2": {"mechanism": "window", "window": 16}}, **changes}

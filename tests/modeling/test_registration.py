@@ -48,7 +48,8 @@ def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
         if mapping[type(plain)].__name__ in families.FAMILIES[base].model_classes:
             assert mapping[type(config)].__name__ == f"Long{mapping[type(plain)].__name__}", auto.__name__
             known += 1
-    if type(plain) not in modeling_auto.MODEL_MAPPING:  # a part of other models, which transformers loads by its class alone
+    # a part of other models, which transformers loads by its class alone
+    if type(plain) not in modeling_auto.MODEL_MAPPING:
         name = families.FAMILIES[base].base_model_name
         assert modeling_auto.MODEL_MAPPING[type(config)].__name__ == f"Long{name}"
         return
@@ -57,7 +58,9 @@ def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
 
 @every_case("base", BASES)
 def test_a_long_config_has_the_tokenizer_of_its_base(base: str) -> None:
-    assert TOKENIZER_MAPPING.get(families.FAMILIES[base].config_class, None) is TOKENIZER_MAPPING.get(type(plain_config(base)), None)
+    assert TOKENIZER_MAPPING.get(families.FAMILIES[base].config_class, None) is TOKENIZER_MAPPING.get(
+        type(plain_config(base)), None
+    )
 
 
 @pytest.mark.parametrize("base", ["bert", "gpt2"])
@@ -68,7 +71,10 @@ def test_a_tokenizer_is_found_by_model_type(base: str, tmp_path: Path) -> None:
     long_config(base, None).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert type(tokenizer) is type(own)
-    assert tokenizer.decode(tokenizer("the longest document")["input_ids"], skip_special_tokens=True) == "the longest document"
+    assert (
+        tokenizer.decode(tokenizer("the longest document")["input_ids"], skip_special_tokens=True)
+        == "the longest document"
+    )
 
 
 def test_registering_twice_changes_nothing() -> None:
@@ -81,13 +87,21 @@ def test_registering_twice_changes_nothing() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "order"),
-    grid(itertools.product(("BertConfig", "AutoModel"), ("before", "after")), lambda first, order: (first, order) in REGISTERED),
+    grid(
+        itertools.product(("BertConfig", "AutoModel"), ("before", "after")),
+        lambda first, order: (first, order) in REGISTERED,
+    ),
 )
 def test_long_models_are_registered_before_or_after_transformers_is_imported(first: str, order: str) -> None:
     ours = "import hf_longattn"
     theirs = f"from transformers import {first}"
-    lines = ["import sys; assert 'transformers' not in sys.modules", *([theirs, ours] if order == "after" else [ours, theirs])]
-    lines.append("from transformers import AutoConfig; config = AutoConfig.for_model('long_bert', hidden_size=12, vocab_size=5)")
+    lines = [
+        "import sys; assert 'transformers' not in sys.modules",
+        *([theirs, ours] if order == "after" else [ours, theirs]),
+    ]
+    lines.append(
+        "from transformers import AutoConfig; config = AutoConfig.for_model('long_bert', hidden_size=12, vocab_size=5)"
+    )
     if first == "BertConfig":  # no model is imported
         assert in_a_new_process("; ".join([*lines, "print(type(config).__name__)"]), "torch") == "LongBertConfig"
         return
@@ -127,7 +141,9 @@ def test_torchao_is_imported_without_its_warnings_and_logs_as_before(
     """A stand-in for the package, whose modules warn as they are executed. A level that somebody has set is kept."""
     (tmp_path / "torchao").mkdir()
     (tmp_path / "torchao" / "__init__.py").write_text(NOISE.format(logger="torchao", name="a.so"))
-    (tmp_path / "torchao" / "kernels.py").write_text(NOISE.format(logger="torch.utils._pytree", name="an enum").replace("kernels", "more"))
+    (tmp_path / "torchao" / "kernels.py").write_text(
+        NOISE.format(logger="torch.utils._pytree", name="an enum").replace("kernels", "more")
+    )
     (tmp_path / "torchao" / "more.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
@@ -174,7 +190,8 @@ def test_every_table_that_knows_a_base_knows_its_long_type(module: str) -> None:
     tables = vars(pytest.importorskip(module))
     for name, table in tables.items():
         keys = set(table) if type(table) in (dict, OrderedDict, set, frozenset) else set()
-        keys -= {key for key in keys if isinstance(table, dict) and table[key] is None}  # without a package that is not installed
+        # without a package that is not installed
+        keys -= {key for key in keys if isinstance(table, dict) and table[key] is None}
         keys |= {part for key in keys if isinstance(key, tuple) for part in key}
         missing = {base for base in FAMILIES if base in keys and f"long_{base}" not in keys}
         assert missing <= BUT.get((module, name), set()), name
@@ -187,7 +204,9 @@ def test_sentence_transformers_loads_the_encoder_of_a_long_encoder_decoder(tmp_p
     config = small_config("t5", Shape(tokens=512, vocabulary=len(tokenizer)), pad_token_id=tokenizer.pad_token_id)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path / "short")
     tokenizer.save_pretrained(tmp_path / "short")
-    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=2048, max_length=1024, verify=False)
+    convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="window", window=2048, max_length=1024, verify=False
+    )
     texts, embeddings = ["The keeper lights the lamp. " * 8, "A short one."], []
     for folder, name in (("short", "T5EncoderModel"), ("long", "LongAttentionT5EncoderModel")):
         model = sentence_transformers.SentenceTransformer(str(tmp_path / folder), device="cpu")
@@ -198,7 +217,10 @@ def test_sentence_transformers_loads_the_encoder_of_a_long_encoder_decoder(tmp_p
 
 @pytest.mark.parametrize(
     ("base", "head", "experts"),
-    [("mixtral", "MixtralForCausalLM", ["w1", "w2", "w3"]), ("qwen3_moe", "Qwen3MoeForCausalLM", ["gate_proj", "up_proj", "down_proj"])],
+    [
+        ("mixtral", "MixtralForCausalLM", ["w1", "w2", "w3"]),
+        ("qwen3_moe", "Qwen3MoeForCausalLM", ["gate_proj", "up_proj", "down_proj"]),
+    ],
 )
 def test_experts_are_adapted_by_their_old_names(base: str, head: str, experts: list[str]) -> None:
     peft = pytest.importorskip("peft")

@@ -1,4 +1,5 @@
-"""Bases with windows keep them in layers that are not named, and transformers' FlashAttention computes plain windows."""
+"""Bases with windows keep them in layers that are not named, and transformers' FlashAttention computes plain
+windows."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, CwmConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    CwmConfig,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+)
 
 import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
@@ -98,7 +107,10 @@ def test_a_layer_keeps_its_window_unless_it_is_named(base: str) -> None:
         ("window", {"window": WIDTH}) if layer in sliding else chosen for layer in range(3)
     ]
     first = sliding[0]
-    assert attention({"mechanism": "longformer", "window": 10, "layers": {first: {"mechanism": "full"}}})[first] == ("full", {})
+    assert attention({"mechanism": "longformer", "window": 10, "layers": {first: {"mechanism": "full"}}})[first] == (
+        "full",
+        {},
+    )
     assert attention({"layers": "full"}) == [("full", {})] * 3
     config = long_config(base, {"mechanism": "full"}, **changes)
     assert config.to_dict()["long_attention"]["layers"] == {str(layer): kept for layer in sliding}
@@ -108,8 +120,13 @@ def test_a_layer_keeps_its_window_unless_it_is_named(base: str) -> None:
 
 @pytest.mark.parametrize("base", ALL)
 def test_a_chosen_mechanism_replaces_windows_that_all_layers_have(base: str) -> None:
-    assert long_config(base, None, sliding_window=WIDTH).long_attention.to_dict() == {"mechanism": "window", "window": WIDTH}
-    assert long_config(base, {"mechanism": "full"}, sliding_window=WIDTH).long_attention.to_dict() == {"mechanism": "full"}
+    assert long_config(base, None, sliding_window=WIDTH).long_attention.to_dict() == {
+        "mechanism": "window",
+        "window": WIDTH,
+    }
+    assert long_config(base, {"mechanism": "full"}, sliding_window=WIDTH).long_attention.to_dict() == {
+        "mechanism": "full"
+    }
     assert long_config(base, None, sliding_window=None).long_attention.to_dict() == {"mechanism": "longformer"}
 
 
@@ -133,7 +150,8 @@ def test_a_wider_window_than_the_base_has_is_not_called_equal(tmp_path: Path) ->
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=256)
     found = {check.name: (check.status, check.values.get("length")) for check in report.checks}
     assert found["equal where the mechanism covers the input"] == ("passed", WIDTH)
-    assert found["equal at the old length with full attention"] == ("passed", 512)  # transformers' own, with its window
+    # transformers' own, with its window
+    assert found["equal at the old length with full attention"] == ("passed", 512)
     assert found["at the old length"] == ("needs training", 512)
 
 
@@ -144,7 +162,9 @@ def test_windows_of_a_long_config_outlast_changes_of_base_fields() -> None:
     written = {name: value for name, value in config.to_dict().items() if name != "layer_types"}
     again = families.LongQwen2Config(**{**written, "use_sliding_window": False})
     assert again.long_attention.for_layer(1) == config.long_attention.for_layer(1) == ("window", {"window": 3})
-    chosen = families.LongQwen2Config(**{**written, "use_sliding_window": False, "long_attention": {"mechanism": "full"}})
+    chosen = families.LongQwen2Config(
+        **{**written, "use_sliding_window": False, "long_attention": {"mechanism": "full"}}
+    )
     assert chosen.long_attention.for_layer(1) == ("full", {})
 
 
@@ -161,7 +181,9 @@ class TestCappedScores:
         assert (expected - uncapped).abs().max() > 1e-2
 
     def test_a_cap_refuses_mechanisms_without_scores(self) -> None:
-        with pytest.raises(OptionError, match=r"caps its attention scores \(attn_logit_softcapping=3.0\), but mechanism 'hedgehog'"):
+        with pytest.raises(
+            OptionError, match=r"caps its attention scores \(attn_logit_softcapping=3.0\), but mechanism 'hedgehog'"
+        ):
             both("gemma2", {"mechanism": "hedgehog"})
         plain = plain_model("gemma2", attn_logit_softcapping=None)
         long_like(plain, "gemma2", {"mechanism": "hedgehog"}, attn_logit_softcapping=None)
@@ -171,7 +193,9 @@ class TestCappedScores:
 
     @pytest.mark.thorough
     @pytest.mark.parametrize("global_tokens", [[], [0, 1]])
-    def test_generation_with_a_cap_and_global_tokens_equals_that_without_a_cache(self, global_tokens: list[int]) -> None:
+    def test_generation_with_a_cap_and_global_tokens_equals_that_without_a_cache(
+        self, global_tokens: list[int]
+    ) -> None:
         chosen = {"mechanism": "longformer", "window": 8, "global_tokens": global_tokens}
         _, longer = both("gemma2", {"layers": [chosen]})
         whole = longer.generate(tokens(2, 20), use_cache=False, **GREEDY)
@@ -196,7 +220,12 @@ def test_the_text_config_that_caches_see_is_the_config_itself(base: str) -> None
 MIXED = {"sliding_window": None, "use_sliding_window": False}
 TOLD: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
     "one width": ("mistral", {"sliding_window": 24}, {"mechanism": "window", "window": 8}, {"sliding_window": 8}),
-    "another mechanism": ("mistral", {"sliding_window": 24}, {"mechanism": "longformer", "window": 8}, {"sliding_window": None}),
+    "another mechanism": (
+        "mistral",
+        {"sliding_window": 24},
+        {"mechanism": "longformer", "window": 8},
+        {"sliding_window": None},
+    ),
     "full": ("phi3", {"sliding_window": 24}, {"mechanism": "full"}, {"sliding_window": None}),
     "no field in the base": (
         "llama",
@@ -210,10 +239,20 @@ TOLD: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
         {"layers": "0=full;1=window:window=6"},
         {"sliding_window": 6, "max_window_layers": 1, "layer_types": ["full_attention", "sliding_attention"]},
     ),
-    "two widths": ("qwen2", LAST, {"mechanism": "window", "window": 8}, {**MIXED, "max_window_layers": 2, "layer_types": None}),
+    "two widths": (
+        "qwen2",
+        LAST,
+        {"mechanism": "window", "window": 8},
+        {**MIXED, "max_window_layers": 2, "layer_types": None},
+    ),
     "sinks": ("qwen3", LAST, {"layers": "window:window=24,num_sinks=1"}, {**MIXED, "layer_types": None}),
     "an encoder": ("roberta", {}, {"mechanism": "longformer", "window": 9}, {"attention_window": [8, 8]}),
-    "an encoder with two": ("bert", {}, {"layers": "window:window=4,longformer:window=6"}, {"attention_window": [4, 6]}),
+    "an encoder with two": (
+        "bert",
+        {},
+        {"layers": "window:window=4,longformer:window=6"},
+        {"attention_window": [4, 6]},
+    ),
     "another encoder": ("bert", {}, {"mechanism": "bigbird"}, {}),
 }
 
@@ -256,13 +295,21 @@ def test_a_width_that_cannot_be_null_stays_and_no_layer_has_it(tmp_path: Path) -
 
 def test_layers_of_different_sizes_are_refused(tmp_path: Path) -> None:
     """transformers' ``per_layer_config``, whose windows are read, and which Long classes refuse."""
-    small: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+    small: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 99,
+    }
     config = MistralConfig(**small, per_layer_config={0: {"sliding_window": 8}, 1: {"sliding_window": None}})
     assert own_windows(config) == [8, None]
     LlamaForCausalLM(LlamaConfig(**small)).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "per_layer_config": {"0": {"intermediate_size": 64}}}))
-    with pytest.raises(CheckpointError, match="has per_layer_config: its layers differ in size, which no Long class supports; give a"):
+    with pytest.raises(
+        CheckpointError, match="has per_layer_config: its layers differ in size, which no Long class supports; give a"
+    ):
         plan_conversion(tmp_path)
 
 
@@ -274,10 +321,19 @@ WINDOWS: list[int | None] = []
 
 
 def attend_by_sizes(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
-    scaling: float | None = None, sliding_window: int | None = None, is_causal: bool | None = None, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """``flash_attention_forward``: the queries are the last of the keys, the window ``sliding_window - 1`` keys to either side."""
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """``flash_attention_forward``: the queries are the last of the keys, the window ``sliding_window - 1`` keys to
+    either side."""
     assert attention_mask is None or attention_mask.dim() == 2
     WINDOWS.append(sliding_window)
     causal = module.is_causal if is_causal is None else is_causal
@@ -287,7 +343,9 @@ def attend_by_sizes(
     size = kv_len if sliding_window is None else sliding_window - 1
     seen = (distance <= size) & (distance >= (0 if causal else -size))
     seen = seen if attention_mask is None else seen & attention_mask[:, None, None].bool()
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen.expand(len(query), 1, q_len, kv_len), scale=scaling)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen.expand(len(query), 1, q_len, kv_len), scale=scaling
+    )
     return out.nan_to_num().transpose(1, 2), None
 
 
@@ -316,7 +374,9 @@ def chosen(model: Any) -> Any:
         ("mistral", {"mechanism": "window", "window": 12, "layers": {0: {"mechanism": "full"}}}, {12, None}),
     ],
 )
-def test_flash_attention_is_told_the_window_of_each_layer(base: str, attention: dict[str, Any], windows: set[int | None]) -> None:
+def test_flash_attention_is_told_the_window_of_each_layer(
+    base: str, attention: dict[str, Any], windows: set[int | None]
+) -> None:
     model = built(base, long_attention=attention)
     expected = hidden(model)
     padded = MASK[..., None] * model(IDS, attention_mask=MASK).last_hidden_state
@@ -324,7 +384,9 @@ def test_flash_attention_is_told_the_window_of_each_layer(base: str, attention: 
     chosen(model)
     assert model.config._attn_implementation == FLASH
     torch.testing.assert_close(hidden(model), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(MASK[..., None] * model(IDS, attention_mask=MASK).last_hidden_state, padded, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        MASK[..., None] * model(IDS, attention_mask=MASK).last_hidden_state, padded, atol=1e-4, rtol=0
+    )
     assert set(WINDOWS) == windows
     model.set_attn_implementation("longattn")
     assert torch.equal(hidden(model), expected)
@@ -345,7 +407,13 @@ def test_generation_by_flash_attention_keeps_what_the_widest_layer_sees(base: st
     changes = {"sliding_window": 8} if base == "mistral" else {}
     attention = {"mechanism": "window", "window": 20, "layers": {1: {"mechanism": "full"}}}
     model = FAMILIES[base].model_class(head)(config_of(base, long_attention=attention, **changes)).eval()
-    arguments = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None, "attention_mask": MASK}
+    arguments = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "pad_token_id": 1,
+        "eos_token_id": None,
+        "attention_mask": MASK,
+    }
     expected = model.generate(IDS, **arguments)
     assert torch.equal(chosen(model).generate(IDS, **arguments), expected)
     assert 20 in WINDOWS
@@ -367,7 +435,9 @@ def test_generation_by_flash_attention_keeps_what_the_widest_layer_sees(base: st
 )
 def test_flash_attention_is_refused_for_more_than_plain_windows(base: str, attention: dict[str, Any]) -> None:
     for implementation in FLASHES:
-        with pytest.raises(BackendError, match=f"'{implementation}' does not compute the mechanism .*use_base_attention"):
+        with pytest.raises(
+            BackendError, match=f"'{implementation}' does not compute the mechanism .*use_base_attention"
+        ):
             config_of(base, long_attention=attention, attn_implementation=implementation)
 
 
@@ -382,7 +452,9 @@ def test_flash_attention_of_a_stock_model_is_left_as_it_is() -> None:
     from transformers import BertConfig, BertModel
 
     chosen(built("bert", long_attention={"mechanism": "window", "window": 6}))
-    plain = BertModel(BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).eval()
+    plain = BertModel(
+        BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).eval()
     plain.config._attn_implementation = FLASH
     plain(IDS)
     assert WINDOWS == [None]

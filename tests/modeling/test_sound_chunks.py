@@ -1,4 +1,5 @@
-"""What is computed in chunks of a long sound is what one pass computes: features, their norm over the sound, feed-forward layers."""
+"""What is computed in chunks of a long sound is what one pass computes: features, their norm over the sound,
+feed-forward layers."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ def norms_of(base: str) -> tuple[str, ...]:
     return NORMS if hasattr(FAMILIES[base].config_class(), "feat_extract_norm") else ("layer",)
 
 
-OF_SAMPLES = [base for base in BASES if hasattr(FAMILIES[base].config_class(), "conv_kernel") and FAMILIES[base].spec.features is None]
+OF_SAMPLES = [
+    base
+    for base in BASES
+    if hasattr(FAMILIES[base].config_class(), "conv_kernel") and FAMILIES[base].spec.features is None
+]
 ENCODERS = [(base, norm) for base in OF_SAMPLES for norm in norms_of(base)]
 
 
@@ -65,10 +70,14 @@ def test_features_in_chunks_are_those_of_one_pass(base: str, norm: str, short_ch
 @torch.no_grad()
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-2)])
-def test_features_in_chunks_are_near_in_float32_and_bf16(dtype: torch.dtype, tolerance: float, norm: str, tmp_path: Path) -> None:
+def test_features_in_chunks_are_near_in_float32_and_bf16(
+    dtype: torch.dtype, tolerance: float, norm: str, tmp_path: Path
+) -> None:
     """A chunk and a half of the real size."""
     plain, encoder = (each.to(dtype) for each in encoders("wav2vec2", norm, tmp_path))
-    sound = torch.randn(1, 3 * sound_chunks.FRAMES_PER_CHUNK // 2 * 320, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    sound = torch.randn(
+        1, 3 * sound_chunks.FRAMES_PER_CHUNK // 2 * 320, generator=torch.Generator().manual_seed(0), dtype=dtype
+    )
     expected, features = plain(sound), encoder(sound)
     assert features.dtype == dtype
     assert features.shape == expected.shape
@@ -102,7 +111,8 @@ def test_features_of_a_long_sound_take_no_more_than_chunks_and_frames(base: str,
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_gradients_of_sound_in_chunks_are_those_of_the_base(norm: str, short_chunks: None, tmp_path: Path) -> None:
-    """The feature encoder computes at once what it is trained on; one that is frozen does not, and what follows has its gradients."""
+    """The feature encoder computes at once what it is trained on; one that is frozen does not, and what follows has
+    its gradients."""
     inputs = inputs_of("wav2vec2", (0.9,))
     for frozen in (False, True):
         values = {"feat_extract_norm": norm, "mask_time_prob": 0.0, "layerdrop": 0.0}
@@ -140,8 +150,11 @@ def test_feed_forward_layers_in_chunks_are_those_of_one_pass(base: str, short_ch
 @pytest.mark.thorough
 @torch.no_grad()
 @every_case("base", BASES)
-def test_an_optimised_stock_model_of_sound_computes_in_stretches(base: str, short_chunks: None, tmp_path: Path) -> None:
-    """After ``optimize_for_inference(model, "fp32")`` the stock model computes chunks, with its own attention and the same outputs."""
+def test_an_optimised_stock_model_of_sound_computes_in_stretches(
+    base: str, short_chunks: None, tmp_path: Path
+) -> None:
+    """After ``optimize_for_inference(model, "fp32")`` the stock model computes chunks, with its own attention and the
+    same outputs."""
     plain = saved(base, base_model(base), tmp_path).double()
     inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs_of(base, (0.9, 0.5)).items()}
     expected = plain(**inputs)[0]

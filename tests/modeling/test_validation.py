@@ -17,7 +17,8 @@ WINDOW = {"mechanism": "window", "window": 8}
 
 
 @pytest.mark.parametrize(
-    ("base", "name", "limit"), [("bert", "LongBertModel", 512), ("roberta", "LongRobertaModel", 512), ("gpt2", "LongGPT2Model", 512)]
+    ("base", "name", "limit"),
+    [("bert", "LongBertModel", 512), ("roberta", "LongRobertaModel", 512), ("gpt2", "LongGPT2Model", 512)],
 )
 def test_a_text_longer_than_the_position_table_is_refused(base: str, name: str, limit: int) -> None:
     model = getattr(families, name)(long_config(base, WINDOW)).eval()
@@ -31,7 +32,9 @@ def test_a_text_longer_than_the_position_table_is_refused(base: str, name: str, 
             model(inputs_embeds=torch.zeros(1, limit + 1, 64))
 
 
-@pytest.mark.parametrize(("base", "pad", "filled"), [("roberta", 1, 1), ("roberta", 0, 0), ("roberta", 4, 4), ("mpnet", 0, 1)])
+@pytest.mark.parametrize(
+    ("base", "pad", "filled"), [("roberta", 1, 1), ("roberta", 0, 0), ("roberta", 4, 4), ("mpnet", 0, 1)]
+)
 def test_padding_of_roberta_and_mpnet_takes_no_position(base: str, pad: int, filled: int) -> None:
     model = long_like(plain_model(base, pad_token_id=pad), base, WINDOW, pad_token_id=pad)
     length = 512 if base == "mpnet" else 513 - pad  # the table has 514 rows
@@ -84,6 +87,11 @@ def test_known_length_leaves_out_rows_that_are_no_positions(architecture: str, l
 
 
 def test_known_length_reads_the_fields_of_led_mpt_and_bloom() -> None:
-    assert known_length(transformers.LEDConfig(max_encoder_position_embeddings=64, max_decoder_position_embeddings=32), None) == 64
+    assert (
+        known_length(
+            transformers.LEDConfig(max_encoder_position_embeddings=64, max_decoder_position_embeddings=32), None
+        )
+        == 64
+    )
     assert known_length(transformers.MptConfig(max_seq_len=96), None) == 96
     assert known_length(transformers.BloomConfig(), None) is None

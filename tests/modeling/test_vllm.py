@@ -1,8 +1,9 @@
-"""vLLM's Transformers backend, by a stand-in that treats models as ``vllm/model_executor/models/transformers`` of vLLM 0.32.0 does.
+"""vLLM's Transformers backend, by a stand-in that treats models as ``vllm/model_executor/models/transformers`` of vLLM
+0.32.0 does.
 
-The engine is not installed here. Of it the stand-in has what a model meets: one row of tokens of several texts with ``position_ids`` that
-start again, an attention per layer, found by ``module.layer_idx``, whose window and causality come from the config and the modules, and
-no other keyword than ``scaling``.
+The engine is not installed here. Of it the stand-in has what a model meets: one row of tokens of several texts with
+``position_ids`` that start again, an attention per layer, found by ``module.layer_idx``, whose window and causality
+come from the config and the modules, and no other keyword than ``scaling``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ LENGTHS = (40, 3, 70, 1)
 
 
 class Attention(nn.Module):
-    """``Attention`` and ``EncoderOnlyAttention`` for texts of the lengths ``texts``, which lie one after the other in a row."""
+    """``Attention`` and ``EncoderOnlyAttention`` for texts of the lengths ``texts``, which lie one after the other in
+    a row."""
 
     def __init__(self, window: int | None, causal: bool, softcap: float | None, texts: Sequence[int]) -> None:
         super().__init__()
@@ -59,7 +61,8 @@ class Attention(nn.Module):
         out = []
         for q, k, v in zip(*(x.split(list(self.texts), 2) for x in (query, key, value)), strict=True):
             distance = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
-            size = q.shape[2] if self.window is None else self.window - 1  # flash_attn.py: (sliding_window - 1, 0 or sliding_window - 1)
+            # flash_attn.py: (sliding_window - 1, 0 or sliding_window - 1)
+            size = q.shape[2] if self.window is None else self.window - 1
             scores = q @ repeat_heads(k, q.shape[1]).mT * self.scale
             scores = scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
             visible = (distance <= size) & (distance >= (0 if self.causal else -size))
@@ -72,8 +75,14 @@ INSTANCES: dict[int, Attention] = {}
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """``vllm_attention_forward``."""
     assert kwargs.get("s_aux") is None  # check_sinks
     instance: Any = INSTANCES[module.layer_idx]  # type: ignore[index]
@@ -176,7 +185,11 @@ SERVED: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "phi3": ("phi3", window(6), {"sliding_window": 32}),
     "opt": ("opt", MIXED, {}),
     "qwen2": ("qwen2", MIXED, {}),
-    "qwen3, in other layers": ("qwen3", {"layers": "0=full;1=window:window=8;2=full"}, {"use_sliding_window": True, **KEPT}),
+    "qwen3, in other layers": (
+        "qwen3",
+        {"layers": "0=full;1=window:window=8;2=full"},
+        {"use_sliding_window": True, **KEPT},
+    ),
     "gemma2": ("gemma2", {"mechanism": "full"}, KEPT),
     "gemma3": ("gemma3_text", {"mechanism": "full"}, KEPT),
     "gemma3, another width": ("gemma3_text", MIXED, {**KEPT, "sliding_window": 20}),
@@ -192,12 +205,15 @@ def test_vllm_computes_the_windows_of_a_long_model(case: str) -> None:
 
 @pytest.mark.thorough
 def test_vllm_computes_the_windows_of_real_minilm(real_folder: Path, tmp_path: Path) -> None:
-    convert_checkpoint(real_folder, tmp_path / "long", mechanism="window", options={"window": 64, "exact_length": 0}, max_length=1024)
+    convert_checkpoint(
+        real_folder, tmp_path / "long", mechanism="window", options={"window": 64, "exact_length": 0}, max_length=1024
+    )
     model = AutoModel.from_pretrained(tmp_path / "long").eval()
     tokenizer = AutoTokenizer.from_pretrained(real_folder)
     reference = " ".join(topics[name] for name in sorted(topics))
     texts = [
-        tokenizer(reference[start : start + size], return_tensors="pt")["input_ids"][0] for start, size in ((0, 300), (900, 3000), (0, 9))
+        tokenizer(reference[start : start + size], return_tensors="pt")["input_ids"][0]
+        for start, size in ((0, 300), (900, 3000), (0, 9))
     ]
     assert len(texts[1]) > 512
     assert difference(model.config, texts, model) < 1e-5
@@ -210,7 +226,9 @@ def test_vllm_computes_the_windows_of_real_minilm(real_folder: Path, tmp_path: P
 def test_every_mechanism_is_equal_or_refused_in_vllm(name: str, form: str) -> None:
     """With options drawn at random; ``window`` and ``full`` also with those that all mechanisms share."""
     draws = random.Random(0)
-    shared: Iterator[dict[str, Any]] = itertools.cycle([{}, {"relative": "alibi"}, {"exact_length": 20}, {"exact_length": 0}])
+    shared: Iterator[dict[str, Any]] = itertools.cycle(
+        [{}, {"relative": "alibi"}, {"exact_length": 20}, {"exact_length": 0}]
+    )
     for _ in range(12):
         options = {**definition_of(name).draw_options(draws, 70), **next(shared)}
         options.pop("longest_of_the_model", None)
@@ -244,7 +262,14 @@ def stock_difference(base: str, before: list[str], after: list[str]) -> float:
     for types in (before, after):
         torch.manual_seed(0)
         config = small_config(
-            base, shape, pad_token_id=1, head_dim=16, sliding_window=64, use_sliding_window=True, layer_types=types, initializer_range=0.5
+            base,
+            shape,
+            pad_token_id=1,
+            head_dim=16,
+            sliding_window=64,
+            use_sliding_window=True,
+            layer_types=types,
+            initializer_range=0.5,
         )
         model: Any = AutoModel.from_config(config).eval()
         with torch.no_grad():
@@ -252,37 +277,67 @@ def stock_difference(base: str, before: list[str], after: list[str]) -> float:
     return float((states[0] - states[1]).abs().max())
 
 
-WITH_TYPES = [base for base in ("cohere2", "exaone4", "gemma3_text", "olmo3", *TYPES_ARE_MASKS) if base in CONFIG_MAPPING_NAMES]
+WITH_TYPES = [
+    base for base in ("cohere2", "exaone4", "gemma3_text", "olmo3", *TYPES_ARE_MASKS) if base in CONFIG_MAPPING_NAMES
+]
 
 
 @every_case("base", WITH_TYPES)
 def test_only_bases_whose_layer_types_are_masks_may_have_other_ones_in_vllm(base: str) -> None:
     for before, after in ([FULL, FULL], [FULL, SLIDING]), ([SLIDING, FULL], [SLIDING, SLIDING]):
-        values = small_values(base, Shape(layers=2, vocabulary=200), pad_token_id=1, sliding_window=8, layer_types=before)
+        values = small_values(
+            base, Shape(layers=2, vocabulary=200), pad_token_id=1, sliding_window=8, layer_types=before
+        )
         windows = {layer: window(8) if name == SLIDING else {"mechanism": "full"} for layer, name in enumerate(after)}
         why = refusal(FAMILIES[base].config_class(**values, long_attention={"mechanism": "full", "layers": windows}))
         if base in TYPES_ARE_MASKS:
             assert (why, stock_difference(base, before, after)) == ("", 0.0)
         else:
-            assert re.search("windows in other layers than its base's, since Long.* chooses positions by layer_types too; convert", why), (
-                why
-            )
+            assert re.search(
+                "windows in other layers than its base's, since Long.* chooses positions by layer_types too; convert",
+                why,
+            ), why
 
 
 REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
-    "two widths": ("bert", {"layers": "window:window=4,window:window=6"}, {}, "windows of different widths in one model; convert with one"),
+    "two widths": (
+        "bert",
+        {"layers": "window:window=4,window:window=6"},
+        {},
+        "windows of different widths in one model; convert with one",
+    ),
     "short texts in full": (
         "bert",
         window(6, exact_length=20),
         {},
         "full attention for texts of up to 20 tokens beside windows; convert with",
     ),
-    "sinks": ("llama", window(6, num_sinks=2), {}, "mechanism 'window' with window=6, num_sinks=2; convert with --mechanism window"),
-    "decoding in full": ("llama", window(6, full_decoding=True), {}, "mechanism 'window' with window=6, full_decoding=True; convert"),
-    "global tokens": ("bert", {"mechanism": "longformer", "window": 6, "global_tokens": []}, {}, "mechanism 'longformer' with"),
+    "sinks": (
+        "llama",
+        window(6, num_sinks=2),
+        {},
+        "mechanism 'window' with window=6, num_sinks=2; convert with --mechanism window",
+    ),
+    "decoding in full": (
+        "llama",
+        window(6, full_decoding=True),
+        {},
+        "mechanism 'window' with window=6, full_decoding=True; convert",
+    ),
+    "global tokens": (
+        "bert",
+        {"mechanism": "longformer", "window": 6, "global_tokens": []},
+        {},
+        "mechanism 'longformer' with",
+    ),
     "two stacks": ("bart", window(6), {}, "the attention of LongBartConfig; use 'longattn'"),
     "score terms": ("mpnet", window(6), {}, "the attention of LongMPNetConfig; use 'longattn'"),
-    "other positions": ("camembert", window(6), {}, "positions that begin after the padding token's, except those of RoBERTa encoders"),
+    "other positions": (
+        "camembert",
+        window(6),
+        {},
+        "positions that begin after the padding token's, except those of RoBERTa encoders",
+    ),
     "experts": ("mixtral", {"mechanism": "full"}, {}, "experts, with which it was not compared; use 'longattn'"),
     "recurrent layers": ("falcon_h1", {"mechanism": "full"}, {}, "the layers of LongFalconH1Config; use 'longattn'"),
     "neighbouring tokens": ("mobilebert", window(6), {}, "the layers of LongMobileBertConfig; use 'longattn'"),
@@ -299,13 +354,23 @@ def test_reading_a_config_under_vllm_refuses_what_vllm_cannot_express(case: str)
 
 @every_case("base", ["bert", "mistral", "qwen2", "gemma3_text"])
 def test_the_windows_that_vllm_reads_are_seen_under_its_name_alone(base: str, tmp_path: Path) -> None:
-    changes = {} if base == "bert" else {"sliding_window": 32, **({"layer_types": [FULL] * 3} if base in ("qwen2", "gemma3_text") else {})}
+    changes = (
+        {}
+        if base == "bert"
+        else {"sliding_window": 32, **({"layer_types": [FULL] * 3} if base in ("qwen2", "gemma3_text") else {})}
+    )
     attention = {"mechanism": "full"} if base == "gemma3_text" else MIXED
     config = long_config(base, attention, **changes)
     before, written = copy.deepcopy(vars(config)), config.to_dict()
     config._attn_implementation = VLLM
     expected = [FULL] * 3 if base == "gemma3_text" else [SLIDING, FULL, SLIDING]
-    for seen in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(config)), config.get_text_config(), read_by_engine(config)):
+    for seen in (
+        config,
+        copy.deepcopy(config),
+        pickle.loads(pickle.dumps(config)),
+        config.get_text_config(),
+        read_by_engine(config),
+    ):
         assert seen.layer_types == expected
         assert base == "gemma3_text" or seen.sliding_window == (5 if base == "bert" else 8)
         assert seen.to_dict() == written
@@ -334,7 +399,11 @@ def test_vllm_finds_long_classes_by_its_plugin(monkeypatch: pytest.MonkeyPatch) 
     home = "vllm.model_executor.models.transformers:"
     assert registered["LongBertModel"] == f"{home}TransformersEmbeddingModel"
     assert registered["LongLlamaForCausalLM"] == f"{home}TransformersForCausalLM"
-    assert not [name for name in registered if not name.startswith("Long") or name.startswith(("LongformerModel", "LongMultimodal"))]
+    assert not [
+        name
+        for name in registered
+        if not name.startswith("Long") or name.startswith(("LongformerModel", "LongMultimodal"))
+    ]
     assert long_config("bert", window(6))._attn_implementation == VLLM
     assert long_config("bert", window(6), attn_implementation="longattn")._attn_implementation == "longattn"
     with pytest.raises(BackendError, match="cannot express mechanism 'bigbird'"):

@@ -1,4 +1,5 @@
-"""Small models with an encoder and a decoder: 96 positions each, two layers each, the decoder with fewer heads and a narrower layer."""
+"""Small models with an encoder and a decoder: 96 positions each, two layers each, the decoder with fewer heads and a
+narrower layer."""
 
 from __future__ import annotations
 
@@ -20,9 +21,15 @@ BASES = tuple(base for base in IN_FULL if families.FAMILIES[base].two_stacks and
 GENERATING = {base: language_model(base) for base in BASES}
 ROWS = 96
 CHANGES: dict[str, Any] = {
-    "encoder_layers": 2, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 40, "max_position_embeddings": ROWS,
-    "dropout": 0.0, "decoder_start_token_id": TOKENS["eos_token_id"], "forced_eos_token_id": None,
-}  # fmt: skip
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 40,
+    "max_position_embeddings": ROWS,
+    "dropout": 0.0,
+    "decoder_start_token_id": TOKENS["eos_token_id"],
+    "forced_eos_token_id": None,
+}
 COVERING = {"mechanism": "window", "window": 4096}
 
 
@@ -51,5 +58,6 @@ def inputs_of(head: str = "", length: int = 40) -> dict[str, Tensor]:
     ids = torch.where(mask.bool(), ids, TOKENS["pad_token_id"])
     ids[0, -1] = ids[1, length - 12] = TOKENS["eos_token_id"]
     inputs = {"input_ids": ids, "attention_mask": mask}
-    whole = head.endswith(("ForCausalLM", "ForSequenceClassification", "ForQuestionAnswering"))  # the decoder reads the text, too
+    # the decoder reads the text, too
+    whole = head.endswith(("ForCausalLM", "ForSequenceClassification", "ForQuestionAnswering"))
     return inputs if whole else {**inputs, "decoder_input_ids": tokens(2, 9, seed=2)}

@@ -1,4 +1,5 @@
-"""``python -m tests.modes``: runs every cell of the table and writes scripts/dev/results/modes.json and modes.md (an hour on 2 cores)."""
+"""``python -m tests.modes``: runs every cell of the table and writes scripts/dev/results/modes.json and modes.md (an
+hour on 2 cores)."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ def main() -> None:
                 rows.pop(name, None)
                 wrong.append(f"{row}: {name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
                 print(wrong[-1], flush=True)
-        cells[row] = {f"{a} × {b}": rows[f"{a} × {b}"] for a, b in itertools.combinations_with_replacement(WAYS, 2) if f"{a} × {b}" in rows}
+        cells[row] = {
+            f"{a} × {b}": rows[f"{a} × {b}"]
+            for a, b in itertools.combinations_with_replacement(WAYS, 2)
+            if f"{a} × {b}" in rows
+        }
         store(cells)
     print(f"{len(wrong)} wrong; written to {FILE}.json")
     raise SystemExit(bool(wrong))

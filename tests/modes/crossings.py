@@ -19,20 +19,25 @@ from scripts.dev.tools.small_models import default_config
 from tests.modes.ways import WAYS, WINDOW, Fields, as_built, decodes, head_of
 from tests.reference.small_models import long_model
 
-ROWS = (*("bert", "roberta", "llama", "opt", "mixtral", "gpt2", "t5:T5EncoderModel", "bart", "bart:BartForCausalLM"), "deberta-v2")
+ROWS = (
+    *("bert", "roberta", "llama", "opt", "mixtral", "gpt2", "t5:T5EncoderModel", "bart", "bart:BartForCausalLM"),
+    "deberta-v2",
+)
 """The rows of the stored table, as :func:`tests.modes.ways.head_of` takes them; slow tests take every family."""
 LENGTHS = (40, 25, 9)
 TOKENS_OF_DECODER = 7
 DROPOUTS = """
-hidden_dropout_prob attention_probs_dropout_prob attention_dropout activation_dropout dropout resid_pdrop embd_pdrop attn_pdrop dropout_rate
-embed_dropout residual_dropout classifier_dropout resid_dropout mlp_dropout embedding_dropout hidden_dropout pooler_dropout
+hidden_dropout_prob attention_probs_dropout_prob attention_dropout activation_dropout dropout resid_pdrop embd_pdrop
+attn_pdrop dropout_rate embed_dropout residual_dropout classifier_dropout resid_dropout mlp_dropout embedding_dropout
+hidden_dropout pooler_dropout
 """
 NO_DROPOUT = dict.fromkeys(DROPOUTS.split(), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The batch of a cell: the arguments of the call, and where each sequence lies, (row, first token, token after the last)."""
+    """The batch of a cell: the arguments of the call, and where each sequence lies, (row, first token, token after the
+    last)."""
 
     arguments: dict[str, Any]
     places: list[tuple[int, int, int]]
@@ -83,11 +88,21 @@ class Crossing:
         return "position_ids" in inspect.signature(model_class.forward).parameters
 
     def model(self, *, shared: bool = False) -> Any:
-        """The model before any way has prepared it; ``shared`` with the next cells of its row, if it is only called."""
-        values: dict[str, Any] = {"long_attention": self.attention, **NO_DROPOUT, **({"is_decoder": True} if decodes(self.row) else {})}
-        for way in sorted(self.ways, key=lambda way: "mechanism" not in way.values.get("long_attention", {"mechanism": ""})):
+        """The model before any way has prepared it; ``shared`` with the next cells of its row, if it is only
+        called."""
+        values: dict[str, Any] = {
+            "long_attention": self.attention,
+            **NO_DROPOUT,
+            **({"is_decoder": True} if decodes(self.row) else {}),
+        }
+        for way in sorted(
+            self.ways, key=lambda way: "mechanism" not in way.values.get("long_attention", {"mechanism": ""})
+        ):
             attention = way.values.get("long_attention", {})
-            values |= {**way.values, "long_attention": {**({} if "mechanism" in attention else values["long_attention"]), **attention}}
+            values |= {
+                **way.values,
+                "long_attention": {**({} if "mechanism" in attention else values["long_attention"]), **attention},
+            }
         known = {name: value for name, value in values.items() if name != "long_attention"}
         model = _built(self.row, json.dumps(values["long_attention"]), json.dumps(_known(self.base, known)))
         if not shared or self.dtype != torch.float64:
@@ -122,7 +137,9 @@ class Crossing:
         places = []
         for number, row in enumerate(rows):
             spare = width - lengths[number]
-            at = {"": 0, "right": 0, "left": spare, "leftright": (spare // 2 if packed else spare * (number % 2))}["".join(sorted(padded))]
+            at = {"": 0, "right": 0, "left": spare, "leftright": (spare // 2 if packed else spare * (number % 2))}[
+                "".join(sorted(padded))
+            ]
             for document, index in enumerate(row):
                 sequence, stop = sequences[index], at + len(sequences[index])
                 ids[number, at:stop], mask[number, at:stop] = sequence, 1
@@ -142,30 +159,46 @@ class Crossing:
         if "offsets" in self.layouts:
             starts = [start for _, start, _ in places][1:]
             arguments["cu_seq_lens_q"] = torch.tensor([0, *starts, width])
-        if "left" in self.layouts and self._takes_positions(type(model)) and all(way.name != "memory" for way in self.ways):
+        if (
+            "left" in self.layouts
+            and self._takes_positions(type(model))
+            and all(way.name != "memory" for way in self.ways)
+        ):
             arguments["position_ids"] = positions
-        return Text(self._finished(model, arguments, labels, chosen, [len(sequence) for sequence in sequences]), places)
+        return Text(
+            self._finished(model, arguments, labels, chosen, [len(sequence) for sequence in sequences]), places
+        )
 
     def alone(self, model: Any, sequence: Tensor) -> dict[str, Any]:
         """The arguments of a call with one sequence."""
         chosen = torch.zeros(1, len(sequence), dtype=torch.long)
         chosen[:, 0] = 1
-        return self._finished(model, {"input_ids": sequence[None]}, self._labels(model, sequence)[None], chosen, [len(sequence)])
+        return self._finished(
+            model, {"input_ids": sequence[None]}, self._labels(model, sequence)[None], chosen, [len(sequence)]
+        )
 
     def _labels(self, model: Any, sequence: Tensor) -> Tensor:
-        labels = sequence.roll(3) % (model.config.num_labels if head_of(self.row).endswith("ForTokenClassification") else 200)
+        labels = sequence.roll(3) % (
+            model.config.num_labels if head_of(self.row).endswith("ForTokenClassification") else 200
+        )
         return torch.cat([torch.full_like(labels[:1], -100), labels[1:]])
 
-    def _finished(self, model: Any, arguments: dict[str, Any], labels: Tensor, chosen: Tensor, lengths: Sequence[int]) -> dict[str, Any]:
+    def _finished(
+        self, model: Any, arguments: dict[str, Any], labels: Tensor, chosen: Tensor, lengths: Sequence[int]
+    ) -> dict[str, Any]:
         two_stacks = FAMILIES[self.base].two_stacks and not decodes(self.row)
         if "labels" in self.layouts and not two_stacks:
             arguments["labels"] = labels
         if "globals" in self.layouts:
             arguments["global_attention_mask"] = chosen
-        places_of_ids = FAMILIES[self.base].spec.further_inputs(model.config, 1, 200)  # the same wherever a sequence lies
+        # the same wherever a sequence lies
+        places_of_ids = FAMILIES[self.base].spec.further_inputs(model.config, 1, 200)
         arguments |= {name: places[0][arguments["input_ids"]] for name, places in places_of_ids.items()}
         if two_stacks and FAMILIES[self.base].has_decoder(head_of(self.row)):
-            own = [torch.randint(5, 200, (TOKENS_OF_DECODER,), generator=torch.Generator().manual_seed(length)) for length in lengths]
+            own = [
+                torch.randint(5, 200, (TOKENS_OF_DECODER,), generator=torch.Generator().manual_seed(length))
+                for length in lengths
+            ]
             arguments["decoder_input_ids"] = torch.stack(own)
         for way in self.ways:
             arguments |= way.arguments
@@ -225,7 +258,8 @@ class Crossing:
         return fields, self._added_up(model, fields, whole)
 
     def _added_up(self, model: Any, fields: list[Fields], whole: list[Fields]) -> Fields:
-        """Gradients are sums over sequences; losses are means over their labelled tokens, and that of a router over all tokens."""
+        """Gradients are sums over sequences; losses are means over their labelled tokens, and that of a router over
+        all tokens."""
         total: Fields = {}
         if "gradient" in whole[0]:
             total["gradient"] = torch.stack([one["gradient"] for one in whole]).sum(0)
@@ -240,7 +274,11 @@ class Crossing:
             losses = []
             for sequence, own in zip(self.sequences(), fields, strict=True):
                 labels, logits = self._labels(model, sequence), own["logits"].double()
-                labels, logits = (labels[1:], logits[:-1]) if decodes(self.row) and not FAMILIES[self.base].two_stacks else (labels, logits)
+                labels, logits = (
+                    (labels[1:], logits[:-1])
+                    if decodes(self.row) and not FAMILIES[self.base].two_stacks
+                    else (labels, logits)
+                )
                 losses.append(F.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none"))
             total["loss"] = torch.cat(losses).mean()
             if "aux_loss" in total:
@@ -302,10 +340,13 @@ class Crossing:
             FAMILIES[self.base].config_class, "num_experts_per_tok"
         ):  # rounding sends some tokens to other experts
             flat = (found - expected).flatten(0, -2) if found.dim() > 1 else (found - expected)[None]
-            off = float((flat.norm(dim=-1) / expected.flatten(0, -2).norm(dim=-1)).median()) if found.dim() > 1 else 0.0
+            off = (
+                float((flat.norm(dim=-1) / expected.flatten(0, -2).norm(dim=-1)).median()) if found.dim() > 1 else 0.0
+            )
         else:
             off = float((found - expected).norm() / expected.norm().clamp(min=1e-9))
-        allowed = self.tolerance * (2 if name == "gradient" and self.tolerance >= 0.01 else 1)  # both passes are rounded
+        # both passes are rounded
+        allowed = self.tolerance * (2 if name == "gradient" and self.tolerance >= 0.01 else 1)
         allowed = max(allowed, 1e-7) if name == "gradient" else allowed  # Gemma's norms compute in float32
         assert off <= allowed, f"{name} is off by {off:.1e}"
 
@@ -336,7 +377,9 @@ def fields_of(model: Any, arguments: dict[str, Any]) -> Fields:
 @functools.lru_cache(maxsize=2)  # a copy takes a third of the time, and cells of one row follow one another
 def _built(row: str, long_attention: str, values: str) -> Any:
     """The model of a row in float64, by what is in its config as JSON."""
-    return long_model(row.partition(":")[0], head_of(row), json.loads(long_attention), **json.loads(values)).to(torch.float64)
+    return long_model(row.partition(":")[0], head_of(row), json.loads(long_attention), **json.loads(values)).to(
+        torch.float64
+    )
 
 
 def _base_class(row: str) -> Any:

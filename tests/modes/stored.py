@@ -33,7 +33,10 @@ def store(cells: Cells) -> None:
     outcomes = ["equal", *sorted({words for row in cells.values() for words in row.values()} - {"equal"})]
     rows = {
         row: [
-            [outcomes.index(words) if (words := pairs.get(f"{first} × {second}")) else None for second in [*WAYS][start:]]
+            [
+                outcomes.index(words) if (words := pairs.get(f"{first} × {second}")) else None
+                for second in [*WAYS][start:]
+            ]
             for start, first in enumerate(WAYS)
         ]
         for row, pairs in cells.items()
@@ -47,9 +50,10 @@ def page(cells: Cells) -> str:
     lines = [
         "# Ways to call a model, crossed in pairs",
         "",
-        "Every cell runs one model in two ways at once and compares every sequence with what the plain model gives for it alone, in "
-        "float64 (8-bit and bf16 layers: with the same layers). `=` equal, `r` refused with one sentence, `·` no such cell. Written by "
-        "`python -m tests.modes`; the tests hold every cell to it. Line n is way n with itself and with those after it:",
+        "Every cell runs one model in two ways at once and compares every sequence with what the plain model gives "
+        "for it alone, in float64 (8-bit and bf16 layers: with the same layers). `=` equal, `r` refused with one "
+        "sentence, `·` no such cell. Written by `python -m tests.modes`; the tests hold every cell to it. Line n is "
+        "way n with itself and with those after it:",
         "",
         *(f"{number}. {name}" for number, name in enumerate(WAYS, 1)),
         "",
@@ -58,7 +62,9 @@ def page(cells: Cells) -> str:
     for row, pairs in cells.items():
         lines += ["", f"## {row}", "", "```text"]
         for start, first in enumerate(WAYS):
-            signs = (SIGNS.get(pairs.get(f"{first} × {second}", "").partition(":")[0], "?") for second in [*WAYS][start:])
+            signs = (
+                SIGNS.get(pairs.get(f"{first} × {second}", "").partition(":")[0], "?") for second in [*WAYS][start:]
+            )
             lines.append(f"{start + 1:>2} {' ' * start}{''.join(signs)}")
         lines.append("```")
     bases: dict[str, list[str]] = {}

@@ -1,4 +1,5 @@
-"""Ways to call a model give together what its sequences give alone, or a refusal: pair by pair as the stored table says."""
+"""Ways to call a model give together what its sequences give alone, or a refusal: pair by pair as the stored table
+says."""
 
 from __future__ import annotations
 
@@ -50,10 +51,18 @@ ROTATED = [*rotated()]
 def check(row: str, first: str, second: str) -> None:
     outcome = Crossing(row, first, second).outcome()
     stored = STORED.get(row, {}).get(f"{first} × {second}")
-    assert stored == str(outcome), "the table says something else; after a change that is meant, run python -m tests.modes"
+    assert stored == str(outcome), (
+        "the table says something else; after a change that is meant, run python -m tests.modes"
+    )
 
 
-@every_case(("row", "first", "second"), ALONE + ROTATED, by="row", of=6, code=lambda row, first, second: first if first == second else "")
+@every_case(
+    ("row", "first", "second"),
+    ALONE + ROTATED,
+    by="row",
+    of=6,
+    code=lambda row, first, second: first if first == second else "",
+)
 def test_two_ways_of_calling_together_give_the_stored_outcome(row: str, first: str, second: str) -> None:
     check(row, first, second)
 
@@ -88,7 +97,11 @@ LENGTH, FIRST = 20, 8
 
 
 def small(base: str, head: str) -> Any:
-    alone = {"is_decoder": True, "is_encoder_decoder": False} if FAMILIES[base].two_stacks and head.endswith("ForCausalLM") else {}
+    alone = (
+        {"is_decoder": True, "is_encoder_decoder": False}
+        if FAMILIES[base].two_stacks and head.endswith("ForCausalLM")
+        else {}
+    )
     start = {"decoder_start_token_id": 2} if FAMILIES[base].two_stacks else {}
     return long_model(base, head, WINDOW, **alone, **start)
 
@@ -99,7 +112,9 @@ def inputs_of(model: Any, head: str) -> dict[str, Any]:
     if model.config.eos_token_id is not None:
         ids[..., -1] = model.config.eos_token_id  # sequence classification of BART reads it
     decoder = (
-        {"decoder_input_ids": ids} if model.config.is_encoder_decoder and not head.endswith(("Classification", "EncoderModel")) else {}
+        {"decoder_input_ids": ids}
+        if model.config.is_encoder_decoder and not head.endswith(("Classification", "EncoderModel"))
+        else {}
     )
     return {"input_ids": ids, **decoder}
 
@@ -124,7 +139,8 @@ def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.thorough
 @every_case(("base", "head"), HEADS, of=9, code=kind_of_family)
 def test_every_head_runs_its_base_with_documents_and_positions(base: str, head: str) -> None:
-    """A head that calls a module inside its base instead, or drops an argument, would leave out what the base does, without a word.
+    """A head that calls a module inside its base instead, or drops an argument, would leave out what the base does,
+    without a word.
 
     A base that takes no positions would read on after those that restart, with the documents kept apart at best.
     """
@@ -160,7 +176,11 @@ def check_positions(model: Any, inputs: dict[str, Any], bases: list[LongBaseMode
 
 
 def uncached(model: Any) -> dict[str, Any]:
-    return {"use_cache": False} if getattr(model.config, "is_decoder", False) or getattr(model.config, "use_cache", False) else {}
+    return (
+        {"use_cache": False}
+        if getattr(model.config, "is_decoder", False) or getattr(model.config, "use_cache", False)
+        else {}
+    )
 
 
 @pytest.mark.thorough
@@ -183,7 +203,16 @@ def test_segments_know_every_field_of_a_base_s_output(base: str) -> None:
 IMAGES, SOUNDS = grid_models.BASES, audio_models.BASES
 BASES = [*IMAGES, *SOUNDS]
 NAMES = (
-    *("optimised fp32", "optimised bf16", "optimised int8", "hidden states", "attentions", "inference mode", "autocast", "tuples"),
+    *(
+        "optimised fp32",
+        "optimised bf16",
+        "optimised int8",
+        "hidden states",
+        "attentions",
+        "inference mode",
+        "autocast",
+        "tuples",
+    ),
     "save and reload",
 )
 """The ways that have a meaning for them and no tests of their own in tests/modeling."""
@@ -205,7 +234,9 @@ def small_model(base: str, attention: dict[str, Any] | None = None) -> Any:
         config, default = small_audio_config(base, SHAPE), {"mechanism": "window", "left": 9, "right": 4}
     values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
     family = FAMILIES[base]
-    return family.model_class(base_model(base))(family.config_class(**values, long_attention=attention or default)).eval()
+    return family.model_class(base_model(base))(
+        family.config_class(**values, long_attention=attention or default)
+    ).eval()
 
 
 @torch.no_grad()
@@ -233,7 +264,11 @@ def test_rows_of_images_and_sounds_are_those_alone_in_every_way_of_calling(base:
             for field, expected in alone.items():
                 found, expected = together[field][row].double(), expected[0].double()
                 assert found.isfinite().all()
-                off = (found - expected).norm() / expected.norm() if way.tolerance == COARSE else (found - expected).abs().max()
+                off = (
+                    (found - expected).norm() / expected.norm()
+                    if way.tolerance == COARSE
+                    else (found - expected).abs().max()
+                )
                 assert off <= max(way.tolerance, 1e-4), f"{name}: {field} of row {row} is off by {off:.1e}"
 
 
@@ -247,7 +282,9 @@ def test_images_and_sounds_have_no_memory(base: str) -> None:
 @every_case("base", IMAGES)
 def test_images_refuse_segments(base: str) -> None:
     attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2, "order": "tiles:4x4"}
-    with pytest.raises(OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"):
+    with pytest.raises(
+        OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"
+    ):
         small_model(base, attention)
 
 
@@ -256,6 +293,8 @@ def test_images_refuse_segments(base: str) -> None:
 def test_images_refuse_arguments_of_texts(base: str) -> None:
     model, inputs = built(base), grid_models.inputs_of(base)
     for name in REFUSED_ARGUMENTS:
-        with pytest.raises(InputError, match=f"{name} is for texts, but Long.* reads {model.main_input_name}; leave {name} out"):
+        with pytest.raises(
+            InputError, match=f"{name} is for texts, but Long.* reads {model.main_input_name}; leave {name} out"
+        ):
             model(**inputs, **{name: torch.zeros(2, 64, dtype=torch.long)})
     model(**inputs, **dict.fromkeys(REFUSED_ARGUMENTS))

@@ -1,8 +1,10 @@
-"""Ways to call a whole model, each as what it changes: the config, the model, the batch, the arguments, or the call itself.
+"""Ways to call a whole model, each as what it changes: the config, the model, the batch, the arguments, or the call
+itself.
 
-A cell of the table is two ways at once on one family. It holds when every sequence gives what the plain model gives for it alone, or when
-the call is refused by a sentence of this package; ``python -m tests.modes`` writes all of them to ``scripts/dev/results/modes.md``, and the
-tests hold every cell to what is written there. A new way is one entry of :data:`WAYS`, a new family needs nothing."""
+A cell of the table is two ways at once on one family. It holds when every sequence gives what the plain model gives
+for it alone, or when the call is refused by a sentence of this package; ``python -m tests.modes`` writes all of them
+to ``scripts/dev/results/modes.md``, and the tests hold every cell to what is written there. A new way is one entry of
+:data:`WAYS`, a new family needs nothing."""
 
 from __future__ import annotations
 
@@ -22,12 +24,14 @@ from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, predic
 from tests.reference.small_models import checkpoint_activations
 
 Fields = dict[str, Tensor]
-"""Outputs by name, those with a value for each layer as ``hidden_states.0``: ``(B, N, …)``, attentions ``(B, H, N, N)``, or a number."""
+"""Outputs by name, those with a value for each layer as ``hidden_states.0``: ``(B, N, …)``, attentions
+``(B, H, N, N)``, or a number."""
 Call = Callable[[Any, dict[str, Any]], Fields]
 """From a model and its arguments to its outputs."""
 WINDOW = {"mechanism": "window", "window": 16}
 EXACT_LENGTH = 30
-"""Tokens of the longest sequence that the way of this name attends in full: some sequences of every cell are longer."""
+"""Tokens of the longest sequence that the way of this name attends in full: some sequences of every cell are
+longer."""
 COMPILED = ("bert", "llama", "bart")
 ALONG_THE_TEXT = (
     *("input_ids", "attention_mask", "position_ids", "documents", "labels", "global_attention_mask"),
@@ -78,8 +82,8 @@ class Way:
 
 
 def head_of(row: str) -> str:
-    """The class that a row of the table calls: ``base`` stands for the one that predicts tokens, or labels of tokens where none does,
-    ``base:class`` for that class."""
+    """The class that a row of the table calls: ``base`` stands for the one that predicts tokens, or labels of tokens
+    where none does, ``base:class`` for that class."""
     base, _, head = row.partition(":")
     labels = (head for head in FAMILIES[base].model_classes if head.endswith("ForTokenClassification"))
     return head or (language_model(base) if predicts_tokens(base) else next(labels, language_model(base)))
@@ -95,13 +99,17 @@ def looks_back(row: str) -> str | None:
 
 
 def not_compiled(row: str) -> str | None:
-    return None if row in COMPILED else "compiled models of one encoder, one decoder and one pair of stacks stand for all"
+    return (
+        None if row in COMPILED else "compiled models of one encoder, one decoder and one pair of stacks stand for all"
+    )
 
 
 def no_router(row: str) -> str | None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return None if hasattr(CONFIG_MAPPING[row.partition(":")[0]](), "output_router_logits") else "no mixture of experts"
+    return (
+        None if hasattr(CONFIG_MAPPING[row.partition(":")[0]](), "output_router_logits") else "no mixture of experts"
+    )
 
 
 # ---- calls
@@ -112,7 +120,9 @@ def in_reused_buffers(call: Call) -> Call:
 
     def run(model: Any, arguments: dict[str, Any]) -> Fields:
         with torch.inference_mode():
-            buffers = {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+            buffers = {
+                name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()
+            }
             for name, value in buffers.items():
                 if isinstance(value, Tensor) and name != "cu_seq_lens_q":
                     value.copy_(_another(name, value))
@@ -235,8 +245,12 @@ def differentiated(call: Call) -> Call:
     def run(model: Any, arguments: dict[str, Any]) -> Fields:
         fields = call(model, arguments)
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        gradients = torch.autograd.grad(objective(fields["logits"], arguments), list(parameters.values()), allow_unused=True)
-        gradients = tuple(torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters.values(), strict=True))
+        gradients = torch.autograd.grad(
+            objective(fields["logits"], arguments), list(parameters.values()), allow_unused=True
+        )
+        gradients = tuple(
+            torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters.values(), strict=True)
+        )
         return {**fields, "gradient": torch.cat([gradient.flatten() for gradient in gradients]).detach()}
 
     return run
@@ -260,7 +274,8 @@ def compiled(call: Call) -> Call:
         try:
             return call(torch.compile(model, dynamic=True, backend="aot_eager"), arguments)
         except RuntimeError as error:
-            if str(error).startswith("Several documents are packed into one row"):  # an assertion of the graph has PyTorch's type
+            # an assertion of the graph has PyTorch's type
+            if str(error).startswith("Several documents are packed into one row"):
                 raise InputError(str(error)) from error
             raise
 
@@ -311,8 +326,16 @@ WAYS: dict[str, Way] = {
         Way("documents", layout="documents"),
         Way("restarting positions", layout="restarts"),
         Way("offsets", layout="offsets"),
-        Way("memory", call=with_memory, in_pieces=True, apart={"attentions": "a call has the weights of the keys in the memory, too"}),
-        Way("segments", values={"long_attention": {"mechanism": "recurrent_memory", "segment_length": 24, "num_memory_tokens": 4}}),
+        Way(
+            "memory",
+            call=with_memory,
+            in_pieces=True,
+            apart={"attentions": "a call has the weights of the keys in the memory, too"},
+        ),
+        Way(
+            "segments",
+            values={"long_attention": {"mechanism": "recurrent_memory", "segment_length": 24, "num_memory_tokens": 4}},
+        ),
         Way("global tokens", values={"long_attention": {"mechanism": "longformer", "window": 16}}, layout="globals"),
         Way("exact length", values={"long_attention": {"exact_length": EXACT_LENGTH}}, lacks=looks_back),
         Way("optimised fp32", prepare=optimised("fp32"), dtype=torch.float32, tolerance=2e-4),
@@ -322,7 +345,11 @@ WAYS: dict[str, Way] = {
         Way("attentions", arguments={"output_attentions": True}),
         Way("router logits", values={"output_router_logits": True, "router_aux_loss_coef": 0.5}, lacks=no_router),
         Way("labels", layout="labels", tolerance=1e-5, apart={"memory": OWN_LOSS, "cache": OWN_LOSS}),
-        Way("inference mode", call=in_reused_buffers, apart={"gradient checkpointing": "inference mode has no gradients"}),
+        Way(
+            "inference mode",
+            call=in_reused_buffers,
+            apart={"gradient checkpointing": "inference mode has no gradients"},
+        ),
         Way(
             "gradient checkpointing",
             prepare=checkpointed,
@@ -340,6 +367,12 @@ WAYS: dict[str, Way] = {
             lacks=lambda row: None if decodes(row) else "no decoder",
             apart={"attentions": "a step has the weights of the keys that the cache holds"},
         ),
-        Way("compiled", call=compiled, lacks=not_compiled, slow=True, apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION}),
+        Way(
+            "compiled",
+            call=compiled,
+            lacks=not_compiled,
+            slow=True,
+            apart={"memory": ONE_FUNCTION, "cache": ONE_FUNCTION},
+        ),
     )
 }

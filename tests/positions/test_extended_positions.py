@@ -50,13 +50,16 @@ def test_interpolation_leaves_special_rows_of_a_position_table_alone() -> None:
 
 
 def test_stretching_77_positions_to_248_is_the_table_of_long_clip() -> None:
-    """Zhang et al. 2024, section 3.1, row by row: four rows for each step, and the last step continued by its quarters."""
+    """Zhang et al. 2024, section 3.1, row by row: four rows for each step, and the last step continued by its
+    quarters."""
     old, kept = torch.randn(77, 8, dtype=torch.float64), 20
     expected = [*old[:kept]]
     for row in range(kept, 76):
         expected += [((4 - quarter) * old[row] + quarter * old[row + 1]) / 4 for quarter in range(4)]
     expected += [old[76] + quarter * (old[76] - old[75]) / 4 for quarter in range(4)]
-    assert torch.allclose(extend_table(old, 248, offset=0, strategy="stretch"), torch.stack(expected), rtol=0, atol=1e-14)
+    assert torch.allclose(
+        extend_table(old, 248, offset=0, strategy="stretch"), torch.stack(expected), rtol=0, atol=1e-14
+    )
 
 
 @every_case(("strategy", "kept"), [("stretch", 20), ("stretch:1", 1), ("stretch:62", 62)])
@@ -102,7 +105,9 @@ PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def rotary(parameters: dict, max_length: int) -> LlamaRotaryEmbedding:
-    config = LlamaConfig(hidden_size=64, num_attention_heads=2, max_position_embeddings=max_length, rope_parameters=dict(parameters))
+    config = LlamaConfig(
+        hidden_size=64, num_attention_heads=2, max_position_embeddings=max_length, rope_parameters=dict(parameters)
+    )
     return LlamaRotaryEmbedding(config)
 
 
@@ -206,7 +211,8 @@ P = 512
         ("window", {"window": 514}, False, False),
         ("window", {"window": 1024}, False, False),  # measured: the loss goes from 4.9 to 7.1
         ("window", {"window": 257}, True, True),
-        ("window", {"window": 258}, True, False),  # most queries of a decoder see keys whose positions come after their own
+        # most queries of a decoder see keys whose positions come after their own
+        ("window", {"window": 258}, True, False),
         ("window", {"window": 256, "num_sinks": 4}, True, True),
         ("window", {"window": 256, "dilation": 2}, False, True),
         ("window", {"window": 256, "dilation": (1, 4)}, False, False),
@@ -214,10 +220,15 @@ P = 512
         ("segmented", {"block_size": 512, "integration": "none"}, False, True),
         ("segmented", {"block_size": 256}, False, False),
         ("bigbird", {}, False, False),
-        *((name, {}, False, False) for name in ("full", "top_k", "block_top_k", "lsh", "routing", "strided", "linear")),
+        *(
+            (name, {}, False, False)
+            for name in ("full", "top_k", "block_top_k", "lsh", "routing", "strided", "linear")
+        ),
     ],
 )
-def test_tiled_positions_hold_for_keys_that_span_the_trained_length(name: str, options: dict, causal: bool, holds: bool) -> None:  # type: ignore[type-arg]
+def test_tiled_positions_hold_for_keys_that_span_the_trained_length(
+    name: str, options: dict, causal: bool, holds: bool
+) -> None:  # type: ignore[type-arg]
     mechanism = build_mechanism(name, num_heads=2, head_dim=16, max_length=4096, **options)
     problem = needs_training_by(mechanism, "tile", P, 4096, causal)
     assert (problem == "") == holds

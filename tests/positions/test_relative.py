@@ -43,7 +43,9 @@ class Call(torch.nn.Module):
         super().__init__()
         # The plain path, which terms of the query take, looks up how many sinks there are: that is no single graph.
         self.mechanism = mechanism("window", kind, num_sinks=2 if kind in KINDS[:2] else 0)
-        self.inputs = [torch.randn(2, 4, 300, 16) for _ in range(3)] + [torch.arange(300)[None] >= torch.tensor([[0], [20]])]
+        self.inputs = [torch.randn(2, 4, 300, 16) for _ in range(3)] + [
+            torch.arange(300)[None] >= torch.tensor([[0], [20]])
+        ]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return attend(q, k, v, self.mechanism, causal=True, padding_mask=mask)
@@ -51,7 +53,8 @@ class Call(torch.nn.Module):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("kind", "graph"), grid(itertools.product(KINDS, GRAPHS), lambda kind, graph: KINDS.index(kind) == 1 + 2 * GRAPHS.index(graph))
+    ("kind", "graph"),
+    grid(itertools.product(KINDS, GRAPHS), lambda kind, graph: KINDS.index(kind) == 1 + 2 * GRAPHS.index(graph)),
 )
 def test_a_window_with_relative_terms_compiles_and_exports(kind: str, graph: str) -> None:
     """A bias by distance compiled, a term of the query exported."""
@@ -71,7 +74,9 @@ def test_relative_terms_that_begin_at_zero_change_nothing() -> None:
     q, k, v = (torch.randn(1, 4, 300, 16) for _ in range(3))
     plain = attend(q, k, v, "window", window=32)
     for name in RELATIVE:
-        assert torch.allclose(attend(q, k, v, "window", window=32, relative=name), plain, atol=1e-6) == (unchanged_tokens(name) is None)
+        assert torch.allclose(attend(q, k, v, "window", window=32, relative=name), plain, atol=1e-6) == (
+            unchanged_tokens(name) is None
+        )
 
 
 def test_attention_weights_hold_the_relative_terms() -> None:
@@ -86,15 +91,21 @@ def test_separate_global_rows_have_the_relative_bias() -> None:
         torch.nn.init.normal_(parameter, std=0.1)
     q, k, v = (torch.randn(1, 4, 300, 16) for _ in range(3))
     expected = reference_attend(q, k, v, built.double(), hidden_states=hidden)
-    torch.testing.assert_close(attend(q, k, v, built.float(), hidden_states=hidden), expected.float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        attend(q, k, v, built.float(), hidden_states=hidden), expected.float(), atol=1e-5, rtol=0
+    )
 
 
 def test_a_configuration_holds_relative_positions_per_layer() -> None:
-    config = LongAttentionConfig("window", window=64, relative="alibi", layers={1: {"relative": "shaw:clip=8"}, 2: {"relative": None}})
+    config = LongAttentionConfig(
+        "window", window=64, relative="alibi", layers={1: {"relative": "shaw:clip=8"}, 2: {"relative": None}}
+    )
     assert [config.for_layer(index)[1].get("relative") for index in range(3)] == ["alibi", "shaw:clip=8", None]
     assert LongAttentionConfig.from_dict(config.to_dict()) == config
     assert "relative=shaw:clip=8" in config.table(3)
-    line = LongAttentionConfig("window", layers="0-1:relative=[t5_buckets:num_buckets=16,max_distance=64];2:relative=alibi")
+    line = LongAttentionConfig(
+        "window", layers="0-1:relative=[t5_buckets:num_buckets=16,max_distance=64];2:relative=alibi"
+    )
     assert line.for_layer(1)[1] == {"relative": "t5_buckets:num_buckets=16,max_distance=64"}
     assert read_relative("shaw: clip = 4") == "shaw:clip=4"
     assert "relative" in [option.name for option in mechanism_info("window").options]
@@ -114,7 +125,7 @@ def test_a_configuration_holds_relative_positions_per_layer() -> None:
         ({"mechanism": "union", "of": "window:relative=alibi+strided"}, "give relative to 'union' itself"),
         ({"mechanism": "longformer", "relative": "shaw", "separate_global": True}, "use 'alibi' or 't5_buckets'"),
     ],
-)  # fmt: skip
+)
 def test_relative_positions_that_do_not_fit_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         LongAttentionConfig(**{"mechanism": "window", **options})

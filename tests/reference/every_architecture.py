@@ -1,10 +1,11 @@
-"""Every architecture of transformers, small and random: ``attn_implementation="longattn"`` against ``"eager"`` in float64.
+"""Every architecture of transformers, small and random: ``attn_implementation="longattn"`` against ``"eager"`` in
+float64.
 
     python -m tests.reference.every_architecture --store            the table of docs/compatibility.md
     python -m tests.reference.every_architecture gemma3_text bert   these, printed
 
-Windows are of 4 keys and texts of 24 tokens, so that a window that is left out shows. A difference of less than :data:`TOLERANCE` counts as
-equal. :func:`compare` says what each entry of the table has.
+Windows are of 4 keys and texts of 24 tokens, so that a window that is left out shows. A difference of less than
+:data:`TOLERANCE` counts as equal. :func:`compare` says what each entry of the table has.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.memory.decode_cache import CACHE
 from scripts.dev import RESULTS
-from scripts.dev.tools.every_config import TOKENS, VOCABULARY, model_class, model_types, other_inputs, small_config, windowless
+from scripts.dev.tools.every_config import (
+    TOKENS,
+    VOCABULARY,
+    model_class,
+    model_types,
+    other_inputs,
+    small_config,
+    windowless,
+)
 
 STORED = RESULTS / "architectures.json"
 TOLERANCE = 1e-9
@@ -41,10 +50,15 @@ REFERENCES: dict[str, str | None] = {
     **dict.fromkeys(("nemotron_asr_streaming_encoder", "nemotron_asr_streaming", "nemotron3_5_asr"), "sdpa"),
     **dict.fromkeys(("grounding-dino", "mm-grounding-dino"), None),
 }
-"""Model types whose eager attention mistakes the dtype of a mask, a fault of transformers -> what is right. ``None`` is the default."""
+"""Model types whose eager attention mistakes the dtype of a mask, a fault of transformers -> what is right. ``None``
+is the default."""
 PADDING_SEEN = ("unlimited_ocr", "unlimited_ocr_text")
-"""Model types whose masks show padding when the window moves, a fault of transformers. Padded decoding of these is not compared."""
-NOT_RUN = {"blt_global_transformer": "called by itself it has no mask", "vits": "its random weights make a minute of sound"}
+"""Model types whose masks show padding when the window moves, a fault of transformers. Padded decoding of these is not
+compared."""
+NOT_RUN = {
+    "blt_global_transformer": "called by itself it has no mask",
+    "vits": "its random weights make a minute of sound",
+}
 """Model types that are not compared -> why."""
 Mode = Callable[[PreTrainedModel], dict[str, Tensor]]
 """One way to call a model, and its outputs by name."""
@@ -59,10 +73,13 @@ def forward(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Tens
 
 
 def _tensors(name: str, value: Any) -> dict[str, Tensor]:
-    """The floating-point tensors in an output, by their place. Without weights, which only eager attention returns unasked."""
+    """The floating-point tensors in an output, by their place. Without weights, which only eager attention returns
+    unasked."""
     if isinstance(value, Tensor):
         return {name: value} if value.is_floating_point() and "attentions" not in name else {}
-    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple | list) else ()
+    parts = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple | list) else ()
+    )
     return {key: part for place, inner in parts for key, part in _tensors(f"{name}.{place}".strip("."), inner).items()}
 
 
@@ -74,14 +91,21 @@ def padded(model: PreTrainedModel, inputs: Mapping[str, Any], real: Tensor) -> d
     return chosen or {name: value for name, value in outputs.items() if value.ndim == 2} or outputs
 
 
-def decoded(model: PreTrainedModel, inputs: Mapping[str, Any], padding: int = 0, static: bool = False) -> dict[str, Tensor]:
+def decoded(
+    model: PreTrainedModel, inputs: Mapping[str, Any], padding: int = 0, static: bool = False
+) -> dict[str, Tensor]:
     """The outputs of a prompt, two tokens at once and four single tokens, with the model's cache."""
     name = next(name for name in ("decoder_input_ids", "input_ids", "inputs_embeds") if name in inputs)
-    tokens, others, two_stacks = inputs[name], {key: value for key, value in inputs.items() if key != name}, name == "decoder_input_ids"
+    tokens, others, two_stacks = (
+        inputs[name],
+        {key: value for key, value in inputs.items() if key != name},
+        name == "decoder_input_ids",
+    )
     length = tokens.shape[1]
     cache: Any = StaticCache(config=model.config, max_cache_len=length + 3) if static else None
     if static and two_stacks:
-        cache = EncoderDecoderCache(cache, DynamicCache())  # a config would give cross-attention the windows of the decoder
+        # a config would give cross-attention the windows of the decoder
+        cache = EncoderDecoderCache(cache, DynamicCache())
     mask = torch.ones(2, TOKENS, dtype=torch.long)
     mask[1, :padding] = 0
     outputs: dict[str, Tensor] = {}
@@ -94,13 +118,16 @@ def decoded(model: PreTrainedModel, inputs: Mapping[str, Any], padding: int = 0,
         returned = model(**step)
         cache = returned[CACHE]
         value = next(iter(_tensors("", returned).values()))
-        outputs[f"tokens {start} to {end - 1}"] = value[mask[:, start:end].bool()] if padding and not two_stacks else value
+        outputs[f"tokens {start} to {end - 1}"] = (
+            value[mask[:, start:end].bool()] if padding and not two_stacks else value
+        )
         start = end
     return outputs
 
 
 def ways_to_call(model: PreTrainedModel) -> dict[str, Mode]:
-    """The modes of a model's class by name, the plainest first. Those with images or sounds that cannot be made are left out.
+    """The modes of a model's class by name, the plainest first. Those with images or sounds that cannot be made are
+    left out.
 
     Raises:
         Exception: no inputs are known with which the model runs.
@@ -117,7 +144,9 @@ def ways_to_call(model: PreTrainedModel) -> dict[str, Mode]:
         inputs = other_inputs(model)
         if not modes or inputs.keys() - {"input_ids", "decoder_input_ids", "inputs_embeds", "encoder_hidden_states"}:
             forward(model, inputs)
-            modes |= {"other inputs" if modes else "forward": partial(forward, inputs=inputs)} | _with_sounds(model, inputs)
+            modes |= {"other inputs" if modes else "forward": partial(forward, inputs=inputs)} | _with_sounds(
+                model, inputs
+            )
     except Exception as error:
         if not modes:
             raise problem or error from error
@@ -126,7 +155,11 @@ def ways_to_call(model: PreTrainedModel) -> dict[str, Mode]:
 
 def _with_sounds(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Mode]:
     sound = next((inputs[name] for name in ("input_values", "input_features") if name in inputs), None)
-    if sound is None or "input_ids" in inputs or "attention_mask" not in inspect.signature(type(model).forward).parameters:
+    if (
+        sound is None
+        or "input_ids" in inputs
+        or "attention_mask" not in inspect.signature(type(model).forward).parameters
+    ):
         return {}
     length = sound.shape[1] if sound.ndim < 3 or "input_values" in inputs else max(sound.shape[1:])
     mask = torch.ones(2, length, dtype=torch.long)
@@ -159,14 +192,18 @@ def _with_texts(model: PreTrainedModel) -> dict[str, Mode]:
             modes[f"padded {side}"] = partial(padded, inputs={**inputs, "attention_mask": mask}, real=mask.bool())
     if "position_ids" in taken and "use_cache" in taken and not two_stacks:
         places = torch.tensor([*range(10), *range(8), *range(6)])[None].expand(2, -1)
-        modes["documents"] = partial(forward, inputs={**inputs, "position_ids": places, "use_cache": False})  # a cache has one document
+        # a cache has one document
+        modes["documents"] = partial(forward, inputs={**inputs, "position_ids": places, "use_cache": False})
     kinds = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in taken), None)
     if kinds and "use_cache" in taken and hasattr(config, "vision_config"):
         blocks = torch.zeros(2, TOKENS, dtype=torch.long)
         blocks[:, 3:10], blocks[1, 14:22] = 1, 1
         modes["blocks"] = partial(forward, inputs={**inputs, kinds: blocks})
     if "use_cache" in taken and CACHE in taken:
-        modes |= {"decoded": partial(decoded, inputs=inputs), "decoded padded": partial(decoded, inputs=inputs, padding=PADDED)}
+        modes |= {
+            "decoded": partial(decoded, inputs=inputs),
+            "decoded padded": partial(decoded, inputs=inputs, padding=PADDED),
+        }
         modes["decoded static"] = partial(decoded, inputs=inputs, static=True)
     return modes
 
@@ -176,7 +213,8 @@ def _with_texts(model: PreTrainedModel) -> dict[str, Mode]:
 
 @contextlib.contextmanager
 def float64_throughout() -> Iterator[None]:
-    """Float64 where a model asks for float32, as eager attention does for its softmax, so that the definition is exact."""
+    """Float64 where a model asks for float32, as eager attention does for its softmax, so that the definition is
+    exact."""
     changes = {(torch, "float32"): torch.float64, (torch, "float"): torch.float64, (Tensor, "float"): Tensor.double}
     before = {key: getattr(*key) for key in changes}
     torch.set_default_dtype(torch.float64)
@@ -218,26 +256,36 @@ def evaluate(model: PreTrainedModel, mode: Mode, backward: bool) -> dict[str, Te
         outputs = mode(model)
     results = {name: value.detach() for name, value in outputs.items()}
     random = Generator().manual_seed(1)
-    loss = sum((value * torch.randn(value.shape, generator=random)).sum() for value in outputs.values() if value.requires_grad)
+    loss = sum(
+        (value * torch.randn(value.shape, generator=random)).sum() for value in outputs.values() if value.requires_grad
+    )
     if isinstance(loss, Tensor):
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         gradients = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
-        results |= {f"gradient of {name}": value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+        results |= {
+            f"gradient of {name}": value
+            for name, value in zip(parameters, gradients, strict=True)
+            if value is not None
+        }
     return results
 
 
 def difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The largest difference between two evaluations, relative to a tensor's largest value or to 1, and the name of that tensor."""
+    """The largest difference between two evaluations, relative to a tensor's largest value or to 1, and the name of
+    that tensor."""
     worst = (0.0, "")
     for name in first.keys() | second.keys():
         value, other = first.get(name), second.get(name)
         if value is None or other is None:  # an unused parameter has no gradient, or one of 0
             value, other = (
-                torch.zeros_like(part) if part is not None and side is None else side for side, part in ((value, other), (other, value))
+                torch.zeros_like(part) if part is not None and side is None else side
+                for side, part in ((value, other), (other, value))
             )
         if value.shape != other.shape:
             return float("inf"), f"{name}, of shape {tuple(other.shape)} instead of {tuple(value.shape)}"
-        apart = torch.where((value == other) | (value.isnan() & other.isnan()), 0, (value - other).abs()).nan_to_num(nan=float("inf"))
+        apart = torch.where((value == other) | (value.isnan() & other.isnan()), 0, (value - other).abs()).nan_to_num(
+            nan=float("inf")
+        )
         if apart.numel():
             largest = float(value[value.isfinite()].abs().max()) if value.isfinite().any() else 1.0
             worst = max(worst, (float(apart.max()) / max(1.0, largest), name))
@@ -287,7 +335,9 @@ def compare(model_type: str, implementation: str = "longattn") -> dict[str, Any]
         del ALL_ATTENTION_FUNCTIONS[implementation]
 
 
-def _compared(model: PreTrainedModel, config: PreTrainedConfig, modes: Mapping[str, Mode], implementation: str) -> dict[str, Any]:
+def _compared(
+    model: PreTrainedModel, config: PreTrainedConfig, modes: Mapping[str, Mode], implementation: str
+) -> dict[str, Any]:
     other = build(type(model), config, implementation)
     other.load_state_dict(model.state_dict())
     equal: list[str] = []
@@ -319,7 +369,9 @@ def _compared(model: PreTrainedModel, config: PreTrainedConfig, modes: Mapping[s
     return entry | {word: values for word, values in {"refused": sentences, "DIFFERS": differs}.items() if values}
 
 
-def _windows_hide_keys(model: PreTrainedModel, config: PreTrainedConfig, mode: Mode, expected: Mapping[str, Tensor]) -> bool:
+def _windows_hide_keys(
+    model: PreTrainedModel, config: PreTrainedConfig, mode: Mode, expected: Mapping[str, Tensor]
+) -> bool:
     """Whether the outputs of eager attention are others without windows."""
     with contextlib.suppress(Exception), torch.no_grad():
         if (wide := windowless(config)) is not None:

@@ -14,8 +14,21 @@ import hf_longattn.families as families
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, language_model, small_values
 
 SHAPE = Shape(width=64, layers=3, heads=4, inner=96, tokens=512, vocabulary=200)
-TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
-COMMON = {**TOKENS, "initializer_range": 0.2, "init_std": 0.2, "num_key_value_heads": 2, "attention_type": "original_full"}
+TOKENS = {
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+    "mask_token_id": 4,
+}
+COMMON = {
+    **TOKENS,
+    "initializer_range": 0.2,
+    "init_std": 0.2,
+    "num_key_value_heads": 2,
+    "attention_type": "original_full",
+}
 WIDE_HEADS = {"head_dim": 24}
 FULL_LAYERS = {"sliding_window": 32, "layer_types": ["full_attention"] * 3}
 OWN: dict[str, dict[str, Any]] = {
@@ -25,7 +38,13 @@ OWN: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "qwen3": WIDE_HEADS,
     "gemma": {**WIDE_HEADS, "num_key_value_heads": 1},
-    "gemma2": {**WIDE_HEADS, **FULL_LAYERS, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
+    "gemma2": {
+        **WIDE_HEADS,
+        **FULL_LAYERS,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 5.0,
+    },
     "gemma3_text": {**WIDE_HEADS, **FULL_LAYERS, "query_pre_attn_scalar": 20},
     "smollm3": {"no_rope_layer_interval": 2},
     "starcoder2": {"residual_dropout": 0.1},
@@ -33,11 +52,12 @@ OWN: dict[str, dict[str, Any]] = {
 }
 """What makes a base harder to follow than its default config does; the others need nothing here."""
 APART = ("deberta-v2", "mpnet")
-"""Bases with one stack that have separate tests: their attention adds relative positions, attends with two flows, takes no global tokens,
-or is an approximation."""
+"""Bases with one stack that have separate tests: their attention adds relative positions, attends with two flows,
+takes no global tokens, or is an approximation."""
 BASES = tuple(base for base, family in TEXT_FAMILIES.items() if not family.two_stacks and base not in APART)
 EAGER = ("gemma2", "markuplm")
-"""Bases that run with eager attention alone: sdpa has no cap on the scores, and MarkupLM does not say that it runs with it."""
+"""Bases that run with eager attention alone: sdpa has no cap on the scores, and MarkupLM does not say that it runs
+with it."""
 OFF_THE_INTERFACE = ("big_bird",)
 """Bases whose own attention is not on transformers' AttentionInterface."""
 OTHER_KERNEL = (*OFF_THE_INTERFACE, "markuplm")
@@ -114,7 +134,8 @@ def pair(base: str, head: str | None, long_attention: Any, **changes: Any) -> tu
 
 
 def same(base: str, a: Tensor, b: Tensor) -> bool:
-    """Whether two results are the same bits, or equal up to rounding where the base computes its attention otherwise."""
+    """Whether two results are the same bits, or equal up to rounding where the base computes its attention
+    otherwise."""
     atol = 2e-5 * max(1.0, float(a.abs().max()))
     return torch.allclose(a, b, atol=atol, rtol=0) if base in OTHER_KERNEL else torch.equal(a, b)
 
@@ -142,11 +163,17 @@ def in_one_pass(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def in_pieces(model: Any, cache: Any, ids: Tensor, mask: Tensor, cuts: Iterable[tuple[int, int]]) -> Tensor:
-    """Logits of the pieces from ``begin`` to ``end``, read one after the other into the cache; ``None`` is the model's own."""
+    """Logits of the pieces from ``begin`` to ``end``, read one after the other into the cache; ``None`` is the model's
+    own."""
     places, logits = positions_of(mask), []
     with torch.no_grad():
         for begin, end in cuts:
-            given = {"attention_mask": mask[:, :end], "position_ids": places[:, begin:end], "past_key_values": cache, "use_cache": True}
+            given = {
+                "attention_mask": mask[:, :end],
+                "position_ids": places[:, begin:end],
+                "past_key_values": cache,
+                "use_cache": True,
+            }
             found = model(ids[:, begin:end], **given)
             cache = found.past_key_values
             logits.append(found.logits)
@@ -170,5 +197,6 @@ def head_inputs(head: str, batch: int = 3, length: int = 100, pad_token: int = 1
 
 
 def checkpoint_activations(model: PreTrainedModel, **options: Any) -> None:
-    """Compute activations again in the backward pass; the method's first name is deprecated since transformers 5.23."""
+    """Compute activations again in the backward pass; the method's first name is deprecated since transformers
+    5.23."""
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(options or None)

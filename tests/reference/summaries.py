@@ -34,7 +34,11 @@ def real_texts(length: int, decoded: int, pad_token_id: int) -> dict[str, Tensor
     ids, mask = torch.stack([_cut(0, length), _cut(100, length)]), torch.ones(2, length, dtype=torch.long)
     mask[1, 2 * length // 3 :] = 0
     ids = torch.where(mask.bool(), ids, pad_token_id)
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.stack([_cut(length, decoded), _cut(100 + 2 * length // 3, decoded)])}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": torch.stack([_cut(length, decoded), _cut(100 + 2 * length // 3, decoded)]),
+    }
 
 
 def train_briefly(model: Any, length: int, decoded: int, pad_token_id: int) -> None:

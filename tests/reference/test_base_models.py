@@ -1,4 +1,5 @@
-"""Long models against their base models: bit for bit with the mechanism 'full', and under a dense mask with longformer and window."""
+"""Long models against their base models: bit for bit with the mechanism 'full', and under a dense mask with longformer
+and window."""
 
 from __future__ import annotations
 
@@ -7,13 +8,24 @@ import torch
 from torch import Tensor
 
 from tests.cases import every_case
-from tests.reference.small_models import BASES, ENCODERS, HEADS, IMPLEMENTATIONS, head_inputs, padding, pair, plain_config, same, tokens
+from tests.reference.small_models import (
+    BASES,
+    ENCODERS,
+    HEADS,
+    IMPLEMENTATIONS,
+    head_inputs,
+    padding,
+    pair,
+    plain_config,
+    same,
+    tokens,
+)
 from tests.shared_code import code_of_family, kind_of_family
 
 FULL = {"mechanism": "full"}
 PADDING_IS_POOLED = ("siglip_text_model", "siglip2_text_model")
-"""Bases that pool the last position, even of padding. Trained without masks, they are the same without them; with a mask, where packed
-texts have no padding, the Long model pools the last token."""
+"""Bases that pool the last position, even of padding. Trained without masks, they are the same without them; with a
+mask, where packed texts have no padding, the Long model pools the last token."""
 
 
 @every_case(("base", "head"), HEADS, of=9, code=code_of_family, ids=[head for _, head in HEADS], by="base")
@@ -65,7 +77,10 @@ def test_full_attention_gives_the_gradients_of_the_base_bit_for_bit(base: str) -
 
 @pytest.mark.thorough
 @every_case(
-    ("base", "implementation"), [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible], of=9, code=kind_of_family
+    ("base", "implementation"),
+    [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible],
+    of=9,
+    code=kind_of_family,
 )
 def test_use_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
     plain, longer = pair(base, None, {"mechanism": "window", "window": 8})
@@ -103,7 +118,9 @@ def test_longformer_models_equal_their_base_under_the_dense_mask(base: str, glob
     labels = torch.where(mask.bool(), tokens(3, LENGTH) % 7, -100)
 
     expected = plain(ids, attention_mask=dense_mask(WINDOW, mask, is_global), position_ids=positions, labels=labels)
-    found = longer(ids, attention_mask=mask, global_attention_mask=is_global.long(), position_ids=positions, labels=labels)
+    found = longer(
+        ids, attention_mask=mask, global_attention_mask=is_global.long(), position_ids=positions, labels=labels
+    )
     real = mask.bool()
     assert (expected.logits - found.logits)[real].abs().max() < 1e-4
     expected.loss.backward()

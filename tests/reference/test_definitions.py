@@ -1,7 +1,8 @@
-"""Every mechanism computes what its paper says: forward and backward, against loops in float64 that know nothing of our code.
+"""Every mechanism computes what its paper says: forward and backward, against loops in float64 that know nothing of
+our code.
 
-The definitions are in ``definitions/``, one file per mechanism. Each is compared over options, lengths, padding, grouped heads and
-scalings that are drawn at random and are the same in every run.
+The definitions are in ``definitions/``, one file per mechanism. Each is compared over options, lengths, padding,
+grouped heads and scalings that are drawn at random and are the same in every run.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ def form(value: str | bool | int) -> str:
     return ("both ways", "causal")[value] if isinstance(value, bool) else str(value)
 
 
-FORMS = [(name, causal) for name in defined_mechanisms() for causal in (False, True) if name in list_mechanisms(causal=causal)]
+FORMS = [
+    (name, causal)
+    for name in defined_mechanisms()
+    for causal in (False, True)
+    if name in list_mechanisms(causal=causal)
+]
 
 
 def is_long(name: str, causal: bool) -> bool:
@@ -50,10 +56,17 @@ def is_long(name: str, causal: bool) -> bool:
 
 DRAWN = grid(
     [(*form, case) for form in FORMS for case in CASES],
-    lambda name, causal, case: case in SHORT_CASES[FORMS.index((name, causal)) % 2] or (is_long(name, causal) and case == MEDIUM_CASE),
+    lambda name, causal, case: (
+        case in SHORT_CASES[FORMS.index((name, causal)) % 2] or (is_long(name, causal) and case == MEDIUM_CASE)
+    ),
 )
-"""Every form in short cases, and every mechanism in the medium one in one of its forms; slow tests have the long ones."""
-SCORED_FORMS = [(name, causal) for name, causal in FORMS if any(option.name == "relative" for option in mechanism_info(name).options)]
+"""Every form in short cases, and every mechanism in the medium one in one of its forms; slow tests have the long
+ones."""
+SCORED_FORMS = [
+    (name, causal)
+    for name, causal in FORMS
+    if any(option.name == "relative" for option in mechanism_info(name).options)
+]
 RELATIVE = ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl"]
 """Every form with two of them, `window` with all; slow tests have all with every form."""
 STATEFUL = [name for name, causal in FORMS if causal and issubclass(mechanism_class(name), Stateful)]
@@ -61,12 +74,16 @@ STATEFUL = [name for name, causal in FORMS if causal and issubclass(mechanism_cl
 
 def test_every_mechanism_has_a_definition() -> None:
     without = sorted(set(list_mechanisms(grid=False)) - set(defined_mechanisms()))
-    assert not without, f"Write the definition of {without} as plain loops from the paper, in tests/reference/definitions/."
+    assert not without, (
+        f"Write the definition of {without} as plain loops from the paper, in tests/reference/definitions/."
+    )
     assert set(defined_mechanisms()) <= set(list_mechanisms(grid=False))
 
 
 @every_case(("name", "causal", "case"), DRAWN, ids=form, by="name")
-def test_every_mechanism_equals_its_definition_with_gradients(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_mechanism_equals_its_definition_with_gradients(
+    name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if case % 2:  # short inputs go the way of long ones
         monkeypatch.setattr("hf_longattn.engines.call.DENSE_CELLS", 0)
         monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
@@ -78,7 +95,9 @@ def test_every_mechanism_equals_its_definition_with_gradients(name: str, causal:
     ("name", "causal", "relative"),
     grid(
         [(*scored, relative) for scored in SCORED_FORMS for relative in RELATIVE],
-        lambda name, causal, relative: name == "window" or (SCORED_FORMS.index((name, causal)) + RELATIVE.index(relative)) % 2 == 0,
+        lambda name, causal, relative: (
+            name == "window" or (SCORED_FORMS.index((name, causal)) + RELATIVE.index(relative)) % 2 == 0
+        ),
     ),
     of=9,
     code=engine_of_form,
@@ -101,19 +120,28 @@ def test_relative_positions_in_every_mechanism_equal_their_definitions(name: str
 @every_case("case", range(4))
 @every_case("name", STATEFUL)
 def test_decoding_from_a_state_equals_the_definition(name: str, case: int) -> None:
-    """A mechanism with a state gives, token by token and piece by piece, what its definition gives for the whole text."""
+    """A mechanism with a state gives, token by token and piece by piece, what its definition gives for the whole
+    text."""
     module, q, k, v, arguments = draw_case(name, True, f"decoding {case}", fewer_queries=False)
     exact, (q, k, v) = module.double(), (x.double() for x in (q, k, v))
-    arguments = {key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in arguments.items()}
+    arguments = {
+        key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in arguments.items()
+    }
     arguments["score_mod"] = None
     with torch.no_grad():
         expected = definition_of(name).define(exact, q, k, v, **arguments)
         state, pieces, random = None, [], Random(case)
         while (start := sum(piece.shape[2] for piece in pieces)) < k.shape[2]:
             new = slice(start, start + (1 if case % 2 else random.randint(1, k.shape[2])))
-            given = {key: arguments[key][:, new] for key in ("padding_mask", "hidden_states") if arguments[key] is not None}
+            given = {
+                key: arguments[key][:, new] for key in ("padding_mask", "hidden_states") if arguments[key] is not None
+            }
             piece, state = exact.advance(
-                q[:, :, new], k[:, :, new], v[:, :, new], state, AttentionCall.of(scaling=arguments["scaling"], **given)
+                q[:, :, new],
+                k[:, :, new],
+                v[:, :, new],
+                state,
+                AttentionCall.of(scaling=arguments["scaling"], **given),
             )
             pieces.append(piece)
     rows = real_rows(q, arguments["padding_mask"])
@@ -131,14 +159,19 @@ def assert_is_definition(
     if isinstance(arguments["score_mod"], ATable):
         leaves.append(arguments["score_mod"].table)
         names.append("the score term")
-    doubled = {key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in arguments.items()}
+    doubled = {
+        key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in arguments.items()
+    }
 
-    expected = define(exact, *inputs, **doubled) + sum(0 * leaf.sum() for leaf in leaves)  # a graph, even if all is padding
+    # a graph, even if all is padding
+    expected = define(exact, *inputs, **doubled) + sum(0 * leaf.sum() for leaf in leaves)
     assert expected.dtype == torch.float64
     assert expected.shape == q.shape
     rows = real_rows(q, arguments["padding_mask"])
     given = accepted(exact, doubled)
-    assert_near(reference_attend(*inputs, exact, **given) * rows, expected * rows, 1e-10, "the N×N definition of the package")
+    assert_near(
+        reference_attend(*inputs, exact, **given) * rows, expected * rows, 1e-10, "the N×N definition of the package"
+    )
     got = attend(*inputs, exact, **given)
     assert_near(got * rows, expected * rows, 1e-10, "float64")
 
@@ -154,7 +187,11 @@ def assert_is_definition(
 
 
 def draw_case(
-    name: str, causal: bool, case: int | str, options: Mapping[str, Any] = MappingProxyType({}), fewer_queries: bool = True
+    name: str,
+    causal: bool,
+    case: int | str,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    fewer_queries: bool = True,
 ) -> tuple[Mechanism, Tensor, Tensor, Tensor, dict[str, Any]]:
     """A mechanism in float32 with random options besides ``options`` and random parameters, and inputs for it."""
     random = Random(f"{name} {causal} {case}")
@@ -182,18 +219,24 @@ def draw_case(
     arguments: dict[str, Any] = {
         "causal": causal,
         "padding_mask": draw_padding(random, batch, length),
-        "global_mask": torch.rand(batch, length) < 0.1 if module.capabilities.takes_globals and random.random() < 0.5 else None,
+        "global_mask": torch.rand(batch, length) < 0.1
+        if module.capabilities.takes_globals and random.random() < 0.5
+        else None,
         "scaling": random.choice((None, None, 0.3, 1.0)),
         "score_mod": random.choice((None, None, a_score_term, ATable(batch, heads, length)))
         if module.capabilities.takes_score_mod
         else None,
-        "hidden_states": torch.randn(batch, length, heads * width) if module.capabilities.takes_hidden_states else None,
+        "hidden_states": torch.randn(batch, length, heads * width)
+        if module.capabilities.takes_hidden_states
+        else None,
         "seed": random.choice(getattr(definition, "SEEDS", (0,))),
     }
     return module, q, k, v, arguments
 
 
-def draw_module(name: str, causal: bool, random: Random, length: int, heads: int, width: int, more_options: Mapping[str, Any]) -> Mechanism:
+def draw_module(
+    name: str, causal: bool, random: Random, length: int, heads: int, width: int, more_options: Mapping[str, Any]
+) -> Mechanism:
     """A mechanism with random options, of those that have the form and go with ``more_options``."""
     definition = definition_of(name)
     while True:
@@ -202,7 +245,9 @@ def draw_module(name: str, causal: bool, random: Random, length: int, heads: int
         if draw_more := getattr(definition, "draw_options_of_heads", None):
             options |= draw_more(random, heads, length)
         # not build_mechanism(): its max_length is the model's, and shadows the option of that name
-        build = partial(mechanism_from, name, num_heads=heads, head_dim=width, hidden_size=heads * width, max_length=longest)
+        build = partial(
+            mechanism_from, name, num_heads=heads, head_dim=width, hidden_size=heads * width, max_length=longest
+        )
         build(options)  # which are right by themselves, if not in this form, or not together with the others
         try:
             module = build({**options, **more_options}).eval()
@@ -248,7 +293,11 @@ class ATable:
 
 def accepted(module: Mechanism, arguments: dict[str, Any]) -> dict[str, Any]:
     """``arguments`` without the layer's input where the mechanism computes nothing from it."""
-    return {key: value for key, value in arguments.items() if key != "hidden_states" or module.capabilities.takes_hidden_states}
+    return {
+        key: value
+        for key, value in arguments.items()
+        if key != "hidden_states" or module.capabilities.takes_hidden_states
+    }
 
 
 def real_rows(q: Tensor, padding_mask: Tensor | None) -> Tensor:
@@ -261,4 +310,6 @@ def real_rows(q: Tensor, padding_mask: Tensor | None) -> Tensor:
 def assert_near(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     assert torch.isfinite(got).all(), f"{what}: not finite"
     error, largest = (float(x.detach().abs().max()) for x in (got.double() - expected, expected))
-    assert error <= tolerance * max(largest, 1.0), f"{what}: {error:.2e} away from the definition, whose largest number is {largest:.2e}"
+    assert error <= tolerance * max(largest, 1.0), (
+        f"{what}: {error:.2e} away from the definition, whose largest number is {largest:.2e}"
+    )

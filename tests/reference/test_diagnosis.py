@@ -1,4 +1,5 @@
-"""Every number of a diagnosis against its definition on the attentions that transformers' own eager attention returns."""
+"""Every number of a diagnosis against its definition on the attentions that transformers' own eager attention
+returns."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ CAUSALLY: dict[str, Callable[[int, int], bool]] = {
 SLIDING: list[tuple[str, dict[str, Any]]] = [
     ("mistral", {"sliding_window": 7}),
     ("gemma2", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
-    ("gemma3_text", {"sliding_window": 9, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}),
+    (
+        "gemma3_text",
+        {"sliding_window": 9, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    ),
 ]
 NOT_WATCHED = ("big_bird",)
 """Bases whose own classes are not on transformers' AttentionInterface; their Long models are diagnosed."""
@@ -73,7 +77,9 @@ def check(model: Any, ids: Tensor, attentions: tuple[Tensor, ...], causal: bool,
     for layer, weights in zip(result.last.layers, attentions, strict=True):
         expected = definition(weights[0], causal, kept)
         for name in MEANS:
-            torch.testing.assert_close(layer.numbers[name], torch.tensor(expected[name]).double(), atol=ROUNDING, rtol=ROUNDING)
+            torch.testing.assert_close(
+                layer.numbers[name], torch.tensor(expected[name]).double(), atol=ROUNDING, rtol=ROUNDING
+            )
         torch.testing.assert_close(layer.distance, torch.tensor(expected["distance"]).double(), atol=ROUNDING, rtol=0)
         captured = torch.tensor([expected[str(one)] for one in result.candidates]).double().T
         torch.testing.assert_close(layer.captured, captured, atol=ROUNDING, rtol=0)
@@ -109,8 +115,19 @@ def test_a_diagnosis_of_sliding_windows_equals_its_definition(base: str, changes
 
 @pytest.mark.parametrize("name", ["BartModel", "T5Model"])
 def test_a_diagnosis_of_the_encoder_of_two_stacks_equals_its_definition(name: str) -> None:
-    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-             "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}  # fmt: skip
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+    }
     config = getattr(transformers, name.replace("Model", "Config"))(vocab_size=SHAPE.vocabulary, **sizes)
     model, ids = getattr(transformers, name)(config).eval().double(), tokens(1, LENGTH)[0]
     model.set_attn_implementation("eager")
@@ -121,9 +138,14 @@ def test_a_diagnosis_of_the_encoder_of_two_stacks_equals_its_definition(name: st
 
 @every_case(("base", "mechanism"), [("bert", "linear"), ("bert", "full"), ("llama", "full"), ("big_bird", "window")])
 def test_a_diagnosis_of_long_models_measures_all_keys(base: str, mechanism: str) -> None:
-    """The first layer's queries and keys are those of the plain model, whatever runs; with full attention, those of all layers are."""
+    """The first layer's queries and keys are those of the plain model, whatever runs; with full attention, those of
+    all layers are."""
     plain = plain_model(base)
-    plain, longer, ids = plain.double(), long_like(plain, base, {"mechanism": mechanism}).double(), tokens(1, LENGTH)[0]
+    plain, longer, ids = (
+        plain.double(),
+        long_like(plain, base, {"mechanism": mechanism}).double(),
+        tokens(1, LENGTH)[0],
+    )
     attentions = attentions_of(plain, ids)
     result = diagnose(longer, ids, lengths=[LENGTH], queries=10**6, candidates=["window:window=8"])
     for layer, weights in list(zip(result.last.layers, attentions, strict=True))[: None if mechanism == "full" else 1]:
@@ -132,10 +154,16 @@ def test_a_diagnosis_of_long_models_measures_all_keys(base: str, mechanism: str)
 
 
 @pytest.mark.thorough
-@every_case(("base", "relative"), [*itertools.product(["bert", "llama"], ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])])
+@every_case(
+    ("base", "relative"),
+    [*itertools.product(["bert", "llama"], ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])],
+)
 def test_relative_positions_are_in_the_scores_of_a_diagnosis(base: str, relative: str) -> None:
     plain = plain_model(base)
-    longer, ids = long_like(plain, base, {"mechanism": "window", "window": 200, "relative": relative}), tokens(1, LENGTH)[0]
+    longer, ids = (
+        long_like(plain, base, {"mechanism": "window", "window": 200, "relative": relative}),
+        tokens(1, LENGTH)[0],
+    )
     with torch.no_grad():
         for name, parameter in longer.named_parameters():
             if ".relative." in name:

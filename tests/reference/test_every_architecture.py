@@ -1,4 +1,5 @@
-"""Every architecture of transformers under enable_long_attention, and transformers' own model tests on Long families."""
+"""Every architecture of transformers under enable_long_attention, and transformers' own model tests on Long
+families."""
 
 from __future__ import annotations
 
@@ -20,8 +21,30 @@ from tests.cases import Cases, every_case
 from tests.fresh_processes import run_fresh
 from tests.reference.every_architecture import compare, float64_throughout, parts_of, stored
 
-WINDOWED = ("gemma2", "gemma3_text", "gemma3", "gpt_oss", "llama4_text", "mistral", "modernbert", "openai_privacy_filter", "qwen2")
-OTHERS = ("bart", "bert", "bloom", "bridgetower", "deepseek_v32", "informer", "paligemma", "t5", "vit", "wav2vec2", "whisper")
+WINDOWED = (
+    "gemma2",
+    "gemma3_text",
+    "gemma3",
+    "gpt_oss",
+    "llama4_text",
+    "mistral",
+    "modernbert",
+    "openai_privacy_filter",
+    "qwen2",
+)
+OTHERS = (
+    "bart",
+    "bert",
+    "bloom",
+    "bridgetower",
+    "deepseek_v32",
+    "informer",
+    "paligemma",
+    "t5",
+    "vit",
+    "wav2vec2",
+    "whisper",
+)
 REFUSED = ("bridgetower", "deepseek_v32")
 """Of these, the model types that are refused."""
 SLICES = 8
@@ -77,20 +100,34 @@ def test_every_architecture_is_equal_or_refused(number: int) -> None:
 
 QUICK_FAMILIES = ["llama", "bart"]
 QUICK = (
-    "test_attention_outputs", "test_can_init_all_missing_weights", "test_config", "test_correct_missing_keys", "test_forward_signature",
-    "test_gradient_checkpointing", "test_hidden_states_output", "test_inputs_embeds", "test_load_save_without_tied_weights", "test_resize_",
-    "test_retain_grad", "test_save_load_keys", "test_tie",
-)  # fmt: skip
-"""Beginnings of the names of the tests that `make test` runs; the whole suite takes minutes for each family and is a slow test. That
-outputs as a tuple are those by name, that a batch gives what its rows give, saving and training have tests of ours in tests/modes and
-tests/modeling."""
+    "test_attention_outputs",
+    "test_can_init_all_missing_weights",
+    "test_config",
+    "test_correct_missing_keys",
+    "test_forward_signature",
+    "test_gradient_checkpointing",
+    "test_hidden_states_output",
+    "test_inputs_embeds",
+    "test_load_save_without_tied_weights",
+    "test_resize_",
+    "test_retain_grad",
+    "test_save_load_keys",
+    "test_tie",
+)
+"""Beginnings of the names of the tests that `make test` runs; the whole suite takes minutes for each family and is a
+slow test. That outputs as a tuple are those by name, that a batch gives what its rows give, saving and training have
+tests of ours in tests/modes and tests/modeling."""
 
 
-def result_of(families: list[str], folder_for_report: Path, only: tuple[str, ...] = (), with_base: bool = False) -> dict[str, dict]:
+def result_of(
+    families: list[str], folder_for_report: Path, only: tuple[str, ...] = (), with_base: bool = False
+) -> dict[str, dict]:
     try:
         folder = suite.unpacked_sdist(suite.CACHE, transformers.__version__)
     except subprocess.CalledProcessError:
-        pytest.skip(f"the sdist of transformers {transformers.__version__} is not in {suite.CACHE} and cannot be downloaded")
+        pytest.skip(
+            f"the sdist of transformers {transformers.__version__} is not in {suite.CACHE} and cannot be downloaded"
+        )
     report = folder_for_report / "report.xml"
     arguments, environment = suite.pytest_call(folder, suite.prepare(folder), families, with_base, report, only)
     run_fresh(*arguments, cwd=folder, env=environment, timeout=3000)
@@ -100,7 +137,9 @@ def result_of(families: list[str], folder_for_report: Path, only: tuple[str, ...
 def test_long_llama_and_bart_pass_some_of_the_model_tests_of_transformers(tmp_path: Path) -> None:
     """In one process."""
     result = result_of(QUICK_FAMILIES, tmp_path, QUICK)
-    assert {family: found["failures"] for family, found in result.items()} == {f"long_{family}": [] for family in QUICK_FAMILIES}
+    assert {family: found["failures"] for family, found in result.items()} == {
+        f"long_{family}": [] for family in QUICK_FAMILIES
+    }
     assert all(found["passed"] >= 10 for found in result.values()), result
 
 
@@ -109,7 +148,9 @@ def test_long_llama_and_bart_pass_some_of_the_model_tests_of_transformers(tmp_pa
 def test_long_families_pass_the_model_tests_of_transformers(family: str, tmp_path: Path) -> None:
     """Nothing fails, and what passes on the base passes, except for what is skipped with a reason."""
     result = result_of([family], tmp_path, with_base=True)
-    reasons = [skip.get("message", "") for skip in ElementTree.parse(tmp_path / "report.xml").getroot().iter("skipped")]
+    reasons = [
+        skip.get("message", "") for skip in ElementTree.parse(tmp_path / "report.xml").getroot().iter("skipped")
+    ]
     ours = result[f"long_{family}"]
     assert ours["failures"] == []
     assert ours["passed"] + sum(reason.startswith("skip list") for reason in reasons) >= result[family]["passed"] > 50

@@ -1,6 +1,8 @@
-"""Our stand-in for flash-linear-attention's kernel against the package: its parameters, and the package's plain implementation.
+"""Our stand-in for flash-linear-attention's kernel against the package: its parameters, and the package's plain
+implementation.
 
-Its source is read, since importing it takes Triton: ``pip install --no-deps flash-linear-attention fla-core einops`` is enough.
+Its source is read, since importing it takes Triton: ``pip install --no-deps flash-linear-attention fla-core einops``
+    is enough.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from tests.engines.test_linear_attention import chunk_simple_gla
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        any(importlib.util.find_spec(name) is None for name in ("fla", "einops")), reason="flash-linear-attention is not installed"
+        any(importlib.util.find_spec(name) is None for name in ("fla", "einops")),
+        reason="flash-linear-attention is not installed",
     ),
 ]
 IMPORTED = ("fla", "fla.ops", "fla.ops.utils", "fla.ops.utils.pooling")

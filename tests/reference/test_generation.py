@@ -1,4 +1,5 @@
-"""`generate` of LongGPT2 and LongLlama: step by step equals the full forward pass, with memory no larger than the window."""
+"""`generate` of LongGPT2 and LongLlama: step by step equals the full forward pass, with memory no larger than the
+window."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "full first": {"mechanism": "window", "window": WINDOW, "layers": {0: {"mechanism": "full"}}},
     "longformer": {"mechanism": "longformer", "window": WINDOW},
 }
-STEPS = [(base, name) for base in DECODERS for name in MECHANISMS] + [(base, "windows by layer") for base in CAUSAL if base not in DECODERS]
+STEPS = [(base, name) for base in DECODERS for name in MECHANISMS] + [
+    (base, "windows by layer") for base in CAUSAL if base not in DECODERS
+]
 GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 20}
 
 
@@ -46,11 +49,16 @@ def model(base: str, mechanism: str) -> Any:
 
 @every_case(
     ("base", "mechanism", "left"),
-    grid([(*step, left) for step in STEPS for left in (False, True)], lambda base, mechanism, left: left or base in DECODERS),
+    grid(
+        [(*step, left) for step in STEPS for left in (False, True)],
+        lambda base, mechanism, left: left or base in DECODERS,
+    ),
     of=9,
     code=lambda base, mechanism, left: base if base in DECODERS else code_of_family(base),
 )
-def test_decoding_every_decoder_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
+def test_decoding_every_decoder_step_by_step_equals_the_full_forward_pass(
+    base: str, mechanism: str, left: bool
+) -> None:
     longer, ids = model(base, mechanism), tokens(3, 90)
     mask = padding(3, 90, left=True) if left else torch.ones(3, 90, dtype=torch.long)
     steps = in_pieces(longer, DynamicCache(config=longer.config), ids, mask, [(0, 50), (50, 57), *singly(57, 90)])
@@ -63,7 +71,9 @@ def test_decoding_every_decoder_step_by_step_equals_the_full_forward_pass(base: 
 def test_a_generating_roberta_counts_from_its_padding_token(pad: int, left: bool) -> None:
     """transformers' ``generate`` counts from 0, also where the model itself does not."""
     decoder = {"is_decoder": True, "pad_token_id": pad}
-    longer = long_like(plain_model("roberta", "RobertaForCausalLM", **decoder), "roberta", MECHANISMS["window"], **decoder)
+    longer = long_like(
+        plain_model("roberta", "RobertaForCausalLM", **decoder), "roberta", MECHANISMS["window"], **decoder
+    )
     mask = padding(3, 40, left=True) if left else torch.ones(3, 40, dtype=torch.long)
     ids = torch.where(mask.bool(), tokens(3, 40).clamp(min=5), pad)
     with torch.no_grad():
@@ -91,7 +101,9 @@ def test_a_left_padded_batch_generates_what_its_rows_generate_alone(base: str) -
     batch = longer.generate(ids, attention_mask=mask, **GREEDY)[:, 40:]
     for row in range(3):
         alone = ids[row : row + 1, 40 - int(mask[row].sum()) :]
-        assert torch.equal(longer.generate(alone, attention_mask=torch.ones_like(alone), **GREEDY)[0, alone.shape[1] :], batch[row])
+        assert torch.equal(
+            longer.generate(alone, attention_mask=torch.ones_like(alone), **GREEDY)[0, alone.shape[1] :], batch[row]
+        )
 
 
 @pytest.mark.thorough
@@ -101,10 +113,18 @@ def test_generation_with_global_tokens_is_the_same_with_and_without_a_cache(base
     is_global = torch.zeros(2, 60, dtype=torch.long)
     is_global[:, [20, 25]] = 1
     with torch.no_grad():
-        whole, without = (longer(ids, attention_mask=mask, global_attention_mask=chosen).logits for chosen in (is_global, None))
+        whole, without = (
+            longer(ids, attention_mask=mask, global_attention_mask=chosen).logits for chosen in (is_global, None)
+        )
     assert (whole - without)[:, 50:].abs().max() > 1e-2
     texts = [
-        longer.generate(ids, attention_mask=mask, global_attention_mask=is_global, use_cache=use_cache, **GREEDY | {"num_beams": beams})
+        longer.generate(
+            ids,
+            attention_mask=mask,
+            global_attention_mask=is_global,
+            use_cache=use_cache,
+            **GREEDY | {"num_beams": beams},
+        )
         for beams in (1, 2)
         for use_cache in (True, False)
     ]

@@ -34,11 +34,19 @@ WIDTH = HEADS * DIM
 
 
 def windows(
-    q: Tensor, k: Tensor, v: Tensor, grid: Grid, layer: int = 0, biases: tuple[Tensor, Tensor] | None = None, **arguments: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Grid,
+    layer: int = 0,
+    biases: tuple[Tensor, Tensor] | None = None,
+    **arguments: Any,
 ) -> Tensor:
     """The output ``(B, N, H · D)`` of ``window2d``, with padding where the biases of keys and values are given."""
     padding = "none" if biases is None else "zeros"
-    mechanism = build_mechanism("window2d", num_heads=HEADS, head_dim=DIM, window=WINDOW, shift="alternate", padding=padding).eval()
+    mechanism = build_mechanism(
+        "window2d", num_heads=HEADS, head_dim=DIM, window=WINDOW, shift="alternate", padding=padding
+    ).eval()
     mechanism.layer = layer
     if biases is not None:
         for name, bias in zip(("pad_key", "pad_value"), biases, strict=True):
@@ -57,7 +65,9 @@ def random_weights(module: nn.Module) -> None:
         nn.init.normal_(parameter, std=0.5)
 
 
-def same_with_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tensor], softmax: torch.dtype = torch.double) -> None:
+def same_with_gradients(
+    ours: Tensor, theirs: Tensor, inputs: list[Tensor], softmax: torch.dtype = torch.double
+) -> None:
     """Up to the rounding of the dtype in which they compute the softmax."""
     close = functools.partial(torch.testing.assert_close, rtol=1e-7, atol=1e-7 if softmax == torch.double else 2e-4)
     close(ours, theirs)
@@ -77,8 +87,16 @@ PADDED = [(5, 8), (9, 11), (8, 13), (23, 19)]
 @every_case("sizes", [(8, 8), (12, 20), (16, 8), (24, 28), *PADDED])
 @every_case("shifted", [False, True])
 def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) -> None:
-    """A whole layer, its bias table and the shift included; its mask has -100 where ours has no pair, which rounds to the same."""
-    config = SwinConfig(embed_dim=WIDTH, window_size=WINDOW, num_heads=[HEADS], depths=[2], attn_implementation="eager", drop_path_rate=0.0)
+    """A whole layer, its bias table and the shift included; its mask has -100 where ours has no pair, which rounds to
+    the same."""
+    config = SwinConfig(
+        embed_dim=WIDTH,
+        window_size=WINDOW,
+        num_heads=[HEADS],
+        depths=[2],
+        attn_implementation="eager",
+        drop_path_rate=0.0,
+    )
     layer = SwinLayer(config, WIDTH, sizes, HEADS, shift_size=WINDOW // 2 if shifted else 0).double().eval()
     random_weights(layer)
     grid, attention = Grid(sizes), layer.attention
@@ -90,7 +108,12 @@ def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) 
     biases = None if sizes not in PADDED else (attention.k_proj.bias, attention.v_proj.bias)
     summed = hidden + attention.o_proj(windows(q, k, v, grid, int(shifted), biases, score_mod=bias))
     ours = summed + layer.mlp(layer.layernorm_after(summed))
-    inputs = [hidden, attention.relative_position_bias.relative_position_bias_table, attention.k_proj.bias, attention.v_proj.bias]
+    inputs = [
+        hidden,
+        attention.relative_position_bias.relative_position_bias_table,
+        attention.k_proj.bias,
+        attention.v_proj.bias,
+    ]
     same_with_gradients(ours, theirs, inputs, torch.float)
 
 
@@ -98,7 +121,12 @@ def test_window2d_equals_a_layer_of_swin(sizes: tuple[int, int], shifted: bool) 
 def test_window2d_equals_a_layer_of_sam(sizes: tuple[int, int]) -> None:
     """Without SAM's decomposed relative positions, which depend on the queries."""
     config = SamVisionConfig(
-        hidden_size=WIDTH, num_attention_heads=HEADS, mlp_dim=32, use_rel_pos=False, window_size=WINDOW, attn_implementation="eager"
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        mlp_dim=32,
+        use_rel_pos=False,
+        window_size=WINDOW,
+        attn_implementation="eager",
     )
     layer = SamVisionLayer(config, window_size=WINDOW).double().eval()
     random_weights(layer)
@@ -124,8 +152,15 @@ def test_a_grid_bias_equals_the_table_of_beit(sizes: tuple[int, int]) -> None:
     torch.testing.assert_close(ours[None], module(sizes))
 
 
-V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "norm_rel_ebd": "layer_norm",
-      "position_buckets": 32, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip
+V3 = {
+    "relative_attention": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 32,
+    "share_att_key": True,
+    "type_vocab_size": 0,
+}
 VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3}
 MODEL_HEADS = [(base, head) for base in VALUES for head in families.FAMILIES[base].model_classes]
 BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model")]
@@ -226,25 +261,43 @@ REFORMER_LENGTH, CHUNK, REFORMER_HEADS, REFORMER_WIDTH, REFORMER_SEED = 320, 32,
 
 def reformer(num_hashes: int, num_buckets: int | list[int], causal: bool = False, after: int = 0) -> LSHSelfAttention:
     config = ReformerConfig(
-        hidden_size=REFORMER_HEADS * REFORMER_WIDTH, num_attention_heads=REFORMER_HEADS, attention_head_size=REFORMER_WIDTH,
-        lsh_attn_chunk_length=CHUNK, num_hashes=num_hashes, num_buckets=num_buckets, hash_seed=REFORMER_SEED, is_decoder=causal,
-        attn_layers=["lsh"], lsh_num_chunks_after=after, lsh_attention_probs_dropout_prob=0.0, max_position_embeddings=REFORMER_LENGTH,
-    )  # fmt: skip
+        hidden_size=REFORMER_HEADS * REFORMER_WIDTH,
+        num_attention_heads=REFORMER_HEADS,
+        attention_head_size=REFORMER_WIDTH,
+        lsh_attn_chunk_length=CHUNK,
+        num_hashes=num_hashes,
+        num_buckets=num_buckets,
+        hash_seed=REFORMER_SEED,
+        is_decoder=causal,
+        attn_layers=["lsh"],
+        lsh_num_chunks_after=after,
+        lsh_attention_probs_dropout_prob=0.0,
+        max_position_embeddings=REFORMER_LENGTH,
+    )
     return LSHSelfAttention(config, layer_idx=0).eval()
 
 
 def projected(module: LSHSelfAttention, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """The shared vectors and the values, (B, H, N, D)."""
     return tuple(
-        layer(hidden).unflatten(-1, (REFORMER_HEADS, REFORMER_WIDTH)).transpose(1, 2) for layer in (module.query_key, module.value)
+        layer(hidden).unflatten(-1, (REFORMER_HEADS, REFORMER_WIDTH)).transpose(1, 2)
+        for layer in (module.query_key, module.value)
     )
 
 
 def ours(num_hashes: int, num_buckets: int, after: int = 0) -> LSH:
     return build_mechanism(
-        "lsh", num_heads=REFORMER_HEADS, head_dim=REFORMER_WIDTH, shared_qk=True, count_duplicates=True, seed=REFORMER_SEED,
-        bucket_size=CHUNK, num_hashes=num_hashes, num_buckets=num_buckets, num_chunks_after=after,
-    )  # fmt: skip
+        "lsh",
+        num_heads=REFORMER_HEADS,
+        head_dim=REFORMER_WIDTH,
+        shared_qk=True,
+        count_duplicates=True,
+        seed=REFORMER_SEED,
+        bucket_size=CHUNK,
+        num_hashes=num_hashes,
+        num_buckets=num_buckets,
+        num_chunks_after=after,
+    )
 
 
 @every_case(("num_buckets", "theirs"), [(16, 16), (64, [8, 8]), (128, [8, 16])])
@@ -298,7 +351,8 @@ def test_rounds_of_lsh_joined_into_one_circle_equal_reformer(causal: bool) -> No
     alone = torch.zeros(2, REFORMER_HEADS, REFORMER_LENGTH, dtype=torch.bool)
     if causal:  # a token that sees nothing else sees itself
         alone = ~torch.stack([sees_another(a, b) for a, b in rows]).any(0)
-        # transformers keeps it by a score of -1e5, next to which the logarithm of the number of rounds has two digits in fp32.
+        # transformers keeps it by a score of -1e5, next to which the logarithm of the number of rounds has two digits
+        # in fp32.
         torch.testing.assert_close(v[alone], expected[alone], atol=0, rtol=1e-2)
     torch.testing.assert_close(out[~alone], expected[~alone], atol=1e-5, rtol=0)
 
@@ -306,7 +360,9 @@ def test_rounds_of_lsh_joined_into_one_circle_equal_reformer(causal: bool) -> No
 def sees_another(queries: Tensor, keys: Tensor) -> Tensor:
     """Whether a row holds an earlier key for its query, (B, H, N) by position."""
     found = (keys[..., None, :] < queries[..., None]).any(-1)
-    return torch.zeros(2, REFORMER_HEADS, REFORMER_LENGTH, dtype=torch.bool).scatter(-1, queries.flatten(2), found.flatten(2))
+    return torch.zeros(2, REFORMER_HEADS, REFORMER_LENGTH, dtype=torch.bool).scatter(
+        -1, queries.flatten(2), found.flatten(2)
+    )
 
 
 NYSTROM_LENGTH = 256
@@ -338,7 +394,9 @@ def test_nystrom_equals_the_self_attention_of_nystromformer(landmarks: int, star
     theirs.init_option = start
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    ours = build_mechanism("nystrom", num_heads=4, head_dim=12, num_landmarks=landmarks, conv_kernel=33, inv_coeff_init_option=start)
+    ours = build_mechanism(
+        "nystrom", num_heads=4, head_dim=12, num_landmarks=landmarks, conv_kernel=33, inv_coeff_init_option=start
+    )
     ours.load_state_dict({"conv": theirs.conv.weight.detach()[:, 0, :, 0].clone()})
     hidden = torch.randn(2, NYSTROM_LENGTH, 48)
     results = []
@@ -347,7 +405,10 @@ def test_nystrom_equals_the_self_attention_of_nystromformer(landmarks: int, star
         if which == "theirs":
             out = theirs(leaf)[0]
         else:
-            q, k, v = (getattr(theirs, name)(leaf).unflatten(-1, (4, 12)).transpose(1, 2) for name in ("query", "key", "value"))
+            q, k, v = (
+                getattr(theirs, name)(leaf).unflatten(-1, (4, 12)).transpose(1, 2)
+                for name in ("query", "key", "value")
+            )
             out = attend(q, k, v, ours).transpose(1, 2).flatten(2)
         out.sin().sum().backward()
         results.append((out, leaf.grad))

@@ -28,9 +28,14 @@ HEADS, DIM, BLOCK, RANDOM = 2, 8, 16, 2
 def theirs(length: int, mask: Tensor, hidden: Tensor) -> tuple[Any, Tensor]:
     """transformers' attention module, and its output before the output projection."""
     config = BigBirdConfig(
-        hidden_size=HEADS * DIM, num_attention_heads=HEADS, block_size=BLOCK, num_random_blocks=RANDOM, max_position_embeddings=4096,
-        attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
-    )  # fmt: skip
+        hidden_size=HEADS * DIM,
+        num_attention_heads=HEADS,
+        block_size=BLOCK,
+        num_random_blocks=RANDOM,
+        max_position_embeddings=4096,
+        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+    )
     module = BigBirdAttention(config).eval()
     blocked, band, rows, columns = BigBirdModel.create_masks_for_block_sparse_attn(mask.float(), BLOCK)
     return module.self, module.self(hidden, band, rows, columns, blocked, blocked)[0]
@@ -47,7 +52,10 @@ def ours(module: Any, mask: Tensor, hidden: Tensor, **options: Any) -> Tensor:
         blocks_over="input",
         **options,
     ).eval()
-    q, k, v = (projection(hidden).unflatten(-1, (HEADS, DIM)).transpose(1, 2) for projection in (module.query, module.key, module.value))
+    q, k, v = (
+        projection(hidden).unflatten(-1, (HEADS, DIM)).transpose(1, 2)
+        for projection in (module.query, module.key, module.value)
+    )
     return attend(q, k, v, mechanism, padding_mask=mask).transpose(1, 2).flatten(2)
 
 
@@ -75,10 +83,18 @@ def test_bigbird_counts_the_first_block_as_transformers_does() -> None:
 
 
 SETTINGS = {
-    "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
-    "max_position_embeddings": 1024, "block_size": BLOCK, "num_random_blocks": RANDOM, "initializer_range": 0.2, "sep_token_id": 3,
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 1024,
+    "block_size": BLOCK,
+    "num_random_blocks": RANDOM,
+    "initializer_range": 0.2,
+    "sep_token_id": 3,
     "hidden_dropout_prob": 0.0,
-}  # fmt: skip
+}
 HEADED = sorted(set(FAMILIES["big_bird"].model_classes) - {"BigBirdForCausalLM"})
 
 
@@ -112,7 +128,9 @@ def labels(head: str, length: int = 200) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("head", "unusual"), alternately(HEADED))
 def test_every_bigbird_head_equals_transformers_with_its_gradients(head: str, unusual: bool, tmp_path: Path) -> None:
-    model, longer = adopted(head, tmp_path, **({"rescale_embeddings": True, "use_bias": False, "hidden_act": "relu"} if unusual else {}))
+    model, longer = adopted(
+        head, tmp_path, **({"rescale_embeddings": True, "use_bias": False, "hidden_act": "relu"} if unusual else {})
+    )
     inputs = texts(head)
     real = inputs["attention_mask"].bool()
     wanted = {} if head == "BigBirdModel" else labels(head)
@@ -135,7 +153,9 @@ def test_every_bigbird_head_equals_transformers_with_its_gradients(head: str, un
 def test_bigbird_reads_short_texts_fully_as_transformers_does(tmp_path: Path) -> None:
     longer = adopted("BigBirdModel", tmp_path)[1]
     for length in (9 * BLOCK - 1, 9 * BLOCK, 9 * BLOCK + 1):
-        model = transformers.BigBirdModel.from_pretrained(tmp_path).eval()  # a short input leaves its attention full for good
+        model = transformers.BigBirdModel.from_pretrained(
+            tmp_path
+        ).eval()  # a short input leaves its attention full for good
         inputs = texts("BigBirdModel", length)
         with torch.no_grad():
             expected, found = model(**inputs).last_hidden_state, longer(**inputs).last_hidden_state
@@ -155,7 +175,10 @@ def test_bigbird_with_blocks_over_the_text_reads_a_padded_text_as_alone(tmp_path
     inputs = texts("BigBirdModel", 300)
     with torch.no_grad():
         alone = model(inputs["input_ids"][1:, :245]).last_hidden_state
-        padded, theirs_padded = longer(**inputs).last_hidden_state[1:, :245], model(**inputs).last_hidden_state[1:, :245]
+        padded, theirs_padded = (
+            longer(**inputs).last_hidden_state[1:, :245],
+            model(**inputs).last_hidden_state[1:, :245],
+        )
     assert (alone - padded).abs().max() < 1e-4
     assert (alone - theirs_padded).abs().max() > 1e-2, "transformers' own output depends on the padding"
 
@@ -165,7 +188,9 @@ def test_a_bigbird_decoder_and_its_cross_attention_are_those_of_bert() -> None:
     settings = {"is_decoder": True, "add_cross_attention": True, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.0}
     settings |= {name: value for name, value in SETTINGS.items() if name not in ("block_size", "num_random_blocks")}
     bert = transformers.BertLMHeadModel(transformers.BertConfig(**settings)).eval()
-    longer = families.LongBigBirdForCausalLM(families.LongBigBirdConfig(**settings, long_attention={"mechanism": "full"})).eval()
+    longer = families.LongBigBirdForCausalLM(
+        families.LongBigBirdConfig(**settings, long_attention={"mechanism": "full"})
+    ).eval()
     lost = longer.load_state_dict(bert.state_dict(), strict=False)
     assert all("pooler" in name for name in (*lost.missing_keys, *lost.unexpected_keys))
     mask = torch.ones(2, 30)
@@ -180,11 +205,19 @@ def test_a_bigbird_decoder_and_its_cross_attention_are_those_of_bert() -> None:
 
 LENGTH, DECODED = 512, 48
 SIZES: dict[str, Any] = {
-    "vocab_size": 1000, "d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": LENGTH,
-    "block_size": 16, "num_random_blocks": 2,
+    "vocab_size": 1000,
+    "d_model": 64,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "max_position_embeddings": LENGTH,
+    "block_size": 16,
+    "num_random_blocks": 2,
     "dropout": 0.0,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["no bias", "bias"])
@@ -192,7 +225,9 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """transformers' model, trained for a few steps and saved by transformers, and what it was converted to."""
     folder = tmp_path_factory.mktemp("bigbird_pegasus")
     torch.manual_seed(0)
-    model = transformers.BigBirdPegasusForConditionalGeneration(transformers.BigBirdPegasusConfig(**SIZES, use_bias=request.param))
+    model = transformers.BigBirdPegasusForConditionalGeneration(
+        transformers.BigBirdPegasusConfig(**SIZES, use_bias=request.param)
+    )
     train_briefly(model, 16 * 12, DECODED, model.config.pad_token_id)
     model.save_pretrained(folder / "theirs")
     with_tokenizer(folder / "theirs", LENGTH)

@@ -28,13 +28,20 @@ TOLERANCE = 1e-4
 @every_case("length", [40, 384])
 @every_case("count", [1, 5, 30])
 def test_longformer_equals_the_self_attention_of_transformers(length: int, count: int) -> None:
-    """The module of one layer with the mechanism in its place: same weights, same hidden states, padding and scattered global tokens."""
-    config = transformers.LongformerConfig(hidden_size=48, num_attention_heads=4, attention_window=[8], num_hidden_layers=1)
+    """The module of one layer with the mechanism in its place: same weights, same hidden states, padding and scattered
+    global tokens."""
+    config = transformers.LongformerConfig(
+        hidden_size=48, num_attention_heads=4, attention_window=[8], num_hidden_layers=1
+    )
     theirs = LongformerSelfAttention(config, 0).eval()
     ours = build_mechanism("longformer", num_heads=4, head_dim=12, window=8, separate_global=True)
     names = ("query", "key", "value")
     ours.load_state_dict(
-        {f"separate.{n}.{p}": theirs.get_parameter(f"{n}_global.{p}").detach().clone() for n in names for p in ("weight", "bias")}
+        {
+            f"separate.{n}.{p}": theirs.get_parameter(f"{n}_global.{p}").detach().clone()
+            for n in names
+            for p in ("weight", "bias")
+        }
     )
     hidden = torch.randn(2, length, 48)
     real, marked = torch.ones(2, length, dtype=torch.bool), torch.zeros(2, length, dtype=torch.bool)
@@ -61,8 +68,12 @@ def _their_attention(theirs: Any, ours: Any, hidden: Tensor, real: Tensor, marke
 
 
 def _our_attention(theirs: Any, ours: Any, hidden: Tensor, real: Tensor, marked: Tensor) -> Tensor:
-    q, k, v = (getattr(theirs, name)(hidden).unflatten(-1, (4, 12)).transpose(1, 2) for name in ("query", "key", "value"))
-    return attend(q, k, v, ours, padding_mask=real, global_mask=marked, hidden_states=hidden).transpose(1, 2).flatten(2)
+    q, k, v = (
+        getattr(theirs, name)(hidden).unflatten(-1, (4, 12)).transpose(1, 2) for name in ("query", "key", "value")
+    )
+    return (
+        attend(q, k, v, ours, padding_mask=real, global_mask=marked, hidden_states=hidden).transpose(1, 2).flatten(2)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +87,8 @@ def texts() -> Tensor:
 
 @pytest.fixture(scope="module")
 def pretrained(texts: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Longformer with another window in each layer, trained on masked words for a few steps, and its tokenizer."""
+    """A small Longformer with another window in each layer, trained on masked words for a few steps, and its
+    tokenizer."""
     torch.manual_seed(0)
     config = transformers.LongformerConfig(
         vocab_size=1000,
@@ -98,7 +110,9 @@ def pretrained(texts: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden = torch.rand(ids.shape) < 0.15
         marks = torch.zeros_like(ids)
         marks[:, :2] = 1
-        loss = model(ids.masked_fill(hidden, MASK), global_attention_mask=marks, labels=ids.masked_fill(~hidden, -100)).loss
+        loss = model(
+            ids.masked_fill(hidden, MASK), global_attention_mask=marks, labels=ids.masked_fill(~hidden, -100)
+        ).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -111,7 +125,11 @@ def pretrained(texts: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source_of(head: str, pretrained: Path, folder: Path) -> Any:
     """The pretrained weights under this head, saved with its tokenizer."""
     torch.manual_seed(1)
-    model = getattr(transformers, f"Longformer{head}").from_pretrained(pretrained, num_labels=3 if "Classification" in head else 2).eval()
+    model = (
+        getattr(transformers, f"Longformer{head}")
+        .from_pretrained(pretrained, num_labels=3 if "Classification" in head else 2)
+        .eval()
+    )
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(pretrained).save_pretrained(folder)
     return model
@@ -152,8 +170,11 @@ def their_name(name: str) -> str:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("head", quickly(HEADS, ("ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering")))
-def test_an_adopted_longformer_equals_transformers_with_its_gradients(head: str, pretrained: Path, texts: Tensor, tmp_path: Path) -> None:
-    """Saved by transformers, converted, loaded by an Auto class: the same call gives the same outputs and the same step."""
+def test_an_adopted_longformer_equals_transformers_with_its_gradients(
+    head: str, pretrained: Path, texts: Tensor, tmp_path: Path
+) -> None:
+    """Saved by transformers, converted, loaded by an Auto class: the same call gives the same outputs and the same
+    step."""
     theirs = source_of(head, pretrained, tmp_path / "source")
     report = convert_checkpoint(tmp_path / "source", tmp_path / "ours")
     assert report.verified
@@ -196,10 +217,19 @@ def _assert_same_gradients(theirs: nn.Module, ours: nn.Module) -> None:
 
 LED_LENGTH, DECODED = 512, 48
 SIZES: dict[str, Any] = {
-    "vocab_size": 1000, "d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_encoder_position_embeddings": LED_LENGTH,
-    "max_decoder_position_embeddings": 64, "attention_window": [32, 64, 32], "dropout": 0.0,
-}  # fmt: skip
+    "vocab_size": 1000,
+    "d_model": 64,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "max_encoder_position_embeddings": LED_LENGTH,
+    "max_decoder_position_embeddings": 64,
+    "attention_window": [32, 64, 32],
+    "dropout": 0.0,
+}
 GRADIENT_OF = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
 
 
@@ -274,8 +304,12 @@ def test_an_adopted_led_has_the_windows_and_lengths_of_its_source(both: tuple[An
     config = both[1].config
     assert (config.max_position_embeddings, config.max_decoder_position_embeddings) == (LED_LENGTH, 64)
     assert config.long_attention.to_dict() == {
-        "mechanism": "longformer", "window": 32, "global_tokens": [], "separate_global": True, "layers": {"1": {"window": 64}},
-    }  # fmt: skip
+        "mechanism": "longformer",
+        "window": 32,
+        "global_tokens": [],
+        "separate_global": True,
+        "layers": {"1": {"window": 64}},
+    }
     assert config.forced_eos_token_id is None  # BART's default is 2, LED has none
     config.save_pretrained(tmp_path)
     assert transformers.AutoConfig.from_pretrained(tmp_path).forced_eos_token_id is None

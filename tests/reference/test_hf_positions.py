@@ -34,7 +34,9 @@ def distances(length: int) -> torch.Tensor:
 def test_every_distance_has_the_bucket_that_t5_gives_it(causal: bool) -> None:
     distance = torch.arange(-3000, 3001)
     for count, furthest in ((32, 128), (16, 1000), (64, 4096)):
-        found = T5Attention._relative_position_bucket(-distance, bidirectional=not causal, num_buckets=count, max_distance=furthest)
+        found = T5Attention._relative_position_bucket(
+            -distance, bidirectional=not causal, num_buckets=count, max_distance=furthest
+        )
         assert torch.equal(buckets(distance, causal, count, furthest), found)
 
 
@@ -49,7 +51,9 @@ def test_t5_buckets_equal_the_bias_and_attention_of_t5(causal: bool) -> None:
     assert torch.equal(ours.bias(distances(200), causal)[None], theirs.compute_bias(200, 200))
     hidden = torch.randn(2, 200, 32)
     mask = torch.full((200, 200), torch.finfo(torch.float32).min).triu(1)[None, None] if causal else None
-    expected = theirs(hidden, mask=mask, position_bias=None if mask is None else theirs.compute_bias(200, 200) + mask)[0]
+    expected = theirs(hidden, mask=mask, position_bias=None if mask is None else theirs.compute_bias(200, 200) + mask)[
+        0
+    ]
     full = build_mechanism("full", num_heads=4, head_dim=8, relative="t5_buckets")
     full.relative = ours
     q, k, v = (part(hidden).view(2, 200, 4, 8).transpose(1, 2) for part in (theirs.q, theirs.k, theirs.v))
@@ -105,9 +109,18 @@ SCALINGS = ["none", "linear", "dynamic", "yarn", "longrope"]
 def llama(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=OLD, initializer_range=0.2, bos_token_id=3, eos_token_id=3, pad_token_id=3,
-    )  # fmt: skip
+        vocab_size=200,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=OLD,
+        initializer_range=0.2,
+        bos_token_id=3,
+        eos_token_id=3,
+        pad_token_id=3,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
     factors = {"short_factor": [1.0 + 0.01 * n for n in range(8)], "long_factor": [1.0 + 0.5 * n for n in range(8)]}
     (tmp_path / "factors.json").write_text(json.dumps(factors))
@@ -154,8 +167,12 @@ def test_scaled_rope_differs_from_plain_beyond_the_old_length(llama: Path, kind:
 def test_longrope_factors_that_do_not_fit_are_refused(llama: Path, wrong: list[Any]) -> None:
     file = llama.parent / "wrong.json"
     file.write_text(json.dumps({"short_factor": [1.0] * 8, "long_factor": wrong}))
-    with pytest.raises(OptionError, match=r"long_factor must be a list of 8 positive numbers, one for each rotary frequency"):
-        convert_checkpoint(llama, llama.parent / "long", mechanism="full", max_length=NEW, positions=f"rope:longrope:{file}")
+    with pytest.raises(
+        OptionError, match=r"long_factor must be a list of 8 positive numbers, one for each rotary frequency"
+    ):
+        convert_checkpoint(
+            llama, llama.parent / "long", mechanism="full", max_length=NEW, positions=f"rope:longrope:{file}"
+        )
 
 
 HEADS, GROUPS, WIDTH, LENGTH = 2, 1, 8, 29
@@ -171,7 +188,8 @@ SELF_EXTEND = "self_extend:window=6,group=3"
 
 
 def rotated(x: Tensor, positions: Tensor) -> Tensor:
-    """``x (…, N, D)`` as a model gives it to attention, with complex numbers for the planes of features n and n + D/2."""
+    """``x (…, N, D)`` as a model gives it to attention, with complex numbers for the planes of features n and n +
+    D/2."""
     planes = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones(()).double(), positions[:, None] * FREQUENCIES)
     return torch.cat([planes.real, planes.imag], -1)
 
@@ -183,19 +201,27 @@ def defined(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         keys = range(i + 1 if causal else length)
         distances = [self_extend(i, j) if j <= i else -self_extend(j, i) for j in keys]
         group = h * k.shape[0] // q.shape[0]
-        turned = [rotated(q[h, i][None], torch.tensor([d]).double())[0] @ k[group, j] for j, d in zip(keys, distances, strict=True)]
+        turned = [
+            rotated(q[h, i][None], torch.tensor([d]).double())[0] @ k[group, j]
+            for j, d in zip(keys, distances, strict=True)
+        ]
         rows.append((torch.stack(turned) / WIDTH**0.5).softmax(0) @ v[group, : len(keys)])
     return torch.stack(rows).view(*q.shape)
 
 
 def drawn(batch: int = 1) -> list[Tensor]:
     torch.manual_seed(0)
-    return [torch.randn(batch, heads, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
+    return [
+        torch.randn(batch, heads, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+        for heads in (HEADS, GROUPS, GROUPS)
+    ]
 
 
 @every_case("causal", [True, False])
 @every_case("blocks", [False, True])
-def test_self_extend_equals_its_formula_with_gradients(causal: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_extend_equals_its_formula_with_gradients(
+    causal: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if blocks:  # as for long texts
         monkeypatch.setattr(dense, "MAX_SCORES", 5 * HEADS * LENGTH)
     (q, k, v), places = drawn(), torch.arange(LENGTH).double()
@@ -212,24 +238,33 @@ def test_self_extend_equals_its_formula_with_gradients(causal: bool, blocks: boo
 
 @every_case("causal", [True, False])
 def test_self_extend_counts_positions_from_each_sequence(causal: bool) -> None:
-    """With padding on either side, packed documents, and fewer queries than keys. The model's own positions may count padding."""
+    """With padding on either side, packed documents, and fewer queries than keys. The model's own positions may count
+    padding."""
     (q, k, v), places = drawn(2), torch.arange(LENGTH).double()
     turned = (rotated(q, places), rotated(k, places), v)
     arguments: dict[str, Any] = {"causal": causal, "relative": SELF_EXTEND}
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
     mask[0, :9], mask[1, 20:] = False, False
     padded = attend(*turned, "full", padding_mask=mask, **arguments)
-    torch.testing.assert_close(padded[0, :, 9:], defined(q[0, :, 9:], k[0, :, 9:], v[0, :, 9:], causal), atol=1e-12, rtol=0)
-    torch.testing.assert_close(padded[1, :, :20], defined(q[1, :, :20], k[1, :, :20], v[1, :, :20], causal), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        padded[0, :, 9:], defined(q[0, :, 9:], k[0, :, 9:], v[0, :, 9:], causal), atol=1e-12, rtol=0
+    )
+    torch.testing.assert_close(
+        padded[1, :, :20], defined(q[1, :, :20], k[1, :, :20], v[1, :, :20], causal), atol=1e-12, rtol=0
+    )
     packed = attend(*turned, "full", documents=(torch.arange(LENGTH) >= 11).long().expand(2, -1), **arguments)
-    torch.testing.assert_close(packed[1, :, 11:], defined(q[1, :, 11:], k[1, :, 11:], v[1, :, 11:], causal), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        packed[1, :, 11:], defined(q[1, :, 11:], k[1, :, 11:], v[1, :, 11:], causal), atol=1e-12, rtol=0
+    )
     last = attend(turned[0][:, :, -4:], *turned[1:], "full", padding_mask=mask, **arguments)
     torch.testing.assert_close(last[0], padded[0, :, -4:], atol=1e-12, rtol=0)
 
 
 @every_case("causal", [True, False])
 @every_case("blocks", [False, True])
-def test_a_cap_and_padding_meet_the_scores_of_self_extend(causal: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cap_and_padding_meet_the_scores_of_self_extend(
+    causal: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in the definition over all pairs. A cap sees the score of one pair, whatever listing of the key gave it."""
     if blocks:
         monkeypatch.setattr(dense, "MAX_SCORES", 5 * HEADS * LENGTH)
@@ -237,7 +272,9 @@ def test_a_cap_and_padding_meet_the_scores_of_self_extend(causal: bool, blocks: 
     mask[0, :9], mask[1, 20:] = False, False
     arguments: dict[str, Any] = {"causal": causal, "relative": SELF_EXTEND, "padding_mask": mask}
     arguments["score_mod"] = lambda score, b, h, i, j: 3 * torch.tanh(score / 3) + 0.01 * (h + 1) * (i - j)
-    out, expected = (run(*drawn(2), "full", **arguments) * mask[:, None, :, None] for run in (attend, reference_attend))
+    out, expected = (
+        run(*drawn(2), "full", **arguments) * mask[:, None, :, None] for run in (attend, reference_attend)
+    )
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
 
 
@@ -247,7 +284,9 @@ def test_self_extend_changes_nothing_in_short_texts(monkeypatch: pytest.MonkeyPa
         q, k, v = (x.detach()[:, :, :length] for x in drawn())
         places = torch.arange(length).double()
         out = attend(rotated(q, places), rotated(k, places), v, "full", causal=True, relative=SELF_EXTEND)
-        torch.testing.assert_close(out, attend(rotated(q, places), rotated(k, places), v, "full", causal=True), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            out, attend(rotated(q, places), rotated(k, places), v, "full", causal=True), atol=1e-12, rtol=0
+        )
         monkeypatch.setattr(SelfExtend, "moved", lambda *_: pytest.fail("vectors for distant pairs"))
 
 
@@ -257,5 +296,7 @@ def test_self_extend_takes_values_wider_than_keys() -> None:
         q, k, v = (x.detach()[:, :, :length] for x in drawn())
         mechanism = mechanism_from("full", {"relative": SELF_EXTEND}, num_heads=HEADS, head_dim=WIDTH, max_length=None)
         out = mechanism(q, k, torch.cat([v, v[..., :4]], -1), AttentionCall(causal=True))
-        torch.testing.assert_close(out[..., :WIDTH], mechanism(q, k, v, AttentionCall(causal=True)), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            out[..., :WIDTH], mechanism(q, k, v, AttentionCall(causal=True)), atol=1e-12, rtol=0
+        )
         assert out.shape[-1] == WIDTH + 4

@@ -1,4 +1,5 @@
-"""Long models with PyTorch and other libraries: compiled, exported, in several processes and threads, with adapters and pipelines."""
+"""Long models with PyTorch and other libraries: compiled, exported, in several processes and threads, with adapters
+and pipelines."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def test_lora_tunes_saves_and_loads_a_long_model(tmp_path: Path) -> None:
     with torch.no_grad():
         before = model(ids).logits
     tuned = peft.get_peft_model(
-        model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=4, init_lora_weights="gaussian")
+        model,
+        peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=4, init_lora_weights="gaussian"),
     )
     is_global = torch.zeros_like(ids)
     is_global[:, 0] = 1
@@ -106,33 +108,51 @@ def test_pipelines_of_transformers_run_on_long_encoders(saved: Any) -> None:
 
 
 def test_pipelines_read_as_far_as_a_converted_model_and_refuse_longer_texts_to_classify(tmp_path: Path) -> None:
-    """The source's tokenizer states no length, so that transformers' own pipelines end in an error of tensors' sizes there."""
+    """The source's tokenizer states no length, so that transformers' own pipelines end in an error of tensors' sizes
+    there."""
     long_word = "a" * 3000
     text, longer = (f"{TEXT} {long_word} the end" * times for times in (1, 3))
-    tasks = {"token-classification": "BertForTokenClassification", "text-classification": "BertForSequenceClassification"}
+    tasks = {
+        "token-classification": "BertForTokenClassification",
+        "text-classification": "BertForSequenceClassification",
+    }
     for (task, head), mechanism in zip(tasks.items(), ("window", "longformer"), strict=True):
         plain_model("bert", head, vocab_size=1000, max_position_embeddings=512).save_pretrained(tmp_path / "short")
         tokenizer_of("bert").save_pretrained(tmp_path / "short")
-        convert_checkpoint(tmp_path / "short", tmp_path / task, mechanism=mechanism, window=32, max_length=4096, verify=False)
+        convert_checkpoint(
+            tmp_path / "short", tmp_path / task, mechanism=mechanism, window=32, max_length=4096, verify=False
+        )
     assert AutoTokenizer.from_pretrained(tmp_path / "short").model_max_length > 10**9
-    tag = pipeline("token-classification", model=str(tmp_path / "token-classification"), aggregation_strategy="first", ignore_labels=[])
+    tag = pipeline(
+        "token-classification",
+        model=str(tmp_path / "token-classification"),
+        aggregation_strategy="first",
+        ignore_labels=[],
+    )
     assert 512 < len(tag.tokenizer(text)["input_ids"]) <= tag.tokenizer.model_max_length == 4096
     end, longer_end = (words[-1]["end"] for words in tag([text, longer]))
     assert end == len(text) < longer_end < len(longer)
     classify = pipeline("text-classification", model=str(tmp_path / "text-classification"))
     assert classify(text) != classify(f"{text} or not")
-    with pytest.raises(InputError, match=r"but this model has 4096; cut it with .* or convert the checkpoint with a longer"):
+    with pytest.raises(
+        InputError, match=r"but this model has 4096; cut it with .* or convert the checkpoint with a longer"
+    ):
         classify(longer)
     assert tag([" \n", ""]) == [[], []]
 
 
 def test_the_text_generation_pipeline_runs_on_a_long_decoder(tmp_path: Path) -> None:
     tokenizer_of("gpt2").save_pretrained(tmp_path)
-    long_model("gpt2", "GPT2LMHeadModel", {"mechanism": "window", "window": 16}, vocab_size=1000).save_pretrained(tmp_path)
+    long_model("gpt2", "GPT2LMHeadModel", {"mechanism": "window", "window": 16}, vocab_size=1000).save_pretrained(
+        tmp_path
+    )
     generator = pipeline("text-generation", model=str(tmp_path))
     generator.tokenizer.pad_token_id = generator.model.config.eos_token_id
     texts = generator(["A long document", "Another"], max_new_tokens=5, do_sample=False, batch_size=2)
-    assert all(text[0]["generated_text"].startswith(prompt) for text, prompt in zip(texts, ["A long document", "Another"], strict=True))
+    assert all(
+        text[0]["generated_text"].startswith(prompt)
+        for text, prompt in zip(texts, ["A long document", "Another"], strict=True)
+    )
 
 
 def test_trainer_keeps_the_global_attention_mask(saved: Any, tmp_path: Path) -> None:
@@ -204,7 +224,9 @@ def test_a_converted_model_answers_questions_on_long_contexts(tmp_path: Path) ->
     """Through the pipeline where transformers has one (5.23 has not), and by the reader of this package."""
     folder = str(converted(tmp_path, plain_bert("BertForQuestionAnswering"), tokenizer_of("bert", 512)))
     if "question-answering" in PIPELINE_REGISTRY.get_supported_tasks():
-        answer = pipeline("question-answering", model=folder)(question="What decides?", context=TEXT * 3, max_seq_len=LONG)
+        answer = pipeline("question-answering", model=folder)(
+            question="What decides?", context=TEXT * 3, max_seq_len=LONG
+        )
         assert answer["answer"] in TEXT * 3
     model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     reader = QAReader(model, AutoTokenizer.from_pretrained(folder), max_answer_tokens=LONG)
@@ -239,7 +261,9 @@ def test_a_converted_sentence_encoder_encodes_4096_tokens(tmp_path: Path) -> Non
     plain_bert("BertModel").save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     st.SentenceTransformer(str(tmp_path / "bert"), device="cpu").save(str(tmp_path / "short"))
-    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=64, max_length=LONG, verify=False)
+    convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="longformer", window=64, max_length=LONG, verify=False
+    )
     model = st.SentenceTransformer(str(tmp_path / "long"), device="cpu")
     assert model.max_seq_length == LONG
     text = " ".join(words[i * i % len(words)] for i in range(LONG - 2))
@@ -249,9 +273,14 @@ def test_a_converted_sentence_encoder_encodes_4096_tokens(tmp_path: Path) -> Non
     assert abs(first - truncated).max() > 1e-3
 
 
-@pytest.mark.parametrize(("base", "head"), [("llama", "LlamaForCausalLM"), ("bert", "BertModel"), ("t5", "T5ForConditionalGeneration")])
-def test_the_auto_map_of_a_config_can_be_read_and_an_empty_one_is_not_saved(base: str, head: str, tmp_path: Path) -> None:
-    """TRL reads it of models whose class is not in transformers' namespace; transformers itself asks whether a class is in it."""
+@pytest.mark.parametrize(
+    ("base", "head"), [("llama", "LlamaForCausalLM"), ("bert", "BertModel"), ("t5", "T5ForConditionalGeneration")]
+)
+def test_the_auto_map_of_a_config_can_be_read_and_an_empty_one_is_not_saved(
+    base: str, head: str, tmp_path: Path
+) -> None:
+    """TRL reads it of models whose class is not in transformers' namespace; transformers itself asks whether a class
+    is in it."""
     long_class = families.FAMILIES[base].long_class_of(getattr(transformers, head))
     config = families.FAMILIES[base].config_class(**small_values(base), long_attention={"mechanism": "window"})
     long_class(config).save_pretrained(tmp_path)
@@ -275,14 +304,23 @@ def test_trl_trains_a_model_by_the_name_of_its_folder(tmp_path: Path) -> None:
     folder = str(tmp_path / "model")
     long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 16}, **sizes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    settings = {"output_dir": str(tmp_path / "out"), "max_steps": 1, "use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no"}
+    settings = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "save_strategy": "no",
+    }
     texts = datasets.Dataset.from_list([{"text": "the tree is the tree"}] * 4)
     tuned = trl.SFTTrainer(folder, args=trl.SFTConfig(**settings, max_length=32), train_dataset=texts)
     tuned.train()
     assert type(tuned.model) is families.LongLlamaForCausalLM
     preferences = datasets.Dataset.from_list([{"prompt": "the", "chosen": " tree", "rejected": " is"}] * 4)
     for policy in (folder, AutoModelForCausalLM.from_pretrained(folder)):
-        trainer = trl.DPOTrainer(policy, args=trl.DPOConfig(**settings), train_dataset=preferences, processing_class=tokenizer)
+        trainer = trl.DPOTrainer(
+            policy, args=trl.DPOConfig(**settings), train_dataset=preferences, processing_class=tokenizer
+        )
         trainer.train()
         assert type(trainer.model) is type(trainer.ref_model) is type(tuned.model)
 
@@ -313,7 +351,9 @@ def test_long_models_compile_to_one_graph(base: str, head: str, backend: str) ->
 
 @pytest.mark.slow
 def test_a_long_model_compiled_with_inductor_has_the_same_gradients() -> None:
-    model = long_model("bert", "BertForMaskedLM", LONGFORMER, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    model = long_model(
+        "bert", "BertForMaskedLM", LONGFORMER, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    ).train()
     ids = tokens(2, 300)
     model(ids, labels=ids).loss.backward()
     expected = [p.grad.clone() for p in model.parameters()]
@@ -327,8 +367,8 @@ def test_a_long_model_compiled_with_inductor_has_the_same_gradients() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_long_model_exports_for_any_length(strict: bool) -> None:
-    """Of quick tests, those of tests/export/test_graphs.py export this model not strictly, as `longattn export` does, and compare it at any
-    length; strictly, Dynamo captures it as it does above."""
+    """Of quick tests, those of tests/export/test_graphs.py export this model not strictly, as `longattn export` does,
+    and compare it at any length; strictly, Dynamo captures it as it does above."""
     model = long_model("bert", "BertForSequenceClassification", LONGFORMER, num_hidden_layers=1, return_dict=False)
     length = torch.export.Dim("length", min=257, max=512)  # shorter inputs take the dense path, which is another graph
     exported = torch.export.export(
@@ -366,7 +406,10 @@ def test_a_long_model_trains_in_ddp_without_find_unused_parameters() -> None:
 @pytest.mark.thorough
 def test_long_models_run_in_several_threads() -> None:
     plain = plain_model("bert")
-    models = [long_like(plain, "bert", chosen) for chosen in (LONGFORMER, {"mechanism": "window", "window": 8}, {"mechanism": "full"})]
+    models = [
+        long_like(plain, "bert", chosen)
+        for chosen in (LONGFORMER, {"mechanism": "window", "window": 8}, {"mechanism": "full"})
+    ]
     with torch.no_grad():
         expected = [model(tokens(), output_attentions=i == 0) for i, model in enumerate(models)]
     wrong: list[int] = []
@@ -375,7 +418,9 @@ def test_long_models_run_in_several_threads() -> None:
         for _ in range(15):
             with torch.no_grad():
                 found = models[i](tokens(), output_attentions=i == 0)
-            if not torch.equal(found.last_hidden_state, expected[i].last_hidden_state) or (found.attentions is None) != (i != 0):
+            if not torch.equal(found.last_hidden_state, expected[i].last_hidden_state) or (
+                found.attentions is None
+            ) != (i != 0):
                 wrong.append(i)
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]

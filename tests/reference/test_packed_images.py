@@ -18,7 +18,8 @@ from tests.cases import every_case
 from tests.modeling.test_generic import build_towers
 
 WHOLE_ROWS = "reference_flash_rows"
-"""An attention implementation by whose name transformers hands over whole rows, with the borders of their sequences."""
+"""An attention implementation by whose name transformers hands over whole rows, with the borders of their
+sequences."""
 CASES = ["pixtral", "qwen2_vl", "qwen2_5_vl"]
 Sees = Callable[[Tensor, Tensor], Tensor]
 """Places of queries and of keys ``(…, 2)`` -> whether the one sees the other."""
@@ -28,10 +29,13 @@ MECHANISMS: dict[str, tuple[dict[str, Any], Sees]] = {
 
 
 def places(case: str, tower: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Row and column of every patch in its image ``(N, 2)``, in the order of the tower's patches, one after the other."""
+    """Row and column of every patch in its image ``(N, 2)``, in the order of the tower's patches, one after the
+    other."""
     if case == "pixtral":
         sizes = [(height // 4, width // 4) for height, width in inputs["image_sizes"].tolist()]
-        return torch.tensor([(row, column) for rows, columns in sizes for row in range(rows) for column in range(columns)])
+        return torch.tensor(
+            [(row, column) for rows, columns in sizes for row in range(rows) for column in range(columns)]
+        )
     grids = inputs["image_grid_thw"]
     listed = [
         (2 * block_row + row, 2 * block_column + column)
@@ -52,7 +56,9 @@ def places(case: str, tower: Any, inputs: dict[str, Tensor]) -> Tensor:
 def under_mask(patches: Tensor, sees: Sees) -> Any:
     """transformers' eager attention under the dense mask of a mechanism on every sequence of a row."""
 
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any) -> Any:
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any
+    ) -> Any:
         offsets = kwargs["cu_seq_lens_q"].long()
         numbers = torch.bucketize(torch.arange(len(patches)), offsets[1:], right=True)
         first = torch.stack([patches[numbers == number].amin(0) for number in range(len(offsets) - 1)])
@@ -74,7 +80,9 @@ def features(tower: Any, case: str, inputs: dict[str, Tensor]) -> Tensor:
 
 def double(case: str) -> tuple[Any, dict[str, Tensor]]:
     model, inputs = build_towers(case)
-    return model.double(), {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+    return model.double(), {
+        name: value.double() if value.is_floating_point() else value for name, value in inputs.items()
+    }
 
 
 @pytest.mark.thorough
@@ -118,7 +126,11 @@ def test_packed_images_are_as_if_each_were_alone(case: str) -> None:
     if case == "pixtral":
         sizes = inputs["image_sizes"]
         alone = [
-            features(tower, case, {"pixel_values": image[None, :, :height, :width], "image_sizes": torch.tensor([[height, width]])})
+            features(
+                tower,
+                case,
+                {"pixel_values": image[None, :, :height, :width], "image_sizes": torch.tensor([[height, width]])},
+            )
             for image, (height, width) in zip(inputs["pixel_values"], sizes.tolist(), strict=True)
         ]
         assert torch.allclose(together, torch.cat(alone, 1), rtol=0, atol=1e-12)
@@ -136,7 +148,8 @@ def test_frames_of_a_video_are_each_on_a_grid() -> None:
     patches = inputs["pixel_values"][:48]
     video = features(tower, "qwen2_vl", {"pixel_values": patches, "image_grid_thw": torch.tensor([[2, 4, 6]])})
     frames = [
-        features(tower, "qwen2_vl", {"pixel_values": part, "image_grid_thw": torch.tensor([[1, 4, 6]])}) for part in patches.split(24)
+        features(tower, "qwen2_vl", {"pixel_values": part, "image_grid_thw": torch.tensor([[1, 4, 6]])})
+        for part in patches.split(24)
     ]
     assert torch.allclose(video, torch.cat(frames), rtol=0, atol=1e-12)
 
@@ -152,7 +165,9 @@ def test_images_of_one_size_are_on_one_grid(case: str) -> None:
     seen[prefix:, prefix:] = (places[:, None] // 3 == places[None] // 3).all(-1)
     mask = torch.where(seen, 0.0, -torch.inf).double()[None, None]
 
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any) -> Any:
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any
+    ) -> Any:
         weights = (query @ key.mT * scaling + mask).softmax(-1)
         return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -172,7 +187,9 @@ def gradient(case: str, tower: Any, inputs: dict[str, Tensor]) -> Tensor:
     tower.zero_grad()
     arguments = {"grid_thw": inputs["image_grid_thw"]} if case == "qwen2_vl" else {}
     tower(inputs["pixel_values"], **arguments).last_hidden_state.sin().sum().backward()
-    return next(value.grad for name, value in tower.named_parameters() if name.endswith(("qkv.weight", "q_proj.weight"))).clone()
+    return next(
+        value.grad for name, value in tower.named_parameters() if name.endswith(("qkv.weight", "q_proj.weight"))
+    ).clone()
 
 
 @pytest.mark.parametrize("case", ["siglip", "qwen2_vl"])
@@ -187,7 +204,14 @@ def test_checkpointed_layers_of_images_know_the_grid(case: str) -> None:
 
 SHAPES = torch.tensor([[5, 3], [2, 7], [4, 4]])
 CELLS = 16
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "patch_size": 4, "num_patches": 16}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "patch_size": 4,
+    "num_patches": 16,
+}
 DENSE = "reference_dense_grids"
 
 
@@ -226,7 +250,9 @@ def test_every_siglip2_image_of_a_batch_is_on_its_own_grid(name: str, tmp_path: 
         real = patches < rows * columns
         masks.append(sees(places[:, None], places[None]) & real[None] | torch.eye(CELLS, dtype=torch.bool))
 
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any) -> Any:
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any
+    ) -> Any:
         scores = (query @ key.mT * scaling).masked_fill(~torch.stack(masks)[:, None], -torch.inf)
         return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 

@@ -1,4 +1,5 @@
-"""Sinks stand where StreamingLLM has them: Long decoders equal transformers' models that attend from a cache with positions of its own."""
+"""Sinks stand where StreamingLLM has them: Long decoders equal transformers' models that attend from a cache with
+positions of its own."""
 
 from __future__ import annotations
 
@@ -16,19 +17,33 @@ from tests.reference.small_models import in_float64, in_one_pass, in_pieces, lon
 
 SHORT = {"max_position_embeddings": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 3.0, "original_max_position_embeddings": 24}
-TWO_KINDS = {f"{kind}_attention": {"rope_type": "default", "rope_theta": base} for kind, base in (("full", 1e5), ("sliding", 1e3))}
+TWO_KINDS = {
+    f"{kind}_attention": {"rope_type": "default", "rope_theta": base}
+    for kind, base in (("full", 1e5), ("sliding", 1e3))
+}
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama, yarn": ("LlamaForCausalLM", {"rope_parameters": YARN}),
-    "gpt_neox": ("GPTNeoXForCausalLM", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
-    "glm": ("GlmForCausalLM", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "gpt_neox": (
+        "GPTNeoXForCausalLM",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
+    "glm": (
+        "GlmForCausalLM",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
     "gemma3_text": (
         "Gemma3ForCausalLM",
-        {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 6, "rope_parameters": TWO_KINDS},
+        {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 6,
+            "rope_parameters": TWO_KINDS,
+        },
     ),
     "qwen3": ("Qwen3ForCausalLM", {}),
 }
-"""Rotations of all features, scaled, of a part of them, of neighbours, of two kinds of layers, and of normalised queries and keys."""
+"""Rotations of all features, scaled, of a part of them, of neighbours, of two kinds of layers, and of normalised
+queries and keys."""
 
 
 def models(name: str, sinks: int, window: int) -> tuple[Any, Any, list[tuple[int, int]]]:
@@ -80,7 +95,11 @@ def test_prompts_padding_and_decoding_equal_the_definition(name: str, case: int)
             "static cache": in_pieces(model, static, batch, mask, steps),
         }.items():
             for row, (before, _), of_text in zip(logits, beside, expected, strict=True):
-                assert_equal(row[before : before + len(of_text)], of_text, f"{way}, {left=}, {sinks=}, {window=}, {lengths=}, {cut=}")
+                assert_equal(
+                    row[before : before + len(of_text)],
+                    of_text,
+                    f"{way}, {left=}, {sinks=}, {window=}, {lengths=}, {cut=}",
+                )
 
 
 @every_case("name", DECODERS)
@@ -105,7 +124,12 @@ def test_packed_documents_and_all_gradients_equal_the_definition(name: str) -> N
 @every_case(("name", "cache"), [(name, cache) for name in ("llama", "gemma3_text") for cache in ("dynamic", "static")])
 def test_generation_beyond_the_trained_length_equals_the_definition(name: str, cache: str) -> None:
     plain, model, sizes = models(name, 2, 6)
-    arguments: dict[str, Any] = {"do_sample": False, "max_new_tokens": 40, "eos_token_id": None, "disable_compile": True}
+    arguments: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": 40,
+        "eos_token_id": None,
+        "disable_compile": True,
+    }
     text = model.generate(tokens(1, 20), cache_implementation=cache, **arguments)[0]
     with torch.no_grad():
         (logits,) = by_definition(plain, sizes, [text])
@@ -114,7 +138,11 @@ def test_generation_beyond_the_trained_length_equals_the_definition(name: str, c
 
 def test_leading_global_tokens_are_sinks() -> None:
     plain, _, sizes = models("llama", 3, 8)
-    model = in_float64(long_like(plain, "llama", {"mechanism": "longformer", "window": 8, "global_tokens": (0, 1, 2)}, **SHORT))
+    model = in_float64(
+        long_like(plain, "llama", {"mechanism": "longformer", "window": 8, "global_tokens": (0, 1, 2)}, **SHORT)
+    )
     ids = tokens(1, 60)
     with torch.no_grad():
-        assert_equal(in_one_pass(model, ids, torch.ones_like(ids))[0], by_definition(plain, sizes, [ids[0]])[0], "longformer")
+        assert_equal(
+            in_one_pass(model, ids, torch.ones_like(ids))[0], by_definition(plain, sizes, [ids[0]])[0], "longformer"
+        )

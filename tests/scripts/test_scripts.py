@@ -31,7 +31,9 @@ def modules() -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @every_case("module", modules())
-def test_every_script_answers_help(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_script_answers_help(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as end:
         runpy.run_module(module, run_name="__main__")
@@ -51,7 +53,17 @@ def test_training_mlm_and_clm_refuse_a_model_of_the_other(
 ) -> None:
     for number, source in enumerate(SOURCES):
         (tmp_path / f"{number}.txt").write_text(source[:2000])
-    usual = ["--data", str(tmp_path), "--output", str(tmp_path / "out"), "--max-steps", "1", "--no-bf16", "--disable-tqdm", "True"]
+    usual = [
+        "--data",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "out"),
+        "--max-steps",
+        "1",
+        "--no-bf16",
+        "--disable-tqdm",
+        "True",
+    ]
     assert train(objective, ["--model", checkpoint(objective, tmp_path / "model", tokenizer), *usual]) == 0
     assert f"written to {tmp_path / 'out'}" in capfd.readouterr().err
     assert (tmp_path / "out" / "README.md").is_file()
@@ -66,7 +78,9 @@ def test_every_training_task_has_its_row_in_the_documents(task: str, repository:
     assert task_summary(task).endswith(".")
 
 
-def test_training_refuses_an_unknown_setting_and_a_missing_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_refuses_an_unknown_setting_and_a_missing_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("learning_rat: 1\n")
     assert train("qa", ["--config", str(recipe)]) == 2

@@ -20,10 +20,14 @@ DECODER = {"num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_
 
 
 def saved(
-    folders: pytest.TempPathFactory, model: type[transformers.PreTrainedModel], config: type[transformers.PreTrainedConfig], kind: str,
+    folders: pytest.TempPathFactory,
+    model: type[transformers.PreTrainedModel],
+    config: type[transformers.PreTrainedConfig],
+    kind: str,
     **values: Any,
-) -> Path:  # fmt: skip
-    """The folder of a model with weights large enough that attention is not uniform and matters for the predictions."""
+) -> Path:
+    """The folder of a model with weights large enough that attention is not uniform and matters for the
+    predictions."""
     folder, tokenizer = folders.mktemp("search") / config.model_type, tokenizer_of(kind, LENGTH)
     torch.manual_seed(0)
     made: Any = model(config(vocab_size=len(tokenizer), **SMALL, **values))
@@ -45,7 +49,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Llama with two layers."""
-    return saved(tmp_path_factory, transformers.LlamaForCausalLM, transformers.LlamaConfig, "gpt2", num_hidden_layers=2, **DECODER)
+    return saved(
+        tmp_path_factory,
+        transformers.LlamaForCausalLM,
+        transformers.LlamaConfig,
+        "gpt2",
+        num_hidden_layers=2,
+        **DECODER,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,16 @@ CPU = torch.device("cpu")
 
 def shape(causal: bool = False) -> ModelShape:
     return ModelShape(
-        layers=2, heads=2, kv_heads=1, head_dim=16, hidden=32, intermediate=64, causal=causal, matrix_parameters=0, element_bytes=4
-    )  # fmt: skip
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        hidden=32,
+        intermediate=64,
+        causal=causal,
+        matrix_parameters=0,
+        element_bytes=4,
+    )
 
 
 def read(*texts: str) -> list[Candidate]:
@@ -41,7 +49,9 @@ def test_a_window_is_cheaper_than_full_attention() -> None:
     assert result["full"].bytes is None
 
 
-def test_memory_of_an_encoder_is_what_attention_needs_beside_inputs_and_output(capfd: pytest.CaptureFixture[str]) -> None:
+def test_memory_of_an_encoder_is_what_attention_needs_beside_inputs_and_output(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     shorter, longer = (
         LayerCosts(shape(), length, CPU).measure(read("window:window=64", "block_top_k:num_blocks=2"), memory=True)
         for length in (512, 1024)
@@ -71,7 +81,9 @@ def test_candidates_that_cannot_run_are_left_out_unless_the_user_gave_them() -> 
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 2.0), (2, 5.0)])
-def test_one_thread_is_timed_by_its_processor_time(threads: int, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_is_timed_by_its_processor_time(
+    threads: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other processes lengthen only the time that passes."""
     monkeypatch.setattr(costs.torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(costs.torch.accelerator, "is_available", lambda: False)
@@ -84,10 +96,13 @@ def all_choices(values: np.ndarray, costs: np.ndarray) -> list[tuple[float, floa
     """(value, cost, candidates) of every possible design."""
     layers = range(len(values))
     return [
-        (float(sum(values[layer, number] for layer, number in zip(layers, numbers, strict=True))),
-         float(sum(costs[layer, number] for layer, number in zip(layers, numbers, strict=True))), numbers)
+        (
+            float(sum(values[layer, number] for layer, number in zip(layers, numbers, strict=True))),
+            float(sum(costs[layer, number] for layer, number in zip(layers, numbers, strict=True))),
+            numbers,
+        )
         for numbers in itertools.product(range(values.shape[1]), repeat=len(values))
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -118,7 +133,11 @@ def test_candidates_that_are_not_applicable_are_never_chosen() -> None:
 
 
 def test_memory_that_one_layer_frees_before_the_next_limits_each_layer_alone() -> None:
-    values, costs, peaks = np.array([[0.2, 0.7, 0.7, 0.9]] * 2), np.array([[1.0, 5.0, 3.0, 9.0]] * 2), np.array([[1.0, 4.0, 4.0, 8.0]] * 2)
+    values, costs, peaks = (
+        np.array([[0.2, 0.7, 0.7, 0.9]] * 2),
+        np.array([[1.0, 5.0, 3.0, 9.0]] * 2),
+        np.array([[1.0, 4.0, 4.0, 8.0]] * 2),
+    )
     assert best_under_peak(values, costs, peaks, 4.0) == [2, 2]
     assert best_under_peak(values, costs, peaks, 0.5) is None
 

@@ -31,8 +31,18 @@ from ..modeling.audio_models import recording, saved, with_extractor
 
 Image: Any = pytest.importorskip("PIL.Image")
 VIT = "ViTForImageClassification"
-CANDIDATES = ["window2d:window=8", "window2d:window=4", "segmented:block_size=16,integration=pooled,order=tiles:4x4", "full"]
-SOUND_CANDIDATES = ["window:left=8,right=8", "window:left=64,right=64", "segmented:block_size=16,integration=previous", "full"]
+CANDIDATES = [
+    "window2d:window=8",
+    "window2d:window=4",
+    "segmented:block_size=16,integration=pooled,order=tiles:4x4",
+    "full",
+]
+SOUND_CANDIDATES = [
+    "window:left=8,right=8",
+    "window:left=64,right=64",
+    "segmented:block_size=16,integration=previous",
+    "full",
+]
 COSTS = dict(zip((*CANDIDATES, *SOUND_CANDIDATES), (0.2, 0.1, 0.15, 1.0, 0.1, 0.2, 0.15, 1.0), strict=True))
 
 
@@ -67,7 +77,9 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.thorough
-def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(vit: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(
+    vit: Path, image_folder: Path, tmp_path: Path
+) -> None:
     settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_input": image_folder}
     report = hf_longattn.convert_checkpoint(vit, tmp_path / "long", choose=choose_mechanisms, **settings)
     chosen = search_design(vit, image_folder, budget="0.3", image_size=64).chosen
@@ -75,7 +87,11 @@ def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(vit: Path,
     assert hf_longattn.LongAttentionConfig.from_dict(report.plan["long_attention"]) == chosen.design.attention()
     choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
     assert choice["reason"].endswith("keeps the most of the layers' attention within 0.3 of full attention's time.")
-    assert (choice["images"], choice["compared_at"], choice["compared_image_size"]) == (image_folder.name, 257, [64, 64])
+    assert (choice["images"], choice["compared_at"], choice["compared_image_size"]) == (
+        image_folder.name,
+        257,
+        [64, 64],
+    )
     assert report.config["search_input"] == image_folder.name
     model = hf_longattn.LongViTForImageClassification.from_pretrained(tmp_path / "long")
     assert model.config.long_image_size == [64, 64]
@@ -115,7 +131,9 @@ def test_a_searched_design_of_images_is_converted_by_command(
 
 @pytest.mark.thorough
 def test_designs_for_images_are_judged_by_their_divergence(vit: Path, image_folder: Path) -> None:
-    result = search_design(vit, image_folder, image_size=64, candidates=CANDIDATES, score="kl", compare_at=48, pieces=2)
+    result = search_design(
+        vit, image_folder, image_size=64, candidates=CANDIDATES, score="kl", compare_at=48, pieces=2
+    )
     assert result.sizes is not None
     assert [size.value for size in result.sizes] == [(64, 64), (48, 48)]
     assert all(score <= 1e-6 for scores in result.scores for score in scores.values())
@@ -128,8 +146,12 @@ def test_designs_for_images_are_judged_by_their_divergence(vit: Path, image_fold
 def test_every_family_of_images_is_searched(base: str, image_folder: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / base)
-    result = search_design(tmp_path / base, image_folder, image_size=64 if FAMILIES[base].spec.interpolates else 32, candidates=CANDIDATES)
-    assert all(0 < scores["window2d:window=4"] < scores["full"] == pytest.approx(1, abs=1e-5) for scores in result.scores)
+    result = search_design(
+        tmp_path / base, image_folder, image_size=64 if FAMILIES[base].spec.interpolates else 32, candidates=CANDIDATES
+    )
+    assert all(
+        0 < scores["window2d:window=4"] < scores["full"] == pytest.approx(1, abs=1e-5) for scores in result.scores
+    )
 
 
 def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
@@ -138,10 +160,17 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
     assert set(hf_longattn.list_mechanisms(grid=True)) | {"full"} <= {candidate.mechanism for candidate in usual}
     assert usual[0] == Candidate("window2d", {"window": (8,)}) or str(usual[0]) == "window2d:window=8"
     assert all(not candidate.by_user for candidate in usual)
-    assert {candidate.mechanism for candidate in usual if "order" in candidate.options} >= {"segmented", "bigbird", "block_top_k", "window"}
+    assert {candidate.mechanism for candidate in usual if "order" in candidate.options} >= {
+        "segmented",
+        "bigbird",
+        "block_top_k",
+        "window",
+    }
     assert "sees neighbours along a text" in unsuitable(Candidate("window"), False, sizes)
     assert unsuitable(FULL, False, sizes) == ""
-    assert "the model reads a text" in unsuitable(Candidate("window2d"), False, modality_of(None).between(None, 64, 64))
+    assert "the model reads a text" in unsuitable(
+        Candidate("window2d"), False, modality_of(None).between(None, 64, 64)
+    )
 
 
 def test_searched_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:
@@ -150,14 +179,18 @@ def test_searched_images_are_those_of_the_image_processor(vit: Path, image_folde
     sized = ViTImageProcessorPil.from_pretrained(vit, size={"height": 48, "width": 64})
     files = sorted(image_folder.rglob("*.png"))
     for piece, file in zip(pieces, (files[0], files[2], files[5]), strict=True):
-        torch.testing.assert_close(piece["pixel_values"], sized(images=Image.open(file), return_tensors="pt")["pixel_values"])
+        torch.testing.assert_close(
+            piece["pixel_values"], sized(images=Image.open(file), return_tensors="pt")["pixel_values"]
+        )
 
 
 def test_costs_of_images_are_measured_on_the_grid(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     shape, device = plan_conversion(vit).shape, torch.device("cpu")
     costs = LayerCosts(shape, 65, device, Grid((8, 8), 1))
-    assert costs.measure([Candidate("window2d"), Candidate("segmented", {"order": "tiles:4x4"})]).keys() >= {"window2d"}
+    assert costs.measure([Candidate("window2d"), Candidate("segmented", {"order": "tiles:4x4"})]).keys() >= {
+        "window2d"
+    }
 
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
@@ -168,12 +201,21 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"compare_at": 96}, InputError, "images of up to 64 × 64 pixels"),
     ({"compare_at": 33}, InputError, "not a multiple of the patch's 4"),
     ({"candidates": ["window:window=8"]}, OptionError, "sees neighbours along a text"),
-    ({"candidates": ["window2d:window=16"], "positions": "tile"}, OptionError, "give one that sees less with --candidate"),
+    (
+        {"candidates": ["window2d:window=16"], "positions": "tile"},
+        OptionError,
+        "give one that sees less with --candidate",
+    ),
 ]
 
 
-def test_a_text_or_images_for_the_wrong_model_are_refused(vit: Path, encoder: Path, text: Path, image_folder: Path, tmp_path: Path) -> None:
-    for model, path, sentence in ((vit, text, "The image .*text.txt cannot be read"), (encoder, image_folder, "is a folder")):
+def test_a_text_or_images_for_the_wrong_model_are_refused(
+    vit: Path, encoder: Path, text: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    for model, path, sentence in (
+        (vit, text, "The image .*text.txt cannot be read"),
+        (encoder, image_folder, "is a folder"),
+    ):
         with pytest.raises(LongAttentionError, match=sentence):
             plan_conversion(model, choose=choose_mechanisms, mechanism="auto", search_input=path)
     with pytest.raises(OptionError, match="are for --mechanism auto"):
@@ -189,10 +231,14 @@ def test_a_text_or_images_for_the_wrong_model_are_refused(vit: Path, encoder: Pa
 
 def test_captured_mass_of_a_model_of_images_in_memory(vit: Path, tmp_path: Path) -> None:
     model = hf_longattn.LongViTForImageClassification.from_pretrained(vit)
-    measured = captured_mass(model, {"pixel_values": torch.randn(1, 3, 40, 48)}, ["window2d:window=4", "full"], queries=1000)
+    measured = captured_mass(
+        model, {"pixel_values": torch.randn(1, 3, 40, 48)}, ["window2d:window=4", "full"], queries=1000
+    )
     assert measured.mass.shape == (4, model.config.num_attention_heads, 2)
     grid_models.saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path / "siglip2")
-    with pytest.raises(BackendError, match="reads patches that its processor cuts, but pixels are needed here; give a model of images"):
+    with pytest.raises(
+        BackendError, match="reads patches that its processor cuts, but pixels are needed here; give a model of images"
+    ):
         captured_mass(hf_longattn.LongSiglip2VisionModel.from_pretrained(tmp_path / "siglip2"), {}, ["full"])
     with pytest.raises(BackendError, match="reads no images on a grid of patches"):
         captured_mass(hf_longattn.LongBertModel(hf_longattn.LongBertConfig(num_hidden_layers=1)), {}, ["full"])
@@ -264,15 +310,23 @@ SOUND_REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "error", "sentence"), [*(("vit", *row) for row in REFUSED), *(("wav2vec2", *row) for row in SOUND_REFUSED)]
+    ("model", "settings", "error", "sentence"),
+    [*(("vit", *row) for row in REFUSED), *(("wav2vec2", *row) for row in SOUND_REFUSED)],
 )
 def test_a_search_refuses_inputs_and_options_that_do_not_fit(
-    model: str, settings: dict[str, Any], error: type[LongAttentionError], sentence: str, request: pytest.FixtureRequest, tmp_path: Path
+    model: str,
+    settings: dict[str, Any],
+    error: type[LongAttentionError],
+    sentence: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     sizes = {"image_size": 64} if model == "vit" and "length" not in settings else {}
     data = request.getfixturevalue("image_folder" if model == "vit" else "talks")
     with pytest.raises(error, match=sentence):
-        search_design(request.getfixturevalue(model), **{"text": data, **sizes, **settings, "output": tmp_path / "design.yaml"})
+        search_design(
+            request.getfixturevalue(model), **{"text": data, **sizes, **settings, "output": tmp_path / "design.yaml"}
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -23,10 +23,15 @@ from hf_longattn.search.costs import LayerCost, LayerCosts
 @pytest.mark.parametrize(
     ("text", "value", "unit"),
     [
-        ("0.25", 0.25, ""), ("25%", 0.25, ""), ("1.5s", 1.5, "s"), ("800 ms", 0.8, "s"), ("200MB", 2e8, "B"), ("2GiB", 2 * 2**30, "B"),
+        ("0.25", 0.25, ""),
+        ("25%", 0.25, ""),
+        ("1.5s", 1.5, "s"),
+        ("800 ms", 0.8, "s"),
+        ("200MB", 2e8, "B"),
+        ("2GiB", 2 * 2**30, "B"),
         (0.5, 0.5, ""),
     ],
-)  # fmt: skip
+)
 def test_budgets_are_read(text: str | float, value: float, unit: str) -> None:
     result = Budget.read(text)
     assert result.value == pytest.approx(value)
@@ -56,8 +61,16 @@ def test_a_budget_that_is_offered_is_enough_and_can_be_typed(text: str, amount: 
 
 
 CANDIDATES = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
-SECONDS = {"window:window=8": 1.0, "window:window=16": 2.0, "longformer:window=8": 1.5, "full": 8.0, "linear": 0.5, "hedgehog": 0.5,
-           "window:window=64": 4.0, "strided:window=8,stride=8": 3.0}  # fmt: skip
+SECONDS = {
+    "window:window=8": 1.0,
+    "window:window=16": 2.0,
+    "longformer:window=8": 1.5,
+    "full": 8.0,
+    "linear": 0.5,
+    "hedgehog": 0.5,
+    "window:window=64": 4.0,
+    "strided:window=8,stride=8": 3.0,
+}
 
 
 @pytest.fixture
@@ -65,7 +78,10 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs that do not depend on the machine."""
 
     def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
-        return {str(candidate): LayerCost(SECONDS[str(candidate)], int(1e6 * SECONDS[str(candidate)])) for candidate in candidates}
+        return {
+            str(candidate): LayerCost(SECONDS[str(candidate)], int(1e6 * SECONDS[str(candidate)]))
+            for candidate in candidates
+        }
 
     monkeypatch.setattr(LayerCosts, "measure", measure)
 
@@ -77,7 +93,9 @@ def test_no_design_within_the_budget_keeps_more_than_the_chosen_one(encoder: Pat
     result = search_design(encoder, text, budget=budget, candidates=CANDIDATES, pieces=2)
     limit = result.budget.limit(result.full_seconds)  # type: ignore[union-attr]
     tables = result.scores
-    possible = [names for names in itertools.product(CANDIDATES, repeat=3) if sum(SECONDS[name] for name in names) <= limit]
+    possible = [
+        names for names in itertools.product(CANDIDATES, repeat=3) if sum(SECONDS[name] for name in names) <= limit
+    ]
     most = max(sum(tables[layer][name] for layer, name in enumerate(names)) for names in possible)
     assert result.chosen.score == pytest.approx(most / 3)
     assert result.chosen.seconds <= limit
@@ -101,7 +119,8 @@ def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Pat
 @pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp_path: Path) -> None:
-    """Layers with a window keep it in a conversion unless they are named: what is measured, reported and converted is the design."""
+    """Layers with a window keep it in a conversion unless they are named: what is measured, reported and converted is
+    the design."""
     output, names = tmp_path / "design.yaml", ["window:window=8", "full"]
     result = search_design(windowed, text, output, budget="0.2", length=128, candidates=names, score="kl", pieces=1)
     rows = result.scores
@@ -123,7 +142,9 @@ def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp
 
 @pytest.mark.usefixtures("priced")
 def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
-    result = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1)
+    result = search_design(
+        encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1
+    )
     assert all(scores["full"] == pytest.approx(0.0, abs=1e-5) for scores in result.scores)
     assert all(-1.0 < scores["linear"] < -1e-4 for scores in result.scores)
     by_mass = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16"], pieces=1)
@@ -136,20 +157,25 @@ def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encode
 @pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_candidates_that_tiled_positions_do_not_suit_are_left_out(encoder: Path, text: Path) -> None:
-    """With tiled positions full attention sees every position twice, to which scores at the trained length are blind."""
+    """With tiled positions full attention sees every position twice, to which scores at the trained length are
+    blind."""
     settings: dict[str, Any] = {"budget": "24s", "pieces": 1, "candidates": ["window:window=8", "full"]}
     result = search_design(encoder, text, length=128, **settings)
     assert set(result.chosen.design.names) == {"window:window=8"}
     assert result.reasons["full"] == "sees keys at any distance, and tiled positions repeat every 64 tokens."
     assert "full" not in search_design(encoder, text, length=64, **settings).reasons
     assert "full" not in search_design(encoder, text, length=128, positions="interpolate", **settings).reasons
-    with pytest.raises(OptionError, match=r"No candidate is left: full sees .*; give one that sees less with --candidate"):
+    with pytest.raises(
+        OptionError, match=r"No candidate is left: full sees .*; give one that sees less with --candidate"
+    ):
         search_design(encoder, text, length=128, **{**settings, "candidates": ["full"]})
 
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
-def test_a_search_says_the_held_out_loss_of_its_design(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
+def test_a_search_says_the_held_out_loss_of_its_design(
+    encoder: Path, decoder: Path, text: Path, tmp_path: Path
+) -> None:
     for source in (encoder, decoder):
         result = search_design(source, text, budget="0.9", length=128, candidates=["window:window=16"], pieces=2)
         change = result.loss_change
@@ -158,13 +184,17 @@ def test_a_search_says_the_held_out_loss_of_its_design(encoder: Path, decoder: P
         assert result.to_dict()["loss_change"]["after"] == pytest.approx(change.after)
         assert str(change) in result.loss_sentence
         attention = result.chosen.design.attention()
-        report = hf_longattn.convert_checkpoint(source, tmp_path / f"{source.name}-128", long_attention=attention, max_length=128)
+        report = hf_longattn.convert_checkpoint(
+            source, tmp_path / f"{source.name}-128", long_attention=attention, max_length=128
+        )
         loss = next(check.values["change"] for check in report.checks if "change" in check.values)
         assert loss["before"] == pytest.approx(change.before, rel=0.3)
     model = AutoModel.from_pretrained(encoder)
     model.save_pretrained(tmp_path / "headless")
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "headless")
-    result = search_design(tmp_path / "headless", text, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
+    result = search_design(
+        tmp_path / "headless", text, budget="0.9", length=128, candidates=["window:window=16"], pieces=1
+    )
     assert "is a BertModel, which predicts no tokens" in result.loss_sentence
 
 
@@ -175,7 +205,9 @@ def test_a_search_by_divergence_needs_a_tokenizer_with_a_mask_token(encoder: Pat
     result = search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
     assert "needs a tokenizer with a mask token" in result.loss_sentence
     with pytest.raises(LongAttentionError, match="needs a tokenizer with a mask token"):
-        search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1, score="kl")
+        search_design(
+            tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1, score="kl"
+        )
 
 
 @pytest.mark.usefixtures("priced")
@@ -184,8 +216,14 @@ def test_memory_may_be_the_budget_of_a_search(encoder: Path, decoder: Path, text
     assert set(largest.chosen.design.names) == {"window:window=16"} or (largest.chosen.bytes or 0) <= 2_000_000
     assert largest.chosen.bytes == max(int(1e6 * SECONDS[name]) for name in largest.chosen.design.names)
     together = search_design(decoder, text, budget="4MB", length=128, candidates=CANDIDATES, pieces=1)
-    assert (together.chosen.bytes or 0) == sum(int(1e6 * SECONDS[name]) for name in together.chosen.design.names) <= 4_000_000
-    with pytest.raises(OptionError, match=r"the cheapest, window:window=8 in every layer, needs 2MB; give --budget 2MB"):
+    assert (
+        (together.chosen.bytes or 0)
+        == sum(int(1e6 * SECONDS[name]) for name in together.chosen.design.names)
+        <= 4_000_000
+    )
+    with pytest.raises(
+        OptionError, match=r"the cheapest, window:window=8 in every layer, needs 2MB; give --budget 2MB"
+    ):
         search_design(decoder, text, budget="1MB", length=128, candidates=CANDIDATES, pieces=1)
 
 
@@ -193,7 +231,8 @@ def test_memory_may_be_the_budget_of_a_search(encoder: Path, decoder: Path, text
 @pytest.mark.usefixtures("priced")
 def test_a_budget_that_nothing_meets_names_the_cheapest(encoder: Path, text: Path) -> None:
     with pytest.raises(
-        OptionError, match=r"No design meets the budget of 0.05 .* window:window=8 in every layer, needs 0.1250; give --budget"
+        OptionError,
+        match=r"No design meets the budget of 0.05 .* window:window=8 in every layer, needs 0.1250; give --budget",
     ):
         search_design(encoder, text, budget="0.05", length=128, candidates=CANDIDATES, pieces=1)
     search_design(encoder, text, budget="0.1250", length=128, candidates=CANDIDATES, pieces=1)
@@ -217,7 +256,11 @@ BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
     "a score": ({"score": "loss"}, OptionError, "score is 'loss', but must be"),
     "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
     "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),
-    "no setting": ({"peices": 3}, OptionError, "'peices' is not a setting of SearchConfig; expected one of .* 'pieces'"),
+    "no setting": (
+        {"peices": 3},
+        OptionError,
+        "'peices' is not a setting of SearchConfig; expected one of .* 'pieces'",
+    ),
     "a mechanism": ({"candidates": ["windw"]}, OptionError, "Did you mean 'window'"),
     "an option": ({"candidates": ["window:windw=3"]}, OptionError, "Did you mean 'window'"),
     "no candidate": ({"candidates": []}, OptionError, "There is no candidate"),
@@ -259,7 +302,9 @@ def priced_by_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs by the width of a window."""
 
     def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
-        return {str(candidate): LayerCost(float(candidate.options.get("window", 4096)) / 4096) for candidate in candidates}
+        return {
+            str(candidate): LayerCost(float(candidate.options.get("window", 4096)) / 4096) for candidate in candidates
+        }
 
     monkeypatch.setattr(LayerCosts, "measure", measure)
 
@@ -275,7 +320,13 @@ def test_plan_and_report_say_what_auto_chose_and_why(encoder: Path, text: Path, 
     design = hf_longattn.search_design(encoder, text, budget="0.03", length=128).chosen.design
     assert plan.attention == design.attention().with_option("exact_length", 64)  # which a conversion adds
     report = hf_longattn.convert_checkpoint(
-        encoder, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_input=text
+        encoder,
+        tmp_path / "long",
+        choose=choose_mechanisms,
+        mechanism="auto",
+        budget="0.03",
+        max_length=128,
+        search_input=text,
     )
     assert report.plan["choice"] == json.loads(json.dumps(plan.to_dict()["choice"]))
     assert report.config["mechanism"] == "auto"
@@ -288,7 +339,9 @@ def test_plan_and_report_say_what_auto_chose_and_why(encoder: Path, text: Path, 
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("priced_by_width")
-def test_plan_and_convert_print_the_reason_of_auto(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_convert_print_the_reason_of_auto(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for typed in (["plan", str(encoder)], ["convert", str(encoder), str(tmp_path / "long")]):
         with pytest.raises(SystemExit) as ended:
             main([*typed, "--mechanism", "auto", "--max-length", "128"])
@@ -308,9 +361,13 @@ def test_plan_and_convert_print_the_reason_of_auto(encoder: Path, tmp_path: Path
     ],
 )
 @pytest.mark.usefixtures("priced_by_width")
-def test_auto_refuses_options_and_budgets_that_do_not_fit(settings: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path) -> None:
+def test_auto_refuses_options_and_budgets_that_do_not_fit(
+    settings: dict[str, Any], sentence: str, encoder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(OptionError, match=sentence):
-        hf_longattn.convert_checkpoint(encoder, tmp_path / "long", choose=choose_mechanisms, max_length=128, **settings)
+        hf_longattn.convert_checkpoint(
+            encoder, tmp_path / "long", choose=choose_mechanisms, max_length=128, **settings
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,8 +1,10 @@
-"""What the reader of a page has before the first block: checkpoints and data under the names that pages use, made when a page asks for one.
+"""What the reader of a page has before the first block: checkpoints and data under the names that pages use, made when
+a page asks for one.
 
-Each module of this folder adds builders by :func:`stand_in`, and by :func:`page` what a single page takes for granted. A builder makes one
-file or folder: small models with random weights and tokenizers of the right class, tables of a few rows. A name that a page's own command
-writes (``--output``, the second name of ``longattn convert``) is never made.
+Each module of this folder adds builders by :func:`stand_in`, and by :func:`page` what a single page takes for granted.
+A builder makes one
+file or folder: small models with random weights and tokenizers of the right class, tables of a few rows. A name that a
+page's own command writes (``--output``, the second name of ``longattn convert``) is never made.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class Setting:
     Args:
         before: Python that is run first; it defines the names that the page's Python uses without having made them.
         instead: a part of the page -> what is typed in its place, for what would take hours.
-        copies: how often the lines of a file that the page shows are written. Questions get the number of the copy, since rows that are
-            the same are no held-out ones.
+        copies: how often the lines of a file that the page shows are written. Questions get the number of the copy,
+            since rows that are the same are no held-out ones.
         slow: left to ``make test-slow``, as everything beyond about 2 seconds; what parses and
             compiles, the quick tests look at on every page.
     """
@@ -104,7 +106,11 @@ class StandIns:
 
     def provide_for(self, command: list[str]) -> None:
         """Copy what a command reads."""
-        written = [command[place + 1] for place, word in enumerate(command[:-1]) if word in ("--output", "--save", "--plot", "--html", ">")]
+        written = [
+            command[place + 1]
+            for place, word in enumerate(command[:-1])
+            if word in ("--output", "--save", "--plot", "--html", ">")
+        ]
         if command[0] == "longattn" and command[1] in WRITES:
             written += command[3:4]
         self.provide(" ".join(command), tuple(written))

@@ -22,7 +22,9 @@ ONE_EPOCH = {"--epochs 3": "--epochs 1"}
 
 page(
     "docs/how-to/images.md",
-    Setting(instead={"vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7", **ONE_EPOCH}, slow=True),
+    Setting(
+        instead={"vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7", **ONE_EPOCH}, slow=True
+    ),
 )
 page(
     "docs/how-to/classify.md",
@@ -38,15 +40,23 @@ page(
 )
 page(
     "docs/how-to/multitask.md",
-    Setting(instead={"--output bert-4096-senses": "--output bert-4096-senses --image-size 64 --max-steps 3 --max-length 128"}, slow=True),
+    Setting(
+        instead={
+            "--output bert-4096-senses": "--output bert-4096-senses --image-size 64 --max-steps 3 --max-length 128"
+        },
+        slow=True,
+    ),
 )
 page("docs/how-to/generic.md", Setting(instead=ONE_EPOCH, slow=True))
 page(
-    "docs/how-to/image_text.md", Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}, slow=True)
+    "docs/how-to/image_text.md",
+    Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}, slow=True),
 )
 page(
     "docs/how-to/speech.md",
-    Setting(instead={**ONE_EPOCH, "--output wav2vec2-long-talks": "--output wav2vec2-long-talks --overwrite"}, slow=True),
+    Setting(
+        instead={**ONE_EPOCH, "--output wav2vec2-long-talks": "--output wav2vec2-long-talks --overwrite"}, slow=True
+    ),
 )
 
 
@@ -64,7 +74,9 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
 
 def write_labelled(file: Path, what: str, label: str, rows: list[tuple[Path, str]]) -> None:
     """A table of whole paths and their labels."""
-    file.write_text("\n".join([f"{what},{label}", *(f"{path.resolve()},{name}" for path, name in rows)]) + "\n", encoding="utf-8")
+    file.write_text(
+        "\n".join([f"{what},{label}", *(f"{path.resolve()},{name}" for path, name in rows)]) + "\n", encoding="utf-8"
+    )
 
 
 # Images
@@ -89,7 +101,12 @@ def sorted_files(folder: Path, labels: tuple[str, str], write: Callable[[Path, i
 @stand_in("google/vit-base-patch16-224", "vit-base")
 def vit(folder: Path) -> None:
     config = transformers.ViTConfig(**SMALL, id2label={0: "cat", 1: "dog"})
-    save("ViTForImageClassification", config, folder, transformers.ViTImageProcessorPil(size={"height": 224, "width": 224}))
+    save(
+        "ViTForImageClassification",
+        config,
+        folder,
+        transformers.ViTImageProcessorPil(size={"height": 224, "width": 224}),
+    )
 
 
 @stand_in("vit-1024")
@@ -112,7 +129,10 @@ def photos(folder: Path) -> None:
 def slides(file: Path) -> None:
     """Paths of images with labels, and the images."""
     write_labelled(
-        file, "file", "label", [(made("photos") / ("cat", "dog")[n % 2] / f"{n}.jpg", ("text", "plot")[n % 2]) for n in range(8)]
+        file,
+        "file",
+        "label",
+        [(made("photos") / ("cat", "dog")[n % 2] / f"{n}.jpg", ("text", "plot")[n % 2]) for n in range(8)],
     )
 
 
@@ -128,7 +148,12 @@ def captioned(folder: Path) -> None:
     rows = []
     for number in range(8):
         image(number).save(folder / f"{number}.jpg")
-        rows.append({"file_name": f"{number}.jpg", "text": "a photo of a cat " * 40 + ("and one dog" if number % 2 else "in the park")})
+        rows.append(
+            {
+                "file_name": f"{number}.jpg",
+                "text": "a photo of a cat " * 40 + ("and one dog" if number % 2 else "in the park"),
+            }
+        )
     write_rows(folder / "metadata.jsonl", rows)
 
 
@@ -141,29 +166,52 @@ def clip(folder: Path) -> None:
 
     tokenizer = transformers.CLIPTokenizer().train_new_from_iterator(LINES, 90)
     tokenizer.model_max_length = 77
-    processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+    processor = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}
+    )
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 77, "projection_dim": 16, **ids}
     vision = {**SMALL, "patch_size": 32, "projection_dim": 16}
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16, initializer_factor=10.0)
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config=vision, projection_dim=16, initializer_factor=10.0
+    )
     save("CLIPModel", config, folder, processor, tokenizer)
 
 
-TEXT: dict[str, Any] = {**SMALL, "vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 199, "num_key_value_heads": 2}
+TEXT: dict[str, Any] = {
+    **SMALL,
+    "vocab_size": 200,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 199,
+    "num_key_value_heads": 2,
+}
 
 
 @stand_in("llava-hf/llava-1.5-7b-hf")
 def llava(folder: Path) -> None:
     vision = transformers.CLIPVisionConfig(**SMALL, image_size=336, patch_size=14)
     text = transformers.LlamaConfig(**TEXT, max_position_embeddings=4096)
-    save("LlavaForConditionalGeneration", transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=198), folder)
+    save(
+        "LlavaForConditionalGeneration",
+        transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=198),
+        folder,
+    )
 
 
 @stand_in("Qwen/Qwen2-VL-2B-Instruct")
 def qwen2_vl(folder: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 4]}
     special = {"image_token_id": 198, "video_token_id": 197, "vision_start_token_id": 196, "vision_end_token_id": 195}
-    tower = {"depth": 2, "num_heads": 2, "patch_size": 14, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "in_channels": 3}
+    tower = {
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 14,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "mlp_ratio": 2,
+        "in_channels": 3,
+    }
     config = transformers.Qwen2VLConfig(text_config={**TEXT, "rope_parameters": rope}, vision_config=tower, **special)
     save("Qwen2VLForConditionalGeneration", config, folder)
 
@@ -176,11 +224,17 @@ def wav2vec2(folder: Path) -> None:
     from scripts.dev.tools.small_models import Shape, small_audio_config
 
     folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(LETTERS)}), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({letter: number for number, letter in enumerate(LETTERS)}), encoding="utf-8"
+    )
     tokenizer: Any = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
-    processor = transformers.Wav2Vec2Processor(transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer)
+    processor = transformers.Wav2Vec2Processor(
+        transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer
+    )
     ids = {"vocab_size": len(LETTERS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = small_audio_config("wav2vec2", Shape(layers=1, heads=2), do_stable_layer_norm=True, num_conv_pos_embeddings=16, **ids)
+    config = small_audio_config(
+        "wav2vec2", Shape(layers=1, heads=2), do_stable_layer_norm=True, num_conv_pos_embeddings=16, **ids
+    )
     save("Wav2Vec2ForCTC", config, folder, processor)
 
 
@@ -208,7 +262,9 @@ def whisper(folder: Path) -> None:
 def tone(seed: int, seconds: float) -> Any:
     """A tone that swells, in some noise, (samples,)."""
     numbers, times = np.random.default_rng(seed), np.arange(int(RATE * seconds)) / RATE
-    return 0.3 * np.sin(2 * np.pi * (200 + 20 * seed) * times) * np.sin(np.pi * times) + numbers.normal(scale=0.01, size=len(times))
+    return 0.3 * np.sin(2 * np.pi * (200 + 20 * seed) * times) * np.sin(np.pi * times) + numbers.normal(
+        scale=0.01, size=len(times)
+    )
 
 
 @stand_in("talk.wav")
@@ -246,7 +302,9 @@ def sounds(folder: Path) -> None:
     """Recordings with labels."""
     import soundfile
 
-    sorted_files(folder, ("bark", "meow"), lambda place, number: soundfile.write(place / f"{number}.wav", tone(number, 1), RATE))
+    sorted_files(
+        folder, ("bark", "meow"), lambda place, number: soundfile.write(place / f"{number}.wav", tone(number, 1), RATE)
+    )
 
 
 @stand_in("calls.csv", "words.csv")
@@ -261,7 +319,8 @@ def calls(file: Path) -> None:
 def csm(folder: Path) -> None:
     from tests.conversion.test_generic import FRAMES
 
-    codebook = {"vocab_size": 64, "codebook_pad_token_id": 63}  # frames that the codec can decode, whatever random weights choose
+    # frames that the codec can decode, whatever random weights choose
+    codebook = {"vocab_size": 64, "codebook_pad_token_id": 63}
     decoder = {**FRAMES["depth_decoder_config"], "vocab_size": 64}
     values = {**FRAMES, **codebook, "depth_decoder_config": decoder, "max_position_embeddings": 2048}
     save("CsmForConditionalGeneration", transformers.CsmConfig(**values), folder)
@@ -271,7 +330,12 @@ def csm(folder: Path) -> None:
 def dia(folder: Path) -> None:
     shape = {**SMALL, "head_dim": 16, "max_position_embeddings": 3072, "num_key_value_heads": 2}
     codes = {"vocab_size": 40, "num_channels": 3, "pad_token_id": 37, "eos_token_id": 36, "bos_token_id": 38}
-    cross = {"cross_num_attention_heads": 2, "cross_num_key_value_heads": 2, "cross_head_dim": 16, "cross_hidden_size": 32}
+    cross = {
+        "cross_num_attention_heads": 2,
+        "cross_num_key_value_heads": 2,
+        "cross_head_dim": 16,
+        "cross_hidden_size": 32,
+    }
     decoder, encoder = {**shape, **codes, **cross}, {**shape, "vocab_size": 64}
     config = transformers.DiaConfig(encoder_config=encoder, decoder_config=decoder, delay_pattern=[0, 1, 2])
     save("DiaForConditionalGeneration", config, folder)
@@ -302,12 +366,20 @@ def esm(folder: Path) -> None:
     tokenizer.model_max_length = 1026
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "mask_token_id")}
     sizes = {**SMALL, "num_hidden_layers": 12, "vocab_size": len(tokenizer), "max_position_embeddings": 1026}
-    save("EsmForMaskedLM", transformers.EsmConfig(**sizes, **ids, position_embedding_type="rotary", token_dropout=True), folder, tokenizer)
+    save(
+        "EsmForMaskedLM",
+        transformers.EsmConfig(**sizes, **ids, position_embedding_type="rotary", token_dropout=True),
+        folder,
+        tokenizer,
+    )
 
 
 @stand_in("chains.csv")
 def chains(file: Path) -> None:
     """Residues with the class of their chain."""
     choose = random.Random(0)
-    rows = [f"{''.join(choose.choices('ACDEFGHIKLMNPQRSTVWY', k=60))},{('membrane', 'soluble')[row % 2]}" for row in range(20)]
+    rows = [
+        f"{''.join(choose.choices('ACDEFGHIKLMNPQRSTVWY', k=60))},{('membrane', 'soluble')[row % 2]}"
+        for row in range(20)
+    ]
     file.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")

@@ -25,16 +25,22 @@ def bert(folder: Path) -> None:
     torch.manual_seed(0)
     model = BertForMaskedLM(
         BertConfig(
-            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         )
-    )  # fmt: skip
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def small(base: str, head: str, folder: Path, length: int, pieces: str = "", **values: Any) -> Any:
-    """A small checkpoint of an architecture with a tokenizer of its class, or of that of ``pieces``, saved; returns the model."""
+    """A small checkpoint of an architecture with a tokenizer of its class, or of that of ``pieces``, saved; returns
+    the model."""
     from scripts.dev.tools.small_models import Shape, small_values
     from tests.trained import tokenizer_of
 
@@ -42,10 +48,14 @@ def small(base: str, head: str, folder: Path, length: int, pieces: str = "", **v
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     shape = Shape(inner=64, heads=2, tokens=length, vocabulary=len(tokenizer))
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    special = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")
+    }
     chosen = {name: number for name, number in special.items() if number is not None}
     torch.manual_seed(0)
-    model = getattr(transformers, head)(getattr(transformers, head).config_class(**small_values(base, shape, **chosen, **values)))
+    model = getattr(transformers, head)(
+        getattr(transformers, head).config_class(**small_values(base, shape, **chosen, **values))
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
@@ -84,21 +94,40 @@ def bert_reviews(folder: Path) -> None:
     from hf_longattn import convert_checkpoint
 
     plain = folder.with_name("bert-reviews")
-    small("bert", "BertForSequenceClassification", plain, 512, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    small(
+        "bert",
+        "BertForSequenceClassification",
+        plain,
+        512,
+        id2label={0: "bad", 1: "good"},
+        label2id={"bad": 0, "good": 1},
+    )
     convert_checkpoint(plain, folder, mechanism="longformer", verify=False, window=512, max_length=4096)
 
 
 @stand_in("dslim/bert-base-NER")
 def tagger(folder: Path) -> None:
     names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-    small("bert", "BertForTokenClassification", folder, 512, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    small(
+        "bert",
+        "BertForTokenClassification",
+        folder,
+        512,
+        id2label=dict(enumerate(names)),
+        label2id={n: i for i, n in enumerate(names)},
+    )
 
 
 @stand_in("protectai/deberta-v3-base-prompt-injection-v2")
 def guardrail(folder: Path) -> None:
     """Without a table of positions, as the published one."""
     names: dict[str, Any] = {"id2label": {0: "SAFE", 1: "INJECTION"}, "label2id": {"SAFE": 0, "INJECTION": 1}}
-    values = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 256, "position_biased_input": False}
+    values = {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 256,
+        "position_biased_input": False,
+    }
     small("deberta-v2", "DebertaV2ForSequenceClassification", folder, 512, **values, **names)
 
 
@@ -110,10 +139,20 @@ def longformer(folder: Path) -> None:
     tokenizer = tokenizer_of("roberta", 4096)
     torch.manual_seed(0)
     config = transformers.LongformerConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        attention_window=[64, 64], max_position_embeddings=4098, pad_token_id=1, sep_token_id=2, bos_token_id=0, eos_token_id=2,
-        type_vocab_size=1, layer_norm_eps=1e-5,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        attention_window=[64, 64],
+        max_position_embeddings=4098,
+        pad_token_id=1,
+        sep_token_id=2,
+        bos_token_id=0,
+        eos_token_id=2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    )
     pickled(transformers.LongformerForMaskedLM(config), folder)
     tokenizer.save_pretrained(folder)
 
@@ -126,9 +165,14 @@ def big_bird(folder: Path) -> None:
     tokenizer = tokenizer_of("big_bird", 4096)
     torch.manual_seed(0)
     config = transformers.BigBirdConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, block_size=16,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        block_size=16,
         max_position_embeddings=4096,
-    )  # fmt: skip
+    )
     pickled(transformers.BigBirdForMaskedLM(config), folder)
     tokenizer.save_pretrained(folder)
 
@@ -173,9 +217,14 @@ def yolos(folder: Path) -> None:
     """An architecture without Long classes."""
     torch.manual_seed(0)
     config = transformers.YolosConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=[64, 64], patch_size=8,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=[64, 64],
+        patch_size=8,
         num_detection_tokens=4,
-    )  # fmt: skip
+    )
     transformers.YolosForObjectDetection(config).save_pretrained(folder)
     transformers.YolosImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
 
@@ -202,11 +251,20 @@ def book(file: Path) -> None:
 def squad(file: Path) -> None:
     """Questions about houses, as SQuAD has them; fewer to be scored with, about other houses."""
     paragraphs = []
-    for number, (name, colour) in enumerate(HOUSES * (1 if file.stem == "dev" else 4), start=100 * (file.stem == "dev")):
+    for number, (name, colour) in enumerate(
+        HOUSES * (1 if file.stem == "dev" else 4), start=100 * (file.stem == "dev")
+    ):
         context = f"House {number} is old. {name} painted its door {colour}."
         answer = {"text": name, "answer_start": context.index(name)}
-        paragraphs.append({"context": context, "qas": [{"id": str(number), "question": "Who painted the door?", "answers": [answer]}]})
-    file.write_text(json.dumps({"version": "1.1", "data": [{"title": "houses", "paragraphs": paragraphs}]}), encoding="utf-8")
+        paragraphs.append(
+            {
+                "context": context,
+                "qas": [{"id": str(number), "question": "Who painted the door?", "answers": [answer]}],
+            }
+        )
+    file.write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "houses", "paragraphs": paragraphs}]}), encoding="utf-8"
+    )
 
 
 def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -242,7 +300,10 @@ def imdb(folder: Path) -> None:
 
 @stand_in("pairs.jsonl")
 def pairs(file: Path) -> None:
-    rows = [{"anchor": f"Who painted door {n}?", "positive": f"{HOUSES[n % 4][0]} painted door {n} {HOUSES[n % 4][1]}."} for n in range(40)]
+    rows = [
+        {"anchor": f"Who painted door {n}?", "positive": f"{HOUSES[n % 4][0]} painted door {n} {HOUSES[n % 4][1]}."}
+        for n in range(40)
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -251,7 +312,9 @@ def documents(file: Path) -> None:
     """Three documents, or two queries about them."""
     queries = ["Who painted door 1?", "Whose house is old?"]
     texts = queries if file.stem == "queries" else [f"{name}'s door. " * 300 for name, _ in HOUSES[:3]]
-    file.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)), encoding="utf-8"
+    )
 
 
 @stand_in("results.json")
@@ -322,7 +385,8 @@ page(
         before=LONG_TALK,
         instead={
             "--budget 0.25 --score kl": "--budget 0.5 --candidate longformer:window=512 --score kl",
-            "vit-base photos/ --image-size 1024": "vit-base photos/ --image-size 448 --budget 5s --candidate window2d:window=7",
+            "vit-base photos/ --image-size 1024": "vit-base photos/ --image-size 448 --budget 5s --candidate "
+            "window2d:window=7",
             "talks/ --audio-seconds 300": "talks/ --audio-seconds 16 --budget 5s --candidate window:window=64",
             "--image-size 1024 --search-input photos/": "--image-size 448 --budget 5s --search-input photos/",
             "--audio-seconds 300 --search-input talks/": "--audio-seconds 16 --budget 5s --search-input talks/",
@@ -331,12 +395,18 @@ page(
     ),
 )
 page("docs/how-to/linearise.md", Setting(instead=TWO_STEPS, before=MEMORY, slow=True))
-page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative", "--max-length 16384": "--max-length 5120"}, slow=True))
+page(
+    "docs/how-to/positions.md",
+    Setting(instead={"0-5:relative": "0:relative", "--max-length 16384": "--max-length 5120"}, slow=True),
+)
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20", slow=True))
 page("docs/how-to/export.md", Setting(slow=True))
 page("docs/install.md", Setting(slow=True))  # makes a virtual environment
 page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}))
-page("docs/how-to/embed.md", Setting(copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True))
+page(
+    "docs/how-to/embed.md",
+    Setting(copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True),
+)
 SMALL_RAY = "import ray; ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)"
 page(
     "docs/how-to/retrieve.md",
@@ -365,10 +435,21 @@ def privacy_filter(folder: Path) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
-        "openai_privacy_filter", vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=16,
-        num_key_value_heads=2, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2,
-    )  # fmt: skip
+        "openai_privacy_filter",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        head_dim=16,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
     transformers.AutoModelForTokenClassification.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -391,19 +472,43 @@ def save_small(encoder, folder):
         tokenizer_object=splitter, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
     )
     tokenizer.save_pretrained(folder + "-words")
-    sizes = dict(vocab_size=204, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, pad_token_id=0)
+    sizes = dict(
+        vocab_size=204,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        pad_token_id=0,
+    )
     if encoder == "deberta-v2":
         config = DebertaV2Config(
-            **sizes, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16, max_position_embeddings=64,
+            **sizes,
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_buckets=16,
+            max_position_embeddings=64,
             share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0,
         )
     else:
         config = ModernBertConfig(
-            **sizes, max_position_embeddings=4096, local_attention=16, bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2
+            **sizes,
+            max_position_embeddings=4096,
+            local_attention=16,
+            bos_token_id=1,
+            cls_token_id=1,
+            eos_token_id=2,
+            sep_token_id=2,
         )
     set_seed(0)
     model = GLiNER.from_config(
-        dict(model_name=folder + "-words", hidden_size=32, max_len=64, max_width=4, encoder_config=config.to_dict(), dropout=0.0),
+        dict(
+            model_name=folder + "-words",
+            hidden_size=32,
+            max_len=64,
+            max_width=4,
+            encoder_config=config.to_dict(),
+            dropout=0.0,
+        ),
         backbone_from_pretrained=False,
     )
     for parameter in model.parameters():
@@ -415,7 +520,9 @@ def save_small(encoder, folder):
 page(
     "docs/how-to/gliner.md",
     Setting(
-        before=GLINER + 'save_small("deberta-v2", "gliner-small")\ndocument = " ".join(f"w{number * 7 % 200}" for number in range(300))\n',
+        before=GLINER
+        + 'save_small("deberta-v2", "gliner-small")\ndocument = " ".join(f"w{number * 7 % 200}" for number in '
+        "range(300))\n",
         instead={"urchade/gliner_medium-v2.1": "gliner-small"},
         slow=True,
     ),

@@ -36,10 +36,16 @@ from tests.ranks import free_port
 ROOT = Path(__file__).resolve().parents[2]
 
 FAST: dict[str, Any] = {
-    "bf16": False, "disable_tqdm": True, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,
-    "overwrite": True, "per_device_eval_batch_size": 8,
-}  # fmt: skip
-"""Settings of a short run: every step logged, several inputs in a pass of an evaluation; it may run twice in its folder."""
+    "bf16": False,
+    "disable_tqdm": True,
+    "warmup_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+    "overwrite": True,
+    "per_device_eval_batch_size": 8,
+}
+"""Settings of a short run: every step logged, several inputs in a pass of an evaluation; it may run twice in its
+folder."""
 SCORED: dict[str, Any] = {name: FAST[name] for name in ("bf16", "disable_tqdm")}
 """Settings of an evaluation."""
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
@@ -54,7 +60,12 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def tiny_model() -> BertForQuestionAnswering:
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=1024, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, max_position_embeddings=512
+        vocab_size=1024,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=512,
     )
     return BertForQuestionAnswering(config)
 
@@ -78,15 +89,25 @@ def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> s
     torch.manual_seed(0)
     if kind == "mlm":
         shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape)).save_pretrained(folder)
+        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape)).save_pretrained(
+            folder
+        )
     elif kind == "clm":
         ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
         config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, **ends)
         GPT2LMHeadModel(config).save_pretrained(folder)
     else:
         ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
-        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
-        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **ends, **shape)).save_pretrained(folder)
+        shape = {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 32,
+        }
+        LlamaForCausalLM(
+            LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **ends, **shape)
+        ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -94,7 +115,9 @@ def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> s
 def converted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
     """A checkpoint of :func:`checkpoint` in ``short``, converted into ``long``; by default a window and 128 tokens."""
     short = checkpoint(kind, folder / "short", tokenizer)
-    convert_checkpoint(short, folder / "long", **{"mechanism": "window", "max_length": 128, "verify": False, **settings})
+    convert_checkpoint(
+        short, folder / "long", **{"mechanism": "window", "max_length": 128, "verify": False, **settings}
+    )
     return str(folder / "long")
 
 
@@ -112,10 +135,25 @@ def losses(run: dict[str, Any] | Path) -> list[float]:
 
 def launched(words: Sequence[str], folder: Path, processes: int = 2) -> None:
     """Run ``longattn WORDS`` in a folder, in several processes on the CPU."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())] * (processes > 1)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(processes),
+        "--master_port",
+        str(free_port()),
+    ] * (processes > 1)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     command = [sys.executable, *launcher, "-m", "hf_longattn", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=folder, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=1800, cwd=folder, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

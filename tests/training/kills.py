@@ -1,4 +1,5 @@
-"""Trainings that end in the middle of a save, at a point that a test chooses; processes that a test starts import this module first."""
+"""Trainings that end in the middle of a save, at a point that a test chooses; processes that a test starts import this
+module first."""
 
 from __future__ import annotations
 
@@ -39,7 +40,12 @@ class Ending:
         self.patches: list[Any] = []
 
     def __enter__(self) -> None:
-        serialize, save, to_json, remove = safetensors.torch.serialize_file, torch.save, TrainerState.save_to_json, shutil.rmtree
+        serialize, save, to_json, remove = (
+            safetensors.torch.serialize_file,
+            torch.save,
+            TrainerState.save_to_json,
+            shutil.rmtree,
+        )
 
         def model(tensors: Any, path: Any, *args: Any, **kwargs: Any) -> None:
             serialize(tensors, path, *args, **kwargs)
@@ -116,7 +122,13 @@ def run_rank(task: str, arguments: list[str], place: tuple[int, int, int], said:
         said: the file that gets what it prints.
     """
     rank, ranks, port = map(str, place)
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ["ACCELERATE_USE_CPU"] = "true"
     file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)

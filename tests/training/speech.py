@@ -18,11 +18,25 @@ PITCHES = {"a": 400, "b": 1200, " ": 0}
 SECONDS = 0.05
 """The duration of a letter."""
 SHAPE: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": (32, 32),
-    "conv_kernel": (80, 4), "conv_stride": (40, 4), "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2,
-    "feat_extract_norm": "layer", "do_stable_layer_norm": True, "mask_time_prob": 0.0, "layerdrop": 0.0, "hidden_dropout": 0.0,
-    "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0, "activation_dropout": 0.0,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": (32, 32),
+    "conv_kernel": (80, 4),
+    "conv_stride": (40, 4),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "mask_time_prob": 0.0,
+    "layerdrop": 0.0,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+    "activation_dropout": 0.0,
+}
 SAMPLES_PER_FRAME = 160
 
 

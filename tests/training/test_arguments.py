@@ -1,4 +1,5 @@
-"""Arguments: every option of TrainingArguments, recipes, one sentence for what is wrong, and a task in a file of one's own."""
+"""Arguments: every option of TrainingArguments, recipes, one sentence for what is wrong, and a task in a file of one's
+own."""
 
 from __future__ import annotations
 
@@ -35,10 +36,14 @@ def test_help_lists_every_option_in_groups(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="0"):
         train("mlm", ["--help"])
     page = capsys.readouterr().out
-    assert not [field.name for field in dataclasses.fields(TrainingArguments) if field.init and flag(field.name) not in page]
+    assert not [
+        field.name for field in dataclasses.fields(TrainingArguments) if field.init and flag(field.name) not in page
+    ]
     places = [page.index(f"\n{group}:") for group in ("model", "data", "training")]
     assert places == sorted(places)
-    assert places[1] < page.index("--columns") < page.index("--mlm-probability") < places[2] < page.index("--max-minutes")
+    assert (
+        places[1] < page.index("--columns") < page.index("--mlm-probability") < places[2] < page.index("--max-minutes")
+    )
 
 
 def test_tasks_have_few_options_beside_those_of_transformers() -> None:
@@ -49,7 +54,9 @@ def test_tasks_have_few_options_beside_those_of_transformers() -> None:
 
 def test_options_are_read_with_hyphens_underscores_and_short_names() -> None:
     for line in ("--num-train-epochs 2 --max-steps 7 --no-bf16", "--epochs 2 --max_steps=7 --bf16 false"):
-        _, _, args = parsed(*line.split(), "--eval-strategy", "steps", "--lr-scheduler-type", "cosine", "--batch-size", "3")
+        _, _, args = parsed(
+            *line.split(), "--eval-strategy", "steps", "--lr-scheduler-type", "cosine", "--batch-size", "3"
+        )
         assert (args.output_dir, args.num_train_epochs, args.max_steps, args.bf16) == ("o", 2.0, 7, False)
         assert (args.eval_strategy, args.lr_scheduler_type) == ("steps", "cosine")
         assert (args.per_device_train_batch_size, args.per_device_eval_batch_size) == (3, 3)
@@ -89,9 +96,17 @@ def test_settings_hold_the_options_given_without_secrets(tmp_path: Path) -> None
         (LongTrainingArguments, {"max_minutes": 0.0}, "--max-minutes must be above 0, not 0; --max-steps 1"),
         (LongTrainingArguments, {"max_minutes": 1.0, "lr_scheduler_type": "cosine"}, "requires a linear schedule"),
         (LongTrainingArguments, {"hub_strategy": "every_save"}, "--hub-strategy must be end"),
-        (LongTrainingArguments, {"load_best_model_at_end": True}, "load_best_model_at_end requires the save and eval strategy to match"),
+        (
+            LongTrainingArguments,
+            {"load_best_model_at_end": True},
+            "load_best_model_at_end requires the save and eval strategy to match",
+        ),
         (LongTrainingArguments, {"learning_rate": -1.0}, "--learning-rate must be at least 0"),
-        (LongTrainingArguments, {"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps must be at least 1"),
+        (
+            LongTrainingArguments,
+            {"gradient_accumulation_steps": 0},
+            "--gradient-accumulation-steps must be at least 1",
+        ),
     ],
 )
 def test_contradicting_options_are_refused(kind: type[Any], changes: dict[str, Any], message: str) -> None:
@@ -102,9 +117,15 @@ def test_contradicting_options_are_refused(kind: type[Any], changes: dict[str, A
 
 @pytest.mark.parametrize(
     ("task", "option"),
-    [("qa", "--stride -1"), ("tokens", "--stride -1"), ("seq2seq", "--max-target-length 0"), ("embed", "--mini-batch-size 0"),
-     ("clm", "--seed -1"), ("clm", "--dataloader-num-workers -1")],
-)  # fmt: skip
+    [
+        ("qa", "--stride -1"),
+        ("tokens", "--stride -1"),
+        ("seq2seq", "--max-target-length 0"),
+        ("embed", "--mini-batch-size 0"),
+        ("clm", "--seed -1"),
+        ("clm", "--dataloader-num-workers -1"),
+    ],
+)
 def test_numbers_below_the_minimum_of_an_option_are_refused(task: str, option: str) -> None:
     name, _, value = option.partition(" ")
     with pytest.raises(OptionError, match=rf"^{name} must be at least [01], not {value}\.$"):
@@ -122,7 +143,9 @@ def test_numbers_below_the_minimum_of_an_option_are_refused(task: str, option: s
         ("many", "Unexpected argument 'many'; values follow their option, as in --model MODEL."),
     ],
 )
-def test_wrong_usage_is_one_sentence_with_exit_code_2(line: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_one_sentence_with_exit_code_2(
+    line: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("mlm", [*line.split(), *LINE] if line == "many" else [*LINE, *line.split()]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.replace("'linear'", "linear").startswith(f"Error: {sentence}")
@@ -130,24 +153,34 @@ def test_wrong_usage_is_one_sentence_with_exit_code_2(line: str, sentence: str, 
 
 def test_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
-        "model: a\noutput: 2026-01-01\ndata: [x, y]\nlearning-rate: 1e-4\neval_strategy: no\nbf16: no\nmax_steps: 3\nmax_length:\n"
-        "lr_scheduler_kwargs: {power: 2.0}\nlr_scheduler_type: polynomial\nreport_to: none\n"
+        "model: a\noutput: 2026-01-01\ndata: [x, y]\nlearning-rate: 1e-4\neval_strategy: no\nbf16: no\nmax_steps: "
+        "3\nmax_length:\nlr_scheduler_kwargs: {power: 2.0}\nlr_scheduler_type: polynomial\nreport_to: none\n"
     )
     line = ["--config", str(tmp_path / "r.yaml"), "--model", "c", "--max-steps", "7"]
     model_args, data_args, args = parse_task(load_task("mlm"), line, "longattn train mlm")
     assert (model_args.model, args.output_dir, data_args.data, args.max_steps) == ("c", "2026-01-01", ["x", "y"], 7)
-    assert (args.learning_rate, args.lr_scheduler_kwargs, args.eval_strategy, args.bf16) == (1e-4, {"power": 2.0}, "no", False)
+    assert (args.learning_rate, args.lr_scheduler_kwargs, args.eval_strategy, args.bf16) == (
+        1e-4,
+        {"power": 2.0},
+        "no",
+        False,
+    )
     assert (data_args.max_length, args.report_to) == (None, [])
 
 
 def test_unknown_name_in_a_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("learning_rat: 1\n")
-    with pytest.raises(UsageError, match=re.escape("There is no option --learning-rat; longattn train mlm --help lists all. Did you mean")):
+    with pytest.raises(
+        UsageError,
+        match=re.escape("There is no option --learning-rat; longattn train mlm --help lists all. Did you mean"),
+    ):
         parsed("--config", str(tmp_path / "r.yaml"))
 
 
 ROOT = Path(__file__).resolve().parents[2]
-LINE_OF_TASK = "--max-steps 2 --no-bf16 --save-steps 1 --disable-tqdm True --learning-rate 1e-3 --gradient-accumulation-steps 1"
+LINE_OF_TASK = (
+    "--max-steps 2 --no-bf16 --save-steps 1 --disable-tqdm True --learning-rate 1e-3 --gradient-accumulation-steps 1"
+)
 
 
 @pytest.fixture
@@ -191,7 +224,10 @@ def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
     assert json.loads((out / "training_log.json").read_text())["history"][-1]["step"] == 3
     line += [*OPTIONS_OF_ALL_TASKS.split(), "--output", str(tmp_path / "options")]
     assert train("score", line) == 0
-    assert json.loads((tmp_path / "options" / "training_log.json").read_text())["settings"]["per_device_train_batch_size"] == 2
+    assert (
+        json.loads((tmp_path / "options" / "training_log.json").read_text())["settings"]["per_device_train_batch_size"]
+        == 2
+    )
 
 
 def test_copies_of_tasks_run_with_the_lines_of_the_page(

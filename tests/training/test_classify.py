@@ -1,4 +1,5 @@
-"""Classification of documents and images: files of every shape, batches, classes that are learned, bad input in a sentence."""
+"""Classification of documents and images: files of every shape, batches, classes that are learned, bad input in a
+sentence."""
 
 from __future__ import annotations
 
@@ -36,7 +37,13 @@ from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtra
 from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.run import LOG_NAME
 from hf_longattn.training.tasks import classify
-from hf_longattn.training.tasks.classify import ClassificationDataArguments, class_names, encode_documents, label_names, read_labelled
+from hf_longattn.training.tasks.classify import (
+    ClassificationDataArguments,
+    class_names,
+    encode_documents,
+    label_names,
+    read_labelled,
+)
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint, converted, start_task, write_rows
 
@@ -47,7 +54,10 @@ def rows(count: int = 40) -> list[dict[str, str]]:
     """Documents of one of two sets of words, 20 to 120 of them."""
     choose = random.Random(0)
     labels = [label for label in WORDS for _ in range(count // 2)]
-    return [{"text": " ".join(choose.choices(WORDS[label].split(), k=choose.randint(20, 120))), "label": label} for label in labels]
+    return [
+        {"text": " ".join(choose.choices(WORDS[label].split(), k=choose.randint(20, 120))), "label": label}
+        for label in labels
+    ]
 
 
 def table(folder: Path, data: list[dict[str, Any]], name: str = "data.jsonl") -> str:
@@ -61,11 +71,20 @@ def test_converted_model_learns_two_classes_of_documents(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(classify.logger, "warning", said.append)
-    run = {**FAST, "gradient_accumulation_steps": 2, "max_steps": 60, "learning_rate": 3e-3, "data": [table(tmp_path, rows())]}
-    log = start_task("classify", model=converted(kind, tmp_path, tokenizer, window=32), output_dir=str(tmp_path / "out"), **run)
+    run = {
+        **FAST,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 60,
+        "learning_rate": 3e-3,
+        "data": [table(tmp_path, rows())],
+    }
+    log = start_task(
+        "classify", model=converted(kind, tmp_path, tokenizer, window=32), output_dir=str(tmp_path / "out"), **run
+    )
     assert (log["classes"], log["metrics"]["after"]["n"]) == (["files", "loops"], 4)
     assert any("documents are longer than 128 tokens and are cut" in words for words in said)
-    assert all(entry["loss"] < 0.8 for entry in log["history"] if "loss" in entry)  # of a batch, not of the two that a step has
+    # of a batch, not of the two that a step has
+    assert all(entry["loss"] < 0.8 for entry in log["history"] if "loss" in entry)
     assert log["metrics"]["after"]["accuracy"] == 100.0
     assert sum(bucket["n"] for bucket in log["by_length"].values()) == 4
     assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["by_length"] == log["by_length"]
@@ -99,14 +118,17 @@ def test_classes_are_sorted_as_whole_numbers_or_as_texts_unless_the_model_has_an
     assert names == ["-1", "9", "10"]
     for known, expected in ((["LABEL_0", "LABEL_1"], names), (["10", "9", "8", "-1"], ["10", "9", "8", "-1"])):
         assert class_names(names, known) == expected
-    assert sorted_labels(["b", "a"], ["c", "1", "01"]) == ["01", "1", "a", "b", "c"]  # also those of held-out documents alone
+    # also those of held-out documents alone
+    assert sorted_labels(["b", "a"], ["c", "1", "01"]) == ["01", "1", "a", "b", "c"]
     assert sorted_labels(["1", "10", "01", "9"]) == ["01", "1", "9", "10"]
     for labels in (["²", "①", "³"], ["--1", "1", "-"], ["9" * 5000, "1"], ["١", "2"]):  # no whole numbers
         assert sorted_labels(labels) == sorted(labels)
 
 
 def test_validation_labels_must_be_those_of_the_training_data(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{code} text,{code}\n" for code in ("001", "010", "X99")))
+    (tmp_path / "train.csv").write_text(
+        "text,label\n" + "".join(f"{code} text,{code}\n" for code in ("001", "010", "X99"))
+    )
     (tmp_path / "held.csv").write_text("text,label\n001 text,001\n010 text,010\n")
     table(tmp_path, [{"text": "a", "label": "001"}], "held.jsonl")
     table(tmp_path, [{"text": "a", "label": 1}], "numbers.jsonl")
@@ -117,11 +139,15 @@ def test_validation_labels_must_be_those_of_the_training_data(tmp_path: Path) ->
 
     for held in ("held.csv", "held.jsonl", "train.csv"):
         assert classes(held) == ["001", "010", "X99"]
-    with pytest.raises(DataError, match=r"numbers.jsonl has the labels 1, but .*train.csv only 001, 010, X99; write the same"):
+    with pytest.raises(
+        DataError, match=r"numbers.jsonl has the labels 1, but .*train.csv only 001, 010, X99; write the same"
+    ):
         classes("numbers.jsonl")
 
 
-def test_predictions_are_scored_by_lengths_of_their_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any) -> None:
+def test_predictions_are_scored_by_lengths_of_their_documents(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any
+) -> None:
     """Predictions meet the lengths of their own documents, however training groups them."""
     seen: list[dict[str, int]] = []
 
@@ -132,9 +158,18 @@ def test_predictions_are_scored_by_lengths_of_their_documents(tmp_path: Path, to
 
     monkeypatch.setattr(classify, "load_metric", lambda name: Metric())
     held = rows(10)[::-1]
-    given = {"data": [table(tmp_path, rows())], "validation": table(tmp_path, held, "held.jsonl"), "per_device_train_batch_size": 3}
+    given = {
+        "data": [table(tmp_path, rows())],
+        "validation": table(tmp_path, held, "held.jsonl"),
+        "per_device_train_batch_size": 3,
+    }
     start_task(
-        "classify", model=converted("mlm", tmp_path, tokenizer, window=32), output_dir=str(tmp_path / "out"), **given, max_steps=1, **FAST
+        "classify",
+        model=converted("mlm", tmp_path, tokenizer, window=32),
+        output_dir=str(tmp_path / "out"),
+        **given,
+        max_steps=1,
+        **FAST,
     )
     expected = encode_documents(Dataset.from_list(held), tokenizer, 128, ["files", "loops"])
     assert [row["length"] for row in seen] == expected["document"][:]
@@ -150,11 +185,23 @@ def test_classify_refuses_labels_and_texts_that_do_not_fit(
     gap = table(tmp_path, [{"text": "x", "label": "a"}, {"text": "y", "label": None}], "gap.jsonl")
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (OptionError, "exceeds the 64 tokens", {"max_length": 65}),
-        (OptionError, "--columns takes ROLE=NAME, with a role of text, question, image, audio, label", {"columns": ["labels=a"]}),
-        (DataError, "not 'labels'; name one with --columns label=NAME.*Did you mean 'label'", {"columns": ["label=labels"]}),
+        (
+            OptionError,
+            "--columns takes ROLE=NAME, with a role of text, question, image, audio, label",
+            {"columns": ["labels=a"]},
+        ),
+        (
+            DataError,
+            "not 'labels'; name one with --columns label=NAME.*Did you mean 'label'",
+            {"columns": ["label=labels"]},
+        ),
         (DataError, "All rows .* have the label 'loops'", {"data": [one]}),
         (DataError, r"Row 1 of .* has '0.5' in the column 'label'", {"data": [floats]}),
-        (DataError, r"Row 1 of .* in the column 'many', no name or whole number", {"data": [floats], "columns": ["label=many"]}),
+        (
+            DataError,
+            r"Row 1 of .* in the column 'many', no name or whole number",
+            {"data": [floats], "columns": ["label=many"]},
+        ),
         (DataError, "Row 2 of .* has no label", {"data": [gap]}),
     ]
     for error, words, changes in cases:
@@ -194,14 +241,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A tiny ViT for 16 × 16 pixels, "short", and the same for 32 × 48, "long"; "disagreeing" has the processor of the short one."""
+    """A tiny ViT for 16 × 16 pixels, "short", and the same for 32 × 48, "long"; "disagreeing" has the processor of the
+    short one."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 16,
+    }
     ViTForImageClassification(ViTConfig(patch_size=4, **sizes)).save_pretrained(folder / "short")
     for name, (height, width) in {"short": (16, 16), "long": (32, 48), "disagreeing": (16, 16)}.items():
         if name != "short":
-            settings: dict[str, Any] = {"long_attention": {"mechanism": "window2d", "window": 4}, "long_image_size": [32, 48]}
+            settings: dict[str, Any] = {
+                "long_attention": {"mechanism": "window2d", "window": 4},
+                "long_image_size": [32, 48],
+            }
             LongViTForImageClassification.from_pretrained(folder / "short", **settings).save_pretrained(folder / name)
         values = {"size": {"height": height, "width": width}, "image_processor_type": "ViTImageProcessor"}
         (folder / name / "preprocessor_config.json").write_text(json.dumps(values))
@@ -211,7 +268,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def classify_images(model: str, output: Path, data: Any, **changes: Any) -> dict[str, Any]:
     """The log of a training on images; ``data`` is a folder or a list of sources."""
     sources = data if isinstance(data, list) else [str(data)]
-    return start_task("classify", **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
+    return start_task(
+        "classify", **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes}
+    )
 
 
 @pytest.mark.thorough
@@ -246,9 +305,13 @@ def test_images_are_the_same_from_every_kind_of_source(photos: Path, tmp_path: P
     (tmp_path / "parts" / "train").symlink_to(photos)
     columns = {"column": "photo", "label_column": "kind"}
     sources: list[tuple[Path, dict[str, str]]] = [
-        (photos, {}), (tmp_path / "parts", {}), (photos / "table.csv", columns), (tmp_path / "saved", columns),
-        (tmp_path / "data.parquet", columns), (tmp_path / "bytes.parquet", columns),
-    ]  # fmt: skip
+        (photos, {}),
+        (tmp_path / "parts", {}),
+        (photos / "table.csv", columns),
+        (tmp_path / "saved", columns),
+        (tmp_path / "data.parquet", columns),
+        (tmp_path / "bytes.parquet", columns),
+    ]
     for source, names in sources:
         rows = labelled(str(source), **names)
         assert rows.features == Features({"image": CELL, "name": Value("string"), "label": Value("string")})
@@ -274,7 +337,10 @@ def test_image_batches_are_what_the_image_processor_makes(photos: Path, models: 
     processor = AutoImageProcessor.from_pretrained(models["long"])
     rows = labelled(str(photos))
     batch = ImageCollator(processor, sorted(COLOURS))([rows[0], rows[20]])
-    examples = [processor(Pillow.open(rows[number]["image"]["path"]), return_tensors="pt")["pixel_values"] for number in (0, 20)]
+    examples = [
+        processor(Pillow.open(rows[number]["image"]["path"]), return_tensors="pt")["pixel_values"]
+        for number in (0, 20)
+    ]
     torch.testing.assert_close(batch["pixel_values"], torch.cat(examples), rtol=0, atol=0)
     assert batch["labels"].tolist() == [0, 1]
 
@@ -289,13 +355,19 @@ def images_to_read() -> Iterator[Any]:
     """Images of every mode, and what a viewer shows of them: on white, turned, the first frame."""
     black, white = [0, 0, 0], [255, 255, 255]
     grey, clear = Pillow.fromarray(np.array([[0, 255]], np.uint8)), Pillow.new("RGBA", (2, 1), (0, 0, 0, 255))
-    palette, exif, frames = Pillow.new("P", (2, 1), 0), Pillow.Exif(), [Pillow.new("RGB", (2, 2), name) for name in ("red", "blue")]
+    palette, exif, frames = (
+        Pillow.new("P", (2, 1), 0),
+        Pillow.Exif(),
+        [Pillow.new("RGB", (2, 2), name) for name in ("red", "blue")],
+    )
     clear.putpixel((1, 0), (0, 0, 0, 0))
     palette.putpalette([0, 0, 0, 9, 9, 9])
     palette.putpixel((1, 0), 1)
     exif[ORIENTATION] = 6  # turned by 90 degrees
     for mode in ("1", "L", "P", "RGB", "CMYK"):
-        yield pytest.param(saved(grey.convert("RGB").convert(mode), "TIFF" if mode == "CMYK" else "PNG"), [[black, white]], id=mode)
+        yield pytest.param(
+            saved(grey.convert("RGB").convert(mode), "TIFF" if mode == "CMYK" else "PNG"), [[black, white]], id=mode
+        )
     for name, content, pixels in (
         ("I;16", saved(Pillow.fromarray(np.array([[0, 65_535]], np.uint16))), [[black, white]]),
         ("transparent RGBA", saved(clear), [[black, white]]),
@@ -323,7 +395,9 @@ def bomb(side: int = 20_000) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
 
 
 def truncated(form: str) -> bytes:
@@ -342,7 +416,9 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
-def test_damaged_and_oversized_images_are_refused_with_their_file(name: str, photos: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_damaged_and_oversized_images_are_refused_with_their_file(
+    name: str, photos: Path, models: dict[str, str], tmp_path: Path
+) -> None:
     content, words = BAD_IMAGES[name]
     for label in COLOURS:
         (tmp_path / "photos" / label).mkdir(parents=True)
@@ -374,16 +450,32 @@ def test_classify_images_refuses_models_options_and_data_that_do_not_fit(
     missing = tmp_path / "no processor"
     ViTForImageClassification.from_pretrained(short).save_pretrained(missing)
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
-        (DataError, "not 'text'; name one with --columns text=NAME", {"model": text_model, "data": [str(tmp_path / "gap.csv")]}),
+        (
+            DataError,
+            "not 'text'; name one with --columns text=NAME",
+            {"model": text_model, "data": [str(tmp_path / "gap.csv")]},
+        ),
         (CheckpointError, "The processor of .*no processor' cannot be loaded", {"model": str(missing)}),
         (
             CheckpointError,
             "makes images of 16 × 16 pixels, but the model was converted for 32 × 48; set size",
             {"model": models["disagreeing"]},
         ),
-        (OptionError, "--augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
-        (DataError, "not 'image' or 'file_name'; name one with --columns image=NAME", {"data": [str(tmp_path / "texts.csv")]}),
-        (DataError, "The column 'image' of .* holds no images or paths of them", {"data": [str(tmp_path / "numbers.jsonl")]}),
+        (
+            OptionError,
+            "--augmentation must be one of crop.flip, crop, flip, none, not 'mixup'",
+            {"augmentation": "mixup"},
+        ),
+        (
+            DataError,
+            "not 'image' or 'file_name'; name one with --columns image=NAME",
+            {"data": [str(tmp_path / "texts.csv")]},
+        ),
+        (
+            DataError,
+            "The column 'image' of .* holds no images or paths of them",
+            {"data": [str(tmp_path / "numbers.jsonl")]},
+        ),
         (DataError, "Row 2 of .*gap.csv has no image", {"data": [str(tmp_path / "gap.csv")]}),
         (DataError, "flat' holds no images", {"data": [str(tmp_path / "flat")]}),
         (DataError, "without' holds no images", {"data": [str(tmp_path / "without")]}),
@@ -401,11 +493,14 @@ class TestAugmentation:
     def noisy(self) -> Augmentation:
         def shift(image: Pillow.Image) -> Pillow.Image:
             moved = (1, 0, float(torch.rand(())) * 10, 0, 1, 0)
-            return image.transform(image.size, Pillow.Transform.AFFINE, moved, Pillow.Resampling.BILINEAR)  # by parts of pixels, too
+            # by parts of pixels, too
+            return image.transform(image.size, Pillow.Transform.AFFINE, moved, Pillow.Resampling.BILINEAR)
 
         return shift, {}
 
-    def test_augmentation_depends_on_epoch_and_image_and_is_off_in_evaluation(self, photos: Path, models: dict[str, str]) -> None:
+    def test_augmentation_depends_on_epoch_and_image_and_is_off_in_evaluation(
+        self, photos: Path, models: dict[str, str]
+    ) -> None:
         processor = AutoImageProcessor.from_pretrained(models["short"])
         rows = [*labelled(str(photos)).select([0, 20])]
         collator = ImageCollator(processor, sorted(COLOURS), self.noisy(), seed=1)
@@ -419,7 +514,9 @@ class TestAugmentation:
         assert not torch.equal(first, plain)
         assert torch.equal(collator.for_evaluation()(rows)["pixel_values"], plain)
 
-    def test_augmentation_without_torchvision_is_left_out_with_a_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_augmentation_without_torchvision_is_left_out_with_a_warning(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         warnings: list[str] = []
         monkeypatch.setattr(images_module, "find_spec", lambda name: None)
         monkeypatch.setattr("hf_longattn.errors.importlib.util.find_spec", lambda name: None)

@@ -45,14 +45,22 @@ from tests.training.conftest import FAST, checkpoint, launched, losses, start_ta
 
 def small(folder: Path, tokenizer: PreTrainedTokenizerBase, **shape: Any) -> str:
     torch.manual_seed(1)
-    usual = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64}
+    usual = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 64,
+    }
     BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **{**usual, **shape})).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 @pytest.mark.parametrize("kind", quickly(["mlm", "llama"], ["mlm"]))
-def test_distill_of_a_converted_copy_has_no_loss(kind: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_distill_of_a_converted_copy_has_no_loss(
+    kind: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     teacher = checkpoint(kind, tmp_path / "teacher", tokenizer)
     convert_checkpoint(teacher, tmp_path / "long", mechanism="window", window=256, max_length=128, verify=False)
     given = {
@@ -70,14 +78,23 @@ def test_distill_of_a_converted_copy_has_no_loss(kind: str, texts: str, tmp_path
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", quickly(["tinybert", "logits"], ["tinybert"]))
-def test_distill_brings_a_student_near_its_teacher(method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_distill_brings_a_student_near_its_teacher(
+    method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     certain = AutoModelForMaskedLM.from_pretrained(teacher)
     with torch.no_grad():
-        certain.cls.predictions.bias.copy_(4 * torch.randn(len(tokenizer)))  # untrained, it predicts all tokens alike: no distance to learn
+        # untrained, it predicts all tokens alike: no distance to learn
+        certain.cls.predictions.bias.copy_(4 * torch.randn(len(tokenizer)))
     certain.save_pretrained(teacher)
     student = small(tmp_path / "student", tokenizer)
-    given = {"model": student, "output_dir": str(tmp_path / "out"), "data": [texts], "teacher": teacher, "method": method}
+    given = {
+        "model": student,
+        "output_dir": str(tmp_path / "out"),
+        "data": [texts],
+        "teacher": teacher,
+        "method": method,
+    }
     log = start_task("distill", **given, **FAST, max_steps=30, learning_rate=1e-2, max_train_samples=4)
     assert losses(log)[-1] < 0.95 * losses(log)[0]
     saved = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
@@ -87,7 +104,8 @@ def test_distill_brings_a_student_near_its_teacher(method: str, texts: str, tmp_
 def test_distill_brings_a_sentence_encoder_with_alibi_closer_to_its_teacher(
     texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a head and without masks, from texts as sentence-transformers encodes them; its other modules come along."""
+    """Without a head and without masks, from texts as sentence-transformers encodes them; its other modules come
+    along."""
     encoder = BertModel.from_pretrained(checkpoint("mlm", tmp_path / "mlm", tokenizer))
     encoder.save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
@@ -95,19 +113,41 @@ def test_distill_brings_a_sentence_encoder_with_alibi_closer_to_its_teacher(
     SentenceTransformer(modules=[transformer, Pooling(16, "mean"), Normalize()]).save(str(tmp_path / "teacher"))
     change: dict[str, Any] = {"mechanism": "full", "max_length": 128, "positions": "alibi"}
     command = training_step(plan_conversion(tmp_path / "teacher", **change))["command"]
-    assert command[:3] + command[5:9] == ["longattn", "train", "distill", "--method", "hidden", "--teacher", str(tmp_path / "teacher")]
+    assert command[:3] + command[5:9] == [
+        "longattn",
+        "train",
+        "distill",
+        "--method",
+        "hidden",
+        "--teacher",
+        str(tmp_path / "teacher"),
+    ]
     convert_checkpoint(tmp_path / "teacher", tmp_path / "long", **change, verify=False)
     fed: list[dict[str, Tensor]] = []
     mean_loss = DistillTrainer.mean_loss
-    monkeypatch.setattr(DistillTrainer, "mean_loss", lambda self, model, inputs: fed.append(dict(inputs)) or mean_loss(self, model, inputs))
-    given = {"model": str(tmp_path / "long"), "teacher": str(tmp_path / "teacher"), "data": [texts], "method": "hidden"}
-    log = start_task("distill", **given, output_dir=str(tmp_path / "out"), **FAST, max_steps=20, learning_rate=2e-2, max_length=32)
+    monkeypatch.setattr(
+        DistillTrainer,
+        "mean_loss",
+        lambda self, model, inputs: fed.append(dict(inputs)) or mean_loss(self, model, inputs),
+    )
+    given = {
+        "model": str(tmp_path / "long"),
+        "teacher": str(tmp_path / "teacher"),
+        "data": [texts],
+        "method": "hidden",
+    }
+    log = start_task(
+        "distill", **given, output_dir=str(tmp_path / "out"), **FAST, max_steps=20, learning_rate=2e-2, max_length=32
+    )
     assert losses(log)[-1] < 0.5 * losses(log)[0]
     assert log["metrics"]["after"]["n"] == 1
     kept = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert [type(module) for module in kept] == [Transformer, Pooling, Normalize]
     assert type(kept[0].auto_model).__name__ == "LongBertModel"
-    rows = {tuple(tokenizer(Path(file).read_text(), truncation=True, max_length=32)["input_ids"]) for file in Path(texts).iterdir()}
+    rows = {
+        tuple(tokenizer(Path(file).read_text(), truncation=True, max_length=32)["input_ids"])
+        for file in Path(texts).iterdir()
+    }
     read = [pair for batch in fed for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     assert {tuple(ids[real.bool()].tolist()) for ids, real in read} == rows
 
@@ -115,7 +155,13 @@ def test_distill_brings_a_sentence_encoder_with_alibi_closer_to_its_teacher(
 def test_distill_loss_of_hidden_states_leaves_padding_out() -> None:
     """The loss of two texts of other lengths is the mean over their tokens."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 50, "hidden_dropout_prob": 0.0}
+    shape = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 50,
+        "hidden_dropout_prob": 0.0,
+    }
     config = BertConfig(**shape, num_hidden_layers=2, attention_probs_dropout_prob=0.0)
     teacher, student = BertModel(config).double(), BertModel(config).double()
     accelerator = SimpleNamespace(unwrap_model=lambda model: model)
@@ -135,7 +181,15 @@ def test_distill_maps_layers_evenly(
 ) -> None:
     monkeypatch.setattr(distill, "finish", lambda trainer, *_, **__: {"layers": trainer.layers})
     student, teacher = (small(tmp_path / str(layers), tokenizer, num_hidden_layers=layers) for layers in (4, 12))
-    log = start_task("distill", model=student, teacher=teacher, data=[texts], output_dir=str(tmp_path / "out"), method="tinybert", **FAST)
+    log = start_task(
+        "distill",
+        model=student,
+        teacher=teacher,
+        data=[texts],
+        output_dir=str(tmp_path / "out"),
+        method="tinybert",
+        **FAST,
+    )
     assert log["layers"] == [3, 6, 9, 12]
 
 
@@ -157,7 +211,11 @@ def test_distill_refuses_methods_and_options_that_do_not_fit(
 
 
 def test_distill_refuses_sharded_weights(
-    texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    texts: str,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     prepare = DistillTrainer.create_accelerator_and_postprocess
@@ -167,7 +225,10 @@ def test_distill_refuses_sharded_weights(
         self.is_fsdp_enabled = True
 
     monkeypatch.setattr(DistillTrainer, "create_accelerator_and_postprocess", sharded)
-    assert train("distill", ["--model", teacher, "--teacher", teacher, "--data", texts, "--output", str(tmp_path / "o")]) == 1
+    assert (
+        train("distill", ["--model", teacher, "--teacher", teacher, "--data", texts, "--output", str(tmp_path / "o")])
+        == 1
+    )
     assert "This does not run under FSDP or DeepSpeed" in capfd.readouterr().err
 
 
@@ -209,7 +270,9 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
         self.elements = max(
-            self.elements, *(one.numel() for one in torch.utils._pytree.tree_leaves(returned) if isinstance(one, Tensor)), 0
+            self.elements,
+            *(one.numel() for one in torch.utils._pytree.tree_leaves(returned) if isinstance(one, Tensor)),
+            0,
         )
         return returned
 
@@ -261,7 +324,8 @@ def padded(model: PreTrainedModel, side: str = "right") -> dict[str, Tensor]:
 def test_attention_transfer_gives_the_states_of_the_original(model: PreTrainedModel, side: str) -> None:
     batch = padded(model, side)
     ids = batch["input_ids"]
-    batch["position_ids"] = model.running_base.own_positions(batch, ids.shape, ids.device)  # the original alone would count padding
+    # the original alone would count padding
+    batch["position_ids"] = model.running_base.own_positions(batch, ids.shape, ids.device)
     with torch.no_grad():
         with with_transfers(model):
             found = model(**batch).logits
@@ -334,7 +398,10 @@ def test_distance_from_softmax_attention_is_its_definition_over_real_tokens(caus
     torch.testing.assert_close(layer.loss, first)
 
 
-@every_case("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains and name != "recurrent_memory"])
+@every_case(
+    "name",
+    [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains and name != "recurrent_memory"],
+)
 def test_attention_transfer_trains_every_mechanism_with_parameters(name: str) -> None:
     cls = mechanism_class(name)
     student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.about.sample})
@@ -355,7 +422,9 @@ def converted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[..
     def convert(kind: str = "mlm", mechanism: str = "hedgehog", **options: Any) -> str:
         short, long = tmp_path / kind, tmp_path / f"{kind}-{mechanism}"
         weights = load_file(Path(checkpoint(kind, short, tokenizer), "model.safetensors"))
-        sharpened = {name: tensor * (8.0 if "attn" in name or "attention" in name else 1.0) for name, tensor in weights.items()}
+        sharpened = {
+            name: tensor * (8.0 if "attn" in name or "attention" in name else 1.0) for name, tensor in weights.items()
+        }
         save_file(sharpened, short / "model.safetensors", metadata={"format": "pt"})
         convert_checkpoint(short, long, mechanism=mechanism, max_length=128, verify=False, **options)
         return str(long)
@@ -365,7 +434,10 @@ def converted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[..
 
 def linearised(model: str, texts: str, output: Path, line: str = "") -> dict[str, Any]:
     """The log of a run."""
-    assert train("linearise", ["--model", model, "--data", texts, *LINE.split(), *line.split(), "--output", str(output)]) == 0
+    assert (
+        train("linearise", ["--model", model, "--data", texts, *LINE.split(), *line.split(), "--output", str(output)])
+        == 0
+    )
     log: dict[str, Any] = json.loads((output / "training_log.json").read_text())
     return log
 
@@ -379,7 +451,11 @@ def test_linearise_brings_every_layer_closer_and_changes_mechanisms_alone(
     first, last = (entry for entry in log["history"] if "eval_loss" in entry)
     assert all(last[f"eval_layer_{layer}"] < first[f"eval_layer_{layer}"] for layer in (0, 1))
     error = log["metrics"]["after"]["attention_error"]
-    assert error == pytest.approx((last["eval_layer_0"] + last["eval_layer_1"]) / 2) == pytest.approx(50 * last["eval_loss"], rel=1e-4)
+    assert (
+        error
+        == pytest.approx((last["eval_layer_0"] + last["eval_layer_1"]) / 2)
+        == pytest.approx(50 * last["eval_loss"], rel=1e-4)
+    )
     assert "squared error of attention" in (tmp_path / "out" / "README.md").read_text()
     before, after = (load_file(Path(folder, "model.safetensors")) for folder in (long, tmp_path / "out"))
     assert set(after) == set(before)
@@ -390,10 +466,14 @@ def test_linearise_brings_every_layer_closer_and_changes_mechanisms_alone(
     assert all(configs[0][name] == configs[1][name] for name in ("architectures", "long_attention"))
 
 
-def test_linearise_leaves_layers_without_parameters_as_they_are(converted: Callable[..., str], texts: str, tmp_path: Path) -> None:
+def test_linearise_leaves_layers_without_parameters_as_they_are(
+    converted: Callable[..., str], texts: str, tmp_path: Path
+) -> None:
     long = converted(layers={1: {"mechanism": "window", "window": 8}})
     log = linearised(long, texts, tmp_path / "out", "--max-steps 2")
-    assert [name for name in log["history"][0] if name.startswith("eval_layer") and not name.endswith("_se")] == ["eval_layer_0"]
+    assert [name for name in log["history"][0] if name.startswith("eval_layer") and not name.endswith("_se")] == [
+        "eval_layer_0"
+    ]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["long_attention"] == {"mechanism": "hedgehog", "layers": {"1": {"mechanism": "window", "window": 8}}}
 
@@ -401,7 +481,13 @@ def test_linearise_leaves_layers_without_parameters_as_they_are(converted: Calla
 def test_linearise_keeps_a_sentence_encoder(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Without a head, and with the other modules of sentence-transformers."""
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(tokenizer)}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": len(tokenizer),
+    }
     words = BertModel(BertConfig(**small, max_position_embeddings=64))
     for parameter in words.parameters():
         torch.nn.init.normal_(parameter)
@@ -411,8 +497,12 @@ def test_linearise_keeps_a_sentence_encoder(texts: str, tmp_path: Path, tokenize
     SentenceTransformer(modules=modules, prompts={"query": "Q: "}).save(str(tmp_path / "encoder"))
     commands = {}
     for mechanism in ("hedgehog", "linear"):
-        commands[mechanism] = training_step(plan_conversion(tmp_path / "encoder", mechanism=mechanism, max_length=128))["command"][2]
-        convert_checkpoint(tmp_path / "encoder", tmp_path / mechanism, mechanism=mechanism, max_length=128, verify=False)
+        commands[mechanism] = training_step(
+            plan_conversion(tmp_path / "encoder", mechanism=mechanism, max_length=128)
+        )["command"][2]
+        convert_checkpoint(
+            tmp_path / "encoder", tmp_path / mechanism, mechanism=mechanism, max_length=128, verify=False
+        )
     assert commands == {"hedgehog": "linearise", "linear": "embed"}
     linearised(str(tmp_path / "hedgehog"), texts, tmp_path / "out", "--max-steps 2")
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hedgehog", "out"))
@@ -431,10 +521,16 @@ def test_linearise_refuses_models_without_anything_to_learn(
     cases = (
         (converted(mechanism="linear"), "The model has linear, without parameters that could learn; convert it"),
         (str(tmp_path / "mlm"), "mlm' is not a converted text model; type longattn convert"),
-        (converted("clm", "recurrent_memory", segment_length=48), "The model has recurrent_memory, without parameters"),
+        (
+            converted("clm", "recurrent_memory", segment_length=48),
+            "The model has recurrent_memory, without parameters",
+        ),
     )
     for model, words in cases:
-        assert train("linearise", ["--model", model, "--data", texts, *LINE.split(), "--output", str(tmp_path / "out")]) == 1
+        assert (
+            train("linearise", ["--model", model, "--data", texts, *LINE.split(), "--output", str(tmp_path / "out")])
+            == 1
+        )
         error = capsys.readouterr().err
         assert words in error
         assert "Traceback" not in error
@@ -442,8 +538,21 @@ def test_linearise_refuses_models_without_anything_to_learn(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["hedgehog", "hybrid"])
-def test_linearise_in_two_processes_equals_one(mechanism: str, converted: Callable[..., str], texts: str, tmp_path: Path) -> None:
-    line = ["train", "linearise", "--model", converted("clm", mechanism), "--data", texts, *LINE.split(), "--max-steps", "4", "--use-cpu"]
+def test_linearise_in_two_processes_equals_one(
+    mechanism: str, converted: Callable[..., str], texts: str, tmp_path: Path
+) -> None:
+    line = [
+        "train",
+        "linearise",
+        "--model",
+        converted("clm", mechanism),
+        "--data",
+        texts,
+        *LINE.split(),
+        "--max-steps",
+        "4",
+        "--use-cpu",
+    ]
     for processes in (1, 2):
         launched([*line, "--batch-size", str(4 // processes), "--output", f"of {processes}"], tmp_path, processes)
     one, two = (load_file(tmp_path / f"of {processes}" / "model.safetensors") for processes in (1, 2))

@@ -1,4 +1,5 @@
-"""Several processes: steps of one, an end of all when one ends, DeepSpeed, and the configs of ``accelerate launch``."""
+"""Several processes: steps of one, an end of all when one ends, DeepSpeed, and the configs of
+``accelerate launch``."""
 
 from __future__ import annotations
 
@@ -47,19 +48,34 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     def padded(tensors: list[Tensor], value: int) -> Tensor:
         return torch.stack([torch.nn.functional.pad(x, (0, longest - len(x)), value=value) for x in tensors])
 
-    return {"input_ids": padded(ids, 0), "labels": padded(ids, -100), "attention_mask": padded([torch.ones_like(x) for x in ids], 0)}
+    return {
+        "input_ids": padded(ids, 0),
+        "labels": padded(ids, -100),
+        "attention_mask": padded([torch.ones_like(x) for x in ids], 0),
+    }
 
 
 def trainer_for(attention: dict[str, Any], epochs: int, rate: float) -> LongTrainer:
     torch.manual_seed(0)
-    model = hf_longattn.LongLlamaForCausalLM(hf_longattn.LongLlamaConfig(**SHAPE, long_attention=attention, use_cache=False))
+    model = hf_longattn.LongLlamaForCausalLM(
+        hf_longattn.LongLlamaConfig(**SHAPE, long_attention=attention, use_cache=False)
+    )
     # 24 examples: accelerate fills a last batch that is short with the first examples
     data = [{"input_ids": torch.randint(5, 99, (int(torch.randint(90, 200, (1,))),))} for _ in range(24)]
     arguments = TrainingArguments(
-        output_dir="out", per_device_train_batch_size=8 // dist.get_world_size(), num_train_epochs=epochs, logging_steps=1, report_to=[],
-        use_cpu=True, save_strategy="no", disable_tqdm=True, learning_rate=rate, seed=1, average_tokens_across_devices=True,
+        output_dir="out",
+        per_device_train_batch_size=8 // dist.get_world_size(),
+        num_train_epochs=epochs,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        learning_rate=rate,
+        seed=1,
+        average_tokens_across_devices=True,
         train_sampling_strategy="sequential",
-    )  # fmt: skip
+    )
     return LongTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
 
 
@@ -83,7 +99,8 @@ def losses_and_norms(attention: dict[str, Any], epochs: int, rate: float) -> lis
     ids=lambda attention: attention["mechanism"],
 )
 def test_several_processes_take_the_steps_of_one(tmp_path: Path, attention: dict[str, Any], ranks: int) -> None:
-    # Centroids that part do so slowly; at a high learning rate, rounding alone moves a token to another cluster within 20 steps.
+    # Centroids that part do so slowly; at a high learning rate, rounding alone moves a token to another cluster within
+    # 20 steps.
     epochs, rate = (10, 5e-4) if attention is ROUTING else (2, 1e-2)
     steps = []
     for count in (1, ranks):
@@ -93,13 +110,23 @@ def test_several_processes_take_the_steps_of_one(tmp_path: Path, attention: dict
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed"
+)
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_zero_trains_packed_texts_in_2_ranks(stage: int, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_deepspeed_zero_trains_packed_texts_in_2_ranks(
+    stage: int, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """The processes' batches hold different numbers of documents, and the loss is measured before training."""
     model = converted("mlm", tmp_path, tokenizer, max_length=256, window=32)
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / f"zero{stage}.yaml")),
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(CONFIGS / "accelerate" / f"zero{stage}.yaml"),
+        ),
         *("--num_processes", "2", "--mixed_precision", "no", "-m", "hf_longattn", "train", "mlm", "--model", model),
         *("--data", texts, "--output-dir", str(tmp_path / "out"), "--max-steps", "6", "--learning-rate", "3e-3"),
         *("--warmup-steps", "1", "--gradient-accumulation-steps", "1"),
@@ -112,7 +139,8 @@ def test_deepspeed_zero_trains_packed_texts_in_2_ranks(stage: int, tmp_path: Pat
     assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256
 
 
-LINE = """--no-bf16 --disable-tqdm True --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1 --max-steps 6
+LINE = """--no-bf16 --disable-tqdm True --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1
+    --max-steps 6
     --save-steps 2 --batch-size 2 --use-cpu True --packing false"""
 
 

@@ -20,7 +20,14 @@ from hf_longattn.data.rows import read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attach.global_mask import global_token_ids
-from hf_longattn.training.tasks.embed import EmbedDataArguments, labelled_pairs, prompts_of, relevant_texts, reranking, retrieval
+from hf_longattn.training.tasks.embed import (
+    EmbedDataArguments,
+    labelled_pairs,
+    prompts_of,
+    relevant_texts,
+    reranking,
+    retrieval,
+)
 from scripts import prepare_longembed
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint, converted, losses, start_task, write_rows
@@ -28,25 +35,38 @@ from tests.training.conftest import FAST, checkpoint, converted, losses, start_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", quickly(["embeddings", "reranker", "multi_vector"], ["multi_vector"]))
-def test_converted_encoders_and_rerankers_learn_what_answers(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_converted_encoders_and_rerankers_learn_what_answers(
+    kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     st = pytest.importorskip("sentence_transformers")
     choose, words = random.Random(0), ["tree", "file", "node", "path", "line", "code", "name", "type"]
     rows = [
         {"query": f"{word} {other}", "document": " ".join(choose.choices([word, other], k=choose.randint(20, 80)))}
-        for word in words for other in words if word < other
-    ]  # fmt: skip
+        for word in words
+        for other in words
+        if word < other
+    ]
     reranker = kind == "reranker"
-    if reranker:  # wrong documents that can be known by their words alone, which so small a model learns in a few steps
+    # wrong documents that can be known by their words alone, which so small a model learns in a few steps
+    if reranker:
         rows = [{**row, "negative": "import return " * 20} for row in rows]
     model = converted("mlm", tmp_path, tokenizer, mechanism="longformer", window=16)
     given = {"model": model, "output_dir": str(tmp_path / "out"), "data": [write_rows(rows, tmp_path / "pairs.jsonl")]}
     pace = {"max_steps": 40, "learning_rate": 3e-2} if reranker else {"max_steps": 20, "learning_rate": 1e-2}
-    settings = {**FAST, **pace, "per_device_train_batch_size": 8, "max_length": 100, **({} if kind == "embeddings" else {kind: True})}
+    settings = {
+        **FAST,
+        **pace,
+        "per_device_train_batch_size": 8,
+        "max_length": 100,
+        **({} if kind == "embeddings" else {kind: True}),
+    }
     log = start_task("embed", **given, **settings)
     assert losses(log)[-1] < 0.8 * losses(log)[0]
     assert reranker or log["metrics"]["after"]["mrr"] >= log["metrics"]["before"]["mrr"]
     assert {*log["metrics"]["after"]} == {"mrr", "ndcg", "n", *([] if reranker else ["accuracy_at_1"])}
-    loader = {"embeddings": "SentenceTransformer", "reranker": "CrossEncoder", "multi_vector": "MultiVectorEncoder"}[kind]
+    loader = {"embeddings": "SentenceTransformer", "reranker": "CrossEncoder", "multi_vector": "MultiVectorEncoder"}[
+        kind
+    ]
     loaded = getattr(st, loader)(str(tmp_path / "out"), device="cpu")
     assert loaded.max_seq_length == 128
     pair = tokenizer("tree file", "path line", return_tensors="pt")
@@ -59,7 +79,13 @@ def test_converted_encoders_and_rerankers_learn_what_answers(kind: str, tmp_path
         (states,) = loaded.encode_document(["tree file"])
         read = loaded.transformers_model(**tokenizer("tree file", return_tensors="pt")).last_hidden_state[0]
         torch.testing.assert_close(states.cpu(), torch.nn.functional.normalize(read, dim=-1))
-        again = {**given, **settings, "model": str(tmp_path / "out"), "output_dir": str(tmp_path / "b"), "max_steps": 1}
+        again = {
+            **given,
+            **settings,
+            "model": str(tmp_path / "out"),
+            "output_dir": str(tmp_path / "b"),
+            "max_steps": 1,
+        }
         assert start_task("embed", **again)["metrics"]["before"] == log["metrics"]["after"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"import {loader}" in card
@@ -87,7 +113,15 @@ def test_prepare_longembed_makes_documents_that_differ_by_one_fact_each(
     assert max(depths) > 0.8
     if task == "passkey":  # the other is read by the same code
         short = checkpoint("mlm", tmp_path / "short", tokenizer)
-        line = ["--model", short, "--data", str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "out"), "--no-bf16"]
+        line = [
+            "--model",
+            short,
+            "--data",
+            str(tmp_path / "pairs.jsonl"),
+            "--output",
+            str(tmp_path / "out"),
+            "--no-bf16",
+        ]
         assert evaluate("embed", line) == 0
         assert json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]["after"]["n"] == 50
     with pytest.raises(SystemExit):
@@ -130,8 +164,17 @@ def test_embedding_models_keep_the_converted_length_after_shorter_training(
         file.write_text(json.dumps({**json.loads(file.read_text()), field: length}))
     convert_checkpoint(source, long, mechanism="window", max_length=128, window=16, verify=False)
     text = "def tree(node): return node.name " * 40
-    data = write_rows([{"query": f"node {number}", "document": f"{number} {text}"} for number in range(8)], tmp_path / "pairs.jsonl")
-    given = {"model": str(long), "output_dir": str(out), "data": [data], "max_length": 20, "reranker": reranker, "max_steps": 1}
+    data = write_rows(
+        [{"query": f"node {number}", "document": f"{number} {text}"} for number in range(8)], tmp_path / "pairs.jsonl"
+    )
+    given = {
+        "model": str(long),
+        "output_dir": str(out),
+        "data": [data],
+        "max_length": 20,
+        "reranker": reranker,
+        "max_steps": 1,
+    }
     start_task("embed", **given, **FAST, per_device_train_batch_size=4)
     assert max(lengths[True]) == 20
     assert max(lengths[False]) == 128
@@ -145,26 +188,42 @@ def test_embedding_models_keep_the_converted_length_after_shorter_training(
 def test_embed_refuses_a_max_length_beyond_the_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("sentence_transformers")
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    data = write_rows([{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
+    data = write_rows(
+        [{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl"
+    )
     for reranker in (False, True):
-        given = {"model": short, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 65, "reranker": reranker}
-        with pytest.raises(OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model takes; convert it"):
+        given = {
+            "model": short,
+            "output_dir": str(tmp_path / "out"),
+            "data": [data],
+            "max_length": 65,
+            "reranker": reranker,
+        }
+        with pytest.raises(
+            OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model takes; convert it"
+        ):
             start_task("embed", **given, **FAST)
 
 
 @pytest.mark.parametrize("reranker", [False, True])
-def test_embed_trains_a_half_precision_checkpoint_in_float32(reranker: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_embed_trains_a_half_precision_checkpoint_in_float32(
+    reranker: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """In fp16, a step of 1e-6 would be rounded away. A reranker of a classifier gets a new head."""
     pytest.importorskip("sentence_transformers")
     folder = checkpoint("mlm", tmp_path / "short", tokenizer)
     head = {"num_labels": 3, "problem_type": "single_label_classification"} if reranker else {}
     loader = AutoModelForSequenceClassification if reranker else AutoModel
     loader.from_pretrained(folder, **head).half().save_pretrained(folder)
-    data = write_rows([{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
+    data = write_rows(
+        [{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl"
+    )
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "reranker": reranker}
     start_task("embed", **given, **FAST, max_steps=3, learning_rate=1e-6, per_device_train_batch_size=4)
     name = "encoder.layer.0.attention.self.query.weight"
-    before, after = (AutoModel.from_pretrained(one, dtype="auto").get_parameter(name).detach() for one in (folder, tmp_path / "out"))
+    before, after = (
+        AutoModel.from_pretrained(one, dtype="auto").get_parameter(name).detach() for one in (folder, tmp_path / "out")
+    )
     assert (before.dtype, after.dtype) == (torch.float16, torch.float32)
     assert 0 < float((after - before).abs().max()) < 1e-5
     if reranker:
@@ -201,7 +260,9 @@ def test_reranker_negatives_belong_to_other_anchors(count: int) -> None:
     samples = reranking(data.select(range(2)), relevant, seed=0)
     for sample in samples:
         assert not set(sample["negative"]) & set(relevant[sample["query"]])
-        assert len(sample["negative"]) == len(set(sample["negative"])) == min(9, count - len(relevant[sample["query"]]))
+        assert (
+            len(sample["negative"]) == len(set(sample["negative"])) == min(9, count - len(relevant[sample["query"]]))
+        )
 
 
 def test_reranking_leaves_out_a_given_negative_that_is_right_elsewhere() -> None:
@@ -227,8 +288,10 @@ def test_scored_pairs_are_evaluated_by_correlation(tmp_path: Path, tokenizer: Pr
     words = ["tree", "file", "node", "path"]
     rows = [
         {"sentence1": f"{one} {two}", "sentence2": f"{one} {other}", "score": float(two == other)}
-        for one in words for two in words for other in words
-    ]  # fmt: skip
+        for one in words
+        for two in words
+        for other in words
+    ]
     data = write_rows(rows, tmp_path / "scored.jsonl")
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
     log = start_task("embed", **given, **FAST, max_steps=1)
@@ -247,7 +310,9 @@ def test_scored_pairs_are_evaluated_by_correlation(tmp_path: Path, tokenizer: Pr
         ({}, True, None),
     ],
 )
-def test_embed_trains_with_the_prompts_of_inference(prompts: dict[str, str], scored: bool, expected: dict[str, str] | None) -> None:
+def test_embed_trains_with_the_prompts_of_inference(
+    prompts: dict[str, str], scored: bool, expected: dict[str, str] | None
+) -> None:
     model = SimpleNamespace(prompts=prompts, default_prompt_name="plain" if "plain" in prompts else None)
     assert prompts_of(model, scored) == expected
 
@@ -263,7 +328,8 @@ def test_reranker_refuses_scored_pairs(tmp_path: Path, tokenizer: PreTrainedToke
     pytest.importorskip("sentence_transformers")
     folder = checkpoint("mlm", tmp_path / "short", tokenizer)
     data = write_rows(
-        [{"anchor": f"query {number}", "positive": f"text {number}", "score": 0.5} for number in range(8)], tmp_path / "p.jsonl"
+        [{"anchor": f"query {number}", "positive": f"text {number}", "score": 0.5} for number in range(8)],
+        tmp_path / "p.jsonl",
     )
     given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data]}
     for kind in ("reranker", "multi_vector"):

@@ -40,7 +40,13 @@ CLASSES = ["good", "bad", "fair"]
 Multitask = tuple[str, list[str]]
 """A checkpoint with several heads, and what is typed after --tasks."""
 Scored = Callable[..., tuple[int, str, dict[str, Any]]]
-SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+SHAPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture
@@ -58,7 +64,8 @@ def scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Scored:
 
 
 def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase, names: list[str] | None = None) -> str:
-    """A BERT with a head for classes of these names, or for three without names; what it answers depends on the document."""
+    """A BERT with a head for classes of these names, or for three without names; what it answers depends on the
+    document."""
     torch.manual_seed(0)
     named = {"num_labels": 3} if names is None else label_config(names)
     config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SHAPE, **named)
@@ -69,7 +76,10 @@ def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase, names: list[str
 
 def batches(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Any]:
     """One document each, cut as the models here cut it."""
-    return [tokenizer(text, truncation=True, max_length=SHAPE["max_position_embeddings"], return_tensors="pt") for text in texts]
+    return [
+        tokenizer(text, truncation=True, max_length=SHAPE["max_position_embeddings"], return_tensors="pt")
+        for text in texts
+    ]
 
 
 def answers(model: str, texts: list[str]) -> list[int]:
@@ -80,13 +90,25 @@ def answers(model: str, texts: list[str]) -> list[int]:
         return [int(network(**batch).logits.argmax()) for batch in batches(tokenizer, texts)]
 
 
-def test_evaluate_refuses_checkpoints_without_weights_of_head(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+def test_evaluate_refuses_checkpoints_without_weights_of_head(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
+) -> None:
     torch.manual_seed(0)
     base = checkpoint("mlm", tmp_path / "mlm", tokenizer)
     for name, model in (
         ("bert", BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE))),
-        ("gpt2", GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False))),
-        ("t5", T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))),
+        (
+            "gpt2",
+            GPT2Model(
+                GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False)
+            ),
+        ),
+        (
+            "t5",
+            T5EncoderModel(
+                T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+            ),
+        ),
     ):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
@@ -98,17 +120,28 @@ def test_evaluate_refuses_checkpoints_without_weights_of_head(tmp_path: Path, to
     for task in set(task_names()) - {"distill", "linearise"}:  # which train no head
         file = table(tmp_path, DATA[task], f"{task}.jsonl")
         source = {"multitask": ["--tasks", f"one=classify:{file}"]}
-        line = ["--model", headless.get(task, base), *source.get(task, ["--data", file]), *(["--reranker"] if task == "embed" else [])]
+        line = [
+            "--model",
+            headless.get(task, base),
+            *source.get(task, ["--data", file]),
+            *(["--reranker"] if task == "embed" else []),
+        ]
         code, said, _ = scored(task, *line)
-        if code != 1 or not re.search(r"^Error: .*(lacks weights of|has no heads of longattn train multitask)", said, re.M):
+        if code != 1 or not re.search(
+            r"^Error: .*(lacks weights of|has no heads of longattn train multitask)", said, re.M
+        ):
             wrong[task] = said
     assert wrong == {}
 
 
-def test_evaluate_refuses_a_head_of_another_size(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+def test_evaluate_refuses_a_head_of_another_size(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
+) -> None:
     model = classifier(tmp_path / "model", tokenizer)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({**config, "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}})
+    )
     code, said, _ = scored("classify", "--model", model, "--data", table(tmp_path, [{"text": "for", "label": "a"}]))
     assert code == 1
     assert "lacks weights of BertForSequenceClassification: classifier of this size; give a checkpoint" in said
@@ -134,22 +167,29 @@ def test_evaluate_classify_matches_labels_with_the_class_names_of_the_model(
     assert outcome(unnamed, zip(texts, numbers, strict=True)) == 100.0
     refusals = {
         "The model does not know the labels 0, 1 of the data; its classes are bad, fair, good, "
-        "so write the labels like these, or the names into id2label of its config.json.":
-            outcome(named, [(text, at % 2) for at, text in enumerate(texts)]),
+        "so write the labels like these, or the names into id2label of its config.json.": outcome(
+            named, [(text, at % 2) for at, text in enumerate(texts)]
+        ),
         "The model does not know the labels neutral of the data; its classes are bad, fair, good, "
-        "so write the labels like these, or the names into id2label of its config.json.":
-            outcome(named, [*few, (texts[0], "neutral")]),
+        "so write the labels like these, or the names into id2label of its config.json.": outcome(
+            named, [*few, (texts[0], "neutral")]
+        ),
         "The model does not know the labels good, neutral of the data; its classes are 0, 1, 2, "
-        "so write the labels like these, or the names into id2label of its config.json.":
-            outcome(unnamed, [(texts[0], "good"), (texts[1], "neutral")]),
-    }  # fmt: skip
+        "so write the labels like these, or the names into id2label of its config.json.": outcome(
+            unnamed, [(texts[0], "good"), (texts[1], "neutral")]
+        ),
+    }
     assert {said: f"Error: {said}" for said in refusals} == refusals
 
 
-def test_evaluate_tokens_matches_tags_with_the_names_of_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+def test_evaluate_tokens_matches_tags_with_the_names_of_model(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
+) -> None:
     torch.manual_seed(0)
     names = {0: "I-THING", 1: "O", 2: "B-THING"}
-    BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), id2label=names, **SHAPE)).save_pretrained(tmp_path / "model")
+    BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), id2label=names, **SHAPE)).save_pretrained(
+        tmp_path / "model"
+    )
     tokenizer.save_pretrained(tmp_path / "model")
     outside = [{"tokens": ["for", "while"], "ner_tags": ["O", "O"]}] * 12
     code, said, scores = scored("tokens", "--model", tmp_path / "model", "--data", table(tmp_path, outside))
@@ -161,7 +201,11 @@ def test_evaluate_tokens_matches_tags_with_the_names_of_model(tmp_path: Path, to
 
 
 def test_evaluate_refuses_missing_data_and_options_of_training(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    scored: Scored,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = classifier(tmp_path / "model", tokenizer, CLASSES)
     data = table(tmp_path, [{"text": "for", "label": "good"}])
@@ -179,11 +223,16 @@ def test_evaluate_refuses_missing_data_and_options_of_training(
     assert wrong == {}
     monkeypatch.chdir(tmp_path / "model")
     assert evaluate("classify", ["--model", model, "--data", data, *USUAL]) == 1
-    assert "The output '.' is the folder of --model, which would be overwritten; give another --output" in capsys.readouterr().err
+    assert (
+        "The output '.' is the folder of --model, which would be overwritten; give another --output"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow
-def test_evaluate_in_two_processes_gives_scores_of_one(multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_evaluate_in_two_processes_gives_scores_of_one(
+    multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model, tasks = multitask
     named = classifier(tmp_path / "named", tokenizer, sorted(WORDS))
     text = checkpoint("mlm", tmp_path / "mlm", tokenizer)
@@ -207,14 +256,24 @@ def test_evaluate_in_two_processes_gives_scores_of_one(multitask: Multitask, tmp
 
 @pytest.fixture(scope="module")
 def multitask(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Multitask:
-    """A checkpoint with three heads, and its tasks. The head "topic" predicts both classes on the documents of :func:`rows`."""
+    """A checkpoint with three heads, and its tasks. The head "topic" predicts both classes on the documents of
+    :func:`rows`."""
     tmp_path = tmp_path_factory.mktemp("multitask")
     tasks = three_tasks(tmp_path)
-    given = {"model": classifier(tmp_path / "short", tokenizer), "output_dir": str(tmp_path / "several"), "tasks": tasks}
+    given = {
+        "model": classifier(tmp_path / "short", tokenizer),
+        "output_dir": str(tmp_path / "several"),
+        "tasks": tasks,
+    }
     start_task("multitask", **given, max_steps=1, **FAST)
-    weights, model = load_file(tmp_path / "several" / "model.safetensors"), load_multitask_head(str(tmp_path / "several"), "topic").eval()
+    weights, model = (
+        load_file(tmp_path / "several" / "model.safetensors"),
+        load_multitask_head(str(tmp_path / "several"), "topic").eval(),
+    )
     with torch.inference_mode():
-        pooled = torch.cat([model.bert(**batch).pooler_output for batch in batches(tokenizer, [row["text"] for row in rows()])])
+        pooled = torch.cat(
+            [model.bert(**batch).pooler_output for batch in batches(tokenizer, [row["text"] for row in rows()])]
+        )
     direction = pooled[0] - pooled.mean(0)
     weights["heads.topic.classifier.weight"] = torch.stack([direction, -direction])
     weights["heads.topic.classifier.bias"] = weights["heads.topic.classifier.weight"] @ -pooled.mean(0)
@@ -224,13 +283,19 @@ def multitask(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
 
 @pytest.mark.thorough
 def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_further(
-    multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, caplog: pytest.LogCaptureFixture
+    multitask: Multitask,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    scored: Scored,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model, tasks = multitask
     topic = load_multitask_head(model, "topic").eval()
     documents = [row["text"] for row in rows()]
     with torch.inference_mode():
-        chosen = [topic.config.id2label[int(topic(**batch).logits.argmax())] for batch in batches(tokenizer, documents)]
+        chosen = [
+            topic.config.id2label[int(topic(**batch).logits.argmax())] for batch in batches(tokenizer, documents)
+        ]
     assert set(chosen) == {"files", "loops"}
     hits = [label == row["label"] for label, row in zip(chosen, rows(), strict=True)]
     caplog.clear()
@@ -238,16 +303,23 @@ def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_further(
     assert code == 0, said
     assert not re.search("new and trained|not used", caplog.text), caplog.text
     assert scores["metrics"]["after"]["topic_accuracy"] == pytest.approx(100 * sum(hits) / len(hits))
-    single = table(tmp_path, [{"text": text, "label": label} for text, label in zip(documents, chosen, strict=True)], "chosen.jsonl")
+    single = table(
+        tmp_path,
+        [{"text": text, "label": label} for text, label in zip(documents, chosen, strict=True)],
+        "chosen.jsonl",
+    )
     flipped = table(tmp_path, [{"text": documents[0], "label": chosen[0]}], "first.jsonl")
     for data in (single, flipped):  # one class of two keeps its number
         code, said, scores = scored("multitask", "--model", model, "--tasks", f"topic=classify:{data}")
         assert (code, scores["metrics"]["after"]["topic_accuracy"]) == (0, 100.0), said
     other = table(tmp_path, [{"text": "for", "label": "neither"}], "other.jsonl")
     refused = {
-        f"topics=classify:{single}": r"has no head 'topics' of kind classify with the labels files, loops; .* Did you mean 'topic'\?",
-        f"names=classify:{single}": r"has no head 'names' of kind classify .*; its heads are ask \(qa: .*\), names \(tokens: ",
-        f"topic=classify:{other}": r"has no head 'topic' of kind classify with the labels neither; .* topic \(classify: files, loops\)",
+        f"topics=classify:{single}": r"has no head 'topics' of kind classify with the labels files, loops; .* Did you "
+        r"mean 'topic'\?",
+        f"names=classify:{single}": r"has no head 'names' of kind classify .*; its heads are ask \(qa: .*\), names "
+        r"\(tokens: ",
+        f"topic=classify:{other}": r"has no head 'topic' of kind classify with the labels neither; .* topic "
+        r"\(classify: files, loops\)",
     }
     wrong = {}
     for task, words in refused.items():

@@ -24,8 +24,16 @@ from tests.training.conftest import start_task, write_rows
 WORDS = "the tree is a file of lines"
 SHAPE = Shape(tokens=256, vocabulary=300)
 DECODED = 200
-"""Tokens that the decoder beside an encoder reads: fewer than the default of seq2seq, and more than the stride of question answering."""
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 3, "eos_token_id": 3, "mask_token_id": 4}
+"""Tokens that the decoder beside an encoder reads: fewer than the default of seq2seq, and more than the stride of
+question answering."""
+SPECIAL = {
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+    "eos_token_id": 3,
+    "mask_token_id": 4,
+}
 WINDOW, HEDGEHOG = {"mechanism": "window", "window": 16}, {"mechanism": "hedgehog"}
 QUICK: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "report_to": []}
 """What makes a run quick and quiet; all else is as a user who types no option has it."""
@@ -50,7 +58,10 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "distill": ("MODEL_MAPPING_NAMES", {"data": ["texts.jsonl"], "method": "hidden", "teacher": "model", **STEP}),
     "distill masked": (MASKED, {"data": ["texts.jsonl"], "method": "logits", "teacher": "model", **STEP}),
     "linearise": (CAUSAL, {"data": ["texts.jsonl"], **STEP}),
-    "multitask": (TOKENS, {"tasks": ["topic=classify:labels.jsonl", "names=tokens:tags.jsonl", "ask=qa:questions.jsonl"], **STEP}),
+    "multitask": (
+        TOKENS,
+        {"tasks": ["topic=classify:labels.jsonl", "names=tokens:tags.jsonl", "ask=qa:questions.jsonl"], **STEP},
+    ),
 }
 """A task, with an option in a second word -> the table of the classes that have its head, and the arguments of a run.
 
@@ -70,7 +81,10 @@ def rows(name: str) -> list[dict[str, Any]]:
     tags = [{"tokens": text.split(), "ner_tags": ["O", "B-PLANT"] + ["O"] * (len(text.split()) - 2)} for text in texts]
     return {
         "texts": [{"text": text * 4} for text in texts],
-        "questions": [{"id": str(at), "question": "what?", "context": text * 4, "answers": answers} for at, text in enumerate(texts)],
+        "questions": [
+            {"id": str(at), "question": "what?", "context": text * 4, "answers": answers}
+            for at, text in enumerate(texts)
+        ],
         "labels": [{"text": text * 12, "label": label} for text, label in zip(texts, labels, strict=True)],
         "tags": tags,
         "summaries": [{"document": text * 4, "summary": WORDS * 4} for text in texts],
@@ -93,7 +107,10 @@ def tokenizers() -> dict[bool, PreTrainedTokenizerBase]:
     usual, decoders = (train_tokenizer([WORDS] * 3, SHAPE.vocabulary, SHAPE.tokens) for _ in range(2))
     usual.eos_token = "[SEP]"
     decoders = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=decoders.backend_tokenizer, bos_token="[CLS]", eos_token="[SEP]", model_max_length=SHAPE.tokens
+        tokenizer_object=decoders.backend_tokenizer,
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        model_max_length=SHAPE.tokens,
     )
     return {False: usual, True: decoders}
 
@@ -111,22 +128,31 @@ def is_decoder(base: str) -> bool:
 
 
 def pairs() -> Iterator[tuple[str, str]]:
-    """Every task with every family that has its head; of derived decoders, which are alike, ``check_derived`` knows small models."""
-    texts = (base for base in FAMILIES if FAMILIES[base].spec.reads == "text" and not FAMILIES[base].spec.further and base not in APART)
+    """Every task with every family that has its head; of derived decoders, which are alike, ``check_derived`` knows
+    small models."""
+    texts = (
+        base
+        for base in FAMILIES
+        if FAMILIES[base].spec.reads == "text" and not FAMILIES[base].spec.further and base not in APART
+    )
     for base in (base for base in texts if base in IN_FULL or not is_decoder(base)):
         for task, (table, _) in TASKS.items():
             refused = {
                 "clm": not is_decoder(base),  # an encoder
                 "linearise": not is_decoder(base) or FAMILIES[base].config_class.score_cap is not None,
                 "distill": FAMILIES[base].two_stacks,
-                "multitask": class_with_head(QUESTIONS, base) is None or bool(FAMILIES[base].two_stacks and FAMILIES[base].relative),
+                "multitask": class_with_head(QUESTIONS, base) is None
+                or bool(FAMILIES[base].two_stacks and FAMILIES[base].relative),
             }
             if class_with_head(table, base) is not None and not refused.get(task):
                 yield task, base
 
 
-def small_checkpoint(folder: Path, base: str, name: str, tokenizer: PreTrainedTokenizerBase, mechanism: dict[str, Any]) -> None:
-    """Write a small model of a Long class or of a base's, with random weights; a Long decoder reads fewer tokens than its encoder."""
+def small_checkpoint(
+    folder: Path, base: str, name: str, tokenizer: PreTrainedTokenizerBase, mechanism: dict[str, Any]
+) -> None:
+    """Write a small model of a Long class or of a base's, with random weights; a Long decoder reads fewer tokens than
+    its encoder."""
     torch.manual_seed(0)
     family, without = FAMILIES[base], "pad_token_id" if tokenizer.pad_token is None else ""
     special = {key: value for key, value in {**SPECIAL, "decoder_start_token_id": 3}.items() if key != without}
@@ -153,7 +179,8 @@ ALIKE = {
     "embed reranker": "classify",
     "distill": "embed",
 }
-"""Tasks whose inputs and outputs are made as those of another task: the quick test has each kind of family with one of them."""
+"""Tasks whose inputs and outputs are made as those of another task: the quick test has each kind of family with one of
+them."""
 
 
 def kind_of_pair(task: str, base: str) -> Any:
@@ -167,12 +194,19 @@ def test_every_task_is_in_the_table_of_families_and_tasks() -> None:
 
 @every_case("task, base", [*pairs()], by="task", of=10**6, code=kind_of_pair)
 def test_every_task_trains_every_family_with_the_defaults(
-    task: str, base: str, tmp_path: Path, data: Path, tokenizers: dict[bool, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch
+    task: str,
+    base: str,
+    tmp_path: Path,
+    data: Path,
+    tokenizers: dict[bool, PreTrainedTokenizerBase],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table, arguments = TASKS[task]
     name, model = class_with_head(table, base), str(tmp_path / "model")
     assert name is not None
-    small_checkpoint(tmp_path / "model", base, name, tokenizers[is_decoder(base)], HEDGEHOG if task == "linearise" else WINDOW)
+    small_checkpoint(
+        tmp_path / "model", base, name, tokenizers[is_decoder(base)], HEDGEHOG if task == "linearise" else WINDOW
+    )
     monkeypatch.chdir(data)
     teacher = {"teacher": model} if "teacher" in arguments else {}
     log = start_task(task.split()[0], **{**arguments, **teacher}, model=model, output_dir=str(tmp_path / "out"))

@@ -1,4 +1,5 @@
-"""Language models: masked and next tokens, documents in segments with a memory, and a plain Trainer with the same losses."""
+"""Language models: masked and next tokens, documents in segments with a memory, and a plain Trainer with the same
+losses."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ from tests.training.test_classify import rows
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", quickly(["mlm", "clm"], ["clm"]))
-def test_converted_language_model_learns_from_long_text(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_converted_language_model_learns_from_long_text(
+    kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model = converted(kind, tmp_path, tokenizer, max_length=256, window=32)
     given = {"model": model, "output_dir": str(tmp_path / "out"), "data": [texts], **FAST}
     log = start_task(kind, **given, max_steps=20, learning_rate=3e-3)
@@ -45,7 +48,9 @@ def test_converted_language_model_learns_from_long_text(kind: str, tmp_path: Pat
         assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256
 
 
-def test_language_model_training_refuses_unfit_models_and_texts(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_language_model_training_refuses_unfit_models_and_texts(
+    tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
     encoder = checkpoint("mlm", tmp_path / "encoder", tokenizer)
     given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "data": [texts]}
@@ -61,7 +66,9 @@ def test_language_model_training_refuses_unfit_models_and_texts(tmp_path: Path, 
             start_task(task, **{**given, **changes})
 
 
-def test_training_refuses_quantised_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_refuses_quantised_weights(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
     monkeypatch.setattr(PreTrainedModel, "is_quantized", True, raising=False)
     with pytest.raises(CheckpointError, match="holds quantised weights, which cannot be trained"):
@@ -82,16 +89,25 @@ def test_model_without_a_length_needs_max_length(tokenizer: PreTrainedTokenizerB
         tokenizer.model_max_length = usual
 
 
-DOCUMENTS = [{"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)]
+DOCUMENTS = [
+    {"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)
+]
 XL = {"mechanism": "transformer_xl", "segment_length": 16, "memory_length": 16}
 
 
 def small_model(long_attention: dict[str, Any] = XL, vocabulary: int = 700) -> Any:
     torch.manual_seed(0)
     config = hf_longattn.LongGPT2Config(
-        vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        vocab_size=vocabulary,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
         long_attention=long_attention,
-    )  # fmt: skip
+    )
     return hf_longattn.LongGPT2LMHeadModel(config)
 
 
@@ -113,7 +129,8 @@ def test_rows_hold_whole_documents_one_after_the_other(tokenizer: PreTrainedToke
             read[row][-1] += ids
     everything = [document for row in read for document in row if document]
     assert sorted(everything) == sorted(document["input_ids"] for document in DOCUMENTS)
-    assert read[0][:2] == [DOCUMENTS[0]["input_ids"], DOCUMENTS[3]["input_ids"]]  # rows take the next document when theirs ends
+    # rows take the next document when theirs ends
+    assert read[0][:2] == [DOCUMENTS[0]["input_ids"], DOCUMENTS[3]["input_ids"]]
     assert read[1][:2] == [DOCUMENTS[1]["input_ids"], DOCUMENTS[2]["input_ids"]]
 
 
@@ -123,7 +140,9 @@ def test_every_pass_of_every_seed_reads_the_documents_in_its_own_order() -> None
     for seed in (42, 43, 44):
         read = [place for (place,) in itertools.islice(SegmentBatches(of_sixty, 1, seed), 180)]
         assert [place for (place,) in itertools.islice(SegmentBatches(of_sixty, 1, seed), 180)] == read
-        orders |= {tuple(place[1] for place in read if place is not None and place[0] == number) for number in range(3)}
+        orders |= {
+            tuple(place[1] for place in read if place is not None and place[0] == number) for number in range(3)
+        }
     assert len(orders) == 9
     assert all(sorted(order) == list(range(60)) for order in orders)
 
@@ -132,17 +151,34 @@ def test_segment_training_refuses_options_that_do_not_fit() -> None:
     for wrong in ({"segments": 1}, {"segments": 8, "max_length": 64}):
         with pytest.raises(OptionError, match="segments is"):
             start_task("clm", model="m", output_dir="o", data=["t"], **wrong)
-    for setting, words in (({"gradient_checkpointing": True}, "drops what the layers remember"), ({"tokens_per_batch": 9}, "known length")):
+    for setting, words in (
+        ({"gradient_checkpointing": True}, "drops what the layers remember"),
+        ({"tokens_per_batch": 9}, "known length"),
+    ):
         with pytest.raises(OptionError, match=words):
             SegmentTrainer(None, LongTrainingArguments("o", **setting))
 
 
-def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[str, Any] = XL, bf16: bool = False) -> SegmentTrainer:
+def trainer(
+    folder: Path, steps: int = 12, save: int = 0, long_attention: dict[str, Any] = XL, bf16: bool = False
+) -> SegmentTrainer:
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True, report_to=[],
-        save_strategy="steps" if save else "no", save_steps=save or 500, logging_steps=1, disable_tqdm=True, lr_scheduler_type="constant",
-        dataloader_pin_memory=False, bf16=bf16, gradient_accumulation_steps=2, per_device_eval_batch_size=3,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="steps" if save else "no",
+        save_steps=save or 500,
+        logging_steps=1,
+        disable_tqdm=True,
+        lr_scheduler_type="constant",
+        dataloader_pin_memory=False,
+        bf16=bf16,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=3,
+    )
     collator = RepeatableMasks(train_tokenizer(SOURCES, vocab_size=300), mlm=False)
     data: dict[str, Any] = {"train_dataset": segments(), "eval_dataset": segments()}
     return SegmentTrainer(small_model(long_attention), arguments, data_collator=collator, **data)
@@ -170,7 +206,8 @@ def test_segment_training_learns_and_evaluates_with_memory(tmp_path: Path) -> No
     assert run.evaluate()["eval_n"] == len(DOCUMENTS)
     run.train()
     assert run.evaluate()["eval_loss"] < before - 0.5
-    with torch.no_grad():  # the measured loss is that of whole documents, whose first token is not predicted in any segment
+    # the measured loss is that of whole documents, whose first token is not predicted in any segment
+    with torch.no_grad():
         total, count = 0.0, 0
         model = run.model.eval()
         for document in DOCUMENTS:
@@ -191,20 +228,26 @@ def checkpoint_with_memory(folder: Path, tokenizer: PreTrainedTokenizerBase) -> 
     GPT2LMHeadModel(config).save_pretrained(folder / "short")
     tokenizer.save_pretrained(folder / "short")
     options = {"segment_length": 32, "memory_length": 32}
-    convert_checkpoint(str(folder / "short"), folder / "long", mechanism="transformer_xl", max_length=64, verify=False, **options)
+    convert_checkpoint(
+        str(folder / "short"), folder / "long", mechanism="transformer_xl", max_length=64, verify=False, **options
+    )
     written_texts(folder / "texts", 8000)
     return str(folder / "long")
 
 
 @pytest.mark.slow
-def test_segment_training_in_two_processes_shares_rows_and_resumes(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_segment_training_in_two_processes_shares_rows_and_resumes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model = checkpoint_with_memory(tmp_path, tokenizer)
-    line = f"""train clm --segments 32 --max-steps 12 --save-steps 6 --logging-steps 1 --learning-rate 3e-3 --warmup-steps 1
-        --gradient-accumulation-steps 1 --no-bf16 --disable-tqdm True --model {model} --data {tmp_path / "texts"}""".split()
+    line = f"""train clm --segments 32 --max-steps 12 --save-steps 6 --logging-steps 1 --learning-rate 3e-3
+        --warmup-steps 1 --gradient-accumulation-steps 1 --no-bf16 --disable-tqdm True
+        --model {model} --data {tmp_path / "texts"}""".split()
     launched([*line, "--output", "two", "--batch-size", "1"], tmp_path)
     launched([*line, "--output", "one", "--batch-size", "2", "--use-cpu"], tmp_path, processes=1)
     assert len(losses(tmp_path / "two")) == 12
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)  # the same rows, in one process or in two
+    # the same rows, in one process or in two
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
     checkpoints = tmp_path / "two"
     memories = [load_file(checkpoints / "checkpoint-6" / f"segment_memory_{rank}.safetensors") for rank in range(2)]
     assert not torch.equal(memories[0]["0.keys"], memories[1]["0.keys"])
@@ -217,8 +260,16 @@ def test_segment_training_in_two_processes_shares_rows_and_resumes(tmp_path: Pat
     assert all(torch.allclose(weights[name], resumed[name], atol=1e-5) for name in weights)
 
 
-STEPS: dict[str, Any] = {"max_steps": 6, "logging_steps": 1, "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
-LINE = """--no-bf16 --disable-tqdm True --packing false --train-sampling-strategy random --no-eval-on-start --warmup-steps 0 --max-steps 6
+STEPS: dict[str, Any] = {
+    "max_steps": 6,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "report_to": [],
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+LINE = """--no-bf16 --disable-tqdm True --packing false --train-sampling-strategy random --no-eval-on-start
+    --warmup-steps 0 --max-steps 6
     --logging-steps 1 --save-strategy no --validation reviews.csv"""
 
 
@@ -226,16 +277,22 @@ def test_plain_trainer_of_the_page_has_the_losses_of_the_command(
     repository: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    convert_checkpoint(checkpoint("mlm", tmp_path / "short", tokenizer), "bert-4096", mechanism="window", max_length=128, verify=False)
+    convert_checkpoint(
+        checkpoint("mlm", tmp_path / "short", tokenizer), "bert-4096", mechanism="window", max_length=128, verify=False
+    )
     with open("reviews.csv", "w", newline="") as file:
         table = csv.DictWriter(file, ["text", "label"])
         table.writeheader()
         table.writerows(rows())
     assert train("classify", ["--model", "bert-4096", "--data", "reviews.csv", "--output", "out", *LINE.split()]) == 0
     page = (repository / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page.partition("## Without our command line")[2].partition("\n## ")[0], re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", page.partition("## Without our command line")[2].partition("\n## ")[0], re.DOTALL
+    )
     assert len(code.splitlines()) <= 25
-    monkeypatch.setattr("transformers.TrainingArguments", lambda *given, **more: TrainingArguments(*given, **{**more, **STEPS}))
+    monkeypatch.setattr(
+        "transformers.TrainingArguments", lambda *given, **more: TrainingArguments(*given, **{**more, **STEPS})
+    )
     names: dict[str, Any] = {}
     exec(code.replace("max_length=4096", "max_length=128"), names)
     assert len(losses(tmp_path / "out")) == 6

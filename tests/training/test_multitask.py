@@ -53,13 +53,19 @@ def test_multitask_batches_are_of_one_task_drawn_by_the_root_of_its_size() -> No
     assert len(found) == len(batches)
     assert len(found) % 2 == 0
     assert found == list(batches)
-    assert {number for batch in small[:25] for number in batch} == set(range(100))  # a row comes again when all have come
+    # a row comes again when all have come
+    assert {number for batch in small[:25] for number in batch} == set(range(100))
 
 
 def three_tasks(folder: Path) -> list[str]:
     """Tasks of three kinds, with their data in a folder."""
     records = [
-        {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
+        {
+            "id": str(n),
+            "question": "which?",
+            "context": "for " * n + "tree",
+            "answers": {"text": ["tree"], "answer_start": [4 * n]},
+        }
         for n in range(10, 30)
     ]
     write_rows(records, folder / "qa.jsonl")
@@ -68,7 +74,9 @@ def three_tasks(folder: Path) -> list[str]:
 
 
 @pytest.mark.thorough
-def test_multitask_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_multitask_run_trains_all_heads_and_each_loads_singly(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model = converted("mlm", tmp_path, tokenizer, mechanism="longformer", max_length=160, window=16)
     given = {"model": model, "output_dir": str(tmp_path / "out"), "tasks": three_tasks(tmp_path)}
     run = {**given, "learning_rate": 1e-2, "per_device_train_batch_size": 4, **MIXED}
@@ -103,9 +111,18 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, to
         ({"tasks": ["a=classify:x", "a=qa:y"]}, "with a name that no other task has"),
         ({"tasks": ["a=classify:x", "b=token:y"]}, "Did you mean 'tokens'"),
         ({"tasks": ["a=classify:x", "b"]}, "A task is NAME=KIND:DATA"),
-        ({"tasks": ["a=classify:x"], "columns": ["a.colour=red"]}, "--columns takes ROLE=NAME, with a role of text, question, image"),
-        ({"tasks": ["names=classify:x"], "columns": ["name.label=red"]}, "with a NAME of names, not 'name'. Did you mean 'names'"),
-        ({"tasks": ["names=classify:x"], "validation": ["name=y"]}, "with a NAME of names, not 'name'. Did you mean 'names'"),
+        (
+            {"tasks": ["a=classify:x"], "columns": ["a.colour=red"]},
+            "--columns takes ROLE=NAME, with a role of text, question, image",
+        ),
+        (
+            {"tasks": ["names=classify:x"], "columns": ["name.label=red"]},
+            "with a NAME of names, not 'name'. Did you mean 'names'",
+        ),
+        (
+            {"tasks": ["names=classify:x"], "validation": ["name=y"]},
+            "with a NAME of names, not 'name'. Did you mean 'names'",
+        ),
     ],
 )
 def test_wrong_tasks_options_are_refused(options: dict[str, list[str]], words: str) -> None:
@@ -116,9 +133,14 @@ def test_wrong_tasks_options_are_refused(options: dict[str, list[str]], words: s
 def test_tasks_option_takes_subsets_columns_and_validation_data_per_task() -> None:
     """A colon belongs to the data, as in a subset of the Hub or a drive of Windows."""
     tasks = ["ask=qa:rajpurkar/squad:plain_text", r"topic=classify:C:\reviews", "names=tokens:train"]
-    more = {"validation": ["names=dev", "ask=rajpurkar/squad_v2:squad_v2"], "columns": ["topic.label=stars", "topic.text=review"]}
+    more = {
+        "validation": ["names=dev", "ask=rajpurkar/squad_v2:squad_v2"],
+        "columns": ["topic.label=stars", "topic.text=review"],
+    }
     parts = MultiTaskDataArguments(tasks=tasks, max_length=64, **more).parts
-    found = {name: (kind, data.data, data.validation, data.named, data.max_length) for name, (kind, data) in parts.items()}
+    found = {
+        name: (kind, data.data, data.validation, data.named, data.max_length) for name, (kind, data) in parts.items()
+    }
     assert found == {
         "ask": ("qa", ["rajpurkar/squad:plain_text"], "rajpurkar/squad_v2:squad_v2", {}, 64),
         "topic": ("classify", [r"C:\reviews"], "", {"label": "stars", "text": "review"}, 64),
@@ -127,16 +149,33 @@ def test_tasks_option_takes_subsets_columns_and_validation_data_per_task() -> No
 
 
 @pytest.mark.slow
-def test_multitask_in_two_processes_equals_one_with_its_evaluations(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_multitask_in_two_processes_equals_one_with_its_evaluations(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Of two held-out rows of a task, the second process has none in the last batch."""
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
     config = json.loads((tmp_path / "short" / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (tmp_path / "short" / "config.json").write_text(json.dumps(config))
-    line = ["train", "multitask", "--model", model, "--tasks", *three_tasks(tmp_path), "--max-steps", "4", "--max-length", "60"]
+    line = [
+        "train",
+        "multitask",
+        "--model",
+        model,
+        "--tasks",
+        *three_tasks(tmp_path),
+        "--max-steps",
+        "4",
+        "--max-length",
+        "60",
+    ]
     line += ["--no-bf16", "--use-cpu", "--learning-rate", "1e-3", "--logging-steps", "1", "--batch-size", "2"]
     for processes in (1, 2):
-        launched([*line, "--gradient-accumulation-steps", str(2 // processes), "--output", f"of {processes}"], tmp_path, processes)
+        launched(
+            [*line, "--gradient-accumulation-steps", str(2 // processes), "--output", f"of {processes}"],
+            tmp_path,
+            processes,
+        )
     one, two = (tmp_path / f"of {processes}" for processes in (1, 2))
     assert losses(one) == pytest.approx(losses(two), rel=1e-5)
     scores = [json.loads((output / "training_log.json").read_text())["metrics"]["after"] for output in (one, two)]
@@ -147,13 +186,26 @@ def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokeniz
     """The threshold is tuned on the held-out questions, and loaded with the head."""
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
     answers = [{"text": ["tree"], "answer_start": [12]}, {"text": [], "answer_start": []}]
-    records = [{"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers[n % 2]} for n in range(40)]
+    records = [
+        {"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers[n % 2]}
+        for n in range(40)
+    ]
     write_rows(records, tmp_path / "qa.jsonl")
     tasks = [f"ask=qa:{tmp_path / 'qa.jsonl'}", f"topic=classify:{table(tmp_path, rows())}"]
-    given = {"model": model, "output_dir": str(tmp_path / "out"), "tasks": tasks, "validation": [f"ask={tmp_path / 'qa.jsonl'}"]}
+    given = {
+        "model": model,
+        "output_dir": str(tmp_path / "out"),
+        "tasks": tasks,
+        "validation": [f"ask={tmp_path / 'qa.jsonl'}"],
+    }
     log = start_task("multitask", **given, max_steps=2, **FAST)
     assert isinstance(load_multitask_head(str(tmp_path / "out"), "ask").config.no_answer_threshold, float)
-    again = {"model": str(tmp_path / "out"), "output_dir": str(tmp_path / "scored"), "tasks": tasks[:1], "do_train": False}
+    again = {
+        "model": str(tmp_path / "out"),
+        "output_dir": str(tmp_path / "scored"),
+        "tasks": tasks[:1],
+        "do_train": False,
+    }
     scored = start_task("multitask", **again, **SCORED)
     assert scored["metrics"]["after"]["ask_f1"] == log["metrics"]["after"]["ask_f1"]
 
@@ -164,7 +216,10 @@ def test_multitask_refuses_heads_without_a_common_backbone() -> None:
     models = {"names": T5ForTokenClassification(config), "ask": T5ForQuestionAnswering(config)}
     heads: Any = {name: SimpleNamespace(model=model) for name, model in models.items()}
     for tasks in (heads, {"ask": heads["ask"]}):
-        with pytest.raises(OptionError, match="T5ForQuestionAnswering have no backbone in common, which multitask needs; train a model"):
+        with pytest.raises(
+            OptionError,
+            match="T5ForQuestionAnswering have no backbone in common, which multitask needs; train a model",
+        ):
             MultiTaskModel(tasks)
 
 
@@ -181,7 +236,9 @@ def tone(pitch: float, number: int, seconds: float = 0.4, rate: int = RATE) -> n
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> str:
     """A tiny BERT, converted to 160 tokens."""
-    return converted("mlm", tmp_path_factory.mktemp("backbone"), tokenizer, mechanism="longformer", max_length=160, window=16)
+    return converted(
+        "mlm", tmp_path_factory.mktemp("backbone"), tokenizer, mechanism="longformer", max_length=160, window=16
+    )
 
 
 @pytest.fixture(scope="module")
@@ -207,21 +264,34 @@ def lines(tasks: dict[str, str]) -> list[str]:
 
 def start(model: str, output: Path, tasks: list[str], **changes: Any) -> Any:
     """Run the task, with images of two by two patches."""
-    values = {"model": model, "output_dir": str(output), "tasks": tasks, "image_size": 32, **FAST, "max_steps": 2, **changes}
+    values = {
+        "model": model,
+        "output_dir": str(output),
+        "tasks": tasks,
+        "image_size": 32,
+        **FAST,
+        "max_steps": 2,
+        **changes,
+    }
     return start_task("multitask", **values)
 
 
 @pytest.mark.slow
 def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
-    """One run; heads load singly, the whole by AutoModel, its processors from the same folder; a run goes on from its checkpoint, and
-    another begins with the trained model."""
+    """One run; heads load singly, the whole by AutoModel, its processors from the same folder; a run goes on from its
+    checkpoint, and another begins with the trained model."""
     output = tmp_path / "out"
     run = {"learning_rate": 5e-3, "per_device_train_batch_size": 4, "save_steps": 30, "gradient_checkpointing": True}
     run |= {"eval_strategy": "steps", "eval_steps": 30, "load_best_model_at_end": True}
     log = start(backbone, output, lines(tasks), max_steps=60, **run)
     assert {name: log["metrics"]["after"][f"{name}_accuracy"] for name in tasks} == dict.fromkeys(tasks, 100.0)
-    assert f"| head photo | photo=images:{Path(tasks['photo']).name} (held out) | accuracy | 100" in (output / "README.md").read_text()
-    with pytest.raises(CheckpointError, match=r"one backbone with embedders .* load it with AutoModel and a head with"):
+    assert (
+        f"| head photo | photo=images:{Path(tasks['photo']).name} (held out) | accuracy | 100"
+        in (output / "README.md").read_text()
+    )
+    with pytest.raises(
+        CheckpointError, match=r"one backbone with embedders .* load it with AutoModel and a head with"
+    ):
         inspect_checkpoint(output)
 
     whole = AutoModel.from_pretrained(output)
@@ -229,10 +299,14 @@ def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[st
     photo, sound, topic = (load_multitask_head(str(output), name).eval() for name in ("photo", "tone", "topic"))
     assert isinstance(photo, LongMultimodalForImageClassification)
     for head in (photo, sound, topic):
-        assert all(torch.equal(tensor, head.multimodal.state_dict()[name]) for name, tensor in whole.state_dict().items())
+        assert all(
+            torch.equal(tensor, head.multimodal.state_dict()[name]) for name, tensor in whole.state_dict().items()
+        )
     pixels = AutoImageProcessor.from_pretrained(output)(image_of(COLOURS["red"], 99), return_tensors="pt")
     assert photo.config.id2label[photo(**pixels).logits.argmax().item()] == "red"
-    heard = AudioCollator(AutoFeatureExtractor.from_pretrained(output)).inputs([tone(300.0, 99), tone(3000.0, 99, 0.5)])
+    heard = AudioCollator(AutoFeatureExtractor.from_pretrained(output)).inputs(
+        [tone(300.0, 99), tone(3000.0, 99, 0.5)]
+    )
     assert [sound.config.id2label[number] for number in sound(**heard).logits.argmax(-1).tolist()] == ["low", "high"]
     text = AutoTokenizer.from_pretrained(output)("for while break continue " * 8, return_tensors="pt")
     assert topic.config.id2label[topic(**text).logits.argmax().item()] == "loops"
@@ -244,8 +318,12 @@ def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[st
     scores = start_task("multitask", **values, output_dir=str(tmp_path / "scores"), do_train=False)
     for of_heads in (further["metrics"]["before"], scores["metrics"]["after"]):
         assert {name: of_heads[f"{name}_accuracy"] for name in tasks} == dict.fromkeys(tasks, 100.0)
-    start_task("classify", model=str(output), output_dir=str(tmp_path / "single"), data=[tasks["photo"]], **FAST, max_steps=1)
-    assert isinstance(AutoModelForImageClassification.from_pretrained(tmp_path / "single"), LongMultimodalForImageClassification)
+    start_task(
+        "classify", model=str(output), output_dir=str(tmp_path / "single"), data=[tasks["photo"]], **FAST, max_steps=1
+    )
+    assert isinstance(
+        AutoModelForImageClassification.from_pretrained(tmp_path / "single"), LongMultimodalForImageClassification
+    )
 
 
 def test_multimodal_batches_are_those_of_the_single_tasks(
@@ -269,13 +347,19 @@ def test_multimodal_batches_are_those_of_the_single_tasks(
             assert all(torch.equal(batch[key], shared[key]) for key in batch)
 
 
-def test_multimodal_model_keeps_questions_global_when_saved(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+def test_multimodal_model_keeps_questions_global_when_saved(
+    backbone: str, tasks: dict[str, str], tmp_path: Path
+) -> None:
     answers = {"text": ["tree"], "answer_start": [12]}
     write_rows(
-        [{"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers} for n in range(20)], tmp_path / "q.jsonl"
+        [{"id": str(n), "question": "which?", "context": "for for for tree", "answers": answers} for n in range(20)],
+        tmp_path / "q.jsonl",
     )
     start(backbone, tmp_path / "out", [f"ask=qa:{tmp_path / 'q.jsonl'}", f"photo=images:{tasks['photo']}"])
-    head, tokenizer = load_multitask_head(str(tmp_path / "out"), "ask"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    head, tokenizer = (
+        load_multitask_head(str(tmp_path / "out"), "ask"),
+        AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
     rule = global_token_ids(head.multimodal.text_model)
     assert rule is not None
     assert rule.question_separator == tokenizer.sep_token_id
@@ -302,11 +386,15 @@ def test_images_that_do_not_fit_the_backbone_are_refused(
 
 
 def test_image_size_without_a_new_embedder_is_refused(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--image-size is for a task of kind images, on a model that does not read images yet"):
+    with pytest.raises(
+        OptionError, match="--image-size is for a task of kind images, on a model that does not read images yet"
+    ):
         start(backbone, tmp_path / "out", lines(tasks)[:1])
 
 
-def test_audio_files_that_the_backbone_cannot_read_are_refused(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+def test_audio_files_that_the_backbone_cannot_read_are_refused(
+    backbone: str, tasks: dict[str, str], tmp_path: Path
+) -> None:
     """Audio files of another rate are converted, and images of other sizes are resized."""
     for name, pitch in {"high": 3000.0, "low": 300.0}.items():
         (tmp_path / "long" / name).mkdir(parents=True)
@@ -320,7 +408,9 @@ def test_audio_files_that_the_backbone_cannot_read_are_refused(backbone: str, ta
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(6):
             image_of(colour, number, (10 + 7 * number, 40)).save(tmp_path / "photos" / name / f"{number}.png")
-    log = start(backbone, tmp_path / "sizes", [f"photo=images:{tmp_path / 'photos'}", f"tone=audio:{tmp_path / 'slow'}"])
+    log = start(
+        backbone, tmp_path / "sizes", [f"photo=images:{tmp_path / 'photos'}", f"tone=audio:{tmp_path / 'slow'}"]
+    )
     assert log["metrics"]["after"]["photo_n"] == log["metrics"]["after"]["tone_n"] == 1
 
 
@@ -332,7 +422,9 @@ def test_multimodal_model_refuses_inputs_without_an_embedder(backbone: str) -> N
         model(pixel_values=pixels)
     with pytest.raises(BackendError, match="This model has no embedder of audio"):
         model(input_features=features)
-    with pytest.raises(OptionError, match="give one of input_ids, pixel_values, input_features, not input_ids and pixel_values"):
+    with pytest.raises(
+        OptionError, match="give one of input_ids, pixel_values, input_features, not input_ids and pixel_values"
+    ):
         model(input_ids=ids, pixel_values=pixels)
     with pytest.raises(OptionError, match="not none"):
         model()
@@ -342,10 +434,23 @@ def test_multimodal_model_refuses_inputs_without_an_embedder(backbone: str) -> N
 def test_multimodal_model_refuses_encoder_decoders_and_grid_mechanisms() -> None:
     """Encoder-decoders, and mechanisms that compare places on a grid."""
     shape = {"vocab_size": 99, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-    bart = BartModel(BartConfig(**shape, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64))
+    bart = BartModel(
+        BartConfig(
+            **shape, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64
+        )
+    )
     with pytest.raises(BackendError, match="BartModel is not an encoder or decoder of texts that takes inputs_embeds"):
         LongMultimodalModel.of(bart)
-    sizes = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    for attention in ({"mechanism": "window2d", "window": 3}, {"mechanism": "window", "window": 8, "order": "hilbert"}):
+    sizes = {
+        "vocab_size": 99,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    for attention in (
+        {"mechanism": "window2d", "window": 3},
+        {"mechanism": "window", "window": 8, "order": "hilbert"},
+    ):
         with pytest.raises(LongAttentionError, match="grid"):
             LongMultimodalModel.of(LongBertModel(LongBertConfig(**sizes, long_attention=attention)))

@@ -34,31 +34,43 @@ from tests.training.test_seq2seq import bart
 
 WORDS = ("tree", "file", "node", "path")
 TEXT = [{"text": f"the {WORDS[number % 4]} is here " * (11 + number % 4)} for number in range(20)]
-CLASSES = [{"text": f"the {WORDS[number % 2]} is here " * (1 + number % 5), "label": WORDS[number % 2]} for number in range(20)]
+CLASSES = [
+    {"text": f"the {WORDS[number % 2]} is here " * (1 + number % 5), "label": WORDS[number % 2]}
+    for number in range(20)
+]
 DATA: dict[str, list[dict[str, Any]]] = {
     "qa": [
-        {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
+        {
+            "id": str(n),
+            "question": "which?",
+            "context": "for " * n + "tree",
+            "answers": {"text": ["tree"], "answer_start": [4 * n]},
+        }
         for n in range(4, 34)
     ],
     "classify": CLASSES,
     "tokens": [
-        {"tokens": ["a", WORDS[n % 4], "is", "here"] * (3 + n // 4), "ner_tags": ["O", "B-X", "O", "O"] * (3 + n // 4)} for n in range(20)
+        {"tokens": ["a", WORDS[n % 4], "is", "here"] * (3 + n // 4), "ner_tags": ["O", "B-X", "O", "O"] * (3 + n // 4)}
+        for n in range(20)
     ],
     "mlm": TEXT,
     "clm": TEXT,
-    "seq2seq": [{"document": f"the {WORDS[n % 4]} is here " * (2 + n // 4), "summary": WORDS[n % 4]} for n in range(20)],
+    "seq2seq": [
+        {"document": f"the {WORDS[n % 4]} is here " * (2 + n // 4), "summary": WORDS[n % 4]} for n in range(20)
+    ],
     "embed": [{"anchor": f"{WORDS[n % 4]} {n}", "positive": f"the {WORDS[n % 4]} number {n} " * 4} for n in range(24)],
     "multitask": CLASSES,
     "linearise": TEXT,
     "distill": TEXT,
     "ctc": [{"audio": f"{number:02}.wav", "text": text} for number, text in enumerate(sentences(20))],
-}  # fmt: skip
+}
 """Rows to learn from, by the titles of tasks."""
 FITTING = {"qa": ["--stride", "4"], "seq2seq": ["--max-target-length", "4"]}
 """What a task needs beside for so small a model."""
 NO_LENGTH = ("ctc",)
 """Tasks whose inputs are kept whole."""
-LINE = """--no-bf16 --disable-tqdm True --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1 --batch-size 2 --max-length 64
+LINE = """--no-bf16 --disable-tqdm True --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1
+    --batch-size 2 --max-length 64
     --save-strategy no --max-steps 2 --learning-rate 1e-3"""
 PRECISION = "bf16" if cpu_computes_bf16() else "no"
 BUDGET = 320
@@ -115,9 +127,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder, tokenizer = tmp_path_factory.mktemp("models"), train_tokenizer(SOURCES, vocab_size=300)
     short = {kind: checkpoint(kind, folder / kind, tokenizer) for kind in ("mlm", "clm")}
     long = {}
-    for kind, mechanism, options in (("mlm", "window", {"window": 16}), ("clm", "window", {"window": 16}), ("mlm", "hedgehog", {})):
+    for kind, mechanism, options in (
+        ("mlm", "window", {"window": 16}),
+        ("clm", "window", {"window": 16}),
+        ("mlm", "hedgehog", {}),
+    ):
         long[kind, mechanism] = str(folder / f"{kind}-{mechanism}")
-        convert_checkpoint(short[kind], long[kind, mechanism], mechanism=mechanism, max_length=128, verify=False, **options)
+        convert_checkpoint(
+            short[kind], long[kind, mechanism], mechanism=mechanism, max_length=128, verify=False, **options
+        )
     return {
         **dict.fromkeys(DATA, long["mlm", "window"]),
         "clm": long["clm", "window"],
@@ -129,7 +147,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+def runner(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Runner:
     """``runner(task, line, output)``: its exit code, and what was seen of the run."""
     current: list[Run] = []
     step, begin = transformers.Trainer.training_step, transformers.Trainer.train
@@ -137,7 +157,9 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def training_step(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         current[-1].batches.append({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
         if len(current[-1].batches) == 1:
-            current[-1].trainable.append(sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
+            current[-1].trainable.append(
+                sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            )
         return step(self, model, inputs, *args, **kwargs)
 
     def begin_training(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -147,7 +169,9 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(transformers.Trainer, "training_step", training_step)
     monkeypatch.setattr(transformers.Trainer, "train", begin_training)
 
-    def run(task: str, line: str = "", output: str = "out", rows: Any = None, more: Sequence[str] = ()) -> tuple[int, Run]:
+    def run(
+        task: str, line: str = "", output: str = "out", rows: Any = None, more: Sequence[str] = ()
+    ) -> tuple[int, Run]:
         assert task in DATA, f"give {task!r} a row of DATA"
         if task == "embed":
             pytest.importorskip("sentence_transformers")
@@ -203,12 +227,19 @@ def longest(run: Run) -> int:
 def is_public(run: Run, plain: Run) -> None:
     del plain
     assert {"README.md", "config.json"} <= set(run.pushed)
-    assert not [name for name in run.pushed if name.endswith((".bin", ".pt")) or any(fnmatch(name, pattern) for pattern in PREDICTIONS)]
+    assert not [
+        name
+        for name in run.pushed
+        if name.endswith((".bin", ".pt")) or any(fnmatch(name, pattern) for pattern in PREDICTIONS)
+    ]
 
 
 def has_budget(run: Run, plain: Run) -> None:
     del plain
-    sizes = [(batch["input_ids" if "input_ids" in batch else "input_values"], len(next(iter(batch.values())))) for batch in run.batches]
+    sizes = [
+        (batch["input_ids" if "input_ids" in batch else "input_values"], len(next(iter(batch.values()))))
+        for batch in run.batches
+    ]
     assert all(cells.numel() <= BUDGET or rows == 1 or cells.dtype.is_floating_point for cells, rows in sizes)
     assert any(rows > 1 for _, rows in sizes)
 
@@ -223,9 +254,15 @@ def rates(run: Run) -> list[float]:
 
 Seen = Callable[[Run, Run], object]
 EFFECTS: dict[str, Seen] = {
-    "--eval-strategy steps --eval-steps 1": lambda run, plain: run.evaluations >= {0, 1, 2} and plain.evaluations == {0, 2},
-    "--load-best-model-at-end --eval-strategy steps --eval-steps 1 --save-strategy steps --save-steps 1": best_is_written,
-    "--save-strategy steps --save-steps 1": lambda run, plain: [path.name for path in run.checkpoints] == ["checkpoint-1", "checkpoint-2"],
+    "--eval-strategy steps --eval-steps 1": lambda run, plain: (
+        run.evaluations >= {0, 1, 2} and plain.evaluations == {0, 2}
+    ),
+    (
+        "--load-best-model-at-end --eval-strategy steps --eval-steps 1 --save-strategy steps --save-steps 1"
+    ): best_is_written,
+    "--save-strategy steps --save-steps 1": lambda run, plain: (
+        [path.name for path in run.checkpoints] == ["checkpoint-1", "checkpoint-2"]
+    ),
     "--push-to-hub --hub-model-id writer/tuned": is_public,
     "--max-eval-samples 1": lambda run, plain: samples(run) == samples(plain) and "nan" not in run.said,
     "--save-strategy epoch --epochs 1 --max-steps -1 --max-train-samples 10": lambda run, plain: (
@@ -255,7 +292,8 @@ OWN_WAY: dict[str, dict[str, str]] = {
     "multitask": {"--tokens-per-batch": "--tokens-per-batch does not apply"},
     "embed": {"--tokens-per-batch": "--tokens-per-batch requires rows of known length; give --batch-size instead"},
 }
-"""Task -> option -> the sentence in which it refuses an option that the others take. "" = the option has no meaning for it."""
+"""Task -> option -> the sentence in which it refuses an option that the others take. "" = the option has no meaning
+for it."""
 
 
 def pairs() -> Iterator[Any]:
@@ -307,11 +345,16 @@ def test_every_task_refuses_options_that_do_not_fit_in_a_sentence(task: str, run
 
 
 @pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=() if number % 4 == 0 else pytest.mark.slow) for number, task in enumerate(task_names())]
+    "task",
+    [
+        pytest.param(task, marks=() if number % 4 == 0 else pytest.mark.slow)
+        for number, task in enumerate(task_names())
+    ],
 )
 def test_every_task_resumes_its_run_to_the_same_weights(task: str, runner: Runner) -> None:
     for line in ("", "--lora-rank 2"):
-        if line and (task == "embed" or "--lora-rank" in OWN_WAY.get(task, {})):  # its trainers load no checkpoints with updates
+        # its trainers load no checkpoints with updates
+        if line and (task == "embed" or "--lora-rank" in OWN_WAY.get(task, {})):
             continue
         line = f"{line} --save-strategy steps --save-steps 1 --max-steps 3 --overwrite"
         code, run = runner(task, line)
@@ -329,7 +372,11 @@ def test_every_task_resumes_its_run_to_the_same_weights(task: str, runner: Runne
 
 
 @pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=() if number % 4 == 1 else pytest.mark.slow) for number, task in enumerate(task_names())]
+    "task",
+    [
+        pytest.param(task, marks=() if number % 4 == 1 else pytest.mark.slow)
+        for number, task in enumerate(task_names())
+    ],
 )
 def test_evaluate_gives_the_scores_of_the_end_of_training(
     task: str, runner: Runner, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -339,7 +386,16 @@ def test_evaluate_gives_the_scores_of_the_end_of_training(
     code, run = runner(task, more=["--validation", *validation])
     assert code == 0, run.said
     typed += ["--tasks", f"one=classify:{data}", f"two=classify:{data}"] if task == "multitask" else ["--data", data]
-    typed += ["--model", str(run.folder), "--no-bf16", "--disable-tqdm", "True", "--batch-size", "2", *FITTING.get(task, [])]
+    typed += [
+        "--model",
+        str(run.folder),
+        "--no-bf16",
+        "--disable-tqdm",
+        "True",
+        "--batch-size",
+        "2",
+        *FITTING.get(task, []),
+    ]
     typed += [] if task in NO_LENGTH else ["--max-length", "64"]
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     scored = tmp_path / "scored"
@@ -361,7 +417,9 @@ def test_every_task_takes_the_names_of_its_columns(task: str, runner: Runner) ->
     columns = {role: next((name for name in names if name in DATA[task][0]), None) for role, names in roles.items()}
     named = {role: column for role, column in columns.items() if column}
     assert named
-    rows = [{f"my {name}" if name in named.values() else name: value for name, value in row.items()} for row in DATA[task]]
+    rows = [
+        {f"my {name}" if name in named.values() else name: value for name, value in row.items()} for row in DATA[task]
+    ]
     code, run = runner(task, rows=rows, more=["--columns", *(f"{role}=my {column}" for role, column in named.items())])
     assert code == 0, run.said
     code, run = runner(task, "--overwrite", rows=rows)
@@ -387,10 +445,25 @@ def test_trainings_report_to_a_tracker_that_is_installed(runner: Runner, monkeyp
 
 def test_every_shared_option_has_a_row() -> None:
     elsewhere = {
-        "model", "data", "split", "output_dir", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "do_train",
-        "logging_steps", "warmup_steps", "weight_decay", "save_total_limit",
-    }  # fmt: skip
-    ours = {name for kind in (ModelArguments, DataArguments, LongTrainingArguments) for name in kind.__annotations__ if name[0] != "_"}
+        "model",
+        "data",
+        "split",
+        "output_dir",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "do_train",
+        "logging_steps",
+        "warmup_steps",
+        "weight_decay",
+        "save_total_limit",
+    }
+    ours = {
+        name
+        for kind in (ModelArguments, DataArguments, LongTrainingArguments)
+        for name in kind.__annotations__
+        if name[0] != "_"
+    }
     lines = " ".join((*EFFECTS, *REFUSED)).replace("-", "_")
     assert not [name for name in ours - elsewhere - {"roles", "choices"} if name not in lines]
 
@@ -398,12 +471,24 @@ def test_every_shared_option_has_a_row() -> None:
 ROWS = {task: rows[0] for task, rows in DATA.items()}
 """A good row of each task's data."""
 LEFT_OUT = {
-    "qa": "context", "classify": "label", "tokens": "ner_tags", "mlm": "text", "clm": "text", "seq2seq": "summary",
-    "embed": "positive", "multitask": "label", "linearise": "text", "distill": "text", "ctc": "text",
-}  # fmt: skip
+    "qa": "context",
+    "classify": "label",
+    "tokens": "ner_tags",
+    "mlm": "text",
+    "clm": "text",
+    "seq2seq": "summary",
+    "embed": "positive",
+    "multitask": "label",
+    "linearise": "text",
+    "distill": "text",
+    "ctc": "text",
+}
 """A column without which it cannot be learnt."""
 WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
-    "qa": [({"answers": {"text": ["house"], "answer_start": [0]}}, "not at character 0; correct"), ({"context": 5}, "context|text")],
+    "qa": [
+        ({"answers": {"text": ["house"], "answer_start": [0]}}, "not at character 0; correct"),
+        ({"context": 5}, "context|text"),
+    ],
     "classify": [({"label": None}, "has no label in the column"), ({"text": 5}, "no text")],
     "tokens": [({"ner_tags": ["O"]}, "a tag for every word"), ({"tokens": "a tree"}, "no list of texts")],
     "mlm": [({"text": 5}, "no text")],
@@ -447,14 +532,18 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_every_task_refuses_missing_broken_and_wrong_data_in_a_sentence(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+def test_every_task_refuses_missing_broken_and_wrong_data_in_a_sentence(
+    task: str, sentence: Callable[..., str], tmp_path: Path
+) -> None:
     if task == "embed":
         pytest.importorskip("sentence_transformers")
     assert {task} <= LEFT_OUT.keys() & WRONG.keys(), f"give {task!r} a row of LEFT_OUT and WRONG"
     check_refusals(partial(sentence, task), ROWS[task], LEFT_OUT[task], WRONG[task], tmp_path)
 
 
-def test_missing_validation_data_are_noticed_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_validation_data_are_noticed_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """There is no model either: loading it would be another sentence."""
     data = write_rows([ROWS["classify"]] * 4, tmp_path / "data.jsonl")
     failing = {}
@@ -478,20 +567,28 @@ WITHOUT_TOKENS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("task", WITHOUT_TOKENS)
-def test_data_without_a_token_to_predict_are_refused_before_training(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+def test_data_without_a_token_to_predict_are_refused_before_training(
+    task: str, sentence: Callable[..., str], tmp_path: Path
+) -> None:
     rows = [WITHOUT_TOKENS[task]] * 4
     other = tmp_path / "other"
     other.mkdir()
     bad, good = write_rows(rows, other / "data.jsonl"), [ROWS[task]] * 4
     assert f"No row of {bad} is left to evaluate on" in sentence(task, good, "--validation", bad, "--no-eval-on-start")
     said = sentence(task, bad, "--validation", write_rows(good, tmp_path / "data.jsonl"))
-    assert re.search(r"No row of .*data.jsonl is left to train on: the tokenizer makes only special tokens", said), said
+    assert re.search(r"No row of .*data.jsonl is left to train on: the tokenizer makes only special tokens", said), (
+        said
+    )
     for segments in ([], ["--segments", "8"])[: 1 + (task == "clm")]:
         assert "(held out) is left to evaluate on" in sentence(task, rows, *segments)
 
 
 def check_refusals(
-    sentence: Callable[..., str], good: dict[str, Any], left_out: str, wrong: list[tuple[dict[str, Any], str]], tmp_path: Path
+    sentence: Callable[..., str],
+    good: dict[str, Any],
+    left_out: str,
+    wrong: list[tuple[dict[str, Any], str]],
+    tmp_path: Path,
 ) -> None:
     """Missing, empty and broken files, a missing column and wrong values are refused in a sentence that names them.
 
@@ -519,7 +616,9 @@ def check_refusals(
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_tasks_that_read_text_refuse_a_model_of_images(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+def test_tasks_that_read_text_refuse_a_model_of_images(
+    task: str, sentence: Callable[..., str], tmp_path: Path
+) -> None:
     if task == "embed":
         pytest.importorskip("sentence_transformers")
     config = transformers.ViTConfig(
@@ -529,6 +628,9 @@ def test_tasks_that_read_text_refuse_a_model_of_images(task: str, sentence: Call
     transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
     rows = [{**ROWS[task], **({"id": str(number)} if task == "qa" else {})} for number in range(8)]
     said = sentence(task, rows, "--model", str(tmp_path / "vit"))
-    refusals = r"is not a converted text model|\(vit\) has no (head|tokenizer|language-modelling head)|reads pixel_values|has a ViTConfig"
+    refusals = (
+        r"is not a converted text model|\(vit\) has no (head|tokenizer|language-modelling head)|reads "
+        r"pixel_values|has a ViTConfig"
+    )
     assert re.search(f"{refusals}|cannot be loaded|not 'image' or 'file_name'; name one", said), said
     assert not (tmp_path / "out").exists()

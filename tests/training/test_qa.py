@@ -1,4 +1,5 @@
-"""Question answering from arguments to files: on anyone's SQuAD file, resumable, saved as a plain model with its predictions."""
+"""Question answering from arguments to files: on anyone's SQuAD file, resumable, saved as a plain model with its
+predictions."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def data(tmp_path: Path) -> str:
     choose, names = random.Random(0), ["tree", "file", "node", "path", "line", "code"]
     records = []
     for number in range(16):
-        lines = [f"def {choose.choice(names)}_{choose.randrange(99)}(self, value): return value" for _ in range(choose.randint(8, 30))]
+        lines = [
+            f"def {choose.choice(names)}_{choose.randrange(99)}(self, value): return value"
+            for _ in range(choose.randint(8, 30))
+        ]
         answer = choose.choice(names)
         lines.insert(choose.randrange(len(lines)), f"# the module is {answer}")
         context = "\n".join(lines)
@@ -71,7 +75,13 @@ def test_qa_model_makes_its_question_global_where_it_can(
 
 def test_qa_resumes_with_the_losses_of_an_uninterrupted_run(checkpoint: str, data: str, tmp_path: Path) -> None:
     def run(name: str, **more: Any) -> dict[str, Any]:
-        given = {"model": checkpoint, "output_dir": str(tmp_path / name), "data": [data], "max_length": 256, "num_train_epochs": 1.5}
+        given = {
+            "model": checkpoint,
+            "output_dir": str(tmp_path / name),
+            "data": [data],
+            "max_length": 256,
+            "num_train_epochs": 1.5,
+        }
         return start_task("qa", **given, **{**FAST, "gradient_accumulation_steps": 2}, **more)
 
     whole = run("whole")
@@ -86,7 +96,12 @@ def test_qa_resumes_with_the_losses_of_an_uninterrupted_run(checkpoint: str, dat
 
 def test_longest_input_of_roberta_is_its_table_without_the_padding_row() -> None:
     config = RobertaConfig(
-        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=34
+        vocab_size=16,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=34,
     )
     tokenizer: Any = SimpleNamespace(model_max_length=16)
     assert longest_input(RobertaForQuestionAnswering(config), tokenizer) == 32
@@ -103,7 +118,13 @@ def test_qa_packed_and_padded_runs_have_the_same_losses(checkpoint: str, data: s
     long = converted(without_dropout(checkpoint), tmp_path)
 
     def run(packing: bool) -> dict[str, Any]:
-        given = {"model": long, "output_dir": str(tmp_path / str(packing)), "data": [data], "validation": data, "max_length": 256}
+        given = {
+            "model": long,
+            "output_dir": str(tmp_path / str(packing)),
+            "data": [data],
+            "validation": data,
+            "max_length": 256,
+        }
         settings = {**FAST, "per_device_train_batch_size": 3, "max_steps": 5, "learning_rate": 1e-3}
         return start_task("qa", **given, packing=packing, **settings)
 
@@ -115,15 +136,25 @@ def test_qa_packed_and_padded_runs_have_the_same_losses(checkpoint: str, data: s
 
 def without_dropout(checkpoint: str) -> str:
     config = json.loads(Path(checkpoint, "config.json").read_text())
-    Path(checkpoint, "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    Path(checkpoint, "config.json").write_text(
+        json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
     return checkpoint
 
 
 @pytest.mark.thorough
 def test_qa_losses_equal_those_of_a_plain_transformers_trainer(checkpoint: str, data: str, tmp_path: Path) -> None:
-    """The script of docs/how-to/train.md: transformers alone, on the same converted model, with accumulated batches."""
+    """The script of docs/how-to/train.md: transformers alone, on the same converted model, with accumulated
+    batches."""
     long = converted(without_dropout(checkpoint), tmp_path)
-    settings = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1, "seed": 3, "warmup_steps": 0, "disable_tqdm": True}
+    settings = {
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "seed": 3,
+        "warmup_steps": 0,
+        "disable_tqdm": True,
+    }
     given = {"model": long, "output_dir": str(tmp_path / "ours"), "data": [data], "validation": data}
     given |= {"train_sampling_strategy": "random", "bf16": False}
     ours = start_task("qa", **given, **settings, per_device_train_batch_size=2, gradient_accumulation_steps=2)
@@ -133,7 +164,10 @@ def test_qa_losses_equal_those_of_a_plain_transformers_trainer(checkpoint: str, 
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         encoded = tokenizer(row["question"], row["context"], return_offsets_mapping=True, return_attention_mask=False)
-        first, last = row["answers"]["answer_start"][0], row["answers"]["answer_start"][0] + len(row["answers"]["text"][0]) - 1
+        first, last = (
+            row["answers"]["answer_start"][0],
+            row["answers"]["answer_start"][0] + len(row["answers"]["text"][0]) - 1,
+        )
         places = [at for at, kind in enumerate(encoded.sequence_ids()) if kind == 1]
         offsets = encoded.pop("offset_mapping")
         encoded["start_positions"] = max(at for at in places if offsets[at][0] <= first)
@@ -149,7 +183,9 @@ def test_qa_losses_equal_those_of_a_plain_transformers_trainer(checkpoint: str, 
         "save_strategy": "no",
     }
     arguments = TrainingArguments(str(tmp_path / "plain"), **settings, **plain, report_to=[])
-    trainer = Trainer(model, arguments, train_dataset=rows.map(encode, remove_columns=rows.column_names), processing_class=tokenizer)
+    trainer = Trainer(
+        model, arguments, train_dataset=rows.map(encode, remove_columns=rows.column_names), processing_class=tokenizer
+    )
     trainer.train()
     assert ours["packed"]
     assert losses({"history": trainer.state.log_history}) == pytest.approx(losses(ours), abs=1e-4)
@@ -161,8 +197,15 @@ def test_qa_reader_gives_the_predictions_of_the_evaluation(checkpoint: str, data
     records = load_qa(data).to_list()
     for record in records[::3]:
         record |= {"answers": {"text": [], "answer_start": []}, "gold": []}
-    write_rows([{name: record[name] for name in ("id", "question", "context", "answers")} for record in records], tmp_path / "some.jsonl")
-    given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "some.jsonl")]}
+    write_rows(
+        [{name: record[name] for name in ("id", "question", "context", "answers")} for record in records],
+        tmp_path / "some.jsonl",
+    )
+    given = {
+        "model": converted(checkpoint, tmp_path),
+        "output_dir": str(tmp_path / "out"),
+        "data": [str(tmp_path / "some.jsonl")],
+    }
     log = start_task("qa", **given, validation=given["data"][0], max_steps=20, learning_rate=1e-2, **FAST)
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     model, tokenizer = load_qa_model(str(tmp_path / "out"))
@@ -175,7 +218,9 @@ def test_qa_reader_gives_the_predictions_of_the_evaluation(checkpoint: str, data
         assert scores["NoAns_f1"] + scores["HasAns_f1"] >= scores["f1"] > 0
 
 
-def test_qa_training_drops_the_no_answer_threshold_of_an_earlier_one(checkpoint: str, data: str, tmp_path: Path) -> None:
+def test_qa_training_drops_the_no_answer_threshold_of_an_earlier_one(
+    checkpoint: str, data: str, tmp_path: Path
+) -> None:
     model = converted(checkpoint, tmp_path)
     config = AutoConfig.from_pretrained(model)
     config.no_answer_threshold = -9.0
@@ -201,14 +246,22 @@ def test_evaluate_qa_uses_the_no_answer_threshold_of_the_model(checkpoint: str, 
 
 def test_qa_reads_long_documents_in_windows(checkpoint: str, data: str, tmp_path: Path) -> None:
     def run(**more: Any) -> dict[str, Any]:
-        given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "max_steps": 1}
+        given = {
+            "model": checkpoint,
+            "output_dir": str(tmp_path / "out"),
+            "data": [data],
+            "max_length": 160,
+            "max_steps": 1,
+        }
         return start_task("qa", **{**given, **more}, **FAST)
 
     assert run(max_length=64)["features"] > run(max_length=128)["features"] > 16
     assert run(stride=32)["features"] < run(stride=40)["features"]
     question = {"question": "why " * 200, "context": "because", "answers": {"text": ["because"], "answer_start": [0]}}
     write_rows([{**question, "id": str(number)} for number in range(4)], tmp_path / "long.jsonl")
-    with pytest.raises(InputError, match=r"--max-length 160 leaves 0 tokens .*; shorten the question, or raise --max-length"):
+    with pytest.raises(
+        InputError, match=r"--max-length 160 leaves 0 tokens .*; shorten the question, or raise --max-length"
+    ):
         run(data=[str(tmp_path / "long.jsonl")])
     with pytest.raises(OptionError, match="does not keep documents of one row apart"):
         run(packing=True)

@@ -1,4 +1,5 @@
-"""Recipes: what their comments say, and their commands as they stand there, with tiny checkpoints and data under the names of the Hub.
+"""Recipes: what their comments say, and their commands as they stand there, with tiny checkpoints and data under the
+names of the Hub.
 
 Only sizes are overridden: ``SIZES`` for conversions, ``STEPS`` and ``LENGTHS`` for trainings.
 """
@@ -69,7 +70,9 @@ def test_commands_of_a_recipe_lead_from_one_to_the_next(name: str) -> None:
     values = read_recipe(name)
     trainings = [command for command in commands(TRAININGS[name]) if f" --config {name}" in command]
     before = [command for command in commands(TRAININGS[name]) if command not in trainings]
-    steps = [shlex.split(command) for command in before if not command.startswith(("longattn recipes", "python scripts/"))]
+    steps = [
+        shlex.split(command) for command in before if not command.startswith(("longattn recipes", "python scripts/"))
+    ]
     assert [step[:2] for step in steps] == [["longattn", "convert"]]
     assert steps[-1][3] == values["model"]
     assert f"{TRAININGS[name].command} --config {name}" in trainings[0]
@@ -86,11 +89,15 @@ def test_recipes_of_conversions_say_what_to_type(name: str) -> None:
     assert READY[name].title
 
 
-def test_longattn_recipes_prints_the_list_and_one_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longattn_recipes_prints_the_list_and_one_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     listed = told(capsys, "recipes")
     assert max(map(len, listed.splitlines())) <= 80
-    assert {word for one in READY.values() for word in (*one.command.split(), one.name, *one.title.split())} <= {*listed.split()}
+    assert {word for one in READY.values() for word in (*one.command.split(), one.name, *one.title.split())} <= {
+        *listed.split()
+    }
     assert told(capsys, "recipes", "fsdp2") == (CONFIGS / "accelerate" / "fsdp2.yaml").read_text()
 
 
@@ -102,9 +109,13 @@ def test_longattn_recipes_suggests_a_name_for_an_unknown_one(capsys: pytest.Capt
 
 def test_words_of_a_recipe_are_values_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
-        "model: 5\noutput: 2026-01-01\ndata: [a, b]\nlearning-rate: 3e-5\nmax_length:\nlr_scheduler_kwargs: {power: 2.0}\neval_strategy: no"
+        "model: 5\noutput: 2026-01-01\ndata: [a, b]\nlearning-rate: 3e-5\nmax_length:\nlr_scheduler_kwargs: {power: "
+        "2.0}\neval_strategy: no"
     )
-    line = '--model 5 --output 2026-01-01 --data a b --learning_rate 3e-5 --lr_scheduler_kwargs {"power":2.0} --eval_strategy no'
+    line = (
+        '--model 5 --output 2026-01-01 --data a b --learning_rate 3e-5 --lr_scheduler_kwargs {"power":2.0} '
+        "--eval_strategy no"
+    )
     assert [word.replace(": ", ":") for word in recipe_words(str(tmp_path / "r.yaml"))] == line.split()
 
 
@@ -133,11 +144,15 @@ def roberta(ids: dict[str, Any]) -> PreTrainedModel:
 
 def longformer(ids: dict[str, Any]) -> PreTrainedModel:
     reserved = ids["pad_token_id"] + 1
-    return LongformerForMaskedLM(LongformerConfig(**ENCODER, **ids, attention_window=[16, 16], max_position_embeddings=512 + reserved))
+    return LongformerForMaskedLM(
+        LongformerConfig(**ENCODER, **ids, attention_window=[16, 16], max_position_embeddings=512 + reserved)
+    )
 
 
 def big_bird(ids: dict[str, Any]) -> PreTrainedModel:
-    return BigBirdForMaskedLM(BigBirdConfig(**ENCODER, **ids, block_size=16, num_random_blocks=3, max_position_embeddings=512))
+    return BigBirdForMaskedLM(
+        BigBirdConfig(**ENCODER, **ids, block_size=16, num_random_blocks=3, max_position_embeddings=512)
+    )
 
 
 def bart(ids: dict[str, Any]) -> PreTrainedModel:
@@ -152,7 +167,9 @@ def pegasus(ids: dict[str, Any]) -> PreTrainedModel:
 
 def llama(ids: dict[str, Any]) -> PreTrainedModel:
     rope = {"rope_theta": 500_000.0, "rope_type": "default"}
-    return LlamaForCausalLM(LlamaConfig(**ENCODER, **ids, num_key_value_heads=1, max_position_embeddings=512, rope_parameters=rope))
+    return LlamaForCausalLM(
+        LlamaConfig(**ENCODER, **ids, num_key_value_heads=1, max_position_embeddings=512, rope_parameters=rope)
+    )
 
 
 def gpt2(ids: dict[str, Any]) -> PreTrainedModel:
@@ -176,16 +193,36 @@ def save_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """A tiny checkpoint of the same architecture, in the folder of its name."""
     torch.manual_seed(0)
     ids = {
-        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id, "sep_token_id": tokenizer.sep_token_id,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+    }
     CHECKPOINTS[name](ids).save_pretrained(name)
     tokenizer.save_pretrained(name)
 
 
 # Data, by their names on the Hub and with their columns
 
-WORDS = ["the", "tree", "file", "number", "of", "a", "loop", "returns", "its", "value", "when", "no", "other", "name", "is", "given"]
+WORDS = [
+    "the",
+    "tree",
+    "file",
+    "number",
+    "of",
+    "a",
+    "loop",
+    "returns",
+    "its",
+    "value",
+    "when",
+    "no",
+    "other",
+    "name",
+    "is",
+    "given",
+]
 
 
 def words(count: int, seed: int = 0) -> str:
@@ -195,12 +232,28 @@ def words(count: int, seed: int = 0) -> str:
 def trivia(number: int) -> dict[str, Any]:
     text = f"{words(30, number)} Mount Etna erupted. {words(200, number + 1)}"
     pages = {"doc_source": ["TagMe"], "filename": ["Etna.txt"], "title": ["Etna"], "wiki_context": [text]}
-    nothing: dict[str, list[Any]] = {"description": [], "filename": [], "rank": [], "title": [], "url": [], "search_context": []}
+    nothing: dict[str, list[Any]] = {
+        "description": [],
+        "filename": [],
+        "rank": [],
+        "title": [],
+        "url": [],
+        "search_context": [],
+    }
     answer = {
-        "aliases": ["Mount Etna", "Etna"], "normalized_aliases": ["mount etna", "etna"], "matched_wiki_entity_name": "",
-        "normalized_matched_wiki_entity_name": "", "normalized_value": "mount etna", "type": "WikipediaEntity", "value": "Mount Etna",
-    }  # fmt: skip
-    about = {"question": "Which mountain erupted?", "question_id": f"tc_{number}", "question_source": "http://www.triviacountry.com/"}
+        "aliases": ["Mount Etna", "Etna"],
+        "normalized_aliases": ["mount etna", "etna"],
+        "matched_wiki_entity_name": "",
+        "normalized_matched_wiki_entity_name": "",
+        "normalized_value": "mount etna",
+        "type": "WikipediaEntity",
+        "value": "Mount Etna",
+    }
+    about = {
+        "question": "Which mountain erupted?",
+        "question_id": f"tc_{number}",
+        "question_source": "http://www.triviacountry.com/",
+    }
     return {**about, "entity_pages": pages, "search_results": nothing, "answer": answer}
 
 
@@ -211,20 +264,33 @@ def natural(number: int) -> dict[str, Any]:
     shorts = {"start_token": [place], "end_token": [place + 1], "start_byte": [0], "end_byte": [0], "text": ["Paris"]}
     none: dict[str, list[Any]] = {name: [] for name in shorts}
     document = {
-        "html": "<P>", "title": "Paris", "url": "https://en.wikipedia.org",
+        "html": "<P>",
+        "title": "Paris",
+        "url": "https://en.wikipedia.org",
         "tokens": {
-            "end_byte": [0] * len(tokens), "is_html": [token.startswith("<") for token in tokens], "start_byte": [0] * len(tokens),
+            "end_byte": [0] * len(tokens),
+            "is_html": [token.startswith("<") for token in tokens],
+            "start_byte": [0] * len(tokens),
             "token": tokens,
         },
-    }  # fmt: skip
-    candidates: dict[str, list[Any]] = {name: [] for name in ("end_byte", "end_token", "start_byte", "start_token", "top_level")}
+    }
+    candidates: dict[str, list[Any]] = {
+        name: [] for name in ("end_byte", "end_token", "start_byte", "start_token", "top_level")
+    }
     annotations = {
-        "id": ["1"], "long_answer": [nowhere], "short_answers": [shorts if number % 3 else none], "yes_no_answer": [-1 if number % 3 else 1]
-    }  # fmt: skip
+        "id": ["1"],
+        "long_answer": [nowhere],
+        "short_answers": [shorts if number % 3 else none],
+        "yes_no_answer": [-1 if number % 3 else 1],
+    }
     question = {"text": "which city is large", "tokens": ["which", "city", "is", "large"]}
     return {
-        "id": str(number), "document": document, "question": question, "long_answer_candidates": candidates, "annotations": annotations,
-    }  # fmt: skip
+        "id": str(number),
+        "document": document,
+        "question": question,
+        "long_answer_candidates": candidates,
+        "annotations": annotations,
+    }
 
 
 def paper(number: int) -> dict[str, Any]:
@@ -232,7 +298,11 @@ def paper(number: int) -> dict[str, Any]:
 
 
 def alpaca(number: int) -> dict[str, Any]:
-    return {"output": words(30, number), "input": words(5, number) if number % 2 else "", "instruction": words(10, number)}
+    return {
+        "output": words(30, number),
+        "input": words(5, number) if number % 2 else "",
+        "instruction": words(10, number),
+    }
 
 
 def review(number: int) -> dict[str, Any]:
@@ -249,9 +319,17 @@ def article(number: int) -> dict[str, Any]:
 
 def web(number: int) -> dict[str, Any]:
     return {
-        "text": words(300, number), "id": "u", "dump": "CC", "url": "u", "file_path": "s3", "language": "en", "language_score": 0.9,
-        "token_count": 300, "score": 3.0, "int_score": 3,
-    }  # fmt: skip
+        "text": words(300, number),
+        "id": "u",
+        "dump": "CC",
+        "url": "u",
+        "file_path": "s3",
+        "language": "en",
+        "language_score": 0.9,
+        "token_count": 300,
+        "score": 3.0,
+        "int_score": 3,
+    }
 
 
 IMDB = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
@@ -261,7 +339,9 @@ DATA: dict[str, tuple[Callable[[int], dict[str, Any]], tuple[str, ...], Features
     "google-research-datasets/natural_questions": (natural, ("train", "validation"), None),
     "stanfordnlp/imdb": (review, ("train", "test", "unsupervised"), IMDB),
     "ccdv/arxiv-classification": (
-        review, ("train", "validation", "test"), Features({"text": Value("string"), "label": ClassLabel(names=SUBJECTS)})
+        review,
+        ("train", "validation", "test"),
+        Features({"text": Value("string"), "label": ClassLabel(names=SUBJECTS)}),
     ),
     "ccdv/arxiv-summarization:document": (paper, ("train", "validation", "test"), None),
     "ccdv/pubmed-summarization:document": (paper, ("train", "validation", "test"), None),
@@ -269,13 +349,15 @@ DATA: dict[str, tuple[Callable[[int], dict[str, Any]], tuple[str, ...], Features
     "emozilla/pg19": (book, ("train", "validation", "test"), None),
     "wikimedia/wikipedia:20231101.en": (article, ("train",), None),
     "HuggingFaceFW/fineweb-edu:sample-10BT": (web, ("train",), None),
-}  # fmt: skip
+}
 
 
 def save_data(name: str) -> None:
     """A few rows with the columns of a dataset, in the folder of its name."""
     row, splits, features = DATA[name]
-    DatasetDict({split: Dataset.from_list([row(number) for number in range(8)], features=features) for split in splits}).save_to_disk(name)
+    DatasetDict(
+        {split: Dataset.from_list([row(number) for number in range(8)], features=features) for split in splits}
+    ).save_to_disk(name)
 
 
 # Sizes
@@ -290,7 +372,8 @@ SIZES = {
     "openai-community/gpt2-medium": "--max-length 768",
 }
 """Overrides of a conversion, by its source."""
-STEPS = """--bf16 false --disable-tqdm true --per-device-eval-batch-size 4 --batch-size 2 --gradient-accumulation-steps 1 --max-steps 2
+STEPS = """--bf16 false --disable-tqdm true --per-device-eval-batch-size 4 --batch-size 2
+    --gradient-accumulation-steps 1 --max-steps 2
     --save-strategy no"""
 LENGTHS = {
     "train qa": "--max-length 256",
@@ -317,8 +400,12 @@ QUICK = ("longformer-triviaqa", "prolong-64k")
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS])
-def test_each_recipe_runs_as_typed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS]
+)
+def test_each_recipe_runs_as_typed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
+) -> None:
     monkeypatch.chdir(tmp_path)
     recipe, values = ready_recipes()[name], read_recipe(name)
     typed_lines = commands(recipe)
@@ -339,4 +426,7 @@ def test_each_recipe_runs_as_typed(name: str, tmp_path: Path, monkeypatch: pytes
         elif action != "recipes":  # which prints a config of accelerate
             typed(command, SIZES.get(start, ""))
     assert AutoConfig.from_pretrained(name).model_type.startswith("long_")
-    assert json.loads(Path(name, "training_log.json").read_text())["settings"]["model"] in typed_lines[-1] + values["model"]
+    assert (
+        json.loads(Path(name, "training_log.json").read_text())["settings"]["model"]
+        in typed_lines[-1] + values["model"]
+    )

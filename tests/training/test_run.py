@@ -1,4 +1,5 @@
-"""The run of every task: what it refuses to write over, how it resumes also after a kill, and the model, log and card that it leaves."""
+"""The run of every task: what it refuses to write over, how it resumes also after a kill, and the model, log and card
+that it leaves."""
 
 from __future__ import annotations
 
@@ -37,7 +38,13 @@ def start(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> Sta
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
 
     def run(output: str = "out", **more: Any) -> dict[str, Any]:
-        given = {"model": model, "data": [texts], "validation": str(held), "output_dir": str(tmp_path / output), "max_steps": 4}
+        given = {
+            "model": model,
+            "data": [texts],
+            "validation": str(held),
+            "output_dir": str(tmp_path / output),
+            "max_steps": 4,
+        }
         return start_task("mlm", **{**given, "save_steps": 2, **FAST, "overwrite": False, **more})
 
     return run
@@ -77,7 +84,9 @@ def test_output_that_is_a_file_or_the_model_itself_is_refused(start: Start, tmp_
             start(output)
 
 
-def test_output_that_cannot_be_written_is_refused_before_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_that_cannot_be_written_is_refused_before_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Before the data, which are not there."""
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
@@ -117,13 +126,34 @@ def test_overwriting_a_model_removes_the_files_of_the_old_one(start: Start, tmp_
     assert AutoTokenizer.from_pretrained(out).chat_template is None
 
 
-def test_ctrl_c_in_training_says_how_to_resume(start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_in_training_says_how_to_resume(
+    start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     del start  # made the model
-    line = ["--model", str(tmp_path / "short"), "--data", texts, "--output", str(tmp_path / "out"), "--max-steps", "4", "--save-steps", "2",
-            "--no-eval-on-start", "--max-train-samples", "8", "--no-bf16", "--disable-tqdm", "True"]  # fmt: skip
+    line = [
+        "--model",
+        str(tmp_path / "short"),
+        "--data",
+        texts,
+        "--output",
+        str(tmp_path / "out"),
+        "--max-steps",
+        "4",
+        "--save-steps",
+        "2",
+        "--no-eval-on-start",
+        "--max-train-samples",
+        "8",
+        "--no-bf16",
+        "--disable-tqdm",
+        "True",
+    ]
     with Ending("half model", 2, interrupt):
         assert train("mlm", line) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == f"Stopped; run again with --resume, from {tmp_path}/out/checkpoint-2."
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"Stopped; run again with --resume, from {tmp_path}/out/checkpoint-2."
+    )
     assert train("mlm", [*line, "--resume"]) == 0
 
 
@@ -154,7 +184,9 @@ def test_full_disk_in_training_is_a_sentence_and_the_run_resumes(
         save(*args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"is full; free space, and run again with --resume, from .*checkpoint-2"):
+    with pytest.raises(
+        CheckpointError, match=r"is full; free space, and run again with --resume, from .*checkpoint-2"
+    ):
         start()
     monkeypatch.undo()
     assert max(entry["step"] for entry in start(resume=True)["history"]) == 4
@@ -162,7 +194,9 @@ def test_full_disk_in_training_is_a_sentence_and_the_run_resumes(
 
 def test_unknown_metric_for_the_best_model_is_refused(start: Start) -> None:
     given = {"eval_strategy": "steps", "load_best_model_at_end": True, "eval_steps": 2}
-    with pytest.raises(OptionError, match=r"'eval_acuracy', which is not found in the evaluation metrics. The available .*eval_loss"):
+    with pytest.raises(
+        OptionError, match=r"'eval_acuracy', which is not found in the evaluation metrics. The available .*eval_loss"
+    ):
         start(**given, metric_for_best_model="acuracy")
 
 
@@ -187,7 +221,9 @@ def test_saved_model_keeps_its_cache(use_cache: bool, start: Start, tmp_path: Pa
 
 
 def test_card_is_filled_from_the_run_and_from_the_model_before(start: Start, tmp_path: Path) -> None:
-    write_model_card(tmp_path / "short", license="mit", language="de", base_model="someone/small-bert", tags=["letters"])
+    write_model_card(
+        tmp_path / "short", license="mit", language="de", base_model="someone/small-bert", tags=["letters"]
+    )
     log = start(max_steps=2, save_strategy="no")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.language, card.data.base_model) == ("mit", "de", "someone/small-bert")
@@ -198,8 +234,14 @@ def test_card_is_filled_from_the_run_and_from_the_model_before(start: Start, tmp
     assert f"## Training\n\nTrained for 2 steps on texts (input length 64); {describe(log)}." in card.text
 
 
-def log_of(rows: dict[str, int], after: dict[str, Any], before: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-    return {"settings": {"data": ["d"], **settings}, "scored_rows": rows, "metrics": {"before": before or {}, "after": after}}
+def log_of(
+    rows: dict[str, int], after: dict[str, Any], before: dict[str, Any] | None = None, **settings: Any
+) -> dict[str, Any]:
+    return {
+        "settings": {"data": ["d"], **settings},
+        "scored_rows": rows,
+        "metrics": {"before": before or {}, "after": after},
+    }
 
 
 def test_scores_are_described_with_their_errors_and_the_part_of_the_data() -> None:
@@ -213,13 +255,15 @@ def test_scores_are_described_with_their_errors_and_the_part_of_the_data() -> No
     heads = log_of({"n": 3, "trained": 3}, {"topic_accuracy": 1.0, "names_f1": 2.0, "n": 3})
     assert describe(heads) == "on the training data (3 rows): topic accuracy 1.0 %; names F1 2.0 %"
     assert [(row["system"], row["metric"], row["dataset"]) for row in measured(heads)] == [
-        ("head topic", "accuracy", "d (training data)"), ("head names", "F1", "d (training data)"),
-    ]  # fmt: skip
+        ("head topic", "accuracy", "d (training data)"),
+        ("head names", "F1", "d (training data)"),
+    ]
     (row,) = measured(log_of({"n": 3, "trained": 0}, {"loss": 2.0}, validation="v"))
     assert (row["dataset"], row["metric"], row["unit"]) == ("v", "loss", "nats")
 
 
-LINE = """--no-bf16 --disable-tqdm True --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1 --max-steps 8
+LINE = """--no-bf16 --disable-tqdm True --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1
+    --max-steps 8
     --save-steps 2 --save-total-limit 2 --learning-rate 1e-3 --batch-size 2 --max-length 64"""
 
 
@@ -240,7 +284,12 @@ def same(one: Path, two: Path) -> None:
 def data(tmp_path: Path, texts: str) -> dict[str, list[str]]:
     """The data of each task, as on the command line."""
     records = [
-        {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
+        {
+            "id": str(n),
+            "question": "which?",
+            "context": "for " * n + "tree",
+            "answers": {"text": ["tree"], "answer_start": [4 * n]},
+        }
         for n in range(10, 30)
     ]
     write_rows(records, tmp_path / "qa.jsonl")
@@ -254,7 +303,9 @@ def data(tmp_path: Path, texts: str) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["mlm", "qa", "multitask"])
-def test_run_killed_anywhere_in_a_save_resumes_to_equal_results(task: str, model: str, data: dict[str, list[str]], tmp_path: Path) -> None:
+def test_run_killed_anywhere_in_a_save_resumes_to_equal_results(
+    task: str, model: str, data: dict[str, list[str]], tmp_path: Path
+) -> None:
     """Real processes; each resumes where the one before it was killed."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.training.kills"])
@@ -273,7 +324,8 @@ def test_run_killed_anywhere_in_a_save_resumes_to_equal_results(task: str, model
     for point in POINTS[1:]:
         assert train("killed", "--resume", point=point) == killed, point
     assert train("killed", "--resume", point="half model") == killed  # the last checkpoint
-    assert train("killed", "--resume", point="half model", count=2) == killed  # the model itself, after the last checkpoint
+    # the model itself, after the last checkpoint
+    assert train("killed", "--resume", point="half model", count=2) == killed
     assert train("killed", "--resume") == 0
     same(tmp_path / "whole", tmp_path / "killed")
 
@@ -283,7 +335,9 @@ class Ended(BaseException):
 
 
 @pytest.mark.parametrize(("point", "count"), [("half state", 1), ("half model", 2)])
-def test_checkpoint_whose_save_ended_early_is_not_resumed(point: str, count: int, model: str, texts: str, tmp_path: Path) -> None:
+def test_checkpoint_whose_save_ended_early_is_not_resumed(
+    point: str, count: int, model: str, texts: str, tmp_path: Path
+) -> None:
     held = str(tmp_path / "held.txt")  # short, as two evaluations read it
     Path(held).write_text("def held(out):\n    return out\n" * 20)
 
@@ -291,7 +345,16 @@ def test_checkpoint_whose_save_ended_early_is_not_resumed(point: str, count: int
         raise Ended
 
     def train(output: str, **more: Any) -> None:
-        given = {"model": model, "data": [texts], "max_steps": 4, "save_steps": 2, "validation": held, **FAST, "overwrite": False, **more}
+        given = {
+            "model": model,
+            "data": [texts],
+            "max_steps": 4,
+            "save_steps": 2,
+            "validation": held,
+            **FAST,
+            "overwrite": False,
+            **more,
+        }
         start_task("mlm", output_dir=str(tmp_path / output), **given)
 
     train("whole")

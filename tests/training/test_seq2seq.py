@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
 from transformers.trainer_pt_utils import LabelSmoother
 
 import hf_longattn
@@ -24,24 +30,42 @@ from tests.trained import tokenizer_of
 from tests.training.conftest import FAST, checkpoint, start_task, write_rows
 
 STACKS: dict[str, Any] = {
-    "vocab_size": 99, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "decoder_start_token_id": 2, "pad_token_id": 0,
-    "eos_token_id": 3, "bos_token_id": 1, "forced_eos_token_id": 3,
-}  # fmt: skip
+    "vocab_size": 99,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 3,
+    "bos_token_id": 1,
+    "forced_eos_token_id": 3,
+}
 """Of a small model with an encoder and a decoder, with the names of BART's config."""
 
 
 def bart(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     torch.manual_seed(0)
     ends = {
-        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id,
-        "decoder_start_token_id": tokenizer.sep_token_id, "forced_eos_token_id": tokenizer.sep_token_id,
-    }  # fmt: skip
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.sep_token_id,
+        "forced_eos_token_id": tokenizer.sep_token_id,
+    }
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64, **heads}
-    BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), dropout=0.0, **shape, **ends)).save_pretrained(folder / "short")
+    BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), dropout=0.0, **shape, **ends)).save_pretrained(
+        folder / "short"
+    )
     tokenizer.save_pretrained(folder / "short")
-    convert_checkpoint(folder / "short", folder / "long", mechanism="longformer", window=16, max_length=128, verify=False)
+    convert_checkpoint(
+        folder / "short", folder / "long", mechanism="longformer", window=16, max_length=128, verify=False
+    )
     return str(folder / "long")
 
 
@@ -72,9 +96,12 @@ def small(name: str, **changes: Any) -> Any:
     return model_class(model_class.config_class(**{**STACKS, **changes})).eval()
 
 
-@pytest.mark.parametrize("architecture", ["Blenderbot", "BlenderbotSmall", "M2M100", "LongBlenderbot", "NllbMoe", "Bart", "Marian"])
+@pytest.mark.parametrize(
+    "architecture", ["Blenderbot", "BlenderbotSmall", "M2M100", "LongBlenderbot", "NllbMoe", "Bart", "Marian"]
+)
 def test_seq2seq_label_smoothing_is_its_definition_for_every_class(architecture: str) -> None:
-    """Collators make the decoder's input of labels only for classes with a method for it, which Blenderbot and M2M-100 lack."""
+    """Collators make the decoder's input of labels only for classes with a method for it, which Blenderbot and M2M-100
+    lack."""
     name = {"Marian": "MarianMTModel"}.get(architecture, f"{architecture}ForConditionalGeneration")
     model = small(name, num_experts=2, long_attention={"mechanism": "window"})
     ids, labels = torch.randint(4, 99, (2, 20)), torch.randint(4, 99, (2, 9))
@@ -100,14 +127,16 @@ def test_seq2seq_label_smoothing_is_its_definition_for_every_class(architecture:
 def test_summaries_are_at_most_as_long_as_the_decoder_reads(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default; what an option asks for beyond that is refused. The decoder here reads 64 tokens, and 256 are the default."""
+    """By default; what an option asks for beyond that is refused. The decoder here reads 64 tokens, and 256 are the
+    default."""
     model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
     monkeypatch.setattr(seq2seq, "finish", lambda trainer, *_, **__: trainer)
     for folder in (model, str(tmp_path / "short")):
         given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data]}
         for option, value in (("max_target_length", 65), ("generation_max_length", 256)):
             with pytest.raises(
-                OptionError, match=rf"--{option.replace('_', '-')} {value} exceeds the 64 tokens that the decoder reads; give"
+                OptionError,
+                match=rf"--{option.replace('_', '-')} {value} exceeds the 64 tokens that the decoder reads; give",
             ):
                 start_task("seq2seq", **given, **{option: value})
         for limit in (None, 64):
@@ -118,27 +147,52 @@ def test_summaries_are_at_most_as_long_as_the_decoder_reads(
 
 def test_decoder_length_is_that_of_the_decoder_positions() -> None:
     shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 99}
-    stack = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 99}
+    stack = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 99,
+    }
     encoder = transformers.BertConfig(**stack, max_position_embeddings=40)
     joined = [
         (transformers.BertConfig(**stack, max_position_embeddings=50, is_decoder=True, add_cross_attention=True), 50),
-        (transformers.RobertaConfig(**stack, max_position_embeddings=50, is_decoder=True, add_cross_attention=True), 48),  # two are padding
-        (transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=30, vocab_size=99, add_cross_attention=True), 30),
+        # two are padding
+        (
+            transformers.RobertaConfig(**stack, max_position_embeddings=50, is_decoder=True, add_cross_attention=True),
+            48,
+        ),
+        (
+            transformers.GPT2Config(
+                n_embd=8, n_layer=1, n_head=2, n_positions=30, vocab_size=99, add_cross_attention=True
+            ),
+            30,
+        ),
     ]
     for config, length in joined:
         both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, config)
         assert decoder_length(transformers.EncoderDecoderModel(both)) == length
     led = transformers.LEDConfig(**{**STACKS, "attention_window": 4}, max_decoder_position_embeddings=32)
     assert decoder_length(transformers.LEDForConditionalGeneration(led)) == 32
-    assert decoder_length(small("LongBartForConditionalGeneration", max_decoder_position_embeddings=32, max_position_embeddings=128)) == 32
-    for place, name in ((transformers, "T5"), (transformers, "MT5"), (hf_longattn, "LongAttentionT5")):  # positions are distances
+    assert (
+        decoder_length(
+            small("LongBartForConditionalGeneration", max_decoder_position_embeddings=32, max_position_embeddings=128)
+        )
+        == 32
+    )
+    # positions are distances
+    for place, name in ((transformers, "T5"), (transformers, "MT5"), (hf_longattn, "LongAttentionT5")):
         model_class = getattr(place, f"{name}ForConditionalGeneration")
         assert decoder_length(model_class(model_class.config_class(**shape))) is None
-    whisper = transformers.WhisperConfig(**{**STACKS, "max_target_positions": 20, "num_mel_bins": 8, "max_source_positions": 10})
+    whisper = transformers.WhisperConfig(
+        **{**STACKS, "max_target_positions": 20, "num_mel_bins": 8, "max_source_positions": 10}
+    )
     assert decoder_length(transformers.WhisperForConditionalGeneration(whisper)) == 20
 
 
-def test_summaries_are_scored_by_whole_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summaries_are_scored_by_whole_texts(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They were scored against the labels, which are cut: the beginning of a summary was all of it."""
     rows = [{"document": "tree " * 20, "summary": f"line {number}\nthe tree is here"} for number in range(10)]
     source = write_rows(rows, tmp_path / "rows.jsonl")
@@ -149,15 +203,26 @@ def test_summaries_are_scored_by_whole_texts(tmp_path: Path, tokenizer: PreTrain
         return {"rouge1": 0.0, "n": len(predictions)}
 
     monkeypatch.setattr(seq2seq, "load_metric", lambda name: SimpleNamespace(compute=compute))
-    given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [source], "validation": source}
+    given = {
+        "model": bart(tmp_path, tokenizer),
+        "output_dir": str(tmp_path / "out"),
+        "data": [source],
+        "validation": source,
+    }
     start_task("seq2seq", **given, **FAST, max_steps=1, max_target_length=4, generation_num_beams=1)
     assert scored == [[row["summary"] for row in rows]] * 2
 
 
-def test_seq2seq_refuses_columns_lengths_and_models_that_do_not_fit(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_seq2seq_refuses_columns_lengths_and_models_that_do_not_fit(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
     cases = [
-        (DataError, "has the columns document, summary, not 'text'; name one with --columns document=NAME", {"columns": ["document=text"]}),
+        (
+            DataError,
+            "has the columns document, summary, not 'text'; name one with --columns document=NAME",
+            {"columns": ["document=text"]},
+        ),
         (OptionError, "exceeds the 128 tokens", {"max_length": 500}),
         (OptionError, "--language has no effect on a model that reads texts", {"language": "en"}),
         (
@@ -175,7 +240,13 @@ def test_seq2seq_refuses_columns_lengths_and_models_that_do_not_fit(tmp_path: Pa
 def test_multilingual_seq2seq_model_writes_in_the_language_it_reads(language: str) -> None:
     tokenizer = tokenizer_of("mbart")
     tokenizer.src_lang = language
-    shape = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 1, "decoder_attention_heads": 1, "d_model": 8}
+    shape = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 1,
+        "decoder_attention_heads": 1,
+        "d_model": 8,
+    }
     config = MBartConfig(vocab_size=len(tokenizer), encoder_ffn_dim=8, decoder_ffn_dim=8, **shape)
     config.decoder_start_token_id = None
     model = MBartForConditionalGeneration(config)
@@ -187,7 +258,9 @@ def test_multilingual_seq2seq_model_writes_in_the_language_it_reads(language: st
 
 def test_seq2seq_model_without_a_decoder_start_token_is_refused() -> None:
     heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
-    model = BartForConditionalGeneration(BartConfig(vocab_size=9, d_model=8, encoder_layers=1, decoder_layers=1, **heads))
+    model = BartForConditionalGeneration(
+        BartConfig(vocab_size=9, d_model=8, encoder_layers=1, decoder_layers=1, **heads)
+    )
     model.config.decoder_start_token_id = None
     with pytest.raises(CheckpointError, match=r"set decoder_start_token_id in config\.json"):
         write_in_one_language(model, tokenizer_of("bart"))

@@ -42,7 +42,13 @@ from hf_longattn.data.audio import AudioCollator
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.training.tasks import classify, ctc, seq2seq
-from hf_longattn.training.tasks.ctc import CTCDataArguments, character_tokenizer, check_characters, output_frames, read_utterances
+from hf_longattn.training.tasks.ctc import (
+    CTCDataArguments,
+    character_tokenizer,
+    check_characters,
+    output_frames,
+    read_utterances,
+)
 from tests.training.conftest import FAST, checkpoint, start_task, write_rows
 from tests.training.speech import RATE, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 from tests.whisper import whisper_checkpoint
@@ -59,7 +65,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A tiny Wav2Vec2 that knows two letters, "ctc"; the same with a window, "long"; one without a vocabulary and a head, "headless"."""
+    """A tiny Wav2Vec2 that knows two letters, "ctc"; the same with a window, "long"; one without a vocabulary and a
+    head, "headless"."""
     folder = tmp_path_factory.mktemp("models")
     model = speech_checkpoint(folder / "ctc")
     Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder / "headless")
@@ -70,7 +77,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def start(model: str, output: Path, data: Any, **changes: Any) -> Any:
     """Run the task; ``data`` is a folder or a list of sources."""
     sources = data if isinstance(data, list) else [str(data)]
-    return start_task("ctc", **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
+    return start_task(
+        "ctc", **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes}
+    )
 
 
 @pytest.fixture
@@ -83,7 +92,12 @@ def trainer_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 @pytest.mark.thorough
 def test_ctc_trains_a_model_that_reads_spectrograms(recordings: Path, tmp_path: Path) -> None:
     tokenizer, extractor = character_tokenizer(["ab"]), SeamlessM4TFeatureExtractor()
-    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     still = {"mask_time_prob": 0.0, "layerdrop": 0.0, "position_embeddings_type": "relative_key", "add_adapter": False}
     head = {"vocab_size": len(tokenizer), "pad_token_id": 0}
     torch.manual_seed(0)
@@ -95,7 +109,10 @@ def test_ctc_trains_a_model_that_reads_spectrograms(recordings: Path, tmp_path: 
     log = start(str(tmp_path / "model"), tmp_path / "out", recordings, **run)
     assert log["utterances"] == log["scored_rows"]["n"] == 24
     assert log["metrics"]["after"]["loss"] < 0.7 * log["metrics"]["before"]["loss"]
-    trained, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
+    trained, processor = (
+        AutoModelForCTC.from_pretrained(tmp_path / "out").eval(),
+        AutoProcessor.from_pretrained(tmp_path / "out"),
+    )
     assert type(trained) is type(model)
     inputs = processor([speech("ab ba", 99)], sampling_rate=RATE, return_tensors="pt")
     assert set(processor.tokenizer.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
@@ -108,7 +125,10 @@ def test_ctc_model_learns_to_transcribe(recordings: Path, models: dict[str, str]
     assert log["utterances"] == log["scored_rows"]["n"] == 24
     assert log["metrics"]["after"]["loss"] < 0.5 * log["metrics"]["before"]["loss"]
     assert log["metrics"]["after"]["cer"] < 20 < log["metrics"]["before"]["cer"]
-    trained, processor = AutoModelForCTC.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
+    trained, processor = (
+        AutoModelForCTC.from_pretrained(tmp_path / "out").eval(),
+        AutoProcessor.from_pretrained(tmp_path / "out"),
+    )
     assert isinstance(trained, LongWav2Vec2ForCTC)
     inputs = processor(speech("ab ba", 99), sampling_rate=RATE, return_tensors="pt")
     assert set(processor.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
@@ -117,21 +137,31 @@ def test_ctc_model_learns_to_transcribe(recordings: Path, models: dict[str, str]
     assert "type: wer" in card
 
 
-def test_ctc_makes_a_new_vocabulary_for_a_model_without_a_head(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_ctc_makes_a_new_vocabulary_for_a_model_without_a_head(
+    recordings: Path, models: dict[str, str], tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match="has no vocabulary; add --new-vocabulary"):
         start(models["headless"], tmp_path / "out", recordings)
     log = start(models["headless"], tmp_path / "out", recordings, new_vocabulary=True)
-    model, processor = AutoModelForCTC.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
+    model, processor = (
+        AutoModelForCTC.from_pretrained(tmp_path / "out"),
+        AutoProcessor.from_pretrained(tmp_path / "out"),
+    )
     assert log["vocabulary"] == model.config.vocab_size == 5
     assert processor.tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3, "b": 4}
     assert model.config.pad_token_id == processor.tokenizer.pad_token_id == 0
 
 
 @pytest.mark.thorough
-def test_ctc_lora_changes_attention_and_the_head_alone(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
-    """LoRA updates the projections of attention; they are merged where the model is written, and the head is trained in full."""
+def test_ctc_lora_changes_attention_and_the_head_alone(
+    recordings: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    """LoRA updates the projections of attention; they are merged where the model is written, and the head is trained
+    in full."""
     start(models["long"], tmp_path / "out", recordings, lora_rank=2, learning_rate=1e-2)
-    before, after = (AutoModelForCTC.from_pretrained(folder).state_dict() for folder in (models["long"], tmp_path / "out"))
+    before, after = (
+        AutoModelForCTC.from_pretrained(folder).state_dict() for folder in (models["long"], tmp_path / "out")
+    )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
     assert {"lm_head.weight", "wav2vec2.encoder.layers.0.attention.q_proj.weight"} <= changed
@@ -139,7 +169,11 @@ def test_ctc_lora_changes_attention_and_the_head_alone(recordings: Path, models:
 
 
 def test_ctc_command_prints_error_rates_and_utterances_left_out(
-    recordings: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    recordings: Path,
+    models: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "speech").mkdir()
     for number, text in enumerate(sentences(8)):
@@ -150,9 +184,15 @@ def test_ctc_command_prints_error_rates_and_utterances_left_out(
     assert train("ctc", line) == 0
     said = capsys.readouterr().err
     assert "word error rate" in said
-    left_out = r"3 of 8 utterances are longer than 0\.5 seconds or have longer transcripts .* left out; the first is .*0\.flac"
+    left_out = (
+        r"3 of 8 utterances are longer than 0\.5 seconds or have longer transcripts .* left out; the first is "
+        r".*0\.flac"
+    )
     assert re.search(left_out, caplog.text)
-    assert "of 24 utterances are longer than 0.5 seconds or have longer transcripts than the model can write" in caplog.text
+    assert (
+        "of 24 utterances are longer than 0.5 seconds or have longer transcripts than the model can write"
+        in caplog.text
+    )
 
 
 @pytest.mark.thorough
@@ -161,7 +201,9 @@ def test_utterances_are_the_same_from_every_kind_of_source(recordings: Path, tmp
     texts = sentences(24)
     table = Dataset.from_dict({"path": [str(file.relative_to(recordings)) for file in files], "sentence": texts})
     table.to_csv(str(recordings / "table.csv"), index=False)
-    manifest = [{"audio_filepath": str(file), "text": text, "duration": 1.0} for file, text in zip(files, texts, strict=True)]
+    manifest = [
+        {"audio_filepath": str(file), "text": text, "duration": 1.0} for file, text in zip(files, texts, strict=True)
+    ]
     write_rows(manifest, tmp_path / "manifest.jsonl")
     encoded = [{"path": None, "bytes": file.read_bytes()} for file in files]
     features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}, "text": Value("string")})
@@ -174,7 +216,13 @@ def test_utterances_are_the_same_from_every_kind_of_source(recordings: Path, tmp
     for file, text in zip(files, texts, strict=True):
         (tmp_path / "pairs" / file.name).symlink_to(file)
         (tmp_path / "pairs" / file.with_suffix(".txt").name).write_text(f" {text.replace(' ', chr(10))}\n")
-    sources = [recordings, tmp_path / "parts", recordings / "table.csv", tmp_path / "manifest.jsonl", tmp_path / "saved"]
+    sources = [
+        recordings,
+        tmp_path / "parts",
+        recordings / "table.csv",
+        tmp_path / "manifest.jsonl",
+        tmp_path / "saved",
+    ]
     for source in [*sources, tmp_path / "data.parquet", tmp_path / "pairs"]:
         args = CTCDataArguments(data=[str(source)])
         args.only_scores = True
@@ -189,9 +237,12 @@ def test_utterances_are_the_same_from_every_kind_of_source(recordings: Path, tmp
 def test_ctc_batches_are_what_the_processor_of_transformers_makes(
     recordings: Path, models: dict[str, str], tmp_path: Path, trainer_of: Callable[..., Any]
 ) -> None:
-    """As in transformers' example: the feature extractor pads the sound, and labels are padded with -100; a row's length is that of its
-    logits."""
-    processor, model = AutoProcessor.from_pretrained(models["ctc"]), AutoModelForCTC.from_pretrained(models["ctc"]).eval()
+    """As in transformers' example: the feature extractor pads the sound, and labels are padded with -100; a row's
+    length is that of its logits."""
+    processor, model = (
+        AutoProcessor.from_pretrained(models["ctc"]),
+        AutoModelForCTC.from_pretrained(models["ctc"]).eval(),
+    )
     trainer = trainer_of(models["ctc"], tmp_path / "out", recordings, validation=str(recordings))
     rows = trainer.train_dataset
     batch = trainer.data_collator([rows[0], rows[3]])
@@ -202,10 +253,15 @@ def test_ctc_batches_are_what_the_processor_of_transformers_makes(
     labels = processor.tokenizer(sentences(4)[0])["input_ids"]
     assert batch["labels"][0].tolist() == labels + [-100] * (batch["labels"].shape[1] - len(labels))
     assert model(**batch).logits.shape[1] == rows[3]["length"]
-    assert processor.tokenizer.decode([label for label in batch["labels"][1] if label >= 0], group_tokens=False) == rows[3]["text"]
+    assert (
+        processor.tokenizer.decode([label for label in batch["labels"][1] if label >= 0], group_tokens=False)
+        == rows[3]["text"]
+    )
 
 
-def test_transcripts_longer_than_ctc_can_write_are_left_out(models: dict[str, str], tmp_path: Path, trainer_of: Callable[..., Any]) -> None:
+def test_transcripts_longer_than_ctc_can_write_are_left_out(
+    models: dict[str, str], tmp_path: Path, trainer_of: Callable[..., Any]
+) -> None:
     frames = output_frames(AutoModelForCTC.from_pretrained(models["ctc"]), len(speech("a")))
     texts = ["a" * (frames // 2), "a" * (frames // 2 + 1), "a" * frames, "ab" * (frames // 2)]
     for number, text in enumerate(texts):
@@ -219,7 +275,9 @@ def test_transcripts_longer_than_ctc_can_write_are_left_out(models: dict[str, st
 def test_characters_outside_the_vocabulary_are_refused(models: dict[str, str]) -> None:
     tokenizer = AutoProcessor.from_pretrained(models["ctc"]).tokenizer
     check_characters(["ab ba"], tokenizer)
-    with pytest.raises(DataError, match=r"lacks: '!', 'c' \(first in 'ab c'\); leave them out of the data, or add --new-vocabulary\.$"):
+    with pytest.raises(
+        DataError, match=r"lacks: '!', 'c' \(first in 'ab c'\); leave them out of the data, or add --new-vocabulary\.$"
+    ):
         check_characters(["ab", "ab c", "a!"], tokenizer)
     with pytest.raises(DataError, match=r"lacks: 'A', 'B' .*; add --letter-case lower\.$"):
         check_characters(["AB"], tokenizer)
@@ -246,12 +304,20 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (InputError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
         (DataError, "lacks: 'c'", {"data": folder("unknown", speech("ab"), text="abc")}),
-        (DataError, "has the columns a, b, not 'audio' or 'file_name'.*--columns audio=NAME", {"data": [str(tmp_path / "texts.csv")]}),
+        (
+            DataError,
+            "has the columns a, b, not 'audio' or 'file_name'.*--columns audio=NAME",
+            {"data": [str(tmp_path / "texts.csv")]},
+        ),
         (DataError, "not 'sound'; name one with --columns audio=NAME", {"columns": ["audio=sound"]}),
         (OptionError, "--columns takes ROLE=NAME, with a role of audio, text", {"columns": ["sound=audio"]}),
         (DataError, "Row 2 of .*gap.csv has no audio", {"data": [str(tmp_path / "gap.csv")]}),
         (InputError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
-        (DataError, "numbers.jsonl holds no audio files or paths of them", {"data": [str(tmp_path / "numbers.jsonl")]}),
+        (
+            DataError,
+            "numbers.jsonl holds no audio files or paths of them",
+            {"data": [str(tmp_path / "numbers.jsonl")]},
+        ),
         (DataError, "None of the .* utterances can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for CTC; give a model of speech", {"model": text_model}),
         (OptionError, "--letter-case must be one of lower, upper, not 'keep'", {"letter_case": "keep"}),
@@ -295,15 +361,28 @@ class TestAudioClassifier:
 
     def test_feature_extractors_of_fixed_length_cut_recordings(self, tones: Path) -> None:
         """AST's and Whisper's feature extractors fill up or cut every recording."""
-        fixed, free = AudioCollator(ASTFeatureExtractor(max_length=16, num_mel_bins=8)), AudioCollator(Wav2Vec2FeatureExtractor())
-        assert (fixed.most_samples, AudioCollator(WhisperFeatureExtractor()).most_samples, free.most_samples) == (2560, 480_000, None)
+        fixed, free = (
+            AudioCollator(ASTFeatureExtractor(max_length=16, num_mel_bins=8)),
+            AudioCollator(Wav2Vec2FeatureExtractor()),
+        )
+        assert (fixed.most_samples, AudioCollator(WhisperFeatureExtractor()).most_samples, free.most_samples) == (
+            2560,
+            480_000,
+            None,
+        )
         assert fixed.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 16, 8)
         assert free.inputs([speech("ab"), speech("abab")])["input_values"].shape == (2, 3200)
 
     def test_spectrogram_transformer_trains_and_reports_cut_recordings(
         self, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 4}
+        shape = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "patch_size": 4,
+        }
         config = ASTConfig(**shape, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8)
         ASTForAudioClassification(config).save_pretrained(tmp_path / "model")
         extractor = ASTFeatureExtractor(max_length=16, num_mel_bins=8)
@@ -321,7 +400,11 @@ class TestAudioClassifier:
         (tmp_path / "texts.csv").write_text("text,label\na,1\nb,2\n")
         for model, data, words in (
             (checkpoint("mlm", tmp_path / "text", tokenizer), tones, "holds no texts"),
-            (models["headless"], tmp_path / "texts.csv", "not 'audio' or 'file_name'; name one with --columns audio=NAME"),
+            (
+                models["headless"],
+                tmp_path / "texts.csv",
+                "not 'audio' or 'file_name'; name one with --columns audio=NAME",
+            ),
         ):
             with pytest.raises(DataError, match=words):
                 self.classify(model, tmp_path / "o", data)
@@ -349,9 +432,12 @@ def start_of_whisper(model: str, output: Path, data: Path, **changes: Any) -> An
     return start_task("seq2seq", **{"model": model, "output_dir": str(output), "data": [str(data)], **values})
 
 
-def as_the_example_prepares(folder: str, sounds: Sequence[np.ndarray[Any, Any]], texts: Sequence[str], mask: bool) -> dict[str, Tensor]:
-    """The batch of ``run_speech_recognition_seq2seq``: features of each sound, padded by the feature extractor; tokens, padded by the
-    tokenizer, with -100 for padding, and without the first one where every row begins with the decoder's first token."""
+def as_the_example_prepares(
+    folder: str, sounds: Sequence[np.ndarray[Any, Any]], texts: Sequence[str], mask: bool
+) -> dict[str, Tensor]:
+    """The batch of ``run_speech_recognition_seq2seq``: features of each sound, padded by the feature extractor;
+    tokens, padded by the tokenizer, with -100 for padding, and without the first one where every row begins with the
+    decoder's first token."""
     extractor, tokenizer = AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     rows = [extractor(sound, sampling_rate=RATE, return_attention_mask=mask) for sound in sounds]
     batch = extractor.pad([{"input_features": row["input_features"][0]} for row in rows], return_tensors="pt")
@@ -365,7 +451,11 @@ def as_the_example_prepares(folder: str, sounds: Sequence[np.ndarray[Any, Any]],
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_whisper_batches_are_what_the_example_of_transformers_prepares(
-    augment: bool, recordings_of_whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    augment: bool,
+    recordings_of_whisper: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """With SpecAugment also the mask of the padding, as the example's ``forward_attention_mask``."""
     folder = whisper_checkpoint(tmp_path / "model", apply_spec_augment=augment)
@@ -377,7 +467,9 @@ def test_whisper_batches_are_what_the_example_of_transformers_prepares(
     batch = trainer.data_collator(rows)
     files = [Path(row["audio"]["path"]) for row in rows]
     sounds = [soundfile.read(file, dtype="float32")[0] for file in files]
-    expected = as_the_example_prepares(folder, sounds, [file.with_suffix(".txt").read_text() for file in files], augment)
+    expected = as_the_example_prepares(
+        folder, sounds, [file.with_suffix(".txt").read_text() for file in files], augment
+    )
     assert set(batch) == set(expected)
     for name, tensor in expected.items():
         assert torch.equal(batch[name], tensor.to(batch[name].dtype)), name
@@ -387,8 +479,15 @@ def test_whisper_batches_are_what_the_example_of_transformers_prepares(
 def test_whisper_learns_to_transcribe_with_scores(
     model: str, recordings_of_whisper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The scores of `longattn evaluate` are those at the end of the training; a converted model reads the longest file, too."""
-    settings_of_window = {"mechanism": "window", "window": 8, "audio_seconds": 2, "needs_training": True, "verify": False}
+    """The scores of `longattn evaluate` are those at the end of the training; a converted model reads the longest
+    file, too."""
+    settings_of_window = {
+        "mechanism": "window",
+        "window": 8,
+        "audio_seconds": 2,
+        "needs_training": True,
+        "verify": False,
+    }
     convert_checkpoint(model, tmp_path / "long", **settings_of_window)
     run = {"max_steps": 40, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 13}
     log = start_of_whisper(str(tmp_path / "long"), tmp_path / "out", recordings_of_whisper, **run)
@@ -397,15 +496,27 @@ def test_whisper_learns_to_transcribe_with_scores(
     assert after["loss"] < 0.5 * before["loss"]
     assert after["cer"] < 0.7 * before["cer"]
     assert len((tmp_path / "out" / "predictions.txt").read_text().splitlines()) == 13
-    trained, processor = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
+    trained, processor = (
+        AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "out"),
+        AutoProcessor.from_pretrained(tmp_path / "out"),
+    )
     assert isinstance(trained, LongWhisperForConditionalGeneration)
     parts = {"tokenizer": processor.tokenizer, "feature_extractor": processor.feature_extractor}
-    said = pipeline("automatic-speech-recognition", model=trained, **parts)({"raw": speech("ab ba", 99), "sampling_rate": RATE})["text"]
+    said = pipeline("automatic-speech-recognition", model=trained, **parts)(
+        {"raw": speech("ab ba", 99), "sampling_rate": RATE}
+    )["text"]
     assert set(said) <= {"a", "b", " "}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "type: wer" in card
     capsys.readouterr()
-    line = ["--model", str(tmp_path / "out"), "--data", str(recordings_of_whisper), "--output", str(tmp_path / "scores")]
+    line = [
+        "--model",
+        str(tmp_path / "out"),
+        "--data",
+        str(recordings_of_whisper),
+        "--output",
+        str(tmp_path / "scores"),
+    ]
     assert evaluate("seq2seq", [*line, "--no-bf16", "--split", "train", "--per-device-eval-batch-size", "13"]) == 0
     shown = capsys.readouterr().err
     assert "scored (13 rows): word error rate" in shown
@@ -414,14 +525,27 @@ def test_whisper_learns_to_transcribe_with_scores(
     assert scores["loss"] == pytest.approx(after["loss"], rel=1e-4)
 
 
-def test_evaluate_ctc_scores_a_model(recordings_of_whisper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_ctc_scores_a_model(
+    recordings_of_whisper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = speech_checkpoint(tmp_path / "ctc")
-    line = ["--model", folder, "--data", str(recordings_of_whisper), "--output", str(tmp_path / "scores"), "--split", "train"]
+    line = [
+        "--model",
+        folder,
+        "--data",
+        str(recordings_of_whisper),
+        "--output",
+        str(tmp_path / "scores"),
+        "--split",
+        "train",
+    ]
     assert evaluate("ctc", line) == 0
     assert "scored (13 rows): word error rate" in capsys.readouterr().err
 
 
-def test_transcribing_refuses_models_and_options_that_do_not_fit(model: str, recordings_of_whisper: Path, tmp_path: Path) -> None:
+def test_transcribing_refuses_models_and_options_that_do_not_fit(
+    model: str, recordings_of_whisper: Path, tmp_path: Path
+) -> None:
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (OptionError, "--language en is for a multilingual Whisper", {"language": "en"}),
         (OptionError, "--prefix has no effect on a model that hears sound", {"prefix": "summarize: "}),

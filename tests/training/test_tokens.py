@@ -31,9 +31,15 @@ def tagged(count: int = 24) -> list[dict[str, Any]]:
 
 
 @pytest.mark.thorough
-def test_converted_model_learns_to_tag_documents_longer_than_it_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_converted_model_learns_to_tag_documents_longer_than_it_reads(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     model = converted("mlm", tmp_path, tokenizer, max_length=96, window=16)
-    given = {"model": model, "output_dir": str(tmp_path / "out"), "data": [write_rows(tagged(), tmp_path / "data.jsonl")]}
+    given = {
+        "model": model,
+        "output_dir": str(tmp_path / "out"),
+        "data": [write_rows(tagged(), tmp_path / "data.jsonl")],
+    }
     log = start_task("tokens", **given, max_steps=60, learning_rate=2e-2, stride=16, max_length=64, **FAST)
     assert log["packed"]
     assert log["metrics"]["after"]["f1"] > max(80.0, log["metrics"]["before"]["f1"])
@@ -41,9 +47,11 @@ def test_converted_model_learns_to_tag_documents_longer_than_it_reads(tmp_path: 
     assert trained.config.id2label == {0: "O", 1: "B-PLACE", 2: "B-THING"}
 
 
-def test_tagging_scores_and_tags_do_not_depend_on_the_padding_side(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Decoders' tokenizers pad on the left, where logits would have been taken for other words' ones; a tag that only held-out documents
-    have is one to learn; and a model that knows the tags keeps their numbers."""
+def test_tagging_scores_and_tags_do_not_depend_on_the_padding_side(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Decoders' tokenizers pad on the left, where logits would have been taken for other words' ones; a tag that only
+    held-out documents have is one to learn; and a model that knows the tags keeps their numbers."""
     short = checkpoint("mlm", tmp_path / "right", tokenizer)
     names = ["B-PLACE", "O", "B-THING", "I-THING"]
     AutoModelForTokenClassification.from_pretrained(short, id2label=dict(enumerate(names))).save_pretrained(short)
@@ -52,10 +60,17 @@ def test_tagging_scores_and_tags_do_not_depend_on_the_padding_side(tmp_path: Pat
     sides = {"padding_side": "left", "truncation_side": "left"}
     (tmp_path / "left" / "tokenizer_config.json").write_text(json.dumps({**settings, **sides}))
     data = write_rows(tagged(8), tmp_path / "data.jsonl")
-    held = write_rows([*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "I-THING"]}], tmp_path / "held.jsonl")
+    held = write_rows(
+        [*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "I-THING"]}], tmp_path / "held.jsonl"
+    )
     logs = []
     for side in ("right", "left"):
-        given = {"model": str(tmp_path / side), "output_dir": str(tmp_path / f"{side}-out"), "data": [data], "validation": held}
+        given = {
+            "model": str(tmp_path / side),
+            "output_dir": str(tmp_path / f"{side}-out"),
+            "data": [data],
+            "validation": held,
+        }
         settings = {**FAST, "max_steps": 1, "max_length": 48, "per_device_eval_batch_size": 4, "stride": 8}
         logs.append(start_task("tokens", **given, **settings))
     assert logs[0]["tags"] == logs[1]["tags"] == names
@@ -64,7 +79,9 @@ def test_tagging_scores_and_tags_do_not_depend_on_the_padding_side(tmp_path: Pat
 
 def test_tagged_words_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
     rows = tagged(3)
-    lines = "".join("-DOCSTART- -X- O\n\n" + "".join(f"{w} NN {t}\n\n" for w, t in zip(*row.values(), strict=True)) for row in rows)
+    lines = "".join(
+        "-DOCSTART- -X- O\n\n" + "".join(f"{w} NN {t}\n\n" for w, t in zip(*row.values(), strict=True)) for row in rows
+    )
     (tmp_path / "a.conll").write_text(lines)
     plain = "\n\n".join("\n".join(f"{w} {t}" for w, t in zip(*row.values(), strict=True)) for row in rows)
     (tmp_path / "b.conll").write_text(plain)
@@ -72,7 +89,12 @@ def test_tagged_words_are_the_same_from_every_kind_of_file(tmp_path: Path) -> No
     features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
     coded = [{**row, "ner_tags": [names.index(tag) for tag in row["ner_tags"]]} for row in rows]
     Dataset.from_list(coded, features=features).save_to_disk(str(tmp_path / "saved"))
-    for source in (tmp_path / "a.conll", tmp_path / "b.conll", tmp_path / "saved", Path(write_rows(rows, tmp_path / "c.jsonl"))):
+    for source in (
+        tmp_path / "a.conll",
+        tmp_path / "b.conll",
+        tmp_path / "saved",
+        Path(write_rows(rows, tmp_path / "c.jsonl")),
+    ):
         train, _ = read_tagged(TokenDataArguments(data=[str(source)], validation=str(source)), seed=0)
         assert train["words"][:] == [row["tokens"] for row in rows], source
         assert train["tags"][:] == [row["ner_tags"] for row in rows], source
@@ -124,7 +146,10 @@ def test_conll_empty_cells_move_no_columns(tmp_path: Path) -> None:
     for text, line in ((mary + "\tNNP\tB-PER", 2), ("Mary\tB-PER\n\tO\n", 2), ("1\tMary\tO\n2\t\tO\n", 2)):
         with pytest.raises(DataError, match=f"Line {line} .* has no word"):
             conll(tmp_path / "a.conll", text)
-    assert conll(tmp_path / "a.conll", mary + "runs\t\tO\n\t\t\nit\t_\tO") == [(["Mary", "runs"], ["B-PER", "O"]), (["it"], ["O"])]
+    assert conll(tmp_path / "a.conll", mary + "runs\t\tO\n\t\t\nit\t_\tO") == [
+        (["Mary", "runs"], ["B-PER", "O"]),
+        (["it"], ["O"]),
+    ]
 
 
 def test_conll_columns_of_numbers_are_no_words(tmp_path: Path) -> None:
@@ -132,14 +157,20 @@ def test_conll_columns_of_numbers_are_no_words(tmp_path: Path) -> None:
     expected = [(["Im", "Haus", "1"], ["O", "B-LOC", "O"]), (["Ja"], ["O"])]
     numbered = ["1 Im O", "2 Haus B-LOC", "3 1 O", "", "1 Ja O", ""]
     for start in (0, 1):
-        lines = [line if not line else " ".join([str(int(line[0]) - 1 + start), *line.split()[1:]]) for line in numbered]
+        lines = [
+            line if not line else " ".join([str(int(line[0]) - 1 + start), *line.split()[1:]]) for line in numbered
+        ]
         for separator in (" ", "\t"):
             assert conll(file, "\n".join(lines).replace(" ", separator)) == expected
-    uner = "# text = Im\n1-2\tImHaus\t_\t_\t_\n" + "\n".join(line and f"{line} - ann" for line in numbered).replace(" ", "\t")
+    uner = "# text = Im\n1-2\tImHaus\t_\t_\t_\n" + "\n".join(line and f"{line} - ann" for line in numbered).replace(
+        " ", "\t"
+    )
     assert conll(file, uner) == expected
     germeval = "#\thttp://x [2009]\n" + "\n".join(line and f"{line} O" for line in numbered).replace(" ", "\t")
     assert [words for words, _ in conll(file, germeval)] == [words for words, _ in expected]
-    universal = "\n".join(line and f"{line.replace(' ', chr(9), 1).replace(' ', blanks + chr(9))}\t_" for line in numbered)
+    universal = "\n".join(
+        line and f"{line.replace(' ', chr(9), 1).replace(' ', blanks + chr(9))}\t_" for line in numbered
+    )
     universal = universal.replace("2\tHaus", f"1.1\tempty\t_{blanks}\t_\n2\tHaus")
     assert conll(file, universal) == expected
     with pytest.raises(DataError, match="CoNLL-U without a column of B-, I- and O"):
@@ -166,7 +197,11 @@ def test_tagging_refuses_files_words_and_tags_that_do_not_fit(tmp_path: Path) ->
             "Row 2 .* has 2 words and 1 tags; give a tag for every word",
             [write_rows([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")],
         ),
-        (DataError, "All rows .* have the label 'O'", [write_rows([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")]),
+        (
+            DataError,
+            "All rows .* have the label 'O'",
+            [write_rows([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")],
+        ),
         (DataError, "has no rows", [str(tmp_path / "empty.conll")]),
         (OptionError, "only one row", [write_rows(good[:1], tmp_path / "5.jsonl")]),
         (
@@ -192,7 +227,10 @@ def test_tagging_refuses_files_words_and_tags_that_do_not_fit(tmp_path: Path) ->
 
 
 def test_words_and_tags_that_are_not_text_are_written_as_in_json(tmp_path: Path) -> None:
-    cases = [([True, "a"], [True, False], ["true", "a"], ["true", "false"]), ([1, 2.5], [0, 1.0], ["1", "2.5"], ["0", "1"])]
+    cases = [
+        ([True, "a"], [True, False], ["true", "a"], ["true", "false"]),
+        ([1, 2.5], [0, 1.0], ["1", "2.5"], ["0", "1"]),
+    ]
     for number, (words, tags, texts, names) in enumerate(cases):
         source = write_rows([{"tokens": words, "ner_tags": tags}], tmp_path / f"{number}.jsonl")
         train, _ = read_tagged(TokenDataArguments(data=[source], validation=source), seed=0)
@@ -201,12 +239,21 @@ def test_words_and_tags_that_are_not_text_are_written_as_in_json(tmp_path: Path)
 
 def test_entity_kinds_of_the_validation_data_alone_are_refused(tmp_path: Path) -> None:
     def read(train: list[str], held_out: list[str], **settings: Any) -> Any:
-        files = [write_rows([{"tokens": tags, "ner_tags": tags}], tmp_path / f"{tags}.jsonl") for tags in (train, held_out)]
+        files = [
+            write_rows([{"tokens": tags, "ner_tags": tags}], tmp_path / f"{tags}.jsonl") for tags in (train, held_out)
+        ]
         return read_tagged(TokenDataArguments(data=files[:1], validation=files[1], **settings), seed=0)
 
-    for train, held_out in ((["O", "B-PER"], ["O", "I-PER"]), (["B-A", "I-B"], ["O", "S-A", "B-B"]), (["NN", "VB"], ["VB"])):
+    for train, held_out in (
+        (["O", "B-PER"], ["O", "I-PER"]),
+        (["B-A", "I-B"], ["O", "S-A", "B-B"]),
+        (["NN", "VB"], ["VB"]),
+    ):
         assert read(train, held_out)[1]["tags"][:] == [held_out]
-    for train, held_out, new in ((["O", "B-PER"], ["B-LOC", "I-PER"], "LOC"), (["NN", "O"], ["NN", "VB", "ADJ"], "ADJ, VB")):
+    for train, held_out, new in (
+        (["O", "B-PER"], ["B-LOC", "I-PER"], "LOC"),
+        (["NN", "O"], ["NN", "VB", "ADJ"], "ADJ, VB"),
+    ):
         with pytest.raises(DataError, match=f"has the labels {new}, but .*; write the same in both"):
             read(train, held_out)
         read(train, held_out, max_train_samples=1)
@@ -215,7 +262,9 @@ def test_entity_kinds_of_the_validation_data_alone_are_refused(tmp_path: Path) -
 def test_tag_scores_read_iob1_data_in_their_scheme() -> None:
     """Of CoNLL-2003's own files, strict IOB2 would find no entity that begins with I-."""
     names, tags = ["O", "I-A", "B-A"], ["I-A", "I-A", "B-A", "O", "I-A"]
-    rows = Dataset.from_list([{"word_ids": list(range(5)), "labels": [names.index(tag) for tag in tags], "document": 0}])
+    rows = Dataset.from_list(
+        [{"word_ids": list(range(5)), "labels": [names.index(tag) for tag in tags], "document": 0}]
+    )
     scores = tag_scores(EvalPrediction([rows[0]["labels"]], None), rows, Dataset.from_list([{"tags": tags}]), names)
     assert [scores[name] for name in ("precision", "recall", "f1", "accuracy")] == [100.0] * 4
 
@@ -225,7 +274,12 @@ def test_a_word_longer_than_a_window_has_one_tag(tokenizer: PreTrainedTokenizerB
     document = {"words": ["tree", "x1" * 100, "node"], "tags": ["B-A", "E-A", "S-A"]}
     rows = to_windows(Dataset.from_list([document]), tokenizer, 24, 6, names)
     assert len(rows) > 5
-    tagged = [(word, label) for row in rows for word, label in zip(row["word_ids"], row["labels"], strict=True) if label != IGNORED]
+    tagged = [
+        (word, label)
+        for row in rows
+        for word, label in zip(row["word_ids"], row["labels"], strict=True)
+        if label != IGNORED
+    ]
     assert tagged == [(0, 1), (1, 2), (2, 3)]
     assert all(len(row["input_ids"]) <= 24 for row in rows)
     scores = tag_scores(EvalPrediction(rows["labels"], None), rows, Dataset.from_list([document]), names)

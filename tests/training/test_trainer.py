@@ -1,4 +1,5 @@
-"""The Trainer of every task: schedules by steps or minutes, the order of rows, and a step as the mean over all of its labels."""
+"""The Trainer of every task: schedules by steps or minutes, the order of rows, and a step as the mean over all of its
+labels."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def test_warm_up_of_a_timed_run_is_a_share_of_it() -> None:
         assert max(risen) > 0.85
 
 
-@pytest.mark.parametrize(("warmup", "expected"), [(4, [0.25, 0.5 * 0.99, 0.75 * 0.98, 0.97, 0.96]), (0, [1.0, 0.99, 0.98, 0.97, 0.96])])
+@pytest.mark.parametrize(
+    ("warmup", "expected"), [(4, [0.25, 0.5 * 0.99, 0.75 * 0.98, 0.97, 0.96]), (0, [1.0, 0.99, 0.98, 0.97, 0.96])]
+)
 def test_no_step_of_a_timed_schedule_is_idle(warmup: int, expected: list[float]) -> None:
     """Step k of w in the warm-up has (k + 1) / w of the rate, which falls linearly over 100 steps."""
     scale = Minutes(1.0).rate(lambda step: 1.0, 100, warmup)
@@ -73,13 +76,22 @@ def test_resumed_epoch_has_the_row_order_of_an_uninterrupted_one(kind: str, proc
 
     def loader() -> DataLoader[int]:
         if kind == "budget":
-            found: DataLoader[int] = DataLoader(range(60), batch_sampler=TokenBudget(LENGTHS, 60, seed=1, processes=processes))
+            found: DataLoader[int] = DataLoader(
+                range(60), batch_sampler=TokenBudget(LENGTHS, 60, seed=1, processes=processes)
+            )
         else:
             groups = SeededGroups(2, lengths=LENGTHS)
-            found = DataLoader(range(60), batch_size=2, sampler=RandomSampler(range(60)) if kind == "random" else groups)
+            found = DataLoader(
+                range(60), batch_size=2, sampler=RandomSampler(range(60)) if kind == "random" else groups
+            )
         even = kind != "budget"
         return prepare_data_loader(
-            found, num_processes=processes, process_index=processes - 1, use_seedable_sampler=True, put_on_device=False, even_batches=even
+            found,
+            num_processes=processes,
+            process_index=processes - 1,
+            use_seedable_sampler=True,
+            put_on_device=False,
+            even_batches=even,
         )
 
     def begin(loader: DataLoader[int], epoch: float) -> None:
@@ -128,17 +140,30 @@ def train_for_a_time(folder: str) -> tuple[int, list[float], list[Any]]:
     looks, rank, rates = itertools.count(), dist.get_rank(), Rates()
     clock = SimpleNamespace(monotonic=lambda: 0.02 * (1 + rank) * next(looks))  # the second process's runs fast
     arguments = LongTrainingArguments(
-        folder, max_steps=1000, report_to=[], label_names=["x"], bf16=False, use_cpu=True, disable_tqdm=True, warmup_steps=0.1,
-        learning_rate=0.1, max_minutes=0.03,
-    )  # fmt: skip
+        folder,
+        max_steps=1000,
+        report_to=[],
+        label_names=["x"],
+        bf16=False,
+        use_cpu=True,
+        disable_tqdm=True,
+        warmup_steps=0.1,
+        learning_rate=0.1,
+        max_minutes=0.03,
+    )
     data = [{"x": torch.randn(4)} for _ in range(64)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "time", clock)
         trainer = LongTrainer(Slow(), arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[rates])
         trainer.train()
         assert trainer.state.log_history[0]["eval_loss"] > trainer.evaluate()["eval_loss"]
-    assert sum("loss" in entry for entry in trainer.state.log_history) >= 5  # by the time, whatever the steps between entries
-    return trainer.state.global_step, rates.rates, [weights.tolist() for weights in trainer.model.state_dict().values()]
+    # by the time, whatever the steps between entries
+    assert sum("loss" in entry for entry in trainer.state.log_history) >= 5
+    return (
+        trainer.state.global_step,
+        rates.rates,
+        [weights.tolist() for weights in trainer.model.state_dict().values()],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +183,10 @@ def test_processes_stop_at_the_time_of_the_first_one_with_equal_weights(pair: Ra
 
 
 WARMING = [
-    kind.value for kind in SchedulerType
+    kind.value
+    for kind in SchedulerType
     if kind.value not in ("constant", "reduce_lr_on_plateau", "greedy")  # no warm-up
-]  # fmt: skip
+]
 
 
 @every_case("kind", WARMING)
@@ -168,10 +194,16 @@ WARMING = [
 def test_schedules_learn_in_the_first_step_and_warm_up_to_the_full_rate(kind: str, steps: int, warmup: int) -> None:
     """transformers' own schedules begin with 0: a run of one step learnt nothing."""
     lowest = {"min_lr": 0.01}
-    specific = {"cosine_with_min_lr": lowest, "cosine_warmup_with_min_lr": lowest, "warmup_stable_decay": {"num_decay_steps": 2}}
+    specific = {
+        "cosine_with_min_lr": lowest,
+        "cosine_warmup_with_min_lr": lowest,
+        "warmup_stable_decay": {"num_decay_steps": 2},
+    }
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     specific_kwargs = {"scheduler_specific_kwargs": specific.get(kind)}
-    (plain,) = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps, **specific_kwargs).lr_lambdas
+    (plain,) = get_scheduler(
+        kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps, **specific_kwargs
+    ).lr_lambdas
     ours = Minutes().rate(plain, steps, warmup)
     for step in range(steps):
         assert 0 < ours(step) <= 1
@@ -188,16 +220,29 @@ class Quick(torch.nn.Module):
 
 
 def test_resumed_run_follows_the_schedule_of_its_new_length(tmp_path: Path) -> None:
-    """A run that had ended stored a rate of 0. With as many steps as before, the rates are those of a run that nothing stopped."""
+    """A run that had ended stored a rate of 0. With as many steps as before, the rates are those of a run that nothing
+    stopped."""
 
     def rates(folder: str, steps: int, resume: bool, **settings: Any) -> dict[int, float]:
         arguments = LongTrainingArguments(
-            str(tmp_path / folder), max_steps=steps, learning_rate=0.5, per_device_train_batch_size=1, report_to=[], use_cpu=True,
-            logging_steps=1, save_steps=2, save_total_limit=None, disable_tqdm=True, eval_on_start=False, **settings,
-        )  # fmt: skip
+            str(tmp_path / folder),
+            max_steps=steps,
+            learning_rate=0.5,
+            per_device_train_batch_size=1,
+            report_to=[],
+            use_cpu=True,
+            logging_steps=1,
+            save_steps=2,
+            save_total_limit=None,
+            disable_tqdm=True,
+            eval_on_start=False,
+            **settings,
+        )
         trainer = LongTrainer(Quick(), arguments, train_dataset=[{"x": torch.ones(4)}] * 20)
         trainer.train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-4") if resume else None)
-        return {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
+        return {
+            entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry
+        }
 
     for kind in ("linear", "cosine", "polynomial", "constant_with_warmup"):
         settings = {"lr_scheduler_type": kind, "warmup_steps": 2}
@@ -242,12 +287,15 @@ def test_minutes_count_the_evaluation_before_the_first_step(monkeypatch: pytest.
 
     short = begin(TrainerState())
     now[0] += 60 * 11
-    with pytest.raises(OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max-minutes, add --no-eval"):
+    with pytest.raises(
+        OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max-minutes, add --no-eval"
+    ):
         short.on_epoch_begin(args, TrainerState(), control)
 
 
 def test_checkpoint_whose_tensors_have_the_names_of_older_versions_is_loaded(tmp_path: Path) -> None:
-    """transformers saves a mixture's experts under the names of older versions, and its Trainer leaves out what has another name."""
+    """transformers saves a mixture's experts under the names of older versions, and its Trainer leaves out what has
+    another name."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
     model = MixtralForCausalLM(MixtralConfig(vocab_size=64, num_hidden_layers=1, num_local_experts=2, **sizes))
@@ -261,24 +309,54 @@ def test_checkpoint_whose_tensors_have_the_names_of_older_versions_is_loaded(tmp
 
 
 def tagging(folder: str, labels: Sequence[int], batch: int, nan_in: int | None = None) -> LongTrainer:
-    """A trainer of tags for rows with these numbers of labels; ``nan_in``: the row whose tokens have embeddings of NaN."""
+    """A trainer of tags for rows with these numbers of labels; ``nan_in``: the row whose tokens have embeddings of
+    NaN."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     model = BertForTokenClassification(
-        BertConfig(**sizes, max_position_embeddings=16, num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        BertConfig(
+            **sizes,
+            max_position_embeddings=16,
+            num_labels=3,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
     )
     rows = []
     for number, count in enumerate(labels):
         tags = torch.arange(12).remainder(3).where(torch.arange(12) < count, -100)
-        rows.append({"input_ids": torch.randint(1, 40, (12,)) if number != nan_in else torch.zeros(12, dtype=torch.long), "labels": tags})
+        rows.append(
+            {
+                "input_ids": torch.randint(1, 40, (12,)) if number != nan_in else torch.zeros(12, dtype=torch.long),
+                "labels": tags,
+            }
+        )
     if nan_in is not None:
         with torch.no_grad():
             model.bert.embeddings.word_embeddings.weight[0] = torch.nan
     arguments = TrainingArguments(
-        folder, max_steps=1, per_device_train_batch_size=batch, gradient_accumulation_steps=2 if batch == 1 else 1, learning_rate=1.0,
-        optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
-        train_sampling_strategy="sequential", logging_steps=1, logging_nan_inf_filter=False,
-    )  # fmt: skip
+        folder,
+        max_steps=1,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=2 if batch == 1 else 1,
+        learning_rate=1.0,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+    )
     return LongTrainer(model, arguments, train_dataset=rows)
 
 
@@ -289,7 +367,9 @@ def weights_after_a_step(folder: str) -> tuple[list[float], float]:
     announce()
     trainer = tagging(folder, LABELS, 1)
     trainer.train()
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).tolist(), trainer.state.log_history[0]["loss"]
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).tolist(), trainer.state.log_history[
+        0
+    ]["loss"]
 
 
 def sentence_of_a_nan(folder: str) -> str:
@@ -319,20 +399,32 @@ def test_evaluation_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None
     trainer = tagging(str(tmp_path), LABELS, 1)
     trainer.args.per_device_eval_batch_size = 1
     alone = [trainer.evaluate([row])["eval_loss"] for row in trainer.train_dataset[:3]]
-    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(sum(alone) / 3, rel=1e-6)  # one row has no label
+    # one row has no label
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(sum(alone) / 3, rel=1e-6)
     broken = tagging(str(tmp_path), LABELS, 1, nan_in=1)
-    with pytest.raises(DivergenceError, match="The held-out loss is not a finite number before any training: the model computes NaN"):
+    with pytest.raises(
+        DivergenceError, match="The held-out loss is not a finite number before any training: the model computes NaN"
+    ):
         broken.evaluate(broken.train_dataset)
     broken.state.global_step = 3
-    with pytest.raises(DivergenceError, match="The held-out loss is not a finite number at step 3; lower --learning-rate, which is 1,"):
+    with pytest.raises(
+        DivergenceError, match="The held-out loss is not a finite number at step 3; lower --learning-rate, which is 1,"
+    ):
         broken.evaluate(broken.train_dataset)
 
 
 @pytest.mark.parametrize(
     ("instructions", "has_bf16"),
-    [({"avx512_f": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True)],
+    [
+        ({"avx512_f": True, "avx512_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"bf16": True}, True),
+    ],
 )
-def test_cpu_computes_bf16_by_instructions_alone(instructions: dict[str, bool], has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_computes_bf16_by_instructions_alone(
+    instructions: dict[str, bool], has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     monkeypatch.setattr(onednn, "_onednn", lambda name, which: lambda: True)
     assert onednn.cpu_computes_bf16() == has_bf16
@@ -351,10 +443,12 @@ CASES = {
     "tokens": ["--packing false", "--packing true"],
     "clm": ["--packing false", "--packing true"],
     "mlm": ["--packing false"],  # packed rows are masked by the tokens of a batch
-    "embed": ["--reranker"],  # embeddings are contrasted with the others of a batch, which accumulation does not change
+    # embeddings are contrasted with the others of a batch, which accumulation does not change
+    "embed": ["--reranker"],
     "distill": ["--method tinybert", "--method logits"],
 }
-"""What is typed besides, by tasks, once for each of their losses and kinds of batches; the others are tried as they are."""
+"""What is typed besides, by tasks, once for each of their losses and kinds of batches; the others are tried as they
+are."""
 
 
 class Stop(Exception):
@@ -392,7 +486,9 @@ class Gradient(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         learning = [p for p in model.parameters() if p.requires_grad]
-        self.parts.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().double() for p in learning]))
+        self.parts.append(
+            torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().double() for p in learning])
+        )
         for p in learning:
             p.grad = None
 
@@ -438,7 +534,9 @@ def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, 
 
 @pytest.mark.thorough
 @every_case("task", task_names(), of=3)
-def test_accumulated_batches_are_one_batch(task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulated_batches_are_one_batch(
+    task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if task == "embed":
         pytest.importorskip("sentence_transformers")
     for path in {models[task], models["short"]}:
@@ -447,7 +545,11 @@ def test_accumulated_batches_are_one_batch(task: str, runner: Runner, models: di
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
-        smoothed = [0.0] if "label_smoothing_factor" in getattr(load_task(task).ARGUMENTS[2], "without_effect", ()) else [0.0, 0.3]
+        smoothed = (
+            [0.0]
+            if "label_smoothing_factor" in getattr(load_task(task).ARGUMENTS[2], "without_effect", ())
+            else [0.0, 0.3]
+        )
         for factor in smoothed:
             self.label_smoother = LabelSmoother(factor) if factor else None
             found.update({f"{case} {factor} {name}": value for name, value in differences(self, train)})
@@ -465,7 +567,9 @@ def without_dropout(folder: Path) -> None:
     """Two passes of a model give the same."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
-        still = {name: 0.0 for name in config if "drop" in name or (name.startswith("mask_") and name.endswith("prob"))}
+        still = {
+            name: 0.0 for name in config if "drop" in name or (name.startswith("mask_") and name.endswith("prob"))
+        }
         path.write_text(json.dumps({**config, **still}))
 
 
@@ -495,17 +599,29 @@ def test_multitask_step_weighs_tasks_by_batches_and_labels_alike(
             return made
 
         many, few, classes = batch("tags", range(2)), batch("tags", range(2, 4), most=4), batch("classes", range(2))
-        tags = {name: torch.cat([many[name], few[name]]) if isinstance(many[name], Tensor) else many[name] for name in many}
-        (mixed, loss), *alone = (gradient_of(self, batches, train) for batches in ([many, classes, few], [tags], [classes]))
+        tags = {
+            name: torch.cat([many[name], few[name]]) if isinstance(many[name], Tensor) else many[name] for name in many
+        }
+        (mixed, loss), *alone = (
+            gradient_of(self, batches, train) for batches in ([many, classes, few], [tags], [classes])
+        )
         (gradient, tag_loss), (other, class_loss) = alone
-        found["gradient"], found["loss"] = far(mixed, (2 * gradient + other) / 3), abs(3 * loss / (2 * tag_loss + class_loss) - 1)
+        found["gradient"], found["loss"] = (
+            far(mixed, (2 * gradient + other) / 3),
+            abs(3 * loss / (2 * tag_loss + class_loss) - 1),
+        )
         raise Stop
 
     monkeypatch.setattr(transformers.Trainer, "train", compare)
     rows = [{**row, **tagged} for row, tagged in zip(DATA["classify"], DATA["tokens"], strict=True)]
     data = tmp_path / "data.jsonl"
     with pytest.raises(Stop):
-        runner("multitask", "--batch-size 2", rows=rows, more=["--tasks", f"classes=classify:{data}", f"tags=tokens:{data}"])
+        runner(
+            "multitask",
+            "--batch-size 2",
+            rows=rows,
+            more=["--tasks", f"classes=classify:{data}", f"tags=tokens:{data}"],
+        )
     assert max(found.values()) < 2e-6, found
 
 
@@ -516,5 +632,9 @@ def test_training_that_diverges_ends_in_a_sentence_without_a_model(task: str, ru
         pytest.importorskip("sentence_transformers")
     code, run = runner(task, "--learning-rate 1e30 --no-eval-on-start")
     assert code == 1, run.said
-    is_one_sentence(run.said, r"The (held-out )?(loss|gradient).* not a finite number (at|after) step \d.*lower --learning.rate")
-    assert not [path for path in run.folder.rglob("*") if path.suffix in (".safetensors", ".md") and path.parent == run.folder]
+    is_one_sentence(
+        run.said, r"The (held-out )?(loss|gradient).* not a finite number (at|after) step \d.*lower --learning.rate"
+    )
+    assert not [
+        path for path in run.folder.rglob("*") if path.suffix in (".safetensors", ".md") and path.parent == run.folder
+    ]

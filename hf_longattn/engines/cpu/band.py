@@ -1,16 +1,17 @@
 """The path ``cpu-band``: a band and global tokens by PyTorch's fused kernel for the CPU.
 
-The queries are cut into blocks. The keys of a block are a contiguous slice, so the keys of all blocks are a strided view
-(``as_strided``, no copy). One kernel call runs many blocks. Global tokens need further calls: as keys of all queries (global columns), and
-as queries of all keys (global rows).
+The queries are cut into blocks. The keys of a block are a contiguous slice, so the keys of all blocks are a strided
+view (``as_strided``, no copy). One kernel call runs many blocks. Global tokens need further calls: as keys of all
+queries (global columns), and as queries of all keys (global rows).
 
-:func:`band_plan` chooses the block size with the lowest estimated cost (:class:`Costs`). Small blocks compute few pairs outside the band.
-Large blocks need fewer calls and less time per pair. With AMX, the kernel repacks the keys of every block; large blocks repack fewer keys
-in total. The largest block has all queries: this is the dense kernel with the band as its mask. It is fastest for sequences up to about the
-band's width, and needs no further calls for global tokens.
+:func:`band_plan` chooses the block size with the lowest estimated cost (:class:`Costs`). Small blocks compute few
+pairs outside the band. Large blocks need fewer calls and less time per pair. With AMX, the kernel repacks the keys of
+every block; large blocks repack fewer keys
+in total. The largest block has all queries: this is the dense kernel with the band as its mask. It is fastest for
+sequences up to about the band's width, and needs no further calls for global tokens.
 
-The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. Results are therefore bitwise equal for
-every batch size and number of heads.
+The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. Results are therefore
+bitwise equal for every batch size and number of heads.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from .onednn import has_amx
 from .softmax import Listed, Part, Runs, Scope, Side, Source, source
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
-"""Tile sizes of PyTorch's CPU flash kernel: query rows for N < 192, for N < 768 and for larger N, and the keys for every N."""
+"""Tile sizes of PyTorch's CPU flash kernel: query rows for N < 192, for N < 768 and for larger N, and the keys for
+every N."""
 MAX_BLOCK_QUERIES = 2048
 """Maximum queries in one block. This bounds the memory of its mask."""
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
@@ -67,7 +69,8 @@ def plan_of(context: DispatchContext) -> Plan:
 
 
 class Group(NamedTuple):
-    """Blocks of equal size. Block i has ``block`` queries from ``first + i * block`` and ``width`` keys from ``start + i * step``."""
+    """Blocks of equal size. Block i has ``block`` queries from ``first + i * block`` and ``width`` keys from
+    ``start + i * step``."""
 
     first: int
     blocks: int
@@ -91,12 +94,14 @@ class Group(NamedTuple):
             yield self._replace(first=first, start=start, blocks=min(count, self.blocks - number))
 
     def sees_all(self, shift: int, left: int, right: int) -> bool:
-        """Whether the band covers every pair of a block. ``shift``: index of the block's first query within its keys."""
+        """Whether the band covers every pair of a block. ``shift``: index of the block's first query within its
+        keys."""
         return shift + self.block - 1 <= left and self.width - 1 - shift <= right
 
 
 def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
-    """Groups that cover all queries: one for the inner blocks, and one for each block at the edges, where keys are cut off.
+    """Groups that cover all queries: one for the inner blocks, and one for each block at the edges, where keys are cut
+    off.
 
     Args:
         shift: position of the first query within the keys.
@@ -138,7 +143,8 @@ class Costs(NamedTuple):
         pair = self.pair[size] + (0.0 if group.sees_all(shift, left, right) else self.masked)
         calls = -(-group.blocks // max(1, self.queries // group.block))
         pairs = group.block * group.width
-        if right == 0 and group.block == group.width:  # a causal block of all queries and keys: the kernel skips keys after a query
+        # a causal block of all queries and keys: the kernel skips keys after a query
+        if right == 0 and group.block == group.width:
             pairs = sum(
                 min(KERNEL_QUERIES[size], group.block - row)
                 * min(group.width, -(-(row + KERNEL_QUERIES[size]) // KERNEL_KEYS) * KERNEL_KEYS)
@@ -152,8 +158,8 @@ BF16 = Costs((32, 64), (3.55, 3.2, 3.15), 0.2, 0.0, 5_800.0, 100_000.0, 2048)
 BF16_AMX = Costs((32, 192, 256, 384, 768), (3.3, 1.1, 0.8), 0.25, 110.0, 5_000.0, 80_000.0, 384)
 FP32_BACKWARD = Costs((64, 192), (8.0, 8.0, 7.6), 0.3, 100.0, 8_000.0, 200_000.0, 256)
 BF16_BACKWARD = Costs((64, 192, 256), (8.0, 7.0, 5.4), 0.3, 250.0, 8_000.0, 200_000.0, 256)
-"""CPU time of one thread on an AMD EPYC of 2024 (AVX-512, no AMX), for windows of 512 tokens and sequences of 256 to 2,048. The AMX costs
-are estimated from the times of whole models on an Intel Xeon of 2023."""
+"""CPU time of one thread on an AMD EPYC of 2024 (AVX-512, no AMX), for windows of 512 tokens and sequences of 256 to
+2,048. The AMX costs are estimated from the times of whole models on an Intel Xeon of 2023."""
 
 
 class Plan(NamedTuple):
@@ -173,9 +179,18 @@ class Plan(NamedTuple):
 
 @functools.lru_cache(4096)
 def band_plan(
-    q_len: int, kv_len: int, shift: int, left: int, right: int, dtype: torch.dtype, threads: int, *, backward: bool = False,
-    tokens: bool = False, block: int | None = None,
-) -> Plan:  # fmt: skip
+    q_len: int,
+    kv_len: int,
+    shift: int,
+    left: int,
+    right: int,
+    dtype: torch.dtype,
+    threads: int,
+    *,
+    backward: bool = False,
+    tokens: bool = False,
+    block: int | None = None,
+) -> Plan:
     """Plan with the lowest cost for a band of ``left`` keys before and ``right`` keys after each query.
 
     Args:
@@ -190,7 +205,11 @@ def band_plan(
     if dtype == torch.bfloat16 and not backward and has_amx():
         costs = BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
 
-    sizes = [block] if block else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= MAX_BLOCK_QUERIES else [])]
+    sizes = (
+        [block]
+        if block
+        else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= MAX_BLOCK_QUERIES else [])]
+    )
     plans = {}
     for size in sizes:
         blocks = tuple(groups(q_len, kv_len, shift, left, right, size))
@@ -204,7 +223,8 @@ def band_plan(
 def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
     """The additive mask of a group's blocks, ``(1, 1, group.block, group.width)``; ``None`` if it hides no pair.
 
-    It is a view of the cached mask of a whole block of ``block`` queries, the first at key ``left``, and must not be modified.
+    It is a view of the cached mask of a whole block of ``block`` queries, the first at key ``left``, and must not be
+    modified.
     """
     first = group.first + shift - group.start
     if group.sees_all(first, left, right):
@@ -227,9 +247,15 @@ class Item(Scope):
     plan: Plan
 
     def __init__(
-        self, source: BandSource, rows: slice, queries: slice, keys: slice, shift: int, hole: Tensor | None = None,
+        self,
+        source: BandSource,
+        rows: slice,
+        queries: slice,
+        keys: slice,
+        shift: int,
+        hole: Tensor | None = None,
         tokens: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """
         Args:
             rows, queries, keys: slices of the batch axis, the queries' axis and the keys' axis.
@@ -274,7 +300,8 @@ class Item(Scope):
         return hole if mask is None else mask + hole
 
     def distances(self, part: Part) -> Tensor:
-        """Distances (query - key) of a part's pairs, ``(queries, keys)``. They are equal for all runs of a :class:`Runs`."""
+        """Distances (query - key) of a part's pairs, ``(queries, keys)``. They are equal for all runs of a
+        :class:`Runs`."""
         queries, keys = (
             torch.arange(side.start, side.start + side.size) if isinstance(side, Runs) else cast(Listed, side).tokens
             for side in (part.queries, part.keys)
@@ -296,7 +323,9 @@ class Item(Scope):
                 part = part._replace(mask=additive_mask(self.distances(part) < 0, dtype)[None, None])
             return [*self._columns(tokens)], [part]
 
-        columns, rows = BYTE_CACHE.get(("far parts", self.q_len, self.kv_len, self.shift, pattern, tuple(tokens.tolist()), dtype), make)
+        columns, rows = BYTE_CACHE.get(
+            ("far parts", self.q_len, self.kv_len, self.shift, pattern, tuple(tokens.tolist()), dtype), make
+        )
         return [*rows, *columns] if rows_first else [*columns, *rows]
 
     def _columns(self, columns: Tensor) -> Iterator[Part]:
@@ -304,7 +333,12 @@ class Item(Scope):
 
         The mask hides pairs within the band, so queries far from every global token need no mask.
         """
-        q_len, left, right, causal = self.q_len, self.source.pattern.left, self.source.pattern.right, self.source.pattern.causal
+        q_len, left, right, causal = (
+            self.q_len,
+            self.source.pattern.left,
+            self.source.pattern.right,
+            self.source.pattern.causal,
+        )
         start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
         stop = (start + COLUMN_BLOCK).clamp(max=q_len + self.shift) - 1
         any_inside, all_inside = start - columns <= left, stop - columns <= left
@@ -312,7 +346,8 @@ class Item(Scope):
             any_inside &= columns - stop <= right
             all_inside &= columns - start <= right
         row, number = 0, 0
-        hidden_pairs = any_inside.any(1).int() + all_inside.all(1).int()  # 0, 1, 2: none, some or all of a block's pairs
+        # 0, 1, 2: none, some or all of a block's pairs
+        hidden_pairs = any_inside.any(1).int() + all_inside.all(1).int()
         for hidden, blocks in itertools.groupby(hidden_pairs.tolist()):
             end = min(q_len, row + COLUMN_BLOCK * len(list(blocks)))
             for first in range(row, end, COLUMN_CALL_QUERIES) if hidden != 2 else ():
@@ -354,7 +389,8 @@ class BandSource(Source):
             lse.zero_()
 
     def scopes(self, backward: bool) -> Iterator[Item]:
-        """One item for the batch, or one per batch row, from its first to its last real token. Rows without a real query are skipped."""
+        """One item for the batch, or one per batch row, from its first to its last real token. Rows without a real
+        query are skipped."""
         self.is_backward = backward
         everything, kv_len, earlier = slice(None), self.k.shape[2], self.k.shape[2] - self.q.shape[2]
         if self.key_mask is None and self.global_mask is None:
@@ -376,23 +412,29 @@ class BandSource(Source):
                 continue
             tokens = None if self.global_mask is None else self.global_mask[row, start:stop].nonzero()[:, 0]
             tokens = None if tokens is None or not len(tokens) else tokens
-            yield Item(self, at, slice(first - earlier, stop - earlier), slice(start, stop), first - start, hole, tokens)
+            yield Item(
+                self, at, slice(first - earlier, stop - earlier), slice(start, stop), first - start, hole, tokens
+            )
 
 
 @source
 class Band(BandSource):
-    """Attention of query i to keys ``i - left`` to ``i + right`` and to global tokens. The queries are the last Nq positions.
+    """Attention of query i to keys ``i - left`` to ``i + right`` and to global tokens. The queries are the last Nq
+    positions.
 
-    - learned: the table of a :class:`DistanceBias` or a :class:`~..score_terms.ColumnTerm`, if any. The columns of the latter must be the
-      first global tokens, and its numbers zero within the band.
+    - learned: the table of a :class:`DistanceBias` or a :class:`~..score_terms.ColumnTerm`, if any. The columns of the
+      latter must be the first global tokens, and its numbers zero within the band.
     - fixed: key mask and global mask ``(B, Nk)`` bool, or None.
-    - numbers: left, right, causal, whether global tokens attend to every key, and the maximum distance ahead in the bias table.
+    - numbers: left, right, causal, whether global tokens attend to every key, and the maximum distance ahead in the
+      bias table.
     """
 
     name = "band"
     sums_in_fp32 = False
 
-    def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+    def read_arguments(
+        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> None:
         self.key_mask, self.global_mask = fixed
         left, right, causal, global_rows, ahead = numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
@@ -403,7 +445,11 @@ class Band(BandSource):
 
     def most_blocks(self, item: Item) -> int:
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)
-        settings = {"block": DROPOUT_BLOCK} if self.dropout else {"backward": self.is_backward, "tokens": item.tokens is not None}
+        settings = (
+            {"block": DROPOUT_BLOCK}
+            if self.dropout
+            else {"backward": self.is_backward, "tokens": item.tokens is not None}
+        )
         item.plan = band_plan(*sizes, self.q.dtype, torch.get_num_threads(), **settings)
         return 0 if item.plan.dense and self.columns is None else item.plan.most_blocks
 
@@ -411,7 +457,8 @@ class Band(BandSource):
         near = self._near(item, item.plan)
         in_band = item.plan.dense and self.columns is None  # a dense part has the global tokens, too
         far = [] if in_band or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
-        parts = [*far, *near] if self.is_backward else [*near, *far]  # global rows run last in forward and first in backward
+        # global rows run last in forward and first in backward
+        parts = [*far, *near] if self.is_backward else [*near, *far]
         if item.hole is None and not self.learned:
             return parts
         return self._completed(item, parts)
@@ -443,7 +490,9 @@ class Band(BandSource):
                     parts.append(Part(some.queries, some.keys, mask, (BAND, len(parts))))
             return parts
 
-        return BYTE_CACHE.get(("parts", item.q_len, item.kv_len, shift, left, right, plan.block, plan.queries, self.dtype), make)
+        return BYTE_CACHE.get(
+            ("parts", item.q_len, item.kv_len, shift, left, right, plan.block, plan.queries, self.dtype), make
+        )
 
     def _with_columns(self, item: Item, part: Part, table: Tensor) -> Part:
         """A part of global columns with their numbers added to its mask, ``(1, H, queries, keys)``."""
@@ -456,7 +505,8 @@ class Band(BandSource):
         return part._replace(mask=added if part.mask is None else added.add_(part.mask))
 
     def _biased(self, item: Item, part: Part, bias: DistanceBias, biased: dict[tuple[int, int, int], Tensor]) -> Part:
-        """The part with the bias added to its mask, ``(1, H, queries, keys)``. Band parts of equal shape share it in ``biased``."""
+        """The part with the bias added to its mask, ``(1, H, queries, keys)``. Band parts of equal shape share it in
+        ``biased``."""
         if self.totals:
             total, distances = self.totals[0], item.distances(part)
             part = part._replace(of_scores=lambda gradient: bias.add_gradient(total, distances, gradient.sum(0)))

@@ -1,11 +1,12 @@
 """The path ``cpu-blocks``: each query's own and selected blocks, by PyTorch's fused CPU kernel.
 
-A block of keys is a slice. The queries of a head are copied in the order of their selected blocks, so the queries of a block are a slice,
-too. In bidirectional attention, a query's own block is one more selection. Causal queries attend to their own blocks in separate calls, on
-views of queries and keys with one mask. The outputs for all blocks are merged by log-sum-exp.
+A block of keys is a slice. The queries of a head are copied in the order of their selected blocks, so the queries of a
+block are a slice, too. In bidirectional attention, a query's own block is one more selection. Causal queries attend to
+their own blocks in separate calls, on views of queries and keys with one mask. The outputs for all blocks are merged
+by log-sum-exp.
 
-The tiles of the gathered engine take 1.8 times as long for the forward pass and 1.7 times for forward and backward (2,048 and 8,192 tokens,
-4 blocks of 128 per query, 4 heads of 64, one thread).
+The tiles of the gathered engine take 1.8 times as long for the forward pass and 1.7 times for forward and backward
+(2,048 and 8,192 tokens, 4 blocks of 128 per query, 4 heads of 64, one thread).
 """
 
 from __future__ import annotations
@@ -32,7 +33,16 @@ def why_not(context: DispatchContext) -> str | None:
 class _Head(Scope):
     """The selections of one head, sorted by block. Their results are merged by :meth:`finish`."""
 
-    def __init__(self, item: int, head: int, order: Tensor, shape: tuple[int, int], none: int, merges: bool, parts: Iterable[Part]) -> None:
+    def __init__(
+        self,
+        item: int,
+        head: int,
+        order: Tensor,
+        shape: tuple[int, int],
+        none: int,
+        merges: bool,
+        parts: Iterable[Part],
+    ) -> None:
         """
         Args:
             order: the selections sorted by block, ``(N · K)``.
@@ -50,7 +60,8 @@ class _Head(Scope):
         return (x if name in ("k", "v") else x.contiguous().index_select(0, self.queries))[None, None]
 
     def into(self, name: str, x: Tensor) -> Tensor:
-        """The tensor for results: for ``dk`` and ``dv`` a view of the gradient, otherwise a new buffer with one row per selection."""
+        """The tensor for results: for ``dk`` and ``dv`` a view of the gradient, otherwise a new buffer with one row
+        per selection."""
         x = x[self.at]
         if name in ("dk", "dv"):
             return x[None, None]
@@ -88,7 +99,9 @@ class Blocks(Source):
     name = "blocks"
     may_see_nothing = True
 
-    def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+    def read_arguments(
+        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> None:
         self.key_mask, chosen = fixed
         self.size, self.causal = numbers
         assert chosen is not None
@@ -99,19 +112,26 @@ class Blocks(Source):
         for item in range(len(self.q)):
             padding = padding_of(self.key_mask, item, self.dtype)
             if self.causal:
-                yield Scope(_own_blocks(self.q.shape[1], self.q.shape[2], self.size, padding, self.dtype), slice(item, item + 1))
+                yield Scope(
+                    _own_blocks(self.q.shape[1], self.q.shape[2], self.size, padding, self.dtype),
+                    slice(item, item + 1),
+                )
             if self.chosen.shape[3]:
                 yield from _heads(item, self.chosen[item], self.size, padding, merges=bool(self.causal))
 
 
 def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[Part]:
-    """Parts for causal queries and their own blocks. A part has as many blocks as fit the CPU cache. An incomplete block comes last."""
+    """Parts for causal queries and their own blocks. A part has as many blocks as fit the CPU cache. An incomplete
+    block comes last."""
     full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
     pieces = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
     if length > full_blocks * size:
         pieces.append((full_blocks * size, 1, length - full_blocks * size))
     for first, count, width in pieces:
-        runs, mask = Runs(first, width, count, width), visible_mask(width, width, 0, Pattern.everything(causal=True), None, dtype)
+        runs, mask = (
+            Runs(first, width, count, width),
+            visible_mask(width, width, 0, Pattern.everything(causal=True), None, dtype),
+        )
         hidden = None if padding is None else runs.of(padding[None, None])[:, :, None]
         if hidden is not None and bool(hidden.any()):
             mask = mask + hidden

@@ -1,14 +1,16 @@
 """The path ``cpu-distances``: band and global tokens with distance terms, by PyTorch's fused CPU kernel.
 
-A term depends on the distance and on the query or the key. The band of a query has w = left + right + 1 keys. The mask of a block of n
-queries is built by the relative shift of Transformer-XL. M = p·rᵀ ``(n, w)`` are the products of the queries' vectors p with the table rows
-r of the distances. Row i of M has the terms of query i with keys i, …, i + w - 1 of the block's slice. M is stored in rows of w + n
-numbers, and the last n hide pairs. Read in rows of w + n - 1, the same memory has row i shifted right by i: this is the block's additive
-mask ``(n, n + w - 1)``, without a copy. Only the products of one call's blocks take memory. The backward pass writes score gradients in
-rows of w + n - 1, and reads the gradients of M in rows of w + n.
+A term depends on the distance and on the query or the key. The band of a query has w = left + right + 1 keys. The mask
+of a block of n queries is built by the relative shift of Transformer-XL. M = p·rᵀ ``(n, w)`` are the products of the
+queries' vectors p with the table rows r of the distances. Row i of M has the terms of query i with keys i, …, i + w -
+1 of the block's slice. M is stored in rows of w + n numbers, and the last n hide pairs. Read in rows of w + n - 1, the
+same memory has row i shifted right by i: this is the block's additive mask ``(n, n + w - 1)``, without a copy. Only
+the products of one call's blocks take memory. The backward pass writes score gradients in rows of w + n - 1, and reads
+the gradients of M in rows of w + n.
 
-Key terms are T = e·sᵀ ``(keys, w)``, the products of the vectors e of a call's keys with the table rows s. Query i needs T[i + t, t], a
-diagonal. It is read as a strided view (w between queries, w + 1 within a row) and added to M. The gradients of T are written through it.
+Key terms are T = e·sᵀ ``(keys, w)``, the products of the vectors e of a call's keys with the table rows s. Query i
+needs T[i + t, t], a diagonal. It is read as a strided view (w between queries, w + 1 within a row) and added to M. The
+gradients of T are written through it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from .kernels import why_not as why_no_kernel
 from .softmax import Listed, Part, Runs, add_product, attend_parts, source
 
 QUERIES_PER_BLOCK, QUERIES_PER_CALL = 64, 512
-"""Queries per block, and maximum queries per call. With windows of 256 keys, 64 is fastest of 32 to 256; larger calls gain nothing."""
+"""Queries per block, and maximum queries per call. With windows of 256 keys, 64 is fastest of 32 to 256; larger calls
+gain nothing."""
 MAX_CHUNK_IN_A_BLOCK = 2 * QUERIES_PER_BLOCK
 """Maximum chunk size in tokens for which a chunk is one block."""
 PAIRS_PER_COLUMN_CALL = 4096
@@ -60,7 +63,8 @@ class _Terms(NamedTuple):
     @classmethod
     def of(cls, group: Group, shift: int, left: int, right: int) -> _Terms:
         """The table rows for a group. The first of all queries is at key position ``shift``."""
-        before = left - (group.first + shift - group.start)  # index of the table row for the first query and the first key
+        # index of the table row for the first query and the first key
+        before = left - (group.first + shift - group.start)
         first = max(0, before - group.block + 1)
         return cls(group, first, min(left + right + 1, before + group.width) - first, before - first)
 
@@ -93,8 +97,8 @@ class _Terms(NamedTuple):
     def key_products(self, e: Tensor, rows: Tensor) -> Tensor:
         """Key terms ``(B, H, keys, self.rows)``: ``e (B, H, Nk, G)`` times the table rows in use.
 
-        The axis ``keys`` has every position at the distance of such a row from some query. Positions outside :attr:`keys` stay
-        uninitialised; no pair reads them.
+        The axis ``keys`` has every position at the distance of such a row from some query. Positions outside
+        :attr:`keys` stay uninitialised; no pair reads them.
         """
         keys = self.group.blocks * self.group.block + self.rows - 1
         by_key = e.new_empty(e.shape[0], e.shape[1], keys, self.rows)
@@ -106,24 +110,28 @@ class _Terms(NamedTuple):
         return by_key
 
     def diagonals(self, by_key: Tensor) -> Tensor:
-        """View ``(H, blocks, block, rows)`` of the key terms by query and table row. Each of several batch rows is one block."""
+        """View ``(H, blocks, block, rows)`` of the key terms by query and table row. Each of several batch rows is one
+        block."""
         batch, heads, _, _ = by_key.shape
         of_item, of_head, key, _ = by_key.stride()
         blocks, step = (self.group.blocks, self.group.block * key) if batch == 1 else (batch, of_item)
         return by_key.as_strided((heads, blocks, self.group.block, self.rows), (of_head, step, key, key + 1))
 
     def pairs(self, stored: Tensor) -> Tensor:
-        """View of stored rows by query and key, ``(blocks, H, block, width)``: each query's row is shifted by one key."""
+        """View of stored rows by query and key, ``(blocks, H, block, width)``: each query's row is shifted by one
+        key."""
         heads, blocks, block, _ = stored.shape
         of_head, of_block, row, _ = stored.stride()
-        return stored.as_strided((blocks, heads, block, self.group.width), (of_block, of_head, row - 1, 1), self.skipped)
+        return stored.as_strided(
+            (blocks, heads, block, self.group.width), (of_block, of_head, row - 1, 1), self.skipped
+        )
 
 
 def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *, causal: bool) -> Iterator[Group]:
     """Blocks that cover all queries. A chunk sees itself and ``before`` earlier tokens.
 
-    Small chunks form one group, with one block per chunk. Other chunks, and chunks at the edges, are cut into blocks of up to
-    :data:`QUERIES_PER_BLOCK` queries.
+    Small chunks form one group, with one block per chunk. Other chunks, and chunks at the edges, are cut into blocks
+    of up to :data:`QUERIES_PER_BLOCK` queries.
 
     Args:
         shift: position of the first query within the keys. The first chunk begins at key 0.
@@ -132,7 +140,9 @@ def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *
     first, last = -(-max(shift, before) // chunk), min(shift + q_len, kv_len) // chunk
     inner = range(first, last) if chunk <= MAX_CHUNK_IN_A_BLOCK else range(0)
     if inner:
-        yield Group(inner.start * chunk - shift, len(inner), chunk, inner.start * chunk - before, chunk, before + chunk)
+        yield Group(
+            inner.start * chunk - shift, len(inner), chunk, inner.start * chunk - before, chunk, before + chunk
+        )
     for number in range(shift // chunk, -(-(shift + q_len) // chunk)):
         if number in inner:
             continue
@@ -178,22 +188,30 @@ class _FarTerms(NamedTuple):
         terms = _terms(p, tables.of_queries, self.entries, few=self.of_rows)
         if e is not None and tables.of_keys is not None:
             for keys in self._pieces():
-                terms[..., keys] += _terms(e[:, :, keys], tables.of_keys, self.entries[:, keys].T, few=not self.of_rows).mT
+                terms[..., keys] += _terms(
+                    e[:, :, keys], tables.of_keys, self.entries[:, keys].T, few=not self.of_rows
+                ).mT
         return terms
 
-    def backward(self, of_scores: Tensor, p: Tensor, e: Tensor | None, tables: _Tables, totals: _Tables) -> tuple[Tensor, Tensor | None]:
-        """The gradients of p and e, from score gradients ``(b, H, queries, keys)``. Table gradients are added to ``totals``."""
+    def backward(
+        self, of_scores: Tensor, p: Tensor, e: Tensor | None, tables: _Tables, totals: _Tables
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of p and e, from score gradients ``(b, H, queries, keys)``. Table gradients are added to
+        ``totals``."""
         of_p = _gradients(of_scores, p, tables.of_queries, self.entries, totals.of_queries, few=self.of_rows)
         if e is None or tables.of_keys is None or totals.of_keys is None:
             return of_p, None
         of_e = []
         for keys in self._pieces():
             of_terms, entries = of_scores[..., keys].mT, self.entries[:, keys].T
-            of_e.append(_gradients(of_terms, e[:, :, keys], tables.of_keys, entries, totals.of_keys, few=not self.of_rows))
+            of_e.append(
+                _gradients(of_terms, e[:, :, keys], tables.of_keys, entries, totals.of_keys, few=not self.of_rows)
+            )
         return of_p, torch.cat(of_e, 2)
 
     def _pieces(self) -> Iterator[slice]:
-        """All keys, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. :func:`_few_queries` has already split global columns."""
+        """All keys, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. :func:`_few_queries` has already split
+        global columns."""
         queries, keys = self.entries.shape
         step = max(1, PAIRS_PER_COLUMN_CALL // queries)
         return (slice(start, min(start + step, keys)) for start in range(0, keys, step))
@@ -202,7 +220,8 @@ class _FarTerms(NamedTuple):
 def _terms(x: Tensor, table: Tensor, index: Tensor, few: bool) -> Tensor:
     """Products ``(b, H, n, m)`` of ``x (b, H, n, F)`` with rows ``index (n, m)`` of ``table (H, W, F)``.
 
-    few: whether x has few tokens. If so, they are multiplied by all table rows. Otherwise the table row of every pair is copied.
+    few: whether x has few tokens. If so, they are multiplied by all table rows. Otherwise the table row of every pair
+        is copied.
     """
     if few:
         return (x @ table.mT).gather(-1, index.expand(*x.shape[:2], -1, -1))
@@ -212,7 +231,9 @@ def _terms(x: Tensor, table: Tensor, index: Tensor, few: bool) -> Tensor:
 def _gradients(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable: Tensor, few: bool) -> Tensor:
     """The gradient of x in :func:`_terms`. The table's gradient is added to ``dtable``."""
     if few:
-        of_products = of_terms.new_zeros(*x.shape[:3], table.shape[1]).scatter_add_(-1, index.expand_as(of_terms), of_terms)
+        of_products = of_terms.new_zeros(*x.shape[:3], table.shape[1]).scatter_add_(
+            -1, index.expand_as(of_terms), of_terms
+        )
         dtable.add_((of_products.mT @ x).sum(0))
         return of_products @ table
     dtable.index_add_(1, index.flatten(), (of_terms[..., None] * x[..., None, :]).sum(0).flatten(1, 2))
@@ -221,15 +242,17 @@ def _gradients(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable
 
 @source
 class Distances(BandSource):
-    """A band or chunks, and global tokens, with distance terms. The scaled scores get the terms p_i · r_{b(i-j)} + e_j · s_{b(i-j)}.
+    """A band or chunks, and global tokens, with distance terms. The scaled scores get the terms p_i · r_{b(i-j)} + e_j
+    · s_{b(i-j)}.
 
-    - learned: p ``(B, H, Nq, F)``, fp32, or float64 if q is; the table of r ``(H or 1, W, F)``, with a row per bucket or per distance
-      ``-ahead … W - 1 - ahead`` (distances outside use the first or last row); for key terms also e ``(B, H, Nk, G)`` and the table of s.
-    - fixed: b, int64, the row of both tables for each distance from ``-ahead`` on, or None if each distance has its own row; key mask
-      and global mask ``(B, Nk)`` bool, or None.
-    - numbers: ahead, left, right, causal, whether global tokens see every key, and tokens per chunk, or 0 for a band. The first chunk
-      begins at the first key. All queries of a chunk see the same keys, but none after the query if ``right`` is 0. A chunk's last query
-      sees ``left`` keys before it, its first query ``right`` keys after it.
+    - learned: p ``(B, H, Nq, F)``, fp32, or float64 if q is; the table of r ``(H or 1, W, F)``, with a row per bucket
+      or per distance ``-ahead … W - 1 - ahead`` (distances outside use the first or last row); for key terms also e
+      ``(B, H, Nk, G)`` and the table of s.
+    - fixed: b, int64, the row of both tables for each distance from ``-ahead`` on, or None if each distance has its
+      own row; key mask and global mask ``(B, Nk)`` bool, or None.
+    - numbers: ahead, left, right, causal, whether global tokens see every key, and tokens per chunk, or 0 for a band.
+      The first chunk begins at the first key. All queries of a chunk see the same keys, but none after the query if
+      ``right`` is 0. A chunk's last query sees ``left`` keys before it, its first query ``right`` keys after it.
 
     The queries are the last Nq positions.
     """
@@ -237,7 +260,9 @@ class Distances(BandSource):
     name = "distances"
     plain_backward = True
 
-    def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+    def read_arguments(
+        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> None:
         self.p, table, *of_keys = learned
         self.e, key_table = (*of_keys, None, None)[:2]
         buckets, self.key_mask, self.global_mask = fixed
@@ -249,7 +274,10 @@ class Distances(BandSource):
 
         # The rows of both tables for the distances left, …, -right: of a query's keys in order.
         self.index = self.tables.rows(torch.arange(left, -right - 1, -1))
-        self.rows, self.key_rows = self.tables.of_queries[:, self.index], None if by_head is None else by_head[:, self.index]
+        self.rows, self.key_rows = (
+            self.tables.of_queries[:, self.index],
+            None if by_head is None else by_head[:, self.index],
+        )
 
     def most_blocks(self, item: Item) -> int:
         return -(-item.q_len // min(self.chunk or QUERIES_PER_BLOCK, QUERIES_PER_BLOCK))
@@ -269,10 +297,14 @@ class Distances(BandSource):
                 added = terms.over(of_queries, of_keys, self.tables)
                 some = some._replace(mask=item.with_hole(added if some.mask is None else added + some.mask, some.keys))
                 if self.is_backward:
-                    some = some._replace(of_scores=partial(self._add_far_gradients, item, some, terms, of_queries, of_keys))
+                    some = some._replace(
+                        of_scores=partial(self._add_far_gradients, item, some, terms, of_queries, of_keys)
+                    )
                 yield some
 
-    def _add_far_gradients(self, item: Item, part: Part, terms: _FarTerms, p: Tensor, e: Tensor | None, of_scores: Tensor) -> None:
+    def _add_far_gradients(
+        self, item: Item, part: Part, terms: _FarTerms, p: Tensor, e: Tensor | None, of_scores: Tensor
+    ) -> None:
         """Add the gradients of a part with global tokens. ``p`` and ``e`` are those of the part's queries and keys."""
         of_p, of_e = terms.backward(of_scores, p, e, self.tables, self.of_tables)
         part.queries.add(self.dp[item.by_query], of_p)
@@ -302,23 +334,28 @@ class Distances(BandSource):
                 terms.add_products(stored, _queries_by_head(terms.group, p), self.rows)
                 if e is not None and self.key_rows is not None:
                     stored[..., : terms.rows] += terms.diagonals(terms.key_products(e, self.key_rows))
-                yield Part(terms.group.queries, terms.group.keys, item.with_hole(terms.pairs(stored), terms.group.keys))
+                yield Part(
+                    terms.group.queries, terms.group.keys, item.with_hole(terms.pairs(stored), terms.group.keys)
+                )
 
     def _near_backward(self, item: Item) -> Iterator[Part]:
         """Yield parts for the band, one per block. After each part, the gradients of its terms are added.
 
-        Scores overwrite the terms in memory, and score gradients share memory with term gradients. A version with several blocks per part,
-        and separate masks and gradients, takes 6 to 18 % longer forward and backward, and 33 % with key terms (1,024 to 4,096 tokens,
-        windows of 256 and 512, 12 heads of 64, one thread).
+        Scores overwrite the terms in memory, and score gradients share memory with term gradients. A version with
+        several blocks per part, and separate masks and gradients, takes 6 to 18 % longer forward and backward, and 33
+        % with key terms (1,024 to 4,096 tokens, windows of 256 and 512, 12 heads of 64, one thread).
         """
         p, dp, e = self.p[item.by_query], self.dp[item.by_query], None if self.e is None else self.e[item.by_key]
         for shared, calls in self._calls(item):
-            scores, of_scores = shared.new(p[0], len(p), MASKED), shared.new(p[0], len(p), 0.0).zero_()  # stays 0 where there is no pair
+            # stays 0 where there is no pair
+            scores, of_scores = shared.new(p[0], len(p), MASKED), shared.new(p[0], len(p), 0.0).zero_()
             of_terms, rows = of_scores[..., : shared.rows], shared.table(self.rows)[None]
             for call in calls:
                 by_key = None if e is None or self.key_rows is None else call.key_products(e, self.key_rows)
                 of_keys = None if by_key is None else torch.zeros_like(by_key)
-                diagonals, of_diagonals = ((None if x is None else call.diagonals(x).split(len(p), 1)) for x in (by_key, of_keys))
+                diagonals, of_diagonals = (
+                    (None if x is None else call.diagonals(x).split(len(p), 1)) for x in (by_key, of_keys)
+                )
                 for number, block in enumerate(call.group.parts(1)):
                     terms, queries = call._replace(group=block), _queries_by_head(block, p)
                     terms.add_products(scores, queries, self.rows)
@@ -358,14 +395,17 @@ class Distances(BandSource):
 
 
 def _few_queries(part: Part) -> Iterator[Part]:
-    """Split a part of global columns into parts of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. Other parts are not split."""
+    """Split a part of global columns into parts of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. Other parts are not
+    split."""
     if not isinstance(part.queries, Runs) or not isinstance(part.keys, Listed):
         yield part
         return
     step = max(1, PAIRS_PER_COLUMN_CALL // len(part.keys.tokens))
     for at in range(0, part.queries.size, step):
         queries = part.queries.part(at, min(step, part.queries.size - at))
-        yield part._replace(queries=queries, mask=None if part.mask is None else part.mask[:, :, at : at + queries.size])
+        yield part._replace(
+            queries=queries, mask=None if part.mask is None else part.mask[:, :, at : at + queries.size]
+        )
 
 
 def distance_attention(
@@ -375,8 +415,10 @@ def distance_attention(
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
-        pattern: the band and global rows. With chunks, ``left`` counts from a chunk's last query and ``right`` from its first.
-        chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys. If causal, keys after the query are hidden.
+        pattern: the band and global rows. With chunks, ``left`` counts from a chunk's last query and ``right`` from
+            its first.
+        chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys. If causal, keys after the
+            query are hidden.
     """
     scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
     learned = [term.queries, term.table, *(x for x in (term.of_keys, term.key_table) if x is not None)]
@@ -384,11 +426,16 @@ def distance_attention(
     left, right = (pattern.left, pattern.right) if chunk else (min(pattern.left, kv_len), min(pattern.right, kv_len))
     fixed = term.buckets, call.key_mask, call.global_mask if pattern.has_globals else None
     numbers = term.ahead, left, right, int(pattern.causal), int(pattern.global_rows), chunk
-    return attend_parts("distances", q, k, v, scale, [x.to(dtype) for x in learned], fixed, numbers, 0.0, call.sink_scores)
+    return attend_parts(
+        "distances", q, k, v, scale, [x.to(dtype) for x in learned], fixed, numbers, 0.0, call.sink_scores
+    )
 
 
-def chunked_distances(q: Tensor, k: Tensor, v: Tensor, term: DistanceTerm, chunk: int, before: int, call: AttentionCall) -> Tensor:
-    """Attention within chunks and to the ``before`` tokens in front of each, with a distance term. The first chunk starts at token 0.
+def chunked_distances(
+    q: Tensor, k: Tensor, v: Tensor, term: DistanceTerm, chunk: int, before: int, call: AttentionCall
+) -> Tensor:
+    """Attention within chunks and to the ``before`` tokens in front of each, with a distance term. The first chunk
+    starts at token 0.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.

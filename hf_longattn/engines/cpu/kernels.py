@@ -1,17 +1,18 @@
 """Kernels for one part of a softmax on the CPU: PyTorch's fused kernel, plain products, and products with dropout.
 
-**Merging.** A softmax is computed in several calls over disjoint sets of keys. Call p gives output o_p and log-sum-exp l_p. The merged
-results are l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is
-exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023, FlashAttention-2, section 3.1). It depends only on the merged o and l, so the backward pass
-of a kernel runs separately for each p. The path ``dense-masked`` is a single call over all keys. Its mask combines the band and the global
-tokens (:func:`cached_mask`).
+**Merging.** A softmax is computed in several calls over disjoint sets of keys. Call p gives output o_p and log-sum-exp
+l_p. The merged results are l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a
+score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023, FlashAttention-2, section 3.1). It depends only on the merged o
+and l, so the backward pass of a kernel runs separately for each p. The path ``dense-masked`` is a single call over all
+keys. Its mask combines the band and the global tokens (:func:`cached_mask`).
 
-**Dropout.** The fused kernel has none, so weights are computed in tiles that stay in the CPU cache. A weight is dropped with probability p,
-if its 16 random bits are below round(65,536 p). The other weights are divided by the keep probability, so that the expected output equals
-the output without dropout. The bits are a hash of seed, tile and pair. The backward pass recomputes them, so memory is linear in the number
-of tokens. PyTorch's `bernoulli_` takes several times as long. Let w_j be a weight, m_j its dropout mask (0 or 1), and s the keep
-probability. For a gradient g of the output o = Σ_j w_j m_j v_j / s, the gradient of a score is w_j (m_j g·v_j / s - g·o). This has the form
-of the gradient above, so parts are merged in the same way.
+**Dropout.** The fused kernel has none, so weights are computed in tiles that stay in the CPU cache. A weight is
+dropped with probability p, if its 16 random bits are below round(65,536 p). The other weights are divided by the keep
+probability, so that the expected output equals the output without dropout. The bits are a hash of seed, tile and pair.
+The backward pass recomputes them, so memory is linear in the number of tokens. PyTorch's `bernoulli_` takes several
+times as long. Let w_j be a weight, m_j its dropout mask (0 or 1), and s the keep probability. For a gradient g of the
+output o = Σ_j w_j m_j v_j / s, the gradient of a score is w_j (m_j g·v_j / s - g·o). This has the form of the gradient
+above, so parts are merged in the same way.
 """
 
 from __future__ import annotations
@@ -86,12 +87,16 @@ def padding_of(key_mask: Tensor | None, item: int, dtype: torch.dtype) -> Tensor
 
 
 def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``. Merging the heads is then free."""
-    return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
+    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``. Merging the heads is then
+    free."""
+    return tuple(
+        x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors
+    )
 
 
 def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored token-major."""
+    """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored
+    token-major."""
     batch, heads, length, width = q.shape
     lse = q.new_empty(batch, length, heads, dtype=mask_dtype(q)).transpose(1, 2)
     return q.new_empty(batch, length, heads, width).transpose(1, 2), lse
@@ -105,7 +110,8 @@ def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None
 
 
 def merge_sinks(out: Tensor, lse: Tensor, sink_scores: Tensor) -> None:
-    """Merge sinks with scores ``(H,)`` and no value into output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)``, in place."""
+    """Merge sinks with scores ``(H,)`` and no value into output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)``, in
+    place."""
     merged = torch.logaddexp(lse, sink_scores.to(lse.dtype)[:, None])
     out.mul_((lse - merged).exp_()[..., None].to(out.dtype))
     lse.copy_(merged)
@@ -122,7 +128,15 @@ def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
 
 
 def plain_gradients(
-    mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, memory: Tensor | None
+    mask: Tensor | None,
+    scale: float,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    memory: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the scores and the weights, each ``(n, H, rows, columns)``, by plain matrix products.
 
@@ -141,7 +155,8 @@ def plain_gradients(
 
 
 def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
-    """The cached additive mask of a dense call: a band, and global tokens that are equal in all batch rows. ``None`` for other calls."""
+    """The cached additive mask of a dense call: a band, and global tokens that are equal in all batch rows. ``None``
+    for other calls."""
     tokens = call.global_mask
     if q_len == 1 or in_graph() or no_fused_kernels() is not None:
         return None
@@ -155,13 +170,17 @@ def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, 
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
-    """One call of the CPU's fused kernel with the mask of :func:`visible_mask`. If ``causal``, it skips keys after a query."""
+    """One call of the CPU's fused kernel with the mask of :func:`visible_mask`. If ``causal``, it skips keys after a
+    query."""
     q, k, v = (unit_stride(x) for x in (q, k, v))
     return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0]
 
 
-def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. The first query is at key ``shift``."""
+def visible_mask(
+    q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. The first query is at
+    key ``shift``."""
     tokens = () if index is None else tuple(index.tolist())
 
     def make() -> Tensor:
@@ -191,7 +210,7 @@ class Dropout(NamedTuple):
 
     def forward(
         self, label: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
 
         Args:
@@ -199,7 +218,10 @@ class Dropout(NamedTuple):
             q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
             mask: additive, broadcastable to ``(b, H, n, w)``.
         """
-        out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
+        out, lse = (
+            torch.empty_like(q, memory_format=torch.contiguous_format),
+            q.new_empty(q.shape[:3], dtype=mask_dtype(q)),
+        )
         keep_probability = 1 - self.threshold / (1 << BITS)
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
@@ -208,9 +230,17 @@ class Dropout(NamedTuple):
         return out, lse
 
     def backward(
-        self, label: tuple[int, ...], grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None,
+        self,
+        label: tuple[int, ...],
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: Tensor | None,
         scale: float,
-    ) -> Gradients:  # fmt: skip
+    ) -> Gradients:
         """The gradients of q, k, v in :meth:`forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         dtype, keep_probability = lse.dtype, 1 - self.threshold / (1 << BITS)
@@ -232,8 +262,8 @@ class Dropout(NamedTuple):
 def drops_in_tiles(context: DispatchContext) -> bool:
     """Whether the CPU's engines draw the dropout of this call in tiles.
 
-    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Exported graphs and score terms are excluded, and
-    probabilities that 16 bits round to 0 or 1.
+    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Exported graphs and score
+    terms are excluded, and probabilities that 16 bits round to 0 or 1.
     """
     call = context.call
     if not call.dropout or context.device != "cpu" or torch.compiler.is_exporting() or call.score_mod is not None:
@@ -288,7 +318,9 @@ def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[sl
             at = slice(item, item + step), slice(head, head + fitting)
             yield (
                 at,
-                None if mask is None else mask[tuple(slice(None) if n == 1 else part for n, part in zip(mask.shape, at, strict=False))],
+                None
+                if mask is None
+                else mask[tuple(slice(None) if n == 1 else part for n, part in zip(mask.shape, at, strict=False))],
             )
 
 

@@ -16,13 +16,15 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether oneDNN has kernels for bf16 and the processor has bf16 instructions. oneDNN emulates missing instructions, which is slow."""
+    """Whether oneDNN has kernels for bf16 and the processor has bf16 instructions. oneDNN emulates missing
+    instructions, which is slow."""
     instructions = torch.cpu.get_capabilities()
     return any(instructions.get(name) for name in BF16_INSTRUCTIONS) and bool(_onednn("packed_linear", 2)())
 
 
 def check_bf16(instead: str) -> None:
-    """Raise :class:`BackendError` if the processor lacks bf16: a product would take minutes. The message suggests ``instead``."""
+    """Raise :class:`BackendError` if the processor lacks bf16: a product would take minutes. The message suggests
+    ``instead``."""
     if not cpu_computes_bf16():
         raise BackendError(f"This processor computes no bf16 (it needs avx512_bf16 or AMX); choose {instead}.")
 
@@ -43,10 +45,11 @@ def pack_int8(weight: Tensor) -> Tensor:
 
 
 def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: Any) -> Tensor:
-    """int8 ``x (M, in)`` times a packed int8 weight times ``scale (out,)``, in ``dtype``; ``zeros (out,)`` int32 are zero points.
+    """int8 ``x (M, in)`` times a packed int8 weight times ``scale (out,)``, in ``dtype``; ``zeros (out,)`` int32 are
+    zero points.
 
-    VNNI multiplies unsigned by signed numbers. Without AMX, oneDNN has only its reference code for signed inputs, which is thousands of
-    times slower, so inputs are shifted to 0 … 255. Sums are exact either way.
+    VNNI multiplies unsigned by signed numbers. Without AMX, oneDNN has only its reference code for signed inputs,
+    which is thousands of times slower, so inputs are shifted to 0 … 255. Sums are exact either way.
     """
     zero = 0 if has_amx() else 128
     x = x.view(torch.uint8).bitwise_xor(zero) if zero else x  # flipping the sign bit adds 128

@@ -1,6 +1,7 @@
 """The CPU's softmax engine. It splits a softmax into parts, each a call of the fused kernel on some queries and keys.
 
-A :class:`Source` generates the parts of a call, with their indices and masks: a band, listed pairs, windows on a grid, or selected blocks.
+A :class:`Source` generates the parts of a call, with their indices and masks: a band, listed pairs, windows on a grid,
+or selected blocks.
 This file implements everything that sources share:
 
 - the operator for autograd and graphs, with loops over the parts forward and backward;
@@ -57,9 +58,11 @@ class Side(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Runs(Side):
-    """``rows`` runs of equally spaced tokens, as a view. Run i has the tokens ``start + i * step + j * stride`` for j < size.
+    """``rows`` runs of equally spaced tokens, as a view. Run i has the tokens ``start + i * step + j * stride`` for j
+    < size.
 
-    first_writer: whether the tokens occur once, and nothing was written to them before. :meth:`add` then does not read ``x``.
+    first_writer: whether the tokens occur once, and nothing was written to them before. :meth:`add` then does not read
+        ``x``.
     """
 
     start: int
@@ -79,7 +82,8 @@ class Runs(Side):
         runs, width = self, self.size
         if self.rows > 1 and self.step == 0:
             runs, values = dataclasses.replace(self, rows=1), values.sum(0, keepdim=True, dtype=x.dtype)
-        elif self.rows > 1 and (self.rows - 1) * self.step >= self.stride:  # runs may overlap; add pieces of at most one step, which do not
+        # runs may overlap; add pieces of at most one step, which do not
+        elif self.rows > 1 and (self.rows - 1) * self.step >= self.stride:
             if self.step % self.stride:
                 for number, row in enumerate(values.split(1)):
                     dataclasses.replace(self, start=self.start + number * self.step, rows=1).add(x, row)
@@ -95,7 +99,8 @@ class Runs(Side):
 
 
 def tokens_of(*pairs: tuple[Side, Any]) -> list[Tensor]:
-    """:meth:`Side.of` for each pair of a side and a tensor. One call per part, because a band has a part for each block at its edges."""
+    """:meth:`Side.of` for each pair of a side and a tensor. One call per part, because a band has a part for each
+    block at its edges."""
     found = []
     for side, x in pairs:
         if not isinstance(side, Runs):
@@ -138,15 +143,19 @@ class Part(NamedTuple):
     label: tuple[int, ...] = ()
     """Numbers that identify the part within its scope. They seed its dropout."""
     merges: bool = False
-    """Whether results are merged with the results of earlier parts for the same queries. Otherwise they overwrite these."""
+    """Whether results are merged with the results of earlier parts for the same queries. Otherwise they overwrite
+    these."""
     overrides: bool = False
-    """Whether the outputs of its queries ignore all other parts. Such a part must run last in forward and first in backward."""
+    """Whether the outputs of its queries ignore all other parts. Such a part must run last in forward and first in
+    backward."""
     causal: bool = False
     """Whether the kernel may skip keys after a query. The mask hides them too."""
     of_scores: Callable[[Tensor], Any] | None = None
-    """Callback that sums the gradients of a score term. It gets the gradient of the scores ``(n, H, queries, keys)``, read-only."""
+    """Callback that sums the gradients of a score term. It gets the gradient of the scores ``(n, H, queries, keys)``,
+    read-only."""
     memory: Tensor | None = None
-    """Buffer into which the gradient of the scores is written; the source reads it. If there is one, the mask may be overwritten."""
+    """Buffer into which the gradient of the scores is written; the source reads it. If there is one, the mask may be
+    overwritten."""
 
 
 class Scope:
@@ -188,15 +197,24 @@ class Source(ABC):
     """Whether a query may have no visible key. Its log-sum-exp and output are 0."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
-        dropout: Dropout | None, learns: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        learned: Sequence[Tensor],
+        fixed: Sequence[Tensor | None],
+        numbers: Sequence[int],
+        dropout: Dropout | None,
+        learns: bool = False,
+    ) -> None:
         self.q, self.k, self.v, self.learned, self.dropout, self.dtype = q, k, v, learned, dropout, mask_dtype(q)
         self.learns, self.totals = learns, list[Tensor]()
         self.read_arguments(learned, fixed, numbers)
 
     @abstractmethod
-    def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+    def read_arguments(
+        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> None:
         """Store the arguments of the call, whose meaning each subclass defines.
 
         Args:
@@ -215,7 +233,9 @@ class Source(ABC):
 
     def sums(self) -> list[Tensor]:
         """Zero-initialised sums for the gradients of q, k and v."""
-        return [x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, self.q, self.k, self.v)]
+        return [
+            x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, self.q, self.k, self.v)
+        ]
 
     def learned_gradients(self) -> list[Tensor]:
         """The gradients of the learned tensors. Called after the last scope."""
@@ -231,9 +251,15 @@ def source(cls: type[Source]) -> type[Source]:
 
 
 def part_backward(
-    part: Part, label: tuple[int, ...], inputs: Sequence[Tensor], totals: Sequence[Any], scale: float, drop: Dropout | None
+    part: Part,
+    label: tuple[int, ...],
+    inputs: Sequence[Tensor],
+    totals: Sequence[Any],
+    scale: float,
+    drop: Dropout | None,
 ) -> Gradients | None:
-    """The gradients of a part's q, k and v. If plain products compute them, they are added to ``totals``, and the result is ``None``.
+    """The gradients of a part's q, k and v. If plain products compute them, they are added to ``totals``, and the
+    result is ``None``.
 
     Args:
         inputs: grad, q, k, v, out and lse of the part; grad, out and lse belong to the whole softmax.
@@ -249,7 +275,11 @@ def part_backward(
         of_scores, weights = plain_gradients(part.mask, scale, grad, q, k, v, out, lse, part.memory)
         if part.of_scores is not None:
             part.of_scores(of_scores)
-        products = (part.queries, of_scores, k, scale), (part.keys, of_scores.mT, q, scale), (part.keys, weights.mT, grad, 1.0)
+        products = (
+            (part.queries, of_scores, k, scale),
+            (part.keys, of_scores.mT, q, scale),
+            (part.keys, weights.mT, grad, 1.0),
+        )
         for total, (side, left, right, factor) in zip(totals, products, strict=True):
             if isinstance(side, Runs) and not side.first_writer and len(left) == 1:
                 add_product(side.of(total), left, right, factor)
@@ -275,23 +305,34 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0)
 
 
 def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Repeat the query of tensors ``(n, H, 1, …)``. In half precision, the kernel is several times slower for one query than for two."""
+    """Repeat the query of tensors ``(n, H, 1, …)``. In half precision, the kernel is several times slower for one
+    query than for two."""
     return tuple(torch.cat([x, x], 2) for x in tensors)
 
 
 def softmax_forward(
-    source_name: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
-    scale: float, dropout: float, seed: Tensor | None, sink_scores: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    source_name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    learned: Sequence[Tensor],
+    fixed: Sequence[Tensor | None],
+    numbers: Sequence[int],
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+    sink_scores: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """Softmax attention over the parts of a source.
 
     Args:
         source_name: key of :data:`SOURCES`. The source class documents ``learned``, ``fixed`` and ``numbers``.
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
-        dropout, seed: dropout of the weights, see :class:`.kernels.Dropout`. Not supported together with score terms. The seed is a
-            tensor ``()`` int64, so that a graph draws another one in every step; ``None`` without dropout.
-        sink_scores: ``(H,)``, see :class:`~..call.AttentionCall`. The backward pass of the parts needs no change, since it
-            takes the merged output and log-sum-exp.
+        dropout, seed: dropout of the weights, see :class:`.kernels.Dropout`. Not supported together with score terms.
+            The seed is a tensor ``()`` int64, so that a graph draws another one in every step; ``None`` without
+            dropout.
+        sink_scores: ``(H,)``, see :class:`~..call.AttentionCall`. The backward pass of the parts needs no change,
+            since it takes the merged output and log-sum-exp.
     Returns:
         Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
@@ -306,14 +347,18 @@ def softmax_forward(
         for part in scope.parts:
             by_query, by_key = part.queries, part.keys
             earlier = ((by_query, into[0]), (by_query, into[1])) if part.merges or not by_query.copies else ()
-            rows, of_keys, of_values, *written = tokens_of((by_query, queries), (by_key, keys), (by_key, values), *earlier)
+            rows, of_keys, of_values, *written = tokens_of(
+                (by_query, queries), (by_key, keys), (by_key, values), *earlier
+            )
             if drops is not None:
                 results = drops.forward((number, *part.label), rows, of_keys, of_values, part.mask, scale)
             elif part.merges and of_keys.shape[2] <= MAX_PLAIN_KEYS:
                 results = few_keys(rows, of_keys, of_values, part.mask, scale)
             elif rows.shape[2] == 1 and rows.element_size() < 4:
                 mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
-                results = tuple(x[:, :, :1] for x in flash(*_doubled(rows), of_keys, of_values, attn_mask=mask, scale=scale))
+                results = tuple(
+                    x[:, :, :1] for x in flash(*_doubled(rows), of_keys, of_values, attn_mask=mask, scale=scale)
+                )
             else:
                 results = flash(rows, of_keys, of_values, 0.0, part.causal, attn_mask=part.mask, scale=scale)
 
@@ -345,10 +390,21 @@ cpu_softmax = torch.library.custom_op("hf_longattn::cpu_softmax", softmax_forwar
 
 @torch.library.custom_op("hf_longattn::cpu_softmax_backward", mutates_args=(), device_types="cpu")
 def cpu_softmax_backward(
-    grad: Tensor, out: Tensor, lse: Tensor, learns: bool,
-    source_name: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
-    scale: float, dropout: float, seed: Tensor | None,
-) -> list[Tensor]:  # fmt: skip
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    learns: bool,
+    source_name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    learned: Sequence[Tensor],
+    fixed: Sequence[Tensor | None],
+    numbers: Sequence[int],
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> list[Tensor]:
     """The gradients of q, k and v in :func:`cpu_softmax`, then those of the learned tensors if ``learns``."""
     drops = None if seed is None else Dropout(dropout, int(seed))
     parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, drops, learns)
@@ -360,7 +416,9 @@ def cpu_softmax_backward(
         names = ("dq", "dk", "dv")
         totals, whole = [scope.into(name, x) for name, x in zip(names, sums, strict=True)], scope.whole
         for part in scope.parts:
-            of_part = tokens_of(*((part.keys if name in ("k", "v") else part.queries, x) for name, x in tensors.items()))
+            of_part = tokens_of(
+                *((part.keys if name in ("k", "v") else part.queries, x) for name, x in tensors.items())
+            )
             gradients = part_backward(part, (number, *part.label), of_part, totals, scale, drops)
             if gradients is not None:
                 if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
@@ -372,11 +430,15 @@ def cpu_softmax_backward(
                 tensors["grad"] = tensors["grad"].clone()
                 part.queries.put(tensors["grad"], torch.zeros_like(of_part[0]))
         scope.finish(dict(zip(names, sums, strict=True)))
-    of_learned = [x.to(like.dtype) for x, like in zip(parts_of.learned_gradients(), learned, strict=True)] if learns else []
+    of_learned = (
+        [x.to(like.dtype) for x, like in zip(parts_of.learned_gradients(), learned, strict=True)] if learns else []
+    )
     if results is None:
         like = token_major(q.dtype, q, k, v)
         same = [(total.dtype, total.stride()) == (x.dtype, x.stride()) for total, x in zip(sums, like, strict=True)]
-        results = [total if unchanged else x.copy_(total) for unchanged, total, x in zip(same, sums, like, strict=True)]
+        results = [
+            total if unchanged else x.copy_(total) for unchanged, total, x in zip(same, sums, like, strict=True)
+        ]
     return [*results, *of_learned]
 
 
@@ -391,7 +453,9 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, seed, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
-    gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.source_name, q, k, v, learned, fixed, *ctx.settings, seed)
+    gradients = cpu_softmax_backward(
+        grad, out, lse, learns, ctx.source_name, q, k, v, learned, fixed, *ctx.settings, seed
+    )
     dq, dk, dv, *of_learned = gradients
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
     of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
@@ -399,12 +463,24 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     if sinks is not None:  # a sink has the value 0, so the gradient of its score is -weight · (grad · out)
         weights = (sinks.to(lse.dtype)[:, None] - lse).exp()
         of_sinks = -(weights * (grad.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
-    return None, dq, dk, dv, of_learned if learns else [None] * len(learned), of_fixed, *[None] * len(ctx.settings), None, of_sinks
+    return (
+        None,
+        dq,
+        dk,
+        dv,
+        of_learned if learns else [None] * len(learned),
+        of_fixed,
+        *[None] * len(ctx.settings),
+        None,
+        of_sinks,
+    )
 
 
 def _empty_gradients(*arguments: Any) -> list[Tensor]:
     _, _, _, learns, _, q, k, v, learned, *_ = arguments
-    of_learned = (token_major(x.dtype, x)[0] if x.dim() == 4 else x.new_empty(x.shape) for x in (learned if learns else ()))
+    of_learned = (
+        token_major(x.dtype, x)[0] if x.dim() == 4 else x.new_empty(x.shape) for x in (learned if learns else ())
+    )
     return [*token_major(q.dtype, q, k, v), *of_learned]
 
 
@@ -414,9 +490,17 @@ cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
 
 
 def attend_parts(
-    source_name: str, q: Tensor, k: Tensor, v: Tensor, scale: float, learned: Sequence[Tensor], fixed: Sequence[Tensor | None],
-    numbers: Sequence[int], dropout: float = 0.0, sink_scores: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    source_name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    learned: Sequence[Tensor],
+    fixed: Sequence[Tensor | None],
+    numbers: Sequence[int],
+    dropout: float = 0.0,
+    sink_scores: Tensor | None = None,
+) -> Tensor:
     """The output of :func:`softmax_forward`. Autograd and graphs call it as an operator, which costs 0.1 ms more.
 
     dropout: probability of dropping a weight. PyTorch's generator draws the seed.

@@ -1,8 +1,9 @@
 """The path ``cpu-gathered``: tiles of query-key pairs in calls of PyTorch's fused CPU kernel.
 
-Tile rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. Other rows are gathered by index. A
-few rows are computed at a time, so that gathered tokens stay in the CPU cache and their memory is reused. The layout of these calls depends
-on the tile and on numbers such as lengths, not on q, k and v. It is cached as long as the tile's index tensors exist.
+Tile rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. Other rows are
+gathered by index. A few rows are computed at a time, so that gathered tokens stay in the CPU cache and their memory is
+reused. The layout of these calls depends on the tile and on numbers such as lengths, not on q, k and v. It is cached
+as long as the tile's index tensors exist.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ CHUNK_BYTES = 800
 MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
 """Larger than any distance of two positions, and than any position. The offset keeps relative positions positive."""
 NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
-"""Mask types of a tile row: nothing visible (row skipped), no mask, one mask over keys for all queries, a mask over query-key pairs."""
+"""Mask types of a tile row: nothing visible (row skipped), no mask, one mask over keys for all queries, a mask over
+query-key pairs."""
 
 
 class Bounds(NamedTuple):
-    """Pairs with ``low <= query - key <= high`` are visible, except those with ``hidden_low <= query - key <= hidden_high``."""
+    """Pairs with ``low <= query - key <= high`` are visible, except those with
+    ``hidden_low <= query - key <= hidden_high``."""
 
     low: int = -MAX_DISTANCE
     high: int = MAX_DISTANCE
@@ -54,7 +57,8 @@ class TileSpec(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One tile row: tokens ``start + i * stride`` for i < size, in slots from ``slot`` on. The next row starts at ``start + step``."""
+    """One tile row: tokens ``start + i * stride`` for i < size, in slots from ``slot`` on. The next row starts at
+    ``start + step``."""
 
     start: int
     stride: int
@@ -84,7 +88,8 @@ class Chunk(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Maximum size of a call: tokens times heads, of queries and of keys, and mask entries. Masks shared by all rows do not count."""
+    """Maximum size of a call: tokens times heads, of queries and of keys, and mask entries. Masks shared by all rows
+    do not count."""
 
     queries: int
     keys: int
@@ -95,7 +100,8 @@ class Limits(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Calls of one tile: one list per batch item, or one list for all. ``complete``: whether every query is in a call."""
+    """Calls of one tile: one list per batch item, or one list for all. ``complete``: whether every query is in a
+    call."""
 
     chunks: tuple[tuple[Chunk, ...], ...]
     complete: bool
@@ -105,7 +111,12 @@ def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     """The layout of a tile, cached for its index tensors."""
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
     key = ("layout", len(tensors), spec.bounds, heads, q_len, limits)
-    return BYTE_CACHE.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), lambda made: CHUNK_BYTES * sum(map(len, made.chunks)))
+    return BYTE_CACHE.of(
+        tensors,
+        key,
+        lambda: _lay_out(spec, heads, q_len, limits),
+        lambda made: CHUNK_BYTES * sum(map(len, made.chunks)),
+    )
 
 
 def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
@@ -123,17 +134,22 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
             if signature[first] == NO_PAIR:
                 continue
             for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
-                rows = [row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]]
+                rows = [
+                    row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]
+                ]
                 low, high = min(rows), max(rows)
                 if high != NO_PAIR:
                     has_holes = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
-                    chunks.append(chunk._replace(need=max(high, KEY_MASK) if low == NO_PAIR else high, holes=has_holes))
+                    chunks.append(
+                        chunk._replace(need=max(high, KEY_MASK) if low == NO_PAIR else high, holes=has_holes)
+                    )
         items.append(tuple(chunks))
     return Layout(tuple(items), listed == q_len and not bool((needs == NO_PAIR).any()))
 
 
 def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
-    """Mask type of every tile row, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Empty key slots of views need no mask."""
+    """Mask type of every tile row, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Empty key slots of views need no
+    mask."""
     queries, keys, bias, bounds = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
@@ -170,7 +186,12 @@ def _runs(index: Tensor) -> list[_Row | None] | None:
     stride = torch.where(size > 1, following - start, 1)
     nth = torch.arange(index.shape[1]) - slot[:, None]
     within = (nth >= 0) & (nth < size[:, None])
-    exact = (real == within).all(-1) & (~real | (index == start[:, None] + nth * stride[:, None])).all(-1) & (stride > 0) & (size > 0)
+    exact = (
+        (real == within).all(-1)
+        & (~real | (index == start[:, None] + nth * stride[:, None])).all(-1)
+        & (stride > 0)
+        & (size > 0)
+    )
     if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
         return None
     numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
@@ -180,18 +201,25 @@ def _runs(index: Tensor) -> list[_Row | None] | None:
 def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int, list[_Row | None]]]:
     """Group neighbouring rows of equal shape, need and step.
 
-    Yields the index of the first row, the number of rows, and for queries and keys the first :class:`_Row`, or ``None`` if the rows are
-    not equally spaced.
+    Yields the index of the first row, the number of rows, and for queries and keys the first :class:`_Row`, or
+    ``None`` if the rows are not equally spaced.
     """
     listed = [side for side in sides if side is not None]
     shapes = [[None if row is None else row[1:4] for row in side] for side in listed]
     equal = list(zip(needs, *shapes, strict=True))
     starts = [[0 if row is None else row.start for row in side] for side in listed]
-    steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True)) or [(0,)] * len(needs)
+    steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True)) or [(0,)] * len(
+        needs
+    )
     first = 0
     while first < len(needs):
         last = first
-        while last + 1 < len(needs) and equal[last + 1] == equal[first] and min(steps[last]) >= 0 and steps[last] == steps[first]:
+        while (
+            last + 1 < len(needs)
+            and equal[last + 1] == equal[first]
+            and min(steps[last]) >= 0
+            and steps[last] == steps[first]
+        ):
             last += 1
         joined: list[_Row | None] = []
         for side in sides:
@@ -202,13 +230,20 @@ def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tupl
 
 
 def _cut(
-    spec: TileSpec, first: int, count: int, queries: _Row | None, keys: _Row | None, heads: int, per_head: bool,
-    limits: Limits, need: int,
-) -> Iterator[Chunk]:  # fmt: skip
+    spec: TileSpec,
+    first: int,
+    count: int,
+    queries: _Row | None,
+    keys: _Row | None,
+    heads: int,
+    per_head: bool,
+    limits: Limits,
+    need: int,
+) -> Iterator[Chunk]:
     """Cut ``count`` equal rows into calls within ``limits``.
 
-    A call is filled with slots of one row first. If heads differ (``per_head``), rows are added next, then heads; otherwise heads, then
-    rows.
+    A call is filled with slots of one row first. If heads differ (``per_head``), rows are added next, then heads;
+    otherwise heads, then rows.
     """
     size = spec.queries.shape[-1] if queries is None else queries.size
     width = spec.keys.shape[-1] if keys is None else keys.size
@@ -247,7 +282,8 @@ def _cut(
 
 FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
-"""Size limits of one kernel call, forward and backward. Results fit into the CPU cache, and the next call reuses their memory."""
+"""Size limits of one kernel call, forward and backward. Results fit into the CPU cache, and the next call reuses their
+memory."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -256,7 +292,8 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 class TokenTable:
-    """``x (B, H, N)`` or ``(B, H, N, D)``, and its view as a table ``(rows, …)`` for index_select. Gathered tokens reuse one buffer."""
+    """``x (B, H, N)`` or ``(B, H, N, D)``, and its view as a table ``(rows, …)`` for index_select. Gathered tokens
+    reuse one buffer."""
 
     def __init__(self, name: str, x: Tensor) -> None:
         self.name, self.width, self.buffer = name, math.prod(x.shape[3:]), x.new_empty(0)
@@ -292,7 +329,8 @@ class _Viewed(Side):
 
 @dataclasses.dataclass
 class _Gathered(Side):
-    """Tokens at the positions ``listed (rows, T, heads or 1)`` of one batch item, for some heads. Empty slots are -1."""
+    """Tokens at the positions ``listed (rows, T, heads or 1)`` of one batch item, for some heads. Empty slots are
+    -1."""
 
     item: int
     heads: slice
@@ -311,7 +349,8 @@ class _Gathered(Side):
         return self.indices[x.steps]
 
     def of(self, x: TokenTable) -> Tensor:
-        """The tokens. Empty slots hold an arbitrary token, and their log-sum-exp is so large that their weights are 0."""
+        """The tokens. Empty slots hold an arbitrary token, and their log-sum-exp is so large that their weights are
+        0."""
         index = self.index(x)
         if x.buffer.numel() < (size := len(index) * x.width):
             x.buffer = x.x.new_empty(size)
@@ -355,15 +394,17 @@ class _Tile(Scope):
 class Tiles(Source):
     """Attention over the union of the tiles' pairs.
 
-    - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of all tiles, their keys, and their biases or None, as in
-      :class:`hf_longattn.engines.call.GatherTile`.
+    - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of all tiles, their keys, and their biases or None,
+      as in :class:`hf_longattn.engines.call.GatherTile`.
     - numbers: the four numbers of the :class:`Bounds` of each tile.
     """
 
     name = "tiles"
     may_see_nothing = True
 
-    def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+    def read_arguments(
+        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> None:
         self.key_mask, *lists = fixed
         count = len(numbers) // 4
         bounds = [Bounds(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
@@ -371,7 +412,9 @@ class Tiles(Source):
         self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
-        first = layout(self.tiles[0], self.q.shape[1], self.q.shape[2], BACKWARD_LIMITS if self.dropout else FORWARD_LIMITS)
+        first = layout(
+            self.tiles[0], self.q.shape[1], self.q.shape[2], BACKWARD_LIMITS if self.dropout else FORWARD_LIMITS
+        )
         if self.key_mask is not None or not first.complete:
             out.zero_()
             lse.fill_(MASKED)
@@ -411,11 +454,18 @@ def side(index: Tensor, item: int, chunk: Chunk, slots: slice, runs: Runs | None
     if runs is not None:
         return _Viewed((slice(item, item + 1), chunk.heads), runs)
     heads = chunk.heads if index.shape[1] > 1 else slice(None)
-    return _Gathered(item, chunk.heads, index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0), chunk.holes)
+    return _Gathered(
+        item, chunk.heads, index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0), chunk.holes
+    )
 
 
 def chunk_mask(
-    spec: TileSpec, item: int, chunk: Chunk, of_queries: _Viewed | _Gathered, of_keys: _Viewed | _Gathered, dtype: torch.dtype
+    spec: TileSpec,
+    item: int,
+    chunk: Chunk,
+    of_queries: _Viewed | _Gathered,
+    of_keys: _Viewed | _Gathered,
+    dtype: torch.dtype,
 ) -> Tensor | None:
     """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where every pair is visible."""
     if chunk.need == NO_MASK:
@@ -425,7 +475,9 @@ def chunk_mask(
     if q_run is not None and k_run is not None and spec.bias is None:
         q_size = 1 if single else q_run.size
         if (k_run.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= MAX_SHARED_CELLS:
-            return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.bounds, dtype)
+            return relative_mask(
+                q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.bounds, dtype
+            )
     queries, keys = of_queries.positions(), of_keys.positions()
     if single:  # all queries of a row see the same keys; amax finds one that is not an empty slot (-1)
         queries = queries.amax(-1, keepdim=True)
@@ -435,15 +487,20 @@ def chunk_mask(
 
     # The bias of the chunk, (rows or 1, heads or 1, Tq or 1, Tk)
     bias, slots = spec.bias, slice(0, 1) if single else chunk.slots
-    heads, rows, slots = (s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True))
+    heads, rows, slots = (
+        s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True)
+    )
     bias = bias[item % bias.shape[0], heads, rows, slots, chunk.key_slots].transpose(0, 1)
     if bias.dtype == torch.bool:
         return additive_mask(~(seen & bias), dtype)
     return bias.to(dtype).clamp(min=MASKED).masked_fill(~seen, MASKED).contiguous()
 
 
-def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, bounds: Bounds, dtype: torch.dtype) -> Tensor:
-    """The mask ``(1, 1, Tq, Tk)`` of rows whose first query is ``shift`` positions after the first key. Shared, so read-only."""
+def relative_mask(
+    shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, bounds: Bounds, dtype: torch.dtype
+) -> Tensor:
+    """The mask ``(1, 1, Tq, Tk)`` of rows whose first query is ``shift`` positions after the first key. Shared, so
+    read-only."""
 
     def make() -> Tensor:
         queries, keys = (

@@ -1,7 +1,8 @@
-"""The Triton kernel of flash-linear-attention, an optional package (extra ``fla``), and the check of whether it may run.
+"""The Triton kernel of flash-linear-attention, an optional package (extra ``fla``), and the check of whether it may
+run.
 
-Compiled graphs cannot trace this kernel. The package is imported by ``importlib``: transformers requires every package in an import
-statement of the files that are pushed with a model.
+Compiled graphs cannot trace this kernel. The package is imported by ``importlib``: transformers requires every package
+in an import statement of the files that are pushed with a model.
 """
 
 from __future__ import annotations
@@ -47,12 +48,21 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, state: State | None, dtype: torch.dtype, normalise: bool, cu_seqlens: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: State | None,
+    dtype: torch.dtype,
+    normalise: bool,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """The output and state of :func:`hf_longattn.engines.linear_attention.linear_attention`. The kernels get tensors in ``dtype``.
+    """The output and state of :func:`hf_longattn.engines.linear_attention.linear_attention`. The kernels get tensors
+    in ``dtype``.
 
-    An extra value column of ones sums the weights. Features are padded with zeros, since in half precision the kernels take only even
-    numbers of them. ``cu_seqlens``: offsets of the sequences in the concatenated batch rows. If given, the returned state is empty.
+    An extra value column of ones sums the weights. Features are padded with zeros, since in half precision the kernels
+    take only even
+    numbers of them. ``cu_seqlens``: offsets of the sequences in the concatenated batch rows. If given, the returned
+        state is empty.
     """
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     (batch, heads), groups, features, width = q.shape[:2], k.shape[1], q.shape[3], v.shape[3]
@@ -67,7 +77,13 @@ def linear_attention(
         before = repeat_heads(F.pad(sums, (0, 0, 0, missing)), heads).contiguous()
     queries, keys, values = tensors
     out, after = chunk_simple_gla(
-        q=queries, k=keys, v=values, scale=1.0, initial_state=before, output_final_state=cu_seqlens is None, cu_seqlens=cu_seqlens
+        q=queries,
+        k=keys,
+        v=values,
+        scale=1.0,
+        initial_state=before,
+        output_final_state=cu_seqlens is None,
+        cu_seqlens=cu_seqlens,
     )
     out = at_least_fp32(out.flatten(0, 1).unflatten(0, (batch, -1)).transpose(1, 2))
     out, weights = out[..., :width], out[..., width : width + 1]

@@ -1,22 +1,29 @@
-"""The ``flash`` path: PyTorch's flash-attention operator for bands, padding, packed documents, global tokens and dropout.
+"""The ``flash`` path: PyTorch's flash-attention operator for bands, padding, packed documents, global tokens and
+dropout.
 
-It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the two sides of a window, fewer
-key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends of a batch row is passed as another
-sequence: nothing is copied, and no token is paired with padding. ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator
-by FlashAttention-3 or 4. The public function for the same operator, ``torch.nn.attention.varlen.varlen_attn``, is not used: it has no
-dropout, and its backward pass takes no merged output.
+It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the two sides
+of a window, fewer key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends
+of a batch row is passed as another
+sequence: nothing is copied, and no token is paired with padding. ``torch.nn.attention.activate_flash_attention_impl``
+replaces the operator by FlashAttention-3 or 4. The public function for the same operator,
+``torch.nn.attention.varlen.varlen_attn``, is not used: it has no dropout, and its backward pass takes no merged
+    output.
 
-Let part p of a softmax have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o,
-the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1), so the operator's backward pass takes the merged o
+Let part p of a softmax have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p.
+For a gradient g of o, the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1), so the
+operator's backward pass takes the merged o
 and l. This also holds with dropout: l does not change, and o sums the remaining weights.
 
-A band with global tokens is three calls (:func:`flash_globals`), for calls with dropout and machines without Triton. Part A is the band
-over the other tokens, part B is their attention to the global keys, and part C is the attention of the global tokens to all keys. A and B
-have no key in common, so their outputs are merged. Offsets say which queries meet which keys: a run of queries without keys has the output
-0. If the global tokens stand in front of each sequence, the parts are runs of the same rows, and nothing is copied. Otherwise, they are
-gathered for B and C; in A, further features give global keys scores of -:data:`HIDDEN`, so that they have no weight.
+A band with global tokens is three calls (:func:`flash_globals`), for calls with dropout and machines without Triton.
+Part A is the band over the other tokens, part B is their attention to the global keys, and part C is the attention of
+the global tokens to all keys. A and B have no key in common, so their outputs are merged. Offsets say which queries
+meet which keys: a run of queries without keys has the output
+0. If the global tokens stand in front of each sequence, the parts are runs of the same rows, and nothing is copied.
+Otherwise, they are gathered for B and C; in A, further features give global keys scores of -:data:`HIDDEN`, so that
+they have no weight.
 
-To find out whether the machine has the kernel, the operator runs on a few tokens for each kind of call, and its results are checked.
+To find out whether the machine has the kernel, the operator runs on a few tokens for each kind of call, and its
+results are checked.
 """
 
 from __future__ import annotations
@@ -81,7 +88,8 @@ def _why_not_sequences(context: DispatchContext) -> str | None:
 
 
 class Settings(NamedTuple):
-    """The operator's arguments besides tensors. ``left`` and ``right`` are the sides of the window in tokens, -1 for unbounded."""
+    """The operator's arguments besides tensors. ``left`` and ``right`` are the sides of the window in tokens, -1 for
+    unbounded."""
 
     left: int
     right: int
@@ -92,24 +100,38 @@ class Settings(NamedTuple):
     """Tokens of the longest sequence; 0 if every batch row is one sequence."""
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for ``q (B, Nq, H, D)``."""
+        """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for
+        ``q (B, Nq, H, D)``."""
         tensors = [x if offsets is None else x.flatten(0, 1) for x in (q, k, v)]
         lengths = (q.shape[1], k.shape[1]) if offsets is None else (self.longest, self.longest)
-        out, lse, *state, _ = flash_forward(*tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self.keywords())
+        out, lse, *state, _ = flash_forward(
+            *tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self.keywords()
+        )
         if offsets is not None:
             out, lse = out.view(q.shape), lse.view(lse.shape[0], *q.shape[:2]).transpose(0, 1)
         return out, lse, *state
 
     def gradients(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor | None, *state: Tensor
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        offsets: Tensor | None,
+        *state: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v. ``out`` and ``lse`` belong to the whole softmax, which may include global columns."""
+        """Gradients of q, k and v. ``out`` and ``lse`` belong to the whole softmax, which may include global
+        columns."""
         tensors, lengths = [grad, q, k, v, out], (q.shape[1], k.shape[1])
         if offsets is not None:
             lengths = self.longest, self.longest
             tensors, lse = [x.flatten(0, 1) for x in tensors], lse.transpose(0, 1).flatten(1)
         numbers = self.dropout, self.causal
-        gradients = flash_backward(*tensors, lse.contiguous(), offsets, offsets, *lengths, *numbers, *state, **self.keywords())
+        gradients = flash_backward(
+            *tensors, lse.contiguous(), offsets, offsets, *lengths, *numbers, *state, **self.keywords()
+        )
         dq, dk, dv = (x.view(like.shape) for x, like in zip(gradients, (q, k, v), strict=True))
         return dq, dk, dv
 
@@ -119,8 +141,8 @@ class Settings(NamedTuple):
 
 
 class _Band(torch.autograd.Function):
-    """Attention over a band. q and the output are ``(B, Nq, H, D)``, k and v ``(B, Nk, H_kv, D)``. ``sinks (H,)`` are scores of one more
-    part, whose output is 0; ``None`` without it."""
+    """Attention over a band. q and the output are ``(B, Nq, H, D)``, k and v ``(B, Nk, H_kv, D)``. ``sinks (H,)`` are
+    scores of one more part, whose output is 0; ``None`` without it."""
 
     @staticmethod
     def forward(ctx, q, k, v, sinks, offsets, settings):  # type: ignore[no-untyped-def]
@@ -148,10 +170,11 @@ def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
 
 
 def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term and global tokens.
+    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term and global
+    tokens.
 
-    k and v may have fewer heads than q. A query sees only its own document. Requirements: padding lies at the ends of sequences; calls
-    with padding or documents have as many queries as keys.
+    k and v may have fewer heads than q. A query sees only its own document. Requirements: padding lies at the ends of
+    sequences; calls with padding or documents have as many queries as keys.
 
     Raises:
         NoKernel: this machine has no such kernel; logged once.
@@ -174,7 +197,10 @@ def prepared(
     """
     index = operator.index  # plain ints, even in a graph
     heads, groups, width = index(q.shape[1]), index(k.shape[1]), index(q.shape[3])
-    sides = index(pattern.left) if pattern.left < 1 << 31 else -1, index(pattern.right) if pattern.right < 1 << 31 else -1
+    sides = (
+        index(pattern.left) if pattern.left < 1 << 31 else -1,
+        index(pattern.right) if pattern.right < 1 << 31 else -1,
+    )
     padded_width = width + -width % WIDTH_STEP
     settings = Settings(sides[0], sides[1], pattern.causal, call.scale_for(width), call.dropout, longest)
     needs_gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
@@ -192,8 +218,9 @@ def prepared(
 
 
 def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:
-    """Offsets of sequences in the concatenated batch rows, int32, and the longest length in tokens. Each run of padding counts as a
-    sequence, and the last offset is the total length. ``None`` and 0 if every batch row is one sequence."""
+    """Offsets of sequences in the concatenated batch rows, int32, and the longest length in tokens. Each run of
+    padding counts as a sequence, and the last offset is the total length. ``None`` and 0 if every batch row is one
+    sequence."""
 
     def make() -> tuple[Tensor | None, int]:
         borders = {*range(0, rows * length + 1, length)}
@@ -210,7 +237,8 @@ def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device)
 # ---- global tokens
 
 HIDDEN = 30_000.0
-"""Amount by which part A lowers the scores of global keys. Their weight exp(-HIDDEN) rounds to 0, and the features fit into fp16."""
+"""Amount by which part A lowers the scores of global keys. Their weight exp(-HIDDEN) rounds to 0, and the features fit
+into fp16."""
 FEATURES = 8
 """Features that lower scores. Only one is needed, but the operator takes widths in multiples of 8."""
 
@@ -226,7 +254,10 @@ class Part(NamedTuple):
     def of(cls, ends: Sequence[tuple[int, int]], device: torch.device) -> Part:
         """The part with runs that end at ``ends`` (pairs of a query and a key). Empty runs are removed."""
         ends = [(0, 0), *(end for end, before in zip(ends, [(0, 0), *ends], strict=False) if end != before)]
-        longest = [max((later - earlier for earlier, later in itertools.pairwise(side)), default=0) for side in zip(*ends, strict=True)]
+        longest = [
+            max((later - earlier for earlier, later in itertools.pairwise(side)), default=0)
+            for side in zip(*ends, strict=True)
+        ]
         queries, keys = (torch.tensor(side, dtype=torch.int32).to(device) for side in zip(*ends, strict=True))
         return cls(queries, keys, (max(1, longest[0]), max(1, longest[1])))
 
@@ -234,7 +265,8 @@ class Part(NamedTuple):
 class Plan(NamedTuple):
     """How the three parts read the concatenated rows of a batch.
 
-    gathered: the positions of global tokens, int64, and 1 at these tokens ``(B·N, 1, FEATURES)``; ``None`` if they stand in front.
+    gathered: the positions of global tokens, int64, and 1 at these tokens ``(B·N, 1, FEATURES)``; ``None`` if they
+        stand in front.
     rows: ``(B·N, 1, 1)`` bool, True = global token.
     lacking: whether some sequence has no global token.
     """
@@ -248,7 +280,8 @@ class Plan(NamedTuple):
 
 
 def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, device: torch.device) -> Plan | str:
-    """The plan of a call with global tokens, or why there is none, as a clause. Cached for all layers, with one transfer to the host."""
+    """The plan of a call with global tokens, or why there is none, as a clause. Cached for all layers, with one
+    transfer to the host."""
     batch, tokens, positions = call.batch, call.global_mask, call.global_positions
     assert tokens is not None
 
@@ -258,21 +291,37 @@ def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, devic
             tokens_of = [[span.start + position for position in positions if position < span.length] for span in spans]
         else:
             chosen = on_host(tokens).numpy()
-            tokens_of = [(np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans]
+            tokens_of = [
+                (np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans
+            ]
         in_front = all(
-            of_span == list(range(span.start, span.start + len(of_span))) for span, of_span in zip(spans, tokens_of, strict=True)
+            of_span == list(range(span.start, span.start + len(of_span)))
+            for span, of_span in zip(spans, tokens_of, strict=True)
         )
         if not in_front and pattern.causal:
             return "the operator cannot hide global tokens after a query"
-        return _plan(spans, tokens_of, rows * length, length, in_front and (pattern.causal or pattern.global_rows), pattern, device)
+        return _plan(
+            spans,
+            tokens_of,
+            rows * length,
+            length,
+            in_front and (pattern.causal or pattern.global_rows),
+            pattern,
+            device,
+        )
 
     return call.cached(("three calls", pattern, rows, length, device), make, lambda _: 16 * rows * length)
 
 
 def _plan(
-    spans: Sequence[SequenceSpan], tokens_of: Sequence[Sequence[int]], total: int, length: int, in_front: bool, pattern: Pattern,
+    spans: Sequence[SequenceSpan],
+    tokens_of: Sequence[Sequence[int]],
+    total: int,
+    length: int,
+    in_front: bool,
+    pattern: Pattern,
     device: torch.device,
-) -> Plan:  # fmt: skip
+) -> Plan:
     a: list[tuple[int, int]] = []
     b: list[tuple[int, int]] = []
     c: list[tuple[int, int]] = []
@@ -287,7 +336,13 @@ def _plan(
         if in_front:
             a += [(start, start), (front, start), (front, front), (stop, stop)]
             b += [(start, start), (front, start), (stop, front), (stop, stop)]
-            c += [(start, last_c), (start, start), (front, front if pattern.causal else stop), (front, stop), (stop, stop)]
+            c += [
+                (start, last_c),
+                (start, start),
+                (front, front if pattern.causal else stop),
+                (front, stop),
+                (stop, stop),
+            ]
             last_c = stop
         else:
             a += [(start, start), (stop, stop)]
@@ -299,7 +354,12 @@ def _plan(
     index = torch.tensor(every, dtype=torch.int64).to(device)
     is_global = torch.zeros(total, 1, 1, dtype=torch.bool, device=device).index_fill_(0, index, True)
     parts = Part.of(a, device), Part.of(b, device), Part.of(c, device)
-    return Plan(*parts, None if in_front else (index, is_global.float().expand(-1, -1, FEATURES)), is_global, not all(tokens_of))
+    return Plan(
+        *parts,
+        None if in_front else (index, is_global.float().expand(-1, -1, FEATURES)),
+        is_global,
+        not all(tokens_of),
+    )
 
 
 def flash_globals(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -322,25 +382,48 @@ def flash_globals(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Atten
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, part: Part, settings: Settings, windowed: bool, causal: bool) -> Any:
     """Output ``(T, H, D)``, log-sum-exp ``(H, T)`` and the two tensors of dropout's random state."""
-    return flash_forward(q, k, v, part.queries, part.keys, *part.longest, settings.dropout, causal, False, **settings.keywords(windowed))[
-        :4
-    ]
+    return flash_forward(
+        q, k, v, part.queries, part.keys, *part.longest, settings.dropout, causal, False, **settings.keywords(windowed)
+    )[:4]
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, state: Sequence[Tensor], part: Part,
-    settings: Settings, windowed: bool, causal: bool,
-) -> Any:  # fmt: skip
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    state: Sequence[Tensor],
+    part: Part,
+    settings: Settings,
+    windowed: bool,
+    causal: bool,
+) -> Any:
     """Gradients of q, k and v, from the output and log-sum-exp of the whole softmax."""
     return flash_backward(
-        grad, q, k, v, out, lse, part.queries, part.keys, *part.longest, settings.dropout, causal, *state, **settings.keywords(windowed)
+        grad,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        part.queries,
+        part.keys,
+        *part.longest,
+        settings.dropout,
+        causal,
+        *state,
+        **settings.keywords(windowed),
     )
 
 
 def _merged(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, lacking: bool) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of two parts. If a query has no key in A, the log-sum-exp is +inf, and its gradients are zeros.
+    """Output and log-sum-exp of two parts. If a query has no key in A, the log-sum-exp is +inf, and its gradients are
+    zeros.
 
-    lacking: whether a query may have keys in A but none in B. The operator's log-sum-exp in B is then +inf and must be replaced.
+    lacking: whether a query may have keys in A but none in B. The operator's log-sum-exp in B is then +inf and must be
+        replaced.
     """
     if lacking:
         lse_b = lse_b.masked_fill(lse_b.isposinf(), float("-inf"))
@@ -349,7 +432,8 @@ def _merged(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, lacking: bool) -
 
 
 class _InFront(torch.autograd.Function):
-    """Global tokens in front of each sequence. Tensors are ``(B·N, H, D)``. Global queries have no keys in A and B, others none in C."""
+    """Global tokens in front of each sequence. Tensors are ``(B·N, H, D)``. Global queries have no keys in A and B,
+    others none in C."""
 
     @staticmethod
     def forward(ctx, q, k, v, plan, settings):  # type: ignore[no-untyped-def]
@@ -374,7 +458,8 @@ class _InFront(torch.autograd.Function):
 
 
 class _Gathered(torch.autograd.Function):
-    """Global tokens anywhere, in both directions. Tensors are ``(B·N, H, D)``. C runs only if global tokens attend to every key."""
+    """Global tokens anywhere, in both directions. Tensors are ``(B·N, H, D)``. C runs only if global tokens attend to
+    every key."""
 
     @staticmethod
     def forward(ctx, q, k, v, plan, global_rows, settings):  # type: ignore[no-untyped-def]
@@ -398,12 +483,26 @@ class _Gathered(torch.autograd.Function):
         plan, settings, width = ctx.plan, ctx.settings, q.shape[-1]
         index, is_global = plan.gathered
         wide = [F.pad(x, (0, FEATURES)) for x in (grad, out)]
-        a = _backward(wide[0], *_lowered(q, k, v, is_global, settings.scale), wide[1], lse, states[:2], plan.a, settings, True, False)
+        a = _backward(
+            wide[0],
+            *_lowered(q, k, v, is_global, settings.scale),
+            wide[1],
+            lse,
+            states[:2],
+            plan.a,
+            settings,
+            True,
+            False,
+        )
         dq, dk, dv = (x[..., :width] for x in a)
-        of_q, of_k, of_v = _backward(grad.contiguous(), q, k[index], v[index], out, lse, states[2:4], plan.b, settings, False, False)
+        of_q, of_k, of_v = _backward(
+            grad.contiguous(), q, k[index], v[index], out, lse, states[2:4], plan.b, settings, False, False
+        )
         dq, dk, dv = dq + of_q, dk.index_add(0, index, of_k), dv.index_add(0, index, of_v)
         if ctx.global_rows:
-            rows, of_k, of_v = _backward(grad[index], q[index], k, v, c, lse_c, states[4:], plan.c, settings, False, False)
+            rows, of_k, of_v = _backward(
+                grad[index], q[index], k, v, c, lse_c, states[4:], plan.c, settings, False, False
+            )
             dq, dk, dv = dq.index_copy_(0, index, rows), dk.add_(of_k), dv.add_(of_v)
         return dq, dk, dv, None, None, None
 
@@ -419,7 +518,8 @@ def _lowered(q: Tensor, k: Tensor, v: Tensor, is_global: Tensor, scale: float) -
 
 
 def refused(device: torch.device, dtype: torch.dtype, width: int, *properties: Any) -> str | None:
-    """Why the operator cannot run such calls, or None. ``properties``: arguments of :func:`_tried`. A graph gets the result at tracing."""
+    """Why the operator cannot run such calls, or None. ``properties``: arguments of :func:`_tried`. A graph gets the
+    result at tracing."""
     return _refusal(current_flash_attention_impl(), device, dtype, width, *properties)
 
 
@@ -427,7 +527,9 @@ refused._dynamo_marked_constant = True  # type: ignore[attr-defined]  # assume_c
 
 
 @functools.cache
-def _refusal(implementation: str | None, device: torch.device, dtype: torch.dtype, width: int, *properties: Any) -> str | None:
+def _refusal(
+    implementation: str | None, device: torch.device, dtype: torch.dtype, width: int, *properties: Any
+) -> str | None:
     """:func:`refused`, tried once for each implementation and kind of call."""
     try:
         with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
@@ -442,10 +544,19 @@ def _refusal(implementation: str | None, device: torch.device, dtype: torch.dtyp
 
 
 def _tried(
-    device: torch.device, dtype: torch.dtype, width: int, grouped: bool, left: bool, right: bool, causal: bool, packed: bool,
-    dropout: float, gradients: bool,
-) -> str | None:  # fmt: skip
-    """Test the operator on a few tokens: why its results are wrong, or None. With dropout, they must only be finite. Raises its errors.
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    grouped: bool,
+    left: bool,
+    right: bool,
+    causal: bool,
+    packed: bool,
+    dropout: float,
+    gradients: bool,
+) -> str | None:
+    """Test the operator on a few tokens: why its results are wrong, or None. With dropout, they must only be finite.
+    Raises its errors.
 
     Args:
         grouped: whether k and v have fewer heads than q.
@@ -456,9 +567,14 @@ def _tried(
     ends = [0, 15, 24] if packed else [0, 24]
     pattern = Pattern(3 if left else UNBOUNDED, 0 if causal else 2 if right else UNBOUNDED, causal)
     offsets = torch.tensor(ends, dtype=torch.int32).to(device) if packed else None
-    settings = Settings(3 if left else -1, pattern.right if right else -1, causal, width**-0.5, 0.0, 15 if packed else 0)
+    settings = Settings(
+        3 if left else -1, pattern.right if right else -1, causal, width**-0.5, 0.0, 15 if packed else 0
+    )
     *tensors, grad = (
-        torch.sin(torch.arange(24 * heads * width, device=device) * step).view(1, 24, heads, width).to(dtype).requires_grad_(gradients)
+        torch.sin(torch.arange(24 * heads * width, device=device) * step)
+        .view(1, 24, heads, width)
+        .to(dtype)
+        .requires_grad_(gradients)
         for heads, step in ((2, 1.7), (1 if grouped else 2, 0.9), (1 if grouped else 2, 2.3), (2, 1.1))
     )
     with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=dropout > 0):
@@ -471,7 +587,10 @@ def _tried(
     wide = [x.detach().float().requires_grad_(gradients) for x in tensors]
     q, k, v = (repeat_heads(x.transpose(1, 2), 2) for x in wide)
     sequences = [slice(*pair) for pair in itertools.pairwise(ends)]
-    parts = [blockwise_attention(q[:, :, at], k[:, :, at], v[:, :, at], pattern, AttentionCall(scale=settings.scale)) for at in sequences]
+    parts = [
+        blockwise_attention(q[:, :, at], k[:, :, at], v[:, :, at], pattern, AttentionCall(scale=settings.scale))
+        for at in sequences
+    ]
     expected = _with_gradients(torch.cat(parts, 2).transpose(1, 2), wide, grad.float())
     off = max(float((x.float() - y).abs().max()) for x, y in zip(runs[0], expected, strict=True))
     return None if off < 0.1 else f"its results for a few tokens differ from the definition by {off:.2g}"

@@ -1,12 +1,14 @@
 """CUDA engine: compiled flex_attention over lists of visible blocks.
 
-The blocks of a band follow from its width. With global tokens, the lists have room for every pair of a query block and a key block, so that
-the host reads no values from the device. The lists are made once per forward pass. Tiles are in :mod:`.flex_tiles`.
+The blocks of a band follow from its width. With global tokens, the lists have room for every pair of a query block and
+a key block, so that the host reads no values from the device. The lists are made once per forward pass. Tiles are in
+:mod:`.flex_tiles`.
 
 With a table of blocks (:func:`flex_block_table`), all queries of a block see the same blocks of keys. With a selection
-(:func:`flex_block_selected`), a block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects, and the mask
-looks up which queries select it. Neighbouring queries select similar blocks, so most queries see the blocks that are visited. A visited
-block costs no more than in full attention. The selection is a boolean table ``(N, blocks)`` for each head, which the host does not read.
+(:func:`flex_block_selected`), a block of :data:`BAND_BLOCK` queries visits every key block that any of its queries
+selects, and the mask looks up which queries select it. Neighbouring queries select similar blocks, so most queries see
+the blocks that are visited. A visited block costs no more than in full attention. The selection is a boolean table
+``(N, blocks)`` for each head, which the host does not read.
 """
 
 from __future__ import annotations
@@ -25,17 +27,21 @@ from ..dense import merged, same_dtype
 from .flex_kernel import NoKernel, fused_flex, signature_of, why_not
 
 Lists = tuple[Tensor, Tensor]
-"""Counts ``(B, H, rows)`` and block numbers ``(B, H, rows, width)``, int32. A row is a block; its first ``count`` entries are valid."""
+"""Counts ``(B, H, rows)`` and block numbers ``(B, H, rows, width)``, int32. A row is a block; its first ``count``
+entries are valid."""
 
 
 def packed(chosen: Tensor, indices: Tensor) -> Lists:
     """Block lists with the ``indices (…, rows, width)`` for which ``chosen (B, H, rows, width)`` is True, in order."""
     order = (~chosen).int().argsort(dim=-1, stable=True)
-    return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(torch.int32).contiguous()
+    return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(
+        torch.int32
+    ).contiguous()
 
 
 def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int | None = None) -> Lists:
-    """Block lists with the columns of the chosen pairs ``(row, column)``, for ``count`` rows. Repeated pairs give repeated columns.
+    """Block lists with the columns of the chosen pairs ``(row, column)``, for ``count`` rows. Repeated pairs give
+    repeated columns.
 
     rows, columns: ``(…, pairs)``, which broadcast with ``chosen (B, H, pairs)``.
     width: indices per row. By default as many as needed, a number that is read from the device.
@@ -52,11 +58,18 @@ def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int
 
 
 def block_mask(
-    lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
+    lengths: tuple[int, int],
+    size: int,
+    mask_mod: Any,
+    *,
+    by_query: tuple[Lists, Lists | None],
+    by_key: tuple[Lists, Lists | None],
 ) -> BlockMask:
-    """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in partial blocks only.
+    """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in
+    partial blocks only.
 
-    ``BlockMask.from_kv_blocks`` would derive the lists by key block, but in memory for every pair of blocks and without repetitions.
+    ``BlockMask.from_kv_blocks`` would derive the lists by key block, but in memory for every pair of blocks and
+    without repetitions.
 
     size: tokens per block.
     """
@@ -68,13 +81,15 @@ def block_mask(
 BAND_BLOCK = 128
 """Tokens per block of a band."""
 MAX_LISTED_TOKENS = 1 << 16
-"""Maximum number of keys for global tokens in one call: a tile with a global query visits all keys, one after the other. Untuned."""
+"""Maximum number of keys for global tokens in one call: a tile with a global query visits all keys, one after the
+other. Untuned."""
 
 
 def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
 
-    One kernel computes the band, global columns and rows, padding anywhere, and packed documents. k and v may have fewer heads than q.
+    One kernel computes the band, global columns and rows, padding anywhere, and packed documents. k and v may have
+    fewer heads than q.
 
     Raises:
         NoKernel: this machine has no such kernel.
@@ -84,13 +99,23 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     score_mod, offset = call.score_mod, _offset(q.shape[2], k.shape[2])
     shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
     batch, own_tokens = call.batch, call.global_mask is not None and call.global_positions is None
-    masked = call.key_mask is not None, batch is not None and batch.documents is not None, call.global_mask is not None, own_tokens
+    masked = (
+        call.key_mask is not None,
+        batch is not None and batch.documents is not None,
+        call.global_mask is not None,
+        own_tokens,
+    )
     mask = cached_band_block_mask(pattern, q.shape[2], k.shape[2], call, q.device)
-    return masked_flex(("band", pattern, batch is None, *masked, signature_of(score_mod)), q, k, v, mask, shifted, call)
+    return masked_flex(
+        ("band", pattern, batch is None, *masked, signature_of(score_mod)), q, k, v, mask, shifted, call
+    )
 
 
-def masked_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall) -> Tensor:
-    """The output of one kernel call with the call's scale and sinks. k and v may have fewer heads than q. ``signature``: see fused_flex."""
+def masked_flex(
+    signature: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall
+) -> Tensor:
+    """The output of one kernel call with the call's scale and sinks. k and v may have fewer heads than q.
+    ``signature``: see fused_flex."""
     sinks = call.sink_scores
     settings: dict[str, Any] = {} if sinks is None else {"return_aux": AuxRequest(lse=True)}
     if k.shape[1] != q.shape[1]:
@@ -101,31 +126,45 @@ def masked_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: Bloc
     return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
 
 
-def cached_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, call: AttentionCall, device: torch.device) -> BlockMask:
+def cached_band_block_mask(
+    pattern: Pattern, q_len: int, kv_len: int, call: AttentionCall, device: torch.device
+) -> BlockMask:
     """Cached :func:`band_block_mask` of a call. No value is read from the device, except where documents begin."""
 
     def make() -> BlockMask:
         tokens, documents = call.global_mask, None if call.documents is None else call.documents.number
         if tokens is not None and call.batch is None and call.global_positions is not None:
             tokens = tokens[0]  # the same in every row, so that one mask serves batches of any size
-        return band_block_mask(pattern, q_len, kv_len, device, key_mask=call.key_mask, tokens=tokens, documents=documents)
+        return band_block_mask(
+            pattern, q_len, kv_len, device, key_mask=call.key_mask, tokens=tokens, documents=documents
+        )
 
-    return call.cached(("band block mask", pattern, q_len, kv_len, device), make, lambda mask: tensor_bytes(vars(mask)))
+    return call.cached(
+        ("band block mask", pattern, q_len, kv_len, device), make, lambda mask: tensor_bytes(vars(mask))
+    )
 
 
 def band_block_mask(
-    pattern: Pattern, q_len: int, kv_len: int, device: torch.device, *, key_mask: Tensor | None = None, tokens: Tensor | None = None,
+    pattern: Pattern,
+    q_len: int,
+    kv_len: int,
+    device: torch.device,
+    *,
+    key_mask: Tensor | None = None,
+    tokens: Tensor | None = None,
     documents: Tensor | None = None,
-) -> BlockMask:  # fmt: skip
+) -> BlockMask:
     """The BlockMask of a band. Its lists have (blocks of the sequence) × (blocks of the window) entries.
 
-    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With global ``tokens``, the lists also
-    hold the blocks of global columns and rows, and have a slot for every pair of blocks, so that no size is read from the device.
+    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With global
+    ``tokens``, the lists also hold the blocks of global columns and rows, and have a slot for every pair of blocks, so
+    that no size is read from the device.
 
     Args:
         key_mask: ``(B, Nk)`` bool, True = real token.
         tokens: global tokens, ``(B, Nk)`` bool, or ``(Nk,)`` if they are the same in every row.
-        documents: ``(B, Nk)``, the ascending number of each token's document; a query sees its own document only. Needs Nq = Nk.
+        documents: ``(B, Nk)``, the ascending number of each token's document; a query sees its own document only.
+            Needs Nq = Nk.
     """
     offset, every_pair = _offset(q_len, kv_len), tokens is not None
     real = None if key_mask is None else in_blocks(key_mask)
@@ -180,7 +219,8 @@ def band_block_mask(
 class BlockPairs(NamedTuple):
     """Pairs of a query block and a key block, and their relation to the band, ``(rows, columns)`` bool each.
 
-    near: whether some pair of tokens is in the band. inside: whether all are. earlier: whether some key is not after its query.
+    near: whether some pair of tokens is in the band. inside: whether all are. earlier: whether some key is not after
+        its query.
     """
 
     q_block: Tensor
@@ -190,8 +230,11 @@ class BlockPairs(NamedTuple):
     earlier: Tensor
 
 
-def _block_pairs(pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, device: torch.device) -> list[BlockPairs]:
-    """All pairs of blocks, or the pairs near the band: for each query block, and for each key block. Cached for the process."""
+def _block_pairs(
+    pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, device: torch.device
+) -> list[BlockPairs]:
+    """All pairs of blocks, or the pairs near the band: for each query block, and for each key block. Cached for the
+    process."""
     offset = _offset(q_len, kv_len)
     q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-kv_len // BAND_BLOCK)
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
@@ -208,7 +251,9 @@ def _block_pairs(pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, de
         near = near & (q_start < kv_len) & (k_start < kv_len)
         inside = near & (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
         inside = inside & (q_stop - q_start == BAND_BLOCK - 1) & (k_stop - k_start == BAND_BLOCK - 1)
-        return BlockPairs(q_block.clamp(max=q_blocks - 1), k_block.clamp(max=k_blocks - 1), near, inside, k_start <= q_stop)
+        return BlockPairs(
+            q_block.clamp(max=q_blocks - 1), k_block.clamp(max=k_blocks - 1), near, inside, k_start <= q_stop
+        )
 
     def make() -> list[BlockPairs]:
         by_query, by_key = (torch.arange(blocks, device=device)[:, None] for blocks in (q_blocks, k_blocks))
@@ -221,10 +266,13 @@ def _block_pairs(pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, de
 
 
 def lists_of(partial: Tensor, full: Tensor) -> tuple[tuple[Lists, Lists], tuple[Lists, Lists]]:
-    """(partial, full) lists by query block and by key block, of the True entries ``(B, H, rows, columns)``, with a slot for every block."""
+    """(partial, full) lists by query block and by key block, of the True entries ``(B, H, rows, columns)``, with a
+    slot for every block."""
 
     def sorted_blocks(chosen: Tensor) -> Lists:
-        return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+        return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).to(
+            torch.int32
+        )
 
     chosen, square = (partial, full, partial.mT, full.mT), partial.shape[2] == partial.shape[3]
     a, b, c, d = zip(*sorted_blocks(torch.stack(chosen)), strict=True) if square else map(sorted_blocks, chosen)
@@ -237,7 +285,8 @@ def in_blocks(mask: Tensor) -> Tensor:
 
 
 def _offset(q_len: int, kv_len: int) -> int:
-    """Position of the first query. A plain 0 for whole sequences, since the CPU kernel rejects the difference of symbolic lengths."""
+    """Position of the first query. A plain 0 for whole sequences, since the CPU kernel rejects the difference of
+    symbolic lengths."""
     return 0 if q_len == kv_len else kv_len - q_len
 
 
@@ -245,8 +294,8 @@ def _offset(q_len: int, kv_len: int) -> int:
 
 
 def lookup(table: Tensor | None) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
-    """``table`` as a function of one index per axis, and whether it reads each axis. Axes of size 1 are not read. Without a table, the
-    function returns the last index."""
+    """``table`` as a function of one index per axis, and whether it reads each axis. Axes of size 1 are not read.
+    Without a table, the function returns the last index."""
     if table is None:
         return (lambda *index: index[-1]), ()
     read = tuple(size > 1 for size in table.shape)
@@ -272,7 +321,9 @@ def why_not_blocks(context: DispatchContext) -> str | None:
     return "its block lists need values, which a graph lacks" if selected and torch.compiler.is_compiling() else None
 
 
-def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
+def flex_block_selected(
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall
+) -> Tensor:
     """The output of :func:`hf_longattn.engines.gathered.block_selected_attention`, without dropout.
 
     Raises:
@@ -305,7 +356,9 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
 
     mask = block_mask((length, length), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
     signature = "chosen blocks", causal, key_mask is None, signature_of(score_mod)
-    out: Tensor = fused_flex(signature, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]))
+    out: Tensor = fused_flex(
+        signature, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1])
+    )
     return out
 
 
@@ -321,9 +374,16 @@ class BlockTable(NamedTuple):
 
 
 def flex_block_table(
-    q: Tensor, k: Tensor, v: Tensor, key: tuple[Hashable, ...], make: Callable[[], BlockTable], size: int, call: AttentionCall
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key: tuple[Hashable, ...],
+    make: Callable[[], BlockTable],
+    size: int,
+    call: AttentionCall,
 ) -> Tensor:
-    """Softmax attention ``(B, H, N, D)`` over the blocks of a table, and to and from the call's global tokens, without dropout.
+    """Softmax attention ``(B, H, N, D)`` over the blocks of a table, and to and from the call's global tokens, without
+    dropout.
 
     Args:
         q, k, v: ``(B, H, N, D)`` and ``(B, H_kv, N, D)``. Values in padding must be finite.
@@ -340,7 +400,9 @@ def flex_block_table(
         table = make()
         return _table_mask(table, size, length, call), table
 
-    mask, table = call.cached(("block table", *key, size, length, causal, q.device), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]]))
+    mask, table = call.cached(
+        ("block table", *key, size, length, causal, q.device), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]])
+    )
     (added_at, read), added = lookup(table.added), table.added is not None
 
     def score_mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
@@ -351,7 +413,16 @@ def flex_block_table(
         more = added_at(b, h, q_idx // size, kv_idx // size)
         return score + (more if tokens is None else torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 0.0, more))
 
-    signature = "block table", size, causal, call.key_mask is None, tokens is None, lookup(table.seen)[1], read, signature_of(inner)
+    signature = (
+        "block table",
+        size,
+        causal,
+        call.key_mask is None,
+        tokens is None,
+        lookup(table.seen)[1],
+        read,
+        signature_of(inner),
+    )
     return masked_flex(signature, q, k, v, mask, score_mod if added or inner is not None else None, call)
 
 
@@ -364,7 +435,9 @@ def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) 
         of_blocks = F.pad(seen, (0, missing, 0, missing)).unflatten(3, (blocks, parts)).unflatten(2, (blocks, parts))
         touched, full = of_blocks.any(5).any(3), of_blocks.all(5).all(3)
     else:
-        touched = full = seen.repeat_interleave(size // BAND_BLOCK, 2).repeat_interleave(size // BAND_BLOCK, 3)[:, :, :blocks, :blocks]
+        touched = full = seen.repeat_interleave(size // BAND_BLOCK, 2).repeat_interleave(size // BAND_BLOCK, 3)[
+            :, :, :blocks, :blocks
+        ]
     if length % BAND_BLOCK:
         filled = torch.arange(blocks, device=device) < blocks - 1
         full = full & (filled & filled[:, None])

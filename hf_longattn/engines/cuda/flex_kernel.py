@@ -1,8 +1,9 @@
 """flex_attention by a fused kernel, or not at all.
 
-Without a kernel, flex_attention computes all N×N scores in memory, and raises nothing. This happens if torch.compile is turned off, or if
-PyTorch has already compiled eight variants of a function, which is the limit. So every kind of call has its own compiled function here, and
-no function runs uncompiled. If PyTorch cannot compile a function, forward or backward, ``NoKernel`` is raised and another path runs.
+Without a kernel, flex_attention computes all N×N scores in memory, and raises nothing. This happens if torch.compile
+is turned off, or if PyTorch has already compiled eight variants of a function, which is the limit. So every kind of
+call has its own compiled function here, and no function runs uncompiled. If PyTorch cannot compile a function, forward
+or backward, ``NoKernel`` is raised and another path runs.
 """
 
 from __future__ import annotations
@@ -97,11 +98,13 @@ class Kernel:
     def run_backward(self, *tensors: Tensor, **settings: Any) -> None:
         """Run forward and backward once.
 
-        PyTorch compiles the backward pass only when that pass first runs. By then it would be too late to take another path.
+        PyTorch compiles the backward pass only when that pass first runs. By then it would be too late to take another
+        path.
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
         try:
-            # identity hooks replace those of an enclosing torch.utils.checkpoint, which must not record this extra pass
+            # identity hooks replace those of an enclosing torch.utils.checkpoint, which must not record this extra
+            # pass
             with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
                 out = self.run(*leaves, **settings)
                 out = out if isinstance(out, Tensor) else out[0]
@@ -142,7 +145,9 @@ def fused_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings:
     raise NoKernel(reason)
 
 
-def _variant(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float | None = None, **settings: Any) -> Hashable:
+def _variant(
+    q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float | None = None, **settings: Any
+) -> Hashable:
     """The properties of a call that make PyTorch recompile. Rare coincidences of sizes are left out."""
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(q.device.type)
     lists = [size == 1 for x in (block_mask.kv_indices, block_mask.q_indices) if x is not None for size in x.shape]
@@ -174,7 +179,14 @@ def refusal(error: BaseException) -> str | None:
         return None
     if isinstance(error, NoKernel):
         return str(error)
-    clear = next((cause for cause in causes if isinstance(cause, NotImplementedError) or UNSUPPORTED_MESSAGE.search(str(cause))), None)
+    clear = next(
+        (
+            cause
+            for cause in causes
+            if isinstance(cause, NotImplementedError) or UNSUPPORTED_MESSAGE.search(str(cause))
+        ),
+        None,
+    )
     if clear is None and isinstance(error, compile_errors()):
         clear = error
     return None if clear is None else first_line(clear)
@@ -190,7 +202,12 @@ def warn_once(kernel: str, width: int, dtype: torch.dtype, device: torch.device,
     """Log that a kernel is missing."""
     name = str(dtype).removeprefix("torch.")
     logger.warning(
-        "%s has no kernel for heads of %d in %s on %s (%s); other operations run, which are slower.", kernel, width, name, device, reason
+        "%s has no kernel for heads of %d in %s on %s (%s); other operations run, which are slower.",
+        kernel,
+        width,
+        name,
+        device,
+        reason,
     )
 
 
@@ -211,7 +228,8 @@ def compile_errors() -> tuple[type[Exception], ...]:
 
 
 def floats_as_constants() -> AbstractContextManager[None]:
-    """A context in which PyTorch compiles Python floats as constants. Otherwise they are CPU tensors, which no GPU kernel takes."""
+    """A context in which PyTorch compiles Python floats as constants. Otherwise they are CPU tensors, which no GPU
+    kernel takes."""
     import torch._dynamo
 
     config = getattr(torch._dynamo, "config", None)

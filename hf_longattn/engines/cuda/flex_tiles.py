@@ -1,10 +1,12 @@
 """CUDA engine: tiles by compiled flex_attention.
 
-The kernel reads two gathered axes, one of queries and one of keys. The rows of a tile lie on these axes one after the other. Each tile row,
-or group of short rows, is padded to whole blocks. A query block visits the key blocks of its group, and the mask looks up positions.
+The kernel reads two gathered axes, one of queries and one of keys. The rows of a tile lie on these axes one after the
+other. Each tile row, or group of short rows, is padded to whole blocks. A query block visits the key blocks of its
+group, and the mask looks up positions.
 
-The position lists of fixed tiles are read once. Then tiles with equal rules share a layout, and blocks that the rules leave empty are not
-visited. If an axis has only whole blocks of the sequence, the sequence is read instead, without a copy. Scores are never stored in memory.
+The position lists of fixed tiles are read once. Then tiles with equal rules share a layout, and blocks that the rules
+leave empty are not visited. If an axis has only whole blocks of the sequence, the sequence is read instead, without a
+copy. Scores are never stored in memory.
 """
 
 from __future__ import annotations
@@ -33,13 +35,16 @@ BLOCK = 128
 FORWARD_BLOCKS = (128, 64, 32)
 """Block sizes that the forward kernels take, in tokens, largest first."""
 MIN_QUERIES = 6
-"""Minimum queries per tile row for the kernel. Plain operations compute shorter rows, which would waste over nine tenths of a block."""
+"""Minimum queries per tile row for the kernel. Plain operations compute shorter rows, which would waste over nine
+tenths of a block."""
 Output = tuple[Tensor, Tensor | None]
-"""Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing. The latter may be None for one tile."""
+"""Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing. The latter may be None for
+one tile."""
 
 
 def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout. k and v may have fewer heads than q.
+    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`, without dropout. k and v may have fewer
+    heads than q.
 
     Raises:
         NoKernel: this machine has no such kernel.
@@ -78,10 +83,13 @@ class Layout:
     """Axes of tiles with equal rules, in blocks of ``size`` slots, with the blocks that the kernel visits.
 
     queries, keys: ``None`` if slot i is position i.
-    write: the output position of every query slot. Empty slots write to position Nq, which is cut off. ``None`` if ``queries`` is ``None``.
+    write: the output position of every query slot. Empty slots write to position Nq, which is cut off. ``None`` if
+        ``queries`` is ``None``.
     shares_blocks: whether a block holds slots of several tile rows.
-    numbers: for queries and for keys, each slot's tile row and index within the row, ``(2, slots)`` int32. Empty if the mask needs none.
-    by_query, by_key: partial and full blocks. The mask is evaluated in partial blocks only. If no full blocks are known, they are ``None``.
+    numbers: for queries and for keys, each slot's tile row and index within the row, ``(2, slots)`` int32. Empty if
+        the mask needs none.
+    by_query, by_key: partial and full blocks. The mask is evaluated in partial blocks only. If no full blocks are
+        known, they are ``None``.
     """
 
     queries: Axis | None
@@ -94,7 +102,9 @@ class Layout:
     by_key: tuple[Lists, Lists | None]
 
 
-def _attend(tile: GatherTile, layout: Layout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
+def _attend(
+    tile: GatherTile, layout: Layout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool
+) -> Output:
     """The output of a layout with the rules and the bias of ``tile``.
 
     several: whether log-sum-exps are needed.
@@ -110,21 +120,28 @@ def _attend(tile: GatherTile, layout: Layout, q: Tensor, k: Tensor, v: Tensor, c
     if keys.shape[1] != heads:
         settings["enable_gqa"] = True
     if size != BLOCK:  # the defaults fit blocks of 128
-        settings["kernel_options"] = dict.fromkeys(("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), size)
+        settings["kernel_options"] = dict.fromkeys(
+            ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), size
+        )
     settings |= {"score_mod": score_mod, "block_mask": mask, "scale": call.scale_for(head_dim)}
-    results = flex.fused_flex(("tiles", size, layout.by_query[1] is None, *signature), queries, keys, values, **settings)
+    results = flex.fused_flex(
+        ("tiles", size, layout.by_query[1] is None, *signature), queries, keys, values, **settings
+    )
     out, lse = (results[0], results[1].lse) if several else (results, None)
     if layout.write is None:
         return out, lse
     positions = layout.write.expand(*out.shape[:3])
-    full = out.new_zeros(*out.shape[:2], q_len + 1, out.shape[3]).scatter(2, positions[..., None].expand(out.shape), out)
+    full = out.new_zeros(*out.shape[:2], q_len + 1, out.shape[3]).scatter(
+        2, positions[..., None].expand(out.shape), out
+    )
     if lse is not None:
         lse = lse.new_full((*out.shape[:2], q_len + 1), float("-inf")).scatter(2, positions, lse)[:, :, :q_len]
     return full[:, :, :q_len], lse
 
 
 def at_positions(x: Tensor, positions: Tensor, heads: int) -> Tensor:
-    """Tokens of ``x (B, H_kv, N, D)`` at ``positions (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, or H heads if ``positions`` has H."""
+    """Tokens of ``x (B, H_kv, N, D)`` at ``positions (B or 1, H or 1, S)``: ``(B, H_kv, S, D)``, or H heads if
+    ``positions`` has H."""
     if positions.shape[:2] == (1, 1):
         return x[:, :, positions[0, 0]]
     item = torch.arange(x.shape[0], device=x.device)
@@ -142,7 +159,8 @@ def _mods(tile: GatherTile, layout: Layout, call: AttentionCall) -> tuple[Any, A
     numbers: list[Any] = layout.numbers or [(None, None)] * 2
     (q_row, q_slot), (k_row, k_slot) = numbers
     nothing = torch.empty(0, dtype=torch.long)
-    rules = dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)  # not `tile`: a graph would keep its index tensors
+    # not `tile`: a graph would keep its index tensors
+    rules = dataclasses.replace(tile, queries=nothing, keys=nothing, bias=None)
     hides, adds = (bias is not None and (bias.dtype == torch.bool) == boolean for boolean in (True, False))
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -173,7 +191,8 @@ def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
 def layouts(
     tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int], padded: bool = False
 ) -> list[tuple[GatherTile, Layout]]:
-    """Pairs (tile, layout); the tile has the layout's rules and bias. Fixed tiles without bias are joined if rules and block size agree.
+    """Pairs (tile, layout); the tile has the layout's rules and bias. Fixed tiles without bias are joined if rules and
+    block size agree.
 
     Args:
         sizes: the block sizes that the kernel takes, largest first.
@@ -198,13 +217,15 @@ def layouts(
 
 
 def block_size(tile: GatherTile, lengths: tuple[int, int], sizes: Sequence[int]) -> int | None:
-    """The first of ``sizes`` for which the tile consists of whole blocks of the sequence. ``None`` if no size fits, or if the tile has a
-    bias or is not fixed. Cached."""
+    """The first of ``sizes`` for which the tile consists of whole blocks of the sequence. ``None`` if no size fits, or
+    if the tile has a bias or is not fixed. Cached."""
 
     def find() -> tuple[int | None]:
         for size in sizes:
             sides = zip((tile.queries, tile.keys), lengths, strict=True)
-            if tile.queries.shape[3] % size == 0 and all(axis_blocks(in_blocks(x, 1, size), n, size)[0] is None for x, n in sides):
+            if tile.queries.shape[3] % size == 0 and all(
+                axis_blocks(in_blocks(x, 1, size), n, size)[0] is None for x, n in sides
+            ):
                 return (size,)
         return (None,)
 
@@ -214,7 +235,8 @@ def block_size(tile: GatherTile, lengths: tuple[int, int], sizes: Sequence[int])
 
 
 def row_layout(tile: GatherTile, lengths: tuple[int, int]) -> Layout:
-    """The layout of any tile. Query blocks visit all key blocks of their group of rows, and no value is read from the device."""
+    """The layout of any tile. Query blocks visit all key blocks of their group of rows, and no value is read from the
+    device."""
     rows = rows_in_blocks(tile, BLOCK)
     q_blocks, k_blocks = (x.shape[2] // (rows.groups * BLOCK) for x in rows.positions)
 
@@ -224,10 +246,14 @@ def row_layout(tile: GatherTile, lengths: tuple[int, int]) -> Layout:
         by_query, by_key = ((torch.full_like(x[..., 0], x.shape[3]), x) for x in indices)
         return by_query, by_key
 
-    by_query, by_key = BYTE_CACHE.get(("blocks of groups", rows.groups, q_blocks, k_blocks, tile.keys.device), all_blocks)
+    by_query, by_key = BYTE_CACHE.get(
+        ("blocks of groups", rows.groups, q_blocks, k_blocks, tile.keys.device), all_blocks
+    )
     queries, keys = (axis_of(x, length) for x, length in zip(rows.positions, lengths, strict=True))
     write = torch.where(rows.positions[0] >= 0, rows.positions[0], lengths[0])
-    return Layout(queries, keys, write, BLOCK, rows_per_block(tile, BLOCK) > 1, rows.numbers, (by_query, None), (by_key, None))
+    return Layout(
+        queries, keys, write, BLOCK, rows_per_block(tile, BLOCK) > 1, rows.numbers, (by_query, None), (by_key, None)
+    )
 
 
 def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, int], padded: bool) -> list[Layout]:
@@ -236,11 +262,15 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
     parts = [rows_in_blocks(tile, size, first) for tile, first in zip(tiles, firsts, strict=False)]
     positions = [_concatenated(x) for x in zip(*(rows.positions for rows in parts), strict=True)]
     numbers = [_concatenated(x) for x in zip(*(rows.numbers for rows in parts), strict=True)]
-    sides = [axis_blocks(x, length, size, in_order=bool(numbers)) for x, length in zip(positions, lengths, strict=True)]
+    sides = [
+        axis_blocks(x, length, size, in_order=bool(numbers)) for x, length in zip(positions, lengths, strict=True)
+    ]
     (queries, q_blocks, q_count), (keys, k_blocks, k_count) = sides
     if queries is not None and len(tiles) > 1:
         gathered = torch.where(positions[0] < 0, lengths[0], positions[0])
-        times = gathered.new_zeros(*gathered.shape[:2], lengths[0] + 1).scatter_add_(2, gathered, torch.ones_like(gathered))
+        times = gathered.new_zeros(*gathered.shape[:2], lengths[0] + 1).scatter_add_(
+            2, gathered, torch.ones_like(gathered)
+        )
         if bool((times[..., :-1] > 1).any()):
             return [layout for tile in tiles for layout in fixed_layouts([tile], size, lengths, padded)]
     q_pair, k_pair = block_pairs(parts, size)
@@ -256,7 +286,11 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
         widths = [indices.shape[3] for _, indices in partial]
         partial, whole = lists(touched & ~full, widths), lists(full, widths)
     write = None if queries is None else torch.where(positions[0] >= 0, positions[0], lengths[0])
-    return [Layout(queries, keys, write, size, rows_per_block(tiles[0], size) > 1, numbers, *zip(partial, whole, strict=True))]
+    return [
+        Layout(
+            queries, keys, write, size, rows_per_block(tiles[0], size) > 1, numbers, *zip(partial, whole, strict=True)
+        )
+    ]
 
 
 class Rows(NamedTuple):
@@ -276,7 +310,9 @@ def rows_in_blocks(tile: GatherTile, size: int, first: int = 0) -> Rows:
     sides, count, together = (tile.queries, tile.keys), tile.queries.shape[2], rows_per_block(tile, size)
 
     def numbers(width: int) -> Tensor:
-        slots = torch.arange(first * width, (first + count) * width, dtype=torch.int32, device=tile.keys.device).view(1, 1, count, width)
+        slots = torch.arange(first * width, (first + count) * width, dtype=torch.int32, device=tile.keys.device).view(
+            1, 1, count, width
+        )
         slots = in_blocks(slots, together, size)[0, 0].clamp(min=0)
         return torch.stack([slots // width, slots % width])
 
@@ -292,7 +328,8 @@ def rows_per_block(tile: GatherTile, size: int) -> int:
 
 
 def in_blocks(index: Tensor, together: int, size: int) -> Tensor:
-    """Join every ``together`` rows of ``(b, h, R, T)``. Each group is padded to whole blocks of ``size`` slots: ``(b, h, slots)``."""
+    """Join every ``together`` rows of ``(b, h, R, T)``. Each group is padded to whole blocks of ``size`` slots:
+    ``(b, h, slots)``."""
     index = F.pad(index, (0, 0, 0, -index.shape[2] % together), value=-1).unflatten(2, (-1, together)).flatten(3)
     return F.pad(index, (0, -index.shape[3] % size), value=-1).flatten(2)
 
@@ -302,7 +339,9 @@ def block_pairs(parts: Sequence[Rows], size: int) -> Tensor:
     pairs, q_start, k_start = [], 0, 0
     for rows in parts:
         q_blocks, k_blocks = (torch.arange(x.shape[2] // size, device=x.device) for x in rows.positions)
-        grid = torch.broadcast_tensors((q_blocks + q_start).view(rows.groups, -1, 1), (k_blocks + k_start).view(rows.groups, 1, -1))
+        grid = torch.broadcast_tensors(
+            (q_blocks + q_start).view(rows.groups, -1, 1), (k_blocks + k_start).view(rows.groups, 1, -1)
+        )
         pairs.append(torch.stack(grid).flatten(1))
         q_start, k_start = q_start + len(q_blocks), k_start + len(k_blocks)
     return torch.cat(pairs, 1)
@@ -311,8 +350,9 @@ def block_pairs(parts: Sequence[Rows], size: int) -> Tensor:
 def axis_blocks(positions: Tensor, length: int, size: int, in_order: bool = False) -> tuple[Axis | None, Tensor, int]:
     """The axis of ``positions``, the axis block of every block of ``positions``, and the number of axis blocks.
 
-    The axis is ``None``, meaning the sequence itself, if every block of ``positions`` is empty or a whole block of the sequence. Then empty
-    blocks are block -1. A whole block holds the ``size`` positions from ``n · size`` on, in order, with -1 past the end of the sequence.
+    The axis is ``None``, meaning the sequence itself, if every block of ``positions`` is empty or a whole block of the
+    sequence. Then empty blocks are block -1. A whole block holds the ``size`` positions from ``n · size`` on, in
+    order, with -1 past the end of the sequence.
 
     in_order: whether slot i must also hold position i for the axis to be the sequence.
     """
@@ -329,8 +369,8 @@ def axis_blocks(positions: Tensor, length: int, size: int, in_order: bool = Fals
 
 
 def axis_of(positions: Tensor, length: int) -> Axis:
-    """The axis of int64 ``positions``, where -1 is an empty slot. Empty slots read tokens by their number modulo ``length``. If
-    all read the same token, the backward pass would add their gradients one after the other."""
+    """The axis of int64 ``positions``, where -1 is an empty slot. Empty slots read tokens by their number modulo
+    ``length``. If all read the same token, the backward pass would add their gradients one after the other."""
     spread = torch.arange(positions.shape[2], device=positions.device) % length
     return Axis(positions.to(torch.int32), torch.where(positions >= 0, positions, spread))
 
@@ -342,8 +382,11 @@ def block_ends(positions: Tensor, size: int, index: Tensor) -> tuple[Tensor, Ten
     return lowest[..., index], positions.amax(-1)[..., index], (positions >= 0).all(-1)[..., index]
 
 
-def visible(rules: GatherTile, queries: tuple[Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """For each query and key block of :func:`block_ends`: whether any query-key pair may be visible by the rules, and whether all are."""
+def visible(
+    rules: GatherTile, queries: tuple[Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """For each query and key block of :func:`block_ends`: whether any query-key pair may be visible by the rules, and
+    whether all are."""
     (q_low, q_high, q_filled), (k_low, k_high, k_filled) = queries, keys
     nearest, farthest = q_low - k_high, q_high - k_low  # the smallest and the largest query - key
     touched, full = (q_high >= 0) & (k_high >= 0), q_filled & k_filled
@@ -351,7 +394,10 @@ def visible(rules: GatherTile, queries: tuple[Tensor, Tensor, Tensor], keys: tup
         touched, full = touched & (farthest >= low) & (nearest <= high), full & (nearest >= low) & (farthest <= high)
     if rules.outside is not None:
         low, high = rules.outside
-        touched, full = touched & ~((nearest >= low) & (farthest <= high)), full & ((farthest < low) | (nearest > high))
+        touched, full = (
+            touched & ~((nearest >= low) & (farthest <= high)),
+            full & ((farthest < low) | (nearest > high)),
+        )
     return torch.broadcast_tensors(touched, full)
 
 

@@ -24,7 +24,9 @@ class DescribedMetric(evaluate.Metric, ABC):
         predictions, references = map(feature, self.items)
         features = datasets.Features({"predictions": predictions, "references": references})
         about, inputs = (inspect.getdoc(one) or "" for one in (inspect.getmodule(type(self)), type(self)))
-        return evaluate.MetricInfo(description=about, citation=self.citation, inputs_description=inputs, features=features)
+        return evaluate.MetricInfo(
+            description=about, citation=self.citation, inputs_description=inputs, features=features
+        )
 
     @abstractmethod
     def _compute(self, *args: Any, **kwargs: Any) -> dict[str, Any]: ...

@@ -1,6 +1,7 @@
 """Accuracy and macro F1 of single-label classification in per cent, over all documents and by their length in tokens.
 
-Macro F1 is the mean over the classes that occur among labels or predictions. A class that is never predicted correctly counts 0.
+Macro F1 is the mean over the classes that occur among labels or predictions. A class that is never predicted correctly
+counts 0.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
 class LongClassification(DescribedMetric):
     """Predictions are class numbers, references {label, length}. length: tokens of the document, -1 = unknown.
 
-    Returns a dict: accuracy, macro_f1, their standard errors (accuracy_se, macro_f1_se) for ten documents or more, n, and buckets:
-    {"<=512": the same, ...} without empty ones.
+    Returns a dict: accuracy, macro_f1, their standard errors (accuracy_se, macro_f1_se) for ten documents or more, n,
+    and buckets: {"<=512": the same, ...} without empty ones.
     """
 
     items = "int64", {"label": "int64", "length": "int64"}
 
     def _compute(self, predictions: list[int], references: list[dict[str, int]]) -> dict[str, Any]:
-        pairs: Any = [(reference["label"], prediction) for reference, prediction in zip(references, predictions, strict=True)]
+        pairs: Any = [
+            (reference["label"], prediction) for reference, prediction in zip(references, predictions, strict=True)
+        ]
         lengths = [reference["length"] for reference in references]
         return {**summarise(pairs), "buckets": by_bucket(pairs, lengths, summarise)}
 
@@ -41,7 +44,10 @@ def summarise(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
     mean = sum(count * without[pair] for pair, count in counts.items()) / n
     variance = (n - 1) / n * sum(count * (without[pair] - mean) ** 2 for pair, count in counts.items())
     macro_f1 = _macro_f1(counts), standard_error(variance, len(pairs))
-    return in_percent({"accuracy": mean_and_error([label == prediction for label, prediction in pairs]), "macro_f1": macro_f1}, len(pairs))
+    return in_percent(
+        {"accuracy": mean_and_error([label == prediction for label, prediction in pairs]), "macro_f1": macro_f1},
+        len(pairs),
+    )
 
 
 def _macro_f1(counts: Counter[tuple[int, int]]) -> float:

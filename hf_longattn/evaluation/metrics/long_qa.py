@@ -24,9 +24,10 @@ class LongQA(DescribedMetric):
 
     An empty prediction means "no answer". length: tokens of the document, -1 = unknown.
 
-    scripts: for each reference the script that compares texts: "squad" (default), or "trivia", for which texts are aliases.
-    Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and buckets:
-    {"<=512": the same, ...} without empty ones.
+    scripts: for each reference the script that compares texts: "squad" (default), or "trivia", for which texts are
+        aliases.
+    Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and
+    buckets: {"<=512": the same, ...} without empty ones.
     """
 
     items = (
@@ -62,7 +63,8 @@ def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]
 
 
 def score_alias(prediction: str, aliases: Sequence[str]) -> tuple[float, float]:
-    """TriviaQA's scores (triviaqa_evaluation.py) against the best of ``aliases``. Without aliases, only '' is correct."""
+    """TriviaQA's scores (triviaqa_evaluation.py) against the best of ``aliases``. Without aliases, only '' is
+    correct."""
     return _best_score(normalised_alias(prediction), [normalised_alias(alias) for alias in aliases])
 
 

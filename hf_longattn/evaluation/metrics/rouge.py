@@ -1,6 +1,7 @@
 """ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum F-scores (Lin 2004) of the package ``rouge_score``, without stemming.
 
-Its tokenizer reads only a–z and digits. If a reference is mainly in another script, :class:`AnyScript` tokenizes it and its prediction.
+Its tokenizer reads only a–z and digits. If a reference is mainly in another script, :class:`AnyScript` tokenizes it
+and its prediction.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ EXAMPLE = (["a red fox"], ["a red fox"], "rougeL")
 class Rouge(DescribedMetric):
     """Predictions and references are texts; ROUGE-Lsum compares their lines.
 
-    Returns a dict: rouge1, rouge2, rougeL and rougeLsum in per cent, their standard errors (rouge1_se, ...) for ten texts or more, and n,
-    the number of texts. A text is tokenized by rouge_score. If most letters of its reference are not a-z, it is split into the words of
-    BERT's tokenizer, where each Chinese character is a word; punctuation is dropped.
+    Returns a dict: rouge1, rouge2, rougeL and rougeLsum in per cent, their standard errors (rouge1_se, ...) for ten
+    texts or more, and n, the number of texts. A text is tokenized by rouge_score. If most letters of its reference are
+    not a-z, it is split into the words of BERT's tokenizer, where each Chinese character is a word; punctuation is
+    dropped.
     """
 
     items = "string", "string"

@@ -1,6 +1,7 @@
 """Word and character error rates of transcripts, as in jiwer.
 
-A rate is the number of substitutions, deletions and insertions in all transcripts, divided by the words or characters of the references."""
+A rate is the number of substitutions, deletions and insertions in all transcripts, divided by the words or characters
+of the references."""
 
 from __future__ import annotations
 
@@ -9,14 +10,15 @@ from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
 
 EXAMPLE = (["a red fox"], ["one big bear"], "wer")
-"""A prediction and a reference without a common word, and the name of the score that must then be 100. Used by tests."""
+"""A prediction and a reference without a common word, and the name of the score that must then be 100. Used by
+tests."""
 
 
 class Wer(DescribedMetric):
     """Predictions and references are texts.
 
-    Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more, and n, the number of
-    texts. Case and punctuation count; white space does not.
+    Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more,
+    and n, the number of texts. Case and punctuation count; white space does not.
     """
 
     items = "string", "string"

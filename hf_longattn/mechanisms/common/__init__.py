@@ -1,1 +1,2 @@
-"""Shared parts of mechanisms: base class, options, registry, building blocks, and parsing of mechanisms nested in others."""
+"""Shared parts of mechanisms: base class, options, registry, building blocks, and parsing of mechanisms nested in
+others."""

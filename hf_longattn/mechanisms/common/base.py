@@ -1,16 +1,16 @@
 """Base class of every mechanism: documented options, a fast ``forward`` and a float64 definition.
 
-A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), or inherits both and defines a mask on a band
-(:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.masked.GatheredMechanism`), or features
+A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), or inherits both and defines a mask on a
+band (:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.masked.GatheredMechanism`), or features
 (:class:`~.feature_map.LinearMechanism`). Everything else has a default:
 
 - ``capabilities`` (:mod:`.capabilities`): supported features, and requirements on its model.
-- ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares it
-  with the length that positions were trained for (:mod:`.capabilities`).
+- ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares
+  it with the length that positions were trained for (:mod:`.capabilities`).
 - ``covers``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
 
-Features of some mechanisms are in additional base classes: masks in :mod:`.masked`; a state for decoding, an auxiliary loss and others in
-:mod:`.capabilities`.
+Features of some mechanisms are in additional base classes: masks in :mod:`.masked`; a state for decoding, an auxiliary
+loss and others in :mod:`.capabilities`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ DENSE_LIMIT = 4096
 
 
 class LayerSizes(NamedTuple):
-    """The sizes of a layer: query heads, width of a head, width of the model, and the longest input in tokens, if it is known."""
+    """The sizes of a layer: query heads, width of a head, width of the model, and the longest input in tokens, if it
+    is known."""
 
     num_heads: int
     head_dim: int
@@ -53,8 +54,8 @@ class LayerSizes(NamedTuple):
 class Mechanism(nn.Module, ABC):
     """One attention mechanism, built for one layer by :func:`hf_longattn.build_mechanism`.
 
-    Tensors are ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)`` with ``H_kv`` dividing ``H``. With ``Nq < Nk`` the queries are the last
-    ``Nq`` positions of the keys' sequence (decoding with a cache).
+    Tensors are ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)`` with ``H_kv`` dividing ``H``. With ``Nq < Nk`` the
+    queries are the last ``Nq`` positions of the keys' sequence (decoding with a cache).
     """
 
     name: ClassVar[str]
@@ -62,13 +63,16 @@ class Mechanism(nn.Module, ABC):
     about: ClassVar[About] = About()
     """Facts for lists and pages of mechanisms."""
     causal: bool | str = "both"
-    """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
+    """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise
+    ``"both"``."""
     capabilities: Capabilities = Capabilities()
     """Supported features of the mechanism, and its requirements on layer and model."""
     per_head_tensors: tuple[str, ...] | None = None
     """Names, relative to the mechanism, of tensors whose first axis is the heads. Pruning heads cuts them. ``None`` if
     heads depend on each other, on their index or on their number."""
-    _options_type: ClassVar[type[Options]] = Options  # the class of `options`, from the annotation `options: MineOptions` of a subclass
+    _options_type: ClassVar[type[Options]] = (
+        Options  # the class of `options`, from the annotation `options: MineOptions` of a subclass
+    )
     _layer: int = 0
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
@@ -78,18 +82,21 @@ class Mechanism(nn.Module, ABC):
             options_type = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
             if options_type is None:
                 raise OptionError(
-                    f"{cls.__name__} has options of {named}, which its module does not define; define it there, above the class."
+                    f"{cls.__name__} has options of {named}, which its module does not define; define it there, above "
+                    "the class."
                 )
             cls._options_type = options_type
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
+    ) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.options = num_heads, head_dim, options
         self.sizes = LayerSizes(num_heads, head_dim, hidden_size, max_length)
         """The first arguments of this method: ``type(self)(*self.sizes, self.options)`` builds an equal mechanism."""
         self.is_cross_attention = False
-        """Whether queries and keys belong to different sequences, so that the padding of keys says nothing about queries. Set for the
-        mechanism of a cross-attention module."""
+        """Whether queries and keys belong to different sequences, so that the padding of keys says nothing about
+        queries. Set for the mechanism of a cross-attention module."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
@@ -97,7 +104,8 @@ class Mechanism(nn.Module, ABC):
 
     @property
     def layer(self) -> int:
-        """Index of the layer, set when the mechanism is attached. Seeded mechanisms draw different numbers in each layer."""
+        """Index of the layer, set when the mechanism is attached. Seeded mechanisms draw different numbers in each
+        layer."""
         return self._layer
 
     @layer.setter
@@ -111,8 +119,9 @@ class Mechanism(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter and buffer, including those of relative positions and members.
 
-        A mechanism that adds tensors extends this method, and initialises them nowhere else. A model is loaded by building mechanisms
-        without storage and then calling this method. The result must equal a newly built mechanism.
+        A mechanism that adds tensors extends this method, and initialises them nowhere else. A model is loaded by
+        building mechanisms without storage and then calling this method. The result must equal a newly built
+        mechanism.
 
         Args:
             generator: source of random values, on the tensors' device; torch's default generator if None.
@@ -121,7 +130,10 @@ class Mechanism(nn.Module, ABC):
         for part in _parts(self):
             reset(part, generator)
             inside |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
-        owned = next((name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if id(tensor) not in inside), None)
+        owned = next(
+            (name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if id(tensor) not in inside),
+            None,
+        )
         if owned is not None and type(self).reset_parameters is Mechanism.reset_parameters:
             raise OptionError(
                 f"Mechanism {self.name!r} owns a tensor, {owned!r}, that nothing initialises; "
@@ -132,26 +144,30 @@ class Mechanism(nn.Module, ABC):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The attention output ``(B, H, Nq, D)`` in the dtype of ``q``, for sequences that start at index 0.
 
-        ``call.key_mask`` is False for padding, which comes after a sequence or between its tokens. Padding before a sequence is allowed
-        only if ``capabilities.position_dependent`` is False or, on accelerators, ``SparseMechanism.finds_starts`` is True.
+        ``call.key_mask`` is False for padding, which comes after a sequence or between its tokens. Padding before a
+        sequence is allowed only if ``capabilities.position_dependent`` is False or, on accelerators,
+        ``SparseMechanism.finds_starts`` is True.
         """
 
     @abstractmethod
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition of the mechanism: the weights ``(B, H, Nq, Nk)`` that multiply the values, in the dtype of ``q``.
+        """The definition of the mechanism: the weights ``(B, H, Nq, Nk)`` that multiply the values, in the dtype of
+        ``q``.
 
         ``call.score_mod`` must include the relative positions; :meth:`defined` and :func:`attention_weights` add them.
         """
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output by the definition, ``(B, H, Nq, D)``, without dropout. Exported if the engine cannot be exported."""
+        """The output by the definition, ``(B, H, Nq, D)``, without dropout. Exported if the engine cannot be
+        exported."""
         return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(*with_dense_terms(self, q, k, call))
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Whether ``forward`` separates packed documents by ``call.documents``. If not, each document becomes its own batch row.
+        """Whether ``forward`` separates packed documents by ``call.documents``. If not, each document becomes its own
+        batch row.
 
         k, v: ``(B, H_kv, N, D)``.
         """
@@ -164,7 +180,8 @@ class Mechanism(nn.Module, ABC):
     def pairs(self, length: int, causal: bool = False) -> int:
         """The number of query-key products of one head for ``length`` tokens, the unit of cost.
 
-        Computed in closed form, since listing the pairs takes 0.1 to 0.5 s at 131,072 tokens. Tests compare it with listed pairs.
+        Computed in closed form, since listing the pairs takes 0.1 to 0.5 s at 131,072 tokens. Tests compare it with
+        listed pairs.
         """
         return full_pairs(length, causal)
 
@@ -173,13 +190,16 @@ class Mechanism(nn.Module, ABC):
         return None
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        """A function that returns a mask of the attended keys, or the weights of all keys (:data:`~.shared_options.KeysOrWeights`).
+        """A function that returns a mask of the attended keys, or the weights of all keys
+        (:data:`~.shared_options.KeysOrWeights`).
 
-        ``None`` if the output is not one softmax over keys. :mod:`hf_longattn.inspect` measures how much of full attention's weight
-        falls on these keys. It calls the function for some queries at a time, in memory linear in N.
+        ``None`` if the output is not one softmax over keys. :mod:`hf_longattn.inspect` measures how much of full
+        attention's weight falls on these keys. It calls the function for some queries at a time, in memory linear in
+        N.
 
         Args:
-            q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select keys.
+            q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select
+                keys.
         """
         return None
 
@@ -187,10 +207,13 @@ class Mechanism(nn.Module, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())
 
 
-def attention_weights(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
+def attention_weights(
+    mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any
+) -> Tensor:
     """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
 
-    Rows and columns of padding are zeros, unless ``ignores_padding`` is False. Queries of cross-attention are never padding.
+    Rows and columns of padding are zeros, unless ``ignores_padding`` is False. Queries of cross-attention are never
+    padding.
 
     Args:
         arguments: those of :meth:`AttentionCall.of`, instead of ``call``.
@@ -206,7 +229,11 @@ def attention_weights(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attentio
     if 0 in q.shape:
         return q.new_zeros(*q.shape[:3], k.shape[2])
     dtype, precise, order = q.dtype, torch.promote_types(q.dtype, torch.float32), mechanism.options.order
-    q, k, call = q.to(precise), k.to(precise), (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
+    q, k, call = (
+        q.to(precise),
+        k.to(precise),
+        (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid(),
+    )
     weights: Any = mechanism._weights if order is None else weights_in_order(order, mechanism._weights)
     if mechanism.is_cross_attention:
         q, k, _, call = clear_padding(q, k, k, call, cross=True)
@@ -226,7 +253,8 @@ def attention_weights(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attentio
 
 
 def reset(module: Any, generator: torch.Generator | None) -> None:
-    """Call ``module.reset_parameters``, with ``generator`` if the method takes one. The methods of torch's modules do not."""
+    """Call ``module.reset_parameters``, with ``generator`` if the method takes one. The methods of torch's modules do
+    not."""
     takes = "generator" in inspect.signature(module.reset_parameters).parameters
     module.reset_parameters(*([generator] if takes else []))
 
@@ -259,7 +287,9 @@ def softmax_over(scores: Tensor, visible: Tensor, sink_scores: Tensor | None = N
     sink_scores: ``(H,)``, a further column of scores, whose weights are left out of the result.
     """
     weights = softmax_beside(scores.masked_fill(~visible, float("-inf")), sink_scores)
-    return torch.where(visible.any(-1, keepdim=True), weights, torch.zeros((), dtype=weights.dtype, device=weights.device))
+    return torch.where(
+        visible.any(-1, keepdim=True), weights, torch.zeros((), dtype=weights.dtype, device=weights.device)
+    )
 
 
 def normalised(weights: Tensor) -> Tensor:
@@ -275,5 +305,6 @@ def pad_queries(q: Tensor, length: int) -> Tensor:
 
 
 def drop_keys(v: Tensor, dropout_p: float) -> Tensor:
-    """Values ``(B, H, Nk, D)`` after dropout of whole keys. For mechanisms without a weight matrix to apply dropout to."""
+    """Values ``(B, H, Nk, D)`` after dropout of whole keys. For mechanisms without a weight matrix to apply dropout
+    to."""
     return v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p) if dropout_p else v

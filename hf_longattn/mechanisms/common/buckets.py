@@ -1,12 +1,12 @@
 """Base of mechanisms that hash or cluster tokens into buckets.
 
-Each round assigns every token to a bucket. Query i and key j meet in a round if they share a bucket (a mechanism may add conditions). The
-multiplicity M_ij is the number of rounds in which they meet. The definition is
+Each round assigns every token to a bucket. Query i and key j meet in a round if they share a bucket (a mechanism may
+add conditions). The multiplicity M_ij is the number of rounds in which they meet. The definition is
 
     weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M if duplicates count, else 1 where M > 0
 
-where a is a learned affinity, or 0. A query that meets no key attends to its own position. Buckets are computed without gradients, in
-float64 if the device has it, so that neither batch shape nor padding changes a token's bucket.
+where a is a learned affinity, or 0. A query that meets no key attends to its own position. Buckets are computed
+without gradients, in float64 if the device has it, so that neither batch shape nor padding changes a token's bucket.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from .shared_options import KeysOrWeights
 
 
 class BucketedMechanism(Mechanism):
-    """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`prepared` could change a bucket."""
+    """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`prepared` could
+    change a bucket."""
 
     capabilities = Mechanism.capabilities.but(exports="definition")
     count_duplicates: bool = False
@@ -39,14 +40,18 @@ class BucketedMechanism(Mechanism):
 
     @abstractmethod
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: the number of rounds in which query i meets key j, ``(B, H, Nq, Nk)`` int. Compares all pairs.
+        """The definition: the number of rounds in which query i meets key j, ``(B, H, Nq, Nk)`` int. Compares all
+        pairs.
 
         q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``.
         """
 
     @abstractmethod
-    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The pairs of :meth:`meetings` as tiles without padding keys, found without comparing all pairs; and the queries that meet no key.
+    def visits(
+        self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall
+    ) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+        """The pairs of :meth:`meetings` as tiles without padding keys, found without comparing all pairs; and the
+        queries that meet no key.
 
         These are a mask ``(B, H, N)`` bool, arbitrary at padding, and ``None`` if every query meets a key.
         q, k: ``(B, H, N, D)``; only the last ``q_len`` tokens of ``q`` are queries.
@@ -54,7 +59,8 @@ class BucketedMechanism(Mechanism):
 
     @abstractmethod
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        """Which keys some of the queries meet: a function ``rows (n,)`` -> ``(B, H, n, N)`` bool, in memory linear in N.
+        """Which keys some of the queries meet: a function ``rows (n,)`` -> ``(B, H, n, N)`` bool, in memory linear in
+        N.
 
         q, k: ``(B, H, N, D)``.
         """
@@ -66,7 +72,10 @@ class BucketedMechanism(Mechanism):
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.count_duplicates or not self.plain_scores:
             return None
-        meets, positions = self.met_by_rows(q, repeat_heads(k, q.shape[1]), call), torch.arange(k.shape[2], device=k.device)
+        meets, positions = (
+            self.met_by_rows(q, repeat_heads(k, q.shape[1]), call),
+            torch.arange(k.shape[2], device=k.device),
+        )
 
         def keeps(rows: Tensor, scores: Tensor) -> Tensor:
             met = meets(rows)
@@ -75,11 +84,14 @@ class BucketedMechanism(Mechanism):
         return keeps
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The multiplicity M', ``(B, H, Nq, Nk)`` int; 0 at padding queries and keys. ``q`` and ``k`` as for :meth:`meetings`."""
+        """The multiplicity M', ``(B, H, Nq, Nk)`` int; 0 at padding queries and keys. ``q`` and ``k`` as for
+        :meth:`meetings`."""
         real, count = call.real(k), self.meetings(q, k, call)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
-        count = torch.where(no_visible_key & (q_idx == kv_idx), 1, count) * (real[:, None, None, :] & real[:, None, -q.shape[2] :, None])
+        count = torch.where(no_visible_key & (q_idx == kv_idx), 1, count) * (
+            real[:, None, None, :] & real[:, None, -q.shape[2] :, None]
+        )
         return count if self.count_duplicates else count.clamp(max=1)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -113,7 +125,8 @@ class BucketedMechanism(Mechanism):
     def counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
         """``call`` with a score term for dense attention over :meth:`prepared` queries and keys.
 
-        If duplicates count, the term is the log of the multiplicity ``count``. A mechanism with an affinity a_ij adds that.
+        If duplicates count, the term is the log of the multiplicity ``count``. A mechanism with an affinity a_ij adds
+        that.
         """
         if not self.count_duplicates:
             return call
@@ -122,7 +135,8 @@ class BucketedMechanism(Mechanism):
 
 
 def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Callable[[Tensor], Tensor]:
-    """A function ``rows (n,)`` -> ``(B, H, n, N)`` bool: :func:`recent_in_bucket` in any round, for the queries at ``rows``.
+    """A function ``rows (n,)`` -> ``(B, H, n, N)`` bool: :func:`recent_in_bucket` in any round, for the queries at
+    ``rows``.
 
     query_buckets, key_buckets: ``(B, H, R, N)``.
     """
@@ -135,11 +149,13 @@ def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, siz
     return met
 
 
-def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor | None = None) -> Tensor:
+def recent_in_bucket(
+    query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor | None = None
+) -> Tensor:
     """Mask ``(B, H, R, Nq, Nk)`` of the last ``size`` keys in each query's bucket, up to the query.
 
-    query_buckets: ``(B, H, R, Nq)``, of the queries at positions ``rows (Nq,)``, by default the last; key_buckets: ``(B, H, R, Nk)``; real:
-    ``(B, Nk)`` bool.
+    query_buckets: ``(B, H, R, Nq)``, of the queries at positions ``rows (Nq,)``, by default the last; key_buckets:
+    ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
     """
     positions = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
     past = positions <= (positions[-query_buckets.shape[-1] :] if rows is None else rows)[:, None]

@@ -28,8 +28,9 @@ class About:
     engine: engine that ``forward`` runs on.
     cost: how time grows with the length N, such as ``"N·w"``.
     sample: options that suit inputs of a few hundred tokens, for tests and plots.
-    covering: a function of ``(length, causal)``, or of the grid for a mechanism on a grid. It returns options with which the mechanism
-        equals full softmax attention up to ``length`` tokens. ``None`` if no such options are known.
+    covering: a function of ``(length, causal)``, or of the grid for a mechanism on a grid. It returns options with
+        which the mechanism equals full softmax attention up to ``length`` tokens. ``None`` if no such options are
+        known.
     """
 
     summary: str = ""
@@ -55,7 +56,8 @@ class Recursion:
     depth: int | None = None
 
     def text(self, causal: bool) -> int:
-        """Number of text tokens in a segment. A causal segment contains the memory tokens twice: first to read, last to write."""
+        """Number of text tokens in a segment. A causal segment contains the memory tokens twice: first to read, last
+        to write."""
         return self.length - self.memory * (2 if causal else 1)
 
 
@@ -63,8 +65,8 @@ class Recursion:
 class Capabilities:
     """Features that a mechanism supports, and its requirements on layer and model.
 
-    A class lists only changes from its base class: ``capabilities = Mechanism.capabilities.but(trains=True)``. If a capability depends on
-    options, ``__init__`` sets ``self.capabilities`` in the same way.
+    A class lists only changes from its base class: ``capabilities = Mechanism.capabilities.but(trains=True)``. If a
+    capability depends on options, ``__init__`` sets ``self.capabilities`` in the same way.
 
     trains: whether the mechanism adds parameters, so that a converted checkpoint needs training.
     takes_globals: whether the mechanism uses ``global_mask``.
@@ -72,14 +74,16 @@ class Capabilities:
     takes_sinks: whether a call may have sinks (``sink_scores``). Requires that every output is one softmax over keys.
     takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises InputError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
-    ignores_padding: whether padding leaves outputs unchanged. False if an option reproduces an implementation that counts padding.
-    position_dependent: whether the output depends on where a sequence starts in its batch row, as with blocks or counted positions. If
-        not, a key mask is enough for left padding.
+    ignores_padding: whether padding leaves outputs unchanged. False if an option reproduces an implementation that
+        counts padding.
+    position_dependent: whether the output depends on where a sequence starts in its batch row, as with blocks or
+        counted positions. If not, a key mask is enough for left padding.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
-    images: support for images: ``"any"``; ``"ordered"`` = only with the option ``order``, because distances in the sequence matter; or
-        ``"never"``, because it reads segments one after the other, each with a memory of earlier segments.
-    exports: code in a ``torch.export`` graph for all lengths: ``"engine"``; ``"definition"`` (in N×N memory), if the engine's layout
-        depends on length or data; or ``"never"``.
+    images: support for images: ``"any"``; ``"ordered"`` = only with the option ``order``, because distances in the
+        sequence matter; or ``"never"``, because it reads segments one after the other, each with a memory of earlier
+        segments.
+    exports: code in a ``torch.export`` graph for all lengths: ``"engine"``; ``"definition"`` (in N×N memory), if the
+        engine's layout depends on length or data; or ``"never"``.
     recursion: the segments in which the whole model runs; ``None`` if it runs on whole texts.
     """
 
@@ -112,7 +116,9 @@ class Stateful:
     """A mechanism that decodes from a state of constant size in place of the keys."""
 
     @abstractmethod
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall
+    ) -> tuple[Tensor, State]:
         """Causal attention of new tokens, given the state after the past ones.
 
         Args:
@@ -120,8 +126,8 @@ class Stateful:
             state: the state that the previous call returned, or ``None`` at the beginning.
             call: ``key_mask (B, n)`` covers the new tokens only.
         Returns:
-            The output ``(B, H, n, D)`` and the new state: tensors of constant size, with the batch axis first. Zeros in a batch row are
-            an empty state, so that single rows can be reset.
+            The output ``(B, H, n, D)`` and the new state: tensors of constant size, with the batch axis first. Zeros
+            in a batch row are an empty state, so that single rows can be reset.
         """
 
 
@@ -130,7 +136,8 @@ class NeedsWholeBatch:
 
     @abstractmethod
     def needs_one_call(self) -> bool:
-        """Whether all rows and packed documents of a batch must be in one call, in the current mode (training or eval)."""
+        """Whether all rows and packed documents of a batch must be in one call, in the current mode (training or
+        eval)."""
 
 
 class CopiesProjections:
@@ -153,8 +160,8 @@ class OnGrid(ABC):
 
     @abstractmethod
     def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
-        """Block size in cells along each axis, if each cell of ``grid`` sees exactly its own block; else ``None``. Blocks start at the
-        first cell. The last block of an axis may be smaller."""
+        """Block size in cells along each axis, if each cell of ``grid`` sees exactly its own block; else ``None``.
+        Blocks start at the first cell. The last block of an axis may be smaller."""
 
 
 def on_grid(mechanism: Any, grid: Grid | None, check: bool = False, layer: int | None = None) -> Any:
@@ -185,8 +192,8 @@ def projection_copies(mechanism: Any) -> Mapping[str, str]:
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     """Whether every sequence is moved to index 0 before the mechanism runs.
 
-    False without a batch, True for packed documents and for a grid per sequence. Otherwise True if padding must not change outputs and the
-    mechanism reads no grid, in which padding would be a gap."""
+    False without a batch, True for packed documents and for a grid per sequence. Otherwise True if padding must not
+    change outputs and the mechanism reads no grid, in which padding would be a gap."""
     if call.batch is None:
         return False
     if call.batch.documents is not None or (isinstance(call.grid, tuple) and reads_grid(mechanism)):
@@ -195,20 +202,23 @@ def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
 
 
 def _distances(mechanism: Any, causal: bool) -> Locality | None:
-    """The mechanism's locality, or ``None`` if queries also see keys outside its range (global tokens, for example)."""
+    """The mechanism's locality, or ``None`` if queries also see keys outside its range (global tokens, for
+    example)."""
     local = mechanism.locality(causal)
     return local if local is not None and not local.beside else None
 
 
 def keys_per_query(mechanism: Any) -> int | None:
-    """Maximum number of keys that a causal query sees, its own included. Determines the size of the decode cache. ``None`` if unbounded, if
-    the keys are not one fixed range, and for mechanisms with blocks, which have a smaller cache."""
+    """Maximum number of keys that a causal query sees, its own included. Determines the size of the decode cache.
+    ``None`` if unbounded, if the keys are not one fixed range, and for mechanisms with blocks, which have a smaller
+    cache."""
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 else local.back + 1
 
 
 def largest_distances(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
-    """The largest visible distances, back (query - key) and ahead (key - query). They determine the size of relative position tables."""
+    """The largest visible distances, back (query - key) and ahead (key - query). They determine the size of relative
+    position tables."""
     local = _distances(mechanism, causal)
     if local is None:
         return kv_len - 1, 0 if causal else q_len - 1

@@ -1,15 +1,17 @@
-"""Base of linear mechanisms: features of queries and keys, for the linear engine (Katharopoulos et al. 2020, equations 4 to 12).
+"""Base of linear mechanisms: features of queries and keys, for the linear engine (Katharopoulos et al. 2020, equations
+4 to 12).
 
     o_i = Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)        κ(q, k) = φ_q(q) · φ_k(k)
 
-A mechanism defines φ for the fast path and κ, written without φ, for the definition. On a CPU, features are computed for a few hundred
-tokens at a time. They stay in the CPU cache and, unless gradients are needed, never exist for the whole text.
+A mechanism defines φ for the fast path and κ, written without φ, for the definition. On a CPU, features are computed
+for a few hundred tokens at a time. They stay in the CPU cache and, unless gradients are needed, never exist for the
+whole text.
 
-Exponential features are stored as logarithms, so that no score overflows (:class:`LogLinearMechanism`). Feature m of query i is
-exp(b_im), of key j exp(a_jm). A piece of keys is exponentiated relative to an anchor A_m: the largest a_jm of the earlier keys or, in the
-first piece, a_jm of the first real key. Up to a factor per query, the weights Σ_m exp(b_im + a_jm) are
-Σ_m exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is the maximum of b_im + A_m over m. No later key changes a query's output, except by
-rounding on accelerators and in graphs, where A may include the piece itself.
+Exponential features are stored as logarithms, so that no score overflows (:class:`LogLinearMechanism`). Feature m of
+query i is exp(b_im), of key j exp(a_jm). A piece of keys is exponentiated relative to an anchor A_m: the largest a_jm
+of the earlier keys or, in the first piece, a_jm of the first real key. Up to a factor per query, the weights Σ_m
+exp(b_im + a_jm) are Σ_m exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is the maximum of b_im + A_m over m. No later
+key changes a query's output, except by rounding on accelerators and in graphs, where A may include the piece itself.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ from .options import Options
 
 
 class HeadwiseLinear(nn.Module):
-    """A linear map per head, ``weight (H, D, F)``: from ``(B, H or H_kv, n, D)`` to ``(B, H, n, F)``, in the dtype of the input."""
+    """A linear map per head, ``weight (H, D, F)``: from ``(B, H or H_kv, n, D)`` to ``(B, H, n, F)``, in the dtype of
+    the input."""
 
     def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -59,8 +62,8 @@ class HeadwiseLinear(nn.Module):
 
 
 FEATURES_PER_PIECE = 1 << 18
-"""Feature elements computed at a time on a CPU, per thread. With fewer elements, threads wait for one another. More elements do not fit
-into the CPU cache."""
+"""Feature elements computed at a time on a CPU, per thread. With fewer elements, threads wait for one another. More
+elements do not fit into the CPU cache."""
 NO_KEYS = -1e30
 """Log scale of a feature that has had no keys so far. Finite, so that differences are not NaN."""
 MAX_LOG_RISE = 60.0
@@ -80,7 +83,9 @@ class LinearMechanism(Mechanism, Stateful):
     features_per_head: int
     """F, the number of features per head, by default D. Sizes the state and the pieces."""
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.features_per_head = head_dim
 
@@ -103,7 +108,8 @@ class LinearMechanism(Mechanism, Stateful):
         return x if scale == self.head_dim**-0.5 else x * (scale * self.head_dim**0.5) ** 0.5
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Updating and reading a state of F·D numbers counts as F pairs per token. The causal form adds the pairs within each chunk."""
+        """Updating and reading a state of F·D numbers counts as F pairs per token. The causal form adds the pairs
+        within each chunk."""
         chunk = min(length, CHUNK) if causal else 0
         return min(full_pairs(length, causal), length * self.features_per_head + length * (chunk + 1) // 2)
 
@@ -113,14 +119,16 @@ class LinearMechanism(Mechanism, Stateful):
         return softmax_over(kernel, visible) if self.logarithms else normalised(kernel.masked_fill(~visible, 0.0))
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Whether flash-linear-attention's kernel may take all packed documents in one call. Every document has an anchor of its own."""
+        """Whether flash-linear-attention's kernel may take all packed documents in one call. Every document has an
+        anchor of its own."""
         return accelerator.accelerated(k) and call.causal and not self.logarithms and fla.installed()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             if call.documents is None:
                 return self.run(q, k, v, None, call)[0]
-            # Packed documents take one call of flash-linear-attention's kernel if it runs, else a call for each document.
+            # Packed documents take one call of flash-linear-attention's kernel if it runs, else a call for each
+            # document.
             assert call.batch is not None
             dropped = drop_keys(v, call.dropout) if call.dropout else v
             if call.key_mask is not None:
@@ -131,18 +139,20 @@ class LinearMechanism(Mechanism, Stateful):
                 return attend_per_sequence(self.forward, q, k, v, call, choose("documents", q, k, call))
             return fla.linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0].to(q.dtype)
 
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state holds the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``. With logarithms it also has ``log (B, heads, F)``, the
-        largest logarithm of each feature, to which the sums are relative."""
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall
+    ) -> tuple[Tensor, State]:
+        """The state holds the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``. With logarithms it also has
+        ``log (B, heads, F)``, the largest logarithm of each feature, to which the sums are relative."""
         with torch.autocast(q.device.type, enabled=False):
             return self.run(q, k, v, state, call if call.causal else call.replace(causal=True))
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The output of ``q`` over the keys of ``state`` and ``k``, and the state after them.
 
-        With logarithms, a causal piece ends before a key that exceeds the anchor A by more than :data:`MAX_LOG_RISE`. A graph cannot cut
-        pieces by values. It computes in float64, where exp() covers differences of about 700, or in float32 (about 80) on devices without
-        float64.
+        With logarithms, a causal piece ends before a key that exceeds the anchor A by more than :data:`MAX_LOG_RISE`.
+        A graph cannot cut pieces by values. It computes in float64, where exp() covers differences of about 700, or in
+        float32 (about 80) on devices without float64.
         """
         v = drop_keys(v, call.dropout) if call.dropout else v
         if not (self.logarithms and call.causal and q.shape[2] > 1):
@@ -151,7 +161,9 @@ class LinearMechanism(Mechanism, Stateful):
             exact = exact_dtype(q.device)
             wider = None if state is None else {name: x.to(exact) for name, x in state.items()}
             out, after = self.in_pieces(q.to(exact), k.to(exact), v.to(exact), wider, call)
-            return out.to(q.dtype), {name: at_least_fp32(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()}
+            return out.to(q.dtype), {
+                name: at_least_fp32(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()
+            }
         if accelerator.accelerated(q):
             rises: list[Tensor] = []
             result = self.in_pieces(q, k, v, state, call, rises=rises)
@@ -161,10 +173,17 @@ class LinearMechanism(Mechanism, Stateful):
         return self.in_pieces(q, k, v, state, call, cuts=True)
 
     def in_pieces(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall, rises: list[Tensor] | None = None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        call: AttentionCall,
+        rises: list[Tensor] | None = None,
         cuts: bool = False,
-    ) -> tuple[Tensor, State]:  # fmt: skip
-        """The result of :meth:`run`, computed piece by piece. ``rises`` and ``cuts`` are those of :meth:`causal_piece`."""
+    ) -> tuple[Tensor, State]:
+        """The result of :meth:`run`, computed piece by piece. ``rises`` and ``cuts`` are those of
+        :meth:`causal_piece`."""
         (batch, _, q_len, _), kv_len = q.shape, k.shape[2]
         first, causal = kv_len - q_len, call.causal and q_len > 1  # a single query sees every key
         outs: list[Tensor] = []
@@ -190,7 +209,8 @@ class LinearMechanism(Mechanism, Stateful):
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
-        """Slices of tokens whose features are computed together: at least two chunks, except at the end. In graphs, a single slice."""
+        """Slices of tokens whose features are computed together: at least two chunks, except at the end. In graphs, a
+        single slice."""
         if in_graph():
             size = stop - start
         else:
@@ -202,7 +222,9 @@ class LinearMechanism(Mechanism, Stateful):
             yield slice(at, min(at + size, stop))
             at += size
 
-    def key_features(self, k: Tensor, v: Tensor, tokens: slice, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
+    def key_features(
+        self, k: Tensor, v: Tensor, tokens: slice, call: AttentionCall
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features and values of the keys at ``tokens``, and ``(B, n)`` bool, True = real key (``None``: all).
 
         Values keep their dtype. Padding gets features that add nothing to sums.
@@ -227,20 +249,30 @@ class LinearMechanism(Mechanism, Stateful):
     def read(self, phi_q: Tensor, state: State) -> Tensor:
         """The output of queries that see the whole state."""
         if self.logarithms:
-            scale = torch.where(state["z"] == 0, NO_KEYS, state["log"])  # a row that was reset is zeros and has had no keys
+            # a row that was reset is zeros and has had no keys
+            scale = torch.where(state["z"] == 0, NO_KEYS, state["log"])
             phi_q = relative_queries(phi_q, scale[:, :, None])
         return read(phi_q, state)
 
     def causal_piece(
-        self, phi_q: Tensor, phi_k: Tensor, values: Tensor, real: Tensor | None, state: State | None, rises: list[Tensor] | None,
+        self,
+        phi_q: Tensor,
+        phi_k: Tensor,
+        values: Tensor,
+        real: Tensor | None,
+        state: State | None,
+        rises: list[Tensor] | None,
         cuts: bool,
-    ) -> tuple[Tensor, State]:  # fmt: skip
-        """Causal attention of the next tokens, and the state after them. Features are ``(B, H, n, F)`` and ``(B, heads, n, F)``.
+    ) -> tuple[Tensor, State]:
+        """Causal attention of the next tokens, and the state after them. Features are ``(B, H, n, F)`` and
+        ``(B, heads, n, F)``.
 
         real: ``(B, n)`` bool, True = real key; ``None`` if all are real.
-        rises: for logarithms, a list to which the largest difference between a key and the anchor A is appended, without reading it.
-        cuts: whether to read that difference, and to end a part of the piece before a key that exceeds A by too much. Every query then
-            sees the keys from which A is taken, and its unnormalised weights sum to at least 1. Without both, A includes the piece itself.
+        rises: for logarithms, a list to which the largest difference between a key and the anchor A is appended,
+            without reading it.
+        cuts: whether to read that difference, and to end a part of the piece before a key that exceeds A by too much.
+            Every query then sees the keys from which A is taken, and its unnormalised weights sum to at least 1.
+            Without both, A includes the piece itself.
         """
         if not self.logarithms:
             return linear_attention(phi_q, phi_k, values, initial_state=state)
@@ -267,7 +299,9 @@ class LinearMechanism(Mechanism, Stateful):
                 outs.append(self.read(phi_q[:, :, piece], state))
             else:
                 earlier = _rescaled(state, anchor)
-                out, sums = linear_attention(phi_q[:, :, piece], rest, values[:, :, piece], initial_state=earlier, scale=anchor)
+                out, sums = linear_attention(
+                    phi_q[:, :, piece], rest, values[:, :, piece], initial_state=earlier, scale=anchor
+                )
                 state = {**_rescaled({**sums, "log": anchor}, top), "log": top}
                 outs.append(out)
             begin += count
@@ -278,7 +312,8 @@ class LinearMechanism(Mechanism, Stateful):
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
     """``state``, or an empty state instead of ``None``.
 
-    Its ``log`` is :data:`NO_KEYS` for features without keys so far. These have ``z`` = 0, also in a row that was reset to zeros.
+    Its ``log`` is :data:`NO_KEYS` for features without keys so far. These have ``z`` = 0, also in a row that was reset
+    to zeros.
     """
     if state is None:
         state = empty_state(logs, values)
@@ -304,7 +339,8 @@ def _rescaled(state: State, scale: Tensor) -> State:
 
 
 def log_products(left: Tensor, right: Tensor) -> Tensor:
-    """log Σ_m exp(left_im + right_jm). The maximum of each row is subtracted before exp(), so that products fit in float64."""
+    """log Σ_m exp(left_im + right_jm). The maximum of each row is subtracted before exp(), so that products fit in
+    float64."""
     rows, columns = left.amax(-1, keepdim=True), right.amax(-1, keepdim=True)
     products = (left - rows).exp() @ (right - columns).exp().mT
     return products.clamp(min=torch.finfo(products.dtype).tiny).log() + rows + columns.mT

@@ -20,14 +20,17 @@ class GlobalTokenIds:
 
     positions: counted from each sequence's first real token.
     token_ids: every token with one of these ids.
-    first_segment: the tokens before the first separator, without the separator (Beltagy et al. 2020, section 3.1, "global attention on
-        all question tokens").
+    first_segment: the tokens before the first separator, without the separator (Beltagy et al. 2020, section 3.1,
+        "global attention on all question tokens").
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
-    question_separator: the id between a question and a document. All tokens before the document are then global instead of
-        ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's pairs.
+    question_separator: the id between a question and a document. All tokens before the document are then global
+        instead of
+        ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in
+            RoBERTa's pairs.
 
-    A sequence without a separator has no segments. A sequence with nothing after the separator has no question. A separator inside the
-    first text, such as a ``[SEP]`` typed by a user, is ignored if token types or two separators in a row show the end of the text.
+    A sequence without a separator has no segments. A sequence with nothing after the separator has no question. A
+    separator inside the first text, such as a ``[SEP]`` typed by a user, is ignored if token types or two separators
+    in a row show the end of the text.
     """
 
     positions: tuple[int, ...] = ()
@@ -46,14 +49,15 @@ class GlobalTokenIds:
             return self
         if separator is None:
             raise OptionError(
-                "The first segment is global by global_first_segment, but neither the option separator_token_id nor the config's "
-                "sep_token_id says which token ends it; give separator_token_id, for example 102 for BERT."
+                "The first segment is global by global_first_segment, but neither the option separator_token_id nor "
+                "the config's sep_token_id says which token ends it; give separator_token_id, for example 102 for "
+                "BERT."
             )
         return dataclasses.replace(self, separator=separator)
 
     def mask(self, ids: Tensor, real: Tensor, types: Tensor | None = None) -> Tensor:
-        """Mask ``(B, N)`` bool of the global tokens. ids: ``(B, N)``. real: ``(B, N)`` bool, False for padding. types: ``(B, N)``, 1 in the
-        second text."""
+        """Mask ``(B, N)`` bool of the global tokens. ids: ``(B, N)``. real: ``(B, N)`` bool, False for padding. types:
+        ``(B, N)``, 1 in the second text."""
         chosen = at_positions(self.positions, real)
         ids = self._between_texts(ids, real, types)
         if self.question_separator is not None:
@@ -67,8 +71,8 @@ class GlobalTokenIds:
         return chosen & real
 
     def _between_texts(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
-        """``ids`` with separators inside the first text replaced by -1. The first text ends before the first token of type 1, if a
-        separator precedes it, or else at two separators in a row (RoBERTa)."""
+        """``ids`` with separators inside the first text replaced by -1. The first text ends before the first token of
+        type 1, if a separator precedes it, or else at two separators in a row (RoBERTa)."""
         separator = self.separator if self.question_separator is None else self.question_separator
         if separator is None:
             return ids
@@ -90,14 +94,21 @@ class GlobalTokenIds:
         return ~document & document.any(-1, keepdim=True) & real
 
 
-def at_positions(positions: tuple[int, ...], real: Tensor, documents: Tensor | None = None, skips_padding: bool = True) -> Tensor:
+def at_positions(
+    positions: tuple[int, ...], real: Tensor, documents: Tensor | None = None, skips_padding: bool = True
+) -> Tensor:
     """Mask ``(B, N)`` bool of the tokens at ``positions``, counted from each sequence's first real token.
 
     Args:
-        documents: ``(B, N)``, the number of each token's document. Positions restart in each; see :class:`DocumentLabels`.
+        documents: ``(B, N)``, the number of each token's document. Positions restart in each; see
+            :class:`DocumentLabels`.
         skips_padding: whether padding inside a sequence is left out of the count.
     """
-    counted = real.cumsum(-1) - 1 if skips_padding else torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
+    counted = (
+        real.cumsum(-1) - 1
+        if skips_padding
+        else torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
+    )
     if documents is not None:
         begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
         counted = counted - torch.where(begins, counted, -1).cummax(-1).values
@@ -118,8 +129,11 @@ def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
     return spans
 
 
-def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall, skips_padding: bool = True) -> Tensor | None:
-    """Mask ``(B, Nk)`` bool of a call's global tokens: ``global_mask``, or tokens at ``positions``. ``None`` without either.
+def global_tokens(
+    positions: tuple[int, ...], k: Tensor, call: AttentionCall, skips_padding: bool = True
+) -> Tensor | None:
+    """Mask ``(B, Nk)`` bool of a call's global tokens: ``global_mask``, or tokens at ``positions``. ``None`` without
+    either.
 
     Positions count as in :func:`at_positions`, and padding is never global.
     """
@@ -138,4 +152,8 @@ def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall, sk
         return chosen
 
     key = ("global positions", positions, skips_padding)
-    return BYTE_CACHE.get((*key, k.shape[0], k.shape[2], k.device), make) if call.batch is None else call.batch.cached(key, make)
+    return (
+        BYTE_CACHE.get((*key, k.shape[0], k.shape[2], k.device), make)
+        if call.batch is None
+        else call.batch.cached(key, make)
+    )

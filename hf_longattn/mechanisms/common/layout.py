@@ -1,8 +1,8 @@
 """Building blocks of static patterns: tiles for the gathered engine, and pair counts.
 
 Positions are int64 tables with -1 in empty slots. A tile's row has at most :data:`QUERIES_PER_ROW` queries, or
-:data:`QUERIES_PER_WIDE_ROW` if all of them see the same keys. In causal forms, later rows see more keys. Rows are therefore grouped into at
-most :data:`MAX_PARTS` tiles. The last row of a tile determines how many keys the tile has.
+:data:`QUERIES_PER_WIDE_ROW` if all of them see the same keys. In causal forms, later rows see more keys. Rows are
+therefore grouped into at most :data:`MAX_PARTS` tiles. The last row of a tile determines how many keys the tile has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ...engines.call import GatherTile, MaskMod, Pattern, rows_of
 QUERIES_PER_ROW = 128
 """Maximum queries per row of a tile if its queries see different keys. Longer rows would mask more pairs."""
 QUERIES_PER_WIDE_ROW = 256
-"""Maximum queries per row of a tile if all see the same keys. From 192 on, torch's CPU kernel takes twice as many queries at a time."""
+"""Maximum queries per row of a tile if all see the same keys. From 192 on, torch's CPU kernel takes twice as many
+queries at a time."""
 MAX_PARTS = 8
 """Maximum number of tiles into which :func:`cells` cuts a causal triangle, and :func:`prefixes` its rows."""
 QUERIES_PER_BAND_ROW = 64
@@ -27,7 +28,8 @@ QUERIES_PER_BAND_ROW = 64
 
 
 def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
-    """One tile with the pairs at distances ``-right … left``, times ``dilation``. Queries are grouped by residue modulo ``dilation``."""
+    """One tile with the pairs at distances ``-right … left``, times ``dilation``. Queries are grouped by residue
+    modulo ``dilation``."""
     # Branches instead of min: torch.compile would keep a min in the shapes, and Inductor fails to divide by it.
     dilation = dilation if dilation < length else length
     members = -(-length // dilation)
@@ -40,33 +42,42 @@ def band_tile(length: int, left: int, right: int, device: torch.device, dilation
 
 
 def residues(length: int, stride: int, device: torch.device) -> Tensor:
-    """Positions grouped by residue modulo ``stride``, ``(stride, ceil(length / stride))``; one group each if the stride is longer."""
+    """Positions grouped by residue modulo ``stride``, ``(stride, ceil(length / stride))``; one group each if the
+    stride is longer."""
     stride = stride if stride < length else length
     steps = torch.arange(-(-length // stride), device=device)[None]
     return _members(steps, stride, length)[0, 0]
 
 
 def _members(steps: Tensor, stride: int, length: int) -> Tensor:
-    """Positions ``step * stride + residue`` for every residue and row of ``steps (R, T)``: ``(1, 1, stride * R, T)``."""
+    """Positions ``step * stride + residue`` for every residue and row of ``steps (R, T)``:
+    ``(1, 1, stride * R, T)``."""
     positions = steps * stride + torch.arange(stride, device=steps.device)[:, None, None]
     return torch.where((steps >= 0) & (positions < length), positions, -1).flatten(0, 1)[None, None]
 
 
-def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[GatherTile]:
-    """Tiles in which row c of ``queries (C, n)`` sees row c of ``keys (C, m)``. If causal, both rows must end at the same position."""
+def cells(
+    queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None
+) -> Iterator[GatherTile]:
+    """Tiles in which row c of ``queries (C, n)`` sees row c of ``keys (C, m)``. If causal, both rows must end at the
+    same position."""
     count, total = queries.shape[1], keys.shape[1]
     size = QUERIES_PER_ROW * -(-count // (QUERIES_PER_ROW * MAX_PARTS)) if causal else count
     for first in range(0, count, size):
         last = min(first + size, count)
         rows = in_rows(queries[:, first:last], QUERIES_PER_ROW if causal else QUERIES_PER_WIDE_ROW)
         seen = keys[:, : total - count + last] if causal else keys
-        # Order: piece 0 of every row, then piece 1 of every row, … Neighbouring tile rows are then a constant step apart: one strided view.
+        # Order: piece 0 of every row, then piece 1 of every row, … Neighbouring tile rows are then a constant step
+        # apart: one strided view.
         repeated = seen.repeat(rows.shape[1], 1)
-        yield GatherTile(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
+        yield GatherTile(
+            rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside
+        )
 
 
 def in_rows(cells: Tensor, row: int) -> Tensor:
-    """``cells (C, n)`` cut into r equal pieces of at most ``row`` positions, ``(C, r, ceil(n / r))``, padded with -1."""
+    """``cells (C, n)`` cut into r equal pieces of at most ``row`` positions, ``(C, r, ceil(n / r))``, padded with
+    -1."""
     pieces = -(-cells.shape[1] // row)
     size = -(-cells.shape[1] // pieces)
     return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
@@ -79,7 +90,8 @@ def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
 
 
 def prefixes(rows: Tensor, keys: Tensor, seen: Sequence[int]) -> Iterator[GatherTile]:
-    """Tiles in which row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``. ``seen`` must not decrease."""
+    """Tiles in which row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``. ``seen`` must not
+    decrease."""
     count = len(seen)
     size = count if seen[0] == seen[-1] else -(-count // MAX_PARTS)
     for first in range(0, count, size):
@@ -115,7 +127,9 @@ def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num
     return dataclasses.replace(part, bias=bias)
 
 
-def global_parts(tokens: Tensor, max_tokens: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[GatherTile, ...]:
+def global_parts(
+    tokens: Tensor, max_tokens: int, seen: MaskMod, num_heads: int, causal: bool
+) -> tuple[GatherTile, ...]:
     """Tiles for the rows and columns of the global ``tokens (B, N)`` bool, without pairs that are visible by ``seen``.
     ``max_tokens`` is the maximum number of global tokens per batch item."""
     length, device = tokens.shape[1], tokens.device

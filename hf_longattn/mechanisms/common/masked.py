@@ -16,7 +16,15 @@ from ...engines.block_sparse import block_sparse_attention, documents_are_one_ca
 from ...engines.byte_cache import BYTE_CACHE
 from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern, as_fixed
 from ...engines.cpu.distance_band import chunked_distances
-from ...engines.dense import MAX_SCORES, dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
+from ...engines.dense import (
+    MAX_SCORES,
+    dense_attention,
+    fused_attention,
+    index_grid,
+    masked_softmax,
+    products,
+    repeat_heads,
+)
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import DistanceTerm
@@ -32,7 +40,8 @@ from .shared_options import KeysOrWeights, relative_of, with_relative
 SINK_POSITIONS, CACHE, TEXT = "sink_positions", "cache", "text"
 """The option for the positions of sinks in rotary decoders, and its values."""
 RETAINED = "retained"
-"""Layout of a cache that has dropped the keys that no query can see any more. It decodes by positions, without a key mask."""
+"""Layout of a cache that has dropped the keys that no query can see any more. It decodes by positions, without a key
+mask."""
 NO_TOKEN = 1 << 40
 """Column of a slot without a token. It lies after every query, so that causality hides the slot."""
 
@@ -40,11 +49,12 @@ NO_TOKEN = 1 << 40
 class Columns(NamedTuple):
     """Columns of the padded batch that hold the queries and keys of a decoding step.
 
-    layout: a name for the order in which the cache holds its keys, and the number of keys. Layers with the same layout have the same
-        columns in a forward pass. In the layout named ``"all"``, key s is in column s.
-    find: a function that returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without
-        a token have a column after all queries, such as :data:`NO_TOKEN`. Layers with equal layout and options reuse the results.
-        In the layout :data:`RETAINED` it returns positions in each row's sequence instead, ``(B, Nq)`` and ``(B, S)``.
+    layout: a name for the order in which the cache holds its keys, and the number of keys. Layers with the same layout
+        have the same columns in a forward pass. In the layout named ``"all"``, key s is in column s.
+    find: a function that returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any
+        order. Slots without a token have a column after all queries, such as :data:`NO_TOKEN`. Layers with equal
+        layout and options reuse the results. In the layout :data:`RETAINED` it returns positions in each row's
+        sequence instead, ``(B, Nq)`` and ``(B, S)``.
     """
 
     layout: tuple[str, int]
@@ -67,30 +77,35 @@ class MaskedMechanism(Mechanism):
     definition_is_mask: bool = True
     """Whether an output depends on exactly the keys in its row of the mask."""
     chunks: tuple[int, int] | None = None
-    """``(size, before)`` if each chunk of ``size`` tokens sees itself and the preceding ``before`` tokens; else ``None``."""
+    """``(size, before)`` if each chunk of ``size`` tokens sees itself and the preceding ``before`` tokens; else
+    ``None``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A class that overrides forward or the definition may do more than mask. Otherwise it must set these attributes itself.
+        # A class that overrides forward or the definition may do more than mask. Otherwise it must set these
+        # attributes itself.
         for method, attribute in (("forward", "forward_is_mask"), ("dense_weights", "definition_is_mask")):
             if method in vars(cls) and attribute not in vars(cls):
                 setattr(cls, attribute, False)
 
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
+        """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's
+        signature)."""
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The global tokens ``(B, Nk)`` bool of a call with keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
+        """The global tokens ``(B, Nk)`` bool of a call with keys ``k (B, H_kv, Nk, D)``; ``None`` without global
+        tokens."""
         return None
 
     def global_positions(self) -> tuple[int, ...]:
-        """Positions of the global tokens in a call without ``global_mask``, ascending and unique. They count from each sequence's first
-        real token."""
+        """Positions of the global tokens in a call without ``global_mask``, ascending and unique. They count from each
+        sequence's first real token."""
         return ()
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
-        """Whether outputs of real tokens are correct with any values in padding. Padding then need not be set to zero."""
+        """Whether outputs of real tokens are correct with any values in padding. Padding then need not be set to
+        zero."""
         return False
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -111,30 +126,54 @@ class MaskedMechanism(Mechanism):
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
 
-    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-        """Causal attention of the tokens of a decoding step, by :meth:`mask_mod`. Layers with equal options share the mask.
+    def attend_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None
+    ) -> Tensor:
+        """Causal attention of the tokens of a decoding step, by :meth:`mask_mod`. Layers with equal options share the
+        mask.
 
-        ``q (B, H, Nq, D)``; ``k, v (B, H_kv, S, D)``, including the tokens of the queries. The call's padding and global mask ``(B, N)``
-        cover all columns; its score term takes columns as indices. ``columns``: the columns of queries and keys; by default the keys are
-        columns 0 … S - 1, and the queries are in the last Nq of them. Returns ``(B, H, Nq, D)``; outputs at padding are arbitrary.
+        ``q (B, H, Nq, D)``; ``k, v (B, H_kv, S, D)``, including the tokens of the queries. The call's padding and
+        global mask ``(B, N)`` cover all columns; its score term takes columns as indices. ``columns``: the columns of
+        queries and keys; by default the keys are columns 0 … S - 1, and the queries are in the last Nq of them.
+        Returns ``(B, H, Nq, D)``; outputs at padding are arbitrary.
         """
         retained = columns is not None and columns.layout[0] == RETAINED
         relative = self.relative if retained else relative_of(self, k, call)  # of the keys, only some are retained
         plain = relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
-        if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
+        if (
+            plain
+            and columns is None
+            and q.shape[2] == 1
+            and call.key_mask is None
+            and self.covers(k.shape[2], causal=True)
+        ):
             return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
         if columns is None:
             kv_len, first = k.shape[2], k.shape[2] - q.shape[2]
             columns = Columns(
-                ("all", kv_len), lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device))
+                ("all", kv_len),
+                lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device)),
             )
         drawn = self.layer if self.drawn_by_layer else 0
-        name = ("step", type(self), self.options, self.training, self.num_heads, drawn, len(q), q.shape[2], q.device, columns.layout)
+        name = (
+            "step",
+            type(self),
+            self.options,
+            self.training,
+            self.num_heads,
+            drawn,
+            len(q),
+            q.shape[2],
+            q.device,
+            columns.layout,
+        )
         dtype = q.dtype if additive else torch.bool
         seen = call.cached((*name, dtype), partial(self._visible_columns, k, call, columns, dtype))
         if plain:
-            return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
+            return fused_attention(
+                q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores
+            )
 
         def positions() -> tuple[Tensor, ...]:
             found, start = columns.find(), self._starts(call)
@@ -153,7 +192,8 @@ class MaskedMechanism(Mechanism):
         return masked_softmax(scores, seen, call.sink_scores).to(v.dtype) @ repeat_heads(v, q.shape[1])
 
     def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns, dtype: torch.dtype) -> Tensor:
-        """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)``: bool, or added to scores in another ``dtype``."""
+        """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)``: bool, or added to scores in
+        another ``dtype``."""
         rows, keys = columns.find()
         mask, tokens = call.key_mask, call.global_mask
         real = None
@@ -163,7 +203,9 @@ class MaskedMechanism(Mechanism):
         hidden, start = (keys[..., None, :] > rows[..., None]).unsqueeze(-3), self._starts(call)
         rows, keys = (x.view(-1, x.shape[-1]) if start is None else x - start for x in (rows, keys))
         if tokens is not None and start is not None:
-            tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
+            tokens = tokens.gather(
+                1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1)
+            )
         if self.capabilities.takes_globals and columns.layout[0] != RETAINED:
             tokens = self.resolve_globals(k, call.replace(batch=None, global_mask=tokens))
         if tokens is not None:
@@ -176,19 +218,22 @@ class MaskedMechanism(Mechanism):
         return torch.zeros(seen.shape, dtype=dtype, device=k.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
     def _starts(self, call: AttentionCall) -> Tensor | None:
-        """Column of each sequence's first real token, ``(B, 1)``, if positions count from there; ``None`` if they are columns."""
+        """Column of each sequence's first real token, ``(B, 1)``, if positions count from there; ``None`` if they are
+        columns."""
         counts = self.capabilities.position_dependent and self.capabilities.ignores_padding
         return first_real(call.key_mask)[:, None] if counts and call.key_mask is not None else None
 
     def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it.
 
-        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
-        the last :func:`~.capabilities.keys_per_query` keys, or all.
+        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real
+        token. ``None`` retains the last :func:`~.capabilities.keys_per_query` keys, or all.
         """
         return None
 
-    def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, call: AttentionCall) -> Tensor:
+    def attend_with_terms(
+        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, call: AttentionCall
+    ) -> Tensor:
         """Attention over the keys ``seen``, with relative positions.
 
         rows, keys: positions of queries and keys, ``(B or 1, Nq)`` and ``(B or 1, S)``.
@@ -198,21 +243,31 @@ class MaskedMechanism(Mechanism):
         if q.shape[2] > size and not in_graph():  # the mask has numbers for every head
             call = call.replace(batch=Batch(), global_mask=None)  # no other layer has the same pieces
             pieces = zip(q.split(size, 2), seen.split(size, 2), rows.split(size, 1), strict=True)
-            return torch.cat([self.attend_with_terms(x, k, v, visible, at, keys, call) for x, visible, at in pieces], 2)
+            return torch.cat(
+                [self.attend_with_terms(x, k, v, visible, at, keys, call) for x, visible, at in pieces], 2
+            )
         if isinstance(self.relative, SinkPositions):
             mask = self.relative.mask(q, k, seen, rows, keys, scale, call)
-            return fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
+            return fused_attention(
+                q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores
+            )
         term = self.relative.term(q, k, rows, keys, call.causal, scale)
-        wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
+        # half precision would round the terms of distant keys to whole numbers
+        wide = torch.promote_types(q.dtype, term.dtype)
         mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
         q, k, v, dtype = q.to(wide), k.to(wide), v.to(wide), q.dtype
-        out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
+        out = fused_attention(
+            q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores
+        )
         return out.to(dtype)
 
 
 def steps_by_mask(mechanism: Mechanism) -> bool:
-    """Whether ``attend_rows`` can replace ``forward`` in decoding steps: the mechanism only masks, and has no hooks."""
-    if not isinstance(mechanism, MaskedMechanism) or not (mechanism.definition_is_mask and mechanism.options.is_mask()):
+    """Whether ``attend_rows`` can replace ``forward`` in decoding steps: the mechanism only masks, and has no
+    hooks."""
+    if not isinstance(mechanism, MaskedMechanism) or not (
+        mechanism.definition_is_mask and mechanism.options.is_mask()
+    ):
         return False
     by_hook = not isinstance(mechanism.relative, SinkPositions | None)
     return mechanism.options.order is None and (by_hook or not has_hooks(mechanism))
@@ -224,9 +279,12 @@ class SparseMechanism(MaskedMechanism):
     capabilities = MaskedMechanism.capabilities.but(position_dependent=False)
     forward_is_mask = True
     finds_starts: bool = False
-    """Whether :meth:`resolve_globals` finds the start of each sequence itself. Accelerators then need not move rows with left padding."""
+    """Whether :meth:`resolve_globals` finds the start of each sequence itself. Accelerators then need not move rows
+    with left padding."""
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
+    ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         counts_tokens = self.relative is not None and self.relative.counts_tokens
         has_globals = self.pattern(self.causal is not False).has_globals
@@ -247,7 +305,9 @@ class SparseMechanism(MaskedMechanism):
             call = with_relative(self, q, k, call)
         tokens = self.resolve_globals(k, call)
         if tokens is not call.global_mask:
-            call = call.replace(global_mask=tokens, global_positions=self.global_positions() if call.global_mask is None else None)
+            call = call.replace(
+                global_mask=tokens, global_positions=self.global_positions() if call.global_mask is None else None
+            )
         return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
@@ -268,11 +328,16 @@ class SparseMechanism(MaskedMechanism):
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """The mask for an equivalent single fused call on batch rows without padding. ``key``: ``(B, H_kv, N, D)``.
 
-        ``True``: causality or no mask is enough. ``False``: no fused call is equivalent, or the band runs by another path.
-        Otherwise ``(1, 1, N, N)``, added to the scores.
+        ``True``: causality or no mask is enough. ``False``: no fused call is equivalent, or the band runs by another
+        path. Otherwise ``(1, 1, N, N)``, added to the scores.
         """
         length = key.shape[2]
-        if not self.forward_is_mask or self.options.order is not None or self.global_token_ids is not None or has_hooks(self):
+        if (
+            not self.forward_is_mask
+            or self.options.order is not None
+            or self.global_token_ids is not None
+            or has_hooks(self)
+        ):
             return False
         if self.pattern(causal).covers(length, length):
             return True
@@ -295,20 +360,31 @@ class SparseMechanism(MaskedMechanism):
 def leading_sinks(mechanism: Mechanism) -> int:
     """Number of sinks s that may have other rotary positions than in the text.
 
-    The causal form is then a window and the tokens 0 … s - 1. The number is 0 for other mechanisms, and for options with positions in the
+    The causal form is then a window and the tokens 0 … s - 1. The number is 0 for other mechanisms, and for options
+    with positions in the
     text: ``sink_positions="text"``, ``relative``, a dilation, ``full_decoding``.
     """
-    if not isinstance(mechanism, SparseMechanism) or mechanism.is_cross_attention or mechanism.causal not in ("both", True):
+    if (
+        not isinstance(mechanism, SparseMechanism)
+        or mechanism.is_cross_attention
+        or mechanism.causal not in ("both", True)
+    ):
         return 0
     options, positions = mechanism.options, mechanism.global_positions()
-    plain = options.relative is None and options.order is None and options.is_mask() and getattr(options, SINK_POSITIONS, CACHE) == CACHE
+    plain = (
+        options.relative is None
+        and options.order is None
+        and options.is_mask()
+        and getattr(options, SINK_POSITIONS, CACHE) == CACHE
+    )
     local = mechanism.locality(True)
     fixed = local is not None and local.beside == "globals" and mechanism.global_token_ids is None
     return len(positions) if plain and fixed and positions == tuple(range(len(positions))) else 0
 
 
 def has_sinks_in_text(mechanisms: Iterable[Mechanism]) -> bool:
-    """Whether sinks keep their positions in the text in layers of a rotary decoder, because the rotation is not understood."""
+    """Whether sinks keep their positions in the text in layers of a rotary decoder, because the rotation is not
+    understood."""
     return any(leading_sinks(mechanism) and mechanism.relative is None for mechanism in mechanisms)
 
 
@@ -326,11 +402,14 @@ def furthest_position(mechanism: Mechanism, causal: bool) -> int | None:
 def needs_training_by(mechanism: Mechanism, strategy: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``strategy``; empty if it needs none. See
     :func:`~hf_longattn.positions.trained_distances.untrained_distances`."""
-    return untrained_distances(strategy, trained, length, mechanism.locality(causal), furthest_position(mechanism, causal))
+    return untrained_distances(
+        strategy, trained, length, mechanism.locality(causal), furthest_position(mechanism, causal)
+    )
 
 
 class GatheredMechanism(MaskedMechanism):
-    """A mechanism that lists its pairs as :class:`~hf_longattn.engines.call.GatherTile`. Pairs depend only on the length.
+    """A mechanism that lists its pairs as :class:`~hf_longattn.engines.call.GatherTile`. Pairs depend only on the
+    length.
 
     The engine takes whole sequences. If there are fewer queries than keys, queries of zeros are put in front.
     """
@@ -343,8 +422,9 @@ class GatheredMechanism(MaskedMechanism):
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The tiles that the engine visits for a sequence of ``length`` tokens.
 
-        Together they list exactly the pairs of ``mask_mod`` or, if causal, those with ``key <= query``. They omit a call's global tokens.
-        The result is cached. Besides the arguments, it may depend only on ``self.options`` and the heads.
+        Together they list exactly the pairs of ``mask_mod`` or, if causal, those with ``key <= query``. They omit a
+        call's global tokens. The result is cached. Besides the arguments, it may depend only on ``self.options`` and
+        the heads.
         """
 
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -354,8 +434,15 @@ class GatheredMechanism(MaskedMechanism):
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.
-        Otherwise each document becomes a batch row: tiles listed per document would need more calls and synchronisations."""
-        if not accelerator.accelerated(k) or self.relative is not None or not self.forward_is_mask or call.batch is None or in_graph():
+        Otherwise each document becomes a batch row: tiles listed per document would need more calls and
+            synchronisations."""
+        if (
+            not accelerator.accelerated(k)
+            or self.relative is not None
+            or not self.forward_is_mask
+            or call.batch is None
+            or in_graph()
+        ):
             return False
         longest = max((span.length for span in call.batch.sequences), default=1)
         if not self.covers(longest, call.causal) or self.resolve_globals(k, call) is not None:
@@ -370,7 +457,11 @@ class GatheredMechanism(MaskedMechanism):
         tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
         tokens_of_call = tokens is not None and call.global_mask is not None
         about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens_of_call}
-        path = choose("pairs", q, k, call, **about) if term is None else choose("chunks", q, k, call.replace(score_mod=term), **about)
+        path = (
+            choose("pairs", q, k, call, **about)
+            if term is None
+            else choose("chunks", q, k, call.replace(score_mod=term), **about)
+        )
         if path == "cpu-distances":
             assert chunks is not None
             assert term is not None

@@ -1,16 +1,19 @@
 """Options of mechanisms: typed, documented and validated dataclasses, and mechanisms with options in one line of text.
 
-Importing this module does not import torch, so the command line can check options and refuse a typo first. It knows no mechanism.
+Importing this module does not import torch, so the command line can check options and refuse a typo first. It knows no
+mechanism.
 
     CHOICE   window                     window:window=256,dilation=2
     MEMBERS  window:window=256+strided:stride=64
     LAYERS   0-5=window:window=64;6-11=full        numbered: layers, counted from 0
              0-5:window=64;11:mechanism=full       numbered, changing options of the default mechanism
-             window:window=256,window:window=256,full      or  2*window:window=256,full       not numbered: repeated in turn
+             window:window=256,window:window=256,full      or  2*window:window=256,full       not numbered: repeated in
+             turn
     TOWERS   text=window:window=64,vision=full     towers of a model, each with a choice
 
-A value that contains these signs goes in brackets: ``union:of=[window:window=64,dilation=2+strided]``. Text becomes plain
-mappings such as ``{"mechanism": "window", "window": "256"}``; the options of the mechanisms check and convert the values.
+A value that contains these signs goes in brackets: ``union:of=[window:window=64,dilation=2+strided]``. Text becomes
+plain mappings such as ``{"mechanism": "window", "window": "256"}``; the options of the mechanisms check and convert
+the values.
 """
 
 from __future__ import annotations
@@ -41,7 +44,19 @@ MAX_LENGTH, SEED = "max_length", "seed"
 RESERVED = frozenset(
     (
         *("name", "num_heads", "head_dim", "hidden_size", "generator"),
-        *("q", "k", "v", "mechanism", "causal", "padding_mask", "documents", "cu_seqlens", "global_mask", "scaling", "dropout_p"),
+        *(
+            "q",
+            "k",
+            "v",
+            "mechanism",
+            "causal",
+            "padding_mask",
+            "documents",
+            "cu_seqlens",
+            "global_mask",
+            "scaling",
+            "dropout_p",
+        ),
         *("score_mod", "hidden_states", "grid", "prefix", "sink_scores"),
     )
 )
@@ -68,12 +83,14 @@ class OptionInfo:
 
     @property
     def type_in_words(self) -> str:
-        """The type in words: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for a mechanism's or head's specification."""
+        """The type in words: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for a mechanism's or head's
+        specification."""
         plain = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", self.type.replace(" | ", " or "))
         return re.sub(r"(Mechanism|Head)Spec", "mechanism", plain)
 
     def readable(self, value: Any) -> str:
-        """A value of the option for readers. Lists of positions are labelled as such, since a bare 0 reads as "none"."""
+        """A value of the option for readers. Lists of positions are labelled as such, since a bare 0 reads as
+        "none"."""
         if isinstance(value, Mapping):
             return write_choice(value)
         if not isinstance(value, list | tuple):
@@ -95,11 +112,14 @@ def option(
     choices: Sequence[str] = (),
     detail_of: str = "",
 ) -> Any:
-    """Declare a field of an ``Options`` dataclass with its meaning, unit (tokens, blocks, rows …) and permitted values.
+    """Declare a field of an ``Options`` dataclass with its meaning, unit (tokens, blocks, rows …) and permitted
+    values.
 
     Args:
-        least, most: bounds of a number, or of each number of a tuple. Set ``most`` for numbers that determine memory or time regardless of
-            the input length: a typo is then refused at once. The default is the largest number that the engines' indices allow.
+        least, most: bounds of a number, or of each number of a tuple. Set ``most`` for numbers that determine memory
+            or time regardless of
+            the input length: a typo is then refused at once. The default is the largest number that the engines'
+                indices allow.
         even: whether a number must be even and at least 2.
         choices: the permitted strings.
         detail_of: the option without which this one has no effect. Tables then leave it out.
@@ -110,12 +130,13 @@ def option(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of every mechanism's options. Fields declare their permitted values; :meth:`check` refuses impossible combinations."""
+    """Base of every mechanism's options. Fields declare their permitted values; :meth:`check` refuses impossible
+    combinations."""
 
     relative: str | None = option(
         None,
-        "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in shaw:clip=32; for "
-        "rotary models also self_extend",
+        "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in "
+        "shaw:clip=32; for rotary models also self_extend",
     )
     order: str | None = option(
         None,
@@ -124,7 +145,8 @@ class Options:
     )
     exact_length: int | None = option(
         None,
-        "texts of up to this length get full attention, as in the source of a converted encoder; longer ones get the mechanism",
+        "texts of up to this length get full attention, as in the source of a converted encoder; longer ones get the "
+        "mechanism",
         "tokens",
         least=0,
     )
@@ -138,7 +160,12 @@ class Options:
         """Describe every option, in declaration order. Options shared by all mechanisms come last."""
         hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
         return tuple(
-            OptionInfo(f.name, _type_name(hints[f.name]), f.default, *(f.metadata.get(key, "") for key in ("help", "unit", "detail_of")))
+            OptionInfo(
+                f.name,
+                _type_name(hints[f.name]),
+                f.default,
+                *(f.metadata.get(key, "") for key in ("help", "unit", "detail_of")),
+            )
             for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
         )
 
@@ -155,7 +182,9 @@ class Options:
         for name, value in values.items():
             if name not in hints or name not in known:
                 listed = ", ".join(known) if known else "none"
-                raise OptionError(f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}")
+                raise OptionError(
+                    f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}"
+                )
             read = COMMON.get(name) if value not in (None, "none", "None") else None
             checked[name] = _coerce(mechanism, name, value, hints[name]) if read is None else read(value)
             cls._check_value(mechanism, name, checked[name])
@@ -185,9 +214,13 @@ class Options:
                 raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All options in JSON types: tuples as lists, mechanisms as mappings. Options in :data:`COMMON` are omitted when unset."""
+        """All options in JSON types: tuples as lists, mechanisms as mappings. Options in :data:`COMMON` are omitted
+        when unset."""
         values = {info.name: getattr(self, info.name) for info in self.infos()}
-        plain = {name: [_plain(entry) for entry in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
+        plain = {
+            name: [_plain(entry) for entry in value] if isinstance(value, tuple) else _plain(value)
+            for name, value in values.items()
+        }
         return {name: value for name, value in plain.items() if name not in COMMON or value is not None}
 
     def changed(self) -> list[str]:
@@ -215,7 +248,8 @@ def _read_relative(value: Any) -> str:
 
 
 COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: _read_relative, ORDER: check_order, EXACT_LENGTH: None}
-"""Options shared by all mechanisms -> their parsers; None parses by the field's type. Omitted from config.json when unset."""
+"""Options shared by all mechanisms -> their parsers; None parses by the field's type. Omitted from config.json when
+unset."""
 
 
 @functools.cache
@@ -236,7 +270,8 @@ def _type_name(hint: Any) -> str:
 
 
 def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
-    """Convert ``value`` to the annotated type, or raise :class:`OptionError`. Values come from Python, JSON or a command line."""
+    """Convert ``value`` to the annotated type, or raise :class:`OptionError`. Values come from Python, JSON or a
+    command line."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -287,7 +322,19 @@ HIGHEST_LAYER = 9999
 """Maximum layer number. No model has so many layers; it bounds the memory that a typo can allocate."""
 IN_TURN = "in_turn"
 """Key of ``layers`` for the mechanisms that layers take in turn."""
-TOWERS = ("text", "vision", "audio", "video", "speech", "qformer", "backbone", "depth_decoder", "codec", "encoder", "decoder")
+TOWERS = (
+    "text",
+    "vision",
+    "audio",
+    "video",
+    "speech",
+    "qformer",
+    "backbone",
+    "depth_decoder",
+    "codec",
+    "encoder",
+    "decoder",
+)
 """Names of towers: in transformers, those of the config fields that hold a tower's config (``text_config``)."""
 OPTION = re.compile(r"\s*\w+\s*=")
 LETTER = re.compile(r"\s*[A-Za-z_\[]")
@@ -302,7 +349,8 @@ def read_choice(text: str) -> dict[str, Any]:
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """``window=256,dilation=2`` as a mapping of text to text; lists are joined by plus signs, as in ``global_tokens=0+7``."""
+    """``window=256,dilation=2`` as a mapping of text to text; lists are joined by plus signs, as in
+    ``global_tokens=0+7``."""
     return {name: _unwrapped(value) for name, value in read_pairs(split(text, ",")).items()}
 
 
@@ -321,7 +369,8 @@ def read_pairs(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def read_members(text: str) -> list[dict[str, Any]]:
-    """``window:window=256+strided:stride=64`` as a list of choices; a piece that starts with a digit continues the list before it."""
+    """``window:window=256+strided:stride=64`` as a list of choices; a piece that starts with a digit continues the
+    list before it."""
     return [read_choice(piece) for piece in _joined(split(_unwrapped(text), "+"), "+", LETTER.match)]
 
 
@@ -337,7 +386,8 @@ def read_layer_choices(text: str) -> list[tuple[list[int] | None, dict[str, Any]
             times, choice = repeated.groups() if (repeated := REPEATED.fullmatch(choice)) else ("1", choice)
             if len(times) > 4:
                 raise OptionError(
-                    f"{piece.strip()!r} repeats a mechanism more than {HIGHEST_LAYER} times, but no model has so many layers."
+                    f"{piece.strip()!r} repeats a mechanism more than {HIGHEST_LAYER} times, but no model has so many "
+                    "layers."
                 )
             layers += [(None, read_choice(choice)) for _ in range(int(times))]
     if not layers:
@@ -346,9 +396,11 @@ def read_layer_choices(text: str) -> list[tuple[list[int] | None, dict[str, Any]
 
 
 def read_towers(text: str) -> dict[str, dict[str, Any]]:
-    """``text=window:window=64,dilation=2,vision=full`` as ``{"text": {"mechanism": "window", …}, "vision": {"mechanism": "full"}}``.
+    """``text=window:window=64,dilation=2,vision=full`` as
+    ``{"text": {"mechanism": "window", …}, "vision": {"mechanism": "full"}}``.
 
-    A piece between commas that begins with the name of a tower and "=" starts a tower; any other is an option of the tower before it.
+    A piece between commas that begins with the name of a tower and "=" starts a tower; any other is an option of the
+    tower before it.
     Values with such signs go in brackets: ``vision=full:layers=[0-5=window:window=64;6-11=window2d]``.
 
     Raises:
@@ -365,7 +417,11 @@ def read_towers(text: str) -> dict[str, dict[str, Any]]:
                 raise OptionError(f"The tower {name!r} has no mechanism; {example}.")
             towers[name] = value
         elif not towers or len(split(value, "=")) > 1:  # an option's value has no such sign outside brackets
-            meant = f"{name!r} is not a tower; expected {', '.join(TOWERS)}" if sign else f"{piece.strip()!r} names no tower"
+            meant = (
+                f"{name!r} is not a tower; expected {', '.join(TOWERS)}"
+                if sign
+                else f"{piece.strip()!r} names no tower"
+            )
             raise OptionError(f"{meant}; {example}.{nearest(name, TOWERS) if sign else ''}")
         else:
             towers[next(reversed(towers))] += f",{piece}"
@@ -443,4 +499,8 @@ def _joined(pieces: list[str], sign: str, begins: Any) -> list[str]:
 def _unwrapped(text: str) -> str:
     """``text`` without a pair of brackets around all of it, unless it is JSON."""
     text = text.strip()
-    return text[1:-1] if text.startswith("[") and text.endswith("]") and not text[1:].lstrip().startswith(("{", "]")) else text
+    return (
+        text[1:-1]
+        if text.startswith("[") and text.endswith("]") and not text[1:].lstrip().startswith(("{", "]"))
+        else text
+    )

@@ -1,4 +1,5 @@
-"""The registry of mechanisms: register, list, describe, build. Also option values that name a mechanism with its options."""
+"""The registry of mechanisms: register, list, describe, build. Also option values that name a mechanism with its
+options."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class MechanismInfo:
         trains: whether it has parameters that need training.
         takes_globals: whether it takes ``global_mask``.
         exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
-        needs_grid: whether it compares coordinates on a grid, such as an image's patches, and therefore cannot read texts.
+        needs_grid: whether it compares coordinates on a grid, such as an image's patches, and therefore cannot read
+            texts.
         options: its options, with type, default, unit and meaning.
     """
 
@@ -88,10 +90,12 @@ class MechanismInfo:
 
 
 def register_mechanism(name: str) -> Callable[[M], M]:
-    """Class decorator that makes a :class:`Mechanism` available under ``name`` everywhere (functional API, configs, CLI, tests).
+    """Class decorator that makes a :class:`Mechanism` available under ``name`` everywhere (functional API, configs,
+    CLI, tests).
 
     Raises:
-        OptionError: the class lacks a method, an option lacks a help text, or the name is taken. The message has file and line.
+        OptionError: the class lacks a method, an option lacks a help text, or the name is taken. The message has file
+            and line.
     """
 
     def register(cls: M) -> M:
@@ -114,7 +118,8 @@ def defined_at(value: Any) -> str:
 
 
 def _check_class(name: str, cls: Any) -> None:
-    """Raise :class:`OptionError` for a class without a method, a taken name, a capability set as an attribute, or undescribed options."""
+    """Raise :class:`OptionError` for a class without a method, a taken name, a capability set as an attribute, or
+    undescribed options."""
     known = _REGISTRY.get(name)
 
     def here() -> str:  # reads the source
@@ -125,7 +130,10 @@ def _check_class(name: str, cls: Any) -> None:
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         bases = sorted({parent.__name__ for parent in cls.__mro__ for method in missing if method in vars(parent)})
         methods = ", ".join(f"{method}()" for method in missing)
-        raise OptionError(f"{here()} lacks {methods}; define {'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes.")
+        raise OptionError(
+            f"{here()} lacks {methods}; define {'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} "
+            "describes."
+        )
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         both = f"{defined_at(known)} and {defined_at(cls)}"
         raise OptionError(f"Two files register the mechanism {name!r}: {both}; rename one of them.")
@@ -137,25 +145,25 @@ def _check_class(name: str, cls: Any) -> None:
     for holder, fields in holders:
         if misplaced := sorted(attributes.intersection(fields)):
             raise OptionError(
-                f"{here()} sets {misplaced[0]!r} as an attribute, but it belongs in {holder.partition(' ')[0]}; write {holder}"
-                f"({misplaced[0]}=...)."
+                f"{here()} sets {misplaced[0]!r} as an attribute, but it belongs in {holder.partition(' ')[0]}; write "
+                f"{holder}({misplaced[0]}=...)."
             )
     options = cls._options_type
     if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise OptionError(
-            f"The options of mechanism {name!r} at {defined_at(options)} are not a frozen dataclass derived from Options; write "
-            "@dataclasses.dataclass(frozen=True) and class MyOptions(Options)."
+            f"The options of mechanism {name!r} at {defined_at(options)} are not a frozen dataclass derived from "
+            "Options; write @dataclasses.dataclass(frozen=True) and class MyOptions(Options)."
         )
     undecorated = sorted(set(inspect.get_annotations(options)) - set(options.__dataclass_fields__))
     if undecorated:
         raise OptionError(
-            f"Option {undecorated[0]!r} of mechanism {name!r} at {defined_at(options)} is not a dataclass field; decorate the class with "
-            "@dataclasses.dataclass(frozen=True)."
+            f"Option {undecorated[0]!r} of mechanism {name!r} at {defined_at(options)} is not a dataclass field; "
+            "decorate the class with @dataclasses.dataclass(frozen=True)."
         )
     if taken := sorted(RESERVED.intersection(options.__dataclass_fields__)):
         raise OptionError(
-            f"Option {taken[0]!r} of mechanism {name!r} at {defined_at(options)} has the name of an argument of build_mechanism or attend, "
-            "which would take it; choose another name."
+            f"Option {taken[0]!r} of mechanism {name!r} at {defined_at(options)} has the name of an argument of "
+            "build_mechanism or attend, which would take it; choose another name."
         )
     if bare := next((info.name for info in options.infos() if not info.help), None):
         raise OptionError(
@@ -170,7 +178,9 @@ def _discover() -> None:
     for name in module_names("mechanisms"):
         module = load_module("mechanisms", name)
         if name not in _REGISTRY:
-            raise OptionError(f"{module.__file__}:1 registers no mechanism {name!r}; give the file the name of its mechanism.")
+            raise OptionError(
+                f"{module.__file__}:1 registers no mechanism {name!r}; give the file the name of its mechanism."
+            )
 
 
 def mechanism_class(name: str) -> type[Mechanism]:
@@ -181,14 +191,21 @@ def mechanism_class(name: str) -> type[Mechanism]:
     """
     _discover()
     if not isinstance(name, str):
-        raise OptionError(f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from build_mechanism.")
+        raise OptionError(
+            f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from "
+            "build_mechanism."
+        )
     if name not in _REGISTRY:
         if name in COMPOSED:
             raise OptionError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
         plain, _, options = name.partition(":")
         if plain in _REGISTRY:
-            raise OptionError(f"{name!r} names options, too; give {plain!r} and {options!r} separately (--option), or all as layers.")
-        raise OptionError(f"Unknown mechanism {name!r}; choose from {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}")
+            raise OptionError(
+                f"{name!r} names options, too; give {plain!r} and {options!r} separately (--option), or all as layers."
+            )
+        raise OptionError(
+            f"Unknown mechanism {name!r}; choose from {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
+        )
     return _REGISTRY[name]
 
 
@@ -197,8 +214,9 @@ def options_of(name: str) -> Mapping[str, object]:
 
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
-    """Sorted names of the registered mechanisms. ``causal=True`` lists mechanisms with a causal form, False those with a bidirectional
-    form. ``grid=True`` lists mechanisms for grids, False those for texts. ``engine`` selects by engine name. ``None`` does not filter."""
+    """Sorted names of the registered mechanisms. ``causal=True`` lists mechanisms with a causal form, False those with
+    a bidirectional form. ``grid=True`` lists mechanisms for grids, False those for texts. ``engine`` selects by engine
+    name. ``None`` does not filter."""
     _discover()
     return sorted(
         name
@@ -216,8 +234,16 @@ def mechanism_info(name: str) -> MechanismInfo:
         OptionError: no mechanism has this name; the message has the nearest name.
     """
     cls = mechanism_class(name)
-    one_pass = not cls.capabilities.needs_grid and cls.causal is not True and prototype(name, {}).capabilities.recursion is None
-    refused = {RELATIVE: not cls.capabilities.takes_score_mod, ORDER: cls.capabilities.needs_grid, EXACT_LENGTH: not one_pass}
+    one_pass = (
+        not cls.capabilities.needs_grid
+        and cls.causal is not True
+        and prototype(name, {}).capabilities.recursion is None
+    )
+    refused = {
+        RELATIVE: not cls.capabilities.takes_score_mod,
+        ORDER: cls.capabilities.needs_grid,
+        EXACT_LENGTH: not one_pass,
+    }
     options = tuple(info for info in cls._options_type.infos() if not refused.get(info.name))
     about = {field: getattr(cls.about, field) for field in ("summary", "paper", "when", "engine", "cost")}
     flags = {flag: getattr(cls.capabilities, flag) for flag in ("trains", "takes_globals", "needs_grid")}
@@ -225,13 +251,18 @@ def mechanism_info(name: str) -> MechanismInfo:
 
 
 def input_in_words(name: str) -> str:
-    """The input that a mechanism reads, in words. Images need a bidirectional form and no memory of earlier segments."""
+    """The input that a mechanism reads, in words. Images need a bidirectional form and no memory of earlier
+    segments."""
     cls, built = mechanism_class(name), prototype(name, {})
     if cls.capabilities.needs_grid:
         return "a grid: the patches of an image, or `attend(..., grid=(height, width), prefix=1)`"
     if cls.causal is True or built.capabilities.images == "never":
         return "a text"
-    return "a text; an image, in the order that `order` gives" if cls.capabilities.images == "ordered" else "a text; an image"
+    return (
+        "a text; an image, in the order that `order` gives"
+        if cls.capabilities.images == "ordered"
+        else "a text; an image"
+    )
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
@@ -252,7 +283,9 @@ def _exact_when(cls: type[Mechanism]) -> str:
 
 def _in_words(options: Mapping[str, Any]) -> str:
     """Options as they are typed on a command line."""
-    typed = {name: "+".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in options.items()}
+    typed = {
+        name: "+".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in options.items()
+    }
     return ", ".join(f"{name}={value}" for name, value in typed.items())
 
 
@@ -262,19 +295,25 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
     built = cls._options_type.build(name, options)
     if built.relative is not None and not cls.capabilities.takes_score_mod:
         raise OptionError(
-            f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was given; "
+            f"Mechanism {name!r} has no scores that relative positions could be added to, but "
+            f"relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
         )
-    if built.relative is not None and relative_class(built.relative).counts_tokens and not issubclass(cls, mechanism_class("full")):
+    if (
+        built.relative is not None
+        and relative_class(built.relative).counts_tokens
+        and not issubclass(cls, mechanism_class("full"))
+    ):
         raise OptionError(
-            f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them out where a layer "
-            "sees no further than the model was trained for, or choose 'full'."
+            f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them "
+            "out where a layer sees no further than the model was trained for, or choose 'full'."
         )
     return built
 
 
 def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
-    """A small instance of a mechanism with these options (or their JSON), to look up its form, locality and capabilities.
+    """A small instance of a mechanism with these options (or their JSON), to look up its form, locality and
+    capabilities.
 
     Its tensors are on the meta device, without storage.
     """
@@ -305,7 +344,13 @@ def _prototype(name: str, options: str) -> Mechanism:
 
 
 def build_mechanism(
-    name: str, *, num_heads: int, head_dim: int, hidden_size: int | None = None, max_length: int | None = None, **options: Any
+    name: str,
+    *,
+    num_heads: int,
+    head_dim: int,
+    hidden_size: int | None = None,
+    max_length: int | None = None,
+    **options: Any,
 ) -> Mechanism:
     """Build one layer's mechanism.
 
@@ -314,7 +359,8 @@ def build_mechanism(
         num_heads: query heads of the layer.
         head_dim: width of a head.
         hidden_size: width of the model; ``num_heads * head_dim`` by default.
-        max_length: longest input in tokens, for mechanisms whose parameters depend on it. It sets the option of this name if there is one.
+        max_length: longest input in tokens, for mechanisms whose parameters depend on it. It sets the option of this
+            name if there is one.
         options: the mechanism's own options, see :func:`mechanism_info`.
 
     Raises:
@@ -322,7 +368,9 @@ def build_mechanism(
     """
     if max_length is not None and MAX_LENGTH in options_of(name):
         options[MAX_LENGTH], max_length = max_length, None
-    return mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
+    return mechanism_from(
+        name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length
+    )
 
 
 def mechanism_from(
@@ -335,14 +383,25 @@ def mechanism_from(
     max_length: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Mechanism:
-    """:func:`build_mechanism` with a mapping of options, as in configurations. The mapping may also hold ``max_length``.
+    """:func:`build_mechanism` with a mapping of options, as in configurations. The mapping may also hold
+    ``max_length``.
 
     generator: source of random parameters, which are created on its device; torch's default generator if ``None``.
     """
     cls, checked = mechanism_class(name), check_options(name, dict(options))
-    for field, value in {"num_heads": num_heads, "head_dim": head_dim, "hidden_size": hidden_size, "max_length": max_length}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= LARGEST):
-            raise OptionError(f"Mechanism {name!r} cannot be built with {field}={value!r}; it must be a whole number, 1 to {LARGEST:,}.")
+    for field, value in {
+        "num_heads": num_heads,
+        "head_dim": head_dim,
+        "hidden_size": hidden_size,
+        "max_length": max_length,
+    }.items():
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= LARGEST
+        ):
+            raise OptionError(
+                f"Mechanism {name!r} cannot be built with {field}={value!r}; it must be a whole number, 1 to "
+                f"{LARGEST:,}."
+            )
     width = hidden_size or num_heads * head_dim
     with torch.device("meta") if generator is not None else nullcontext():
         built = cls(num_heads, head_dim, width, max_length, checked)
@@ -354,11 +413,19 @@ def mechanism_from(
 
 @lru_cache(CACHED_PROTOTYPES, typed=True)
 def without_tensors(
-    name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
+    name: str,
+    num_heads: int,
+    head_dim: int,
+    hidden_size: int | None,
+    max_length: int,
+    /,
+    **options: bool | float | str | None,
 ) -> Mechanism | None:
     """A mechanism in eval mode, shared between calls. ``None`` if it has parameters or buffers."""
     with torch.device("meta"):
-        built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
+        built = mechanism_from(
+            name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length
+        )
     return None if has_tensors(built) else built.eval()
 
 
@@ -370,7 +437,8 @@ def has_tensors(module: nn.Module) -> bool:
 class MechanismSpec:
     """A registered mechanism and its checked options.
 
-    Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``. Written in the first form, with the given options only.
+    Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``. Written in the first form, with
+    the given options only.
     """
 
     mechanism: str
@@ -385,8 +453,8 @@ class MechanismSpec:
         values = read_choice(value) if isinstance(value, str) else value
         if not isinstance(values, Mapping) or not isinstance(values.get("mechanism"), str):
             raise OptionError(
-                f"Option {name!r} of mechanism {owner!r} holds {value!r}, but each entry must name a mechanism, for example "
-                "{'mechanism': 'window', 'window': 256} or 'window:window=256'."
+                f"Option {name!r} of mechanism {owner!r} holds {value!r}, but each entry must name a mechanism, for "
+                "example {'mechanism': 'window', 'window': 256} or 'window:window=256'."
             )
         values = dict(values)
         mechanism = mechanism_class(values.pop("mechanism")).name
@@ -395,7 +463,9 @@ class MechanismSpec:
         for option, what in {**shared, FULL_DECODING: "Full attention in decoding belongs"}.items():
             if setting := getattr(options, option, None):
                 advice = f"give {option} to {owner!r} itself" if option in shared else "leave it out"
-                raise OptionError(f"{what} to a whole layer, but a member of mechanism {owner!r} has {option}={setting!r}; {advice}.")
+                raise OptionError(
+                    f"{what} to a whole layer, but a member of mechanism {owner!r} has {option}={setting!r}; {advice}."
+                )
         return cls(mechanism, options, tuple(values))
 
     @classmethod
@@ -407,11 +477,15 @@ class MechanismSpec:
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise OptionError(f"Option {name!r} of mechanism {owner!r} is {value!r}, which is not valid JSON: {error}.") from None
+                raise OptionError(
+                    f"Option {name!r} of mechanism {owner!r} is {value!r}, which is not valid JSON: {error}."
+                ) from None
         if isinstance(value, Mapping | MechanismSpec):
             value = [value]
         if not isinstance(value, list | tuple):
-            raise OptionError(f"Option {name!r} of mechanism {owner!r} is {value!r}, but must be a list of mechanisms.")
+            raise OptionError(
+                f"Option {name!r} of mechanism {owner!r} is {value!r}, but must be a list of mechanisms."
+            )
         return tuple(cls.read(owner, name, member) for member in value)
 
     def to_dict(self) -> dict[str, Any]:

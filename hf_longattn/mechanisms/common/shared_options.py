@@ -1,11 +1,13 @@
-"""The options that all mechanisms share: ``exact_length``, ``order`` and ``relative``. Checks of a call's form are here, too.
+"""The options that all mechanisms share: ``exact_length``, ``order`` and ``relative``. Checks of a call's form are
+here, too.
 
-``exact_length``: full attention for short sequences, a mechanism for long ones. A sequence is a batch row from its first to its last real
-token, or one packed document. Up to ``most`` tokens, it gets full attention.
+``exact_length``: full attention for short sequences, a mechanism for long ones. A sequence is a batch row from its
+first to its last real token, or one packed document. Up to ``most`` tokens, it gets full attention.
 
-``order``: mechanisms for texts, run on a grid in a token order that makes blocks and bands local. With ``order=tiles:8x8``, blocks of 64
-tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, and ``bigbird`` has two-dimensional blocks. Reordering is exact:
-the outputs are moved back to the original order.
+``order``: mechanisms for texts, run on a grid in a token order that makes blocks and bands local. With
+    ``order=tiles:8x8``, blocks of 64
+tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, and ``bigbird`` has two-dimensional blocks.
+Reordering is exact: the outputs are moved back to the original order.
 
 ``relative``: relative positions as a score term. A hook adds it before ``forward``.
 """
@@ -43,7 +45,8 @@ def by_length(
     v: Tensor,
     call: AttentionCall,
 ) -> Tensor:
-    """Full attention (``in_full``) for sequences of at most ``most`` tokens, else ``by_mechanism``. Returns ``(B, H, Nq, D)``.
+    """Full attention (``in_full``) for sequences of at most ``most`` tokens, else ``by_mechanism``. Returns
+    ``(B, H, Nq, D)``.
 
     Args:
         one_call: whether all longer sequences must share one call of the mechanism.
@@ -58,7 +61,9 @@ def by_length(
     if short in (0, len(sequences)):
         return (in_full if short else by_mechanism)(q, k, v, call)
     if not one_call:
-        return attend_per_sequence(functools.partial(by_length, in_full, by_mechanism, most, one_call), q, k, v, call, "split")
+        return attend_per_sequence(
+            functools.partial(by_length, in_full, by_mechanism, most, one_call), q, k, v, call, "split"
+        )
     q, k, v, call = clear_padding(q, k, v, call)
     outs: dict[SequenceSpan, Tensor] = {}
     for run, is_short in ((in_full, True), (by_mechanism, False)):
@@ -68,9 +73,16 @@ def by_length(
 
 
 def _in_graph(
-    in_full: AttentionFunction, by_mechanism: AttentionFunction, most: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
+    in_full: AttentionFunction,
+    by_mechanism: AttentionFunction,
+    most: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
 ) -> Tensor:
-    """:func:`by_length` in a graph, which cannot read lengths. Both functions run on all rows, ``in_full`` on its first ``most`` tokens."""
+    """:func:`by_length` in a graph, which cannot read lengths. Both functions run on all rows, ``in_full`` on its
+    first ``most`` tokens."""
     length, batch = k.shape[2], call.batch
     free = of_any_length(length)
     if batch is not None and batch.documents is not None:  # the mechanism's call refuses documents
@@ -92,18 +104,24 @@ def _in_graph(
     def of_first(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         assert call.batch is not None
         assert call.batch.mask is not None
-        short_call = call.replace(batch=Batch(first(call.batch.mask, 1))).with_term(lambda term: term.moved(first, lambda b, at: (b, at)))
+        short_call = call.replace(batch=Batch(first(call.batch.mask, 1))).with_term(
+            lambda term: term.moved(first, lambda b, at: (b, at))
+        )
         return F.pad(in_full(first(q, 2), first(k, 2), first(v, 2), short_call), (0, 0, 0, length))[:, :, :length]
 
     short = last_real(mask) - first_real(mask) < most
     full_call = call.for_full_attention().replace(batch=batch)
-    return torch.where(short[:, None, None, None], rolled(of_first, q, k, v, full_call, batch), by_mechanism(q, k, v, call))
+    return torch.where(
+        short[:, None, None, None], rolled(of_first, q, k, v, full_call, batch), by_mechanism(q, k, v, call)
+    )
 
 
 def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """The weights ``(B, H, Nq, Nk)`` of sequences that start at index 0, by ``in_full(q, k, call)`` up to ``most`` tokens.
+    """The weights ``(B, H, Nq, Nk)`` of sequences that start at index 0, by ``in_full(q, k, call)`` up to ``most``
+    tokens.
 
-    In a graph, padding may come after a sequence. A graph that does not know a sequence's length computes both kinds of weights.
+    In a graph, padding may come after a sequence. A graph that does not know a sequence's length computes both kinds
+    of weights.
     """
     full_call, length = call.for_full_attention(), k.shape[2]
     mask = call.key_mask if in_graph() else None
@@ -115,7 +133,8 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention for texts of up to ``sizes.max_length`` tokens; 0 = for decoding only. ``None`` without either option."""
+    """The full attention for texts of up to ``sizes.max_length`` tokens; 0 = for decoding only. ``None`` without
+    either option."""
     if not mechanism._full or mechanism.is_cross_attention:
         return None
     full = mechanism._full[0]
@@ -165,30 +184,33 @@ def check_form(mechanism: Any, causal: bool, where: str) -> None:
     if mechanism.causal not in ("both", causal):
         chosen = "" if type(mechanism).causal == mechanism.causal else " with these options"
         raise OptionError(
-            f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs causal={causal}; "
-            f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
+            f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs "
+            f"causal={causal}; choose {'others, or ' if chosen else ''}one of "
+            f"hf_longattn.list_mechanisms(causal={causal})."
         )
     if causal and mechanism.options.exact_length and full_of(mechanism) is not None:
         raise OptionError(
-            f"exact_length={mechanism.options.exact_length} is for attention in both directions, but {where} is causal; leave it out: "
+            f"exact_length={mechanism.options.exact_length} is for attention in both directions, but {where} is "
+            "causal; leave it out: "
             f"a causal window of {mechanism.options.exact_length} tokens already sees all of shorter texts."
         )
 
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
 KeysOrWeights = Callable[[Tensor, Tensor], Tensor]
-"""``(rows, scores)`` -> mask of the keys that queries attend to, ``(B, H, n, N)`` bool (broadcastable), or weights of all keys.
+"""``(rows, scores)`` -> mask of the keys that queries attend to, ``(B, H, n, N)`` bool (broadcastable), or weights of
+all keys.
 
-``rows (n,)`` are the queries' indices. ``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; the mask may include
-these keys. If one softmax runs over keys and means of keys, the result is weights ``(B, H, n, N)``, which sum to 1 per query. The weight of
-a mean is divided among its keys."""
+``rows (n,)`` are the queries' indices. ``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; the
+mask may include these keys. If one softmax runs over keys and means of keys, the result is weights ``(B, H, n, N)``,
+which sum to 1 per query. The weight of a mean is divided among its keys."""
 
 
 def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
     """Positions of a grid's tokens in ``order``, ``(L,)`` int64, the prefix first. An empty slot is -1.
 
-    In the order ``tiles:…``, every tile has the same number of slots, so that a block of that size is one tile. If the grid's size is not a
-    multiple of the tile's, tiles at its border have empty slots. The prefix has its own tiles.
+    In the order ``tiles:…``, every tile has the same number of slots, so that a block of that size is one tile. If the
+    grid's size is not a multiple of the tile's, tiles at its border have empty slots. The prefix has its own tiles.
     """
 
     def make() -> Tensor:
@@ -211,7 +233,8 @@ def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:
 
 
 def _hilbert(sizes: Sequence[int]) -> Tensor:
-    """A grid's cells along a Hilbert curve (Skilling 2004). The curve fills the smallest power-of-two cube that holds the grid."""
+    """A grid's cells along a Hilbert curve (Skilling 2004). The curve fills the smallest power-of-two cube that holds
+    the grid."""
     rank, bits = len(sizes), max(1, max(size - 1 for size in sizes).bit_length())
     axes = list(torch.stack(torch.meshgrid(*map(torch.arange, sizes), indexing="ij"), -1).flatten(0, -2).unbind(-1))
     high = 1 << (bits - 1)
@@ -265,13 +288,16 @@ def weights_in_order(order: str, weights: WeightsFunction) -> WeightsFunction:
 
 
 def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-    """:meth:`Mechanism.attended_keys` with the options ``order`` and ``exact_length`` applied; raises the errors of :func:`in_order`."""
+    """:meth:`Mechanism.attended_keys` with the options ``order`` and ``exact_length`` applied; raises the errors of
+    :func:`in_order`."""
     if (full := for_length(mechanism, k.shape[2], call.causal)) is not mechanism:
         mechanism, call = full, call.replace(global_mask=None)
     if (order := mechanism.options.order) is None:
         return mechanism.attended_keys(q, k, call)
     tokens = _reorder(order, q, k, call)
-    ordered = mechanism.attended_keys(q.index_select(2, tokens.positions), k.index_select(2, tokens.positions), tokens.call)
+    ordered = mechanism.attended_keys(
+        q.index_select(2, tokens.positions), k.index_select(2, tokens.positions), tokens.call
+    )
     if ordered is None:
         return None
     hidden = None if tokens.call.key_mask is None else ~tokens.call.key_mask[:, None, None]
@@ -287,7 +313,8 @@ def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -
 
 
 class _Reordered(NamedTuple):
-    """A reordered call. ``positions (L,)`` holds the old index of each new token, ``back (N,)`` the new index of each old token."""
+    """A reordered call. ``positions (L,)`` holds the old index of each new token, ``back (N,)`` the new index of each
+    old token."""
 
     call: AttentionCall
     positions: Tensor
@@ -297,7 +324,10 @@ class _Reordered(NamedTuple):
 def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordered:
     grid, length = call.one_grid(), k.shape[2]
     if grid is None:
-        raise InputError(f"order={order} needs the coordinates of tokens; pass grid=(height, width), or leave the option 'order' out.")
+        raise InputError(
+            f"order={order} needs the coordinates of tokens; pass grid=(height, width), or leave the option 'order' "
+            "out."
+        )
     if q.shape[2] != length or call.causal:
         raise InputError(
             f"order={order} is for whole images, in which every token may see all others, but this call "
@@ -316,14 +346,17 @@ def _new_positions(index: Tensor, length: int) -> Tensor:
     return positions.new_zeros(length + 1).scatter(0, torch.where(index < 0, length, index), positions)[:length]
 
 
-def in_raster_order(order: str, grid: Grid, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
+def in_raster_order(
+    order: str, grid: Grid, q: Tensor, k: Tensor, call: AttentionCall
+) -> tuple[Tensor, Tensor, AttentionCall]:
     """Undo the reordering of :func:`in_order`. Returns the queries, the keys and the call in raster order."""
     back = _new_positions(token_order(grid, order, k.device), grid.length)
     return q.index_select(2, back), k.index_select(2, back), _call_at(call, k.shape[0], back, None).replace(grid=grid)
 
 
 def _call_at(call: AttentionCall, rows: int, positions: Tensor, filled: Tensor | None) -> AttentionCall:
-    """``call`` in the token order ``positions (L,)``. Tokens that are not ``filled (L,)`` become padding. ``rows`` is the batch size."""
+    """``call`` in the token order ``positions (L,)``. Tokens that are not ``filled (L,)`` become padding. ``rows`` is
+    the batch size."""
 
     def of(mask: Tensor | None) -> Tensor | None:
         if mask is None:
@@ -337,9 +370,13 @@ def _call_at(call: AttentionCall, rows: int, positions: Tensor, filled: Tensor |
     return call.replace(
         batch=Batch.of(mask),
         global_mask=of(call.global_mask),
-        score_mod=remapped(score_mod, queries=lambda q_idx: positions[q_idx], keys=lambda b, h, kv_idx: positions[kv_idx]),
+        score_mod=remapped(
+            score_mod, queries=lambda q_idx: positions[q_idx], keys=lambda b, h, kv_idx: positions[kv_idx]
+        ),
         hidden_states=None if call.hidden_states is None else call.hidden_states.index_select(1, positions),
-        detached_kv=None if constants is None else (constants[0].index_select(2, positions), constants[1].index_select(2, positions)),
+        detached_kv=None
+        if constants is None
+        else (constants[0].index_select(2, positions), constants[1].index_select(2, positions)),
         grid=None,
     )
 
@@ -350,7 +387,8 @@ def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]
 
 
 def relative_of(mechanism: Any, k: Tensor, call: AttentionCall) -> RelativePositions | None:
-    """The mechanism's relative positions; ``None`` if they change no score of a call with keys ``k (B, H_kv, Nk, D)``."""
+    """The mechanism's relative positions; ``None`` if they change no score of a call with keys
+    ``k (B, H_kv, Nk, D)``."""
     relative: RelativePositions | None = mechanism.relative
     return relative if relative is not None and relative.changes(k.shape[2], call) else None
 
@@ -368,13 +406,17 @@ def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
     return mechanism.relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
 
 
-def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
+def with_dense_terms(
+    mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall
+) -> tuple[Tensor, Tensor, AttentionCall]:
     """:func:`with_relative`, with terms by their N×N definition."""
     if (relative := relative_of(mechanism, k, call)) is None:
         return q, k, call
     q_len, kv_len = q.shape[2], k.shape[2]
     positions = torch.arange(kv_len, device=q.device)[None]
-    term = relative.term(q, k, positions[:, kv_len - q_len :], positions, call.causal, call.scale_for(mechanism.head_dim))
+    term = relative.term(
+        q, k, positions[:, kv_len - q_len :], positions, call.causal, call.scale_for(mechanism.head_dim)
+    )
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]

@@ -55,18 +55,22 @@ SINKS = "sinks"
 """The attribute of attention modules with the scores of sinks, or None. Modules pass them as ``s_aux``."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
 FREQUENCIES = "inv_freq"
-"""The buffer of rotary modules with the frequencies. Models with several layer types have one for each: ``full_attention_inv_freq``."""
+"""The buffer of rotary modules with the frequencies. Models with several layer types have one for each:
+``full_attention_inv_freq``."""
 ROTATES = re.compile(r"^ {8}\w.* = apply_rotary_pos_emb\(", re.MULTILINE)
-"""Matches a line of ``forward`` that rotates in every layer. Some bases do so under an ``if``, for some layers only (SmolLM3, Cohere 2)."""
+"""Matches a line of ``forward`` that rotates in every layer. Some bases do so under an ``if``, for some layers only
+(SmolLM3, Cohere 2)."""
 SCALES_FEATURES = re.compile(r"^ {8}query_states = (self\.\w+\(|query_states \* query_scale)", re.MULTILINE)
-"""Matches a line that scales features of rotated queries, by a norm's weights (HunYuan) or a vector (Dory). A further rotation would
-have to come before it."""
+"""Matches a line that scales features of rotated queries, by a norm's weights (HunYuan) or a vector (Dory). A further
+rotation would have to come before it."""
 RIGHT_ANGLE = "rotate_half"
 """Name of the functions in transformers that rotate ``x`` by a right angle, in the planes of a model's rotation."""
 HALVES, INTERLEAVED = [-2.0, -3.0, 0.0, 1.0], [-1.0, 0.0, -3.0, 2.0]
-"""Result of ``rotate_half`` for features 0, 1, 2, 3, if planes pair the two halves, and if they pair neighbouring features."""
+"""Result of ``rotate_half`` for features 0, 1, 2, 3, if planes pair the two halves, and if they pair neighbouring
+features."""
 IMAGE_POSITIONS = "get_rope_index"
-"""A method of models in which tokens of images have positions in space, so that positions do not count tokens (Qwen2-VL)."""
+"""A method of models in which tokens of images have positions in space, so that positions do not count tokens
+(Qwen2-VL)."""
 LATER_FEATURES = "qk_rope_head_dim"
 """An attribute of attention modules that rotate the last features of a head (latent attention)."""
 
@@ -74,7 +78,8 @@ LATER_FEATURES = "qk_rope_head_dim"
 def attach_mechanisms(
     model: nn.Module, long_attention: LongAttentionConfig, decoder_attention: LongAttentionConfig | None = None
 ) -> list[AttentionSite]:
-    """Set ``module.long_attention`` on every attention module of ``model``: its layer's mechanism, or full attention across stacks.
+    """Set ``module.long_attention`` on every attention module of ``model``: its layer's mechanism, or full attention
+    across stacks.
 
     Args:
         model: any model of transformers.
@@ -83,18 +88,25 @@ def attach_mechanisms(
 
     Raises:
         BackendError: no attention module was found.
-        OptionError: an override names a layer that does not exist, or a mechanism lacks the form (causal or bidirectional) of its layer.
+        OptionError: an override names a layer that does not exist, or a mechanism lacks the form (causal or
+            bidirectional) of its layer.
     """
     sites = attention_sites(model)
-    stacks = [(decoder_attention if decoder_attention is not None and site.decoding else long_attention, site) for site in sites]
+    stacks = [
+        (decoder_attention if decoder_attention is not None and site.decoding else long_attention, site)
+        for site in sites
+    ]
     self_attention = [(attention, site) for attention, site in stacks if not site.cross]
     if not self_attention:
         raise BackendError(
-            f"{type(model).__name__} has no attention module on transformers' AttentionInterface, so no mechanism can be attached; "
-            "see https://huggingface.co/docs/transformers/attention_interface for the architectures that are on it."
+            f"{type(model).__name__} has no attention module on transformers' AttentionInterface, so no mechanism can "
+            "be attached; see https://huggingface.co/docs/transformers/attention_interface for the architectures that "
+            "are on it."
         )
     for attention, _ in self_attention:
-        attention.check_layers(1 + max(site.layer for attention_of_site, site in self_attention if attention_of_site is attention))
+        attention.check_layers(
+            1 + max(site.layer for attention_of_site, site in self_attention if attention_of_site is attention)
+        )
     config = getattr(model, "config", None)
     encoder_length = getattr(config, "max_position_embeddings", None)
     decoder_length = getattr(config, "max_decoder_position_embeddings", encoder_length)
@@ -103,26 +115,36 @@ def attach_mechanisms(
         max_length = decoder_length if site.decoding else encoder_length
         heads = _first(site.module, HEAD_COUNTS)
         head_dim = (
-            _first(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS)) or _first(site.module, WIDTHS) // heads
+            _first(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS))
+            or _first(site.module, WIDTHS) // heads
         )
         width = input_width(site.module) or _first(site.module, WIDTHS)
-        mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
+        mechanism = mechanism_from(
+            name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length
+        )
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
         causal = site.causal
         check_form(mechanism, causal, f"{site.name} of {type(model).__name__}")
         if getattr(site.module, SINKS, None) is not None and not mechanism.capabilities.takes_sinks:
             raise OptionError(
-                f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism {mechanism.name!r} "
+                f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism "
+                f"{mechanism.name!r} "
                 "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
             )
         if isinstance(mechanism.relative, SelfExtend):
             mechanism.relative.rotation = rotation_of(model, site)
         has_sinks = causal and leading_sinks(mechanism) > 0
-        if isinstance(mechanism, SparseMechanism) and has_sinks and (rotation := _rotation_of_sinks(model, site)) is not None:
+        if (
+            isinstance(mechanism, SparseMechanism)
+            and has_sinks
+            and (rotation := _rotation_of_sinks(model, site)) is not None
+        ):
             mechanism.turn_sinks(rotation)
         if mechanism.capabilities.takes_hidden_states:
             _check_projections(site, mechanism, model)
-        if mechanism.capabilities.takes_hidden_states or (isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(sys.maxsize)):
+        if mechanism.capabilities.takes_hidden_states or (
+            isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(sys.maxsize)
+        ):
             _hook_once(site.module, pass_layer_input)
         weight = next(site.module.parameters(), None)
         if weight is not None:
@@ -144,8 +166,9 @@ def attach_mechanisms(
 def mark_for_zero3(model: nn.Module) -> None:
     """If DeepSpeed's ZeRO-3 is configured, make it gather all weights of an attention module together.
 
-    A mechanism may run once per document. ZeRO-3 fetches weights in the order in which modules ran before. This order would differ
-    between processes with different numbers of documents in their batches, and so would the communication.
+    A mechanism may run once per document. ZeRO-3 fetches weights in the order in which modules ran before. This order
+    would differ between processes with different numbers of documents in their batches, and so would the
+    communication.
     """
     if not is_deepspeed_zero3_enabled():
         return
@@ -163,7 +186,8 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass the layer's cache to the attention function, or ``None`` if another layer's cache has its keys (Gemma 3n).
+    """Forward pre-hook: pass the layer's cache to the attention function, or ``None`` if another layer's cache has its
+    keys (Gemma 3n).
 
     Cache layers that retain equal keys share what the first of them computes in a step.
     """
@@ -174,14 +198,17 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     index = getattr(module, "layer_idx", None)
     layer = layers[index] if isinstance(index, int) and index < len(layers) else None
     if isinstance(layer, SparseCacheLayer):
-        alike = (other for other in layers if isinstance(other, SparseCacheLayer) and other.mechanism == layer.mechanism)
+        alike = (
+            other for other in layers if isinstance(other, SparseCacheLayer) and other.mechanism == layer.mechanism
+        )
         first = next(other for other in alike if other.options == layer.options)
         layer.step = Batch() if first is layer and not in_graph() else first.step
     return args, {**kwargs, CACHE_LAYER: layer}
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass a module's input, or keys and values computed from the detached input, to mechanisms that need it.
+    """Forward pre-hook: pass a module's input, or keys and values computed from the detached input, to mechanisms that
+    need it.
 
     Raises:
         BackendError: the module's input was not found.
@@ -191,8 +218,9 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     hidden = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(hidden, Tensor):
         raise BackendError(
-            f"{type(module).__name__} gets its input neither as the first argument nor as hidden_states, and its mechanism needs it; "
-            "choose a mechanism that does not, or the option stop_gradient=keys_values where gradients are to stop at the input."
+            f"{type(module).__name__} gets its input neither as the first argument nor as hidden_states, and its "
+            "mechanism needs it; choose a mechanism that does not, or the option stop_gradient=keys_values where "
+            "gradients are to stop at the input."
         )
     mechanisms = mechanisms_on(module).values()
     added: dict[str, Any] = {}
@@ -206,11 +234,13 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     return (args, {**kwargs, **added}) if added else None
 
 
-def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def _stopped_projections(
+    module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Tensor]:
     """Keys and values computed from ``hidden.detach()``; empty if ``hidden`` needs no gradients.
 
-    The module's own ``forward`` computes them and ends before attention. They therefore include rotary positions, norms and fused
-    projections.
+    The module's own ``forward`` computes them and ends before attention. They therefore include rotary positions,
+    norms and fused projections.
     """
     projected: list[Tensor] = []
     if differentiated(hidden):
@@ -231,14 +261,16 @@ def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Modu
     copies = projection_copies(mechanism)
     if copies and getattr(config, "rope_parameters", None):
         raise OptionError(
-            f"Mechanism {mechanism.name!r} needs copies of the query and key projections, but those of {type(model).__name__} are "
+            f"Mechanism {mechanism.name!r} needs copies of the query and key projections, but those of "
+            f"{type(model).__name__} are "
             "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
     copied = {copies[name] for name in copied_parameters(site.module, copies)}
     if missing := {name for name in copies.values() if name.endswith("weight")} - copied:
         raise OptionError(
-            f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but {type(site.module).__name__} in "
-            f"{site.name} has none that can be found ({', '.join(sorted(missing))}); leave the option out."
+            f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but "
+            f"{type(site.module).__name__} in {site.name} has none that can be found ({', '.join(sorted(missing))}); "
+            "leave the option out."
         )
 
 
@@ -256,7 +288,8 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 @dataclass(frozen=True)
 class ModelRotation:
-    """The rotation of a layer, read from the base's rotary module at every call, since frequencies may depend on the length.
+    """The rotation of a layer, read from the base's rotary module at every call, since frequencies may depend on the
+    length.
 
     Not a module itself, so that the layer's mechanism does not register ``module`` as a submodule.
     """
@@ -277,19 +310,24 @@ def _rotation_of_sinks(model: nn.Module, site: AttentionSite) -> ModelRotation |
             return rotation
     if getattr(getattr(site.module, "config", None), "rope_parameters", None):
         logger.warning_once(
-            f"The rotation of queries and keys cannot be followed in every layer of {type(model).__name__}, so sinks keep their positions "
-            "in the text there, as with sink_positions='text'."
+            f"The rotation of queries and keys cannot be followed in every layer of {type(model).__name__}, so sinks "
+            "keep their positions in the text there, as with sink_positions='text'."
         )
     return None
 
 
 @functools.cache
 def _right_angle(attention_class: type[Any]) -> list[float] | None:
-    """The features 0, 1, 2, 3 after a rotation by a right angle; ``None`` if the class does not rotate in every layer."""
+    """The features 0, 1, 2, 3 after a rotation by a right angle; ``None`` if the class does not rotate in every
+    layer."""
     for base in attention_class.__mro__:
         turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
         source = "" if turn is None else inspect.getsource(base)
-        if turn is not None and (rotates := ROTATES.search(source)) and SCALES_FEATURES.search(source, rotates.end()) is None:
+        if (
+            turn is not None
+            and (rotates := ROTATES.search(source))
+            and SCALES_FEATURES.search(source, rotates.end()) is None
+        ):
             with ThreadPoolExecutor(1) as thread:  # where no FakeTensorMode of the caller hides the numbers
                 return thread.submit(lambda turn: turn(torch.arange(4.0, device="cpu")).tolist(), turn).result()
     return None
@@ -303,13 +341,16 @@ def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     """
     planes = _right_angle(type(site.module))  # type: ignore[arg-type]  # a class is hashable
     types = getattr(getattr(site.module, "config", None), "layer_types", None)
-    names = ([] if types is None or site.layer >= len(types) else [f"{types[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
+    names = ([] if types is None or site.layer >= len(types) else [f"{types[site.layer]}_{FREQUENCIES}"]) + [
+        FREQUENCIES
+    ]
     path = list(accumulate(site.name.split("."), getattr, initial=model))
     near = (child for owner in reversed(path) for child in (owner, *owner.children()))
     frequencies = next(((child, name) for child in near for name in names if hasattr(child, name)), None)
     if planes not in (HALVES, INTERLEAVED) or frequencies is None or hasattr(site.module, LATER_FEATURES):
         raise OptionError(
-            f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be followed in {site.name}; "
+            f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be "
+            f"followed in {site.name}; "
             "leave relative positions that move rotary ones (self_extend) out."
         )
     return ModelRotation(*frequencies, interleaved=planes == INTERLEAVED)

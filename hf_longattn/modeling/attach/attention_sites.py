@@ -20,16 +20,21 @@ from ...mechanisms.common.capabilities import projection_copies
 from ..family.definition import attention_names
 
 MECHANISM_ATTRIBUTE = "long_attention"
-"""Attribute of an attention module: its mechanism, or a ModuleDict by layer number if several layers share the module."""
+"""Attribute of an attention module: its mechanism, or a ModuleDict by layer number if several layers share the
+module."""
 CROSS_MECHANISM = "full"
-"""Mechanism of cross-attention. Its queries and keys come from different sequences, so distances between them mean nothing."""
+"""Mechanism of cross-attention. Its queries and keys come from different sequences, so distances between them mean
+nothing."""
 CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Matches the names of cross-attention modules."""
 SERVED_LAYERS_ATTRIBUTE = "layers_served"
 """Attribute of an attention module with the list of its layers, if several layers share it."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a module. An attention module passes keyword arguments on to its attention function."""
-CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip"))
+"""Positional and keyword arguments of a module. An attention module passes keyword arguments on to its attention
+function."""
+CAUSAL_BY_CALL = frozenset(
+    f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip")
+)
 """Model types that pass ``is_causal=True`` in each call instead of setting an attribute on their attention modules."""
 
 
@@ -85,7 +90,8 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         class_name = type(module).__name__
         if "attention" not in class_name.lower() or isinstance(module, Mechanism):
             continue
-        if not hasattr(module, "is_causal"):  # bidirectional modules of ALIGN, CLAP, LayoutLM and Splinter are on the AttentionInterface
+        # bidirectional modules of ALIGN, CLAP, LayoutLM and Splinter are on the AttentionInterface
+        if not hasattr(module, "is_causal"):
             code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
             if not hasattr(module, "query") or code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
                 continue
@@ -99,7 +105,9 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         ordinal = counted[stack, cross]
         counted[stack, cross] += 1
         layer = getattr(module, "layer_idx", None)
-        sites.append(AttentionSite(name, module, layer if isinstance(layer, int) and layer >= 0 else ordinal, cross, causal))
+        sites.append(
+            AttentionSite(name, module, layer if isinstance(layer, int) and layer >= 0 else ordinal, cross, causal)
+        )
     return sites
 
 
@@ -107,14 +115,21 @@ def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
     """Mechanisms of an attention module, by module name relative to it; empty for other modules."""
     value = getattr(attention, MECHANISM_ATTRIBUTE, None)
     if isinstance(value, nn.ModuleDict):
-        return {f"{MECHANISM_ATTRIBUTE}.{layer}": mechanism for layer, mechanism in value.items() if isinstance(mechanism, Mechanism)}
+        return {
+            f"{MECHANISM_ATTRIBUTE}.{layer}": mechanism
+            for layer, mechanism in value.items()
+            if isinstance(mechanism, Mechanism)
+        }
     return {MECHANISM_ATTRIBUTE: value} if isinstance(value, Mechanism) else {}
 
 
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
-    """The mechanism of every layer. A Long base model lists its attention modules, since searching all modules is slow."""
+    """The mechanism of every layer. A Long base model lists its attention modules, since searching all modules is
+    slow."""
     modules = model.__dict__.get("attention_modules")
-    modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if modules is None else modules
+    modules = (
+        [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if modules is None else modules
+    )
     return [mechanism for module in modules for mechanism in mechanisms_on(module).values()]
 
 
@@ -157,8 +172,12 @@ def _split(attention: Any, fused: str, parameter: Tensor) -> Sequence[Tensor]:
     """The parts of a fused projection's weight or bias for query, key and value, in the layout of ``nn.Linear``."""
     if fused == "c_attn":  # GPT-2: the weight (in, out) of a Conv1D
         return [part.transpose(0, -1) for part in parameter.chunk(3, dim=-1)]
-    if fused == "query_key_value":  # GPT-NeoX: query, key and value of the first head, then those of the next, and so on
-        return [part.flatten(0, 1) for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)]
+    # GPT-NeoX: query, key and value of the first head, then those of the next, and so on
+    if fused == "query_key_value":
+        return [
+            part.flatten(0, 1)
+            for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)
+        ]
     if fused == "qkv_proj":  # Phi-3: all queries, then all keys, then all values; keys and values may have fewer heads
         config = attention.config
         heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
@@ -167,24 +186,31 @@ def _split(attention: Any, fused: str, parameter: Tensor) -> Sequence[Tensor]:
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
-    """ "query.weight", "query.bias", "key.weight" … -> the module's parameter. Biases that do not exist have no entry."""
+    """ "query.weight", "query.bias", "key.weight" … -> the module's parameter. Biases that do not exist have no
+    entry."""
     parameters: dict[str, OwnParameter] = {}
     unusual = attention_names(attention)
     for part, usual in SEPARATE_PROJECTIONS.items():
         for name in (getattr(unusual, part) or usual[0], *usual):
             if isinstance(linear := getattr(attention, name, None), nn.Linear):
-                parameters |= {f"{part}.{parameter}": OwnParameter(f"{name}.{parameter}") for parameter, _ in linear.named_parameters()}
+                parameters |= {
+                    f"{part}.{parameter}": OwnParameter(f"{name}.{parameter}")
+                    for parameter, _ in linear.named_parameters()
+                }
                 break
     for fused in FUSED_PROJECTIONS:
         module: Any = getattr(attention, fused, None)
         if not isinstance(module, nn.Module) or (fused == "c_attn" and not isinstance(module, Conv1D)):
             continue
         projection: Any = module
-        if fused == "query_key_value" and projection.out_features != 3 * projection.in_features:  # keys and values have fewer heads
+        # keys and values have fewer heads
+        if fused == "query_key_value" and projection.out_features != 3 * projection.in_features:
             continue
         for index, part in enumerate(SEPARATE_PROJECTIONS):
             for parameter, _ in module.named_parameters():
-                parameters[f"{part}.{parameter}"] = OwnParameter(f"{fused}.{parameter}", partial(_split, attention, fused), index)
+                parameters[f"{part}.{parameter}"] = OwnParameter(
+                    f"{fused}.{parameter}", partial(_split, attention, fused), index
+                )
     return parameters
 
 
@@ -198,7 +224,8 @@ def input_width(attention: nn.Module) -> int | None:
 
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
-    """A mechanism's parameter name -> the layer's parameter to copy at initialisation, from ``CopiesProjections.copies``."""
+    """A mechanism's parameter name -> the layer's parameter to copy at initialisation, from
+    ``CopiesProjections.copies``."""
     parameters = own_projections(attention)
     return {name: parameters[wanted] for name, wanted in copies.items() if wanted in parameters}
 
@@ -213,12 +240,15 @@ def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:
-    """Module names of the q, k, v and output projections of ``attention`` in ``model``. Empty if the query projection is unknown."""
+    """Module names of the q, k, v and output projections of ``attention`` in ``model``. Empty if the query projection
+    is unknown."""
     module = model.get_submodule(attention)
     inner = dict.fromkeys(parameter.name.rpartition(".")[0] for parameter in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]
     outputs = (attention_names(module).output or OUTPUT[0], *OUTPUT)
-    output = next((f"{attention}.{name}" for name in outputs if isinstance(getattr(module, name, None), nn.Module)), None)
+    output = next(
+        (f"{attention}.{name}" for name in outputs if isinstance(getattr(module, name, None), nn.Module)), None
+    )
     if output is None:
         beside = f"{attention.rpartition('.')[0]}.{OUTPUT_OF_PARENT}".removeprefix(".")
         output = beside if beside in dict(model.named_modules()) else None

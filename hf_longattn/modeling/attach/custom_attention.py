@@ -41,7 +41,8 @@ def attend_by_mechanism(
     dropout: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the ``longattn`` backend on query, key, value and mask. Returns ``(B, N, width)``, and the weights if requested.
+    """Run the ``longattn`` backend on query, key, value and mask. Returns ``(B, N, width)``, and the weights if
+    requested.
 
     ``scaling`` and ``dropout`` (a probability, in training) default to those of BERT's attention modules.
     """
@@ -55,21 +56,35 @@ def attend_by_mechanism(
     return output.flatten(2), weights
 
 
-def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Like :func:`attend_by_mechanism`, with the attention function from the module's config. ``eager``: the base's own function."""
+def attend_by_config(
+    module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Like :func:`attend_by_mechanism`, with the attention function from the module's config. ``eager``: the base's
+    own function."""
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
     return attend_by_mechanism(module, *qkv_and_mask, function=interface, **kwargs)
 
 
 class HandsKeywordsDown(_Module):
-    """Mixin for attention modules that do not pass on keyword arguments (SigLIP). The base's modules are on the interface."""
+    """Mixin for attention modules that do not pass on keyword arguments (SigLIP). The base's modules are on the
+    interface."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, **kwargs)
         query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
         output, weights = attend_by_mechanism(
-            self, query, key, value, attention_mask, scaling=self.scale, dropout=self.dropout, is_causal=self.is_causal, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scale,
+            dropout=self.dropout,
+            is_causal=self.is_causal,
+            **kwargs,
         )
         return self.out_proj(output), weights
 
@@ -90,7 +105,8 @@ class ReadsPadding(_Module):
 class ReplacedModules(_Base):
     """Mixin that replaces modules of the base by instances of subclasses before mechanisms are attached.
 
-    The base builds its modules itself. Each instance then gets the subclass as its ``__class__``. Subclasses add no parameters or state.
+    The base builds its modules itself. Each instance then gets the subclass as its ``__class__``. Subclasses add no
+    parameters or state.
     """
 
     replaced: ClassVar[Mapping[type[nn.Module], type[Any]]]
@@ -129,7 +145,8 @@ def replacing(
 
 
 def refuse_scoreless(model: nn.Module, why: str) -> None:
-    """Raise :class:`OptionError` if a mechanism of ``model`` cannot add terms to its scores. ``why`` says how the model changes scores."""
+    """Raise :class:`OptionError` if a mechanism of ``model`` cannot add terms to its scores. ``why`` says how the
+    model changes scores."""
     for module in model.modules():
         if isinstance(module, Mechanism) and not module.capabilities.takes_score_mod:
             raise OptionError(
@@ -139,10 +156,12 @@ def refuse_scoreless(model: nn.Module, why: str) -> None:
 
 
 class OnTheInterface(ReplacedModules):
-    """Mixin for bases whose attention is not on the AttentionInterface. The replaced modules are, so any implementation may be requested.
+    """Mixin for bases whose attention is not on the AttentionInterface. The replaced modules are, so any
+    implementation may be requested.
 
-    The base model inside a head is built before its modules are replaced, and refuses ``sdpa`` and the like. It is therefore built under
-    this package's implementation. ``post_init`` sets the requested one after the modules have been replaced.
+    The base model inside a head is built before its modules are replaced, and refuses ``sdpa`` and the like. It is
+    therefore built under this package's implementation. ``post_init`` sets the requested one after the modules have
+    been replaced.
     """
 
     _supports_sdpa = True
@@ -166,11 +185,13 @@ class OnTheInterface(ReplacedModules):
 
 
 class OnTheBackend(ReplacedModules):
-    """Mixin for bases that add relative positions to scores. Mechanisms take these as score terms. Otherwise the base's own code runs."""
+    """Mixin for bases that add relative positions to scores. Mechanisms take these as score terms. Otherwise the
+    base's own code runs."""
 
     _supports_attention_backend = True
     adding: ClassVar[tuple[str, ...]] = ()
-    """Config fields for relative positions. The base adds them if one field is true, or always if there are no fields."""
+    """Config fields for relative positions. The base adds them if one field is true, or always if there are no
+    fields."""
 
     def post_init(self) -> None:
         super().post_init()

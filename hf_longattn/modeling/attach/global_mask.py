@@ -25,11 +25,13 @@ from .attention_sites import layer_mechanisms, with_members
 logger = logging.get_logger(LOGGER)
 
 LONGEST_QUESTION = 512
-"""Maximum tokens of a question. If the first text is longer than this and longer than the second, it is probably the document."""
+"""Maximum tokens of a question. If the first text is longer than this and longer than the second, it is probably the
+document."""
 
 
 def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
-    """The rule by which layers of ``model`` choose global tokens by id, with the config's separators. ``None`` if no layer does.
+    """The rule by which layers of ``model`` choose global tokens by id, with the config's separators. ``None`` if no
+    layer does.
 
     Raises:
         OptionError: layers choose differently, or the separator is missing.
@@ -52,7 +54,9 @@ def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
     chosen = choices.pop()
     assert chosen is not None
     chosen = chosen.with_separator(getattr(config, "sep_token_id", None))
-    return dataclasses.replace(chosen, token_ids=tuple(dict.fromkeys((*chosen.token_ids, *listed))), question_separator=question)
+    return dataclasses.replace(
+        chosen, token_ids=tuple(dict.fromkeys((*chosen.token_ids, *listed))), question_separator=question
+    )
 
 
 def _takers(model: nn.Module) -> list[Mechanism]:
@@ -69,7 +73,8 @@ def takes_globals(model: nn.Module) -> bool:
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Raise :class:`InputError` for a ``global_attention_mask`` that no layer takes, unless a layer sees all tokens anyway.
+    """Raise :class:`InputError` for a ``global_attention_mask`` that no layer takes, unless a layer sees all tokens
+    anyway.
 
     Raises:
         InputError: the message names the mechanisms.
@@ -78,24 +83,36 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     if mask is None:
         return
     length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
-    if not any(mechanism.capabilities.takes_globals or for_length(mechanism, length).covers(length) for mechanism in with_members(layers)):
+    if not any(
+        mechanism.capabilities.takes_globals or for_length(mechanism, length).covers(length)
+        for mechanism in with_members(layers)
+    ):
         names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
         raise InputError(
-            f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {names}); "
+            "global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is "
+            f"{names}); "
             "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
         )
 
 
 @checkpoint_errors("The tokenizer is damaged")
 def question_separator(tokenizer: Any) -> int | None:
-    """The id of the token that ``tokenizer`` puts between a question and a document. ``None`` if it puts none (GPT-2, Llama)."""
+    """The id of the token that ``tokenizer`` puts between a question and a document. ``None`` if it puts none (GPT-2,
+    Llama)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers of pages do not take texts without boxes
     if backend is None:
-        ids, document = list(tokenizer("a", "b")["input_ids"]), list(tokenizer("b", add_special_tokens=False)["input_ids"])
+        ids, document = (
+            list(tokenizer("a", "b")["input_ids"]),
+            list(tokenizer("b", add_special_tokens=False)["input_ids"]),
+        )
     else:
         encodings = backend.encode("a", "b"), backend.encode("b", add_special_tokens=False)
-        ids, document = ([token for token, real in zip(x.ids, x.attention_mask, strict=True) if real] for x in encodings)
-    first = max((start for start in range(len(ids)) if document and ids[start : start + len(document)] == document), default=0)
+        ids, document = (
+            [token for token, real in zip(x.ids, x.attention_mask, strict=True) if real] for x in encodings
+        )
+    first = max(
+        (start for start in range(len(ids)) if document and ids[start : start + len(document)] == document), default=0
+    )
     if not first or ids[first - 1] not in tokenizer.all_special_ids:
         return None
     row = torch.tensor([ids])
@@ -109,7 +126,8 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
 
     Returns:
-        Whether the model finds global tokens by id. False if it has none, or if the tokenizer does not separate two texts.
+        Whether the model finds global tokens by id. False if it has none, or if the tokenizer does not separate two
+        texts.
     """
     if not takes_globals(model):
         return False
@@ -122,7 +140,8 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
 
 
 def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
-    """The ``global_attention_mask (B, N)`` of a forward pass that has none, by ids, in each of the packed ``documents (B, N)``.
+    """The ``global_attention_mask (B, N)`` of a forward pass that has none, by ids, in each of the packed
+    ``documents (B, N)``.
 
     Raises:
         InputError: ids are unknown, for the input or for tokens in the cache.
@@ -149,8 +168,9 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
         question = chosen.question(ids, real).sum(-1)
         if bool(((question > LONGEST_QUESTION) & (2 * question > real.sum(-1))).any()):
             logger.warning_once(
-                "The first of the two texts is taken as the question, whose tokens are all global, but it is longer than the document; "
-                "call tokenizer(question, document), or pass global_attention_mask (batch, tokens) with 1 for global tokens."
+                "The first of the two texts is taken as the question, whose tokens are all global, but it is longer "
+                "than the document; call tokenizer(question, document), or pass global_attention_mask (batch, tokens) "
+                "with 1 for global tokens."
             )
     if documents is None:
         # Short inputs on a device are not read, since every call would wait for it.
@@ -160,9 +180,9 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
             begins = ends[:, 1:] & ~ends[:, :-1]
             if bool(((begins.sum(-1) > 2) & ~(ends[:, 1:] & ends[:, :-1]).any(-1)).any()):
                 logger.warning_once(
-                    "A question or document seems to contain the token that separates the two, and the question is taken to end at the "
-                    "first one; call tokenizer(question, document, split_special_tokens=True), or pass global_attention_mask (batch, "
-                    "tokens)."
+                    "A question or document seems to contain the token that separates the two, and the question is "
+                    "taken to end at the first one; call tokenizer(question, document, split_special_tokens=True), or "
+                    "pass global_attention_mask (batch, tokens)."
                 )
         return chosen.mask(ids, real, types).long()
     global_tokens = torch.zeros_like(ids)

@@ -1,9 +1,9 @@
 """Memory tokens that are passed from segment to segment of a text (Bulatov et al. 2022).
 
-The base's ``forward`` runs on one segment after another, with learned memory tokens in front. The last hidden states are concatenated, so
-that a head finds one per token. Rows are cut into segments from their first real token on, and positions restart in each segment. In an
-encoder, every segment starts with the first token ([CLS]). Its hidden state comes from the row's last segment, whose memory has seen the
-entire text.
+The base's ``forward`` runs on one segment after another, with learned memory tokens in front. The last hidden states
+are concatenated, so that a head finds one per token. Rows are cut into segments from their first real token on, and
+positions restart in each segment. In an encoder, every segment starts with the first token ([CLS]). Its hidden state
+comes from the row's last segment, whose memory has seen the entire text.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class MemoryTokens(nn.Module):
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:
-    """The recursion of ``model``: how memory tokens pass from segment to segment. ``None`` if it runs over the whole text.
+    """The recursion of ``model``: how memory tokens pass from segment to segment. ``None`` if it runs over the whole
+    text.
 
     Raises:
         OptionError: the layers have different recursions.
@@ -58,7 +59,8 @@ def recursion_of(model: nn.Module) -> Recursion | None:
     if len(different) > 1:
         raise OptionError(
             "Memory tokens pass through all layers of a model, but the layers have different mechanisms or options; "
-            'give every layer the same, for example long_attention={"mechanism": "recurrent_memory", "segment_length": 512}.'
+            'give every layer the same, for example long_attention={"mechanism": "recurrent_memory", '
+            '"segment_length": 512}.'
         )
     return different.pop() if different else None
 
@@ -67,10 +69,12 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
     """Set the memory tokens ``stack.long_memory`` of a model whose mechanisms use them. Returns its recursion.
 
     Raises:
-        OptionError: the model is one of two stacks, cannot read its hidden states, or a segment is longer than its position table.
+        OptionError: the model is one of two stacks, cannot read its hidden states, or a segment is longer than its
+            position table.
     """
     weight: Tensor = stack.get_input_embeddings().weight
-    narrow = hasattr(stack.config, "embedding_size") and stack.config.embedding_size != stack.config.hidden_size  # as in ALBERT
+    # as in ALBERT
+    narrow = hasattr(stack.config, "embedding_size") and stack.config.embedding_size != stack.config.hidden_size
     two_stacks = stack.config.is_encoder_decoder or any(site.cross for site in attention_sites(stack))
     if two_stacks or narrow or "inputs_embeds" not in inspect.signature(type(stack).forward).parameters:
         why = "is one of two stacks" if two_stacks else "cannot read hidden states as embeddings"
@@ -96,7 +100,8 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
 def check_segment_counts(model: Any, count: int) -> None:
     """Raise an error if processes with sharded weights have different numbers of segments.
 
-    Layers run once per segment. All processes must gather weights equally often, or they would wait for each other forever.
+    Layers run once per segment. All processes must gather weights equally often, or they would wait for each other
+    forever.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -109,8 +114,9 @@ def check_segment_counts(model: Any, count: int) -> None:
     distributed.all_reduce(most, distributed.ReduceOp.MAX)
     if (least := -int(most[1])) != int(most[0]):
         raise InputError(
-            f"Memory tokens pass through {least} segments in one process and through {int(most[0])} in another, but processes with shares "
-            "of the weights (FSDP, ZeRO-3) must run equally many; pad all batches to one length, or use DistributedDataParallel."
+            f"Memory tokens pass through {least} segments in one process and through {int(most[0])} in another, but "
+            "processes with shares of the weights (FSDP, ZeRO-3) must run equally many; pad all batches to one "
+            "length, or use DistributedDataParallel."
         )
 
 
@@ -120,7 +126,8 @@ ALONG_THE_TEXT = ("token_type_ids",)
 
 @dataclass(frozen=True)
 class Text:
-    """A call's input: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other arguments."""
+    """A call's input: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other
+    arguments."""
 
     embeddings: Tensor
     real: Tensor
@@ -135,13 +142,17 @@ class Text:
             OptionError: attentions are requested.
             InputError: the mask is not a padding mask.
         """
-        further = {name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")}
+        further = {
+            name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")
+        }
         ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
         further.pop("position_ids", None)  # positions restart in each segment
-        if further.get("output_attentions") or (further.get("output_attentions") is None and model.config.output_attentions):
+        if further.get("output_attentions") or (
+            further.get("output_attentions") is None and model.config.output_attentions
+        ):
             raise OptionError(
-                "Attentions were asked for, but the model runs over one segment after the other and has none between them; "
-                "leave output_attentions out."
+                "Attentions were asked for, but the model runs over one segment after the other and has none between "
+                "them; leave output_attentions out."
             )
         if embeddings is None:
             if ids is None:
@@ -149,9 +160,15 @@ class Text:
             embeddings = model.get_input_embeddings()(ids)
         batch, length = embeddings.shape[:2]
         if mask is not None and mask.shape != (batch, length):
-            raise InputError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens."
+            )
         real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask.bool()
-        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.spec.further) if further.get(name) is not None}
+        along = {
+            name: further.pop(name)
+            for name in (*ALONG_THE_TEXT, *model.family.spec.further)
+            if further.get(name) is not None
+        }
         return cls(embeddings, real, along, further)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
@@ -168,7 +185,9 @@ class Text:
             return self.mapped(lambda x: torch.cat([x[:, :1], x[:, start : start + size - 1]], 1))
 
         length = self.real.shape[1]
-        return [segment(start) for start in (range(0, length, size) if causal else (0, *range(size, length, size - 1)))]
+        return [
+            segment(start) for start in (range(0, length, size) if causal else (0, *range(size, length, size - 1)))
+        ]
 
 
 def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -180,7 +199,9 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
         InputError: a decode cache is given or requested, or processes have different numbers of segments.
     """
     if arguments.get(CACHE) is not None or arguments.get("use_cache"):
-        raise InputError("A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False.")
+        raise InputError(
+            "A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False."
+        )
     text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
     causal, recursion = any(site.causal for site in attention_sites(model)), model.recursion
     start = first_real(text.real)
@@ -224,13 +245,16 @@ def _run_segment(
 
     Args:
         keep: whether the memory is used again. If so, a decoder writes it after the segment, and an encoder before it.
-        first: whether this is the text's first segment. In an encoder, later segments begin with the text's first token.
+        first: whether this is the text's first segment. In an encoder, later segments begin with the text's first
+            token.
     """
     count, size = memory.shape[1], segment.real.shape[1]
     around = (count, count if causal and keep else 0)
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
     mask = nn.functional.pad(segment.real.long(), around, value=1)
-    along = {name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around)) for name, value in segment.along.items()}
+    along = {
+        name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around)) for name, value in segment.along.items()
+    }
     arguments = {**segment.arguments, "return_dict": True, "use_cache": False}
     outputs = forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **arguments)
     if not keep:
@@ -283,8 +307,8 @@ def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tenso
         if (contents := FIELDS.get(name)) in (None, WEIGHTS):
             in_words = "" if contents is None else f" ({contents})"
             raise BackendError(
-                f"{type(outputs).__name__}.{name}{in_words} cannot be returned with memory tokens; do not request it, or run the model "
-                "without."
+                f"{type(outputs).__name__}.{name}{in_words} cannot be returned with memory tokens; do not request it, "
+                "or run the model without."
             )
         outputs[name] = join([part[name] for part in parts], str(contents))
     return outputs

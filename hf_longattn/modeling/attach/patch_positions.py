@@ -1,9 +1,9 @@
 """Positions of patches for vision towers without a Long class. Hooks pass them to the attention modules.
 
-A tower whose images have one size (CLIP, SigLIP) runs on one grid. Others pack images of different sizes into one row and pass the
-number of patches of each image (Qwen-VL, Pixtral). Qwen-VL's attention modules run every image separately, with patches in the order in
-which they are merged. Pixtral's attention modules take a mask of all pairs. Here, images become documents of one call, each in raster
-order on its own grid.
+A tower whose images have one size (CLIP, SigLIP) runs on one grid. Others pack images of different sizes into one row
+and pass the number of patches of each image (Qwen-VL, Pixtral). Qwen-VL's attention modules run every image
+separately, with patches in the order in which they are merged. Pixtral's attention modules take a mask of all pairs.
+Here, images become documents of one call, each in raster order on its own grid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from .global_mask import arguments_by_name
 POSITIONS = "patch_positions"
 """Keyword for the :class:`PatchPositions` of packed images, from a tower to its attention modules."""
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
-"""Keywords for the first token of each sequence, of attention modules that run sequences separately and of attention functions."""
+"""Keywords for the first token of each sequence, of attention modules that run sequences separately and of attention
+functions."""
 GRIDS_ARGUMENT, SIZES_ARGUMENT = "grid_thw", "image_sizes"
 
 
@@ -50,7 +51,8 @@ class PatchPositions:
         """The layout of rows whose sequences (images, or windows in them) start at ``offsets``.
 
         Returns:
-            The offsets for all layers; the indices that bring each sequence into raster order, or ``None``; and each sequence's grid.
+            The offsets for all layers; the indices that bring each sequence into raster order, or ``None``; and each
+            sequence's grid.
 
         Raises:
             InputError: the patches of a sequence are not a rectangle.
@@ -108,7 +110,8 @@ def _pass_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
 
 
 def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of an attention module that passes no keywords to its attention function (SigLIP): sets the grid."""
+    """Forward pre-hook of an attention module that passes no keywords to its attention function (SigLIP): sets the
+    grid."""
     if GRID in kwargs and not torch.compiler.is_dynamo_compiling():
         RUNNING_GRID.set(kwargs[GRID])
 
@@ -131,8 +134,12 @@ def _pass_positions(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     sizes = [tuple(pixels.shape[-2:])] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
     cells = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
     if any(0 in size for size in cells):
-        raise InputError(f"An image is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
-    coordinates = torch.cat([torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)) for h, w in cells])
+        raise InputError(
+            f"An image is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it."
+        )
+    coordinates = torch.cat(
+        [torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)) for h, w in cells]
+    )
     offsets = _offsets(torch.tensor([h * w for h, w in cells])).to(pixels.device)
     return args, {**kwargs, POSITIONS: PatchPositions(coordinates, offsets)}
 
@@ -141,7 +148,8 @@ def _merged_positions(tower: Any, grids: Tensor) -> PatchPositions:
     """Positions of the patches of images. ``grids (images, 3)``: numbers of frames, rows and columns.
 
     Frames are separate sequences. Patches are in merge order, or in the order of windows."""
-    from transformers.vision_utils import get_vision_position_ids, get_vision_window_index  # older versions have no such module
+    # older versions have no such module
+    from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
     grids = grids.cpu()
     coordinates = get_vision_position_ids(grids, tower.spatial_merge_size, include_temporal=True)
@@ -163,7 +171,9 @@ def pack_images(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """
     positions: PatchPositions | None = kwargs.get(POSITIONS)
     runs_alone = OFFSETS in kwargs
-    if positions is None or (runs_alone and not any(reads_grid(mechanism) for mechanism in mechanisms_on(module).values())):
+    if positions is None or (
+        runs_alone and not any(reads_grid(mechanism) for mechanism in mechanisms_on(module).values())
+    ):
         return None
     offsets, order, grids = positions.layout(kwargs[OFFSETS] if runs_alone else positions.offsets)
     changes: dict[str, Any] = {PACKED_OFFSETS: offsets, GRID: grids}

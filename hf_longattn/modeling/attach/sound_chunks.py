@@ -1,6 +1,7 @@
 """Runs convolutions and feed-forward parts of audio models on chunks of a long sound, if no gradients are needed.
 
-Temporaries for a whole recording would dominate memory. wav2vec 2.0's convolutions over samples make 1,600 rows of 512 channels for each
+Temporaries for a whole recording would dominate memory. wav2vec 2.0's convolutions over samples make 1,600 rows of 512
+channels for each
 second of sound: 2 GB after the first convolution for five minutes.
 """
 
@@ -26,13 +27,15 @@ else:
 FRAMES_PER_CHUNK = 512
 """Maximum frames per call of a feature encoder: ten seconds of sound, at most 70 MB in any layer."""
 WINDOWS_OF_MOMENTS = 2**16
-"""Maximum convolution windows per step of computing mean and covariance of the first convolution's input windows. Untuned."""
+"""Maximum convolution windows per step of computing mean and covariance of the first convolution's input windows.
+Untuned."""
 FRAMES_PER_PRODUCT = 4096
 """Maximum frames per call of a feed-forward module."""
 
 
 def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
-    """Whether ``module`` must compute ``states`` in one pass: for gradients, or in a graph, where the input may have any length."""
+    """Whether ``module`` must compute ``states`` in one pass: for gradients, or in a graph, where the input may have
+    any length."""
     if in_graph():
         return True
     if not torch.is_grad_enabled():
@@ -41,14 +44,16 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
 
 
 class InChunks(_Module):
-    """A module that computes the same as its base class, but in chunks of a long sound, under any attention implementation."""
+    """A module that computes the same as its base class, but in chunks of a long sound, under any attention
+    implementation."""
 
 
 class FeatureEncoderInChunks(InChunks):
-    """Mixin before the feature encoder of wav2vec 2.0 or a successor. It is a chain of convolutions over samples, without padding.
+    """Mixin before the feature encoder of wav2vec 2.0 or a successor. It is a chain of convolutions over samples,
+    without padding.
 
-    A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's weights
-    (:class:`NormalisedConvolution`).
+    A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's
+    weights (:class:`NormalisedConvolution`).
     """
 
     conv_layers: Any
@@ -57,7 +62,8 @@ class FeatureEncoderInChunks(InChunks):
 
     def forward(self, input_values: Tensor) -> Tensor:
         """Samples ``(B, N)`` to features ``(B, C, frames)``."""
-        recorded = torch.is_grad_enabled() and self.training and self._requires_grad  # the base then computes gradients for its input
+        # the base then computes gradients for its input
+        recorded = torch.is_grad_enabled() and self.training and self._requires_grad
         if recorded or needs_one_pass(self, input_values):
             return super().forward(input_values)
         convolutions = [convolution_of(layer) for layer in self.conv_layers]
@@ -68,7 +74,10 @@ class FeatureEncoderInChunks(InChunks):
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             # Weights that are sharded, wrapped or on another device cannot be read outside `forward`.
             weights = [*first.conv.parameters(), *first.layer_norm.parameters()]
-            readable = all(type(weight) is nn.Parameter and weight.device == input_values.device and weight.numel() for weight in weights)
+            readable = all(
+                type(weight) is nn.Parameter and weight.device == input_values.device and weight.numel()
+                for weight in weights
+            )
             if not readable or type(first.conv) is not nn.Conv1d:
                 return super().forward(input_values)
             first = NormalisedConvolution(first, input_values)
@@ -90,8 +99,12 @@ def convolution_of(layer: Any) -> Convolution:
 
 
 def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of up to ``size`` outputs of unpadded convolutions. Each has the part ``(B, n)`` of ``inputs (B, N)`` that it needs."""
-    total, stride = outputs_of(convolutions, inputs.shape[1]), math.prod(convolution.stride for convolution in convolutions)
+    """Slices of up to ``size`` outputs of unpadded convolutions. Each has the part ``(B, n)`` of ``inputs (B, N)``
+    that it needs."""
+    total, stride = (
+        outputs_of(convolutions, inputs.shape[1]),
+        math.prod(convolution.stride for convolution in convolutions),
+    )
     for first in range(0, total, size):
         last = min(first + size, total)
         needed = last - first
@@ -101,10 +114,12 @@ def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> It
 
 
 class NormalisedConvolution:
-    """The first layer of a feature encoder, for pieces of ``samples (B, N)``. It has an ``nn.GroupNorm`` of one group per channel.
+    """The first layer of a feature encoder, for pieces of ``samples (B, N)``. It has an ``nn.GroupNorm`` of one group
+    per channel.
 
-    Row w of the convolution's weight maps a window u of samples to ``w·u + b``. Over time, this has the mean ``w·mean(u) + b`` and the
-    variance ``wᵀ Cov(u) w``. The normalised rows are therefore a convolution too, with separate weights for each sound of the batch.
+    Row w of the convolution's weight maps a window u of samples to ``w·u + b``. Over time, this has the mean
+    ``w·mean(u) + b`` and the variance ``wᵀ Cov(u) w``. The normalised rows are therefore a convolution too, with
+    separate weights for each sound of the batch.
     """
 
     def __init__(self, layer: Any, samples: Tensor) -> None:
@@ -128,12 +143,15 @@ class NormalisedConvolution:
             scale, shift = scale * norm.weight, shift + norm.bias
         at_least = torch.promote_types(samples.dtype, torch.float32)
         self.weight = (scale[..., None] * weight).flatten(0, 1)[:, None].to(at_least)
-        self.bias = (shift - scale * (mean @ weight.t())).flatten().to(at_least)  # the layer's own bias cancels in w·u - mean
+        # the layer's own bias cancels in w·u - mean
+        self.bias = (shift - scale * (mean @ weight.t())).flatten().to(at_least)
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Samples ``(B, 1, n)`` to features ``(B, C, n')``."""
         rows, stride = samples.to(self.weight.dtype).transpose(0, 1), self.layer.conv.stride
-        states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples)).unflatten(1, (len(samples), -1))[0]
+        states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples)).unflatten(
+            1, (len(samples), -1)
+        )[0]
         activated: Tensor = self.layer.activation(states)
         return activated.to(self.dtype)
 
@@ -147,11 +165,14 @@ class FramesInChunks(InChunks):
         """Hidden states ``(B, N, C)`` to ``(B, N, C')``."""
         if self.training or needs_one_pass(self, hidden_states) or hidden_states.shape[1] <= FRAMES_PER_PRODUCT:
             return super().forward(hidden_states)
-        return torch.cat([super(FramesInChunks, self).forward(chunk) for chunk in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1)
+        return torch.cat(
+            [super(FramesInChunks, self).forward(chunk) for chunk in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1
+        )
 
 
 def run_in_chunks(model: nn.Module) -> None:
-    """Make transformers' audio models in ``model``, converted or not, compute long sounds in chunks. Changes ``model`` in place."""
+    """Make transformers' audio models in ``model``, converted or not, compute long sounds in chunks. Changes ``model``
+    in place."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and (family := known_family(part.config)) is not None:
             replaced = getattr(family.mixin, "replaced", {})

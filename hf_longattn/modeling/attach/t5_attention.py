@@ -1,6 +1,7 @@
 """T5 and mT5: encoder and decoder are of one class, with T5's relative positions in the scores of self-attention.
 
-All distances from ``relative_attention_max_distance`` on share one bucket. Positions therefore need no extension and limit no length.
+All distances from ``relative_attention_max_distance`` on share one bucket. Positions therefore need no extension and
+limit no length.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}
 class BucketedConfig(LongEncoderDecoderConfig):
     """Mixin before the base's config class.
 
-    max_position_embeddings, max_decoder_position_embeddings: intended maximum tokens of encoder and decoder, not enforced. Default:
-        ``n_positions``, or the base's pre-training length (``trained_length``).
+    max_position_embeddings, max_decoder_position_embeddings: intended maximum tokens of encoder and decoder, not
+        enforced. Default: ``n_positions``, or the base's pre-training length (``trained_length``).
     """
 
     adds = "``long_attention``, ``decoder_long_attention`` and the two lengths"
@@ -61,7 +62,8 @@ class BucketedConfig(LongEncoderDecoderConfig):
         return int(values.get("max_position_embeddings") or values.get("n_positions") or cls.trained_length)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """The base's text config. The decoder's has the decoder's number of layers, because caches are built from it."""
+        """The base's text config. The decoder's has the decoder's number of layers, because caches are built from
+        it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
         if decoder and not encoder and config is not self:
             config.num_layers = self.num_decoder_layers
@@ -69,7 +71,8 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The mechanisms of the decoder's self-attention; full attention by default. No T5 model consists of a decoder only."""
+        """The mechanisms of the decoder's self-attention; full attention by default. No T5 model consists of a decoder
+        only."""
         return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
 
     @property
@@ -80,7 +83,8 @@ class BucketedConfig(LongEncoderDecoderConfig):
 class BucketedAttention(nn.Module):
     """T5's attention, with the base's projections and our mechanisms. Scores are not scaled.
 
-    A mixin before the base's class. The first layer has a bias, one number per head and distance bucket, which the other layers share.
+    A mixin before the base's class. The first layer has a bias, one number per head and distance bucket, which the
+    other layers share.
     """
 
     config: Any

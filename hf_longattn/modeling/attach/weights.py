@@ -1,8 +1,8 @@
 """Loads weights of a Long model that differ from its checkpoint: extended position tables, and new parameters.
 
-Position tables are extended while ``from_pretrained`` reads them. Missing parameters of mechanisms and memory tokens are initialised by
-``reset_parameters``, because transformers itself initialises only layers that it knows, and regards modules without direct tensors as
-initialised. Parameters that mechanisms share across layers are tied, and saved once.
+Position tables are extended while ``from_pretrained`` reads them. Missing parameters of mechanisms and memory tokens
+are initialised by ``reset_parameters``, because transformers itself initialises only layers that it knows, and regards
+modules without direct tensors as initialised. Parameters that mechanisms share across layers are tied, and saved once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ else:
 
 
 class ExtendPositions(ConversionOps):
-    """Extends a position table ``(P, d)`` to the config's length. ``config.position_extension`` says how, if the table is learned.
+    """Extends a position table ``(P, d)`` to the config's length. ``config.position_extension`` says how, if the table
+    is learned.
 
     table: ``None`` passes tensors on unchanged, for saving a table that is already extended.
     """
@@ -64,11 +65,18 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
     """Raise :class:`OptionError` if ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
     config = kwargs.get("config")
     learned = [table for table in family.position_tables if table.learned]
-    if not learned or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
+    if (
+        not learned
+        or not isinstance(config, PreTrainedConfig)
+        or source is None
+        or kwargs.get("ignore_mismatched_sizes")
+    ):
         return
     passed_on = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     try:
-        values, _ = family.config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
+        values, _ = family.config_class.get_config_dict(
+            source, **{key: kwargs[key] for key in passed_on if key in kwargs}
+        )
     except OSError:
         return  # weights without a config file, so of unknown length
     before: Any = None
@@ -76,7 +84,9 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
         if not isinstance(rows := values.get(table.field), int):  # another name, or the base's default
             if before is None:  # lengths do not depend on attention
                 apart = ("long_attention", "attn_implementation")
-                before = family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
+                before = family.config_class(
+                    **{key: value for key, value in values.items() if not key.endswith(apart)}
+                )
             rows = getattr(before, table.field)
         if rows > getattr(config, table.field):
             raise OptionError(
@@ -105,12 +115,14 @@ def freeze_tables(model: PreTrainedModel, family: Family) -> None:
 
 
 def register_loading(family: Family, base_class: type[Any], long_class: type[Any], *, extends: bool) -> None:
-    """Make transformers convert tensors of ``long_class`` like those of its base (GPT-NeoX: ``embed_out`` to ``lm_head``).
+    """Make transformers convert tensors of ``long_class`` like those of its base (GPT-NeoX: ``embed_out`` to
+    ``lm_head``).
 
     Registered by class name, because transformers looks up inner models by name.
 
     Args:
-        extends: whether the class itself has the family's position tables, for :class:`ExtendPositions`. Heads contain such a class.
+        extends: whether the class itself has the family's position tables, for :class:`ExtendPositions`. Heads contain
+            such a class.
     """
     inherited = get_checkpoint_conversion_mapping(base_class.__name__) or []
     if not extends:
@@ -124,7 +136,8 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
         for source in [table.pattern.replace("\\.", ".").rstrip("$")]
     ]
     register_checkpoint_conversion_mapping(long_class.__name__, [*inherited, *tables], overwrite=True)
-    if get_checkpoint_conversion_mapping(family.base_model_type) is not None:  # peft detects renamed tensors by this entry
+    # peft detects renamed tensors by this entry
+    if get_checkpoint_conversion_mapping(family.base_model_type) is not None:
         register_checkpoint_conversion_mapping(family.config_class.model_type, [], overwrite=True)
 
 
@@ -142,7 +155,8 @@ def initialise_missing(module: nn.Module) -> None:
     loaded = [entry for entry in tensors if getattr(entry[2], INITIALISED, False)]
     if len(loaded) == len(tensors):
         return
-    for owner, name, tensor in loaded:  # reset_parameters fills placeholders instead, because a loaded tensor must not change
+    # reset_parameters fills placeholders instead, because a loaded tensor must not change
+    for owner, name, tensor in loaded:
         placeholder = torch.empty_like(tensor)
         if isinstance(tensor, nn.Parameter):
             dtype = tensor.dtype if tensor.is_floating_point() else torch.float32  # a quantised one
@@ -168,38 +182,52 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
         for relative_name, mechanism in mechanisms_on(module).items():
             for parameter in mechanism.shared_by_layers if isinstance(mechanism, Linformer) else ():
                 full_name = f"{name}.{relative_name}.{parameter}".removeprefix(".")
-                key = (part_of.get(id(module)), type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
+                key = (
+                    part_of.get(id(module)),
+                    type(mechanism),
+                    mechanism.options,
+                    parameter,
+                    mechanism.get_parameter(parameter).shape,
+                )
                 if first.setdefault(key, full_name) != full_name:
                     shared[full_name] = first[key]
     return shared
 
 
 class LoadsMechanisms(_Base):
-    """Mixin before a base's model class. transformers then loads, ties and initialises the parameters of mechanisms as the base's own."""
+    """Mixin before a base's model class. transformers then loads, ties and initialises the parameters of mechanisms as
+    the base's own."""
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The base's tied weights and the shared mechanism parameters. The latter are tied even if word embeddings are not."""
+        """The base's tied weights and the shared mechanism parameters. The latter are tied even if word embeddings are
+        not."""
         return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Untie shared mechanism parameters first. transformers would mark them as initialised even if the source is not."""
+        """Untie shared mechanism parameters first. transformers would mark them as initialised even if the source is
+        not."""
         for target, source in shared_parameters(self).items():
             mechanism, _, name = target.rpartition(".")
             if self.get_parameter(target) is self.get_parameter(source):
-                setattr(self.get_submodule(mechanism), name, nn.Parameter(torch.empty_like(self.get_parameter(source))))
+                setattr(
+                    self.get_submodule(mechanism), name, nn.Parameter(torch.empty_like(self.get_parameter(source)))
+                )
         super().mark_tied_weights_as_initialized(loading_info)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie the base's weights and shared mechanism parameters. The latter are initialised by now, so they do not count as missing."""
+        """Tie the base's weights and shared mechanism parameters. The latter are initialised by now, so they do not
+        count as missing."""
         missing = set() if missing_keys is None else missing_keys
         initialised = missing & set(shared_parameters(self).values())
         missing -= initialised
-        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)  # by name: Wav2Vec2ForCTC takes no others
+        # by name: Wav2Vec2ForCTC takes no others
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
         missing |= initialised
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise missing weights: the base's, then those of mechanisms and memory tokens. Unused position tables become zero."""
+        """Initialise missing weights: the base's, then those of mechanisms and memory tokens. Unused position tables
+        become zero."""
         missing: list[nn.Module] = []
         waiting: list[nn.Module] = [self]
         while waiting:  # a mechanism initialises the mechanisms inside it

@@ -57,14 +57,16 @@ def unpadded_convolutions(config: Any) -> list[Convolution]:
 
 
 def normalised_over_time(config: Any) -> str:
-    """Why a feature encoder needs the complete sound (its norm is over time). Empty if the norm is over the channels of each frame."""
+    """Why a feature encoder needs the complete sound (its norm is over time). Empty if the norm is over the channels
+    of each frame."""
     if config.feat_extract_norm != "group":
         return ""
     return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
 
 
 def adapted(config: Any, length: int) -> int:
-    """Number of rows of the last hidden state for ``length`` samples: one per frame, or fewer after Wav2Vec2's adapter."""
+    """Number of rows of the last hidden state for ``length`` samples: one per frame, or fewer after Wav2Vec2's
+    adapter."""
     frames = outputs_of(unpadded_convolutions(config), length)
     for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
         frames = (frames - 1) // config.adapter_stride + 1
@@ -75,7 +77,8 @@ def adapted(config: Any, length: int) -> int:
 class AudioSpec(InputSpec):
     """The sound that a model reads, and the frames on which its attention runs.
 
-    input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called the length.
+    input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called
+        the length.
     rate: samples, or rows of features, per second.
     features: ``config ->`` number of features per row; ``None`` for samples.
     time_axis: the input's axis along time.
@@ -83,7 +86,8 @@ class AudioSpec(InputSpec):
     outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
     positions: how positions are encoded, as one word.
     why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
-    why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if unknown.
+    why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's;
+        empty if unknown.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
     reads_longer: whether the base reads sounds that are longer than those of its training.
@@ -93,8 +97,8 @@ class AudioSpec(InputSpec):
     mixins = ("LongAudioMixin", "LongAudioModelMixin")
     docstring = """{base} with the mechanisms of ``config.long_attention``.
 
-``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
-the attention of {base} instead.
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame.
+:meth:`use_base_attention` computes the attention of {base} instead.
 """
     counts_tokens = False
     input: str = "input_values"
@@ -134,7 +138,9 @@ the attention of {base} instead.
             frames = output[0] if isinstance(output, tuple) else output
             operations += 2 * module.weight[0].numel() * frames.numel()
 
-        model = copy.deepcopy(skeleton).eval()  # a copy, so that use_base_attention does not change the skeleton's config
+        model = copy.deepcopy(
+            skeleton
+        ).eval()  # a copy, so that use_base_attention does not change the skeleton's config
         model.use_base_attention()
         for module in model.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d):
@@ -159,7 +165,8 @@ the attention of {base} instead.
         return self.seconds(round(hour / self.frames(config, hour)))
 
     def frames(self, config: Any, length: int) -> int:
-        """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is too short."""
+        """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is
+        too short."""
         return outputs_of(self.front(config), length)
 
     def length(self, seconds: float) -> int:
@@ -179,7 +186,8 @@ the attention of {base} instead.
         return bisect_left(range(2**40), frames, key=lambda length: self.frames(config, length))
 
     def seeded(self, config: Any, seconds: float) -> Tensor:
-        """A fixed random input of this duration. ``(1, N)`` or with an axis of features, from a normal distribution."""
+        """A fixed random input of this duration. ``(1, N)`` or with an axis of features, from a normal
+        distribution."""
         length = max(self.length(seconds), self.length_of(config, 1))
         shape = (length,) if self.features is None else (length, self.features(config))
         return self.as_input(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))).contiguous()
@@ -189,7 +197,8 @@ the attention of {base} instead.
         return rows.movedim(1, self.time_axis)
 
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
-        """Keyword arguments of ``forward`` for ``sound (B, N, …)``. The sound first, with a mask if the sounds' ``lengths`` are given."""
+        """Keyword arguments of ``forward`` for ``sound (B, N, …)``. The sound first, with a mask if the sounds'
+        ``lengths`` are given."""
         if lengths is None:
             return {self.input: sound}
         return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
@@ -201,7 +210,8 @@ the attention of {base} instead.
             values: whether the values of a mask can be read (not in a graph).
 
         Raises:
-            InputError: the shape or type is wrong, the sound is too short for one frame, or the mask does not fit or begins with padding.
+            InputError: the shape or type is wrong, the sound is too short for one frame, or the mask does not fit or
+                begins with padding.
         """
         sound = arguments.get(self.input)
         if sound is None:
@@ -209,33 +219,39 @@ the attention of {base} instead.
         unit = "samples" if self.features is None else "rows of features"
         axes = "(batch, samples)" if self.features is None else "(batch, rows, features)"
         if sound.dim() != (2 if self.features is None else 3):
-            raise InputError(f"{self.input} has shape {tuple(sound.shape)}, but must be {axes}; mix stereo down to one channel.")
+            raise InputError(
+                f"{self.input} has shape {tuple(sound.shape)}, but must be {axes}; mix stereo down to one channel."
+            )
         if not sound.is_floating_point():
             raise InputError(
-                f"{self.input} are {str(sound.dtype).removeprefix('torch.')} numbers; give floats as the model's feature extractor does."
+                f"{self.input} are {str(sound.dtype).removeprefix('torch.')} numbers; give floats as the model's "
+                "feature extractor does."
             )
         length, least = sound.shape[1], self.length_of(config, 1)
         if length < least:
             raise InputError(
-                f"The sound has {length} {unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a longer sound, or "
-                "pad it with zeros."
+                f"The sound has {length} {unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a "
+                "longer sound, or pad it with zeros."
             )
         mask = arguments.get(MASK)
         if mask is None:
             return
         if mask.shape != sound.shape[:2]:
             raise InputError(
-                f"{MASK} has shape {tuple(mask.shape)}, but must be (batch, {unit}) = {tuple(sound.shape[:2])}, with 1 for sound; "
-                "take it from the feature extractor with return_attention_mask=True."
+                f"{MASK} has shape {tuple(mask.shape)}, but must be (batch, {unit}) = {tuple(sound.shape[:2])}, with "
+                "1 for sound; take it from the feature extractor with return_attention_mask=True."
             )
         if not values:
             return
         real = mask != 0
         if bool((real[:, 1:] > real[:, :-1]).any()):
-            raise InputError(f'{MASK} has padding before sound, but padding must come after it; pad with padding_side="right".')
+            raise InputError(
+                f'{MASK} has padding before sound, but padding must come after it; pad with padding_side="right".'
+            )
         if bool((shortest := real.sum(1).min()) < least):
             raise InputError(
-                f"A sound of the batch has {int(shortest)} {unit}, but a frame takes {least} ({self.seconds(least):.3g} s); leave it "
+                f"A sound of the batch has {int(shortest)} {unit}, but a frame takes {least} "
+                f"({self.seconds(least):.3g} s); leave it "
                 "out, or pad it with zeros and a mask of 1."
             )
 
@@ -248,13 +264,14 @@ class LongAudioConfig(LongEncoderConfig):
     """Mixin before the base's config class: ``class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config)``.
 
     long_attention: as in a text model; default: a ``window`` of :attr:`context_frames` on each side.
-    long_audio_seconds: duration, in seconds, for which the model was converted. Longer sounds are read as well, up to the model's last
-        position.
+    long_audio_seconds: duration, in seconds, for which the model was converted. Longer sounds are read as well, up to
+        the model's last position.
     """
 
     default_mechanism = "window"
     context_frames: ClassVar[int] = 512
-    """Default number of frames that a frame sees on each side: 10.24 s, as in NeMo's ``att_context_size=[128, 128]`` of 80 ms frames."""
+    """Default number of frames that a frame sees on each side: 10.24 s, as in NeMo's ``att_context_size=[128, 128]``
+    of 80 ms frames."""
 
     if TYPE_CHECKING:
         long_audio_seconds: float | None
@@ -292,18 +309,22 @@ def audio_seconds(seconds: Any, name: str) -> float:
 
 
 def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that cannot read sound. It needs token ids, a grid, or segments with a memory."""
+    """Raise :class:`OptionError` for a mechanism that cannot read sound. It needs token ids, a grid, or segments with
+    a memory."""
     built = prototype(mechanism, options)
     instead = "choose for example 'window'."
     if built.capabilities.images == "never":
         raise OptionError(
-            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but frames of a sound "
+            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but "
+            "frames of a sound "
             f"see what comes after them; {instead}"
         )
     if built.capabilities.needs_grid or options.get(ORDER) is not None:
-        raise OptionError(f"Mechanism {mechanism!r} with these options reads an image's patches, but a sound is one line; {instead}")
+        raise OptionError(
+            f"Mechanism {mechanism!r} with these options reads an image's patches, but a sound is one line; {instead}"
+        )
     if isinstance(built, MaskedMechanism) and built.global_token_ids is not None:
         raise OptionError(
-            f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have none; name them by "
-            "position, for example with global_tokens=0."
+            f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have "
+            "none; name them by position, for example with global_tokens=0."
         )

@@ -46,13 +46,15 @@ def tower_field(name: str) -> str:
 
 
 def without_head(model: Any) -> Any:
-    """The model below its head. A model without a head is returned as it is, even if its ``base_model`` is only a part of it (DINOv3)."""
+    """The model below its head. A model without a head is returned as it is, even if its ``base_model`` is only a part
+    of it (DINOv3)."""
     return model if type(model).__name__.endswith(WITHOUT_HEAD) else model.base_model
 
 
 @dataclass(frozen=True)
 class AttentionNames:
-    """Unusual names in a base's attention modules. :mod:`hf_longattn.modeling.attach.attention_sites` has the usual ones.
+    """Unusual names in a base's attention modules. :mod:`hf_longattn.modeling.attach.attention_sites` has the usual
+    ones.
 
     query, key, value: names of the projections.
     output: name of the output projection.
@@ -67,7 +69,8 @@ class AttentionNames:
 
 
 ENTERED: list[Callable[[Any], None]] = []
-"""Functions called with each family that is registered. :mod:`..classes` adds one; family files import :class:`Family` from there."""
+"""Functions called with each family that is registered. :mod:`..classes` adds one; family files import :class:`Family`
+from there."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,16 @@ class Family:
     relative: whether positions are only terms of the scores (T5), which do not limit the length.
     no_positions: whether there are no positions at all (Jamba), unless a config chooses rotary ones.
     classes: the base's model classes, if its package has other models as well (CLIP's also has a text model).
-    inner: model classes of the base that heads call in place of the base model (``OPTDecoder``), besides encoder and decoder.
+    inner: model classes of the base that heads call in place of the base model (``OPTDecoder``), besides encoder and
+        decoder.
     stack: the base's class of both the encoder and the decoder, if there is a single one (``T5Stack``).
     attention: unusual names in the attention modules.
     sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
-    backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
+    backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers
+        (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
-    spec: what the models read, an :class:`.input_spec.InputSpec`: texts by default, or images on a grid, sound, several towers.
+    spec: what the models read, an :class:`.input_spec.InputSpec`: texts by default, or images on a grid, sound,
+        several towers.
     """
 
     config_class: type[PreTrainedConfig]
@@ -151,7 +157,8 @@ class Family:
         taken = _REGISTERED.get(model_type, (where, self))[0]
         if taken.rpartition(":")[0] != caller.filename:
             raise OptionError(
-                f"The family at {where} cannot be registered: {taken} already has the model type {config.model_type!r}; leave one of "
+                f"The family at {where} cannot be registered: {taken} already has the model type "
+                f"{config.model_type!r}; leave one of "
                 "them out."
             )
         _REGISTERED[model_type] = where, self
@@ -173,7 +180,9 @@ class Family:
         """Name of the base's model class without a head. SigLIP's text model has no ``AutoModel`` entry."""
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-        return MODEL_MAPPING_NAMES.get(self.base_model_type) or next(name for name in self.classes if name.endswith("Model"))
+        return MODEL_MAPPING_NAMES.get(self.base_model_type) or next(
+            name for name in self.classes if name.endswith("Model")
+        )
 
     @property
     def towers(self) -> dict[str, Family]:
@@ -183,7 +192,8 @@ class Family:
 
     @cached_property
     def stacks(self) -> dict[str, str]:
-        """Base name -> Long name of an encoder and a decoder: ``{"BartEncoder": "LongBartEncoder", …}``. Empty for a base of one stack."""
+        """Base name -> Long name of an encoder and a decoder: ``{"BartEncoder": "LongBartEncoder", …}``. Empty for a
+        base of one stack."""
         stem = self.base_model_name.removesuffix("Model")
         names = (self.stack,) if self.stack is not None else (f"{stem}Encoder", f"{stem}Decoder")
         return {name: f"{long_prefix(self.base_model_type)}{name}" for name in names} if self.two_stacks else {}
@@ -203,15 +213,18 @@ class Family:
         return int(config.decoder_layers if hasattr(config, "decoder_layers") else config.num_decoder_layers)
 
     def base_length(self, config: Any, table: PositionTable | None = None) -> int:
-        """The value of ``table.field`` in the base's config, special rows included. Without a table, the base's maximum length."""
+        """The value of ``table.field`` in the base's config, special rows included. Without a table, the base's
+        maximum length."""
         if self.relative:
             of_long: Any = self.config_class
             return int(of_long.length_in(config.to_dict()))
-        field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field  # stacks may share a field
+        # stacks may share a field
+        field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field
         return int(getattr(config, field))
 
     def longest(self, config: Any) -> int:
-        """Maximum tokens of an input, without special rows of a table. ``config``: a config of the family or of its base.
+        """Maximum tokens of an input, without special rows of a table. ``config``: a config of the family or of its
+        base.
 
         For images and sound, the tokens of the size in the config. With towers, the tokens of the text.
         """
@@ -244,9 +257,11 @@ class Family:
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
-    """The ``model_types`` with a family, which is either a file in :mod:`hf_longattn.families` or a row in ``families.json``."""
+    """The ``model_types`` with a family, which is either a file in :mod:`hf_longattn.families` or a row in
+    ``families.json``."""
     modules = {*module_names("families"), *family_rows()}
-    return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)  # `module_name`, for long tables
+    # `module_name`, for long tables
+    return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)
 
 
 @cache
@@ -265,17 +280,22 @@ def stored_facts() -> Mapping[str, dict[str, Any]]:
 def family_rows() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
     """Module name -> model type and row of every family without a file.
 
-    A row has the non-default arguments of :class:`Family`, with our classes as dotted paths below ``hf_longattn``. It may also have:
+    A row has the non-default arguments of :class:`Family`, with our classes as dotted paths below ``hf_longattn``. It
+    may also have:
 
     about: the module's docstring.
-    config: the mixin of the config class; ``LongConfig`` by default. attributes: class attributes that differ from the mixin's.
+    config: the mixin of the config class; ``LongConfig`` by default. attributes: class attributes that differ from the
+        mixin's.
     head_dim: see :class:`AttentionNames`.
     spec: a spec's path, and the fields that differ from it.
     replaced: names of the base's module classes -> our subclasses or mixins. mixin: the class that replaces them.
     towers: names of towers -> model types of their families.
     """
     facts = stored_facts()
-    return {module_name(model_type): (model_type, row) for model_type, row in {**facts["written"], **facts["derived"]}.items()}
+    return {
+        module_name(model_type): (model_type, row)
+        for model_type, row in {**facts["written"], **facts["derived"]}.items()
+    }
 
 
 def base_config_name(base_model_type: str) -> str:
@@ -287,7 +307,8 @@ def base_config_name(base_model_type: str) -> str:
 
 @cache
 def long_prefix(base_model_type: str) -> str:
-    """The prefix of a base's Long classes: ``Long``. ``LongAttention`` if transformers itself has such a class (``LongT5Model``)."""
+    """The prefix of a base's Long classes: ``Long``. ``LongAttention`` if transformers itself has such a class
+    (``LongT5Model``)."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     name, names = f"Long{CONFIG_MAPPING_NAMES[base_model_type]}", CONFIG_MAPPING_NAMES
@@ -309,7 +330,11 @@ def long_config(module: str, mixin: type[Any], base: type[PreTrainedConfig], **a
         mixin: mixin of the class, for example ``LongGridConfig``.
         attributes: class attributes that differ from the mixin's.
     """
-    attributes |= {"__module__": module, "__doc__": f"{base.__name__} with {mixin.adds}.", "model_type": f"long_{base.model_type}"}
+    attributes |= {
+        "__module__": module,
+        "__doc__": f"{base.__name__} with {mixin.adds}.",
+        "model_type": f"long_{base.model_type}",
+    }
     return type(f"{long_prefix(base.model_type)}{base.__name__}", (mixin, base), attributes)
 
 
@@ -344,7 +369,8 @@ def exported_names(base_model_type: str) -> tuple[str, ...]:
         return FAMILIES[base_model_type].exports
     row, config = family_rows()[module_name(base_model_type)][1], base_config_name(base_model_type)
     models = long_names(base_model_type, tuple(row.get("classes", ()))).values()
-    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for model types with only a tokenizer
+    # False for model types with only a tokenizer
+    defined = config in dir(importlib.import_module(base_package(base_model_type)))
     return (f"{long_prefix(base_model_type)}{config}", *models) if defined else tuple(models)
 
 
@@ -363,8 +389,8 @@ def attention_names(module: Any) -> AttentionNames:
 
 
 class _Families(Mapping[str, Family]):
-    """Base model type -> family. Families are imported on first use, from the module of :mod:`hf_longattn.families` with that name, which
-    may be generated."""
+    """Base model type -> family. Families are imported on first use, from the module of :mod:`hf_longattn.families`
+    with that name, which may be generated."""
 
     @cached_property
     def _names(self) -> list[str]:
@@ -378,8 +404,14 @@ class _Families(Mapping[str, Family]):
         module = load_module("families", module_name(base_model_type))
         family = getattr(module, "FAMILY", None)
         if not isinstance(family, Family) or "__getattr__" not in vars(module):
-            lacking = "import of Family from hf_longattn.modeling.classes" if isinstance(family, Family) else "FAMILY = Family(...)"
-            raise OptionError(f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no {lacking}.")
+            lacking = (
+                "import of Family from hf_longattn.modeling.classes"
+                if isinstance(family, Family)
+                else "FAMILY = Family(...)"
+            )
+            raise OptionError(
+                f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no {lacking}."
+            )
         if family.base_model_type != base_model_type:
             raise OptionError(
                 f"{module.__file__}:1 is named after the model type {base_model_type!r}, but its FAMILY is that of "
@@ -440,10 +472,12 @@ def family_for_class(name: str) -> Family | None:
     """The family of the public class ``name``, or ``None``. Imports only families with a matching class prefix.
 
     Raises:
-        CheckpointError: the base has this head, but the family has no Long class for it. The message says what to load instead.
+        CheckpointError: the base has this head, but the family has no Long class for it. The message says what to load
+            instead.
     """
     files = module_names("families")
-    # for example "gemma3" and "gemma3_text" for LongGemma3Model; families with a file come last, because they must be imported
+    # for example "gemma3" and "gemma3_text" for LongGemma3Model; families with a file come last, because they must be
+    # imported
     bases = [base for base in FAMILIES if name.startswith(f"{long_prefix(base)}{first_word(base)}")]
     for base in sorted(bases, key=lambda base: module_name(base) in files) if len(bases) > 1 else bases:
         if name in exported_names(base):
@@ -454,7 +488,8 @@ def family_for_class(name: str) -> Family | None:
             long_classes = " or ".join(sorted(family.model_classes.values()))
             # AutoModel would report an AttributeError as a bug in transformers
             raise CheckpointError(
-                f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from as {head}."
+                f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from "
+                f"as {head}."
             )
     return None
 

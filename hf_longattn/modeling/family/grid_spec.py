@@ -28,15 +28,16 @@ PATCH_MASK = "bool_masked_pos"
 
 @dataclass(frozen=True)
 class GridSpec(InputSpec):
-    """The grid of an image, which the patch embedding cuts into patches without overlap. A size is ``(height, width)`` in pixels.
+    """The grid of an image, which the patch embedding cuts into patches without overlap. A size is ``(height, width)``
+    in pixels.
 
     prefix: number of tokens before the patches, or a function of the config that returns it.
-    shapes: the argument of ``forward`` with each image's number of patches along each axis, ``(B, 2)``, if pixels come as patches
-        ``(B, patches, D)`` with padding (SigLIP 2).
+    shapes: the argument of ``forward`` with each image's number of patches along each axis, ``(B, 2)``, if pixels come
+        as patches ``(B, patches, D)`` with padding (SigLIP 2).
     square: heads of the base that arrange patches as a square image.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
-    adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a crop by themselves,
-        without prefix tokens.
+    adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a
+        crop by themselves, without prefix tokens.
     """
 
     reads = "grid"
@@ -61,7 +62,9 @@ class GridSpec(InputSpec):
         size = config.patch_size
         sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise InputError(f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis.")
+            raise InputError(
+                f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis."
+            )
         return sides
 
     def describe(self, size: tuple[int, ...]) -> str:
@@ -90,9 +93,14 @@ class GridSpec(InputSpec):
             return {PIXELS: pixels}
         rows, columns = self.of_size(config, tuple(pixels.shape[-2:])).sizes
         cells = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
-        patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # a pixel's channels are neighbours, as in processors' outputs
+        # a pixel's channels are neighbours, as in processors' outputs
+        patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
-        return {PIXELS: patches, "pixel_attention_mask": mask, self.shapes: torch.tensor([[rows, columns]] * len(pixels))}
+        return {
+            PIXELS: patches,
+            "pixel_attention_mask": mask,
+            self.shapes: torch.tensor([[rows, columns]] * len(pixels)),
+        }
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
         """The grid of an input of this many pixels along each axis.
@@ -118,12 +126,15 @@ class GridSpec(InputSpec):
         height, width = pixels.shape[-2:]
         if height != width:
             raise InputError(
-                f"{head} puts the patches of an image together to a square, but this one has {height} × {width} pixels; "
-                f"crop or resize it, for example to {min(height, width)} × {min(height, width)}, or use a model without this head."
+                f"{head} puts the patches of an image together to a square, but this one has {height} × {width} "
+                "pixels; "
+                f"crop or resize it, for example to {min(height, width)} × {min(height, width)}, or use a model "
+                "without this head."
             )
 
     def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | tuple[Grid, ...] | None:
-        """The grid of a forward pass, or one per input. There are several if they differ or have padding; ``None`` without an input."""
+        """The grid of a forward pass, or one per input. There are several if they differ or have padding; ``None``
+        without an input."""
         pixels = arguments.get(PIXELS)
         if pixels is None or (self.shapes is not None and arguments.get(self.shapes) is None):
             return None
@@ -142,7 +153,9 @@ def image_size(size: Any) -> tuple[int, ...]:
         InputError: ``size`` is neither.
     """
     sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
-    if not sizes or not all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes):
+    if not sizes or not all(
+        isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes
+    ):
         raise InputError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
     return sizes
 
@@ -153,9 +166,9 @@ class LongGridConfig(LongEncoderConfig):
     long_attention: as in a text model; default: ``window2d`` if the base's attention is full.
     image_size: the base's, unchanged: the size of the images for which the position table was trained.
     long_image_size: ``(height, width)``, in pixels, for which the model was converted. Other sizes are read as well.
-    position_extension: the positions of larger images. ``"interpolate"`` resizes the table by the base's own method. ``"tile"`` repeats
-        the table along both axes, so every whole repetition has exactly the trained positions (Bolya et al. 2023, Window Attention is
-        Bugged). Both leave the stored table unchanged.
+    position_extension: the positions of larger images. ``"interpolate"`` resizes the table by the base's own method.
+        ``"tile"`` repeats the table along both axes, so every whole repetition has exactly the trained positions
+        (Bolya et al. 2023, Window Attention is Bugged). Both leave the stored table unchanged.
     """
 
     default_mechanism = "window2d"
@@ -168,7 +181,9 @@ class LongGridConfig(LongEncoderConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         extension = kwargs.setdefault("position_extension", INTERPOLATE)
         if extension not in (INTERPOLATE, TILE):
-            raise OptionError(f"position_extension is {extension!r}, but must be {INTERPOLATE!r} or {TILE!r} for a model of images.")
+            raise OptionError(
+                f"position_extension is {extension!r}, but must be {INTERPOLATE!r} or {TILE!r} for a model of images."
+            )
         size = kwargs.pop("long_image_size", None)
         self.long_image_size = None if size is None else list(image_size(size))
         super().__post_init__(**kwargs)
@@ -184,12 +199,12 @@ def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that reads sequences or segments instead of a grid."""
     if mechanism_class(mechanism).capabilities.images == "ordered" and options.get(ORDER) is None:
         raise OptionError(
-            f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; say in which order it is read, for example "
-            "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
+            f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; say in which order it is "
+            "read, for example with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
         )
     built = prototype(mechanism, options)
     if built.capabilities.images == "never":
         raise OptionError(
-            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of an "
-            "image have no such order; choose a mechanism on a grid such as 'window2d'."
+            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and "
+            "the patches of an image have no such order; choose a mechanism on a grid such as 'window2d'."
         )

@@ -19,9 +19,9 @@ class InputSpec:
     """Names of the mixins of models with a head, and of the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
 
-``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
-numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
-the attention of {base} instead.
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token,
+``documents (B, N)``, the numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see
+:meth:`new_memory`. :meth:`use_base_attention` computes the attention of {base} instead.
 """
     """The docstring of Long classes; ``whose`` names the stack of an encoder-decoder."""
     counts_tokens: ClassVar[bool] = True
@@ -33,28 +33,40 @@ the attention of {base} instead.
     flash_windows: ClassVar[bool] = False
     """Whether FlashAttention of transformers can compute windows over the tokens."""
     further: Mapping[str, int | str] = {}
-    """Argument of ``forward`` with more integers per token -> their number per token, or the config field with the number."""
+    """Argument of ``forward`` with more integers per token -> their number per token, or the config field with the
+    number."""
 
     def most_tokens(self, family: Any, config: Any) -> int:
-        """Maximum number of tokens of one input, without special rows of a table. ``config``: of the family or of its base."""
+        """Maximum number of tokens of one input, without special rows of a table. ``config``: of the family or of its
+        base."""
         alone = family.two_stacks and not config.is_encoder_decoder
         table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
         if table is None:
             return int(config.max_position_embeddings)
-        return table.tokens(config) if hasattr(config, table.field) else family.base_length(config, table) - table.config_value(0, config)
+        return (
+            table.tokens(config)
+            if hasattr(config, table.field)
+            else family.base_length(config, table) - table.config_value(0, config)
+        )
 
     def further_operations(self, config: Any, skeleton: Any) -> int:
-        """Multiply-accumulate operations per token besides linear layers. ``skeleton``: the Long model on the meta device."""
+        """Multiply-accumulate operations per token besides linear layers. ``skeleton``: the Long model on the meta
+        device."""
         return 0
 
     def further_inputs(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
-        """Deterministic values ``(rows, length, width)`` int64 for the arguments in :attr:`further`. Values never decrease along the width,
-        so that they are valid boxes."""
+        """Deterministic values ``(rows, length, width)`` int64 for the arguments in :attr:`further`. Values never
+        decrease along the width, so that they are valid boxes."""
         import torch
 
         random = torch.Generator().manual_seed(0)
-        widths = {name: getattr(config, width) if isinstance(width, str) else width for name, width in self.further.items()}
-        return {name: torch.randint(2, (rows, length, width), generator=random).cumsum(-1) for name, width in widths.items()}
+        widths = {
+            name: getattr(config, width) if isinstance(width, str) else width for name, width in self.further.items()
+        }
+        return {
+            name: torch.randint(2, (rows, length, width), generator=random).cumsum(-1)
+            for name, width in widths.items()
+        }
 
 
 @dataclass(frozen=True)

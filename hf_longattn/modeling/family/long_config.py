@@ -53,23 +53,26 @@ DEFAULTS = ("sdpa", "eager")
 class LongConfig(_Base):
     """Mixin before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
-    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, saved in ``config.json`` as a mapping. The default is the first
-        that exists: :meth:`default_attention`; the base's sliding window, if all layers have one; Longformer's defaults. Layers with a
-        sliding window of the base keep it unless they are named (:mod:`hf_longattn.modeling.family.sliding_window`). Raises
-        :class:`OptionError` for a layer that does not exist, and for a mechanism that lacks the form (causal or bidirectional) that is
-        needed.
-    position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
-        ``"stretch:20"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
-    question_separator_id: in question answering, the token between question and document. All tokens before the document are then global,
-        unless the call gives a ``global_attention_mask``. ``None`` leaves this to the mechanism's options. Conversion and
-        ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.global_mask`).
-    global_token_ids: tokens that are always global, unless the call gives a ``global_attention_mask``. ``None`` leaves this to the
-        mechanism's options.
+    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, saved in ``config.json`` as a mapping. The
+        default is the first
+        that exists: :meth:`default_attention`; the base's sliding window, if all layers have one; Longformer's
+        defaults. Layers with a sliding window of the base keep it unless they are named
+        (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError` for a layer that does not
+        exist, and for a mechanism that lacks the form (causal or bidirectional) that is needed.
+    position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``,
+        ``"interpolate"``, ``"stretch:20"``, or ``"none"`` for a model without absolute positions (see
+        :mod:`hf_longattn.positions.tables`).
+    question_separator_id: in question answering, the token between question and document. All tokens before the
+        document are then global, unless the call gives a ``global_attention_mask``. ``None`` leaves this to the
+        mechanism's options. Conversion and ``longattn train qa`` set it from the tokenizer
+        (:mod:`hf_longattn.modeling.attach.global_mask`).
+    global_token_ids: tokens that are always global, unless the call gives a ``global_attention_mask``. ``None`` leaves
+        this to the mechanism's options.
     extended_from: the short model's values of changed fields; set automatically.
 
-    ``from_pretrained`` also reads the folder of a base model: ``LongBertConfig.from_pretrained("bert folder", max_position_embeddings=4096,
-    long_attention={"mechanism": "longformer", "window": 512})``. It then scales rotary positions as a conversion to that length does,
-    unless ``rope_parameters`` are given.
+    ``from_pretrained`` also reads the folder of a base model, for example
+    ``LongBertConfig.from_pretrained("bert folder", max_position_embeddings=4096, long_attention={...})``.
+    It then scales rotary positions as a conversion to that length does, unless ``rope_parameters`` are given.
     """
 
     base_model_type: ClassVar[str]
@@ -84,9 +87,11 @@ class LongConfig(_Base):
     always_causal: ClassVar[bool] = False
     """Whether every layer is causal, even if ``is_decoder`` is False (GPT-NeoX)."""
     writes_head_dim: ClassVar[bool] = False
-    """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
+    """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number
+    (Mixtral)."""
     served_by: ClassVar[str | None] = None
-    """The attention implementation of the serving engine that runs this process, if any: the default of configs read here."""
+    """The attention implementation of the serving engine that runs this process, if any: the default of configs read
+    here."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -110,16 +115,22 @@ class LongConfig(_Base):
         elif isinstance(of_base := getattr(base, "layer_types", None), property):  # computed from other fields (Jamba)
             setattr(cls, "layer_types", of_base)  # noqa: B010
         cls.keys_to_ignore_at_inference = [*getattr(base, "keys_to_ignore_at_inference", []), "memory"]
-        strict(cls)  # as transformers does for every config; without it, the base's validators would run instead of the ones below
+        # as transformers does for every config; without it, the base's validators would run instead of the ones below
+        strict(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if (base_windows := kwargs.pop(BASE_WINDOWS, None)) is not None:
             if not isinstance(base_windows, Mapping) or not base_windows.keys() <= set(SERVING_WINDOW_FIELDS):
                 raise OptionError(
-                    f"{BASE_WINDOWS} is {base_windows!r}, but must be a mapping with some of {', '.join(SERVING_WINDOW_FIELDS)}."
+                    f"{BASE_WINDOWS} is {base_windows!r}, but must be a mapping with some of "
+                    f"{', '.join(SERVING_WINDOW_FIELDS)}."
                 )
             fields = self.__dataclass_fields__
-            kwargs = {name: value for name, value in kwargs.items() if name not in SERVING_WINDOW_FIELDS or name in base_windows}
+            kwargs = {
+                name: value
+                for name, value in kwargs.items()
+                if name not in SERVING_WINDOW_FIELDS or name in base_windows
+            }
             for name in base_windows.keys() & fields.keys():
                 setattr(self, name, base_windows[name])
             kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
@@ -132,15 +143,18 @@ class LongConfig(_Base):
         for name in ("question_separator_id", "global_token_ids"):
             if (value := kwargs.pop(name, None)) is not None:
                 setattr(self, name, value)
-        code = kwargs.pop("auto_map", None) or {}  # a file beside the checkpoint is not saved with the model; one of a Hub repository stays
-        self.auto_map = {auto: where for auto, where in code.items() if "--" in where}  # even if empty, since TRL reads it
+        # a file beside the checkpoint is not saved with the model; one of a Hub repository stays
+        code = kwargs.pop("auto_map", None) or {}
+        # even if empty, since TRL reads it
+        self.auto_map = {auto: where for auto, where in code.items() if "--" in where}
         super().__post_init__(**kwargs)
         self.long_attention = chosen
         if self.served_by is not None and self.__dict__[IMPLEMENTATION_FIELD] is None:
             setattr(self, IMPLEMENTATION_FIELD, self.served_by)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "long_attention" and not torch.compiler.is_compiling():  # a cache made in a graph renames fields of a copy
+        # a cache made in a graph renames fields of a copy
+        if name == "long_attention" and not torch.compiler.is_compiling():
             if BASE_WINDOWS in self.__dict__:
                 self._show_windows({})
             value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
@@ -173,17 +187,19 @@ class LongConfig(_Base):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is imported instead."""
+        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is
+        imported instead."""
         if not cls.__module__.startswith("hf_longattn."):
             super().register_for_auto_class(auto_class)
 
     def resolve_implementation(self, requested: str | None) -> str:
         """The attention implementation to run if the user requests ``requested``.
 
-        Only ``longattn`` knows mechanisms. Any implementation may be chosen if the mechanisms compute the same as the base's attention.
-        FlashAttention and vLLM's may also be chosen for plain windows and full attention, because they get each layer's window. Otherwise
-        ``sdpa`` and ``eager``, transformers' defaults, select ``longattn`` too. All others are refused, because they would compute a
-        different attention; ``model.use_base_attention()`` selects that explicitly.
+        Only ``longattn`` knows mechanisms. Any implementation may be chosen if the mechanisms compute the same as the
+        base's attention. FlashAttention and vLLM's may also be chosen for plain windows and full attention, because
+        they get each layer's window. Otherwise ``sdpa`` and ``eager``, transformers' defaults, select ``longattn``
+        too. All others are refused, because they would compute a different attention; ``model.use_base_attention()``
+        selects that explicitly.
 
         Raises:
             BackendError: the implementation is refused.
@@ -200,13 +216,16 @@ class LongConfig(_Base):
             return str(requested)
         if requested in DEFAULTS:
             logger.warning_once(
-                f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, so {BACKEND!r} "
+                f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, "
+                f"so {BACKEND!r} "
                 "runs; model.use_base_attention() computes the attention of the plain base."
             )
             return BACKEND
         raise BackendError(
-            f"attn_implementation={requested!r} does not compute the mechanism {self.long_attention.mechanism!r} of this "
-            f"{type(self).__name__}; leave it out, or call model.use_base_attention({requested!r}) for the attention of the plain base."
+            f"attn_implementation={requested!r} does not compute the mechanism {self.long_attention.mechanism!r} of "
+            "this "
+            f"{type(self).__name__}; leave it out, or call model.use_base_attention({requested!r}) for the attention "
+            "of the plain base."
         )
 
     def _show_windows(self, fields: Mapping[str, Any]) -> None:
@@ -232,7 +251,8 @@ class LongConfig(_Base):
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
-        """The default attention. ``None`` for the base's sliding window if all layers have one, otherwise Longformer's defaults."""
+        """The default attention. ``None`` for the base's sliding window if all layers have one, otherwise Longformer's
+        defaults."""
         return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
 
     def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
@@ -245,7 +265,10 @@ class LongConfig(_Base):
         values, kwargs = super().get_config_dict(*args, **kwargs)
         check_config(values)
         part = values.get(cls.base_config_key) if cls.base_config_key else None
-        if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in (cls.base_model_type, cls.model_type):
+        if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in (
+            cls.base_model_type,
+            cls.model_type,
+        ):
             values = {"model_type": cls.base_model_type, **part}
         if values.get("model_type") == cls.base_model_type:
             base_class: Any = cls.__bases__[-1]
@@ -288,14 +311,18 @@ class LongConfig(_Base):
             outcome = "stay scaled as in the base"
         plan.write(self)
         if outcome:
-            logger.warning_once(f"Rotary positions {outcome}, for {new} tokens instead of {old}; pass rope_parameters to choose others.")
+            logger.warning_once(
+                f"Rotary positions {outcome}, for {new} tokens instead of {old}; pass rope_parameters to choose "
+                "others."
+            )
 
     @property
     def layer_types(self) -> list[str]:
         """The cache layer types that ``DynamicCache(config)`` and ``StaticCache(config)`` build.
 
-        Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, this property returns the base's,
-        because its forward looks up masks by them. Caches then get theirs from :meth:`get_text_config`, also for sliding windows.
+        Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, this property
+        returns the base's, because its forward looks up masks by them. Caches then get theirs from
+        :meth:`get_text_config`, also for sliding windows.
         """
         shown = self.__dict__.get("layer_types")
         types = shown if shown is not None or hasattr(self, "sliding_window") else self._decode_layer_types()
@@ -306,7 +333,10 @@ class LongConfig(_Base):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The base's text config. The decoder's has cache layer types, because caches are built from it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
-        if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")) or BASE_WINDOWS in self.__dict__:
+        if (
+            not (decoder and not encoder and self._causal and hasattr(self, "sliding_window"))
+            or BASE_WINDOWS in self.__dict__
+        ):
             return config
         caching = self._runs_mechanisms or not (self.base_attention_chosen or self._computes_as_base)
         types = (self._decode_layer_types() or [FULL] * self.num_hidden_layers) if caching else None
@@ -314,14 +344,15 @@ class LongConfig(_Base):
             return config
         config_class: Any = type(config)
         view = object.__new__(_seen_by_caches(config_class))
-        view.__dict__ = config.__dict__  # shared, because libraries set fields on the returned config (torchao unties embeddings)
+        # shared, because libraries set fields on the returned config (torchao unties embeddings)
+        view.__dict__ = config.__dict__
         return view
 
     def _decode_layer_types(self) -> list[str] | None:
         """The cache layer types; ``None`` if every cache layer holds all keys.
 
-        This is the case in encoders; in decoders with cross-attention, because the cache of the encoder's keys uses the same config; with
-        another attention implementation; and if no mechanism is bounded."""
+        This is the case in encoders; in decoders with cross-attention, because the cache of the encoder's keys uses
+        the same config; with another attention implementation; and if no mechanism is bounded."""
         from ...memory import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
@@ -376,7 +407,11 @@ def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
     class View(config_class, view=True):  # type: ignore[valid-type, misc, call-arg]
         layer_types = property(lambda self: self._decode_layer_types() or [FULL] * self.num_hidden_layers)
 
-    View.__name__, View.__qualname__, View.__module__ = config_class.__name__, config_class.__qualname__, config_class.__module__
+    View.__name__, View.__qualname__, View.__module__ = (
+        config_class.__name__,
+        config_class.__qualname__,
+        config_class.__module__,
+    )
     return View
 
 
@@ -389,11 +424,13 @@ class LongEncoderConfig(LongConfig):
 class LongEncoderDecoderConfig(LongConfig):
     """Mixin before the base's config class: ``class LongBartConfig(LongEncoderDecoderConfig, BartConfig)``.
 
-    long_attention: attention of the encoder, or of the decoder in a model without an encoder (``LongBartForCausalLM``).
-    decoder_long_attention: self-attention of the decoder beside an encoder; ``None`` for full attention. Cross-attention is full.
+    long_attention: attention of the encoder, or of the decoder in a model without an encoder
+        (``LongBartForCausalLM``).
+    decoder_long_attention: self-attention of the decoder beside an encoder; ``None`` for full attention.
+        Cross-attention is full.
     max_position_embeddings: maximum number of tokens of the encoder.
-    max_decoder_position_embeddings: maximum number of tokens of the decoder; ``None`` for the encoder's. A config read from a folder of
-        the base keeps the base's number, since a summary does not grow with its document.
+    max_decoder_position_embeddings: maximum number of tokens of the decoder; ``None`` for the encoder's. A config read
+        from a folder of the base keeps the base's number, since a summary does not grow with its document.
     """
 
     adds = "``long_attention``, ``decoder_long_attention`` and ``max_decoder_position_embeddings``"
@@ -408,7 +445,9 @@ class LongEncoderDecoderConfig(LongConfig):
         self.decoder_long_attention = kwargs.pop("decoder_long_attention", None)
         decoder_length = kwargs.pop("max_decoder_position_embeddings", None)
         super().__post_init__(**kwargs)
-        self.max_decoder_position_embeddings = self.max_position_embeddings if decoder_length is None else decoder_length
+        self.max_decoder_position_embeddings = (
+            self.max_position_embeddings if decoder_length is None else decoder_length
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "decoder_long_attention" and value is not None:

@@ -20,8 +20,8 @@ class PositionTable:
     """A position table of the base architecture.
 
     pattern: regular expression that matches the name of the parameter, such as ``r"position_embeddings\\.weight$"``.
-    offset: number of rows at the start that are not positions (BART, MPNet: 2), or ``"padding"`` if positions start after the row of the
-        config's ``pad_token_id`` (RoBERTa). :meth:`offset_rows` returns the number.
+    offset: number of rows at the start that are not positions (BART, MPNet: 2), or ``"padding"`` if positions start
+        after the row of the config's ``pad_token_id`` (RoBERTa). :meth:`offset_rows` returns the number.
     counted: whether the config's length includes these rows (RoBERTa) or not (BART).
     added: whether the model adds the offset itself, so that ``position_ids`` start at 0 (OPT).
     skips_padding: whether padding tokens take no position (RoBERTa, OPT).
@@ -64,7 +64,8 @@ class PositionTable:
     def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`InputError` if this forward pass needs more positions, including tokens in the cache.
 
-        Padding without positions does not count. It is found by padding id (RoBERTa), by mask (OPT), or by ``position_ids`` if given.
+        Padding without positions does not count. It is found by padding id (RoBERTa), by mask (OPT), or by
+        ``position_ids`` if given.
         """
         import torch
 
@@ -93,7 +94,8 @@ class PositionTable:
             whose, flag = ("decoder", "--max-decoder-length") if self.decoder else ("model", "--max-length")
             raise InputError(
                 f"The input needs {needed} positions, but this {whose} has {limit}; "
-                f"cut it with tokenizer(..., truncation=True, max_length={limit}), or convert the checkpoint with a longer maximum length "
+                f"cut it with tokenizer(..., truncation=True, max_length={limit}), or convert the checkpoint with a "
+                "longer maximum length "
                 f"(longattn convert SRC DST {flag} {needed})."
             )
 

@@ -1,12 +1,13 @@
 """Registers Long models, and transformers' classes with mechanisms, with transformers, peft and sentence-transformers.
 
-``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public ``AutoConfig.register``
-and ``AutoModel.register`` take classes, which would import both. Names are therefore entered: transformers itself stores names
-(``"bert": "BertModel"``) and imports a class on first use, from the module that is noted for the model type. For ``"long_bert"``, this is
-:mod:`hf_longattn.families`. The tables are private (:mod:`hf_longattn.names`). Each is filled right after the module that defines
-it is imported, by an entry in ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES`, and of torchao. Tables of modules
-that are imported already are filled at once. Only pipelines are replaced: :data:`PIPELINES` gives two tasks a subclass of transformers'
-pipeline.
+``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public
+``AutoConfig.register`` and ``AutoModel.register`` take classes, which would import both. Names are therefore entered:
+transformers itself stores names (``"bert": "BertModel"``) and imports a class on first use, from the module that is
+noted for the model type. For ``"long_bert"``, this is :mod:`hf_longattn.families`. The tables are private
+(:mod:`hf_longattn.names`). Each is filled right after the module that defines it is imported, by an entry in
+``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES`, and of torchao. Tables of modules that are
+imported already are filled at once. Only pipelines are replaced: :data:`PIPELINES` gives two tasks a subclass of
+transformers' pipeline.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ PIPELINES = {
     "automatic-speech-recognition": "SpeechRecognitionPipeline",
 }
 """Task of transformers' pipelines -> the class that runs it for Long models."""
-VLLM_CLASSES = {"MODEL_MAPPING": "TransformersEmbeddingModel", "MODEL_FOR_CAUSAL_LM_MAPPING": "TransformersForCausalLM"}
+VLLM_CLASSES = {
+    "MODEL_MAPPING": "TransformersEmbeddingModel",
+    "MODEL_FOR_CAUSAL_LM_MAPPING": "TransformersForCausalLM",
+}
 """Table of an Auto class -> the class of vLLM's Transformers backend that runs its Long models."""
 
 
@@ -66,7 +70,9 @@ def register_models(modeling_auto: ModuleType) -> None:
     for name, head in MULTIMODAL_CLASSES.items():
         table = getattr(modeling_auto, name)
         if any(table is other for other in known):
-            enter_class(table, MULTIMODAL_TYPE, f"{MULTIMODAL}{head}", f"{MULTIMODAL}Config", MULTIMODAL_TYPE, families)
+            enter_class(
+                table, MULTIMODAL_TYPE, f"{MULTIMODAL}{head}", f"{MULTIMODAL}Config", MULTIMODAL_TYPE, families
+            )
 
 
 def register_readers(auto: ModuleType) -> None:
@@ -86,7 +92,8 @@ def register_tokenizers(tokenization_auto: ModuleType) -> None:
 def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
     """Enter every Long model type in a table, with its Long class if ``long``, or with the base's class.
 
-    complete: whether to include types without an entry for the base (SigLIP's text model, which is part of another model).
+    complete: whether to include types without an entry for the base (SigLIP's text model, which is part of another
+        model).
     """
     entries, families = mapped_names(table), importlib.import_module(FAMILIES_MODULE)
     for names in _family_entries():
@@ -95,7 +102,11 @@ def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
         if entry is None or (long and not all(head.startswith(names.first_word) for head in heads)):
             continue
         if long:
-            entry = f"{names.prefix}{entry}" if isinstance(entry, str) else tuple(f"{names.prefix}{head}" for head in heads)
+            entry = (
+                f"{names.prefix}{entry}"
+                if isinstance(entry, str)
+                else tuple(f"{names.prefix}{head}" for head in heads)
+            )
         enter_class(table, names.model_type, entry, names.config, names.module, families)
 
 
@@ -132,13 +143,22 @@ def _family_entries() -> list[FamilyNames]:
             names.append((f"long_{base}", long_prefix(base)))
         for model_type, prefix in names:
             entries.append(
-                FamilyNames(base, model_type, f"{stem}Model", first_word(base), prefix, f"{prefix}{config}", module_name(model_type))
+                FamilyNames(
+                    base,
+                    model_type,
+                    f"{stem}Model",
+                    first_word(base),
+                    prefix,
+                    f"{prefix}{config}",
+                    module_name(model_type),
+                )
             )
     return entries
 
 
 def register_attention(module: ModuleType) -> None:
-    """Make ``attn_implementation="longattn"`` known to transformers. This is the first table that every program with models fills."""
+    """Make ``attn_implementation="longattn"`` known to transformers. This is the first table that every program with
+    models fills."""
     warn_untested()
     importlib.import_module(f"{PACKAGE}.modeling.backend")
 
@@ -146,7 +166,11 @@ def register_attention(module: ModuleType) -> None:
 def register_adapters(constants: ModuleType) -> None:
     """Make peft adapt the same modules in a Long model as in its base."""
     # one table per method: model type -> modules to adapt
-    tables = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]
+    tables = [
+        value
+        for name, value in vars(constants).items()
+        if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)
+    ]
     if not tables:
         warn_missing("target_modules")
     for table in tables:
@@ -169,9 +193,11 @@ def register_pipelines(pipelines: ModuleType) -> None:
 
 
 def register_standalone_encoders(transformer: ModuleType) -> None:
-    """Make sentence-transformers load the encoder of a Long encoder-decoder by its Long class, and a Long audio model like its base.
+    """Make sentence-transformers load the encoder of a Long encoder-decoder by its Long class, and a Long audio model
+    like its base.
 
-    sentence-transformers uses the first entry that fits the config class. Otherwise that would be the base's, with full attention.
+    sentence-transformers uses the first entry that fits the config class. Otherwise that would be the base's, with
+    full attention.
     """
     for name in ("feature_inputs", "logits_inputs", "generating_inputs"):
         register_types(name, transformer)
@@ -184,7 +210,8 @@ def register_standalone_encoders(transformer: ModuleType) -> None:
 
 
 def register_with_vllm() -> None:
-    """Make vLLM run Long models by its Transformers backend. vLLM calls this entry point, a general plugin, in each of its processes."""
+    """Make vLLM run Long models by its Transformers backend. vLLM calls this entry point, a general plugin, in each of
+    its processes."""
     from transformers.models.auto import modeling_auto
     from vllm import ModelRegistry
 
@@ -225,7 +252,8 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
 
 @contextlib.contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Context that silences torchao's and torch.onnx's warnings about what is absent. transformers imports torchao with any model.
+    """Context that silences torchao's and torch.onnx's warnings about what is absent. transformers imports torchao
+    with any model.
 
     A log level set by the user is not changed.
     """
@@ -241,10 +269,12 @@ def quiet_torchao() -> Iterator[None]:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls the function in ``TABLES`` right after a module named there has been executed, and executes torchao's modules quietly.
-    Python's own finder finds the module."""
+    """Calls the function in ``TABLES`` right after a module named there has been executed, and executes torchao's
+    modules quietly. Python's own finder finds the module."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         quietly = name.partition(".")[0] == "torchao"
         if name not in TABLES and not quietly:
             return None
@@ -264,7 +294,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    """Fill every table, now or when its module is imported. ``import hf_longattn`` calls this; further calls change nothing."""
+    """Fill every table, now or when its module is imported. ``import hf_longattn`` calls this; further calls change
+    nothing."""
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _AfterImport())
@@ -274,8 +305,13 @@ def register() -> None:
 
 
 def lazy_mappings(module: ModuleType) -> list[Any]:
-    """The tables of a transformers module in which Auto classes look up their classes. A warning if they have unknown attributes."""
-    tables = [table for table in vars(module).values() if hasattr(table, "_model_mapping") and hasattr(table, "_config_mapping")]
+    """The tables of a transformers module in which Auto classes look up their classes. A warning if they have unknown
+    attributes."""
+    tables = [
+        table
+        for table in vars(module).values()
+        if hasattr(table, "_model_mapping") and hasattr(table, "_config_mapping")
+    ]
     tables = [table for table in tables if not isinstance(table, type)]
     needed = ("_modules", "_reverse_config_mapping", "_load_attr_from_module")
     known = [table for table in tables if all(hasattr(table, name) for name in needed)]
@@ -290,7 +326,8 @@ def mapped_names(table: Any) -> Mapping[str, Any]:
 
 
 def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
-    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. The class is imported on first use.
+    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. The class is imported on
+    first use.
 
     name: a tuple of names for a table of tuples.
     """
@@ -308,7 +345,11 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
     """Name and table of every ``AutoModel...``, sorted by name."""
     from transformers.models.auto import modeling_auto
 
-    tables = {name: auto_mapping(value) for name, value in sorted(vars(modeling_auto).items()) if name.startswith("AutoModel")}
+    tables = {
+        name: auto_mapping(value)
+        for name, value in sorted(vars(modeling_auto).items())
+        if name.startswith("AutoModel")
+    }
     if all(table is None for table in tables.values()):
         raise missing("lazy_mapping")
     yield from ((name, table) for name, table in tables.items() if table is not None)
@@ -317,7 +358,8 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
 def auto_class_name(config: Any, class_name: str) -> str | None:
     """Name of the Auto class that loads ``class_name`` with a config or config class. ``None`` if there is none."""
     model_type = getattr(config, "registered_type", config.model_type)
-    last = ("AutoModelForMaskedLM", "AutoModelForPreTraining")  # they also list other heads, for example BART's head that generates text
+    # they also list other heads, for example BART's head that generates text
+    last = ("AutoModelForMaskedLM", "AutoModelForPreTraining")
     for name, table in sorted(auto_classes(), key=lambda entry: last.index(entry[0]) if entry[0] in last else -1):
         entry = mapped_names(table).get(model_type)
         if class_name in ((entry,) if isinstance(entry, str) else entry or ()):
@@ -326,7 +368,8 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
 
 
 def model_type_table(name: str, module: ModuleType) -> Any:
-    """The private table of ``module`` that ``PRIVATE_APIS[name]`` names. If this version lacks it, warn and return ``None``."""
+    """The private table of ``module`` that ``PRIVATE_APIS[name]`` names. If this version lacks it, warn and return
+    ``None``."""
     table = getattr(module, PRIVATE_APIS[name][0].partition(":")[2], None)
     if table is None:
         warn_missing(name)

@@ -22,15 +22,23 @@ def furthest_positions(config: Any, attention: LongAttentionConfig, causal: bool
 
     causal: whether the layers are causal; ``None`` if unknown, for the larger distance of both forms.
     """
-    layers = [prototype(*attention.for_layer(layer)) for layer in range(getattr(config, "decoder_layers", config.num_hidden_layers))]
-    forms = [[furthest_position(layer, form) for layer in layers] for form in ((True, False) if causal is None else (causal,))]
+    layers = [
+        prototype(*attention.for_layer(layer))
+        for layer in range(getattr(config, "decoder_layers", config.num_hidden_layers))
+    ]
+    forms = [
+        [furthest_position(layer, form) for layer in layers]
+        for form in ((True, False) if causal is None else (causal,))
+    ]
     return [None if None in distances else max(distances) for distances in zip(*forms, strict=True)]
 
 
 def positions_without_end(family: Family, config: Any) -> int | None:
-    """Number of positions that a query looks back, its own included, if texts have no maximum length; otherwise ``None``.
+    """Number of positions that a query looks back, its own included, if texts have no maximum length; otherwise
+    ``None``.
 
-    They have none in a rotary decoder with bounded distances in every layer, unless its rotations change with the length of a text.
+    They have none in a rotary decoder with bounded distances in every layer, unless its rotations change with the
+    length of a text.
     """
     if not family.scales_rotations(config) or not config.attending[1] or "dynamic" in str(config.rope_parameters):
         return None
@@ -38,11 +46,18 @@ def positions_without_end(family: Family, config: Any) -> int | None:
 
 
 def plan_rotary(
-    config: Any, attention: LongAttentionConfig, positions: str, old_length: int, new_length: int, *, causal: bool | None
+    config: Any,
+    attention: LongAttentionConfig,
+    positions: str,
+    old_length: int,
+    new_length: int,
+    *,
+    causal: bool | None,
 ) -> RopePlan:
     """The rotary positions of a model extended from ``old_length`` to ``new_length`` tokens.
 
-    If each layer type has its own rotary parameters (Gemma 3), only types with layers that see beyond the old length are scaled.
+    If each layer type has its own rotary parameters (Gemma 3), only types with layers that see beyond the old length
+    are scaled.
 
     Args:
         config: the base's config, or a Long config with the base's ``rope_parameters``.
@@ -51,8 +66,8 @@ def plan_rotary(
         causal: as for :func:`furthest_positions`.
 
     Raises:
-        OptionError: see :func:`~hf_longattn.positions.rope.rope_parameters`. Also if the kind moves the positions of distant tokens, and
-            no layer has full attention, or another layer sees beyond the old length.
+        OptionError: see :func:`~hf_longattn.positions.rope.rope_parameters`. Also if the kind moves the positions of
+            distant tokens, and no layer has full attention, or another layer sees beyond the old length.
     """
     heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -67,10 +82,18 @@ def plan_rotary(
         if planned.relative and relative_class(planned.relative).counts_tokens:
             # some layers must have full attention, and the others see no further than the old length
             names = [attention.for_layer(layer)[0] for layer in range(len(furthest))]
-            others = [(name, seen) for name, seen in zip(names, furthest, strict=True) if not issubclass(mechanism_class(name), Full)]
+            others = [
+                (name, seen)
+                for name, seen in zip(names, furthest, strict=True)
+                if not issubclass(mechanism_class(name), Full)
+            ]
             far = next((name for name, distance in others if distance is None or distance >= old_length), None)
             if far is not None or len(others) == len(names):
-                problem = "no layer has that" if far is None else f"mechanism {far!r} sees beyond the {old_length} tokens of the source"
+                problem = (
+                    "no layer has that"
+                    if far is None
+                    else f"mechanism {far!r} sees beyond the {old_length} tokens of the source"
+                )
                 raise OptionError(
                     f"rope:{planned.scaling} moves the positions of distant tokens in full attention, but {problem}; "
                     "choose mechanism='full' for such layers, or other positions."
@@ -78,15 +101,22 @@ def plan_rotary(
         return planned
 
     of_layers = getattr(config, "layer_types", None) or ()
-    kinds = {kind: parameters for kind, parameters in old.items() if kind in of_layers and isinstance(parameters, dict)}  # some have none
+    # some have none
+    kinds = {
+        kind: parameters for kind, parameters in old.items() if kind in of_layers and isinstance(parameters, dict)
+    }
     if not kinds:
         return plan(positions, old, furthest)
     plans: dict[str, RopePlan] = {}
     for kind, parameters in kinds.items():
         distances = [distance for distance, layer_kind in zip(furthest, of_layers, strict=True) if layer_kind == kind]
         planned, reach = plan(positions, parameters, distances), positions_in(distances)
-        plans[kind] = plan("rope:none", parameters, distances) if reach is not None and reach <= old_length else planned
-    decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.scaling != "none"), next(iter(plans.values())))
+        plans[kind] = (
+            plan("rope:none", parameters, distances) if reach is not None and reach <= old_length else planned
+        )
+    decisive = next(
+        (plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.scaling != "none"), next(iter(plans.values()))
+    )
     of_kinds = {**old, **{kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}}
     exact = all(plan_of_kind.exact for plan_of_kind in plans.values())
     length = min(plan_of_kind.max_position_embeddings for plan_of_kind in plans.values())
@@ -95,4 +125,6 @@ def plan_rotary(
 
 def positions_in(distances: Sequence[int | None]) -> int | None:
     """Number of positions within the largest of some distances; ``None`` if unbounded."""
-    return None if None in distances else max((distance + 1 for distance in distances if distance is not None), default=0)
+    return (
+        None if None in distances else max((distance + 1 for distance in distances if distance is not None), default=0)
+    )

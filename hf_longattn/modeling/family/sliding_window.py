@@ -1,16 +1,18 @@
 """Sliding windows of the base, and the layers that keep them.
 
 Mistral and Phi-3 may have a sliding window in every layer. Qwen, Gemma 2 and 3, SmolLM3 and
-ModernBERT have them in the layers that ``layer_types`` lists. If only some layers have a window, they keep it unless ``long_attention``
-names these layers or a list of mechanisms to use in turn; the model's mechanism then replaces only full attention. If all layers have a
-window, a chosen mechanism replaces it. Without a choice they keep it.
+ModernBERT have them in the layers that ``layer_types`` lists. If only some layers have a window, they keep it unless
+``long_attention`` names these layers or a list of mechanisms to use in turn; the model's mechanism then replaces only
+full attention. If all layers have a window, a chosen mechanism replaces it. Without a choice they keep it.
 
-On disk, the base's fields for windows describe the mechanisms, because serving engines read them (:func:`serving_window_fields`).
+On disk, the base's fields for windows describe the mechanisms, because serving engines read them
+(:func:`serving_window_fields`).
 
-transformers' FlashAttention computes plain windows if it receives each layer's width, and vLLM if its process finds them in the config
-(:func:`vllm_windows`). Both read ``sliding_window`` as ``sliding_window - 1`` keys on either side, and a causal call hides later keys
-(``modeling_flash_attention_utils.py``; vLLM's ``v1/attention/backends/flash_attn.py``). Therefore w means a causal window of w keys, and
-w/2 + 1 means a window of w/2 keys on each side.
+transformers' FlashAttention computes plain windows if it receives each layer's width, and vLLM if its process finds
+them in the config (:func:`vllm_windows`). Both read ``sliding_window`` as ``sliding_window - 1`` keys on either side,
+and a causal call hides later keys (``modeling_flash_attention_utils.py``; vLLM's
+``v1/attention/backends/flash_attn.py``). Therefore w means a causal window of w keys, and w/2 + 1 means a window of
+w/2 keys on each side.
 """
 
 from __future__ import annotations
@@ -34,14 +36,22 @@ from .definition import known_family
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """transformers' names for a layer with and without a window, in ``config.layer_types``."""
-SERVING_WINDOW_FIELDS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
+SERVING_WINDOW_FIELDS = (
+    "sliding_window",
+    "layer_types",
+    "use_sliding_window",
+    "max_window_layers",
+    "attention_window",
+)
 """Config fields from which serving engines choose each layer's attention."""
 BASE_WINDOWS = "base_windows"
-"""Field with the base's original values of :data:`SERVING_WINDOW_FIELDS`, if these describe the mechanisms: in files, and under vLLM."""
+"""Field with the base's original values of :data:`SERVING_WINDOW_FIELDS`, if these describe the mechanisms: in files,
+and under vLLM."""
 VLLM = "vllm"
 """The attention implementation that vLLM's Transformers backend registers and sets."""
 TYPES_ARE_MASKS = ("cwm", "gemma2", "ministral", "qwen2", "qwen3", "smollm3", "vaultgemma")
-"""Bases that use ``layer_types`` for masks alone. Others also rotate by them, or rotate in some layers only (Gemma 3, Cohere 2)."""
+"""Bases that use ``layer_types`` for masks alone. Others also rotate by them, or rotate in some layers only (Gemma 3,
+Cohere 2)."""
 NOT_IN_VLLM = ("diffllama", "gpt2", "granite_swa", "hrm_text", "mobilebert")
 """Bases that need another shape of attention's output, have sinks, or mix neighbouring tokens of a row themselves."""
 UNTRIED_IN_VLLM = {
@@ -49,7 +59,8 @@ UNTRIED_IN_VLLM = {
     "latent attention": ("kv_lora_rank",),
     "pruned heads": ("kept_heads",),
 }
-"""Features that vLLM's Transformers backend treats in ways that were not compared with Long models -> config fields that are then set."""
+"""Features that vLLM's Transformers backend treats in ways that were not compared with Long models -> config fields
+that are then set."""
 
 
 def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
@@ -67,7 +78,8 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
         return [None] * layers
     if width < 1:
         raise CheckpointError(
-            f"The config's sliding_window is {width}, but a window has at least 1 token; write a width, or null for full attention."
+            f"The config's sliding_window is {width}, but a window has at least 1 token; write a width, or null for "
+            "full attention."
         )
     if causal is None:
         causal = not hasattr(config, "local_attention") or config.model_type.endswith("decoder")
@@ -80,20 +92,28 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
 
 
 def base_attention(windows: list[int | None]) -> LongAttentionConfig:
-    """The base's attention: full, with a window in layers that have one. Each of these (:func:`own_windows`) is listed by number."""
-    layers = {layer: {"mechanism": "window", "window": width} for layer, width in enumerate(windows) if width is not None}
+    """The base's attention: full, with a window in layers that have one. Each of these (:func:`own_windows`) is listed
+    by number."""
+    layers = {
+        layer: {"mechanism": "window", "window": width} for layer, width in enumerate(windows) if width is not None
+    }
     return LongAttentionConfig("full", layers=layers)
 
 
-def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
-    """``chosen`` (``None``: the default), with the base's windows (:func:`own_windows`) in the layers that keep them."""
+def with_own_windows(
+    chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]
+) -> LongAttentionConfig:
+    """``chosen`` (``None``: the default), with the base's windows (:func:`own_windows`) in the layers that keep
+    them."""
     attention = LongAttentionConfig.from_dict(chosen)
     widths = [width for width in windows if width is not None]
     if chosen is None and widths and len(set(windows)) == 1:
         return LongAttentionConfig("window", window=widths[0])
     if not widths or attention.turns or len(widths) == len(windows):
         return attention
-    return LongAttentionConfig(attention.mechanism, {**base_attention(windows).layers, **attention.layers}, **attention.options)
+    return LongAttentionConfig(
+        attention.mechanism, {**base_attention(windows).layers, **attention.layers}, **attention.options
+    )
 
 
 def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) -> bool:
@@ -122,7 +142,8 @@ def serving_window_fields(
     If that is impossible, a causal model's ``base_fields`` describe full attention, and an encoder gets no fields.
 
     Args:
-        nullable: whether the base's ``sliding_window`` may be null. If not, only ``layer_types`` says that no layer has a window.
+        nullable: whether the base's ``sliding_window`` may be null. If not, only ``layer_types`` says that no layer
+            has a window.
     """
     mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(layers)]
     if not causal:
@@ -130,7 +151,9 @@ def serving_window_fields(
         return {"attention_window": widths_around} if all(widths_around) else {}
     bands = [band_of(mechanism, True) for mechanism in mechanisms]
     # width per layer, None for full attention. Empty if some layer has another kind of attention
-    widths = [] if None in bands else [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
+    widths = (
+        [] if None in bands else [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
+    )
     different = {width for width in widths if width is not None}
     if len(different) != 1:
         no_windows = {"sliding_window": None, "layer_types": None} if nullable else {"layer_types": [FULL] * layers}
@@ -154,8 +177,8 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def band_around(mechanism: Mechanism) -> int | None:
-    """Window width of an encoder layer as in transformers' Longformer, with or without global tokens. ``None`` if the layer has no window
-    of equal width on both sides."""
+    """Window width of an encoder layer as in transformers' Longformer, with or without global tokens. ``None`` if the
+    layer has no window of equal width on both sides."""
     if isinstance(mechanism, Longformer):
         pattern = mechanism.pattern(False)
         band = None if mechanism.relative is not None else (pattern.left, pattern.right)
@@ -168,7 +191,8 @@ def window_size(mechanism: Mechanism, causal: bool) -> int | None:
     """``sliding_window`` of a mechanism as FlashAttention and vLLM count it; ``None`` for full attention.
 
     Raises:
-        BackendError: the mechanism is more than full attention or a window. The message says what it is, and how to convert without it.
+        BackendError: the mechanism is more than full attention or a window. The message says what it is, and how to
+            convert without it.
     """
     options, band = mechanism.options, band_of(mechanism, causal)
     if options.order is not None or band is None or not (causal or band[0] == band[1]):
@@ -180,12 +204,15 @@ def window_size(mechanism: Mechanism, causal: bool) -> int | None:
         )
     short = 0 if causal else options.exact_length
     if short and not mechanism.covers(short):
-        raise BackendError(f"full attention for texts of up to {short} tokens beside windows; convert with --option exact_length=0.")
+        raise BackendError(
+            f"full attention for texts of up to {short} tokens beside windows; convert with --option exact_length=0."
+        )
     return None if band[0] == UNBOUNDED else band[0] + 1
 
 
 def window_sizes(config: Any) -> list[int | None]:
-    """:func:`window_size` of each layer of a text model in which a call of attention is nothing but its layer's mechanism.
+    """:func:`window_size` of each layer of a text model in which a call of attention is nothing but its layer's
+    mechanism.
 
     This is what a model declares to FlashAttention and to vLLM, which ignore score terms.
 
@@ -193,8 +220,16 @@ def window_sizes(config: Any) -> list[int | None]:
         BackendError: a layer has more than a window, or the model more than such calls.
     """
     family = known_family(config)
-    if family is None or not family.spec.flash_windows or family.two_stacks or family.mixin is not None or config.is_encoder_decoder:
-        raise BackendError(f"the attention of {type(config).__name__}; use {BACKEND!r}, which transformers' own servers run.")
+    if (
+        family is None
+        or not family.spec.flash_windows
+        or family.two_stacks
+        or family.mixin is not None
+        or config.is_encoder_decoder
+    ):
+        raise BackendError(
+            f"the attention of {type(config).__name__}; use {BACKEND!r}, which transformers' own servers run."
+        )
     layers, causal = config.attending
     return [window_size(prototype(*config.long_attention.for_layer(layer)), causal) for layer in range(layers)]
 
@@ -215,7 +250,9 @@ def vllm_windows(config: Any) -> dict[str, Any]:
         problem = str(error)
     types = [FULL if size is None else SLIDING for size in sizes]
     widths = {size for size in sizes if size is not None}
-    beside = next((name for name, fields in UNTRIED_IN_VLLM.items() if any(values.get(field) for field in fields)), None)
+    beside = next(
+        (name for name, fields in UNTRIED_IN_VLLM.items() if any(values.get(field) for field in fields)), None
+    )
     if not problem and family is not None:
         elsewhere = f"use {BACKEND!r}, which transformers' own servers run."
         counted = any(table.first_id(config) for table in family.position_tables)
@@ -233,8 +270,8 @@ def vllm_windows(config: Any) -> dict[str, Any]:
             problem = "windows of different widths in one model; convert with one --option window=N for all layers."
         elif own not in (None, types) and family.base_model_type not in TYPES_ARE_MASKS:
             problem = (
-                f"windows in other layers than its base's, since {type(config).__name__} chooses positions by layer_types too; convert "
-                "with windows in these layers alone."
+                f"windows in other layers than its base's, since {type(config).__name__} chooses positions by "
+                "layer_types too; convert with windows in these layers alone."
             )
     if problem:
         raise BackendError(f"attn_implementation={VLLM!r} cannot express {problem}")
@@ -242,7 +279,8 @@ def vllm_windows(config: Any) -> dict[str, Any]:
 
 
 def flash_takes_windows(config: Any, requested: str) -> bool:
-    """Whether transformers' FlashAttention (``requested``) can compute the mechanisms. If so, registers it with each layer's window."""
+    """Whether transformers' FlashAttention (``requested``) can compute the mechanisms. If so, registers it with each
+    layer's window."""
     if not is_flash_attention_requested(requested_attention_implementation=requested) or "|" in requested:
         return False
     try:
@@ -259,7 +297,9 @@ def flash_takes_windows(config: Any, requested: str) -> bool:
         return True
 
     @functools.wraps(attend)
-    def attend_in_window(module: nn.Module, *args: Any, is_causal: bool | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def attend_in_window(
+        module: nn.Module, *args: Any, is_causal: bool | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         mechanism: Any = getattr(module, "long_attention", None)
         if isinstance(mechanism, Mechanism) and not getattr(module.config, "base_attention_chosen", True):
             causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)

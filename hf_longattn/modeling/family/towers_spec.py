@@ -21,7 +21,8 @@ else:
     _Base = object
 
 TOWERS = "towers"
-"""The key of ``long_attention`` for separate towers: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
+"""The key of ``long_attention`` for separate towers:
+``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
 
 
 class TowersSpec(InputSpec):
@@ -29,9 +30,10 @@ class TowersSpec(InputSpec):
 
     reads = "towers"
     mixins = ("LongTowersMixin", "LongTowersMixin")
-    docstring = """{base} whose towers have separate mechanisms, lengths and sizes: ``config.text_config.long_attention`` and so on.
+    docstring = """{base} whose towers have separate mechanisms, lengths and sizes.
 
-``forward`` takes the arguments of {base}. :meth:`use_base_attention` computes the attention of {base} in every tower instead.
+They stand in ``config.text_config.long_attention`` and so on. ``forward`` takes the arguments of {base}.
+:meth:`use_base_attention` computes the attention of {base} in every tower instead.
 """
 
     def most_tokens(self, family: Family, config: Any) -> int:
@@ -43,10 +45,11 @@ class TowersSpec(InputSpec):
 class LongTowersConfig(_Base):
     """Mixin before the base's config class: ``class LongCLIPConfig(LongTowersConfig, CLIPConfig)``.
 
-    Each tower's config holds and saves the tower's mechanisms, lengths and sizes, for example ``config.text_config.long_attention``.
+    Each tower's config holds and saves the tower's mechanisms, lengths and sizes, for example
+    ``config.text_config.long_attention``.
 
-    long_attention: ``{"towers": {"text": {"mechanism": "window", "window": 64}}}`` sets the attention of towers by name. Other towers keep
-        theirs, by default their family's.
+    long_attention: ``{"towers": {"text": {"mechanism": "window", "window": 64}}}`` sets the attention of towers by
+        name. Other towers keep theirs, by default their family's.
 
     ``from_pretrained`` also reads the folder of a base model.
     """
@@ -59,7 +62,9 @@ class LongTowersConfig(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "tower_classes" in vars(cls):
-            cls.sub_configs_defaults = {tower_field(name): SubConfigSpec(tower) for name, tower in cls.tower_classes.items()}
+            cls.sub_configs_defaults = {
+                tower_field(name): SubConfigSpec(tower) for name, tower in cls.tower_classes.items()
+            }
         super().__init_subclass__(**kwargs)
         base: Any = cls.__bases__[-1]
         if hasattr(base, "model_type") and not hasattr(base, "base_model_type"):
@@ -89,7 +94,8 @@ class LongTowersConfig(_Base):
         name, known = type(self).__name__, [*self.tower_classes]
         if others := sorted(set(long_attention) - {TOWERS}):
             raise OptionError(
-                f"The towers of a {name} have separate mechanisms, but {others[0]!r} is given for all; give long_attention as "
+                f"The towers of a {name} have separate mechanisms, but {others[0]!r} is given for all; give "
+                "long_attention as "
                 f"{{'towers': {{{known[0]!r}: {{'mechanism': 'window', 'window': 64}}}}}}."
             )
         chosen: Mapping[str, Any] = long_attention.get(TOWERS) or {}
@@ -102,20 +108,25 @@ class LongTowersConfig(_Base):
         return {name: getattr(self, tower_field(name)) for name in self.tower_classes}
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The attention implementation of the whole model: ``requested`` if every tower accepts it, else ours. Each tower's config resolves
-        the name again."""
+        """The attention implementation of the whole model: ``requested`` if every tower accepts it, else ours. Each
+        tower's config resolves the name again."""
         if requested in (None, BACKEND):
             return BACKEND
         towers = [self.__dict__.get(tower_field(name)) for name in self.tower_classes]
-        taken = all(tower.resolve_implementation(requested) == requested for tower in towers if isinstance(tower, LongConfig))
+        taken = all(
+            tower.resolve_implementation(requested) == requested for tower in towers if isinstance(tower, LongConfig)
+        )
         return str(requested) if taken or requested not in DEFAULTS else BACKEND
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The base's ``from_dict``. A ``long_attention`` among the keyword arguments is read as part of the dictionary."""
+        """The base's ``from_dict``. A ``long_attention`` among the keyword arguments is read as part of the
+        dictionary."""
         check_config(config_dict)
         chosen = kwargs.pop("long_attention", None)
-        return super().from_dict(config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs)
+        return super().from_dict(
+            config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs
+        )
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,6 +138,9 @@ class LongTowersConfig(_Base):
 
 
 def check_towers(chosen: Mapping[str, Any], known: list[str], name: str) -> None:
-    """Raise :class:`OptionError` for a tower that does not exist. ``name`` is the model's or config's name in the message."""
+    """Raise :class:`OptionError` for a tower that does not exist. ``name`` is the model's or config's name in the
+    message."""
     if unknown := next((name for name in chosen if name not in known), None):
-        raise OptionError(f"A {name} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}")
+        raise OptionError(
+            f"A {name} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}"
+        )

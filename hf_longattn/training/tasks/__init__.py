@@ -1,7 +1,7 @@
 """The tasks of `longattn train`, one file each, imported on first use.
 
-A file's name is the task's name, and the first line of its docstring the summary. It has ``ARGUMENTS``, three dataclasses, and ``main``,
-which takes them. It may have ``EXTRAS``, the package's extras that it needs.
+A file's name is the task's name, and the first line of its docstring the summary. It has ``ARGUMENTS``, three
+dataclasses, and ``main``, which takes them. It may have ``EXTRAS``, the package's extras that it needs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def task_summary(name: str) -> str:
 
 def load_task(name: str) -> ModuleType:
     if name not in task_names():
-        raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
+        raise UsageError(
+            f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}"
+        )
     return load_module("training.tasks", name)
 
 
@@ -45,21 +47,31 @@ def task_parser(task: ModuleType, prog: str) -> Any:
 
         def error(self, message: str) -> NoReturn:
             named = re.fullmatch(r"argument (\S+/)?(--\S+): (.*)", message, re.DOTALL)
-            raise UsageError(f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{message[:1].upper()}{message[1:]}.")
+            raise UsageError(
+                f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{message[:1].upper()}{message[1:]}."
+            )
 
     summary = str(task.__doc__).partition("\n")[0]
     recipes = recipe_names(prog.removeprefix("longattn "))
     parser = Parser(
-        task.ARGUMENTS, prog=prog, description=summary, usage="%(prog)s --model MODEL --data DATA … [OPTION …]", allow_abbrev=False
+        task.ARGUMENTS,
+        prog=prog,
+        description=summary,
+        usage="%(prog)s --model MODEL --data DATA … [OPTION …]",
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", help=f"A recipe: a YAML file with the names below{f', or a ready one: {recipes}' if recipes else ''}.")
+    parser.add_argument(
+        "--config",
+        help=f"A recipe: a YAML file with the names below{f', or a ready one: {recipes}' if recipes else ''}.",
+    )
     if " evaluate " in prog:
         parser.set_defaults(do_train=False, output_dir=".", split="validation")
     return parser
 
 
 def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any, Any]:
-    """Model, data and training arguments from command-line ``words``, which override the values of a recipe (``--config``)."""
+    """Model, data and training arguments from command-line ``words``, which override the values of a recipe
+    (``--config``)."""
     parser = task_parser(task, prog)
     recipe = parser.parse_known_args(words)[0].config
     words = [*(recipe_words(recipe, f"train {Path(str(task.__file__)).stem}") if recipe else ()), *words]
@@ -68,7 +80,12 @@ def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any,
         raise UsageError(f"Unexpected argument {unknown!r}; values follow their option, as in --model MODEL.")
     if unknown is not None:
         option = unknown.partition("=")[0].replace("_", "-")
-        options = [name for action in parser._actions for name in action.option_strings if "_" not in name and action.dest != "help"]
+        options = [
+            name
+            for action in parser._actions
+            for name in action.option_strings
+            if "_" not in name and action.dest != "help"
+        ]
         raise UsageError(f"There is no option {option}; {prog} --help lists all.{nearest(option, options, 0.6)}")
     model_args, data_args, training_args, *_ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     return model_args, data_args, training_args

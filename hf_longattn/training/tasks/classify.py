@@ -11,22 +11,47 @@ from typing import Any, ClassVar
 import transformers
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoImageProcessor, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from hf_longattn.data.audio import AudioCollator, to_utterances
-from hf_longattn.data.batching import DataCollatorWithGlobals, DataCollatorWithPacking, chosen_packing, first_tokens, pooling_module
+from hf_longattn.data.batching import (
+    DataCollatorWithGlobals,
+    DataCollatorWithPacking,
+    chosen_packing,
+    first_tokens,
+    pooling_module,
+)
 from hf_longattn.data.images import AUGMENTATIONS, ImageCollator, augmentation_of, checked_size, read_image
 from hf_longattn.data.rows import each_part, read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import input_length
 from hf_longattn.errors import CheckpointError, listed
 from hf_longattn.evaluation import load_metric
-from hf_longattn.loading import call_tokenizer, label_fields, load_config, load_model, load_padding_tokenizer, load_part
+from hf_longattn.loading import (
+    call_tokenizer,
+    label_fields,
+    load_config,
+    load_model,
+    load_padding_tokenizer,
+    load_part,
+)
 from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
 from hf_longattn.names import LOGGER
-from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.arguments import (
+    DataArguments,
+    LongTrainingArguments,
+    ModelArguments,
+    argument,
+    batch_size_argument,
+)
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
@@ -38,15 +63,23 @@ class ClassificationDataArguments(DataArguments):
     """Documents, images or audio files with a label. A document may have a question, which the model reads first."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "text": ("text",), "question": (), "image": ("image", "file_name"), "audio": ("audio", "file_name"), "label": ("label",)
-    }  # fmt: skip
+        "text": ("text",),
+        "question": (),
+        "image": ("image", "file_name"),
+        "audio": ("audio", "file_name"),
+        "label": ("label",),
+    }
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"augmentation": AUGMENTATIONS}
 
     packing: bool | None = argument(
-        None, "Pack the documents of a training batch into one row without padding; default: yes where model and head allow it."
+        None,
+        "Pack the documents of a training batch into one row without padding; default: yes where model and head allow "
+        "it.",
     )
     augmentation: str = argument(
-        "", "Random changes of images in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
+        "",
+        "Random changes of images in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is "
+        "installed.",
     )
 
 
@@ -54,7 +87,9 @@ class ClassificationDataArguments(DataArguments):
 class ClassificationTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
-    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+    train_sampling_strategy: str = argument(
+        "group_by_length", "Order of the training data; group_by_length pads least."
+    )
 
 
 ARGUMENTS = (ModelArguments, ClassificationDataArguments, ClassificationTrainingArguments)
@@ -81,15 +116,23 @@ def main(
     inputs = inputs_of(model, parts, names, data_args, training_args)
     by_length: dict[str, Any] = {}
     compute_metrics = partial(class_scores, lengths=inputs.pop("lengths", None), by_length=by_length)
-    trainer = ClassificationTrainer(model, training_args, compute_metrics=compute_metrics, preprocess_logits_for_metrics=highest, **inputs)
+    trainer = ClassificationTrainer(
+        model, training_args, compute_metrics=compute_metrics, preprocess_logits_for_metrics=highest, **inputs
+    )
     return finish(trainer, model_args, data_args, classes=names, by_length=by_length)
 
 
-def class_scores(prediction: EvalPrediction, lengths: list[int] | None = None, by_length: dict[str, Any] | None = None) -> dict[str, float]:
+def class_scores(
+    prediction: EvalPrediction, lengths: list[int] | None = None, by_length: dict[str, Any] | None = None
+) -> dict[str, float]:
     """Classification scores. Scores by document length (``lengths``, in tokens) are written into ``by_length``."""
     lengths = [-1] * len(prediction.label_ids) if lengths is None else lengths
-    references = [{"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)]
-    scores: dict[str, Any] = load_metric("long_classification").compute(predictions=prediction.predictions, references=references)
+    references = [
+        {"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)
+    ]
+    scores: dict[str, Any] = load_metric("long_classification").compute(
+        predictions=prediction.predictions, references=references
+    )
     buckets = scores.pop("buckets")
     if by_length is not None:
         by_length.update(buckets)
@@ -105,7 +148,12 @@ def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Pa
 
 
 def text_inputs(
-    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
+    model: Any,
+    parts: Parts,
+    names: list[str],
+    data_args: ClassificationDataArguments,
+    args: LongTrainingArguments,
+    processor: Any = None,
 ) -> dict[str, Any]:
     """Trainer's arguments for documents, as tokens, packed if model and head support it."""
     tokenizer = processor or load_padding_tokenizer(model.name_or_path, model.config)
@@ -126,7 +174,12 @@ def text_inputs(
 
 
 def image_inputs(
-    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
+    model: Any,
+    parts: Parts,
+    names: list[str],
+    data_args: ClassificationDataArguments,
+    args: LongTrainingArguments,
+    processor: Any = None,
 ) -> dict[str, Any]:
     """Trainer's arguments for images, as pixels from the image processor, with augmentation in training.
 
@@ -138,26 +191,41 @@ def image_inputs(
     processor = processor or load_part(AutoImageProcessor, model.name_or_path, "processor")
     size = checked_size(model, processor, parts[0][0])
     collator = ImageCollator(processor, names, augmentation_of(data_args.augmentation, size), args.seed)
-    return {"train_dataset": parts[0], "eval_dataset": parts[1], "processing_class": processor, "data_collator": collator}
+    return {
+        "train_dataset": parts[0],
+        "eval_dataset": parts[1],
+        "processing_class": processor,
+        "data_collator": collator,
+    }
 
 
 def audio_inputs(
-    model: Any, parts: Parts, names: list[str], data_args: ClassificationDataArguments, args: LongTrainingArguments, processor: Any = None
+    model: Any,
+    parts: Parts,
+    names: list[str],
+    data_args: ClassificationDataArguments,
+    args: LongTrainingArguments,
+    processor: Any = None,
 ) -> dict[str, Any]:
-    """Trainer's arguments for audio files, as inputs from the feature extractor. Files of similar length share a batch."""
+    """Trainer's arguments for audio files, as inputs from the feature extractor. Files of similar length share a
+    batch."""
     extractor = processor or load_part(AutoFeatureExtractor, model.name_or_path, "processor")
     converted, read = getattr(model.config, "long_max_length", None), getattr(extractor, "max_length", None)
     if converted is not None and converted != read:
         raise CheckpointError(
-            f"The feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
+            f"The feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was "
+            "converted for "
             f"{converted}; set max_length in its preprocessor_config.json to that."
         )
     collator = AudioCollator(extractor)
-    train, held_out = each_part(lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], collator), *parts)
+    train, held_out = each_part(
+        lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], collator), *parts
+    )
     most = collator.most_samples
     if most and (cut := sum(length > most for rows in {train, held_out} for length in rows["length"])):
         logger.warning(
-            f"{cut:,} audio files are longer than the {most / collator.sampling_rate:g} seconds of the model's input and are cut."
+            f"{cut:,} audio files are longer than the {most / collator.sampling_rate:g} seconds of the model's input "
+            "and are cut."
         )
     return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": collator}
 
@@ -179,13 +247,19 @@ def encode_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: 
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = (rows["question"], rows["text"]) if has_questions else (rows["text"],)
-        columns = {"return_token_type_ids": None, "split_special_tokens": True} if has_questions else {"return_token_type_ids": False}
+        columns = (
+            {"return_token_type_ids": None, "split_special_tokens": True}
+            if has_questions
+            else {"return_token_type_ids": False}
+        )
         columns["return_attention_mask"] = False
         cut = {"truncation": True, "max_length": length}
         encoded = call_tokenizer(tokenizer, *texts, **columns, **cut)
         counts = {row: len(ids) for row, ids in enumerate(encoded["input_ids"])}
         if full := [row for row, count in counts.items() if count == length]:
-            uncut = call_tokenizer(tokenizer, *([part[row] for row in full] for part in texts), **columns, verbose=False)
+            uncut = call_tokenizer(
+                tokenizer, *([part[row] for row in full] for part in texts), **columns, verbose=False
+            )
             counts |= {row: len(ids) for row, ids in zip(full, uncut["input_ids"], strict=True)}
         return {**encoded, "labels": [numbers[label] for label in rows["label"]], "document": list(counts.values())}
 
@@ -211,10 +285,13 @@ MODALITIES: Any = (
 """What models read: the class that loads them, the role of their column, and the function that makes their inputs."""
 
 
-def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any) -> tuple[PreTrainedModel, list[str]]:
+def load_classifier(
+    loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any
+) -> tuple[PreTrainedModel, list[str]]:
     """A model with a head for classes, in float32, and the names of its classes by :func:`class_names`.
 
-    ``config`` are fields of its config. ``complete`` refuses a checkpoint without the head, and labels that it does not know.
+    ``config`` are fields of its config. ``complete`` refuses a checkpoint without the head, and labels that it does
+    not know.
     """
     model = load_model(loader, name, complete=True, **config) if complete else None  # which may lack the head
     classes = (load_config(name) if model is None else model.config).id2label
@@ -227,8 +304,9 @@ def load_classifier(loader: Any, name: str, labels: Sequence[str], *, complete: 
 def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
     """The names of the classes by their numbers.
 
-    They are the model's own, ``known``, if it knows all ``labels``: its head then stays valid. Otherwise they are the ``labels``.
-    ``only_known`` refuses labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1 …), it knows whole numbers.
+    They are the model's own, ``known``, if it knows all ``labels``: its head then stays valid. Otherwise they are the
+    ``labels``. ``only_known`` refuses labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1
+    …), it knows whole numbers.
     """
     names, numbers = list(known), [str(number) for number in range(len(known))]
     if only_known and names == [f"LABEL_{number}" for number in numbers] and not set(labels) <= set(names):
@@ -237,8 +315,8 @@ def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool
         if not only_known:
             return list(labels)
         raise DataError(
-            f"The model does not know the labels {listed(unknown)} of the data; its classes are {listed(names)}, so write the labels like "
-            "these, or the names into id2label of its config.json."
+            f"The model does not know the labels {listed(unknown)} of the data; its classes are {listed(names)}, so "
+            "write the labels like these, or the names into id2label of its config.json."
         )
     return names
 
@@ -252,6 +330,6 @@ def check_classes(args: DataArguments, trained: Sequence[str], scored: Sequence[
         raise DataError(f"All rows of {sources} have the label {trained[0]!r}; give data with two labels or more.")
     if validation and (new := set(scored) - set(trained)):
         raise DataError(
-            f"{validation} has the labels {listed(new)}, but {sources} only {listed(trained)}; write the same in both, or leave such "
-            "rows out."
+            f"{validation} has the labels {listed(new)}, but {sources} only {listed(trained)}; write the same in "
+            "both, or leave such rows out."
         )

@@ -1,6 +1,7 @@
 """Continue training a decoder on long text.
 
-It learns to predict the next token. With ``--segments N`` each document is read segment by segment with the model's memory.
+It learns to predict the next token. With ``--segments N`` each document is read segment by segment with the model's
+memory.
 """
 
 from functools import partial

@@ -29,7 +29,13 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.files import GENERIC_TYPE
 from hf_longattn.loading import call_tokenizer, load_config, load_model, load_part
 from hf_longattn.names import missing
-from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.arguments import (
+    DataArguments,
+    LongTrainingArguments,
+    ModelArguments,
+    argument,
+    batch_size_argument,
+)
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
@@ -43,13 +49,16 @@ class CTCModelArguments(ModelArguments):
     """The checkpoint to start from, and its trained parts."""
 
     freeze_feature_encoder: bool = argument(
-        True, "Do not train the convolutions over samples, where the model has some; turn it off to train from random weights."
+        True,
+        "Do not train the convolutions over samples, where the model has some; turn it off to train from random "
+        "weights.",
     )
 
 
 @dataclass
 class UtteranceArguments(DataArguments):
-    """Utterances with transcripts. Recognises the columns of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo."""
+    """Utterances with transcripts. Recognises the columns of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and
+    NeMo."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
@@ -59,7 +68,9 @@ class UtteranceArguments(DataArguments):
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"letter_case": ("lower", "upper")}
 
     letter_case: str = argument("", "Case of the letters of the transcripts, lower or upper; default: as they are.")
-    max_seconds: float | None = argument(None, "Leave out longer audio files; default: all that the model reads whole.")
+    max_seconds: float | None = argument(
+        None, "Leave out longer audio files; default: all that the model reads whole."
+    )
 
 
 @dataclass
@@ -67,7 +78,9 @@ class CTCDataArguments(UtteranceArguments):
     """Utterances with transcripts, and whether to create a new vocabulary."""
 
     new_vocabulary: bool = argument(
-        False, "Make a new vocabulary from the characters of the transcripts, and a new head: for a model without a fitting one."
+        False,
+        "Make a new vocabulary from the characters of the transcripts, and a new head: for a model without a fitting "
+        "one.",
     )
 
 
@@ -75,19 +88,28 @@ class CTCDataArguments(UtteranceArguments):
 class CTCTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(4)
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
-    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
-    learning_rate: float = argument(1e-4, "Peak learning rate (wav2vec 2.0, appendix B: 5e-5 to 1e-4 after pre-training).")
+    train_sampling_strategy: str = argument(
+        "group_by_length", "Order of the training data; group_by_length pads least."
+    )
+    learning_rate: float = argument(
+        1e-4, "Peak learning rate (wav2vec 2.0, appendix B: 5e-5 to 1e-4 after pre-training)."
+    )
 
 
 ARGUMENTS = (CTCModelArguments, CTCDataArguments, CTCTrainingArguments)
 
 
-def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_args: CTCTrainingArguments) -> dict[str, Any]:
+def main(
+    model_args: CTCModelArguments, data_args: CTCDataArguments, training_args: CTCTrainingArguments
+) -> dict[str, Any]:
     check_extra("metrics", "jiwer")
     begin(model_args, data_args, training_args)
     config = load_config(model_args.model)
     if config.model_type not in MODEL_FOR_CTC_MAPPING_NAMES:
-        raise CheckpointError(f"{model_args.model!r} ({config.model_type}) has no head for CTC; give a model of speech, such as Wav2Vec2.")
+        raise CheckpointError(
+            f"{model_args.model!r} ({config.model_type}) has no head for CTC; give a model of speech, such as "
+            "Wav2Vec2."
+        )
     extractor = load_part(AutoFeatureExtractor, model_args.model)
 
     # Transcripts, and their vocabulary: the checkpoint's, or a new one with CTC's blank as padding.
@@ -100,12 +122,14 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     else:
         tokenizer = vocabulary(model_args.model, config)
         check_characters(texts, tokenizer)
-    model = load_model(AutoModelForCTC, model_args.model, complete=not training_args.do_train, ignore_mismatched_sizes=True, **head)
+    model = load_model(
+        AutoModelForCTC, model_args.model, complete=not training_args.do_train, ignore_mismatched_sizes=True, **head
+    )
     if model_args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
 
-    # Labels, and the number of frames for each sound. A transcript needs a frame per label, and a blank between equal labels. With fewer
-    # frames, its loss would be infinite.
+    # Labels, and the number of frames for each sound. A transcript needs a frame per label, and a blank between equal
+    # labels. With fewer frames, its loss would be infinite.
     collator = AudioCollator(extractor)
 
     def encode(data: Dataset) -> Dataset:
@@ -122,7 +146,8 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
     rows, held_out = each_part(encode, *parts)
 
     def error_rates(evaluation: EvalPrediction) -> dict[str, float]:
-        frames = [row[:length] for row, length in zip(evaluation.predictions, held_out["length"], strict=True)]  # the rest is padding
+        # the rest is padding
+        frames = [row[:length] for row, length in zip(evaluation.predictions, held_out["length"], strict=True)]
         predictions = tokenizer.batch_decode([row[row != IGNORED] for row in frames])
         references = tokenizer.batch_decode([row[row != IGNORED] for row in evaluation.label_ids], group_tokens=False)
         return load_metric("wer").compute(predictions=predictions, references=references)
@@ -134,10 +159,14 @@ def main(model_args: CTCModelArguments, data_args: CTCDataArguments, training_ar
 
 
 def read_utterances(args: UtteranceArguments, seed: int) -> list[Dataset]:
-    """Training and held-out utterances. Columns: ``audio`` (path or bytes), ``text`` (one line), ``name`` (for messages)."""
+    """Training and held-out utterances. Columns: ``audio`` (path or bytes), ``text`` (one line), ``name`` (for
+    messages)."""
     change_case, parts = CASES[args.letter_case], read_rows(args, seed, UtteranceArguments.roles)
     return each_part(
-        lambda data: data.remove_columns("text").add_column("text", [change_case(" ".join(text.split())) for text in data["text"]]), *parts
+        lambda data: data.remove_columns("text").add_column(
+            "text", [change_case(" ".join(text.split())) for text in data["text"]]
+        ),
+        *parts,
     )
 
 
@@ -154,11 +183,19 @@ def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
-        raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one from the transcripts.") from error
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != config.pad_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(
-            f"The vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of its head "
-            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both from the transcripts."
+            f"{name!r} has no vocabulary; add --new-vocabulary to make one from the transcripts."
+        ) from error
+    if (
+        tokenizer.pad_token_id is None
+        or tokenizer.pad_token_id != config.pad_token_id
+        or len(tokenizer) > config.vocab_size
+    ):
+        raise CheckpointError(
+            f"The vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of "
+            "its head "
+            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both from the "
+            "transcripts."
         )
     return tokenizer
 
@@ -175,23 +212,35 @@ def check_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
         fitting = next((case for case in CASES if all(knows(CASES[case](character)) for character in lacking)), None)
         advice = f"add --letter-case {fitting}" if fitting else "leave them out of the data, or add --new-vocabulary"
         raise DataError(
-            f"Transcripts have characters that the vocabulary lacks: {listed(map(repr, lacking))} (first in {first[:40]!r}); {advice}."
+            f"Transcripts have characters that the vocabulary lacks: {listed(map(repr, lacking))} (first in "
+            f"{first[:40]!r}); {advice}."
         )
 
 
 def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokenizer:
-    """A new vocabulary of CTC's blank, an unknown token, the space between words, and the characters of transcripts."""
+    """A new vocabulary of CTC's blank, an unknown token, the space between words, and the characters of
+    transcripts."""
     characters = sorted({*"".join(texts)} - {" "})
     if "|" in characters:
-        raise DataError("Transcripts contain '|', which in a vocabulary is the space between words; leave it out of them.")
+        raise DataError(
+            "Transcripts contain '|', which in a vocabulary is the space between words; leave it out of them."
+        )
     vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "|", *characters])}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "vocab.json")
         path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "word_delimiter_token": "|", "bos_token": None, "eos_token": None}
+        special = {
+            "unk_token": "[UNK]",
+            "pad_token": "[PAD]",
+            "word_delimiter_token": "|",
+            "bos_token": None,
+            "eos_token": None,
+        }
         return transformers.Wav2Vec2CTCTokenizer(str(path), **special)
 
 
 def speech_processor(config: Any, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"), "Wav2Vec2Processor")
+    name = PROCESSOR_MAPPING_NAMES.get(
+        config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"), "Wav2Vec2Processor"
+    )
     return getattr(transformers, name)(extractor, tokenizer)

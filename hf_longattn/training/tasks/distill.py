@@ -1,7 +1,8 @@
 """Distil a teacher into a smaller student, or a longer one.
 
-TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models read the same text, no longer than
-the teacher's length. The student keeps its own mechanisms, so that afterwards it reads longer text.
+TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models read the same
+text, no longer than the teacher's length. The student keeps its own mechanisms, so that afterwards it reads longer
+text.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ QueryAndKey = tuple[Tensor, Tensor]
 class DistillModelArguments(ModelArguments):
     """A student and its teacher."""
 
-    teacher: str = argument("", "The model to learn from, with the student's (--model's) vocabulary; it is not changed.")
+    teacher: str = argument(
+        "", "The model to learn from, with the student's (--model's) vocabulary; it is not changed."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,9 +59,11 @@ class DistillModelArguments(ModelArguments):
 @dataclass
 class DistillTrainingArguments(TextTrainingArguments):
     method: Literal["logits", "tinybert", "hidden"] = argument(
-        "logits", "logits (Hinton et al. 2015), tinybert (embeddings, hidden states, attention scores and logits), or hidden (embeddings "
-        "and hidden states of single texts, without masks and dropout, also of models without a head such as sentence encoders)."
-    )  # fmt: skip
+        "logits",
+        "logits (Hinton et al. 2015), tinybert (embeddings, hidden states, attention scores and logits), or "
+        "hidden (embeddings and hidden states of single texts, without masks and dropout, also of models without a "
+        "head such as sentence encoders).",
+    )
     temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")
 
     def __post_init__(self) -> None:
@@ -70,16 +75,26 @@ class DistillTrainingArguments(TextTrainingArguments):
 ARGUMENTS = (DistillModelArguments, TextDataArguments, DistillTrainingArguments)
 
 
-def main(model_args: DistillModelArguments, data_args: TextDataArguments, training_args: DistillTrainingArguments) -> dict[str, Any]:
+def main(
+    model_args: DistillModelArguments, data_args: TextDataArguments, training_args: DistillTrainingArguments
+) -> dict[str, Any]:
     begin(model_args, data_args, training_args)
     hidden = training_args.method == "hidden"
-    student, tokenizer, objective = load_lm(model_args.model, "hidden" if hidden else "auto", complete=not training_args.do_train)
+    student, tokenizer, objective = load_lm(
+        model_args.model, "hidden" if hidden else "auto", complete=not training_args.do_train
+    )
     teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective, complete=True)
     method, ours, theirs = training_args.method, student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
-        raise OptionError(f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}; give models of one vocabulary.")
+        raise OptionError(
+            f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}; give models of one "
+            "vocabulary."
+        )
     if ours.is_encoder_decoder and method != "logits":
-        raise OptionError(f"--method {method} compares models of one stack, and a {type(student).__name__} has two; add --method logits.")
+        raise OptionError(
+            f"--method {method} compares models of one stack, and a {type(student).__name__} has two; add --method "
+            "logits."
+        )
     if "attention" in METHODS[method] and ours.num_attention_heads != theirs.num_attention_heads:
         heads = f"The student has {ours.num_attention_heads} heads, the teacher {theirs.num_attention_heads}"
         raise OptionError(f"{heads}, so their attention cannot be compared; add --method logits.")
@@ -89,7 +104,9 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
         if not hidden:
             return to_inputs(data, tokenizer, length)
         cut = {"truncation": True, "max_length": length}
-        return data.map(lambda rows: call_tokenizer(tokenizer, rows["text"], **cut), batched=True, remove_columns="text")
+        return data.map(
+            lambda rows: call_tokenizer(tokenizer, rows["text"], **cut), batched=True, remove_columns="text"
+        )
 
     rows, held_out = map(encode, read_texts(data_args, training_args.seed))
     for module in student.modules():
@@ -101,12 +118,19 @@ def main(model_args: DistillModelArguments, data_args: TextDataArguments, traini
 
 
 class DistillTrainer(LongTrainer):
-    """Trains on the distance from a teacher. Evaluations measure the student's own loss, or, with method hidden, the distance."""
+    """Trains on the distance from a teacher. Evaluations measure the student's own loss, or, with method hidden, the
+    distance."""
 
     shards = False
 
-    def __init__(self, model: PreTrainedModel, training_args: DistillTrainingArguments, *args: Any, teacher: PreTrainedModel) -> None:
-        self.compared, count, teachers = METHODS[training_args.method], model.config.num_hidden_layers, teacher.config.num_hidden_layers
+    def __init__(
+        self, model: PreTrainedModel, training_args: DistillTrainingArguments, *args: Any, teacher: PreTrainedModel
+    ) -> None:
+        self.compared, count, teachers = (
+            METHODS[training_args.method],
+            model.config.num_hidden_layers,
+            teacher.config.num_hidden_layers,
+        )
         # The teacher layer, from 1, that each student layer imitates; they are evenly spaced (TinyBERT, section 3.1).
         self.layers = [max(1, round((layer + 1) * teachers / count)) for layer in range(count)]
         width, wide = model.config.hidden_size, teacher.config.hidden_size
@@ -124,7 +148,8 @@ class DistillTrainer(LongTrainer):
         self.causal = any(site.causal for site in self_attention(teacher))
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Number of real tokens in a batch for each of :data:`PARTS`; for attention, number of compared query-key pairs."""
+        """Number of real tokens in a batch for each of :data:`PARTS`; for attention, number of compared query-key
+        pairs."""
         tokens = inputs["attention_mask"].sum(1)
         pairs = tokens * (tokens + 1) // 2 if self.causal else tokens.square()
         return torch.stack([(pairs if part == "attention" else tokens).sum() for part in PARTS])
@@ -147,13 +172,17 @@ class DistillTrainer(LongTrainer):
             parts["logits"] = kl_divergence(outputs.logits[real], target.logits[real], self.args.temperature)
         if "hidden" in self.compared:
             project = getattr(student, PROJECTION, nn.Identity())
-            states = zip(outputs.hidden_states, (target.hidden_states[layer] for layer in (0, *self.layers)), strict=False)
+            states = zip(
+                outputs.hidden_states, (target.hidden_states[layer] for layer in (0, *self.layers)), strict=False
+            )
             errors = [F.mse_loss(project(own)[real], other[real]) for own, other in states]
             parts |= {"embeddings": errors[0], "hidden": torch.stack(errors[1:]).mean()}
         if compares_attention:
             heads = student.config.num_attention_heads
             errors = [
-                score_error(queries_and_keys(own, heads), queries_and_keys(teacher_noted[layer - 1], heads), real, site.causal)
+                score_error(
+                    queries_and_keys(own, heads), queries_and_keys(teacher_noted[layer - 1], heads), real, site.causal
+                )
                 for own, layer, site in zip(student_noted, self.layers, self_attention(student), strict=True)
             ]
             parts["attention"] = torch.stack(errors).mean()
@@ -174,16 +203,21 @@ def self_attention(model: nn.Module) -> list[AttentionSite]:
 
 @contextmanager
 def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str, Tensor]]]:
-    """Within the context, record the outputs of every layer's query ("q") and key ("k") projections, before rotation."""
+    """Within the context, record the outputs of every layer's query ("q") and key ("k") projections, before
+    rotation."""
     noted, handles = list[dict[str, Tensor]](), list[Any]()
 
     for site in self_attention(model) if enabled else ():
         names = attention_projections(model, site.name)
         if len(names) < 4:
-            raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --method logits.")
+            raise OptionError(
+                f"{type(site.module).__name__} has no separate query and key projections; add --method logits."
+            )
         noted.append({})
         for role, name in zip("qk", names, strict=False):
-            note = partial(lambda outputs, role, module, inputs, output: outputs.update({role: output}), noted[-1], role)
+            note = partial(
+                lambda outputs, role, module, inputs, output: outputs.update({role: output}), noted[-1], role
+            )
             handles.append(model.get_submodule(name).register_forward_hook(note))
     try:
         yield noted
@@ -200,12 +234,13 @@ def queries_and_keys(noted: Mapping[str, Tensor], heads: int) -> QueryAndKey:
 
 
 def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal: bool) -> Tensor:
-    """Mean squared difference of two models' attention scores (TinyBERT, equation 7). The mean is over heads and pairs of real tokens; in a
-    causal model, over keys up to the query.
+    """Mean squared difference of two models' attention scores (TinyBERT, equation 7). The mean is over heads and pairs
+    of real tokens; in a causal model, over keys up to the query.
 
     Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, again in the backward pass.
 
-    Queries and keys ``(B, H, N, D)`` are scaled; the teacher's get no gradient. ``real (B, N)`` are the tokens that are not padding.
+    Queries and keys ``(B, H, N, D)`` are scaled; the teacher's get no gradient. ``real (B, N)`` are the tokens that
+    are not padding.
     """
     (q, k), (other_q, other_k) = student, (states.detach() for states in teacher)
     positions = torch.arange(q.shape[2], device=q.device)
@@ -221,6 +256,7 @@ def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal
 
     starts = range(0, q.shape[2], QUERIES_AT_A_TIME)
     errors, pairs = zip(
-        *(checkpoint(of_queries, q, k, start, use_reentrant=False, preserve_rng_state=False) for start in starts), strict=True
+        *(checkpoint(of_queries, q, k, start, use_reentrant=False, preserve_rng_state=False) for start in starts),
+        strict=True,
     )
     return sum(errors) / (sum(pairs) * q.shape[1]).clamp(min=1)

@@ -1,8 +1,8 @@
 """Train embeddings of long documents, or a reranker, with sentence-transformers.
 
-``--reranker`` trains a cross-encoder, ``--multi-vector`` a vector for every token. Matching pairs are contrasted with the other pairs of a
-batch (multiple negatives ranking, Henderson et al. 2017). Cached gradients (Gao et al. 2021) allow large batches of long documents. Pairs
-with a ``score`` are regressed (CoSENT).
+``--reranker`` trains a cross-encoder, ``--multi-vector`` a vector for every token. Matching pairs are contrasted with
+the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017). Cached gradients (Gao et al. 2021)
+allow large batches of long documents. Pairs with a ``score`` are regressed (CoSENT).
 """
 
 from __future__ import annotations
@@ -23,14 +23,24 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_sentence_model
 from hf_longattn.modeling.attach.global_mask import carry_question
-from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.arguments import (
+    DataArguments,
+    LongTrainingArguments,
+    ModelArguments,
+    argument,
+    batch_size_argument,
+)
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
 EXTRAS = ("sentence",)
 SCORES = {
-    "accuracy_at_1": "accuracy@1", "mrr": "mrr@10", "ndcg": "ndcg@10", "spearman": "spearman_cosine", "pearson": "pearson_cosine"
-}  # fmt: skip
+    "accuracy_at_1": "accuracy@1",
+    "mrr": "mrr@10",
+    "ndcg": "ndcg@10",
+    "spearman": "spearman_cosine",
+    "pearson": "pearson_cosine",
+}
 """Name of a score in logs -> suffix of its name in sentence-transformers."""
 
 
@@ -38,9 +48,12 @@ SCORES = {
 class EmbedModelArguments(ModelArguments):
     """A model of embeddings, or a reranker."""
 
-    reranker: bool = argument(False, "A cross-encoder that scores a query and a document together, in place of embeddings.")
+    reranker: bool = argument(
+        False, "A cross-encoder that scores a query and a document together, in place of embeddings."
+    )
     multi_vector: bool = argument(
-        False, "A vector for every token, compared by MaxSim (late interaction, as in ColBERT), in place of one for a text."
+        False,
+        "A vector for every token, compared by MaxSim (late interaction, as in ColBERT), in place of one for a text.",
     )
 
     def __post_init__(self) -> None:
@@ -57,14 +70,18 @@ class EmbedDataArguments(DataArguments):
     """
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "anchor": ("anchor", "query", "question", "sentence1"), "positive": ("positive", "document", "answer", "sentence2"),
-        "negative": ("negative",), "score": ("score",),
-    }  # fmt: skip
+        "anchor": ("anchor", "query", "question", "sentence1"),
+        "positive": ("positive", "document", "answer", "sentence2"),
+        "negative": ("negative",),
+        "score": ("score",),
+    }
 
 
 @dataclass
 class EmbedTrainingArguments(LongTrainingArguments):
-    mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
+    mini_batch_size: int = argument(
+        2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache)."
+    )
     per_device_train_batch_size: int = batch_size_argument(32)
     per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
     learning_rate: float = argument(2e-5, "Peak learning rate (SBERT, Reimers & Gurevych 2019: 2e-5).")
@@ -73,16 +90,21 @@ class EmbedTrainingArguments(LongTrainingArguments):
 ARGUMENTS = (EmbedModelArguments, EmbedDataArguments, EmbedTrainingArguments)
 
 
-def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, training_args: EmbedTrainingArguments) -> dict[str, Any]:
+def main(
+    model_args: EmbedModelArguments, data_args: EmbedDataArguments, training_args: EmbedTrainingArguments
+) -> dict[str, Any]:
     begin(model_args, data_args, training_args)
     if model_args.lora_rank:
         if training_args.load_best_model_at_end:
-            raise OptionError("Sentence-transformers loads no checkpoints of LoRA updates; leave --load-best-model-at-end out.")
+            raise OptionError(
+                "Sentence-transformers loads no checkpoints of LoRA updates; leave --load-best-model-at-end out."
+            )
         training_args.save_strategy = SaveStrategy.NO
     pairs, held_out = read_rows(data_args, training_args.seed)
     if "score" in pairs.column_names and (model_args.reranker or model_args.multi_vector):
         raise DataError(
-            f"Rerankers and token vectors learn from pairs that belong together, not from a score, which {', '.join(data_args.data)} has; "
+            "Rerankers and token vectors learn from pairs that belong together, not from a score, which "
+            f"{', '.join(data_args.data)} has; "
             "leave it out and keep the pairs that belong together, or train embeddings."
         )
     trainer_of = reranking_trainer if model_args.reranker else embedding_trainer
@@ -91,20 +113,36 @@ def main(model_args: EmbedModelArguments, data_args: EmbedDataArguments, trainin
 
 
 def embedding_trainer(
-    model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, pairs: Dataset, held_out: Dataset
+    model_args: EmbedModelArguments,
+    data_args: EmbedDataArguments,
+    args: EmbedTrainingArguments,
+    pairs: Dataset,
+    held_out: Dataset,
 ) -> LongTrainer:
-    """A trainer of embeddings. Evaluates retrieval of held-out documents by their anchors, or similarities against scores."""
+    """A trainer of embeddings. Evaluates retrieval of held-out documents by their anchors, or similarities against
+    scores."""
     import sentence_transformers as st
     from sentence_transformers.sentence_transformer import evaluation, losses
 
-    encoder, trainer, arguments_class = st.SentenceTransformer, st.SentenceTransformerTrainer, st.SentenceTransformerTrainingArguments
+    encoder, trainer, arguments_class = (
+        st.SentenceTransformer,
+        st.SentenceTransformerTrainer,
+        st.SentenceTransformerTrainingArguments,
+    )
     retriever, contrast = evaluation.InformationRetrievalEvaluator, losses.CachedMultipleNegativesRankingLoss
     if model_args.multi_vector:
         from sentence_transformers.multi_vector_encoder import evaluation as of_tokens
         from sentence_transformers.multi_vector_encoder.losses import CachedMultiVectorMultipleNegativesRankingLoss
 
-        encoder, trainer, arguments_class = st.MultiVectorEncoder, st.MultiVectorEncoderTrainer, st.MultiVectorEncoderTrainingArguments
-        retriever, contrast = of_tokens.MultiVectorInformationRetrievalEvaluator, CachedMultiVectorMultipleNegativesRankingLoss
+        encoder, trainer, arguments_class = (
+            st.MultiVectorEncoder,
+            st.MultiVectorEncoderTrainer,
+            st.MultiVectorEncoderTrainingArguments,
+        )
+        retriever, contrast = (
+            of_tokens.MultiVectorInformationRetrievalEvaluator,
+            CachedMultiVectorMultipleNegativesRankingLoss,
+        )
     model = load_sentence_model(encoder, model_args.model, complete=not args.do_train, device=str(args.device))
     scored, quiet = "score" in pairs.column_names, {"batch_size": args.per_device_eval_batch_size, "write_csv": False}
     if scored:
@@ -114,7 +152,8 @@ def embedding_trainer(
     else:
         loss = contrast(model, mini_batch_size=args.mini_batch_size)
         evaluator = retriever(*retrieval(held_out, relevant_texts(pairs, held_out)), **quiet)
-    more = {"batch_sampler": "no_duplicates", "prompts": prompts_of(model, scored)}  # a duplicate in a batch would be its own negative
+    # a duplicate in a batch would be its own negative
+    more = {"batch_sampler": "no_duplicates", "prompts": prompts_of(model, scored)}
     arguments = arguments_of(arguments_class, args, "spearman" if scored else "mrr", **more)
     arguments.max_length = training_length(model, data_args)  # sentence-transformers' collator truncates texts to it
     data = {"train_dataset": pairs, "eval_dataset": held_out, "measure": partial(scores_of, evaluator, model)}
@@ -122,7 +161,11 @@ def embedding_trainer(
 
 
 def reranking_trainer(
-    model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, pairs: Dataset, held_out: Dataset
+    model_args: EmbedModelArguments,
+    data_args: EmbedDataArguments,
+    args: EmbedTrainingArguments,
+    pairs: Dataset,
+    held_out: Dataset,
 ) -> LongTrainer:
     """A trainer of a cross-encoder on as many wrong pairs as right pairs. Evaluates the ranking of candidates."""
     from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
@@ -131,7 +174,8 @@ def reranking_trainer(
 
     class RerankingTrainer(LongTrainer, CrossEncoderTrainer):
         def mean_loss(self, *args: Any) -> Any:
-            """The mean loss. The loss function tokenises the pairs itself, so the maximum length is changed here for training pairs."""
+            """The mean loss. The loss function tokenises the pairs itself, so the maximum length is changed here for
+            training pairs."""
             read = model.max_seq_length
             model.max_seq_length = cut or read
             try:
@@ -139,10 +183,14 @@ def reranking_trainer(
             finally:
                 model.max_seq_length = read
 
-    head: dict[str, Any] = {"num_labels": 1, "config_kwargs": {"problem_type": None}} if args.do_train else {"complete": True}
+    head: dict[str, Any] = (
+        {"num_labels": 1, "config_kwargs": {"problem_type": None}} if args.do_train else {"complete": True}
+    )
     model = load_sentence_model(CrossEncoder, model_args.model, device=str(args.device), **head)
     if model.num_labels != 1:
-        raise CheckpointError(f"{model_args.model!r} has {model.num_labels} outputs, and a reranker has 1; take a reranker.")
+        raise CheckpointError(
+            f"{model_args.model!r} has {model.num_labels} outputs, and a reranker has 1; take a reranker."
+        )
     if args.do_train:
         carry_question(model.transformers_model, model.tokenizer)
     cut, relevant = training_length(model, data_args), relevant_texts(pairs, held_out)
@@ -152,14 +200,19 @@ def reranking_trainer(
     evaluator = CrossEncoderRerankingEvaluator(samples, batch_size=args.per_device_eval_batch_size, write_csv=False)
     arguments = arguments_of(CrossEncoderTrainingArguments, args, "mrr")
     data = {"train_dataset": labelled_pairs(pairs, relevant, args.seed), "eval_dataset": held_out}
-    return RerankingTrainer(model, arguments, loss=BinaryCrossEntropyLoss(model), measure=partial(scores_of, evaluator, model), **data)
+    return RerankingTrainer(
+        model, arguments, loss=BinaryCrossEntropyLoss(model), measure=partial(scores_of, evaluator, model), **data
+    )
 
 
 def scores_of(evaluator: Any, model: Any) -> dict[str, float]:
     """The scores of a sentence-transformers evaluator in per cent, by their names in a log."""
     results = evaluator(model)
     rows = next(len(getattr(evaluator, name)) for name in ("queries", "samples", "scores") if hasattr(evaluator, name))
-    named = {name: next((100 * value for key, value in results.items() if key.endswith(end)), None) for name, end in SCORES.items()}
+    named = {
+        name: next((100 * value for key, value in results.items() if key.endswith(end)), None)
+        for name, end in SCORES.items()
+    }
     return {**{name: float(value) for name, value in named.items() if value is not None}, "n": rows}
 
 
@@ -167,26 +220,34 @@ def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
     """Maximum tokens of a training input. Evaluations and the saved model read up to ``model.max_seq_length``."""
     body, length, longest = model.transformers_model, data_args.max_length, model.max_seq_length
     if body is not None and body.main_input_name != "input_ids":
-        raise CheckpointError(f"The model ({body.config.model_type}) reads {body.main_input_name}, not texts; take a model of texts.")
+        raise CheckpointError(
+            f"The model ({body.config.model_type}) reads {body.main_input_name}, not texts; take a model of texts."
+        )
     if length is not None and longest is not None and length > longest:
-        raise OptionError(f"--max-length {length} exceeds the {longest} tokens that the model takes; convert it to that length first.")
+        raise OptionError(
+            f"--max-length {length} exceeds the {longest} tokens that the model takes; convert it to that length "
+            "first."
+        )
     return length
 
 
 def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
-    """The prompt of each column of the training data; ``None`` if there are no prompts. In inference, ``encode_query`` and
-    ``encode_document`` use the same prompts, or ``encode`` for pairs with scores."""
+    """The prompt of each column of the training data; ``None`` if there are no prompts. In inference, ``encode_query``
+    and ``encode_document`` use the same prompts, or ``encode`` for pairs with scores."""
     if scored:
         default_prompt = model.prompts.get(model.default_prompt_name) or ""
         prompts = dict.fromkeys(("anchor", "positive"), default_prompt)
     else:
-        document = next((model.prompts[name] for name in ("document", "passage", "corpus") if name in model.prompts), "")
+        document = next(
+            (model.prompts[name] for name in ("document", "passage", "corpus") if name in model.prompts), ""
+        )
         prompts = {"anchor": model.prompts.get("query", ""), "positive": document, "negative": document}
     return {column: prompt for column, prompt in prompts.items() if prompt} or None
 
 
 def arguments_of(arguments_class: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments ``arguments_class(…, **more)`` of a sentence-transformers trainer, with our arguments as attributes.
+    """The arguments ``arguments_class(…, **more)`` of a sentence-transformers trainer, with our arguments as
+    attributes.
 
     ``best`` is the score that selects the best model, unless ``metric_for_best_model`` is given.
     """
@@ -217,14 +278,17 @@ def relevant_texts(*parts: Dataset) -> dict[str, list[str]]:
 
 
 def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
-    """The arguments of sentence-transformers' ``InformationRetrievalEvaluator``: queries, documents and relevant documents by key.
+    """The arguments of sentence-transformers' ``InformationRetrievalEvaluator``: queries, documents and relevant
+    documents by key.
 
     Every anchor is a query once. The documents are the positives and negatives of all anchors.
     """
     texts = [text for name in ("positive", "negative") if name in held_out.column_names for text in held_out[name]]
     documents = {text: f"d{number}" for number, text in enumerate(dict.fromkeys(texts))}
     queries = {f"q{number}": anchor for number, anchor in enumerate(dict.fromkeys(held_out["anchor"]))}
-    right = {key: {documents[text] for text in relevant[anchor] if text in documents} for key, anchor in queries.items()}
+    right = {
+        key: {documents[text] for text in relevant[anchor] if text in documents} for key, anchor in queries.items()
+    }
     return queries, {key: text for text, key in documents.items()}, right
 
 
@@ -244,8 +308,9 @@ def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
 
 
 def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str, Any]]:
-    """Samples for sentence-transformers' ``CrossEncoderRerankingEvaluator``: each held-out anchor with positives and negatives. There are
-    :data:`CANDIDATES` texts in all. Missing negatives are texts of other anchors, drawn by ``seed``."""
+    """Samples for sentence-transformers' ``CrossEncoderRerankingEvaluator``: each held-out anchor with positives and
+    negatives. There are :data:`CANDIDATES` texts in all. Missing negatives are texts of other anchors, drawn by
+    ``seed``."""
     pool, negatives = list(dict.fromkeys(chain.from_iterable(relevant.values()))), dict[str, list[str]]()
     if "negative" in held_out.column_names:
         for row in held_out:

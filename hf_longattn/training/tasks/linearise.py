@@ -1,8 +1,9 @@
 """Train the mechanisms of a converted model to imitate softmax attention.
 
-Attention transfer, the first stage of LoLCATs (Zhang et al. 2024): everything but the mechanisms' parameters is frozen, and each layer's
-mechanism learns the output of softmax attention for the same queries, keys and values. In the second stage, the whole model learns from
-text (``longattn train clm --lora-rank 8``) or from the original's predictions (``longattn train distill --method logits``).
+Attention transfer, the first stage of LoLCATs (Zhang et al. 2024): everything but the mechanisms' parameters is
+frozen, and each layer's mechanism learns the output of softmax attention for the same queries, keys and values. In the
+second stage, the whole model learns from text (``longattn train clm --lora-rank 8``) or from the original's
+predictions (``longattn train distill --method logits``).
 """
 
 from __future__ import annotations
@@ -50,20 +51,28 @@ class LineariseModelArguments(ModelArguments):
 
 @dataclass
 class LineariseTrainingArguments(TextTrainingArguments):
-    learning_rate: float = argument(1e-2, "Peak learning rate. The best rates of two mechanisms may differ by more than ten times.")
+    learning_rate: float = argument(
+        1e-2, "Peak learning rate. The best rates of two mechanisms may differ by more than ten times."
+    )
 
 
 ARGUMENTS = (LineariseModelArguments, TextDataArguments, LineariseTrainingArguments)
 
 
-def main(model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments) -> dict[str, Any]:
+def main(
+    model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments
+) -> dict[str, Any]:
     begin(model_args, data_args, training_args)
     name, config = model_args.model, load_config(model_args.model)
     family = known_family(config) if config.model_type.startswith("long_") else None
     if family is None:
-        raise CheckpointError(f"{name!r} is not a converted text model; type longattn convert {name} DST --mechanism hedgehog.")
+        raise CheckpointError(
+            f"{name!r} is not a converted text model; type longattn convert {name} DST --mechanism hedgehog."
+        )
     if config.is_encoder_decoder:
-        raise CheckpointError(f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq.")
+        raise CheckpointError(
+            f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq."
+        )
     model = load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name)
     tokenizer = load_padding_tokenizer(name, config)
     layers = prepared_layers(model)
@@ -78,7 +87,8 @@ def main(model_args: LineariseModelArguments, data_args: TextDataArguments, trai
 
 
 class TransferTrainer(LongTrainer):
-    """Trains and evaluates on the distance from softmax attention, summed over layers. ``layers``: from :func:`prepared_layers`."""
+    """Trains and evaluates on the distance from softmax attention, summed over layers. ``layers``: from
+    :func:`prepared_layers`."""
 
     shards = False
 
@@ -103,7 +113,10 @@ class TransferTrainer(LongTrainer):
 def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
     """The errors of attention over all layers and of each layer, with standard errors over inputs."""
     errors = np.asarray(prediction.predictions)  # (inputs, layers)
-    columns = {"attention_error": errors.mean(1), **{f"layer_{number}": errors[:, number] for number in range(errors.shape[1])}}
+    columns = {
+        "attention_error": errors.mean(1),
+        **{f"layer_{number}": errors[:, number] for number in range(errors.shape[1])},
+    }
     return in_percent({name: mean_and_error(values.tolist()) for name, values in columns.items()}, len(errors))
 
 
@@ -111,16 +124,25 @@ def prepared_layers(model: PreTrainedModel) -> list[Layer]:
     """Freeze a base model except its mechanisms, and make the modules that replace the mechanisms during a step."""
     sites = [site for site in attention_sites(model) if mechanisms_on(site.module) and not site.cross]
     mechanisms: list[Any] = [site.mechanism for site in sites]
-    learning = {parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad}
+    learning = {
+        parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad
+    }
     if not learning:
         names = ", ".join(dict.fromkeys(mechanism.name for mechanism in mechanisms))
-        raise OptionError(f"The model has {names}, without parameters that could learn; convert it with a mechanism such as hedgehog.")
+        raise OptionError(
+            f"The model has {names}, without parameters that could learn; convert it with a mechanism such as "
+            "hedgehog."
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in learning)
     base, layers = base_attention(own_windows(model.config)), []
     for site, mechanism in zip(sites, mechanisms, strict=True):
         name, options = base.for_layer(site.layer)
-        sizes = {"num_heads": mechanism.num_heads, "head_dim": mechanism.head_dim, "max_length": mechanism.sizes.max_length}
+        sizes = {
+            "num_heads": mechanism.num_heads,
+            "head_dim": mechanism.head_dim,
+            "max_length": mechanism.sizes.max_length,
+        }
         softmax = mechanism_from(name, options, **sizes)
         learns = not learning.isdisjoint(mechanism.parameters())
         layers.append((site, mechanism, AttentionTransfer(mechanism, softmax) if learns else softmax))
@@ -139,7 +161,8 @@ def transferring(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
         losses, shares = zip(*((transfer.loss, transfer.distances) for transfer in transfers), strict=True)
         return {"loss": torch.stack(losses).sum(), "distances": torch.stack(shares, dim=1)}
 
-    handle = model.register_forward_hook(distances)  # in the outputs, DistributedDataParallel sees which parameters took part
+    # in the outputs, DistributedDataParallel sees which parameters took part
+    handle = model.register_forward_hook(distances)
     try:
         for site, _, replacement in layers:
             site.put(replacement)
@@ -153,9 +176,10 @@ def transferring(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
 class AttentionTransfer(Mechanism, NeedsWholeBatch):
     """Runs softmax attention, and measures how far the layer's mechanism is from it.
 
-    Later layers therefore get the original's states, and a layer's loss trains only its own mechanism. After a forward pass, ``distances
-    (B,)`` is the mean squared error of the output before the output projection, divided by the mean square of softmax attention, both over
-    the real tokens of an input. ``loss`` is their mean plus the mechanism's auxiliary loss.
+    Later layers therefore get the original's states, and a layer's loss trains only its own mechanism. After a forward
+    pass, ``distances (B,)`` is the mean squared error of the output before the output projection, divided by the mean
+    square of softmax attention, both over the real tokens of an input. ``loss`` is their mean plus the mechanism's
+    auxiliary loss.
     """
 
     name = "attention_transfer"
@@ -188,7 +212,8 @@ class AttentionTransfer(Mechanism, NeedsWholeBatch):
 
 
 def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean square ``(B,)`` of each row of ``x (B, H, N, D)`` over real tokens, by ``padding (B, Nk)`` with True = real."""
+    """Mean square ``(B,)`` of each row of ``x (B, H, N, D)`` over real tokens, by ``padding (B, Nk)`` with True =
+    real."""
     squares = x.square().mean(-1)
     if padding is None:
         return squares.mean((1, 2))

@@ -1,7 +1,8 @@
 """Fine-tune for extractive question answering.
 
-Documents longer than the model are read in overlapping windows. In a window without an answer, the target is the first token ("no answer"),
-as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss sums their probabilities (Clark & Gardner 2018).
+Documents longer than the model are read in overlapping windows. In a window without an answer, the target is the first
+token ("no answer"), as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss sums their probabilities
+(Clark & Gardner 2018).
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from hf_longattn.evaluation.qa_reader import Answer, best_answers, score_answers
 from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
 from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
-from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.arguments import (
+    DataArguments,
+    LongTrainingArguments,
+    ModelArguments,
+    argument,
+    batch_size_argument,
+)
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer
 
@@ -37,9 +44,15 @@ class QADataArguments(DataArguments):
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {name: (name,) for name in ("id", "question", "context", "answers")}
 
-    stride: int = argument(128, "Tokens shared by windows of a document that is longer than --max-length, a quarter of that at most.")
-    packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
-    skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
+    stride: int = argument(
+        128, "Tokens shared by windows of a document that is longer than --max-length, a quarter of that at most."
+    )
+    packing: bool | None = argument(
+        None, "Pack the documents of a batch into one row without padding; default: yes where the model can."
+    )
+    skip_bad_rows: bool = argument(
+        False, "Leave out rows that cannot be used, such as answers that are not in their document."
+    )
 
 
 @dataclass
@@ -47,7 +60,9 @@ class QATrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
     learning_rate: float = argument(3e-5, "Peak learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
-    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+    train_sampling_strategy: str = argument(
+        "group_by_length", "Order of the training data; group_by_length pads least."
+    )
 
 
 ARGUMENTS = (ModelArguments, QADataArguments, QATrainingArguments)
@@ -77,11 +92,22 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    return read_rows(args, seed, read=partial(load_qa, named=args.named, skip_bad_rows=args.skip_bad_rows), unit="id", classes="kind")
+    return read_rows(
+        args,
+        seed,
+        read=partial(load_qa, named=args.named, skip_bad_rows=args.skip_bad_rows),
+        unit="id",
+        classes="kind",
+    )
 
 
 def question_inputs(
-    model: Any, parts: tuple[Dataset, Dataset], names: Any, data_args: QADataArguments, args: LongTrainingArguments, tokenizer: Any
+    model: Any,
+    parts: tuple[Dataset, Dataset],
+    names: Any,
+    data_args: QADataArguments,
+    args: LongTrainingArguments,
+    tokenizer: Any,
 ) -> dict[str, Any]:
     """Trainer's arguments for question answering, plus ``answers`` and ``facts``, which each evaluation updates.
 
@@ -91,15 +117,23 @@ def question_inputs(
     """
     examples, questions = parts
     if args.do_train:
-        carry_question(getattr(model.base_model, "text_model", model), tokenizer)  # the saved model then makes questions global by itself
+        # the saved model then makes questions global by itself
+        carry_question(getattr(model.base_model, "text_model", model), tokenizer)
         vars(model.config).pop("no_answer_threshold", None)  # it was for other weights
     length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
     processes = args.dataloader_num_workers
-    encode = partial(qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4), processes=processes)
+    encode = partial(
+        qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4), processes=processes
+    )
     rows = encode(questions)
     features = encode(answerable(examples)) if args.do_train else rows
     answers: list[Answer] = []
-    facts: dict[str, Any] = {"packed": pack, "input_length": length, "questions": len(examples), "features": len(features)}
+    facts: dict[str, Any] = {
+        "packed": pack,
+        "input_length": length,
+        "questions": len(examples),
+        "features": len(features),
+    }
     facts |= {"by_length": {}, "by_position": {}}  # of the last evaluation
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
@@ -117,7 +151,10 @@ def question_inputs(
 
     data = {"train_dataset": features, "eval_dataset": rows, "processing_class": tokenizer}
     collators = {"data_collator": QACollator(tokenizer, pack), "eval_collator": QACollator(tokenizer)}
-    measuring = {"compute_metrics": compute_metrics, "preprocess_logits_for_metrics": lambda logits, labels: logits[:2]}
+    measuring = {
+        "compute_metrics": compute_metrics,
+        "preprocess_logits_for_metrics": lambda logits, labels: logits[:2],
+    }
     return {**data, **collators, **measuring, "compute_loss_func": span_loss, "answers": answers, "facts": facts}
 
 
@@ -153,6 +190,8 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:
-        raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
+        raise CheckpointError(
+            f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer."
+        )
     tokenizer.padding_side = "right"
     return model, tokenizer

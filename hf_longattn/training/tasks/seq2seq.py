@@ -44,25 +44,34 @@ class Seq2SeqDataArguments(UtteranceArguments):
     roles: ClassVar[dict[str, tuple[str, ...]]] = {**SUMMARIES, **UtteranceArguments.roles}
 
     prefix: str = argument("", "Text before every document, as T5 needs it: 'summarize: '.")
-    language: str = argument("", "Language of the transcripts, for a multilingual Whisper: en, de …; default: the model's.")
+    language: str = argument(
+        "", "Language of the transcripts, for a multilingual Whisper: en, de …; default: the model's."
+    )
     max_target_length: int | None = argument(
-        None, "Tokens at which summaries are cut, and generated texts end; default: 256 (LED on arXiv: 512), or what the decoder reads."
+        None,
+        "Tokens at which summaries are cut, and generated texts end; default: 256 (LED on arXiv: 512), or what the "
+        "decoder reads.",
     )
 
 
 @dataclass
 class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
-    predict_with_generate: bool = argument(True, "Write texts in evaluation; score summaries by ROUGE, and transcripts by their errors.")
+    predict_with_generate: bool = argument(
+        True, "Write texts in evaluation; score summaries by ROUGE, and transcripts by their errors."
+    )
     per_device_train_batch_size: int = batch_size_argument(1)
     gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
-    learning_rate: float = argument(3e-5, "Peak learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4; Whisper: 1e-5).")
+    learning_rate: float = argument(
+        3e-5, "Peak learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4; Whisper: 1e-5)."
+    )
 
 
 class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
     """transformers' ``Seq2SeqTrainer`` with the additions of :class:`LongTrainer`."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """As in Trainer. With label smoothing, the model also gets the labels, from which it makes the decoder's input.
+        """As in Trainer. With label smoothing, the model also gets the labels, from which it makes the decoder's
+        input.
 
         Otherwise the collator would have to, but Blenderbot, M2M-100 and others have no method for that."""
         if self.label_smoother is None:
@@ -71,7 +80,8 @@ class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
         return self.label_smoother(outputs, inputs["labels"]), outputs
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As in ``Seq2SeqTrainer``, but with one autocast for encoder and decoder, so that weights are converted once per batch."""
+        """As in ``Seq2SeqTrainer``, but with one autocast for encoder and decoder, so that weights are converted once
+        per batch."""
         with self.accelerator.autocast():
             return super().prediction_step(*args, **kwargs)
 
@@ -79,7 +89,9 @@ class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
 ARGUMENTS = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 
 
-def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
+def main(
+    model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments
+) -> dict[str, Any]:
     check_extra("metrics", "rouge_score", "jiwer")
     begin(model_args, data_args, training_args)
 
@@ -88,28 +100,39 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
     hears = config.model_type in mapped_names(auto_mapping(transformers.AutoModelForSpeechSeq2Seq))
     unused = ("prefix",) if hears else ("language", "letter_case", "max_seconds")
     if option := next((name for name in unused if getattr(data_args, name)), None):
-        raise OptionError(f"{flag(option)} has no effect on a model that {'hears sound' if hears else 'reads texts'}; leave it out.")
+        raise OptionError(
+            f"{flag(option)} has no effect on a model that {'hears sound' if hears else 'reads texts'}; leave it out."
+        )
     tokenizer = load_padding_tokenizer(model_args.model, config)
     loader = transformers.AutoModelForSpeechSeq2Seq if hears else transformers.AutoModelForSeq2SeqLM
     model = load_model(loader, model_args.model, complete=not training_args.do_train)
     write_in_one_language(model, tokenizer, data_args.language)
     most = decoder_length(model)  # maximum tokens of labels and of generated texts
-    limits = {"max_target_length": data_args.max_target_length, "generation_max_length": training_args.generation_max_length}
+    limits = {
+        "max_target_length": data_args.max_target_length,
+        "generation_max_length": training_args.generation_max_length,
+    }
     for name, limit in limits.items():
         if most is not None and limit is not None and limit > most:
-            raise OptionError(f"{flag(name)} {limit} exceeds the {most} tokens that the decoder reads; give at most {most}.")
+            raise OptionError(
+                f"{flag(name)} {limit} exceeds the {most} tokens that the decoder reads; give at most {most}."
+            )
     target_length = data_args.max_target_length or (most if hears else min(256, most or 256))
     training_args.generation_max_length = training_args.generation_max_length or target_length
 
     # Data: tokens or sound, and labels.
     if hears:
-        processor, rows, held_out, collator = utterances(model, tokenizer, target_length, data_args, training_args.seed)
+        processor, rows, held_out, collator = utterances(
+            model, tokenizer, target_length, data_args, training_args.seed
+        )
         references = held_out["text"][:]
     else:
         data, summaries = read_rows(data_args, training_args.seed, SUMMARIES)
         references = summaries["summary"][:]
         length = input_length(model, tokenizer, data_args.max_length, decoded=False)
-        encode = partial(to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length)
+        encode = partial(
+            to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length
+        )
         rows, held_out = each_part(encode, data, summaries)
         processor, collator = tokenizer, transformers.DataCollatorForSeq2Seq(tokenizer, model)
 
@@ -124,18 +147,30 @@ def main(model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_a
         return load_metric("wer" if hears else "rouge").compute(predictions=texts, references=references)
 
     trainer = LongSeq2SeqTrainer(
-        model, training_args, collator, rows, held_out, processor, compute_metrics=scores if training_args.predict_with_generate else None
+        model,
+        training_args,
+        collator,
+        rows,
+        held_out,
+        processor,
+        compute_metrics=scores if training_args.predict_with_generate else None,
     )
     hub_task = "automatic-speech-recognition" if hears else "summarization"
     return finish(trainer, model_args, data_args, hub_task=hub_task, rows=len(rows))
 
 
-def to_summaries(data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int | None) -> Dataset:
+def to_summaries(
+    data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int | None
+) -> Dataset:
     """Tokens of documents (after ``prefix``) and of summaries, both truncated, as in ``run_summarization``."""
 
     def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
-        documents = call_tokenizer(tokenizer, [prefix + text for text in rows["document"]], truncation=True, max_length=length)["input_ids"]
-        labels = call_tokenizer(tokenizer, text_target=rows["summary"], truncation=True, max_length=summary_length)["input_ids"]
+        documents = call_tokenizer(
+            tokenizer, [prefix + text for text in rows["document"]], truncation=True, max_length=length
+        )["input_ids"]
+        labels = call_tokenizer(tokenizer, text_target=rows["summary"], truncation=True, max_length=summary_length)[
+            "input_ids"
+        ]
         return {"input_ids": documents, "labels": labels}
 
     return data.map(encode, batched=True, batch_size=100, remove_columns=data.column_names)
@@ -148,16 +183,22 @@ def utterances(
     config: Any = model.config
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
-    masked = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0  # Whisper masks its own features
+    # Whisper masks its own features
+    masked = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0
     collator = AudioCollator(load_part(AutoFeatureExtractor, model.name_or_path), masked=bool(masked))
     heard = None if collator.most_samples is None else collator.most_samples / collator.sampling_rate
     limit = min((seconds for seconds in (heard, args.max_seconds) if seconds is not None), default=None)
 
     def encode(data: Dataset) -> Dataset:
         tokens = [call_tokenizer(tokenizer, text)["input_ids"] for text in data["text"]]
-        labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]  # the model adds this token
+        # the model adds this token
+        labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]
         return to_utterances(
-            data, labels, collator, fits=lambda row, _: target_length is None or len(row) <= target_length, most_seconds=limit
+            data,
+            labels,
+            collator,
+            fits=lambda row, _: target_length is None or len(row) <= target_length,
+            most_seconds=limit,
         )
 
     rows, held_out = each_part(encode, *read_utterances(args, seed))
@@ -174,7 +215,10 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
     generation: Any = model.generation_config
     if language:
         if not getattr(generation, "is_multilingual", False):
-            raise OptionError(f"--language {language} is for a multilingual Whisper, and {type(model).__name__} is not one; leave it out.")
+            raise OptionError(
+                f"--language {language} is for a multilingual Whisper, and {type(model).__name__} is not one; leave "
+                "it out."
+            )
         tokenizer.set_prefix_tokens(language=language, task="transcribe")
         generation.language, generation.task = language, "transcribe"
     if (source := getattr(tokenizer, "src_lang", None)) is not None:
@@ -184,4 +228,6 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
             if generation is not None:
                 generation.decoder_start_token_id = model.config.decoder_start_token_id
     if model.config.decoder_start_token_id is None:
-        raise CheckpointError(f"{type(model).__name__} has no token to begin with; set decoder_start_token_id in config.json.")
+        raise CheckpointError(
+            f"{type(model).__name__} has no token to begin with; set decoder_start_token_id in config.json."
+        )

@@ -1,6 +1,7 @@
 """Fine-tune to tag the words of long documents, for example with named entities.
 
-Documents longer than the model are read in overlapping windows. A word takes its tag from the window with the most context around it.
+Documents longer than the model are read in overlapping windows. A word takes its tag from the window with the most
+context around it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from hf_longattn.data.tokenization import IGNORED, for_words, input_length, read
 from hf_longattn.errors import CheckpointError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import call_tokenizer, load_config, load_padding_tokenizer
-from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.arguments import (
+    DataArguments,
+    LongTrainingArguments,
+    ModelArguments,
+    argument,
+    batch_size_argument,
+)
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.tasks.classify import check_classes, load_classifier
 from hf_longattn.training.trainer import LongTrainer, highest
@@ -29,33 +36,44 @@ from hf_longattn.training.trainer import LongTrainer, highest
 
 @dataclass
 class TokenDataArguments(DataArguments):
-    """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each line."""
+    """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each
+    line."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
-    packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
+    packing: bool | None = argument(
+        None, "Pack the documents of a batch into one row without padding; default: yes where the model can."
+    )
 
 
 @dataclass
 class TokenTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
-    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
+    gradient_accumulation_steps: int = argument(
+        8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3."
+    )
 
 
 ARGUMENTS = (ModelArguments, TokenDataArguments, TokenTrainingArguments)
 
 
-def main(model_args: ModelArguments, data_args: TokenDataArguments, training_args: TokenTrainingArguments) -> dict[str, Any]:
+def main(
+    model_args: ModelArguments, data_args: TokenDataArguments, training_args: TokenTrainingArguments
+) -> dict[str, Any]:
     check_extra("metrics", "seqeval")
     begin(model_args, data_args, training_args)
     tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
     if not tokenizer.is_fast:
-        raise CheckpointError(f"The tokenizer of {model_args.model!r} does not tell words apart; tagging needs a fast tokenizer.")
+        raise CheckpointError(
+            f"The tokenizer of {model_args.model!r} does not tell words apart; tagging needs a fast tokenizer."
+        )
     tokenizer = for_words(tokenizer, model_args.model)
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # keeps tokens and windows in the order of the words
     parts, complete = read_tagged(data_args, training_args.seed), not training_args.do_train
-    model, names = load_classifier(AutoModelForTokenClassification, model_args.model, tag_names(*parts), complete=complete)
+    model, names = load_classifier(
+        AutoModelForTokenClassification, model_args.model, tag_names(*parts), complete=complete
+    )
     inputs = tag_inputs(model, parts, names, data_args, training_args, tokenizer)
     facts = {name: inputs.pop(name) for name in ("input_length", "packed")}
     trainer = LongTrainer(model, training_args, preprocess_logits_for_metrics=highest, **inputs)
@@ -63,7 +81,12 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, training_arg
 
 
 def tag_inputs(
-    model: Any, parts: tuple[Dataset, Dataset], names: list[str], data_args: TokenDataArguments, args: LongTrainingArguments, tokenizer: Any
+    model: Any,
+    parts: tuple[Dataset, Dataset],
+    names: list[str],
+    data_args: TokenDataArguments,
+    args: LongTrainingArguments,
+    tokenizer: Any,
 ) -> dict[str, Any]:
     """Trainer's arguments for documents with tagged words, plus ``input_length`` and ``packed``."""
     length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
@@ -81,7 +104,9 @@ def tag_inputs(
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """Training and evaluation documents with the columns ``words`` and ``tags`` (names)."""
     train, held_out = read_rows(args, seed, read=partial(tagged_rows, roles=args.roles, named=args.named))
-    trained, scored = ([*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out))
+    trained, scored = (
+        [*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out)
+    )
     check_classes(args, trained, [*{*scored} - {"O"}])
     return train, held_out
 
@@ -92,7 +117,9 @@ def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names:
     A word takes its tag from the window in which it is farthest from an edge.
     """
     best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
-    for window, words, labels, document in zip(prediction.predictions, rows["word_ids"], rows["labels"], rows["document"], strict=True):
+    for window, words, labels, document in zip(
+        prediction.predictions, rows["word_ids"], rows["labels"], rows["document"], strict=True
+    ):
         for at, (word, label) in enumerate(zip(words, labels, strict=True)):
             context = min(at, len(words) - 1 - at)
             if label != IGNORED and context > best[document][word][0]:
@@ -102,7 +129,8 @@ def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names:
 
 
 def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
-    """Documents of :func:`hf_longattn.data.rows.rows_of`, with equally long ``words`` and ``tags``. Empty documents are left out."""
+    """Documents of :func:`hf_longattn.data.rows.rows_of`, with equally long ``words`` and ``tags``. Empty documents
+    are left out."""
     data = rows_of(source, split, roles, named)
     for number, row in enumerate(data, 1):
         words, tags = map(len, (row["words"], row["tags"]))
@@ -120,18 +148,24 @@ def tag_names(*parts: Dataset) -> list[str]:
     return sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag))
 
 
-def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str]) -> Dataset:
+def to_windows(
+    data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str]
+) -> Dataset:
     """Model inputs of tagged documents, one row per window. A document has no row if none of its words has a token.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
 
     Returns:
-        A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in ``run_ner``),
-        ``word_ids`` (each token's word, -1 for none) and ``document`` (document number).
+        A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in
+        ``run_ner``), ``word_ids`` (each token's word, -1 for none) and ``document`` (document number).
     """
     numbers = {name: number for number, name in enumerate(names)}
-    settings: dict[str, Any] = {"truncation": True, "max_length": length, "stride": (share := min(stride, length // 4))}
+    settings: dict[str, Any] = {
+        "truncation": True,
+        "max_length": length,
+        "stride": (share := min(stride, length // 4)),
+    }
     settings |= {"return_overflowing_tokens": True, "return_attention_mask": False, "is_split_into_words": True}
     joins = not reads_words(tokenizer)
 
@@ -139,11 +173,14 @@ def to_windows(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, s
         texts = [[f" {word}" if word and joins else word for word in words] for words in rows["words"]]
         encoded = call_tokenizer(tokenizer, texts, **settings)
         owners = encoded.pop("overflow_to_sample_mapping")
-        windows = [[-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))]
+        windows = [
+            [-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))
+        ]
         labels = []
         for window, (owner, words) in enumerate(zip(owners, windows, strict=True)):
             before = -1
-            if window and owners[window - 1] == owner:  # the word of the last token before the overlap, which may go on here
+            # the word of the last token before the overlap, which may go on here
+            if window and owners[window - 1] == owner:
                 before = [word for word in windows[window - 1] if word >= 0][-1 - share]
             labels.append([IGNORED] * len(words))
             for index, word in enumerate(words):

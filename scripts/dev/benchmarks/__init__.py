@@ -1,1 +1,2 @@
-"""Compare implementations of attention and of whole models, one small file each; outputs are verified before anything is timed."""
+"""Compare implementations of attention and of whole models, one small file each; outputs are verified before anything
+is timed."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .report import BenchmarkResult
 
 app = typer.Typer(
-    help="Verify equality with the float64 definition, then time our attention and others in one run; JSON and SVG are stored.",
+    help="Verify equality with the float64 definition, then time our attention and others in one run; JSON and SVG "
+    "are stored.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,7 +27,8 @@ LONGEST, MOST = 2**24, 2**16
 
 Mechanism = Annotated[str, typer.Option(help="The mechanism to measure; `longattn mechanisms` lists them.")]
 Options = Annotated[
-    list[str], typer.Option("--option", help="An option of the mechanism as name=value, for example window=512. Repeatable.")
+    list[str],
+    typer.Option("--option", help="An option of the mechanism as name=value, for example window=512. Repeatable."),
 ]
 Lengths = Annotated[str, typer.Option(help="Tokens, separated by commas.")]
 Against = Annotated[str, typer.Option(help="Implementations to compare with, separated by commas; '' for none.")]
@@ -35,7 +37,9 @@ Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
 HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
 Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
-Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")
+]
 OutputDir = Annotated[Path, typer.Option(help="Folder for the JSON and the SVG.")]
 
 
@@ -52,7 +56,9 @@ def parse_lengths(text: str) -> list[int]:
         lengths = []
     if not lengths or not all(1 <= length <= LONGEST for length in lengths):
         example = "for example --lengths 1024,4096"
-        raise OptionError(f"A benchmark needs lengths from 1 to {LONGEST} tokens, separated by commas, not {text[:80]!r}; {example}.")
+        raise OptionError(
+            f"A benchmark needs lengths from 1 to {LONGEST} tokens, separated by commas, not {text[:80]!r}; {example}."
+        )
     return lengths
 
 
@@ -71,15 +77,24 @@ def finish(result: BenchmarkResult, folder: Path) -> None:
         wrong = next(check for check in result.checks if not check.passed)
         difference = f"{wrong.what}: {wrong.error:.1e}"
         typer.echo(
-            f"{wrong.implementation} differs from the definition at {wrong.length} tokens ({difference}), so nothing was timed.", err=True
+            f"{wrong.implementation} differs from the definition at {wrong.length} tokens ({difference}), so nothing "
+            "was timed.",
+            err=True,
         )
         raise typer.Exit(1)
 
 
 def measure(
-    kind: str, option: list[str], lengths: str, against: str, repeats: int, threads: int | None, folder: Path,
-    processor_time: bool = False, **fields: Any,
-) -> None:  # fmt: skip
+    kind: str,
+    option: list[str],
+    lengths: str,
+    against: str,
+    repeats: int,
+    threads: int | None,
+    folder: Path,
+    processor_time: bool = False,
+    **fields: Any,
+) -> None:
     """Run, print and store; a refusal is one sentence and exit code 1."""
     from hf_longattn.mechanisms.common.options import read_pairs
     from hf_longattn.mechanisms.common.registry import check_options
@@ -98,8 +113,8 @@ def measure(
 
 @contextmanager
 def measuring(folder: Path, threads: int | None) -> Iterator[None]:
-    """With this many threads; what is refused, does not fit into memory or cannot be written into ``folder`` is one sentence and exit
-    code 1."""
+    """With this many threads; what is refused, does not fit into memory or cannot be written into ``folder`` is one
+    sentence and exit code 1."""
     import torch
 
     try:
@@ -136,7 +151,12 @@ def attention(
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """Attention alone, on equal q, k, v: ours, PyTorch's SDPA over all keys, compiled flex_attention."""
-    fields: dict[str, Any] = {"mechanism": mechanism, "backward": backward, "causal": causal, "num_globals": num_globals}
+    fields: dict[str, Any] = {
+        "mechanism": mechanism,
+        "backward": backward,
+        "causal": causal,
+        "num_globals": num_globals,
+    }
     fields |= {"dtype": dtype, "heads": heads, "head_dim": head_dim}
     measure("attention", option, lengths, against, repeats, threads, output_dir, **fields)
 
@@ -152,27 +172,44 @@ def model(
     base: Annotated[str, typer.Option(help="The family: bert, or deberta-v2 in the shape of v3.")] = "bert",
     dtype: Dtype = "fp32",
     repeats: Repeats = 5,
-    processor_time: Annotated[bool, typer.Option("--processor-time", help="Where others use the machine; with --threads 1.")] = False,
+    processor_time: Annotated[
+        bool, typer.Option("--processor-time", help="Where others use the machine; with --threads 1.")
+    ] = False,
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
     """A whole encoder of base size with random weights: LongBert against BERT with SDPA, transformers' Longformer."""
     fields = {"mechanism": mechanism, "layers": layers, "dtype": dtype, "backward": backward, "base": base}
-    measure("train" if backward else "model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
+    measure(
+        "train" if backward else "model",
+        option,
+        lengths,
+        against,
+        repeats,
+        threads,
+        output_dir,
+        processor_time,
+        **fields,
+    )
 
 
 @app.command()
 def memory(
-    mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as window:window=512. Repeatable.")],
+    mechanism: Annotated[
+        list[str], typer.Option(help="Mechanism with its options, such as window:window=512. Repeatable.")
+    ],
     lengths: Lengths = "4K,16K,64K",
-    base: Annotated[str | None, typer.Option(help="Whole encoders of this family and base size, and the stock one; forward only.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Whole encoders of this family and base size, and the stock one; forward only.")
+    ] = None,
     causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
     heads: Heads = 4,
     head_dim: HeadDim = 64,
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
-    """Peak memory of a forward and backward pass over doublings of the length, each in a fresh process, and how it grows."""
+    """Peak memory of a forward and backward pass over doublings of the length, each in a fresh process, and how it
+    grows."""
     from .case import Case
     from .memory import footprint_table, run_footprint
     from .report import store_study

@@ -25,7 +25,8 @@ MaskMod = Callable[[Any, Any, Any, Any], Tensor]
 ROWS = 512
 """Queries whose scores are computed at once in float64."""
 DENSE_LENGTH = 1024
-"""Maximum tokens for a mechanism that is more than a mask: its N×N definition checks it. Longer inputs are checked at this length."""
+"""Maximum tokens for a mechanism that is more than a mask: its N×N definition checks it. Longer inputs are checked at
+this length."""
 ALL_HEADS_LENGTH = 1024
 """Maximum tokens for which every head is checked. Above, the first and the last are."""
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-2}
@@ -79,7 +80,9 @@ class Ours(OnHeads):
     name = "longattn"
 
     def forward(self) -> Tensor:
-        return attend(self.q, self.k, self.v, self.inputs.mechanism, causal=self.inputs.case.causal, **self.inputs.beyond)
+        return attend(
+            self.q, self.k, self.v, self.inputs.mechanism, causal=self.inputs.case.causal, **self.inputs.beyond
+        )
 
 
 class Sdpa(OnHeads):
@@ -137,11 +140,16 @@ def difference(measured: Tensor, expected: Tensor) -> float:
 
 
 def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | None:
-    """``mask(b, h, q_idx, kv_idx)`` with causality included, or ``None`` for a mechanism that is not a mask over positions."""
+    """``mask(b, h, q_idx, kv_idx)`` with causality included, or ``None`` for a mechanism that is not a mask over
+    positions."""
     case, mechanism = inputs.case, inputs.mechanism
     if computes == "full":
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
-    elif isinstance(mechanism, SparseMechanism | GatheredMechanism) and mechanism.options.order is None and mechanism.options.is_mask():
+    elif (
+        isinstance(mechanism, SparseMechanism | GatheredMechanism)
+        and mechanism.options.order is None
+        and mechanism.options.is_mask()
+    ):
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:
         return None
@@ -151,7 +159,8 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
 
 
 def define(inputs: AttentionInputs, computes: str, heads: Sequence[int]) -> list[Tensor]:
-    """Output and, when the case has a backward pass, the gradients of q, k and v, for some heads: float64 (B, heads, N, D)."""
+    """Output and, when the case has a backward pass, the gradients of q, k and v, for some heads: float64 (B, heads,
+    N, D)."""
     case, mask = inputs.case, mask_of(inputs, computes)
     if mask is None:
         q, k, v = (tensor.detach().double().requires_grad_(case.backward) for tensor in inputs.qkv)
@@ -181,12 +190,23 @@ def verify_attention(inputs: AttentionInputs, candidates: Sequence[Implementatio
         inputs = AttentionInputs(case.at(length=DENSE_LENGTH))
         return verify_attention(inputs, [type(candidate)(inputs) for candidate in candidates])  # type: ignore[call-arg]
     heads = list(range(case.heads)) if case.length <= ALL_HEADS_LENGTH else sorted({0, case.heads - 1})
-    definitions = {computes: define(inputs, computes, heads) for computes in {candidate.computes for candidate in candidates}}
+    definitions = {
+        computes: define(inputs, computes, heads) for computes in {candidate.computes for candidate in candidates}
+    }
     checks = []
     for candidate in candidates:
         expected, output = definitions[candidate.computes], candidate.run(case.backward)
-        checks.append(Check(candidate.name, case.length, "output", difference(output[:, heads], expected[0]), TOLERANCE[case.dtype]))
+        checks.append(
+            Check(
+                candidate.name, case.length, "output", difference(output[:, heads], expected[0]), TOLERANCE[case.dtype]
+            )
+        )
         if case.backward:
-            errors = [difference(grad[:, heads], wanted) for grad, wanted in zip(candidate.gradients, expected[1:], strict=True)]
-            checks.append(Check(candidate.name, case.length, "gradients of q, k, v", max(errors), GRADIENT_TOLERANCE[case.dtype]))
+            errors = [
+                difference(grad[:, heads], wanted)
+                for grad, wanted in zip(candidate.gradients, expected[1:], strict=True)
+            ]
+            checks.append(
+                Check(candidate.name, case.length, "gradients of q, k, v", max(errors), GRADIENT_TOLERANCE[case.dtype])
+            )
     return checks

@@ -38,10 +38,13 @@ class Case:
         if self.dtype not in DTYPES:
             raise OptionError(f"The dtype {self.dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
         if self.base not in FAMILIES:
-            raise OptionError(f"The family {self.base!r} is not known; choose one such as bert.{nearest(self.base, FAMILIES)}")
+            raise OptionError(
+                f"The family {self.base!r} is not known; choose one such as bert.{nearest(self.base, FAMILIES)}"
+            )
         if not 0 <= self.num_globals <= self.length:
             raise OptionError(
-                f"There cannot be {self.num_globals} global tokens in {self.length}; give --globals between 0 and the length."
+                f"There cannot be {self.num_globals} global tokens in {self.length}; give --globals between 0 and the "
+                "length."
             )
 
     @property
@@ -91,9 +94,14 @@ class AttentionInputs:
 
     @property
     def beyond(self) -> dict[str, Any]:
-        """What the mechanism takes besides q, k and v: global tokens where the case has some, the layer's input where it wants that."""
+        """What the mechanism takes besides q, k and v: global tokens where the case has some, the layer's input where
+        it wants that."""
         arguments: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
-        return {**arguments, "hidden_states": self.hidden} if self.mechanism.capabilities.takes_hidden_states else arguments
+        return (
+            {**arguments, "hidden_states": self.hidden}
+            if self.mechanism.capabilities.takes_hidden_states
+            else arguments
+        )
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, H·D) -> (B, H, N, D)."""

@@ -10,7 +10,16 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
 Task = Literal["check", "compiled", "prepare", "time", "model", "decode"]
-GRIDS = {40: (5, 8), 130: (10, 13), 300: (15, 20), 2048: (32, 64), 192: (12, 16), 96: (8, 12), 4096: (64, 64), 16384: (128, 128)}
+GRIDS = {
+    40: (5, 8),
+    130: (10, 13),
+    300: (15, 20),
+    2048: (32, 64),
+    192: (12, 16),
+    96: (8, 12),
+    4096: (64, 64),
+    16384: (128, 128),
+}
 """The rows and columns of as many tokens on a grid."""
 QUICK_LENGTHS = {77: 33, 300: 40, 2048: 130, 4096: 96, 16384: 192, 65536: 192}
 """The lengths of a full run, and those of ``--quick``."""
@@ -20,9 +29,9 @@ QUICK_LENGTHS = {77: 33, 300: 40, 2048: 130, 4096: 96, 16384: 192, 65536: 192}
 class DeviceCase:
     """One call of attention; with the default options of its mechanism where none are given.
 
-    task: ``check`` against the float64 definition; ``compiled``, a language model by ``torch.compile`` against itself without;
-        ``prepare``, a pass that leaves the kernels of a timing on the disk; ``time`` against PyTorch's kernels; ``model``, training steps
-        of LongBert and of BERT; or ``decode``, a language model with the mechanism.
+    task: ``check`` against the float64 definition; ``compiled``, a language model by ``torch.compile`` against itself
+        without; ``prepare``, a pass that leaves the kernels of a timing on the disk; ``time`` against PyTorch's
+        kernels; ``model``, training steps of LongBert and of BERT; or ``decode``, a language model with the mechanism.
     padding: ``none``, ``left``, ``right``, ``holes``, or ``documents``: two packed into each row.
     tokens: leading tokens that are global; if negative, so many spread over the row.
     queries: the last ones of the sequence; 0 is all.
@@ -30,7 +39,8 @@ class DeviceCase:
     mode: ``gradients``, ``no_grad`` or ``inference``; of a ``model`` also ``compiled``.
     grid: whether the tokens lie on a grid, see :data:`GRIDS`.
     cache: of ``decode``: ``dynamic``, or ``static``, which transformers compiles on a GPU.
-    path: the one of :mod:`hf_longattn.engines.dispatch` that is to run on a GPU, also where another would compute the same.
+    path: the one of :mod:`hf_longattn.engines.dispatch` that is to run on a GPU, also where another would compute the
+        same.
     """
 
     mechanism: str
@@ -82,7 +92,10 @@ class DeviceCase:
             "forward only": self.mode in ("no_grad", "inference"),
             "compiled": self.mode == "compiled",
         }
-        return ", ".join([word for word, holds in said.items() if holds] + [f"{name}={value}" for name, value in self.options.items()])
+        return ", ".join(
+            [word for word, holds in said.items() if holds]
+            + [f"{name}={value}" for name, value in self.options.items()]
+        )
 
     def record(self) -> dict[str, Any]:
         """What a stored result says of its case."""
@@ -103,11 +116,17 @@ def forms(name: str) -> list[bool]:
 
 
 def first_checks() -> Iterator[DeviceCase]:
-    """The calls that a converted model makes: bands with global tokens, padding, documents and dropout, and the patterns of BigBird."""
+    """The calls that a converted model makes: bands with global tokens, padding, documents and dropout, and the
+    patterns of BigBird."""
     for case in (LONGFORMER, LONGFORMER.at(length=300)):
         yield from (case.at(padding=padding) for padding in ("none", "right", "left", "holes", "documents"))
     yield from (LONGFORMER.at(tokens=tokens) for tokens in (0, 40, -5))
-    yield from (LONGFORMER.at(causal=True), LONGFORMER.at(kv_heads=4), LONGFORMER.at(dtype="fp32"), LONGFORMER.at(dtype="fp16"))
+    yield from (
+        LONGFORMER.at(causal=True),
+        LONGFORMER.at(kv_heads=4),
+        LONGFORMER.at(dtype="fp32"),
+        LONGFORMER.at(dtype="fp16"),
+    )
     front = LONGFORMER.at(dropout=0.1, length=300, path="flash")
     yield from (front.at(padding=padding) for padding in ("none", "right", "left"))
     yield from (front.at(tokens=-5), front.at(causal=True), front.at(mechanism="window", tokens=0))
@@ -135,11 +154,14 @@ def more_checks() -> Iterator[DeviceCase]:
     yield from (WINDOW.at(length=length) for length in (1, 77, 4096))
     yield from kernel_checks()
     for name in list_mechanisms(grid=True):  # images
-        on_grid = DeviceCase(name, options=dict(mechanism_class(name).about.sample), length=300, padding="none", grid=True)
+        on_grid = DeviceCase(
+            name, options=dict(mechanism_class(name).about.sample), length=300, padding="none", grid=True
+        )
         yield from (on_grid, on_grid.at(length=2048), on_grid.at(dtype="fp32"), on_grid.at(term="bias"))
     yield DeviceCase("window", task="decode", causal=True, length=2048, dtype="fp32")
     yield from (
-        DeviceCase(name, "decode", causal=True, length=2048, dtype="fp32", cache="static") for name in ("window", "longformer", "linear")
+        DeviceCase(name, "decode", causal=True, length=2048, dtype="fp32", cache="static")
+        for name in ("window", "longformer", "linear")
     )
 
 
@@ -151,7 +173,12 @@ def kernel_checks() -> Iterator[DeviceCase]:
     yield linear.at(queries=1000)  # after a state that has gradients
     yield from (linear.at(mechanism=name) for name in ("performer", "taylor"))  # features as logarithms, and many
     hybrid = linear.at(mechanism="hybrid")
-    yield from (hybrid, hybrid.at(causal=False, kv_heads=4), hybrid.at(dtype="fp32", padding="none"), hybrid.at(padding="documents"))
+    yield from (
+        hybrid,
+        hybrid.at(causal=False, kv_heads=4),
+        hybrid.at(dtype="fp32", padding="none"),
+        hybrid.at(padding="documents"),
+    )
     for causal in (True, False):
         yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex")
     for name in ("lsh", "routing"):
@@ -165,9 +192,26 @@ def kernel_checks() -> Iterator[DeviceCase]:
 def first_timings() -> Iterator[DeviceCase]:
     """A layer with windows and what is built on them, at two lengths."""
     padded = {"batch": 2, "padding": "right"}
-    most = [GLOBALS, TIMED, GLOBALS.at(dropout=0.1), GLOBALS.at(**padded), TIMED.at(mechanism="bigbird"), TIMED.at(**padded)]
-    less = [GLOBALS.at(padding="documents", tokens=0), TIMED.at(padding="documents"), GLOBALS.at(tokens=-40), TIMED.at(dropout=0.1)]
-    less += [GLOBALS.at(dropout=0.1, **padded), TIMED.at(causal=True), GLOBALS.at(mode="no_grad"), TIMED.at(mode="no_grad")]
+    most = [
+        GLOBALS,
+        TIMED,
+        GLOBALS.at(dropout=0.1),
+        GLOBALS.at(**padded),
+        TIMED.at(mechanism="bigbird"),
+        TIMED.at(**padded),
+    ]
+    less = [
+        GLOBALS.at(padding="documents", tokens=0),
+        TIMED.at(padding="documents"),
+        GLOBALS.at(tokens=-40),
+        TIMED.at(dropout=0.1),
+    ]
+    less += [
+        GLOBALS.at(dropout=0.1, **padded),
+        TIMED.at(causal=True),
+        GLOBALS.at(mode="no_grad"),
+        TIMED.at(mode="no_grad"),
+    ]
     for cases in (most, less):
         yield from (case.at(length=length) for length in (4096, 16384) for case in cases)
 
@@ -207,7 +251,13 @@ def other_checks() -> Iterator[DeviceCase]:
 
 def stages(quick: bool) -> list[tuple[bool, list[DeviceCase]]]:
     """The stages in their order: whether the cases run alone on the device, because they are timed, and the cases."""
-    every = [(False, first_checks()), (True, first_timings()), (True, models()), (False, other_checks()), (True, other_timings())]
+    every = [
+        (False, first_checks()),
+        (True, first_timings()),
+        (True, models()),
+        (False, other_checks()),
+        (True, other_timings()),
+    ]
     known: set[str] = set()
     listed = []
     for number, (alone, cases) in enumerate(every):
@@ -219,7 +269,8 @@ def stages(quick: bool) -> list[tuple[bool, list[DeviceCase]]]:
 
 
 def preparations(cases: Sequence[DeviceCase]) -> list[DeviceCase]:
-    """What compiles the kernels of the timings among the ``cases``, each once for all lengths, which kernels do not depend on."""
+    """What compiles the kernels of the timings among the ``cases``, each once for all lengths, which kernels do not
+    depend on."""
     first: dict[str, DeviceCase] = {}
     for case in cases:
         if case.task == "time":
@@ -234,5 +285,10 @@ def _quick(cases: Iterator[DeviceCase], lengths: int) -> Iterator[DeviceCase]:
         seen = known.setdefault(case.task, set())
         if case.dtype != "fp16" and (case.length in seen or len(seen) < lengths or case.length < 300):
             seen.add(case.length)
-            length, kv_heads, queries = QUICK_LENGTHS.get(case.length, case.length), min(case.kv_heads, 4), min(case.queries, 20)
-            yield case.at(length=length, heads=4, kv_heads=kv_heads, queries=queries, path="")  # so few tokens run others
+            length, kv_heads, queries = (
+                QUICK_LENGTHS.get(case.length, case.length),
+                min(case.kv_heads, 4),
+                min(case.queries, 20),
+            )
+            # so few tokens run others
+            yield case.at(length=length, heads=4, kv_heads=kv_heads, queries=queries, path="")

@@ -1,4 +1,5 @@
-"""One case on one device: against its float64 definition, or timed against PyTorch's own kernels; with the path that ran."""
+"""One case on one device: against its float64 definition, or timed against PyTorch's own kernels; with the path that
+ran."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ from .run import in_turn, synchronise
 
 CAP, DECODING_TOLERANCE = 5.0, 1e-3
 FLA_FP32_ERROR = 2e-3
-"""Largest error of linear attention by flash-linear-attention for fp32, relative to the largest value; of its gradients five times that."""
+"""Largest error of linear attention by flash-linear-attention for fp32, relative to the largest value; of its
+gradients five times that."""
 TARGET_SECONDS = 0.3
 """Each implementation is timed for about so long."""
 DECODED_AFTER, VOCAB = 300, 1000
@@ -55,8 +57,8 @@ class Failed(Exception):
 def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
     """What was found, as JSON: ``passed``, the ``paths`` that ran, ``seconds``, and the task's own values.
 
-    A task runs under an observer, and returns what it measures without one, since an observer takes the host's time. Errors are part of
-    the result, except for those that spoil the device for this process, which are raised.
+    A task runs under an observer, and returns what it measures without one, since an observer takes the host's time.
+    Errors are part of the result, except for those that spoil the device for this process, which are raised.
     """
     paths: dict[str, None] = {}
     refused: dict[str, str] = {}
@@ -86,7 +88,8 @@ def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
 
 
 def missed_path(case: DeviceCase, paths: list[str], refused: dict[str, str]) -> str | None:
-    """That a right result is not that of the path to check, and why; a kernel of flash-linear-attention may take its place."""
+    """That a right result is not that of the path to check, and why; a kernel of flash-linear-attention may take its
+    place."""
     if not case.path or {case.path, *(path for path in paths if "fla" in path.split("-"))} & {*paths}:
         return None
     why = refused.get(case.path, "it was not asked for")
@@ -105,7 +108,9 @@ class Inputs:
 
         queries = case.queries or length
         heads = (case.heads, case.kv_heads, case.kv_heads)
-        q, k, v = (random(case.batch, h, length, case.head_dim).requires_grad_(case.mode == "gradients") for h in heads)
+        q, k, v = (
+            random(case.batch, h, length, case.head_dim).requires_grad_(case.mode == "gradients") for h in heads
+        )
         self.qkv = (q[:, :, -queries:], k, v) if case.queries else (q, k, v)
         self.leaves = (q, k, v)
         self.arguments: dict[str, Any] = {"causal": case.causal}
@@ -114,12 +119,18 @@ class Inputs:
         if case.padding == "documents":
             self.arguments["documents"] = (places > padding).long().expand(case.batch, -1)
         elif case.padding != "none" and length > 2:
-            rows = {"right": places < length - padding, "left": places >= padding, "holes": places % padding > padding // 5}
+            rows = {
+                "right": places < length - padding,
+                "left": places >= padding,
+                "holes": places % padding > padding // 5,
+            }
             self.real[-1] = rows[case.padding]
             self.arguments["padding_mask"] = self.real
         if case.tokens:
             leading = self.real.cumsum(1) <= case.tokens
-            self.arguments["global_mask"] = self.real & (leading if case.tokens > 0 else places % -(length // case.tokens) == 9)
+            self.arguments["global_mask"] = self.real & (
+                leading if case.tokens > 0 else places % -(length // case.tokens) == 9
+            )
         if case.term != "none":
             self.arguments["score_mod"] = TERMS[case.term](random(case.heads, 1, length).float())
         self.upstream = random(case.batch, case.heads, queries, case.head_dim) * self.real[:, None, -queries:, None]
@@ -153,7 +164,11 @@ def bias(table: Tensor) -> Callable[..., Tensor]:
 
 
 TERMS = {"softcap": softcap, "bias": bias}
-MODES: dict[str, Callable[[], Any]] = {"gradients": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+MODES: dict[str, Callable[[], Any]] = {
+    "gradients": nullcontext,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+}
 
 
 def attended(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
@@ -162,7 +177,8 @@ def attended(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, **arguments:
 
 
 def check(case: DeviceCase, device: str) -> Measure:
-    """Output and gradients against the definition; with dropout, against the definition of the weights that were kept."""
+    """Output and gradients against the definition; with dropout, against the definition of the weights that were
+    kept."""
     inputs, paths = Inputs(case, device), []
     with MODES[case.mode](), observe(lambda _, choice: paths.append(choice.path)):
         torch.manual_seed(0)
@@ -176,11 +192,14 @@ def check(case: DeviceCase, device: str) -> Measure:
     if gradients:
         errors["gradient_error"] = max(difference(one, other) for one, other in zip(gradients, wanted, strict=True))
     rounded = FLA_FP32_ERROR if "fla" in paths else 0.0
-    return partial(judged, errors, max(TOLERANCE[case.dtype], rounded), max(GRADIENT_TOLERANCE[case.dtype], 5 * rounded))
+    return partial(
+        judged, errors, max(TOLERANCE[case.dtype], rounded), max(GRADIENT_TOLERANCE[case.dtype], 5 * rounded)
+    )
 
 
 def defined(case: DeviceCase, inputs: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The output in float64. With dropout, a weight counts if it was kept by the same seed, at which one-hot values show it."""
+    """The output in float64. With dropout, a weight counts if it was kept by the same seed, at which one-hot values
+    show it."""
     settings = {name: value for name, value in inputs.arguments.items() if name != "dropout_p"}
 
     def definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -203,7 +222,9 @@ def weights_of(attention: Run, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The weights ``(B, H, Nq, Nk)`` of attention, in as many calls as one-hot values of the heads' width need."""
     width, length = v.shape[2:][::-1]
     one_hot = F.pad(torch.eye(length, dtype=v.dtype, device=v.device), (0, -length % width)).split(width, 1)
-    return torch.cat([attention(q, k, values.expand(*v.shape[:2], -1, -1).contiguous()) for values in one_hot], -1)[..., :length]
+    return torch.cat([attention(q, k, values.expand(*v.shape[:2], -1, -1).contiguous()) for values in one_hot], -1)[
+        ..., :length
+    ]
 
 
 def gradients_of(out: Tensor, leaves: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
@@ -215,7 +236,10 @@ def judged(errors: dict[str, float], tolerance: float, of_gradients: float) -> d
     """The errors, if they are within the tolerances; otherwise raises Failed with them."""
     if errors["output_error"] <= tolerance and errors.get("gradient_error", 0.0) <= of_gradients:
         return errors
-    raise Failed(errors | {"failure": f"the largest errors are {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}"})
+    raise Failed(
+        errors
+        | {"failure": f"the largest errors are {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}"}
+    )
 
 
 def timed(case: DeviceCase, device: str) -> Measure:
@@ -256,8 +280,8 @@ def one_pass(run: Run, inputs: Inputs, case: DeviceCase) -> None:
 
 
 def implementations(case: DeviceCase, device: str, inputs: Inputs) -> Iterator[tuple[str, Run]]:
-    """A later layer of ours, and the first one if masks come with the call; the same pairs by flex_attention, windows by PyTorch's flash
-    kernel, and full attention by each fused kernel of the device."""
+    """A later layer of ours, and the first one if masks come with the call; the same pairs by flex_attention, windows
+    by PyTorch's flash kernel, and full attention by each fused kernel of the device."""
     grouped: dict[str, Any] = {"enable_gqa": True} if case.heads != case.kv_heads else {}
     whole = case.batch, None, case.length, case.length, inputs.real.device
 
@@ -287,7 +311,11 @@ def implementations(case: DeviceCase, device: str, inputs: Inputs) -> Iterator[t
 
 def visible(case: DeviceCase, inputs: Inputs) -> Any:
     """The pairs of a band with global tokens as a ``mask_mod``."""
-    documents, real, mechanism = inputs.arguments.get("documents"), inputs.real, cast(SparseMechanism, inputs.mechanism)
+    documents, real, mechanism = (
+        inputs.arguments.get("documents"),
+        inputs.real,
+        cast(SparseMechanism, inputs.mechanism),
+    )
     mask = mechanism.pattern(case.causal).visible_mod(inputs.arguments.get("global_mask"))
     if documents is not None:
         return and_masks(mask, lambda b, h, i, j: documents[b, i] == documents[b, j])
@@ -311,8 +339,8 @@ def windows_by_varlen(case: DeviceCase, inputs: Inputs) -> Run:
 
 
 def measured(run: Callable[[], None], device: str, in_parts: bool = True) -> dict[str, Any]:
-    """Median milliseconds of a pass. On CUDA also the peak of what it allocates in MiB and, ``in_parts``, the milliseconds in which the
-    host launches it, with nothing in the queue before, and those of its kernels."""
+    """Median milliseconds of a pass. On CUDA also the peak of what it allocates in MiB and, ``in_parts``, the
+    milliseconds in which the host launches it, with nothing in the queue before, and those of its kernels."""
     run()
     start = time.perf_counter()
     run()
@@ -360,7 +388,9 @@ def model(case: DeviceCase, device: str) -> Measure:
         run = torch.compile(bert, fullgraph=True) if case.mode == "compiled" else bert
 
         def step() -> None:
-            run(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float().square().mean().backward()
+            run(
+                input_ids=ids, attention_mask=torch.ones_like(ids)
+            ).last_hidden_state.float().square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -375,10 +405,18 @@ def decoding_model(attention: LongAttentionConfig, longest: int) -> Any:
     """A LongLlama of two layers with 8 heads of 64."""
     torch.manual_seed(0)
     config = families.LongLlamaConfig(
-        vocab_size=VOCAB, hidden_size=512, intermediate_size=1024, num_hidden_layers=2,
-        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=longest + 17,
-        long_attention=attention, pad_token_id=0, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=longest + 17,
+        long_attention=attention,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return families.LongLlamaForCausalLM(config).eval()
 
 
@@ -391,9 +429,14 @@ def decoding_difference(model: Any, seed: int, cache: str | None = None) -> floa
     """
     ids = torch.randint(1, VOCAB, (1, DECODED_AFTER), generator=torch.Generator().manual_seed(seed)).to(model.device)
     done = model.generate(
-        ids, max_new_tokens=8, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True,
+        ids,
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
         cache_implementation=cache,
-    )  # fmt: skip
+    )
     full_pass = model(done.sequences, use_cache=False).logits[:, DECODED_AFTER - 1 : -1]
     return (torch.stack(done.logits, 1) - full_pass).abs().max().item()
 
@@ -401,21 +444,30 @@ def decoding_difference(model: Any, seed: int, cache: str | None = None) -> floa
 def decode(case: DeviceCase, device: str) -> Measure:
     """The scores of decoded tokens against a pass over the whole text."""
     model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), max(case.length, 512))
-    error = decoding_difference(model.to(device, DTYPES[case.dtype]), 0, None if case.cache == "dynamic" else case.cache)
+    error = decoding_difference(
+        model.to(device, DTYPES[case.dtype]), 0, None if case.cache == "dynamic" else case.cache
+    )
     return partial(judged, {"output_error": error}, DECODING_TOLERANCE, 0.0)
 
 
 def compiled(case: DeviceCase, device: str) -> Measure:
-    """The scores and the gradients of a training step of a model in one graph against those without ``torch.compile``."""
-    model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), max(case.length, 512)).to(device)
+    """The scores and the gradients of a training step of a model in one graph against those without
+    ``torch.compile``."""
+    model = decoding_model(LongAttentionConfig(mechanism=case.mechanism, **case.options), max(case.length, 512)).to(
+        device
+    )
     ids = torch.randint(3, VOCAB, (case.batch, case.length), generator=torch.Generator().manual_seed(0)).to(device)
     upstream = torch.randn(case.batch, case.length, VOCAB, generator=torch.Generator().manual_seed(1)).to(device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     torch.compiler.reset()
-    backend = "inductor" if device.startswith("cuda") else "aot_eager"  # flex_attention's backward pass has no kernel for a CPU
+    # flex_attention's backward pass has no kernel for a CPU
+    backend = "inductor" if device.startswith("cuda") else "aot_eager"
     found, expected = (
         (out.detach(), torch.autograd.grad(out, weights, upstream, materialize_grads=True))
-        for out in (run(input_ids=ids, use_cache=False).logits for run in (torch.compile(model, backend=backend, fullgraph=True), model))
+        for out in (
+            run(input_ids=ids, use_cache=False).logits
+            for run in (torch.compile(model, backend=backend, fullgraph=True), model)
+        )
     )
     gradients = max(difference(one, other) for one, other in zip(found[1], expected[1], strict=True))
     errors = {"output_error": difference(found[0], expected[0]), "gradient_error": gradients}
@@ -423,5 +475,10 @@ def compiled(case: DeviceCase, device: str) -> Measure:
 
 
 TASKS: dict[str, Callable[[DeviceCase, str], Measure]] = {
-    "check": check, "compiled": compiled, "prepare": prepared, "time": timed, "model": model, "decode": decode,
-}  # fmt: skip
+    "check": check,
+    "compiled": compiled,
+    "prepare": prepared,
+    "time": timed,
+    "model": model,
+    "decode": decode,
+}

@@ -1,4 +1,5 @@
-"""Whole encoders with equal random weights: ours, transformers' base, and transformers' Longformer; and their verification."""
+"""Whole encoders with equal random weights: ours, transformers' base, and transformers' Longformer; and their
+verification."""
 
 from __future__ import annotations
 
@@ -18,12 +19,19 @@ from .case import AttentionInputs, Case
 
 VOCABULARY = 30522
 DEBERTA_V3 = {
-    "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 256, "max_relative_positions": 512,
-    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
-}  # fmt: skip
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 256,
+    "max_relative_positions": 512,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 """Values of deberta-v3-base's config beside the sizes. The defaults of its class are those of no checkpoint."""
 CPU_LENGTH, CPU_LENGTH_OF_ALL_PAIRS = 16_384, 4096
-"""Maximum tokens of the plain model on a CPU: with fused attention, and with attention that holds several numbers of every pair."""
+"""Maximum tokens of the plain model on a CPU: with fused attention, and with attention that holds several numbers of
+every pair."""
 OFFSET = 2
 """Rows of padding at the start of Longformer's position table."""
 DENSE_LENGTH = 2048
@@ -32,7 +40,8 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2e-1, "fp16": 2e-2}
 
 
 class ModelInputs:
-    """Weights and tokens for one case. ``plain`` is transformers' model of the case's base, with positions up to its length."""
+    """Weights and tokens for one case. ``plain`` is transformers' model of the case's base, with positions up to its
+    length."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -54,10 +63,16 @@ class ModelInputs:
         """The arguments of a BERT-like config: base width for 12 heads, no dropout."""
         case = self.case
         return {
-            "vocab_size": VOCABULARY, "hidden_size": case.hidden_size, "num_hidden_layers": case.layers,
-            "num_attention_heads": case.heads, "intermediate_size": 4 * case.hidden_size, "max_position_embeddings": case.length,
-            "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **(DEBERTA_V3 if case.base == "deberta-v2" else {}),
-        }  # fmt: skip
+            "vocab_size": VOCABULARY,
+            "hidden_size": case.hidden_size,
+            "num_hidden_layers": case.layers,
+            "num_attention_heads": case.heads,
+            "intermediate_size": 4 * case.hidden_size,
+            "max_position_embeddings": case.length,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            **(DEBERTA_V3 if case.base == "deberta-v2" else {}),
+        }
 
     def prepared(self, model: Any) -> Any:
         """The model in the case's dtype, ready for what is measured."""
@@ -65,7 +80,8 @@ class ModelInputs:
 
 
 class ModelImplementation(Implementation):
-    """A model that maps the tokens to hidden states (B, N, E). The backward pass goes to all parameters that these depend on."""
+    """A model that maps the tokens to hidden states (B, N, E). The backward pass goes to all parameters that these
+    depend on."""
 
     def __init__(self, inputs: ModelInputs) -> None:
         self.inputs, self.upstream = inputs, inputs.upstream
@@ -91,11 +107,14 @@ class LongEncoder(ModelImplementation):
     name = "longattn"
 
     def build(self, inputs: ModelInputs) -> Any:
-        config = inputs.family.config_class(**inputs.sizes(), long_attention={"mechanism": inputs.case.mechanism, **inputs.case.options})
+        config = inputs.family.config_class(
+            **inputs.sizes(), long_attention={"mechanism": inputs.case.mechanism, **inputs.case.options}
+        )
         long_class = inputs.family.long_class_of(type(inputs.plain))
         assert long_class is not None, "the plain model is the family's base model"
         model = long_class(config)
-        model.load_state_dict(inputs.plain.state_dict(), strict=False)  # a mechanism's own parameters keep their start values
+        # a mechanism's own parameters keep their start values
+        model.load_state_dict(inputs.plain.state_dict(), strict=False)
         if inputs.global_attention_mask is not None:
             self.arguments["global_attention_mask"] = inputs.global_attention_mask
         return model
@@ -123,12 +142,23 @@ class HFLongformer(ModelImplementation):
         mechanism = attention.mechanism
         band = mechanism.pattern(case.causal) if isinstance(mechanism, SparseMechanism) else None
         if band is None or band.left != band.right or band.left >= case.length:
-            raise LeftOut(f"it has symmetric windows with global tokens, not {case.mechanism} with {case.options or 'its default options'}")
+            raise LeftOut(
+                f"it has symmetric windows with global tokens, not {case.mechanism} with "
+                f"{case.options or 'its default options'}"
+            )
         if attention.resolved_globals is not None:
             self.arguments["global_attention_mask"] = attention.resolved_globals.long()
-        sizes = inputs.sizes() | {"max_position_embeddings": case.length + OFFSET, "pad_token_id": 1, "layer_norm_eps": 1e-12}
-        model = LongformerModel(LongformerConfig(**sizes, type_vocab_size=2, attention_window=2 * band.left), add_pooling_layer=False)
-        weights: dict[str, Tensor] = {name: x for name, x in inputs.plain.state_dict().items() if not name.startswith("pooler.")}
+        sizes = inputs.sizes() | {
+            "max_position_embeddings": case.length + OFFSET,
+            "pad_token_id": 1,
+            "layer_norm_eps": 1e-12,
+        }
+        model = LongformerModel(
+            LongformerConfig(**sizes, type_vocab_size=2, attention_window=2 * band.left), add_pooling_layer=False
+        )
+        weights: dict[str, Tensor] = {
+            name: x for name, x in inputs.plain.state_dict().items() if not name.startswith("pooler.")
+        }
         table = weights["embeddings.position_embeddings.weight"]
         weights["embeddings.position_embeddings.weight"] = torch.cat([table[:OFFSET], table])
         for name in list(weights):
@@ -143,12 +173,15 @@ class HFLongformer(ModelImplementation):
         return super().trains(name) and ("_global." not in name or bool(self.arguments))
 
 
-ENCODERS: dict[str, type[ModelImplementation]] = {made.name: made for made in (LongEncoder, PlainEncoder, HFLongformer)}
+ENCODERS: dict[str, type[ModelImplementation]] = {
+    made.name: made for made in (LongEncoder, PlainEncoder, HFLongformer)
+}
 """Name in ``--against`` -> implementation."""
 
 
 def verify_model(inputs: ModelInputs, candidates: Sequence[Implementation]) -> list[Check]:
-    """Compare with the plain model under a dense mask: hidden states and, in training, the gradient of the word embeddings."""
+    """Compare with the plain model under a dense mask: hidden states and, in training, the gradient of the word
+    embeddings."""
     case = inputs.case
     if case.length > DENSE_LENGTH:
         return []
@@ -164,7 +197,9 @@ def verify_model(inputs: ModelInputs, candidates: Sequence[Implementation]) -> l
         checks.append(Check(candidate.name, case.length, "hidden states", error, TOLERANCE[case.dtype]))
         if case.backward:
             error = difference(candidate.gradients[0], expected[candidate.computes][1])
-            checks.append(Check(candidate.name, case.length, "gradient of the word embeddings", error, TOLERANCE[case.dtype]))
+            checks.append(
+                Check(candidate.name, case.length, "gradient of the word embeddings", error, TOLERANCE[case.dtype])
+            )
     return checks
 
 
@@ -188,4 +223,7 @@ def _plain_under(mask: Any, inputs: ModelInputs) -> list[Any]:
     hook.remove()
     if not inputs.case.backward:
         return [output]
-    return [output.detach(), *torch.autograd.grad(output, [inputs.plain.embeddings.word_embeddings.weight], inputs.upstream)]
+    return [
+        output.detach(),
+        *torch.autograd.grad(output, [inputs.plain.embeddings.word_embeddings.weight], inputs.upstream),
+    ]

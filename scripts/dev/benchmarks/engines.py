@@ -2,8 +2,9 @@
 
     python -m scripts.dev.benchmarks.engines
 
-The model is all-MiniLM-L6-v2 after `convert … --mechanism full --max-length 4096` and `export … --format native`. The texts
-are the first tokens of Python's language reference. llama.cpp comes from a package, and its own converter writes the weights in F16.
+The model is all-MiniLM-L6-v2 after `convert … --mechanism full --max-length 4096` and `export … --format native`. The
+texts are the first tokens of Python's language reference. llama.cpp comes from a package, and its own converter writes
+the weights in F16.
 """
 
 from __future__ import annotations
@@ -42,7 +43,15 @@ def stock_minilm(folder: Path) -> Path:
 def llama_cpp(stock: Path, tokenizer: Any) -> Embed:
     """The server of llama.cpp, in this process."""
     engine, file = make_llama_cpp(), stock.parent / "stock.gguf"
-    convert = [sys.executable, str(engine / "convert_hf_to_gguf.py"), str(stock), "--outtype", "f16", "--outfile", str(file)]
+    convert = [
+        sys.executable,
+        str(engine / "convert_hf_to_gguf.py"),
+        str(stock),
+        "--outtype",
+        "f16",
+        "--outfile",
+        str(file),
+    ]
     subprocess.run(convert, check=True, capture_output=True)
     if str(engine) not in sys.path:
         sys.path.append(str(engine))
@@ -79,7 +88,11 @@ def openvino(stock: Path, tokenizer: Any) -> Embed:
     return lambda text: model(dict(tokenizer(text, return_tensors="np")))["sentence_embedding"][0]
 
 
-ENGINES = {"llama.cpp, F16": ("xllamacpp", llama_cpp), "ONNX Runtime": ("onnxruntime", onnx_runtime), "OpenVINO": ("openvino", openvino)}
+ENGINES = {
+    "llama.cpp, F16": ("xllamacpp", llama_cpp),
+    "ONNX Runtime": ("onnxruntime", onnx_runtime),
+    "OpenVINO": ("openvino", openvino),
+}
 """Engine -> its package, and the function that loads a stock model with its tokenizer."""
 
 
@@ -89,7 +102,9 @@ def cosines(engine: str, lengths: Sequence[int], stock: Path) -> list[float]:
 
     encoder = SentenceTransformer(str(stock), device="cpu")
     reference = " ".join(topics[name] for name in sorted(topics))[: 20 * LONGEST]
-    ends = encoder.tokenizer(reference, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    ends = encoder.tokenizer(reference, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
     embed, found = ENGINES[engine][1](stock, encoder.tokenizer), []
     for length in lengths:
         text = reference[: ends[length - 3][1]]  # besides, there are [CLS] and [SEP]
@@ -100,8 +115,13 @@ def cosines(engine: str, lengths: Sequence[int], stock: Path) -> list[float]:
 
 def table(record: Mapping[str, Any]) -> str:
     """Cosines by length."""
-    rows = [[f"{engine} ({record['versions'][engine]})", *(f"{value:.6f}" for value in row)] for engine, row in record["cosines"].items()]
-    return report.markdown_table(["cosine with sentence-transformers", *(f"{length:,} tokens" for length in record["lengths"])], rows)
+    rows = [
+        [f"{engine} ({record['versions'][engine]})", *(f"{value:.6f}" for value in row)]
+        for engine, row in record["cosines"].items()
+    ]
+    return report.markdown_table(
+        ["cosine with sentence-transformers", *(f"{length:,} tokens" for length in record["lengths"])], rows
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,10 @@
-"""Check and time every mechanism on a GPU within a few minutes: ``python -m scripts.dev.benchmarks.gpu_check`` from a checkout.
+"""Check and time every mechanism on a GPU within a few minutes: ``python -m scripts.dev.benchmarks.gpu_check`` from a
+checkout.
 
-The most valuable cases come first, and every result is in ``OUTPUT.json`` as soon as it is known, with the commit of the code. The cases
-run in worker processes: several at once where they are only checked, one where they are timed. A worker that ends or hangs costs its case
-alone.
+The most valuable cases come first, and every result is in ``OUTPUT.json`` as soon as it is known, with the commit of
+the code. The cases
+run in worker processes: several at once where they are only checked, one where they are timed. A worker that ends or
+hangs costs its case alone.
 """
 
 from __future__ import annotations
@@ -36,14 +38,15 @@ OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/
 CASE_SECONDS, COMPILED_SECONDS = 90.0, 240.0
 """A worker that takes longer for a case, or for one that compiles a model or tries many kernels, is ended."""
 TUNED_ENGINE = "linear"
-"""The engine of flash-linear-attention, which at first compiles some hundred variants of its kernel to find the fastest."""
+"""The engine of flash-linear-attention, which at first compiles some hundred variants of its kernel to find the
+fastest."""
 BASELINES = ("sdpa flash", "sdpa")
 """Full attention by the kernel to which the table compares: on a GPU, and on a CPU."""
 TASK_GROUPS = {"decode": "decoding", "compiled": "models in torch.compile", "model": "training steps", "time": "timed"}
 MOST_WORKERS = {"cuda": 8, "cpu": 1}
 SHARES = (0.3, 0.65, 0.85, 0.95, 1.0)
-"""The part of the budget after which no case of a stage is begun until the others had theirs, so that a machine on which kernels take long
-to compile times the most valuable cases, too."""
+"""The part of the budget after which no case of a stage is begun until the others had theirs, so that a machine on
+which kernels take long to compile times the most valuable cases, too."""
 PREPARING = 0.4
 """The part of a stage's time for compiling, by several workers, the kernels that it then times."""
 SPOILED = "spoiled"
@@ -55,18 +58,29 @@ COMMAND = [sys.executable, "-m", "scripts.dev.benchmarks.gpu_check", WORKER]
 def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu to try the script itself.")] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="Short inputs only, a few minutes on a CPU.")] = False,
-    budget: Annotated[float, typer.Option(min=1, help="Seconds after which no case is begun and running ones are ended.")] = 360.0,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="Processes that check at once; 0: one for two cores, up to 8.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what passed in the results that are there, and run the rest.")] = False,
+    budget: Annotated[
+        float, typer.Option(min=1, help="Seconds after which no case is begun and running ones are ended.")
+    ] = 360.0,
+    workers: Annotated[
+        int, typer.Option(min=0, max=64, help="Processes that check at once; 0: one for two cores, up to 8.")
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what passed in the results that are there, and run the rest.")
+    ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Where the results go: scripts/dev/results/gpu_check.json, or runs/gpu_check.json from a CPU.")
+        Path | None,
+        typer.Option(
+            help="Where the results go: scripts/dev/results/gpu_check.json, or runs/gpu_check.json from a CPU."
+        ),
     ] = None,
     commit: Annotated[str, typer.Option(help="Of the code, if this folder is no checkout of git.")] = "",
 ) -> None:
     """Forward and backward in bf16, fp32 and fp16 against float64, then timings against PyTorch's own kernels."""
     kind = device.partition(":")[0]
     if kind == "cuda" and not torch.cuda.is_available():
-        typer.echo("There is no CUDA device here, so nothing was checked; `--device cpu --quick` tries the script itself.")
+        typer.echo(
+            "There is no CUDA device here, so nothing was checked; `--device cpu --quick` tries the script itself."
+        )
         return
     output = (output or OUTPUT[kind]).with_suffix(".json")
     start, planned = time.monotonic(), stages(quick)
@@ -74,7 +88,8 @@ def main(
     count = sum(len(cases) for _, cases in planned)
     results = Results(output, stored_study(output) if resume else {}, count, commit)
     kept = {result["case"] for result in results.found}
-    several = workers or max(1, min(MOST_WORKERS[kind], len(os.sched_getaffinity(0)) // 2))  # a core for the compiler, one for PyTorch
+    # a core for the compiler, one for PyTorch
+    several = workers or max(1, min(MOST_WORKERS[kind], len(os.sched_getaffinity(0)) // 2))
     waiting = [(alone, [case for case in cases if str(case) not in kept]) for alone, cases in planned]
     with open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
         for shares in (SHARES, (1.0,) * len(planned)):
@@ -103,7 +118,10 @@ class Results:
         describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
         self.commit = commit or subprocess.run(describe, cwd=ROOT, stdout=PIPE, text=True).stdout.strip()
         self.output, self.lock = output, threading.Lock()
-        about, before = {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla.installed()}, earlier.get("machine", {})
+        about, before = (
+            {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla.installed()},
+            earlier.get("machine", {}),
+        )
         self.found = [
             {"commit": before.get("commit", "–"), **result}
             for result in earlier.get("results", [])
@@ -120,14 +138,19 @@ class Results:
 
 def shown(result: dict[str, Any]) -> str:
     """One line about a result."""
-    errors = [f"{name.partition('_')[0]} {result[name]:.1e}" for name in ("output_error", "gradient_error") if name in result]
+    errors = [
+        f"{name.partition('_')[0]} {result[name]:.1e}" for name in ("output_error", "gradient_error") if name in result
+    ]
     times = [f"{name} {t['ms']:.2f} ms" for name, t in result.get("timings", {}).items() if "ms" in t]
     text = ", ".join([*errors, *times, *result.get("paths", ())])
-    return f"{'' if result['passed'] else 'FAILED '}{result['case']}: {text}" + (f"; {result['failure']}" if "failure" in result else "")
+    return f"{'' if result['passed'] else 'FAILED '}{result['case']}: {text}" + (
+        f"; {result['failure']}" if "failure" in result else ""
+    )
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Correctness, a line for each group, with every failure in full; then timings and decoding in tables of their own."""
+    """Correctness, a line for each group, with every failure in full; then timings and decoding in tables of their
+    own."""
     results = [{"commit": record["machine"].get("commit", "–"), **result} for result in record["results"]]
     failures = "\n".join(f"- {shown(result)}" for result in results if not result["passed"])
     parts = [f"{sum(result['passed'] for result in results)} of {len(results)} cases passed.", failures]
@@ -148,11 +171,17 @@ def correctness_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], lis
     for result in results:
         engine = mechanism_info(result["mechanism"]).engine.replace("_", " ")
         groups.setdefault(TASK_GROUPS.get(result["task"], engine), []).append(result)
-    dtypes = [dtype for dtype in ("bf16", "fp16", "fp32") if any(r["dtype"] == dtype and "output_error" in r for r in results)]
+    dtypes = [
+        dtype
+        for dtype in ("bf16", "fp16", "fp32")
+        if any(r["dtype"] == dtype and "output_error" in r for r in results)
+    ]
 
     def worst(found: Sequence[dict[str, Any]], dtype: str) -> str:
         of_dtype = [result for result in found if result["dtype"] == dtype]
-        largest = [max((r[name] for r in of_dtype if name in r), default=None) for name in ("output_error", "gradient_error")]
+        largest = [
+            max((r[name] for r in of_dtype if name in r), default=None) for name in ("output_error", "gradient_error")
+        ]
         return " / ".join(f"{error:.0e}" for error in largest if error is not None) or "–"
 
     rows = [
@@ -162,25 +191,41 @@ def correctness_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], lis
     return ["checked", "passed", *dtypes], rows
 
 
-TIMES = """Milliseconds of a layer; in brackets, relative to full attention by SDPA's flash kernel (below ×1 is faster). If there is a
-column for the first layer of a pass, longattn is a later layer. Host: until all is launched. Device: the kernels alone."""
+TIMES = """Milliseconds of a layer; in brackets, relative to full attention by SDPA's flash kernel (< 1: faster).
+If there is a column for the first layer of a pass, longattn is a later layer. Host: until all is launched.
+Device: the kernels alone."""
 
 
 def timing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A row for each mechanism in a setting, and length; a column for each way to compute it, the paths that ran, and the commit."""
-    timed = [(in_words(result), result, times_of(result)) for result in results if result["task"] == "time" and "timings" in result]
+    """A row for each mechanism in a setting, and length; a column for each way to compute it, the paths that ran, and
+    the commit."""
+    timed = [
+        (in_words(result), result, times_of(result))
+        for result in results
+        if result["task"] == "time" and "timings" in result
+    ]
     measured = {way for _, _, times in timed for way in times}
     first = [way for way in ("longattn", "host", "device", "first layer") if way in measured]
     ways = [*first, *sorted(measured - {*first, *BASELINES}), *(way for way in BASELINES if way in measured)]
 
     def cell(times: dict[str, float], way: str) -> str:
         full = next((times[name] for name in BASELINES if name in times), None)
-        factor = f" (×{times[way] / full:.2f})" if full and way in times and way not in ("host", "device", *BASELINES) else ""
+        factor = (
+            f" (×{times[way] / full:.2f})"
+            if full and way in times and way not in ("host", "device", *BASELINES)
+            else ""
+        )
         return f"{times[way]:.2f}{factor}" if way in times else "–"
 
     places = {words: place for place, words in enumerate(dict.fromkeys(words for words, _, _ in timed))}
     rows = [
-        [words, f"{result['length']:,}", *(cell(times, way) for way in ways), ", ".join(result["paths"]), result["commit"]]
+        [
+            words,
+            f"{result['length']:,}",
+            *(cell(times, way) for way in ways),
+            ", ".join(result["paths"]),
+            result["commit"],
+        ]
         for words, result, times in sorted(timed, key=lambda line: (places[line[0]], line[1]["length"]))
     ]
     return ["ms", "tokens", *ways, "path", "commit"], rows
@@ -218,8 +263,11 @@ class Worker:
     """A process that runs one case after another; what it prints besides goes into ``log``."""
 
     def __init__(self, device: str, log: IO[str]) -> None:
-        environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ}  # a graph has one kernel or two, and workers are many
-        self.process = subprocess.Popen([*COMMAND, device], cwd=ROOT, env=environment, stdin=PIPE, stdout=PIPE, stderr=log, text=True)
+        # a graph has one kernel or two, and workers are many
+        environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ}
+        self.process = subprocess.Popen(
+            [*COMMAND, device], cwd=ROOT, env=environment, stdin=PIPE, stdout=PIPE, stderr=log, text=True
+        )
 
     def run(self, case: DeviceCase, seconds: float) -> dict[str, Any]:
         """The result of a case, or that the process ended, or was ended after ``seconds``."""
@@ -238,7 +286,9 @@ class Worker:
         if line:
             return json.loads(line)
         code, took = self.process.wait(), time.monotonic() - begun
-        failure = f"it was ended after {took:.0f} seconds" if took >= seconds else f"its process ended with exit code {code}"
+        failure = (
+            f"it was ended after {took:.0f} seconds" if took >= seconds else f"its process ended with exit code {code}"
+        )
         return failed(case, failure)
 
     @property
@@ -251,11 +301,15 @@ class Worker:
 
 
 def run_stage(
-    cases: Sequence[DeviceCase], workers: int, start: Callable[[], Worker], add: Callable[[dict[str, Any]], None], end: float,
+    cases: Sequence[DeviceCase],
+    workers: int,
+    start: Callable[[], Worker],
+    add: Callable[[dict[str, Any]], None],
+    end: float,
     deadline: float,
-) -> list[DeviceCase]:  # fmt: skip
-    """Run the cases in their order by so many workers, and return those that were not begun by the ``end``; at the deadline, running ones
-    are ended."""
+) -> list[DeviceCase]:
+    """Run the cases in their order by so many workers, and return those that were not begun by the ``end``; at the
+    deadline, running ones are ended."""
     waiting: SimpleQueue[DeviceCase] = SimpleQueue()
     for case in cases:
         waiting.put(case)
@@ -289,7 +343,8 @@ def run_stage(
 
 
 def work(device: str) -> None:
-    """Run the cases that come as lines of JSON, and write a line with each result; after an error that spoils the device, end."""
+    """Run the cases that come as lines of JSON, and write a line with each result; after an error that spoils the
+    device, end."""
     from .device_check import run_case
 
     answers, sys.stdout = sys.stdout, sys.stderr

@@ -21,7 +21,14 @@ from scripts.dev import RESULTS
 from .memory import growth
 from .report import machine, store_study
 
-STEPS = [("all logits", 1024), ("all logits", 2048), ("all logits", 4096), ("in pieces", 1024), ("in pieces", 4096), ("in pieces", 16384)]
+STEPS = [
+    ("all logits", 1024),
+    ("all logits", 2048),
+    ("all logits", 4096),
+    ("in pieces", 1024),
+    ("in pieces", 4096),
+    ("in pieces", 16384),
+]
 SIZES = {"vocab_size": 262_144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 1, "head_dim": 256}
 
 
@@ -30,8 +37,11 @@ def step(how: str, length: int) -> dict[str, Any]:
     torch.manual_seed(0)
     family = FAMILIES["gemma3_text"]
     attention = {"mechanism": "window", "window": 512}
-    config = family.config_class(**SIZES, num_key_value_heads=1, use_cache=False, tie_word_embeddings=True, long_attention=attention)
-    model = family.model_class("Gemma3ForCausalLM")(config).train(how == "in pieces")  # evaluation mode computes all logits
+    config = family.config_class(
+        **SIZES, num_key_value_heads=1, use_cache=False, tie_word_embeddings=True, long_attention=attention
+    )
+    # evaluation mode computes all logits
+    model = family.model_class("Gemma3ForCausalLM")(config).train(how == "in pieces")
     ids, losses, started = torch.randint(3, 262_144, (1, length)), [], time.perf_counter()
 
     def run() -> None:
@@ -39,7 +49,13 @@ def step(how: str, length: int) -> dict[str, Any]:
         loss.backward()
         losses.append(loss.item())
 
-    return {"how": how, "length": length, "mebibytes": round(growth(run)), "loss": losses[0], "seconds": time.perf_counter() - started}
+    return {
+        "how": how,
+        "length": length,
+        "mebibytes": round(growth(run)),
+        "loss": losses[0],
+        "seconds": time.perf_counter() - started,
+    }
 
 
 if __name__ == "__main__":

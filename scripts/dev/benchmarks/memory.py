@@ -1,4 +1,5 @@
-"""Peak memory of passes over doublings of the length, each in a fresh process, and the exponent with which it grows."""
+"""Peak memory of passes over doublings of the length, each in a fresh process, and the exponent with which it
+grows."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ COUNTED_PACKAGES = ("transformers", "hf_longattn")
 
 
 def cache_bytes(cache: Any, counted: set[int] | None = None) -> int:
-    """Bytes of the storages of all tensors in a cache. A view counts with its complete storage; a shared storage counts once.
+    """Bytes of the storages of all tensors in a cache. A view counts with its complete storage; a shared storage
+    counts once.
 
     counted: addresses of storages that have been counted.
     """
@@ -64,13 +66,19 @@ def measure_memory(kind: str, implementation: str, case: Case) -> Memory | None:
     Raises:
         LongAttentionError: it failed.
     """
-    gives_back = mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**16))  # freed tensors, at once, to the system
-    settings: dict[str, Any] = {"mp_context": multiprocessing.get_context("spawn"), "initializer": torch.set_num_threads}
+    # freed tensors, at once, to the system
+    gives_back = mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**16))
+    settings: dict[str, Any] = {
+        "mp_context": multiprocessing.get_context("spawn"),
+        "initializer": torch.set_num_threads,
+    }
     try:
         with gives_back, ProcessPoolExecutor(1, **settings, initargs=(torch.get_num_threads(),)) as process:
             return process.submit(_measured, kind, implementation, case).result()
     except (RuntimeError, MemoryError) as error:
-        raise LongAttentionError(f"Measuring the memory of {implementation} at {case.length} tokens failed: {error}") from error
+        raise LongAttentionError(
+            f"Measuring the memory of {implementation} at {case.length} tokens failed: {error}"
+        ) from error
 
 
 def exponent(measured: Sequence[Memory]) -> float | None:
@@ -86,7 +94,9 @@ def _resident(field: str) -> int:
     """Bytes of VmRSS or VmHWM of this process."""
     match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if match is None:
-        raise LongAttentionError("The peak memory of a process is read from /proc/self/status, which this system does not have.")
+        raise LongAttentionError(
+            "The peak memory of a process is read from /proc/self/status, which this system does not have."
+        )
     return int(match.group(1)) * 1024
 
 
@@ -129,12 +139,16 @@ def run_footprint(
         case: shapes, dtype and whether the backward pass runs; mechanism, options and length are replaced.
         kind: ``attention``; or ``model``, a whole model of the case's base, and the stock one as far as it is run.
     Returns:
-        The record that is stored: machine, case, and for each mechanism MiB on top of the inputs and the exponent of their growth.
+        The record that is stored: machine, case, and for each mechanism MiB on top of the inputs and the exponent of
+            their growth.
     Raises:
         OptionError: no mechanism or fewer than two lengths; an unknown mechanism or option.
     """
     if not mechanisms or len(lengths) < 2:
-        raise OptionError("Growth of memory needs a mechanism and two lengths or more; for example --mechanism window --lengths 4K,16K.")
+        raise OptionError(
+            "Growth of memory needs a mechanism and two lengths or more; for example --mechanism window --lengths "
+            "4K,16K."
+        )
     results = []
     for line in (*mechanisms, STOCK) if kind == "model" else mechanisms:
         chosen = {"mechanism": "full"} if line == STOCK else read_choice(line)
@@ -146,9 +160,20 @@ def run_footprint(
                 measured.append(memory)
                 log(f"{length:>7} {line:<40} {memory.extra:10.1f} MiB on top of the inputs")
         growth = exponent(measured)
-        results.append({"mechanism": line, "mebibytes": [round(memory.extra, 1) for memory in measured], "exponent": growth})
-    about = {key: value for key, value in dataclasses.asdict(case).items() if key not in ("mechanism", "options", "length")}
-    return {"machine": machine(), "kind": "memory", "of": kind, "case": about, "lengths": list(lengths), "results": results}
+        results.append(
+            {"mechanism": line, "mebibytes": [round(memory.extra, 1) for memory in measured], "exponent": growth}
+        )
+    about = {
+        key: value for key, value in dataclasses.asdict(case).items() if key not in ("mechanism", "options", "length")
+    }
+    return {
+        "machine": machine(),
+        "kind": "memory",
+        "of": kind,
+        "case": about,
+        "lengths": list(lengths),
+        "results": results,
+    }
 
 
 def footprint_table(record: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
-"""Memory, time and outputs of an encoder's ONNX graph at up to 8,192 tokens: `longattn export` against PyTorch's own exporter.
+"""Memory, time and outputs of an encoder's ONNX graph at up to 8,192 tokens: `longattn export` against PyTorch's own
+exporter.
 
     python -m scripts.dev.benchmarks.onnx_graphs
 
-The model has BERT-base's size and random weights. Every run is a process of its own with ONNX Runtime's defaults, in which sides take
-turns. Its peak memory contains the weights, Python and the runtime.
+The model has BERT-base's size and random weights. Every run is a process of its own with ONNX Runtime's defaults, in
+which sides take turns. Its peak memory contains the weights, Python and the runtime.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ OUTPUT = RESULTS / "onnx_graphs"
 ROUNDS = {512: 4, 4096: 2, 8192: 1}
 """Tokens -> processes of each side."""
 OURS, TOLERANCE, LIMIT = "longattn export", 1e-5, 22
-"""Our side; its maximum difference; GiB of addresses that a process may take, since PyTorch's graph was killed at 23 GB of memory."""
+"""Our side; its maximum difference; GiB of addresses that a process may take, since PyTorch's graph was killed at 23
+GB of memory."""
 PROCESS = """
 import json, pathlib, re, resource, sys, time
 import numpy, onnxruntime
@@ -45,11 +47,13 @@ for _ in range(max(2, 2048 // length)):
     start = time.perf_counter()
     output = session.run(None, inputs)[0]
     seconds.append(time.perf_counter() - start)
-    peaks.append(int(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024)  # without the parent's
+    status = pathlib.Path("/proc/self/status").read_text()
+    peaks.append(int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]) * 1024)  # without the parent's
 difference = float(abs(output - expected).max() / abs(expected).max())
 print(json.dumps({"seconds": min(seconds), "first": peaks[0], "peak": peaks[-1], "difference": difference}))
 """
-"""One side at one length: its time, peak bytes after the first and the last run, and largest difference of the largest output."""
+"""One side at one length: its time, peak bytes after the first and the last run, and largest difference of the largest
+output."""
 
 
 def graphs(folder: Path) -> dict[str, Path]:
@@ -63,12 +67,15 @@ def graphs(folder: Path) -> dict[str, Path]:
     for attention in ("sdpa", "eager"):
         model = AutoModel.from_pretrained(folder / "model", attn_implementation=attention).eval()
         files[f"torch.onnx.export, {attention}"] = file = folder / f"{attention}.onnx"
-        torch.onnx.export(model, kwargs=example, f=file, dynamo=True, dynamic_shapes=axes, external_data=True, verbose=False)
+        torch.onnx.export(
+            model, kwargs=example, f=file, dynamo=True, dynamic_shapes=axes, external_data=True, verbose=False
+        )
     return files
 
 
 def measured(folder: Path, rounds: Mapping[int, int]) -> dict[str, dict[str, Any]]:
-    """Length -> way -> best time, peaks of memory and difference from the model in PyTorch, over the processes of ``rounds``."""
+    """Length -> way -> best time, peaks of memory and difference from the model in PyTorch, over the processes of
+    ``rounds``."""
     files, found = graphs(folder), dict[str, dict[str, Any]]()
     model = AutoModel.from_pretrained(folder / "model").eval()
     for length, processes in rounds.items():
@@ -78,8 +85,18 @@ def measured(folder: Path, rounds: Mapping[int, int]) -> dict[str, dict[str, Any
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in files}
         for _ in range(processes):
             for name, file in files.items():
-                command = [sys.executable, "-c", PROCESS, str(file), str(length), str(folder / "expected.npy"), str(LIMIT)]
-                runs[name].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+                command = [
+                    sys.executable,
+                    "-c",
+                    PROCESS,
+                    str(file),
+                    str(length),
+                    str(folder / "expected.npy"),
+                    str(LIMIT),
+                ]
+                runs[name].append(
+                    json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                )
         for name, rows in runs.items():
             row = {part: (min if part == "seconds" else max)(run[part] for run in rows) for part in rows[0]}
             ratios = (run["seconds"] / own["seconds"] for run, own in zip(rows, runs[OURS], strict=True))
@@ -88,7 +105,8 @@ def measured(folder: Path, rounds: Mapping[int, int]) -> dict[str, dict[str, Any
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """Memory with the first and with later texts of a length, time (and how many times ours), and the largest difference."""
+    """Memory with the first and with later texts of a length, time (and how many times ours), and the largest
+    difference."""
     lengths = list(record["runs"])
     heads = ["", *(f"{unit} at {int(length):,}" for unit in ("GB", "s") for length in lengths), "difference"]
     rows = []
@@ -107,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = measured(Path(work), {512: 1} if options.quick else ROUNDS)
     worst = max(row[OURS]["difference"] for row in runs.values())
     if not worst <= TOLERANCE:
-        raise SystemExit(f"error: the graph differs from the model by {worst:.1e} of its largest output, so nothing is stored")
+        raise SystemExit(
+            f"error: the graph differs from the model by {worst:.1e} of its largest output, so nothing is stored"
+        )
     record = {"machine": report.machine(), "onnxruntime": version("onnxruntime"), "runs": runs}
     if output := report.output_of(options, OUTPUT):
         report.store_study(output, record)

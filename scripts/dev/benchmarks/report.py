@@ -79,7 +79,11 @@ class BenchmarkResult:
         marks += ["backward"] * (case.backward and self.kind == "attention")
         marks += [f"layers{case.layers}"] * (self.kind != "attention" and case.layers != Case.layers)
         bases = [case.base] * (case.base != "bert")
-        return "-".join([self.kind, *bases, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")
+        return (
+            "-".join([self.kind, *bases, case.mechanism, *options, *marks, case.dtype])
+            .replace("_", "-")
+            .replace(" ", "")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -112,7 +116,9 @@ def in_rows(value: Any, indent: int = 0) -> str:
         return json.dumps(value, ensure_ascii=False)
     inner = " " * (indent + 1)
     if isinstance(value, dict):
-        parts = [f"{json.dumps(str(name), ensure_ascii=False)}: {in_rows(part, indent + 1)}" for name, part in value.items()]
+        parts = [
+            f"{json.dumps(str(name), ensure_ascii=False)}: {in_rows(part, indent + 1)}" for name, part in value.items()
+        ]
     else:
         parts = [in_rows(part, indent + 1) for part in value]
     opening, closing = "{}" if isinstance(value, dict) else "[]"
@@ -123,7 +129,8 @@ def in_rows(value: Any, indent: int = 0) -> str:
 
 
 def store_study(output: Path, record: dict[str, Any], text: str | None = None) -> Path:
-    """Write ``OUTPUT.json`` and, with a text, ``OUTPUT.md``, each complete or not at all, and return the first's path."""
+    """Write ``OUTPUT.json`` and, with a text, ``OUTPUT.md``, each complete or not at all, and return the first's
+    path."""
     output.parent.mkdir(parents=True, exist_ok=True)
     contents = {".json": in_rows(record) + "\n", ".md": text}
     for suffix, content in contents.items():
@@ -141,7 +148,9 @@ def stored_study(output: Path) -> dict[str, Any]:
 def study_parser(description: str | None, output: Path, quick: str) -> argparse.ArgumentParser:
     """The parser of a study's command: where its result goes, and a quick form, described by ``quick``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help=f"path without suffix (default: {output}; with --quick, nothing is stored)")
+    parser.add_argument(
+        "--output", type=Path, help=f"path without suffix (default: {output}; with --quick, nothing is stored)"
+    )
     parser.add_argument("--quick", action="store_true", help=quick)
     return parser
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 OURS = "longattn"
 REWARM_SECONDS = 1.0
-"""Maximum seconds of a pass that runs once more untimed before each timed one. Otherwise it would pay for the caches and the memory that
-a heavier pass before it has taken."""
+"""Maximum seconds of a pass that runs once more untimed before each timed one. Otherwise it would pay for the caches
+and the memory that a heavier pass before it has taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Timing:
 
 
 def implementations(kind: str) -> tuple[type[Any], Mapping[str, type[Any]], Callable[..., list[Any]]]:
-    """The inputs, the implementations by name and the verification of ``attention``, or of whole models (``model``, ``train``)."""
+    """The inputs, the implementations by name and the verification of ``attention``, or of whole models (``model``,
+    ``train``)."""
     if kind == "attention":
         return AttentionInputs, ATTENTION, verify_attention
     from .encoders import ENCODERS, ModelInputs, verify_model  # attention alone needs no model classes
@@ -79,9 +80,14 @@ def run_benchmark(
     inputs_class, known, verify = implementations(kind)
     if unknown := next((name for name in against if name not in known or name == OURS), None):
         others = [name for name in known if name != OURS]
-        raise OptionError(f"There is no implementation {unknown!r} here; choose from {', '.join(others)}.{nearest(unknown, others)}")
+        raise OptionError(
+            f"There is no implementation {unknown!r} here; choose from {', '.join(others)}.{nearest(unknown, others)}"
+        )
     if not lengths or min(lengths) < 1 or repeats < 1:
-        raise OptionError("A benchmark needs at least one length and one repeat, all of them 1 or more; for example --lengths 1024,4096.")
+        raise OptionError(
+            "A benchmark needs at least one length and one repeat, all of them 1 or more; for example --lengths "
+            "1024,4096."
+        )
     if case.dtype == "bf16":
         check_bf16("--dtype fp32")
     result = BenchmarkResult(kind, case, list(lengths), clock="processor time" if processor_time else "time")
@@ -98,7 +104,10 @@ def run_benchmark(
         result.checks += checks
         for check in checks:
             verdict = "" if check.passed else "  NOT EQUAL"
-            log(f"{length:>7} {check.implementation:<22} {check.what}: {check.error:.1e} (allowed {check.tolerance:.0e}){verdict}")
+            log(
+                f"{length:>7} {check.implementation:<22} {check.what}: {check.error:.1e} (allowed "
+                f"{check.tolerance:.0e}){verdict}"
+            )
         if not result.equal:
             return result
         clock = time.process_time if processor_time else time.perf_counter
@@ -108,7 +117,12 @@ def run_benchmark(
             line = f"{length:>7} {timing.implementation:<22} {timing.median:10.2f} ms"
             if timing.implementation != OURS:
                 ratio = times_faster(timed[0], timing)
-                faster = {"implementation": timing.implementation, "length": length, "ours": OURS, "times_faster": round(ratio, 3)}
+                faster = {
+                    "implementation": timing.implementation,
+                    "length": length,
+                    "ours": OURS,
+                    "times_faster": round(ratio, 3),
+                }
                 result.ratios.append(faster)
                 line += f"   {OURS} is {ratio:.2f}× as fast"
             log(line)
@@ -117,9 +131,13 @@ def run_benchmark(
 
 
 def time_in_turn(
-    candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int,
+    candidates: Sequence[Implementation],
+    length: int,
+    *,
+    backward: bool,
+    repeats: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Timing]:  # fmt: skip
+) -> list[Timing]:
     """Warm every implementation up once, then time them :func:`in_turn`."""
     passes = {candidate.name: partial(candidate.run, backward) for candidate in candidates}
     again = set()
@@ -132,9 +150,13 @@ def time_in_turn(
 
 
 def in_turn(
-    passes: Mapping[str, Callable[[], Any]], turns: int, *, clock: Callable[[], float] = time.perf_counter,
-    device: str = "cpu", again: Collection[str] = (),
-) -> dict[str, list[float]]:  # fmt: skip
+    passes: Mapping[str, Callable[[], Any]],
+    turns: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    device: str = "cpu",
+    again: Collection[str] = (),
+) -> dict[str, list[float]]:
     """Milliseconds of every pass by its name, which run A B C A B C …, each with the device synchronised.
 
     Args:

@@ -1,13 +1,15 @@
 """A real decoder with each mechanism in its full layers: loss by position, pass keys, seconds, and bytes of the cache.
 
-    python -m scripts.dev.studies.decoder --text wiki.test.txt  # an hour on two cores, less the trained rows; a stopped run goes on
-    python -m scripts.dev.studies.decoder --text wiki.test.txt --only sinks  # rows with this in their name, also stored ones
-    python -m scripts.dev.studies.decoder --quick  # a few rows on texts of 1,024 tokens; stores nothing
+    python -m scripts.dev.studies.decoder --text wiki.test.txt  # an hour on two cores, less the trained rows; a
+    stopped run goes on python -m scripts.dev.studies.decoder --text wiki.test.txt --only sinks  # rows with this in
+    their name, also stored ones python -m scripts.dev.studies.decoder --quick  # a few rows on texts of 1,024 tokens;
+    stores nothing
 
-The decoder is Gemma 3 270M (`make real-decoder`) in bf16. Its 15 windows of 512 stay as they are; a row is the attention of its three full
-layers, as `longattn convert` plans it. Equality comes first, in fp32: short texts have the outputs of the stock model where the plan
-promises that, and decoding with the cache has those of a pass without one. All rows read the same texts, and the losses are those of the
-same positions. Prompts and steps take turns with the stock model's.
+The decoder is Gemma 3 270M (`make real-decoder`) in bf16. Its 15 windows of 512 stay as they are; a row is the
+attention of its three full layers, as `longattn convert` plans it. Equality comes first, in fp32: short texts have the
+outputs of the stock model where the plan promises that, and decoding with the cache has those of a pass without one.
+All rows read the same texts, and the losses are those of the same positions. Prompts and steps take turns with the
+stock model's.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ STOCK, SDPA = "stock", "stock, sdpa"
 
 
 class Row(NamedTuple):
-    """Settings of a conversion, or flags of one that is trained in a folder of the row's name; what a user pays besides the loss."""
+    """Settings of a conversion, or flags of one that is trained in a folder of the row's name; what a user pays
+    besides the loss."""
 
     settings: dict[str, Any] = {}
     cost: str = "nothing"
@@ -59,25 +62,36 @@ ROWS = {
     "window of 512, 4 sinks": window(512),
     "window of 1,024, 4 sinks": window(1024),
     "window of 2,048, 4 sinks": window(2048),
-    "1,024, 4 sinks at their positions in the text, YaRN": window(1024, "keys, and scaled rotations in every text", **SCALED),
+    "1,024, 4 sinks at their positions in the text, YaRN": window(
+        1024, "keys, and scaled rotations in every text", **SCALED
+    ),
     "window of 1,024, no sinks": window(1024, num_sinks=0),
     "1,024, 4 sinks; decoding sees all keys (SWAA)": window(1024, "a cache of all keys", full_decoding=True),
     "block_top_k, 8 blocks of 128": Row(CHOSEN, "a cache of all keys"),
-    "full, self-extend": Row({"mechanism": "full", "max_length": 131072, "positions": "rope:self-extend"}, "a cache of all keys, and time"),
-    "hybrid": Row({}, "20 minutes of training", "--mechanism hybrid --option window=64 --option features=hedgehog:feature_dim=240"),
-    "taylor": Row({}, "20 minutes of training", "--mechanism taylor --option feature_dim=22"),  # both: states of about 1,028 keys
+    "full, self-extend": Row(
+        {"mechanism": "full", "max_length": 131072, "positions": "rope:self-extend"}, "a cache of all keys, and time"
+    ),
+    "hybrid": Row(
+        {},
+        "20 minutes of training",
+        "--mechanism hybrid --option window=64 --option features=hedgehog:feature_dim=240",
+    ),
+    # both: states of about 1,028 keys
+    "taylor": Row({}, "20 minutes of training", "--mechanism taylor --option feature_dim=22"),
 }
 QUICK_ROWS = (STOCK, "window of 1,024, 4 sinks", "block_top_k, 8 blocks of 128", "full, self-extend", "hybrid")
 NAMES = ("Anna", "Peter", "Maria", "Thomas")
 """A text of pass keys has one for each name, at 1/5 to 4/5 of its length."""
 PROMISED, CHECKED, CHECKED_STEPS, TOLERANCE = 400, 1280, 8, 1e-3
-"""Tokens of the two comparisons, decoded tokens of the second, and the largest difference relative to the largest logit."""
+"""Tokens of the two comparisons, decoded tokens of the second, and the largest difference relative to the largest
+logit."""
 PIECE, POSITIONS = 8192, 256
 """Tokens of a prompt that are read at a time, and positions of each range whose loss is measured."""
 
 
 class Sizes(NamedTuple):
-    """Ends of the ranges of positions in short texts and in a long one, the number of short texts, and texts of pass keys by length.
+    """Ends of the ranges of positions in short texts and in a long one, the number of short texts, and texts of pass
+    keys by length.
 
     ``steps`` tokens are decoded after each short text.
     """
@@ -118,7 +132,9 @@ def by_position(model: Any, ids: Tensor, ends: Sequence[int]) -> tuple[list[floa
         for values, start, end in zip(sums, (0, *ends), ends, strict=False):
             places = torch.linspace(start, end - 1, min(POSITIONS, end - start)).long()
             for some in places[(places >= at) & (places < at + len(states))].split(128):  # logits are many
-                values += cross_entropy(model.lm_head(states[some - at]).float(), ids[0, some + 1], reduction="none").tolist()
+                values += cross_entropy(
+                    model.lm_head(states[some - at]).float(), ids[0, some + 1], reduction="none"
+                ).tolist()
         at += len(states)
     return [statistics.mean(values) for values in sums], cache
 
@@ -129,7 +145,8 @@ def decoded(model: Any, ids: Tensor, cache: Any) -> Tensor:
 
 
 def find_keys(model: Any, tokenizer: Any, filler: Tensor, length: int, seed: int) -> tuple[list[bool], int]:
-    """Whether each pass key of a text of about ``length`` tokens is decoded exactly, by its place in the text; bytes of the cache."""
+    """Whether each pass key of a text of about ``length`` tokens is decoded exactly, by its place in the text; bytes
+    of the cache."""
     keys = {name: str(random.Random(f"{seed}{name}").randrange(10000, 100000)) for name in NAMES}
 
     def encode(text: str) -> Tensor:
@@ -144,24 +161,30 @@ def find_keys(model: Any, tokenizer: Any, filler: Tensor, length: int, seed: int
     for name, key in keys.items():
         cache, ids, answer = copy.deepcopy(prompt), encode(f" The pass key of {name} is")[None], list[int]()
         while len(answer) <= len(key):  # a space comes before the digits
-            ids = decoded(model, ids, cache)[-1:, None].argmax(-1)  # the question, too, since SWAA's prompt ends with its window
+            # the question, too, since SWAA's prompt ends with its window
+            ids = decoded(model, ids, cache)[-1:, None].argmax(-1)
             answer.append(int(ids))
         found.append(tokenizer.decode(answer).strip().startswith(key))
     return found, cache_bytes(cache)  # after steps: what a prompt leaves behind may be views of larger tensors
 
 
 def check(name: str, options: argparse.Namespace, ids: Tensor) -> dict[str, float]:
-    """Differences, in fp32, relative to the largest logit: from the stock model at a short length, and of decoding from a pass."""
+    """Differences, in fp32, relative to the largest logit: from the stock model at a short length, and of decoding
+    from a pass."""
     row, model, pairs = ROWS[name], load(name, options, torch.float32), {}
     last = {"logits_to_keep": CHECKED_STEPS, "use_cache": False}
     if row.settings.get("positions") != "rope:yarn" and not row.trained:
-        pairs["stock"] = [one(ids[:, :PROMISED], **last).logits[0] for one in (model, load(SDPA, options, torch.float32))]
+        pairs["stock"] = [
+            one(ids[:, :PROMISED], **last).logits[0] for one in (model, load(SDPA, options, torch.float32))
+        ]
     if not row.settings.get("full_decoding"):  # whose steps see more
         *_, (_, cache) = read(model, ids[:, :-CHECKED_STEPS], 512)
         pairs["a pass"] = [decoded(model, ids[:, -CHECKED_STEPS:], cache), model(ids, **last).logits[0]]
     differences = {what: float((x - y).abs().max() / y.abs().max()) for what, (x, y) in pairs.items()}
     if wrong := [f"{what} by {value:.1e}" for what, value in differences.items() if not value <= TOLERANCE]:
-        raise SystemExit(f"error: {name}: outputs differ from {', '.join(wrong)} of the largest logit, so the row is not measured")
+        raise SystemExit(
+            f"error: {name}: outputs differ from {', '.join(wrong)} of the largest logit, so the row is not measured"
+        )
     return differences
 
 
@@ -175,10 +198,11 @@ def time_pair(model: Any, base: Any, ids: Tensor, sizes: Sizes) -> dict[str, lis
     def steps(name: str) -> None:
         decoded(pair[name], ids[:, : sizes.steps], caches[name])
 
-    return {
-        what: [[ms / 1e3 / count for ms in turn] for turn in zip(*in_turn({x: partial(run, x) for x in pair}, 1).values())]  # noqa: B905
-        for what, run, count in (("prompt", prompt, 1), ("step", steps, sizes.steps))
-    }
+    seconds = {}
+    for what, run, count in (("prompt", prompt, 1), ("step", steps, sizes.steps)):
+        turns = zip(*in_turn({x: partial(run, x) for x in pair}, 1).values(), strict=False)
+        seconds[what] = [[ms / 1e3 / count for ms in turn] for turn in turns]
+    return seconds
 
 
 @torch.inference_mode()
@@ -187,19 +211,29 @@ def measure(name: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
     tokenizer, longest = AutoTokenizer.from_pretrained(options.model), sizes.ends[-1]
     reference = " ".join(topics[topic] for topic in sorted(topics))  # Python's language reference, one long text
     texts = reference if options.text is None else options.text.read_text(encoding="utf-8"), reference
-    tokens = [tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0] for text in texts]
+    tokens = [
+        tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0] for text in texts
+    ]
 
     def text(stream: int, start: int, length: int) -> Tensor:
         return torch.cat([torch.tensor([tokenizer.bos_token_id]), tokens[stream][start : start + length]])[None]
 
     row: dict[str, Any] = {"settings": ROWS[name].settings, "cost": ROWS[name].cost}
-    row |= {"differences": check(name, options, text(0, 0, CHECKED)), "losses": [], "decoded": [], "keys": {}, "bytes": {}}
+    row |= {
+        "differences": check(name, options, text(0, 0, CHECKED)),
+        "losses": [],
+        "decoded": [],
+        "keys": {},
+        "bytes": {},
+    }
     model, stride = load(name, options), longest + sizes.steps
     for number in range(sizes.texts):
         ids = text(0, number * stride, stride)
         means, cache = by_position(model, ids, sizes.ends)
         row["losses"].append(means)
-        row["decoded"].append(float(cross_entropy(decoded(model, ids[:, longest:-1], cache).float(), ids[0, longest + 1 :])))
+        row["decoded"].append(
+            float(cross_entropy(decoded(model, ids[:, longest:-1], cache).float(), ids[0, longest + 1 :]))
+        )
     row["far"], _ = by_position(model, text(1, 0, sizes.far_ends[-1]), sizes.far_ends)
     for length, count in sizes.keys:
         found = [find_keys(model, tokenizer, tokens[1][number * 9973 :], length, number) for number in range(count)]
@@ -211,7 +245,9 @@ def measure(name: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and the 95 % bootstrap interval over texts."""
     values = torch.tensor(differences)
-    means = values[torch.randint(len(values), (10000, len(values)), generator=torch.Generator().manual_seed(0))].mean(1)
+    means = values[torch.randint(len(values), (10000, len(values)), generator=torch.Generator().manual_seed(0))].mean(
+        1
+    )
     return float(values.mean()), float(means.quantile(0.025)), float(means.quantile(0.975))
 
 
@@ -220,17 +256,27 @@ def signed(value: float) -> str:
 
 
 def loss_cells(rows: dict[str, Any], name: str) -> list[str]:
-    """Nats of the stock model, or differences from it: of each range with its interval, of decoded tokens, and of each far range."""
+    """Nats of the stock model, or differences from it: of each range with its interval, of decoded tokens, and of each
+    far range."""
     row, stock = rows[name], rows[STOCK]
     if name == STOCK:
-        return [f"{statistics.mean(x):.3f}" for x in (*zip(*row["losses"], strict=True), row["decoded"])] + [f"{x:.3f}" for x in row["far"]]
-    pairs = zip((*zip(*row["losses"], strict=True), row["decoded"]), (*zip(*stock["losses"], strict=True), stock["decoded"]), strict=True)
-    cells = ["{} [{}, {}]".format(*map(signed, interval([x - y for x, y in zip(*pair, strict=True)]))) for pair in pairs]
+        return [f"{statistics.mean(x):.3f}" for x in (*zip(*row["losses"], strict=True), row["decoded"])] + [
+            f"{x:.3f}" for x in row["far"]
+        ]
+    pairs = zip(
+        (*zip(*row["losses"], strict=True), row["decoded"]),
+        (*zip(*stock["losses"], strict=True), stock["decoded"]),
+        strict=True,
+    )
+    cells = [
+        "{} [{}, {}]".format(*map(signed, interval([x - y for x, y in zip(*pair, strict=True)]))) for pair in pairs
+    ]
     return cells + [signed(x - y) for x, y in zip(row["far"], stock["far"], strict=True)]
 
 
 def use_cells(row: dict[str, Any]) -> list[str]:
-    """Right pass keys; seconds of a prompt and tokens a second, each with the ratio to its base; MiB of the cache; the cost."""
+    """Right pass keys; seconds of a prompt and tokens a second, each with the ratio to its base; MiB of the cache; the
+    cost."""
     keys = [f"{sum(map(sum, texts))} of {sum(map(len, texts))}" for texts in row["keys"].values()]
     prompt, step = (statistics.median(ours for _, ours in row[what]) for what in ("prompt", "step"))
     faster, quicker = (statistics.median(base / ours for base, ours in row[what]) for what in ("prompt", "step"))
@@ -262,17 +308,25 @@ def use_table(record: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = report.study_parser(__doc__, OUTPUT, "a few rows on texts of 1,024 tokens")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows with this in their name, also those that are stored")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="rows with this in their name, also those that are stored"
+    )
     parser.add_argument("--model", type=Path, default=DECODER, help="folder of the decoder (default: %(default)s)")
     parser.add_argument("--text", type=Path, help="file of text for the losses (default: Python's language reference)")
-    parser.add_argument("--trained", type=Path, default=DECODER.parent, help="folder of the trained models (default: %(default)s)")
+    parser.add_argument(
+        "--trained", type=Path, default=DECODER.parent, help="folder of the trained models (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     output, sizes = report.output_of(options, OUTPUT), QUICK if options.quick else Sizes()
     stored = report.stored_study(output) if output else {}
     rows = dict(stored["rows"]) if stored.get("ends") == [*sizes.ends] else {}
     record = {"machine": report.machine(), "ends": sizes.ends, "far_ends": sizes.far_ends, "rows": rows}
     for name, row in ROWS.items():
-        if options.only not in name or (name in rows and not options.only) or (options.quick and name not in QUICK_ROWS):
+        if (
+            options.only not in name
+            or (name in rows and not options.only)
+            or (options.quick and name not in QUICK_ROWS)
+        ):
             continue
         if row.trained and not (folder := options.trained / name).exists():
             convert = f"longattn convert {options.model} {folder}-start {row.trained} --no-verify"

@@ -1,10 +1,12 @@
 """Questions whose evidence is spread over a document: RULER's variable tracking in the source of installed packages.
 
-Lines are inserted into source text. A question of one hop is answered by its own line, ``# lookup A VALUE``. A question of two hops needs
-two lines, ``# lookup A B`` and ``# lookup B VALUE``, more than 512 tokens apart, so that no window of 512 tokens has both. All other lines
-are distractors. Every line ends in a word, so a guess among the values is right in one of eight cases.
+Lines are inserted into source text. A question of one hop is answered by its own line, ``# lookup A VALUE``. A
+question of two hops needs two lines, ``# lookup A B`` and ``# lookup B VALUE``, more than 512 tokens apart, so that no
+window of 512 tokens has both. All other lines are distractors. Every line ends in a word, so a guess among the values
+is right in one of eight cases.
 
-Source: Hsieh et al. 2024, "RULER: What's the Real Context Size of Your Long-Context Language Models?" (arXiv:2404.06654).
+Source: Hsieh et al. 2024, "RULER: What's the Real Context Size of Your Long-Context Language Models?"
+    (arXiv:2404.06654).
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Filler(NamedTuple):
 
 def source_text(split: str, tokenizer: PreTrainedTokenizerBase, files: int = 400) -> Filler:
     """The lines of some source files of a split's packages, the same ones in each run with the same versions."""
-    folders = [Path(str(spec.origin)).parent for package in PACKAGES[split] if (spec := find_spec(package)) is not None]
+    folders = [
+        Path(str(spec.origin)).parent for package in PACKAGES[split] if (spec := find_spec(package)) is not None
+    ]
     paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     random.Random(split).shuffle(paths)
     text = "\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in paths[:files])
@@ -57,10 +61,13 @@ def count_lines(lines: list[str], tokenizer: PreTrainedTokenizerBase) -> Filler:
     return Filler([line for line, _ in short], [count for _, count in short])
 
 
-def lookup_document(filler: Filler, tokens: int, rng: random.Random, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def lookup_document(
+    filler: Filler, tokens: int, rng: random.Random, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
     """One document with its questions in SQuAD's schema: :data:`CHAINS` of two hops, then :data:`PAIRS` of one.
 
-    A question reads like the beginning of its line. Each record also has ``hops``, and ``length``, which is ``tokens``.
+    A question reads like the beginning of its line. Each record also has ``hops``, and ``length``, which is
+    ``tokens``.
 
     Args:
         tokens: maximum length of question, special tokens and document together.
@@ -95,7 +102,10 @@ def lookup_document(filler: Filler, tokens: int, rng: random.Random, tokenizer: 
                 for question, value, hops, line in questions
             ]
         budget -= excess + 8  # lines together may have more tokens than lines alone
-    raise InputError(f"{tokens} tokens have no room for lines more than {GAP} tokens apart; make documents of at least 1,024 tokens.")
+    raise InputError(
+        f"{tokens} tokens have no room for lines more than {GAP} tokens apart; make documents of at least 1,024 "
+        "tokens."
+    )
 
 
 def insert_lines(filler: Filler, chosen: list[int], lines: list[str], rng: random.Random) -> tuple[str, list[int]]:
@@ -117,7 +127,9 @@ def insert_lines(filler: Filler, chosen: list[int], lines: list[str], rng: rando
     return text, starts
 
 
-def lookup_questions(split: str, tokenizer: PreTrainedTokenizerBase, *, lengths: tuple[int, ...], documents: int) -> list[dict[str, Any]]:
+def lookup_questions(
+    split: str, tokenizer: PreTrainedTokenizerBase, *, lengths: tuple[int, ...], documents: int
+) -> list[dict[str, Any]]:
     """Two questions of one hop and two of two hops about every document, the same for the same arguments.
 
     Args:

@@ -3,9 +3,9 @@
     python -m scripts.dev.tools.check_derived                what is not stored yet, or failed
     python -m scripts.dev.tools.check_derived olmo glm4      these, again; a family that is not in the table is added
 
-Each family is stored as soon as it is known, so that an interrupted run resumes where it stopped. A model with random weights is converted
-to four times its length with a window that covers its own length, so that outputs there are compared. The result is loaded by an Auto
-class, and a decoder reads a text token by token. Exit code 1 when one fails.
+Each family is stored as soon as it is known, so that an interrupted run resumes where it stopped. A model with random
+weights is converted to four times its length with a window that covers its own length, so that outputs there are
+compared. The result is loaded by an Auto class, and a decoder reads a text token by token. Exit code 1 when one fails.
 """
 
 from __future__ import annotations
@@ -41,9 +41,15 @@ HEADS = (
     (CAUSAL, transformers.AutoModelForCausalLM),
 )
 FIELDS = {
-    "vocab_size": 200, "max_position_embeddings": TOKENS, "sliding_window": 32, "attention_chunk_size": 32,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 200,
+    "max_position_embeddings": TOKENS,
+    "sliding_window": 32,
+    "attention_chunk_size": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
 """Values of the small models' configs beside their sizes, where a config has the field."""
 LARGEST = 20_000_000
 """Most parameters of a model that still counts as small."""
@@ -83,7 +89,9 @@ def check(model_type: str) -> str:
             except LongAttentionError:
                 if not FAMILIES[model_type].rope:
                     raise
-                report = hf_longattn.convert_checkpoint(f"{folder}/short", f"{folder}/long", positions="rope:none", **options)
+                report = hf_longattn.convert_checkpoint(
+                    f"{folder}/short", f"{folder}/long", positions="rope:none", **options
+                )
                 result = UNSCALED
             if failed := [check.name for check in report.checks if check.status == "failed"]:
                 return f"its conversion: {', '.join(failed)} failed"
@@ -98,7 +106,11 @@ def check(model_type: str) -> str:
             if auto is transformers.AutoModelForCausalLM:
                 stage = "decoding"
                 difference = decoded(long, ids[:, :60], logits[:, :60])
-                return result if difference < 1e-3 else f"decoding: logits differ by {difference:.2g} from those of one pass"
+                return (
+                    result
+                    if difference < 1e-3
+                    else f"decoding: logits differ by {difference:.2g} from those of one pass"
+                )
     except Exception as error:  # of any type, as the architecture raises it
         return f"{stage}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return result
@@ -124,7 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
     known = sorted(stored_facts()["derived"])
     if unknown := [name for name in options.families if name not in known]:
         parser.error(f"{unknown[0]!r} is no derived family; expected some of {', '.join(known)}")
-    chosen = options.families or [name for name, result in table["families"].items() if result not in (VERIFIED, UNSCALED)]
+    chosen = options.families or [
+        name for name, result in table["families"].items() if result not in (VERIFIED, UNSCALED)
+    ]
     for name in chosen:
         table["families"][name] = check(name)
         table["transformers"] = transformers.__version__

@@ -1,7 +1,8 @@
 """Families derived from transformers' classes, without a source file of ours.
 
-:func:`derive` builds a base twice on the meta device, for two lengths, and reads positions, heads and direction from it. `make docs` stores
-these facts in ``families.json``, so that a look-up builds nothing. :mod:`hf_longattn.families` makes a family's module from its row.
+:func:`derive` builds a base twice on the meta device, for two lengths, and reads positions, heads and direction from
+it. `make docs` stores these facts in ``families.json``, so that a look-up builds nothing. :mod:`hf_longattn.families`
+makes a family's module from its row.
 """
 
 from __future__ import annotations
@@ -32,14 +33,29 @@ from hf_longattn.modeling.family.definition import MODEL_NAME, base_package, lon
 from hf_longattn.names import module_names
 
 LENGTHS = (77, 101)
-"""The two maximum lengths, in tokens, for which a base is built. Parameters that grow by the difference are position tables."""
+"""The two maximum lengths, in tokens, for which a base is built. Parameters that grow by the difference are position
+tables."""
 PADDING = 3
 """The padding token of the small models."""
 LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers")
 """Fields of configs with a number of layers."""
 UNSET = {
-    **{"vocab_size": 99, "n_routed_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1},
-    **{"topk_group": 1, "first_k_dense_replace": 1, "head_dim": 16, "moe_topk": 1, "num_shared_expert": 1, "num_key_value_heads": 2},
+    **{
+        "vocab_size": 99,
+        "n_routed_experts": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "n_group": 1,
+    },
+    **{
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "head_dim": 16,
+        "moe_topk": 1,
+        "num_shared_expert": 1,
+        "num_key_value_heads": 2,
+    },
     "layer_types": ["full_attention"],
 }
 """Values for fields that a config class leaves unset, without which a model cannot be built."""
@@ -47,10 +63,11 @@ FACTS: dict[str, dict[str, Any]] = {
     "modernbert": {"attributes": {"default_mechanism": "full"}},
     "esm": {"classes": ["EsmModel", "EsmForMaskedLM", "EsmForSequenceClassification", "EsmForTokenClassification"]},
 }
-"""Facts that replace those read from the small models. ModernBERT's global layers stay full unless a mechanism is chosen. The folding model
-of ESM is left out, because it computes on all pairs of tokens."""
+"""Facts that replace those read from the small models. ModernBERT's global layers stay full unless a mechanism is
+chosen. The folding model of ESM is left out, because it computes on all pairs of tokens."""
 WITHOUT_POSITIONS = ("granitemoehybrid", "jamba", "kimi_linear", "nemotron_h", "zamba", "zamba2")
-"""Model types whose attention has no positions, by reading their code: a probe cannot tell them from those with a formula of their own."""
+"""Model types whose attention has no positions, by reading their code: a probe cannot tell them from those with a
+formula of their own."""
 PROBED: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}}
 }
@@ -62,7 +79,9 @@ OWN_CACHE = "its convolutions need cache layers of their own"
 OWN_DECODING = "transformers gives other outputs with a cache than in one pass"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("blt", "git", "moshi", "musicgen", "musicgen_melody", "phi4_multimodal"), OTHER_INPUTS),
-    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp_text"), OWN_CHOICE),
+    **dict.fromkeys(
+        ("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp_text"), OWN_CHOICE
+    ),
     **dict.fromkeys(("lfm3", "zaya"), OWN_CACHE),
     **dict.fromkeys(("bamba", "dory"), OWN_DECODING),
     "bailing_hybrid": "some tensors have other names in its checkpoints than in the model",
@@ -77,7 +96,8 @@ REFUSED: dict[str, str] = {
     "longcat_flash": "its attention modules have an unusual name, LongcatFlashMLA",
     "recurrent_gemma": "its config has no length",
 }
-"""Model types without a family -> the reason, if :func:`derive` sees none or a wrong one (``scripts.dev.tools.check_derived`` fails)."""
+"""Model types without a family -> the reason, if :func:`derive` sees none or a wrong one
+(``scripts.dev.tools.check_derived`` fails)."""
 
 
 def families_json() -> str:
@@ -87,7 +107,12 @@ def families_json() -> str:
     """
     sections: dict[str, dict[str, Any]] = dict(stored_facts())
     if Version(sections["transformers"]["version"]) <= Version(transformers.__version__):
-        sections = {"transformers": {"version": transformers.__version__}, "written": sections["written"], "derived": {}, "refused": {}}
+        sections = {
+            "transformers": {"version": transformers.__version__},
+            "written": sections["written"],
+            "derived": {},
+            "refused": {},
+        }
         for model_type in text_model_types():
             if module_name(model_type) not in module_names("families") and model_type not in sections["written"]:
                 try:
@@ -95,20 +120,25 @@ def families_json() -> str:
                 except CheckpointError as error:
                     sections["refused"][model_type] = str(error)
     lines = {
-        section: ",\n".join(f"  {json.dumps(name)}: {json.dumps(facts, ensure_ascii=False)}" for name, facts in entries.items())
+        section: ",\n".join(
+            f"  {json.dumps(name)}: {json.dumps(facts, ensure_ascii=False)}" for name, facts in entries.items()
+        )
         for section, entries in sections.items()
     }
     return "{\n" + ",\n".join(f' "{section}": {{\n{text}\n }}' for section, text in lines.items()) + "\n}\n"
 
 
 def derive(model_type: str) -> dict[str, Any]:
-    """The row of a base's family, as ``families.json`` stores it (:func:`hf_longattn.modeling.family.definition.family_rows`).
+    """The row of a base's family, as ``families.json`` stores it
+    (:func:`hf_longattn.modeling.family.definition.family_rows`).
 
     Raises:
         CheckpointError: the base can have no family; the message says why.
     """
     if model_type not in CONFIG_MAPPING_NAMES or model_type.startswith("long_"):
-        raise CheckpointError(f"transformers has no model type {model_type!r}; expected one such as 'llama' or 'bert'.")
+        raise CheckpointError(
+            f"transformers has no model type {model_type!r}; expected one such as 'llama' or 'bert'."
+        )
     if reason := REFUSED.get(model_type):
         raise CheckpointError(reason)
     config_class = CONFIG_MAPPING[model_type]
@@ -136,8 +166,12 @@ def derive(model_type: str) -> dict[str, Any]:
     if attributes:
         facts["attributes"] = attributes
     if any(hasattr(site.module, "qk_head_dim") for site in attention_sites(body)):
-        facts["head_dim"] = "qk_head_dim"  # of queries and keys in latent attention, where `head_dim` is another number
-    tables = list(_position_tables(body, dict(_build(config_class, body_class, LENGTHS[1])[1].named_parameters()), two_stacks))
+        facts["head_dim"] = (
+            "qk_head_dim"  # of queries and keys in latent attention, where `head_dim` is another number
+        )
+    tables = list(
+        _position_tables(body, dict(_build(config_class, body_class, LENGTHS[1])[1].named_parameters()), two_stacks)
+    )
     if tables:
         facts["position_tables"] = tables
     elif any("rotary" in type(module).__name__.lower() for module in body.modules()):
@@ -146,7 +180,9 @@ def derive(model_type: str) -> dict[str, Any]:
         facts["no_positions"] = True
     else:
         raise CheckpointError("its checkpoints have no position table, and it has no rotary positions")
-    parts = [] if two_stacks else [type(part).__name__ for part in body.children() if isinstance(part, PreTrainedModel)]
+    parts = (
+        [] if two_stacks else [type(part).__name__ for part in body.children() if isinstance(part, PreTrainedModel)]
+    )
     if parts:
         facts["inner"] = parts
     facts["classes"] = list(_model_classes(config_class))
@@ -158,8 +194,15 @@ def derive(model_type: str) -> dict[str, Any]:
 
 def text_model_types() -> list[str]:
     """The model types of transformers with a class that predicts tokens of a text."""
-    tables = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-    return sorted({model_type for table in tables for model_type in table if not model_type.startswith("long_")} & {*MODEL_MAPPING_NAMES})
+    tables = (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+    return sorted(
+        {model_type for table in tables for model_type in table if not model_type.startswith("long_")}
+        & {*MODEL_MAPPING_NAMES}
+    )
 
 
 def _modeling(config_class: type[PreTrainedConfig]) -> Any:
@@ -185,14 +228,19 @@ def _check_text(config_class: type[PreTrainedConfig], body_class: type[PreTraine
         raise CheckpointError(OWN_ATTENTION)
 
 
-def _build(config_class: type[PreTrainedConfig], body_class: type[PreTrainedModel], length: int) -> tuple[Any, nn.Module]:
-    """A config of this length, and its model on the meta device. With one layer or, if that fails, the default number."""
+def _build(
+    config_class: type[PreTrainedConfig], body_class: type[PreTrainedModel], length: int
+) -> tuple[Any, nn.Module]:
+    """A config of this length, and its model on the meta device. With one layer or, if that fails, the default
+    number."""
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     usual = {"max_position_embeddings": length, "pad_token_id": PADDING, **PROBED.get(config_class.model_type, {})}
     problem: Exception | None = None
     for layers in (dict.fromkeys(LAYERS, 1), {}):
         for unset in ({}, UNSET):
-            missing = {name: value for name, value in unset.items() if name in known and _default(config_class, name) is None}
+            missing = {
+                name: value for name, value in unset.items() if name in known and _default(config_class, name) is None
+            }
             values = {name: value for name, value in {**usual, **layers}.items() if name in known}
             try:
                 config = config_class(**values, **missing)
@@ -218,14 +266,17 @@ def _default(config_class: type[PreTrainedConfig], name: str) -> Any:
 
 
 def _causal(config: Any, body: nn.Module) -> bool:
-    """Whether any self-attention layer of ``body`` is causal. CheckpointError if there is no such layer on the AttentionInterface."""
+    """Whether any self-attention layer of ``body`` is causal. CheckpointError if there is no such layer on the
+    AttentionInterface."""
     sites = [site for site in attention_sites(body) if not site.cross]
     if not sites:
         raise CheckpointError("it has no attention module on transformers' AttentionInterface")
     return any(site.causal for site in sites)
 
 
-def _position_tables(body: nn.Module, longer: Mapping[str, nn.Parameter], two_stacks: bool) -> Iterator[dict[str, Any]]:
+def _position_tables(
+    body: nn.Module, longer: Mapping[str, nn.Parameter], two_stacks: bool
+) -> Iterator[dict[str, Any]]:
     """The arguments of each ``PositionTable`` that differ from its defaults."""
     modules = dict(body.named_modules())
     for name, parameter in body.named_parameters():

@@ -1,4 +1,5 @@
-"""The image of README.md and the site's first page: seconds and memory of one text by its length, stock models against ours.
+"""The image of README.md and the site's first page: seconds and memory of one text by its length, stock models against
+ours.
 
 It is small, so that its words are large where it fills a column, on a phone, too.
 """
@@ -18,15 +19,26 @@ from scripts.dev.benchmarks.stock_windows import SHAPES
 FILE = "first_look.svg"
 RESULT = "stock_windows"
 """From ``python -m scripts.dev.benchmarks.stock_windows``."""
-MODELS = {"answerdotai/ModernBERT-base": "ModernBERT-base, an encoder", "google/gemma-3-270m": "Gemma 3 270M, a decoder"}
+MODELS = {
+    "answerdotai/ModernBERT-base": "ModernBERT-base, an encoder",
+    "google/gemma-3-270m": "Gemma 3 270M, a decoder",
+}
 WAYS = {"transformers": "#8a8a8a", "longattn": "#1f6fb4"}
 
 
 def points(record: dict[str, Any], model: str) -> list[tuple[int, list[float], list[float]]]:
     """Length, seconds and MiB of both ways, for each text that all layers of the model read in both."""
-    rows = [row for row in record["rows"] if row["model"] == model and "difference" in row and row["layers"] == SHAPES[model].layers]
+    rows = [
+        row
+        for row in record["rows"]
+        if row["model"] == model and "difference" in row and row["layers"] == SHAPES[model].layers
+    ]
     return [
-        (row["length"], [statistics.median(wall for wall, _ in turns) for turns in zip(*row["turns"], strict=True)], row["mebibytes"])
+        (
+            row["length"],
+            [statistics.median(wall for wall, _ in turns) for turns in zip(*row["turns"], strict=True)],
+            row["mebibytes"],
+        )
         for row in rows
     ]
 
@@ -47,10 +59,18 @@ def draw(record: dict[str, Any], path: Path) -> None:
                     panel.plot(lengths, values, color=colour, marker="o", markersize=4, linewidth=2.6 if way else 1.8)
                     place: dict[str, Any] = {"xytext": (4, -27)} if way else {"xytext": (-14, -2)}
                     panel.annotate(
-                        name, (lengths[-1], values[-1]), textcoords="offset points", ha="right", color=colour, weight="bold", **place
+                        name,
+                        (lengths[-1], values[-1]),
+                        textcoords="offset points",
+                        ha="right",
+                        color=colour,
+                        weight="bold",
+                        **place,
                     )
                 panel.set(xticks=lengths, xlim=(0, lengths[-1] * 1.08), ylim=(0, None))
-                panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1024:g}K" if n >= 1024 else f"{n:g}"))
+                panel.xaxis.set_major_formatter(
+                    FuncFormatter(lambda n, _: f"{n / 1024:g}K" if n >= 1024 else f"{n:g}")
+                )
                 panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
                 panel.grid(alpha=0.25)
                 panel.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,10 @@
 """Count what attention asks of a GPU, without one: ``python -m scripts.dev.tools.launches [--write] [WORDS ...]``.
 
-For every mode the table says how many operations launch a kernel, how many Python functions are called, and how often the host waits for
-the device: in the first layer of a pass, and in a later one. Tensors are on the CPU, paths are chosen as on CUDA, and every fused kernel
-is a stub that counts as one operation. A pass has run before, so caches of the process are filled. WORDS choose modes by name.
+For every mode the table says how many operations launch a kernel, how many Python functions are called, and how often
+the host waits for
+the device: in the first layer of a pass, and in a later one. Tensors are on the CPU, paths are chosen as on CUDA, and
+every fused kernel is a stub that counts as one operation. A pass has run before, so caches of the process are filled.
+WORDS choose modes by name.
 
 ``--write`` stores the rows. The quick tests take them as ceilings, and ``make docs`` makes a table of them.
 """
@@ -43,14 +45,37 @@ SHORT = 256
 """Tokens of stock models, whose attention runs as it is."""
 NAMES = ("forward", "backward", "python_forward", "python_backward", "waits")
 LAUNCH_NOTHING = {
-    "alias", "detach", "empty", "empty_like", "empty_strided", "is_pinned", "new_empty", "new_empty_strided",
-    "promote_types", "_reshape_alias", "resize_", "scalar_tensor", "set_", "_unsafe_view", "view", "_local_scalar_dense",
-}  # fmt: skip
+    "alias",
+    "detach",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "is_pinned",
+    "new_empty",
+    "new_empty_strided",
+    "promote_types",
+    "_reshape_alias",
+    "resize_",
+    "scalar_tensor",
+    "set_",
+    "_unsafe_view",
+    "view",
+    "_local_scalar_dense",
+}
 """Operations that allocate, or only describe a tensor anew. Views are left out besides."""
 WAIT = {
-    "bincount", "equal", "is_nonzero", "_linalg_check_errors", "_local_scalar_dense", "masked_select", "nonzero",
-    "unique_consecutive", "unique_dim", "_unique", "_unique2",
-}  # fmt: skip
+    "bincount",
+    "equal",
+    "is_nonzero",
+    "_linalg_check_errors",
+    "_local_scalar_dense",
+    "masked_select",
+    "nonzero",
+    "unique_consecutive",
+    "unique_dim",
+    "_unique",
+    "_unique2",
+}
 """Operations whose result, or its shape, the host needs."""
 READS = ("tolist", "numpy", "cpu", "to")
 """Methods that may copy a tensor to the host. For a tensor on the CPU they dispatch no operation."""
@@ -81,7 +106,10 @@ class Counting(TorchDispatchMode):
         """A method of :data:`READS` that counts a copy between the GPU and the host."""
 
         def read(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            places, on_host = [value for value in (*args, *kwargs.values()) if isinstance(value, str | torch.device)], hasattr(x, ON_HOST)
+            places, on_host = (
+                [value for value in (*args, *kwargs.values()) if isinstance(value, str | torch.device)],
+                hasattr(x, ON_HOST),
+            )
             if on_host and name == "to" and places:  # such as `index.to(q.device)`, whose device is the CPU here
                 with ONE_OPERATION:
                     x = x.clone()
@@ -109,7 +137,9 @@ class Counting(TorchDispatchMode):
         name = operator.overloadpacket.__name__
         from_host = name == "lift_fresh"  # torch.tensor of a list, which the host then copies
         self.operations += from_host or (not operator.is_view and name not in LAUNCH_NOTHING)
-        by_mask = name in ("index", "index_put", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            x is not None and x.dtype == torch.bool for x in args[1]
+        )
         if name in WAIT or by_mask:
             self.waits[name] += 1
         return out
@@ -154,7 +184,9 @@ def fused_flex(kind: Any, q: Tensor, k: Tensor, v: Tensor, *, return_aux: Any = 
     return out if return_aux is None else (out, AuxOutput(lse=lse))
 
 
-def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **settings: Any) -> Tensor:
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **settings: Any
+) -> Tensor:
     """In place of PyTorch's."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         with ONE_OPERATION:  # the kernels of a GPU take a mask of numbers
@@ -162,7 +194,9 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Ten
     return Fused.apply(q, k, v)[0]
 
 
-def flash_forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, *args: Any, **settings: Any) -> tuple[Tensor, ...]:
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, *args: Any, **settings: Any
+) -> tuple[Tensor, ...]:
     """In place of PyTorch's flash-attention operator: ``(B, N, H, D)``, or ``(tokens, H, D)`` with offsets."""
     with ONE_OPERATION:
         shape = (q.shape[0], q.shape[2], q.shape[1]) if offsets is None else (q.shape[1], q.shape[0])
@@ -185,7 +219,8 @@ def as_on_cuda() -> Iterator[None]:
 
     replaced: list[tuple[Any, str, Any]] = [
         (DispatchContext, "__init__", on_cuda),  # chooses the paths of CUDA
-        (torch.nn.functional, "scaled_dot_product_attention", scaled_dot_product_attention),  # several operations on a CPU
+        # several operations on a CPU
+        (torch.nn.functional, "scaled_dot_product_attention", scaled_dot_product_attention),
     ]
     everywhere: list[tuple[Any, Callable[..., Any]]] = [  # also in modules that import the name
         (accelerator.accelerated, lambda x: True),  # chooses large steps and few reads
@@ -199,7 +234,12 @@ def as_on_cuda() -> Iterator[None]:
     for name in list_mechanisms():
         mechanism_class(name)  # imports its module
     for module in [module for name, module in sys.modules.items() if name.startswith("hf_longattn.")]:
-        replaced += [(module, name, stub) for name, value in vars(module).items() for function, stub in everywhere if value is function]
+        replaced += [
+            (module, name, stub)
+            for name, value in vars(module).items()
+            for function, stub in everywhere
+            if value is function
+        ]
     with contextlib.ExitStack() as patches:
         for owner, name, stub in replaced:
             patches.enter_context(mock.patch.object(owner, name, stub))
@@ -276,35 +316,56 @@ PADDED = ("padding right", "padding left", "padding holes")
 LAYERS: dict[str, tuple[str, ...]] = {
     "window": (*PLAIN, *PADDED, "sinks"),
     "longformer": (
-        *PLAIN, *PADDED, "mask", *(f"mask, {padding}" for padding in PADDED), "40 tokens", "elsewhere", "separate globals",
-        "dropout, padding right", "dropout, padding left", "dropout, elsewhere",
+        *PLAIN,
+        *PADDED,
+        "mask",
+        *(f"mask, {padding}" for padding in PADDED),
+        "40 tokens",
+        "elsewhere",
+        "separate globals",
+        "dropout, padding right",
+        "dropout, padding left",
+        "dropout, elsewhere",
     ),
     "bigbird": (*PLAIN, "padding", "padding left", "padding holes", "globals", "globals, padding"),
     **dict.fromkeys(("strided", "block_top_k", "linear", "lsh"), ("", "causal", "padding")),
     "top_k": ("", "causal"),
     "nystrom": ("", "padding"),
-}  # fmt: skip
+}
 """Mechanism -> the rest of the modes' names."""
 WINDOW: dict[str, Any] = {"window": 128}
 
 
 def layer_counts(
-    mechanism: str, *, causal: bool = False, padding: str = "", documents: int = 0, global_tokens: int = 0, scattered: bool = False,
-    dropout: float = 0.0, groups: int = HEADS, dtype: torch.dtype = torch.bfloat16, gradients: bool = True, **options: Any,
-) -> list[Counts]:  # fmt: skip
+    mechanism: str,
+    *,
+    causal: bool = False,
+    padding: str = "",
+    documents: int = 0,
+    global_tokens: int = 0,
+    scattered: bool = False,
+    dropout: float = 0.0,
+    groups: int = HEADS,
+    dtype: torch.dtype = torch.bfloat16,
+    gradients: bool = True,
+    **options: Any,
+) -> list[Counts]:
     """The counts of the first layer of a pass, and of a later one.
 
     Args:
         padding: where the second row has some: "right", "left" or "holes".
-        global_tokens: leading global tokens of a mask; ``scattered``: a mask with one in each 250 tokens. Without either the mechanism's
-            options say which tokens are global.
+        global_tokens: leading global tokens of a mask; ``scattered``: a mask with one in each 250 tokens. Without
+            either the mechanism's options say which tokens are global.
         groups: heads of keys and values.
     """
     rows, places = 2 if padding else 1, torch.arange(LENGTH)
     options |= WINDOW if mechanism in ("window", "longformer") else {}
     sizes = {"num_heads": HEADS, "head_dim": HEAD_DIM, "hidden_size": HEADS * HEAD_DIM, "max_length": LENGTH}
     module = build_mechanism(mechanism, **sizes, **options).to(dtype).eval()
-    q, k, v = (torch.randn(rows, heads, LENGTH, HEAD_DIM, dtype=dtype, requires_grad=gradients) for heads in (HEADS, groups, groups))
+    q, k, v = (
+        torch.randn(rows, heads, LENGTH, HEAD_DIM, dtype=dtype, requires_grad=gradients)
+        for heads in (HEADS, groups, groups)
+    )
     upstream, real = torch.ones_like(q), torch.ones(rows, LENGTH, dtype=torch.bool)
     real[1:] = {"right": places < LENGTH * 2 // 3, "left": places >= LENGTH // 3}.get(padding, places % 300 > 50)
 
@@ -343,9 +404,17 @@ PLANS: dict[str, dict[str, Any] | None] = {
     "linear": {"mechanism": "linear"},
 }
 ENCODERS = (
-    "stock", "stock, padding", "window", "window, padding", "window, dropout", "longformer", "longformer, padding",
-    "longformer, mask, padding", "longformer, dropout", "bigbird, padding",
-)  # fmt: skip
+    "stock",
+    "stock, padding",
+    "window",
+    "window, padding",
+    "window, dropout",
+    "longformer",
+    "longformer, padding",
+    "longformer, mask, padding",
+    "longformer, dropout",
+    "bigbird, padding",
+)
 DECODERS = (*PLANS, "stock, static cache", "window, static cache", "bigbird, static cache")
 
 
@@ -375,7 +444,10 @@ def encoder_pass(words: Sequence[str], layers: int) -> Counts:
 
 def decoding_step(words: Sequence[str], layers: int) -> Counts:
     """A decoded token of Llama with grouped heads."""
-    plan, settings = PLANS[words[0]], {**SIZES, "num_key_value_heads": 2, "num_hidden_layers": layers, "max_position_embeddings": 1024}
+    plan, settings = (
+        PLANS[words[0]],
+        {**SIZES, "num_key_value_heads": 2, "num_hidden_layers": layers, "max_position_embeddings": 1024},
+    )
     if plan is None:
         model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
     else:
@@ -403,7 +475,9 @@ def per_layer(run: Callable[[Sequence[str], int], Counts], words: Sequence[str])
 
 def list_modes() -> list[str]:
     """The names of all modes."""
-    layers = [", ".join(filter(None, (mechanism, change))) for mechanism, changes in LAYERS.items() for change in changes]
+    layers = [
+        ", ".join(filter(None, (mechanism, change))) for mechanism, changes in LAYERS.items() for change in changes
+    ]
     return [*layers, *(f"LongBert, {words}" for words in ENCODERS), *(f"decode, {words}" for words in DECODERS)]
 
 
@@ -429,11 +503,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each mode: operations, Python calls and waits, of the first layer and of a later one."""
     lines: dict[str, list[str]] = {}
     for row in rows:
-        cells = [f"{row['forward']} + {row['backward']}", f"{row['python_forward']} + {row['python_backward']}", str(row["waits"])]
+        cells = [
+            f"{row['forward']} + {row['backward']}",
+            f"{row['python_forward']} + {row['python_backward']}",
+            str(row["waits"]),
+        ]
         before = ["–"] * 3 if row["layer"] == "later" and row["mode"] not in lines else []
         lines.setdefault(row["mode"], []).extend([*before, *cells])
     names = ["operations", "Python calls", "waits"]
-    return markdown_table(["mode", *(f"first: {name}" for name in names), *names], [[mode, *cells] for mode, cells in lines.items()])
+    return markdown_table(
+        ["mode", *(f"first: {name}" for name in names), *names], [[mode, *cells] for mode, cells in lines.items()]
+    )
 
 
 def main(
@@ -447,7 +527,11 @@ def main(
     if write:
         by_mode = {(row["mode"], row["layer"]): row for row in [*stored_study(STORED)["rows"], *rows]}
         store_study(
-            STORED, {"machine": machine(), "rows": [by_mode[key] for key in sorted(by_mode, key=lambda key: list_modes().index(key[0]))]}
+            STORED,
+            {
+                "machine": machine(),
+                "rows": [by_mode[key] for key in sorted(by_mode, key=lambda key: list_modes().index(key[0]))],
+            },
         )
 
 

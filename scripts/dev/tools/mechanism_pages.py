@@ -1,4 +1,5 @@
-"""docs/mechanisms/: a page for each mechanism with its formula, image, options, cost and source, all from the registry."""
+"""docs/mechanisms/: a page for each mechanism with its formula, image, options, cost and source, all from the
+registry."""
 
 from __future__ import annotations
 
@@ -47,11 +48,20 @@ def draw(folder: Path) -> None:
 
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
-    rows = [[f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help] for o in info.options if o.name not in SHARED]
-    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "None of its own."
+    rows = [
+        [f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help]
+        for o in info.options
+        if o.name not in SHARED
+    ]
+    table = (
+        markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---")
+        if rows
+        else "None of its own."
+    )
     facts = {
         "when": info.when,
-        "forms": f"{FORMS[info.causal]}; cost {info.cost} ([all mechanisms](../mechanisms.md), with the options that most have)",
+        "forms": f"{FORMS[info.causal]}; cost {info.cost} ([all mechanisms](../mechanisms.md), with the options that "
+        "most have)",
         "equals full attention": info.exact_when,
         "training": "adds parameters that need it" if info.trains else "",
         "global tokens": "takes `global_attention_mask`" if info.takes_globals else "",
@@ -71,15 +81,23 @@ def shared_options() -> str:
     """The options that most mechanisms have, described once."""
     lines = []
     for shared in SHARED:
-        without = [f"`{name}`" for name in list_mechanisms() if shared not in {option.name for option in mechanism_info(name).options}]
+        without = [
+            f"`{name}`"
+            for name in list_mechanisms()
+            if shared not in {option.name for option in mechanism_info(name).options}
+        ]
         option = next(option for option in mechanism_info("full").options if option.name == shared)
-        lines.append(f"- `{shared}` (default none): {option.help}. All mechanisms except {', '.join(without)} have it.")
+        lines.append(
+            f"- `{shared}` (default none): {option.help}. All mechanisms except {', '.join(without)} have it."
+        )
     return "\n".join(lines)
 
 
 def _text(cls: type[Mechanism]) -> str:
     """The definition as the mechanism's file states it, with Sphinx's roles as plain code."""
-    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""))
+    return re.sub(
+        r":\w+:`~?([^`]+)`", r"`\1`", inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
+    )
 
 
 def _shown(value: Any) -> str:

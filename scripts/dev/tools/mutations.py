@@ -1,8 +1,10 @@
-"""Plant faults of one line in the package, one after the other, and say whether the quick tests of the rooms named catch each:
+"""Plant faults of one line in the package, one after the other, and say whether the quick tests of the rooms named
+catch each:
 
     python -m scripts.dev.tools.mutations [--revision COMMIT] [--only WORDS] [--output table.md]
 
-A fault whose old text is not in its file exactly once is refused. Nothing of the checkout changes: a fault is planted in a new work tree.
+A fault whose old text is not in its file exactly once is refused. Nothing of the checkout changes: a fault is planted
+in a new work tree.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Fault:
             SystemExit: the old text is not there exactly once, or is the new one.
         """
         if text.count(self.old) != 1 or self.old == self.new:
-            raise SystemExit(f"{self.name}: {self.file} holds {self.old!r} {text.count(self.old)} times; mend {FAULTS.name}")
+            raise SystemExit(
+                f"{self.name}: {self.file} holds {self.old!r} {text.count(self.old)} times; mend {FAULTS.name}"
+            )
         return text.replace(self.old, self.new)
 
 
@@ -52,12 +56,25 @@ def caught(fault: Fault, tree: Path) -> bool:
         SystemExit: the tests cannot be run.
     """
     path = tree / fault.file
-    # No compiled modules: one of another fault, of the same size and written in the same second, would pass for this one's.
+    # No compiled modules: one of another fault, of the same size and written in the same second, would pass for this
+    # one's.
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     before = path.read_text(encoding="utf-8")
     path.write_text(fault.planted(before), encoding="utf-8")
     tests = [name for name in fault.tests if (tree / name).exists()]
-    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-m", QUICK, "-k", fault.keyword, *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-qx",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        QUICK,
+        "-k",
+        fault.keyword,
+        *tests,
+    ]
     try:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     finally:

@@ -1,8 +1,8 @@
 """Make a release ready, without uploading anything: ``python -m scripts.dev.tools.release`` (``make release``).
 
-The source distribution and the wheel are written into ``dist/``, the latter from the former. It is checked that a wheel from the checkout
-is the same to the byte, that both hold what :func:`wheel_files` and :func:`sdist_files` say and no more, and their metadata by
-``twine check --strict``.
+The source distribution and the wheel are written into ``dist/``, the latter from the former. It is checked that a
+wheel from the checkout is the same to the byte, that both hold what :func:`wheel_files` and :func:`sdist_files` say
+and no more, and their metadata by ``twine check --strict``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ TWINE = "twine==7.0.0"
 
 def tracked_files(root: Path = ROOT) -> set[str]:
     """The files that git keeps, relative to the root."""
-    listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z"], check=True, capture_output=True, text=True
+    ).stdout
     return {name for name in listed.split("\0") if name and (root / name).is_file()}
 
 
@@ -83,7 +85,8 @@ def build() -> None:
     uv = Path(sys.executable).with_name("uv")
     DIST.mkdir(exist_ok=True)
     wheel, sdist = DIST / f"{NAME}-py3-none-any.whl", DIST / f"{NAME}.tar.gz"
-    options = ("--python", sys.executable, "--no-build-isolation", "--quiet")  # with torch and transformers, which the stubs are made of
+    # with torch and transformers, which the stubs are made of
+    options = ("--python", sys.executable, "--no-build-isolation", "--quiet")
     run(uv, "build", *options, "--out-dir", DIST)
     with tempfile.TemporaryDirectory() as folder:
         run(uv, "build", "--wheel", *options, "--out-dir", folder)

@@ -1,14 +1,15 @@
-"""Run transformers' own model test suite (ModelTesterMixin, and BackboneTesterMixin on backbones, from the pinned sdist) on the Long
-families and store the table.
+"""Run transformers' own model test suite (ModelTesterMixin, and BackboneTesterMixin on backbones, from the pinned
+sdist) on the Long families and store the table.
 
     python -m scripts.dev.tools.run_transformers_tests                       all families
     python -m scripts.dev.tools.run_transformers_tests bert gpt2 --jobs 2    some of them
 
 A test that fails is run on the base's plain classes as well; one that fails there, too, is no failure of ours.
 
-The sdist is downloaded once into ~/.cache/hf_longattn. It lacks a few helper modules; empty replacements for them are put beside it
-(generation and export are tested by this project's own tests). What is skipped on purpose is in tests/reference/model_tester/skips.json,
-with its reason; everything else that is skipped is skipped by the suite itself.
+The sdist is downloaded once into ~/.cache/hf_longattn. It lacks a few helper modules; empty replacements for them are
+put beside it (generation and export are tested by this project's own tests). What is skipped on purpose is in
+tests/reference/model_tester/skips.json, with its reason; everything else that is skipped is skipped by the suite
+itself.
 """
 
 from __future__ import annotations
@@ -51,7 +52,17 @@ def unpacked_sdist(cache: Path, version: str) -> Path:
     folder = cache / f"transformers-{version}"
     if not (folder / "tests" / "test_modeling_common.py").is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--no-build-isolation",
+        ]
         subprocess.run([*command, "--dest", str(cache), f"transformers=={version}"], check=True)
         with tarfile.open(cache / f"transformers-{version}.tar.gz") as archive:
             members = [m for m in archive.getmembers() if "/tests/" in m.name]
@@ -77,7 +88,8 @@ def prepare(folder: Path) -> Path:
 def pytest_call(
     folder: Path, module: Path, families: list[str], with_base: bool, report: Path, only: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """The arguments of python that run the suite, or the tests called ``only``, and leave pytest's XML in ``report``; the environment."""
+    """The arguments of python that run the suite, or the tests called ``only``, and leave pytest's XML in ``report``;
+    the environment."""
     environment = os.environ | {
         "LONGATTN_SKIPS": str(OURS / "skips.json"),
         "LONGATTN_FAMILIES": ",".join(families),
@@ -86,12 +98,25 @@ def pytest_call(
         "HF_HUB_OFFLINE": "1",
         "RUN_TRAINING_TESTS": "0",
     }
-    arguments = ["-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", os.devnull]
+    arguments = [
+        "-m",
+        "pytest",
+        "--noconftest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(folder),
+        "-c",
+        os.devnull,
+    ]
     arguments += [f"--junitxml={report}", "--tb=short", "-W", "ignore", str(module)]
     return arguments + (["-k", " or ".join(only)] if only else []), environment
 
 
-def run(folder: Path, module: Path, families: list[str], with_base: bool, jobs: int, report: Path, only: Sequence[str] = ()) -> None:
+def run(
+    folder: Path, module: Path, families: list[str], with_base: bool, jobs: int, report: Path, only: Sequence[str] = ()
+) -> None:
     """Run the suite in ``jobs`` processes, and leave pytest's XML in ``report``."""
     arguments, environment = pytest_call(folder, module, families, with_base, report, only)
     if jobs > 1 and importlib.util.find_spec("xdist") is not None:
@@ -153,7 +178,8 @@ def markdown(result: dict[str, dict], version: str) -> str:
     lines = [
         f"# transformers {version}: ModelTesterMixin on the Long families, BackboneTesterMixin on their backbones",
         "",
-        "Written by `python -m scripts.dev.tools.run_transformers_tests`. tests/reference/model_tester/skips.json has what is skipped on",
+        "Written by `python -m scripts.dev.tools.run_transformers_tests`. tests/reference/model_tester/skips.json has "
+        "what is skipped on",
         "purpose, with its reason; the suite itself skips the rest.",
         "",
     ]
@@ -166,13 +192,15 @@ def markdown(result: dict[str, dict], version: str) -> str:
 
 
 def stored_suite(folder: Path, version: str = transformers.__version__) -> dict[str, dict]:
-    """What ``folder``/model_tester.json says of every family, if it was written with this ``version`` of transformers."""
+    """What ``folder``/model_tester.json says of every family, if it was written with this ``version`` of
+    transformers."""
     stored = stored_study(folder / "model_tester")
     return stored["families"] if stored.get("transformers") == version else {}
 
 
 def store(result: dict[str, dict], folder: Path) -> None:
-    """Write model_tester.json and .md; families that did not run stay as they are stored, if transformers is still the same."""
+    """Write model_tester.json and .md; families that did not run stay as they are stored, if transformers is still the
+    same."""
     folder.mkdir(parents=True, exist_ok=True)
     families = {**stored_suite(folder), **result}
     stored = {"transformers": transformers.__version__, "families": families}
@@ -186,7 +214,8 @@ def main() -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder for model_tester.json and .md, for example scripts/dev/results, whose other families stay; default: none",
+        help="folder for model_tester.json and .md, for example scripts/dev/results, whose other families stay; "
+        "default: none",
     )
     options = parser.parse_args()
     unknown = [family for family in options.families if family not in FAMILIES]
@@ -207,7 +236,11 @@ def main() -> int:
             print(f"FAILED {family}: {name}", file=sys.stderr)
     if options.output:
         store(result, options.output)
-    return 0 if all(f"long_{family}" in result and not failed_here(result[f"long_{family}"]) for family in families) else 1
+    return (
+        0
+        if all(f"long_{family}" in result and not failed_here(result[f"long_{family}"]) for family in families)
+        else 1
+    )
 
 
 if __name__ == "__main__":

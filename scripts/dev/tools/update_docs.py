@@ -1,6 +1,7 @@
 """Put stored results and the registries into the documents: `make docs`, or with --check say what is out of date.
 
-A document holds pairs of markers, `<!-- made: NAME -->` and `<!-- end -->`; what stands between them comes from `BLOCKS[NAME]`.
+A document holds pairs of markers, `<!-- made: NAME -->` and `<!-- end -->`; what stands between them comes from
+`BLOCKS[NAME]`.
 """
 
 from __future__ import annotations
@@ -56,15 +57,24 @@ def benchmarks() -> str:
         chosen = [record for record in records if record["kind"] == kind]
         lengths = sorted({length for record in chosen for length in record["lengths"]})
         heads = ["ms (× sdpa)", *(f"{length:,}" for length in lengths), "others"]
-        sections.append(f"### {title}\n\n{left(markdown_table(heads, [benchmark_row(record, lengths) for record in chosen]))}")
-    worst = max((check for record in records for check in record["checks"]), key=lambda check: check["error"] / check["tolerance"])
-    error = f"Largest difference from the definition, before timing: {worst['error']:.1e}, where {worst['tolerance']:.0e} is allowed."
+        sections.append(
+            f"### {title}\n\n{left(markdown_table(heads, [benchmark_row(record, lengths) for record in chosen]))}"
+        )
+    worst = max(
+        (check for record in records for check in record["checks"]),
+        key=lambda check: check["error"] / check["tolerance"],
+    )
+    error = (
+        f"Largest difference from the definition, before timing: {worst['error']:.1e}, where "
+        f"{worst['tolerance']:.0e} is allowed."
+    )
     machines = sorted({where(record["machine"]) for record in records})
     return "\n\n".join([*sections, error, *(f"*{machine}*" for machine in machines)])
 
 
 def benchmark_row(record: dict[str, Any], lengths: list[int]) -> list[str]:
-    """What was measured; our time at each length and how many times as fast as full attention it is; the same factor for other modules."""
+    """What was measured; our time at each length and how many times as fast as full attention it is; the same factor
+    for other modules."""
     ours = {timing["length"]: timing["median_ms"] for timing in record["timings"] if timing["implementation"] == OURS}
     faster: dict[str, dict[int, float]] = {}
     for ratio in record["ratios"]:
@@ -83,7 +93,9 @@ def describe(record: dict[str, Any]) -> str:
     case = record["case"]
     words = [f"`{case['mechanism']}`", *(f"{name}={value}" for name, value in case["options"].items())]
     words += [f"{case['num_globals']} global tokens"] * bool(case["num_globals"]) + ["causal"] * case["causal"]
-    words += [f"{case['base']}, {case['layers']} layers"] * (record["kind"] != "attention") + [case["dtype"]] * (case["dtype"] != "fp32")
+    words += [f"{case['base']}, {case['layers']} layers"] * (record["kind"] != "attention") + [case["dtype"]] * (
+        case["dtype"] != "fp32"
+    )
     words += ["with backward"] * (case["backward"] and record["kind"] == "attention")
     words += ["processor time"] * (record.get("clock", "time") != "time")
     return ", ".join(words)
@@ -99,7 +111,9 @@ def mechanisms() -> str:
     """All mechanisms, one line each."""
     infos = [mechanism_info(name) for name in list_mechanisms()]
     forms = {"both": "both", True: "causal", False: "bidirectional"}
-    rows = [[f"[`{info.name}`](mechanisms/{info.name}.md)", info.summary, forms[info.causal], info.cost] for info in infos]
+    rows = [
+        [f"[`{info.name}`](mechanisms/{info.name}.md)", info.summary, forms[info.causal], info.cost] for info in infos
+    ]
     return left(markdown_table(["mechanism", "what is attended to", "form", "cost"], rows))
 
 
@@ -118,7 +132,11 @@ def _positions(family: Family) -> str:
         return "of patches"
     if family.spec.reads == "sound":
         return family.spec.positions
-    kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
+    kinds = {
+        f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}"
+        for table in family.position_tables
+        if table.learned
+    }
     kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
     return "; ".join(sorted(kinds)) or "relative"
 
@@ -132,7 +150,9 @@ def _reads(family: Family) -> str:
         return READS[family.spec.reads]
     decodes = any(name.endswith(CAUSAL_LANGUAGE_MODELS) for name in family.model_classes)
     masked = any(name.endswith("ForMaskedLM") for name in family.model_classes)  # BERT has a causal head, too
-    return f"texts: {'encoder-decoders' if family.two_stacks else 'decoders' if decodes and not masked else 'encoders'}"
+    return (
+        f"texts: {'encoder-decoders' if family.two_stacks else 'decoders' if decodes and not masked else 'encoders'}"
+    )
 
 
 def families() -> str:
@@ -148,7 +168,10 @@ def derived_families() -> str:
     """How many families ``check_derived`` verified, and those whose rotary positions cannot be scaled."""
     table: Any = stored("derived_families")
     unscaled = [f"`{base}`" for base, result in sorted(table["families"].items()) if result != VERIFIED]
-    return f"{len(table['families'])} families. Rotary positions of {', '.join(unscaled)} cannot be scaled further (`rope:none`)."
+    return (
+        f"{len(table['families'])} families. Rotary positions of {', '.join(unscaled)} cannot be scaled further "
+        "(`rope:none`)."
+    )
 
 
 def refused_families() -> str:
@@ -156,7 +179,11 @@ def refused_families() -> str:
     bases: dict[str, list[str]] = {}
     for base, reason in stored_facts()["refused"].items():
         bases.setdefault(reason.partition(", such as ")[0], []).append(f"`{base}`")
-    return left(markdown_table(["why not", "model types"], [[reason, ", ".join(names)] for reason, names in sorted(bases.items())]))
+    return left(
+        markdown_table(
+            ["why not", "model types"], [[reason, ", ".join(names)] for reason, names in sorted(bases.items())]
+        )
+    )
 
 
 COMPARED = {"decoded": "texts, with decoding", "sounds": "sounds", "padded": "texts", "": "images and other inputs"}
@@ -164,7 +191,8 @@ COMPARED = {"decoded": "texts, with decoding", "sounds": "sounds", "padded": "te
 
 
 def architectures() -> str:
-    """What stock models of every type do under ``longattn``: equal, refused, without transformers' AttentionInterface, or not run."""
+    """What stock models of every type do under ``longattn``: equal, refused, without transformers' AttentionInterface,
+    or not run."""
     rows: dict[str, dict[str, list[str]]] = {"equal": {}, "refused": {}, "not built": {}}
     others: dict[str, list[str]] = {"own": [], "in": []}
     for name, entry in stored("architectures")["architectures"].items():
@@ -177,7 +205,9 @@ def architectures() -> str:
             rows["equal"].setdefault(row, []).append(windowed)
         elif kind == "not built":
             known = entry[kind].startswith(("it ", "its ", "called "))
-            rows[kind].setdefault(entry[kind] if known else "no small sizes or inputs are known with which it runs", []).append(windowed)
+            rows[kind].setdefault(
+                entry[kind] if known else "no small sizes or inputs are known with which it runs", []
+            ).append(windowed)
         for sentence in {re.sub(r"\d+", "N", sentence.split("; ")[0]) for sentence in entry.get("refused", {})}:
             rows["refused"].setdefault(sentence.split("Attention of layer N ")[-1], []).append(f"`{name}`")
 
@@ -185,19 +215,28 @@ def architectures() -> str:
         cells = [[words, str(len(names)), ", ".join(names)] for words, names in sorted(rows[kind].items())]
         return left(markdown_table([head, "", "model types"], cells))
 
-    return "\n\n".join([
-        "Equal. Those in bold have windows that hide keys in the comparison:", table("equal", "compared with"),
-        f"Equal inside their model, in which they were compared: {', '.join(others['in'])}.",
-        "Refused, in some or all of the modes:", table("refused", "the layer …"),
-        f"With their own attention code, whatever attn_implementation is ({len(others['own'])}): {', '.join(others['own'])}.",
-        "Not run by themselves:", table("not built", "why"),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "Equal. Those in bold have windows that hide keys in the comparison:",
+            table("equal", "compared with"),
+            f"Equal inside their model, in which they were compared: {', '.join(others['in'])}.",
+            "Refused, in some or all of the modes:",
+            table("refused", "the layer …"),
+            f"With their own attention code, whatever attn_implementation is ({len(others['own'])}): "
+            f"{', '.join(others['own'])}.",
+            "Not run by themselves:",
+            table("not built", "why"),
+        ]
+    )
 
 
 def commands() -> str:
     """The commands of the command line, with the first sentence of their help."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    rows = [[f"`longattn {name}`", " ".join((command.help or "").split("\n\n")[0].split())] for name, command in commands.items()]
+    rows = [
+        [f"`longattn {name}`", " ".join((command.help or "").split("\n\n")[0].split())]
+        for name, command in commands.items()
+    ]
     return left(markdown_table(["command", "what it does"], rows))
 
 
@@ -258,7 +297,10 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         mechanism_pages.draw(images)
         first_look.draw(stored(first_look.RESULT), images / first_look.FILE)
-    print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
+    print(
+        f"{'out of date' if check else 'updated'}: "
+        f"{', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}"
+    )
     return 1 if check and stale else 0
 
 

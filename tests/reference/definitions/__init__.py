@@ -3,14 +3,14 @@
 A file has mechanisms that are read together. Each has two functions, which end with its name:
 
     define_NAME(module, q, k, v, call: Call) -> Tensor
-        The output ``(B, H, Nq, D)`` in float64, differentiable. q is ``(B, H, Nq, D)``, k and v are ``(B, H_kv, Nk, D)``; the queries are
-        the last Nq of Nk positions. ``module`` gives options, parameters and random draws, and no computation. Queries of padding, and
-        queries that see nothing, have rows of zeros. A mechanism that is a mask alone has ``sees_NAME(module, k, causal, padding_mask,
-        global_mask) -> Sees`` instead.
+        The output ``(B, H, Nq, D)`` in float64, differentiable. q is ``(B, H, Nq, D)``, k and v are
+        ``(B, H_kv, Nk, D)``; the queries are the last Nq of Nk positions. ``module`` gives options, parameters and
+        random draws, and no computation. Queries of padding, and queries that see nothing, have rows of zeros. A
+        mechanism that is a mask alone has ``sees_NAME(module, k, causal, padding_mask, global_mask) -> Sees`` instead.
 
     draw_options_NAME(random, length) -> dict
-        Options for a text of ``length`` tokens, drawn at random among all that have a meaning; ``longest_of_the_model`` among them is
-        the model's longest text, ``length`` where it is left out.
+        Options for a text of ``length`` tokens, drawn at random among all that have a meaning;
+        ``longest_of_the_model`` among them is the model's longest text, ``length`` where it is left out.
 
 A mechanism may also have
 
@@ -20,7 +20,8 @@ A mechanism may also have
     needs_all_queries_NAME(module)          with these options there may not be fewer queries than keys
     SEEDS_NAME                              values of the call's seed; 0 alone where they are left out
 
-None of these files reads a mechanism's code: their authority is the paper, and the options' help where a mechanism goes beyond it.
+None of these files reads a mechanism's code: their authority is the paper, and the options' help where a mechanism
+goes beyond it.
 """
 
 from __future__ import annotations
@@ -41,18 +42,24 @@ from ._loops import Call, masked_attention
 @functools.cache
 def _definitions() -> dict[str, Any]:
     """What the files define, by name."""
-    files = (importlib.import_module(f"{__name__}.{path.stem}") for path in sorted(Path(__file__).parent.glob("[a-z]*.py")))
+    files = (
+        importlib.import_module(f"{__name__}.{path.stem}") for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))
+    )
     return {name: value for file in files for name, value in vars(file).items()}
 
 
 def defined_mechanisms() -> list[str]:
     """Names of the mechanisms that have a definition here."""
-    return sorted(name.removeprefix("draw_options_") for name in _definitions() if re.match("draw_options_(?!of_heads)", name))
+    return sorted(
+        name.removeprefix("draw_options_") for name in _definitions() if re.match("draw_options_(?!of_heads)", name)
+    )
 
 
 def definition_of(name: str) -> SimpleNamespace:
     """What the files define of one mechanism, without its name: ``define(module, q, k, v, **call)`` and the others."""
-    found = SimpleNamespace(**{key.removesuffix(f"_{name}"): value for key, value in _definitions().items() if key.endswith(f"_{name}")})
+    found = SimpleNamespace(
+        **{key.removesuffix(f"_{name}"): value for key, value in _definitions().items() if key.endswith(f"_{name}")}
+    )
     written = getattr(found, "define", None)
 
     def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:

@@ -1,4 +1,5 @@
-"""What definitions share, in float64: one softmax for every query over the keys that it sees, and kernels of one head at a time."""
+"""What definitions share, in float64: one softmax for every query over the keys that it sees, and kernels of one head
+at a time."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ class Call:
 class Head:
     """One head ``h`` of one sequence ``b``: ``q`` (Nq, D), ``k`` and ``v`` (Nk, D) in float64.
 
-    Row i of q is the token at ``queries[i]`` of the keys: queries are the last Nq tokens. ``real`` are the indices of the tokens that are
-    no padding, in order; positions count from ``first``, the first of them.
+    Row i of q is the token at ``queries[i]`` of the keys: queries are the last Nq tokens. ``real`` are the indices of
+    the tokens that are no padding, in order; positions count from ``first``, the first of them.
     """
 
     b: int
@@ -63,7 +64,9 @@ def heads(q: Tensor, k: Tensor, v: Tensor, padding_mask: Tensor | None) -> Itera
     for b in range(batch):
         real = [j for j in range(num_keys) if padding_mask is None or bool(padding_mask[b, j])]
         for h in range(num_heads):
-            yield Head(b, h, q[b, h], k[b, h // group], v[b, h // group], list(range(num_keys - num_queries, num_keys)), real)
+            yield Head(
+                b, h, q[b, h], k[b, h // group], v[b, h // group], list(range(num_keys - num_queries, num_keys)), real
+            )
 
 
 def together(outputs: list[list[Tensor]], q: Tensor) -> Tensor:
@@ -78,7 +81,9 @@ def average(weights: Tensor, values: Tensor) -> Tensor:
     return (weights[:, None] * values).sum(0) / weights.sum()
 
 
-def kernel_attention(q: Tensor, k: Tensor, v: Tensor, call: Call, features: Callable[[Head], tuple[Tensor, Tensor]]) -> Tensor:
+def kernel_attention(
+    q: Tensor, k: Tensor, v: Tensor, call: Call, features: Callable[[Head], tuple[Tensor, Tensor]]
+) -> Tensor:
     """o_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j), with ``features`` giving φ of a head's queries and keys."""
     outputs = []
     for head in heads(q, k, v, call.padding_mask):
@@ -92,7 +97,8 @@ def kernel_attention(q: Tensor, k: Tensor, v: Tensor, call: Call, features: Call
 
 
 def share(scaling: float | None, width: int) -> float:
-    """The factor of q, and of k, for kernels without a product to scale: 1 at the usual D^-½; elsewhere the two multiply to the rest."""
+    """The factor of q, and of k, for kernels without a product to scale: 1 at the usual D^-½; elsewhere the two
+    multiply to the rest."""
     return 1.0 if scaling is None else (scaling * width**0.5) ** 0.5
 
 
@@ -112,17 +118,29 @@ def first_tokens(padding_mask: Tensor | None, batch: int, length: int) -> list[i
 
 
 def scores_of(
-    q: Tensor, keys: Tensor, positions: list[int], *, scaling: float | None, score_mod: ScoreMod | None, b: int, h: int, i: int
+    q: Tensor,
+    keys: Tensor,
+    positions: list[int],
+    *,
+    scaling: float | None,
+    score_mod: ScoreMod | None,
+    b: int,
+    h: int,
+    i: int,
 ) -> Tensor:
-    """Scores of one query ``q (D,)`` at position ``i`` against ``keys (n, D)`` that stand at ``positions``, ``(n,)``."""
+    """Scores of one query ``q (D,)`` at position ``i`` against ``keys (n, D)`` that stand at ``positions``,
+    ``(n,)``."""
     scores = (keys @ q) * (q.shape[0] ** -0.5 if scaling is None else scaling)
     if score_mod is None:
         return scores
     return score_mod(scores, torch.tensor(b), torch.tensor(h), torch.tensor(i), torch.tensor(positions))
 
 
-def attend_to_seen(q: Tensor, k: Tensor, v: Tensor, call: Call, output: Callable[[Head, int, list[int], Tensor], Tensor]) -> Tensor:
-    """The outputs ``output(head, i, keys, scores)`` of all queries, where ``keys`` are those that query i may see. Padding has zeros."""
+def attend_to_seen(
+    q: Tensor, k: Tensor, v: Tensor, call: Call, output: Callable[[Head, int, list[int], Tensor], Tensor]
+) -> Tensor:
+    """The outputs ``output(head, i, keys, scores)`` of all queries, where ``keys`` are those that query i may see.
+    Padding has zeros."""
     outputs = []
     for head in heads(q, k, v, call.padding_mask):
         rows = []
@@ -131,14 +149,24 @@ def attend_to_seen(q: Tensor, k: Tensor, v: Tensor, call: Call, output: Callable
             if i not in head.real:
                 rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
                 continue
-            scores = scores_of(head.q[row], head.k[keys], keys, scaling=call.scaling, score_mod=call.score_mod, b=head.b, h=head.h, i=i)
+            scores = scores_of(
+                head.q[row],
+                head.k[keys],
+                keys,
+                scaling=call.scaling,
+                score_mod=call.score_mod,
+                b=head.b,
+                h=head.h,
+                i=i,
+            )
             rows.append(output(head, i, keys, scores))
         outputs.append(rows)
     return together(outputs, q)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, sees: Sees, call: Call) -> Tensor:
-    """softmax(Q Kᵀ · scale) V over the keys for which ``sees(b, h, i, j)``; a number n counts the key n times (weight n · exp(score)).
+    """softmax(Q Kᵀ · scale) V over the keys for which ``sees(b, h, i, j)``; a number n counts the key n times (weight
+    n · exp(score)).
 
     Padding is never seen, and in the causal form no key after the query.
     """
@@ -152,7 +180,16 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, sees: Sees, call: Call) ->
             if not keys:
                 rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
                 continue
-            scores = scores_of(head.q[row], head.k[keys], keys, scaling=call.scaling, score_mod=call.score_mod, b=head.b, h=head.h, i=i)
+            scores = scores_of(
+                head.q[row],
+                head.k[keys],
+                keys,
+                scaling=call.scaling,
+                score_mod=call.score_mod,
+                b=head.b,
+                h=head.h,
+                i=i,
+            )
             times = torch.tensor([float(times) for _, times in counted if times], dtype=torch.float64)
             weights = times * torch.exp(scores - scores.max())
             rows.append(weights / weights.sum() @ head.v[keys])

@@ -1,8 +1,10 @@
 """Relative positions, which the option ``relative`` adds to the scores of any mechanism that has scores.
 
-ALiBi: Press et al. 2022, Train Short, Test Long, section 3, and the authors' code where the number of heads is no power of two.
+ALiBi: Press et al. 2022, Train Short, Test Long, section 3, and the authors' code where the number of heads is no
+    power of two.
 T5: Raffel et al. 2020, section 2.1, with the buckets of its code. Shaw: Shaw et al. 2018, equations 2 and 4, of keys.
-Transformer-XL: Dai et al. 2019, section 3.3; both directions as in Yang et al. 2019, XLNet. Rotary: Su et al. 2021, RoFormer, equation 13.
+Transformer-XL: Dai et al. 2019, section 3.3; both directions as in Yang et al. 2019, XLNet. Rotary: Su et al. 2021,
+    RoFormer, equation 13.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from ._loops import ScoreMod
 
 
 def alibi_slope(h: int, heads: int) -> float:
-    """2^(-8/H), 2^(-16/H) … for a power of two H; else those of the power below, then every second one of the power above."""
+    """2^(-8/H), 2^(-16/H) … for a power of two H; else those of the power below, then every second one of the power
+    above."""
     power = 1
     while 2 * power <= heads:
         power *= 2
@@ -31,8 +34,9 @@ def alibi_slope(h: int, heads: int) -> float:
 def t5_bucket(ahead: int, buckets: int, max_distance: int, causal: bool) -> int:
     """The bucket of a key that stands ``ahead`` tokens after the query (before it where negative).
 
-    Both ways, keys after the query have the second half of the buckets. Half of a side's buckets hold one distance each, and the
-    logarithm of the distance runs over the other half up to ``max_distance``; the last one holds the rest.
+    Both ways, keys after the query have the second half of the buckets. Half of a side's buckets hold one distance
+    each, and the logarithm of the distance runs over the other half up to ``max_distance``; the last one holds the
+    rest.
     """
     if not causal:
         buckets //= 2

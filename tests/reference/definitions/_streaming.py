@@ -1,8 +1,9 @@
 """Windows with sinks as StreamingLLM computes them: a cache of unrotated keys, which are rotated anew for every token.
 
-Source: Xiao et al. 2023, StreamingLLM, section 3.2 and its code (mit-han-lab/streaming-llm). ``StartRecentKVCache.evict_for_space`` leaves
-the first ``start_size`` tokens, and the last ``recent_size`` with the coming one. ``llama_pos_shift_attention_forward`` stores keys before
-their rotation, then rotates key n of the cache to position n, and the query to the last position in the cache.
+Source: Xiao et al. 2023, StreamingLLM, section 3.2 and its code (mit-han-lab/streaming-llm).
+``StartRecentKVCache.evict_for_space`` leaves the first ``start_size`` tokens, and the last ``recent_size`` with the
+coming one. ``llama_pos_shift_attention_forward`` stores keys before their rotation, then rotates key n of the cache to
+position n, and the query to the last position in the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Rotate = Callable[[Tensor, Tensor], Tensor]
 NAME = "streaming_by_definition"
 
 
-def attend_from_cache(q: Tensor, k: Tensor, v: Tensor, rotate: Rotate, sinks: int, window: int, scale: float) -> Tensor:
+def attend_from_cache(
+    q: Tensor, k: Tensor, v: Tensor, rotate: Rotate, sinks: int, window: int, scale: float
+) -> Tensor:
     """The outputs ``(H, N, D)`` of one text, token by token; q, k and v ``(H, N, D)`` are not rotated."""
     cached: list[int] = []
     rows = []
@@ -38,22 +41,29 @@ def attend_from_cache(q: Tensor, k: Tensor, v: Tensor, rotate: Rotate, sinks: in
 
 @contextmanager
 def streaming(model: Any, sizes: Sequence[tuple[int, int]]) -> Iterator[Any]:
-    """A model of transformers that attends from such caches to single texts without padding: (sinks, window) of every layer."""
+    """A model of transformers that attends from such caches to single texts without padding: (sinks, window) of every
+    layer."""
     modeling = sys.modules[type(model).__module__]
     rotation, tables = modeling.apply_rotary_pos_emb, list[tuple[Tensor, Tensor]]()
 
-    def leave_unrotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def leave_unrotated(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         tables[:] = [(cos, sin)]  # of positions 0 to N - 1
         return q, k
 
-    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float | None = None, **_: Any) -> tuple[Tensor, None]:
+    def attend(
+        module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
         ((cos, sin),) = tables
 
         def rotate(x: Tensor, places: Tensor) -> Tensor:
             return rotation(x[None], x[None], cos[:, places], sin[:, places])[0][0]
 
         k, v = (x[0].repeat_interleave(q.shape[1] // x.shape[1], 0) for x in (k, v))
-        out = attend_from_cache(q[0], k, v, rotate, *sizes[module.layer_idx], q.shape[-1] ** -0.5 if scaling is None else scaling)
+        out = attend_from_cache(
+            q[0], k, v, rotate, *sizes[module.layer_idx], q.shape[-1] ** -0.5 if scaling is None else scaling
+        )
         return out.transpose(0, 1)[None], None
 
     AttentionInterface.register(NAME, attend)

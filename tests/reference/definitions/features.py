@@ -17,7 +17,8 @@ def phi_linear(x: Tensor, feature_map: str) -> Tensor:
 
 
 def define_linear(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Linear attention: Katharopoulos et al. 2020, Transformers are RNNs, equation 4, with the feature map of equation 7.
+    """Linear attention: Katharopoulos et al. 2020, Transformers are RNNs, equation 4, with the feature map of equation
+    7.
 
     o_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j).
     """
@@ -25,7 +26,9 @@ def define_linear(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call
     factor = share(scaling, q.shape[-1])
 
     def features(head: Head) -> tuple[Tensor, Tensor]:
-        return phi_linear(factor * head.q, module.options.feature_map), phi_linear(factor * head.k, module.options.feature_map)
+        return phi_linear(factor * head.q, module.options.feature_map), phi_linear(
+            factor * head.k, module.options.feature_map
+        )
 
     return kernel_attention(q, k, v, call, features)
 
@@ -46,7 +49,8 @@ def phi_performer(x: Tensor, directions: Tensor, kernel: str) -> Tensor:
 def define_performer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """FAVOR+: Choromanski et al. 2021, Rethinking Attention with Performers, equation 5, lemma 1 and section 2.4.
 
-    o_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j), with q and k multiplied by √scale, so that E φ(q)·φ(k) = exp(scale · q·k).
+    o_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j), with q and k multiplied by √scale, so that E φ(q)·φ(k) = exp(scale
+    · q·k).
     """
     scaling = call.scaling
     root = (q.shape[-1] ** -0.5 if scaling is None else scaling) ** 0.5
@@ -117,7 +121,8 @@ def features_hedgehog(module: nn.Module, head: Head, scaling: float | None) -> t
 
 
 def define_hedgehog(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Hedgehog: Zhang et al. 2024, The Hedgehog & the Porcupine, equations 5 and 6, with the softmax of the authors' code (Based, LoLCATs).
+    """Hedgehog: Zhang et al. 2024, The Hedgehog & the Porcupine, equations 5 and 6, with the softmax of the authors'
+    code (Based, LoLCATs).
 
     o_i = Σ_j φ_q(q_i)·φ_k(k_j) v_j / Σ_j φ_q(q_i)·φ_k(k_j).
     """
@@ -133,7 +138,11 @@ class _Inner:
 
     def __init__(self, module: nn.Module, options: Any) -> None:
         self.options = options
-        self.parameters = [(name.removeprefix("linear."), value) for name, value in module.named_parameters() if name.startswith("linear.")]
+        self.parameters = [
+            (name.removeprefix("linear."), value)
+            for name, value in module.named_parameters()
+            if name.startswith("linear.")
+        ]
 
     def named_parameters(self) -> Any:
         return iter(self.parameters)
@@ -156,7 +165,8 @@ def kernel_hybrid(module: nn.Module, head: Head, scaling: float | None) -> Tenso
 def define_hybrid(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """LoLCATs: Zhang et al. 2024, Low-Rank Linearizing of Large Language Models, equations 6 and 7.
 
-    Weights γ exp(s_ij - c_i) of the window's keys and κ(q_i, k_j) of the others, c_i the window's largest score, divided by their sum.
+    Weights γ exp(s_ij - c_i) of the window's keys and κ(q_i, k_j) of the others, c_i the window's largest score,
+    divided by their sum.
 
     Beside exp(s_ij - c_i), a kernel that stands for exp(s_ij) itself is multiplied by exp(-c_i).
     """
@@ -165,11 +175,17 @@ def define_hybrid(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     outputs = []
     for head in heads(q, k, v, padding_mask):
-        gamma = options.mixing if options.mixing is not None else dict(module.named_parameters())["mixing"][head.h].double().sigmoid()
+        gamma = (
+            options.mixing
+            if options.mixing is not None
+            else dict(module.named_parameters())["mixing"][head.h].double().sigmoid()
+        )
         weights, rows = kernel_hybrid(module, head, scaling), []
         for i, index in enumerate(head.queries):
             seen = head.seen(index, causal)
-            near = [j for j in seen if (index - j < options.window if causal else abs(index - j) <= options.window / 2)]
+            near = [
+                j for j in seen if (index - j < options.window if causal else abs(index - j) <= options.window / 2)
+            ]
             far = [j for j in seen if j not in near]
             if not near:
                 rows.append(head.v.new_zeros(head.v.shape[1]))  # of padding

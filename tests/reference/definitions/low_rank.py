@@ -27,7 +27,9 @@ def projected(module: nn.Module, head: Head, x: Tensor, name: str) -> Tensor:
     """Eᵀ x (rows, D) for the tokens x of one head. Padding adds nothing; place 0 is the first real token."""
     options, learned = module.options, dict(module.named_parameters())
     if options.projection == "pooling":
-        return torch.stack([x[[head.real[place] for place in run]].mean(0) for run in runs(len(head.real), options.rank)])
+        return torch.stack(
+            [x[[head.real[place] for place in run]].mean(0) for run in runs(len(head.real), options.rank)]
+        )
     matrix = learned.get(f"{name}_projection", learned["key_projection"]).double()
     matrix = matrix[head.h if len(matrix) > 1 else 0]
     if options.projection == "linear":
@@ -42,7 +44,8 @@ def projected(module: nn.Module, head: Head, x: Tensor, name: str) -> Tensor:
 
 
 def define_linformer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Linformer: Wang et al. 2020, Self-Attention with Linear Complexity, equation 7; sharing and other projections are section 4.
+    """Linformer: Wang et al. 2020, Self-Attention with Linear Complexity, equation 7; sharing and other projections
+    are section 4.
 
     o = softmax(q (Eᵀ K)ᵀ · scale) (Fᵀ V).
     """
@@ -68,12 +71,15 @@ def draw_options_linformer(random: Random, length: int) -> dict[str, Any]:
 
 
 def define_nystrom(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Nyströmformer: Xiong et al. 2021, A Nyström-Based Algorithm for Approximating Self-Attention, equations 13 to 15.
+    """Nyströmformer: Xiong et al. 2021, A Nyström-Based Algorithm for Approximating Self-Attention, equations 13 to
+    15.
 
-    softmax(q K̃ᵀ) Z softmax(Q̃ Kᵀ) V, Q̃ and K̃ the means of segments and Z the iterated pseudo-inverse of softmax(Q̃ K̃ᵀ).
+    softmax(q K̃ᵀ) Z softmax(Q̃ Kᵀ) V, Q̃ and K̃ the means of segments and Z the iterated pseudo-inverse of softmax(Q̃
+    K̃ᵀ).
 
-    Z_0 is Aᵀ / (|A|_1 |A|_∞), where |A|_∞ = 1; the authors' first code takes the largest |A|_1 of the batch. A text of no more tokens than
-    landmarks, each of which is one then, has softmax attention. The convolution of the values, a kernel for each head, is added.
+    Z_0 is Aᵀ / (|A|_1 |A|_∞), where |A|_∞ = 1; the authors' first code takes the largest |A|_1 of the batch. A text of
+    no more tokens than landmarks, each of which is one then, has softmax attention. The convolution of the values, a
+    kernel for each head, is added.
     """
     causal, padding_mask, scaling = call.causal, call.padding_mask, call.scaling
     assert not causal
@@ -122,7 +128,8 @@ def mlp(parts: dict[str, Tensor], name: str, h: int, x: Tensor) -> Tensor:
 
 
 def scores(kind: str, parts: dict[str, Tensor], head: Head, i: int, seen: list[int], scale: float) -> Tensor:
-    """S_ij of one kind for row i of q and the keys j at the indices ``seen``. Positions count from the first real token."""
+    """S_ij of one kind for row i of q and the keys j at the indices ``seen``. Positions count from the first real
+    token."""
     query, keys = head.queries[i] - head.first, torch.tensor(seen) - head.first
     name = f"kinds.{kind}"
     if kind == "dense":  # section 3.1
@@ -142,7 +149,8 @@ def scores(kind: str, parts: dict[str, Tensor], head: Head, i: int, seen: list[i
 def define_synthesizer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Synthesizer: Tay et al. 2020, Rethinking Self-Attention in Transformer Models, section 3.
 
-    o_i = Σ_j softmax_j(Σ_p α_p S_p(i, j)) v_j over the kinds p, with α = softmax of the learned mixing numbers (section 3.3).
+    o_i = Σ_j softmax_j(Σ_p α_p S_p(i, j)) v_j over the kinds p, with α = softmax of the learned mixing numbers
+    (section 3.3).
     """
     causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling

@@ -12,11 +12,13 @@ from . import definition_of
 from ._loops import Call, Sees, first_tokens, is_real, masked_attention, real_positions, scores_of
 
 
-def sees_strided(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
+def sees_strided(
+    module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None
+) -> Sees:
     """Strided attention: Child et al. 2019, Generating Long Sequences with Sparse Transformers, section 4.3.
 
-    A^(1)_i = {t, …, i} with t = i - l, here the last w tokens with the query among them, and A^(2)_i = {j : (i - j) mod l = 0}, under one
-    softmax (the merged head of equation 7). Both ways the window has w/2 tokens on each side.
+    A^(1)_i = {t, …, i} with t = i - l, here the last w tokens with the query among them, and A^(2)_i = {j : (i - j)
+    mod l = 0}, under one softmax (the merged head of equation 7). Both ways the window has w/2 tokens on each side.
     """
     window, stride = module.options.window, module.options.stride
 
@@ -31,10 +33,13 @@ def draw_options_strided(random: Random, length: int) -> dict[str, Any]:
     return {"window": 2 * random.randint(1, max(1, length // 4)), "stride": random.randint(1, length + 3)}
 
 
-def sees_fixed(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
+def sees_fixed(
+    module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None
+) -> Sees:
     """Fixed attention: Child et al. 2019, Generating Long Sequences with Sparse Transformers, section 4.3.
 
-    A^(1)_i = {j : floor(j/l) = floor(i/l)} and A^(2)_i = {j : j mod l in {t, …, l}} with t = l - c, under one softmax (equation 7).
+    A^(1)_i = {j : floor(j/l) = floor(i/l)} and A^(2)_i = {j : j mod l in {t, …, l}} with t = l - c, under one softmax
+    (equation 7).
     """
     size, summary = module.options.block_size, module.options.num_summary
     starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
@@ -52,12 +57,14 @@ def draw_options_fixed(random: Random, length: int) -> dict[str, Any]:
 
 
 def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Attention inside blocks: Qiu et al. 2020, BlockBERT, section 3 (a query sees the block of keys that its permutation gives it).
+    """Attention inside blocks: Qiu et al. 2020, BlockBERT, section 3 (a query sees the block of keys that its
+    permutation gives it).
 
-    ``none`` is its identity permutation, ``previous`` joins identity and shift under one softmax. ``pooled`` and ``attention`` see each
-    other block as one key and value: Ren et al. 2021, Combiner, sections 3.1 and 4.1, an expectation over a region with weights p_j, here
-    1/n or the softmax of the keys' products with their mean. To a score term a summary stands at the mean position of its tokens, rounded
-    down.
+    ``none`` is its identity permutation, ``previous`` joins identity and shift under one softmax. ``pooled`` and
+    ``attention`` see each
+    other block as one key and value: Ren et al. 2021, Combiner, sections 3.1 and 4.1, an expectation over a region
+    with weights p_j, here 1/n or the softmax of the keys' products with their mean. To a score term a summary stands
+    at the mean position of its tokens, rounded down.
     """
     causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
     size, integration = module.options.block_size, module.options.integration
@@ -82,7 +89,11 @@ def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: C
             keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
             summaries = {}
             for m, tokens in members.items():
-                logits = keys[tokens] @ keys[tokens].mean(0) * scale if integration == "attention" else torch.zeros(len(tokens))
+                logits = (
+                    keys[tokens] @ keys[tokens].mean(0) * scale
+                    if integration == "attention"
+                    else torch.zeros(len(tokens))
+                )
                 p = torch.softmax(logits.double(), 0)
                 summaries[m] = (p @ keys[tokens], p @ values[tokens])
             for row in range(q_len):
@@ -100,7 +111,9 @@ def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: C
     return out
 
 
-def sees_segmented(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None = None) -> Sees:
+def sees_segmented(
+    module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None = None
+) -> Sees:
     """The mask of ``none`` and ``previous``."""
     size, reach = module.options.block_size, int(module.options.integration == "previous")
     starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
@@ -108,16 +121,21 @@ def sees_segmented(module: nn.Module, k: Tensor, causal: bool, padding_mask: Ten
 
 
 def draw_options_segmented(random: Random, length: int) -> dict[str, Any]:
-    return {"block_size": random.randint(1, length + 2), "integration": random.choice(("none", "previous", "pooled", "attention"))}
+    return {
+        "block_size": random.randint(1, length + 2),
+        "integration": random.choice(("none", "previous", "pooled", "attention")),
+    }
 
 
 def define_hierarchical(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Pooled keys that grow coarser with distance: Zhu & Soricut 2021, H-Transformer-1D, sections 4 and 6 (equations 25 to 29).
+    """Pooled keys that grow coarser with distance: Zhu & Soricut 2021, H-Transformer-1D, sections 4 and 6 (equations
+    25 to 29).
 
-    Blocks of b tokens are joined two by two from level to level. On level 0 a query meets the tokens of its block and of the two beside it;
-    on level l, in its block of level l and the two beside it, what it has not met on a lower level, as means of 2^l tokens; on the last
-    level all the rest. Each pool weighs (its number of tokens) · exp(q · mean key · scale) on its mean value. Queries are not coarsened. To
-    a score term a pool stands in its middle, or at the last token where the text ends before that.
+    Blocks of b tokens are joined two by two from level to level. On level 0 a query meets the tokens of its block and
+    of the two beside it; on level l, in its block of level l and the two beside it, what it has not met on a lower
+    level, as means of 2^l tokens; on the last level all the rest. Each pool weighs (its number of tokens) · exp(q ·
+    mean key · scale) on its mean value. Queries are not coarsened. To a score term a pool stands in its middle, or at
+    the last token where the text ends before that.
     """
     causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
     size, levels, pooling = module.options.block_size, module.options.levels, module.options.pooling
@@ -166,7 +184,8 @@ def draw_options_hierarchical(random: Random, length: int) -> dict[str, Any]:
 
 
 def define_transformer_xl(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Transformer-XL's recurrence: Dai et al. 2019, Attentive Language Models beyond a Fixed-Length Context, section 3.2.
+    """Transformer-XL's recurrence: Dai et al. 2019, Attentive Language Models beyond a Fixed-Length Context, section
+    3.2.
 
     A segment of S tokens sees itself and the M tokens before it, whose states are constants: h̃ = [SG(h_τ) ∘ h_τ+1].
     """
@@ -194,7 +213,9 @@ def define_transformer_xl(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, ca
     return torch.stack(out).reshape(batch, heads, q_len, width)
 
 
-def is_constant_transformer_xl(module: nn.Module, padding_mask: Tensor | None, k: Tensor, b: int, i: int, j: int) -> bool:
+def is_constant_transformer_xl(
+    module: nn.Module, padding_mask: Tensor | None, k: Tensor, b: int, i: int, j: int
+) -> bool:
     """Whether query i meets key j in the memory, which no gradient enters."""
     start, segment = first_tokens(padding_mask, k.shape[0], k.shape[2])[b], module.options.segment_length
     return not module.options.bptt and j < start + (i - start) // segment * segment
@@ -209,10 +230,11 @@ def draw_options_transformer_xl(random: Random, length: int) -> dict[str, Any]:
 
 
 def define_recurrent_memory(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Recurrent memory transformer: Bulatov et al. 2022, section 3.2. A layer's part is full attention inside one segment.
+    """Recurrent memory transformer: Bulatov et al. 2022, section 3.2. A layer's part is full attention inside one
+    segment.
 
-    Memory tokens are tokens of the model's input, and passing them on is the model's work; ``tests/modeling/test_memories.py`` runs
-    it.
+    Memory tokens are tokens of the model's input, and passing them on is the model's work;
+    ``tests/modeling/test_memories.py`` runs it.
     """
     padding_mask = call.padding_mask
     segment = module.options.segment_length
@@ -229,12 +251,17 @@ def draw_options_recurrent_memory(random: Random, length: int) -> dict[str, Any]
     return {"segment_length": 2 * memory + random.randint(2, length + 2), "num_memory_tokens": memory}
 
 
-def sees_union(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
-    """Several masks under one softmax: Child et al. 2019, Generating Long Sequences with Sparse Transformers, section 4.3, equation 7.
+def sees_union(
+    module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None
+) -> Sees:
+    """Several masks under one softmax: Child et al. 2019, Generating Long Sequences with Sparse Transformers, section
+    4.3, equation 7.
 
     attention(X) = W_p · attend(X, ∪_m A^(m)): a key is seen when it is in any of the sets, and counts once.
     """
-    masks = [definition_of(member.name).sees(member, k, causal, padding_mask, global_mask) for member in module.members]
+    masks = [
+        definition_of(member.name).sees(member, k, causal, padding_mask, global_mask) for member in module.members
+    ]
     return lambda b, h, i, j: any(mask(b, h, i, j) for mask in masks)
 
 

@@ -30,10 +30,12 @@ def draw_options_top_k(random: Random, length: int) -> dict[str, Any]:
 
 
 def define_block_top_k(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """The best blocks of keys of each query: Lu et al. 2025, MoBA: Mixture of Block Attention, section 2.2, equations 2 to 6.
+    """The best blocks of keys of each query: Lu et al. 2025, MoBA: Mixture of Block Attention, section 2.2, equations
+    2 to 6.
 
-    A query's affinity to a block is its product with the block's mean key (equation 6); it sees the blocks of the k highest (equation 5),
-    its own always among them, and no block of the future. With ``per="query_block"`` the mean query of a block chooses for its queries.
+    A query's affinity to a block is its product with the block's mean key (equation 6); it sees the blocks of the k
+    highest (equation 5), its own always among them, and no block of the future. With ``per="query_block"`` the mean
+    query of a block chooses for its queries.
     """
     causal, padding_mask = call.causal, call.padding_mask
     seen = sees_block_top_k(module, q.detach(), k.detach(), causal, padding_mask)
@@ -76,18 +78,20 @@ def needs_all_queries_block_top_k(module: nn.Module) -> bool:
 
 
 def define_lsh(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Attention between tokens whose hashes agree: Kitaev et al. 2020, Reformer, section 2, with the hash of Andoni et al. 2015.
+    """Attention between tokens whose hashes agree: Kitaev et al. 2020, Reformer, section 2, with the hash of Andoni et
+    al. 2015.
 
-    h(x) = argmax([xR; -xR]) for a random R. Tokens are sorted by bucket, then by position, and cut into chunks; a query sees its own chunk
-    and those beside it (equation 3 and the paragraph on chunks). Several rounds are a union of sets, P_i = ∪_r P_i^(r) (equation 6), in
-    which a key counts once; with ``count_duplicates`` once for every time it is met, as where rounds are merged by their log-sum-exp.
+    h(x) = argmax([xR; -xR]) for a random R. Tokens are sorted by bucket, then by position, and cut into chunks; a
+    query sees its own chunk and those beside it (equation 3 and the paragraph on chunks). Several rounds are a union
+    of sets, P_i = ∪_r P_i^(r) (equation 6), in which a key counts once; with ``count_duplicates`` once for every time
+    it is met, as where rounds are merged by their log-sum-exp.
 
-    Causal: the last ``bucket_size`` keys of the query's bucket, up to itself; a query that meets none sees itself. Shared QK: queries are
-    the keys' own vectors, keys are divided by their root mean square (as transformers' Reformer does, with its 1e-6), and a token sees
-    itself only if it sees nothing else.
+    Causal: the last ``bucket_size`` keys of the query's bucket, up to itself; a query that meets none sees itself.
+    Shared QK: queries are the keys' own vectors, keys are divided by their root mean square (as transformers' Reformer
+    does, with its 1e-6), and a token sees itself only if it sees nothing else.
 
-    The rotations are the module's buffer, (heads, D, rounds, sum of factors / 2). A large number of buckets is a product of factors, each
-    with another rotation, as in transformers' Reformer.
+    The rotations are the module's buffer, (heads, D, rounds, sum of factors / 2). A large number of buckets is a
+    product of factors, each with another rotation, as in transformers' Reformer.
     """
     causal, padding_mask = call.causal, call.padding_mask
     options = module.options
@@ -102,7 +106,9 @@ def define_lsh(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -
             rounds = []
             for r in range(options.num_hashes):
                 order = sorted((int(hashed_keys[b, h, j, r]), j) for j in real)
-                rounds.append((order, [order[n : n + options.bucket_size] for n in range(0, len(order), options.bucket_size)]))
+                rounds.append(
+                    (order, [order[n : n + options.bucket_size] for n in range(0, len(order), options.bucket_size)])
+                )
             for i in real:
                 if i < length - q_len:
                     continue
@@ -115,7 +121,10 @@ def define_lsh(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -
                         continue
                     place = sum(entry < (bucket, i) for entry in order)
                     own = min(place // options.bucket_size, len(chunks) - 1)
-                    beside = {(own + step) % len(chunks) for step in range(-options.num_chunks_before, options.num_chunks_after + 1)}
+                    beside = {
+                        (own + step) % len(chunks)
+                        for step in range(-options.num_chunks_before, options.num_chunks_after + 1)
+                    }
                     here += [j for chunk in beside for _, j in chunks[chunk]]
                 if options.shared_qk and set(here) != {i}:
                     here = [j for j in here if j != i]
@@ -158,19 +167,22 @@ SINKHORN_STEPS = 8
 def define_routing(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Attention between the members of a cluster: Roy et al. 2020, Routing Transformer, section 4.1 and algorithm 1.
 
-    Routing vectors are the queries and keys after a layer normalisation without scale and bias; the affinity to a cluster is their product
-    with its centroid. A query goes to the cluster of its highest affinity and sees the w keys with the highest affinity to it (top-k of
-    algorithm 1); causal, the last w keys of the same cluster.
+    Routing vectors are the queries and keys after a layer normalisation without scale and bias; the affinity to a
+    cluster is their product with its centroid. A query goes to the cluster of its highest affinity and sees the w keys
+    with the highest affinity to it (top-k of algorithm 1); causal, the last w keys of the same cluster.
 
-    A learned router W_r stands for the centroids; both ways its logits are balanced over the keys of a sequence by Sinkhorn's iteration, so
-    that each cluster has the same share of them, and log p of the key for the query's cluster is added to the scores.
+    A learned router W_r stands for the centroids; both ways its logits are balanced over the keys of a sequence by
+    Sinkhorn's iteration, so that each cluster has the same share of them, and log p of the key for the query's cluster
+    is added to the scores.
 
     Centroids (a buffer) or W_r (a parameter) are the module's, (heads, clusters, D).
     """
     causal, padding_mask, score_mod = call.causal, call.padding_mask, call.score_mod
     options, size = module.options, module.size
     learned = options.router == "learned"
-    centroids = (dict(module.named_parameters())["router"] if learned else dict(module.named_buffers())["centroids"]).double()
+    centroids = (
+        dict(module.named_parameters())["router"] if learned else dict(module.named_buffers())["centroids"]
+    ).double()
     heads, group, length, q_len = q.shape[1], q.shape[1] // k.shape[1], k.shape[2], q.shape[2]
     logits = {
         "q": torch.einsum("bhnd,hcd->bhnc", layer_norm(q), centroids),
@@ -183,7 +195,11 @@ def define_routing(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
         if not real:
             continue
         for h in range(heads):
-            balance = sinkhorn(logits["k"][b, h, real].detach()) if learned and not causal else torch.zeros(centroids.shape[1])
+            balance = (
+                sinkhorn(logits["k"][b, h, real].detach())
+                if learned and not causal
+                else torch.zeros(centroids.shape[1])
+            )
             of_keys = logits["k"][b, h] + balance
             of_queries = logits["q"][b, h] + balance
             ranking = torch.log_softmax(of_keys, -1) if learned else of_keys
@@ -202,7 +218,9 @@ def define_routing(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
         score = score if score_mod is None else score_mod(score, b, h, i, j)
         return score + log_p[int(b), int(h), int(i)][j] if learned else score
 
-    return masked_attention(q, k, v, lambda b, h, i, j: j in met.get((b, h, i), ()), dataclasses.replace(call, score_mod=term))
+    return masked_attention(
+        q, k, v, lambda b, h, i, j: j in met.get((b, h, i), ()), dataclasses.replace(call, score_mod=term)
+    )
 
 
 def layer_norm(x: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ._loops import Call, Head, Sees, attend_to_seen, first_tokens, masked_attention, real_positions
 
 
-def sees_full(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
+def sees_full(
+    module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None
+) -> Sees:
     """Softmax attention over all keys: Vaswani et al. 2017, Attention Is All You Need, equation 1."""
     return lambda b, h, i, j: True
 
@@ -20,12 +22,15 @@ def draw_options_full(random: Random, length: int) -> dict[str, Any]:
     return {}
 
 
-def sees_window(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
-    """Sliding window: Beltagy et al. 2020, Longformer, section 3.1 (window of w/2 tokens on each side; dilation d: gaps of d between its
-    keys).
+def sees_window(
+    module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None
+) -> Sees:
+    """Sliding window: Beltagy et al. 2020, Longformer, section 3.1 (window of w/2 tokens on each side; dilation d:
+    gaps of d between its keys).
 
-    Causal: Jiang et al. 2023, Mistral 7B, section 2: the last w tokens, i - w < j <= i. Sinks: Xiao et al. 2023, StreamingLLM, section 3.2:
-    the first tokens are seen by everyone besides. ``left`` and ``right``: so many keys on each side, as NeMo's ``att_context_size``.
+    Causal: Jiang et al. 2023, Mistral 7B, section 2: the last w tokens, i - w < j <= i. Sinks: Xiao et al. 2023,
+    StreamingLLM, section 3.2: the first tokens are seen by everyone besides. ``left`` and ``right``: so many keys on
+        each side, as NeMo's ``att_context_size``.
     """
     options = module.options
     starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
@@ -44,10 +49,11 @@ def sees_window(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor
 
 
 def seen_in_pieces(pieces: list[tuple[int, int]], padding_mask: Tensor, window: int, sinks: int) -> Tensor:
-    """The keys (B, N, N) that each query sees with ``full_decoding``, if a text is read in ``pieces`` of its tokens, from begin to end.
+    """The keys (B, N, N) that each query sees with ``full_decoding``, if a text is read in ``pieces`` of its tokens,
+    from begin to end.
 
-    Yu et al. 2025, SWAA (arXiv 2512.10411): a piece of one token sees all keys, as the authors' kernel does. Queries of longer pieces see
-    the last ``window`` tokens and the first ``sinks`` real ones.
+    Yu et al. 2025, SWAA (arXiv 2512.10411): a piece of one token sees all keys, as the authors' kernel does. Queries
+    of longer pieces see the last ``window`` tokens and the first ``sinks`` real ones.
     """
     rows, length = padding_mask.shape
     seen = torch.zeros(rows, length, length, dtype=torch.bool)
@@ -77,8 +83,9 @@ def draw_options_of_heads_window(random: Random, heads: int, length: int) -> dic
 def define_longformer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Window and global tokens: Beltagy et al. 2020, Longformer, section 3.1.
 
-    A token sees w/2 tokens on each side; a global token sees all and is seen by all. Linear projections for global attention: with
-    ``separate_global`` the rows of global tokens are softmax(Q_g K_gᵀ · scale) V_g with separate projections.
+    A token sees w/2 tokens on each side; a global token sees all and is seen by all. Linear projections for global
+    attention: with ``separate_global`` the rows of global tokens are softmax(Q_g K_gᵀ · scale) V_g with separate
+        projections.
     """
     out = masked_attention(q, k, v, sees_longformer(module, k, call.causal, call.padding_mask, call.global_mask), call)
     if not module.options.separate_global:
@@ -87,7 +94,10 @@ def define_longformer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: 
     weights = dict(module.named_parameters())
 
     def projected(name: str) -> Tensor:
-        x = call.hidden_states @ weights[f"separate.{name}.weight"].double().T + weights[f"separate.{name}.bias"].double()
+        x = (
+            call.hidden_states @ weights[f"separate.{name}.weight"].double().T
+            + weights[f"separate.{name}.bias"].double()
+        )
         return x.reshape(batch, length, heads, width).transpose(1, 2)
 
     rows = masked_attention(projected("query"), projected("key"), projected("value"), lambda b, h, i, j: True, call)
@@ -95,7 +105,9 @@ def define_longformer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: 
     return torch.where(tokens[:, None, :, None], rows, out)
 
 
-def sees_longformer(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
+def sees_longformer(
+    module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None
+) -> Sees:
     o = module.options
     tokens = global_tokens(module, k, padding_mask, global_mask)
     back = o.left if o.left is not None else o.window - 1 if causal else o.window // 2
@@ -108,8 +120,11 @@ def sees_longformer(module: nn.Module, k: Tensor, causal: bool, padding_mask: Te
     return seen
 
 
-def global_tokens(module: nn.Module, k: Tensor, padding_mask: Tensor | None, global_mask: Tensor | None) -> list[list[bool]]:
-    """Which tokens of each sequence are global: those of the mask, or the option's, which count tokens and no padding."""
+def global_tokens(
+    module: nn.Module, k: Tensor, padding_mask: Tensor | None, global_mask: Tensor | None
+) -> list[list[bool]]:
+    """Which tokens of each sequence are global: those of the mask, or the option's, which count tokens and no
+    padding."""
     tokens = [[False] * k.shape[2] for _ in range(k.shape[0])]
     for b, of_text in enumerate(tokens):
         for place, i in enumerate(real_positions(padding_mask, b, k.shape[2])):
@@ -137,17 +152,23 @@ SEEDS_bigbird = (0, 5)
 def define_bigbird(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Window, global and random blocks: Zaheer et al. 2020, Big Bird, section 2 and appendix D (blocks).
 
-    Block I sees, of n blocks, the g at each end, the w around it (h = floor(w/2) on each side) and r random ones; the g blocks at each end
-    see all. Causal: the g at the beginning, the last w, and r random ones of the past. Appendix D has no random blocks for texts that the
-    other blocks cover, and transformers' BigBird attends fully up to 2g + w + 2r blocks. Tokens of a mask are global besides (section 2,
-    ETC).
+    Block I sees, of n blocks, the g at each end, the w around it (h = floor(w/2) on each side) and r random ones; the
+    g blocks at each end
+    see all. Causal: the g at the beginning, the last w, and r random ones of the past. Appendix D has no random blocks
+    for texts that the other blocks cover, and transformers' BigBird attends fully up to 2g + w + 2r blocks. Tokens of
+    a mask are global besides (section 2, ETC).
 
-    The random blocks are the module's. With ``random_pattern="hf_eval"`` all are the first block, counted on top of what a query sees
-    anyway, as transformers has it in evaluation.
+    The random blocks are the module's. With ``random_pattern="hf_eval"`` all are the first block, counted on top of
+    what a query sees anyway, as transformers has it in evaluation.
     """
     causal, padding_mask, global_mask, seed = call.causal, call.padding_mask, call.global_mask, call.seed
     options = module.options
-    size, around, ends, random_blocks = options.block_size, options.num_window_blocks, options.num_global_blocks, options.num_random_blocks
+    size, around, ends, random_blocks = (
+        options.block_size,
+        options.num_window_blocks,
+        options.num_global_blocks,
+        options.num_random_blocks,
+    )
     batch, length = k.shape[0], k.shape[2]
     if options.blocks_over == "text":
         starts = first_tokens(padding_mask, batch, length)
@@ -200,8 +221,8 @@ def draw_options_bigbird(random: Random, length: int) -> dict[str, Any]:
 def define_adaptive_span(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """A learned span per head: Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, equations 3 to 5.
 
-    m_z(x) = min(max((R + z - x) / R, 0), 1), and a_tr = m_z(t - r) exp(s_tr) / sum_q m_z(t - q) exp(s_tq), over the past, or both ways by
-    the distance. z is the learned number in [0, 1] times the longest span S.
+    m_z(x) = min(max((R + z - x) / R, 0), 1), and a_tr = m_z(t - r) exp(s_tr) / sum_q m_z(t - q) exp(s_tq), over the
+    past, or both ways by the distance. z is the learned number in [0, 1] times the longest span S.
     """
     ramp = module.options.ramp
     spans = dict(module.named_parameters())["span_fraction"].double() * module.options.max_span
@@ -216,7 +237,11 @@ def define_adaptive_span(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, cal
 
 def draw_options_adaptive_span(random: Random, length: int) -> dict[str, Any]:
     longest = random.randint(1, length + 5)
-    return {"max_span": longest, "ramp": random.randint(1, 12), "init_span": random.choice((None, random.randint(0, longest)))}
+    return {
+        "max_span": longest,
+        "ramp": random.randint(1, 12),
+        "init_span": random.choice((None, random.randint(0, longest))),
+    }
 
 
 def draw_parameters_adaptive_span(module: nn.Module) -> None:

@@ -1,5 +1,5 @@
-"""transformers' own ModelTesterMixin on the Long families. Runs inside the unpacked sdist, where `run_transformers_tests.py`
-puts it beside the replacements; it is no test module of this project's own suite."""
+"""transformers' own ModelTesterMixin on the Long families. Runs inside the unpacked sdist, where
+`run_transformers_tests.py` puts it beside the replacements; it is no test module of this project's own suite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config, small_towers_config, small_values
+from scripts.dev.tools.small_models import (
+    Shape,
+    small_audio_config,
+    small_image_config,
+    small_towers_config,
+    small_values,
+)
 
 from ...test_backbone_common import BackboneTesterMixin
 from ...test_configuration_common import ConfigTester
@@ -26,7 +32,14 @@ SHAPE = Shape(width=32, layers=2, heads=4, inner=37, tokens=512, vocabulary=99)
 BACKBONE = "Backbone"
 FOUR_LAYERS = ("beit",)
 """Bases whose heads for segmentation read four of them."""
-TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "decoder_start_token_id": 2}
+TOKENS = {
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "cls_token_id": 0,
+    "sep_token_id": 2,
+    "decoder_start_token_id": 2,
+}
 TEXT_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 COMMON = {**TOKENS, "forced_eos_token_id": None, "num_key_value_heads": 2}
 SLIDING = {"query_pre_attn_scalar": 1, "sliding_window": 3}
@@ -43,21 +56,33 @@ OWN: dict[str, dict[str, Any]] = {
 }
 """What the suite should meet and the default config of a base has not."""
 WITHOUT_LOSS = (
-    "ForImageClassificationWithTeacher", "BeitForMaskedImageModeling", "ForXVector", "ForAudioFrameClassification", "ModelWithProjection",
-)  # fmt: skip
-"""Ends of the names of classes that are for inference, or get no labels from the suite; their base's own tests leave them out of these:"""
+    "ForImageClassificationWithTeacher",
+    "BeitForMaskedImageModeling",
+    "ForXVector",
+    "ForAudioFrameClassification",
+    "ModelWithProjection",
+)
+"""Ends of the names of classes that are for inference, or get no labels from the suite; their base's own tests leave
+them out of these:"""
 MAPPED_WITH_A_HEAD = ("beit",)
 """Bases whose renaming of tensors shows in models with a head only."""
 NEEDS_LOSS = ("test_training", "test_problem_types")
 PARTS_WITHOUT_LOSS = ("gpt2", "esm", "big_bird")
-"""The second head of two has another loss; the contact head has none; BigBird's heads build a pooler that they do not use."""
+"""The second head of two has another loss; the contact head has none; BigBird's heads build a pooler that they do not
+use."""
 MECHANISMS = {"bart": "longformer", "mpnet": "window", "deberta-v2": "window"}
 """Of the others it is longformer where there is a masked-language head, and window in decoders."""
 
 ANY_IMPLEMENTATION = (
-    "test_attn_implementation_", "test_can_set_attention_dynamically", "test_config_attn_implementation_setter", "test_eager_",
-    "test_flash_", "test_flex_", "test_retain_grad_hidden_states_attentions", "test_sdpa_",
-)  # fmt: skip
+    "test_attn_implementation_",
+    "test_can_set_attention_dynamically",
+    "test_config_attn_implementation_setter",
+    "test_eager_",
+    "test_flash_",
+    "test_flex_",
+    "test_retain_grad_hidden_states_attentions",
+    "test_sdpa_",
+)
 """Beginnings of the names of tests that compare attention implementations, which a Long model takes where its
 mechanisms are the base's attention."""
 ALL_LAYERS_SLIDE = ("mistral",)
@@ -140,7 +165,9 @@ class ImageTester(Tester):
     def prepare_config_and_inputs_for_common(self):
         side, spec = self.image_size // self.patch_size, long_families.FAMILIES[self.base].spec
         if spec.shapes is None:
-            inputs = {"pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])}
+            inputs = {
+                "pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
+            }
             return self.get_config(), inputs
         return self.get_config(), {
             "pixel_values": floats_tensor([self.batch_size, side**2, self.patch_size**2 * self.num_channels]),
@@ -155,7 +182,11 @@ class TowersTester(Tester):
     image_size, patch_size = 32, 4
 
     def get_config(self):
-        values = {"patch_size": self.patch_size, "image_size": self.image_size, "num_patches": (self.image_size // self.patch_size) ** 2}
+        values = {
+            "patch_size": self.patch_size,
+            "image_size": self.image_size,
+            "num_patches": (self.image_size // self.patch_size) ** 2,
+        }
         config = small_towers_config(self.base, SHAPE, **values, **{name: TOKENS[name] for name in TEXT_TOKENS})
         if self.plain:
             return config
@@ -167,7 +198,10 @@ class TowersTester(Tester):
 
     def prepare_config_and_inputs_for_common(self):
         config, towers = self.get_config(), long_families.FAMILIES[self.base].towers
-        inputs = {"input_ids": ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 3) + 3, "return_loss": True}
+        inputs = {
+            "input_ids": ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 3) + 3,
+            "return_loss": True,
+        }
         inputs["input_ids"][:, -1] = TOKENS["eos_token_id"]  # at which CLIP's text is read
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         pixels = floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
@@ -180,7 +214,8 @@ class TowersTester(Tester):
 
 
 class AudioTester(Tester):
-    """Tiny configs and inputs of one family that reads sound; where it writes text, ``decoder_seq_length`` tokens of it."""
+    """Tiny configs and inputs of one family that reads sound; where it writes text, ``decoder_seq_length`` tokens of
+    it."""
 
     samples, rows, decoder_seq_length = 4000, 96, 7
 
@@ -243,7 +278,9 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             kind = "images" if reads_images else "sounds" if reads_sound else "towers" if family.towers else ""
             skip_for_a_reason(self, reasons | SKIPPED.get(kind, {}))
             if self._testMethodName.startswith(NEEDS_LOSS):
-                self.all_model_classes = tuple(kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS))
+                self.all_model_classes = tuple(
+                    kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS)
+                )
             testers = {"images": ImageTester, "sounds": AudioTester, "towers": TowersTester}
             self.model_tester = testers.get(kind, Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
@@ -252,35 +289,59 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             if family.towers:  # which have the sizes
                 values = {"common_properties": []}
             self.config_tester = ConfigTester(
-                self, config_class=config_class, has_text_modality=family.spec.reads == "text" and not family.towers, **values
+                self,
+                config_class=config_class,
+                has_text_modality=family.spec.reads == "text" and not family.towers,
+                **values,
             )
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""
             inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-            batch, length, choices = self.model_tester.batch_size, self.model_tester.seq_length, self.model_tester.num_choices
+            batch, length, choices = (
+                self.model_tester.batch_size,
+                self.model_tester.seq_length,
+                self.model_tester.num_choices,
+            )
             if return_labels and model_class.__name__.endswith("ForPreTraining"):
                 inputs["labels"] = torch.zeros(batch, length, dtype=torch.long, device=torch_device)
-                pair = {"next_sentence_label", "sentence_order_label"} & set(inspect.signature(model_class.forward).parameters)
+                pair = {"next_sentence_label", "sentence_order_label"} & set(
+                    inspect.signature(model_class.forward).parameters
+                )
                 inputs |= {name: torch.zeros(batch, dtype=torch.long, device=torch_device) for name in pair}
-            if return_labels and family.spec.reads == "sound" and model_class.__name__.endswith("ForConditionalGeneration"):
+            if (
+                return_labels
+                and family.spec.reads == "sound"
+                and model_class.__name__.endswith("ForConditionalGeneration")
+            ):
                 inputs["labels"] = inputs["decoder_input_ids"]
             if return_labels and model_class.__name__.endswith("DoubleHeadsModel"):
                 text = torch.zeros(batch, choices, length, dtype=torch.long, device=torch_device)
-                inputs |= {"input_ids": text, "labels": text, "token_type_ids": text, "attention_mask": torch.ones_like(text)}
+                inputs |= {
+                    "input_ids": text,
+                    "labels": text,
+                    "token_type_ids": text,
+                    "attention_mask": torch.ones_like(text),
+                }
                 inputs["mc_token_ids"] = torch.zeros(batch, choices, dtype=torch.long, device=torch_device)
                 inputs["mc_labels"] = torch.zeros(batch, dtype=torch.long, device=torch_device)
             return inputs
 
         def test_inputs_embeds(self) -> None:
-            """Classification by an encoder and a decoder looks for the end token among the ids: the base refuses embeddings."""
+            """Classification by an encoder and a decoder looks for the end token among the ids: the base refuses
+            embeddings."""
             if family.two_stacks:
-                self.all_model_classes = tuple(one for one in self.all_model_classes if "SequenceClassification" not in one.__name__)
+                self.all_model_classes = tuple(
+                    one for one in self.all_model_classes if "SequenceClassification" not in one.__name__
+                )
             super().test_inputs_embeds()
 
         def test_reverse_loading_mapping(self) -> None:
-            """Our conversion changes the length of a table, not its name: the case for which the suite has this argument."""
-            super().test_reverse_loading_mapping(check_keys_were_modified=plain, skip_base_model=base in MAPPED_WITH_A_HEAD)
+            """Our conversion changes the length of a table, not its name: the case for which the suite has this
+            argument."""
+            super().test_reverse_loading_mapping(
+                check_keys_were_modified=plain, skip_base_model=base in MAPPED_WITH_A_HEAD
+            )
 
         def test_config(self) -> None:
             self.config_tester.run_common_tests()
@@ -290,13 +351,16 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
 
 
 def make_backbone(base: str, *, plain: bool) -> type[unittest.TestCase]:
-    """transformers' suite of backbones on the Long ones of a family that has some, or on the base's own for comparison."""
+    """transformers' suite of backbones on the Long ones of a family that has some, or on the base's own for
+    comparison."""
     family = long_families.FAMILIES[base]
 
     @require_torch
     class BackboneTest(BackboneTesterMixin, unittest.TestCase):
         all_model_classes = tuple(
-            family.base_class(name) if plain else family.model_class(name) for name in family.model_classes if is_backbone(name)
+            family.base_class(name) if plain else family.model_class(name)
+            for name in family.model_classes
+            if is_backbone(name)
         )
         config_class = family.base_config_class if plain else family.config_class
 
@@ -304,7 +368,9 @@ def make_backbone(base: str, *, plain: bool) -> type[unittest.TestCase]:
             skip_for_a_reason(self, SKIPPED.get(f"{base} backbone", {}))
             self.model_tester = ImageTester(self, base, plain)
 
-    BackboneTest.__name__ = BackboneTest.__qualname__ = f"{'Plain' if plain else 'Long'}{base.capitalize()}{BACKBONE}Test"
+    BackboneTest.__name__ = BackboneTest.__qualname__ = (
+        f"{'Plain' if plain else 'Long'}{base.capitalize()}{BACKBONE}Test"
+    )
     return BackboneTest
 
 

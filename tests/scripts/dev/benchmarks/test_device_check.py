@@ -18,7 +18,16 @@ from hf_longattn import list_mechanisms
 from hf_longattn.engines import dispatch
 from hf_longattn.mechanisms import mechanism_info
 from scripts.dev.benchmarks import device_check, gpu_check
-from scripts.dev.benchmarks.device_cases import GLOBALS, WINDOW, DeviceCase, first_checks, forms, kernel_checks, more_checks, stages
+from scripts.dev.benchmarks.device_cases import (
+    GLOBALS,
+    WINDOW,
+    DeviceCase,
+    first_checks,
+    forms,
+    kernel_checks,
+    more_checks,
+    stages,
+)
 from scripts.dev.benchmarks.device_check import Inputs, implementations, missed_path, run_case
 from scripts.dev.benchmarks.gpu_check import Results, Worker, markdown, run_stage
 from tests.cases import every_case
@@ -42,8 +51,12 @@ def test_device_check_has_a_case_for_every_mechanism_form_and_dtype() -> None:
         cases = [case for _, listed in stages(quick) for case in listed]
         dtypes = ("fp32", "bf16") if quick else ("fp32", "bf16", "fp16")
         checked = {(case.mechanism, case.causal, case.dtype) for case in cases if case.task == "check"}
-        assert checked >= {(name, causal, dtype) for name in list_mechanisms(grid=False) for causal in forms(name) for dtype in dtypes}
-        assert {case.mechanism for case in cases if case.task == "time" and not case.grid} == set(list_mechanisms(grid=False))
+        assert checked >= {
+            (name, causal, dtype) for name in list_mechanisms(grid=False) for causal in forms(name) for dtype in dtypes
+        }
+        assert {case.mechanism for case in cases if case.task == "time" and not case.grid} == set(
+            list_mechanisms(grid=False)
+        )
         assert len({str(case) for case in cases}) == len(cases)
 
 
@@ -56,9 +69,18 @@ def test_device_check_passes_for_every_mechanism_on_a_cpu(name: str) -> None:
 
 
 @pytest.mark.slow
-@every_case("name", SHORT, of=9, code=lambda name: (mechanism_info(SHORT[name].mechanism).engine, SHORT[name].term, SHORT[name].padding))
+@every_case(
+    "name",
+    SHORT,
+    of=9,
+    code=lambda name: (mechanism_info(SHORT[name].mechanism).engine, SHORT[name].term, SHORT[name].padding),
+)
 def test_first_device_checks_pass_on_the_paths_for_cuda(
-    name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    cuda_paths: None,
+    unfused_flex: None,
+    emulated_flash: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With definitions in place of the kernels."""
     monkeypatch.setattr("hf_longattn.engines.call.DENSE_CELLS", 1)
@@ -69,7 +91,9 @@ def test_first_device_checks_pass_on_the_paths_for_cuda(
     if case.mechanism in ("window", "longformer") and 1 not in (case.length, case.queries):
         changes_scores = case.term != "none" or "relative" in case.options
         needs_flex = changes_scores or case.dtype == "fp32" or case.queries > 0  # some tokens of a batch with padding
-        needs_flex |= case.padding == "holes" or (not case.dropout and (case.mechanism == "longformer" or "num_sinks" in case.options))
+        needs_flex |= case.padding == "holes" or (
+            not case.dropout and (case.mechanism == "longformer" or "num_sinks" in case.options)
+        )
         assert ("flex" if needs_flex else "flash") in result["paths"], result
 
 
@@ -122,7 +146,9 @@ def test_device_check_fails_for_a_right_result_of_another_path() -> None:
 
 
 @every_case("case", [case for case in (*first_checks(), *kernel_checks()) if case.path], ids=str)
-def test_kernels_of_the_device_check_are_chosen_at_its_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_the_device_check_are_chosen_at_its_lengths(
+    case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the table of paths."""
     asked: list[str] = []
     first = dispatch.first_path
@@ -143,7 +169,9 @@ def test_device_check_times_layers_and_models(task: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(device_check, "LAYERS", 2)
     result = run_case(DeviceCase("longformer", task, length=40, kv_heads=4, tokens=3, dropout=0.1), "cpu")
     assert result["passed"], result
-    assert result["timings"].keys() == ({"longattn", "first layer", "sdpa"} if task == "time" else {"longattn", "stock"})
+    assert result["timings"].keys() == (
+        {"longattn", "first layer", "sdpa"} if task == "time" else {"longattn", "stock"}
+    )
     assert all(timing["ms"] > 0 for timing in result["timings"].values())
 
 
@@ -177,7 +205,9 @@ def test_the_rival_of_the_device_check_computes_the_same(case: DeviceCase) -> No
     inputs = Inputs(case, "cpu")
     runs = dict(implementations(case, "cuda", inputs))
     with torch.no_grad():
-        ours, later, first = (runs[name](*inputs.qkv) * inputs.real[:, None, :, None] for name in ("longattn", "flex", "flex, first"))
+        ours, later, first = (
+            runs[name](*inputs.qkv) * inputs.real[:, None, :, None] for name in ("longattn", "flex", "flex, first")
+        )
     assert torch.allclose(ours, later, atol=1e-5)
     assert torch.equal(later, first)
 
@@ -228,11 +258,19 @@ def test_gpu_check_stores_everything_and_exits_with_one_after_a_failure(
 def test_gpu_check_resumes_with_what_did_not_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What passed is kept as it was found; without earlier results everything runs."""
     begun = []
-    monkeypatch.setattr(Stub, "run", lambda self, case, seconds: begun.append(case) or case.record() | {"passed": len(begun) != 2})
+    monkeypatch.setattr(
+        Stub, "run", lambda self, case, seconds: begun.append(case) or case.record() | {"passed": len(begun) != 2}
+    )
     monkeypatch.setattr(gpu_check, "Worker", Stub)
     cases = [WINDOW, WINDOW.at(dtype="fp16"), WINDOW.at(dtype="fp32")]
     monkeypatch.setattr(gpu_check, "stages", lambda quick: [(False, cases)])
-    settings: dict[str, Any] = {"device": "cpu", "workers": 1, "budget": 100.0, "resume": True, "output": tmp_path / "gpu.json"}
+    settings: dict[str, Any] = {
+        "device": "cpu",
+        "workers": 1,
+        "budget": 100.0,
+        "resume": True,
+        "output": tmp_path / "gpu.json",
+    }
     with pytest.raises(typer.Exit):
         gpu_check.main(**settings)
     assert begun == cases
@@ -267,13 +305,25 @@ def test_gpu_check_leaves_each_stage_its_share_of_time(monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_check, "machine", dict)
     monkeypatch.setattr(gpu_check, "SHARES", (0.01, 1.0))
-    checks, timings = [WINDOW, WINDOW.at(mechanism="strided")], [WINDOW.at(task="time", length=length) for length in (64, 128)]
+    checks, timings = (
+        [WINDOW, WINDOW.at(mechanism="strided")],
+        [WINDOW.at(task="time", length=length) for length in (64, 128)],
+    )
     monkeypatch.setattr(gpu_check, "stages", lambda quick: [(False, checks), (True, timings)])
     output = tmp_path / "gpu.json"
     gpu_check.main(device="cuda", quick=False, budget=20.0, workers=1, output=output)
-    expected = [("check", "window"), ("prepare", "window"), ("time", "window"), ("time", "window"), ("check", "strided")]
+    expected = [
+        ("check", "window"),
+        ("prepare", "window"),
+        ("time", "window"),
+        ("time", "window"),
+        ("check", "strided"),
+    ]
     assert ran == expected
-    assert [(one["task"], one["mechanism"]) for one in json.loads(output.read_text())["results"]] == [*expected[:1], *expected[2:]]
+    assert [(one["task"], one["mechanism"]) for one in json.loads(output.read_text())["results"]] == [
+        *expected[:1],
+        *expected[2:],
+    ]
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -286,7 +336,9 @@ def test_gpu_worker_that_ends_costs_its_case_alone(monkeypatch: pytest.MonkeyPat
     command(monkeypatch, "false")
     results = results_in(tmp_path)
     with open(tmp_path / "log", "w") as log:
-        run_stage([WINDOW, WINDOW.at(causal=True)], 1, lambda: Worker("cpu", log), results.add, *[time.monotonic() + 60] * 2)
+        run_stage(
+            [WINDOW, WINDOW.at(causal=True)], 1, lambda: Worker("cpu", log), results.add, *[time.monotonic() + 60] * 2
+        )
     assert [one["failure"] for one in results.found] == ["its process ended with exit code 1"] * 2
     assert [one["case"] for one in results.found] == [str(WINDOW), str(WINDOW.at(causal=True))]
 
@@ -300,7 +352,9 @@ def test_gpu_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.slow
-def test_gpu_check_starts_a_new_process_after_an_illegal_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_check_starts_a_new_process_after_an_illegal_access(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """After it nothing runs on the device in the process that made it."""
     broken = (
         "import sys, torch\n"
@@ -325,7 +379,9 @@ def test_gpu_check_starts_a_new_process_after_an_illegal_access(monkeypatch: pyt
 def test_gpu_worker_runs_cases(tmp_path: Path) -> None:
     with open(tmp_path / "log", "w") as log:
         worker = Worker("cpu", log)
-        first, second = (worker.run(case, 200) for case in (WINDOW.at(length=40), DeviceCase("full", "time", length=8, kv_heads=4)))
+        first, second = (
+            worker.run(case, 200) for case in (WINDOW.at(length=40), DeviceCase("full", "time", length=8, kv_heads=4))
+        )
         worker.close()
     assert first["passed"], first
     assert first["paths"]
@@ -343,6 +399,7 @@ def test_tables_say_how_a_layer_and_a_model_were_timed(tmp_path: Path) -> None:
     results.add(found(GLOBALS.at(task="model", length=4096, dropout=0.1), stock=2.0))
     text = markdown(results.record)
     assert (
-        "| `longformer`, 3 global tokens | 4,096 | 0.50 (×0.50) | 0.40 | 0.30 | 0.60 (×0.60) | 0.40 (×0.40) | 1.00 | flex | abcd |" in text
+        "| `longformer`, 3 global tokens | 4,096 | 0.50 (×0.50) | 0.40 | 0.30 | 0.60 (×0.60) | 0.40 (×0.40) | 1.00 | "
+        "flex | abcd |" in text
     )
     assert "| `longformer`, 3 global tokens, dropout 0.1 | 4,096 | 0.5 (4.00×) | 0.4 | 0.3 | 2.0 | abcd |" in text

@@ -37,7 +37,11 @@ def test_benchmarked_implementations_equal_the_definition(mechanism: str, causal
     case = SMALL.at(mechanism=mechanism, causal=causal, dtype=dtype, num_globals=3 * (mechanism == "longformer"))
     result = run_benchmark("attention", case, [64, 96], ["sdpa"], repeats=1)
     assert result.equal, result.checks
-    assert {check.implementation for check in result.checks} == {timing.implementation for timing in result.timings} == {"longattn", "sdpa"}
+    assert (
+        {check.implementation for check in result.checks}
+        == {timing.implementation for timing in result.timings}
+        == {"longattn", "sdpa"}
+    )
 
 
 def test_benchmark_of_the_backward_pass_compares_gradients() -> None:
@@ -92,7 +96,19 @@ def test_benchmarked_models_equal_the_plain_one_under_the_dense_mask(backward: b
 
 
 def test_attention_benchmark_stores_json(tmp_path: Path) -> None:
-    arguments = ["attention", "--lengths", "32,64", "--option", "window=16", "--heads", "2", "--head-dim", "8", "--repeats", "2"]
+    arguments = [
+        "attention",
+        "--lengths",
+        "32,64",
+        "--option",
+        "window=16",
+        "--heads",
+        "2",
+        "--head-dim",
+        "8",
+        "--repeats",
+        "2",
+    ]
     done = CliRunner().invoke(app, [*arguments, "--against", "sdpa", "--output-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     [stored] = tmp_path.glob("*.json")
@@ -118,7 +134,9 @@ def test_attention_benchmark_stores_json(tmp_path: Path) -> None:
         (["--lengths", "8", "--globals", "9"], "between 0 and the length"),
     ],
 )
-def test_attention_benchmark_refuses_bad_input_in_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+def test_attention_benchmark_refuses_bad_input_in_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
     start = [] if "--lengths" in arguments else ["--lengths", "8"]
     done = CliRunner().invoke(app, ["attention", *start, *arguments, "--output-dir", str(tmp_path)])
     assert done.exit_code == 1
@@ -209,7 +227,9 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ran = tmp_path / "ran"
     good = f"python -c \"open('{ran}', 'a').write('a')\""
     bad = f"python -c \"open('{ran}', 'a').write('b'); open('{tmp_path / 'there'}')\""
-    monkeypatch.setattr(everything, "read_jobs", lambda studies=True: [Job(("one",), good), Job(("two", "three"), bad)])
+    monkeypatch.setattr(
+        everything, "read_jobs", lambda studies=True: [Job(("one",), good), Job(("two", "three"), bad)]
+    )
     monkeypatch.setattr(everything, "DONE", tmp_path / "done.json")
     return tmp_path
 
@@ -240,7 +260,9 @@ def test_exponent_of_memory_is_that_of_the_data(power: float) -> None:
 
 def test_measured_peak_includes_what_a_call_allocates(repository: Path) -> None:
     """In a fresh process, which has no freed memory that the call could take again."""
-    code = "import torch; from scripts.dev.benchmarks.memory import growth; print(growth(lambda: torch.ones(4096, 4096)))"
+    code = (
+        "import torch; from scripts.dev.benchmarks.memory import growth; print(growth(lambda: torch.ones(4096, 4096)))"
+    )
     done = run_fresh("-c", code, cwd=repository, level="torch")
     assert 0.9 * 64 < float(done.stdout) < 2 * 64, done.stderr
 

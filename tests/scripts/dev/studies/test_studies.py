@@ -62,13 +62,17 @@ def test_lookup_questions_have_each_length_and_hop(tokenizer: PreTrainedTokenize
     assert data == lookup_questions("validation", tokenizer, lengths=(1024, 2048), documents=2)
 
 
-def test_lookup_documents_too_short_for_their_lines_are_refused(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_lookup_documents_too_short_for_their_lines_are_refused(
+    filler: Filler, tokenizer: PreTrainedTokenizerBase
+) -> None:
     with pytest.raises(InputError, match="make documents of at least 1,024 tokens"):
         lookup_document(filler, 300, random.Random(0), tokenizer)
 
 
 def test_demo_counts_right_answers_with_their_standard_error() -> None:
-    answers = [Answer("ours", 2, 1024, right, 1.0) for right in (True, True, True, False)] + [Answer("ours", 1, 1024, False, 1.0)]
+    answers = [Answer("ours", 2, 1024, right, 1.0) for right in (True, True, True, False)] + [
+        Answer("ours", 1, 1024, False, 1.0)
+    ]
     assert share_right(answers, "ours", 2) == (75.0, pytest.approx(21.65, abs=0.01), 4)
 
 
@@ -79,11 +83,25 @@ def small_decoder(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatc
     config = small_config("gemma3_text", Shape(tokens=4096, vocabulary=len(tokenizer)), bos_token_id=2)
     transformers.Gemma3ForCausalLM(config).save_pretrained(tmp_path / "short")
     tokenizer.save_pretrained(tmp_path / "short")
-    transformers.AutoTokenizer.from_pretrained(tmp_path / "short", bos_token=tokenizer.cls_token).save_pretrained(tmp_path / "short")
-    rows = {decoder.STOCK: decoder.Row(), "narrow": decoder.window(480), "trained": decoder.Row(trained="--mechanism taylor")}
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "short", bos_token=tokenizer.cls_token).save_pretrained(
+        tmp_path / "short"
+    )
+    rows = {
+        decoder.STOCK: decoder.Row(),
+        "narrow": decoder.window(480),
+        "trained": decoder.Row(trained="--mechanism taylor"),
+    }
     monkeypatch.setattr(decoder, "ROWS", rows)
     monkeypatch.setattr(decoder, "QUICK_ROWS", (*rows,))
-    return ["--quick", "--model", str(tmp_path / "short"), "--trained", str(tmp_path), "--output", str(tmp_path / "stored")]
+    return [
+        "--quick",
+        "--model",
+        str(tmp_path / "short"),
+        "--trained",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "stored"),
+    ]
 
 
 @pytest.mark.thorough
@@ -107,7 +125,9 @@ def test_table_of_a_decoder_goes_on_where_it_stopped(
 @pytest.mark.thorough
 def test_rows_with_other_outputs_are_not_measured(small_decoder: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "TOLERANCE", -1.0)
-    with pytest.raises(SystemExit, match=r"stock: outputs differ from stock by .* a pass by .* so the row is not measured"):
+    with pytest.raises(
+        SystemExit, match=r"stock: outputs differ from stock by .* a pass by .* so the row is not measured"
+    ):
         decoder.main(small_decoder)
 
 

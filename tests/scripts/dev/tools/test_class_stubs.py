@@ -58,7 +58,9 @@ def trees() -> dict[str, ast.Module]:
 @functools.cache
 def classes() -> dict[str, tuple[ast.ClassDef, ast.Module]]:
     """The definition of every class, and its stub."""
-    return {node.name: (node, tree) for tree in trees().values() for node in tree.body if isinstance(node, ast.ClassDef)}
+    return {
+        node.name: (node, tree) for tree in trees().values() for node in tree.body if isinstance(node, ast.ClassDef)
+    }
 
 
 def test_stubs_of_families_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,13 +74,21 @@ def test_stubs_of_families_that_are_gone_are_removed(tmp_path: Path, monkeypatch
 
 
 def test_stubs_define_every_long_class() -> None:
-    front = [alias for node in ast.walk(trees()["__init__"]) if isinstance(node, ast.ImportFrom) for alias in node.names]
-    named = {alias.name for alias in front if alias.asname == alias.name}  # to jedi, a name without "as" is not exported
+    front = [
+        alias for node in ast.walk(trees()["__init__"]) if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    # to jedi, a name without "as" is not exported
+    named = {alias.name for alias in front if alias.asname == alias.name}
     assert {name for _, name in EXPORTS} <= named & classes().keys()
     inner = {name for family in FAMILIES.values() for name in family.parts.values()}
     assert classes().keys() == {name for _, name in EXPORTS} | inner
     for name, (definition, tree) in classes().items():
-        imported = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        imported = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
         assert ast.get_docstring(definition), name
         assert {base.id for base in definition.bases if isinstance(base, ast.Name)} <= imported, name
 
@@ -90,12 +100,16 @@ def test_front_of_the_package_names_families_for_type_checkers() -> None:
     assert Path(hf_longattn.__file__).with_name("py.typed").is_file()
 
 
-@pytest.mark.parametrize("name", ["LongBertModel", "LongBertConfig", "LongGPT2LMHeadModel", "LongBartForConditionalGeneration"])
+@pytest.mark.parametrize(
+    "name", ["LongBertModel", "LongBertConfig", "LongGPT2LMHeadModel", "LongBartForConditionalGeneration"]
+)
 def test_documentation_tools_show_long_classes(name: str) -> None:
     """Sphinx' autodoc and mkdocstrings read what pydoc does: docstring, signature, and the module's list of names."""
     made = getattr(hf_longattn.families, name)
     assert name in dir(hf_longattn.families)
-    assert (inspect.getdoc(made) or "").splitlines()[0] == (ast.get_docstring(classes()[name][0]) or "").splitlines()[0]
+    assert (inspect.getdoc(made) or "").splitlines()[0] == (ast.get_docstring(classes()[name][0]) or "").splitlines()[
+        0
+    ]
     assert name in pydoc.render_doc(made, renderer=pydoc.plaintext)
     if not name.endswith("Config"):
         assert "global_attention_mask" in str(inspect.signature(made.forward))
@@ -106,9 +120,13 @@ def assert_mypy_reads_the_classes(packages: Path, folder: Path) -> None:
     (folder / "snippet.py").write_text(SNIPPET, encoding="utf-8")
     (folder / "mypy.ini").write_text(SETTINGS, encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", "snippet.py"]
-    done = subprocess.run(command, cwd=folder, env={"MYPYPATH": str(packages)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env={"MYPYPATH": str(packages)}, capture_output=True, text=True, check=False
+    )
     errors = {int(line.split(":")[1]): line for line in done.stdout.splitlines() if ": error:" in line}
-    expected = {number: line.split("# E: ")[1] for number, line in enumerate(SNIPPET.splitlines(), 1) if "# E: " in line}
+    expected = {
+        number: line.split("# E: ")[1] for number, line in enumerate(SNIPPET.splitlines(), 1) if "# E: " in line
+    }
     assert errors.keys() == expected.keys(), done.stdout + done.stderr
     assert all(expected[number] in errors[number] for number in expected), done.stdout
 
@@ -126,7 +144,9 @@ def checkout(tmp_path: Path, repository: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_mypy_checks_what_a_user_writes_with_a_checkout(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mypy_checks_what_a_user_writes_with_a_checkout(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(class_stubs, "FOLDER", checkout / "hf_longattn" / "families")
     class_stubs.main()
     assert_mypy_reads_the_classes(checkout, tmp_path)
