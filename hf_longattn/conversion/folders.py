@@ -115,10 +115,8 @@ class ConversionReport:
 
     def __post_init__(self) -> None:
         self.deciding = next((check for check in self.checks if VERDICT in check.values), None)
-        self.verified, self.verdict = (
-            bool(self.checks),
-            None if self.deciding is None else str(self.deciding.values[VERDICT]),
-        )
+        self.verified = bool(self.checks)
+        self.verdict = None if self.deciding is None else str(self.deciding.values[VERDICT])
         self.needs_training = any(check.status == NEEDS_TRAINING for check in self.checks)
         self.train_command = None if self.next_step is None else next_step(self.next_step, str(self.destination))
 

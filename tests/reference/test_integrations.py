@@ -111,7 +111,7 @@ def test_pipelines_read_as_far_as_a_converted_model_and_refuse_longer_texts_to_c
     """The source's tokenizer states no length, so that transformers' own pipelines end in an error of tensors' sizes
     there."""
     long_word = "a" * 3000
-    text, longer = (f"{TEXT} {long_word} the end" * times for times in (1, 3))
+    text, longer = (f"{TEXT} {long_word} the end" * times for times in (1, 4))
     tasks = {
         "token-classification": "BertForTokenClassification",
         "text-classification": "BertForSequenceClassification",
