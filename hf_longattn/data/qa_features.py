@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unicodedata import category
 
 import torch
 from datasets import Dataset
@@ -19,6 +20,10 @@ from hf_longattn.errors import InputError
 from hf_longattn.loading import call_tokenizer
 from hf_longattn.modeling.losses import IGNORED_LABEL
 
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Unicode's categories of control and format characters, such as the zero-width space, and of white space."""
+MARKS = ("Mn", "Me")
+"""Unicode's categories of marks that are drawn onto the character before. Many tokenizers drop them."""
 Offset = tuple[int, int]
 """Start and end character of a token in its document, the end exclusive; (-1, -1) for a token outside the document."""
 
@@ -79,23 +84,23 @@ def qa_inputs(
 
 def answer_tokens(offsets: Sequence[Offset], answers: Mapping[str, Sequence[Any]]) -> list[tuple[int, int]]:
     """First and last token of each answer that lies completely in this window. If there is none, [(0, 0)], for "no
-    answer"."""
-    inside = [token for token, (start, _) in enumerate(offsets) if start >= 0]
-    firsts = [offsets[token][0] for token in inside]
+    answer".
 
-    def token_at(character: int) -> int:
-        """The token that contains (or precedes) a character of the document; -1 outside of this window."""
-        number = bisect_right(firsts, character) - 1
-        return (
-            -1 if number < 0 or (number == len(firsts) - 1 and character >= offsets[inside[-1]][1]) else inside[number]
-        )
-
-    characters = [
-        (start, start + max(1, len(text)) - 1)
-        for text, start in zip(answers["text"], answers["answer_start"], strict=True)
-    ]
-    tokens = [(token_at(first), token_at(last)) for first, last in characters]
-    return [pair for pair in tokens if min(pair) >= 0] or [(0, 0)]
+    They are the tokens that hold the answer's first and last visible character. Most tokenizers have no token for the
+    white space around a word.
+    """
+    inside = [token for token, (start, end) in enumerate(offsets) if 0 <= start < end]
+    starts, ends = [offsets[token][0] for token in inside], [offsets[token][1] for token in inside]
+    tokens = []
+    for text, answer_start in zip(answers["text"], answers["answer_start"], strict=True):
+        visible = [place for place, character in enumerate(text) if category(character) not in INVISIBLE] or [0]
+        letters = [place for place in visible if category(text[place : place + 1] or " ") not in MARKS] or visible
+        first, last, last_letter = (answer_start + place for place in (visible[0], visible[-1], letters[-1]))
+        if inside and starts[0] <= first and last_letter < ends[-1]:
+            first_token = bisect_right(ends, first)  # the first that ends after this character
+            last_token = max(first_token, bisect_right(starts, last) - 1)  # the last that starts before or at it
+            tokens.append((inside[first_token], inside[last_token]))
+    return tokens or [(0, 0)]
 
 
 def qa_rows(

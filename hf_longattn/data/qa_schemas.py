@@ -7,6 +7,8 @@ et al. 2017; Clark & Gardner 2018).
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +39,8 @@ EXAMPLE = Features(
 )
 """What :func:`load_qa` returns."""
 KINDS = ("span", "yes", "no", "none")
+WRITTEN = re.compile(r"\s*([\[{]\s*['\"{]|\[\s*\]\s*$)")
+"""Matches the text of a list of answers, or of a dictionary with answers."""
 
 
 def load_qa(
@@ -183,9 +187,30 @@ def _spans(answers: Any) -> list[tuple[str, Any]]:
     return [(str(text), start) for text, start in zip(texts, starts, strict=True) if _spans(text)]
 
 
+def _unwritten(answers: Any, context: str) -> Any:
+    """Answers that a cell of a table holds as JSON or as Python text, which pandas writes. Others are unchanged.
+
+    Raises:
+        DataError: the text is Python, but not of plain lists and dictionaries.
+    """
+    if not isinstance(answers, str) or not WRITTEN.match(answers) or answers.strip() in context:
+        return answers
+    try:
+        return json.loads(answers)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return ast.literal_eval(answers.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise DataError(
+            f"The answers are the text {answers!r:.60}, as pandas writes arrays into a CSV; write rows as JSON lines: "
+            "frame.to_json('data.jsonl', orient='records', lines=True)."
+        ) from None
+
+
 def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """The spans and texts of ``answers``, or of ``answer`` and ``answer_start``; see :func:`_spans`."""
-    spans = _spans(row.get("answers"))
+    spans = _spans(_unwritten(row.get("answers"), row["context"]))
     if not spans:
         answer, start = row.get("answer"), row.get("answer_start")
         has_start = not isinstance(answer, (Mapping, list)) and start not in (None, "")

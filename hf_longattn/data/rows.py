@@ -181,10 +181,6 @@ def chosen_columns(
             chosen[role] = column
         elif role in named or role not in OPTIONAL:
             others = f"{source} has the columns {', '.join(present)}, not {' or '.join(map(repr, wanted))}"
-            if len(present) == 1 and (
-                separator := next((character for character in ";\t|" if character in present[0]), None)
-            ):
-                raise DataError(f"{others}; separate its columns by commas, not by {separator!r}.")
             folder = (
                 ", or put the files of each label into a folder with its name"
                 if role == "label" and len(present) == 1
@@ -254,6 +250,14 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
             return ""
         raise DataError(f"{where} has no {role} in the column {column!r}; leave such rows out.")
     converted: Any = value if what == "text" and isinstance(value, str) else None
+    if role == "label" and isinstance(value, list):
+        labels = [_label(each, names) or each for each in value]
+        if len(labels) != 1:
+            raise DataError(
+                f"{where} has {len(labels)} labels in the column {column!r}, {str(labels)!r:.60}, and must have one; "
+                "leave such rows out, or choose one of them."
+            )
+        value = value[0]
     if role == "label":
         converted = _label(value, names)
     elif role == "id":
@@ -277,7 +281,7 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
 def _label(value: Any, names: Sequence[str] | None) -> str | None:
     """The name of a label that is a text, a whole number, a truth value or the number of a class; else ``None``."""
     if names is not None:
-        return names[value] if value is not None and 0 <= value < len(names) else None
+        return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
     if isinstance(value, bool):
         return str(value).lower()  # as JSON writes it
     if isinstance(value, float):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import io
 import json
 import re
 import zlib
@@ -53,6 +54,9 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CELL = {"bytes": Value("binary"), "path": Value("string")}
 """A file in a row, as ``datasets.Image`` and ``datasets.Audio`` store it."""
 SPACE = re.compile(r"\s*")
+LONGEST_LINE = 64_000_000
+"""Maximum characters of a line of a compressed file, or of the whole file if it is read at once. A few megabytes of
+gzip can hold a line that fills the memory."""
 
 
 class DataError(LongAttentionError):
@@ -244,15 +248,41 @@ def _rows(
                 yield from _csv_rows(text, file, separator or ("\t" if ending == ".tsv" else ","))
 
 
+class _TooLong(Exception):
+    """A line of a compressed file has more than :data:`LONGEST_LINE` characters."""
+
+
+class _Unpacked(io.TextIOWrapper):
+    """The text of a compressed file; reads no line into memory that is too long."""
+
+    def __next__(self) -> str:
+        if line := self._checked(self.readline(LONGEST_LINE + 1)):
+            return line
+        raise StopIteration
+
+    def read(self, size: int | None = -1, /) -> str:
+        return self._checked(super().read(LONGEST_LINE + 1 if size is None or size < 0 else size))
+
+    def _checked(self, text: str) -> str:
+        if len(text) > LONGEST_LINE:
+            raise _TooLong
+        return text
+
+
 @contextmanager
 def _opened(file: str) -> Iterator[TextIO]:
     """Open a text file, which may be compressed. Errors contain the file's name."""
-    opener: Any = gzip.open if file.lower().endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8-sig", newline="") as text:  # Excel writes a byte-order mark first
+    layout: dict[str, Any] = {"encoding": "utf-8-sig", "newline": ""}  # Excel writes a byte-order mark first
+    compressed = file.lower().endswith(".gz")
+    with _Unpacked(gzip.open(file), **layout) if compressed else open(file, **layout) as text:
         try:
             yield text
         except UnicodeDecodeError as error:
             raise DataError(encoding_sentence(file, error)) from error
+        except _TooLong as error:
+            raise DataError(
+                f"{file!r} has a line of more than {LONGEST_LINE:,} characters, or is one; unpack it, and split it."
+            ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{file!r} is not a whole .gz file ({error}); download it again.") from error
         except RecursionError as error:
@@ -268,6 +298,12 @@ def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str
     header, number, rows = list[str](), 0, filter(None, csv.reader(text, delimiter=separator, strict=True))
     try:
         header = next(rows, [])
+        separators = [mark for mark in ";\t|," if mark != separator and len(header) == 1 and mark in header[0]]
+        if separators:
+            raise DataError(
+                f"The header of {file!r} is the one column {header[0]!r:.80}; separate its columns by {separator!r}, "
+                f"not by {separators[0]!r}, and put cells with that character into double quotes."
+            )
         if twice := [name for name, count in Counter(header).items() if name and count > 1]:
             raise DataError(
                 f"The header of {file!r} names the column {twice[0]!r} more than once; give each column another name."

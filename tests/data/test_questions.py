@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -689,6 +689,64 @@ def test_long_documents_cause_no_warning_of_the_tokenizer(
     tokenizer.model_max_length = 128
     inputs_of({"question": "why", "context": "because " * 500, "answers": NOTHING}, tokenizer, 128, 16)
     assert "indexing errors" not in caplog.text
+
+
+def test_targets_are_the_tokens_of_the_visible_characters_of_an_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whatever white space and invisible characters belong to an answer, its words are the target."""
+    before, after = ["", "This is"], ["", " in Judah."]
+    for around in (" ", "  ", "\n", "\t", "\u00a0", "\u200b", "\ufeff", "\u00ad", "\u2028", "\u3000", " \u200e ", ""):
+        for beginning, end in product(before, after):
+            for answer in (
+                f"{around}Tamar{around}",
+                f"{around}Tamar",
+                f"Tamar{around}",
+                f"{around}Tamar of Judah{around}",
+            ):
+                context = beginning + around + answer + around + end
+                start = len(beginning + around)
+                answers = {"text": [answer], "answer_start": [start]}
+                (row,) = inputs_of({"question": "Who?", "context": context, "answers": answers}, tokenizer, 64, 8)
+                (first,), (last,) = row["starts"], row["ends"]
+                place = context.index("Tamar")
+                assert row["offsets"][first][0] <= place < row["offsets"][first][1], (context, answer)
+                assert (
+                    row["offsets"][last][0] < place + len(answer.strip(around or None)) <= row["offsets"][last][1]
+                ), context
+
+
+def test_targets_hold_a_mark_at_the_end_that_the_tokenizer_drops() -> None:
+    """As an uncased BERT reads it, the accent belongs to no token; byte-level tokenizers make it one of its own."""
+    answers = {"text": ["cafe\u0301"], "answer_start": [4]}
+    assert answer_tokens([(-1, -1), (0, 3), (4, 8)], answers) == [(2, 2)]
+    assert answer_tokens([(-1, -1), (0, 3), (3, 8), (8, 9), (9, 12)], answers) == [(2, 3)]
+
+
+def test_answers_of_a_table_may_be_json_or_python_text(tmp_path: Path) -> None:
+    answers = {"text": ["fox"], "answer_start": [4]}
+    right = load_qa(write_rows([RECORD], tmp_path / "rows.jsonl"))["answers"][0]
+    for written in (
+        json.dumps(answers),
+        repr(answers),
+        repr([answers]),
+        "['fox']",
+        '["fox"]',
+        "fox",
+        " {'text': ['fox']}",
+    ):
+        path = tmp_path / "pandas.csv"
+        with path.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerows([["id", "question", "context", "answers"], ["1", "What?", RECORD["context"], written]])
+        assert load_qa(path)["answers"][0] == right, written
+    for written in ("{'text': array(['fox'], dtype=object), 'answer_start': array([4], dtype=int32)}", "['fox'"):
+        path.write_text(path.read_text().splitlines()[0] + f'\n1,What?,{RECORD["context"]},"{written}"\n')
+        with pytest.raises(
+            DataError, match=r"as pandas writes arrays into a CSV; write rows as JSON lines: frame\.to_json"
+        ):
+            load_qa(path)
+    code = {"question": "What?", "context": "Type ['fox'] here.", "answers": "['fox']"}
+    (tmp_path / "code.jsonl").write_text(json.dumps(code))
+    assert load_qa(tmp_path / "code.jsonl")["answers"][0] == {"text": ["['fox']"], "answer_start": [5]}
 
 
 def test_answer_without_text_is_the_token_where_it_starts() -> None:

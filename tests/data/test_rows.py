@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from hf_longattn.data import rows as rows_module
+from hf_longattn.data import sources as sources_module
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import read_texts, rows_of, split_held_out, trained_rows
 from hf_longattn.data.sources import DataError, files_of, read_hub, read_table
@@ -540,12 +541,58 @@ def test_json_nested_too_deeply_is_refused(opening: str, closing: str, name: str
 
 
 def test_csv_with_other_separators_is_refused(tmp_path: Path) -> None:
-    table = tmp_path / "semicolons.csv"
-    table.write_text("text;label\ngood;1\n")
-    with pytest.raises(
-        DataError, match=r"has the columns text;label, not 'text'; separate its columns by commas, not by ';'\.$"
+    for name, wrong, right in (("a.csv", ";", ","), ("b.csv", "|", ","), ("c.csv", "\t", ","), ("d.tsv", ",", "\t")):
+        table = tmp_path / name
+        table.write_text(f"text{wrong}label\ngood, really{wrong}1\n")
+        sentence = f"is the one column {f'text{wrong}label'!r}; separate its columns by {right!r}, not by {wrong!r}"
+        with pytest.raises(DataError, match=re.escape(sentence)):
+            labelled(str(table))
+        with pytest.raises(DataError, match=re.escape(sentence)):
+            load_qa(table)
+
+
+def test_label_in_a_list_is_that_label_and_several_are_refused(tmp_path: Path) -> None:
+    feelings = ClassLabel(names=["joy", "love"])
+    features = Features({"text": Value("string"), "labels": List(feelings)})
+    for name, rows, columns in (
+        ("classes", Dataset.from_dict({"text": ["a", "b"], "labels": [[1], [0]]}, features=features), ["love", "joy"]),
+        ("names", Dataset.from_dict({"text": ["a", "b"], "labels": [["love"], ["joy"]]}), ["love", "joy"]),
+        ("numbers", Dataset.from_dict({"text": ["a", "b"], "labels": [[1], [0]]}), ["1", "0"]),
     ):
-        labelled(str(table))
+        rows.to_parquet(str(tmp_path / f"{name}.parquet"))
+        data = rows_of(str(tmp_path / f"{name}.parquet"), "train", {"text": ["text"], "label": ["labels"]}, {})
+        assert data["label"][:] == columns, name
+    for labels, sentence in (
+        ([[0, 1]], "2 labels in the column 'labels'"),
+        ([[]], "0 labels"),
+        ([[-1]], "no name or"),
+    ):
+        path = str(tmp_path / "several.parquet")
+        Dataset.from_dict({"text": ["a"], "labels": labels}, features=features).to_parquet(path)
+        with pytest.raises(DataError, match=f"^Row 1 of .*{sentence}"):
+            rows_of(path, "train", {"text": ["text"], "label": ["labels"]}, {})
+
+
+def test_compressed_line_that_could_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_module, "LONGEST_LINE", 10_000)
+    long, short = "a" * 20_000, "b" * 9_000
+    for name, line in {
+        "rows.jsonl.gz": '{{"text": "{}", "label": "x"}}\n',
+        "whole.json.gz": '[\n{{"text": "{}", "label": "x"}}]\n',
+        "rows.csv.gz": "{},x\n",
+        "document.txt.gz": "{}",
+        "words.conll.gz": "{} O\n",
+    }.items():
+        header = "text,label\n" if ".csv" in name else ""
+        for text in (short, long):
+            (tmp_path / name).write_bytes(gzip.compress((header + line.format(text)).encode()))
+            if text is short:
+                assert len(read_table(str(tmp_path / name))) == 1
+            else:
+                with pytest.raises(DataError, match=f"{name}' has a line of more than 10,000 characters, or is one"):
+                    read_table(str(tmp_path / name))
 
 
 def test_every_file_of_a_folder_is_read_whatever_its_name(tmp_path: Path) -> None:
