@@ -149,7 +149,8 @@ def calls(name: str, causal: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         ("right padding", {"padding_mask": padded}),
         ("left padding", {"padding_mask": padded.flip(1)}),
     )
-    yield "documents", {"documents": (places // 333).expand(BATCH, -1).contiguous()}
+    packed = {"documents": (places // 333).expand(BATCH, -1).contiguous()}
+    yield from (("documents", packed), ("documents, few queries", packed | {"queries": 40}))
     yield from (("grouped heads", {"kv_heads": 2}), ("one query", {"queries": 1}), ("few queries", {"queries": 40}))
     tokens = (
         {"global_mask": (places % 97 == 3).expand(BATCH, -1).contiguous()}
@@ -163,7 +164,7 @@ def calls(name: str, causal: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         ("half precision", half | tokens),
         ("half precision, padding", half | tokens | {"padding_mask": padded.flip(1)}),
     )
-    yield "half precision, documents", half | {"documents": (places // 333).expand(BATCH, -1).contiguous()}
+    yield "half precision, documents", half | packed
     if build(name).capabilities.takes_score_mod:
         yield from ((kind, {"relative": kind}) for kind in ("alibi", "shaw"))
 

@@ -27,6 +27,7 @@ from tests.cases import every_case
 from tests.engines.eager_flex import by_the_lists, with_a_slot_for_every_block
 from tests.grids import grid
 from tests.reference.small_models import long_model, tokens
+from tests.shared_code import engine_of_form
 
 # ---- Block lists and bands.
 
@@ -399,6 +400,45 @@ def test_bands_with_global_tokens_are_one_exact_call(
         torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True
     ):
         torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
+
+
+def few_query_forms() -> list[tuple[str, bool]]:
+    """Every form of a mechanism for texts that takes fewer queries than keys."""
+    return [
+        (name, causal)
+        for causal in (False, True)
+        for name in list_mechanisms(causal=causal, grid=False)
+        if mechanism_class(name).capabilities.takes_fewer_queries
+    ]
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex", "emulated_flash")
+@every_case(
+    ("name", "causal"), few_query_forms(), of=9, code=lambda name, causal: (engine_of_form(name), name == "full")
+)
+@every_case(("q_len", "padding"), [(1, "none"), (130, "left"), (300, "holes")])
+def test_packed_documents_with_few_queries_on_paths_for_cuda_equal_the_definition(
+    q_len: int, padding: str, name: str, causal: bool
+) -> None:
+    module = build_mechanism(
+        name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample}
+    )
+    module = module.eval().double()
+    lengths = ((4, q_len), (2, LENGTH), (2, LENGTH))
+    tensors = [torch.randn(2, heads, n, 16, dtype=torch.float64, requires_grad=True) for heads, n in lengths]
+    documents = torch.bucketize(torch.arange(LENGTH), torch.tensor([130, 384, 390, 650])).expand(2, -1)
+    real = real_tokens(padding)
+    arguments: dict[str, Any] = {"causal": causal, "padding_mask": real, "documents": documents}
+    if module.capabilities.takes_globals:
+        arguments["global_mask"] = torch.rand(2, LENGTH) < 0.02
+    if module.capabilities.takes_hidden_states:
+        arguments["hidden_states"] = torch.randn(2, LENGTH, module.sizes.hidden_size, dtype=torch.float64)
+    out, expected = (attention(*tensors, module, **arguments) for attention in (attend, reference_attend))
+    rows = torch.ones_like(out) if real is None else real[:, None, -q_len:, None].double().expand_as(out)
+    torch.testing.assert_close(out * rows, expected * rows, atol=1e-6, rtol=0)
+    weights = torch.randn_like(out) * rows
+    found, exact = (torch.autograd.grad(x, tensors, weights) for x in (out, expected))
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=0)
 
 
 KERNELS = [

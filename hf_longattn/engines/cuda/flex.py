@@ -164,18 +164,17 @@ def band_block_mask(
         key_mask: ``(B, Nk)`` bool, True = real token.
         tokens: global tokens, ``(B, Nk)`` bool, or ``(Nk,)`` if they are the same in every row.
         documents: ``(B, Nk)``, the ascending number of each token's document; a query sees its own document only.
-            Needs Nq = Nk.
     """
     offset, every_pair = _offset(q_len, kv_len), tokens is not None
     real = None if key_mask is None else in_blocks(key_mask)
-    columns = rows = ends = None
+    columns = rows = documents_of_queries = documents_of_keys = None
     if tokens is not None:
         by_row = tokens if tokens.dim() == 2 else tokens[None]
         columns = in_blocks(by_row).any(-1)
         rows = in_blocks(by_row[:, offset:]).any(-1) if offset else columns
     if documents is not None:
-        starts = torch.arange(0, kv_len, BAND_BLOCK, device=device)
-        ends = documents[:, starts], documents[:, (starts + BAND_BLOCK - 1).clamp(max=kv_len - 1)]
+        documents_of_queries = _block_ends(documents[:, offset:] if offset else documents)
+        documents_of_keys = _block_ends(documents)
 
     def partial_and_full(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
         """Whether pairs of blocks are visited with the mask, and without it, ``(B or 1, 1, …)`` bool each."""
@@ -192,10 +191,11 @@ def band_block_mask(
             touched = touched | (seen & pairs.earlier if pattern.causal else seen)
         if real is not None:
             touched, full = touched & of_keys(real.any(-1)), full & of_keys(real.all(-1))
-        if ends is not None:
-            first, last = ends
-            touched = touched & (of_queries(first) <= of_keys(last)) & (of_keys(first) <= of_queries(last))
-            full = full & (of_queries(first) == of_keys(last)) & (of_keys(first) == of_queries(last))
+        if documents_of_queries is not None and documents_of_keys is not None:
+            q_first, q_last = map(of_queries, documents_of_queries)
+            k_first, k_last = map(of_keys, documents_of_keys)
+            touched = touched & (q_first <= k_last) & (k_first <= q_last)
+            full = full & (q_first == k_last) & (k_first == q_last)
         partial, whole = torch.broadcast_tensors(touched ^ full, full)  # a full block is touched
         return partial[:, None], whole[:, None]
 
@@ -210,10 +210,16 @@ def band_block_mask(
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         seen = visible(b, h, q_idx + offset, kv_idx)
         if documents is not None:
-            seen = seen & (documents[b, q_idx] == documents[b, kv_idx])
+            seen = seen & (documents[b, q_idx + offset] == documents[b, kv_idx])
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
     return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+
+
+def _block_ends(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last number in each block of ``numbers (B, N)``, ``(B, blocks)`` each."""
+    starts = torch.arange(0, numbers.shape[1], BAND_BLOCK, device=numbers.device)
+    return numbers[:, starts], numbers[:, (starts + BAND_BLOCK - 1).clamp(max=numbers.shape[1] - 1)]
 
 
 class BlockPairs(NamedTuple):
