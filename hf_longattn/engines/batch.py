@@ -7,7 +7,6 @@ a sequence then starts at index 0, and a key mask marks padding inside or after 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +21,9 @@ from ..errors import InputError
 
 Derived = TypeVar("Derived")
 NO_FUSED_KERNELS = "torch.nn.attention.sdpa_kernel leaves fused kernels out"
+MAX_NORM = 1e10
+"""Norm below which a tensor's products with another keep far below the CPU's additive masks (-1e30), in scores and in
+gradients. NaN and infinity are not below it."""
 Span = tuple[int, int, int]
 """``(row, start, stop)``: tokens ``start … stop - 1`` of a batch row."""
 Spans = Sequence[Span]
@@ -314,9 +316,9 @@ def of_any_length(length: int) -> bool:
     return torch.compiler.is_exporting() and isinstance(length, torch.SymInt)
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether the sum of every tensor is finite. Then all numbers are finite. Waits for the device."""
-    return all(math.isfinite(x.detach().sum().item()) for x in tensors)
+def all_moderate(tensors: Iterable[Tensor]) -> bool:
+    """Whether the norm of every tensor is below :data:`MAX_NORM`. Waits for the device."""
+    return all(torch.linalg.vector_norm(x.detach()).item() < MAX_NORM for x in tensors)
 
 
 def first_real(mask: Tensor) -> Tensor:

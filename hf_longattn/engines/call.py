@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ..errors import InputError
-from .batch import NO_FUSED_KERNELS, Batch, Derived, DocumentLabels, all_finite, cached_on, in_graph
+from .batch import NO_FUSED_KERNELS, Batch, Derived, DocumentLabels, all_moderate, cached_on, in_graph
 from .byte_cache import BYTE_CACHE
 from .score_terms import NO_TERM, GridBias, ScoreMod, ScoreTerm, as_term
 from .token_grid import Grid
@@ -337,9 +337,10 @@ class AttentionCall:
 def clear_padding(
     q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, cross: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
-    """Set padding to zero in q, k, v and ``call``. NaN in padding would spread to real rows, since 0 · NaN is NaN.
+    """Set padding to zero in q, k, v and ``call``. NaN in padding would spread to real rows, since 0 · NaN is NaN, and
+    so would scores too large for an additive mask.
 
-    Finite inputs on the CPU are returned unchanged, and so are the inputs of an exported graph.
+    Inputs of moderate size on the CPU are returned unchanged, and so are the inputs of an exported graph.
 
     Args:
         cross: whether queries and hidden states belong to another sequence, without this padding.
@@ -349,7 +350,7 @@ def clear_padding(
         return q, k, v, call
     hidden, constants = None if cross else call.hidden_states, call.detached_kv or ()
     inputs = [x for x in (None if cross else q, k, v, hidden, *constants) if x is not None]
-    if mask.device.type == "cpu" and not in_graph() and all_finite(inputs):
+    if mask.device.type == "cpu" and not in_graph() and all_moderate(inputs):
         return q, k, v, call.replace(padding_values="cleared")
     padding, length = ~mask, mask.shape[1]
 

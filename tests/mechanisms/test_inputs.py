@@ -122,9 +122,18 @@ def padded(x: Tensor, real: Tensor, value: float) -> Tensor:
 
 
 def differences(
-    module: Mechanism, causal: bool, length: int, side: str, value: float, q_len: int | None = None, **more: Any
+    module: Mechanism,
+    causal: bool,
+    length: int,
+    side: str,
+    value: float,
+    q_len: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
 ) -> list[str]:
-    """Names of outputs and gradients of real tokens that ``value`` in padding changes, or that are not finite."""
+    """Names of outputs and gradients of real tokens that ``value`` in padding changes, or that are not finite.
+    Gradients of padding are zeros."""
+    module = module.to(dtype)
     real = real_tokens(length, side)
     arguments = {**arguments_for(module.name, causal, length), "padding_mask": real, **more}
     if module.options.order is not None:
@@ -132,6 +141,7 @@ def differences(
     tensors = [x[:, :, -(q_len or length) :] if x.shape[1] == 4 else x for x in inputs(length)]
     if module.capabilities.takes_hidden_states:
         tensors.append(torch.randn(2, length, module.sizes.hidden_size))
+    tensors = [x.to(dtype) for x in tensors]
     found = []
     for filled in (0.0, value):
         leaves = [padded(x, real, filled) for x in tensors]
@@ -143,8 +153,12 @@ def differences(
             torch.where(rows, out, 0.0).square().sum(), (*leaves, *module.parameters()), allow_unused=True
         )
         found.append([torch.where(rows, out, 0.0), *(x for x in gradients if x is not None)])
-    case = f"{module.name}, causal={causal}, {length} tokens, padding {side} of {value}, {more or ''}"
-    return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, atol=1e-5)]
+        assert not any(
+            x.masked_fill(real[:, None, -x.shape[2] :, None], 0.0).any() for x in gradients[:3] if x is not None
+        )
+    case = f"{module.name}, causal={causal}, {length} tokens, padding {side} of {value}, {dtype}, {more or ''}"
+    tolerance = {"atol": 1e-5} if dtype.itemsize > 2 else {"atol": 1e-2, "rtol": 1e-2}
+    return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, **tolerance)]
 
 
 @every_case(
@@ -159,6 +173,35 @@ def test_no_value_of_padding_reaches_a_real_token(form: tuple[str, bool], side: 
     """Of every form at one length and with one side, in turn."""
     name, causal = form
     failed = differences(built(name), causal, length, side, NAN)
+    assert not failed, failed[0]
+
+
+LARGE = [
+    (torch.float32, 1e30),
+    (torch.float32, -torch.finfo(torch.float32).max),
+    (torch.bfloat16, torch.finfo(torch.bfloat16).max),
+    (torch.float16, torch.finfo(torch.float16).max),
+    (torch.float64, 1e300),
+]
+"""Finite numbers whose scores reach the masks that the CPU adds, or leave the dtype."""
+
+
+@every_case(
+    ("form", "large", "side", "length"),
+    grid(
+        itertools.product(FORMS, LARGE, SIDES, GRIDS),
+        lambda form, large, side, length: (
+            (large, side, length == 300)
+            == (LARGE[FORMS.index(form) % 5], SIDES[FORMS.index(form) % 3], FORMS.index(form) % 4 > 0)
+        ),
+    ),
+    ids=str,
+)
+def test_no_large_number_in_padding_reaches_a_real_token(
+    form: tuple[str, bool], large: tuple[torch.dtype, float], side: str, length: int
+) -> None:
+    (name, causal), (dtype, value) = form, large
+    failed = differences(built(name), causal, length, side, value, dtype=dtype)
     assert not failed, failed[0]
 
 
@@ -186,8 +229,10 @@ def test_padding_reaches_no_real_token_with_other_options_and_arguments(side: st
     for name, options in VARIANTS:
         module = mechanism_from(name, options, num_heads=4, head_dim=16, max_length=300).eval()
         failed += differences(module, module.causal is True, length, side, NAN)
+        failed += differences(module, module.causal is True, length, side, 1e30)
     for name in ("window", "full", "linear", "bigbird"):
         failed += differences(built(name), True, length, side, INF)
+        failed += differences(built(name), True, length, side, 1e30, q_len=20)
         failed += differences(built(name), True, length, side, NAN, dropout_p=0.1)
         failed += differences(built(name), True, length, side, NAN, q_len=20)
         failed += differences(

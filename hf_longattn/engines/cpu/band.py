@@ -25,7 +25,7 @@ from typing import ClassVar, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..batch import all_finite
+from ..batch import all_moderate
 from ..byte_cache import BYTE_CACHE
 from ..call import DispatchContext, Pattern
 from ..score_terms import DistanceBias
@@ -281,7 +281,7 @@ class Item(Scope):
         of_keys = name in ("k", "v")
         x = x[self.by_key if of_keys else self.by_query]
         x = x.to(self.source.dtype) if self.source.is_backward and self.source.plain_backward else x
-        if self.hole is None or name in ("out", "lse") or (name != "grad" and all_finite((x,))):  # 0 · NaN is NaN
+        if self.hole is None or name in ("out", "lse") or (name != "grad" and all_moderate((x,))):  # 0 · NaN is NaN
             return x
         return x.masked_fill(self.padding if of_keys else self.padding_of_queries, 0)
 

@@ -229,7 +229,7 @@ def as_on_cuda() -> Iterator[None]:
         (flash_band.flash_forward, flash_forward),  # has no CPU kernel
         (flash_band.flash_backward, flash_backward),
         (flash_band.refused, lambda *kind: None),  # tries the operator
-        (batch.all_finite, lambda tensors: False),  # would leave padding as it is, which only the CPU does
+        (batch.all_moderate, lambda tensors: False),  # would leave padding as it is, which only the CPU does
     ]
     for name in list_mechanisms():
         mechanism_class(name)  # imports its module
