@@ -65,7 +65,8 @@ def attend(
         padding_mask: ``(B, Nk)``, bool with True = real token, or numbers with 1 = real token. Additive masks are
             refused.
         documents: ``(B, Nk)`` integers, the document id of each token, ascending along each row. Tokens attend within
-            their document only. Windows, blocks, global tokens and positions restart in each document.
+            their document only. Windows, blocks, global tokens and positions restart in each document. Padding belongs
+            to the document before it.
         cu_seqlens: documents of a single row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
         global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms with global tokens.
         scaling: factor on q·k, above 0; ``D ** -0.5`` by default.
@@ -409,16 +410,19 @@ def run_mechanism(
         return attention(q, k, v, call)
     if mechanism.is_cross_attention:
         q, k, v, call = clear_padding(q, k, v, call, cross=True)
+    counts_padding = not mechanism.capabilities.ignores_padding
+    hides_padding = isinstance(mechanism, MaskedMechanism) and mechanism.hides_padding(k, call)
     if not aligns_sequences(mechanism, call):
-        return attention(
-            *(clear_padding(q, k, v, call) if mechanism.capabilities.ignores_padding else (q, k, v, call))
-        )
+        by_itself = counts_padding and hides_padding and run is None
+        return attention(*((q, k, v, call) if by_itself else clear_padding(q, k, v, call)))
+    if counts_padding:
+        batch = batch.counting_padding()
+        call = call.replace(batch=batch)
 
     band = mechanism if isinstance(mechanism, SparseMechanism) else None
     packed, cross = batch.documents is not None, mechanism.is_cross_attention
     single_call = cross or (run is None and needs_whole_batch(mechanism))
     separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
-    hides_padding = isinstance(mechanism, MaskedMechanism) and mechanism.hides_padding(k, call)
     by_position = mechanism.capabilities.position_dependent
     separates: Literal["", "labels", "band"] = ""
     if packed and run is None and mechanism.options.order is None and not cross:

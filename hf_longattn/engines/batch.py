@@ -6,9 +6,9 @@ a sequence then starts at index 0, and a key mask marks padding inside or after 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -82,7 +82,7 @@ class PassCache:
         return {}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batch(PassCache):
     """The sequences of ``(B, N)`` tokens.
 
@@ -90,11 +90,14 @@ class Batch(PassCache):
     documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is
         one document.
     host_mask: ``mask`` in the host's memory, if it has been read already.
+    counts_padding: whether a document includes the padding after it, and the first one of a row also the padding
+        before it.
     """
 
     mask: Tensor | None = None
     documents: Tensor | None = None
     host_mask: np.ndarray[Any, Any] | None = None
+    counts_padding: bool = False
 
     @classmethod
     def of(cls, mask: Tensor | None, documents: Tensor | None = None) -> Batch | None:
@@ -103,13 +106,18 @@ class Batch(PassCache):
 
     @functools.cached_property
     def sequences(self) -> tuple[SequenceSpan, ...]:
-        """Every sequence that has a real token, row by row, from its first real token to its last. Not available in a
-        graph."""
+        """Every sequence that has a real token, row by row, from its first real token to its last, or with its padding
+        (:attr:`counts_padding`). Not available in a graph."""
         real, borders = self._on_host
         width, index = real.shape[1], np.arange(real.size).reshape(real.shape)
+        included = real
+        if self.counts_padding:
+            included, borders = np.ones_like(real), borders.copy()
+            borders[np.arange(len(real)), real.argmax(1)] = False  # the padding before it is of the first document
+            borders[:, 0] = True
         begins = np.flatnonzero(borders)
-        starts = np.minimum.reduceat(np.where(real, index, real.size).ravel(), begins)
-        stops = np.maximum.reduceat(np.where(real, index + 1, 0).ravel(), begins)
+        starts = np.minimum.reduceat(np.where(included, index, real.size).ravel(), begins)
+        stops = np.maximum.reduceat(np.where(included, index + 1, 0).ravel(), begins)
         counts = np.add.reduceat(real.ravel(), begins, dtype=np.int64)
 
         spans = []
@@ -134,6 +142,11 @@ class Batch(PassCache):
             return start, Batch(roll_left(mask, start, 1), host_mask=host_mask)
 
         return self.cached("rolled", make)
+
+    def counting_padding(self) -> Batch:
+        """The batch for a mechanism whose output depends on padding (:attr:`counts_padding`). Cached for all
+        layers."""
+        return self.cached("counting padding", lambda: dataclasses.replace(self, counts_padding=True))
 
     @functools.cached_property
     def has_holes(self) -> bool:

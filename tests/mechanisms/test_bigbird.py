@@ -124,6 +124,29 @@ def test_bigbird_equals_its_definition_for_every_pattern_and_cut_of_blocks(
         )
 
 
+@every_case("pattern", ["seeded", "hf_eval"])
+@every_case("side", ["left", "right", "inside"])
+@every_case("cut", [70, 400])
+def test_blocks_over_the_input_of_a_packed_document_are_cut_with_its_padding(
+    cut: int, side: str, pattern: str
+) -> None:
+    """As if the document and its padding were alone; one document is the whole row."""
+    mechanism = bigbird(random_pattern=pattern, blocks_over="input").eval()
+    q, k, v = torch.randn(3, 2, 2, 400, 8, dtype=torch.float64)
+    places, mask = torch.arange(400), torch.ones(2, 400, dtype=torch.bool)
+    mask[1] = {"left": places >= 33, "right": places < 350, "inside": (places < 20) | (places >= 55)}[side]
+    for run in (attend, reference_attend):
+        packed = run(q, k, v, mechanism, padding_mask=mask, documents=(places >= cut).long().expand(2, -1))
+        pieces = [
+            run(q[:, :, at], k[:, :, at], v[:, :, at], mechanism, padding_mask=mask[:, at])
+            for at in (slice(0, cut), slice(cut, 400))
+            if at.start < 400
+        ]
+        alone = torch.cat(pieces, 2)
+        real = mask[:, None, :, None]
+        torch.testing.assert_close(packed * real, alone * real, atol=1e-12, rtol=0)
+
+
 @every_case("causal", [False, True])
 @every_case("length", [1, 35, 37, 58, 81])
 def test_bigbird_pairs_are_the_number_of_visible_keys(length: int, causal: bool) -> None:

@@ -112,6 +112,9 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("window", {"window": 32, "relative": "shaw"}),
     ("longformer", {"window": 32, "separate_global": True}),
     ("top_k", {"num_keys": 8, "order": "hilbert"}),
+    ("bigbird", {"block_size": 4, "blocks_over": "input"}),
+    ("bigbird", {"block_size": 4, "blocks_over": "input", "random_pattern": "hf_eval"}),
+    ("nystrom", {"num_landmarks": 8, "inv_coeff_init_option": "original"}),
 )
 
 

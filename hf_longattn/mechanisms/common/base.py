@@ -243,9 +243,11 @@ def attention_weights(
         weights = functools.partial(weights_by_length, full._weights, weights, full.sizes.max_length)
     ignores_padding = mechanism.capabilities.ignores_padding
     if aligns_sequences(mechanism, call):
+        if call.batch is not None and not ignores_padding:
+            call = call.replace(batch=call.batch.counting_padding())
         matrix = weights_per_sequence(weights, q, k, call)
     else:
-        q, k, _, call = clear_padding(q, k, k, call) if ignores_padding else (q, k, k, call)
+        q, k, _, call = clear_padding(q, k, k, call)
         matrix = weights(q, k, call)
     if (real := call.key_mask) is not None and ignores_padding:
         matrix = matrix.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
