@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism, leading_sinks
@@ -353,3 +355,13 @@ def test_pairs_of_longformer_are_a_bound_that_is_never_beyond_full_attention(cau
     exact = int(seen.expand(1, 1, 64, 64).sum())
     assert exact <= mechanism.pairs(64, causal) <= exact + 2 * 2 * 5 + 64
     assert mechanism.pairs(2, causal) == (3 if causal else 4)
+
+
+def test_a_step_in_fp16_hides_keys_whose_scores_exceed_the_dtype() -> None:
+    module = build_mechanism("window", num_heads=2, head_dim=16, window=8).eval()
+    q, k, v = (torch.rand(1, 2, 40, 16).half() for _ in range(3))
+    q = q * 200
+    k[:, :, :-8] += 200  # scores of about 80,000 outside of the last window, below 400 within
+    step = module.attend_rows(q[:, :, -1:], k, v, AttentionCall(causal=True, batch=Batch()))
+    expected = reference_attend(q[:, :, -1:], k, v, module, causal=True)
+    torch.testing.assert_close(step.double(), expected, atol=2e-3, rtol=0)

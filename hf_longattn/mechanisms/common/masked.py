@@ -141,6 +141,7 @@ class MaskedMechanism(Mechanism):
         relative = self.relative if retained else relative_of(self, k, call)  # of the keys, only some are retained
         plain = relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
+        additive = additive and q.dtype != torch.float16  # scores can exceed its lowest number
         if (
             plain
             and columns is None
