@@ -39,6 +39,7 @@ OVERRIDDEN = (
     "transformers:PreTrainedModel._can_set_experts_implementation",
     "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
     "transformers:PreTrainedModel._initialize_weights",
+    "transformers:GenerationMixin._prefill",
     "transformers:GenerationMixin._update_model_kwargs_for_generation",
     "transformers:GenerationMixin._valid_auto_compile_criteria",
     "transformers:GenerationMixin._validate_generation_mode",

@@ -18,11 +18,12 @@ With ``full_decoding``, a causal call with one query attends to all keys at thei
 authors' kernel does (Yu et al. 2025, SWAA, arXiv 2512.10411, "full attention decode"). A call with several queries
 attends by window and sinks. So
 
-- a prompt is read by the window, in one pass or in pieces, but a last piece of one token sees all keys, and so does a
-  text's first token;
+- ``generate`` reads a prompt of several tokens by the window, in one pass or in pieces of any size
+  (``prefill_chunk_size``). In a loop of your own, a call with one token is a decoding step, and a prompt that is fed
+  token by token sees all keys;
 - its last token predicts the first new one by the window, and each further step with a cache sees all keys of its row
   or document;
-- the next turn of a conversation is a prompt again;
+- the next turn of a conversation is a prompt again, but a single new token is a decoding step;
 - training and evaluation without a cache use the window throughout. The authors train with full attention for the
   answer's tokens;
 - Long classes refuse ``generate`` with ``use_cache=False`` or an assistant, because their calls look like prompts;

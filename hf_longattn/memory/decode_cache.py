@@ -11,11 +11,13 @@ import importlib.metadata
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache, cache_utils
 
 from ..configuration import LongAttentionConfig
@@ -32,6 +34,9 @@ if tuple(map(int, importlib.metadata.version("transformers").split(".")[:2])) < 
     CACHE, OTHER_CACHE = OTHER_CACHE, CACHE
 """Name of the argument of models, and of the field of their outputs, in the installed version; and its name in other
 versions."""
+READS_PROMPT = "reads_prompt"
+"""The attribute of a cache while ``generate`` reads a prompt of several tokens into it, and the keyword that tells
+the attention function."""
 FULL = "full_attention"
 """transformers' name of the cache layer that holds all keys."""
 MAX_TYPE_NAMES = 1024
@@ -51,6 +56,33 @@ def take_cache(arguments: dict[str, Any]) -> Any:
     for name in (CACHE, OTHER_CACHE):
         arguments.pop(name, None)
     return cache
+
+
+@contextmanager
+def prompt_read(
+    config: Any, input_ids: Tensor, generation_config: Any, arguments: Mapping[str, Any]
+) -> Iterator[None]:
+    """Context manager for ``_prefill`` of ``generate``. If the prompt has several new tokens, no call is a decoding
+    step, not even a call with a piece of one token.
+
+    config: the model's. input_ids: ``(B, n)``, with or without the tokens in the cache. arguments: those of the model.
+    """
+    cache = find_cache(arguments.values())
+    cache = getattr(cache, "self_attention_cache", cache)
+    mask = None if config.is_encoder_decoder else arguments.get("attention_mask")
+    new = length = input_ids.shape[1]
+    # since 5.24, generate leaves out a mask of ones, and notes its length
+    seen = getattr(generation_config, "_mask_length", length) if mask is None else mask.shape[1]
+    if cache is not None and length == seen:  # the ids are those of the whole text
+        new = length - int(cache.get_seq_length())
+    if cache is None or new < 2:
+        yield
+        return
+    setattr(cache, READS_PROMPT, True)
+    try:
+        yield
+    finally:
+        delattr(cache, READS_PROMPT)
 
 
 def decode_layer_types(

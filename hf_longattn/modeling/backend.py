@@ -38,6 +38,7 @@ from ..mechanisms.common.shared_options import for_length
 from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
+from ..memory.decode_cache import READS_PROMPT
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from ..names import BACKEND, warn_missing
 from .declared import FEW_QUERIES, SINKS, DeclaredMask, attend_as_declared, in_words
@@ -246,8 +247,9 @@ def longattn_attention_forward(
         return attend_as_declared(
             module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
         )
+    decodes = not kwargs.pop(READS_PROMPT, False)
     if causal:
-        mechanism = for_length(mechanism, key.shape[2], causal, query.shape[2])
+        mechanism = for_length(mechanism, key.shape[2], causal, query.shape[2] if decodes else 0)
     mask, layer = _mask_and_cache(module, mechanism, query, key, attention_mask, causal, kwargs)
     narrower = key.shape[-1] - value.shape[-1]
     if narrower > 0:  # latent attention (DeepSeek); zeros add nothing to an output

@@ -12,15 +12,18 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 import transformers
+from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError, nearest
 from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic
+from ..mechanisms.common.options import FULL_DECODING
+from ..memory.decode_cache import prompt_read
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.global_mask import arguments_by_name, check_globals
@@ -360,8 +363,19 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
             "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
         )
     model.register_forward_pre_hook(_check_globals, with_kwargs=True)
+    if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(model)):
+        model._prefill = partial(_prefill, model)
     mark_generic(model.config, chosen)
     return model
+
+
+def _prefill(
+    model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """``_prefill`` of a model with ``full_decoding`` and without a Long class, as in
+    :class:`~.mixin.LongGenerationMixin`."""
+    with prompt_read(model.config, input_ids, generation_config, model_kwargs):
+        return type(model)._prefill(model, input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

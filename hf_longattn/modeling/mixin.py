@@ -24,7 +24,7 @@ from ..mechanisms.common.options import FULL_DECODING
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
-from ..memory.decode_cache import CACHE, OTHER_CACHE
+from ..memory.decode_cache import CACHE, OTHER_CACHE, prompt_read
 from ..names import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
@@ -386,10 +386,18 @@ class LongGenerationMixin(_Base):
 
     def _validate_generation_mode(self, generation_mode: str, generation_config: Any, *args: Any) -> None:
         """The base's checks. ``full_decoding`` is refused if calls for new tokens have several queries, as prompts
-        do."""
+        do, and pieces of a prompt are refused without a cache that remembers the earlier ones."""
         super()._validate_generation_mode(generation_mode, generation_config, *args)
+        if not self.runs_mechanisms:
+            return
+        base, size = self.running_base, generation_config.prefill_chunk_size
+        if base is not None and base.recursion is not None and size is not None:
+            raise InputError(
+                f"prefill_chunk_size={size} reads a prompt in pieces with a cache, but a model with memory tokens has "
+                "none and reads the text in segments; leave prefill_chunk_size out."
+            )
         assisted = generation_mode == "assisted_generation"
-        if not (assisted or generation_config.use_cache is False) or not self.runs_mechanisms:
+        if not (assisted or generation_config.use_cache is False):
             return
         if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(self)):
             problem = (
@@ -399,6 +407,11 @@ class LongGenerationMixin(_Base):
                 f"full_decoding needs a cache and steps of one token, and {problem} rules them out; leave that out, "
                 "or convert without full_decoding."
             )
+
+    def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The base's pass over a prompt. Its pieces are no decoding steps (:func:`prompt_read`)."""
+        with prompt_read(self.config, input_ids, generation_config, model_kwargs):
+            return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
     def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
         """The base's lengths. The default number of new tokens is not cut if texts have no end."""

@@ -97,8 +97,14 @@ def _begins_anew(model: Any, arguments: dict[str, Any]) -> bool:
     ):
         return False
     first = positions[:, 0] <= model.first_position_id
+    if not bool(first.any()):
+        return False
+    if isinstance(mask, Mapping):  # of each type of layers; all have the same padding
+        mask = next(iter(mask.values()), None)
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > positions.shape[1]:
-        first = first & mask[:, : -positions.shape[1]].bool().any(1)
+        # with a static cache, the mask also covers slots for later tokens
+        before = min(mask.shape[1] - positions.shape[1], int(cache.get_seq_length()))
+        first = first & mask[:, :before].bool().any(1)
     return bool(first.any())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn import attend, build_mechanism, enable_long_attention, reference_attend
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.flops import ModelShape, decode_states, layer_mechanisms
-from hf_longattn.memory.decode_cache import decode_layer_types
+from hf_longattn.memory.decode_cache import CACHE, decode_layer_types
 from hf_longattn.modeling.family.rotary import plan_rotary
 from tests.cases import every_case
 from tests.reference.definitions.windows import seen_in_pieces
@@ -129,6 +130,76 @@ def test_beams_and_attentions_are_those_of_the_definition() -> None:
     for weights, of_definition in zip(found, expected, strict=True):
         torch.testing.assert_close(weights, of_definition[:, :, -1:], atol=1e-6, rtol=0, check_dtype=False)
         assert (weights > 0).all()
+
+
+HOW: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 2},
+    "static": {"cache_implementation": "static", "disable_compile": True},
+}
+SETTINGS: dict[str, Any] = {
+    "do_sample": False,
+    "max_new_tokens": 4,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "output_scores": True,
+    "return_dict_in_generate": True,
+}
+
+
+def assert_pieces_change_nothing(model: Any, ids: Tensor, sizes: tuple[int, ...], **arguments: Any) -> None:
+    """``generate`` after a prompt in pieces of each size, as after the prompt in one pass."""
+    expected = model.generate(ids, **copy.deepcopy(arguments), **SETTINGS)
+    for size in sizes:
+        found = model.generate(ids, prefill_chunk_size=size, **copy.deepcopy(arguments), **SETTINGS)
+        assert torch.equal(found.sequences, expected.sequences), size
+        torch.testing.assert_close(found.scores, expected.scores, atol=1e-6, rtol=0)
+
+
+@every_case(
+    ("base", "how", "sinks", "left"),
+    [
+        ("llama", "greedy", 0, True),
+        ("llama", "beams", SINKS, False),
+        ("llama", "static", SINKS, True),
+        ("gpt2", "greedy", SINKS, False),
+        ("gemma3_text", "static", 0, True),
+    ],
+)
+def test_pieces_of_a_prompt_are_no_decoding_steps(base: str, how: str, sinks: int, left: bool) -> None:
+    """Pieces of 25, 5 and 1 tokens of a prompt of 26 end with a piece of one token."""
+    _, longer = models(base, sinks)
+    mask = padding(2, 26, left=True) if left else torch.ones(2, 26, dtype=torch.long)
+    assert_pieces_change_nothing(longer, tokens(2, 26), (25, 5, 1), attention_mask=mask, **HOW[how])
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_pieces_of_a_prompt_are_no_decoding_steps_of_a_model_without_a_long_class(copied: bool) -> None:
+    model = enable_long_attention(plain_model("llama", "LlamaForCausalLM").double(), OPTIONS)
+    model = copy.deepcopy(model) if copied else model
+    assert_pieces_change_nothing(model, tokens(2, 26), (25, 1))
+    if copied:
+        assert model._prefill.args == (model,)
+
+
+def test_a_second_turn_in_pieces_and_a_continuation_are_those_of_one_call() -> None:
+    _, longer = models("llama", SINKS)
+    ids, settings = tokens(1, 46), {**SETTINGS, "return_dict_in_generate": False, "output_scores": False}
+    cache = DynamicCache(config=longer.config)
+    longer.generate(ids[:, :30], **{CACHE: cache}, **settings)
+
+    assert_pieces_change_nothing(longer, ids, (12, 6, 1), **{CACHE: cache})
+
+    whole = longer.generate(ids[:, :30], **{**settings, "max_new_tokens": 8})
+    cache = DynamicCache(config=longer.config)
+    first = longer.generate(ids[:, :30], **{CACHE: cache}, **settings)
+    assert torch.equal(longer.generate(first, **{CACHE: cache}, **settings), whole)
+
+
+def test_pieces_of_a_prompt_are_refused_without_a_cache() -> None:
+    longer = long_model("llama", "LlamaForCausalLM", {"mechanism": "recurrent_memory", "segment_length": 40})
+    with pytest.raises(InputError, match="leave prefill_chunk_size out"):
+        longer.generate(tokens(1, 30), max_new_tokens=3, prefill_chunk_size=8)
 
 
 def test_attend_sees_all_keys_of_a_document_with_one_query() -> None:

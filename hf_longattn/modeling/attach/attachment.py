@@ -29,7 +29,7 @@ from ...mechanisms.common.registry import mechanism_from
 from ...mechanisms.common.shared_options import check_form
 from ...mechanisms.transformer_xl import TransformerXL
 from ...memory.attention_cache import SparseCacheLayer
-from ...memory.decode_cache import find_cache
+from ...memory.decode_cache import READS_PROMPT, find_cache
 from ...names import LOGGER
 from ...positions.relative import Rotation, SelfExtend
 from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
@@ -194,7 +194,8 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     cache = find_cache((*args, *kwargs.values()))
     if cache is None:
         return None
-    layers = getattr(cache, "self_attention_cache", cache).layers
+    cache = getattr(cache, "self_attention_cache", cache)
+    layers = cache.layers
     index = getattr(module, "layer_idx", None)
     layer = layers[index] if isinstance(index, int) and index < len(layers) else None
     if isinstance(layer, SparseCacheLayer):
@@ -203,7 +204,8 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         )
         first = next(other for other in alike if other.options == layer.options)
         layer.step = Batch() if first is layer and not in_graph() else first.step
-    return args, {**kwargs, CACHE_LAYER: layer}
+    added = {CACHE_LAYER: layer, READS_PROMPT: True} if getattr(cache, READS_PROMPT, False) else {CACHE_LAYER: layer}
+    return args, {**kwargs, **added}
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
