@@ -109,7 +109,8 @@ class Synthesizer(Mechanism):
             nn.init.zeros_(self.mixing)
 
     def _weighted(self, dtype: torch.dtype) -> Iterator[tuple[Any, Tensor | float]]:
-        """The modules of all kinds, with their weights in the mixture."""
+        """The modules of all kinds, with their weights in the mixture, in at least fp32."""
+        dtype = torch.promote_types(dtype, torch.float32)
         shares: Any = [1.0] if self.mixing is None else self.mixing.softmax(0).to(dtype).unbind()
         return zip(self.kinds.values(), shares, strict=True)
 
@@ -124,6 +125,8 @@ class Synthesizer(Mechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         (batch, heads, q_len, width), kv_len, scale = q.shape, k.shape[2], call.scale_for(self.head_dim)
         self._check_length(kv_len)
+        if self.options.variant == ("dot_product",):
+            return dense_attention(q, k, v, call)
         features: list[tuple[Tensor, Tensor]] = []
         table: Tensor | float = 0.0
         for kind, share in self._weighted(q.dtype):
@@ -142,7 +145,8 @@ class Synthesizer(Mechanism):
             left, right = F.pad(left, (0, missing)), F.pad(right, (0, missing))
             if isinstance(table, float):  # all kinds have vectors, so that a fused kernel computes the softmax
                 padded = F.pad(v, (0, left.shape[-1] - v.shape[-1]))
-                return dense_attention(left, right, padded, call.replace(scale=1.0))[..., : v.shape[-1]]
+                out = dense_attention(left, right, padded.to(left.dtype), call.replace(scale=1.0))
+                return out[..., : v.shape[-1]].to(v.dtype)
             scores = table + products(left, right)
         assert isinstance(scores, Tensor)
         scores = scores.expand(batch, heads, q_len, kv_len).to(torch.promote_types(q.dtype, torch.float32))
@@ -210,7 +214,7 @@ class SyntheticScores(nn.Module, ABC):
         """The scores by definition, ``(B or 1, H, Nq, Nk)``."""
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Vectors whose products are the scores, for a fused kernel; ``None`` if there are none.
+        """Vectors in at least fp32 whose products are the scores, for a fused kernel; ``None`` if there are none.
 
         Their shapes are ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``.
         """
@@ -239,10 +243,10 @@ class DotProduct(SyntheticScores):
     """``q · k · scale``."""
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        return q @ repeat_heads(k, q.shape[1]).transpose(-1, -2) * scale
+        return products(q, repeat_heads(k, q.shape[1])) * scale
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return q * scale, repeat_heads(k, q.shape[1])
+        return at_least_fp32(q) * scale, at_least_fp32(repeat_heads(k, q.shape[1]))
 
 
 class TokenMLP(nn.Module):
@@ -286,8 +290,9 @@ class Dense(SyntheticScores):
         return at_columns(self.mlp(q), positions(q, k)[1])
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        of_columns = torch.cat([self.mlp.second, self.mlp.second_bias[..., None]], -1).to(q.dtype)
-        return F.pad(self.mlp.hidden(q).to(q.dtype), (0, 1), value=1.0), of_columns[None, :, positions(q, k)[1]]
+        hidden = self.mlp.hidden(q)
+        of_columns = torch.cat([self.mlp.second, self.mlp.second_bias[..., None]], -1).to(hidden.dtype)
+        return F.pad(hidden, (0, 1), value=1.0), of_columns[None, :, positions(q, k)[1]]
 
 
 class FactorizedDense(SyntheticScores):
@@ -310,7 +315,7 @@ class Random(SyntheticScores):
 
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         rows, columns = positions(q, k)
-        return self.matrix.to(q.dtype)[None, :, rows[:, None], columns]
+        return at_least_fp32(self.matrix)[None, :, rows[:, None], columns]
 
 
 class FactorizedRandom(SyntheticScores):
@@ -325,7 +330,10 @@ class FactorizedRandom(SyntheticScores):
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         rows, columns = positions(q, k)
-        return self.rows.to(q.dtype)[None, :, rows], self.columns.to(q.dtype)[None, :, columns]
+        return tuple(
+            x.to(torch.promote_types(q.dtype, torch.float32))[None, :, at]
+            for x, at in ((self.rows, rows), (self.columns, columns))
+        )
 
 
 KINDS: dict[str, Callable[[Sizes], SyntheticScores]] = {

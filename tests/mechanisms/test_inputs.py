@@ -310,3 +310,36 @@ def test_weights_of_cross_attention_leave_out_only_the_padding_of_keys(queries: 
     q, (_, k, v) = torch.randn(2, 4, queries, 16), inputs(60)
     weighted = attention_weights(module, q, k, call) @ v.repeat_interleave(2, 1)
     torch.testing.assert_close(weighted, run_batch(module, q, k, v, call), atol=1e-5, rtol=0)
+
+
+PRECISE: list[tuple[str, dict[str, Any], float]] = [
+    *[(name, {}, dropout) for name in ("full", "window", "bigbird", "strided", "fixed") for dropout in (0.0, 2e-5)],
+    ("window", {"relative": "transformer_xl"}, 0.0),
+    ("full", {"relative": "transformer_xl"}, 0.0),
+    ("longformer", {"relative": "shaw"}, 0.0),
+    ("synthesizer", {"variant": ("dot_product",)}, 0.0),
+    ("synthesizer", {"variant": ("dot_product", "factorized_random")}, 0.0),
+    ("synthesizer", {"variant": ("dot_product", "dense", "random")}, 2e-5),
+]
+
+
+@every_case("causal", [False, True], of=2)
+@every_case(("name", "options", "dropout"), PRECISE, ids=str)
+@every_case("dtype", [torch.bfloat16, torch.float16], of=2)
+def test_scores_of_ten_thousand_lose_nothing_in_half_precision(
+    dtype: torch.dtype, name: str, options: dict[str, Any], dropout: float, causal: bool
+) -> None:
+    """Outputs are as precise as their dtype, for a scale that is no power of two. So few weights are dropped that
+    none of them counts."""
+    options = {**mechanism_class(name).about.sample, **options}
+    module, exact = (mechanism_from(name, options, num_heads=4, head_dim=24, max_length=640).eval() for _ in range(2))
+    with torch.no_grad():
+        for parameter, of_exact in zip(module.parameters(), exact.parameters(), strict=True):
+            parameter.normal_(std=0.02)
+            of_exact.copy_(parameter.to(dtype))
+    q, k = ((45 * torch.randn(2, heads, 300, 24)).to(dtype) for heads in (4, 2))
+    v = torch.randn(2, 2, 300, 24).to(dtype)
+    out = attend(q, k, v, module.to(dtype), causal=causal, dropout_p=dropout)
+    expected = reference_attend(q, k, v, exact.double(), causal=causal)
+    assert 5e3 < (q.float() @ k.float().repeat_interleave(2, 1).mT).max() * 24**-0.5 < 2e4
+    torch.testing.assert_close(out.double(), expected, atol=0.05, rtol=0)

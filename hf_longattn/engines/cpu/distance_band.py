@@ -420,15 +420,17 @@ def distance_attention(
         chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys. If causal, keys after the
             query are hidden.
     """
-    scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
+    scale, dtype, kv_len, dtype_of_output = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2], q.dtype
     learned = [term.queries, term.table, *(x for x in (term.of_keys, term.key_table) if x is not None)]
-    q = q if term.content is None else q + (term.content[:, None] / scale).to(q.dtype)
+    if term.content is not None:  # a sum in half precision would round the query again
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+        q = q + (term.content[:, None] / scale).to(dtype)
     left, right = (pattern.left, pattern.right) if chunk else (min(pattern.left, kv_len), min(pattern.right, kv_len))
     fixed = term.buckets, call.key_mask, call.global_mask if pattern.has_globals else None
     numbers = term.ahead, left, right, int(pattern.causal), int(pattern.global_rows), chunk
     return attend_parts(
         "distances", q, k, v, scale, [x.to(dtype) for x in learned], fixed, numbers, 0.0, call.sink_scores
-    )
+    ).to(dtype_of_output)
 
 
 def chunked_distances(

@@ -326,7 +326,7 @@ def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[sl
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Softmax weights and log-sum-exp of a tile. The largest score and its weight give the log-sum-exp."""
-    scores = ((q * scale) @ k.transpose(-1, -2)).to(dtype)
+    scores = (q.to(dtype) * scale) @ k.to(dtype).transpose(-1, -2)
     scores = scores if mask is None else scores.add_(mask)
     weights = scores.softmax(-1)
     return weights, scores.amax(-1) - weights.amax(-1).log_()
