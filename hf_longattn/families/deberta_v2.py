@@ -25,6 +25,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 
 from ..engines.batch import in_graph
 from ..engines.score_terms import DistanceTerm
+from ..errors import OptionError
 from ..modeling.attach.attention_sites import layer_mechanisms
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.backend import mechanism_mask
@@ -236,6 +237,11 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
             split_heads(self, getattr(self, projection)(places)) if kind in kinds else None
             for kind, projection in zip(("c2p", "p2c"), projections, strict=True)
         )
+        if by_key is not None and self.long_attention.options.pools_keys():
+            raise OptionError(
+                f"DeBERTa adds a number for each key to its scores, but mechanism {self.long_attention.name!r} with "
+                "these options attends to means of keys; choose for example 'window' or 'longformer'."
+            )
         furthest = max(self.max_relative_positions, self.pos_ebd_size)
         bucket = torch.arange(-furthest, furthest + 1, device=query.device)  # of each distance
         if self.position_buckets > 0 and self.max_relative_positions > 0:

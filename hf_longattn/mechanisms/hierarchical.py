@@ -55,6 +55,9 @@ class HierarchicalOptions(Options):
         choices=("mean", "max"),
     )
 
+    def pools_keys(self) -> bool:
+        return True
+
 
 @register_mechanism("hierarchical")
 class Hierarchical(Mechanism):

@@ -92,6 +92,9 @@ class SegmentedOptions(Options):
     def is_mask(self) -> bool:
         return self.integration not in SUMMARISING
 
+    def pools_keys(self) -> bool:
+        return self.integration in SUMMARISING
+
 
 @register_mechanism("segmented")
 class Segmented(GatheredMechanism):

@@ -168,3 +168,11 @@ def test_a_compiled_deberta_takes_global_tokens() -> None:
         expected = model(ids, attention_mask=mask, global_attention_mask=global_mask()).logits
         out = compiled(ids, attention_mask=mask, global_attention_mask=global_mask()).logits
     torch.testing.assert_close(out[mask.bool()], expected[mask.bool()])
+
+
+@every_case("options", [{}, {"pooling": "max"}, {"integration": "pooled"}, {"integration": "attention"}], ids=str)
+def test_a_term_of_single_keys_is_refused_with_means_of_keys(options: dict[str, Any]) -> None:
+    attention = {"mechanism": "segmented" if "integration" in options else "hierarchical", **options}
+    with pytest.raises(OptionError, match="DeBERTa adds a number for each key"):
+        model_of(attention)(tokens(1, 60))
+    model_of(attention, pos_att_type="c2p")(tokens(1, 60))

@@ -421,3 +421,21 @@ def test_settings_of_relative_positions_size_no_endless_table(relative: str) -> 
     relative = relative.replace("4*10**8", "400000000").replace("10**9", "1000000000")
     no, module = refused(partial(build_mechanism, "window", num_heads=2, head_dim=4, relative=relative))
     assert no or sum(parameter.numel() for parameter in module.parameters()) < 1000
+
+
+POOLS: list[tuple[str, dict[str, Any]]] = [
+    ("hierarchical", {}),
+    ("hierarchical", {"pooling": "max"}),
+    ("segmented", {"integration": "pooled"}),
+    ("segmented", {"integration": "attention"}),
+]
+
+
+@every_case(("name", "options"), POOLS, ids=str)
+def test_terms_of_single_keys_are_refused_with_means_of_keys(name: str, options: dict[str, Any]) -> None:
+    for relative in ("alibi", "t5_buckets", "shaw"):
+        check_options(name, {**options, "relative": relative})
+    with pytest.raises(OptionError, match="attends to means of keys; choose for example relative='alibi'"):
+        check_options(name, {**options, "relative": "transformer_xl"})
+    for integration in ("none", "previous"):
+        check_options("segmented", {"integration": integration, "relative": "transformer_xl"})

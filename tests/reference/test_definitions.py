@@ -94,7 +94,12 @@ def test_every_mechanism_equals_its_definition_with_gradients(
 @every_case(
     ("name", "causal", "relative"),
     grid(
-        [(*scored, relative) for scored in SCORED_FORMS for relative in RELATIVE],
+        [
+            (*scored, relative)
+            for scored in SCORED_FORMS
+            for relative in RELATIVE
+            if scored[0] != "hierarchical" or relative != "transformer_xl"
+        ],
         lambda name, causal, relative: (
             name == "window" or (SCORED_FORMS.index((name, causal)) + RELATIVE.index(relative)) % 2 == 0
         ),
@@ -105,7 +110,10 @@ def test_every_mechanism_equals_its_definition_with_gradients(
 )
 def test_relative_positions_in_every_mechanism_equal_their_definitions(name: str, causal: bool, relative: str) -> None:
     """A relative term is added to the scores before anything else that is done to them."""
-    module, q, k, v, arguments = draw_case(name, causal, relative, {"relative": relative})
+    options = {"relative": relative}
+    if name == "segmented" and relative == "transformer_xl":  # which reads single keys
+        options["integration"] = "previous"
+    module, q, k, v, arguments = draw_case(name, causal, relative, options)
 
     def define(exact: Mechanism, q: Tensor, k: Tensor, v: Tensor, *, score_mod: Any, **given: Any) -> Tensor:
         more = {"scaling": given["scaling"], "score_mod": score_mod}

@@ -232,6 +232,10 @@ class Options:
         """Whether a masked mechanism with these options is plain softmax over the visible keys."""
         return True
 
+    def pools_keys(self) -> bool:
+        """Whether queries attend to means of several keys, which no score term may take for single keys."""
+        return False
+
     def sample_length(self) -> int:
         """A text length, in tokens, for which a mechanism with these options can be built."""
         return 64

@@ -299,6 +299,11 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
             f"relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
         )
+    if built.relative is not None and relative_class(built.relative).reads_keys and built.pools_keys():
+        raise OptionError(
+            f"Relative positions {built.relative!r} add a number for each key, but mechanism {name!r} with these "
+            "options attends to means of keys; choose for example relative='alibi' or 'shaw', or mechanism 'window'."
+        )
     if (
         built.relative is not None
         and relative_class(built.relative).counts_tokens
