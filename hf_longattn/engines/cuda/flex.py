@@ -173,8 +173,8 @@ def band_block_mask(
         columns = in_blocks(by_row).any(-1)
         rows = in_blocks(by_row[:, offset:]).any(-1) if offset else columns
     if documents is not None:
-        documents_of_queries = _block_ends(documents[:, offset:] if offset else documents)
         documents_of_keys = _block_ends(documents)
+        documents_of_queries = _block_ends(documents[:, offset:]) if offset else documents_of_keys
 
     def partial_and_full(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
         """Whether pairs of blocks are visited with the mask, and without it, ``(B or 1, 1, …)`` bool each."""
