@@ -516,6 +516,25 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def table_of_inputs(rows: Sequence[dict[str, Any]]) -> str:
+    """Operations of a later layer, forward + backward, of the patterns that one kernel computes, by input."""
+    counts = {row["mode"]: f"{row['forward']} + {row['backward']}" for row in rows if row["layer"] == "later"}
+    inputs = {
+        "whole rows": "",
+        "packed": ", packed",
+        "padding right": ", padding right",
+        "padding left": ", padding left",
+        "holes": ", padding holes",
+        "dropout": ", dropout",
+    }
+    of_right = {", padding right": ", padding"}  # the name for bigbird
+    cells = [
+        [name, *(counts.get(name + mode) or counts[name + of_right[mode]] for mode in inputs.values())]
+        for name in ("window", "longformer", "bigbird")
+    ]
+    return markdown_table(["a later layer", *inputs], cells)
+
+
 def main(
     words: Annotated[list[str] | None, typer.Argument(help="Only modes with one of these in their names.")] = None,
     write: Annotated[bool, typer.Option("--write", help=f"Store the rows in {STORED.name}.")] = False,

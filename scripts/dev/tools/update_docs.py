@@ -251,6 +251,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
     "launches": lambda: launches.table(stored("launches")["rows"]),
+    "launches-of-inputs": lambda: launches.table_of_inputs(stored("launches")["rows"]),
     "engines": partial(measured, "engines", engines.table),
     "onnx-graphs": partial(measured, "onnx_graphs", onnx_graphs.table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-deberta-v2")},
