@@ -54,6 +54,9 @@ from .common.masked import CACHE, TEXT, GatheredMechanism, SparseMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
+MAX_SINKS = 1 << 16
+"""Maximum number of sinks, whose positions are listed before the length of a text is known."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BandOptions(Options):
@@ -82,7 +85,9 @@ class BandOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class WindowOptions(BandOptions):
-    num_sinks: int = option(0, "first tokens that every query sees (attention sinks)", "tokens", least=0)
+    num_sinks: int = option(
+        0, "first tokens that every query sees (attention sinks)", "tokens", least=0, most=MAX_SINKS
+    )
     sink_positions: str = option(
         CACHE,
         "positions of sinks in rotary decoders: cache, at most sinks + window back as in StreamingLLM's cache; text, "

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import re
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -251,6 +252,7 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("nystrom", {"conv_kernel": 4}, "'conv_kernel'.*is 4, but must be odd"),
     ("performer", {"redraw_interval": -1}, "redraw_interval"),
     ("routing", {"decay": 1.5}, "at most 1"),
+    ("window", {"num_sinks": 10**8}, "'num_sinks' of mechanism 'window' is 100000000, but must be at most 65536"),
     ("synthesizer", {"variant": "dense+dense"}, "must name each kind once"),
     ("synthesizer", {"variant": ()}, "is empty; for example variant=dense"),
     ("taylor", {"feature_dim": -2}, "'feature_dim' of mechanism 'taylor' is -2, but must be even"),
@@ -387,6 +389,7 @@ def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(
     most, entries = field.metadata["most"], "tuple" in str(field.type)
     sample = {**mechanism_class(name).about.sample, **({"rank": 4} if option == "max_length" else {})}
     for value in {most, most - 1, min(most, length + 1)}:
+        tracemalloc.start()
         with Sizes() as sizes:
             no, module = refused(
                 partial(
@@ -409,6 +412,9 @@ def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(
                 with torch.no_grad():
                     refused(partial(attend, q, k, v, module.eval(), causal=causal, **more))
                 refused(partial(module.pairs, length, causal))  # a mechanism on a grid needs one
+        of_python = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert of_python <= MAX_BYTES, value
         assert sizes.bytes <= MAX_BYTES, value
         assert sizes.operations <= MAX_OPERATIONS, value
 
