@@ -330,10 +330,8 @@ class FactorizedRandom(SyntheticScores):
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         rows, columns = positions(q, k)
-        return tuple(
-            x.to(torch.promote_types(q.dtype, torch.float32))[None, :, at]
-            for x, at in ((self.rows, rows), (self.columns, columns))
-        )
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        return self.rows.to(dtype)[None, :, rows], self.columns.to(dtype)[None, :, columns]
 
 
 KINDS: dict[str, Callable[[Sizes], SyntheticScores]] = {
