@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
@@ -44,11 +43,11 @@ MaskFunction = Callable[[Any, Any, Any, Any], Any]
 """``mask_function(batch, head, query, key) -> bool`` of transformers, over absolute positions."""
 
 
-def _code(name: str, *arguments: Any) -> CodeType | None:
-    """The code object of the mask functions that transformers' ``name`` creates. ``None`` if this version has no
-    ``name``."""
+def _code(name: str, *arguments: Any) -> Any:
+    """The code object of the mask functions that transformers' ``name`` creates. If this version has no ``name``, an
+    object that is no function's code."""
     make = getattr(masking, name, None)
-    return None if make is None else make(*arguments).__code__
+    return object() if make is None else make(*arguments).__code__
 
 
 ALL_OF, ANY_OF = _code("and_masks", masking.causal_mask_function), _code("or_masks", masking.causal_mask_function)
@@ -56,7 +55,7 @@ WINDOW, WINDOW_AROUND = _code("sliding_window_overlay", 1), _code("sliding_windo
 CHUNKS, BLOCKS = _code("chunked_overlay", 1, torch.zeros(1)), _code("blockwise_overlay", torch.zeros(1, 1))
 DOCUMENTS = _code("packed_sequence_mask_function", torch.zeros(1, 1))
 MOVED = _code("remap_positions_for_packed_sequence", masking.causal_mask_function, torch.zeros(1, 1))
-KNOWN = {ALL_OF, ANY_OF, WINDOW, WINDOW_AROUND, CHUNKS, BLOCKS, DOCUMENTS, MOVED} - {None}
+KNOWN = {ALL_OF, ANY_OF, WINDOW, WINDOW_AROUND, CHUNKS, BLOCKS, DOCUMENTS, MOVED}
 
 
 def _settings(function: MaskFunction) -> dict[str, Any]:
@@ -147,11 +146,9 @@ class DeclaredMask(PassCache):
             self._read(settings["mask_function"], settings["position_ids"])
         elif code is DOCUMENTS:
             self._labels.append(settings["packed_sequence_mask"])
-        elif (
-            code is ANY_OF
-            and getattr(settings["mask_functions"][1], "__code__", None) is BLOCKS
-            and len(settings["mask_functions"]) == 2
-        ):
+        elif code is ANY_OF and [getattr(part, "__code__", None) for part in settings["mask_functions"][1:]] == [
+            BLOCKS
+        ]:
             base, blocks = settings["mask_functions"]
             self._read(base, positions)
             longest = _longest_block(_settings(blocks)["block_sequence_ids"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -119,15 +120,47 @@ class Prefix:
     def __call__(self, b: Any, h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (q < 9) & (k < 9)
 
+    def method(self, b: Any, h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return self(b, h, q, k)
 
-@pytest.mark.parametrize("kind", ["causal", "window"])
-@pytest.mark.parametrize("function", [Prefix(), lambda b, h, q, k: (q < 9) & (k < 9)])
-def test_functions_of_a_model_are_evaluated_by_transformers(kind: str, function: Any) -> None:
-    for name in ("or_mask_function", "and_mask_function"):
-        mask = declare(kind, **{name: function})
-        assert not mask.exact
-        assert bool(mask.dense()[0, 0, 0, 8]) == (name == "or_mask_function")
-        torch.testing.assert_close(attend(mask), attend(mask.dense()), atol=1e-12, rtol=0)
+
+def prefix_of(tokens: int, b: Any, h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return (q < tokens) & (k < tokens)
+
+
+FUNCTIONS: dict[str, Any] = {
+    "function": lambda b, h, q, k: (q < 9) & (k < 9),
+    "object": Prefix(),
+    "method": Prefix().method,
+    "partial": functools.partial(prefix_of, 9),
+    "compiled": torch.compile(functools.partial(prefix_of, 9), backend="eager"),
+    "union of one": masking.or_masks(Prefix()),
+}
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@every_case("name", FUNCTIONS)
+def test_functions_of_a_model_are_evaluated_by_transformers(
+    name: str, missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in versions of transformers that lack one of the functions that are read."""
+    if missing:
+        monkeypatch.setattr(declared, "MOVED", declared._code("in_no_version"))
+    padding = torch.ones(2, LENGTH, dtype=torch.long)
+    padding[1, :4] = 0
+    packed = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
+    for kind in ("causal", "window"):
+        for keyword in ("or_mask_function", "and_mask_function"):
+            for arguments in ({}, {"real": padding}, {"position_ids": packed}):
+                mask = declare(kind, **{keyword: FUNCTIONS[name]}, **arguments)
+                assert not mask.exact
+                if not arguments:
+                    assert bool(mask.dense()[0, 0, 0, 8]) == (keyword == "or_mask_function")
+                with monkeypatch.context() as under:
+                    under.setattr(f"{__name__}.BACKEND", "sdpa")
+                    expected = declare(kind, **{keyword: FUNCTIONS[name]}, **arguments)
+                assert torch.equal(mask.dense(), expected.expand(mask.shape))
+                torch.testing.assert_close(attend(mask), attend(expected), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["causal", "window"])
