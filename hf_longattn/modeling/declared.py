@@ -134,14 +134,9 @@ class DeclaredMask(PassCache):
                 min(self.right, settings["sliding_window"]),
             )
         elif code is CHUNKS:
-            padding = settings["left_padding"][:, None]
-            columns = (
-                torch.arange(self.first_key, self.first_key + self.keys, device=padding.device)
-                if positions is None
-                else positions
-            )
-            self._labels.append((columns - padding) // settings["chunk_size"])
-            self.chunk = settings["chunk_size"]
+            padding, self.chunk = settings["left_padding"][:, None], settings["chunk_size"]
+            columns = torch.arange(self.first_key, self.first_key + self.keys, device=padding.device)
+            self._labels.append(((columns if positions is None else positions) - padding) // self.chunk)
         elif code is MOVED:
             self._read(settings["mask_function"], settings["position_ids"])
         elif code is DOCUMENTS:
@@ -167,6 +162,8 @@ class DeclaredMask(PassCache):
             self.right = 0
         elif function is masking.bidirectional_mask_function:
             return
+        elif hasattr(config, "attention_chunk_size") and local_size == config.attention_chunk_size:
+            self.chunk, self.exact = local_size, False
         elif (
             not usual
             or local_size != getattr(config, "sliding_window", None)
@@ -175,6 +172,51 @@ class DeclaredMask(PassCache):
             self.exact = False
         elif local_size is not None:
             self.left, self.right = (local_size - 1, 0) if causal else (local_size, local_size)
+
+    def for_documents(self, documents: Tensor) -> DeclaredMask:
+        """This mask with chunks that begin anew in each document of ``documents (B, Nq)``. It does not hide other
+        documents; the documents of the call do.
+
+        Raises:
+            BackendError: in a graph, the mask has more than chunks, and cannot be made anew.
+        """
+        if self.chunk is None:
+            return self
+        size = self.chunk
+
+        def make() -> DeclaredMask:
+            index = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
+            number = F.pad((documents[:, 1:] != documents[:, :-1]).long().cumsum(1), (1, 0))
+            real = index if self.padding is None else index.masked_fill(~self.padding[:, : index.shape[1]], LARGEST)
+            # chunks are counted from the first real token of a document
+            start = torch.full_like(number, LARGEST).scatter_reduce(1, number, real, "amin").gather(1, number)
+            chunks = F.pad((index - start) // size, (0, self.keys - index.shape[1]))
+            arguments = {**self.arguments, "mask_function": self._function_of(chunks)}
+            return DeclaredMask(**arguments)
+
+        return self.cached("for documents", make)
+
+    def _function_of(self, chunks: Tensor) -> MaskFunction:
+        """The mask function with the given chunk of each token, ``(B, Nk)``, unless positions say where chunks are."""
+        same_chunk = masking.packed_sequence_mask_function(chunks)
+        if in_graph():
+            if not self.arguments.get("allow_is_causal_skip"):
+                raise BackendError(
+                    "A compiled graph cannot count the chunks of this mask (attention_chunk_size) from each document; "
+                    "call the model without torch.compile, or give each document its own row with padding."
+                )
+            return masking.and_masks(same_chunk, masking.causal_mask_function)
+
+        def replace(function: MaskFunction) -> MaskFunction:
+            code = getattr(function, "__code__", None)
+            if code is CHUNKS:
+                return same_chunk
+            if code is ALL_OF or code is ANY_OF:
+                combine = masking.and_masks if code is ALL_OF else masking.or_masks
+                return combine(*map(replace, _settings(function)["mask_functions"]))
+            return function
+
+        return replace(self.arguments["mask_function"])
 
     @property
     def hides_padding_alone(self) -> bool:
@@ -380,6 +422,7 @@ def attend_as_declared(
         batch, _ = masks.with_documents(None, None, None, (batch_size, q_len), False, kwargs)
         documents = None if batch is None else batch.documents
         if documents is not None and isinstance(mask, DeclaredMask):
+            mask = mask.for_documents(documents)
             region = None if in_graph() else mask.region(documents)
         elif documents is not None and region is not None:
             region = None if in_graph() else region._replace(batch=batch)

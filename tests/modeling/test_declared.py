@@ -21,6 +21,7 @@ from transformers import (
     ModernBertConfig,
     StaticCache,
 )
+from transformers.models.llama4.modeling_llama4 import Llama4TextModel
 from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
 from hf_longattn import enable_long_attention
@@ -228,10 +229,106 @@ def test_documents_of_the_call_divide_what_a_mask_shows(kind: str, few: int, mon
     documents = torch.stack([torch.arange(LENGTH) // 5, torch.zeros(LENGTH, dtype=torch.long)])
     mask, together = declare(kind), (documents[:, :, None] == documents[:, None])[:, None]
     bias = torch.randn(1, 4, LENGTH, LENGTH).double()
+    seen = mask.dense() & together
+    if kind == "chunks":  # which begin anew in each document, and documents of 5 tokens are within one
+        seen = torch.stack([together[0] & torch.ones(LENGTH, LENGTH).tril().bool(), seen[1]])
     for keywords in ({}, {"position_bias": bias}, {"softcap": 2.0}):
-        expected = attend(mask.dense() & together, **keywords)
-        for shown in (mask, mask.dense(), mask.added(torch.float64), *([None] if kind == "both" else [])):
+        expected = attend(seen, **keywords)
+        for shown in (mask, *([None] if kind == "both" else [])):
             torch.testing.assert_close(attend(shown, documents=documents, **keywords), expected, atol=1e-6, rtol=0)
+        expected = attend(mask.dense() & together, **keywords)
+        for shown in (mask.dense(), mask.added(torch.float64)):
+            torch.testing.assert_close(attend(shown, documents=documents, **keywords), expected, atol=1e-6, rtol=0)
+
+
+PACKED: list[list[list[tuple[int, int]]]] = [
+    [[(0, 9), (0, 1), (0, 9), (0, 5)], [(0, 4), (0, 20)]],
+    [[(5, 8), (0, 11)], [(0, 24)]],
+    [[(2, 1), (3, 10), (0, 8)], [(9, 2), (0, 13)]],
+]
+"""For each of two rows, the documents as numbers of padding and of real tokens after it."""
+
+
+@every_case("few", [0, 100])
+@every_case("block", [0, 4])
+@every_case("rows", PACKED)
+def test_chunks_begin_with_the_first_real_token_of_each_document(
+    rows: list[list[tuple[int, int]]], block: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a block of tokens at the start that see each other."""
+    monkeypatch.setattr(declared, "FEW_QUERIES", few)
+    real = torch.zeros(2, LENGTH, dtype=torch.bool)
+    documents = torch.zeros(2, LENGTH, dtype=torch.long)
+    chunks = torch.full((2, LENGTH), -1)
+    for row, row_documents in enumerate(rows):
+        stop = 0
+        for number, (padding, tokens) in enumerate(row_documents):
+            start, stop = stop, stop + padding + tokens
+            documents[row, start:stop] = number
+            real[row, start + padding : stop] = True
+            chunks[row, start + padding : stop] = torch.arange(tokens) // 7
+    blocks = torch.full((2, LENGTH), -1)
+    blocks[:, :block] = 0
+    seen = (chunks[:, :, None] == chunks[:, None]) & torch.ones(LENGTH, LENGTH).tril().bool()
+    seen |= (blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0)
+    seen &= (documents[:, :, None] == documents[:, None]) & real[:, None]
+    mask = declare("chunks", real=real.long(), block_sequence_ids=blocks if block else None)
+    out = attend(mask, documents=documents)
+    torch.testing.assert_close(out[real], attend(seen[:, None])[real], atol=1e-12, rtol=0)
+
+
+DOCUMENT_LENGTHS = (10, 14, 1, 25)
+NUMBERS = torch.repeat_interleave(torch.arange(4), torch.tensor(DOCUMENT_LENGTHS))[None]
+OFFSETS = torch.tensor([0, 10, 24, 25, 50], dtype=torch.int32)
+KEYWORDS: dict[str, dict[str, torch.Tensor]] = {
+    "documents": {"documents": NUMBERS},
+    "seq_idx": {"seq_idx": NUMBERS.int()},
+    "offsets": {"cu_seq_lens_q": OFFSETS, "cu_seq_lens_k": OFFSETS},
+}
+
+
+@pytest.fixture(scope="module")
+def llama4() -> Llama4TextModel:
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        **{**SMALL, "num_hidden_layers": 4},
+        head_dim=8,
+        intermediate_size=32,
+        intermediate_size_mlp=32,
+        attention_chunk_size=7,
+        num_local_experts=2,
+        pad_token_id=0,
+        attn_implementation=BACKEND,
+    )
+    model = Llama4TextModel(config).eval()
+    model.set_experts_implementation("eager")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.double()
+
+
+@every_case("keyword", KEYWORDS)
+def test_documents_of_llama4_are_those_alone_whatever_comes_with_them(keyword: str, llama4: Llama4TextModel) -> None:
+    ids = torch.randint(1, 99, (1, 50), generator=torch.Generator().manual_seed(0))
+    restarting = torch.cat([torch.arange(length) for length in DOCUMENT_LENGTHS])[None]
+    with torch.no_grad():
+        alone = torch.cat([llama4(part).last_hidden_state for part in ids.split(DOCUMENT_LENGTHS, 1)], 1)
+        for mask in (None, torch.ones(1, 50)):
+            for positions in (None, restarting):
+                for use_cache in (False, True):
+                    arguments = {"attention_mask": mask, "position_ids": positions, "use_cache": use_cache}
+                    out = llama4(ids, **KEYWORDS[keyword], **arguments).last_hidden_state
+                    torch.testing.assert_close(out, alone, atol=1e-5, rtol=0)  # rotary positions are in fp32
+
+
+@pytest.mark.thorough
+def test_chunks_of_documents_in_a_compiled_graph_are_those_of_a_call(llama4: Llama4TextModel) -> None:
+    ids = torch.randint(1, 99, (1, 50), generator=torch.Generator().manual_seed(0))
+    arguments = {"attention_mask": torch.ones(1, 50), "use_cache": False, "documents": NUMBERS}
+    with torch.no_grad():
+        expected = llama4(ids, **arguments).last_hidden_state
+        compiled = torch.compile(llama4, backend="eager", fullgraph=True)(ids, **arguments).last_hidden_state
+    torch.testing.assert_close(compiled, expected, atol=1e-6, rtol=0)
 
 
 @every_case("size", [1 << 26, 300])
