@@ -44,7 +44,9 @@ from ..names import BACKEND, warn_missing
 from .declared import FEW_QUERIES, SINKS, DeclaredMask, attend_as_declared, in_words
 from .masks import (
     DOCUMENTS,
+    check_padding,
     check_pairs,
+    check_size,
     filled_columns,
     globals_of_keys,
     score_terms,
@@ -126,11 +128,13 @@ def longattn_mask(
         "attention_mask": attention_mask,
         **kwargs,
     }
-    if getattr(config, "long_attention", None) is not None:
-        return mechanism_mask(**arguments)
-    config_class: Any = type(config)
-    if not _on_the_interface(config_class):
+    has_mechanisms, config_class = getattr(config, "long_attention", None) is not None, type(config)
+    if not has_mechanisms and not _on_the_interface(config_class):
         return masking.eager_mask(**arguments)
+    if attention_mask is not None:
+        check_padding(attention_mask, batch_size, q_length, kv_length, q_offset, kv_offset)
+    if has_mechanisms:
+        return mechanism_mask(**arguments)
     if q_length == 1 and isinstance(q_offset, Tensor):  # the graph of a compiled decoding step takes tensors only
         return masking.sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
     return DeclaredMask(config=config, **arguments)
@@ -176,12 +180,13 @@ def mechanism_mask(
     if causal and kv_length + kv_offset > total:  # a static cache has reserved slots after the last token
         if attention_mask is None:
             return for_one_pass(torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device")))
-        return for_one_pass(attention_mask[:, :total])
+        return for_one_pass(attention_mask)  # its layer cuts it, and one without a cache refuses it
     if attention_mask is None or in_graph():
         return attention_mask
     real = on_host(attention_mask != 0).numpy()
     if real.all():
-        return None
+        # Keys of another number are an encoder's, or the mask is for another text; the attention function knows.
+        return None if kv_length + kv_offset == total else for_one_pass(attention_mask, {0: None})
     # the batch of all keys, see _batch
     return for_one_pass(attention_mask, {0: Batch(attention_mask.bool(), host_mask=real)})
 
@@ -373,7 +378,10 @@ def _mask_and_cache(
         mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
     if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
+    has_cache = CACHE_LAYER in kwargs
     layer = kwargs.pop(CACHE_LAYER, None)
+    if mask is not None:
+        _check_keys(mask, query, key, has_cache, layer)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(
         layer, GrowingWindowLayer
     ):
@@ -385,12 +393,27 @@ def _mask_and_cache(
                 f"{mechanism.name!r} sees more; load the checkpoint with a Long class, choose a window of at most "
                 f"{width}, or pass use_cache=False."
             )
-    if mask is not None and mask.dim() == 4:
-        check_pairs(mask, query)
-        if query.shape[2] > 1 and not in_graph():  # keep a mask over pairs if the mechanism can use it
-            keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
-            mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
+    # keep a mask over pairs if the mechanism can use it
+    if mask is not None and mask.dim() == 4 and query.shape[2] > 1 and not in_graph():
+        keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
+        mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
     return mask, layer
+
+
+def _check_keys(mask: Tensor, query: Tensor, key: Tensor, has_cache: bool, layer: Any) -> None:
+    """Raise :class:`InputError` if a mask is for other queries or keys than a module's. Compares numbers that the host
+    knows.
+
+    has_cache: whether the call has a cache. ``layer`` is ``None`` then if another module's layer has the keys.
+    """
+    if mask.dim() == 4:
+        check_pairs(mask, query)
+    keys = key.shape[2]
+    may_have_empty_slots = mask.dim() == 2 and isinstance(layer, StaticLayer)
+    if not has_cache:
+        check_size(mask, key.shape[0], keys)
+    elif mask.shape[-1] != keys and layer is not None and not may_have_empty_slots and not in_graph():
+        check_size(mask, key.shape[0], int(layer.get_seq_length()))  # the mask has keys that the cache has dropped
 
 
 def _read_call(
@@ -415,7 +438,7 @@ def _read_call(
             key, value = key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]]
     elif mask is not None:
         pairs, kv_len = mask, key.shape[2]
-        if mask.dim() != 4 or mask.shape[2] not in (1, q_len) or mask.shape[3] < kv_len:
+        if mask.dim() != 4 or mask.shape[3] < kv_len:
             raise InputError(
                 f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
                 "or four-dimensional "

@@ -52,18 +52,53 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
     return None if not in_graph() and bool(real.all()) else for_one_pass(real)
 
 
+def check_padding(
+    mask: Tensor, batch: int, q_length: int, kv_length: int, q_offset: int | Tensor, kv_offset: int
+) -> None:
+    """Raise :class:`InputError` if a mask ``(B, N)`` is for other tokens than a call's: those in the cache and the new
+    ones.
+
+    Without a cache, transformers takes the mask's width as the number of keys, so the attention function compares it
+    with the keys. The mask may be as wide as a static cache, and hide the slots after the last token. What only an
+    accelerator or a graph knows is not checked.
+    """
+    width = mask.shape[-1]
+    if width == kv_length + kv_offset or in_graph():
+        check_size(mask, batch, width)
+    elif not isinstance(q_offset, Tensor) or q_offset.device.type == "cpu":
+        tokens = int(q_offset) + q_length
+        hides_the_rest = width > tokens and not bool(mask[:, tokens:].any())
+        check_size(mask, batch, width if hides_the_rest else tokens)
+
+
+def check_size(mask: Tensor, batch: int, tokens: int) -> None:
+    """Raise :class:`InputError` if a mask has rows or columns for another batch, or another number of ``tokens``."""
+    if mask.shape[0] not in (1, batch):
+        raise InputError(
+            f"attention_mask has {mask.shape[0]} rows for a batch of {batch}; pass one row for each text, or one for "
+            "all."
+        )
+    if mask.shape[-1] != tokens:
+        raise InputError(
+            f"attention_mask has {mask.shape[-1]} columns, but the call has {tokens} tokens, those in the cache "
+            "included; pass one column for each token, with 1 for real tokens."
+        )
+
+
 def check_pairs(mask: Tensor, query: Tensor) -> None:
     """Raise :class:`InputError` if a four-dimensional mask does not fit ``query``, or has integers, which could mean
     bool or additive."""
-    batch, heads = query.shape[:2]
+    batch, heads, q_len = query.shape[:3]
     if (
         mask.shape[0] not in (batch, 1)
         or mask.shape[1] not in (heads, 1)
+        or mask.shape[2] not in (q_len, 1)
         or not (mask.is_floating_point() or mask.dtype == torch.bool)
     ):
         raise InputError(
             f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, "
-            f"keys) for {batch} rows and {heads} heads, bool (True = visible) or floats that are added to the scores."
+            f"keys) for {batch} rows and {heads} heads, bool (True = visible) or floats that are added to the scores, "
+            f"for {q_len} queries."
         )
 
 

@@ -39,7 +39,7 @@ from .family.position_table import PositionTable
 from .family.rotary import positions_without_end
 from .inference import warn_of_overflow
 from .losses import auxiliary_loss, deferred_logits, label_count, share_of_step
-from .masks import DOCUMENTS, filled_columns, simplified_mask
+from .masks import DOCUMENTS, check_size, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
 from .pruning import KEPT_HEADS, cut_as_configured
@@ -597,6 +597,9 @@ class LongBaseModelMixin(LongAttentionMixin):
         if runs and (positions is not None or getattr(mask, "ndim", 2) == 4 or not DOCUMENTS.isdisjoint(arguments)):
             find_documents(self, arguments)
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+        # bases that use the mask before their attention (ESM), or drop one of ones (LayoutLM)
+        if runs and tokens is not None and getattr(mask, "ndim", 0) == 2 and arguments.get(CACHE) is None:
+            check_size(mask, tokens.shape[0], tokens.shape[1])
         if tokens is not None and self.exact_length is not None and positions is None and mask is not None:
             arguments["position_ids"] = self.own_positions(
                 arguments, (tokens.shape[0], tokens.shape[1]), tokens.device

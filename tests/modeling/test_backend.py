@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertModel
+from transformers import BertModel, DynamicCache, StaticCache
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.engines.dense_masks import documents_in_mask, hidden_pairs, only_hides
-from hf_longattn.errors import BackendError, InputError
+from hf_longattn.errors import BackendError, InputError, LongAttentionError
 from hf_longattn.functional import attend, reference_attend
 from hf_longattn.mechanisms.common.masked import SparseMechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
+from hf_longattn.memory.key_cache import GrowingWindowLayer, StaticKeysLayer
 from hf_longattn.modeling import backend
 from hf_longattn.modeling.backend import longattn_attention_forward, mechanism_mask
 from tests.cases import every_case
-from tests.reference.small_models import pair, plain_model, tokens
+from tests.reference.small_models import TEXT_FAMILIES, long_model, pair, plain_model, tokens
+
+QUICK_BASES = ["esm", "deberta-v2", "layoutlm", "roberta", "bart", "t5"]
 
 
 def module(mechanism: str = "longformer", *, causal: bool = False, **options: Any) -> nn.Module:
@@ -132,7 +137,11 @@ def test_mask_is_cut_to_the_last_columns_for_a_sliding_cache() -> None:
     q, k, v = qkv(queries=1, keys=8)
     mask = torch.ones(2, 50, dtype=torch.bool)
     mask[1, :45] = False
-    out, _ = longattn_attention_forward(module("window", causal=True, window=8), q, k, v, mask)
+    layer = GrowingWindowLayer(8)
+    layer.update(torch.zeros(2, 4, 50, 8), torch.zeros(2, 4, 50, 8))
+    out, _ = longattn_attention_forward(
+        module("window", causal=True, window=8), q, k, v, mask, **{backend.CACHE_LAYER: layer}
+    )
     assert torch.equal(
         out, attend(q, k, v, "window", window=8, causal=True, padding_mask=mask[:, -8:]).transpose(1, 2)
     )
@@ -141,7 +150,9 @@ def test_mask_is_cut_to_the_last_columns_for_a_sliding_cache() -> None:
 def test_static_cache_is_cut_to_its_filled_part() -> None:
     q, k, v = qkv(queries=1, keys=64)
     mask = torch.ones(2, 20, dtype=torch.bool)
-    out, _ = longattn_attention_forward(module("full", causal=True), q, k, v, mask)
+    layer = StaticKeysLayer(64)
+    layer.update(torch.zeros(2, 4, 20, 8), torch.zeros(2, 4, 20, 8))
+    out, _ = longattn_attention_forward(module("full", causal=True), q, k, v, mask, **{backend.CACHE_LAYER: layer})
     assert torch.equal(
         out, attend(q, k[:, :, :20], v[:, :, :20], "full", causal=True, padding_mask=mask).transpose(1, 2)
     )
@@ -238,6 +249,102 @@ def test_attention_function_refuses_masks_of_wrong_shapes(arguments: dict[str, t
     with pytest.raises(InputError, match=match) as caught:
         longattn_attention_forward(module(window=8), *qkv(), **{"attention_mask": None, **arguments})
     assert "\n" not in str(caught.value)
+
+
+ATTENTION: dict[str, Any] = {
+    "stock": None,
+    "full": {"mechanism": "full"},
+    "window": {"mechanism": "window", "window": 16},
+    "linear": {"mechanism": "linear"},
+}
+"""Mechanisms of a model; ``None`` for a stock model under this backend."""
+ANOTHER_LENGTH = "(attention_mask has [0-9]+ columns, but the call has [0-9]+ tokens|but its mask is for)"
+
+
+def model_of(base: str, attention: str) -> Any:
+    if ATTENTION[attention] is not None:
+        return long_model(base, None, ATTENTION[attention])
+    return enable_long_attention(plain_model(base))
+
+
+def masks_of_other_lengths(new: int, seen: int) -> Iterator[Tensor]:
+    """Masks for two rows of ``seen`` tokens, the last ``new`` of which are new, with some tokens too few or many."""
+    for width in (seen - 30, seen - 1, seen + 1, seen + 30):
+        yield torch.ones(2, width).long()
+        for hidden in (slice(0, 7), slice(-7, None), slice(3, 9, 2)):
+            mask = torch.ones(2, width).long()
+            mask[1, hidden] = 0
+            yield mask
+    for rows, columns in ((new - 1, seen), (new + 1, seen), (new, seen - 1), (new, seen + 1), (1, seen - 1)):
+        yield torch.ones(2, 1, rows, columns).bool()
+
+
+@every_case("attention", ATTENTION)
+@every_case("base", ["bert", "gpt2", "llama"])
+def test_masks_for_another_number_of_tokens_are_refused(base: str, attention: str) -> None:
+    model, ids = model_of(base, attention), tokens(2, 100)
+    for mask in masks_of_other_lengths(100, 100):
+        with pytest.raises(LongAttentionError, match=f"{ANOTHER_LENGTH}|four-dimensional"), torch.no_grad():
+            model(ids, attention_mask=mask)
+    with pytest.raises(LongAttentionError, match=r"\(2, 100, 100\)|10000 columns"):
+        model(ids, attention_mask=torch.ones(2, 100, 100))
+    with pytest.raises(
+        InputError, match=r"attention_mask has (3 rows for a batch of 2|150 columns)"
+    ):  # GPT-2 flattens
+        model(ids, attention_mask=torch.ones(3, 100))
+
+
+@every_case("cache", [DynamicCache, functools.partial(StaticCache, max_cache_len=120)])
+@every_case("attention", ATTENTION)
+@every_case("base", ["gpt2", "llama"])
+def test_masks_for_other_tokens_than_those_in_the_cache_are_refused(base: str, attention: str, cache: Any) -> None:
+    model, ids = model_of(base, attention), tokens(2, 100)
+    for mask in [*masks_of_other_lengths(40, 100)][::3]:
+        filled = cache(config=model.config)
+        with torch.no_grad():
+            model(ids[:, :60], past_key_values=filled)
+            with pytest.raises(LongAttentionError, match=f"{ANOTHER_LENGTH}|four-dimensional"):
+                model(ids[:, 60:], attention_mask=mask, past_key_values=filled)
+
+
+@every_case("attention", ATTENTION)
+@every_case("base", ["gpt2", "llama"])
+def test_masks_as_wide_as_a_static_cache_are_those_of_the_tokens(base: str, attention: str) -> None:
+    model, ids = model_of(base, attention), tokens(2, 100)
+    mask = torch.ones(2, 100).long()
+    mask[1, :9] = 0
+    wide, outputs = nn.functional.pad(mask, (0, 20)), []
+    for masks in ((mask[:, :60], mask), (wide.clone().index_fill_(1, torch.arange(60, 100), 0), wide)):
+        cache, states = StaticCache(config=model.config, max_cache_len=120), []
+        for part, part_mask in zip(ids.split([60, 40], 1), masks, strict=True):
+            with torch.no_grad():
+                states.append(model(part, attention_mask=part_mask, past_key_values=cache).last_hidden_state)
+        outputs.append(torch.cat(states, 1)[mask.bool()])
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bases", [QUICK_BASES, pytest.param([*TEXT_FAMILIES], marks=pytest.mark.thorough)])
+def test_no_long_family_takes_a_mask_of_another_length(bases: list[str]) -> None:
+    """The masks of both stacks, also if the base uses a mask before its attention, or drops one of ones."""
+    for base in bases:
+        family, model = TEXT_FAMILIES[base], long_model(base, None, ATTENTION["window"])
+        inputs = {"input_ids": tokens(2, 100), **family.spec.further_inputs(model.config, 2, 100)}
+        if family.two_stacks:
+            inputs["decoder_input_ids"] = tokens(2, 60)
+        for stack in ("", "decoder_") if family.two_stacks else ("",):
+            length = inputs[f"{stack}input_ids"].shape[1]
+            for mask in masks_of_other_lengths(length, length):
+                if mask.dim() == 2:
+                    with pytest.raises(InputError, match=ANOTHER_LENGTH), torch.no_grad():
+                        model(**inputs, **{f"{stack}attention_mask": mask})
+
+
+def test_a_mask_for_another_encoder_is_refused_by_the_cross_attention() -> None:
+    model = long_model("bart", None, ATTENTION["window"])
+    encoded = model.encoder(tokens(2, 100))
+    for width in (70, 99, 101, 130):
+        with pytest.raises(InputError, match=ANOTHER_LENGTH):
+            model(attention_mask=torch.ones(2, width), encoder_outputs=encoded, decoder_input_ids=tokens(2, 60))
 
 
 def test_a_model_with_mechanisms_names_the_module_that_lacks_one() -> None:
