@@ -54,6 +54,7 @@ from .masks import (
     takes_masked_documents,
     with_documents,
 )
+from .upstream import MASKS, mask_problem, run_check, verify
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
@@ -111,6 +112,7 @@ def longattn_mask(
         step with a static cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. Models outside the
         AttentionInterface get the float tensor of eager attention.
     """
+    verify(MASKS)
     if isinstance(attention_mask, DeclaredMask):  # ``generate`` has made it for a static cache
         return attention_mask
     if attention_mask is not None and attention_mask.dim() != 2:
@@ -615,3 +617,4 @@ def _filled(
 
 AttentionInterface.register(BACKEND, longattn_attention_forward)
 AttentionMaskInterface.register(BACKEND, longattn_mask)
+run_check(MASKS, lambda: mask_problem(mechanism_mask))

@@ -96,7 +96,8 @@ class DeclaredMask(PassCache):
     ndim, dtype = 4, torch.bool
     chunk: int | None = None
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, traced: bool | None = None, **arguments: Any) -> None:
+        """Read the mask for transformers' ``arguments``. ``traced``: whether as in a graph; by default, if in one."""
         self.arguments = arguments
         self.queries, self.keys = arguments["q_length"], arguments["kv_length"]
         if isinstance(arguments["q_offset"], Tensor):  # a static cache changes its offset before the mask is evaluated
@@ -107,7 +108,7 @@ class DeclaredMask(PassCache):
         self._labels: list[Tensor] = []
         real = masking.prepare_padding_mask(arguments["attention_mask"], self.keys, self.first_key)
         self.padding = None if real is None else real[:, self.first_key : self.first_key + self.keys]
-        if in_graph():
+        if in_graph() if traced is None else traced:
             self._read_in_graph(arguments["mask_function"])
             return
         self._read(arguments["mask_function"], None)
