@@ -40,7 +40,7 @@ from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
 from ..memory.decode_cache import READS_PROMPT
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
-from ..names import BACKEND, warn_missing
+from ..names import BACKEND, logger, warn_missing
 from .declared import FEW_QUERIES, SINKS, DeclaredMask, attend_as_declared, in_words
 from .masks import (
     DOCUMENTS,
@@ -88,6 +88,25 @@ ADDITIONAL_KEYWORDS = (
     DOCUMENTS | SCORE_KEYWORDS | {SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, "global_attention_mask"}
 )
 """Keywords for anything besides plain attention of queries to keys."""
+IGNORED_KEYWORDS = frozenset(
+    (
+        "input_ids",  # for the experts of some models
+        "position_ids",  # the mask has read them
+        "position_embeddings",  # and the module these
+        "cache_position",
+        "cu_seq_lens_k",  # those of the queries say the same
+        "token_type_ids",  # of a tokenizer, for a model that has none
+        "num_items_in_batch",  # for the loss, as the next
+        "shift_labels",
+    )
+)
+"""Keywords for tensors that reach attention with a model's other arguments, and that change nothing there."""
+TENSOR_KEYWORDS = (
+    ADDITIONAL_KEYWORDS | IGNORED_KEYWORDS | NOT_COMPUTED_KEYWORDS | {CACHE_LAYER, COLLECT_WEIGHTS, GRID, LAYER_INDEX}
+)
+"""Keywords with which attention may get a tensor."""
+MASK_EXTENDED_BY = "compressor"
+"""The attribute of attention modules that append compressed keys, and scores for them to the mask (DeepSeek-V4)."""
 
 EAGER_MASKS = ("gemma4_audio", "informer")
 """Model types that add the mask to scores themselves, although their file also has modules on transformers'
@@ -195,14 +214,26 @@ def mechanism_mask(
 
 @functools.cache
 def _on_the_interface(config_class: type[Any]) -> bool:
-    """Whether the modeling file for a config uses transformers' AttentionInterface."""
+    """Whether the modeling file for a config uses transformers' AttentionInterface. Logs a line if the file does not,
+    although a class in it says so: its layers keep their own attention."""
     if getattr(config_class, "model_type", None) in EAGER_MASKS:
         return False
     for base in config_class.__mro__:
         package, beside, name = base.__module__.rpartition(".configuration_")
         modeling = sys.modules.get(f"{package}.modeling_{name}")
         if beside and modeling is not None:
-            return hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
+            if hasattr(modeling, "ALL_ATTENTION_FUNCTIONS"):
+                return True
+            own = [kind for kind in vars(modeling).values() if getattr(kind, "__module__", "") == modeling.__name__]
+            modules = [kind for kind in own if isinstance(kind, type) and issubclass(kind, nn.Module)]
+            says_so = next((kind for kind in modules if getattr(kind, "_supports_attention_backend", False)), None)
+            if says_so is not None and any(kind.__name__.endswith("Attention") for kind in modules):
+                logger.warning_once(
+                    f"{says_so.__name__} says that attention backends run in it, but hf_longattn finds none of "
+                    "transformers' AttentionInterface in its file: the model keeps its own attention, whose memory "
+                    "grows with the square of the text."
+                )
+            return False
     return False
 
 
@@ -251,6 +282,7 @@ def longattn_attention_forward(
     with_weights = bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
+        _check_extended(module, attention_mask)
         return attend_as_declared(
             module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
         )
@@ -320,6 +352,13 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     """
     if not NOT_COMPUTED_KEYWORDS.isdisjoint(kwargs):
         check_computed(module, kwargs)
+    for name, value in kwargs.items():
+        if name not in TENSOR_KEYWORDS and isinstance(value, Tensor):
+            raise BackendError(
+                f"{in_words(module)} got the tensor {name!r}, which may change attention, and which {BACKEND!r} does "
+                "not know; leave it out of the model's call, or, if the model passes it, load the model with "
+                "attn_implementation='eager'."
+            )
     mechanism = getattr(module, "long_attention", None)
     if isinstance(mechanism, nn.ModuleDict):
         mechanism = mechanism[str(kwargs[LAYER_INDEX])]
@@ -345,6 +384,17 @@ def check_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
     if (name := next((name for name in NOT_COMPUTED if kwargs.get(name) is not None), None)) is not None:
         raise BackendError(
             f"{in_words(module)} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
+            "load the model with attn_implementation='eager'."
+        )
+
+
+def _check_extended(module: nn.Module, mask: Tensor | DeclaredMask | None) -> None:
+    """Raise :class:`BackendError` if a module has appended scores to a mask of bools, where 0 shows and -inf hides."""
+    extended = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() == 4
+    if extended and getattr(module, MASK_EXTENDED_BY, None) is not None:
+        raise BackendError(
+            f"{in_words(module)} appends keys whose mask is added to the scores, so a bool attention_mask would show "
+            "the keys that it hides; pass floats, 0 where a key is visible and torch.finfo(dtype).min elsewhere, or "
             "load the model with attn_implementation='eager'."
         )
 

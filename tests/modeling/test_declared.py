@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 import transformers.masking_utils as masking
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
+    DeepseekV4Config,
     DynamicCache,
     GPT2Config,
     GPT2Model,
@@ -21,6 +25,7 @@ from transformers import (
     ModernBertConfig,
     StaticCache,
 )
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Model
 from transformers.models.llama4.modeling_llama4 import Llama4TextModel
 from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
@@ -483,3 +488,45 @@ def test_a_config_without_a_modeling_file_on_the_interface_gets_the_eager_mask()
     assert isinstance(longattn_mask(2, 4, 4, config=Mine()), DeclaredMask)  # as GPT2Config
     unknown = type("Config", (), {})()
     assert longattn_mask(2, 4, 4, config=unknown).dtype == torch.float32
+
+
+def test_compressed_keys_of_deepseek_v4_take_masks_that_are_added_and_refuse_bools() -> None:
+    config = DeepseekV4Config(
+        **{**SMALL, "num_hidden_layers": 3, "num_key_value_heads": 1},
+        head_dim=16,
+        q_lora_rank=16,
+        o_lora_rank=16,
+        o_groups=2,
+        sliding_window=8,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        index_n_heads=2,
+        index_head_dim=8,
+        index_topk=4,
+        layer_types=["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"],
+        compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 16},
+    )
+    torch.manual_seed(0)
+    model, ids, index = DeepseekV4Model(config).eval(), torch.randint(1, 99, (2, 40)), torch.arange(40)
+    seen = ((index[:, None] >= index) & (index[:, None] - index < 8)).expand(2, 1, 40, 40)
+    added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=added, use_cache=False).last_hidden_state
+        model.set_attn_implementation(BACKEND)
+        out = model(ids, attention_mask=added, use_cache=False).last_hidden_state
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+        for mask in (seen, seen | ~seen):
+            with pytest.raises(BackendError, match="DeepseekV4Attention of layer 1 appends keys"):
+                model(ids, attention_mask=mask, use_cache=False)
+
+
+@pytest.mark.thorough
+def test_only_deepseek_v4_appends_to_a_mask_before_its_attention() -> None:
+    """Only such modules are known to read a mask as one that is added to the scores."""
+    appending = set()
+    for path in (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"):
+        for source in path.read_text(encoding="utf-8").split("\nclass "):
+            if "attention_interface(" in source and re.search(r"attention_mask = (torch\.cat|F\.pad)\(", source):
+                appending.add(path.parent.name)
+    assert appending == {"deepseek_v4"}
