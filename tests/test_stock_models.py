@@ -12,7 +12,11 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments, pipeline
 
 import hf_longattn
+from scripts.dev.tools.every_config import model_class, small_config
+from tests.cases import every_case
 from tests.fresh_processes import run_fresh
+from tests.reference.every_architecture import build, float64_throughout, make_visible
+from tests.reference.small_models import pair
 from tests.stand_ins import StandIns
 
 LONGATTN = {"attn_implementation": "longattn"}
@@ -88,3 +92,52 @@ def test_names_and_plan_free_call_select_the_same_attention(folder_of: Callable[
     assert hf_longattn.enable_long_attention(model).config._attn_implementation == "longattn"
     model.set_attn_implementation("sdpa")
     assert model.config._attn_implementation == "sdpa"
+
+
+DOCUMENTS = (8, 12)
+"""Tokens of the documents of a packed row."""
+RESTARTING = torch.cat([torch.arange(tokens) for tokens in DOCUMENTS])[None]
+NUMBERS = torch.repeat_interleave(torch.arange(2), torch.tensor(DOCUMENTS))[None]
+OFFSETS = torch.tensor([0, 8, 20], dtype=torch.int32)
+PASS_POSITIONS = ("llama", "gemma3_text", "gpt2")
+"""Model types that pass position_ids to their masks."""
+PASS_NONE = ("gpt_oss", "afmoe", "opt", "bert", "modernbert")
+"""Model types that docs/how-to/stock.md names as those that do not, and encoders."""
+
+
+def mixed(model: Any, **arguments: Any) -> bool:
+    """Whether the documents of a packed row see each other, in float64."""
+    ids = torch.randint(5, 30, (1, sum(DOCUMENTS)), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        packed = model(ids, position_ids=RESTARTING, **arguments)[0]
+        alone = torch.cat([model(part)[0] for part in ids.split(DOCUMENTS, 1)], 1)
+    difference = float((packed - alone).abs().max())
+    assert difference > 1e-3 or difference < 1e-12
+    return difference > 1e-3
+
+
+@every_case("model_type", PASS_POSITIONS + PASS_NONE)
+def test_packed_documents_are_apart_by_keywords_and_else_as_transformers_has_them(model_type: str) -> None:
+    with float64_throughout():
+        config, kind = small_config(model_type), model_class(model_type)
+        assert kind is not None
+        eager, longattn = (build(kind, config, implementation) for implementation in ("eager", "longattn"))
+        make_visible(eager)
+        longattn.load_state_dict(eager.state_dict())
+        ones = {"attention_mask": torch.ones(1, sum(DOCUMENTS), dtype=torch.long)}
+        for further in ({}, ones, {"use_cache": False}):
+            apart_by_positions = further == {"use_cache": False} and model_type in PASS_POSITIONS
+            assert mixed(eager, **further) == mixed(longattn, **further) == (not apart_by_positions)
+            assert not mixed(longattn, **further, documents=NUMBERS)
+        for name, value in (("seq_idx", NUMBERS.int()), ("cu_seq_lens_q", OFFSETS)):
+            assert not mixed(longattn, **{name: value})
+
+
+def test_padding_free_batches_of_trl_are_apart_in_a_converted_model() -> None:
+    """Rows of position_ids that restart, which sdpa mixes with the cache that a model makes by default."""
+    stock, long = pair("llama", None, {"mechanism": "full"})
+    for model, expected in ((stock.double(), True), (long.double(), False)):
+        assert mixed(model) == expected
+    stock.set_attn_implementation("longattn")
+    assert mixed(stock)
+    assert not mixed(stock, use_cache=False)
