@@ -57,7 +57,7 @@ CONVERSION = (
 MODELING = (
     ("masks",),
     ("declared",),
-    ("family",),
+    ("family", "upstream"),
     ("backend",),
     ("attach",),
     ("inference", "losses", "memory_argument", "packed_documents", "pruning"),

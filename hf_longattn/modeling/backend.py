@@ -54,7 +54,7 @@ from .masks import (
     takes_masked_documents,
     with_documents,
 )
-from .upstream import MASKS, mask_problem, run_check, verify
+from .upstream import MASKS, mask_problem, problems, run_check
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
@@ -131,7 +131,8 @@ def longattn_mask(
         step with a static cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. Models outside the
         AttentionInterface get the float tensor of eager attention.
     """
-    verify(MASKS)
+    if MASKS in problems:
+        raise BackendError(problems[MASKS])
     if isinstance(attention_mask, DeclaredMask):  # ``generate`` has made it for a static cache
         return attention_mask
     if attention_mask is not None and attention_mask.dim() != 2:
@@ -152,7 +153,7 @@ def longattn_mask(
     has_mechanisms, config_class = getattr(config, "long_attention", None) is not None, type(config)
     if not has_mechanisms and not _on_the_interface(config_class):
         return masking.eager_mask(**arguments)
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.shape != (batch_size, kv_length + kv_offset):
         check_padding(attention_mask, batch_size, q_length, kv_length, q_offset, kv_offset)
     if has_mechanisms:
         return mechanism_mask(**arguments)
@@ -282,7 +283,13 @@ def longattn_attention_forward(
     with_weights = bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        _check_extended(module, attention_mask)
+        added_to = isinstance(attention_mask, Tensor) and getattr(module, MASK_EXTENDED_BY, None) is not None
+        if added_to and attention_mask.dtype == torch.bool:
+            raise BackendError(
+                f"{in_words(module)} appends keys whose mask is added to the scores, so a bool attention_mask would "
+                "show the keys that it hides; pass floats, 0 where a key is visible and torch.finfo(dtype).min "
+                "elsewhere, or load the model with attn_implementation='eager'."
+            )
         return attend_as_declared(
             module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
         )
@@ -388,17 +395,6 @@ def check_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
         )
 
 
-def _check_extended(module: nn.Module, mask: Tensor | DeclaredMask | None) -> None:
-    """Raise :class:`BackendError` if a module has appended scores to a mask of bools, where 0 shows and -inf hides."""
-    extended = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() == 4
-    if extended and getattr(module, MASK_EXTENDED_BY, None) is not None:
-        raise BackendError(
-            f"{in_words(module)} appends keys whose mask is added to the scores, so a bool attention_mask would show "
-            "the keys that it hides; pass floats, 0 where a key is visible and torch.finfo(dtype).min elsewhere, or "
-            "load the model with attn_implementation='eager'."
-        )
-
-
 def attentions_collected() -> bool:
     """Whether transformers collects attentions from the running model, as it does hidden_states and other outputs of
     layers."""
@@ -433,7 +429,15 @@ def _mask_and_cache(
     has_cache = CACHE_LAYER in kwargs
     layer = kwargs.pop(CACHE_LAYER, None)
     if mask is not None:
-        _check_keys(mask, query, key, has_cache, layer)
+        if mask.dim() == 4:
+            check_pairs(mask, query)
+        if mask.shape[-1] != key.shape[2]:
+            may_have_empty_slots = mask.dim() == 2 and isinstance(layer, StaticLayer)
+            if not has_cache:
+                check_size(mask, key.shape[0], key.shape[2])
+            # without a layer, another module's has the keys
+            elif layer is not None and not may_have_empty_slots and not in_graph():
+                check_size(mask, key.shape[0], int(layer.get_seq_length()))  # keys that the cache has dropped, too
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(
         layer, GrowingWindowLayer
     ):
@@ -450,22 +454,6 @@ def _mask_and_cache(
         keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
         mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
     return mask, layer
-
-
-def _check_keys(mask: Tensor, query: Tensor, key: Tensor, has_cache: bool, layer: Any) -> None:
-    """Raise :class:`InputError` if a mask is for other queries or keys than a module's. Compares numbers that the host
-    knows.
-
-    has_cache: whether the call has a cache. ``layer`` is ``None`` then if another module's layer has the keys.
-    """
-    if mask.dim() == 4:
-        check_pairs(mask, query)
-    keys = key.shape[2]
-    may_have_empty_slots = mask.dim() == 2 and isinstance(layer, StaticLayer)
-    if not has_cache:
-        check_size(mask, key.shape[0], keys)
-    elif mask.shape[-1] != keys and layer is not None and not may_have_empty_slots and not in_graph():
-        check_size(mask, key.shape[0], int(layer.get_seq_length()))  # the mask has keys that the cache has dropped
 
 
 def _read_call(

@@ -2,8 +2,8 @@
 
 A private name that a version lacks is noticed where it is used (:mod:`~hf_longattn.names`). A name that stays and
 comes to mean something else is not: outputs would change without a word. Each check here compares what transformers
-does with what this package takes it to do, before the first call, and :func:`verify` raises what it found. A check
-costs nothing in a call.
+does with what this package takes it to do, before the first call, and every call raises what it found. A check costs
+nothing in a call.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ import transformers.masking_utils as masking
 from torch import Tensor
 from transformers import AttentionMaskInterface
 
-from ..errors import BackendError
 from ..memory.decode_cache import CACHE
 from ..names import BACKEND, TESTED, logger
 from .declared import DeclaredMask
 
 problems: dict[str, str] = {}
-"""Name of a check -> the sentence that :func:`verify` raises."""
+"""Name of a check -> the sentence to raise in every call."""
 
 
 def run_check(name: str, check: Callable[[], str | None]) -> None:
-    """Run ``check``, which returns what is wrong as the end of a sentence, or ``None``, for :func:`verify`.
+    """Run ``check``, which returns what is wrong as the end of a sentence, or ``None``, for :data:`problems`.
 
     It runs in a thread, which no mode of the importing code reaches (``torch.device("meta")``, fake tensors).
     """
@@ -53,12 +52,6 @@ def run_check(name: str, check: Callable[[], str | None]) -> None:
             f"({results[0]}); install transformers {lowest} to {highest}, with which it is tested, or load the model "
             "with attn_implementation='sdpa'."
         )
-
-
-def verify(name: str) -> None:
-    """Raise :class:`BackendError` if the check ``name`` found a problem."""
-    if name in problems:
-        raise BackendError(problems[name])
 
 
 # ---- masks
