@@ -150,7 +150,8 @@ def longattn_mask(
         "attention_mask": attention_mask,
         **kwargs,
     }
-    has_mechanisms, config_class = getattr(config, "long_attention", None) is not None, type(config)
+    has_mechanisms = getattr(config, "long_attention", None) is not None
+    config_class: Any = type(config)
     if not has_mechanisms and not _on_the_interface(config_class):
         return masking.eager_mask(**arguments)
     if attention_mask is not None and attention_mask.shape != (batch_size, kv_length + kv_offset):
@@ -229,7 +230,7 @@ def _on_the_interface(config_class: type[Any]) -> bool:
             modules = [kind for kind in own if isinstance(kind, type) and issubclass(kind, nn.Module)]
             says_so = next((kind for kind in modules if getattr(kind, "_supports_attention_backend", False)), None)
             if says_so is not None and any(kind.__name__.endswith("Attention") for kind in modules):
-                logger.warning_once(
+                logger.warning_once(  # type: ignore[attr-defined]
                     f"{says_so.__name__} says that attention backends run in it, but hf_longattn finds none of "
                     "transformers' AttentionInterface in its file: the model keeps its own attention, whose memory "
                     "grows with the square of the text."
@@ -283,8 +284,8 @@ def longattn_attention_forward(
     with_weights = bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        added_to = isinstance(attention_mask, Tensor) and getattr(module, MASK_EXTENDED_BY, None) is not None
-        if added_to and attention_mask.dtype == torch.bool:
+        of_bools = isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.bool
+        if of_bools and getattr(module, MASK_EXTENDED_BY, None) is not None:
             raise BackendError(
                 f"{in_words(module)} appends keys whose mask is added to the scores, so a bool attention_mask would "
                 "show the keys that it hides; pass floats, 0 where a key is visible and torch.finfo(dtype).min "

@@ -163,7 +163,11 @@ class DeclaredMask(PassCache):
             self.right = 0
         elif function is masking.bidirectional_mask_function:
             return
-        elif hasattr(config, "attention_chunk_size") and local_size == config.attention_chunk_size:
+        elif (
+            config is not None
+            and hasattr(config, "attention_chunk_size")
+            and local_size == config.attention_chunk_size
+        ):
             self.chunk, self.exact = local_size, False
         elif (
             not usual

@@ -598,9 +598,9 @@ class LongBaseModelMixin(LongAttentionMixin):
             find_documents(self, arguments)
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
         # bases that use the mask before their attention (ESM), or drop one of ones (LayoutLM)
-        padding = mask if runs and tokens is not None and arguments.get(CACHE) is None else None
-        if isinstance(padding, Tensor) and padding.dim() == 2 and padding.shape != tokens.shape[:2]:
-            check_size(padding, tokens.shape[0], tokens.shape[1])
+        shape = tokens.shape[:2] if tokens is not None and runs and arguments.get(CACHE) is None else None
+        if shape is not None and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != shape:
+            check_size(mask, shape[0], shape[1])
         if tokens is not None and self.exact_length is not None and positions is None and mask is not None:
             arguments["position_ids"] = self.own_positions(
                 arguments, (tokens.shape[0], tokens.shape[1]), tokens.device
