@@ -429,16 +429,8 @@ def _mask_and_cache(
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
     has_cache = CACHE_LAYER in kwargs
     layer = kwargs.pop(CACHE_LAYER, None)
-    if mask is not None:
-        if mask.dim() == 4:
-            check_pairs(mask, query)
-        if mask.shape[-1] != key.shape[2]:
-            may_have_empty_slots = mask.dim() == 2 and isinstance(layer, StaticLayer)
-            if not has_cache:
-                check_size(mask, key.shape[0], key.shape[2])
-            # without a layer, another module's has the keys
-            elif layer is not None and not may_have_empty_slots and not in_graph():
-                check_size(mask, key.shape[0], int(layer.get_seq_length()))  # keys that the cache has dropped, too
+    if mask is not None and mask.shape != (key.shape[0], key.shape[2]):
+        _check_keys(mask, query, key, has_cache, layer)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(
         layer, GrowingWindowLayer
     ):
@@ -455,6 +447,23 @@ def _mask_and_cache(
         keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
         mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
     return mask, layer
+
+
+def _check_keys(mask: Tensor, query: Tensor, key: Tensor, has_cache: bool, layer: Any) -> None:
+    """Raise :class:`InputError` if a mask is for other queries or keys than a module's. Compares numbers that the host
+    knows.
+
+    has_cache: whether the call has a cache. ``layer`` is ``None`` then if another module's layer has the keys.
+    """
+    if mask.dim() == 4:
+        check_pairs(mask, query)
+    if mask.shape[-1] == key.shape[2]:
+        return
+    may_have_empty_slots = mask.dim() == 2 and isinstance(layer, StaticLayer)
+    if not has_cache:
+        check_size(mask, key.shape[0], key.shape[2])
+    elif layer is not None and not may_have_empty_slots and not in_graph():
+        check_size(mask, key.shape[0], int(layer.get_seq_length()))  # keys that the cache has dropped, too
 
 
 def _read_call(
