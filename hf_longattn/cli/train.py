@@ -54,7 +54,9 @@ def embed(
             metavar="DOCUMENTS", help="A .jsonl, .csv, .tsv, .parquet or .txt file, a folder or a Hub name."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="The folder to write; that of a stopped run is completed.")],
+    output: Annotated[
+        Path, typer.Option(help="The folder to write; that of a stopped run with the same settings is completed.")
+    ],
     vectors: Annotated[
         str, typer.Option(help="What gets a vector: document, parts:8, passages:256 (tokens each) or tokens.")
     ] = "document",
@@ -69,7 +71,7 @@ def embed(
 ) -> None:
     """Embed documents into Parquet files: id, part, start and end in characters, vector.
 
-    Type the same command again to resume an interrupted run. Under accelerate launch, processes share the files.
+    Type the same command again to resume an interrupted run, or to embed corrected texts anew. Under accelerate launch, processes share the files.
     """
     from ..evaluation.embedding import embed_documents
 

@@ -1,18 +1,19 @@
 """Vectors of documents, of their parts, passages or tokens, in Parquet files.
 
 A file has :data:`FILE` documents and is saved after every :data:`STEP` of them, so that an interrupted run can be
-resumed. Processes share the files.
+resumed. Processes share the files. The folder stores what its vectors depend on besides the texts, and each file the
+fingerprints of its texts, so that no vector is kept whose text or model has changed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from copy import copy
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,9 +28,10 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from transformers.utils import logging
 
+from ..data import fingerprints
 from ..data.rows import chosen_columns, rows_of
 from ..data.sources import DataError, files_of, saved_by_datasets
-from ..errors import CheckpointError, OptionError, check_extra, visible
+from ..errors import CheckpointError, OptionError, check_extra, flag, listed, visible
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference import evaluating
@@ -45,6 +47,8 @@ ROWS = 16_384
 BATCH_TOKENS = 4096
 """Tokens per forward pass, with padding. A longer document is read alone."""
 SETTINGS = "embedding.json"
+TEXTS = b"hf_longattn.texts"
+"""Key in a file's metadata: the fingerprints of its documents' texts, in their order, with a comma between them."""
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
 """Unit of vectors -> default size: parts of a document, or tokens of a passage."""
 COLUMNS = ("start", "end", "embedding")
@@ -261,7 +265,8 @@ def embed_documents(
     Args:
         model, vectors, task: see :class:`Embedder`.
         documents: see :func:`..data.sources.read_table`.
-        output: a new folder, or the folder of an interrupted run with the same arguments.
+        output: a new folder, or the folder of an earlier run with the same arguments and ids, which is completed:
+            documents with the same text keep their vectors.
         text_column, id_column, split: columns and split of the data. Default ids: the column ``id``, a folder's file
             names, or numbers.
         note: function called with the number of documents that this process has embedded, and the number of its share.
@@ -282,18 +287,16 @@ def embed_documents(
         check_queries(network, data["text"])
     folder = Path(output)
     if state.is_main_process:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         settings = {
             "model": model,
-            "weights": digest.hexdigest(),
+            **encoder_facts(network),
             "vectors": embedder.vectors,
             "task": task,
+            "text_column": text_column,
             "documents": len(data),
+            "ids": fingerprints.of_value(data["id"][:]),
         }
-        open_folder(folder, {**settings, "ids": hashlib.sha256("\n".join(data["id"]).encode()).hexdigest()})
+        open_folder(folder, settings)
     state.wait_for_everyone()
     mine = range(0, len(data), FILE)[state.process_index :: state.num_processes]
     share, done = sum(min(FILE, len(data) - first) for first in mine), 0
@@ -343,11 +346,35 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
             )
 
 
+def encoder_facts(network: Any) -> dict[str, Any]:
+    """What vectors depend on in a model of sentence-transformers, as JSON values."""
+    return {
+        "weights": fingerprints.of_weights(network.state_dict()),
+        "config": fingerprints.of_config(network.transformers_model.config),
+        "tokenizer": fingerprints.of_tokenizer(network.tokenizer),
+        "modules": fingerprints.of_value([[type(module).__name__, module.get_config_dict()] for module in network]),
+        "max_seq_length": network.max_seq_length,
+        "prompts": dict(network.prompts),
+    }
+
+
+DIFFERENCES = {
+    "weights": "a model {model!r} with other weights",
+    "config": "a model {model!r} with another config.json",
+    "tokenizer": "a model {model!r} with another tokenizer",
+    "modules": "a model {model!r} with other modules, such as its pooling",
+    "documents": "{before} other documents",
+    "ids": "other documents, or of the same ones in another order",
+}
+"""What stored vectors depend on -> how they differ from the vectors that would be written. Others are named with both
+values."""
+
+
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Create the folder, or check that it belongs to an interrupted run with these settings.
+    """Create the folder, or check that its vectors were written with these settings.
 
     Raises:
-        CheckpointError: the folder does not belong to such a run.
+        CheckpointError: the folder has other files, or vectors with other settings.
     """
     file = folder / SETTINGS
     if not file.is_file():
@@ -360,30 +387,40 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         write_text(file, json.dumps(settings, indent=2))
         return
     before = read_json_object(file)
-    other = next((name for name in settings if name != "model" and before.get(name) != settings[name]), None)
-    if other is not None:
-        what = {
-            "weights": f"a model {before.get('model')!r} with other weights",
-            "documents": f"{before.get(other)} other documents",
-        }
-        stored = what.get(
-            other, "other documents" if other == "ids" else f"--{other} {before.get(other)}, not {settings[other]}"
+    advice = "give another --output, or delete the folder"
+    if missing := settings.keys() - before.keys():
+        raise CheckpointError(
+            f"{str(folder)!r} does not say what its vectors depend on ({listed(sorted(missing))}), as written by an "
+            f"earlier version; {advice}."
         )
-        raise CheckpointError(f"The vectors in {str(folder)!r} are of {stored}; give another folder.")
+    other = next((name for name in settings if name != "model" and before[name] != settings[name]), None)
+    if other is not None:
+        stored = DIFFERENCES.get(other, "{name} {before}, not {now}").format(
+            name=flag(other) if other in ("vectors", "task", "text_column") else other,
+            before=before[other],
+            now=settings[other],
+            model=before["model"],
+        )
+        raise CheckpointError(f"The vectors in {str(folder)!r} are of {stored}; {advice}.")
 
 
 def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> Iterator[None]:
     """Write a file of vectors in steps, and yield after each. An interrupted run continues after its last step.
 
-    Temporary files lie in the folder of the steps, which is removed at the end.
+    Documents whose text is the same as when the file or the step was written keep their vectors. Temporary files lie
+    in the folder of the steps, which is removed at the end.
 
     Raises:
         CheckpointError: another process is writing the file.
     """
     steps = file.with_suffix(".steps")
-    if file.is_file():
+    parts = {first: steps / f"{first:09}.parquet" for first in range(rows.start, rows.stop, STEP)}
+    texts = list[str]()
+    for first in parts:  # in steps, since texts may be long
+        texts += map(fingerprints.of_text, data[first : min(first + STEP, rows.stop)]["text"])
+    if file.is_file() and stored_texts(file) == texts:
         shutil.rmtree(steps, ignore_errors=True)
-        yield from [None] * -(-len(rows) // STEP)
+        yield from [None] * len(parts)
         return
     steps.mkdir(exist_ok=True)
     try:
@@ -392,35 +429,84 @@ def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> It
         raise CheckpointError(
             f"Another process is writing {str(file)!r}; wait for it, or give another folder."
         ) from error
-    files = []
     with lock:
-        for first in range(rows.start, rows.stop, STEP):
-            files.append(steps / f"{first:09}.parquet")
-            if not files[-1].is_file():
-                documents = data[first : min(first + STEP, rows.stop)]
-                embedded = zip(documents["id"], embedder.embed(documents["text"]), strict=True)
-                with staged_file(files[-1]) as staged:
-                    _write(
-                        staged, ((name, part, *row) for name, vectors in embedded for part, row in enumerate(vectors))
-                    )
+        if file.is_file():
+            split_file(file, [*parts.values()])
+        for first, part in parts.items():
+            current = texts[first - rows.start :][:STEP]
+            if not part.is_file() or stored_texts(part) != current:
+                write_step(part, data[first : first + len(current)], current, embedder)
             yield None
         complete = steps / file.name
-        with staged_file(complete) as staged, pq.ParquetWriter(staged, pq.read_schema(files[0])) as writer:
-            # Makes row groups of similar size, even if steps have few vectors.
-            tables: list[pa.Table] = []
-            for part in files:
-                for group in pq.ParquetFile(part).iter_batches(ROWS):
-                    tables.append(pa.Table.from_batches([group]))
-                    if sum(map(len, tables)) >= ROWS:
-                        writer.write_table(pa.concat_tables(tables).combine_chunks())
-                        tables = []
-            if tables:
-                writer.write_table(pa.concat_tables(tables).combine_chunks())
+        with staged_file(complete) as staged:
+            schema = pq.read_schema(parts[rows.start]).with_metadata({TEXTS: ",".join(texts)})
+            with pq.ParquetWriter(staged, schema) as writer:
+                # Makes row groups of similar size, even if steps have few vectors.
+                tables: list[pa.Table] = []
+                for part in parts.values():
+                    for group in pq.ParquetFile(part).iter_batches(ROWS):
+                        tables.append(pa.Table.from_batches([group]).cast(schema))
+                        if sum(map(len, tables)) >= ROWS:
+                            writer.write_table(pa.concat_tables(tables).combine_chunks())
+                            tables = []
+                if tables:
+                    writer.write_table(pa.concat_tables(tables).combine_chunks())
         complete.replace(file)
     shutil.rmtree(steps, ignore_errors=True)
 
 
-def _write(file: Path, rows: Iterator[tuple[str, int, int, int, np.ndarray]]) -> None:
+def stored_texts(file: Path) -> list[str]:
+    """The fingerprints of the texts whose vectors are in a file."""
+    return ((pq.read_schema(file).metadata or {}).get(TEXTS) or b"").decode().split(",")
+
+
+def stored_documents(file: Path) -> Iterator[tuple[str, Iterator[tuple[str, int, int, int, np.ndarray]]]]:
+    """The documents in a file, each as its id and its rows. The rows are read one after another."""
+
+    def rows() -> Iterator[tuple[str, int, int, int, np.ndarray]]:
+        with pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(ROWS):
+                vectors = batch["vector"].flatten().to_numpy().reshape(len(batch), -1)
+                places = (batch[name].to_pylist() for name in ("id", "part", "start", "end"))
+                yield from zip(*places, vectors, strict=True)
+
+    return groupby(rows(), itemgetter(0))
+
+
+def split_file(file: Path, parts: Sequence[Path]) -> None:
+    """Write the documents of a complete file as the files of its steps, except those that exist already."""
+    documents, texts = stored_documents(file), iter(stored_texts(file))
+    for part in parts:
+        its_texts, its_documents = list(islice(texts, STEP)), islice(documents, STEP)
+        if part.is_file():
+            for _ in its_documents:  # reads on to the documents of the next part
+                pass
+        else:
+            with staged_file(part) as staged:
+                _write(staged, (row for _, vectors in its_documents for row in vectors), its_texts)
+
+
+def write_step(file: Path, documents: dict[str, list[str]], texts: list[str], embedder: Embedder) -> None:
+    """Write the vectors of documents. Those whose text has the stored fingerprint are taken from the existing file."""
+    before = stored_texts(file) if file.is_file() else []
+    old = stored_documents(file) if before else iter(())
+    same = [before[number : number + 1] == [text] for number, text in enumerate(texts)]
+    changed = [text for text, kept in zip(documents["text"], same, strict=True) if not kept]
+    new = embedder.embed(changed) if changed else iter(())
+
+    def rows() -> Iterator[tuple[str, int, int, int, np.ndarray]]:
+        for name, kept in zip(documents["id"], same, strict=True):
+            stored = next(old, None)
+            if stored is not None and kept:
+                yield from ((name, *row) for _, *row in stored[1])
+            else:
+                yield from ((name, part, *row) for part, row in enumerate(next(new)))
+
+    with staged_file(file) as staged:
+        _write(staged, rows(), texts)
+
+
+def _write(file: Path, rows: Iterator[tuple[str, int, int, int, np.ndarray]], texts: Sequence[str]) -> None:
     writer: pq.ParquetWriter | None = None
     while group := list(islice(rows, ROWS)):
         names, parts, starts, ends, vectors = zip(*group, strict=True)
@@ -432,7 +518,8 @@ def _write(file: Path, rows: Iterator[tuple[str, int, int, int, np.ndarray]]) ->
                 "start": pa.array(starts),
                 "end": pa.array(ends),
                 "vector": pa.FixedSizeListArray.from_arrays(values, len(vectors[0])),
-            }
+            },
+            metadata={TEXTS: ",".join(texts)},
         )
         writer = writer or pq.ParquetWriter(file, table.schema)
         writer.write_table(table)

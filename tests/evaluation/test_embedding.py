@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,115 @@ def test_embed_resumes_and_shares_work_with_the_same_files(
             monkeypatch.setattr(embedding, "PartialState", lambda here=here, **_: here)
             embed_documents(folder, data, tmp_path / f"by {count}", vectors="passages:20")
         assert files(tmp_path / f"by {count}") == files(tmp_path / "whole")
+
+
+def embed_or_stop(steps: int, *arguments: Any, **options: Any) -> int:
+    """Embed, and kill the run after ``steps`` texts. Returns the number of texts that were embedded."""
+    embed_text, count = Embedder._of_text, 0
+
+    def counted(self: Embedder, network: Any, text: str) -> Iterator[Any]:
+        nonlocal count
+        if count == steps:
+            raise Killed
+        count += 1
+        return embed_text(self, network, text)
+
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        patch.setattr(Embedder, "_of_text", counted)
+        embed_documents(*arguments, **options)
+    return count
+
+
+@every_case("stopped, vectors", [(4, "tokens"), (7, "passages:20"), (12, "tokens"), (10**6, "passages:20")])
+def test_embed_again_keeps_only_vectors_of_the_same_text(
+    stopped: int, vectors: str, folder: str, data: str, small_files: None, tmp_path: Path
+) -> None:
+    """After a kill in any file, or a complete run; each time another kill interrupts the update."""
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "ROWS", 7)  # documents cross the groups of rows
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        before = embed_or_stop(stopped, folder, write_rows(rows, Path(data)), tmp_path / "out", vectors=vectors)
+        for number in (1, 6, 7, 12):
+            rows[number]["text"] = f"corrected, {rows[number]['text']}"
+        rows[3]["text"], rows[4]["text"] = rows[4]["text"], rows[3]["text"]
+        write_rows(rows, Path(data))
+        computed = embed_or_stop(3, folder, data, tmp_path / "out", vectors=vectors)
+        computed += embed_or_stop(10**6, folder, data, tmp_path / "out", vectors=vectors)
+        shutil.rmtree(tmp_path / "anew", ignore_errors=True)
+        embed_documents(folder, data, tmp_path / "anew", vectors=vectors)
+    assert files(tmp_path / "out") == files(tmp_path / "anew")
+    if before == len(rows):
+        assert 6 <= computed <= 6 + 2, computed  # the second kill repeats what its step had computed
+    assert embed_or_stop(0, folder, data, tmp_path / "out", vectors=vectors) == 0
+
+
+SETTINGS = (
+    ("max_seq_length", "are of max_seq_length 512, not 100; give another --output, or delete the folder"),
+    ("modules", "with other modules, such as its pooling; give another"),
+    ("config", "with another config.json"),
+    ("tokenizer", "with another tokenizer"),
+    ("prompts", "are of prompts .*'about '.*, not .*'search: '"),
+    ("weights", "with other weights"),
+    ("column", "are of --text-column text, not body"),
+    ("task", "are of --task document, not query"),
+    ("earlier", "does not say what its vectors depend on .*, as written by an earlier version; give another --output"),
+)
+"""What is changed, and the refusal."""
+
+
+@every_case("changed, words", SETTINGS)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_embed_into_vectors_of_another_setting_is_refused(
+    changed: str, words: str, stopped: bool, folder: str, tmp_path: Path
+) -> None:
+    data = write_rows([{"id": "a", "text": "some words", "body": "other words"}], tmp_path / "data.jsonl")
+    model, out = tmp_path / changed, tmp_path / f"out {changed}"
+    shutil.copytree(folder, model)
+    embed_documents(str(model), data, out)
+    vectors = out / "vectors-00000.parquet"
+    if stopped:
+        vectors.unlink()
+    options, facts = dict[str, str](), json.loads((out / "embedding.json").read_text())
+    if changed == "max_seq_length":
+        (model / "sentence_bert_config.json").write_text('{"max_seq_length": 100}')
+    elif changed == "modules":
+        (model / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 32, "pooling_mode": "cls"}')
+    elif changed == "config":
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.1}))
+    elif changed == "tokenizer":
+        rules = json.loads((model / "tokenizer.json").read_text())
+        rules["model"]["vocab"] |= {"the": rules["model"]["vocab"]["of"], "of": rules["model"]["vocab"]["the"]}
+        (model / "tokenizer.json").write_text(json.dumps(rules))
+    elif changed == "prompts":
+        settings = json.loads((model / "config_sentence_transformers.json").read_text())
+        settings["prompts"]["document"] = "search: "
+        (model / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    elif changed == "weights":
+        encoder = st.SentenceTransformer(str(model), device="cpu")
+        next(encoder.transformers_model.parameters()).data[5, 5] += 1e-6
+        encoder.save(str(model))
+    elif changed == "earlier":
+        (out / "embedding.json").write_text(json.dumps({name: facts[name] for name in ("model", "weights", "ids")}))
+    else:
+        options = {"column": {"text_column": "body"}, "task": {"task": "query"}}[changed]
+    stored = files(out)
+    with pytest.raises(LongAttentionError, match=words):
+        embed_documents(str(model), data, out, **options)
+    assert files(out) == stored
+
+
+def test_embed_completes_a_folder_whose_model_was_moved_and_written_again(folder: str, tmp_path: Path) -> None:
+    data = write_rows([{"id": "a", "text": "some words"}], tmp_path / "data.jsonl")
+    embed_documents(folder, data, tmp_path / "out")
+    shutil.copytree(folder, tmp_path / "moved")
+    config = (tmp_path / "moved" / "config.json").read_text()
+    (tmp_path / "moved" / "config.json").write_text(json.dumps(dict(reversed(json.loads(config).items()))))
+    (tmp_path / "moved" / "README.md").write_text("another card")
+    stored = files(tmp_path / "out")
+    embed_documents(str(tmp_path / "moved"), data, tmp_path / "out")
+    assert files(tmp_path / "out") == stored
 
 
 ID_ROWS = (
