@@ -71,7 +71,8 @@ def embed(
 ) -> None:
     """Embed documents into Parquet files: id, part, start and end in characters, vector.
 
-    Type the same command again to resume an interrupted run, or to embed corrected texts anew. Under accelerate launch, processes share the files.
+    Type the same command again to resume an interrupted run, or to embed corrected texts anew. Under accelerate
+    launch, processes share the files.
     """
     from ..evaluation.embedding import embed_documents
 
