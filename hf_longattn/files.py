@@ -188,8 +188,9 @@ def is_generic(values: Mapping[str, Any]) -> bool:
 # Files of tokenizers, processors and sentence-transformers.
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
-"""Maximum tokens of a text: a field of the tokenizer's config, and one of sentence-transformers'."""
+TOKENIZER_LIMIT, SENTENCE_LIMIT, DOCUMENT_LIMIT = "model_max_length", "max_seq_length", "document_length"
+"""Maximum tokens of a text: a field of the tokenizer's config, and two of sentence-transformers', the second for
+documents of a MultiVectorEncoder."""
 MODULES, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
 """Files of a sentence-transformers folder: the list of its modules, and its settings."""
 TRANSFORMER_SETTINGS = "sentence_*_config.json"

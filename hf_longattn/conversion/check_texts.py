@@ -305,10 +305,12 @@ class LanguageLoss:
 class Embeddings:
     """Sentence embeddings of short passages, and of a document that is longer than the source reads.
 
-    They are pooled and normalised as sentence-transformers does. The document's embedding is compared with the mean of
-    its chunks' embeddings by the source, the usual way to embed a long text. The first chunk has old positions, so
-    both leave it out, unless the pooling takes a single token. Chance is the cosine with another passage, or for the
-    document, with its first chunk.
+    They are pooled and normalised as sentence-transformers does. Its ``encode`` may cut texts before the source's
+    maximum length. Beyond that, the cosine with ``encode`` is measured and decides nothing.
+
+    The document's embedding is compared with the mean of its chunks' embeddings by the source, the usual way to embed
+    a long text. The first chunk has old positions, so both leave it out, unless the pooling takes a single token.
+    Chance is the cosine with another passage, or for the document, with its first chunk.
     """
 
     plan: ConversionPlan
@@ -321,29 +323,54 @@ class Embeddings:
     """Lengths of passages in tokens, used up to the source's maximum. The shortest is the length of a query."""
     most = 3
     """Maximum number of passages of each length."""
+    rounding = 1e-4
+    """Maximum cosine distance of equal embeddings; those of bf16 have 1e-5."""
     alike = 0.95
     """Maximum mean cosine of different passages. Above it, the source does not tell them apart. Untuned."""
     share = 1 / 3
     """Maximum cosine distance from the source's embedding, as a share of the chance distance. Measured with
-    all-MiniLM-L6-v2 at 1,024
-    to 4,096 tokens: tiled positions have at most 0.06 with windows and 0.25 with full attention, random new rows 0.44
-        to 0.84."""
+    all-MiniLM-L6-v2 at 1,024 to 4,096 tokens: tiled positions have at most 0.06 with windows and 0.25 with full
+    attention, random new rows 0.44 to 0.84."""
 
     def __post_init__(self) -> None:
-        """Choose ``passages`` (length -> number of passages) and ``left_out`` (number of leading chunks that are not
+        """Choose ``passages`` (length -> number of passages), ``encoded`` (maximum tokens of the source's ``encode``),
+        ``cut`` (lengths that it cuts -> number of passages) and ``left_out`` (number of leading chunks that are not
         compared)."""
         old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
-        sizes = sorted(length for length in {*self.sizes, old} if length <= old and real >= 2 * length)
+        encoded = min(old, self.plan.encoded.tokens) if self.plan.encoded else old
+        sizes = sorted(length for length in {*self.sizes, encoded, old} if length <= old and real >= 2 * length)
         # the result equals the source up to this length, so one such length is enough
         exact = 0 if short.reason else short.length
         self.passages = {
-            length: min(self.most, real // length) for length in sizes if length > exact or length == sizes[-1]
+            length: min(self.most, real // length)
+            for length in sizes
+            if length > exact or length == sizes[-1] or length == encoded < old
         }
+        lengths = sorted({encoded + (old - encoded) * quarter // 4 for quarter in (1, 2, 4)} - {encoded})
+        self.encoded, self.cut = (
+            encoded,
+            {length: min(self.most, real // length) for length in lengths if real >= length},
+        )
         # a single token: compare the first chunk too
         self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1
 
     def compare(self, source: Any, result: Any) -> Check:
-        return self.judge(self.measure(source, self.lengths.chunk), self.measure(result, self.lengths.read))
+        cosines = self.cosines_of_cut_texts(source, result)
+        return self.judge(self.measure(source, self.lengths.chunk), self.measure(result, self.lengths.read), cosines)
+
+    def embed(self, model: Any, ids: Tensor, start: int = 0) -> Tensor:
+        """Normalised embeddings ``(B, D)`` of texts ``(B, N)``, without their first ``start`` states."""
+        states = outputs(model.base_model, ids)["last_hidden_state"][:, start:].float()
+        return normalize(self.pooling(states, torch.ones(states.shape[:2])), dim=-1)
+
+    def cosines_of_cut_texts(self, source: Any, result: Any) -> dict[int, float]:
+        """Length -> cosine of the result's embedding with the one that the source's ``encode`` gives, which cuts."""
+        cosines, after = dict[int, float](), len(self.text.special[1])
+        for length, count in self.cut.items():
+            ids = self.text.passages(count, length)
+            read = torch.cat([ids[:, : self.encoded - after], ids[:, length - after :]], dim=1)
+            cosines[length] = mean_cosine(self.embed(result, ids), self.embed(source, read))
+        return cosines
 
     def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
         """Passage length -> normalised embeddings ``(count, D)`` of the first passages. Lengths include special
@@ -353,32 +380,38 @@ class Embeddings:
         passage.
         """
 
-        def embed(count: int, length: int, start: int = 0) -> Tensor:
-            states = outputs(model.base_model, self.text.passages(count, length))["last_hidden_state"][
-                :, start:
-            ].float()
-            return normalize(self.pooling(states, torch.ones(states.shape[:2])), dim=-1)
-
         counts, lengths = dict(self.passages), self.lengths
         if chunk < lengths.read:
             counts[chunk] = max(counts.get(chunk, 0), lengths.read // chunk)
-        embeddings = {length: embed(count, length) for length, count in counts.items()}
+        embeddings = {length: self.embed(model, self.text.passages(count, length)) for length, count in counts.items()}
         if chunk > lengths.chunk:
-            embeddings[chunk] = embed(1, chunk, self.left_out * lengths.chunk)
+            embeddings[chunk] = self.embed(model, self.text.passages(1, chunk), self.left_out * lengths.chunk)
         return embeddings
 
-    def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor]) -> Check:
+    def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor], of_cut: Mapping[int, float]) -> Check:
+        """Judge embeddings from :meth:`measure`. ``of_cut``, from :meth:`cosines_of_cut_texts`, is reported only."""
         lengths, passages = self.lengths, self.passages
         grows, longest = self.plan.new_length > self.plan.old_length, max(passages)
         different = float(torch.stack([a @ b for a, b in combinations(source[longest], 2)]).mean())
         least = 1 - self.share * (1 - different)
         cosines = {length: mean_cosine(result[length], source[length][:count]) for length, count in passages.items()}
         listed = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
+        whose = "the source's model" if of_cut else "the source's"
         detail = (
-            f"cosine with the source's: {listed} tokens (at least {least:.2f} is required, since different "
+            f"cosine with {whose}: {listed} tokens (at least {least:.2f} is required, since different "
             f"passages have {different:.2f})"
         )
         values: dict[str, Any] = {"cosines": {str(length): cosine for length, cosine in cosines.items()}}
+        if of_cut:
+            cut = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in of_cut.items())
+            same = cosines.get(self.encoded, 0.0) > 1 - self.rounding
+            valid = ", and an index of its vectors stays valid up to there" if same else ""
+            detail += (
+                f"; the source's encode cuts at {self.encoded:,} tokens{valid}; beyond, the result also reads what "
+                f"encode leaves out, so the cosine with encode is {cut} tokens"
+            )
+            encode = {"tokens": self.encoded, "cosines": {str(length): cosine for length, cosine in of_cut.items()}}
+            values["encode"] = encode
         values |= {"different_passages": different, "least": least, "tokens": longest}
         ready = all(cosine >= least for cosine in cosines.values())  # false for NaN
         if not lengths.at_once:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..files import (
+    DOCUMENT_LIMIT,
     MODULES,
     PREDICTIONS,
     SENTENCE_LIMIT,
@@ -190,15 +191,16 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:
     """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
 
-    ``max_seq_length`` becomes ``max_length`` if the result is ``longer``, and otherwise at most ``max_length`` (0: no
-    change).
+    ``max_seq_length`` and ``document_length`` become ``max_length`` if the result is ``longer``, and otherwise at most
+    ``max_length`` (0: no change).
     """
     modules = sentence_modules(root)
     write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
     for settings in sorted((root / modules[0]["path"]).glob(TRANSFORMER_SETTINGS)):
         values = sentence_values(settings)
-        if (limit := values.get(SENTENCE_LIMIT)) is not None and max_length:
-            values[SENTENCE_LIMIT] = max_length if longer else min(limit, max_length)
+        for name in (SENTENCE_LIMIT, DOCUMENT_LIMIT):
+            if (limit := values.get(name)) is not None and max_length:
+                values[name] = max_length if longer else min(limit, max_length)
         write_json(folder / settings.name, values)
     if (root / SETTINGS_FILE).is_file():
         shutil.copyfile(root / SETTINGS_FILE, folder / SETTINGS_FILE)

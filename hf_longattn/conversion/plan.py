@@ -13,7 +13,19 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
 from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
-from ..files import RERANKER, check_destination, sentence_class
+from ..files import (
+    DOCUMENT_LIMIT,
+    RERANKER,
+    SENTENCE_LIMIT,
+    TOKEN_VECTORS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_LIMIT,
+    TRANSFORMER_SETTINGS,
+    check_destination,
+    read_json_object,
+    sentence_class,
+    sentence_values,
+)
 from ..inputs.modality import InputSizes, Modality, WithTowers
 from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
@@ -244,6 +256,41 @@ class ShortTexts:
         return f"of up to {self.length} tokens are read exactly as by the source" if self.length else ""
 
 
+@dataclass(frozen=True)
+class EncodedTexts:
+    """What sentence-transformers reads of a text with the source. Special tokens and a prompt count."""
+
+    tokens: int  # at which it cuts, at most the source's length
+    method: str  # of its class that reads texts
+
+    def __str__(self) -> str:
+        done = "scored" if self.method == "predict" else "embedded"
+        return (
+            f"of up to {self.tokens} tokens are {done} exactly as by the source; its {self.method} cuts longer ones "
+            "there, and the result reads on"
+        )
+
+
+def encoded_texts(source: Source, saved_by: str | None, longest: int) -> EncodedTexts | None:
+    """What sentence-transformers reads with a source that its class ``saved_by`` loads; ``None`` without such a class.
+
+    ``longest``: maximum tokens of the source's model.
+    """
+    if saved_by is None:
+        return None
+    file = source.folder / TOKENIZER_CONFIG
+    settings, tokenizer = dict[str, Any](), read_json_object(file) if file.is_file() else {}
+    for settings_file in sorted(source.folder.glob(TRANSFORMER_SETTINGS)):
+        settings = sentence_values(settings_file)
+    limits = [settings.get(SENTENCE_LIMIT) or tokenizer.get(TOKENIZER_LIMIT)]
+    if saved_by == TOKEN_VECTORS:
+        limits.append(settings.get(DOCUMENT_LIMIT))
+    known = [int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0]
+    return EncodedTexts(
+        min([*known, longest]), {RERANKER: "predict", TOKEN_VECTORS: "encode_document"}.get(saved_by, "encode")
+    )
+
+
 def with_short_texts(
     attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str
 ) -> tuple[LongAttentionConfig, ShortTexts]:
@@ -322,6 +369,7 @@ class ConversionPlan(WithTowers):
     costs: tuple[LengthCost, ...]
     warnings: tuple[PositionWarning, ...] = ()  # warnings about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
+    encoded: EncodedTexts | None = None  # what the source's encoder reads; None for other models
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
@@ -344,7 +392,8 @@ class ConversionPlan(WithTowers):
         """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is
         nothing to say."""
         if self.looks_back is None:
-            return str(self.short_texts)
+            cut = self.encoded is not None and self.encoded.tokens < self.short_texts.length
+            return str(self.encoded if cut and not self.short_texts.reason else self.short_texts)
         return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
 
     def input_in_words(self, when: str) -> str:
@@ -482,12 +531,12 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     # with the family's default attention, and the base's windows
     config = architecture.long_config(attention, decoder_attention)
     attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
-    pairs = (
-        architecture.source_class.endswith("ForQuestionAnswering") or sentence_class(opened.card_folder) == RERANKER
-    )
+    saved_by = sentence_class(opened.card_folder)
     # rerankers without modules
-    older = hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function")
-    marks_question = (pairs or older) and original is None
+    if hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function"):
+        saved_by = saved_by or RERANKER
+    pairs = architecture.source_class.endswith("ForQuestionAnswering") or saved_by == RERANKER
+    marks_question = pairs and original is None
     unseparated = (
         getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
     )
@@ -551,6 +600,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,
+        encoded=encoded_texts(opened, saved_by, length.old),
         unchanged_tokens=unchanged,
         skeleton=skeleton,
         shape=shape,

@@ -18,6 +18,7 @@ from hf_longattn.conversion.check_texts import Embeddings, choose_lengths
 from hf_longattn.evaluation.pooling import SentencePooling
 from hf_longattn.evaluation.token_loss import verification_text
 from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
+from tests.cases import every_case
 from tests.reports import check_of
 from tests.trained import tokenizer_of
 
@@ -64,6 +65,107 @@ def verification_of(folder: Path) -> VerificationText:
 
 def measured(report: ConversionReport) -> dict[str, Any]:
     return next(check.values for check in report.checks if check.name == Embeddings.name)
+
+
+HALF = LENGTH // 2
+CUT = (
+    f"of up to {HALF} tokens are embedded exactly as by the source; its encode cuts longer ones there, and the result "
+    "reads on"
+)
+WHOLE = f"of up to {LENGTH} tokens are read exactly as by the source"
+READERS: tuple[tuple[str | None, dict[str, Any], int | None, str], ...] = (
+    ("SentenceTransformer", {"max_seq_length": HALF}, None, CUT),
+    ("SentenceTransformer", {"max_seq_length": HALF, "do_lower_case": True}, LENGTH, CUT),
+    ("SentenceTransformer", {"max_seq_length": LENGTH}, None, WHOLE),
+    ("SentenceTransformer", {"max_seq_length": 2 * LENGTH}, None, WHOLE),
+    ("SentenceTransformer", {"max_seq_length": LENGTH}, HALF, WHOLE),
+    ("SentenceTransformer", {"max_seq_length": None}, HALF, CUT),
+    ("SentenceTransformer", {}, HALF, CUT),
+    ("SentenceTransformer", {}, LENGTH, WHOLE),
+    ("SentenceTransformer", {}, None, WHOLE),
+    ("SentenceTransformer", {"document_length": HALF}, None, WHOLE),
+    ("CrossEncoder", {"max_seq_length": HALF}, None, CUT.replace("embedded", "scored").replace("encode", "predict")),
+    ("CrossEncoder", {}, None, WHOLE),
+    ("MultiVectorEncoder", {"document_length": HALF}, None, CUT.replace("encode", "encode_document")),
+    ("MultiVectorEncoder", {"max_seq_length": HALF}, LENGTH, CUT.replace("encode", "encode_document")),
+    (None, {"max_seq_length": HALF}, HALF, WHOLE),
+)
+"""The class that saved the source, its settings of the transformer, the tokenizer's limit, and the line of texts."""
+
+
+def limited(encoder: Path, folder: Path, saved_by: str | None, settings: dict[str, Any], limit: int | None) -> Path:
+    """A copy of the encoder with these settings and limits."""
+    shutil.copytree(encoder, folder)
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer.pop("model_max_length", None)
+    if limit is not None:
+        tokenizer["model_max_length"] = limit
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    if saved_by is None:
+        (folder / "modules.json").unlink()
+    else:
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({"model_type": saved_by}))
+    return folder
+
+
+@every_case("saved_by, settings, limit, words", READERS)
+def test_plan_says_up_to_which_length_texts_are_read_as_by_sentence_transformers(
+    saved_by: str | None, settings: dict[str, Any], limit: int | None, words: str, encoder: Path, tmp_path: Path
+) -> None:
+    source = limited(encoder, tmp_path / f"{saved_by}-{settings}-{limit}", saved_by, settings, limit)
+    plan = plan_conversion(source, mechanism="window", window=16, max_length=NEW)
+    assert plan.to_dict()["short_texts"] == words
+    stretched = plan_conversion(source, mechanism="window", window=16, max_length=NEW, positions="interpolate")
+    assert "not read exactly as by the source: interpolate changes" in stretched.to_dict()["short_texts"]
+
+
+@pytest.mark.parametrize("positions", ["tile", "interpolate"])
+def test_embeddings_are_compared_with_those_of_an_encode_that_cuts(
+    positions: str, encoder: Path, tmp_path: Path
+) -> None:
+    """encode of source and result are equal up to the cut; the report has their cosine beyond it."""
+    st = pytest.importorskip("sentence_transformers")
+    source = limited(encoder, tmp_path / "source", "SentenceTransformer", {"max_seq_length": HALF}, LENGTH)
+    report = convert_checkpoint(
+        source, tmp_path / "long", mechanism="window", window=16, max_length=NEW, positions=positions
+    )
+    cosines, detail = measured(report)["encode"], check_of(report, Embeddings.name).detail
+    assert cosines["tokens"] == HALF
+    assert [*cosines["cosines"]] == [str(HALF + HALF * quarter // 4) for quarter in (1, 2, 4)]
+    assert f"encode cuts at {HALF} tokens" in detail
+    assert ("an index of its vectors stays valid up to there" in detail) == (positions == "tile")
+    encoders = [st.SentenceTransformer(str(folder), device="cpu") for folder in (source, tmp_path / "long")]
+    assert [each.max_seq_length for each in encoders] == [HALF, NEW]
+    if positions != "tile":
+        return
+    words = encoders[0].tokenizer.decode(verification_of(source).tokens(NEW)[0], skip_special_tokens=True).split()
+    found = {}
+    for count in (4, HALF // 2, *range(HALF - 6, HALF + 2), LENGTH - 4):
+        text = " ".join(words[:count])
+        tokens = len(encoders[0].tokenizer(text)["input_ids"])
+        found[tokens] = float(encoders[0].encode(text) @ encoders[1].encode(text))
+    assert all((cosine > 1 - 1e-5) == (tokens <= HALF) for tokens, cosine in found.items()), found
+    for length, reported in cosines["cosines"].items():
+        ids = verification_of(source).passages(Embeddings.most, int(length))
+        texts = (torch.cat([ids[:, : HALF - 1], ids[:, -1:]], dim=1), ids)
+        means = [each[0].auto_model(read)[0].mean(1) for each, read in zip(encoders, texts, strict=True)]
+        assert reported == pytest.approx(float(torch.nn.functional.cosine_similarity(*means).mean()), abs=1e-5)
+
+
+def test_converted_encoders_read_the_new_length_whatever_cut_them(encoder: Path, tmp_path: Path) -> None:
+    for saved_by, settings in (
+        ("SentenceTransformer", {"max_seq_length": HALF}),
+        ("CrossEncoder", {"max_seq_length": HALF}),
+        ("MultiVectorEncoder", {"max_seq_length": LENGTH, "document_length": HALF, "query_length": 8}),
+    ):
+        source = limited(encoder, tmp_path / saved_by, saved_by, settings, HALF)
+        convert_checkpoint(
+            source, tmp_path / f"{saved_by}-long", mechanism="window", window=16, max_length=NEW, verify=False
+        )
+        written = json.loads((tmp_path / f"{saved_by}-long" / "sentence_bert_config.json").read_text())
+        expected = {name: 8 if name == "query_length" else NEW for name in settings}
+        assert written == expected, saved_by
 
 
 def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Path) -> None:

@@ -74,14 +74,16 @@ def llama(folder: Path) -> None:
 
 @stand_in("sentence-transformers/all-MiniLM-L6-v2")
 def minilm(folder: Path) -> None:
-    """With mean pooling and normalisation, as sentence-transformers saves it."""
+    """With mean pooling, normalisation and a limit of 256 tokens, as sentence-transformers saves it."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     plain = folder.with_name("minilm-plain")
     small("bert", "BertModel", plain, 512)
-    SentenceTransformer(modules=[Transformer(str(plain)), Pooling(32), Normalize()]).save(str(folder))
+    SentenceTransformer(modules=[Transformer(str(plain), max_seq_length=256), Pooling(32), Normalize()]).save(
+        str(folder)
+    )
 
 
 @stand_in("minilm-4096-embed")
