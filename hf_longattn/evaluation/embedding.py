@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from copy import copy
 from functools import lru_cache, partial
 from itertools import groupby, islice
@@ -128,11 +128,16 @@ class Embedder:
                 "batched=True."
             )
         texts = list(batch[self.text_column])
-        for number, text in enumerate(texts, 1):
-            if not isinstance(text, str) or not text.strip():
+        for number, text in enumerate(texts):
+            if not self.has_text({self.text_column: text}):
+                others = {name: values[number] for name, values in batch.items() if name != self.text_column}
+                named = [f"{name} {value!r:.40}" for name, value in others.items() if isinstance(value, str | int)]
+                row = f"Row {number + 1} of a batch"
+                if named:
+                    row = f"{row} ({listed(named)})"
                 raise DataError(
-                    f"Row {number} of a batch has {text!r:.60} in the column {self.text_column!r}, not a text; leave "
-                    "it out."
+                    f"{row} has {text!r:.60} in the column {self.text_column!r}, not a text; leave it out, with "
+                    "data.filter(embedder.has_text)."
                 )
         result = copy(batch)
         result.update({name: [] for name in COLUMNS})
@@ -140,6 +145,12 @@ class Embedder:
             for name, values in zip(COLUMNS, zip(*rows, strict=True), strict=True):
                 result[name].append(values[0] if self.of == "document" else list(values))
         return result
+
+    def has_text(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row can be embedded: its text is a string with more than white space. For ``filter`` of datasets
+        and of Ray Data."""
+        text = row[self.text_column]
+        return isinstance(text, str) and bool(text.strip())
 
     def embed(self, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
         """Yield the vectors of each text. The iterators are read one after another."""

@@ -130,6 +130,14 @@ BATCHES = (
         "The column 'text' is a text, not a list of texts; give batches, in datasets with batched=True",
     ),
     ({"text": ["a"], "end": [3]}, "The batch has a column 'end'.*; rename it"),
+    (
+        {"id": [7, 8], "text": ["a", ""]},
+        r"Row 2 of a batch \(id 8\) has '' in the column 'text', not a text; leave it out",
+    ),
+    (
+        {"name": ["x" * 99], "score": [0.5], "text": [None], "shard": [3]},
+        r"Row 1 of a batch \(name 'x{39}, shard 3\) has None in .*; leave it out, with data.filter\(embedder.has",
+    ),
     (["a"], "A batch is a dictionary of columns, not a list"),
     (pd.DataFrame({"text": ["a"]}), "not a DataFrame; give frame.to_dict"),
     (pa.table({"text": ["a"]}), "not a Table; give"),
@@ -201,6 +209,18 @@ def test_embedder_refuses_folders_that_are_no_text_encoders(folder: str, tmp_pat
 # documents are equal but for rounding, since batches have other texts.
 
 
+def test_filter_by_has_text_leaves_the_neighbours_of_rows_without_text(folder: str) -> None:
+    texts = [None, "a tree", "", "a file", " \n\t", "\u3000"]
+    for vectors in ("document", "passages:20"):
+        embedder = Embedder(folder, vectors=vectors, text_column="body")
+        data = Dataset.from_dict({"id": list("abcdef"), "body": texts}).filter(embedder.has_text)
+        assert data["id"][:] == ["b", "d"]
+        embedded = data.map(embedder, batched=True)["embedding"][:]
+        expected = embedder({"body": ["a tree", "a file"]})["embedding"]
+        assert largest_difference(embedded, expected) == 0
+    assert [embedder.has_text({"body": text}) for text in (float("nan"), 3, b"a", ["a"])] == [False] * 4
+
+
 def in_datasets(model: str, output: str) -> None:
     """Map in two processes; what a worker refuses arrives as our error."""
     data = Dataset.from_dict({"id": list(range(len(TEXTS))), "text": TEXTS})
@@ -244,6 +264,13 @@ def in_ray(model: str, output: str) -> None:
         ray.data.from_items([{"text": "a"}, {"text": None}]).map_batches(Embedder, **workers).materialize()
     except Exception as error:
         Path(output, "error").write_text(str(error))
+    # an empty row in every block of 20: its neighbours stay, though Ray may drop blocks that fail
+    ray.data.DataContext.get_current().max_errored_blocks = 1
+    texts = ray.data.from_items(
+        [{"id": number, "text": f"text {number}" if number % 20 else ""} for number in range(60)],
+        override_num_blocks=3,
+    )
+    texts.filter(Embedder(model).has_text).map_batches(Embedder, **workers).write_parquet(f"{output}/filtered")
     ray.shutdown()
 
 
@@ -264,5 +291,6 @@ def test_ray_maps_an_embedder_over_2000_documents_in_two_actors(
         assert largest_difference(rows["embedding"].to_pylist(), expected["embedding"]) <= (
             1e-6 if vectors == "document" else 0
         )
-    refused = r"DataError: Row \d of a batch has \S+ in the column 'text', not a text; leave it out\."
+    assert sorted(pq.read_table(tmp_path / "filtered")["id"].to_pylist()) == [n for n in range(60) if n % 20]
+    refused = r"DataError: Row \d of a batch has \S+ in the column 'text', not a text; leave it out, with data\.filter"
     assert re.search(refused, (tmp_path / "error").read_text()) is not None
