@@ -43,7 +43,8 @@ def of_weights(tensors: Mapping[str, Tensor]) -> str:
 
 def of_config(config: PreTrainedConfig) -> str:
     """The fingerprint of a config of transformers."""
-    return of_value({name: value for name, value in config.to_dict().items() if name not in NOT_COMPARED})
+    changed = config.to_diff_dict()  # without defaults, so that a new version may add fields
+    return of_value({name: value for name, value in changed.items() if name not in NOT_COMPARED})
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

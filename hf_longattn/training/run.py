@@ -50,11 +50,12 @@ from hf_longattn.loading import fetch_model, load_weights
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
+from hf_longattn.training.resume import STATE, RunRecord, check_same_run, run_facts
 from hf_longattn.training.tasks import parse_task
 from hf_longattn.training.trainer import LongTrainer
 
-SCORES_NAME, STATE = "scores.json", "trainer_state.json"
-"""Name of an evaluation's result file, and of the file that completes a checkpoint."""
+SCORES_NAME = "scores.json"
+"""Name of an evaluation's result file."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """Files that a run without ``--overwrite`` does not replace."""
 FULL = (
@@ -142,7 +143,8 @@ def finish(
     Raises:
         CheckpointError: the disk became full.
         DataError: there are no rows to train on, or none to evaluate on.
-        OptionError: LoRA is used with sharded weights, or no evaluation has the metric for the best model.
+        OptionError: LoRA is used with sharded weights, no evaluation has the metric for the best model, or the resumed
+            training was begun with another model, other rows or other options.
     """
     args: Any = trainer.args
     sharded, first = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled, trainer.is_world_process_zero()
@@ -170,6 +172,11 @@ def finish(
                 raise OptionError(
                     "Weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --lora-rank out."
                 )
+            if first:
+                record = RunRecord(run_facts(trainer.model, trainer.train_dataset, model_args, data_args))
+                if args.resume_from_checkpoint:
+                    check_same_run(Path(args.resume_from_checkpoint), record.facts)
+                trainer.add_callback(record)
             if first and not resumes_output(args):
                 for old in args.folder.glob("checkpoint-*"):  # a later --resume must not find them
                     shutil.rmtree(old)

@@ -22,7 +22,9 @@ from hf_longattn.cli.train import train
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.hub import write_model_card
 from hf_longattn.training.run import LOG_NAME, describe, measured, newest_checkpoint
+from tests.cases import every_case
 from tests.permissions import bound_by_permissions
+from tests.trained import REAL_TEXT
 from tests.training.conftest import FAST, checkpoint, converted, losses, start_task, write_rows
 from tests.training.kills import POINTS, Ending, run
 from tests.training.test_classify import rows, table
@@ -367,3 +369,62 @@ def test_checkpoint_whose_save_ended_early_is_not_resumed(
     else:
         train("ended", resume=True)
     same(tmp_path / "whole", tmp_path / "ended")
+
+
+OTHER_RUNS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("texts corrected", {}, "was begun on other training rows; give what it was begun with, or type --overwrite"),
+    ("fewer rows", {"max_train_samples": 3}, "with --max-train-samples None, not 3"),
+    ("other columns", {"columns": ["text=body"]}, r"with --columns \(none\), not text=body"),
+    ("other length", {"max_length": 32}, "with --max-length None, not 32"),
+    ("other masks", {"mlm_probability": 0.3}, "with --mlm-probability 0.15, not 0.3"),
+    ("other model", {"model": "copy"}, "with --model .*short, not .*copy"),
+    ("other config", {}, "with a model of another config.json"),
+    ("other seed", {"seed": 7, "validation": ""}, "on other training rows"),
+)
+"""What differs from the run that is resumed, its arguments, and the refusal."""
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@every_case("name, changed, words", OTHER_RUNS)
+def test_a_run_with_other_data_model_or_options_is_not_resumed(
+    name: str, changed: dict[str, Any], words: str, start: Start, tmp_path: Path
+) -> None:
+    base = tmp_path.parent  # of all cases
+    out, source = base / "out", base / "short"
+    shutil.rmtree(out, ignore_errors=True)
+    rows = [{"text": f"{line} {line}", "body": line} for line in REAL_TEXT.splitlines() if len(line) > 40][:40]
+    data = write_rows(rows, tmp_path / "rows.jsonl")
+    config = (source / "config.json").read_text()
+    start(data=[data], **({"validation": ""} if "validation" in changed else {}))
+    checkpoint = files_below(out / "checkpoint-4")
+    if name == "texts corrected":
+        rows[5]["text"] = rows[5]["text"].upper()
+        write_rows(rows, tmp_path / "rows.jsonl")
+    if "model" in changed:
+        changed = {"model": str(shutil.copytree(source, tmp_path / "copy"))}
+    if name == "other config":
+        (source / "config.json").write_text(json.dumps({**json.loads(config), "layer_norm_eps": 0.1}))
+    with pytest.raises(OptionError, match=words):
+        start(**{"data": [data], **changed, "resume": True, "max_steps": 6})
+    (source / "config.json").write_text(config)
+    assert files_below(out / "checkpoint-4") == checkpoint
+
+
+def test_a_run_is_resumed_with_moved_data_and_more_steps(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"text": f"{line} {line}"} for line in REAL_TEXT.splitlines() if len(line) > 40][:40]
+    start(data=[write_rows(rows, tmp_path / "rows.jsonl")])
+    (tmp_path / "moved").mkdir()
+    moved = write_rows(rows, tmp_path / "moved" / "again.jsonl")
+    log = start(data=[moved], resume=True, max_steps=6, save_steps=3, learning_rate=1e-3)
+    assert max(entry["step"] for entry in log["history"]) == 6
+    state = tmp_path / "out" / "checkpoint-6" / "trainer_state.json"
+    values = json.loads(state.read_text())
+    del values["stateful_callbacks"]["RunRecord"]  # as an earlier version writes it
+    state.write_text(json.dumps(values))
+    start(data=[moved], resume=True, max_steps=7, model=str(tmp_path / "short"), max_train_samples=20)
+    assert "does not say what it was trained on" in caplog.text
