@@ -36,9 +36,8 @@ class RunRecord(TrainerCallback, ExportableState):
         self.facts = dict(facts or {})
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        state.stateful_callbacks[type(self).__name__] = (
-            self.state()
-        )  # Trainer requires it, also where an older one ran
+        # Trainer requires it in the state, and that of a checkpoint of an earlier version lacks it
+        state.stateful_callbacks[type(self).__name__] = self.state()
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"facts": self.facts}}

@@ -374,7 +374,7 @@ def test_checkpoint_whose_save_ended_early_is_not_resumed(
 OTHER_RUNS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("texts corrected", {}, "was begun on other training rows; give what it was begun with, or type --overwrite"),
     ("fewer rows", {"max_train_samples": 3}, "with --max-train-samples None, not 3"),
-    ("other columns", {"columns": ["text=body"]}, r"with --columns \(none\), not text=body"),
+    ("other columns", {"columns": ["text=body"], "validation": ""}, r"with --columns \(none\), not text=body"),
     ("other length", {"max_length": 32}, "with --max-length None, not 32"),
     ("other masks", {"mlm_probability": 0.3}, "with --mlm-probability 0.15, not 0.3"),
     ("other model", {"model": "copy"}, "with --model .*short, not .*copy"),
@@ -388,6 +388,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.thorough
 @every_case("name, changed, words", OTHER_RUNS)
 def test_a_run_with_other_data_model_or_options_is_not_resumed(
     name: str, changed: dict[str, Any], words: str, start: Start, tmp_path: Path
