@@ -271,13 +271,9 @@ class EncodedTexts:
         )
 
 
-def encoded_texts(source: Source, saved_by: str | None, longest: int) -> EncodedTexts | None:
-    """What sentence-transformers reads with a source that its class ``saved_by`` loads; ``None`` without such a class.
-
-    ``longest``: maximum tokens of the source's model.
-    """
-    if saved_by is None:
-        return None
+def encoded_texts(source: Source, saved_by: str, longest: int) -> EncodedTexts:
+    """What sentence-transformers reads with a source that its class ``saved_by`` loads. ``longest``: maximum tokens of
+    the source's model."""
     file = source.folder / TOKENIZER_CONFIG
     settings, tokenizer = dict[str, Any](), read_json_object(file) if file.is_file() else {}
     for settings_file in sorted(source.folder.glob(TRANSFORMER_SETTINGS)):
@@ -600,7 +596,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,
-        encoded=encoded_texts(opened, saved_by, length.old),
+        encoded=None if saved_by is None else encoded_texts(opened, saved_by, length.old),
         unchanged_tokens=unchanged,
         skeleton=skeleton,
         shape=shape,

@@ -509,7 +509,8 @@ def write_step(file: Path, documents: dict[str, list[str]], texts: list[str], em
         for name, kept in zip(documents["id"], same, strict=True):
             stored = next(old, None)
             if stored is not None and kept:
-                yield from ((name, *row) for _, *row in stored[1])
+                for _, part, start, end, vector in stored[1]:
+                    yield name, part, start, end, vector
             else:
                 yield from ((name, part, *row) for part, row in enumerate(next(new)))
 
