@@ -47,7 +47,7 @@ ROWS = 16_384
 BATCH_TOKENS = 4096
 """Tokens per forward pass, with padding. A longer document is read alone."""
 SETTINGS = "embedding.json"
-TEXTS = b"hf_longattn.texts"
+TEXTS = b"text_fingerprints"
 """Key in a file's metadata: the fingerprints of its documents' texts, in their order, with a comma between them."""
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
 """Unit of vectors -> default size: parts of a document, or tokens of a passage."""
