@@ -53,17 +53,19 @@ llama-cpp: $(READY)  ## llama.cpp in build/real/llama.cpp, for a slow test: down
 LOWEST := .venv-lowest
 test-lowest: $(READY)  ## all tests but the slow ones on the oldest versions that pyproject.toml allows (downloads gigabytes)
 	$(VENV)/bin/uv pip compile -q --python $(PY) --resolution lowest-direct --extra dev pyproject.toml -o $(LOWEST).txt
+	$(VENV)/bin/pytest -q -p no:cacheprovider -k resolver tests/test_core_dependencies.py
 	$(VENV)/bin/uv venv -q --clear --python $(PY) $(LOWEST)
 	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python -r $(LOWEST).txt
 	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python --no-deps -e .
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(LOWEST)/bin/pytest -n $(WORKERS) -m "not slow" -p no:cacheprovider $(ARGS)
 
-# As `pip install` resolves them today. Run before a release: a newer transformers may rename what the package reads.
+# As `pip install` resolves them today, without a constraint in this machine's own pip settings. Run before a release: a newer transformers
+# may rename what the package reads.
 NEWEST := .venv-newest
 test-newest:  ## all tests but the slow ones on the newest versions that pyproject.toml allows (downloads gigabytes)
 	@mkdir -p $(TMPDIR)
 	$(PYTHON) -m venv --clear $(NEWEST)
-	$(NEWEST)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	PIP_CONSTRAINT=/dev/null $(NEWEST)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(NEWEST)/bin/pytest -n $(WORKERS) -m "not slow and not thorough" -p no:cacheprovider $(ARGS)
 
 lint: $(STUBS)  ## ruff, mypy, and the project's size

@@ -12,11 +12,13 @@ private name, finds each name in the versions of :data:`TESTED`, and removes eac
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import logging
 import pkgutil
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,9 +81,9 @@ TESTED = {
     "transformers": ("5.20", "5.24"),
     "peft": ("0.21", "0.21"),
     "accelerate": ("1.10", "1.15"),
-    "sentence_transformers": ("6.0", "6.2"),
+    "sentence_transformers": ("6.2", "6.2"),
 }
-"""Library -> (lowest version that pyproject.toml allows, pinned version). The tests pass with both."""
+"""Library -> (lowest version that pyproject.toml allows, newest version). The tests pass with both."""
 ATEN = "torch:ops.aten._"
 MODEL_MAPPING = "transformers.models.auto.modeling_auto:MODEL_MAPPING."
 PRIVATE_APIS: dict[str, tuple[str, ...]] = {
@@ -146,12 +148,24 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
 """Our name of an API -> the private names that it needs, as ``"module:name"`` or ``"module:Class.name"``."""
 
 
+def release(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version: ``(5, 24)`` for ``5.24.0rc1``."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
 def warn_untested() -> None:
-    """Log one line if the installed transformers is newer than the tested versions."""
-    installed, newest = importlib.metadata.version("transformers"), TESTED["transformers"][1]
-    if tuple(map(int, installed.split(".")[:2])) > tuple(map(int, newest.split("."))):
+    """Log one line if installed libraries are newer than the tested versions."""
+    newer, tested = [], []
+    for library, (_, newest) in TESTED.items():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed = importlib.metadata.version(library)
+            if release(installed) > release(newest):
+                newer.append(f"{library} {installed} (tested up to {newest})")
+                tested.append(f"'{library}=={newest}.*'")
+    if newer:
         logger.warning(
-            f"transformers {installed} is newer than {newest}, the newest version with which hf_longattn is tested."
+            f"Newer than the versions with which hf_longattn is tested: {', '.join(newer)}. If a result or an error "
+            f"surprises you, type pip install {' '.join(tested)}."
         )
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from hf_longattn.cli import main
 from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, check_extra
@@ -166,6 +170,56 @@ def test_extras_of_errors_are_those_of_pyproject(repository: Path) -> None:
         names = {distributions.get(package, package.replace("_", "-")) for package in packages}
         assert {name for name in declared[extra] if not name.startswith("hf-longattn")} <= names, extra
         assert names <= set().union(*declared.values()), extra
+
+
+LOWEST = Path(__file__).resolve().parent.parent / ".venv-lowest.txt"
+"""The oldest versions that pyproject.toml allows, as uv resolves them; ``make test-lowest`` writes it."""
+
+
+def direct_requirements(repository: Path) -> dict[str, Requirement]:
+    """What pyproject.toml requires, with and without extras, by normalised name."""
+    project = pytest.importorskip("tomllib").loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    optional = project["project"]["optional-dependencies"].values()
+    lines = [*project["project"]["dependencies"], *(line for lines in optional for line in lines)]
+    return {canonicalize_name(found.name): found for found in map(Requirement, lines)}
+
+
+def lower_bound(requirement: Requirement) -> Version:
+    return max(
+        (Version(part.version) for part in requirement.specifier if part.operator == ">="), default=Version("0")
+    )
+
+
+@pytest.mark.skipif(not LOWEST.is_file(), reason="type make test-lowest")
+def test_floors_are_those_that_a_resolver_answers(repository: Path) -> None:
+    """A lower floor would be a version that nobody can install."""
+    answer = re.findall(r"^(\S+)==(\S+)\n((?: +#.*\n)*)", LOWEST.read_text(encoding="utf-8"), re.MULTILINE)
+    lowest = {name: Version(version) for name, version, required_by in answer if "(pyproject.toml)" in required_by}
+    floors = {name: lower_bound(requirement) for name, requirement in direct_requirements(repository).items()}
+    assert lowest.keys() <= floors.keys()
+    assert len(lowest) > 20
+    for name, found in lowest.items():
+        assert found.release[: len(floors[name].release)] == floors[name].release, f"{name}: {found} is the lowest"
+
+
+def test_floors_are_accepted_by_the_packages_that_are_installed_at_their_floor(repository: Path) -> None:
+    """What one of our requirements at its own floor needs of another is no more than we declare."""
+    direct = direct_requirements(repository)
+    compared = 0
+    for name, requirement in direct.items():
+        try:
+            installed, needs = Version(version(name)), map(Requirement, requires(name) or ())
+        except PackageNotFoundError:
+            continue
+        if installed.release[: len(lower_bound(requirement).release)] != lower_bound(requirement).release:
+            continue
+        for need in needs:
+            ours = direct.get(canonicalize_name(need.name))
+            if ours is not None and (need.marker is None or need.marker.evaluate({"extra": ""})):
+                assert lower_bound(need) <= lower_bound(ours), f"{name} {installed} needs {need}, we declare {ours}"
+                assert need.specifier.contains(lower_bound(ours)), f"{name} {installed} refuses {ours}: {need}"
+                compared += 1
+    assert compared
 
 
 def test_check_extra_raises_an_import_error_with_one_sentence() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from hf_longattn import names as private_apis
-from hf_longattn.names import PRIVATE_APIS, TESTED, warn_untested
+from hf_longattn.names import PRIVATE_APIS, TESTED, release, warn_untested
 from tests.cases import every_case
 
 from .fresh_processes import run_fresh
@@ -79,25 +80,55 @@ def test_overridden_private_methods_exist_and_are_overridden_here(where: str, re
 
 
 def test_tested_versions_are_those_of_pyproject_and_constraints(repository: Path) -> None:
-    """The lowest by ``make test-lowest``, the pinned ones by every other run."""
+    """The lowest by ``make test-lowest``, the pinned ones by every other run, newer ones by ``make test-newest``."""
     allowed, pinned = (
         (repository / file).read_text(encoding="utf-8") for file in ("pyproject.toml", "constraints.txt")
     )
     for library, (first, last) in TESTED.items():
         library = library.replace("_", "-")
         assert re.search(rf'"{library}>={re.escape(first)}[",]', allowed), f"{library} {first}"
-        assert re.search(rf"^{library}=={re.escape(last)}\.", pinned, re.MULTILINE), f"{library} {last}"
+        (pin,) = re.findall(rf"^{library}==(.+)", pinned, re.MULTILINE)
+        assert release(first) <= release(pin) <= release(last), f"{library} {last}"
+    named = f"torch ≥ {TESTED['torch'][0]}, transformers ≥ {TESTED['transformers'][0]}"
+    assert named in (repository / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("newest", "is_logged"), [("5.19", True), ("4.99", True), (TESTED["transformers"][1], False), ("5.100", False)]
-)
-def test_a_transformers_newer_than_the_tested_one_is_logged(
-    newest: str, is_logged: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+NEWER = [
+    ({"torch": "2.12"}, "torch"),
+    ({"transformers": "4.99"}, "transformers"),
+    ({"torch": "2.9", "transformers": "5.19", "peft": "0.20"}, "torch transformers peft"),
+    ({"transformers": "5.100", "torch": "3.0"}, ""),
+    ({}, ""),
+]
+"""Newest tested versions, and the libraries of which a newer one is installed."""
+
+
+@every_case(("newest", "newer"), NEWER)
+def test_libraries_newer_than_tested_are_logged_in_one_line(
+    newest: dict[str, str], newer: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(private_apis.TESTED, "transformers", ("4.0", newest))
+    installed = {library: ".".join(version(library).split(".")[:2]) for library in TESTED}
+    for library, last in {**installed, **newest}.items():
+        monkeypatch.setitem(private_apis.TESTED, library, ("0.1", last))
+    caplog.clear()
     warn_untested()
-    assert (f"is newer than {newest}, the newest version with which" in caplog.text) is is_logged
+    assert len(caplog.messages) == bool(newer)
+    for library in newer.split():
+        assert f"{library} {version(library)} (tested up to {newest[library]})" in caplog.text
+        assert f"'{library}=={newest[library]}.*'" in caplog.text
+
+
+def test_a_library_that_is_not_installed_is_not_newer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(private_apis, "TESTED", {"no_such_library": ("1.0", "1.0")})
+    warn_untested()
+    assert not caplog.messages
+
+
+@every_case(("text", "numbers"), [("5.24.0", (5, 24)), ("2.13.0+cpu", (2, 13)), ("0.22rc1", (0, 22)), ("6", (6,))])
+def test_release_reads_major_and_minor_numbers(text: str, numbers: tuple[int, ...]) -> None:
+    assert release(text) == numbers
 
 
 def nodes_of_files(repository: Path) -> Iterator[tuple[str, list[ast.AST]]]:

@@ -24,13 +24,13 @@ from ..configuration import LongAttentionConfig
 from ..mechanisms.common.capabilities import Stateful, keys_per_query
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import prototype
-from ..names import BACKEND
+from ..names import BACKEND, release
 from .attention_cache import STATE_LAYER, SparseCacheLayer
 from .key_cache import GrowingWindowLayer, StaticKeysLayer, StaticWindowLayer
 
 # transformers renamed the argument in version 5.24.
 CACHE, OTHER_CACHE = "cache", "past_key_values"
-if tuple(map(int, importlib.metadata.version("transformers").split(".")[:2])) < (5, 24):
+if release(importlib.metadata.version("transformers")) < (5, 24):
     CACHE, OTHER_CACHE = OTHER_CACHE, CACHE
 """Name of the argument of models, and of the field of their outputs, in the installed version; and its name in other
 versions."""

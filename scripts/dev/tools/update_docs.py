@@ -20,6 +20,7 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES, Family
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FACTS_FILE, stored_facts
+from hf_longattn.names import TESTED
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks import engines, onnx_graphs, stock_windows
@@ -240,6 +241,19 @@ def commands() -> str:
     return left(markdown_table(["command", "what it does"], rows))
 
 
+def versions() -> str:
+    """The versions of libraries with which the package runs and is tested, in two sentences."""
+    tested = []
+    for library, (lowest, newest) in TESTED.items():
+        span = lowest if lowest == newest else f"{lowest} to {newest}"
+        tested.append(f"{library.replace('_', '-')} {span}")
+    return (
+        f"You need Python 3.10, torch {TESTED['torch'][0]} and transformers {TESTED['transformers'][0]}, or newer "
+        f"versions. The tests pass with {', '.join(tested[:-1])} and {tested[-1]}. One line in the log names "
+        "installed versions that are newer."
+    )
+
+
 def left(table: str) -> str:
     """The table with all columns aligned left."""
     return table.replace("---:", "---")
@@ -268,6 +282,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "derived-families": derived_families,
     "refused-families": refused_families,
     "commands": commands,
+    "versions": versions,
 }
 
 
