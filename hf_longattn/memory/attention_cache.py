@@ -47,7 +47,8 @@ class AttentionCacheLayer(DynamicLayer):
     """Description of the cached data, for :func:`hf_longattn.explain`."""
     computes_attention: bool
     """Whether to call :meth:`attend` in this step. If not, ``update`` has returned all past keys and values."""
-    is_croppable = False
+    record_past = False
+    """Whether tokens may be removed again. transformers resets this attribute when it returns a cache."""
     cumulative_length: Any = 0
     """The number of tokens so far: a Python number, or in a static cache a tensor ``()`` on its device."""
     keys: Tensor
@@ -92,11 +93,18 @@ class AttentionCacheLayer(DynamicLayer):
     def get_seq_length(self) -> Any:
         return self.cumulative_length if self.is_initialized else 0
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`InputError`, because the keys that earlier tokens see have been dropped."""
-        raise InputError(
-            "Tokens of this cache cannot be removed; copy it (copy.deepcopy) before tokens that may have to be."
-        )
+    def activate_past_recording(self) -> None:
+        """Keep what a later :meth:`crop` needs to restore. Assisted decoding calls both."""
+        self.record_past = True
+
+    def check_crop(self, tokens_to_remove: int, removable: int) -> None:
+        """Raise :class:`InputError` unless ``tokens_to_remove`` is between ``-removable`` and 0."""
+        if not -removable <= tokens_to_remove <= 0:
+            raise InputError(
+                f"crop({tokens_to_remove}) was called on a cache that can remove its last {removable} tokens at most "
+                f"(crop({-removable})); call its activate_past_recording() before tokens that may have to be removed, "
+                "or copy it (copy.deepcopy)."
+            )
 
     def restart(self, rows: Tensor) -> None:
         """Start new sequences in the batch rows ``rows (B,)`` bool. The mask must hide the old sequences."""
@@ -176,22 +184,43 @@ class SparseCacheLayer(AttentionCacheLayer):
         due."""
         if self.columns is None:
             self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
-        key = (self.cumulative_length, *self.columns.shape, self.columns.device)
-        if self.columns.shape[1] >= self._clean_size + SLACK and self._all_started:  # before, positions are unknown
-            order, self.columns = self.step.cached(("pruned", *key), self._pruned)
-            slots = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
-            self.keys = self.keys.gather(2, slots.expand(-1, -1, -1, self.keys.shape[3]))
-            self.values = self.values.gather(2, slots.expand(-1, -1, -1, self.values.shape[3]))
-            self.computes_attention, self._clean_size = True, self.columns.shape[1]
+        if not self.record_past:
+            self._drop_unneeded()
         columns, first, count = self.columns, self.cumulative_length, key_states.shape[2]
         self.columns = self.step.cached(
-            key,
+            (first, *columns.shape, columns.device),
             lambda: torch.cat(
                 [columns, torch.arange(first, first + count, device=columns.device).expand(len(columns), -1)], 1
             ),
         )
         self.cumulative_length += count
         return super().update(key_states, value_states)
+
+    def _drop_unneeded(self) -> None:
+        """Drop the keys that later tokens do not see, if :data:`SLACK` tokens have been added since the last time."""
+        if self.columns.shape[1] < self._clean_size + SLACK or not self._all_started:  # before, positions are unknown
+            return
+        key = ("pruned", self.cumulative_length, *self.columns.shape, self.columns.device)
+        order, self.columns = self.step.cached(key, self._pruned)
+        slots = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
+        self.keys = self.keys.gather(2, slots.expand(-1, -1, -1, self.keys.shape[3]))
+        self.values = self.values.gather(2, slots.expand(-1, -1, -1, self.values.shape[3]))
+        self.computes_attention, self._clean_size = True, self.columns.shape[1]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last ``-tokens_to_remove`` tokens, then unneeded keys, if due.
+
+        Raises:
+            InputError: keys have been dropped since these tokens. While the past is recorded, only this method drops
+                keys.
+        """
+        if self.columns is None:
+            return
+        self.check_crop(tokens_to_remove, self.columns.shape[1] - self._clean_size)
+        super().crop(tokens_to_remove)
+        self.columns = self.columns[:, : self.columns.shape[1] + tokens_to_remove]
+        self.cumulative_length += tokens_to_remove
+        self._drop_unneeded()
 
     def positions(self) -> Tensor:
         """Position of each key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
@@ -266,6 +295,42 @@ class StateLayer(AttentionCacheLayer):
         self.state: State | None = None
         self._latest = NOT_STARTED
         """The largest of ``starts``; :data:`NOT_STARTED` until all sequences have started."""
+        self._before: State | None = None
+        """The state before the recorded steps."""
+        self._steps: list[tuple[int, Callable[[State | None, int], State | None]]] = []
+        """Recorded steps: number of tokens, and a function that adds the first n of them to a state."""
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        return self.record_past
+
+    def activate_past_recording(self) -> None:
+        if not self.record_past:
+            self._forget_steps()
+        super().activate_past_recording()
+
+    def _forget_steps(self) -> None:
+        self._before, self._steps = self.state, []
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last ``-tokens_to_remove`` tokens: the recorded ones before them are added to an earlier state.
+
+        Raises:
+            InputError: these tokens were not recorded.
+        """
+        remaining = sum(count for count, _ in self._steps) + tokens_to_remove
+        self.check_crop(tokens_to_remove, remaining - tokens_to_remove)
+        if tokens_to_remove:
+            self.state = self._before
+            for count, add in self._steps:
+                self.state = add(self.state, min(count, remaining))
+                remaining -= min(count, remaining)
+            self.cumulative_length += tokens_to_remove
+        self._forget_steps()
+
+    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().change_rows(change)
+        self._forget_steps()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -314,8 +379,25 @@ class StateLayer(AttentionCacheLayer):
         padding = None  # tokens before each row's first real one
         if self.starts is not None and self._latest > before:
             padding = tuple((self.starts - before).clamp(0, q.shape[2]).tolist())
-        out, state = advanced(mechanism.advance, q, k, v, self.state, call, padding)
-        self.state = None if state is None else {name: compact(tensor.detach()) for name, tensor in state.items()}
+
+        def add(state: State | None, count: int) -> tuple[Tensor, State | None]:
+            """The outputs of the first ``count`` new tokens, and the state after them."""
+            tokens = slice(count)
+            added = call if call.key_mask is None else call.with_mask(call.key_mask[:, tokens])
+            out, after = advanced(
+                mechanism.advance,
+                q[:, :, tokens],
+                k[:, :, tokens],
+                v[:, :, tokens],
+                state,
+                added,
+                None if padding is None else [min(skipped, count) for skipped in padding],
+            )
+            return out, None if after is None else {name: compact(x.detach()) for name, x in after.items()}
+
+        if self.record_past:
+            self._steps.append((q.shape[2], lambda state, count: add(state, count)[1] if count else state))
+        out, self.state = add(self.state, q.shape[2])
         return out, weights
 
     def unused(self) -> int:
@@ -330,6 +412,7 @@ class StateLayer(AttentionCacheLayer):
         if self.state is not None:
             over = {name: rows.to(x.device).view(-1, *[1] * (x.dim() - 1)) for name, x in self.state.items()}
             self.state = {name: torch.where(over[name], torch.zeros_like(x), x) for name, x in self.state.items()}
+        self._forget_steps()
 
     def renumber(self, count: int) -> None:
         super().renumber(count)
@@ -338,6 +421,7 @@ class StateLayer(AttentionCacheLayer):
     def reset(self) -> None:
         super().reset()
         self.state, self._latest, self.is_unread = None, NOT_STARTED, False
+        self._forget_steps()
 
 
 class DynamicStateLayer(StateLayer):

@@ -60,7 +60,7 @@ class ReservedLayer(CacheLayerMixin):
     max_cache_len: maximum number of tokens in the cache, padding included.
     """
 
-    is_croppable = False  # as for transformers' static layers since 5.24
+    is_croppable = False
     started = False
     """Whether the layer has tokens; known without waiting for the device."""
 
@@ -78,12 +78,15 @@ class ReservedLayer(CacheLayerMixin):
         super().reset()
         self.started = False
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`InputError`, because transformers' graphs contain the number of tokens in a static cache."""
+    def activate_past_recording(self) -> None:
+        """Raise :class:`InputError`: a ring has overwritten its earlier tokens. Assisted decoding calls this."""
         raise InputError(
-            "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static "
-            "cache's reset()."
+            "Tokens of a static cache cannot be removed, as assisted decoding (assistant_model, "
+            "prompt_lookup_num_tokens) does; leave cache_implementation='static' out, or call the cache's reset()."
         )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.activate_past_recording()
 
 
 class StaticKeysLayer(ReservedLayer, StaticLayer):

@@ -385,18 +385,23 @@ class LongGenerationMixin(_Base):
     """Mixin for models that generate. It comes before the other mixins."""
 
     def _validate_generation_mode(self, generation_mode: str, generation_config: Any, *args: Any) -> None:
-        """The base's checks. ``full_decoding`` is refused if calls for new tokens have several queries, as prompts
-        do, and pieces of a prompt are refused without a cache that remembers the earlier ones."""
+        """The base's checks. Memory tokens refuse what needs a cache: assisted decoding, and prompts in pieces.
+        ``full_decoding`` is refused if calls for new tokens have several queries, as prompts do."""
         super()._validate_generation_mode(generation_mode, generation_config, *args)
         if not self.runs_mechanisms:
             return
-        base, size = self.running_base, generation_config.prefill_chunk_size
-        if base is not None and base.recursion is not None and size is not None:
-            raise InputError(
-                f"prefill_chunk_size={size} reads a prompt in pieces with a cache, but a model with memory tokens has "
-                "none and reads the text in segments; leave prefill_chunk_size out."
-            )
-        assisted = generation_mode == "assisted_generation"
+        assisted, size = generation_mode == "assisted_generation", generation_config.prefill_chunk_size
+        if getattr(self.running_base, "recursion", None) is not None:
+            if size is not None:
+                raise InputError(
+                    f"prefill_chunk_size={size} reads a prompt in pieces with a cache, but a model with memory tokens "
+                    "has none and reads the text in segments; leave prefill_chunk_size out."
+                )
+            if assisted:
+                raise InputError(
+                    "Assisted decoding needs a cache, and a model with memory tokens generates without one; leave "
+                    "assistant_model and prompt_lookup_num_tokens out."
+                )
         if not (assisted or generation_config.use_cache is False):
             return
         if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(self)):

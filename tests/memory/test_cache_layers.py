@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from hf_longattn.memory.key_cache import in_text_order, slot_columns
 from hf_longattn.modeling.attach import attachment
 from scripts.dev.benchmarks.memory import cache_bytes
 from tests.cases import every_case
-from tests.grids import alternately
+from tests.grids import alternately, grid
 from tests.reference.small_models import (
     DECODERS,
     LANGUAGE_MODELS,
@@ -174,7 +175,7 @@ def test_decoding_from_a_state_equals_the_full_forward_pass(base: str) -> None:
     assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
 
 
-def test_a_cached_state_is_copied_and_moved_but_not_cropped() -> None:
+def test_a_cached_state_is_copied_and_moved_but_not_cropped_unless_recorded() -> None:
     longer, ids = linear_and_window("gpt2"), tokens(2, 40)
     cache = DynamicCache(config=longer.config)
     with torch.no_grad():
@@ -190,8 +191,12 @@ def test_a_cached_state_is_copied_and_moved_but_not_cropped() -> None:
     for name, tensor in layer.state.items():
         assert torch.equal(tensor, copied.state[name])
     assert not cache.is_croppable
-    with pytest.raises(InputError, match="Tokens of this cache cannot be removed"):
+    with pytest.raises(InputError, match=r"crop\(-3\) .* remove its last 0 tokens at most .*activate_past_recording"):
         layer.crop(-3)
+    layer.activate_past_recording()
+    assert layer.is_croppable
+    with pytest.raises(InputError, match=r"crop\(-1\)"):
+        layer.crop(-1)  # of before
 
 
 def test_a_cached_state_refuses_attentions_masks_and_score_terms() -> None:
@@ -251,6 +256,62 @@ def test_a_cache_of_a_static_pattern_is_as_large_as_its_reach(pattern: str) -> N
         cache.update(new, new, 0)
         cache.layers[0].note_padding(None)
         assert cache.layers[0].keys.shape[2] <= reachable + SLACK
+
+
+STATES: dict[str, dict[str, Any]] = {
+    "linear": {"mechanism": "linear"},
+    "taylor": {"mechanism": "taylor"},
+    "hybrid": {"mechanism": "hybrid", "window": 8},
+    "linear beside a window": {"mechanism": "linear", "layers": {1: {"mechanism": "window", "window": 9}}},
+    "sinks beside a state": {**PATTERNS["sinks"][0], "layers": {1: {"mechanism": "hybrid", "window": 8}}},
+}
+REMOVED: dict[str, list[tuple[int, int, list[int]]]] = {
+    "a draft after the prompt": [(80, 5, [85]), *[(1, 0, [1])] * 5],
+    "drafts of several tokens": [(70, 0, [70]), *[(2, 3, [5]), (4, 0, [4]), (1, 4, [5])] * 2],
+    "drafts token by token": [(70, 1, [71]), (1, 9, [1] * 10), (3, 2, [1] * 5)],
+    "a draft longer than the text": [(2, 100, [102]), (60, 0, [30, 30]), (1, 9, [10])],
+}
+"""Steps of ``(right tokens, wrong tokens that are removed, how many of both are read at a time)``."""
+
+
+RECORDED = [*PATTERNS, *STATES]
+IN_TURN = {(pattern, [*REMOVED][number % len(REMOVED)]) for number, pattern in enumerate(RECORDED)}
+
+
+@every_case(
+    ("pattern", "steps"),
+    grid(itertools.product(RECORDED, REMOVED), lambda pattern, steps: (pattern, steps) in IN_TURN),
+)
+def test_a_recording_cache_continues_after_removed_tokens_as_if_they_had_never_been(pattern: str, steps: str) -> None:
+    attention = STATES[pattern] if pattern in STATES else PATTERNS[pattern][0]
+    plain = plain_model("gpt2", "GPT2LMHeadModel", num_hidden_layers=2)
+    longer = long_like(plain, "gpt2", attention, num_hidden_layers=2)
+    length = sum(right for right, _, _ in REMOVED[steps])
+    ids, wrong_ids, mask = tokens(3, length), tokens(3, 200, seed=2), padding(3, length, left=True)
+    cache, logits, end = DynamicCache(config=longer.config), [], 0
+    cache.activate_past_recording()
+    for right, wrong, counts in REMOVED[steps]:
+        begin, end = end, end + right
+        read = torch.cat([ids[:, :end], wrong_ids[:, :wrong]], 1)
+        seen = torch.cat([mask[:, :end], mask.new_ones(3, wrong)], 1)
+        cuts = [(begin + sum(counts[:number]), begin + sum(counts[: number + 1])) for number in range(len(counts))]
+        logits.append(in_pieces(longer, cache, read, seen, cuts)[:, :right])
+        cache.crop(-wrong)
+        assert cache.get_seq_length() == end
+    assert (torch.cat(logits, 1) - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
+
+
+def test_a_recording_cache_of_sinks_drops_keys_once_tokens_can_no_longer_be_removed() -> None:
+    cache = DynamicCache(config=long_config("gpt2", PATTERNS["sinks"][0]))
+    cache.activate_past_recording()
+    for _ in range(300):
+        new = torch.randn(1, 4, 5, 16)
+        cache.update(new, new, 0)
+        cache.layers[0].note_padding(None)
+        cache.layers[0].crop(-4)
+        assert cache.layers[0].keys.shape[2] <= PATTERNS["sinks"][1] + SLACK
+    with pytest.raises(InputError, match=r"crop\(-299\) .*activate_past_recording"):
+        cache.layers[0].crop(-299)
 
 
 def test_attentions_from_a_cache_of_retained_keys_stand_at_their_columns() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from hf_longattn.errors import InputError
 from tests.cases import every_case
-from tests.grids import grid
+from tests.grids import grid, pairwise
 from tests.reference.small_models import (
     CAUSAL,
     DECODERS,
@@ -132,14 +133,53 @@ def test_generation_with_global_tokens_is_the_same_with_and_without_a_cache(base
     assert torch.equal(texts[2], texts[3])
 
 
+ASSISTED: dict[str, dict[str, Any]] = {
+    "windows by layer": MECHANISMS["windows by layer"],
+    "sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
+    "linear": {"mechanism": "linear"},
+    "hybrid": {"mechanism": "hybrid", "window": 8},
+    "sinks beside a state": {
+        "mechanism": "window",
+        "window": 9,
+        "num_sinks": 3,
+        "layers": {1: {"mechanism": "linear"}},
+    },
+    "memory": {"mechanism": "transformer_xl", "segment_length": 12, "memory_length": 7},
+    "top_k": {"mechanism": "top_k", "num_keys": 8},
+}
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("base", DECODERS)
-def test_assisted_generation_rolls_the_windowed_cache_back(base: str) -> None:
-    longer, ids = model(base, "windows by layer"), tokens(1, 40)
-    helper = copy.deepcopy(longer)
-    with torch.no_grad():
-        next(helper.parameters()).add_(0.02 * torch.randn_like(next(helper.parameters())))
-    assert torch.equal(longer.generate(ids, assistant_model=helper, **GREEDY), longer.generate(ids, **GREEDY))
+@every_case(("name", "base", "how"), pairwise([*ASSISTED], DECODERS, ["lookup", "assistant", "left-padded"]))
+def test_assisted_generation_writes_what_greedy_decoding_writes(name: str, base: str, how: str) -> None:
+    longer = long_like(plain_model(base, LANGUAGE_MODELS[base]), base, ASSISTED[name])
+    ids = tokens(1, 40).repeat(1, 2)  # so that the look-up finds something
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **GREEDY, "max_new_tokens": 24}
+    if how == "left-padded":
+        inputs["attention_mask"][:, :13] = 0
+    helps: dict[str, Any] = {"prompt_lookup_num_tokens": 4}
+    if how == "assistant":
+        helper = copy.deepcopy(longer)
+        with torch.no_grad():
+            next(helper.parameters()).add_(0.02 * torch.randn_like(next(helper.parameters())))
+        helps = {"assistant_model": helper}
+    assert torch.equal(longer.generate(**inputs, **helps), longer.generate(**inputs))
+
+
+@every_case(
+    ("attention", "changes", "message"),
+    [
+        (ASSISTED["windows by layer"], {"cache_implementation": "static"}, "leave cache_implementation='static' out"),
+        (ASSISTED["linear"], {"cache_implementation": "static"}, "leave cache_implementation='static' out"),
+        ({"mechanism": "recurrent_memory"}, {}, "a model with memory tokens generates without one; leave assistant_"),
+    ],
+)
+def test_assisted_generation_is_refused_where_tokens_cannot_be_removed(
+    attention: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    longer = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention)
+    with pytest.raises(InputError, match=message):
+        longer.generate(tokens(1, 40), prompt_lookup_num_tokens=3, **changes, **GREEDY)
 
 
 @pytest.mark.thorough
