@@ -2,11 +2,10 @@
 libraries.
 
 A private name can change with any version of its library. Each one is therefore in :data:`PRIVATE_APIS`, and a missing
-name breaks no
-import: it gives a :class:`BackendError` on use (:func:`look_up`, :func:`missing`), or a warning if results stay
-correct (:func:`warn_missing`). The function that uses a name is in the module that needs it. Private methods that our
-subclasses override are in those subclasses. ``tests/test_private_apis.py`` checks that the package uses no other
-private name, finds each name in the versions of :data:`TESTED`, and removes each name to check the message.
+name breaks no import: it gives a :class:`BackendError` on use (:func:`look_up`, :func:`missing`), or a warning if
+results stay correct (:func:`warn_missing`). The function that uses a name is in the module that needs it.
+``tests/test_private_apis.py`` checks that the package uses no other private name, finds each name in the versions of
+:data:`TESTED`, and removes each name to check the message.
 """
 
 from __future__ import annotations
@@ -135,6 +134,28 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "turned_states": (
         "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",
     ),
+    "overridden_methods": (
+        "transformers:PreTrainedModel._can_set_attn_implementation",
+        "transformers:PreTrainedModel._can_set_experts_implementation",
+        "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
+        "transformers:PreTrainedModel._from_config",
+        "transformers:PreTrainedModel._initialize_weights",
+        "transformers:PreTrainedModel.get_correct_attn_implementation",
+        "transformers:PreTrainedModel.get_expanded_tied_weights_keys",
+        "transformers:PreTrainedModel.initialize_weights",
+        "transformers:PreTrainedModel.mark_tied_weights_as_initialized",
+        "transformers:PreTrainedModel.tie_weights",
+        "transformers:GenerationMixin._get_stopping_criteria",
+        "transformers:GenerationMixin._prefill",
+        "transformers:GenerationMixin._prepare_decoder_input_ids_for_generation",
+        "transformers:GenerationMixin._prepare_generated_length",
+        "transformers:GenerationMixin._prepare_position_ids_for_generation",
+        "transformers:GenerationMixin._update_model_kwargs_for_generation",
+        "transformers:GenerationMixin._valid_auto_compile_criteria",
+        "transformers:GenerationMixin._validate_generation_mode",
+        "transformers.generation.continuous_batching:ContinuousMixin.init_continuous_batching",
+        "transformers.utils:PushToHubMixin._upload_modified_files",
+    ),
     "set_implementation": ("transformers:PreTrainedModel._can_set_attn_implementation",),
     "tokenizer_overrides": ("transformers.models.auto.tokenization_auto:MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS",),
     "standalone_encoders": ("sentence_transformers.base.modules.transformer:_ENCODER_ONLY_MODELS",),
@@ -185,17 +206,24 @@ def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
         return functools.reduce(getattr, path.split("."), importlib.import_module(module))
     except (AttributeError, ImportError):
         if not when_called:
-            raise missing(name) from None
+            raise missing(name, which) from None
 
         def refuse(*_: Any, **__: Any) -> NoReturn:
-            raise missing(name)
+            raise missing(name, which)
 
         return refuse
 
 
-def missing(name: str) -> BackendError:
+@functools.cache
+def require(name: str) -> None:
+    """Raise :class:`BackendError` if the installed version lacks one of the private names of the API ``name``."""
+    for which in range(len(PRIVATE_APIS[name])):
+        look_up(name, which)
+
+
+def missing(name: str, which: int = 0) -> BackendError:
     """The error to raise where the API ``name`` is used, for a version of a library without it."""
-    where = PRIVATE_APIS[name][0]
+    where = PRIVATE_APIS[name][which]
     library = where.split(":")[0].split(".")[0]
     lowest, highest = TESTED[library]
     return BackendError(

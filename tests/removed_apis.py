@@ -122,6 +122,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "attentions_collected": backend.attentions_collected,
         "record_outputs": lambda: classes.record_outputs(transformers.BertModel),
         "tied_weights": lambda: mixin.tie_parameters(nothing, {}),
+        "overridden_methods": functools.partial(apis.require.__wrapped__, "overridden_methods"),
         "lazy_mapping": lambda: registration.lazy_mappings(modeling_auto),
         "output_frames": lambda: ctc.output_frames(nothing, 1),
         "distance_buckets": lambda: wavlm.distance_buckets(nothing, torch.zeros(1)),

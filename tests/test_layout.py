@@ -55,7 +55,7 @@ CONVERSION = (
 )
 # And inside `modeling`.
 MODELING = (
-    ("masks",),
+    ("masks", "upstream_models"),
     ("declared",),
     ("family", "upstream"),
     ("backend",),

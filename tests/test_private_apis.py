@@ -35,20 +35,6 @@ or argparse's."""
 LISTED = {
     part for api in PRIVATE_APIS.values() for where in api for part in re.split("[.:]", where) if part.startswith("_")
 }
-OVERRIDDEN = (
-    "transformers:PreTrainedModel._can_set_attn_implementation",
-    "transformers:PreTrainedModel._can_set_experts_implementation",
-    "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
-    "transformers:PreTrainedModel._initialize_weights",
-    "transformers:GenerationMixin._prefill",
-    "transformers:GenerationMixin._update_model_kwargs_for_generation",
-    "transformers:GenerationMixin._valid_auto_compile_criteria",
-    "transformers:GenerationMixin._validate_generation_mode",
-    "transformers:GenerationMixin._prepare_decoder_input_ids_for_generation",
-    "transformers:GenerationMixin._prepare_position_ids_for_generation",
-    "transformers.utils:PushToHubMixin._upload_modified_files",
-)
-"""Private methods that subclasses of ours override (``modeling/mixin.py``, ``families/whisper.py``)."""
 DECLARED = (
     "_keep_in_fp32_modules_strict",
     "_no_split_modules",
@@ -70,13 +56,6 @@ def test_private_apis_are_in_the_installed_versions(name: str) -> None:
         if (library := re.split("[.:]", where)[0]) in ("peft", "sentence_transformers"):
             pytest.importorskip(library)
         resolve(where)
-
-
-@every_case("where", OVERRIDDEN)
-def test_overridden_private_methods_exist_and_are_overridden_here(where: str, repository: Path) -> None:
-    assert callable(resolve(where))
-    overriding = (repository / "hf_longattn" / file for file in ("modeling/mixin.py", "families/whisper.py"))
-    assert any(f"def {where.rpartition('.')[2]}(" in path.read_text(encoding="utf-8") for path in overriding)
 
 
 def test_tested_versions_are_those_of_pyproject_and_constraints(repository: Path) -> None:

@@ -25,6 +25,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import InputError
 from ..modeling.classes import Family
 from ..modeling.family.audio_spec import AudioSpec, Convolution, LongAudioConfig
+from ..names import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -104,6 +105,7 @@ class WhisperOfAnyLength(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        require("overridden_methods")
         if issubclass(cls, WhisperForConditionalGeneration):
             cls.generate = _in_longer_segments(cls.generate)
 

@@ -24,6 +24,7 @@ from ..errors import BackendError, OptionError, nearest
 from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic
 from ..mechanisms.common.options import FULL_DECODING
 from ..memory.decode_cache import prompt_read
+from ..names import require
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.global_mask import arguments_by_name, check_globals
@@ -118,6 +119,7 @@ class GenericModel(LoadsMechanisms):
 def generic_model_class(base: Any) -> Any:
     """The model class of an architecture with the mixin :class:`GenericModel`. transformers looks up renamed weights
     by its name."""
+    require("overridden_methods")
     members = {"__module__": base.__module__, "plain_class": base, "config_class": _generic_class(base.config_class)}
     return type(base.__name__, (GenericModel, base), members)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from ..engines.batch import first_real, for_one_pass, in_graph, of_any_length
-from ..errors import InputError, OptionError
+from ..errors import BackendError, InputError, OptionError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion, Stateful
@@ -25,7 +25,7 @@ from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
 from ..memory.decode_cache import CACHE, OTHER_CACHE, prompt_read
-from ..names import warn_missing
+from ..names import require, warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
 from .attach.custom_attention import refuse_scoreless
@@ -43,6 +43,7 @@ from .masks import DOCUMENTS, check_size, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
 from .pruning import KEPT_HEADS, cut_as_configured
+from .upstream_models import check_cache_argument, check_cache_layers
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -121,6 +122,9 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
+            require("overridden_methods")
+            if issubclass(cls, (LongBaseModelMixin, LongGenerationMixin)):  # other heads train without a cache
+                check_cache_argument(cls, inspect.signature(cls.forward).parameters)
             cls.forward = cls.with_arguments(cls.forward)
 
     @classmethod
@@ -418,6 +422,20 @@ class LongGenerationMixin(_Base):
         with prompt_read(self.config, input_ids, generation_config, model_kwargs):
             return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's, for the base's attention. ``generate_batch`` calls it.
+
+        Raises:
+            BackendError: mechanisms run, which cannot read the pages in which it keeps keys.
+        """
+        if self.runs_mechanisms:
+            raise BackendError(
+                "Continuous batching (generate_batch, transformers serve) keeps keys in pages, which only the base's "
+                "attention reads; call generate with a padded batch, or first model.use_base_attention() to leave the "
+                "mechanisms out."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
+
     def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
         """The base's lengths. The default number of new tokens is not cut if texts have no end."""
         default, new = generation_config.max_length, generation_config.max_new_tokens
@@ -466,6 +484,8 @@ class LongGenerationMixin(_Base):
             }
             return {**super().prepare_inputs_for_generation(input_ids, **uncached), "use_cache": False}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+        if self.runs_mechanisms:
+            check_cache_layers(self, inputs.get(CACHE))
         if self.config.is_encoder_decoder or not self.runs_mechanisms:
             return inputs
 

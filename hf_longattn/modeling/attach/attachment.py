@@ -35,6 +35,7 @@ from ...positions.relative import Rotation, SelfExtend
 from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
 from ..family.definition import attention_names
 from ..family.long_config import attention_implementation
+from ..upstream_models import check_layers_found
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,
@@ -103,6 +104,7 @@ def attach_mechanisms(
             "be attached; see https://huggingface.co/docs/transformers/attention_interface for the architectures that "
             "are on it."
         )
+    check_layers_found(model, [site.name for site in sites])
     for attention, _ in self_attention:
         attention.check_layers(
             1 + max(site.layer for attention_of_site, site in self_attention if attention_of_site is attention)

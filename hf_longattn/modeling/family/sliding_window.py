@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import is_flash_attention_requested
 
 from ...configuration import LongAttentionConfig
+from ...engines.batch import in_graph
 from ...engines.call import UNBOUNDED
 from ...errors import BackendError, CheckpointError
 from ...mechanisms.common.base import Mechanism
@@ -292,19 +293,26 @@ def flash_takes_windows(config: Any, requested: str) -> bool:
         return False
     from transformers import AttentionInterface  # imports models, which a config alone does not need
 
+    from ..upstream_models import check_windows
+
     attend: Any = AttentionInterface().get(requested)
     if attend is None or getattr(attend, "takes_windows", False):
         return True
 
+    checked: set[bool] = set()
+
     @functools.wraps(attend)
     def attend_in_window(
-        module: nn.Module, *args: Any, is_causal: bool | None = None, **kwargs: Any
+        module: nn.Module, query: Tensor, *args: Any, is_causal: bool | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         mechanism: Any = getattr(module, "long_attention", None)
         if isinstance(mechanism, Mechanism) and not getattr(module.config, "base_attention_chosen", True):
             causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
             kwargs["sliding_window"] = window_size(mechanism, causal)
-        return attend(module, *args, is_causal=is_causal, **kwargs)
+            if causal not in checked and not in_graph():
+                check_windows(attend, module, query, causal)
+                checked.add(causal)
+        return attend(module, query, *args, is_causal=is_causal, **kwargs)
 
     attend_in_window.takes_windows = True  # type: ignore[attr-defined]
     AttentionInterface.register(requested, attend_in_window)

@@ -1,0 +1,215 @@
+"""What is relied on of transformers' models, caches and kernels: each check speaks when transformers changes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, DynamicCache, GenerationMixin, PreTrainedModel, cache_utils
+from transformers.generation.continuous_batching import ContinuousMixin
+from transformers.models.bert.modeling_bert import BertSelfAttention
+from transformers.utils import PushToHubMixin
+
+from hf_longattn import enable_long_attention
+from hf_longattn.errors import BackendError
+from hf_longattn.families.whisper import WhisperOfAnyLength
+from hf_longattn.memory import decode_cache
+from hf_longattn.memory.attention_cache import AttentionCacheLayer
+from hf_longattn.memory.key_cache import GrowingWindowLayer, ReservedLayer
+from hf_longattn.modeling import generic, mixin
+from hf_longattn.modeling.attach.weights import LoadsMechanisms
+from hf_longattn.modeling.upstream_models import check_windows
+from hf_longattn.names import PRIVATE_APIS, require
+from tests.cases import every_case
+from tests.reference.small_models import long_model, tokens
+from tests.removed_apis import removed
+
+WINDOW = {"mechanism": "window", "window": 6}
+GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 2}
+DOCUMENTED = {
+    "forward",
+    "from_pretrained",
+    "generate",
+    "post_init",
+    "prepare_inputs_for_generation",
+    "push_to_hub",
+    "save_pretrained",
+}
+"""Methods that users call, or that transformers' pages describe."""
+MIXINS: tuple[Any, ...] = (
+    mixin.HubMixin,
+    mixin.LongAttentionMixin,
+    mixin.LongGenerationMixin,
+    mixin.LongBaseModelMixin,
+    LoadsMechanisms,
+    generic.GenericModel,
+    WhisperOfAnyLength,
+)
+
+
+def test_methods_of_ours_that_override_internal_ones_are_all_listed() -> None:
+    bases = (PreTrainedModel, GenerationMixin, PushToHubMixin)
+    ours = {name for owner in MIXINS for name in vars(owner) if not name.startswith("__")}
+    overriding = {name for name in ours if any(callable(getattr(base, name, None)) for base in bases)}
+    listed = {where.rpartition(".")[2] for where in PRIVATE_APIS["overridden_methods"]}
+    assert overriding - DOCUMENTED == listed
+
+
+@every_case("where", PRIVATE_APIS["overridden_methods"])
+def test_a_long_class_is_refused_where_transformers_no_longer_calls_a_method_of_ours(where: str) -> None:
+    class Base(nn.Module):
+        def forward(self, input_ids: Any) -> None: ...
+
+    require.cache_clear()
+    try:
+        with removed(where), pytest.raises(BackendError, match=f"has no {where.replace(':', '.')}, which hf_longattn"):
+            type("LongBase", (mixin.LongAttentionMixin, Base), {})
+    finally:
+        require.cache_clear()
+
+
+def test_a_forward_whose_cache_has_an_unknown_name_is_refused() -> None:
+    def forward(self: Any, input_ids: Any, kv_cache: Any = None, use_cache: bool | None = None) -> None: ...
+
+    base = type("NewModel", (nn.Module,), {"forward": forward})
+    for ours in (mixin.LongBaseModelMixin, mixin.LongGenerationMixin):
+        bases = (ours, base) if issubclass(ours, mixin.LongAttentionMixin) else (ours, mixin.LongAttentionMixin, base)
+        with pytest.raises(BackendError, match=r"forward of LongNew takes use_cache, but neither \w+ nor \w+\)"):
+            type("LongNew", bases, {})
+    type("LongNew", (mixin.LongAttentionMixin, base), {})  # a head that trains without a cache
+
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "window": WINDOW,
+    "window and full": {**WINDOW, "layers": {1: {"mechanism": "full"}}},
+    "sinks": {**WINDOW, "num_sinks": 2},
+}
+
+
+@every_case("name", LAYERS)
+def test_a_cache_without_our_layers_is_named_once(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    longer = long_model("llama", "LlamaForCausalLM", LAYERS[name])
+    if name == "window":  # a caller's cache may hold all keys
+        longer.generate(tokens(1, 20), **{decode_cache.CACHE: DynamicCache()}, **GREEDY)
+    for cache in ("dynamic", "static"):
+        longer.generate(tokens(1, 20), cache_implementation=cache, disable_compile=True, **GREEDY)
+    assert not caplog.messages
+    longer = long_model("llama", "LlamaForCausalLM", LAYERS[name])
+    for table in (cache_utils.DYNAMIC_LAYER_TYPE_MAPPING, cache_utils.STATIC_LAYER_TYPE_MAPPING):
+        for layer_type in longer.config.layer_types:
+            monkeypatch.setitem(table, layer_type, lambda **_: cache_utils.DynamicLayer())
+    for _ in range(2):
+        longer.generate(tokens(1, 20), **GREEDY)
+    (message,) = caplog.messages
+    assert "layer 0 of a cache is a DynamicLayer in place of longattn_" in message
+    assert "memory grows" in message
+
+
+MEMBERS = {
+    cache_utils.CacheLayerMixin: (
+        "get_mask_sizes get_max_length get_seq_length is_compileable is_croppable lazy_initialization offload "
+        "prefetch reorder_cache reset supports_early_init update"
+    ),
+    cache_utils.DynamicLayer: "batch_repeat_interleave batch_select_indices crop is_sliding",
+    cache_utils.DynamicSlidingWindowLayer: "activate_past_recording",
+    cache_utils.StaticLayer: "crop is_sliding",
+}
+"""Public members of transformers' layers that ours are known to inherit or override. A new one would work on the keys
+that our layers hold as if they were all: override it, or note here why it need not be.
+
+``offload`` and ``prefetch`` move ``keys`` and ``values``, which states do not have; ``supports_early_init`` is for
+tensor-parallel layers of keys; ``is_sliding`` chooses masks, which our attention function reads itself."""
+
+
+@every_case("owner", MEMBERS)
+def test_members_of_cache_layers_are_those_that_ours_know(owner: type[Any]) -> None:
+    inherited = {name for base in owner.__mro__[1:] for name in vars(base)}
+    new = {name for name in vars(owner) if not name.startswith("_")} - inherited - {"keys", "values"}
+    assert new <= {*MEMBERS[owner].split()}
+    for ours in (GrowingWindowLayer, ReservedLayer, AttentionCacheLayer):
+        assert ours.__mro__[1].__module__ == cache_utils.__name__
+
+
+def test_layers_whose_attention_is_not_found_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    for number, found in ((None, ""), (1, "1 of 3 layers BertLayer of encoder.layer")):
+        model = BertModel(BertConfig(**sizes, intermediate_size=16)).eval()
+        if number is not None:  # as where one layer has attention of another class
+            attention = model.encoder.layer[number].attention
+            attention.self.__class__ = type("BertMixer", (BertSelfAttention,), {})
+        caplog.clear()
+        enable_long_attention(model, WINDOW)
+        assert bool(caplog.messages) == bool(found)
+        assert found in caplog.text
+
+
+def kernel(margin: int, **renamed: str) -> Callable[..., Any]:
+    """FlashAttention whose window is ``sliding_window - margin`` keys to either side."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        is_causal: bool | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        distance = torch.arange(query.shape[2])[:, None] - torch.arange(key.shape[2])
+        size = key.shape[2] if sliding_window is None else sliding_window - margin
+        seen = (distance <= size) & (distance >= (0 if is_causal else -size))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling).transpose(1, 2), None
+
+    return attend
+
+
+def without_window(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **others: Any
+) -> Any:
+    return kernel(1)(module, query, key, value, attention_mask, **{**others, "sliding_window": None})
+
+
+@every_case("causal", [True, False])
+@every_case("head_dim", [4, 8, 64])
+@every_case("dtype", [torch.float32, torch.bfloat16])
+def test_windows_of_a_kernel_are_compared_once(causal: bool, head_dim: int, dtype: torch.dtype) -> None:
+    query = torch.randn(2, 4, 30, head_dim).to(dtype)
+    check_windows(kernel(1), nn.Identity(), query, causal)
+    for wrong, found in (
+        (kernel(0), "sliding_window=3 does not show 2 keys"),
+        (kernel(2), "sliding_window=3 does not show 2 keys"),
+        (without_window, "it takes no sliding_window"),
+    ):
+        with pytest.raises(BackendError, match=rf"{found}.*set_attn_implementation\('longattn'\)"):
+            check_windows(wrong, nn.Identity(), query, causal)
+
+
+def test_continuous_batching_of_mechanisms_is_refused_in_a_sentence_that_ends_the_circle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The base's own would reserve most of the memory for its pages."""
+    monkeypatch.setattr(ContinuousMixin, "init_continuous_batching", lambda self, *args, **kwargs: "the base's")
+    longer = long_model("llama", "LlamaForCausalLM", WINDOW)
+    for implementation in (None, "sdpa"):  # which transformers names, and which selects longattn again
+        longer.set_attn_implementation(implementation or "longattn")
+        with pytest.raises(
+            BackendError, match=r"call generate with a padded batch, or first model\.use_base_attention"
+        ):
+            longer.generate_batch([[5, 6, 7]])
+    longer.use_base_attention()
+    assert longer.init_continuous_batching() == "the base's"
+
+
+def test_the_name_of_the_cache_is_one_that_decoders_take() -> None:
+    from transformers import LlamaForCausalLM
+
+    assert decode_cache.CACHE in inspect.signature(LlamaForCausalLM.forward).parameters
