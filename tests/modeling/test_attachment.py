@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, Wav2Vec2Config
 from transformers.generation import stopping_criteria
+from transformers.models.glm.modeling_glm import GlmAttention
+from transformers.models.glm4v.modeling_glm4v import Glm4vTextAttention, Glm4vVisionAttention
+from transformers.models.llama import modeling_llama
 
 import hf_longattn
 import hf_longattn.families as families
@@ -212,6 +215,48 @@ def test_sinks_are_turned_where_the_rotation_can_be_followed(
     assert sum(isinstance(module, SinkPositions) for module in model.modules()) == turned
     assert all("sinks keep their positions in the text" in message for message in messages)
     assert bool(messages) == warns
+
+
+def turned_back(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **_: Any) -> Any:
+    """transformers' ``apply_rotary_pos_emb``, in the other direction."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return tuple(x * cos - modeling_llama.rotate_half(x) * sin for x in (q, k))
+
+
+def turned_twice(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **_: Any) -> Any:
+    """transformers' ``apply_rotary_pos_emb``, by twice the angle."""
+    cos, sin = (2 * cos * cos - 1).unsqueeze(1), (2 * sin * cos).unsqueeze(1)
+    return tuple(x * cos + modeling_llama.rotate_half(x) * sin for x in (q, k))
+
+
+@every_case(
+    ("attention", "planes"),
+    [
+        (modeling_llama.LlamaAttention, attachment.HALVES),
+        (GlmAttention, attachment.INTERLEAVED),
+        (Glm4vTextAttention, None),  # its text rotates otherwise than the rotate_half of its file
+        (Glm4vVisionAttention, None),
+    ],
+    ids=["llama", "glm", "glm4v", "glm4v-vision"],
+)
+def test_planes_are_those_in_which_queries_are_turned(attention: type[Any], planes: list[float] | None) -> None:
+    assert attachment._right_angle(attention) == planes
+
+
+@every_case("rotate", [turned_back, turned_twice])
+def test_a_rotation_of_another_meaning_is_not_followed(rotate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(attachment.logger, "warning_once", messages.append)
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotate)
+    attachment._right_angle.cache_clear()
+    try:
+        model = long_model("llama", None, {"mechanism": "window", "window": 8, "num_sinks": 2})
+        with pytest.raises(OptionError, match="in a way that can be followed"):
+            long_model("llama", None, {"mechanism": "full", "relative": "self_extend"})
+    finally:
+        attachment._right_angle.cache_clear()
+    assert not any(isinstance(module, SinkPositions) for module in model.modules())
+    assert "sinks keep their positions in the text" in messages[0]
 
 
 @every_case(

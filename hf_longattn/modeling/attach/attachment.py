@@ -64,6 +64,8 @@ ROTATES = re.compile(r"^ {8}\w.* = apply_rotary_pos_emb\(", re.MULTILINE)
 SCALES_FEATURES = re.compile(r"^ {8}query_states = (self\.\w+\(|query_states \* query_scale)", re.MULTILINE)
 """Matches a line that scales features of rotated queries, by a norm's weights (HunYuan) or a vector (Dory). A further
 rotation would have to come before it."""
+ROTATION = "apply_rotary_pos_emb"
+"""Name of the functions in transformers that rotate queries and keys, given cosines and sines of their angles."""
 RIGHT_ANGLE = "rotate_half"
 """Name of the functions in transformers that rotate ``x`` by a right angle, in the planes of a model's rotation."""
 HALVES, INTERLEAVED = [-2.0, -3.0, 0.0, 1.0], [-1.0, 0.0, -3.0, 2.0]
@@ -323,18 +325,32 @@ def _rotation_of_sinks(model: nn.Module, site: AttentionSite) -> ModelRotation |
 @functools.cache
 def _right_angle(attention_class: type[Any]) -> list[float] | None:
     """The features 0, 1, 2, 3 after a rotation by a right angle; ``None`` if the class does not rotate in every
-    layer."""
+    layer, or otherwise than :class:`Rotation`."""
     for base in attention_class.__mro__:
-        turn = getattr(sys.modules[base.__module__], RIGHT_ANGLE, None)
-        source = "" if turn is None else inspect.getsource(base)
-        if (
-            turn is not None
-            and (rotates := ROTATES.search(source))
-            and SCALES_FEATURES.search(source, rotates.end()) is None
-        ):
+        functions = sys.modules[base.__module__]
+        turn, apply = getattr(functions, RIGHT_ANGLE, None), getattr(functions, ROTATION, None)
+        source = "" if turn is None or apply is None else inspect.getsource(base)
+        if (rotates := ROTATES.search(source)) and SCALES_FEATURES.search(source, rotates.end()) is None:
             with ThreadPoolExecutor(1) as thread:  # where no FakeTensorMode of the caller hides the numbers
-                return thread.submit(lambda turn: turn(torch.arange(4.0, device="cpu")).tolist(), turn).result()
+                return thread.submit(_planes, turn, apply).result()
     return None
+
+
+def _planes(turn: Any, apply: Any) -> list[float] | None:
+    """The features 0, 1, 2, 3 after ``turn``, a rotation by a right angle, if ``apply`` rotates by two positions as
+    :class:`Rotation` does in these planes; else ``None``."""
+    x = torch.arange(4.0, device="cpu")
+    planes: list[float] = turn(x).tolist()
+    frequencies, positions = torch.full((2,), 0.3, device="cpu"), torch.full((1, 1), 2, device="cpu")
+    angles = torch.full((1, 1, 4), 0.6, device="cpu")  # equal in both planes, in whatever order these are
+    turned = Rotation(frequencies, planes == INTERLEAVED).turned(x.view(1, 1, 1, 4), positions)
+    vectors = [x.view(1, 1, 1, 4)] * (2 if "k" in inspect.signature(apply).parameters else 1)
+    try:
+        rotated = apply(*vectors, cos=angles.cos(), sin=angles.sin())
+    except (RuntimeError, TypeError):  # a function with other arguments
+        return None
+    rotated = rotated[0] if isinstance(rotated, tuple) else rotated
+    return planes if torch.allclose(rotated, turned, atol=1e-4) else None
 
 
 def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
