@@ -301,7 +301,7 @@ class StateLayer(AttentionCacheLayer):
         """Recorded steps: number of tokens, and a function that adds the first n of them to a state."""
 
     @property
-    def is_croppable(self) -> bool:  # type: ignore[override]
+    def is_croppable(self) -> bool:
         return self.record_past
 
     def activate_past_recording(self) -> None:

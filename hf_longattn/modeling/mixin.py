@@ -43,7 +43,7 @@ from .masks import DOCUMENTS, check_size, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
 from .pruning import KEPT_HEADS, cut_as_configured
-from .upstream_models import check_cache_argument, check_cache_layers
+from .upstream_models import check_cache_layers, unlike
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -123,8 +123,12 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
             require("overridden_methods")
-            if issubclass(cls, (LongBaseModelMixin, LongGenerationMixin)):  # other heads train without a cache
-                check_cache_argument(cls, inspect.signature(cls.forward).parameters)
+            names = inspect.signature(cls.forward).parameters
+            caching = issubclass(cls, (LongBaseModelMixin, LongGenerationMixin)) and "use_cache" in names
+            if caching and CACHE not in names and OTHER_CACHE not in names:  # other heads train without a cache
+                raise BackendError(
+                    unlike(f"forward of {cls.__name__} takes use_cache, but neither {CACHE} nor {OTHER_CACHE}")
+                )
             cls.forward = cls.with_arguments(cls.forward)
 
     @classmethod

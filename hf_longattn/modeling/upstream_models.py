@@ -8,7 +8,7 @@ runs once per process, class or model, and costs nothing in a call.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from ..errors import BackendError
-from ..memory.decode_cache import CACHE, OTHER_CACHE
 from ..names import BACKEND, TESTED, logger
 
 
@@ -27,15 +26,6 @@ def unlike(found: str) -> str:
         f"transformers {version('transformers')} is not what hf_longattn takes it for ({found}); install transformers "
         f"{lowest} to {highest}, with which it is tested."
     )
-
-
-def check_cache_argument(long_class: type[Any], names: Collection[str]) -> None:
-    """Raise :class:`BackendError` if ``forward`` takes ``use_cache``, but no cache by a known name. ``names``: its
-    parameters."""
-    if "use_cache" in names and CACHE not in names and OTHER_CACHE not in names:
-        raise BackendError(
-            unlike(f"forward of {long_class.__name__} takes use_cache, but neither {CACHE} nor {OTHER_CACHE}")
-        )
 
 
 def check_cache_layers(model: Any, cache: Any) -> None:
@@ -55,29 +45,6 @@ def check_cache_layers(model: Any, cache: Any) -> None:
             found = f"layer {number} of a cache is a {type(layer).__name__} in place of {layer_type}"
             logger.warning(f"{unlike(found)} Outputs are right, but memory grows with the text.")
             return
-
-
-def check_layers_found(model: nn.Module, sites: Collection[str]) -> None:
-    """Warn if some of several layers of the same structure have an attention module that was found, and others have
-    none.
-
-    sites: names of the attention modules that were found. The others would keep the architecture's own attention.
-    """
-    for name, stack in model.named_modules():
-        if not isinstance(stack, nn.ModuleList) or len(stack) < 2:
-            continue
-        found: dict[Any, list[bool]] = {}
-        for number, layer in enumerate(stack):
-            structure = (type(layer), tuple(child for child, _ in layer.named_children()))
-            has_site = any(site.startswith(f"{name}.{number}.") for site in sites)
-            found.setdefault(structure, []).append(has_site)
-        for (layer_class, _), have_sites in found.items():
-            if any(have_sites) and not all(have_sites):
-                missed = f"{len(have_sites) - sum(have_sites)} of {len(have_sites)} layers {layer_class.__name__}"
-                logger.warning(
-                    f"{type(model).__name__} has no known attention module in {missed} of {name}, which keep the "
-                    "architecture's own attention; name the layers in an issue, or choose another architecture."
-                )
 
 
 TOKENS, WINDOW = 8, 3

@@ -27,6 +27,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -107,7 +108,8 @@ class LongTrainer(Trainer):
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
         # torch's DataParallel copies a changed head to all devices, and gathers tensors only
         self.inner, self.head = inner if self.args.n_gpu < 2 else None, type(inner).__name__
-        mark_for_zero3(inner)
+        if is_deepspeed_zero3_enabled():
+            mark_for_zero3(inner)
         self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
         self.minutes = Minutes(getattr(self.args, "max_minutes", None))
         if self.minutes.limit is not None and self.pop_callback(ProgressCallback):  # counts steps

@@ -35,12 +35,12 @@ from ...positions.relative import Rotation, SelfExtend
 from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
 from ..family.definition import attention_names
 from ..family.long_config import attention_implementation
-from ..upstream_models import check_layers_found
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,
     Call,
     attention_sites,
+    check_layers_found,
     copied_parameters,
     copy_projections,
     input_width,
@@ -153,7 +153,8 @@ def attach_mechanisms(
         weight = next(site.module.parameters(), None)
         if weight is not None:
             mechanism = mechanism.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
-        copy_projections(site.module, mechanism)
+        if projection_copies(mechanism):
+            copy_projections(site.module, mechanism)
         site.put(mechanism)
         if not site.shared and getattr(site.module, "layer_idx", None) is None:  # vLLM finds a layer's attention by it
             site.module.layer_idx = site.layer  # type: ignore[assignment]
@@ -163,19 +164,18 @@ def attach_mechanisms(
     for target, source in shared_parameters(model).items():
         owner, _, name = target.rpartition(".")
         setattr(model.get_submodule(owner), name, model.get_parameter(source))
-    mark_for_zero3(model)
+    if is_deepspeed_zero3_enabled():
+        mark_for_zero3(model)
     return sites
 
 
 def mark_for_zero3(model: nn.Module) -> None:
-    """If DeepSpeed's ZeRO-3 is configured, make it gather all weights of an attention module together.
+    """Make DeepSpeed's ZeRO-3 gather all weights of an attention module together.
 
     A mechanism may run once per document. ZeRO-3 fetches weights in the order in which modules ran before. This order
     would differ between processes with different numbers of documents in their batches, and so would the
     communication.
     """
-    if not is_deepspeed_zero3_enabled():
-        return
     mark = importlib.import_module("deepspeed.utils").set_z3_leaf_module
     for module in model.modules():
         if isinstance(getattr(module, "long_attention", None), nn.Module):

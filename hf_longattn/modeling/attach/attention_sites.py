@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import projection_copies
+from ...names import logger
 from ..family.definition import attention_names
 
 MECHANISM_ATTRIBUTE = "long_attention"
@@ -109,6 +110,30 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
             AttentionSite(name, module, layer if isinstance(layer, int) and layer >= 0 else ordinal, cross, causal)
         )
     return sites
+
+
+def check_layers_found(model: nn.Module, sites: Collection[str]) -> None:
+    """Warn if some of several layers of the same structure have an attention module that was found, and others have
+    none.
+
+    sites: names of the attention modules that were found. The others would keep the architecture's own attention.
+    """
+    listed_sites = "\n".join(["", *sites])
+    for name, stack in model.named_modules():
+        if not isinstance(stack, nn.ModuleList) or len(stack) < 2:
+            continue
+        found: dict[Any, list[bool]] = {}
+        for number, layer in enumerate(stack):
+            structure = (type(layer), tuple(dict(layer.named_children())))
+            has_site = f"\n{name}.{number}." in listed_sites
+            found.setdefault(structure, []).append(has_site)
+        for (layer_class, _), have_sites in found.items():
+            if any(have_sites) and not all(have_sites):
+                missed = f"{len(have_sites) - sum(have_sites)} of {len(have_sites)} layers {layer_class.__name__}"
+                logger.warning(
+                    f"{type(model).__name__} has no known attention module in {missed} of {name}, which keep the "
+                    "architecture's own attention; name the layers in an issue, or choose another architecture."
+                )
 
 
 def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
