@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import itertools
 import logging
+import pickle
+import subprocess
 import sys
 import warnings
 from collections import OrderedDict
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, BertConfig, T5ForConditionalGeneration
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
@@ -25,6 +28,7 @@ from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 from tests.grids import grid
+from tests.modeling import pickled_models
 from tests.reference.small_models import BASES, long_config, long_model, plain_config, plain_model
 from tests.trained import tokenizer_of
 
@@ -248,3 +252,77 @@ def test_experts_are_adapted_by_their_old_names(base: str, head: str, experts: l
         trained.append(sorted(name for name, parameter in adapted.named_parameters() if parameter.requires_grad))
     assert trained[0]
     assert trained[0] == trained[1]
+
+
+def pickles_are_read(cells: list[tuple[str, str, bool]], folder: Path) -> None:
+    for name, writer, runs_before in cells:
+        pickled_models.write(folder / f"{name} {writer} {runs_before}", name, writer, runs_before=runs_before)
+    done = run_fresh(pickled_models.read, folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == sorted(path.name for path in folder.iterdir())
+
+
+def test_an_unpickled_model_knows_longattn_before_and_after_its_first_forward_pass(tmp_path: Path) -> None:
+    pickles_are_read([("bert", "pickle", False), ("mistral", "torch", True), ("long", "cloudpickle", True)], tmp_path)
+
+
+@pytest.mark.slow
+def test_every_pickled_model_equals_its_original_in_a_process_that_imports_nothing(tmp_path: Path) -> None:
+    cells = [(name, "pickle", True) for name in pickled_models.MODELS]
+    cells += [(name, "copy", False) for name in pickled_models.MODELS]
+    cells += [("bert", writer, False) for writer in pickled_models.WRITERS]
+    pickles_are_read(cells, tmp_path)
+
+
+@pytest.mark.slow
+def test_spawned_workers_know_longattn(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, pickled_models.__file__], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "equal in every worker"
+
+
+POOL = """
+import hf_longattn, sys, torch
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu", model_kwargs={"attn_implementation": "longattn"})
+texts = ["A lamp.", "The keeper lights the lamp at dusk."]
+expected = model.encode(texts)
+pool = model.start_multi_process_pool(["cpu"])
+torch.testing.assert_close(torch.tensor(model.encode(texts, pool=pool)), torch.tensor(expected))
+model.stop_multi_process_pool(pool)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_pool_of_sentence_transformers_knows_longattn(is_long: bool, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue("real_long" if is_long else "real_folder")
+    done = subprocess.run(
+        [sys.executable, "-c", POOL, str(folder)], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "equal"
+
+
+def test_pickles_of_other_configs_do_not_name_this_package() -> None:
+    config = BertConfig()
+    assert b"hf_longattn" not in pickle.dumps(config)
+    assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+    config._attn_implementation = "longattn"
+    assert b"hf_longattn" in pickle.dumps(config)
+
+
+def test_configs_in_another_package_carry_the_import_if_their_file_is_named_as_usual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from transformers import PreTrainedConfig\nclass OurConfig(PreTrainedConfig): pass\nclass Other: pass\n"
+    (tmp_path / "configuration_ours.py").write_text(source)
+    (tmp_path / "configuration_without_transformers.py").write_text("import dataclasses\nclass Settings: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    ours = importlib.import_module("configuration_ours")
+    assert b"hf_longattn" in pickle.dumps(ours.OurConfig(attn_implementation="longattn"))
+    assert ours.Other not in copyreg.dispatch_table
+    importlib.import_module("configuration_without_transformers")

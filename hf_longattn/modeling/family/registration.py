@@ -8,11 +8,15 @@ noted for the model type. For ``"long_bert"``, this is :mod:`hf_longattn.familie
 ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES`, and of torchao. Tables of modules that are
 imported already are filled at once. Only pipelines are replaced: :data:`PIPELINES` gives two tasks a subclass of
 transformers' pipeline.
+
+Config classes are entered in the same way into the table of :mod:`copyreg`, so that a pickle of a stock model with
+``attn_implementation="longattn"`` imports this package where it is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -26,7 +30,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ...files import GENERIC_CLASS, GENERIC_TYPE
-from ...names import LOGGER, PRIVATE_APIS, TESTED, missing, warn_missing, warn_untested
+from ...names import BACKEND, LOGGER, PRIVATE_APIS, TESTED, missing, warn_missing, warn_untested
 from .definition import FAMILIES, family_names, first_word, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
@@ -246,6 +250,33 @@ def register_with_vllm() -> None:
                     ModelRegistry.register_model(name, f"vllm.model_executor.models.transformers:{backend}")
 
 
+def register_pickles(configuration: ModuleType) -> None:
+    """Make pickles of a module's configs import this package if their attention is ``longattn``.
+
+    Without that, a pickle of a stock model names only transformers' classes, and a new process that loads it does not
+    know the attention's name.
+    """
+    utilities = sys.modules.get("transformers.configuration_utils")
+    base = getattr(utilities, "PreTrainedConfig", ())  # without it, these are other configs
+    for value in vars(configuration).values():
+        if isinstance(value, type) and issubclass(value, base):
+            copyreg.dispatch_table.setdefault(value, _reduced_config)
+
+
+def _reduced_config(config: Any) -> Any:
+    """What pickle and copy store of a config. A config with our attention is made by :func:`new_config`."""
+    reduced = config.__reduce_ex__(2)
+    names_backend = any(isinstance(value, str) and value == BACKEND for value in vars(config).values())
+    if not names_backend or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+        return reduced
+    return (new_config, *reduced[1:])
+
+
+def new_config(config_class: type[Any], *arguments: Any) -> Any:
+    """An empty config, whose fields pickle sets afterwards. Pickles name this function: do not rename or move it."""
+    return config_class.__new__(config_class, *arguments)
+
+
 def _enter_types(table: dict[str, Any] | None) -> None:
     """Give every Long model type the entry of its base."""
     known = {} if table is None else table
@@ -272,6 +303,13 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
 """Module with tables -> function that enters Long models in them, called with the module after its import."""
 
 
+def _registering(module: str) -> Callable[[ModuleType], None] | None:
+    """The function to call with a module after its import. A file of config classes is named ``configuration_…``."""
+    if module.rpartition(".")[2].startswith("configuration_"):
+        return TABLES.get(module, register_pickles)
+    return TABLES.get(module)
+
+
 @contextlib.contextmanager
 def quiet_torchao() -> Iterator[None]:
     """Context that silences torchao's and torch.onnx's warnings about what is absent. transformers imports torchao
@@ -291,14 +329,15 @@ def quiet_torchao() -> Iterator[None]:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls the function in ``TABLES`` right after a module named there has been executed, and executes torchao's
-    modules quietly. Python's own finder finds the module."""
+    """Calls :func:`_registering`'s function right after a module has been executed, and executes torchao's modules
+    quietly. Python's own finder finds the module."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         quietly = name.partition(".")[0] == "torchao"
-        if name not in TABLES and not quietly:
+        enter = _registering(name)
+        if enter is None and not quietly:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
@@ -308,8 +347,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             with quiet_torchao() if quietly else contextlib.nullcontext():
                 execute(module)
-            if not quietly:
-                TABLES[name](module)
+            if enter is not None:
+                enter(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -321,9 +360,11 @@ def register() -> None:
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _AfterImport())
-    for name, enter in TABLES.items():
-        if name in sys.modules:
-            enter(sys.modules[name])
+    for name in [*TABLES, *(name for name in sys.modules if name not in TABLES)]:
+        enter = _registering(name)
+        module = sys.modules.get(name)
+        if enter is not None and module is not None:
+            enter(module)
 
 
 def lazy_mappings(module: ModuleType) -> list[Any]:
