@@ -100,6 +100,11 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "int8_linear": ("torch:ops.onednn.qlinear_pointwise", "torch:ops.onednn.qlinear_prepack"),
     "amx": ("torch:cpu._is_amx_tile_supported",),
     "in_backward": ("torch:_C._current_graph_task_id",),
+    "functorch": (
+        "torch:_C._are_functorch_transforms_active",
+        "torch:_C._functorch.get_interpreter_stack",
+        "torch:_C._functorch.TransformType.Vmap",
+    ),
     "assert_in_graph": ("torch:_assert_async",),
     "assume_in_graph": ("torch:_check",),
     "trace_errors": ("torch:_dynamo.exc.UserError",),

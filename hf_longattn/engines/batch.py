@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ..errors import InputError
+from ..names import look_up, warn_missing
 
 Derived = TypeVar("Derived")
 NO_FUSED_KERNELS = "torch.nn.attention.sdpa_kernel leaves fused kernels out"
 MAX_NORM = 1e10
 """Norm below which a tensor's products with another keep far below the CPU's additive masks (-1e30), in scores and in
 gradients. NaN and infinity are not below it."""
+TRANSFORMED = "torch.func transforms the call, for which fused kernels have no rule"
 Span = tuple[int, int, int]
 """``(row, start, stop)``: tokens ``start … stop - 1`` of a batch row."""
 Spans = Sequence[Span]
@@ -183,13 +185,13 @@ class Batch(PassCache):
         """
         if self.documents is None:
             assert self.mask is not None
-            real = on_host(self.mask).numpy() if self.host_mask is None else self.host_mask
+            real = on_host(self.mask) if self.host_mask is None else self.host_mask
             borders = np.zeros_like(real)
             borders[:, :1] = True
             return real, borders
         borders_there, descending = self._borders
         real_there = torch.ones_like(borders_there) if self.mask is None else self.mask
-        rows = on_host(torch.stack([real_there, borders_there, descending.expand_as(borders_there)])).numpy()
+        rows = on_host(torch.stack([real_there, borders_there, descending.expand_as(borders_there)]))
         if rows[2].any():
             raise InputError(
                 "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than "
@@ -242,9 +244,12 @@ def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
     return alias
 
 
-def on_host(x: Tensor) -> Tensor:
-    """A detached copy of ``x`` in the host's memory. The host waits for the accelerator here, on purpose."""
-    return x.detach().cpu()
+def on_host(x: Tensor) -> np.ndarray[Any, Any]:
+    """The bool values of ``x`` in the host's memory. The host waits for the accelerator here, on purpose."""
+    x = x.detach().cpu()
+    if transformed():  # a tensor that torch.func wraps has no memory of its own
+        return np.array(x.tolist(), dtype=bool).reshape(x.shape)
+    return x.numpy()
 
 
 def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Derived:
@@ -305,18 +310,37 @@ class _Split(torch.autograd.Function):
 
 
 def in_graph() -> bool:
-    """Whether tensor values cannot be read, because a graph is being traced."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether tensor values cannot be read, because a graph is being traced or ``torch.func.vmap`` batches them."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if not transformed():
+        return False
+    vmap = look_up("functorch", 2)
+    return any(transform.key() == vmap for transform in look_up("functorch", 1)())
 
 
 def no_fused_kernels() -> str | None:
-    """Why only plain operations may run now, as a clause; ``None`` if fused kernels may run.
+    """Why only plain operations may run now, as a clause; ``None`` in a graph, or if fused kernels may run.
 
     A fused kernel has no second derivative. Plain operations have, and ``sdpa_kernel(SDPBackend.MATH)`` asks for them.
+    A kernel of this package has no rule for ``torch.func``, such as ``grad`` and ``vmap``, either.
     """
-    if torch.compiler.is_compiling() or flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():
+    if torch.compiler.is_compiling():
+        return None
+    if transformed():
+        return TRANSFORMED
+    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():
         return None  # named for CUDA, but valid for every device
     return NO_FUSED_KERNELS
+
+
+def transformed() -> bool:
+    """Whether a transformation of ``torch.func`` runs, such as ``grad``, ``vmap`` or ``jacrev``."""
+    is_active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    if is_active is None:
+        warn_missing("functorch")
+        return False
+    return bool(is_active())
 
 
 def differentiated(*tensors: Tensor) -> bool:

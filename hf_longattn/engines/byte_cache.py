@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..names import warn_missing
+from .batch import transformed
 
 Value = TypeVar("Value")
 MAX_BYTES = 256 << 20
@@ -46,13 +47,13 @@ class ByteCache:
         """The cached value of ``key``. On a miss, ``make()`` is called and its value cached, unless it exceeds the
         budget.
 
-        Nothing is cached while PyTorch compiles or exports.
+        Nothing is cached while PyTorch compiles or exports, or while ``torch.func`` wraps new tensors.
 
         Args:
             size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by
                 default.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or transformed():
             return make()
         if (entry := self._find(key)) is not None:
             return entry[0]

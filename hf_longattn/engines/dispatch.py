@@ -52,7 +52,7 @@ def _always_runs(context: DispatchContext) -> None:
 def _many_pairs(context: DispatchContext) -> str | None:
     if not context.maskable:
         return "no mask over all keys gives this attention"
-    return None if context.few_pairs or (context.global_tokens and torch.compiler.is_compiling()) else MANY_PAIRS
+    return None if context.few_pairs or (context.global_tokens and in_graph()) else MANY_PAIRS
 
 
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
@@ -85,7 +85,7 @@ def _band_is_long(context: DispatchContext) -> str | None:
 
     # An unknown number of global tokens in a graph needs a mask if no kernel takes them: ``plain`` has a column for
     # each token.
-    unknown = compiling and call.global_mask is not None and call.global_positions is None
+    unknown = in_graph() and call.global_mask is not None and call.global_positions is None
     if unknown and all(name in dict(context.failed) or reason(context) is not None for name, reason in BAND_KERNELS):
         return None
     adds_term = call.score_mod is not None and _kernel_adds_term(context)

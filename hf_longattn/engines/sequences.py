@@ -116,8 +116,8 @@ def attend_per_sequence(
     assert batch is not None
     if batch.documents is not None and in_graph():
         raise InputError(
-            "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call "
-            "the model without torch.compile, or give each document its own row with padding."
+            "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor "
+            "torch.func.vmap knows; call the model without it, or give each document its own row with padding."
         )
     if layout == "split":
         sequences = _split_sequences(q, k, v, call, batch)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines import accelerator
+from ..engines.batch import in_graph
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, Pattern, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
@@ -105,9 +106,9 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
 
     def extremes(self) -> tuple[float, float]:
-        """The shortest and the longest span in tokens; 0 and max_span in compiled graphs and on the meta device, where
-        values are unknown. The parameter is read in every call, because changes of its data cannot be detected."""
-        if torch.compiler.is_compiling() or self.span_fraction.is_meta:
+        """The shortest and the longest span in tokens; 0 and max_span where values cannot be read. The parameter is
+        read in every call, because changes of its data cannot be detected."""
+        if in_graph() or self.span_fraction.is_meta:
             return 0.0, float(self.options.max_span)
         shortest, longest = torch.stack(self.span_fraction.detach().float().clamp(0, 1).aminmax()).tolist()
         return shortest * self.options.max_span, longest * self.options.max_span
@@ -131,7 +132,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         longest = None
-        if not torch.compiler.is_compiling():
+        if not in_graph():
             if self.training:
                 self.span_fraction.data.clamp_(0, 1)
             shortest, longest = self.extremes()

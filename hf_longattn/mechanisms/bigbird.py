@@ -332,9 +332,7 @@ class BigBird(MaskedMechanism):
         by_text = None if causal or self.options.blocks_over != "text" else call.key_mask
         if by_text is not None and call.batch is not None:
             ends = last_real(by_text) + 1
-            shortest = (
-                0 if torch.compiler.is_compiling() else call.batch.cached(("shortest text",), lambda: int(ends.min()))
-            )
+            shortest = 0 if in_graph() else call.batch.cached(("shortest text",), lambda: int(ends.min()))
             if -(-shortest // size) < rows:
                 all_long = -(-shortest // size) > self.full_blocks
                 return self.blocks(-(-ends // size), rows, causal, device, seed).parts(
@@ -488,7 +486,7 @@ class Blocks:
             even: whether every sequence has ``rows`` blocks, more than ``full``.
             all_long: whether every sequence has more than ``full`` blocks.
         """
-        if tokens is not None and not bool(tokens.any()):
+        if tokens is not None and not in_graph() and not bool(tokens.any()):
             tokens = None
         edge, rows, size, causal, total = self.edge, self.rows, self.size, self.causal, self.count.view(-1, 1, 1, 1)
         row = torch.arange(rows, device=total.device).view(1, 1, -1, 1)

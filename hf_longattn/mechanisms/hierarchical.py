@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.batch import last_real
+from ..engines.batch import in_graph, last_real
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall, GatherTile, as_fixed, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
@@ -241,7 +241,7 @@ class Pyramid:
                 starts = torch.arange(rows.shape[2], device=device) * size
                 keys = torch.cat([self._far(level, starts, causal) for level in levels], -1)
                 # values can be read: move empty slots to the end, and cut to the longest row
-                if not torch.compiler.is_compiling():
+                if not in_graph():
                     order = (keys < 0).sort(dim=-1, stable=True)
                     keys = keys.gather(-1, order.indices)[..., : int((keys >= 0).sum(-1).max())]
                 parts.append(GatherTile(rows, keys[None, None]))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.batch import cached_on
+from ..engines.batch import cached_on, in_graph
 from ..engines.call import AttentionCall, MaskMod, Pattern
 from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
@@ -187,7 +187,7 @@ class Longformer(SparseMechanism, CopiesProjections):
         tokens, q_len = self.resolve_globals(k, call), q.shape[2]
         if q_len == k.shape[2]:
             return torch.zeros_like(call.real(k)) if tokens is None else tokens
-        if tokens is not None and not torch.compiler.is_compiling() and bool(tokens[:, -q_len:].any()):
+        if tokens is not None and not in_graph() and bool(tokens[:, -q_len:].any()):
             raise InputError(
                 f"A global token is among the last {q_len} of {k.shape[2]} tokens, but with separate_global it needs "
                 "the hidden states of all tokens, and a cache keeps keys and values only; pass the whole text in one "
@@ -243,12 +243,12 @@ class GlobalProjections(nn.Module):
         q)·x, the projections are applied to the queries and to the weighted sums instead.
         """
         scale, causal, key_mask = call.scale_for(self.head_dim), call.causal, call.key_mask
-        if torch.compiler.is_compiling():
+        if in_graph():
             q, k, v = (self.heads(project(hidden)) for project in (self.query, self.key, self.value))
-            if call.score_mod is None:
+            if call.score_mod is None and torch.compiler.is_compiling():
                 seed = torch.randint(1 << 62, (), device=q.device) if call.dropout else None
                 rows = separate_rows(q, k, v, key_mask, tokens, causal, scale, call.dropout, seed)
-            else:  # a term is a function, which an operator cannot take
+            else:  # the operator takes no term, which is a function, and torch.func has no rule for it
                 rows = dense_attention(q, k, v, call)
             return torch.where(tokens[:, None, :, None], rows.to(out.dtype), out)
         index, real = cached_on(tokens, "index", lambda: global_index(tokens))

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
+from ..engines.batch import transformed
 from ..errors import InputError
 from ..mechanisms.common.masked import NO_TOKEN, Columns
 
 
 def compact(tensor: Tensor) -> Tensor:
     """The tensor, copied if it uses less than half of its storage, for example as a view of a prompt's last tokens."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transformed():
         return tensor
     return tensor if 2 * tensor.nbytes >= tensor.untyped_storage().nbytes() else tensor.clone()
 

@@ -206,7 +206,7 @@ def mechanism_mask(
         return for_one_pass(attention_mask)  # its layer cuts it, and one without a cache refuses it
     if attention_mask is None or in_graph():
         return attention_mask
-    real = on_host(attention_mask != 0).numpy()
+    real = on_host(attention_mask != 0)
     if real.all():
         # Keys of another number are an encoder's, or the mask is for another text; the attention function knows.
         return None if kv_length + kv_offset == total else for_one_pass(attention_mask, {0: None})

@@ -290,7 +290,7 @@ def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, devic
         if positions is not None:
             tokens_of = [[span.start + position for position in positions if position < span.length] for span in spans]
         else:
-            chosen = on_host(tokens).numpy()
+            chosen = on_host(tokens)
             tokens_of = [
                 (np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans
             ]

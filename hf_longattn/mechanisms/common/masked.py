@@ -455,7 +455,7 @@ class GatheredMechanism(MaskedMechanism):
             return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
         q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks
         term = None if chunks is None or call.score_mod is None else DistanceTerm.of(call.term, q, k)
-        tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
+        tokens = self.resolve_globals(k, call)
         tokens_of_call = tokens is not None and call.global_mask is not None
         about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens_of_call}
         path = (
@@ -475,7 +475,7 @@ class GatheredMechanism(MaskedMechanism):
         # The tiles list the pairs of the mask; the call's global tokens are added as tiles of rows and columns.
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
-            count = int(tokens.sum(-1).max()) if tokens_of_call and not compiling else len(self.global_positions())
+            count = int(tokens.sum(-1).max()) if tokens_of_call and not in_graph() else len(self.global_positions())
             parts += global_parts(tokens, count, self.mask_mod(call.causal, None), self.num_heads, call.causal)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
