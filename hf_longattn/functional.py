@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from .engines import accelerator
-from .engines.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
+from .engines.batch import (
+    Batch,
+    autocasts,
+    documents_from,
+    has_values,
+    in_graph,
+    nothing_seen,
+    runs_shapes,
+    shape_in_words,
+    with_values,
+)
 from .engines.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.dense import dtype_in_attention
 from .engines.dispatch import OBSERVERS, choose, reporting, running
@@ -180,13 +190,13 @@ def prepare(
     if padding_mask is not None or documents is not None or cu_seqlens is not None:
         shape = (k.shape[0], k.shape[2])
         batch = Batch.of(
-            check_mask("padding_mask", padding_mask, k, refuse_zeros=True),
-            documents_from(documents, cu_seqlens, shape),
+            with_values(check_mask("padding_mask", padding_mask, k, refuse_zeros=True)),
+            with_values(documents_from(documents, cu_seqlens, shape)),
         )
     call = AttentionCall(
         causal=causal,
         batch=batch,
-        global_mask=None if global_mask is None else check_mask("global_mask", global_mask, k),
+        global_mask=with_values(check_mask("global_mask", global_mask, k)),
         scale=scaling,
         dropout=dropout_p,
         score_mod=score_mod,
@@ -269,7 +279,7 @@ def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: A
         )
     if not (q.device == k.device == v.device):
         raise OptionError(f"q, k and v are on {q.device}, {k.device} and {v.device}; move them to one device.")
-    cast = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled(q.device.type)
+    cast = q.dtype == k.dtype == v.dtype or autocasts(q)
     if not (cast and q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
         raise OptionError(
             f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype."
@@ -323,7 +333,7 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
         )
     if mask.device != k.device:
         raise InputError(f"{name} is on {mask.device} and k on {k.device}; move them to one device.")
-    if mask.is_floating_point():
+    if mask.is_floating_point() and has_values(mask):
         chosen = mask == 1
         if (
             in_graph()
@@ -391,6 +401,9 @@ def run_mechanism(
             return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence, observed=True)
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
+    if q.is_meta and not in_graph():
+        with runs_shapes():
+            return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence, observed=observed)
     attention = run or mechanism
     if mechanism.options.order is not None:
         attention = in_order(mechanism.options.order, attention)

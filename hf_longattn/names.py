@@ -100,6 +100,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "int8_linear": ("torch:ops.onednn.qlinear_pointwise", "torch:ops.onednn.qlinear_prepack"),
     "amx": ("torch:cpu._is_amx_tile_supported",),
     "in_backward": ("torch:_C._current_graph_task_id",),
+    "fake_tensors": ("torch:_C._get_dispatch_mode", "torch:_C._TorchDispatchModeKey.FAKE"),
     "functorch": (
         "torch:_C._are_functorch_transforms_active",
         "torch:_C._functorch.get_interpreter_stack",

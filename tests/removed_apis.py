@@ -110,6 +110,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "int8_linear": lambda: onednn.int8_product(ones, ones, ones, ones, torch.float32),
         "amx": onednn.has_amx,
         "in_backward": performer.in_backward,
+        "fake_tensors": batch.in_fake_mode,
         "functorch": batch.transformed,
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),

@@ -6,9 +6,11 @@ a sequence then starts at index 0, and a key mask marks padding inside or after 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -26,6 +28,7 @@ MAX_NORM = 1e10
 """Norm below which a tensor's products with another keep far below the CPU's additive masks (-1e30), in scores and in
 gradients. NaN and infinity are not below it."""
 TRANSFORMED = "torch.func transforms the call, for which fused kernels have no rule"
+_shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
 Span = tuple[int, int, int]
 """``(row, start, stop)``: tokens ``start … stop - 1`` of a batch row."""
 Spans = Sequence[Span]
@@ -310,13 +313,55 @@ class _Split(torch.autograd.Function):
 
 
 def in_graph() -> bool:
-    """Whether tensor values cannot be read, because a graph is being traced or ``torch.func.vmap`` batches them."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    """Whether tensor values cannot be read: a graph is traced, ``torch.func.vmap`` batches them, or they do not exist.
+
+    Values do not exist in PyTorch's FakeTensorMode and on the meta device (:func:`runs_shapes`).
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _shapes_only.get() or in_fake_mode():
         return True
     if not transformed():
         return False
     vmap = look_up("functorch", 2)
     return any(transform.key() == vmap for transform in look_up("functorch", 1)())
+
+
+def in_fake_mode() -> bool:
+    """Whether PyTorch's FakeTensorMode is active, in which tensors have shapes only."""
+    dispatch_mode = getattr(torch._C, "_get_dispatch_mode", None)
+    if dispatch_mode is None:
+        warn_missing("fake_tensors")
+        return False
+    return dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether values of ``x`` exist. Always true in a graph, for which :func:`in_graph` speaks."""
+    return torch.compiler.is_compiling() or not (x.is_meta or in_fake_mode())
+
+
+def with_values(x: Any) -> Any:
+    """``x``, or ``None`` for a tensor without values: its tokens then count as real, and its row as one document."""
+    return None if isinstance(x, Tensor) and not has_values(x) else x
+
+
+@contextlib.contextmanager
+def runs_shapes() -> Iterator[None]:
+    """Context in which :func:`in_graph` is true, for a call with tensors on the meta device."""
+    before = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(before)
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``. PyTorch has none for the meta device."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def without_autocast(x: Tensor) -> Any:
+    """Context that turns autocast off for the device of ``x``."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def no_fused_kernels() -> str | None:
@@ -418,7 +463,7 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
         and cu_seqlens.dim() == batch == 1 < len(cu_seqlens)
         and not cu_seqlens.is_floating_point()
     )
-    ends = cu_seqlens.tolist() if fits and not in_graph() else None
+    ends = cu_seqlens.tolist() if fits and not in_graph() and has_values(cu_seqlens) else None
     if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
         raise InputError(
             f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, "

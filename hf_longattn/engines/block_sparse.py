@@ -30,9 +30,8 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     Returns:
         ``(B, H, Nq, D)``. Outputs at padding are finite but meaningless.
     """
-    device, q_len, kv_len = q.device.type, q.shape[2], k.shape[2]
-    if torch.is_autocast_enabled(device):
-        q, k, v = same_dtype(q, k, v)
+    q_len, kv_len = q.shape[2], k.shape[2]
+    q, k, v = same_dtype(q, k, v)
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
@@ -58,7 +57,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if path == "dense":
         return dense_attention(q, k, v, call)
     if path == "dense-masked":
-        mask = cached_mask(q_len, kv_len, pattern, call, q.dtype) if device == "cpu" else None
+        mask = cached_mask(q_len, kv_len, pattern, call, q.dtype) if context.device == "cpu" else None
         if mask is not None:
             return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..names import warn_missing
-from .batch import transformed
+from .batch import in_fake_mode, transformed
 
 Value = TypeVar("Value")
 MAX_BYTES = 256 << 20
@@ -47,13 +47,14 @@ class ByteCache:
         """The cached value of ``key``. On a miss, ``make()`` is called and its value cached, unless it exceeds the
         budget.
 
-        Nothing is cached while PyTorch compiles or exports, or while ``torch.func`` wraps new tensors.
+        Nothing is cached while PyTorch compiles or exports, or while new tensors are fake or wrapped by
+        ``torch.func``.
 
         Args:
             size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by
                 default.
         """
-        if torch.compiler.is_compiling() or transformed():
+        if torch.compiler.is_compiling() or transformed() or in_fake_mode():
             return make()
         if (entry := self._find(key)) is not None:
             return entry[0]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .batch import no_fused_kernels
+from .batch import autocasts, no_fused_kernels, without_autocast
 from .call import AttentionCall, MaskMod
 
 MAX_SCORES = 1 << 24
@@ -237,7 +237,7 @@ def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
 def products(q: Tensor, k: Tensor) -> Tensor:
     """``q kᵀ`` in at least fp32, as in fused kernels. Half precision would round large scores to whole numbers."""
     precise = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         return q.to(precise) @ k.to(precise).transpose(-1, -2)
 
 
@@ -275,16 +275,12 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 def dtype_in_attention(x: Tensor) -> torch.dtype:
     """The dtype of ``x`` within scaled_dot_product_attention, which casts under autocast."""
-    cast = x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    cast = x.is_floating_point() and x.dtype != torch.float64 and autocasts(x)
     return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
 
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return (
-        tuple(x.to(dtype_in_attention(x)) for x in tensors)
-        if torch.is_autocast_enabled(tensors[0].device.type)
-        else tensors
-    )
+    return tuple(x.to(dtype_in_attention(x)) for x in tensors) if autocasts(tensors[0]) else tensors
 
 
 def merged(outs: Sequence[Tensor], lses: Sequence[Tensor], sink_scores: Tensor | None = None) -> Tensor:

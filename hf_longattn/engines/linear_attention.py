@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import no_fused_kernels
+from .batch import no_fused_kernels, without_autocast
 from .call import ANY_CALL, State
 from .cuda import fla
 from .dense import divided, inverse_of, repeat_heads
@@ -76,7 +76,7 @@ def linear_attention(
     length = phi_q.shape[2]
     chunk = min(CHUNK, length)
     phi_q, phi_k, v = (filled(x, chunk) for x in (phi_q, phi_k, v.to(dtype)))
-    with torch.autocast(v.device.type, enabled=False):
+    with without_autocast(v):
         run = _Chunked.apply if no_fused_kernels() is None else _chunks
         out, kv, z = run(phi_q, phi_k, v, state["kv"], state["z"], chunk, normalise)
     return (out[:, :, :length] if length % chunk else out), {"kv": kv, "z": z}
@@ -90,7 +90,7 @@ def empty_state(phi_k: Tensor, v: Tensor) -> State:
 
 def absorb(state: State, phi_k: Tensor, v: Tensor) -> State:
     """The state after further keys ``(B, H_kv, n, F)`` and values."""
-    with torch.autocast(v.device.type, enabled=False):
+    with without_autocast(v):
         return {"kv": state["kv"] + phi_k.mT @ v.to(phi_k.dtype), "z": state["z"] + phi_k.sum(2)}
 
 
@@ -98,7 +98,7 @@ def read(phi_q: Tensor, state: State, normalise: bool = True) -> Tensor:
     """The output ``(B, H, n, D)`` of queries ``(B, H, n, F)`` that see every key in the state."""
     kv, z = state["kv"], state["z"]
     grouped = phi_q.unflatten(1, (kv.shape[1], -1)).flatten(2, 3)
-    with torch.autocast(phi_q.device.type, enabled=False):
+    with without_autocast(phi_q):
         out = grouped @ kv
         if normalise:
             out = divided(out, rowwise(grouped, z))
@@ -189,7 +189,7 @@ def _chunks_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, kv and z."""
     group = q.shape[1] // k.shape[1]
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         rows, keys, values = in_rows(q, group, chunk), in_rows(k, 1, chunk), in_rows(v, 1, chunk)
         before, _ = _running(keys.mT @ values, kv)
         z_before, _ = _running(keys.sum(-2), z)

@@ -31,7 +31,7 @@ from torch import Tensor
 from ..errors import BackendError
 from ..names import look_up, warn_missing
 from . import accelerator
-from .batch import in_graph, no_fused_kernels
+from .batch import in_graph, no_fused_kernels, without_autocast
 from .call import AttentionCall
 from .dense import at_least_fp32, grid_of, masked_softmax, repeat_heads
 from .score_terms import ScoreMod
@@ -167,7 +167,7 @@ def prefiltered_topk_keys(
     (batch, heads, length, _), kv_heads, group = q.shape, k.shape[1], q.shape[1] // k.shape[1]
     longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
     margins = product_margin(q, longest.repeat_interleave(group, 1), scale)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         if accelerator.accelerated(q):
             return _prefiltered(q, k, key_mask, margins, count, causal, scale)
         index = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)

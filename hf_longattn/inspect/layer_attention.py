@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32
 from ..engines.dense_masks import hidden_pairs
@@ -80,7 +81,7 @@ class LayerAttention:
         """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""
         heads, groups, positions = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
         q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             scores = (
                 at_least_fp32(q).unflatten(1, (groups, heads // groups)).flatten(2, 3)
                 @ at_least_fp32(self.k).mT

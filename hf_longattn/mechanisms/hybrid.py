@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines import accelerator
-from ..engines.batch import in_graph
+from ..engines.batch import in_graph, without_autocast
 from ..engines.call import AttentionCall, Pattern, State
 from ..engines.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
@@ -111,7 +111,7 @@ class Hybrid(Mechanism, Stateful):
             nn.init.constant_(self.mixing, math.log(first / (1 - first)))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             return self._run(q, k, v, None, call)
 
     def advance(
@@ -119,7 +119,7 @@ class Hybrid(Mechanism, Stateful):
     ) -> tuple[Tensor, State]:
         """The state has the window's ``keys, values (B, H_kv, w, D)`` and ``real (B, w)``. Its ``kv (B, H, F, D+1)``
         and ``z`` are sums over the keys before the window."""
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             mask, size = call.real(k), self.options.window
             if state is None:
                 state = {

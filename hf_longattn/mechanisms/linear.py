@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.batch import differentiated, no_fused_kernels
+from ..engines.batch import differentiated, no_fused_kernels, without_autocast
 from ..engines.call import AttentionCall, State
 from ..engines.dense import at_least_fp32
 from .common.capabilities import About
@@ -52,7 +52,7 @@ class Linear(LinearMechanism):
         speed on a GPU."""
         if state is None or q.shape[2] > 1 or call.dropout or differentiated(q, k, v):
             return super().advance(q, k, v, state, call)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             (batch, heads, _, _), groups = q.shape, k.shape[1]
             together = torch.cat([q.flatten(0, 2), k.flatten(0, 2)])
             phi_q, phi_k = self.queries(at_least_fp32(together), call).split([batch * heads, batch * groups])

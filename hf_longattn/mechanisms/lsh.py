@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from ..engines import accelerator
+from ..engines.batch import without_autocast
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents, chunk_offsets
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
@@ -166,7 +167,7 @@ class LSH(BucketedMechanism):
             exact_dtype(x.device),
             [factor // 2 for factor in self.factors],
         )
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             rotations = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
             rotated = rotations.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
         rotated = rotated.view(batch, heads, self.options.num_hashes, sum(halves), length)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.batch import of_any_length
+from ..engines.batch import of_any_length, without_autocast
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..errors import InputError, OptionError
@@ -144,7 +144,7 @@ class Nystrom(Mechanism):
         else:
             # A⁺ has large entries of both signs that cancel, so its factors must not be in half precision.
             precise = torch.promote_types(dtype, torch.float32)
-            with torch.autocast(q.device.type, enabled=False):
+            with without_autocast(q):
                 out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, call).to(dtype)
         if self.options.conv_kernel is None:
             return out

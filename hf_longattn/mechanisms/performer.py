@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines import accelerator
+from ..engines.batch import in_graph
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
 from ..names import warn_missing
@@ -123,7 +124,7 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         """The output and the state. A training pass is counted first, and new directions are drawn at the end of an
         interval."""
         interval = self.options.redraw_interval
-        if self.training and interval and not torch.compiler.is_compiling() and not in_backward():
+        if self.training and interval and not in_graph() and not in_backward():
             known, tensor = self._known, self.passes
             value = known[2] if known[:2] == (id(tensor), tensor_version(tensor)) else int(tensor)
             self.passes.add_(1)

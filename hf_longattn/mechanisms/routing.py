@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines import accelerator
+from ..engines.batch import without_autocast
 from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
@@ -135,7 +136,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
     def logits(self, x: Tensor, exact: bool = True) -> Tensor:
         """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)``; float64 if ``exact``, else at least float32."""
         dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return F.layer_norm(x.to(dtype), x.shape[-1:]) @ (self.router if self.learned else self.centroids).to(
                 dtype
             ).transpose(-1, -2)
@@ -170,7 +171,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         # Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)), and scaling a vector does not change its nearest cluster.
         dtype = exact_dtype(x.device)
         centroids = self.centroids.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return (x.to(dtype) @ (centroids - centroids.mean(-1, keepdim=True)).transpose(-1, -2)).argmax(-1)
 
     def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.dense import dense_attention, grid_of, index_grid, products, repeat_heads
 from ..engines.dispatch import choose
@@ -293,7 +294,7 @@ def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> T
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:
     """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in at least fp32 and rounded once, to
     the tokens' dtype."""
-    with torch.autocast(blocks.device.type, enabled=False):
+    with without_autocast(blocks):
         return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
 
 

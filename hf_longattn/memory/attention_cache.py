@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from ..engines.batch import Batch, first_real, in_graph, transformed
+from ..engines.batch import Batch, first_real, has_values, in_graph, transformed
 from ..engines.call import AttentionCall, State
 from ..engines.sequences import advanced
 from ..errors import BackendError, InputError
@@ -96,6 +96,9 @@ class AttentionCacheLayer(DynamicLayer):
             if mask is None
             else torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
         )
+        if not has_values(first):  # every text counts as unpadded
+            self.starts, self._all_started = None, True
+            return
         self.starts = torch.where(self.starts == NOT_STARTED, first, self.starts)
         self._all_started = bool((self.starts != NOT_STARTED).all())
 
@@ -366,8 +369,7 @@ class StateLayer(AttentionCacheLayer):
         if self.is_compileable and torch.compiler.is_compiling():
             return
         super().note_padding(mask)
-        if self._all_started and self._latest == NOT_STARTED:
-            assert self.starts is not None
+        if self.starts is not None and self._all_started and self._latest == NOT_STARTED:
             self._latest = int(self.starts.max())
 
     def attend(

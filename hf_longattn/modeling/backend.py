@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, Sta
 from transformers.utils import output_capturing
 
 from ..engines.accelerator import accelerated
-from ..engines.batch import Batch, cached_on, for_one_pass, in_graph, on_host
+from ..engines.batch import Batch, autocasts, cached_on, for_one_pass, has_values, in_graph, on_host, with_values
 from ..engines.call import AttentionCall
 from ..engines.cpu.kernels import masked_attention
 from ..engines.dense import fused_attention, repeat_heads
@@ -108,6 +108,8 @@ TENSOR_KEYWORDS = (
 MASK_EXTENDED_BY = "compressor"
 """The attribute of attention modules that append compressed keys, and scores for them to the mask (DeepSeek-V4)."""
 
+VALUES_NEEDED = DOCUMENTS | {"global_attention_mask"}
+"""Keywords whose values decide which keys are seen. They are ignored if tensors have shapes only."""
 EAGER_MASKS = ("gemma4_audio", "informer")
 """Model types that add the mask to scores themselves, although their file also has modules on transformers'
 AttentionInterface."""
@@ -140,6 +142,7 @@ def longattn_mask(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real "
             "tokens, or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
+    attention_mask = with_values(attention_mask)
     arguments = {
         "batch_size": batch_size,
         "q_length": q_length,
@@ -281,6 +284,9 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
+    if not has_values(query):
+        kwargs = {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
+        attention_mask = attention_mask if mechanism is None else with_values(attention_mask)
     with_weights = bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
@@ -307,7 +313,7 @@ def longattn_attention_forward(
     plain = (
         mask is None and query.shape[2] == key.shape[2] and not with_weights and ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
     )
-    plain = plain and not OBSERVERS and not in_graph() and not torch.is_autocast_enabled(query.device.type)
+    plain = plain and not OBSERVERS and not in_graph() and not autocasts(query)
     if plain and not isinstance(layer, (AttentionCacheLayer, StaticLayer)):
         attending = for_length(mechanism, key.shape[2], causal)
         visible = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)

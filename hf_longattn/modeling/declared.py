@@ -19,7 +19,7 @@ import transformers.masking_utils as masking
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..engines.batch import Batch, PassCache, in_graph
+from ..engines.batch import Batch, PassCache, has_values, in_graph
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import UNBOUNDED, AttentionCall, Pattern
 from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
@@ -101,7 +101,8 @@ class DeclaredMask(PassCache):
         self.arguments = arguments
         self.queries, self.keys = arguments["q_length"], arguments["kv_length"]
         if isinstance(arguments["q_offset"], Tensor):  # a static cache changes its offset before the mask is evaluated
-            arguments["q_offset"] = arguments["q_offset"].clone() if in_graph() else int(arguments["q_offset"])
+            offset = arguments["q_offset"]
+            arguments["q_offset"] = offset.clone() if in_graph() or not has_values(offset) else int(offset)
         self.first_query, self.first_key = arguments["q_offset"], arguments["kv_offset"]
         self.shape = torch.Size((arguments["batch_size"], 1, self.queries, self.keys))
         self.left, self.right, self.exact = UNBOUNDED, UNBOUNDED, True
@@ -147,7 +148,8 @@ class DeclaredMask(PassCache):
         ]:
             base, blocks = settings["mask_functions"]
             self._read(base, positions)
-            longest = _longest_block(_settings(blocks)["block_sequence_ids"])
+            numbers = _settings(blocks)["block_sequence_ids"]
+            longest = _longest_block(numbers) if has_values(numbers) else 1
             if longest > 1:
                 self.left, self.right, self.exact = max(self.left, longest - 1), max(self.right, longest - 1), False
         elif function is not masking.bidirectional_mask_function:
@@ -250,6 +252,7 @@ class DeclaredMask(PassCache):
             labels = [label.expand(self.shape[0], -1)[:, :keys] for label in self._labels] + (
                 [] if documents is None else [documents]
             )
+            labels = [label for label in labels if has_values(label)]
             numbers = None
             if labels:  # a document ends wherever one of its labels changes
                 numbers = F.pad(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.batch import autocasts
 from ..errors import InputError
 from ..mechanisms.common.capabilities import AddsLoss
 from ..mechanisms.common.masked import has_hooks
@@ -94,9 +95,9 @@ class Logits:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the logits and of their loss."""
-        device = self.hidden.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.head.weight.dtype
-        return torch.float32 if Tensor.float in self.steps else autocast
+        if Tensor.float in self.steps:
+            return torch.float32
+        return torch.get_autocast_dtype(self.device.type) if autocasts(self.hidden) else self.head.weight.dtype
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.batch import for_one_pass, in_graph, positions_in
+from ..engines.batch import for_one_pass, has_values, in_graph, positions_in
 from ..errors import InputError
 from ..mechanisms.common.base import Mechanism
 from ..memory.decode_cache import CACHE
@@ -34,6 +34,10 @@ def find_documents(model: Any, arguments: dict[str, Any]) -> None:
                 arguments[name] = for_one_pass(value)
     tokens = input_of(arguments)
     if tokens is None:
+        return
+    if not has_values(tokens):  # each row counts as one document
+        for name in DOCUMENTS:
+            arguments.pop(name, None)
         return
     shape = (tokens.shape[0], tokens.shape[1])
     documents, positions = documents_of(arguments, shape), arguments.get("position_ids")

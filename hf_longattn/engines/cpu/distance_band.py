@@ -443,7 +443,6 @@ def chunked_distances(
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
     """
     heads = q.shape[1]
-    if torch.is_autocast_enabled(q.device.type):
-        q, k, v = same_dtype(q, k, v)
+    q, k, v = same_dtype(q, k, v)
     pattern = Pattern(before + chunk - 1, 0 if call.causal else chunk - 1, call.causal)
     return distance_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), term, pattern, call, chunk)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..batch import in_graph
 from ..dense import unit_stride
 from .kernels import (
     MASKED,
@@ -515,6 +516,6 @@ def attend_parts(
         or any(x.requires_grad for x in learned)
         or (sink_scores is not None and sink_scores.requires_grad)
     )
-    run = cpu_softmax if recorded or torch.compiler.is_compiling() or torch.jit.is_tracing() else softmax_forward
+    run = cpu_softmax if recorded or in_graph() else softmax_forward
     seed = torch.randint(1 << 62, (), device=q.device) if dropout else None
     return run(source_name, q, k, v, learned, [*fixed], [*numbers], scale, dropout, seed, sink_scores)[0]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...names import warn_missing
-from ..batch import no_fused_kernels
+from ..batch import autocasts, no_fused_kernels
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 
 MAX_KERNELS = 256
@@ -149,7 +149,7 @@ def _variant(
     q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float | None = None, **settings: Any
 ) -> Hashable:
     """The properties of a call that make PyTorch recompile. Rare coincidences of sizes are left out."""
-    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(q.device.type)
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocasts(q)
     lists = [size == 1 for x in (block_mask.kv_indices, block_mask.q_indices) if x is not None for size in x.shape]
     layouts = []
     for x in (q, k, v):  # what a compiled function treats as fixed

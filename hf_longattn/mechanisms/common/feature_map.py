@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engines import accelerator
-from ...engines.batch import in_graph
+from ...engines.batch import in_graph, without_autocast
 from ...engines.call import AttentionCall, State
 from ...engines.cuda import fla
 from ...engines.dense import at_least_fp32, repeat_heads
@@ -124,7 +124,7 @@ class LinearMechanism(Mechanism, Stateful):
         return accelerator.accelerated(k) and call.causal and not self.logarithms and fla.installed()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             if call.documents is None:
                 return self.run(q, k, v, None, call)[0]
             # Packed documents take one call of flash-linear-attention's kernel if it runs, else a call for each
@@ -144,7 +144,7 @@ class LinearMechanism(Mechanism, Stateful):
     ) -> tuple[Tensor, State]:
         """The state holds the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``. With logarithms it also has
         ``log (B, heads, F)``, the largest logarithm of each feature, to which the sums are relative."""
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             return self.run(q, k, v, state, call if call.causal else call.replace(causal=True))
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engines import accelerator
-from ...engines.batch import Batch, first_real, in_graph, no_fused_kernels
+from ...engines.batch import Batch, autocasts, first_real, in_graph, no_fused_kernels
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
 from ...engines.byte_cache import BYTE_CACHE
 from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern, as_fixed
@@ -140,7 +140,7 @@ class MaskedMechanism(Mechanism):
         retained = columns is not None and columns.layout[0] == RETAINED
         relative = self.relative if retained else relative_of(self, k, call)  # of the keys, only some are retained
         plain = relative is None and call.score_mod is None
-        additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
+        additive = plain and not in_graph() and not autocasts(q)
         additive = additive and q.dtype != torch.float16  # scores can exceed its lowest number
         if (
             plain
