@@ -196,7 +196,7 @@ def prepare(
     call = AttentionCall(
         causal=causal,
         batch=batch,
-        global_mask=with_values(check_mask("global_mask", global_mask, k)),
+        global_mask=None if global_mask is None else with_values(check_mask("global_mask", global_mask, k)),
         scale=scaling,
         dropout=dropout_p,
         score_mod=score_mod,

@@ -86,7 +86,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     """Our name of each API -> a function that uses it. The package is imported here."""
     from transformers.models.auto import modeling_auto
 
-    from hf_longattn.engines import batch, byte_cache, global_rows, topk
+    from hf_longattn.engines import byte_cache, global_rows, topk
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
     from hf_longattn.export import graphs
@@ -110,8 +110,8 @@ def uses() -> dict[str, Callable[[], Any]]:
         "int8_linear": lambda: onednn.int8_product(ones, ones, ones, ones, torch.float32),
         "amx": onednn.has_amx,
         "in_backward": performer.in_backward,
-        "fake_tensors": batch.in_fake_mode,
-        "functorch": batch.transformed,
+        "fake_tensors": lambda: apis.look_up("fake_tensors", when_called=True)(),
+        "functorch": lambda: apis.look_up("functorch", when_called=True)(),
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),
         "trace_errors": graphs.trace_errors,

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ..errors import InputError
-from ..names import look_up, warn_missing
+from ..names import look_up
 
 Derived = TypeVar("Derived")
 NO_FUSED_KERNELS = "torch.nn.attention.sdpa_kernel leaves fused kernels out"
@@ -29,6 +29,10 @@ MAX_NORM = 1e10
 gradients. NaN and infinity are not below it."""
 TRANSFORMED = "torch.func transforms the call, for which fused kernels have no rule"
 _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
+transformed = look_up("functorch", when_called=True)
+"""``transformed() -> bool``: whether a transformation of ``torch.func`` runs, such as ``grad`` or ``vmap``."""
+fake_mode = functools.partial(look_up("fake_tensors", when_called=True), look_up("fake_tensors", 1, when_called=True))
+"""``fake_mode()``: PyTorch's active FakeTensorMode, in which tensors have shapes only, or ``None``."""
 Span = tuple[int, int, int]
 """``(row, start, stop)``: tokens ``start … stop - 1`` of a batch row."""
 Spans = Sequence[Span]
@@ -317,7 +321,7 @@ def in_graph() -> bool:
 
     Values do not exist in PyTorch's FakeTensorMode and on the meta device (:func:`runs_shapes`).
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _shapes_only.get() or in_fake_mode():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _shapes_only.get() or fake_mode() is not None:
         return True
     if not transformed():
         return False
@@ -325,18 +329,9 @@ def in_graph() -> bool:
     return any(transform.key() == vmap for transform in look_up("functorch", 1)())
 
 
-def in_fake_mode() -> bool:
-    """Whether PyTorch's FakeTensorMode is active, in which tensors have shapes only."""
-    dispatch_mode = getattr(torch._C, "_get_dispatch_mode", None)
-    if dispatch_mode is None:
-        warn_missing("fake_tensors")
-        return False
-    return dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-
-
 def has_values(x: Tensor) -> bool:
     """Whether values of ``x`` exist. Always true in a graph, for which :func:`in_graph` speaks."""
-    return torch.compiler.is_compiling() or not (x.is_meta or in_fake_mode())
+    return torch.compiler.is_compiling() or not (x.is_meta or fake_mode() is not None)
 
 
 def with_values(x: Any) -> Any:
@@ -377,15 +372,6 @@ def no_fused_kernels() -> str | None:
     if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():
         return None  # named for CUDA, but valid for every device
     return NO_FUSED_KERNELS
-
-
-def transformed() -> bool:
-    """Whether a transformation of ``torch.func`` runs, such as ``grad``, ``vmap`` or ``jacrev``."""
-    is_active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    if is_active is None:
-        warn_missing("functorch")
-        return False
-    return bool(is_active())
 
 
 def differentiated(*tensors: Tensor) -> bool:

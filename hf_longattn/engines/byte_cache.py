@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..names import warn_missing
-from .batch import in_fake_mode, transformed
+from .batch import fake_mode, transformed
 
 Value = TypeVar("Value")
 MAX_BYTES = 256 << 20
@@ -54,7 +54,7 @@ class ByteCache:
             size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by
                 default.
         """
-        if torch.compiler.is_compiling() or transformed() or in_fake_mode():
+        if torch.compiler.is_compiling() or transformed() or fake_mode() is not None:
             return make()
         if (entry := self._find(key)) is not None:
             return entry[0]

@@ -83,7 +83,7 @@ class AttentionCacheLayer(DynamicLayer):
         """
         if self._all_started:
             return
-        if mask is not None and transformed() and in_graph():
+        if mask is not None and not torch.compiler.is_compiling() and transformed() and in_graph():
             raise InputError(
                 "This model's decode cache must read where each text starts, which torch.func.vmap hides; pass "
                 "use_cache=False."

@@ -142,7 +142,7 @@ def longattn_mask(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real "
             "tokens, or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
-    attention_mask = with_values(attention_mask)
+    attention_mask = None if attention_mask is None else with_values(attention_mask)
     arguments = {
         "batch_size": batch_size,
         "q_length": q_length,

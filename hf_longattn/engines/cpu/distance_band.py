@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..batch import autocasts
 from ..call import AttentionCall, DispatchContext, Pattern
 from ..dense import repeat_heads, same_dtype
 from ..score_terms import DistanceTerm
@@ -443,6 +444,7 @@ def chunked_distances(
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
     """
     heads = q.shape[1]
-    q, k, v = same_dtype(q, k, v)
+    if autocasts(q):
+        q, k, v = same_dtype(q, k, v)
     pattern = Pattern(before + chunk - 1, 0 if call.causal else chunk - 1, call.causal)
     return distance_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), term, pattern, call, chunk)
