@@ -26,6 +26,7 @@ PatternType = Literal[
     "band",
     "tiles",
     "blocks",
+    "mask",
     "linear",
 ]
 """Type of a call's computation, for mechanisms and engines. Each has its list of paths in
@@ -44,6 +45,7 @@ PathName = Literal[
     "cpu-distances",
     "cpu-gathered",
     "cpu-blocks",
+    "cpu-visible-blocks",
     "flash",
     "flex",
     "fla",
@@ -402,6 +404,9 @@ class DispatchContext:
     """Head dimension of the queries; for linear mechanisms, the larger of feature and value dimension."""
     block_size: int = 0
     """Tokens in a block of a table; 0 if each query selects its blocks."""
+    blocks: Callable[[], Any] | None = None
+    """A function that reduces a mask over pairs to its visible blocks (cpu/visible_blocks.py); ``None`` if it may not
+    be read."""
     separates: Literal["", "labels", "band"] = ""
     """How one call on unchanged rows separates packed documents: by the mechanism's labels, by a kernel for bands, or
     not at all."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import grid_windows
 from .batch import in_graph
 from .call import DENSE_CELLS, AttentionCall, DispatchContext, PathName, PatternType
-from .cpu import band, block_selected, distance_band, tiles
+from .cpu import band, block_selected, distance_band, tiles, visible_blocks
 from .cpu.kernels import drops_in_tiles
 from .cuda import fla, flash_band, flex, flex_kernel
 from .cuda.flex_kernel import NoKernel
@@ -159,6 +159,7 @@ PATHS: dict[PatternType, Paths] = {
     ),
     "tiles": (("cpu-gathered", tiles.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
     "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex.why_not_blocks), ("tiles", _always_runs)),
+    "mask": (("cpu-visible-blocks", visible_blocks.why_not), ("dense-masked", _always_runs)),
     "linear": (("fla", fla.why_not), ("plain", _always_runs)),
 }
 """Pattern type -> paths in order of priority, each with a function that returns why it does not run (``None`` if it

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..engines.batch import Batch, PassCache, has_values, in_graph
 from ..engines.block_sparse import block_sparse_attention
+from ..engines.byte_cache import BYTE_CACHE, tensor_bytes
 from ..engines.call import UNBOUNDED, AttentionCall, Pattern
+from ..engines.cpu.visible_blocks import BLOCK, VisibleBlocks, visible_block_attention
 from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
-from ..engines.dispatch import OBSERVERS
+from ..engines.dense_masks import hidden_pairs, only_hides
+from ..engines.dispatch import OBSERVERS, choose
 from ..errors import BackendError
 from ..functional import run_batch
 from ..mechanisms.common.base import Mechanism
@@ -33,6 +36,9 @@ from . import masks
 
 BLOCK_PAIRS = 1 << 26
 """Maximum query-key pairs, over all batch rows, of a mask that is evaluated at once. Untuned."""
+PIECE_PAIRS = 1 << 22
+"""Maximum query-key pairs, over all batch rows, of a piece of a mask that is reduced to blocks. Small pieces are
+evaluated faster, since they stay in the CPU cache."""
 FEWEST_ROWS = 128
 """Minimum queries per block. Untuned."""
 FEW_QUERIES = 32
@@ -296,16 +302,18 @@ class DeclaredMask(PassCache):
             return self.cached((start, stop, first, last), evaluate)
         return evaluate()
 
-    def blocks(self, rows: int) -> list[tuple[int, int, int, int]]:
-        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see, about :data:`BLOCK_PAIRS`
-        pairs each.
+    def blocks(self, rows: int, pairs: int | None = None, multiple: int = 1) -> list[tuple[int, int, int, int]]:
+        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see.
 
         rows: the number of masks or of score matrices in memory at once.
+        pairs: about how many pairs these have for a block; :data:`BLOCK_PAIRS` by default.
+        multiple: ``start`` and ``first`` are multiples of this number.
         """
         known = not isinstance(self.first_query, Tensor)
         shift = self.first_query - self.first_key if known else 0
         reach = min(self.keys, self.left + self.right) if known else self.keys
-        size = max(FEWEST_ROWS, min(BLOCK_PAIRS // (rows * max(reach, FEWEST_ROWS)), reach))
+        size = max(FEWEST_ROWS, min((pairs or BLOCK_PAIRS) // (rows * max(reach, FEWEST_ROWS)), reach))
+        size += -size % multiple
         blocks = []
         for start in range(0, self.queries, size):
             stop = min(start + size, self.queries)
@@ -314,8 +322,22 @@ class DeclaredMask(PassCache):
                 if known
                 else (0, self.keys)
             )
+            first -= first % multiple
             blocks.append((start, stop, first, max(last, first + 1)))
         return blocks
+
+    def visible_blocks(self, documents: Tensor | None) -> VisibleBlocks | None:
+        """The mask reduced to blocks, once for all layers. ``documents`` as in :meth:`region`. ``None`` if a masked
+        call costs less."""
+
+        def pieces() -> Iterator[tuple[int, int, Tensor]]:
+            for start, stop, first, last in self.blocks(self.shape[0], PIECE_PAIRS, BLOCK):
+                seen = self.rows(start, stop, first, last).expand(-1, -1, stop - start, last - first)[:, 0]
+                if documents is not None:
+                    seen = seen & (documents[:, start:stop, None] == documents[:, None, first:last])
+                yield start, first, seen
+
+        return self.cached(("blocks", documents is None), lambda: VisibleBlocks.of(self.shape, pieces()))
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """The mask on another device, or :meth:`dense` in another dtype."""
@@ -418,22 +440,13 @@ def attend_as_declared(
         masks.check_pairs(mask, query)
     if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
         mask = mask.dense()
-    region = (
-        mask.region()
-        if isinstance(mask, DeclaredMask)
-        else Region(Pattern.everything(False), kv_len)
-        if mask is None
-        else None
-    )
-    documents = None
+    region, documents = _region_of(mask, kv_len), None
     if not masks.DOCUMENTS.isdisjoint(kwargs) and q_len == (kv_len if region is None else region.keys):
-        batch, _ = masks.with_documents(None, None, None, (batch_size, q_len), False, kwargs)
-        documents = None if batch is None else batch.documents
-        if documents is not None and isinstance(mask, DeclaredMask):
-            mask = mask.for_documents(documents)
-            region = None if in_graph() else mask.region(documents)
-        elif documents is not None and region is not None:
-            region = None if in_graph() else region._replace(batch=batch)
+        packed, _ = masks.with_documents(None, None, None, (batch_size, q_len), False, kwargs)
+        if packed is not None and packed.documents is not None:
+            documents = packed.documents
+            mask = mask.for_documents(documents) if isinstance(mask, DeclaredMask) else mask
+            region = _region_of(mask, kv_len, packed)
     terms: dict[str, Any] = {
         "documents": documents,
         "bias": kwargs.get("position_bias"),
@@ -441,11 +454,13 @@ def attend_as_declared(
     }
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": kwargs.get(SINKS)}
 
-    # Four ways, cheapest first: one unmasked call, as in transformers' sdpa attention; one masked call, for few
-    # queries or for the padding mask of a different key sequence; an engine, for a band; blocks of query-key pairs,
-    # for everything else.
-    if region is None or terms["bias"] is not None or terms["softcap"] is not None or with_weights:
+    # Five ways, cheapest first: one unmasked call, as in transformers' sdpa attention; one masked call, for few
+    # queries or for the padding mask of a different key sequence; an engine, for a band; the visible blocks of any
+    # other mask; blocks of query-key pairs, for everything else.
+    if terms["bias"] is not None or terms["softcap"] is not None or with_weights:
         return _attend_pairs(query, key, value, mask, settings, **terms, with_weights=with_weights)
+    if region is None:
+        return _attend_mask(query, key, value, mask, settings, documents)
     pattern, aligned = region.pattern, q_len in (1, region.keys) or not region.pattern.causal
     any_length = torch.compiler.is_exporting() and pattern.bounded  # no window covers every length
     one_call = region.batch is None and aligned and not any_length and pattern.covers(q_len, region.keys)
@@ -457,17 +472,15 @@ def attend_as_declared(
     few = few and (documents is None or region.keys == kv_len)
     if mask is not None and not OBSERVERS and (few or (region.cross and region.batch is not None)):
         return _attend_pairs(query, key, value, mask, settings, **terms)
-    scale, widest = query.shape[-1] ** -0.5 if scaling is None else scaling, max(query.shape[-1], width)
     key, value = key[:, :, : region.keys], value[:, :, : region.keys]
-    if query.shape[-1] != width:  # latent attention (DeepSeek); zeros add nothing to scores or outputs
-        query, key, value = (F.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
+    query, key, value, scale = _of_one_width(query, key, value, scaling)
     call = AttentionCall(pattern.causal, region.batch, scale=scale, dropout=dropout, sink_scores=kwargs.get(SINKS))
     if in_graph():  # a graph cannot build a mechanism
         output = block_sparse_attention(query, key, value, pattern, call)
     else:
         cross = region.cross or (q_len != region.keys and not pattern.causal and not pattern.bounded)
         output = run_batch(
-            _declared_mechanism(heads, widest, pattern.left, pattern.right, cross), query, key, value, call
+            _declared_mechanism(heads, query.shape[-1], pattern.left, pattern.right, cross), query, key, value, call
         )
     return output[..., :width].transpose(1, 2).contiguous(), None
 
@@ -483,6 +496,77 @@ def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross:
     return mechanism
 
 
+def _of_one_width(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Queries, keys and values with as many features as the widest (latent attention, DeepSeek), and the scale of the
+    scores. Zeros add nothing to scores or outputs."""
+    scale, widest = query.shape[-1] ** -0.5 if scaling is None else scaling, max(query.shape[-1], value.shape[-1])
+    if query.shape[-1] != value.shape[-1]:
+        query, key, value = (F.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
+    return query, key, value, scale
+
+
+def _blocks_of_tensor(mask: Tensor) -> VisibleBlocks | None:
+    """A model's or user's mask ``(B, 1, Nq, Nk)`` reduced to blocks, once for all layers that get this tensor.
+
+    ``None`` if a masked call costs less, or if the mask does more than hide pairs. An additive mask that lowers all
+    scores of a query alike hides none of them.
+    """
+    if mask.is_inference():  # a change of its values would not be noticed
+        return None
+    size = max(BLOCK, PIECE_PAIRS // (mask.shape[0] * mask.shape[3]) // BLOCK * BLOCK)
+
+    def make() -> VisibleBlocks | None:
+        pieces = mask.split(size, 2)
+        for piece in pieces:
+            if mask.dtype != torch.bool and (not only_hides(piece) or bool(hidden_pairs(piece).all(-1).any())):
+                return None
+        return VisibleBlocks.of(
+            mask.shape, ((number * size, 0, ~hidden_pairs(piece)[:, 0]) for number, piece in enumerate(pieces))
+        )
+
+    return BYTE_CACHE.of([mask], ("visible blocks",), make, lambda made: tensor_bytes(made) or 0)
+
+
+def _region_of(mask: Tensor | DeclaredMask | None, kv_len: int, packed: Batch | None = None) -> Region | None:
+    """The keys that a mask shows, within the documents of ``packed``. ``None`` if they have to be read from the mask
+    itself, or if a graph would have to read the documents."""
+    if packed is not None and in_graph():
+        return None
+    if isinstance(mask, DeclaredMask):
+        return mask.region(None if packed is None else packed.documents)
+    return Region(Pattern.everything(False), kv_len, packed) if mask is None else None
+
+
+def _attend_mask(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | DeclaredMask | None,
+    settings: dict[str, Any],
+    documents: Tensor | None,
+) -> tuple[Tensor, None]:
+    """Attention of a stock module by a mask of any kind: over its visible blocks, or else over pairs.
+
+    Arguments as in :func:`_attend_pairs`.
+    """
+
+    def blocks() -> VisibleBlocks | None:
+        if isinstance(mask, DeclaredMask):
+            return mask.visible_blocks(documents)
+        fits = mask is not None and documents is None and mask.shape[1:] == (1, query.shape[2], key.shape[2])
+        return _blocks_of_tensor(mask) if fits else None
+
+    call = AttentionCall(scale=settings["scale"], dropout=settings["dropout_p"], sink_scores=settings["sink_scores"])
+    if in_graph() or choose("mask", query, key, call, blocks=blocks) != "cpu-visible-blocks":
+        return _attend_pairs(query, key, value, mask, settings, documents=documents)
+    width = value.shape[-1]
+    query, key, value, scale = _of_one_width(query, key, value, settings["scale"])
+    output = visible_block_attention(query, key, value, blocks(), call.replace(scale=scale))  # type: ignore[arg-type]
+    return output[..., :width].transpose(1, 2).contiguous(), None
+
+
 def _attend_pairs(
     query: Tensor,
     key: Tensor,
@@ -491,8 +575,8 @@ def _attend_pairs(
     settings: dict[str, Any],
     *,
     documents: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
     with_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of a stock module by a mask over query-key pairs. Many pairs are computed in blocks of queries.

@@ -1,0 +1,228 @@
+"""The path ``cpu-visible-blocks``: attention by a mask of any kind, which is reduced to blocks of query-key pairs.
+
+A block is hidden, visible or mixed. Hidden blocks cost nothing. Only mixed blocks keep their bits. Queries are divided
+in halves down to single blocks: keys that all queries of a range see are computed in one call for the range, without a
+mask. A single block of queries then sees its remaining keys, with a mask if some of them are mixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..byte_cache import BYTE_CACHE
+from ..call import AttentionCall, DispatchContext
+from ..dense import repeat_heads, same_dtype
+from .kernels import MASKED, MAX_TILE_PAIRS, additive_mask, drops_in_tiles, why_not_tiles
+from .softmax import Part, Runs, Scope, Side, Source, attend_parts, source
+
+BLOCK = 64
+"""Queries and keys of a block."""
+HIDDEN, VISIBLE, MIXED = 0, 1, 2
+"""Entries of :attr:`VisibleBlocks.table`. Entry ``MIXED + n`` has tile n."""
+MAX_TILES = 1 << 14
+"""Maximum mixed blocks of a mask, over all batch rows: 64 MiB of bits."""
+SINGLE_COST, SHARED_COST = 1.5, 0.9
+"""Time of a pair in a call for a single block of queries, and in a call for several, relative to a masked call over
+all keys. Measured 1.2 to 1.6, the most for scattered blocks of keys, which are copied, and 0.7 to 0.85 (4 and 8 heads
+of 64, 4,096 and 16,384 tokens, one thread)."""
+SHARED_BLOCKS = 4
+"""Minimum blocks of keys for a call that several blocks of queries share, unless these see no others."""
+CALL_BYTES = 200
+"""Estimated size of a :class:`_Call` in bytes, without its keys."""
+CALL_BLOCKS = 64
+"""Maximum blocks of keys in a call. Keys that are not contiguous are copied."""
+
+
+class VisibleBlocks(NamedTuple):
+    """A mask, reduced to blocks of :data:`BLOCK` queries and keys.
+
+    table: ``(B or 1, query blocks, key blocks)`` int32: :data:`HIDDEN`, :data:`VISIBLE`, or ``MIXED + n``.
+    tiles: ``(n, BLOCK, BLOCK)`` bool, True = visible: the bits of mixed blocks, False outside the mask.
+    """
+
+    table: Tensor
+    tiles: Tensor
+
+    @classmethod
+    def of(cls, shape: Sequence[int], pieces: Iterable[tuple[int, int, Tensor]]) -> VisibleBlocks | None:
+        """Reduce a mask of ``shape (B, 1, Nq, Nk)``. ``None`` if a masked call over all keys of the pieces costs less.
+
+        pieces: first query, first key and part ``(B or 1, queries, keys)`` bool, True = visible. Pairs outside all
+            pieces are hidden. Pieces begin and end at borders of blocks, or at the end of the mask.
+        """
+        batch, _, *lengths = shape
+        table = torch.zeros(batch, *(-(-length // BLOCK) for length in lengths), dtype=torch.int32)
+        if type(table) is not Tensor:  # a fake tensor has no values
+            return None
+        tiles, count, limit = list[Tensor](), 0, 0
+        for query, key, piece in pieces:
+            if bool((piece == piece[:1]).all()):
+                piece = piece[:1]
+            visible, any_visible, any_hidden = _in_blocks(piece), _any_in_blocks(piece), _any_in_blocks(~piece)
+            mixed = any_visible & any_hidden
+            row, query_block, key_block = mixed.nonzero(as_tuple=True)
+            tiles.append(visible[row, query_block, :, key_block])
+            codes = any_visible.int()
+            codes[mixed] = torch.arange(MIXED + count, MIXED + count + len(row), dtype=torch.int32)
+            rows, columns = codes.shape[1:]
+            table[:, query // BLOCK : query // BLOCK + rows, key // BLOCK : key // BLOCK + columns] = codes
+            count += len(row)
+            if count > MAX_TILES:
+                return None
+            limit += batch * rows * columns
+        if same := bool((table == table[:1]).all()):
+            table = table[:1].clone()
+        cost = sum(call.cost for of_row in calls_of(table) for call in of_row)
+        return cls(table, torch.cat(tiles)) if cost * (batch if same else 1) < limit else None
+
+
+def _in_blocks(piece: Tensor) -> Tensor:
+    """``piece (B, queries, keys)``, padded with False, as ``(B, query blocks, BLOCK, key blocks, BLOCK)``."""
+    padded = F.pad(piece, (0, -piece.shape[2] % BLOCK, 0, -piece.shape[1] % BLOCK))
+    return padded.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK))
+
+
+def _any_in_blocks(piece: Tensor) -> Tensor:
+    """Whether an entry of each block is True, ``(B, query blocks, key blocks)``. Reads eight entries at a time."""
+    words = _in_blocks(piece).view(torch.int64)
+    return (functools.reduce(torch.bitwise_or, words.unbind(2)) != 0).any(-1)
+
+
+def why_not(context: DispatchContext) -> str | None:
+    """Why this path does not run, as a clause. ``None`` if it may run. Reduces the mask if nothing else is against
+    it."""
+    if (why := why_not_tiles(context, drops=drops_in_tiles(context))) is not None:
+        return why
+    if context.few_pairs or context.q_len < BLOCK:
+        return "a mask costs less for few pairs"
+    return "its mask leaves too few pairs out" if context.blocks is None or context.blocks() is None else None
+
+
+def visible_block_attention(q: Tensor, k: Tensor, v: Tensor, blocks: VisibleBlocks, call: AttentionCall) -> Tensor:
+    """Softmax attention to the keys that a mask shows, ``(B, H, Nq, D)``; zeros where a query sees no key.
+
+    q, k, v: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``. The call gives scale, dropout and sinks.
+    """
+    q, k, v = same_dtype(q, k, v)
+    k, v, scale = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), call.scale_for(q.shape[-1])
+    return attend_parts("visible blocks", q, k, v, scale, (), blocks, (BLOCK,), call.dropout, call.sink_scores)
+
+
+class _Call(NamedTuple):
+    """Blocks ``start … stop - 1`` of queries, and the blocks of keys that they see."""
+
+    start: int
+    stop: int
+    keys: Any
+    """Ascending, ``(n,)``."""
+    merges: bool
+    """Whether these queries have seen other keys."""
+
+    @property
+    def cost(self) -> float:
+        """The estimated cost, in blocks of a masked call over all keys."""
+        count = self.stop - self.start
+        return len(self.keys) * count * (SINGLE_COST if count == 1 else SHARED_COST)
+
+
+def calls_of(table: Tensor) -> list[list[_Call]]:
+    """The calls for each row of a ``table (B or 1, query blocks, key blocks)``, cached as long as it exists."""
+    return BYTE_CACHE.of(
+        [table],
+        ("calls",),
+        lambda: [[*_calls(of_row.numpy())] for of_row in table],
+        lambda made: sum(call.keys.nbytes + CALL_BYTES for of_row in made for call in of_row),
+    )
+
+
+def _calls(table: Any) -> Iterator[_Call]:
+    """The calls for a ``table (query blocks, key blocks)``."""
+    # Ranges of queries that are still to be divided: start, stop, keys that are done, whether there are any.
+    ranges = [(0, len(table), np.zeros(table.shape[1], bool), False)]
+    while ranges:
+        start, stop, done, merges = ranges.pop()
+        codes = np.where(done, HIDDEN, table[start:stop])
+        seen, shared = (codes != HIDDEN).any(0), (codes == VISIBLE).all(0)
+        single = stop - start == 1
+        keys = seen if single else shared
+        if single or keys.sum() >= SHARED_BLOCKS or (keys == seen).all():
+            listed = np.flatnonzero(keys)
+            for first in range(0, len(listed), CALL_BLOCKS):
+                yield _Call(start, stop, listed[first : first + CALL_BLOCKS], merges or first > 0)
+            done, merges = done | keys, merges or len(listed) > 0
+        if (seen & ~done).any():
+            middle = (start + stop) // 2
+            ranges += [(middle, stop, done, merges), (start, middle, done, merges)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spans(Side):
+    """Several runs of neighbouring tokens: ``(start, size)`` of each."""
+
+    spans: tuple[tuple[int, int], ...]
+
+    copies: ClassVar[bool] = True
+
+    def of(self, x: Tensor) -> Tensor:
+        return torch.cat([x.narrow(2, start, size) for start, size in self.spans], 2)
+
+    def add(self, x: Tensor, values: Tensor) -> None:
+        for (start, size), part in zip(self.spans, values.split([size for _, size in self.spans], 2), strict=True):
+            x.narrow(2, start, size).add_(part)
+
+
+@source
+class BlocksOfMask(Source):
+    """The visible blocks of a mask. ``fixed``: the tensors of :class:`VisibleBlocks`; ``numbers``: :data:`BLOCK`."""
+
+    name = "visible blocks"
+    may_see_nothing = True
+
+    def read_arguments(
+        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> None:
+        self.table, self.tiles = (x for x in fixed if x is not None)
+
+    def prepare(self, out: Tensor, lse: Tensor) -> None:
+        if not bool(self.table.any(-1).all()):
+            out.zero_()
+            lse.fill_(MASKED)
+
+    def scopes(self, backward: bool) -> Iterator[Scope]:
+        for item, of_row in enumerate(calls_of(self.table)):
+            rows = None if len(self.table) == 1 else slice(item, item + 1)
+            yield Scope(self.parts(self.table[item], of_row), rows)
+
+    def parts(self, table: Tensor, calls: Iterable[_Call]) -> Iterator[Part]:
+        """The parts of one batch row, or of all rows."""
+        q_len, kv_len = self.q.shape[2], self.k.shape[2]
+        for number, (start, stop, blocks, merges) in enumerate(calls):
+            queries = Runs(start * BLOCK, min(stop * BLOCK, q_len) - start * BLOCK)
+            borders = np.flatnonzero(np.diff(blocks) > 1) + 1
+            runs = [(int(run[0]) * BLOCK, int(run[-1] + 1) * BLOCK) for run in np.split(blocks, borders)]
+            spans = tuple((first, min(last, kv_len) - first) for first, last in runs)
+            keys = Runs(*spans[0]) if len(spans) == 1 else _Spans(spans)
+            mask = self.mask(table[start, torch.from_numpy(blocks)]) if stop - start == 1 else None
+            if mask is not None:
+                mask = mask[:, :, : queries.size, : sum(size for _, size in spans)]
+            size = max(BLOCK, MAX_TILE_PAIRS // (len(blocks) * BLOCK)) if self.dropout else queries.size
+            for first in range(0, queries.size, size):
+                some = queries.part(first, min(size, queries.size - first))
+                yield Part(some, keys, mask, (number, first), merges)
+
+    def mask(self, codes: Tensor) -> Tensor | None:
+        """The additive mask ``(1, 1, BLOCK, n · BLOCK)`` of a block of queries; ``None`` if it hides nothing."""
+        mixed = codes >= MIXED
+        if not bool(mixed.any()):
+            return None
+        hidden = torch.zeros(BLOCK, len(codes), BLOCK, dtype=torch.bool)
+        hidden[:, mixed] = ~self.tiles[(codes[mixed] - MIXED).long()].transpose(0, 1)
+        return additive_mask(hidden.flatten(1), self.dtype)[None, None]
