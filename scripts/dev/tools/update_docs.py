@@ -23,7 +23,7 @@ from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FACTS
 from hf_longattn.names import TESTED
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import engines, onnx_graphs, stock_windows
+from scripts.dev.benchmarks import engines, onnx_graphs, stock_windows, unread_masks
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
@@ -262,6 +262,7 @@ def left(table: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "stock-windows": lambda: stock_windows.markdown(stored("stock_windows")).strip(),
     "stock-windows-brief": lambda: stock_windows.brief(stored("stock_windows")),
+    "unread-masks": lambda: unread_masks.markdown(stored("unread_masks")).strip(),
     "benchmarks": benchmarks,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
     "launches": lambda: launches.table(stored("launches")["rows"]),
