@@ -546,7 +546,7 @@ def _attend_mask(
     mask: Tensor | DeclaredMask | None,
     settings: dict[str, Any],
     documents: Tensor | None,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention of a stock module by a mask of any kind: over its visible blocks, or else over pairs.
 
     Arguments as in :func:`_attend_pairs`.
@@ -555,8 +555,9 @@ def _attend_mask(
     def blocks() -> VisibleBlocks | None:
         if isinstance(mask, DeclaredMask):
             return mask.visible_blocks(documents)
-        fits = mask is not None and documents is None and mask.shape[1:] == (1, query.shape[2], key.shape[2])
-        return _blocks_of_tensor(mask) if fits else None
+        if mask is None or documents is not None or mask.shape[1:] != (1, query.shape[2], key.shape[2]):
+            return None
+        return _blocks_of_tensor(mask)
 
     call = AttentionCall(scale=settings["scale"], dropout=settings["dropout_p"], sink_scores=settings["sink_scores"])
     if in_graph() or choose("mask", query, key, call, blocks=blocks) != "cpu-visible-blocks":

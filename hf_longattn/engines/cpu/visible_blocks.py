@@ -64,13 +64,13 @@ class VisibleBlocks(NamedTuple):
             return None
         tiles, count, limit = list[Tensor](), 0, 0
         for query, key, piece in pieces:
-            if bool((piece == piece[:1]).all()):
+            if len(piece) > 1 and bool((piece == piece[:1]).all()):
                 piece = piece[:1]
-            visible, any_visible, any_hidden = _in_blocks(piece), _any_in_blocks(piece), _any_in_blocks(~piece)
-            mixed = any_visible & any_hidden
+            visible = _in_blocks(piece)
+            codes = _any_in_blocks(visible).int()
+            mixed = _any_in_blocks(_in_blocks(~piece)) & (codes == VISIBLE)
             row, query_block, key_block = mixed.nonzero(as_tuple=True)
             tiles.append(visible[row, query_block, :, key_block])
-            codes = any_visible.int()
             codes[mixed] = torch.arange(MIXED + count, MIXED + count + len(row), dtype=torch.int32)
             rows, columns = codes.shape[1:]
             table[:, query // BLOCK : query // BLOCK + rows, key // BLOCK : key // BLOCK + columns] = codes
@@ -86,13 +86,15 @@ class VisibleBlocks(NamedTuple):
 
 def _in_blocks(piece: Tensor) -> Tensor:
     """``piece (B, queries, keys)``, padded with False, as ``(B, query blocks, BLOCK, key blocks, BLOCK)``."""
-    padded = F.pad(piece, (0, -piece.shape[2] % BLOCK, 0, -piece.shape[1] % BLOCK))
+    rows, columns = -piece.shape[1] % BLOCK, -piece.shape[2] % BLOCK
+    padded = F.pad(piece, (0, columns, 0, rows)) if rows or columns else piece.contiguous()
     return padded.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK))
 
 
-def _any_in_blocks(piece: Tensor) -> Tensor:
-    """Whether an entry of each block is True, ``(B, query blocks, key blocks)``. Reads eight entries at a time."""
-    words = _in_blocks(piece).view(torch.int64)
+def _any_in_blocks(blocks: Tensor) -> Tensor:
+    """Whether an entry of each block of :func:`_in_blocks` is True, ``(B, query blocks, key blocks)``. Reads eight
+    entries at a time."""
+    words = blocks.view(torch.int64)
     return (functools.reduce(torch.bitwise_or, words.unbind(2)) != 0).any(-1)
 
 

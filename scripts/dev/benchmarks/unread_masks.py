@@ -74,7 +74,6 @@ def inputs(length: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 def run(way: str, name: str, qkv: Sequence[Tensor], layers: int) -> Tensor:
     """Make the mask and run the layers. The output of the last."""
     length, module = qkv[0].shape[2], nn.Module()
-    module.is_causal = False
     arguments: dict[str, Any] = {
         "batch_size": 1,
         "q_length": length,
@@ -90,11 +89,11 @@ def run(way: str, name: str, qkv: Sequence[Tensor], layers: int) -> Tensor:
     if way == "sdpa":
         mask = masking.sdpa_mask(**arguments)
         for _ in range(layers):
-            out, _ = sdpa_attention_forward(module, *qkv, mask)
+            out, _ = sdpa_attention_forward(module, *qkv, mask, is_causal=False)
     else:
-        declared = DeclaredMask(**arguments)
+        declared: Any = DeclaredMask(**arguments)
         for _ in range(layers):
-            out, _ = longattn_attention_forward(module, *qkv, declared)  # type: ignore[arg-type]
+            out, _ = longattn_attention_forward(module, qkv[0], qkv[1], qkv[2], declared)
     return out
 
 

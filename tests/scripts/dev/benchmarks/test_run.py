@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from hf_longattn.errors import LongAttentionError, OptionError
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import attention, everything, memory, stock_windows
+from scripts.dev.benchmarks import attention, everything, memory, stock_windows, unread_masks
 from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.attention import ATTENTION, Implementation, OnHeads
 from scripts.dev.benchmarks.case import Case
@@ -317,6 +317,22 @@ def test_memory_benchmark_needs_mechanisms_and_two_lengths(mechanisms: list[str]
 
 
 NARROW = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50368}
+
+
+def test_unread_masks_are_equal_before_their_times_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(unread_masks, "EXACT_LENGTH", 300)
+    monkeypatch.setattr(unread_masks, "PASSES", {300: [(1, False), (2, False), (1, True)]})
+    monkeypatch.setattr(unread_masks, "ProcessPoolExecutor", Inline)
+    unread_masks.main(["--quick", "--output", str(tmp_path / "result")])
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert [(row["layers"], len(row["turns"])) for row in record["rows"]] == 2 * [(1, 3), (2, 3), (1, 3)]
+    assert all(max(found) < 1e-5 for found in record["differences"].values())
+    assert "| prefix | 300 | 1 layer, both ways |" in capsys.readouterr().out
+    monkeypatch.setattr(unread_masks, "TOLERANCES", {torch.float64: 0.0})
+    with pytest.raises(SystemExit, match="differs in torch"):
+        unread_masks.main(["--quick"])
 
 
 def test_measured_stock_models_are_equal_before_they_count(
