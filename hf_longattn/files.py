@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import json
 import os
@@ -26,40 +27,157 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line
+from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line, shortened
 
 CONVERSION_REPORT = "conversion_report.json"
 GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
 """Format of an exported graph -> its file in the folder."""
-PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
-"""Files with a model's predictions on validation data. Some of them quote the data."""
 TAGS = ("hf_longattn", "long-context")
 """The tags of every long model on the Hub."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-# Files of a folder: which may be opened.
+# Files of a folder: which belong to a model, and which may be opened.
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MODULES, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
+"""Files of a sentence-transformers folder: the list of its modules, and its settings."""
+TRANSFORMER_SETTINGS = "sentence_*_config.json"
+"""Files with the settings of a sentence-transformers Transformer; old versions put the architecture's name in the
+middle."""
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+SIDECARS = (
+    "config.json",
+    "*.index.json",
+    "generation_config.json",
+    "long_config.json",
+    "adapter_config.json",
+    "ort_config.json",
+    "openvino_config.json",
+    "quant*_config.json",
+    "modelcard.json",
+    "id2label.json",
+    "label*.json",
+    "label*.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "*.jinja",
+    "*tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*.json",
+    "*_vocab.json",
+    "vocab*.txt",
+    "merges.txt",
+    "dict.txt",
+    "emoji.json",
+    "normalizer.json",
+    "byte_maps.json",
+    "word_*.json",
+    "tekken.json",
+    "*.model",
+    "*.tokenizer",
+    "*.tiktoken",
+    "*.spm",
+    "*.codes",
+    MODULES,
+    SETTINGS_FILE,
+    TRANSFORMER_SETTINGS,
+    "router_config.json",
+    "wordembedding_config.json",
+    "lstm_config.json",
+    "cnn_config.json",
+    "idf.json",
+    *LICENCES,
+)
+"""Names of the files beside the weights that belong to a model: configs, labels, tokenizer, templates, licence. No
+other file is downloaded, copied or uploaded, except the card and weights."""
+SMALL_FILES = (*SIDECARS, "README.md")
+SIDECAR_FOLDERS = ("additional_chat_templates",)
+SAFETENSORS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
+NAMED_FILES = (
+    ("*.index.json", "weight_map"),
+    (TOKENIZER_CONFIG, "fast_tokenizer_files"),
+    ("config.json", "configuration_files"),
+    ("router_config.json", "types"),
+)
+"""Files that name other files of their folder, and the field with the names: a list, the keys of an object (modules
+of a router) or its values (files of tensors)."""
 
 
-def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = ()) -> None:
+def belongs(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file name matches one of ``patterns``. A hidden file never does."""
+    return not name.startswith(".") and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Check a checkpoint's folder before its files are loaded or copied: nothing in it may lead out of it.
+
+    Raises:
+        CheckpointError: a file is not a regular one, a link is broken or leads outside, a file other than weights has
+            a second name outside (a hard link), or a file names another one that is not in its folder.
+    """
+    modules = [module["path"] for module in sentence_modules(folder) if module["path"]]
+    check_files(folder, (SAFETENSORS, PICKLED_WEIGHTS))
+    check_files(folder, SMALL_FILES, (*SIDECAR_FOLDERS, *modules), hard_links=False)
+    for home in (folder, *(folder / path for path in modules)):
+        for pattern, field in NAMED_FILES:
+            for file in home.rglob(pattern) if home != folder else home.glob(pattern):
+                _check_names(file, field)
+
+
+def _check_names(file: Path, field: str) -> None:
+    """Refuse a file that names another one outside of its folder, which a library would read."""
+    named = read_json_object(file).get(field)
+    if isinstance(named, dict):
+        named = [*named, *named.values()] if field == "types" else list(named.values())
+    for name in {name for name in named if isinstance(name, str)} if isinstance(named, list) else ():
+        if name in (".", "..") or re.search(r"[/\\]", name):
+            raise CheckpointError(
+                f"{str(file)!r} names {shortened(name)!r}, but may only name files of the same folder; download it "
+                "again."
+            )
+
+
+def check_files(
+    folder: Path, patterns: Iterable[str], folders: Iterable[str] = (), *, hard_links: bool = True
+) -> None:
     """Check every file of a source that may be read or copied, without opening it.
 
     Args:
         folder: the source.
         patterns: of file names in the folder.
         folders: sub-folders, which are checked with everything below them.
+        hard_links: whether a file may have a second name outside of the folder.
 
     Raises:
         CheckpointError: a link that is broken or leads outside, or something that is not a regular file.
     """
-    paths = {path for pattern in patterns for path in folder.glob(pattern)}
+    patterns = [*patterns]
+    paths = {path for path in folder.iterdir() if any(fnmatch.fnmatchcase(path.name, name) for name in patterns)}
     for name in folders:
         check_link(folder / name, folder)
         paths.update(path for path in (folder / name).rglob("*") if path.is_symlink() or not path.is_dir())
     for path in sorted(paths):
-        check_link(path, folder)
-        _check_regular(path)
+        check_own_file(path, folder, hard_links=hard_links)
+
+
+def check_own_file(path: Path, folder: Path, *, hard_links: bool) -> None:
+    """Refuse anything but a regular file that lies in a checkpoint's folder. ``hard_links`` as in
+    :func:`check_files`."""
+    check_link(path, folder)
+    about, target, root = _check_regular(path), path.resolve(), folder.resolve()
+    if hard_links or about.st_nlink == 1 or root not in target.parents:  # a blob of the Hub's cache lies outside
+        return
+    names = (other for other in root.rglob("*") if not other.is_symlink())
+    if sum(os.path.samestat(about, other.stat()) for other in names) < about.st_nlink:
+        raise CheckpointError(
+            f"{str(path)!r} is also the name of a file outside of its checkpoint (a hard link); replace it with a "
+            "copy of that file."
+        )
 
 
 def check_link(path: Path, folder: Path) -> None:
@@ -187,15 +305,9 @@ def is_generic(values: Mapping[str, Any]) -> bool:
 
 # Files of tokenizers, processors and sentence-transformers.
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_LIMIT, SENTENCE_LIMIT, DOCUMENT_LIMIT = "model_max_length", "max_seq_length", "document_length"
 """Maximum tokens of a text: a field of the tokenizer's config, and two of sentence-transformers', the second for
 documents of a MultiVectorEncoder."""
-MODULES, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
-"""Files of a sentence-transformers folder: the list of its modules, and its settings."""
-TRANSFORMER_SETTINGS = "sentence_*_config.json"
-"""Files with the settings of a sentence-transformers Transformer; old versions put the architecture's name in the
-middle."""
 EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "MultiVectorEncoder"
 """The classes of sentence-transformers that load a folder."""
 
@@ -224,13 +336,17 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
         raise CheckpointError(
             f"{str(file)!r} must hold a list of modules, each with a path and a type; save the model again."
         )
-    for path in (PurePosixPath(module["path"]) for module in modules):
+    for module in modules:
+        path = PurePosixPath(module["path"])
         if path.is_absolute() or ".." in path.parts:
             raise CheckpointError(
                 f"{str(file)!r} names the folder {str(path)!r}, which lies outside of {str(folder)!r}; save it again."
             )
+        for place in {path, *path.parents} - {PurePosixPath(".")}:
+            check_link(folder / place, folder)
         for settings in (folder / path).glob(TRANSFORMER_SETTINGS):
             sentence_values(settings)
+        module["path"] = "" if path == PurePosixPath(".") else str(path)
     return list(modules)
 
 

@@ -24,25 +24,19 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dyn
 from transformers.utils import cached_file
 
 from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed
-from .files import HUB_ID, MODULES, check_config, read_json_object, sentence_modules
+from .files import (
+    HUB_ID,
+    MODULES,
+    PICKLED_WEIGHTS,
+    SMALL_FILES,
+    check_checkpoint,
+    check_config,
+    read_json_object,
+    sentence_modules,
+)
 
-PICKLED_WEIGHTS = "pytorch_model*.bin"
 NO_CODE = {"trust_remote_code": False}
 """Arguments of every load. Models that load inner models do not pass them on; see :func:`loading_errors`."""
-SIDECARS = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.tiktoken",
-    "*.spm",
-    "*.codes",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-)
-"""Names of the files beside the weights that belong to a model: config, tokenizer, templates, licence."""
-SMALL_FILES = (*SIDECARS, "README.md")
 MOST_GROWTH = 32
 """Maximum output bytes per input byte for the rules of a tokenizer.json. Unicode's compatibility forms reach 11
 (U+FDFA)."""
@@ -80,14 +74,14 @@ def fetch_model(
         raise CheckpointError(f"{name!r} is a file; give the folder of a checkpoint, or a Hub repository id.")
     if not folder.is_dir():
         with translated_errors(name, token, CheckpointError):
-            folder = Path(
-                snapshot_download(name, revision=revision, token=token, allow_patterns=[*SMALL_FILES, *weights])
-            )
+            small = [*SMALL_FILES, *(f"*/{pattern}" for pattern in SMALL_FILES)]  # and those of modules
+            folder = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=[*small, *weights]))
     if not any(os.path.lexists(folder / file) for file in ("config.json", MODULES)):
         refuse_adapter(folder, name)
         raise CheckpointError(
             f"{name!r} has no config.json, so it is not a checkpoint of transformers; give another folder."
         )
+    check_checkpoint(folder)
     return folder
 
 
@@ -132,12 +126,24 @@ def translated_errors(
         local = next((cause for cause in chain if isinstance(cause, OSError) and cause.filename is not None), None)
         if local is not None:
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
-        reason = in_a_line(next((cause for cause in chain if isinstance(cause, errors.HfHubHTTPError)), error))
+        answer = next((cause for cause in chain if isinstance(cause, errors.HfHubHTTPError)), None)
+        reason = in_a_line(answer or error)
+        if answer is None:  # no connection: the reason names no address
+            reason += next(filter(None, map(_server, chain)), "")
         failure = "cannot be uploaded" if raised is HubError else "is not a folder, and it cannot be downloaded"
         sentence = TOKEN.sub("hf_***", f"{repo_id!r} {failure}: {reason}.")
         if isinstance(token, str) and token:
             sentence = sentence.replace(token, "hf_***")
         raise raised(sentence) from None  # the traceback could show the token
+
+
+def _server(error: BaseException) -> str:
+    """The server that an error of the HTTP library is about, in parentheses and without the path, which may hold a
+    secret. Empty for other errors."""
+    with contextlib.suppress(AttributeError, RuntimeError):  # an error without a request
+        url: Any = error.request.url  # type: ignore[attr-defined]
+        return f" ({url.scheme}://{url.netloc.decode()})"
+    return ""
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import (
     BertConfig,
@@ -382,6 +384,134 @@ KINDS: tuple[Callable[[Path], object], ...] = (
     pickled,
 )
 """Make a hostile checkpoint in a folder; what it runs makes the file "marker" beside the folder."""
+
+
+SECRET = "a-secret-that-no-command-may-copy"
+
+
+def sentence_encoder(folder: Path, path: str = "1_Pooling") -> None:
+    """A sentence encoder whose pooling is in the folder ``path``."""
+    bert(folder)
+    modules = [("", "Transformer"), (path, "Pooling")]
+    write_modules(folder, *((path, f"sentence_transformers.models.{kind}") for path, kind in modules))
+    (folder / path).mkdir(parents=True, exist_ok=True)
+    add_to(folder / path / "config.json", word_embedding_dimension=16, pooling_mode_mean_tokens=True)
+
+
+def write_modules(folder: Path, *modules: tuple[str, str]) -> None:
+    rows = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(rows))
+
+
+def named(path: str, link: str | None = None) -> Callable[[Path, Path], None]:
+    """A module's folder whose file ``link`` leads to the secret; by default the folder itself does."""
+
+    def make(folder: Path, outside: Path) -> None:
+        sentence_encoder(folder, path)
+        place = folder / path if link is None else folder / path / link
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if link is None:
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+        place.symlink_to(outside if link is None else outside / "secret.json")
+
+    return make
+
+
+def module_path(path: str) -> Callable[[Path, Path], None]:
+    """A module's folder ``path`` as modules.json says it, ``{outside}`` for the folder of the secret."""
+
+    def make(folder: Path, outside: Path) -> None:
+        sentence_encoder(folder)
+        (folder / ".link").symlink_to(outside.parent)
+        path_of = path.format(outside=outside, name=outside.name)
+        write_modules(folder, ("", "sentence_transformers.models.Transformer"), (path_of, "evil.Pooling"))
+
+    return make
+
+
+def root_file(name: str, link: Callable[[Path, Path], None] = Path.symlink_to) -> Callable[[Path, Path], None]:
+    """A file of the folder that is a link to the secret, or by ``Path.hardlink_to`` a second name of it."""
+
+    def make(folder: Path, outside: Path) -> None:
+        sentence_encoder(folder)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        link(folder / name, outside / "secret.json")
+
+    return make
+
+
+def index_outside(name: str) -> Callable[[Path, Path], None]:
+    def make(folder: Path, outside: Path) -> None:
+        sentence_encoder(folder)
+        with safe_open(folder / "model.safetensors", "pt") as tensors:
+            files = dict.fromkeys(tensors.keys(), name.format(outside=outside))
+        (folder / "model.safetensors").rename(outside / "private.safetensors")
+        add_to(folder / "model.safetensors.index.json", metadata={}, weight_map=files)
+
+    return make
+
+
+def tokenizer_outside(name: str) -> Callable[[Path, Path], None]:
+    def make(folder: Path, outside: Path) -> None:
+        sentence_encoder(folder)
+        values = json.loads((folder / "tokenizer.json").read_text())
+        values["model"]["vocab"][SECRET] = len(values["model"]["vocab"])
+        (outside / "tokenizer.4.0.0.json").write_text(json.dumps(values))
+        add_to(folder / "tokenizer_config.json", fast_tokenizer_files=[name.format(outside=outside)])
+
+    return make
+
+
+def config_outside(folder: Path, outside: Path) -> None:
+    sentence_encoder(folder)
+    (folder / "config.json").rename(outside / "config.4.0.0.json")
+    add_to(folder / "config.json", model_type="bert", configuration_files=[str(outside / "config.4.0.0.json")])
+
+
+def router_outside(folder: Path, outside: Path) -> None:
+    sentence_encoder(folder)
+    add_to(folder / "1_Pooling" / "router_config.json", types={f"../../{outside.name}": "evil.Evil"}, structure={})
+
+
+LEAKS: dict[str, Callable[[Path, Path], None]] = {
+    "link in a hidden module": named(".t", "config.json"),
+    "other link in a hidden module": named(".t", "notes.txt"),
+    "link below a hidden folder": named("a/.b", "config.json"),
+    "link deep in a module": named("1_Pooling", "deep/er/x"),
+    "link of any name in a module": named("1_Pooling", ".x"),
+    "module that is a link": named("1_Pooling"),
+    "hidden module that is a link": named(".t"),
+    "module through a link": module_path(".link/{name}"),
+    "module upwards": module_path("../{name}"),
+    "module upwards inside": module_path("1_Pooling/../../{name}"),
+    "absolute module": module_path("{outside}"),
+    "hard link in a hidden module": lambda folder, outside: hard_link(folder, outside, ".t"),
+    "hard link in a module": lambda folder, outside: hard_link(folder, outside, "1_Pooling"),
+    "licence": root_file("LICENSE"),
+    "hard link of the licence": root_file("LICENSE", Path.hardlink_to),
+    "template": root_file("chat_template.jinja"),
+    "one of many templates": root_file("additional_chat_templates/x.jinja"),
+    "vocabulary": root_file("vocab.txt"),
+    "hard link of the vocabulary": root_file("vocab.txt", Path.hardlink_to),
+    "processor": root_file("preprocessor_config.json"),
+    "settings": root_file("config_sentence_transformers.json"),
+    "transformer's settings": root_file("sentence_bert_config.json"),
+    "card": root_file("README.md"),
+    "shards upwards": index_outside("../outside/private.safetensors"),
+    "absolute shards": index_outside("{outside}/private.safetensors"),
+    "tokenizer upwards": tokenizer_outside("../outside/tokenizer.4.0.0.json"),
+    "absolute tokenizer": tokenizer_outside("{outside}/tokenizer.4.0.0.json"),
+    "absolute config": config_outside,
+    "module of a router upwards": router_outside,
+}
+"""Make a checkpoint in a folder, one of whose files leads to a secret in another folder, "outside"."""
+
+
+def hard_link(folder: Path, outside: Path, path: str) -> None:
+    sentence_encoder(folder, path)
+    (folder / path / "notes.txt").hardlink_to(outside / "secret.json")
 
 
 def write_code(folder: Path, marker: Path) -> None:

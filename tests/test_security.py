@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +24,22 @@ from hf_longattn.training.tasks import load_task, task_names
 from tests.cases import every_case
 from tests.grids import ONLY_QUICK
 
-from .hostile import KINDS, Room, Runs, answer, bert, check_commands, own_model_type, own_tokenizer, write_code
+from .hostile import (
+    KINDS,
+    LEAKS,
+    RUN,
+    SECRET,
+    Room,
+    Runs,
+    answer,
+    bert,
+    check_commands,
+    own_model_type,
+    own_tokenizer,
+    sentence_encoder,
+    write_code,
+)
+from .hub_state import WRITER, Hub
 
 YES = "y\n" * 100
 """More answers than any command could ask for."""
@@ -123,6 +139,46 @@ def test_no_training_runs_code_of_a_hostile_checkpoint_at_a_terminal(
     write_code(model, marker)
     with terminal() as stream:
         assert ran(program, room.lines(model, tmp_path / "out", True), marker, lambda: stream) == []
+
+
+COPYING = (
+    "convert {model} {out} --mechanism window --max-length 256 --no-verify",
+    "compress {model} {out} --method bf16",
+    "export {model} {out}",
+    "embed {model} {data}/pairs.jsonl --text-column positive --output {out}",
+    "train embed --model {model} --data {data}/pairs.jsonl " + RUN.replace("--model {model}", ""),
+    "train classify --data {data}/labels.csv " + RUN,
+    "push {model} writer/leak --token " + WRITER,
+)
+"""Commands that copy or upload files of a checkpoint."""
+
+
+@every_case("leak", list(LEAKS), of=3)
+def test_no_command_copies_or_uploads_a_file_outside_of_a_checkpoint(
+    leak: str, program: Any, room: Room, tmp_path: Path, server: Hub
+) -> None:
+    model, outside = tmp_path / "model", tmp_path / "outside"
+    outside.mkdir(exist_ok=True)
+    (outside / "secret.json").write_text(f'{{"a": "{SECRET}"}}')
+    LEAKS[leak](model, outside)
+    for number, line in enumerate(COPYING):
+        out = tmp_path / f"out-{number}"
+        words = shlex.split(line.format(model=model, out=out, data=room.folder / "data"))
+        done, said = answer(program, words, io.StringIO())
+        assert not done or words[0] == "push", f"{words[0]}: {said}"
+        assert "Traceback" not in said
+        assert not out.exists() or not [*out.rglob("*")], words[0]
+    for repository in server.repos.values():
+        assert not [name for name, content in repository.branches["main"].items() if SECRET.encode() in content]
+
+
+@every_case("path", [".t", "a/b", "1_Pooling", "1_Pooling/", "./.t"])
+def test_ordinary_modules_of_any_name_are_converted(path: str, tmp_path: Path, room: Room) -> None:
+    sentence_encoder(tmp_path / "model", path)
+    convert_checkpoint(tmp_path / "model", tmp_path / "out", mechanism="window", max_length=256, verify=False)
+    assert (tmp_path / "out" / path / "config.json").read_text() == (
+        tmp_path / "model" / path / "config.json"
+    ).read_text()
 
 
 def test_only_convert_with_allow_pickle_reads_pickled_weights(program: Any, room: Room, tmp_path: Path) -> None:

@@ -188,13 +188,15 @@ def push(
     ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Commit message.", show_default="Upload FOLDER")] = None,
     remote_code: flags.RemoteCode = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, and upload nothing.")] = False,
     token: flags.Token = None,
     as_json: flags.Json = False,
 ) -> None:
     """Upload a model to the Hub in one commit, with its card.
 
-    Files of the repository stay if the folder does not have them. After a broken connection, run the same command
-    again: large files that have arrived are not uploaded again.
+    The files that belong to the model are listed first; others are left out. Files of the repository stay if the
+    folder does not have them. After a broken connection, run the same command again: large files that have arrived
+    are not uploaded again.
     """
     from ..hub import push_model
 
@@ -205,10 +207,15 @@ def push(
         revision=revision,
         commit_message=commit_message,
         remote_code=remote_code,
+        dry_run=dry_run,
         token=token,
     )
+    if dry_run:
+        show(asdict(pushed), [Line("Nothing was uploaded.")], as_json=as_json)
+        return
     commit = f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}; card: {pushed.card}"
-    left_out = f"; left out: {', '.join(pushed.left_out)}" if pushed.left_out else ""
+    count = len(pushed.left_out)
+    left_out = f"; left out: {count} file{'s' if count > 1 else ''}" if count else ""
     show(asdict(pushed), [Line(pushed.url), Line(f"{commit}{left_out}.")], as_json=as_json)
 
 

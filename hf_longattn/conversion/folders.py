@@ -6,7 +6,6 @@ A command that writes a model writes weights and config into a :func:`~hf_longat
 
 from __future__ import annotations
 
-import fnmatch
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,13 +17,16 @@ from typing import Any
 from ..errors import CheckpointError
 from ..files import (
     DOCUMENT_LIMIT,
+    LICENCES,
     MODULES,
-    PREDICTIONS,
     SENTENCE_LIMIT,
     SETTINGS_FILE,
+    SIDECAR_FOLDERS,
+    SIDECARS,
     TOKENIZER_CONFIG,
     TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
+    belongs,
     check_destination,
     destination_path,
     read_json_object,
@@ -33,26 +35,14 @@ from ..files import (
     write_json,
 )
 from ..hub import next_step, write_model_card
-from ..loading import SIDECARS
 from ..modeling.family.definition import UNLIMITED_LENGTH
 from ..modeling.family.registration import model_type_table
 from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
 from .plan import ConversionPlan, StackLength
-from .source_models import SIDECAR_FOLDERS, Source, open_source
+from .source_models import Source, open_source
 
-LEFT_OUT = (
-    "config.json",
-    "README.txt",
-    "*_report.json",
-    "*.index.json",
-    "trainer_state.json",
-    "*_results.json",
-    "training_log.json",
-    *PREDICTIONS,
-)
-"""Files of a source that are not copied: those that the result replaces, and records of the source's training and
-evaluation."""
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+REPLACED = ("config.json", "*.index.json")
+"""Files of a source that the result replaces, so they are not copied."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -150,8 +140,7 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
     base_type = str(source.config.get("model_type"))
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
-    left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
-    for name in sorted(name for name in files.keys() - left if files[name].is_file()):
+    for name in sorted(name for name, file in files.items() if file.is_file() and not belongs(name, REPLACED)):
         values: dict[str, Any] = dict(changed.get(name, {}))
         if name == TOKENIZER_CONFIG:
             values = _tokenizer_settings(read_json_object(files[name]), base_type, tokenizer_length)
@@ -206,7 +195,8 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool
         shutil.copyfile(root / SETTINGS_FILE, folder / SETTINGS_FILE)
     for module in modules[1:]:
         if module["path"] and (root / module["path"]).is_dir():
-            shutil.copytree(root / module["path"], folder / module["path"], copy_function=shutil.copyfile)
+            place = folder / module["path"]
+            shutil.copytree(root / module["path"], place, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
 def with_report(stage: Path, report_file: str) -> tuple[str, ...]:

@@ -24,11 +24,18 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, in_a_line, nearest
-from ..files import FORMAT_FIELD, MODULES, check_files, is_long, named_class, read_json_object, sentence_modules
+from ..files import (
+    FORMAT_FIELD,
+    MODULES,
+    PICKLED_WEIGHTS,
+    SAFETENSORS,
+    is_long,
+    named_class,
+    read_json_object,
+    sentence_modules,
+)
 from ..inputs.modality import Modality, modality_of
 from ..loading import (
-    PICKLED_WEIGHTS,
-    SMALL_FILES,
     fetch_model,
     load_weights,
     only_pickles,
@@ -49,8 +56,6 @@ from ..positions.tables import DROPPED, extends_learned
 from .adopt import ADOPTIONS, Adoption, decoder_start
 from .settings import ConversionConfig
 
-SIDECAR_FOLDERS = ("additional_chat_templates",)
-SAFETENSORS = "*.safetensors"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The file of the weights, or of the names of their shards. transformers reads one of them."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -102,7 +107,6 @@ def open_source(
     path = fetch_model(source, revision, token, weights=[SAFETENSORS] * weights)
     if weights and allow_pickle and path != Path(source).expanduser() and not any(path.glob(SAFETENSORS)):
         path = fetch_model(source, revision, token, weights=[PICKLED_WEIGHTS])
-    check_files(path, (*SMALL_FILES, SAFETENSORS, PICKLED_WEIGHTS), SIDECAR_FOLDERS)
     root, folder = None, path
     if (path / MODULES).is_file():
         root, first = path, sentence_modules(path)[0]
@@ -111,9 +115,6 @@ def open_source(
                 f"{str(root)!r} begins with a {first['type']!r}, but only models whose first module is Transformer "
                 "can be converted; give another."
             )
-        check_files(
-            root, (), [inner.name for inner in root.iterdir() if inner.is_dir() and not inner.name.startswith(".")]
-        )
         folder = root / first["path"]
     refuse_adapter(folder, name)
     config = read_config(folder)

@@ -9,62 +9,86 @@ import fnmatch
 import json
 import os
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from safetensors import safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line
-from ..files import PREDICTIONS, check_link, is_generic, read_text, write_text
+from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line, listed, visible
+from ..files import (
+    MODULES,
+    PICKLED_WEIGHTS,
+    SAFETENSORS,
+    SIDECAR_FOLDERS,
+    SIDECARS,
+    TOKENIZER_CONFIG,
+    belongs,
+    check_own_file,
+    is_generic,
+    read_text,
+    sentence_modules,
+    write_text,
+)
 from ..loading import TOKEN, read_config, translated_errors
 from ..modeling.family.definition import module_name
 from ..modeling.family.registration import auto_classes, mapped_names
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_report
 
-LEFT_OUT = (
-    ".*",
-    "checkpoint-*",
-    "checkpoints",
-    "stage1",
-    "converted",
-    "runs",
-    "training_args.bin",
-    "trainer_state.json",
-    "optimizer.*",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*",
-    "__pycache__",
-    "*_report.json",
-    "training_log.json",
-    "*_results.json",
-    *PREDICTIONS,
+WEIGHTS = (
+    SAFETENSORS,
+    PICKLED_WEIGHTS,
+    "adapter_model.bin",
+    "*.onnx",
+    "*.onnx.data",
+    "*.onnx_data*",
+    "*.pt2",
+    "*.pt2.data",
+    "*.gguf",
+    "openvino_model*.bin",
+    "openvino_model*.xml",
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "rust_model.ot",
 )
-"""Patterns of files that are not uploaded. Reports and logs name local files; the card has their results. Predictions
-quote the data. ``training_args.bin`` is a pickle that may contain a Hub token. All others belong to a training run."""
-WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2")
-NAMED = re.compile(r'<!-- hf_longattn: .*?("(?:[^"\\]|\\.)*").*? -->')
-"""The HTML comment in a card with the model name in its code."""
+TEXTS = ("README*.md", "USE_POLICY*", "CITATION*", "COPYING*")
+FOLDERS = ("onnx", "openvino", *SIDECAR_FOLDERS)
+"""Folders of a model whose files are uploaded, besides those that ``modules.json`` names."""
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
+"""Endings of pictures, which are uploaded if the card names them."""
+CODE = re.compile(r'"(?:[^"]*--)?(\w+)\.\w+"|^\s*from\s+\.(\w+)', re.MULTILINE)
+"""The name of a module in ``auto_map`` ("file.Class"), or in a relative import."""
+SHORTEST_SECRET = 20
+"""Minimum length of a token of another shape than the Hub's, to be searched for. A shorter one may be a word."""
+MOST_LISTED = 20
+"""Maximum number of files that are named as left out."""
+SCANNED = 2**20
+"""Bytes of a file that are searched for tokens at a time."""
+NAMED, NAME, LONGEST_NAMED = "<!-- hf_longattn: ", re.compile(r'"(?:[^"\\]|\\.)*"'), 10_000
+"""The start of the HTML comment in a card with the model's name in its code, the name in it, and the maximum length of
+the comment."""
 EMPTY_CARD = "This model card has been automatically generated"
 """Text in the placeholder card that transformers writes for a repository without a card."""
 
 
 @dataclass(frozen=True)
 class PushReport:
-    """A finished upload."""
+    """A finished upload, or a dry run."""
 
     repo: str
     url: str
     revision: str
-    commit: str
+    commit: str  # empty after a dry run
     private: bool
     files: tuple[str, ...]  # in the commit
     left_out: tuple[str, ...]  # files of the folder that were not uploaded
-    # which one the repository has: "the folder's", a newly "written" one, or "the repository's", which is unchanged
+    # which one the repository has: "the folder's", a newly "written" one, or "the repository's", which is unchanged;
+    # empty if only an upload would tell
     card: str
 
 
@@ -77,11 +101,15 @@ def push_model(
     token: str | bool | None = None,
     commit_message: str | None = None,
     remote_code: bool = False,
+    dry_run: bool = False,
     leave_out: Collection[str] = (),
     contents: Mapping[str, Any] = MappingProxyType({}),
     **commit: Any,
 ) -> PushReport:
     """Upload a saved model in one commit. Other files of the repository stay.
+
+    Only files that belong to a model are uploaded: configs, tokenizer, weights, card, licence, the folders of modules,
+    graphs, code that the config names, and pictures that the card names. They are listed on standard error first.
 
     After a broken connection, call it again: large files that have arrived are not sent again. A link is followed if
     its target is inside the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link is
@@ -94,6 +122,7 @@ def push_model(
         revision: a branch; created from the main branch if it does not exist.
         token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
         remote_code: add the file for `trust_remote_code`, see :func:`hf_longattn.hub.write_remote_code`.
+        dry_run: list the files, and upload nothing. No token is needed.
         leave_out: patterns of further files and folders that are not uploaded.
         contents: arguments of :func:`hf_longattn.hub.model_card`, used if neither the folder nor the repository has a
             card.
@@ -105,15 +134,22 @@ def push_model(
         HubError: no access, no connection, or a file that contains a Hub token.
     """
     path = Path(folder).expanduser()
-    has_weights = any(file for pattern in WEIGHTS for file in path.glob(pattern) if file.name not in LEFT_OUT)
+    has_weights = path.is_dir() and any(belongs(file.name, WEIGHTS) for file in path.iterdir())
     if not has_weights or not (path / "config.json").exists():
         missing = "config.json" if has_weights else "weights, such as model.safetensors"
         raise CheckpointError(f"{str(path)!r} has no {missing}; give the folder of a saved model.")
-    files, left_out = chosen_files(path, (*LEFT_OUT, *leave_out))
+    files, left_out = chosen_files(path, leave_out)
     refuse_tokens(path, files, token)
+    code = remote_code_files(path) if remote_code else {}
+    files = sorted({*files, *code})
+    sizes = {file: len(code[file].encode()) if file in code else (path / file).stat().st_size for file in files}
+    print(visible(describe_files(path, sizes, left_out, repo_id, dry_run)), file=sys.stderr)
+    if dry_run:
+        card = "the folder's" if "README.md" in files else ""
+        return PushReport(repo_id, "", revision or "main", "", private, tuple(files), tuple(left_out), card)
     name, api = check_login(repo_id, token, private=private), HfApi(token=token)
     if remote_code:
-        files += write_remote_code(path)
+        write_remote_code(path)
     has_card = (path / "README.md").is_file()
     changed = {"README.md": card_for_repository(path, name)} if has_card else {}
     with translated_errors(repo_id, token):
@@ -186,53 +222,110 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
     return f"{report.url}/commit/{report.commit}"
 
 
-def chosen_files(folder: Path, patterns: Collection[str]) -> tuple[list[str], list[str]]:
-    """Relative paths of the files to upload, and of all other files. ``patterns``: names to leave out."""
+def chosen_files(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Relative paths of the files to upload, and of all other files. ``leave_out``: patterns of names to leave out."""
+    homes = {PurePosixPath(home) for home in (*FOLDERS, *(module["path"] for module in sentence_modules(folder)))}
+    homes.discard(PurePosixPath("."))
+    card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
+    named = code_files(folder)
     uploaded: list[str] = []
     left_out: list[str] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
-        inside = path.relative_to(folder)
-        out = any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in patterns)
-        if not out:
-            check_link(path, folder)
-        if not path.is_dir():
-            (uploaded if path.is_file() and not out else left_out).append(inside.as_posix())
+        inside = PurePosixPath(path.relative_to(folder).as_posix())
+        chosen = str(inside) in named
+        if len(inside.parts) == 1 or homes.intersection(inside.parents):
+            chosen = chosen or belongs(inside.name, (*SIDECARS, *TEXTS, *WEIGHTS))
+        if inside.suffix.lower() in IMAGES and not any(part.startswith(".") for part in inside.parts):
+            chosen = chosen or str(inside) in card
+        if chosen and not any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in leave_out):
+            check_own_file(path, folder, hard_links=path.suffix == ".safetensors")
+            if path.suffix == ".safetensors":
+                with checkpoint_errors(f"{str(path)!r} is no file of weights"), safe_open(path, "pt"):
+                    pass
+            uploaded.append(str(inside))
+        elif not path.is_dir():
+            left_out.append(str(inside))
     return uploaded, left_out
 
 
+def code_files(folder: Path) -> set[str]:
+    """Names of the Python files that the configs of a model name, and of those that these files import."""
+    configs = ("config.json", TOKENIZER_CONFIG, MODULES, "processor_config.json", "preprocessor_config.json")
+    waiting = [folder / name for name in configs if (folder / name).is_file()]
+    named = set[str]()
+    while waiting:
+        for match in CODE.finditer(read_text(waiting.pop())):
+            file = folder / f"{match[1] or match[2]}.py"
+            if file.is_file() and file.name not in named:
+                named.add(file.name)
+                waiting.append(file)
+    return named
+
+
+def describe_files(folder: Path, sizes: Mapping[str, int], left_out: Collection[str], repo: str, dry_run: bool) -> str:
+    """The files of an upload with their sizes in bytes, and those that are left out, in lines."""
+    begin = "Would upload" if dry_run else "Uploading"
+    lines = [f"{begin} {len(sizes)} files, {sum(sizes.values()):,} bytes, from {folder} to {repo}:"]
+    lines += [f"{size:>18,}  {in_one_line(file)}" for file, size in sizes.items()]
+    if "README.md" not in sizes:
+        lines.append("A card is written if the repository has none.")
+    if left_out:
+        lines.append(f"Left out: {in_one_line(listed(left_out, MOST_LISTED))}; `hf upload` sends a single file.")
+    return "\n".join(lines)
+
+
 def refuse_tokens(folder: Path, files: Collection[str], token: str | bool | None) -> None:
-    """Refuse files, other than weights, that contain the user's token or text that looks like one.
+    """Refuse files that contain the user's token or text that looks like one, wherever it is in them.
 
     Raises:
         HubError: a file contains a token.
     """
-    known = token if isinstance(token, str) else get_token()
-    for path in (
-        folder / file
-        for file in files
-        if not any(fnmatch.fnmatch(file, pattern) for pattern in (*WEIGHTS, "*.onnx.data"))
-    ):
-        content = path.read_bytes()
-        holds_token = bool(known) and str(known).encode(errors="surrogatepass") in content
-        if holds_token or any(len(match[0]) >= 30 for match in re.finditer(TOKEN.pattern.encode(), content)):
-            raise HubError(f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it.")
+    known = token if isinstance(token, str) else get_token() or ""
+    secret = re.compile(TOKEN.pattern.encode())
+    if len(known) >= SHORTEST_SECRET and not known.isalpha():
+        escaped = re.escape(known.encode(errors="surrogatepass"))
+        secret = re.compile(rb"%b|(?<!\w)%b(?!\w)" % (secret.pattern, escaped))
+    marks = (b"hf_", b"api_org_", known.encode(errors="surrogatepass")[:SHORTEST_SECRET])
+    for path in (folder / file for file in files):
+        with open(path, "rb") as opened:
+            content = b""
+            while part := opened.read(SCANNED):
+                content = content[-256:] + part  # a token may lie across the border
+                if not any(mark and mark in content for mark in marks):
+                    continue
+                found = (match[0] for match in secret.finditer(content))
+                if any(len(text) >= 30 or text.decode(errors="replace") == known for text in found):
+                    raise HubError(
+                        f"{str(path)!r} contains what looks like a Hub token, so nothing was uploaded; remove it."
+                    )
 
 
 def card_for_repository(folder: Path, name: str) -> str:
     """The card of a folder, with a repository's name in its title, its metadata and its code."""
     text = read_text(folder / "README.md")
-    if match := NAMED.search(text):
+    if quoted := quoted_name(text):
         with checkpoint_errors(f"The name of the model in {str(folder / 'README.md')!r} cannot be replaced"):
-            step, before = read_report(folder).get("next_step") or {}, json.loads(match[1])
+            step, before = read_report(folder).get("next_step") or {}, json.loads(quoted)
             if command := in_one_line(next_step(step, before)):
                 text = text.replace(command, in_one_line(next_step(step, name)))
-            text = text.replace(match[1], json.dumps(name))
+            text = text.replace(quoted, json.dumps(name))
     called, title = re.escape(in_one_line(folder.resolve().name)), name.rpartition("/")[2]
     text = re.sub(rf"^# {called}$", f"# {title}", text, count=1, flags=re.MULTILINE)
     text = re.sub(rf"^(model_name: |- name: ){called}$", rf'\g<1>"{title}"', text, count=1, flags=re.MULTILINE)
     if read_config(folder).get("auto_map") and "trust_remote_code" not in text:
         text = f"{text.rstrip()}\n\n{REMOTE_CODE}\n"
     return text
+
+
+def quoted_name(card: str) -> str | None:
+    """The model's name in the HTML comment of a card, in quotes as in JSON; ``None`` without such a comment."""
+    start = card.find(NAMED)
+    while start >= 0 and (end := card.find("-->", start)) >= 0:
+        comment = card[start:end]
+        if len(comment) <= LONGEST_NAMED and "\n" not in comment and (match := NAME.search(comment)):
+            return match[0]
+        start = card.find(NAMED, end)
+    return None
 
 
 # The file for `trust_remote_code`.
@@ -271,12 +364,19 @@ def write_remote_code(folder: str | Path) -> list[str]:
         CheckpointError: the model is not a Long model, the folder cannot be written, or another file has the name of
             the file.
     """
-    path = Path(folder)
+    contents = remote_code_files(Path(folder))
+    for name, text in contents.items():
+        write_text(Path(folder) / name, text)
+    return list(contents)
+
+
+def remote_code_files(path: Path) -> dict[str, str]:
+    """Names and texts of the files that :func:`write_remote_code` writes into a folder; the same errors."""
     values = read_config(path)
     model_type = str(values.get("model_type"))
     if not model_type.startswith("long_") or is_generic(values) or model_type not in CONFIG_MAPPING_NAMES:
         raise CheckpointError(
-            f"{str(folder)!r} holds a model of type {values.get('model_type')!r}, which needs no code of this "
+            f"{str(path)!r} holds a model of type {values.get('model_type')!r}, which needs no code of this "
             "package; omit --remote-code."
         )
     file = path / f"modeling_{module_name(model_type)}.py"
@@ -290,7 +390,8 @@ def write_remote_code(folder: str | Path) -> list[str]:
     for auto, table in auto_classes():
         if names := mapped_names(table).get(model_type):
             classes[auto] = names if isinstance(names, str) else names[0]
-    write_text(file, FILE.format(names=", ".join(sorted({*classes.values()}))))
     values = {**values, "auto_map": {auto: f"{file.stem}.{name}" for auto, name in classes.items()}}
-    write_text(path / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    return [file.name, "config.json"]
+    return {
+        file.name: FILE.format(names=", ".join(sorted({*classes.values()}))),
+        "config.json": json.dumps(values, indent=2, ensure_ascii=False) + "\n",
+    }

@@ -10,14 +10,19 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
+from hf_longattn.files import SIDECARS, belongs
 from hf_longattn.hub import check_login, push_model, write_model_card
+from hf_longattn.hub.push import WEIGHTS
 from hf_longattn.loading import TOKEN, translated_errors
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
@@ -219,7 +224,7 @@ def test_push_without_access_is_one_sentence(
 
 def test_push_without_a_connection_is_one_sentence(hub: Callable[[str], None], model: Path) -> None:
     hub("http://127.0.0.1:9")
-    with pytest.raises(HubError, match="Connection refused"):
+    with pytest.raises(HubError, match=re.escape("Connection refused (http://127.0.0.1:9)")):
         push_model(model, REPO, token=WRITER)
 
 
@@ -246,16 +251,131 @@ def test_push_refuses_bad_cards_before_sending(server: Hub, model: Path) -> None
     assert REPO not in server.repos
 
 
-@every_case("held", [WRITER, "hf_" + "a1B2" * 9])
-@every_case("file", ["notes.txt", "train.sh", "run.log", "nb.ipynb", "LICENSE", "state.pkl"])
+def name_token(model: Path, held: str) -> None:
+    """A token in the metadata of a file of weights."""
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors, model / "model.safetensors", {"format": "pt", "note": held})
+
+
+def module_folder(model: Path, path: str, text: str = "{}") -> None:
+    """Add a module of sentence-transformers with a config."""
+    modules = [{"path": "", "type": "a.Transformer"}, {"path": path, "type": "a.Pooling"}]
+    (model / "modules.json").write_text(json.dumps(modules))
+    (model / path).mkdir(parents=True, exist_ok=True)
+    (model / path / "config.json").write_text(text)
+
+
+def text_in(name: str) -> Callable[[Path, str], object]:
+    return lambda model, held: (model / name).write_text(f"token: {held}\n")
+
+
+TOKEN_PLACES: dict[str, Callable[[Path, str], object]] = {
+    "LICENSE": text_in("LICENSE"),
+    "vocab.txt": text_in("vocab.txt"),
+    "README.md": text_in("README.md"),
+    "pytorch_model.bin": text_in("pytorch_model.bin"),
+    "model.onnx": lambda model, held: (model / "model.onnx").write_bytes(b"\0" * (2**20 - 9) + held.encode() + b"\0"),
+    "model.safetensors": name_token,
+    "config.json": lambda model, held: module_folder(model, ".hidden/1_Pooling", f'["{held}"]'),
+}
+
+
+@every_case("held", [WRITER, "hf_" + "a1B2" * 9, "another-shape-of-20-signs"])
+@every_case("file", list(TOKEN_PLACES))
 def test_push_refuses_files_with_a_token(server: Hub, model: Path, held: str, file: str, tmp_path: Path) -> None:
     model = shutil.copytree(model, tmp_path / "copy")
-    (model / "empty.log").touch()
-    (model / file).write_bytes(b"\0\xff" * file.endswith(".pkl") + f"token: {held}\n".encode())
+    TOKEN_PLACES[file](model, held)
     with pytest.raises(HubError, match=rf"{re.escape(file)}.*token") as refused:
-        push_model(model, REPO, token=WRITER)
+        push_model(model, REPO, token=held if held.startswith("another") else WRITER)
     assert held not in str(refused.value)
     assert not server.requests
+
+
+@every_case("token", ["test", "the", "internationalization", "model"])
+def test_push_takes_no_word_of_a_file_for_a_token(token: str, server: Hub, model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(model, tmp_path / "copy")
+    (model / "vocab.txt").write_text("test\nthe\ninternationalization\nmodel\nhf_hub_download\n")
+    with pytest.raises(HubError, match="token") as refused:
+        push_model(model, REPO, token=token)
+    assert "contains" not in str(refused.value)
+
+
+SENT = """LICENSE LICENSE.md NOTICE USE_POLICY.md vocab.txt merges.txt spiece.model source.spm qwen.tiktoken
+    special_tokens_map.json chat_template.jinja additional_chat_templates/tool.jinja preprocessor_config.json
+    processor_config.json generation_config.json adapter_config.json pytorch_model.bin onnx/model.onnx
+    onnx/model.onnx_data onnx/config.json openvino/openvino_model.bin openvino/openvino_model.xml modules.json
+    1_Pooling/config.json 2_Dense/pytorch_model.bin sentence_bert_config.json
+    config_sentence_transformers.json modeling_mine.py helper.py images/chart.png label_map.json README_zh.md"""
+KEPT_HERE = """id_rsa id_rsa.pub key.pem .env .netrc .git/config .git/config.json .aws/credentials .docker/config.json
+    credentials.json secrets.json kaggle.json client_secret.json service_account.json docker_config.json passwords.txt
+    notes.txt notes.md train.sh train.py run.log nb.ipynb state.pkl data.csv train.jsonl predictions.json
+    all_results.json training_log.json trainer_state.json training_args.bin optimizer.bin optimizer.pt secret.bin
+    backup/model.onnx checkpoint-10/config.json wandb/config.json images/private.png .images/hidden.png onnx/id_rsa
+    1_Pooling/id_rsa 1_Pooling/.netrc"""
+
+
+def test_push_sends_the_files_of_a_model_and_no_others(server: Hub, model: Path) -> None:
+    for name in (SENT + " " + KEPT_HERE).split():
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text("{}")
+    change_json(model / "config.json", auto_map={"AutoModel": "modeling_mine.Mine"})
+    (model / "modeling_mine.py").write_text("from .helper import x\n")
+    module_folder(model, "2_Dense")
+    modules = [{"path": path, "type": "a.B"} for path in ("", "1_Pooling", "2_Dense")]
+    (model / "modules.json").write_text(json.dumps(modules))
+    with open(model / "README.md", "a", encoding="utf-8") as card:
+        card.write("![chart](images/chart.png) ![secret](.images/hidden.png)\n")
+    before = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    expected = {*SENT.split(), *before, "2_Dense/config.json"}
+    report = push_model(model, REPO, token=WRITER)
+    assert set(report.files) == set(server.repos[REPO].branches["main"]) == expected
+    assert set(report.left_out) == {*KEPT_HERE.split(), "conversion_report.json"}
+
+
+def change_json(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_every_file_of_a_tokenizer_or_processor_of_transformers_belongs_to_a_model() -> None:
+    from transformers import utils
+
+    constants = {value for name, value in vars(utils).items() if name.endswith("_NAME") and isinstance(value, str)}
+    names = {name for name in constants if name.endswith((".json", ".jinja", ".safetensors"))}
+    for file in Path(transformers.__file__).parent.glob("models/*/tokenization_*.py"):
+        for table in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", file.read_text(encoding="utf-8"), re.DOTALL):
+            names.update(re.findall(r':\s*"([^"]+)"', table))
+    assert {"vocab.txt", "merges.txt", "spiece.model", "config.json"} < names
+    assert [name for name in sorted(names) if not belongs(name, (*SIDECARS, *WEIGHTS))] == []
+
+
+def test_push_lists_the_files_before_it_sends_one(
+    server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "id_rsa").write_text("secret")
+    server.faults = [Fault("POST", "/api/repos/create")] * 10
+    assert run("push", model, REPO, "--token", WRITER) == 1
+    said = capsys.readouterr().err
+    for path in model.iterdir():
+        listed = re.search(rf"^ +{path.stat().st_size:,}  {re.escape(path.name)}$", said, re.MULTILINE)
+        assert (listed is None) == (path.name in ("id_rsa", "conversion_report.json")), path.name
+    assert "Left out: conversion_report.json, id_rsa;" in said
+
+
+def test_dry_run_lists_the_files_and_asks_the_hub_nothing(
+    server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = local_files(model)
+    assert run("push", model, REPO, "--dry-run", "--remote-code", "--json") == 0
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert set(report["files"]) == {*before, "modeling_long_bert.py"} - {"conversion_report.json"}
+    assert (report["commit"], report["url"]) == ("", "")
+    assert all(name in said.err for name in report["files"])
+    assert local_files(model) == before
+    assert not server.requests
+    (model / "LICENSE").write_text("hf_" + "a1B2" * 9)
+    assert run("push", model, REPO, "--dry-run") == 1
+    assert "contains what looks like a Hub token" in capsys.readouterr().err
 
 
 def test_push_refuses_a_folder_without_config_or_weights(server: Hub, model: Path, tmp_path: Path) -> None:
@@ -316,16 +436,31 @@ def large(path: Path) -> str:
 
 
 def test_push_refuses_links_out_of_the_folder_and_follows_those_inside(server: Hub, model: Path) -> None:
-    (model.parent / "secret.txt").write_text("private")
-    (model / "notes.txt").symlink_to(model.parent / "secret.txt")
-    with pytest.raises(CheckpointError, match="outside of its checkpoint"):
-        push_model(model, REPO, token=WRITER)
+    secret = model.parent / "secret.txt"
+    secret.write_text("private")
+    for name in ("LICENSE", "vocab.txt", "additional_chat_templates/a.jinja", "onnx/model.onnx"):
+        (model / name).parent.mkdir(exist_ok=True)
+        for link in (Path.symlink_to, Path.hardlink_to):
+            link(model / name, secret)
+            with pytest.raises(CheckpointError, match="outside of its checkpoint"):
+                push_model(model, REPO, token=WRITER)
+            (model / name).unlink()
     assert REPO not in server.repos
-    (model / "notes.txt").unlink()
-    (model / "notes.txt").symlink_to("config.json")
+    (model / "LICENSE").symlink_to("config.json")
+    (model / "NOTICE").hardlink_to(model / "tokenizer.json")
     push_model(model, REPO, token=WRITER)
     files = server.repos[REPO].branches["main"]
-    assert files["notes.txt"] == files["config.json"]
+    assert files["LICENSE"] == files["config.json"]
+    assert files["NOTICE"] == files["tokenizer.json"]
+
+
+def test_push_refuses_weights_that_are_none(server: Hub, model: Path) -> None:
+    secret = model.parent / "secret.txt"
+    secret.write_text("private")
+    (model / "other.safetensors").hardlink_to(secret)
+    with pytest.raises(CheckpointError, match="is no file of weights"):
+        push_model(model, REPO, token=WRITER)
+    assert not server.requests
 
 
 def test_push_sends_a_cache_snapshot_with_the_files_it_links_to(server: Hub, model: Path, tmp_path: Path) -> None:
