@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
-import glob
+import itertools
 import json
 import os
 import platform
@@ -27,7 +27,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line, shortened
+from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line, listed, shortened
 
 CONVERSION_REPORT = "conversion_report.json"
 GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -98,6 +98,41 @@ other file is downloaded, copied or uploaded, except the card and weights."""
 SMALL_FILES = (*SIDECARS, "README.md")
 SIDECAR_FOLDERS = ("additional_chat_templates",)
 SAFETENSORS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
+WEIGHTS = (
+    SAFETENSORS,
+    PICKLED_WEIGHTS,
+    "adapter_model.bin",
+    "*.onnx",
+    "*.onnx.data",
+    "*.onnx_data*",
+    "*.pt2",
+    "*.pt2.data",
+    "*.gguf",
+    "openvino_model*.bin",
+    "openvino_model*.xml",
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "rust_model.ot",
+)
+TEXTS = ("README*.md", "USE_POLICY*", "CITATION*", "COPYING*")
+MODEL_FILES = (*SIDECARS, *TEXTS, *WEIGHTS)
+"""Names of all files that belong to a model, except its code and the pictures of its card."""
+RECORDS = (
+    "*_report.json",
+    "*_results.json",
+    "*predictions.json",
+    "null_odds.json",
+    "training_log.json",
+    "trainer_state.json",
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "events.out.tfevents.*",
+    "modeling_long_*.py",
+)
+"""Names of further files that this package and a training write beside a model."""
 NAMED_FILES = (
     ("*.index.json", "weight_map"),
     (TOKENIZER_CONFIG, "fast_tokenizer_files"),
@@ -366,6 +401,8 @@ def sentence_values(file: Path) -> dict[str, Any]:
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
 """This machine's name in the names of unfinished folders: on a shared file system, another machine's are left
 alone."""
+STAGES, ACTIVE = itertools.count(), set[Path]()
+"""Numbers of this process's unfinished folders, so that its threads do not share one, and those folders."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a process to end. Without a handler, the process ends immediately."""
 
@@ -418,11 +455,32 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
     if not overwrite:
         raise CheckpointError(f"{str(destination)!r} already exists; choose another folder or add --overwrite.")
     replaceable = destination.is_dir() and not destination.is_symlink()
+    if replaceable and (others := _no_model_files(destination)):
+        raise CheckpointError(
+            f"{str(destination)!r} holds {listed(others)}, which no model folder has, so --overwrite does not replace "
+            "it; move that away, or choose another folder."
+        )
     if not replaceable or (any(destination.iterdir()) and not (destination / "config.json").is_file()):
         raise CheckpointError(
             f"{str(destination)!r} is not a checkpoint folder, so --overwrite does not replace it; choose another "
             "folder."
         )
+
+
+def _no_model_files(folder: Path) -> list[str]:
+    """Hidden folders, and files that neither belong to a model nor are written beside one."""
+    others = []
+    for place, folders, files in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        hidden = [name for name in folders if name.startswith(".") and name != ".cache"]  # of a download
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = [
+            name
+            for name in files
+            if name not in (".gitattributes", ".lock") and not belongs(name, (*MODEL_FILES, *RECORDS))
+        ]
+        others += [str(inside / name) for name in (*hidden, *names)]
+    return others
 
 
 def check_new_file(file: Path) -> None:
@@ -443,19 +501,59 @@ def check_writable(folder: Path) -> None:
         pass
 
 
+FULL = (
+    os.strerror(errno.ENOSPC),
+    os.strerror(errno.EDQUOT),
+    os.strerror(errno.EFBIG),
+    "PytorchStreamWriter failed writing file",
+    "iostream",
+    "problem writing element",
+    "requested and",
+)
+"""Messages about a full disk, a quota, or a limit on file sizes: of the system, of torch ("basic_ios::clear: iostream
+error"), and of numpy ("96 requested and 0 written")."""
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, is about a full disk. Libraries raise it without a number."""
+    cause: BaseException | None = error
+    while cause is not None and not any(words in str(cause) for words in FULL):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse a disk with fewer free bytes than needed, before slow work. torch ends the process if a disk is full."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise CheckpointError(
+            f"The disk of {str(folder)!r} has {free / 1e6:,.1f} MB left, and {needed / 1e6:,.1f} MB are needed; free "
+            "some space or choose another folder."
+        )
+
+
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
     """Turn an error for a full disk, no permission, a mount point or a link to itself into one sentence."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors names the system's error only in its text
+    except (OSError, RuntimeError, SafetensorError) as error:
         number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+        if disk_is_full(error):
             raise CheckpointError(
                 f"The disk of {str(folder)!r} is full; free some space or choose another folder; nothing was left "
                 "there."
             ) from error
-        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EBUSY, errno.ELOOP, errno.ENOTDIR, errno.EEXIST):
+        if number in (
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.EBUSY,
+            errno.ELOOP,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.ENAMETOOLONG,
+        ):
             raise CheckpointError(
                 f"Cannot write in {str(folder)!r}: {os.strerror(number)}; nothing was written."
             ) from error
@@ -472,16 +570,24 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
     place. A run killed between the two renames leaves the old folder aside, and the next run restores it.
 
     Raises:
-        CheckpointError: the destination was created by another process; not enough disk space; or no permission.
+        CheckpointError: the destination exists (again), or was created by another process; not enough disk space; or
+            no permission.
     """
     parent, name = Path(os.path.realpath(destination.parent)), destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    stage, aside = (parent / f".{name}.{use}-{MACHINE}-{os.getpid()}" for use in ("partial", "replaced"))
+    number = next(STAGES)
+    stage, aside = (parent / f".{name}.{use}-{MACHINE}-{os.getpid()}-{number}" for use in ("partial", "replaced"))
     with ending_cleanly():  # also covers the removal of the stage
+        ACTIVE.update((stage, aside))
         try:
             with disk_errors(parent):
                 parent.mkdir(parents=True, exist_ok=True)
                 _clean(parent, name)
+                if os.path.lexists(destination) and not overwrite:
+                    raise CheckpointError(
+                        f"{str(destination)!r} exists: a run that was ended had set it aside, and it is back now; "
+                        "choose another folder or add --overwrite."
+                    )
                 stage.mkdir()
                 yield stage
                 mode = stat.S_IMODE(stage.stat().st_mode)  # safetensors writes files that only their owner can read
@@ -509,6 +615,7 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
             raise type(error)(str(error).replace(str(stage), str(destination))) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+            ACTIVE.difference_update((stage, aside))
             for folder in new_parents:  # parents of a result that failed
                 with contextlib.suppress(OSError):  # not empty, or never created
                     folder.rmdir()
@@ -516,18 +623,21 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
 
 def _clean(parent: Path, name: str) -> None:
     """Remove folders of this machine's killed runs. Restore a destination that one of them renamed aside and did not
-    replace."""
+    replace. Anything else with such a name is left alone."""
     import psutil
 
-    for use in ("replaced", "partial"):
-        for leftover in parent.glob(f".{glob.escape(name)}.{use}-{MACHINE}-*"):
-            process = int(leftover.name.rpartition("-")[2])
-            if process != os.getpid() and psutil.pid_exists(process):
-                continue
-            if use == "replaced" and not (parent / name).exists():
-                os.rename(leftover, parent / name)
-            else:
-                shutil.rmtree(leftover)
+    pattern = re.compile(rf"\.{re.escape(name)}\.(partial|replaced)-{MACHINE}-([0-9]{{1,9}})(-[0-9]{{1,9}})?")
+    leftovers = [(path, match) for path in sorted(parent.iterdir()) if (match := pattern.fullmatch(path.name))]
+    for leftover, match in leftovers:
+        process = int(match[2])
+        if leftover in ACTIVE or (process != os.getpid() and psutil.pid_exists(process)):
+            continue
+        if leftover.is_symlink() or not leftover.is_dir():
+            continue
+        if match[1] == "replaced" and not os.path.lexists(parent / name):
+            os.rename(leftover, parent / name)
+        else:
+            shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 from hf_longattn import LongBertConfig, LongBertModel, LongCLIPConfig, enable_long_attention
@@ -24,6 +25,7 @@ from hf_longattn.files import (
     MACHINE,
     check_destination,
     check_new_file,
+    check_space,
     staged_file,
     staged_folder,
     write_text,
@@ -147,10 +149,146 @@ def test_files_of_a_staged_folder_get_the_mode_of_new_files(tmp_path: Path) -> N
 
 def test_checkpoint_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
     checkpoint_folder(tmp_path / f".long.replaced-{MACHINE}-{DEAD_PROCESS}")
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "long"):
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "long", overwrite=True):
         raise RuntimeError
     assert (tmp_path / "long" / "config.json").read_text() == "old"
     assert os.listdir(tmp_path) == ["long"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_run_killed_between_the_renames_gives_the_old_folder_back_before_the_next_one_works(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, rename = checkpoint_folder(tmp_path / "long"), os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        if ".partial-" in Path(source).name:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt), staged_folder(old, overwrite=True) as stage:
+        (stage / "config.json").write_text("new")
+    monkeypatch.undo()
+    assert not old.exists()
+    if overwrite:
+        with staged_folder(old, overwrite=True) as stage:
+            (stage / "config.json").write_text("newer")
+    else:
+        with pytest.raises(CheckpointError, match="it is back now; choose another folder or add --overwrite"):
+            staged_folder(old).__enter__()
+    assert (old / "config.json").read_text() == ("newer" if overwrite else "old")
+    assert os.listdir(tmp_path) == ["long"]
+
+
+NAMES = ("word", "", "12x", "-1", "²", "٣", "1e9", "9" * 20, "9" * 200, "1-", "1-x", "1-2-3", "..", " 12")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to(path.parent)])
+def test_other_names_beside_a_destination_are_left_alone(make: Callable[[Path], None], tmp_path: Path) -> None:
+    names = [f".long.{use}-{MACHINE}-{end}" for use in ("partial", "replaced") for end in NAMES]
+    names.append(f".long.partial-{MACHINE}")
+    if make is not Path.mkdir:  # no folders of this program
+        names.append(f".long.partial-{MACHINE}-{DEAD_PROCESS}")
+    for name in names:
+        make(tmp_path / name)
+    with staged_folder(tmp_path / "long") as stage:
+        (stage / "config.json").write_text("new")
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, "long"])
+
+
+def test_threads_write_folders_of_one_name_without_removing_each_others(tmp_path: Path) -> None:
+    written, errors = list[int](), list[Exception]()
+    started = threading.Barrier(4)
+
+    def write(number: int) -> None:
+        try:
+            with staged_folder(tmp_path / "long", overwrite=number == 3) as stage:
+                started.wait()
+                (stage / "config.json").write_text(str(number))
+            written.append(number)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("was created by another process" in str(error) for error in errors)
+    assert int((tmp_path / "long" / "config.json").read_text()) in written
+    assert os.listdir(tmp_path) == ["long"]
+
+
+def test_leftover_of_this_process_number_is_removed(tmp_path: Path) -> None:
+    """In a container, every run may have the same number."""
+    (tmp_path / f".long.partial-{MACHINE}-{os.getpid()}").mkdir()
+    (tmp_path / f".long.partial-{MACHINE}-{os.getpid()}-999999").mkdir()
+    with staged_folder(tmp_path / "long"):
+        pass
+    assert os.listdir(tmp_path) == ["long"]
+
+
+OTHERS = (
+    ".git/HEAD",
+    "deep/.git/HEAD",
+    ".svn/x",
+    ".env",
+    "thesis.tex",
+    "photos/one.png",
+    "train.py",
+    "1_Pooling/notes",
+)
+USUAL = """model.safetensors pytorch_model.bin tokenizer.json vocab.txt README.md LICENSE .gitattributes .cache/x
+    1_Pooling/config.json onnx/model.onnx conversion_report.json export_report.json compression_report.json
+    training_log.json checkpoint-2/optimizer.pt checkpoint-2/rng_state.pth checkpoint-2/trainer_state.json
+    checkpoint-2/model.safetensors training_args.bin runs/a/events.out.tfevents.1.host modeling_long_bert.py .lock
+    model.onnx model.onnx_data model.pt2 all_results.json long_config.json checkpoint-2/scheduler.pt"""
+
+
+@pytest.mark.parametrize("name", [*OTHERS, ".git"])
+def test_overwrite_refuses_a_folder_with_files_that_no_model_has(name: str, tmp_path: Path) -> None:
+    folder = checkpoint_folder(tmp_path / "long")
+    for usual in USUAL.split():
+        (folder / usual).parent.mkdir(parents=True, exist_ok=True)
+        (folder / usual).touch()
+    check_destination(folder, overwrite=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+    named = name.removesuffix("/HEAD").removesuffix("/x")
+    with pytest.raises(CheckpointError, match=f"holds {re.escape(named)}, which no model folder has"):
+        check_destination(folder, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+        OSError("96 requested and 0 written"),
+        OSError("problem writing element 6144 to file"),
+        RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/1: file write failed"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=str,
+)
+def test_full_disk_is_a_sentence_and_leaves_nothing(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is full; free some space"), staged_folder(tmp_path / "a" / "b"):
+        raise error
+    assert os.listdir(tmp_path) == []
+
+
+def test_too_little_space_is_refused_before_the_work(tmp_path: Path) -> None:
+    check_space(tmp_path / "none" / "yet", 1)
+    with pytest.raises(CheckpointError, match=r"MB left, and 1,000,000,000,000\.0 MB are needed; free some space"):
+        check_space(tmp_path / "none" / "yet", 10**18)
+
+
+def test_name_that_is_too_long_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="File name too long"), staged_folder(tmp_path / ("n" * 250)):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_check_destination_refuses_other_folders_links_and_overlaps_with_the_source(tmp_path: Path) -> None:
@@ -164,7 +302,7 @@ def test_check_destination_refuses_other_folders_links_and_overlaps_with_the_sou
         check_destination(other, source, overwrite=False)
     check_destination(other, source, overwrite=True)
     for name in ("photos", "file", "link"):
-        with pytest.raises(CheckpointError, match="not a checkpoint folder"):
+        with pytest.raises(CheckpointError, match=r"not a checkpoint folder|holds one\.png"):
             check_destination(tmp_path / name, source, overwrite=True)
     for overlapping in (source, tmp_path, source / "long"):
         with pytest.raises(CheckpointError, match="overlap"):

@@ -41,7 +41,9 @@ from ..files import (
     TOKENIZER_CONFIG,
     TOKENIZER_LIMIT,
     check_destination,
+    check_space,
     destination_path,
+    disk_is_full,
     is_long,
     read_json_object,
     staged_folder,
@@ -189,6 +191,8 @@ def export_checkpoint(
     tokenizer = words.tokenizer
     names = input_names(loaded, tokenizer, global_attention_mask)
     graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder)).eval()
+    weights = {tensor.data_ptr(): tensor.nbytes for tensor in loaded.state_dict().values()}  # tied ones count once
+    check_space(target.parent, sum(weights.values()))
     with staged_folder(target, overwrite=overwrite) as stage:
         outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
         say(f"comparing {GRAPHS[format]} with the model")
@@ -359,6 +363,8 @@ def write_graph(
         except OSError:
             raise
         except Exception as error:  # tracing, translation and checks raise any type of error
+            if disk_is_full(error):
+                raise
             cause: BaseException = error  # those raised from it are for PyTorch's developers
             while cause.__cause__ is not None:
                 cause = cause.__cause__

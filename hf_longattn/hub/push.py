@@ -22,12 +22,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line, listed, visible
 from ..files import (
+    MODEL_FILES,
     MODULES,
-    PICKLED_WEIGHTS,
-    SAFETENSORS,
     SIDECAR_FOLDERS,
-    SIDECARS,
     TOKENIZER_CONFIG,
+    WEIGHTS,
     belongs,
     check_own_file,
     is_generic,
@@ -40,23 +39,6 @@ from ..modeling.family.definition import module_name
 from ..modeling.family.registration import auto_classes, mapped_names
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_report
 
-WEIGHTS = (
-    SAFETENSORS,
-    PICKLED_WEIGHTS,
-    "adapter_model.bin",
-    "*.onnx",
-    "*.onnx.data",
-    "*.onnx_data*",
-    "*.pt2",
-    "*.pt2.data",
-    "*.gguf",
-    "openvino_model*.bin",
-    "openvino_model*.xml",
-    "tf_model*.h5",
-    "flax_model*.msgpack",
-    "rust_model.ot",
-)
-TEXTS = ("README*.md", "USE_POLICY*", "CITATION*", "COPYING*")
 FOLDERS = ("onnx", "openvino", *SIDECAR_FOLDERS)
 """Folders of a model whose files are uploaded, besides those that ``modules.json`` names."""
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
@@ -234,7 +216,7 @@ def chosen_files(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[st
         inside = PurePosixPath(path.relative_to(folder).as_posix())
         chosen = str(inside) in named
         if len(inside.parts) == 1 or homes.intersection(inside.parents):
-            chosen = chosen or belongs(inside.name, (*SIDECARS, *TEXTS, *WEIGHTS))
+            chosen = chosen or belongs(inside.name, MODEL_FILES)
         if inside.suffix.lower() in IMAGES and not any(part.startswith(".") for part in inside.parts):
             chosen = chosen or str(inside) in card
         if chosen and not any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in leave_out):

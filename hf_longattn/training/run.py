@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -44,7 +45,15 @@ from hf_longattn.errors import (
     visible,
 )
 from hf_longattn.evaluation.summaries import plus_minus
-from hf_longattn.files import MODULES, check_writable, public_name, read_json_object, write_text
+from hf_longattn.files import (
+    MODULES,
+    check_writable,
+    disk_errors,
+    disk_is_full,
+    public_name,
+    read_json_object,
+    write_text,
+)
 from hf_longattn.hub import check_login, from_source, push_model, write_model_card
 from hf_longattn.loading import fetch_model, load_weights
 from hf_longattn.mechanisms import Mechanism
@@ -58,15 +67,6 @@ SCORES_NAME = "scores.json"
 """Name of an evaluation's result file."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """Files that a run without ``--overwrite`` does not replace."""
-FULL = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "PytorchStreamWriter failed writing file",
-    "iostream",
-)
-"""Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the
-last two."""
 
 
 def begin(model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments) -> None:
@@ -254,18 +254,49 @@ def load_renamed(model: Any, folder: Path) -> None:
 
 @contextmanager
 def sentence_if_full(folder: Path) -> Iterator[None]:
-    """Raise the error for a full disk as one sentence. safetensors and torch raise it without an errno."""
+    """Raise the error for a full disk as one sentence, and remove files of a model and checkpoints that are not
+    complete."""
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*") if path.is_file()}
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not any(words in str(cause) for words in FULL):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if not disk_is_full(error):
             raise
+        for path in folder.glob("*"):
+            if path.is_file() and before.get(path) != path.stat().st_mtime_ns:
+                path.unlink(missing_ok=True)
+            elif path.match("checkpoint-*") and not is_complete(path):
+                shutil.rmtree(path, ignore_errors=True)
         raise CheckpointError(
             f"The disk of {str(folder)!r} is full; free space, and {how_to_resume(folder)}."
         ) from error
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Refuse a second training into a folder while the first one runs. The lock of a process that was killed is free.
+
+    Raises:
+        CheckpointError: another training writes into the folder, or it cannot be written.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(
+                f"Another training is writing {str(folder)!r}; wait for it, or give another --output."
+            ) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        for place in new:  # of a training that was refused
+            with suppress(OSError):  # not empty
+                place.rmdir()
 
 
 def how_to_resume(folder: Path) -> str:
@@ -292,7 +323,8 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
     try:
         model_args, data_args, training_args = parse_task(task, words, prog or str(task.__file__))
         folder = training_args.folder
-        log = task.main(model_args, data_args, training_args)
+        with only_writer(folder) if first and training_args.do_train else nullcontext():
+            log = task.main(model_args, data_args, training_args)
         if first:
             written = folder if training_args.do_train else folder / SCORES_NAME
             print(visible(f"{describe(log)}\nwritten to {written}"), file=sys.stderr)

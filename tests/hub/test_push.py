@@ -20,9 +20,8 @@ from transformers import AutoModelForMaskedLM
 
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
-from hf_longattn.files import SIDECARS, belongs
+from hf_longattn.files import MODEL_FILES, belongs
 from hf_longattn.hub import check_login, push_model, write_model_card
-from hf_longattn.hub.push import WEIGHTS
 from hf_longattn.loading import TOKEN, translated_errors
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
@@ -345,7 +344,7 @@ def test_every_file_of_a_tokenizer_or_processor_of_transformers_belongs_to_a_mod
         for table in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", file.read_text(encoding="utf-8"), re.DOTALL):
             names.update(re.findall(r':\s*"([^"]+)"', table))
     assert {"vocab.txt", "merges.txt", "spiece.model", "config.json"} < names
-    assert [name for name in sorted(names) if not belongs(name, (*SIDECARS, *WEIGHTS))] == []
+    assert [name for name in sorted(names) if not belongs(name, MODEL_FILES)] == []
 
 
 def test_push_lists_the_files_before_it_sends_one(

@@ -6,22 +6,26 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.hub import write_model_card
-from hf_longattn.training.run import LOG_NAME, describe, measured, newest_checkpoint
+from hf_longattn.training.run import LOG_NAME, describe, measured, newest_checkpoint, only_writer
 from tests.cases import every_case
 from tests.permissions import bound_by_permissions
 from tests.trained import REAL_TEXT
@@ -192,6 +196,61 @@ def test_full_disk_in_training_is_a_sentence_and_the_run_resumes(
         start()
     monkeypatch.undo()
     assert max(entry["step"] for entry in start(resume=True)["history"]) == 4
+
+
+@pytest.mark.parametrize("at", ["checkpoint-2", "out"])
+def test_full_disk_leaves_no_half_model(
+    at: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serialize = safetensors.torch.serialize_file
+
+    def full(tensors: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(path).parent.name == at:
+            Path(path).write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        serialize(tensors, path, *args, **kwargs)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("kept")
+    monkeypatch.setattr(safetensors.torch, "serialize_file", full)
+    with pytest.raises(CheckpointError, match="is full; free space, and run again with --"):
+        start()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "kept"
+    complete = [f"checkpoint-{step}" for step in (2, 4) if at == "out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*complete, "notes.txt"]
+    monkeypatch.undo()
+    assert start(resume=bool(complete), overwrite=True)["metrics"]["after"]
+
+
+def hold(folder: Path, ready: Any) -> None:
+    with only_writer(folder):
+        ready.set()
+        time.sleep(100)
+
+
+def test_second_training_into_one_output_is_refused_until_the_first_ends(
+    texts: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = checkpoint("mlm", tmp_path / "short", tokenizer)
+    line = ["--model", str(model), "--data", texts, "--output", str(tmp_path / "new" / "out"), "--max-steps", "1"]
+    line += ["--per-device-train-batch-size", "1", "--disable-tqdm", "true", "--bf16", "false"]
+    out, context = tmp_path / "new" / "out", multiprocessing.get_context("spawn")
+    ready = context.Event()
+    first = context.Process(target=hold, args=(out, ready))
+    first.start()
+    assert ready.wait(100)
+    for words in ([], ["--overwrite"]):
+        assert train("mlm", [*line, *words]) == 1
+        assert (
+            f"Another training is writing '{out}'; wait for it, or give another --output." in capsys.readouterr().err
+        )
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    assert train("mlm", line) == 0
+    assert not (out / ".lock").exists()
+    assert train("mlm", [*line[:-8], str(tmp_path / "none" / "out"), "--max-steps", "x"]) == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_unknown_metric_for_the_best_model_is_refused(start: Start) -> None:
