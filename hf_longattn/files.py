@@ -251,6 +251,8 @@ def _check_regular(path: Path) -> os.stat_result:
 
 LARGEST_JSON = 256 * 2**20
 """Maximum size of a text file, in bytes. The index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
+LARGEST_CARD = 2 * 2**20
+"""Maximum size of a model card, in bytes. The largest ones, with the scores of some hundred data sets, have 1 MB."""
 MOST_LAYERS, MOST_LABELS = 1000, 1_000_000
 """Maximum number of modules in a stack, and of labels."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")

@@ -17,8 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HTTPError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
@@ -27,6 +29,7 @@ from ..files import (
     CONVERSION_REPORT,
     EMBEDDINGS,
     GRAPHS,
+    LARGEST_CARD,
     RERANKER,
     TAGS,
     TOKEN_VECTORS,
@@ -94,6 +97,10 @@ FORMATS = frozenset(
     )
 )
 """Tags that name a file format. They describe the source's files, so a converted model does not inherit them."""
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DEEPEST_METADATA, LONGEST_NUMBER, MOST_TAGS = 50, 1000, 1000
+"""Maximum nesting of a card's metadata, characters of a word without a space in it, and number of tags, whose pairs
+huggingface_hub compares."""
 NEW_TOKENS = 20
 """Tokens that a card's example generates."""
 REMOTE_CODE = (
@@ -396,12 +403,61 @@ def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card in a file. Raises :class:`CheckpointError` if the file or its metadata cannot be read."""
-    text = read_text(path)
+    """The card in a file, in a time that is linear in its size.
+
+    Raises:
+        CheckpointError: the file or its metadata cannot be read, or it has more than the limits of this file.
+    """
+    text = read_text(path, LARGEST_CARD)
     with checkpoint_errors(f"The metadata of {str(path)!r} cannot be read"):
-        card = ModelCard(text, ignore_metadata_errors=False)
-        str(card).encode()  # YAML escapes can encode half a surrogate pair
+        block, values = REGEX_YAML_BLOCK.search(text), dict[str, Any]()
+        if block is not None:
+            check_metadata(block[2])
+            values = yaml.load(block[2], YAML_LOADER) or {}
+        if not isinstance(values, dict):
+            raise TypeError(f"it must be names with values, not {type(values).__name__}")
+        json.dumps(values, default=str, ensure_ascii=False).encode()  # YAML escapes can encode half a surrogate pair
+        tags = values.get("tags")
+        if tags is not None:
+            listed_tags = tags if isinstance(tags, list) else [tags]
+            if len(listed_tags) > MOST_TAGS or any(isinstance(tag, dict | list) for tag in listed_tags):
+                raise TypeError(f"tags must be a list of at most {MOST_TAGS:,} words")
+            values["tags"] = [str(tag) for tag in listed_tags if tag is not None]
+        card = ModelCard("---\n\n---\n")
+        card.text = text if block is None else text[block.end() :]
+        card.data = ModelCardData(**values)
         return card
+
+
+def check_metadata(block: str) -> None:
+    """Refuse metadata that would take much time or memory: aliases that multiply, deep nesting, and long numbers.
+
+    Raises:
+        ValueError: the metadata has more than the limits of this file.
+    """
+    sizes = dict[str, int]()  # anchor -> characters and nodes, aliases written out
+    parts: list[tuple[str | None, int]] = [(None, 0)]  # the open lists and mappings
+    for event in yaml.parse(block, YAML_LOADER):
+        anchor, size = getattr(event, "anchor", None), 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            parts.append((anchor, 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = parts.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            size = sizes.get(event.anchor, LARGEST_CARD)  # an alias of a list that is still open would never end
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1 + len(event.value)
+            if size > LONGEST_NUMBER and re.fullmatch(r"[-+\w.:]+", event.value):
+                raise ValueError(f"a number or word has {len(event.value):,} characters")
+        if size:
+            parts[-1] = (parts[-1][0], parts[-1][1] + size)
+            if anchor is not None and not isinstance(event, yaml.AliasEvent):
+                sizes[anchor] = size
+        if parts[-1][1] > LARGEST_CARD or len(parts) > DEEPEST_METADATA:
+            raise ValueError(
+                f"its aliases make more than {LARGEST_CARD:,} characters of it, or it is nested more than "
+                f"{DEEPEST_METADATA} deep"
+            )
 
 
 def from_source(source: str) -> dict[str, Any]:

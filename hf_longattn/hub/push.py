@@ -22,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..errors import CheckpointError, HubError, checkpoint_errors, in_one_line, listed, visible
 from ..files import (
+    LARGEST_CARD,
     MODEL_FILES,
     MODULES,
     SIDECAR_FOLDERS,
@@ -51,9 +52,8 @@ MOST_LISTED = 20
 """Maximum number of files that are named as left out."""
 SCANNED = 2**20
 """Bytes of a file that are searched for tokens at a time."""
-NAMED, NAME, LONGEST_NAMED = "<!-- hf_longattn: ", re.compile(r'"(?:[^"\\]|\\.)*"'), 10_000
-"""The start of the HTML comment in a card with the model's name in its code, the name in it, and the maximum length of
-the comment."""
+NAMED, NAME = "<!-- hf_longattn: ", re.compile(r'"(?:[^"\\]|\\.)*"')
+"""The start of the HTML comment in a card with the model's name in its code, and the name in it."""
 EMPTY_CARD = "This model card has been automatically generated"
 """Text in the placeholder card that transformers writes for a repository without a card."""
 
@@ -197,7 +197,7 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
         arguments: more arguments of :func:`push_model`.
     """
     readme, contents = Path(folder) / "README.md", {}
-    if readme.is_file() and EMPTY_CARD in read_text(readme):
+    if readme.is_file() and EMPTY_CARD in read_text(readme, LARGEST_CARD):
         contents = {"tags": read_card(readme).data.get("tags"), **from_source(source)}
         readme.unlink()
     report = push_model(folder, repo_id, contents=contents, **arguments)
@@ -208,7 +208,7 @@ def chosen_files(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[st
     """Relative paths of the files to upload, and of all other files. ``leave_out``: patterns of names to leave out."""
     homes = {PurePosixPath(home) for home in (*FOLDERS, *(module["path"] for module in sentence_modules(folder)))}
     homes.discard(PurePosixPath("."))
-    card = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
+    card = read_text(folder / "README.md", LARGEST_CARD) if (folder / "README.md").is_file() else ""
     named = code_files(folder)
     uploaded: list[str] = []
     left_out: list[str] = []
@@ -284,7 +284,7 @@ def refuse_tokens(folder: Path, files: Collection[str], token: str | bool | None
 
 def card_for_repository(folder: Path, name: str) -> str:
     """The card of a folder, with a repository's name in its title, its metadata and its code."""
-    text = read_text(folder / "README.md")
+    text = read_text(folder / "README.md", LARGEST_CARD)
     if quoted := quoted_name(text):
         with checkpoint_errors(f"The name of the model in {str(folder / 'README.md')!r} cannot be replaced"):
             step, before = read_report(folder).get("next_step") or {}, json.loads(quoted)
@@ -304,7 +304,8 @@ def quoted_name(card: str) -> str | None:
     start = card.find(NAMED)
     while start >= 0 and (end := card.find("-->", start)) >= 0:
         comment = card[start:end]
-        if len(comment) <= LONGEST_NAMED and "\n" not in comment and (match := NAME.search(comment)):
+        quote = comment.find('"')
+        if quote >= 0 and "\n" not in comment and (match := NAME.match(comment, quote)):
             return match[0]
         start = card.find(NAMED, end)
     return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,8 @@ from hf_longattn.errors import CheckpointError, HubError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongGPT2Config
 from hf_longattn.files import public_name
 from hf_longattn.hub import model_card, push_model, write_model_card
-from hf_longattn.hub.card import inherited_metadata
-from hf_longattn.hub.push import push_loaded
+from hf_longattn.hub.card import inherited_metadata, read_card
+from hf_longattn.hub.push import push_loaded, quoted_name
 from hf_longattn.training.trainer import LongTrainer
 from tests.cases import every_case
 from tests.conversion.conftest import LENGTH
@@ -763,3 +765,78 @@ def test_public_repository_is_refused_before_a_private_training(
     assert train("mlm", [*line, "--push-to-hub", "--hub-model-id", TUNED, "--hub-private-repo", "True"]) == 1
     assert "'writer/tuned' is public, but it was to be private" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def block(metadata: str, text: str = "# x\n") -> str:
+    return f"---\n{metadata}\n---\n{text}"
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{after}: &{after} [{','.join([f'*{before}'] * 9)}]\n" for before, after in pairwise("abcdefghi")
+)
+MERGES = "a: &a {k: v}\n" + "".join(
+    f"{after}: &{after}\n  <<: [{','.join([f'*{before}'] * 9)}]\n" for before, after in pairwise("abcdefghi")
+)
+CARDS_THAT_TAKE_LONG = {
+    "a million tags": (block("tags:\n" + "- t\n" * 10**6), "at most 2 MB are read"),
+    "many tags": (block("tags: [" + ",".join(map(str, range(200_000))) + "]"), "at most 1,000 words"),
+    "aliases": (block(f"{BOMB}tags: [*i]"), "its aliases make more than"),
+    "aliases of a long text": (
+        block(f"a: &a {'x y ' * 10_000}\ntags: [{'*a,' * 1000}]"),
+        "its aliases make more than",
+    ),
+    "merges": (block(MERGES), "its aliases make more than"),
+    "an alias of itself": (block("tags: &a [*a]"), "its aliases make more than"),
+    "deep": (block("tags: " + "[" * 100_000), "nested more than 50 deep"),
+    "deep and closed": (block("tags: " + "{a: " * 5000 + "}" * 5000), "nested more than 50 deep"),
+    "a number in base 60": (block("license: " + "1:" * 300_000 + "1"), "has 600,001 characters"),
+    "digits": (block("license: " + "1" * 10**6), "has 1,000,000 characters"),
+    "3 GB": ("x" * 3 * 2**20, "at most 2 MB are read"),
+    "tags that are no words": (block("tags: {a: b}"), "must be a list of at most"),
+    "lists in tags": (block("tags: [[a]]"), "must be a list of at most"),
+    "a list": (block("- a"), "must be names with values, not list"),
+    "no index": (block("model-index: {a: b}"), "cannot be read"),
+}
+
+
+@every_case("kind", list(CARDS_THAT_TAKE_LONG), of=4)
+def test_card_that_would_take_long_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    text, sentence = CARDS_THAT_TAKE_LONG[kind]
+    (tmp_path / "README.md").write_text(text)
+    begin = time.process_time()
+    with pytest.raises(CheckpointError, match=sentence) as refused:
+        read_card(tmp_path / "README.md")
+    with pytest.warns(UserWarning, match="No metadata is taken from it"):
+        assert inherited_metadata(tmp_path) == {}
+    assert time.process_time() - begin < 5
+    assert len(str(refused.value)) < 700
+
+
+@every_case("tags", ["5", "2024-01-01", "[2024-01-01, 5, 1.5, true, null, no, a]", "a", "[a, a]", "''", "[]"])
+def test_dates_and_numbers_among_tags_are_words(tags: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(block(f"tags: {tags}\nlicense: mit\nlanguage: en"))
+    read = read_card(tmp_path / "README.md").data.tags
+    assert all(isinstance(tag, str) for tag in read)
+    assert inherited_metadata(tmp_path)["license"] == "mit"
+
+
+@every_case(
+    "text",
+    [
+        "<!-- hf_longattn: x -->\n" * 50_000,
+        "<!-- hf_longattn: " * 50_000,
+        '<!-- hf_longattn: "' + '\\"' * 400_000 + " -->",
+        '<!-- hf_longattn: "a" ' * 50_000,
+        "<!-- hf_longattn: " + '"a" ' * 200_000,
+        ('<!-- hf_longattn: "' + '\\"' * 50 + "-->") * 5000,
+        "<!-- " * 100_000 + "-->" * 100_000,
+    ],
+    ids=lambda text: f"{text[:30]}{len(text)}",
+)
+def test_name_in_a_card_with_many_comments_is_read_at_once(text: str) -> None:
+    begin = time.process_time()
+    for quoted in (None, "x"):
+        comment = f'\n<!-- hf_longattn: a push writes it in place of "{quoted}", unless -->\n' if quoted else ""
+        quoted_name(text + comment)
+    assert quoted_name(comment + text) == '"x"'
+    assert time.process_time() - begin < 2
