@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 class LongAttentionError(ValueError):
     """Base of all errors of this package. Control characters are escaped, so that quoted text cannot control a
-    terminal."""
+    terminal, and cut where it is long."""
 
     def __str__(self) -> str:
-        return visible(super().__str__())
+        return visible(bounded(super().__str__()))
 
 
 class OptionError(LongAttentionError):
@@ -100,6 +100,15 @@ def shortened(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]} …"
 
 
+LONG_WORD, LONGEST_MESSAGE = re.compile(r"\S{4097,}"), 10_000
+"""A word that is longer than a path can be, and the maximum number of characters of a message."""
+
+
+def bounded(message: str) -> str:
+    """A message in which values from a file, such as a name of 8 MB, are cut. What follows them stays."""
+    return shortened(LONG_WORD.sub(lambda match: shortened(match[0]), message), LONGEST_MESSAGE)
+
+
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that change how a terminal or page shows the text around them: control characters except tab and line
 feed, line separators and marks of writing direction. Also bytes that are not UTF-8: paths may contain them, and no
@@ -124,7 +133,7 @@ def flag(name: str) -> str:
 
 def error_line(error: object) -> str:
     """The one line that every command prints for an error. It begins with "Error: "."""
-    return f"Error: {visible(' '.join(str(error).split()))}"
+    return f"Error: {visible(' '.join(bounded(str(error)).split()))}"
 
 
 def in_a_line(error: BaseException, limit: int = 300) -> str:

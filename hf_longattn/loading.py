@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import errors, snapshot_download
+from torch.nn.modules import activation
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file
 
-from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed
+from .errors import CheckpointError, HubError, LongAttentionError, checkpoint_errors, in_a_line, listed, shortened
 from .files import (
     HUB_ID,
     MODULES,
@@ -265,6 +266,9 @@ def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
         for token, number in tokenizer.get_vocab().items()
         if number >= rows and token not in placeholders
     }
+    for texts in ("a",), ("a", "a"):  # its template may have ids of its own
+        around = call_tokenizer(tokenizer, *texts, verbose=False)["input_ids"]
+        beyond |= {number: "around each text" for number in around if number >= rows and number not in beyond}
     if beyond:
         raise CheckpointError(
             f"The tokenizer of {str(name)!r} gives token ids up to {max(beyond)} ({beyond[max(beyond)]!r}), but its "
@@ -416,6 +420,31 @@ def has_token_vectors(name: str) -> bool:
     return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(fetch_model(name)))
 
 
+def check_activations(folder: Path, modules: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a sentence encoder or reranker whose files name something else in torch as an activation function.
+
+    sentence-transformers imports and calls whatever begins with "torch.".
+    """
+    for file in (folder / "config.json", *(folder / module["path"] / "config.json" for module in modules)):
+        values = read_json_object(file) if file.is_file() else {}
+        inner = values.get("sentence_transformers")
+        names = [values.get("activation_function"), values.get("sbert_ce_default_activation_function")]
+        names += [inner.get("activation_fn")] if isinstance(inner, dict) else []
+        for name in names:
+            if isinstance(name, str) and name.startswith("torch.") and not _is_activation(name):
+                raise CheckpointError(
+                    f"{str(file)!r} names {shortened(name)!r} as an activation function; expected one of torch.nn, "
+                    "such as torch.nn.Tanh."
+                )
+
+
+def _is_activation(name: str) -> bool:
+    place, _, last = name.rpartition(".")
+    known = {"torch.nn.modules.activation": activation.__all__, "torch.nn.modules.linear": ["Identity"]}
+    known["torch.nn"] = [*activation.__all__, "Identity"]
+    return last in known.get(place, ())
+
+
 def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arguments: Any) -> Any:
     """A model of sentence-transformers in float32.
 
@@ -427,6 +456,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         arguments: more arguments of the loader. With ``num_labels``, a head of another size is replaced by a new one.
     """
     listed_modules = sentence_modules(fetch_model(name))
+    check_activations(fetch_model(name), listed_modules)
     with loading_errors(name), without_load_report():
         for module in listed_modules:
             if not module["type"].endswith(".Transformer"):

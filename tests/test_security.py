@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from .hostile import (
     SECRET,
     Room,
     Runs,
+    add_to,
     answer,
     bert,
     check_commands,
@@ -179,6 +181,84 @@ def test_ordinary_modules_of_any_name_are_converted(path: str, tmp_path: Path, r
     assert (tmp_path / "out" / path / "config.json").read_text() == (
         tmp_path / "model" / path / "config.json"
     ).read_text()
+
+
+def dense(folder: Path, name: str) -> None:
+    sentence_encoder(folder)
+    add_to(folder / "1_Pooling" / "config.json", activation_function=name)
+
+
+def reranker(folder: Path, name: str) -> None:
+    sentence_encoder(folder)
+    add_to(folder / "config.json", sentence_transformers={"activation_fn": name})
+
+
+def old_reranker(folder: Path, name: str) -> None:
+    sentence_encoder(folder)
+    add_to(folder / "config.json", sbert_ce_default_activation_function=name)
+
+
+@every_case("make", [dense, reranker, old_reranker], ids=lambda make: make.__name__)
+@every_case(
+    "name", ["torch.nn.Module", "torch.os.abort", "torch.nn.CrossEntropyLoss", "torch.nn.Embedding", "torch.x"]
+)
+def test_embed_refuses_activations_that_are_none(
+    make: Callable[[Path, str], None], name: str, program: Any, room: Room, tmp_path: Path
+) -> None:
+    make(tmp_path / "model", name)
+    for line in COPYING[3:5]:
+        words = shlex.split(line.format(model=tmp_path / "model", out=tmp_path / "out", data=room.folder / "data"))
+        done, said = answer(program, words, io.StringIO())
+        assert not done
+        assert f"names '{name}' as an activation function; expected one of torch.nn" in said
+
+
+@every_case("kind", ["single", "pair"])
+def test_embed_refuses_a_template_with_ids_beyond_the_model(
+    kind: str, program: Any, room: Room, tmp_path: Path
+) -> None:
+    sentence_encoder(tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer.json"
+    values = json.loads(file.read_text())
+    far = {"id": "far", "ids": [10**9], "tokens": ["far"]}
+    sequences = {"single": ["A"], "pair": ["A", "B"]}
+    templates = {name: [{"Sequence": {"id": one, "type_id": 0}} for one in ids] for name, ids in sequences.items()}
+    templates[kind].append({"SpecialToken": {"id": "far", "type_id": 0}})
+    values["post_processor"] = {"type": "TemplateProcessing", **templates, "special_tokens": {"far": far}}
+    file.write_text(json.dumps(values))
+    add_to(tmp_path / "model" / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    for line in COPYING[3:5]:
+        words = shlex.split(line.format(model=tmp_path / "model", out=tmp_path / "out", data=room.folder / "data"))
+        done, said = answer(program, words, io.StringIO())
+        assert not done
+        assert "gives token ids up to 1000000000 ('around each text')" in said
+
+
+@every_case("device", ["/dev/zero", "/dev/random", "pipe"])
+@every_case("name", ["model.safetensors.index.json", "modules.json", "1_Pooling/config.json", "tokenizer.json"])
+def test_embed_opens_no_device_or_pipe(device: str, name: str, program: Any, room: Room, tmp_path: Path) -> None:
+    sentence_encoder(tmp_path / "model")
+    (tmp_path / "model" / name).unlink(missing_ok=True)
+    if device == "pipe":
+        os.mkfifo(tmp_path / "model" / name)
+    else:
+        (tmp_path / "model" / name).symlink_to(device)
+    for line in COPYING[3:5]:
+        words = shlex.split(line.format(model=tmp_path / "model", out=tmp_path / "out", data=room.folder / "data"))
+        done, said = answer(program, words, io.StringIO())
+        assert not done
+        assert "not a regular file" in said or "outside of its checkpoint" in said
+
+
+@every_case("field", ["model_type", "long_attention_format", "architectures", "hidden_act", "torch_dtype"])
+@every_case("text", ["x", "x y ", "\0"])
+def test_messages_about_a_value_of_millions_of_characters_are_short(
+    field: str, text: str, program: Any, source: Path, tmp_path: Path
+) -> None:
+    add_to(source / "config.json", **{field: text * 10**6})
+    for line in (["inspect", str(source)], ["plan", str(source), "--mechanism", "window", "--max-length", "256"]):
+        done, said = answer(program, line, io.StringIO())
+        assert done or len(said) < 110_000, f"{line[0]}: {len(said):,} characters"
 
 
 def test_only_convert_with_allow_pickle_reads_pickled_weights(program: Any, room: Room, tmp_path: Path) -> None:
