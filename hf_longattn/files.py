@@ -145,7 +145,12 @@ of a router) or its values (files of tensors)."""
 
 def belongs(name: str, patterns: Iterable[str]) -> bool:
     """Whether a file name matches one of ``patterns``. A hidden file never does."""
-    return not name.startswith(".") and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return not name.startswith(".") and matcher(patterns).match(name) is not None
+
+
+def matcher(patterns: Iterable[str]) -> re.Pattern[str]:
+    """A regular expression for the names that match one of ``patterns``, hidden ones too."""
+    return re.compile("|".join(map(fnmatch.translate, patterns)))
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -155,26 +160,24 @@ def check_checkpoint(folder: Path) -> None:
         CheckpointError: a file is not a regular one, a link is broken or leads outside, a file other than weights has
             a second name outside (a hard link), or a file names another one that is not in its folder.
     """
-    modules = [module["path"] for module in sentence_modules(folder) if module["path"]]
+    modules = []
+    for module in sentence_modules(folder):
+        if module["path"]:
+            modules.append(module["path"])
     check_files(folder, (SAFETENSORS, PICKLED_WEIGHTS))
     check_files(folder, SMALL_FILES, (*SIDECAR_FOLDERS, *modules), hard_links=False)
-    for home in (folder, *(folder / path for path in modules)):
+    for home in ("", *modules):
         for pattern, field in NAMED_FILES:
-            for file in home.rglob(pattern) if home != folder else home.glob(pattern):
-                _check_names(file, field)
-
-
-def _check_names(file: Path, field: str) -> None:
-    """Refuse a file that names another one outside of its folder, which a library would read."""
-    named = read_json_object(file).get(field)
-    if isinstance(named, dict):
-        named = [*named, *named.values()] if field == "types" else list(named.values())
-    for name in {name for name in named if isinstance(name, str)} if isinstance(named, list) else ():
-        if name in (".", "..") or re.search(r"[/\\]", name):
-            raise CheckpointError(
-                f"{str(file)!r} names {shortened(name)!r}, but may only name files of the same folder; download it "
-                "again."
-            )
+            for file in (folder / home).glob(f"**/{pattern}" if home else pattern):
+                named = read_json_object(file).get(field)
+                if isinstance(named, dict):
+                    named = [*named, *named.values()] if field == "types" else list(named.values())
+                for name in named if isinstance(named, list) else ():
+                    if isinstance(name, str) and (name in (".", "..") or re.search(r"[/\\]", name)):
+                        raise CheckpointError(
+                            f"{str(file)!r} names {shortened(name)!r}, but may only name files of the same folder; "
+                            "download it again."
+                        )
 
 
 def check_files(
@@ -191,8 +194,8 @@ def check_files(
     Raises:
         CheckpointError: a link that is broken or leads outside, or something that is not a regular file.
     """
-    patterns = [*patterns]
-    paths = {path for path in folder.iterdir() if any(fnmatch.fnmatchcase(path.name, name) for name in patterns)}
+    pattern = matcher(patterns)
+    paths = {path for path in folder.iterdir() if pattern.match(path.name)}
     for name in folders:
         check_link(folder / name, folder)
         paths.update(path for path in (folder / name).rglob("*") if path.is_symlink() or not path.is_dir())
@@ -629,8 +632,9 @@ def _clean(parent: Path, name: str) -> None:
     import psutil
 
     pattern = re.compile(rf"\.{re.escape(name)}\.(partial|replaced)-{MACHINE}-([0-9]{{1,9}})(-[0-9]{{1,9}})?")
-    leftovers = [(path, match) for path in sorted(parent.iterdir()) if (match := pattern.fullmatch(path.name))]
-    for leftover, match in leftovers:
+    for leftover in sorted(parent.iterdir()):
+        if (match := pattern.fullmatch(leftover.name)) is None:
+            continue
         process = int(match[2])
         if leftover in ACTIVE or (process != os.getpid() and psutil.pid_exists(process)):
             continue

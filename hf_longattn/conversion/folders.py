@@ -26,9 +26,9 @@ from ..files import (
     TOKENIZER_CONFIG,
     TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
-    belongs,
     check_destination,
     destination_path,
+    matcher,
     read_json_object,
     sentence_modules,
     sentence_values,
@@ -140,7 +140,8 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
     base_type = str(source.config.get("model_type"))
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
-    for name in sorted(name for name, file in files.items() if file.is_file() and not belongs(name, REPLACED)):
+    replaced = matcher(REPLACED)
+    for name in sorted(name for name, file in files.items() if file.is_file() and not replaced.match(name)):
         values: dict[str, Any] = dict(changed.get(name, {}))
         if name == TOKENIZER_CONFIG:
             values = _tokenizer_settings(read_json_object(files[name]), base_type, tokenizer_length)
