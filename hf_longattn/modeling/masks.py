@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engines import accelerator
 from ..engines.batch import Batch, cached_on, documents_from, for_one_pass, in_graph, shape_in_words
 from ..engines.byte_cache import tensor_version
 from ..engines.dense_masks import (
@@ -65,7 +66,7 @@ def check_padding(
     width = mask.shape[-1]
     if width == kv_length + kv_offset or in_graph():
         check_size(mask, batch, width)
-    elif not isinstance(q_offset, Tensor) or q_offset.device.type == "cpu":
+    elif not isinstance(q_offset, Tensor) or not accelerator.accelerated(q_offset):
         tokens = int(q_offset) + q_length
         hides_the_rest = width > tokens and not bool(mask[:, tokens:].any())
         check_size(mask, batch, width if hides_the_rest else tokens)
