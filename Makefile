@@ -23,12 +23,13 @@ help:  ## this list
 
 install: $(READY)  ## .venv with the pinned dependencies and this package
 
+# PIP_CONSTRAINT takes the place of a constraint in this machine's own pip settings, which -c would only add to.
 $(READY): pyproject.toml constraints.txt
 	@mkdir -p $(TMPDIR)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=python3.11")'
 	@echo "Installing the pinned dependencies into $(VENV) (once; a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]' | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing/p; /^Successfully built/p'
+	@PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --disable-pip-version-check --no-compile -e '.[dev]' | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing/p; /^Successfully built/p'
 	@$(PY) -m scripts.dev.tools.class_stubs
 	@touch $@
 

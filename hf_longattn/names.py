@@ -76,7 +76,7 @@ def load_module(package: str, name: str) -> ModuleType:
 
 
 TESTED = {
-    "torch": ("2.13", "2.13"),
+    "torch": ("2.13", "2.15"),
     "transformers": ("5.20", "5.24"),
     "peft": ("0.21", "0.21"),
     "accelerate": ("1.10", "1.15"),

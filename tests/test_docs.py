@@ -173,6 +173,7 @@ def test_mechanism_in_contributing_equals_a_window(tmp_path: Path, monkeypatch: 
 
 FOREIGN_QUOTES = {
     "… does not recognize this architecture",
+    "… is not a valid attention implementation",
     "You are using a model of type long_bert to instantiate a model of type bert",
     "LOAD REPORT",
     "Unable to create tensor",

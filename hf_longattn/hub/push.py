@@ -29,8 +29,10 @@ from ..files import (
     TOKENIZER_CONFIG,
     WEIGHTS,
     belongs,
+    check_config,
     check_own_file,
     is_generic,
+    read_json_object,
     read_text,
     sentence_modules,
     write_text,
@@ -120,6 +122,7 @@ def push_model(
     if not has_weights or not (path / "config.json").exists():
         missing = "config.json" if has_weights else "weights, such as model.safetensors"
         raise CheckpointError(f"{str(path)!r} has no {missing}; give the folder of a saved model.")
+    check_config(read_json_object(path / "config.json"))
     files, left_out = chosen_files(path, leave_out)
     refuse_tokens(path, files, token)
     code = remote_code_files(path) if remote_code else {}

@@ -96,8 +96,11 @@ IGNORED_KEYWORDS = frozenset(
         "cache_position",
         "cu_seq_lens_k",  # those of the queries say the same
         "token_type_ids",  # of a tokenizer, for a model that has none
-        "num_items_in_batch",  # for the loss, as the next
+        "num_items_in_batch",  # for the loss, as the next two
+        "labels",
         "shift_labels",
+        "decoder_input_ids",  # of an encoder-decoder, which passes all arguments on
+        "decoder_attention_mask",
     )
 )
 """Keywords for tensors that reach attention with a model's other arguments, and that change nothing there."""

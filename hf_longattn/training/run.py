@@ -280,7 +280,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         CheckpointError: another training writes into the folder, or it cannot be written.
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
-    with disk_errors(folder):
+    with disk_errors(new[-1].parent if new else folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         try:

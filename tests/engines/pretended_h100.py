@@ -25,7 +25,7 @@ import pytest
 import torch
 
 CACHE = Path(__file__).parents[2] / ".tmp"
-TRITON = {"2.13": "3.7.1"}
+TRITON = {"2.13": "3.7.1", "2.15": "3.9.0"}
 """The Triton that each PyTorch for CUDA asks for."""
 HOOKS = """
 #include <ATen/detail/CUDAHooksInterface.h>

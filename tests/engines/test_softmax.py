@@ -15,6 +15,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms, reference_atte
 from hf_longattn.engines import call as calls
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cpu.softmax import SOURCES, Runs, cpu_softmax
+from hf_longattn.engines.cpu.visible_blocks import BLOCK, HIDDEN, MIXED, VISIBLE
 from hf_longattn.engines.cuda import flash_band
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import attention_weights
@@ -66,15 +67,17 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     elif name == "tiles":
         rows = torch.arange(100).view(1, 1, 10, 10)
         fixed, numbers = [None, rows, rows, rows, rows.flip(2), None, None], [-99, 99, 1, 0, -99, 99, 1, 0]
+    elif name == "visible blocks":
+        table = torch.tensor([[[MIXED, HIDDEN], [VISIBLE, MIXED]]], dtype=torch.int32)
+        fixed, numbers = [table, torch.rand(1, BLOCK, BLOCK) < 0.5], [BLOCK]
     else:
         fixed, numbers = [None, torch.randint(-1, 3, (1, 2, 100, 1))], [25, 1]
     sinks = torch.randn(2, requires_grad=True)
     return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, None, sinks
 
 
-@every_case("name", ["band", "blocks", "distances", "tiles"])
+@every_case("name", sorted(SOURCES))
 def test_the_cpu_softmax_operator_is_well_formed_for_every_source(name: str) -> None:
-    assert set(SOURCES) == {"band", "blocks", "distances", "tiles"}
     arguments = arguments_of(name)
     torch.library.opcheck(
         cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")

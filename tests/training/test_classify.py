@@ -181,7 +181,7 @@ def test_classify_refuses_labels_and_texts_that_do_not_fit(
 ) -> None:
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
     data, one = table(tmp_path, rows()), table(tmp_path, rows()[:20], "one.jsonl")
-    floats = table(tmp_path, [{"text": "x", "label": 0.5, "many": ["a"]}] * 4, "floats.jsonl")
+    floats = table(tmp_path, [{"text": "x", "label": 0.5, "many": ["a", "b"]}] * 4, "floats.jsonl")
     gap = table(tmp_path, [{"text": "x", "label": "a"}, {"text": "y", "label": None}], "gap.jsonl")
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (OptionError, "exceeds the 64 tokens", {"max_length": 65}),
@@ -199,7 +199,7 @@ def test_classify_refuses_labels_and_texts_that_do_not_fit(
         (DataError, r"Row 1 of .* has '0.5' in the column 'label'", {"data": [floats]}),
         (
             DataError,
-            r"Row 1 of .* in the column 'many', no name or whole number",
+            r"Row 1 of .* has 2 labels in the column 'many'",
             {"data": [floats], "columns": ["label=many"]},
         ),
         (DataError, "Row 2 of .* has no label", {"data": [gap]}),
