@@ -14,7 +14,9 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,12 @@ from .files import (
 )
 
 NO_CODE = {"trust_remote_code": False}
-"""Arguments of every load. Models that load inner models do not pass them on; see :func:`loading_errors`."""
+"""Arguments of every load. Models that load inner models do not pass them on; see :class:`QuestionTimeout`."""
+LOADING = threading.RLock()
+"""Held while transformers builds a model. transformers is not safe in threads there: ``from_pretrained`` sets torch's
+default dtype, and replaces ``PreTrainedModel.tie_weights``, ``torch.linspace`` and ``torch.nn.init``'s functions for
+all threads. Two overlapping loads would mix dtypes, leave weights untied, and restore the replaced functions for good.
+"""
 MOST_GROWTH = 32
 """Maximum output bytes per input byte for the rules of a tokenizer.json. Unicode's compatibility forms reach 11
 (U+FDFA)."""
@@ -147,6 +154,21 @@ def _server(error: BaseException) -> str:
     return ""
 
 
+class QuestionTimeout(int):
+    """Seconds that transformers waits for an answer whether a checkpoint's code may run; 0 in :func:`loading_errors`.
+
+    With 0, transformers refuses the code without a question. It is set once, and other loads of the process are asked
+    as before. An argument would not do: models that load inner models do not pass ``trust_remote_code`` on.
+    """
+
+    def __gt__(self, seconds: int) -> bool:
+        return super().__gt__(seconds) and not _refused.get()
+
+
+_refused = ContextVar("refused", default=False)
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = QuestionTimeout(dynamic_module_utils.TIME_OUT_REMOTE_CODE)
+
+
 @contextlib.contextmanager
 def loading_errors(name: object, what: str = "") -> Iterator[None]:
     """Refuse a checkpoint's code, and turn any error of loading it into one sentence.
@@ -155,14 +177,10 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
         name: a folder or a Hub repository id.
         what: the part that is loaded, such as "tokenizer"; default: the whole checkpoint.
     """
-    # transformers asks on standard input whether code may run, and requests a conversion of weights with the user's
-    # token: neither is done.
-    variable, seconds = "DISABLE_SAFETENSORS_CONVERSION", dynamic_module_utils.TIME_OUT_REMOTE_CODE
-    before = os.environ.get(variable)
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ[variable] = 0, "1"
     subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
+    refused = _refused.set(True)
     try:
-        with checkpoint_errors(f"{subject} cannot be loaded"):
+        with LOADING, checkpoint_errors(f"{subject} cannot be loaded"):
             yield
     except CheckpointError as error:
         if "trust_remote_code" in str(error.__cause__):
@@ -178,9 +196,7 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
             raise CheckpointError(only_pickles(str(name))) from error
         raise
     finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
-        del os.environ[variable]
-        os.environ.update({} if before is None else {variable: before})
+        _refused.reset(refused)
 
 
 # Configs, tokenizers and processors.
@@ -357,8 +373,17 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
         arguments: of ``from_pretrained``.
     """
     safely = {**NO_CODE, "use_safetensors": None if allow_pickle else True, "weights_only": True}
-    with contextlib.nullcontext() if name is None else loading_errors(name):
-        return loader.from_pretrained(name, **safely, **arguments)
+    commit = {} if name is None else commit_of(name)
+    with LOADING if name is None else loading_errors(name):
+        return loader.from_pretrained(name, **safely, **commit, **arguments)
+
+
+def commit_of(name: str | Path) -> dict[str, str]:
+    """The argument ``revision`` for the newest commit of a Hub repository; no argument for a folder.
+
+    For a branch without safetensors, transformers would request their conversion with the user's token.
+    """
+    return {} if Path(name).expanduser().is_dir() else {"revision": fetch_model(name).name}
 
 
 def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
@@ -472,7 +497,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
             "use_safetensors": True,
             "ignore_mismatched_sizes": "num_labels" in arguments,
         }
-        options = {"model_kwargs": weights, **NO_CODE, **arguments}
+        options = {"model_kwargs": weights, **NO_CODE, **commit_of(name), **arguments}
         if loader.__name__ == "MultiVectorEncoder" and not has_token_vectors(name):
             from sentence_transformers import SentenceTransformer
             from sentence_transformers.base.modules import Normalize

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import os
 import shutil
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 import typer
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import NFKC, NFKD, ByteLevel, Prepend, Replace
+from torch import Tensor
 from transformers import (
     AddedToken,
     AutoModelForMaskedLM,
@@ -26,11 +35,14 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     WhisperConfig,
+    dynamic_module_utils,
 )
 
+from hf_longattn import Embedder, convert_checkpoint
 from hf_longattn.cli import app
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.tokenizer import token_ids
@@ -44,6 +56,7 @@ from hf_longattn.loading import (
     load_padding_tokenizer,
     load_part,
     load_sentence_model,
+    loading_errors,
 )
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.tasks.qa import load_qa_model
@@ -387,3 +400,136 @@ def test_load_part_refuses_a_tokenizer_that_makes_a_text_far_longer(tmp_path: Pa
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="makes a text more than 32 times as long"):
         load_part(AutoTokenizer, tmp_path)
+
+
+# Loading in threads.
+
+
+def in_threads(call: Callable[[int], Any], count: int = 4) -> list[Any]:
+    """The results of ``call(0)``, ``call(1)`` …, which begin together."""
+    start = threading.Barrier(count)
+
+    def run(number: int) -> Any:
+        start.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return [each.result() for each in [threads.submit(run, number) for number in range(count)]]
+
+
+def settings_of_the_process() -> dict[str, Any]:
+    return {
+        "environment": dict(os.environ),
+        "question": dynamic_module_utils.TIME_OUT_REMOTE_CODE,
+        "dtype": torch.get_default_dtype(),
+        "random": torch.get_rng_state().tolist(),
+        "replaced": (PreTrainedModel.tie_weights, torch.linspace, torch.nn.init.normal_),
+        "verbosity": (transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()),
+        "warnings": list(warnings.filters),
+        "log": [logging.getLogger(name).level for name in ("torchao", "torch.onnx")],
+        "filters": list(logging.getLogger("transformers.modeling_utils").filters),
+    }
+
+
+def test_loads_that_overlap_in_threads_are_those_of_one_after_another(folder: str, tmp_path: Path) -> None:
+    sentence_transformers: Any = pytest.importorskip("sentence_transformers")
+    dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
+    expected = load_file(Path(folder, "model.safetensors"))
+    (tmp_path / "damaged").mkdir()
+    shutil.copy(Path(folder, "config.json"), tmp_path / "damaged")
+
+    def load(number: int) -> None:
+        for _ in range(3):
+            model = load_model(AutoModelForMaskedLM, folder, dtype=dtypes[number])
+            embeddings = model.bert.embeddings.word_embeddings.weight
+            assert model.cls.predictions.decoder.weight is embeddings
+            assert torch.equal(embeddings, expected["bert.embeddings.word_embeddings.weight"].to(dtypes[number]))
+            with pytest.raises(CheckpointError, match="has no weights"):
+                load_model(AutoModelForMaskedLM, tmp_path / "damaged", dtype=dtypes[number])
+            assert load_padding_tokenizer(folder, model.config)("the tree").input_ids
+            encoder = load_sentence_model(sentence_transformers.SentenceTransformer, folder, device="cpu")
+            assert {value.dtype for value in encoder.parameters()} == {torch.float32}
+
+    load_sentence_model(sentence_transformers.SentenceTransformer, folder, device="cpu")  # its imports change settings
+    before = settings_of_the_process()
+    in_threads(load)
+    assert {**settings_of_the_process(), "random": before["random"]} == before  # new poolers draw numbers
+
+
+@pytest.mark.parametrize("options", [{"mechanism": "window"}, {"mechanism": "linformer", "rank": 32}], ids=str)
+def test_conversions_in_threads_write_the_same_files_and_leave_no_setting_changed(
+    options: dict[str, Any], folder: str, tmp_path: Path
+) -> None:
+    def convert(number: int | str) -> dict[str, Tensor]:
+        convert_checkpoint(folder, tmp_path / str(number), max_length=128, **options)
+        return load_file(tmp_path / str(number) / "model.safetensors")
+
+    expected, before = convert("alone"), settings_of_the_process()
+    for tensors in in_threads(convert):
+        assert tensors.keys() == expected.keys()
+        assert [name for name, value in tensors.items() if not torch.equal(value, expected[name])] == []
+    after = settings_of_the_process()
+    if options["mechanism"] == "linformer":  # its new parameters draw numbers
+        after["random"] = before["random"]
+    assert after == before
+
+
+def test_embedder_called_by_threads_gives_the_vectors_of_one_call(folder: str) -> None:
+    pytest.importorskip("sentence_transformers")
+    texts = [["the tree is here " * count for count in range(number + 1, number + 4)] for number in (0, 3, 20, 60)]
+    for vectors in ("document", "passages:8"):
+        embedder = Embedder(folder, vectors=vectors)
+        returned = in_threads(lambda number, embedder=embedder: embedder({"text": texts[number]})["embedding"])
+        for batch, embeddings in zip(texts, returned, strict=True):
+            for embedding, expected in zip(embeddings, embedder({"text": batch})["embedding"], strict=True):
+                np.testing.assert_allclose(np.array(embedding), np.array(expected), atol=1e-6)
+
+
+def test_only_loads_of_this_package_refuse_code_without_a_question(folder: str, monkeypatch: Any) -> None:
+    """In every thread, and while other threads load."""
+    loading, asked = threading.Event(), threading.Event()
+
+    def resolve() -> Any:
+        return dynamic_module_utils.resolve_trust_remote_code(None, folder, has_local_code=False, has_remote_code=True)
+
+    def refuse() -> None:
+        with loading_errors(folder):
+            loading.set()
+            assert asked.wait(60)
+            resolve()
+
+    def load(number: int) -> None:
+        if number == 0:
+            with pytest.raises(CheckpointError, match="needs its own Python code"):
+                refuse()
+        else:
+            assert loading.wait(60)
+            assert dynamic_module_utils.TIME_OUT_REMOTE_CODE > 0
+            asked.set()
+
+    in_threads(load, 2)
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "no")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        resolve()
+    assert len(questions) == 1
+    with pytest.raises(CheckpointError, match="needs its own Python code"):
+        refuse()
+    assert len(questions) == 1
+
+
+def test_no_load_requests_a_conversion_of_weights_on_the_hub(
+    folder: str, server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence_transformers: Any = pytest.importorskip("sentence_transformers")
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
+    to_pickle(folder)
+    server.add("someone/pickled", Path(folder))
+    for load in (
+        lambda: load_model(AutoModelForMaskedLM, "someone/pickled"),
+        lambda: load_sentence_model(sentence_transformers.SentenceTransformer, "someone/pickled", device="cpu"),
+    ):
+        with pytest.raises(CheckpointError, match="holds its weights only as pickle"):
+            load()
+    assert [request for request in server.requests if request.split()[0] not in ("GET", "HEAD")] == []
+    assert [request for request in server.requests if "discussions" in request] == []

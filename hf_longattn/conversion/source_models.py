@@ -7,8 +7,9 @@ import contextlib
 import functools
 import pickle
 import re
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,9 @@ from ..files import (
     sentence_modules,
 )
 from ..inputs.modality import Modality, modality_of
+from ..inputs.running import seeded
 from ..loading import (
+    LOADING,
     fetch_model,
     load_weights,
     only_pickles,
@@ -271,7 +274,11 @@ class Architecture:
 
     def skeleton(self, config: Any) -> nn.Module:
         """The long model on the meta device, for tensor names and shapes. Refuses a config that contradicts itself."""
-        with checkpoint_errors(f"The source's config makes no valid {self.source_class}"), torch.device("meta"):
+        with (
+            checkpoint_errors(f"The source's config makes no valid {self.source_class}"),
+            LOADING,
+            torch.device("meta"),
+        ):
             return self.model_class(config)
 
 
@@ -403,7 +410,11 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         raise CheckpointError(
             f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.model_classes.values())}."
         )
-    with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
+    with (
+        checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"),
+        LOADING,
+        torch.device("meta"),
+    ):
         return config, named, family, family.model_class(named)(config)
 
 
@@ -476,8 +487,7 @@ def load_as_result(
             if value.data_ptr() not in random
         }
         model_class, folder, arguments = architecture.model_class, None, {"dtype": original.dtype, "state_dict": state}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         model, missing = load_checked(model_class, folder, source.name, headless=True, config=config, **arguments)
     for name, value in model.named_parameters():
         value.data = value.data.to(stored.get(name, value.dtype))
@@ -584,9 +594,7 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
 
 
 @contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Context (or decorator) in which transformers, huggingface_hub and torchao log only errors. They draw no progress
-    bars."""
+def _quiet_libraries() -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
@@ -607,3 +615,33 @@ def quiet_libraries() -> Iterator[None]:
         hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+class SharedSettings:
+    """Settings of the process within a ``with`` block: the first of several threads sets them, the last restores them.
+
+    Args:
+        settings: makes the context of one thread.
+    """
+
+    def __init__(self, settings: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self.settings, self.users, self.lock, self.restore = settings, 0, threading.Lock(), contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            if self.users == 0:
+                self.restore.enter_context(self.settings())
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if self.users == 0:
+                    self.restore.close()
+
+
+quiet_libraries = SharedSettings(_quiet_libraries)
+"""Context (or decorator) in which transformers, huggingface_hub and torchao log only errors. They draw no progress
+bars."""

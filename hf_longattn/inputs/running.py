@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from ..errors import CheckpointError
+from ..loading import LOADING
 from ..modeling.generic import towers_of
 
 DECODER_INPUT = "decoder_input_ids"
@@ -42,11 +44,18 @@ def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
 
 
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Draw the same random numbers on the CPU at every call. The generator is the process's, so threads take turns."""
+    with LOADING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs, too
+        yield
+
+
 def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """All floating-point outputs of one forward pass, by name. The model draws the same random numbers at every
     call."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.no_grad(), seeded():
         return floating_tensors(model(**with_decoder_input(model, inputs), return_dict=True))
 
 

@@ -26,6 +26,7 @@ from ..conversion.source_models import class_of, open_source, quiet_libraries
 from ..engines.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
+from ..loading import LOADING
 from ..modeling.backend import BACKEND, check_computed
 from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, SINKS, DeclaredMask
 from ..modeling.family.definition import without_head
@@ -225,7 +226,7 @@ def inspect_stock(
         raise CheckpointError(
             f"{str(model)!r} is a {model_type!r} model, and transformers {version} has no class for it; give another."
         )
-    with checkpoint_errors(f"The config.json of {str(model)!r} makes no model"), torch.device("meta"):
+    with checkpoint_errors(f"The config.json of {str(model)!r} makes no model"), LOADING, torch.device("meta"):
         values = {
             name: value
             for name, value in values.items()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..loading import LOADING
 from ..mechanisms.common.base import Mechanism
 from .attach.attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
 
@@ -162,7 +163,7 @@ def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
         return {}
     config = copy.deepcopy(model.config)
     setattr(config, KEPT_HEADS, None)
-    with torch.device("meta"):
+    with LOADING, torch.device("meta"):
         tensors = type(model)(config).state_dict()
     cut = model.state_dict()
     return {
