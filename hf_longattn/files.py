@@ -332,7 +332,7 @@ def check_config(values: Mapping[str, Any]) -> None:
 
 def named_class(values: Mapping[str, Any], default: str) -> str:
     names = values.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else default
+    return str(names[0]) if isinstance(names, list) and names and names[0] not in (None, "") else default
 
 
 def is_long(values: Mapping[str, Any]) -> bool:

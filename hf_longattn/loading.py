@@ -17,11 +17,13 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import errors, snapshot_download
+from safetensors import safe_open
 from torch.nn.modules import activation
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import cached_file
@@ -38,6 +40,9 @@ from .files import (
     sentence_modules,
 )
 
+VARIANT = re.compile(r"(?P<stem>model|pytorch_model)\.(?P<variant>\w+)\.(?P<end>safetensors|bin)")
+INDEX_VARIANT = re.compile(r"model\.safetensors\.index\.(?P<variant>\w+)\.json")
+"""Names of weights that were saved with ``variant="fp16"`` or the like, and of the index of their shards."""
 NO_CODE = {"trust_remote_code": False}
 """Arguments of every load. Models that load inner models do not pass them on; see :class:`QuestionTimeout`."""
 LOADING = threading.RLock()
@@ -102,8 +107,31 @@ def refuse_adapter(folder: Path, name: str) -> None:
         )
 
 
-def only_pickles(name: str) -> str:
-    """The message for a folder or repository without safetensors. Its weights may be .bin files."""
+def no_weights(name: str, folder: Path | None = None) -> str:
+    """The message for a folder or repository without model.safetensors, which may have weights in other files.
+
+    Args:
+        folder: the folder, or the cached folder of the repository. ``None`` if it is unknown.
+    """
+    folder = Path(name).expanduser() if folder is None else folder
+    files = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    tensors = [file for file in files if file.endswith(".safetensors")]
+    variants = [variant for file in files if (variant := VARIANT.fullmatch(file))]
+    safe = [variant for variant in variants if variant["end"] == "safetensors"]
+    # transformers reads the usual names of .bin files only
+    if not safe and any(file in files for file in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+        variants = []
+    sharded = [variant for variant in map(INDEX_VARIANT.fullmatch, files) if variant]
+    if variants:
+        variant = (safe or variants)[0]
+        usual = f"{variant['stem']}.{variant['end']}"
+        return f"{name!r} has no {usual}, but {variant[0]} (variant={variant['variant']!r}); rename it to {usual}."
+    if sharded or tensors:
+        load = f"load it by from_pretrained with variant={sharded[0]['variant']!r}" if sharded else "load its weights"
+        return (
+            f"{name!r} has neither model.safetensors nor all files of its index, but {listed(tensors)}; {load} in a "
+            "program of yours, and save the model by save_pretrained."
+        )
     return (
         f"{name!r} has no weights, or holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry "
         "code; give a folder with model.safetensors or all files of its index, or add --allow-pickle "
@@ -193,7 +221,7 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
             and "file named" in str(error.__cause__)
             and "safetensors" in str(error.__cause__)
         ):
-            raise CheckpointError(only_pickles(str(name))) from error
+            raise CheckpointError(no_weights(str(name))) from error
         raise
     finally:
         _refused.reset(refused)
@@ -425,6 +453,191 @@ def check_complete(
         raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; {advice}.")
 
 
+# Tensors of the files: each is read by the model's class, or left out for a reason.
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""The file of the weights, or of the names of their shards. transformers reads one of them."""
+COMPUTED = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|\w*inv_freq|masked_bias|relative_position_index|num_batches_tracked)$"
+    r"|\.(attn|attention|self_attn)\.bias$"
+)
+"""Buffers that old versions of transformers saved, and that models compute."""
+CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
+HEADS = (
+    "ForMaskedLM",
+    *CAUSAL_HEADS,
+    "ForConditionalGeneration",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
+"""Endings of classes, the usual ones first, for files that several classes read."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files from which transformers loads a model of this folder."""
+    single, index = (folder / file for file in WEIGHTS)
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return [folder / file for file in sorted({*map(str, read_json_object(index)["weight_map"].values())})]
+    return sorted(folder.glob(PICKLED_WEIGHTS))
+
+
+def stored_tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor in the files of a model. Pickles are read as tensors only."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    with checkpoint_errors(f"The weights of {name!r} cannot be read"):
+        for file in weight_files(folder):
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as tensors:
+                    shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            else:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+                shapes |= {key: tuple(value.shape) for key, value in state.items()}
+    return shapes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model class reads of a checkpoint's files.
+
+    Attributes:
+        model: the model on the meta device, without values.
+        left_out: name of a tensor that the class does not read -> the reason.
+        resized: tensors that the class reads in another shape: name, shape in the files, shape in the class.
+        missing: parameters that the files lack.
+    """
+
+    model: Any
+    left_out: dict[str, str]
+    resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    missing: frozenset[str]
+
+    @property
+    def lost(self) -> list[str]:
+        """Tensors that no model of this class computes."""
+        return [name for name in self.left_out if not COMPUTED.search(name)]
+
+    def rank(self) -> tuple[int, int, int, int, str]:
+        """Sorts readings, the best first: most tensors of the files read, then fewest new parameters."""
+        name, heads = type(self.model).__name__, HEADS
+        if getattr(self.model.config, "is_decoder", False):
+            heads = (*CAUSAL_HEADS, *HEADS)
+        usual = next((number for number, ending in enumerate(heads) if name.endswith(ending)), len(heads))
+        return len(self.lost), len(self.resized), len(self.missing), usual, name
+
+
+def read_tensors(
+    model_class: Any,
+    folder: Path,
+    name: str,
+    stored: Mapping[str, Any],
+    *,
+    allow_pickle: bool = False,
+    **settings: Any,
+) -> Reading:
+    """Find which tensors ``stored`` in the files of a folder a class reads. No weights are kept in memory.
+
+    Args:
+        settings: further arguments of ``from_pretrained``, such as ``config``.
+    """
+    with without_load_report():
+        model, info = load_weights(
+            model_class,
+            folder,
+            allow_pickle=allow_pickle,
+            local_files_only=True,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **settings,
+        )
+    prefix, known = f"{model.base_model_prefix}.", model.state_dict().keys()
+    # transformers also leaves these out, and does not say so
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    unread = {*info["unexpected_keys"]}
+    for tensor in stored.keys() - unread:
+        if not {tensor, prefix + tensor, tensor.removeprefix(prefix)} & known:
+            unread |= {tensor for pattern in (*ignored, COMPUTED) if pattern.search(tensor)}
+    reasons = {
+        tensor: "computed by the model" if COMPUTED.search(tensor) else f"not in {type(model).__name__}"
+        for tensor in sorted(unread)
+    }
+    new = {*info["missing_keys"]} - {*tied_weights(model)}
+    return Reading(model, reasons, sorted(info["mismatched_keys"]), frozenset(new))
+
+
+def refuse_lost_head(
+    name: str,
+    folder: Path,
+    base: Any,
+    classes: Iterable[Any],
+    problem: str,
+    *,
+    allow_pickle: bool = False,
+    config: Any,
+) -> None:
+    """Refuse a checkpoint whose config.json names no class of transformers, if the class without a head loses a head.
+
+    A head is what another class reads, or any other matrix that takes hidden states. Copies of tied weights are none.
+
+    Args:
+        base: the class without a head. classes: the classes of this model type.
+        problem: what the config.json says, as a clause that begins with "its config.json".
+
+    Raises:
+        CheckpointError: with the class to write into config.json.
+    """
+    stored = stored_tensors(folder, name)
+    settings: dict[str, Any] = {"allow_pickle": allow_pickle, "config": config}
+    headless = read_tensors(base, folder, name, stored, **settings)
+    if not headless.lost and not headless.missing:
+        return
+    readings = [headless]
+    for model_class in classes:
+        with contextlib.suppress(CheckpointError):  # a class may need other fields of the config
+            readings.append(read_tensors(model_class, folder, name, stored, **settings))
+    best = min(readings, key=Reading.rank)
+    read = [tensor for tensor in headless.lost if tensor not in best.left_out]
+    tied = tied_weights(best.model) if config.get_text_config().tie_word_embeddings else {}
+    head = [tensor for tensor in read if not (tensor in tied and _is_copy(folder, tensor, stored))]
+    architecture, purpose = type(best.model).__name__, "the class that reads them"
+    fields = [f'"num_labels": {shape[0]}' for _, shape, expected in best.resized if shape[1:] == expected[1:]][:1]
+    if not head:
+        width = getattr(config.get_text_config(), "hidden_size", None)
+        head = [tensor for tensor in headless.lost if tensor not in read and stored.get(tensor, ())[1:] == (width,)]
+        head = [tensor for tensor in head if not re.search(r"\.\d+\.", tensor)]  # of a layer
+        architecture, purpose, fields = (
+            base.__name__,
+            f"to leave them out, since no {config.model_type} class reads them",
+            [],
+        )
+    which = f"has weights that a {base.__name__} does not read"
+    if not headless.lost and not best.missing:
+        head, which = sorted(headless.missing), f"lacks weights of a {base.__name__}"
+        architecture, purpose = type(best.model).__name__, "the class that needs none of them"
+    if head:
+        parts = listed(tensor.rpartition(".")[0] or tensor for tensor in head)
+        advice = " and ".join([f'"architectures": ["{architecture}"]', *fields])
+        raise CheckpointError(f"{name!r} {which}, {parts}, and {problem}; write {advice} there, {purpose}.")
+
+
+def _is_copy(folder: Path, name: str, stored: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the files have the values of a tensor under another name as well."""
+    values: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                alike = [key for key in tensors.keys() if stored[key] == stored[name]]  # noqa: SIM118
+                values |= {key: tensors.get_tensor(key) for key in alike}
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            values |= {key: value for key, value in state.items() if stored[key] == stored[name]}
+    return any(key != name and torch.equal(value, values[name]) for key, value in values.items())
+
+
 def tied_weights(model: Any) -> Mapping[str, str]:
     """Name of a tied weight -> name of the weight that it shares."""
     return getattr(model, "all_tied_weights_keys", None) or {}
@@ -491,7 +704,7 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
                     cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files
                 )
                 if pickled and not safe:
-                    raise CheckpointError(only_pickles(f"{name}/{module['path']}"))
+                    raise CheckpointError(no_weights(f"{name}/{module['path']}"))
         weights = {
             "dtype": torch.float32,
             "use_safetensors": True,

@@ -123,6 +123,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers.utils.output_capturing:_CAN_RECORD_REGISTRY",
         "transformers:PreTrainedModel._can_record_outputs",
     ),
+    "unread_weights": ("transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected",),
     "tied_weights": ("transformers:PreTrainedModel._tied_weights_keys",),
     "lazy_mapping": (
         "transformers.models.auto.auto_factory:_LazyAutoMapping._load_attr_from_module",

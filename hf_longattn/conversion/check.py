@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import checkpoint_errors
+from ..errors import checkpoint_errors, listed
 from ..inputs.running import all_finite
-from ..loading import tied_weights
+from ..loading import read_tensors, stored_tensors, tied_weights
 from ..mechanisms.common.capabilities import projection_copies
 from ..mechanisms.common.shared_options import without_exact_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
@@ -25,7 +25,7 @@ from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from .adopt import renamed
 from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress
 from .plan import ConversionPlan
-from .source_models import added_modules, attached_mechanisms, load_checked, load_source, result_class
+from .source_models import added_modules, attached_mechanisms, load_checked, load_source, result_class, source_class
 
 AS_CONFIGURED, MECHANISMS, BASE = (
     "as for texts of up to {}",
@@ -57,6 +57,8 @@ class Comparison:
     inputs: Any  # inputs on which both models are run, in the plan's modality
     missing: frozenset[str] = frozenset()  # names of parameters that the source's files lack
     lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
+    stored: int = 0  # number of tensors in the source's files
+    left_out: Mapping[str, str] = field(default_factory=dict)  # those that its class does not read -> the reason
 
     def __post_init__(self) -> None:
         self.headless = bool(self.missing - {*tied_weights(self.source)})
@@ -92,7 +94,13 @@ def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
         result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=dtype
     )
     original = original if dtype == "auto" else original.float()
-    return Comparison(plan, original, result, folder, inputs, frozenset(missing), frozenset(lacking))
+    stored = stored_tensors(source.folder, source.name)
+    left_out = read_tensors(
+        source_class(architecture), source.folder, source.name, stored, allow_pickle=source.pickled
+    ).left_out
+    return Comparison(
+        plan, original, result, folder, inputs, frozenset(missing), frozenset(lacking), len(stored), left_out
+    )
 
 
 def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:
@@ -168,18 +176,35 @@ def check_tensors(comparison: Comparison) -> list[Check]:
                 wrong.append(f"{prefix}.{name} is no copy of its layer's values")
     infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
     extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
-    counts = {"kept": len(chosen) - extended, "extended": extended, "new": len(new)}
+    unused = dict.fromkeys(before.keys() - chosen.keys() - missing, "the result's attention has none")
+    left_out = {**comparison.left_out, **unused}
+    counts = {
+        "kept": comparison.stored - extended - len(left_out),
+        "extended": extended,
+        "left out": len(left_out),
+        "new": len(new),
+    }
     detail = (
-        f"{len(before)} tensors of the source accounted for: "
+        f"{comparison.stored} tensors of the source accounted for: "
         f"{', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
     )
+    for reason in sorted({*left_out.values()}):
+        parts = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
+        detail += f"; left out, {reason}: {parts}"
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
         advice = "so no output can be compared (--no-verify converts them)"
         detail = f"{len(infinite)} tensors hold NaN or infinite numbers, {advice}, the first: {infinite[0]}"
     status = FAILED if wrong or infinite else PASSED
-    return [Check("tensors", status, detail, {**counts, "wrong": wrong[:20], "not_finite": infinite[:20]})]
+    return [
+        Check(
+            "tensors",
+            status,
+            detail,
+            {**counts, "left_out": left_out, "wrong": wrong[:20], "not_finite": infinite[:20]},
+        )
+    ]
 
 
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:

@@ -484,7 +484,7 @@ def check_texts(comparison: Comparison) -> list[Check]:
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None
     purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
 
-    unmeasured, states = why_not_measured(plan, text, purpose), dict[str, Any]()
+    unmeasured, states = why_not_measured(comparison, purpose), dict[str, Any]()
     # the last pass often reads the longest text, so its hidden states are stored for the next check
     if unmeasured is None:
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
@@ -504,11 +504,10 @@ def check_texts(comparison: Comparison) -> list[Check]:
     return [*checks, decided]
 
 
-def why_not_measured(
-    plan: ConversionPlan, text: VerificationText, purpose: LanguageLoss | Embeddings
-) -> list[Check] | None:
+def why_not_measured(comparison: Comparison, purpose: LanguageLoss | Embeddings) -> list[Check] | None:
     """The checks (often none) that replace a measurement of loss or embeddings. ``None`` if the measurement is
     possible."""
+    plan, text = comparison.plan, comparison.inputs
     old, new, long_class = plan.old_length, plan.new_length, plan.architecture.long_class
     if purpose.lengths.covered == new:
         return []  # the result computes the source's attention at every length
@@ -526,6 +525,8 @@ def why_not_measured(
         if text.tokenizer is not None and not plan.shape.causal and text.tokenizer.mask_token_id is None:
             would_tell = "a tokenizer with the token that the source was trained on"
             return [undecided(purpose.name, "the tokenizer has no mask token", would_tell)]
+        if comparison.headless:
+            return [undecided(purpose.name, "the source has no weights for its head", "a training of the head")]
     if text.why_seeded:
         would_tell = "a source with its tokenizer" if text.tokenizer is None else READABLE_TEXT
         return [undecided(purpose.name, f"{text.why_seeded}, and real text is needed", would_tell)]

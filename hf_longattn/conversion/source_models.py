@@ -9,7 +9,7 @@ import pickle
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,17 +39,26 @@ from ..inputs.modality import Modality, modality_of
 from ..inputs.running import seeded
 from ..loading import (
     LOADING,
+    WEIGHTS,
     fetch_model,
     load_weights,
-    only_pickles,
+    no_weights,
     read_config,
     refuse_adapter,
+    refuse_lost_head,
     tied_weights,
 )
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import check_interface
-from ..modeling.family.definition import FAMILIES, Family, known_family, stored_facts, tower_field
+from ..modeling.family.definition import (
+    CAUSAL_LANGUAGE_MODELS,
+    FAMILIES,
+    Family,
+    known_family,
+    stored_facts,
+    tower_field,
+)
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name, quiet_torchao
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import family_in, plain_family
@@ -59,8 +68,6 @@ from ..positions.tables import DROPPED, extends_learned
 from .adopt import ADOPTIONS, Adoption, decoder_start
 from .settings import ConversionConfig
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-"""The file of the weights, or of the names of their shards. transformers reads one of them."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Names of floating-point types in safetensors files -> the dtypes."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -74,6 +81,7 @@ class Source:
     folder: Path  # has config, tokenizer and weights (no weights if only a plan is made)
     config: dict[str, Any]  # its config.json
     pickled: bool = False  # whether transformers reads the weights from .bin files
+    read: bool = True  # whether the weights may be read; a plan needs the config alone
     root: Path | None = None  # sentence-transformers folder around this model; None for other checkpoints
     # by tensor name, floating point only; empty for .bin and plans
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
@@ -126,8 +134,8 @@ def open_source(
     pickled = not any((folder / file).is_file() for file in WEIGHTS)
     dtypes = _checked_dtypes(folder) if weights and not pickled else {}
     if weights and pickled and not (allow_pickle and any(folder.glob(PICKLED_WEIGHTS))):
-        raise CheckpointError(only_pickles(name))
-    return Source(name, folder, config, pickled, root, dtypes)
+        raise CheckpointError(no_weights(name, folder))
+    return Source(name, folder, config, pickled, weights, root, dtypes)
 
 
 def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ...]]]:
@@ -312,7 +320,8 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
             f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; {LISTED.format(len(known))}{meant}"
         )
     family = FAMILIES[model_type if converter is None else converter.family]
-    source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
+    headless = MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name
+    source_class = named_class(source.config, headless)
     original = attention = None
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         values = dict(source.config)
@@ -328,12 +337,13 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
         )
     stem, base_stem = ("", "") if converter is None else converter.stems
     base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
+    classes = [
+        name
+        for name in (base.replace(base_stem, stem, 1) for base in family.model_classes)
+        if hasattr(transformers, name)
+    ]
+    check_head(source, headless, classes, config if original is None else original)
     if base_class not in family.model_classes:
-        classes = [
-            name
-            for name in (base.replace(base_stem, stem, 1) for base in family.model_classes)
-            if hasattr(transformers, name)
-        ]
         raise CheckpointError(
             f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported "
             f"{model_type} classes are {', '.join(classes)}."
@@ -356,7 +366,39 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config: Any = AutoConfig.for_model(**dict(source.config))
     plain = plain_family(config.__class__)
+    check_head(source, base.__name__, plain.model_classes, config)
     return Architecture(plain, config, base.__name__, plain.model_classes[base.__name__])
+
+
+def check_head(source: Source, headless: str, classes: Iterable[str], config: Any) -> None:
+    """Refuse a source whose config.json names no class of transformers, and whose files have a head.
+
+    A plan of a Hub repository has no weights, so the conversion refuses it.
+
+    Args:
+        headless: name of the class without a head, which would be loaded.
+        classes: names of the classes of this model type.
+    """
+    named = named_class(source.config, "")
+    readable = source.read or (source.folder / WEIGHTS[0]).is_file()
+    if hasattr(transformers, named) or not readable:
+        return
+    family = known_family(config)
+    problem = "its config.json names no class"
+    if named:
+        problem = f"its config.json names the class {named!r:.99}, which transformers does not have"
+    base, *heads = [
+        getattr(transformers, name) if family is None else family.base_class(name) for name in (headless, *classes)
+    ]
+    refuse_lost_head(
+        source.name,
+        source.folder,
+        base,
+        heads,
+        problem,
+        allow_pickle=source.pickled,
+        config=config,
+    )
 
 
 def generic_hint(source: Source) -> str:
@@ -449,17 +491,29 @@ def chosen_device(name: str | None) -> torch.device:
         ) from error
 
 
+def source_class(architecture: Architecture) -> Any:
+    """transformers' class of a source."""
+    family, name = architecture.family, architecture.source_class
+    return family.base_class(name) if name in family.model_classes else getattr(transformers, name)
+
+
 def load_source(
     source: Source, architecture: Architecture, dtype: torch.dtype | str = torch.float32
 ) -> tuple[Any, set[str]]:
     """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are
     random."""
-    family, name = architecture.family, architecture.source_class
     # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
-    arguments: dict[str, Any] = {} if family.config_class.score_cap is None else {"attn_implementation": "eager"}
-    model_class = family.base_class(name) if name in family.model_classes else getattr(transformers, name)
+    arguments: dict[str, Any] = (
+        {} if architecture.family.config_class.score_cap is None else {"attn_implementation": "eager"}
+    )
     return load_checked(
-        model_class, source.folder, source.name, headless=True, allow_pickle=source.pickled, dtype=dtype, **arguments
+        source_class(architecture),
+        source.folder,
+        source.name,
+        headless=True,
+        allow_pickle=source.pickled,
+        dtype=dtype,
+        **arguments,
     )
 
 
@@ -489,9 +543,29 @@ def load_as_result(
         model_class, folder, arguments = architecture.model_class, None, {"dtype": original.dtype, "state_dict": state}
     with seeded():
         model, missing = load_checked(model_class, folder, source.name, headless=True, config=config, **arguments)
+    check_output_head(model, missing, source)
     for name, value in model.named_parameters():
         value.data = value.data.to(stored.get(name, value.dtype))
     return model, missing
+
+
+def check_output_head(model: Any, missing: set[str], source: Source) -> None:
+    """Refuse a source of a class that generates text, without the weights of its untied head.
+
+    Also refuse any other model of tokens whose files have only a part of its head. Files may lack other heads, which
+    are then trained.
+    """
+    head = model.get_output_embeddings()
+    names = [name for name, value in model.named_parameters() if head is not None and value is head.weight]
+    of_head = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+    generates = type(model).__name__.endswith((*CAUSAL_LANGUAGE_MODELS, "ForConditionalGeneration"))
+    if {*names} & missing and (generates or of_head - missing):
+        named, headless = named_class(source.config, ""), MODEL_MAPPING_NAMES.get(source.config["model_type"])
+        raise CheckpointError(
+            f"{source.name!r} has no {names[0]}, the head of a {named}, and its config.json does not tie the head to "
+            f'the embeddings; write "tie_word_embeddings": true there if they are the head, or "architectures": '
+            f'["{headless}"] for the model without a head.'
+        )
 
 
 LAYER = re.compile(r"\.\d+\.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.source_models import open_source
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
-from hf_longattn.loading import read_config
+from hf_longattn.loading import load_model, read_config
 from tests.cases import every_case
 from tests.conversion.conftest import change_config, source_config
 from tests.hub_server import serve
@@ -406,3 +407,153 @@ def test_convert_refuses_quantised_source(
         ):
             refuse(source, tmp_path / "long", mechanism="window", window=16)
     assert not (tmp_path / "long").exists()
+
+
+HEADS = [
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+    "BertForMultipleChoice",
+    "BertForMaskedLM",
+    "BertForPreTraining",
+    "DistilBertForSequenceClassification",
+    "LlamaForCausalLM",
+    "LlamaForSequenceClassification",
+    "BartForConditionalGeneration",
+    "BartForCausalLM",
+    "T5EncoderModel",
+]
+
+
+CHANGES = ("null", "empty", "unknown", "without the prefix", "in shards")
+
+
+@every_case(("head", "changed"), [(head, CHANGES[number % len(CHANGES)]) for number, head in enumerate(HEADS)])
+def test_source_that_names_no_class_is_refused_with_the_class_that_reads_its_head(
+    head: str, changed: str, tmp_path: Path
+) -> None:
+    folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "short"
+    base = getattr(transformers, head).config_class.model_type
+    model = getattr(transformers, head)(source_config(base))
+    model.save_pretrained(folder, max_shard_size="50KB" if changed == "in shards" else "5GB")
+    if changed == "without the prefix":
+        tensors = load_file(folder / "model.safetensors")
+        prefix = f"{model.base_model_prefix}."
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    named = {"empty": [], "unknown": ["Evil"]}.get(changed)
+    change_config(folder, architectures=named)
+    sentence = refusal(folder)
+    assert f'write "architectures": ["{head}"]' in sentence
+    assert ("names the class 'Evil', which transformers does not have" if named else "names no class") in sentence
+
+
+def test_pickled_source_that_names_no_class_is_refused_with_the_class_that_reads_its_head(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    source = pickled(checkpoint("BertForMaskedLM"))
+    change_config(source, architectures=None)
+    with pytest.raises(CheckpointError, match=r'write "architectures": \["BertForPreTraining"\] there'):
+        convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS)
+
+
+def test_refusal_of_a_lost_head_names_its_number_of_labels(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=99, num_labels=5
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "short")
+    change_config(tmp_path / "short", architectures=None, id2label=None, label2id=None)
+    advice = '"architectures": ["BertForSequenceClassification"] and "num_labels": 5'
+    assert advice in refusal(tmp_path / "short")
+
+
+def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
+    stored = load_file(folder / "model.safetensors")
+    save_file({**stored, **tensors}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_matrix_beside_the_model_that_no_class_reads_is_left_out_only_if_the_class_is_named(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Such as ColBERT's projection of the hidden states."""
+    source = checkpoint("BertModel")
+    add_tensors(source, **{"linear.weight": torch.ones(8, 32)})
+    change_config(source, architectures=None)
+    assert 'write "architectures": ["BertModel"] there, to leave them out' in refusal(source)
+    change_config(source, architectures=["BertModel"])
+    report = convert_checkpoint(source, tmp_path / "long", **WINDOW)
+    (check,) = [check for check in report.checks if check.name == "tensors"]
+    assert check.values["left_out"] == {"linear.weight": "not in BertModel"}
+    assert "left out, not in BertModel: linear" in check.detail
+
+
+def test_tensors_of_the_files_are_counted_and_those_left_out_are_named(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=99
+    )
+    transformers.BertForPreTraining(config).save_pretrained(tmp_path / "short")
+    add_tensors(
+        tmp_path / "short",
+        **{"bert.embeddings.position_ids": torch.arange(512)[None], "note": torch.ones(3)},
+    )
+    change_config(tmp_path / "short", architectures=["BertForMaskedLM"])
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=16, max_length=1024)
+    (check,) = [check for check in report.checks if check.name == "tensors"]
+    stored = load_file(tmp_path / "short" / "model.safetensors")
+    unread = {name for name in stored if re.search("seq_relationship|pooler|note", name)}
+    assert check.values["left_out"] == {
+        **dict.fromkeys(unread, "not in BertForMaskedLM"),
+        "bert.embeddings.position_ids": "computed by the model",
+    }
+    assert check.detail.startswith(f"{len(stored)} tensors of the source accounted for: ")
+    assert check.values["kept"] + check.values["extended"] + check.values["left out"] == len(stored)
+    assert check.values["extended"] == 1
+
+
+def test_source_that_names_no_class_leaves_out_what_is_computed_or_no_head(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    source = checkpoint("BertModel")
+    add_tensors(source, **{"embeddings.position_ids": torch.arange(64)[None], "note": torch.ones(3)})
+    change_config(source, architectures=None)
+    report = convert_checkpoint(source, tmp_path / "long", **WINDOW)
+    (check,) = [check for check in report.checks if check.name == "tensors"]
+    assert check.values["left_out"].keys() == {"embeddings.position_ids", "note"}
+
+
+def test_copy_of_tied_embeddings_is_no_head(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("GPT2LMHeadModel")
+    embeddings = load_file(source / "model.safetensors")["transformer.wte.weight"]
+    add_tensors(source, **{"lm_head.weight": embeddings.clone()})
+    change_config(source, architectures=None)
+    convert_checkpoint(source, tmp_path / "copy", **WINDOW)
+    add_tensors(source, **{"lm_head.weight": embeddings + 1})
+    assert 'write "architectures": ["GPT2LMHeadModel"]' in refusal(source)
+
+
+@every_case(("base", "head"), [("llama", "LlamaForCausalLM"), ("gpt_neox", "GPTNeoXForCausalLM")])
+def test_decoder_without_its_untied_head_is_refused(base: str, head: str, tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "short"
+    getattr(transformers, head)(source_config(base)).base_model.save_pretrained(folder)
+    change_config(folder, architectures=[head], tie_word_embeddings=False)
+    sentence = refusal(folder)
+    assert f"has no lm_head.weight, the head of a {head}" in sentence
+    change_config(folder, architectures=[FAMILIES[base].base_model_name])
+    convert_checkpoint(folder, folder.parent / "long", mechanism="full")
+
+
+@every_case(
+    ("file", "sentence"),
+    [
+        ("model.fp16.safetensors", r"but model\.fp16\.safetensors \(variant='fp16'\); rename it to model\.safetens"),
+        ("consolidated.safetensors", "has neither model.safetensors nor all files of its index, but consolidated"),
+    ],
+)
+def test_safetensors_under_another_name_are_named_in_the_refusal(
+    file: str, sentence: str, checkpoint: Checkpoint
+) -> None:
+    source = checkpoint("BertForMaskedLM")
+    (source / "model.safetensors").rename(source / file)
+    assert re.search(sentence, refusal(source))
+    with pytest.raises(CheckpointError, match=sentence):
+        load_model(transformers.AutoModelForMaskedLM, source)

@@ -189,10 +189,11 @@ def check_form(mechanism: Any, causal: bool, where: str) -> None:
             f"hf_longattn.list_mechanisms(causal={causal})."
         )
     if causal and mechanism.options.exact_length and full_of(mechanism) is not None:
+        length = mechanism.options.exact_length
         raise OptionError(
-            f"exact_length={mechanism.options.exact_length} is for attention in both directions, but {where} is "
-            "causal; leave it out: "
-            f"a causal window of {mechanism.options.exact_length} tokens already sees all of shorter texts."
+            f"exact_length={length} is for attention in both directions, but {where} is causal; give it another "
+            f"attention, such as long_attention={{'mechanism': 'window', 'window': {length}}}, which sees all of "
+            "shorter texts (in EncoderDecoderModel.from_encoder_decoder_pretrained: decoder_long_attention=...)."
         )
 
 
