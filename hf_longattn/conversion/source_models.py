@@ -386,7 +386,7 @@ def check_head(source: Source, headless: str, classes: Iterable[str], config: An
     family = known_family(config)
     problem = "its config.json names no class"
     if named:
-        problem = f"its config.json names the class {named!r:.99}, which transformers does not have"
+        problem = f"its config.json names the class {named!r:.99}, which is not supported"
     base, *heads = [
         getattr(transformers, name) if family is None else family.base_class(name) for name in (headless, *classes)
     ]

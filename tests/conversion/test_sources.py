@@ -445,7 +445,7 @@ def test_source_that_names_no_class_is_refused_with_the_class_that_reads_its_hea
     change_config(folder, architectures=named)
     sentence = refusal(folder)
     assert f'write "architectures": ["{head}"]' in sentence
-    assert ("names the class 'Evil', which transformers does not have" if named else "names no class") in sentence
+    assert ("names the class 'Evil', which is not supported" if named else "names no class") in sentence
 
 
 def test_pickled_source_that_names_no_class_is_refused_with_the_class_that_reads_its_head(
