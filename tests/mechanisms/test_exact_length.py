@@ -3,8 +3,10 @@ in the batch."""
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +302,24 @@ def test_exact_length_spares_sliding_layers_and_decoders_by_default(tmp_path: Pa
     assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {
         "mechanism": "window"
     }
+
+
+def test_refusal_for_a_decoder_beside_an_encoder_names_what_to_type(source: Path, tmp_path: Path) -> None:
+    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=8, max_length=512, verify=False)
+    pair = (str(tmp_path / "long"), str(tmp_path / "long"))
+    build = transformers.EncoderDecoderModel.from_encoder_decoder_pretrained
+    with pytest.raises(OptionError) as refused:
+        build(*pair)
+    advice = re.search(r"from_encoder_decoder_pretrained .* decoder_long_attention=(\{.*?\})", str(refused.value))
+    assert advice is not None
+    options = ast.literal_eval(advice[1])
+    assert options == {"mechanism": "window", "window": 64}
+    ids = torch.randint(5, SIZES["vocab_size"], (1, 9))
+    for attention in (options, LongAttentionConfig(**options)):
+        model = build(*pair, decoder_long_attention=attention)
+        assert model.decoder.config.long_attention == LongAttentionConfig(**options)
+        assert model.encoder.config.long_attention.for_layer(0)[1]["exact_length"] == 64
+        assert model(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
 
 
 @pytest.mark.thorough

@@ -191,9 +191,10 @@ def check_form(mechanism: Any, causal: bool, where: str) -> None:
     if causal and mechanism.options.exact_length and full_of(mechanism) is not None:
         length = mechanism.options.exact_length
         raise OptionError(
-            f"exact_length={length} is for attention in both directions, but {where} is causal; give it another "
-            f"attention, such as long_attention={{'mechanism': 'window', 'window': {length}}}, which sees all of "
-            "shorter texts (in EncoderDecoderModel.from_encoder_decoder_pretrained: decoder_long_attention=...)."
+            f"exact_length={length} is for attention in both directions, but {where} is causal; leave it out: a "
+            f"causal window of {length} tokens already sees all of shorter texts (EncoderDecoderModel."
+            "from_encoder_decoder_pretrained takes another attention for the decoder, "
+            f"decoder_long_attention={{'mechanism': 'window', 'window': {length}}})."
         )
 
 
