@@ -39,6 +39,7 @@ from .files import (
     read_json_object,
     sentence_modules,
 )
+from .names import warn_missing
 
 VARIANT = re.compile(r"(?P<stem>model|pytorch_model)\.(?P<variant>\w+)\.(?P<end>safetensors|bin)")
 INDEX_VARIANT = re.compile(r"model\.safetensors\.index\.(?P<variant>\w+)\.json")
@@ -522,7 +523,8 @@ class Reading:
 
     def rank(self) -> tuple[int, int, int, int, str]:
         """Sorts readings, the best first: most tensors of the files read, then fewest new parameters."""
-        name, heads = type(self.model).__name__, HEADS
+        name: str = type(self.model).__name__
+        heads: tuple[str, ...] = HEADS
         if getattr(self.model.config, "is_decoder", False):
             heads = (*CAUSAL_HEADS, *HEADS)
         usual = next((number for number, ending in enumerate(heads) if name.endswith(ending)), len(heads))
@@ -555,8 +557,7 @@ def read_tensors(
             **settings,
         )
     prefix, known = f"{model.base_model_prefix}.", model.state_dict().keys()
-    # transformers also leaves these out, and does not say so
-    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    ignored = ignored_weights(model)
     unread = {*info["unexpected_keys"]}
     for tensor in stored.keys() - unread:
         if not {tensor, prefix + tensor, tensor.removeprefix(prefix)} & known:
@@ -569,7 +570,15 @@ def read_tensors(
     return Reading(model, reasons, sorted(info["mismatched_keys"]), frozenset(new))
 
 
-def refuse_lost_head(
+def ignored_weights(model: Any) -> list[re.Pattern[str]]:
+    """Patterns of tensors that transformers leaves out without a word."""
+    if not hasattr(model, "_keys_to_ignore_on_load_unexpected"):
+        warn_missing("unread_weights")
+        return []
+    return [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+
+
+def lost_head(
     name: str,
     folder: Path,
     base: Any,
@@ -578,50 +587,63 @@ def refuse_lost_head(
     *,
     allow_pickle: bool = False,
     config: Any,
-) -> None:
-    """Refuse a checkpoint whose config.json names no class of transformers, if the class without a head loses a head.
+) -> str:
+    """Which class to write into a config.json, as a sentence; empty if the class without a head loses no head.
 
     A head is what another class reads, or any other matrix that takes hidden states. Copies of tied weights are none.
 
     Args:
         base: the class without a head. classes: the classes of this model type.
         problem: what the config.json says, as a clause that begins with "its config.json".
-
-    Raises:
-        CheckpointError: with the class to write into config.json.
     """
     stored = stored_tensors(folder, name)
     settings: dict[str, Any] = {"allow_pickle": allow_pickle, "config": config}
     headless = read_tensors(base, folder, name, stored, **settings)
     if not headless.lost and not headless.missing:
-        return
+        return ""
     readings = [headless]
     for model_class in classes:
         with contextlib.suppress(CheckpointError):  # a class may need other fields of the config
             readings.append(read_tensors(model_class, folder, name, stored, **settings))
     best = min(readings, key=Reading.rank)
-    read = [tensor for tensor in headless.lost if tensor not in best.left_out]
-    tied = tied_weights(best.model) if config.get_text_config().tie_word_embeddings else {}
-    head = [tensor for tensor in read if not (tensor in tied and _is_copy(folder, tensor, stored))]
-    architecture, purpose = type(best.model).__name__, "the class that reads them"
-    fields = [f'"num_labels": {shape[0]}' for _, shape, expected in best.resized if shape[1:] == expected[1:]][:1]
-    if not head:
-        width = getattr(config.get_text_config(), "hidden_size", None)
-        head = [tensor for tensor in headless.lost if tensor not in read and stored.get(tensor, ())[1:] == (width,)]
-        head = [tensor for tensor in head if not re.search(r"\.\d+\.", tensor)]  # of a layer
-        architecture, purpose, fields = (
-            base.__name__,
-            f"to leave them out, since no {config.model_type} class reads them",
-            [],
+    architecture = type(best.model).__name__
+    if not headless.lost:
+        if best.missing:
+            return ""
+        parts, advice = listed(_owners(headless.missing)), f'"architectures": ["{architecture}"]'
+        return (
+            f"{name!r} lacks weights of a {base.__name__}, {parts}, and {problem}; write {advice} there, the class "
+            "that needs none of them."
         )
-    which = f"has weights that a {base.__name__} does not read"
-    if not headless.lost and not best.missing:
-        head, which = sorted(headless.missing), f"lacks weights of a {base.__name__}"
-        architecture, purpose = type(best.model).__name__, "the class that needs none of them"
-    if head:
-        parts = listed(tensor.rpartition(".")[0] or tensor for tensor in head)
-        advice = " and ".join([f'"architectures": ["{architecture}"]', *fields])
-        raise CheckpointError(f"{name!r} {which}, {parts}, and {problem}; write {advice} there, {purpose}.")
+    tied = tied_weights(best.model) if config.get_text_config().tie_word_embeddings else {}
+    read = [tensor for tensor in headless.lost if tensor not in best.left_out]
+    head = [tensor for tensor in read if not (tensor in tied and _is_copy(folder, tensor, stored))]
+    advice, purpose = f'"architectures": ["{architecture}"]', "the class that reads them"
+    labels = [shape[0] for _, shape, expected in best.resized if shape[1:] == expected[1:]]
+    if labels:
+        advice += f' and "num_labels": {labels[0]}'
+    if not head:
+        head = _projections({*headless.lost} - {*read}, stored, config)
+        advice = f'"architectures": ["{base.__name__}"]'
+        purpose = f"to leave them out, since no {config.model_type} class reads them"
+    if not head:
+        return ""
+    return (
+        f"{name!r} has weights that a {base.__name__} does not read, {listed(_owners(head))}, and {problem}; write "
+        f"{advice} there, {purpose}."
+    )
+
+
+def _owners(tensors: Iterable[str]) -> set[str]:
+    """Names of the modules with these tensors."""
+    return {tensor.rpartition(".")[0] or tensor for tensor in tensors}
+
+
+def _projections(tensors: Iterable[str], stored: Mapping[str, tuple[int, ...]], config: Any) -> list[str]:
+    """Those of the ``tensors`` that are matrices for hidden states, outside layers."""
+    width = getattr(config.get_text_config(), "hidden_size", None)
+    matrices = [tensor for tensor in tensors if stored.get(tensor, ())[1:] == (width,)]
+    return [tensor for tensor in matrices if not re.search(r"\.\d+\.", tensor)]
 
 
 def _is_copy(folder: Path, name: str, stored: Mapping[str, tuple[int, ...]]) -> bool:

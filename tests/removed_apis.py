@@ -27,7 +27,7 @@ TABLES = (
 )
 """Tables by model type."""
 INSTANCES = (
-    *("has_hooks", "attention_implementation", "tied_weights", "target_modules", "output_frames"),
+    *("has_hooks", "attention_implementation", "tied_weights", "unread_weights", "target_modules", "output_frames"),
     *("distance_buckets", "turned_states"),
     *TABLES,
 )
@@ -86,6 +86,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     """Our name of each API -> a function that uses it. The package is imported here."""
     from transformers.models.auto import modeling_auto
 
+    from hf_longattn import loading
     from hf_longattn.engines import byte_cache, global_rows, topk
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
@@ -123,6 +124,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "attention_implementation": lambda: long_config.attention_implementation(nothing),
         "attentions_collected": backend.attentions_collected,
         "record_outputs": lambda: classes.record_outputs(transformers.BertModel),
+        "unread_weights": lambda: loading.ignored_weights(nothing),
         "tied_weights": lambda: mixin.tie_parameters(nothing, {}),
         "overridden_methods": functools.partial(apis.require.__wrapped__, "overridden_methods"),
         "lazy_mapping": lambda: registration.lazy_mappings(modeling_auto),

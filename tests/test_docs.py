@@ -177,8 +177,9 @@ FOREIGN_QUOTES = {
     "You are using a model of type long_bert to instantiate a model of type bert",
     "LOAD REPORT",
     "Unable to create tensor",
+    "Cannot copy out of meta tensor",
 }
-"""Messages of transformers."""
+"""Messages of transformers and PyTorch."""
 COMPOSED = {
     "PyTorch's flash attention has no kernel for heads of …",
     "flex_attention has no kernel for heads of …",

@@ -42,7 +42,7 @@ from transformers import (
     dynamic_module_utils,
 )
 
-from hf_longattn import Embedder, convert_checkpoint
+from hf_longattn import Embedder, cli, convert_checkpoint
 from hf_longattn.cli import app
 from hf_longattn.errors import CheckpointError
 from hf_longattn.inputs.tokenizer import token_ids
@@ -57,14 +57,17 @@ from hf_longattn.loading import (
     load_part,
     load_sentence_model,
     loading_errors,
+    read_config,
 )
+from hf_longattn.modeling.generic import class_problem
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.tasks.qa import load_qa_model
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
+from tests.conversion.conftest import change_config
 from tests.hostile import Room, answer
 from tests.hub_state import Hub
-from tests.training.conftest import SOURCES, checkpoint, label_config
+from tests.training.conftest import SOURCES, checkpoint, label_config, written_texts
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +403,59 @@ def test_load_part_refuses_a_tokenizer_that_makes_a_text_far_longer(tmp_path: Pa
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="makes a text more than 32 times as long"):
         load_part(AutoTokenizer, tmp_path)
+
+
+# Heads of checkpoints that name no class.
+
+COMMANDS = {
+    "convert": "convert {short} {out} --mechanism full",
+    "export onnx": "export {short} {out} --format torch",
+    "export long": "export {long} {out} --format torch",
+    "export native": "export {long} {out} --format native",
+    "compress": "compress {short} {out} --method prune-heads",
+    "compress long": "compress {long} {out} --method bf16",
+    "linearise": "train linearise --model {long} --data {texts} --output {out} --max-steps 1",
+    "distill": "train distill --method hidden --model {short} --teacher {short} --data {texts} --output {out}",
+}
+
+
+@every_case("command", COMMANDS)
+def test_no_command_loses_the_head_of_a_checkpoint_that_names_no_class(
+    command: str, folder: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long, texts, out = tmp_path / "long", tmp_path / "texts", tmp_path / "out"
+    if "{long}" in COMMANDS[command]:
+        change_config(Path(folder), architectures=["BertForMaskedLM"])
+        convert_checkpoint(folder, long, mechanism="hedgehog", max_length=128, verify=False, overwrite=True)
+    if "{texts}" in COMMANDS[command] and not texts.exists():
+        written_texts(texts, 12_000)
+    change_config(long if "{long}" in COMMANDS[command] else Path(folder), architectures=None)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(COMMANDS[command].format(short=folder, long=long, texts=texts, out=out).split())
+    printed = " ".join(capfd.readouterr().err.split())
+    expected = "LongBertForMaskedLM" if "{long}" in COMMANDS[command] else "BertForMaskedLM"
+    assert stopped.value.code == 1, printed
+    assert "cls.predictions" in printed
+    assert f'write "architectures": ["{expected}"] there, the class that reads them' in printed
+    assert not out.exists()
+
+
+def test_class_problem_is_told_by_the_classes_that_a_config_names(folder: str) -> None:
+    def problem(architectures: Any) -> str:
+        change_config(Path(folder), architectures=architectures)
+        return class_problem("source", Path(folder), read_config(Path(folder)))
+
+    for one in (["BertModel"], ["BertForMaskedLM"], ["BertForMaskedLM", "BertForMaskedLM"]):
+        assert problem(one) == ""
+    assert "names the classes ['BertModel', 'BertForMaskedLM'], and several are" in problem(
+        ["BertModel", "BertForMaskedLM"]
+    )
+    for none in (None, [], [None]):
+        assert 'its config.json names no class; write "architectures": ["BertForMaskedLM"]' in problem(none)
+    assert "names the class 'Evil', which is not supported; write" in problem(["Evil"])
+    to_pickle(folder)
+    assert problem(None) == ""  # no .bin file is read unasked
 
 
 # Loading in threads.

@@ -9,7 +9,7 @@ import pickle
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,6 @@ from ..loading import (
     no_weights,
     read_config,
     refuse_adapter,
-    refuse_lost_head,
     tied_weights,
 )
 from ..mechanisms import Mechanism
@@ -61,7 +60,7 @@ from ..modeling.family.definition import (
 )
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name, quiet_torchao
 from ..modeling.family.sliding_window import with_base_windows
-from ..modeling.generic import family_in, plain_family
+from ..modeling.generic import check_class, family_in, plain_family
 from ..modeling.pruning import KEPT_HEADS
 from ..positions.rope import RopePlan
 from ..positions.tables import DROPPED, extends_learned
@@ -81,7 +80,6 @@ class Source:
     folder: Path  # has config, tokenizer and weights (no weights if only a plan is made)
     config: dict[str, Any]  # its config.json
     pickled: bool = False  # whether transformers reads the weights from .bin files
-    read: bool = True  # whether the weights may be read; a plan needs the config alone
     root: Path | None = None  # sentence-transformers folder around this model; None for other checkpoints
     # by tensor name, floating point only; empty for .bin and plans
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
@@ -131,11 +129,11 @@ def open_source(
     config = read_config(folder)
     if weights and "long_attention" not in config:  # a quantised long checkpoint can be loaded
         refuse_quantised(Source(name, folder, config))
-    pickled = not any((folder / file).is_file() for file in WEIGHTS)
+    pickled = weights and not any((folder / file).is_file() for file in WEIGHTS)
     dtypes = _checked_dtypes(folder) if weights and not pickled else {}
-    if weights and pickled and not (allow_pickle and any(folder.glob(PICKLED_WEIGHTS))):
+    if pickled and not (allow_pickle and any(folder.glob(PICKLED_WEIGHTS))):
         raise CheckpointError(no_weights(name, folder))
-    return Source(name, folder, config, pickled, weights, root, dtypes)
+    return Source(name, folder, config, pickled, root, dtypes)
 
 
 def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ...]]]:
@@ -320,8 +318,7 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
             f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; {LISTED.format(len(known))}{meant}"
         )
     family = FAMILIES[model_type if converter is None else converter.family]
-    headless = MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name
-    source_class = named_class(source.config, headless)
+    source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
     original = attention = None
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         values = dict(source.config)
@@ -337,13 +334,13 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
         )
     stem, base_stem = ("", "") if converter is None else converter.stems
     base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
-    classes = [
-        name
-        for name in (base.replace(base_stem, stem, 1) for base in family.model_classes)
-        if hasattr(transformers, name)
-    ]
-    check_head(source, headless, classes, config if original is None else original)
+    check_class(source.name, source.folder, source.config, allow_pickle=source.pickled)
     if base_class not in family.model_classes:
+        classes = [
+            name
+            for name in (base.replace(base_stem, stem, 1) for base in family.model_classes)
+            if hasattr(transformers, name)
+        ]
         raise CheckpointError(
             f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported "
             f"{model_type} classes are {', '.join(classes)}."
@@ -365,40 +362,9 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config: Any = AutoConfig.for_model(**dict(source.config))
+    check_class(source.name, source.folder, source.config, allow_pickle=source.pickled)
     plain = plain_family(config.__class__)
-    check_head(source, base.__name__, plain.model_classes, config)
     return Architecture(plain, config, base.__name__, plain.model_classes[base.__name__])
-
-
-def check_head(source: Source, headless: str, classes: Iterable[str], config: Any) -> None:
-    """Refuse a source whose config.json names no class of transformers, and whose files have a head.
-
-    A plan of a Hub repository has no weights, so the conversion refuses it.
-
-    Args:
-        headless: name of the class without a head, which would be loaded.
-        classes: names of the classes of this model type.
-    """
-    named = named_class(source.config, "")
-    readable = source.read or (source.folder / WEIGHTS[0]).is_file()
-    if hasattr(transformers, named) or not readable:
-        return
-    family = known_family(config)
-    problem = "its config.json names no class"
-    if named:
-        problem = f"its config.json names the class {named!r:.99}, which is not supported"
-    base, *heads = [
-        getattr(transformers, name) if family is None else family.base_class(name) for name in (headless, *classes)
-    ]
-    refuse_lost_head(
-        source.name,
-        source.folder,
-        base,
-        heads,
-        problem,
-        allow_pickle=source.pickled,
-        config=config,
-    )
 
 
 def generic_hint(source: Source) -> str:
@@ -447,6 +413,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; {listed}")
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
+    check_class(source.name, source.folder, source.config)
     named = named_class(source.config, "none")
     if named not in family.model_classes.values():
         raise CheckpointError(

@@ -25,7 +25,7 @@ from ..files import named_class
 from ..inputs.tokenizer import load_tokenizer, token_ids
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
-from ..modeling.generic import loading_class
+from ..modeling.generic import check_class, loading_class
 
 SHORT_LENGTH, LONG_LENGTH = 512, 4096
 """Lengths in tokens at which the loss is measured; lower if the model or the text is shorter."""
@@ -90,6 +90,7 @@ class CompressionInput:
             InputError: the text is too short.
         """
         refuse_quantised(source)
+        check_class(source.name, source.folder, source.config)
         class_name = named_class(source.config, "")
         home = hf_longattn if class_name.startswith("Long") and hasattr(hf_longattn, class_name) else transformers
         model_class: Any = getattr(home, class_name, None) if class_name else None

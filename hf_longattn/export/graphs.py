@@ -60,7 +60,7 @@ from ..modeling.classes import check_interface
 from ..modeling.family.definition import known_family, known_length
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
-from ..modeling.generic import family_in
+from ..modeling.generic import check_class, family_in
 from ..names import BACKEND, look_up
 from ..reports import FAILED, Check, Difference, equality
 
@@ -279,7 +279,9 @@ def _model_class(source: Source) -> Any:
 def _load(source: Source, model_class: Any, task: str | None) -> Any:
     """Load the model with the head for ``task`` (``None``: its own head), in float32."""
     saved = model_class.__name__
-    if task is not None:
+    if task is None:
+        check_class(source.name, source.folder, source.config)
+    else:
         if task not in AUTO_CLASSES:
             raise CheckpointError(
                 f"Unknown task {task!r}; expected one of "

@@ -40,6 +40,8 @@ from ..files import (
 from ..loading import TOKEN, read_config, translated_errors
 from ..modeling.family.definition import module_name
 from ..modeling.family.registration import auto_classes, mapped_names
+from ..modeling.generic import class_problem
+from ..names import logger
 from .card import REMOTE_CODE, from_source, model_card, next_step, read_card, read_report
 
 FOLDERS = ("onnx", "openvino", *SIDECAR_FOLDERS)
@@ -124,6 +126,8 @@ def push_model(
         raise CheckpointError(f"{str(path)!r} has no {missing}; give the folder of a saved model.")
     check_config(read_json_object(path / "config.json"))
     files, left_out = chosen_files(path, leave_out)
+    if problem := class_problem(str(path), path, read_config(path)):
+        logger.warning(problem)
     refuse_tokens(path, files, token)
     code = remote_code_files(path) if remote_code else {}
     files = sorted({*files, *code})

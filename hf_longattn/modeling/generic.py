@@ -13,15 +13,18 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, OptionError, nearest
-from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic
+from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, nearest
+from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, is_long, named_class
+from ..loading import lost_head, weight_files
 from ..mechanisms.common.options import FULL_DECODING
 from ..memory.decode_cache import prompt_read
 from ..names import require
@@ -174,6 +177,51 @@ def family_in(values: Mapping[str, Any]) -> Family | None:
         return named_family(values)
     model_type = str(values["model_type"]).removeprefix(GENERIC_TYPE)
     return plain_family(CONFIG_MAPPING[model_type]) if model_type in CONFIG_MAPPING else None
+
+
+def class_problem(name: str, folder: Path, values: Mapping[str, Any], *, allow_pickle: bool = False) -> str:
+    """Why a checkpoint must name its class, as a sentence; empty if it names one, or would lose no head.
+
+    A folder without weights loses none. Plans of Hub repositories have no weights, for example.
+
+    Args:
+        name: name of the checkpoint, as the user typed it.
+        values: its config.json.
+        allow_pickle: whether tensors of .bin files are read.
+    """
+    names, named = values.get("architectures"), named_class(values, "")
+    if isinstance(names, list) and len({*map(str, names)}) > 1:
+        return (
+            f"The config.json of {name!r} names the classes {names!r:.200}, and several are not supported; leave the "
+            "one that saved the files in architectures."
+        )
+    converted, family, model_type = is_long(values), family_in(values), str(values.get("model_type"))
+    if named and (converted or hasattr(transformers, named)):
+        return ""
+    if family is None and isinstance(MODEL_MAPPING_NAMES.get(model_type), str):
+        family = plain_family(CONFIG_MAPPING[model_type])
+    files = weight_files(folder)
+    if family is None or not files or not all(file.is_file() for file in files):
+        return ""
+    if files[0].suffix != ".safetensors" and not allow_pickle:
+        return ""
+    config_class, find = family.base_config_class, family.base_class
+    if converted:
+        config_class, find = family.config_class, family.model_class
+    with checkpoint_errors(f"The config.json of {name!r} is not valid for {model_type}"):
+        config = config_class.from_dict(dict(values))
+    problem = "its config.json names no class"
+    if named:
+        problem = f"its config.json names the class {named!r:.99}, which is not supported"
+    classes = [find(class_name) for class_name in family.model_classes]
+    base = find(family.base_model_name)
+    return lost_head(name, folder, base, classes, problem, allow_pickle=allow_pickle, config=config)
+
+
+def check_class(name: str, folder: Path, values: Mapping[str, Any], *, allow_pickle: bool = False) -> None:
+    """Raise :class:`CheckpointError` with a :func:`class_problem`."""
+    if problem := class_problem(name, folder, values, allow_pickle=allow_pickle):
+        raise CheckpointError(problem)
 
 
 def class_for_auto(name: str) -> Any:

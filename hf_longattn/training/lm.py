@@ -39,9 +39,10 @@ from hf_longattn.data.batching import (
 from hf_longattn.data.rows import each_part, read_texts
 from hf_longattn.data.tokenization import input_length, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
+from hf_longattn.loading import fetch_model, load_config, load_model, load_padding_tokenizer, read_config
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
+from hf_longattn.modeling.generic import check_class
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.losses import deferred_logits
 from hf_longattn.training.arguments import (
@@ -140,7 +141,7 @@ def load_lm(
         objective: "mlm" (masked tokens), "clm" (next tokens), "auto" (by the model's head), or "hidden" (no head).
         complete: refuse a checkpoint that lacks weights.
     """
-    config = load_config(name)
+    config, by_class = load_config(name), objective in ("auto", "hidden")
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
     has_head = {name: config.model_type in mapped_names(auto_mapping(loader)) for name, loader in HEADS.items()}
     if objective == "auto":
@@ -163,6 +164,8 @@ def load_lm(
             f"{other}."
         )
     model: PreTrainedModel = load_model(HEADS[objective], name, complete=complete)
+    if by_class:
+        check_class(name, folder := fetch_model(name), read_config(folder))
     if getattr(model, "is_quantized", False):
         raise CheckpointError(
             f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from."

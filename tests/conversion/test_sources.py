@@ -467,6 +467,17 @@ def test_refusal_of_a_lost_head_names_its_number_of_labels(tmp_path: Path) -> No
     assert advice in refusal(tmp_path / "short")
 
 
+@every_case("head", ["BertLMHeadModel", "RobertaForCausalLM"])
+def test_causal_class_is_advised_for_the_head_of_a_decoder(head: str, tmp_path: Path) -> None:
+    """A masked language model has the same tensors."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "short"
+    config = source_config(getattr(transformers, head).config_class.model_type)
+    config.is_decoder = True
+    getattr(transformers, head)(config).save_pretrained(folder)
+    change_config(folder, architectures=None)
+    assert f'write "architectures": ["{head}"]' in refusal(folder)
+
+
 def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
     stored = load_file(folder / "model.safetensors")
     save_file({**stored, **tensors}, folder / "model.safetensors", {"format": "pt"})

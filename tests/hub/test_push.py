@@ -227,6 +227,20 @@ def test_push_without_a_connection_is_one_sentence(hub: Callable[[str], None], m
         push_model(model, REPO, token=WRITER)
 
 
+def test_push_says_that_no_class_is_named_and_uploads(
+    server: Hub, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (head,) = config["architectures"]
+    for architectures, lines in ((None, 1), ([head], 0)):
+        (model / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+        caplog.clear()
+        push_model(model, REPO, token=WRITER)
+        said = [message for message in caplog.messages if f'write "architectures": ["{head}"] there' in message]
+        assert len(said) == lines
+        assert json.loads(server.repos[REPO].branches["main"]["config.json"])["architectures"] == architectures
+
+
 def test_private_push_refuses_a_public_repository(server: Hub, model: Path) -> None:
     server.add(REPO)
     for name in (REPO, REPO.partition("/")[2]):  # without its user, it is the one who is logged in

@@ -25,13 +25,14 @@ from hf_longattn.data.tokenization import input_length, to_inputs
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.summaries import in_percent, mean_and_error
-from hf_longattn.loading import load_config, load_model, load_padding_tokenizer
+from hf_longattn.loading import fetch_model, load_config, load_model, load_padding_tokenizer, read_config
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.capabilities import NeedsWholeBatch
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites, mechanisms_on
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
+from hf_longattn.modeling.generic import check_class
 from hf_longattn.modeling.losses import auxiliary_loss
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments
@@ -74,6 +75,7 @@ def main(
             f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq."
         )
     model = load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name)
+    check_class(name, folder := fetch_model(name), read_config(folder))
     tokenizer = load_padding_tokenizer(name, config)
     layers = prepared_layers(model)
     length = input_length(model, tokenizer, data_args.max_length)
