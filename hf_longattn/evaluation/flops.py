@@ -226,7 +226,8 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
     for name, options in map(attention.for_layer, range(shape.layers)):
         key = json.dumps([name, options], sort_keys=True)
         if key not in built:
-            built[key] = mechanism_from(name, options, **sizes)
+            # its own generator, since other threads may build models from the process's
+            built[key] = mechanism_from(name, options, **sizes, generator=torch.Generator().manual_seed(0))
         layers.append(built[key])
     return layers
 
