@@ -49,7 +49,6 @@ class HubError(LongAttentionError):
 EXTRAS = {
     "audio": ("scipy", "soundfile"),
     "compress": ("torchao",),
-    "fla": ("fla",),
     "images": ("PIL", "torchvision"),
     "metrics": ("jiwer", "rouge_score", "seqeval"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),

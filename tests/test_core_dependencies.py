@@ -161,7 +161,7 @@ def test_extras_of_errors_are_those_of_pyproject(repository: Path) -> None:
     declared = pytest.importorskip("tomllib").loads((repository / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    distributions = {"sklearn": "scikit-learn", "PIL": "pillow", "fla": "flash-linear-attention"}
+    distributions = {"sklearn": "scikit-learn", "PIL": "pillow"}
     declared = {
         extra: {re.split("[><=; ]", requirement)[0] for requirement in requirements}
         for extra, requirements in declared.items()

@@ -206,15 +206,6 @@ class Batch(PassCache):
             )
         return rows[0], rows[1]
 
-    @property
-    def cu_seqlens(self) -> Tensor:
-        """Offsets of the documents in the concatenated rows, ``(documents + 1,)`` int64. The last is the number of all
-        tokens."""
-        borders, device = self._on_host[1], self._borders[0].device
-        return self.cached(
-            "cu_seqlens", lambda: torch.from_numpy(np.append(np.flatnonzero(borders), borders.size)).to(device)
-        )
-
     def spans(self, missing: int) -> Spans:
         """Row, start and stop of every sequence, on an axis that lacks each row's first ``missing`` tokens."""
         return [(span.row, max(0, span.start - missing), max(0, span.stop - missing)) for span in self.sequences]

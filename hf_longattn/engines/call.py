@@ -27,7 +27,6 @@ PatternType = Literal[
     "tiles",
     "blocks",
     "mask",
-    "linear",
 ]
 """Type of a call's computation, for mechanisms and engines. Each has its list of paths in
 :data:`hf_longattn.engines.dispatch.PATHS`."""
@@ -48,7 +47,6 @@ PathName = Literal[
     "cpu-visible-blocks",
     "flash",
     "flex",
-    "fla",
 ]
 """Algorithms or kernels that run a call. The first three are layouts of a batch, see :mod:`.sequences`."""
 PaddingValues = Literal["any", "finite", "cleared"]
@@ -376,7 +374,6 @@ def clear_padding(
 DENSE_CELLS = 256 * 256
 """Maximum query-key pairs per head for a dense masked call in place of a sparse path. Measured on CPUs, untuned on
 GPUs."""
-ANY_CALL = AttentionCall()
 ELSEWHERE = "it is for another device"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph may only use operations that every runtime has"
 

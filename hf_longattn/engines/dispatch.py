@@ -22,7 +22,7 @@ from .batch import in_graph
 from .call import DENSE_CELLS, AttentionCall, DispatchContext, PathName, PatternType
 from .cpu import band, block_selected, distance_band, tiles, visible_blocks
 from .cpu.kernels import drops_in_tiles
-from .cuda import fla, flash_band, flex, flex_kernel
+from .cuda import flash_band, flex, flex_kernel
 from .cuda.flex_kernel import NoKernel
 from .sequences import why_not_aligned, why_not_packed, why_not_split, why_not_unchanged
 
@@ -37,7 +37,6 @@ ONE_CALL = "one call of flex_attention launches fewer kernels than the three par
 DRAWN_IN_TILES = "another CPU path draws dropout in tiles"
 GPU_RECORD: dict[tuple[PatternType, PathName], str] = {
     ("blocks", "flex"): "chosen blocks are correct on an H100, but were never timed; fixed blocks never ran on a GPU",
-    ("linear", "fla"): "correct on an H100, never timed",
     ("tiles", "flex"): "timed on an H100 before its block lists were rewritten",
 }
 """Pattern type and CUDA path -> what was not yet verified on a GPU: results or times (docs/results/gpu.md)."""
@@ -160,7 +159,6 @@ PATHS: dict[PatternType, Paths] = {
     "tiles": (("cpu-gathered", tiles.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
     "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex.why_not_blocks), ("tiles", _always_runs)),
     "mask": (("cpu-visible-blocks", visible_blocks.why_not), ("dense-masked", _always_runs)),
-    "linear": (("fla", fla.why_not), ("plain", _always_runs)),
 }
 """Pattern type -> paths in order of priority, each with a function that returns why it does not run (``None`` if it
 may)."""

@@ -8,11 +8,6 @@ o_i = Σ_j ã_ij v_j / d_i. For a gradient g_i of o_i,
 
 So the backward pass is linear attention again: from first to last chunk for φ(q), from last to first for φ(k) and v.
 It recomputes the sums over earlier and later chunks. Therefore no tensor of size N×chunk is saved.
-
-On CUDA, Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for up to 256 features, the
-limit of their tiles. Linear attention runs there in fp32 with products rounded to TF32 (errors up to 2·10⁻³ of the
-largest value). For bf16 values it runs in bf16, which rounds features, too (2·10⁻²). Packed documents are passed as
-offsets. Without the package, the plain operations of the CPU run.
 """
 
 from __future__ import annotations
@@ -24,10 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import no_fused_kernels, without_autocast
-from .call import ANY_CALL, State
-from .cuda import fla
+from .call import State
 from .dense import divided, inverse_of, repeat_heads
-from .dispatch import choose
 
 CHUNK = 64
 """Tokens per chunk of causal attention. Cost is quadratic inside a chunk."""
@@ -71,8 +64,6 @@ def linear_attention(
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
     if scale is not None:
         phi_q, phi_k = relative_queries(phi_q, scale[:, :, None]), exp_of(added(phi_k, scale[:, :, None], -1))
-    if (kernel := fla_dtype(phi_q, phi_k, v)) is not None:
-        return fla.linear_attention(phi_q, phi_k, v.to(dtype), state, kernel, normalise)
     length = phi_q.shape[2]
     chunk = min(CHUNK, length)
     phi_q, phi_k, v = (filled(x, chunk) for x in (phi_q, phi_k, v.to(dtype)))
@@ -254,13 +245,3 @@ def _running(sums: Tensor, first: Tensor, backwards: bool = False) -> tuple[Tens
     for chunk in reversed(sums.unbind(2)) if backwards else sums.unbind(2):
         steps.append(steps[-1] + chunk)
     return torch.stack(steps[-2::-1] if backwards else steps[:-1], 2), steps[-1]
-
-
-def fla_dtype(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> torch.dtype | None:
-    """The dtype in which flash-linear-attention's kernels take these features; ``None`` if the kernels do not run.
-
-    ``v`` must have its original dtype.
-    """
-    dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.promote_types(phi_q.dtype, torch.float32)
-    path = choose("linear", phi_q, phi_k, ANY_CALL, dtype=dtype, features=max(phi_q.shape[-1], v.shape[-1]))
-    return dtype if path == "fla" else None

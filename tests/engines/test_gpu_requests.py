@@ -284,7 +284,7 @@ def test_later_layers_on_a_gpu_wait_for_nothing_and_pack_documents_in_one_call(
 
 
 WITHOUT_FLEX = {
-    "linear": "states, by flash-linear-attention or plain products",
+    "linear": "states, by plain products",
     "linear (chunked WY)": "a state, likewise",
     "dense": "all pairs of the text",
     "recurrent": "all pairs of a segment",

@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"block_size": 16, "dropout_p": 0.1},
         ["sparse", "tiles", "cpu-gathered"],
     ),
-    "linear": ("linear", {"causal": True}, ["plain"]),
+    "linear": ("linear", {"causal": True}, ["linear"]),
     "padding": (
         "window",
         {"window": 32, "padding_mask": padding(1, 300, left=True).bool()},
@@ -154,10 +154,7 @@ def test_a_model_is_explained_layer_by_layer() -> None:
 def test_explain_says_which_paths_no_gpu_has_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The record names paths that can run, and none that the CPU runs."""
     on_gpu = {
-        (pattern_type, path)
-        for pattern_type, table in PATHS.items()
-        for path, _ in table
-        if path in ("flash", "flex", "fla")
+        (pattern_type, path) for pattern_type, table in PATHS.items() for path, _ in table if path in ("flash", "flex")
     }
     assert set(GPU_RECORD) < on_gpu
     assert not [

@@ -1,1 +1,1 @@
-"""Paths for CUDA devices: compiled flex_attention, PyTorch's flash-attention operator, and flash-linear-attention."""
+"""Paths for CUDA devices: compiled flex_attention and PyTorch's flash-attention operator."""

@@ -26,22 +26,18 @@ from torch import Tensor, nn
 from ...engines import accelerator
 from ...engines.batch import in_graph, without_autocast
 from ...engines.call import AttentionCall, State
-from ...engines.cuda import fla
 from ...engines.dense import at_least_fp32, repeat_heads
-from ...engines.dispatch import choose
 from ...engines.linear_attention import (
     CHUNK,
     absorb,
     added,
     empty_state,
     exp_of,
-    fla_dtype,
     linear_attention,
     masked,
     read,
     relative_queries,
 )
-from ...engines.sequences import attend_per_sequence
 from ...engines.topk import exact_dtype
 from .base import Mechanism, drop_keys, normalised, softmax_over, visible_to_all
 from .capabilities import Stateful
@@ -118,26 +114,9 @@ class LinearMechanism(Mechanism, Stateful):
         visible = visible_to_all(q, k, call).expand_as(kernel)
         return softmax_over(kernel, visible) if self.logarithms else normalised(kernel.masked_fill(~visible, 0.0))
 
-    def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Whether flash-linear-attention's kernel may take all packed documents in one call. Every document has an
-        anchor of its own."""
-        return accelerator.accelerated(k) and call.causal and not self.logarithms and fla.installed()
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with without_autocast(q):
-            if call.documents is None:
-                return self.run(q, k, v, None, call)[0]
-            # Packed documents take one call of flash-linear-attention's kernel if it runs, else a call for each
-            # document.
-            assert call.batch is not None
-            dropped = drop_keys(v, call.dropout) if call.dropout else v
-            if call.key_mask is not None:
-                dropped = dropped.masked_fill(~call.key_mask[:, None, :, None], 0.0)
-            phi_q = self.queries(at_least_fp32(q), call)
-            phi_k, values, _ = self.key_features(k, dropped, slice(0, k.shape[2]), call)
-            if (kernel := fla_dtype(phi_q, phi_k, values)) is None:
-                return attend_per_sequence(self.forward, q, k, v, call, choose("documents", q, k, call))
-            return fla.linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0].to(q.dtype)
+            return self.run(q, k, v, None, call)[0]
 
     def advance(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall

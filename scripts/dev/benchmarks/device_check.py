@@ -37,9 +37,6 @@ from .memory import MiB
 from .run import in_turn, synchronise
 
 CAP, DECODING_TOLERANCE = 5.0, 1e-3
-FLA_FP32_ERROR = 2e-3
-"""Largest error of linear attention by flash-linear-attention for fp32, relative to the largest value; of its
-gradients five times that."""
 TARGET_SECONDS = 0.3
 """Each implementation is timed for about so long."""
 DECODED_AFTER, VOCAB = 300, 1000
@@ -88,9 +85,8 @@ def run_case(case: DeviceCase, device: str) -> dict[str, Any]:
 
 
 def missed_path(case: DeviceCase, paths: list[str], refused: dict[str, str]) -> str | None:
-    """That a right result is not that of the path to check, and why; a kernel of flash-linear-attention may take its
-    place."""
-    if not case.path or {case.path, *(path for path in paths if "fla" in path.split("-"))} & {*paths}:
+    """That a right result is not that of the path to check, and why."""
+    if not case.path or case.path in paths:
         return None
     why = refused.get(case.path, "it was not asked for")
     return f"the values are right, but they are of {', '.join(paths)} instead of {case.path}: {why}"
@@ -191,10 +187,7 @@ def check(case: DeviceCase, device: str) -> Measure:
     errors = {"output_error": difference(out.detach() * rows, expected.detach() * rows)}
     if gradients:
         errors["gradient_error"] = max(difference(one, other) for one, other in zip(gradients, wanted, strict=True))
-    rounded = FLA_FP32_ERROR if "fla" in paths else 0.0
-    return partial(
-        judged, errors, max(TOLERANCE[case.dtype], rounded), max(GRADIENT_TOLERANCE[case.dtype], 5 * rounded)
-    )
+    return partial(judged, errors, TOLERANCE[case.dtype], GRADIENT_TOLERANCE[case.dtype])
 
 
 def defined(case: DeviceCase, inputs: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from typing import IO, Annotated, Any
 import torch
 import typer
 
-from hf_longattn.engines.cuda import fla
 from hf_longattn.mechanisms import mechanism_info
 from scripts.dev import ROOT
 
@@ -37,9 +36,6 @@ from .report import machine, markdown_table, store_study, stored_study
 OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/gpu_check.json")}
 CASE_SECONDS, COMPILED_SECONDS = 90.0, 240.0
 """A worker that takes longer for a case, or for one that compiles a model or tries many kernels, is ended."""
-TUNED_ENGINE = "linear"
-"""The engine of flash-linear-attention, which at first compiles some hundred variants of its kernel to find the
-fastest."""
 BASELINES = ("sdpa flash", "sdpa")
 """Full attention by the kernel to which the table compares: on a GPU, and on a CPU."""
 TASK_GROUPS = {"decode": "decoding", "compiled": "models in torch.compile", "model": "training steps", "time": "timed"}
@@ -118,10 +114,8 @@ class Results:
         describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
         self.commit = commit or subprocess.run(describe, cwd=ROOT, stdout=PIPE, text=True).stdout.strip()
         self.output, self.lock = output, threading.Lock()
-        about, before = (
-            {**machine(), "cores": len(os.sched_getaffinity(0)), "fla": fla.installed()},
-            earlier.get("machine", {}),
-        )
+        about = {**machine(), "cores": len(os.sched_getaffinity(0))}
+        before = earlier.get("machine", {})
         self.found = [
             {"commit": before.get("commit", "–"), **result}
             for result in earlier.get("results", [])
@@ -323,7 +317,7 @@ def run_stage(
                     worker.close()
                     worker = None
                 worker = worker or start()
-                longer = "compiled" in (case.task, case.mode) or mechanism_info(case.mechanism).engine == TUNED_ENGINE
+                longer = "compiled" in (case.task, case.mode)
                 result = worker.run(case, min(COMPILED_SECONDS if longer else CASE_SECONDS, left))
                 if result.pop(SPOILED, False):  # the process is about to end: the next case is another's
                     worker.close()
