@@ -37,7 +37,7 @@ from hf_longattn import __version__
 from hf_longattn.errors import LongAttentionError, encoding_sentence, in_a_line, nearest
 from hf_longattn.files import AUDIO_SUFFIXES
 
-CONLL = (".conll", ".iob", ".bio", ".iob2", ".conllu")
+CONLL = (".conll", ".iob", ".bio", ".iob2")
 """Suffixes of files with one word and its tag per line."""
 DOCUMENT = ("-DOCSTART-", "#begin document", "#end document")
 """Prefixes of lines that separate documents in a CoNLL file."""
@@ -255,7 +255,7 @@ class _TooLong(Exception):
 class _Unpacked(io.TextIOWrapper):
     """The text of a compressed file; reads no line into memory that is too long."""
 
-    def __next__(self) -> str:
+    def __next__(self) -> str:  # type: ignore[override]
         if line := self._checked(self.readline(LONGEST_LINE + 1)):
             return line
         raise StopIteration
@@ -327,13 +327,11 @@ def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str
 
 
 def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
-    """Documents of a CoNLL file. The first column is the word, the last its tag; -DOCSTART- or blank lines separate
-    documents.
+    """Documents of a file with a word and its tag in each line. The first column is the word, the last its tag;
+    -DOCSTART- or blank lines separate documents.
 
-    If the first of three or more columns numbers the words (CoNLL-U), the word is the second column, and its tag the
-    last one of B-, I- and O, if there is one. Lines of ranges (1-2) and empty nodes (1.1) are left out. Tabs separate
-    the columns, or spaces in a file without tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white space belongs
-    to the words. At the start of a sentence a line that begins with # is a comment, as in CoNLL-U, unless it has the
+    Tabs separate the columns, or spaces in a file without tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white
+    space belongs to the words. At the start of a sentence a line that begins with # is a comment, unless it has the
     columns and tag of a word.
     """
     lines = [line.removesuffix("\r") for line in text.read().split("\n")]
@@ -348,20 +346,9 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
         return [column for column in filled if column]
 
     rows = list(map(columns_of, of_words))
-    widths, tags = set(map(len, rows)), {columns[-1] for columns in rows}
-    width, word_column, tag_column = max(widths, default=0), 0, -1
-    numbered = [columns for columns in rows if not PART.fullmatch(columns[0])]
-    numbers = [int(columns[0]) if columns[0].isdecimal() else -1 for columns in numbered]
-    if width > 2 and all(number in (0, 1, before + 1) and number >= 0 for before, number in pairwise([0, *numbers])):
-        cells = {
-            number: {columns[number] for columns in numbered if columns[number:]} - {""} for number in range(2, width)
-        }
-        entities = [number for number, tags_of in cells.items() if tags_of and all(map(IOB_TAG.fullmatch, tags_of))]
-        word_column, tag_column = 1, max(entities, default=-1)
-        if not entities and width == 10:  # the last column has remarks
-            raise DataError(
-                f"{file!r} is CoNLL-U without a column of B-, I- and O; write a word and its tag in each line."
-            )
+    widths = set(map(len, rows))
+    tags = {columns[-1] for columns in rows}
+    _refuse_numbered_words(rows, file)
     separated, starts_sentence = any(line.startswith(DOCUMENT) for line in lines), True
     words, tags_of_words = list[str](), list[str]()
     for number, line in enumerate([*lines, DOCUMENT[0]], start=1):
@@ -373,13 +360,11 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
                 words, tags_of_words = [], []
             continue
         is_word = len(columns) in widths and (columns[-1] in tags or IOB_TAG.fullmatch(columns[-1]) is not None)
-        if (starts_sentence and line.startswith("#") and not is_word) or (
-            word_column and (line[0] == "#" or PART.fullmatch(columns[0]))
-        ):
+        if starts_sentence and line.startswith("#") and not is_word:
             continue
         starts_sentence = False
-        word, tag = "".join(columns[word_column : word_column + 1]), "".join(columns[tag_column:][:1]).strip(" ")
-        if not word or not tag or len(columns) < word_column + 2 or "\r" in line:
+        word, tag = columns[0], columns[-1].strip(" ")
+        if not word or not tag or len(columns) < 2 or "\r" in line:
             missing, between = "tag" if word else "word", "tabs" if tabs else "spaces"
             raise DataError(
                 f"Line {number} of {file!r} has no {missing}; a line is a word and its tag, separated by {between}, "
@@ -387,6 +372,18 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
             )
         words.append(word)
         tags_of_words.append(tag)
+
+
+def _refuse_numbered_words(rows: Sequence[Sequence[str]], file: str) -> None:
+    """Refuse a file whose first of three or more columns numbers the words of each sentence, as in CoNLL-U. Ranges (1-2)
+    and empty nodes (1.1) have numbers of their own."""
+    numbers = [columns[0] for columns in rows if not PART.fullmatch(columns[0])]
+    if max(map(len, rows), default=0) < 3 or not all(number.isdecimal() for number in numbers):
+        return
+    if all(int(number) in (0, 1, int(before) + 1) for before, number in pairwise(["0", *numbers])):
+        raise DataError(
+            f"{file!r} numbers its words, as CoNLL-U does; write a word and its tag in each line, without it."
+        )
 
 
 def _json_rows(

@@ -143,7 +143,7 @@ def test_conll_empty_cells_move_no_columns(tmp_path: Path) -> None:
     for wrong in ("runs\tVBZ\t", "runs\t\t", "runs\tVBZ\t ", "runs\tVBZ\t\t"):
         with pytest.raises(DataError, match=r"Line 2 .* has no tag"):
             conll(tmp_path / "a.conll", mary + wrong)
-    for text, line in ((mary + "\tNNP\tB-PER", 2), ("Mary\tB-PER\n\tO\n", 2), ("1\tMary\tO\n2\t\tO\n", 2)):
+    for text, line in ((mary + "\tNNP\tB-PER", 2), ("Mary\tB-PER\n\tO\n", 2)):
         with pytest.raises(DataError, match=f"Line {line} .* has no word"):
             conll(tmp_path / "a.conll", text)
     assert conll(tmp_path / "a.conll", mary + "runs\t\tO\n\t\t\nit\t_\tO") == [
@@ -152,31 +152,20 @@ def test_conll_empty_cells_move_no_columns(tmp_path: Path) -> None:
     ]
 
 
-def test_conll_columns_of_numbers_are_no_words(tmp_path: Path) -> None:
-    file, blanks = tmp_path / "a.conllu", "\t_\t_\t_\t_\t_\t_"
-    expected = [(["Im", "Haus", "1"], ["O", "B-LOC", "O"]), (["Ja"], ["O"])]
-    numbered = ["1 Im O", "2 Haus B-LOC", "3 1 O", "", "1 Ja O", ""]
-    for start in (0, 1):
-        lines = [
-            line if not line else " ".join([str(int(line[0]) - 1 + start), *line.split()[1:]]) for line in numbered
-        ]
-        for separator in (" ", "\t"):
-            assert conll(file, "\n".join(lines).replace(" ", separator)) == expected
-    uner = "# text = Im\n1-2\tImHaus\t_\t_\t_\n" + "\n".join(line and f"{line} - ann" for line in numbered).replace(
-        " ", "\t"
-    )
-    assert conll(file, uner) == expected
-    germeval = "#\thttp://x [2009]\n" + "\n".join(line and f"{line} O" for line in numbered).replace(" ", "\t")
-    assert [words for words, _ in conll(file, germeval)] == [words for words, _ in expected]
-    universal = "\n".join(
-        line and f"{line.replace(' ', chr(9), 1).replace(' ', blanks + chr(9))}\t_" for line in numbered
-    )
-    universal = universal.replace("2\tHaus", f"1.1\tempty\t_{blanks}\t_\n2\tHaus")
-    assert conll(file, universal) == expected
-    with pytest.raises(DataError, match="CoNLL-U without a column of B-, I- and O"):
-        conll(file, universal.replace("B-LOC", "_").replace("\tO\t", "\tSpaceAfter=No\t"))
+def test_conll_numbers_of_words_are_refused_and_numbers_are_words(tmp_path: Path) -> None:
+    """As CoNLL-U, UNER and GermEval number them, from 0 or from 1."""
+    file = tmp_path / "a.conll"
+    for numbered in (
+        "1 Im O\n2 Haus B-LOC\n3 1 O\n\n1 Ja O\n",
+        "0 Im O\n1 Haus B-LOC\n\n0 Ja O\n",
+        "1-2 Im _\n1 I O\n2 m O\n",
+    ):
+        for text in (numbered, numbered.replace(" ", "\t"), "# text = Im Haus\n" + numbered):
+            with pytest.raises(DataError, match="numbers its words, as CoNLL-U does; write a word and its tag"):
+                conll(file, text)
     assert conll(file, "1 CD\n2 CD\n3 CD\n") == [(["1", "2", "3"], ["CD"] * 3)]
     assert conll(file, "1 CD O\n2 CD O\n\nIt PR O\n") == [(["1", "2"], ["O", "O"]), (["It"], ["O"])]
+    assert conll(file, "1 CD O\n3 CD O\n") == [(["1", "3"], ["O", "O"])]
 
 
 def test_marks_of_conll_2012_documents_are_no_words(tmp_path: Path) -> None:
