@@ -143,7 +143,7 @@ def compress(
     context: typer.Context,
     model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
-    method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16, prune-heads or prune-ffn.")],
+    method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16 or prune-heads.")],
     share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,
     text: Annotated[
         Path | None,
@@ -166,12 +166,9 @@ def compress(
     written to compression_report.json.
     """
     from ..export import CompressionConfig, compress_checkpoint
-    from ..export.compress import PRUNING
 
-    if method not in PRUNING:
-        flags.refuse_typed(
-            context, ("share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out."
-        )
+    if method != "prune-heads":
+        flags.refuse_typed(context, ("share",), f"is for prune-heads, not for --method {method}; leave it out.")
     config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)
     report = compress_checkpoint(model, destination, config, overwrite=overwrite, revision=revision, token=token)
     show(report.to_dict(), compression_report(report), as_json=as_json)

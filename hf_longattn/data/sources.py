@@ -375,8 +375,8 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
 
 
 def _refuse_numbered_words(rows: Sequence[Sequence[str]], file: str) -> None:
-    """Refuse a file whose first of three or more columns numbers the words of each sentence, as in CoNLL-U. Ranges (1-2)
-    and empty nodes (1.1) have numbers of their own."""
+    """Refuse a file whose first of three or more columns numbers the words of each sentence, as in CoNLL-U. Ranges
+    (1-2) and empty nodes (1.1) have numbers of their own."""
     numbers = [columns[0] for columns in rows if not PART.fullmatch(columns[0])]
     if max(map(len, rows), default=0) < 3 or not all(number.isdecimal() for number in numbers):
         return

@@ -34,7 +34,7 @@ from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_he
 from ..modeling.inference import warn_of_overflow
 from ..reports import markdown_table
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput
-from .prune import Compressed, prune_ffn, prune_heads
+from .prune import Compressed, prune_heads
 
 REPORT = "compression_report.json"
 TOLERANCE = 1e-4
@@ -200,10 +200,8 @@ METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
     "int8-weight-only": lambda source: _quantised(source, lambda ao: ao.Int8WeightOnlyConfig()),
     "bf16": bf16,
     "prune-heads": prune_heads,
-    "prune-ffn": prune_ffn,
 }
 QUANTISED = ("int8", "int8-weight-only")
-PRUNING = ("prune-heads", "prune-ffn")
 
 
 def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

@@ -1,6 +1,6 @@
-"""Prune the least important attention heads or feed-forward units of a model.
+"""Prune the least important attention heads of a model.
 
-The importance of a head or unit is a first-order estimate of how its removal changes the loss: the sum over documents
+The importance of a head is a first-order estimate of how its removal changes the loss: the sum over documents
 of |Σ activation · gradient of the loss| (Michel et al. 2019, equation 2; Molchanov et al. 2017, Taylor expansion).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.family.long_config import LongConfig
-from ..modeling.pruning import KEPT_HEADS, cut, heads_of
+from ..modeling.pruning import KEPT_HEADS, heads_of
 from .compression_input import SHORT_LENGTH, CompressionInput, predicts_tokens
-
-INNER_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff")
-"""Config fields with the width of the feed-forward layers."""
 
 
 @dataclass
@@ -32,7 +28,7 @@ class Compressed:
     model: the compressed model, to be saved.
     expected: a model whose outputs the saved files must reproduce.
     dtype: to save `model` in; ``None``: unchanged.
-    pruned: for each layer the removed heads, or the number of removed units.
+    pruned: for each layer the removed heads.
     is_changed: function of a tensor name: whether a written tensor counts as changed if its dtype or shape is not the
         source's.
     """
@@ -50,7 +46,7 @@ def prune_heads(source: CompressionInput) -> Compressed:
     if not isinstance(model.config, LongConfig):
         raise OptionError(
             f"{type(model).__name__} has no config for layers with different numbers of heads; convert it first "
-            "(longattn convert), or choose --method prune-ffn."
+            "(longattn convert), or choose --method bf16."
         )
     layers = heads_of(model)
     if len({id(heads.site.module) for heads in layers}) < model.config.num_hidden_layers:
@@ -62,7 +58,7 @@ def prune_heads(source: CompressionInput) -> Compressed:
     if total == len(layers):
         raise OptionError(
             f"Every layer of {type(model).__name__} has one head for keys and values, so no head can be cut out; "
-            "choose --method prune-ffn."
+            "choose --method bf16."
         )
     for heads in layers:
         heads.check()
@@ -103,60 +99,6 @@ def prune_heads(source: CompressionInput) -> Compressed:
     return Compressed(model, expected, source.dtype, pruned)
 
 
-def prune_ffn(source: CompressionInput) -> Compressed:
-    """Remove the least important feed-forward units, the same number in every layer; the config gets the new width."""
-    model, share = source.model, source.config.share
-    name = next((name for name in INNER_WIDTHS if isinstance(getattr(model.config, name, None), int)), None)
-    if name is None or model.config.is_encoder_decoder:
-        raise OptionError(
-            f"The config of {type(model).__name__} has no single feed-forward width, so it cannot be pruned; choose "
-            "--method bf16."
-        )
-    inner: int = getattr(model.config, name)
-    remaining = inner - round(share * inner)
-    if not 0 < remaining < inner:
-        raise OptionError(f"A share of {share} of {inner} units leaves {remaining}; give another --share.")
-    blocks = list(_feed_forward(model, inner))
-    scores = importance(source, {down: 1 for _, down in blocks})
-    expected = copy.deepcopy(model)
-    removed = {}
-    for number, ((ups, down), (_, silent)) in enumerate(
-        zip(blocks, list(_feed_forward(expected, inner)), strict=True)
-    ):
-        units = scores[down].topk(remaining).indices.sort().values
-        pruned = set(range(inner)) - set(units.tolist())
-        _silence(silent, pruned, 1)
-        removed[str(number)] = len(pruned)
-        for up in ups:
-            cut(up, units, 0)
-        cut(down, units, 1)
-    setattr(model.config, name, remaining)
-    return Compressed(model, expected, source.dtype, removed)
-
-
-def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
-    """Yield the input layers and the output layer of every feed-forward block.
-
-    Raises:
-        OptionError: a layer has no feed-forward block with linear layers to and from ``inner`` units.
-    """
-    attention = {id(module) for site in attention_sites(model) for module in site.module.modules()}
-    linears = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in attention]
-    ups: list[nn.Linear] = []
-    blocks = 0
-    for module in linears:
-        if module.out_features == inner and module.in_features != inner:
-            ups.append(module)
-        elif module.in_features == inner and ups:
-            yield ups, module
-            ups, blocks = [], blocks + 1
-    if not blocks or ups or blocks != getattr(model, "config").num_hidden_layers:  # noqa: B009 - a model of transformers
-        raise OptionError(
-            f"The feed-forward layers of {type(model).__name__} are not linear layers into and out of {inner} units "
-            "in each of its layers, so they cannot be pruned; choose another method, for example int8."
-        )
-
-
 @torch.no_grad()
 def _silence(layer: nn.Linear, units: set[int], width: int) -> None:
     """Set the weights of some units to zero. A unit has ``width`` inputs."""
@@ -178,8 +120,7 @@ def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> di
         else:
             why = "predicts no tokens; prune the language model before it gets another head, or choose --method bf16."
         raise OptionError(
-            "The importance of heads and units is measured by a masked or causal loss on text, and "
-            f"{type(model).__name__} {why}"
+            f"The importance of heads is measured by a masked or causal loss on text, and {type(model).__name__} {why}"
         )
     scores = {layer: torch.zeros(layer.in_features // width) for layer, width in readers.items()}
     inputs: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in readers}

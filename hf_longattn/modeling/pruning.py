@@ -73,7 +73,7 @@ class Heads:
             if any(values.dim() == 1 and len(values) in widths for values in module.parameters()):
                 raise OptionError(
                     f"{type(self.site.module).__name__} normalises all heads together ({name}), so none can be cut "
-                    "out; choose --method prune-ffn, or bf16."
+                    "out; choose --method bf16."
                 )
         if not isinstance(mechanism, Mechanism):
             return
@@ -81,8 +81,7 @@ class Heads:
         if by_head or (mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters())):
             what = "relative positions that differ by head" if by_head else "parameters that are not laid out by heads"
             raise OptionError(
-                f"Mechanism {mechanism.name!r} has {what}, so no heads can be cut out; choose --method prune-ffn, or "
-                "int8."
+                f"Mechanism {mechanism.name!r} has {what}, so no heads can be cut out; choose --method int8."
             )
 
 
@@ -124,7 +123,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
         if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
             raise OptionError(
                 f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and "
-                "outputs are not projected by four linear layers; choose --method prune-ffn, or bf16."
+                "outputs are not projected by four linear layers; choose --method bf16."
             )
         count = parts[1].out_features // width
         queries = parts[0].out_features // parts[1].out_features

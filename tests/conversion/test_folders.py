@@ -244,7 +244,6 @@ KNOWN = {
     "export native": Writer("export native", tolerance=1e-4, refuses=NO_STOCK),
     "compress bf16": Writer("compress bf16", tolerance=0.1),
     "compress prune-heads": Writer("compress prune-heads", refuses=NO_TOKENS),
-    "compress prune-ffn": Writer("compress prune-ffn", refuses=NO_TOKENS),
 }
 """What is known of some commands; any other takes long models and may write others."""
 

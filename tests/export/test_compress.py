@@ -48,9 +48,7 @@ HEADS = ("albert", "gemma", "gpt2", "gpt_neox", "modernbert", "olmo2", "phi3")
 """Bases whose heads are not cut out: their projections are fused or shared, a norm spans all heads, or keys and values
 have one head."""
 WITHOUT_LOSS = ("clip_text_model", "markuplm", "siglip2_text_model", "siglip_text_model")
-"""Bases that predict no tokens, by whose loss heads and units are chosen."""
-UNITS = ("albert", "gpt2", "mixtral", "modernbert", "phi3", "qwen3_moe")
-"""Bases whose feed-forward units are not cut out: they are not linear layers of one width in every layer."""
+"""Bases that predict no tokens, by whose loss heads are chosen."""
 NOT_QUANTISED = {
     "gpt2": r"has no nn\.Linear layers, which torchao quantises",  # Conv1D
     "gte": r"hold 3 layers as one \(attention\.qkv_proj\), and transformers cannot split quantised weights",
@@ -177,7 +175,7 @@ def test_pruning_refuses_heads_with_relative_positions_of_their_own(saved: Saved
     source = saved("bert", {**WINDOW, "relative": "t5_buckets"})
     with pytest.raises(
         OptionError,
-        match=r"relative positions that differ by head, so no heads can be cut out; choose --method prune-ffn",
+        match=r"relative positions that differ by head, so no heads can be cut out; choose --method int8",
     ):
         compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
 
@@ -204,20 +202,17 @@ def test_every_family_is_quantised_and_pruned_or_refused(base: str, saved: Saved
     else:
         assert compress_checkpoint(source, tmp_path / "int8", method="int8-weight-only", **QUICK).difference == 0
         assert torch.int8 in {values.dtype for values in load_file(tmp_path / "int8" / "model.safetensors").values()}
-    for method, refused in (("prune-heads", HEADS), ("prune-ffn", UNITS)):
-        target = tmp_path / method
-        if base in (*refused, *WITHOUT_LOSS):
-            with pytest.raises(
-                OptionError,
-                match=r"(can be cut out|cannot be cut out|cannot be pruned).*; choose |predicts no tokens; .*, or "
-                r"choose ",
-            ):
-                compress_checkpoint(source, target, method=method, share=0.5, **QUICK)
-            continue
-        assert compress_checkpoint(source, target, method=method, share=0.5, **QUICK).difference <= 1e-4
-        again = AutoModel.from_pretrained(target)
-        parameters = sum(one.numel() for one in again.parameters())
-        assert parameters < sum(one.numel() for one in AutoModel.from_pretrained(source).parameters())
+    target = tmp_path / "prune-heads"
+    if base in (*HEADS, *WITHOUT_LOSS):
+        with pytest.raises(
+            OptionError, match=r"(can be cut out|cannot be cut out).*; choose |predicts no tokens; .*, or choose "
+        ):
+            compress_checkpoint(source, target, method="prune-heads", share=0.5, **QUICK)
+        return
+    assert compress_checkpoint(source, target, method="prune-heads", share=0.5, **QUICK).difference <= 1e-4
+    again = AutoModel.from_pretrained(target)
+    parameters = sum(one.numel() for one in again.parameters())
+    assert parameters < sum(one.numel() for one in AutoModel.from_pretrained(source).parameters())
 
 
 def test_compression_measures_loss_on_pieces_framed_as_texts() -> None:
@@ -280,7 +275,7 @@ def test_compression_keeps_dtype_and_tokenizer_and_measures_a_given_text(saved: 
     ).save_pretrained(source)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"w{n * 7 % 190 + 5}" for n in range(300)))
-    report = compress_checkpoint(source, tmp_path / "small", method="prune-ffn", text=text, documents=3)
+    report = compress_checkpoint(source, tmp_path / "small", method="prune-heads", text=text, documents=3)
     assert report.measured["before"]["loss"].keys() == {"300"}
     assert report.text == "text.txt"
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "small", dtype="auto").dtype == torch.bfloat16
@@ -294,9 +289,7 @@ def test_plain_model_is_compressed_but_for_its_heads(tmp_path: Path) -> None:
         BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=99)
     )
     plain.save_pretrained(tmp_path / "bert")
-    for method in ("int8", "prune-ffn"):
-        assert compress_checkpoint(tmp_path / "bert", tmp_path / method, method=method, **QUICK).difference <= 1e-4
-    assert BertForMaskedLM.from_pretrained(tmp_path / "prune-ffn").config.intermediate_size == 36
+    assert compress_checkpoint(tmp_path / "bert", tmp_path / "int8", method="int8", **QUICK).difference <= 1e-4
     with pytest.raises(OptionError, match="convert it first"):
         compress_checkpoint(tmp_path / "bert", tmp_path / "heads", method="prune-heads", **QUICK)
 
@@ -314,7 +307,6 @@ def test_compression_does_not_count_rows_of_roberta_that_are_no_positions(tmp_pa
     RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "roberta")
     report = compress_checkpoint(tmp_path / "roberta", tmp_path / "bf16", method="bf16", documents=2)
     assert list(report.measured["after"]["loss"]) == ["64"]
-    compress_checkpoint(tmp_path / "roberta", tmp_path / "ffn", method="prune-ffn", documents=2)
     with pytest.raises(InputError, match="--length is 66, but the model takes 64 tokens"):
         compress_checkpoint(tmp_path / "roberta", tmp_path / "other", method="bf16", length=66)
 
