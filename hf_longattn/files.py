@@ -143,14 +143,17 @@ NAMED_FILES = (
 of a router) or its values (files of tensors)."""
 
 
-def belongs(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file name matches one of ``patterns``. A hidden file never does."""
-    return not name.startswith(".") and matcher(patterns).match(name) is not None
-
-
 def matcher(patterns: Iterable[str]) -> re.Pattern[str]:
     """A regular expression for the names that match one of ``patterns``, hidden ones too."""
     return re.compile("|".join(map(fnmatch.translate, patterns)))
+
+
+SMALL_NAMES = matcher(SMALL_FILES)
+
+
+def belongs(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file name matches one of ``patterns``. A hidden file never does."""
+    return not name.startswith(".") and matcher(patterns).match(name) is not None
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -161,11 +164,14 @@ def check_checkpoint(folder: Path) -> None:
             a second name outside (a hard link), or a file names another one that is not in its folder.
     """
     modules = []
-    for module in sentence_modules(folder):
-        if module["path"]:
-            modules.append(module["path"])
-    check_files(folder, (SAFETENSORS, PICKLED_WEIGHTS))
-    check_files(folder, SMALL_FILES, (*SIDECAR_FOLDERS, *modules), hard_links=False)
+    if (folder / MODULES).is_file():
+        modules = [module["path"] for module in sentence_modules(folder) if module["path"]]
+    names = {path for path in folder.iterdir() if SMALL_NAMES.match(path.name)}
+    check_files(folder, [*folder.glob(SAFETENSORS), *folder.glob(PICKLED_WEIGHTS)])
+    for inner in (*SIDECAR_FOLDERS, *modules):
+        check_link(folder / inner, folder)
+        names.update(path for path in (folder / inner).rglob("*") if path.is_symlink() or not path.is_dir())
+    check_files(folder, names, hard_links=False)
     for home in ("", *modules):
         for pattern, field in NAMED_FILES:
             for file in (folder / home).glob(f"**/{pattern}" if home else pattern):
@@ -180,42 +186,29 @@ def check_checkpoint(folder: Path) -> None:
                         )
 
 
-def check_files(
-    folder: Path, patterns: Iterable[str], folders: Iterable[str] = (), *, hard_links: bool = True
-) -> None:
-    """Check every file of a source that may be read or copied, without opening it.
+def check_files(folder: Path, paths: Iterable[Path], *, hard_links: bool = True) -> None:
+    """Refuse anything but regular files that lie in a checkpoint's folder, without opening them.
 
     Args:
-        folder: the source.
-        patterns: of file names in the folder.
-        folders: sub-folders, which are checked with everything below them.
+        folder: the checkpoint.
+        paths: the files in it that may be read, copied or sent.
         hard_links: whether a file may have a second name outside of the folder.
 
     Raises:
         CheckpointError: a link that is broken or leads outside, or something that is not a regular file.
     """
-    pattern = matcher(patterns)
-    paths = {path for path in folder.iterdir() if pattern.match(path.name)}
-    for name in folders:
-        check_link(folder / name, folder)
-        paths.update(path for path in (folder / name).rglob("*") if path.is_symlink() or not path.is_dir())
+    root = folder.resolve()
     for path in sorted(paths):
-        check_own_file(path, folder, hard_links=hard_links)
-
-
-def check_own_file(path: Path, folder: Path, *, hard_links: bool) -> None:
-    """Refuse anything but a regular file that lies in a checkpoint's folder. ``hard_links`` as in
-    :func:`check_files`."""
-    check_link(path, folder)
-    about, target, root = _check_regular(path), path.resolve(), folder.resolve()
-    if hard_links or about.st_nlink == 1 or root not in target.parents:  # a blob of the Hub's cache lies outside
-        return
-    names = (other for other in root.rglob("*") if not other.is_symlink())
-    if sum(os.path.samestat(about, other.stat()) for other in names) < about.st_nlink:
-        raise CheckpointError(
-            f"{str(path)!r} is also the name of a file outside of its checkpoint (a hard link); replace it with a "
-            "copy of that file."
-        )
+        check_link(path, folder)
+        about = _check_regular(path)
+        if hard_links or about.st_nlink == 1 or root not in path.resolve().parents:  # a blob of the Hub's cache
+            continue
+        names = (other for other in root.rglob("*") if not other.is_symlink())
+        if sum(os.path.samestat(about, other.stat()) for other in names) < about.st_nlink:
+            raise CheckpointError(
+                f"{str(path)!r} is also the name of a file outside of its checkpoint (a hard link); replace it with a "
+                "copy of that file."
+            )
 
 
 def check_link(path: Path, folder: Path) -> None:

@@ -21,7 +21,6 @@ from .engines.batch import (
     nothing_seen,
     runs_shapes,
     shape_in_words,
-    with_values,
 )
 from .engines.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.dense import dtype_in_attention
@@ -188,15 +187,14 @@ def prepare(
             seed = 0  # the module was built with it
     batch = None
     if padding_mask is not None or documents is not None or cu_seqlens is not None:
-        shape = (k.shape[0], k.shape[2])
-        batch = Batch.of(
-            with_values(check_mask("padding_mask", padding_mask, k, refuse_zeros=True)),
-            with_values(documents_from(documents, cu_seqlens, shape)),
-        )
+        mask = check_mask("padding_mask", padding_mask, k, refuse_zeros=True)
+        labels = documents_from(documents, cu_seqlens, (k.shape[0], k.shape[2]))
+        # without values, each row is one document
+        batch = Batch.of(mask, labels if labels is None or has_values(labels) else None)
     call = AttentionCall(
         causal=causal,
         batch=batch,
-        global_mask=None if global_mask is None else with_values(check_mask("global_mask", global_mask, k)),
+        global_mask=None if global_mask is None else check_mask("global_mask", global_mask, k),
         scale=scaling,
         dropout=dropout_p,
         score_mod=score_mod,
@@ -316,6 +314,8 @@ def _build_named(
 def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool = False) -> Tensor | None:
     """Check ``mask (B, Nk)`` for keys ``k (B, H_kv, Nk, D)``, and return it as bool.
 
+    A mask without values becomes ``None``: its tokens count as real.
+
     Args:
         refuse_zeros: whether a float mask of only zeros is an error. It could be an additive mask, in which 0 means
             visible.
@@ -333,7 +333,9 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
         )
     if mask.device != k.device:
         raise InputError(f"{name} is on {mask.device} and k on {k.device}; move them to one device.")
-    if mask.is_floating_point() and has_values(mask):
+    if not has_values(mask):
+        return None
+    if mask.is_floating_point():
         chosen = mask == 1
         if (
             in_graph()

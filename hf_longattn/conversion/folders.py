@@ -41,8 +41,8 @@ from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
 from .plan import ConversionPlan, StackLength
 from .source_models import Source, open_source
 
-REPLACED = ("config.json", "*.index.json")
-"""Files of a source that the result replaces, so they are not copied."""
+REPLACED = matcher(("config.json", "*.index.json"))
+"""Names of the files of a source that the result replaces, so they are not copied."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -140,8 +140,7 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
     base_type = str(source.config.get("model_type"))
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
-    replaced = matcher(REPLACED)
-    for name in sorted(name for name, file in files.items() if file.is_file() and not replaced.match(name)):
+    for name in sorted(name for name, file in files.items() if file.is_file() and not REPLACED.match(name)):
         values: dict[str, Any] = dict(changed.get(name, {}))
         if name == TOKENIZER_CONFIG:
             values = _tokenizer_settings(read_json_object(files[name]), base_type, tokenizer_length)

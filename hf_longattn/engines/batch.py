@@ -325,11 +325,6 @@ def has_values(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or not (x.is_meta or fake_mode() is not None)
 
 
-def with_values(x: Any) -> Any:
-    """``x``, or ``None`` for a tensor without values: its tokens then count as real, and its row as one document."""
-    return None if isinstance(x, Tensor) and not has_values(x) else x
-
-
 @contextlib.contextmanager
 def runs_shapes() -> Iterator[None]:
     """Context in which :func:`in_graph` is true, for a call with tensors on the meta device."""

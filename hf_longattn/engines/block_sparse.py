@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from . import accelerator
-from .batch import autocasts
 from .blockwise import blockwise_attention
 from .call import AttentionCall, DispatchContext, Pattern, clear_padding
 from .cpu.distance_band import distance_attention
@@ -32,7 +31,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         ``(B, H, Nq, D)``. Outputs at padding are finite but meaningless.
     """
     q_len, kv_len = q.shape[2], k.shape[2]
-    if autocasts(q):
+    if not q.is_meta and torch.is_autocast_enabled(q.device.type):  # autocasts(q), without a call
         q, k, v = same_dtype(q, k, v)
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:

@@ -275,7 +275,8 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 def dtype_in_attention(x: Tensor) -> torch.dtype:
     """The dtype of ``x`` within scaled_dot_product_attention, which casts under autocast."""
-    cast = x.is_floating_point() and x.dtype != torch.float64 and autocasts(x)
+    cast = x.is_floating_point() and x.dtype != torch.float64
+    cast = cast and not x.is_meta and torch.is_autocast_enabled(x.device.type)  # autocasts(x), without a call
     return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
 
 

@@ -84,7 +84,7 @@ def _band_is_long(context: DispatchContext) -> str | None:
 
     # An unknown number of global tokens in a graph needs a mask if no kernel takes them: ``plain`` has a column for
     # each token.
-    unknown = in_graph() and call.global_mask is not None and call.global_positions is None
+    unknown = call.global_mask is not None and call.global_positions is None and in_graph()
     if unknown and all(name in dict(context.failed) or reason(context) is not None for name, reason in BAND_KERNELS):
         return None
     adds_term = call.score_mod is not None and _kernel_adds_term(context)

@@ -30,7 +30,7 @@ from ..files import (
     WEIGHTS,
     belongs,
     check_config,
-    check_own_file,
+    check_files,
     is_generic,
     read_json_object,
     read_text,
@@ -133,38 +133,36 @@ def push_model(
     files = sorted({*files, *code})
     sizes = {file: len(code[file].encode()) if file in code else (path / file).stat().st_size for file in files}
     print(visible(describe_files(path, sizes, left_out, repo_id, dry_run)), file=sys.stderr)
+    branch = revision or "main"
     if dry_run:
         card = "the folder's" if "README.md" in files else ""
-        return PushReport(repo_id, "", revision or "main", "", private, tuple(files), tuple(left_out), card)
+        return PushReport(repo_id, "", branch, "", private, tuple(files), tuple(left_out), card)
     name, api = check_login(repo_id, token, private=private), HfApi(token=token)
     if remote_code:
         write_remote_code(path)
     has_card = (path / "README.md").is_file()
-    changed = {"README.md": card_for_repository(path, name)} if has_card else {}
-    with translated_errors(repo_id, token):
-        if has_card:
+    changed = dict[str, bytes]()
+    if has_card:
+        changed["README.md"] = card_for_repository(path, name).encode()
+        with translated_errors(repo_id, token):
             read_card(path / "README.md").validate(repo_type="model")  # fail before the repository is created
+    with translated_errors(repo_id, token):
         api.create_repo(name, private=private or None, exist_ok=True)
         is_private = bool(api.model_info(name).private)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        card = (
-            "the folder's"
-            if has_card
-            else "the repository's"
-            if api.file_exists(name, "README.md", revision=revision)
-            else "written"
-        )
+        card = "the folder's"
+        if not has_card:
+            exists = api.file_exists(name, "README.md", revision=revision)
+            card = "the repository's" if exists else "written"
     if card == "written":
-        changed["README.md"] = str(model_card(path, name=name, **contents))
+        changed["README.md"] = str(model_card(path, name=name, **contents)).encode()
     sent = sorted({*files, *changed})
-    added = [CommitOperationAdd(file, changed[file].encode() if file in changed else path / file) for file in sent]
+    added = [CommitOperationAdd(file, changed.get(file, path / file)) for file in sent]
     with translated_errors(repo_id, token):  # upload_folder could not send a changed card
         message = commit_message or f"Upload {path.resolve().name}"
         done = api.create_commit(name, added, commit_message=message, revision=revision, **commit)
-    return PushReport(
-        name, f"{api.endpoint}/{name}", revision or "main", done.oid, is_private, tuple(sent), tuple(left_out), card
-    )
+    return PushReport(name, f"{api.endpoint}/{name}", branch, done.oid, is_private, tuple(sent), tuple(left_out), card)
 
 
 def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> str:
@@ -227,7 +225,7 @@ def chosen_files(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[st
         if inside.suffix.lower() in IMAGES and not any(part.startswith(".") for part in inside.parts):
             chosen = chosen or str(inside) in card
         if chosen and not any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in leave_out):
-            check_own_file(path, folder, hard_links=path.suffix == ".safetensors")
+            check_files(folder, [path], hard_links=path.suffix == ".safetensors")
             if path.suffix == ".safetensors":
                 with checkpoint_errors(f"{str(path)!r} is no file of weights"), safe_open(path, "pt"):
                     pass

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, Sta
 from transformers.utils import output_capturing
 
 from ..engines.accelerator import accelerated
-from ..engines.batch import Batch, autocasts, cached_on, for_one_pass, has_values, in_graph, on_host, with_values
+from ..engines.batch import Batch, cached_on, fake_mode, for_one_pass, has_values, in_graph, on_host
 from ..engines.call import AttentionCall
 from ..engines.cpu.kernels import masked_attention
 from ..engines.dense import fused_attention, repeat_heads
@@ -145,7 +145,8 @@ def longattn_mask(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real "
             "tokens, or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
-    attention_mask = None if attention_mask is None else with_values(attention_mask)
+    if attention_mask is not None and not has_values(attention_mask):  # its tokens count as real
+        attention_mask = None
     arguments = {
         "batch_size": batch_size,
         "q_length": q_length,
@@ -287,9 +288,10 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
-    if not has_values(query):
+    if (query.is_meta or fake_mode() is not None) and not torch.compiler.is_compiling():  # no values, without a call
         kwargs = {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
-        attention_mask = attention_mask if mechanism is None else with_values(attention_mask)
+        if mechanism is not None and isinstance(attention_mask, Tensor) and not has_values(attention_mask):
+            attention_mask = None
     with_weights = bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
@@ -316,7 +318,8 @@ def longattn_attention_forward(
     plain = (
         mask is None and query.shape[2] == key.shape[2] and not with_weights and ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
     )
-    plain = plain and not OBSERVERS and not in_graph() and not autocasts(query)
+    plain = plain and not OBSERVERS and not in_graph()
+    plain = plain and not query.is_meta and not torch.is_autocast_enabled(query.device.type)
     if plain and not isinstance(layer, (AttentionCacheLayer, StaticLayer)):
         attending = for_length(mechanism, key.shape[2], causal)
         visible = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)

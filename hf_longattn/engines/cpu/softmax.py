@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import in_graph
+from ..batch import fake_mode, transformed
 from ..dense import unit_stride
 from .kernels import (
     MASKED,
@@ -516,6 +516,7 @@ def attend_parts(
         or any(x.requires_grad for x in learned)
         or (sink_scores is not None and sink_scores.requires_grad)
     )
-    run = cpu_softmax if recorded or in_graph() else softmax_forward
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or fake_mode() is not None or transformed()
+    run = cpu_softmax if recorded or traced else softmax_forward
     seed = torch.randint(1 << 62, (), device=q.device) if dropout else None
     return run(source_name, q, k, v, learned, [*fixed], [*numbers], scale, dropout, seed, sink_scores)[0]

@@ -165,15 +165,12 @@ def full_pairs(length: int, causal: bool) -> int:
 
 def band_pairs(length: int, left: int, right: int) -> int:
     """Number of pairs with ``-right <= query - key <= left``."""
-    return length + _clipped_sum(left, length) + _clipped_sum(right, length)
+    pairs = length
+    for side in (min(left, length - 1), min(right, length - 1)):
+        pairs += side * (side + 1) // 2 + (length - 1 - side) * side  # Σ_i min(i, side) beside the diagonal
+    return pairs
 
 
 def block_sizes(length: int, size: int) -> list[int]:
     """Number of tokens in each block; the last block may be shorter."""
     return [min(size, length - first) for first in range(0, length, size)]
-
-
-def _clipped_sum(side: int, length: int) -> int:
-    """Number of pairs on one side of the diagonal, up to ``side`` away from it: Σ_i min(i, side)."""
-    side = min(side, length - 1)
-    return side * (side + 1) // 2 + (length - 1 - side) * side

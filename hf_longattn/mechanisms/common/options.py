@@ -217,10 +217,11 @@ class Options:
         """All options in JSON types: tuples as lists, mechanisms as mappings. Options in :data:`COMMON` are omitted
         when unset."""
         values = {info.name: getattr(self, info.name) for info in self.infos()}
-        plain = {
-            name: [_plain(entry) for entry in value] if isinstance(value, tuple) else _plain(value)
-            for name, value in values.items()
-        }
+        plain: dict[str, Any] = {}
+        for name, value in values.items():
+            entries = value if isinstance(value, tuple) else (value,)
+            written = [entry.to_dict() if hasattr(entry, "to_dict") else entry for entry in entries]
+            plain[name] = written if isinstance(value, tuple) else written[0]
         return {name: value for name, value in plain.items() if name not in COMMON or value is not None}
 
     def changed(self) -> list[str]:
@@ -260,10 +261,6 @@ unset."""
 def _hints(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields. Cached, since annotations are strings and slow to evaluate."""
     return typing.get_type_hints(cls)
-
-
-def _plain(value: Any) -> Any:
-    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def _type_name(hint: Any) -> str:

@@ -21,6 +21,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -301,13 +302,8 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
     "sentence_transformers.base.modules.transformer": register_standalone_encoders,
 }
 """Module with tables -> function that enters Long models in them, called with the module after its import."""
-
-
-def _registering(module: str) -> Callable[[ModuleType], None] | None:
-    """The function to call with a module after its import. A file of config classes is named ``configuration_…``."""
-    if module.rpartition(".")[2].startswith("configuration_"):
-        return TABLES.get(module, register_pickles)
-    return TABLES.get(module)
+CONFIGS = re.compile(r"(.*\.)?configuration_[^.]*")
+"""The names of modules of config classes, with which :func:`register_pickles` is called after their import."""
 
 
 @contextlib.contextmanager
@@ -329,14 +325,14 @@ def quiet_torchao() -> Iterator[None]:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls :func:`_registering`'s function right after a module has been executed, and executes torchao's modules
-    quietly. Python's own finder finds the module."""
+    """Calls the function of :data:`TABLES` or :data:`CONFIGS` right after a module has been executed, and executes
+    torchao's modules quietly. Python's own finder finds the module."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         quietly = name.partition(".")[0] == "torchao"
-        enter = _registering(name)
+        enter = TABLES.get(name, register_pickles if CONFIGS.fullmatch(name) else None)
         if enter is None and not quietly:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
@@ -360,10 +356,10 @@ def register() -> None:
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _AfterImport())
-    for name in [*TABLES, *(name for name in sys.modules if name not in TABLES)]:
-        enter = _registering(name)
+    configs = [name for name in sys.modules if name not in TABLES and CONFIGS.fullmatch(name)]
+    for name, enter in [*TABLES.items(), *((name, register_pickles) for name in configs)]:
         module = sys.modules.get(name)
-        if enter is not None and module is not None:
+        if module is not None:
             enter(module)
 
 
