@@ -2,7 +2,7 @@
 
 ``import hf_longattn`` registers every family with transformers' Auto classes, and the attention backend with its
 models. It is cheap: torch is imported with the first name that needs it (see
-    :mod:`hf_longattn.modeling.family.registration`).
+:mod:`hf_longattn.modeling.family.registration`).
 """
 
 # ruff: noqa: F401 (names for editors and type checkers)

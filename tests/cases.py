@@ -118,9 +118,8 @@ def every_case(
     """As ``pytest.mark.parametrize``, with all cases in one test, or in a test for each value of the axes ``by``.
 
     Cases marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are.
-    The fixture
-    ``monkeypatch`` is undone after each case, ``tmp_path`` is a new folder for each, and what was captured before is
-    gone; other fixtures serve all cases of a test.
+    The fixture ``monkeypatch`` is undone after each case, ``tmp_path`` is a new folder for each, and what was captured
+    before is gone; other fixtures serve all cases of a test.
 
     Args:
         pairs: of the product of this decorator and those below it, the quick test has every two values once; the slow

@@ -65,8 +65,7 @@ def inspect(
 
     Of a stock model, show the windows that its layers declare, and the memory that transformers and
     attn_implementation="longattn" need for them. With INPUT, measure instead the attention of every layer as INPUT
-    grows, and what each mechanism would keep of it. With
-    --plot, also draw the layers' attention patterns.
+    grows, and what each mechanism would keep of it. With --plot, also draw the layers' attention patterns.
     """
     if file is None:
         flags.refuse_typed(

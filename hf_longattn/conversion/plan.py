@@ -150,8 +150,7 @@ def plan_positions(
     ``causal``: as :func:`form_of_distances` returns it.
 
     Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary
-    positions), and the
-    maximum text length with unchanged outputs (``None``: the old length).
+    positions), and the maximum text length with unchanged outputs (``None``: the old length).
     """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):

@@ -150,7 +150,7 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """The dtypes of floating-point tensors in the files that transformers reads, by name.
 
     Refuses files that transformers does not check: an index that points outside its folder or to pickles, Git LFS
-        pointers, and integers.
+    pointers, and integers.
     """
     single, dtypes = folder / WEIGHTS[0], dict[str, torch.dtype]()
     if not single.is_file():
@@ -247,7 +247,7 @@ class Architecture:
         positions.
 
         New positions: fields with ``lengths``, and ``rope`` for rotary positions or ``strategy`` for extending
-            position tables.
+        position tables.
         """
         values = self.source_config.to_dict()
         if self.family.relative:

@@ -244,7 +244,7 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
     nothing is masked.
 
     For evaluations: no token is replaced by a random one. Special tokens are never masked, and at least one other
-        token is.
+    token is.
     """
     mask = getattr(tokenizer, "mask_token_id", None)
     if mask is None:

@@ -10,8 +10,8 @@ from .batch import Batch
 
 HIDDEN = 1000.0
 """A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax
-weight is then zero
-in every dtype: exp(-1000) is zero in fp64, too. The usual fills are between -1e4 and the lowest number of a dtype."""
+weight is then zero in every dtype: exp(-1000) is zero in fp64, too. The usual fills are between -1e4 and the lowest
+number of a dtype."""
 LOWERED = 5.0
 """Minimum amount by which a mask lowers scores between documents that count as separate, even if not hidden.
 Untuned."""

@@ -62,7 +62,7 @@ class Embedder:
 
     It is the function for ``datasets.Dataset.map(..., batched=True)`` and the class for Ray Data's ``map_batches``. It
     can be pickled: it holds settings only, and each process loads the model once, at the first batch. The vectors are
-        those that ``longattn embed`` writes.
+    those that ``longattn embed`` writes.
 
     Args:
         model: a folder, which all machines must have, or a Hub name that sentence-transformers loads.

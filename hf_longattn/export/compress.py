@@ -51,7 +51,7 @@ class CompressionReport:
             ``seconds`` of one pass at the longest length, and ``bytes`` of the weights.
         difference: largest difference of outputs, relative to the largest output, between the files read again and the
             expected model: the model that was written (quantised, bf16), or the source with the pruned heads or units
-                set to zero.
+            set to zero.
         changed: ``tensors`` and ``bytes``: number and size of changed tensors in the files; ``all_bytes``: size of all
             tensors.
         outputs: for each output of the files read again, :func:`accuracy` in comparison with the source.
@@ -209,10 +209,8 @@ def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dic
 
     Returns:
         For every output ``relative_error``: the norm of the difference divided by the norm of the expected values. For
-            states and
-        embeddings also ``cosine`` and ``least_cosine``: mean and minimum cosine similarity of the vectors. For scores
-            of several classes
-        or tokens ``same_choice``: the fraction of vectors with the same argmax.
+        states and embeddings also ``cosine`` and ``least_cosine``: mean and minimum cosine similarity of the vectors.
+        For scores of several classes or tokens ``same_choice``: the fraction of vectors with the same argmax.
     """
     measured = {}
     for name, want in expected.items():

@@ -74,8 +74,8 @@ LONG_CONFIG = "long_config.json"
 class ExportReport:
     """A finished export.
 
-    inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum tokens that the
-        graph takes.
+    inputs, outputs: names, in order.
+    min_length, max_length: minimum (pad shorter texts) and maximum tokens that the graph takes.
     text: description of the inputs on which graph and model were compared.
     """
 
@@ -408,7 +408,7 @@ def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) 
     """Trace a module for all sizes of its dynamic axes.
 
     PyTorch infers the sizes: if they are given, release 2.15 reports violations of conditions that hold, such as n !=
-        1 if n > 9.
+    1 if n > 9.
 
     Args:
         sizes: input -> dynamic axis -> its ``Dim``.

@@ -336,8 +336,8 @@ def write_remote_code(folder: str | Path) -> list[str]:
     """Write a file that imports the classes of a saved Long model from this package.
 
         write_remote_code("my-long-bert")
-        AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)  # in a program that does not import
-        hf_longattn
+        # in a program that does not import hf_longattn
+        AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)
 
     ``config.json`` names the classes of that file under ``auto_map``. The package must be installed where the model is
     loaded.

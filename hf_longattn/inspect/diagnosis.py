@@ -94,8 +94,7 @@ class Diagnosis:
     causal: whether the layers are causal.
     candidates: the compared mechanisms. reasons: candidate as text -> why it is not applicable.
     is_long: whether the checkpoint has mechanisms already.
-    untrained: candidate as text -> why positions of longer texts need training with it. These candidates are not
-        chosen.
+    untrained: candidate as text -> why positions of longer texts need training with it; it is then not chosen.
     tower: name of the measured tower; empty for a model without towers.
     frame_seconds: for a sound model, whose tokens are frames: seconds per frame.
     image: for an image model, what it reads; there is one length.

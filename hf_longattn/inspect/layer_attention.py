@@ -4,14 +4,14 @@ With the scores s_ij of the keys that query i sees and p_ij = softmax_j(s_ij), t
 queries:
 
     effective_tokens   exp(-Σ_j p_ij log p_ij), the perplexity: number of tokens with equal weights that have the same
-    entropy largest_weight     max_j p_ij
+                       entropy
+    largest_weight     max_j p_ij
     first_tokens       Σ_{j < 4} p_ij: the attention sink (Xiao et al. 2023, StreamingLLM, section 3.1)
     distance[b]        Σ_{j: d_ij in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …, where d_ij is |i-j|. On a grid
-    it is the larger of
-                       the distances in rows and columns, and 0 to and from prefix tokens.
+                       it is the larger of the distances in rows and columns, and 0 to and from prefix tokens.
     captured[c]        Σ_j min(p_ij, w_ij), where w_ij are the weights of candidate c: 1 minus the total variation
-    distance of p and w.
-                       If c is a softmax over some of the keys, this equals Σ_j p_ij over the keys that c keeps.
+                       distance of p and w. If c is a softmax over some of the keys, this equals Σ_j p_ij over the keys
+                       that c keeps.
 
 Scores are computed in fp32 (fp64 for fp64 inputs), for so few queries at a time that memory is linear in N.
 """

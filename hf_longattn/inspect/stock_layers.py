@@ -121,7 +121,7 @@ class DeclaredAttention:
         """Estimated bytes of mask and scores in the engines on a CPU, for one text in fp32.
 
         Nothing where SDPA runs. A window: the mask of one block. A chunk: its own mask. A score cap: four copies of a
-            block of scores.
+        block of scores.
         A position bias or a mask by the model: as SDPA. A mask by rules: at most :data:`BLOCK_PAIRS` pairs at once.
         """
         queries, keys, reach = self._pairs(length)

@@ -144,6 +144,7 @@ def watched_inputs(
 
     Texts and sounds have no grid (``None``). ``inputs`` are token ids ``(N,)``, or the processor's output for an image
     or a sound.
+
     Raises:
         BackendError: as :func:`watched_stack`, or the model does not read images on one grid of patches.
         InputError: the image's size does not fit.

@@ -5,9 +5,9 @@ The sequence is cut into n blocks of b tokens. With g global blocks at each end,
 blocks, a query of block I sees the keys of block J if
 
     bidirectional:  I or J is one of the first or last g blocks, or |I - J| <= w//2, or J is one of the random blocks
-        of I
-    causal:         J < g, or I-w < J <= I, or J is one of the random blocks of I, which lie before its window  (and
-        key <= query)
+                    of I
+    causal:         J < g, or I-w < J <= I, or J is one of the random blocks of I, which lie before its window (and
+                    key <= query)
 
 Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they
 attend to, and are attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as

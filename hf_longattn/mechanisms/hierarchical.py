@@ -6,9 +6,9 @@ b·2^l tokens. Query i attends to
 
     level 0:    the tokens of its block and the two neighbouring blocks
     level l:    further tokens of its level-l block and the two neighbouring blocks, in pools: means of 2^l consecutive
-        tokens
+                tokens
     the last:   all other tokens, as means of 2^L tokens; by default, L is the lowest level on which two blocks hold
-        the whole sequence
+                the whole sequence
 
 Let p(i, j) be the real tokens of the pool in which query i sees key j (on level 0, j alone). The weights are
 

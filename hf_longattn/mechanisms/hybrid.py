@@ -264,8 +264,7 @@ def _piece(
     q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`local_softmax_terms` for consecutive queries. ``k`` starts at their first key inside the text; the
-    ``missing`` positions
-    before it are filled up. reach: left + right."""
+    ``missing`` positions before it are filled up. reach: left + right."""
     length = q.shape[2]
     blocks = -(-length // QUERIES_PER_BLOCK)
     span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK

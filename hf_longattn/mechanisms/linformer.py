@@ -3,16 +3,15 @@
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
     linear        E and F are learned, with one row per position, counted from the first real token. A shorter text
-    uses the first rows; a
-                  longer one is refused. E and F are drawn with variance 1 / max_length, so that projected values have
-                  the variance of the values. (The paper's theorem has 1 / rank, which preserves inner products.)
+                  uses the first rows; a longer one is refused. E and F are drawn with variance 1 / max_length, so that
+                  projected values have the variance of the values. (The paper's theorem has 1 / rank, which preserves
+                  inner products.)
     convolution   one learned kernel of width max_length / rank with stride = width: row i of Eᵀ K is Σ_t w_t
-    k_{i·width+t}. A longer text
-                  has more rows.
+                  k_{i·width+t}. A longer text has more rows.
     pooling       row i is the mean of the i-th of `rank` segments of nearly equal length; nothing is learned.
 
 Padding is masked before projecting. There is no causal form: a projected key mixes several tokens, and later ones
-    cannot be hidden.
+cannot be hidden.
 """
 
 from __future__ import annotations

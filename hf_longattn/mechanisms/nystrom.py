@@ -3,13 +3,11 @@
 The landmarks Q̃ and K̃ are the means of queries and keys over M segments of the text. With F = softmax(Q K̃ᵀ), A =
 softmax(Q̃ K̃ᵀ) and B = softmax(Q̃ Kᵀ), all scores scaled,
 
-    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), plus a depthwise convolution of V along the text with
-    ``conv_kernel``,
-                                           as in the paper's models
+    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), plus a depthwise convolution of V along the text
+                                           with ``conv_kernel``, as in the paper's models
 
 A⁺ is approximated by a fixed number of iterations (equation 14). In a text of at most M tokens, every token is a
-landmark, and
-softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a mean over past and future.
+landmark, and softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a mean over past and future.
 """
 
 from __future__ import annotations

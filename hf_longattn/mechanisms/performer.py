@@ -1,9 +1,8 @@
 """FAVOR+: random features whose products estimate the softmax kernel (Choromanski et al. 2021, Rethinking Attention
 with Performers).
 
-    softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x     (lemma 1)
-    relu:     φ(x) = max(w_m·x', 0)                                                                          (section
-        2.2)
+    softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x    (lemma 1)
+    relu:     φ(x) = max(w_m·x', 0)                                                                     (section 2.2)
 
 for m random directions w_m, Gaussian and orthogonal in blocks. The checkpoint has them. Training redraws them at every
 ``redraw_interval``.

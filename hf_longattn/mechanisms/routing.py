@@ -13,8 +13,7 @@ algorithm 1, a cluster takes its w nearest queries: a query in no cluster gets n
 of the results. The paper's local heads are a window in a ``union``. A query that sees no key sees itself.
 
 ``router="kmeans"``: the centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens,
-once per
-backward pass:
+once per backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 

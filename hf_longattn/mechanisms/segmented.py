@@ -4,8 +4,7 @@ With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, 
 
     none       the keys of its block
     previous   also those of the block before, and in the bidirectional form those of the next block (Qiu et al. 2020,
-    BlockBERT, whose
-               heads see either their block or a shifted one; here every head sees both)
+               BlockBERT, whose heads see either their block or a shifted one; here every head sees both)
     pooled     the keys of its block, and one key and value, a summary, for each other block
     attention  the same, with summaries weighted by attention
 

@@ -9,10 +9,9 @@ In a window of total width w with dilation d, query i sees key j if d divides i 
 
 and also if j is one of the first s = ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. In
 a causal layer that rotates queries and keys, a sink outside of the window is at distance min(i, s + w - 1) - j, as in
-StreamingLLM, which numbers the tokens
-inside its cache of s sinks and w keys: :class:`~hf_longattn.positions.relative.SinkPositions`. With
-``sink_positions="text"`` it is at distance i - j, and so are the sinks of heads with a dilation, and with
-``full_decoding``.
+StreamingLLM, which numbers the tokens inside its cache of s sinks and w keys:
+:class:`~hf_longattn.positions.relative.SinkPositions`. With ``sink_positions="text"`` it is at distance i - j, and so
+are the sinks of heads with a dilation, and with ``full_decoding``.
 
 With ``full_decoding``, a causal call with one query attends to all keys at their positions in the text, as the
 authors' kernel does (Yu et al. 2025, SWAA, arXiv 2512.10411, "full attention decode"). A call with several queries

@@ -14,8 +14,7 @@ gives for its coordinates, and takes a share of the softmax there. Its key and v
 projections' biases. Prefix tokens do not see it.
 
 Prefix tokens (a class token, registers) have no coordinates. The option ``prefix_tokens`` sets which tokens the prefix
-sees, and which
-see the prefix:
+sees, and which see the prefix:
 
     global   every token sees the prefix, and it sees every token
     reads    the prefix sees every token, no cell sees it

@@ -5,10 +5,10 @@ model. Here the width is part of the layer type's name (``longattn_window_512``)
 
 Memory of a static layer is reserved once and shapes never change, so every decoding step is the same graph. The number
 of tokens in the cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without
-waiting for the device. A static window
-is a ring buffer: the token of column c is in slot c modulo w, and a new token overwrites the token that left the
-window. :func:`slot_columns` gives the token in each slot, for our layers and for transformers' own. The mechanism
-evaluates its mask for exactly these tokens (``attend_rows`` of :mod:`~hf_longattn.mechanisms.common.masked`).
+waiting for the device. A static window is a ring buffer: the token of column c is in slot c modulo w, and a new token
+overwrites the token that left the window. :func:`slot_columns` gives the token in each slot, for our layers and for
+transformers' own. The mechanism evaluates its mask for exactly these tokens (``attend_rows`` of
+:mod:`~hf_longattn.mechanisms.common.masked`).
 """
 
 from __future__ import annotations

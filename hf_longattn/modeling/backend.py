@@ -659,6 +659,7 @@ def _filled(
     layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys, values and mask of a static cache's filled slots.
+
     A padding mask becomes ``(B, tokens)``. Waits for the device; with a mask, once per forward pass."""
     q_len, kv_len = query.shape[2], key.shape[2]
     total: Any = kv_len if kv_len == q_len else tokens_in(layer)

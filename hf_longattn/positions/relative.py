@@ -350,8 +350,7 @@ class SelfExtend(RelativePositions):
 
     R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. The shift of A lets distances go on where the
     window ends. Texts of up to L tokens have distances below ``(L - window) / group + window``, about. Nothing is
-    learned. For keys after the query, in encoders,
-    both change places: the distance is minus that of the pair (j, i).
+    learned. For keys after the query, in encoders, both change places: the distance is minus that of the pair (j, i).
 
     Queries and keys come from the model rotated to their own positions, and so do the keys in a cache. Rotations add
     up, so a further rotation by A(i) - i gives the vector at A(i).

@@ -2,28 +2,25 @@
 
 ``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
 ``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best
-scaling without
-                   training, although outputs below the old length change too.
+                   scaling without training, although outputs below the old length change too.
 ``rope:dynamic``   the base grows with inputs beyond the old length; shorter inputs keep it. transformers measures the
-growth from
-                   ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the
-                   base of their rotation, so beyond the old length incremental decoding differs from one full pass.
+                   growth from ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache
+                   keep the base of their rotation, so beyond the old length incremental decoding differs from one full
+                   pass.
 ``rope:base``      a larger base slows every frequency down: ``rope:base:8000000`` (Xiong et al. 2023, https://arxiv.org/abs/2309.16039;
                    Gao et al. 2024, https://arxiv.org/abs/2410.02660, take 8e6 for 64K tokens and 1.28e8 for 512K).
                    Needs training.
 ``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), from the source or the
-caller:
-                   ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
+                   caller: ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
 ``rope:self-extend``  unchanged, but distant pairs meet at other positions, by the option ``relative`` of layers with
                    full attention (:class:`~.relative.SelfExtend`). No distance is longer than in training.
                    ``rope:self-extend:window=512,group=4``; by default both settings suit the two lengths.
 ``rope:none``      unchanged. What transformers derives from ``max_position_embeddings`` keeps its value, such as the
-factor of a longrope
-                   entry without one (Phi-3), and the old length of a dynamic entry, if a layer looks back further.
-                   Rotary scores depend on distances only. If no layer looks back further than the old length, all
-                   distances occurred in training, so that
-                   outputs are exact without training: ``auto`` then chooses this. Otherwise ``auto`` is ``rope:yarn``,
-                   or ``rope:linear`` for a source that uses it already, for the furthest distance that a layer sees.
+                   factor of a longrope entry without one (Phi-3), and the old length of a dynamic entry, if a layer
+                   looks back further. Rotary scores depend on distances only. If no layer looks back further than the
+                   old length, all distances occurred in training, so that outputs are exact without training: ``auto``
+                   then chooses this. Otherwise ``auto`` is ``rope:yarn``, or ``rope:linear`` for a source that uses it
+                   already, for the furthest distance that a layer sees.
 """
 
 from __future__ import annotations

@@ -1,22 +1,21 @@
 """Extend a learned position table to more positions. New rows are computed, not trained.
 
 ``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the
-difference from training,
-                 except at the seams. Attention within a window sees hardly anything but neighbours (Longformer,
-                 section 5: https://arxiv.org/abs/2004.05150).
+                 difference from training, except at the seams. Attention within a window sees hardly anything but
+                 neighbours (Longformer, section 5: https://arxiv.org/abs/2004.05150).
 ``interpolate``  the old positions are stretched over the new length by linear interpolation, with both ends fixed
-(Chen et al. 2023,
-                 https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
+                 (Chen et al. 2023, https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this
+                 needs training.
 ``stretch:20``   the first 20 rows are unchanged, because most of CLIP's training captions are short. The rows after
-them are stretched over
-                 the rest, linear in between; new rows after the last old one continue its last step. 77 rows become
-                 248 as in Long-CLIP (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts longer than 21 tokens
-                 change, so this needs training. ``stretch`` alone keeps 20 rows.
+                 them are stretched over the rest, linear in between; new rows after the last old one continue its last
+                 step. 77 rows become 248 as in Long-CLIP (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts
+                 longer than 21 tokens change, so this needs training. ``stretch`` alone keeps 20 rows.
 ``none``         every row is the mean of the old ones: no absolute positions, for use with relative ones. Needs
-training. ``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
+                 training.
+``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
 
 ``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula
-continues.
+                 continues.
 
 Rows below ``offset`` are not positions (RoBERTa's table starts with two such rows): they are kept once, in place.
 """

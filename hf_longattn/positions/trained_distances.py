@@ -4,9 +4,8 @@ A tiled table repeats after the trained length, so two tokens at that distance h
 sees both cannot tell a neighbour from the token at the far end of its window. The keys of one query may therefore span
 at most the trained length, as in a window of that total width. In a decoder, a query shortly after a repetition begins
 also sees keys with later positions than its own, which never happened in training. The further back a query sees, the
-more such keys there are. For decoders the bound is therefore half the trained
-length. Global tokens and sinks do not count: they are few, and carry no distances. docs/results/training.md has
-    measurements.
+more such keys there are. For decoders the bound is therefore half the trained length. Global tokens and sinks do not
+count: they are few, and carry no distances. docs/results/training.md has measurements.
 
 Rotary positions need no such bound. They need training, or a scaling, where a query is further from a key than in
 training. Sinks of decoders count there by their place in StreamingLLM's cache, directly before the window.

@@ -1,11 +1,9 @@
 """Cost of each candidate in one layer at the target length, measured on this machine.
 
 Seconds: time of the mechanism for one sequence, from projected queries, keys and values to the output, without
-    gradients. Candidates take
-turns, and the fastest turn counts. Bytes of a decoder: the decode cache of one layer; a design needs the sum over
-    layers. Bytes of an
-encoder: memory of attention besides inputs and output. The next layer reuses it, so a design needs the maximum over
-    layers.
+gradients. Candidates take turns, and the fastest turn counts. Bytes of a decoder: the decode cache of one layer; a
+design needs the sum over layers. Bytes of an encoder: memory of attention besides inputs and output. The next layer
+reuses it, so a design needs the maximum over layers.
 """
 
 from __future__ import annotations

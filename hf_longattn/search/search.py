@@ -56,8 +56,7 @@ class SearchResult:
         costs: candidate as text -> seconds and bytes of one layer.
         reasons: candidate as text -> why it was left out.
         loss_change: change of the loss on held-out text at the target length, from the checkpoint, which reads chunks,
-            to the design
-            without training. no_loss: why it was not measured.
+            to the design without training. no_loss: why it was not measured.
         recipe: the flags of `longattn convert`. file: the file in which they were written.
         machine: the machine on which costs were measured.
     """

@@ -419,9 +419,8 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     """Save model, tokenizer, the source's other files, card and log, and push them.
 
     The log is written last, and lists all files. Files listed in an earlier log are removed first, so that the model
-    does not inherit an
-    old chat template or licence. ``source``: the model that was trained; ``hub_task`` as for
-        :func:`~hf_longattn.training.run.finish`.
+    does not inherit an old chat template or licence. ``source``: the model that was trained; ``hub_task`` as for
+    :func:`~hf_longattn.training.run.finish`.
     """
     args: Any = trainer.args
     folder, first = args.folder, trainer.is_world_process_zero()

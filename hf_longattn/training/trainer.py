@@ -278,7 +278,7 @@ class Minutes(TrainerCallback, ExportableState):
         peak.
 
         With a time limit: linear warm-up and decay over steps or time, whichever is further along. A ``warmup`` below
-            1 is a fraction.
+        1 is a fraction.
         """
 
         def scheduled(step: int) -> float:

@@ -2,9 +2,9 @@
 
 The statements here are independent of the package: they say what ``run_ner``, ``run_mlm``, ``run_clm``, ``run_qa``,
 ``run_summarization`` and ``run_classification`` (transformers, examples/pytorch) do with a text, and what
-sentence-transformers reads. The
-package goes on where the examples stop: windows for documents that they cut, the end token after a document where the
-tokenizer adds nothing, the tokens that are left over at the end, several right answers.
+sentence-transformers reads. The package goes on where the examples stop: windows for documents that they cut, the end
+token after a document where the tokenizer adds nothing, the tokens that are left over at the end, several right
+answers.
 """
 
 from __future__ import annotations

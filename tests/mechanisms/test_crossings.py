@@ -193,7 +193,7 @@ def test_every_mechanism_is_exact_as_fused_attention_by_dtype(
     Masks over the tokens' keys have the kernel's error. Where a mechanism computes keys or scores from the inputs,
     these are rounded once more to the inputs' dtype, as every layer's output is: 1.4-1.8 times for hierarchical,
     2.0-2.4 for segmented with summaries by attention, 2.5-3.5 for linformer's keys and synthesizer's scores. Keeping
-        them in fp32 would run the whole call in fp32.
+    them in fp32 would run the whole call in fp32.
     """
     name, causal = form
     term = term and mechanism_class(name).capabilities.takes_score_mod

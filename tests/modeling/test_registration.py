@@ -201,8 +201,8 @@ BUT = {
     ("transformers.models.auto.feature_extraction_auto", "MISSING_FEATURE_EXTRACTOR_MAPPING_NAMES"): set(FAMILIES),
     ("transformers.models.auto.processing_auto", "MISSING_PROCESSOR_MAPPING_NAMES"): set(FAMILIES),
 }
-"""(module, table) -> bases whose Long types need not be there: architectures that model types are
-mapped to; a head of another model; transformers' own packages; names that are entered into the table next to them."""
+"""(module, table) -> bases whose Long types need not be there: architectures that model types are mapped to; a head of
+another model; transformers' own packages; names that are entered into the table next to them."""
 
 
 @every_case("module", TABLES)

@@ -2,9 +2,8 @@
 a page asks for one.
 
 Each module of this folder adds builders by :func:`stand_in`, and by :func:`page` what a single page takes for granted.
-A builder makes one
-file or folder: small models with random weights and tokenizers of the right class, tables of a few rows. A name that a
-page's own command writes (``--output``, the second name of ``longattn convert``) is never made.
+A builder makes one file or folder: small models with random weights and tokenizers of the right class, tables of a few
+rows. A name that a page's own command writes (``--output``, the second name of ``longattn convert``) is never made.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class Setting:
         instead: a part of the page -> what is typed in its place, for what would take hours.
         copies: how often the lines of a file that the page shows are written. Questions get the number of the copy,
             since rows that are the same are no held-out ones.
-        slow: left to ``make test-slow``, as everything beyond about 2 seconds; what parses and
-            compiles, the quick tests look at on every page.
+        slow: left to ``make test-slow``, as everything beyond about 2 seconds; what parses and compiles, the quick
+            tests look at on every page.
     """
 
     before: str = ""

@@ -6,9 +6,9 @@ queries (global columns), and as queries of all keys (global rows).
 
 :func:`band_plan` chooses the block size with the lowest estimated cost (:class:`Costs`). Small blocks compute few
 pairs outside the band. Large blocks need fewer calls and less time per pair. With AMX, the kernel repacks the keys of
-every block; large blocks repack fewer keys
-in total. The largest block has all queries: this is the dense kernel with the band as its mask. It is fastest for
-sequences up to about the band's width, and needs no further calls for global tokens.
+every block; large blocks repack fewer keys in total. The largest block has all queries: this is the dense kernel with
+the band as its mask. It is fastest for sequences up to about the band's width, and needs no further calls for global
+tokens.
 
 The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. Results are therefore
 bitwise equal for every batch size and number of heads.

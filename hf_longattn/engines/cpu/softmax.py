@@ -1,8 +1,7 @@
 """The CPU's softmax engine. It splits a softmax into parts, each a call of the fused kernel on some queries and keys.
 
 A :class:`Source` generates the parts of a call, with their indices and masks: a band, listed pairs, windows on a grid,
-or selected blocks.
-This file implements everything that sources share:
+or selected blocks. This file implements everything that sources share:
 
 - the operator for autograd and graphs, with loops over the parts forward and backward;
 - merging the parts by log-sum-exp (:mod:`.kernels` has the equations);

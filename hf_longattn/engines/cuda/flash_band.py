@@ -3,24 +3,22 @@ dropout.
 
 It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the two sides
 of a window, fewer key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends
-of a batch row is passed as another
-sequence: nothing is copied, and no token is paired with padding. ``torch.nn.attention.activate_flash_attention_impl``
-replaces the operator by FlashAttention-3 or 4. The public function for the same operator,
-``torch.nn.attention.varlen.varlen_attn``, is not used: it has no dropout, and its backward pass takes no merged
-    output.
+of a batch row is passed as another sequence: nothing is copied, and no token is paired with padding.
+``torch.nn.attention.activate_flash_attention_impl`` replaces the operator by FlashAttention-3 or 4. The public
+function for the same operator, ``torch.nn.attention.varlen.varlen_attn``, is not used: it has no dropout, and its
+backward pass takes no merged output.
 
 Let part p of a softmax have output o_p and log-sum-exp l_p. Then l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p.
 For a gradient g of o, the gradient of score s_ij is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (ibid., section 3.1), so the
-operator's backward pass takes the merged o
-and l. This also holds with dropout: l does not change, and o sums the remaining weights.
+operator's backward pass takes the merged o and l. This also holds with dropout: l does not change, and o sums the
+remaining weights.
 
 A band with global tokens is three calls (:func:`flash_globals`), for calls with dropout and machines without Triton.
 Part A is the band over the other tokens, part B is their attention to the global keys, and part C is the attention of
 the global tokens to all keys. A and B have no key in common, so their outputs are merged. Offsets say which queries
-meet which keys: a run of queries without keys has the output
-0. If the global tokens stand in front of each sequence, the parts are runs of the same rows, and nothing is copied.
-Otherwise, they are gathered for B and C; in A, further features give global keys scores of -:data:`HIDDEN`, so that
-they have no weight.
+meet which keys: a run of queries without keys has the output 0. If the global tokens stand in front of each sequence,
+the parts are runs of the same rows, and nothing is copied. Otherwise, they are gathered for B and C; in A, further
+features give global keys scores of -:data:`HIDDEN`, so that they have no weight.
 
 To find out whether the machine has the kernel, the operator runs on a few tokens for each kind of call, and its
 results are checked.

@@ -24,9 +24,8 @@ class GlobalTokenIds:
         "global attention on all question tokens").
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
     question_separator: the id between a question and a document. All tokens before the document are then global
-        instead of
-        ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in
-            RoBERTa's pairs.
+        instead of ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two
+        in RoBERTa's pairs.
 
     A sequence without a separator has no segments. A sequence with nothing after the separator has no question. A
     separator inside the first text, such as a ``[SEP]`` typed by a user, is ignored if token types or two separators

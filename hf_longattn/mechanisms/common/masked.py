@@ -362,8 +362,7 @@ def leading_sinks(mechanism: Mechanism) -> int:
     """Number of sinks s that may have other rotary positions than in the text.
 
     The causal form is then a window and the tokens 0 … s - 1. The number is 0 for other mechanisms, and for options
-    with positions in the
-    text: ``sink_positions="text"``, ``relative``, a dilation, ``full_decoding``.
+    with positions in the text: ``sink_positions="text"``, ``relative``, a dilation, ``full_decoding``.
     """
     if (
         not isinstance(mechanism, SparseMechanism)
@@ -436,7 +435,7 @@ class GatheredMechanism(MaskedMechanism):
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.
         Otherwise each document becomes a batch row: tiles listed per document would need more calls and
-            synchronisations."""
+        synchronisations."""
         if (
             not accelerator.accelerated(k)
             or self.relative is not None

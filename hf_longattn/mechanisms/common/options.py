@@ -7,8 +7,8 @@ mechanism.
     MEMBERS  window:window=256+strided:stride=64
     LAYERS   0-5=window:window=64;6-11=full        numbered: layers, counted from 0
              0-5:window=64;11:mechanism=full       numbered, changing options of the default mechanism
-             window:window=256,window:window=256,full      or  2*window:window=256,full       not numbered: repeated in
-             turn
+             window:window=256,window:window=256,full      or  2*window:window=256,full
+                                               not numbered: repeated in turn
     TOWERS   text=window:window=64,vision=full     towers of a model, each with a choice
 
 A value that contains these signs goes in brackets: ``union:of=[window:window=64,dilation=2+strided]``. Text becomes
@@ -117,9 +117,8 @@ def option(
 
     Args:
         least, most: bounds of a number, or of each number of a tuple. Set ``most`` for numbers that determine memory
-            or time regardless of
-            the input length: a typo is then refused at once. The default is the largest number that the engines'
-                indices allow.
+            or time regardless of the input length: a typo is then refused at once. The default is the largest number
+            that the engines' indices allow.
         even: whether a number must be even and at least 2.
         choices: the permitted strings.
         detail_of: the option without which this one has no effect. Tables then leave it out.

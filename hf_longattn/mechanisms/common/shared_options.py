@@ -5,9 +5,8 @@ here, too.
 first to its last real token, or one packed document. Up to ``most`` tokens, it gets full attention.
 
 ``order``: mechanisms for texts, run on a grid in a token order that makes blocks and bands local. With
-    ``order=tiles:8x8``, blocks of 64
-tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, and ``bigbird`` has two-dimensional blocks.
-Reordering is exact: the outputs are moved back to the original order.
+``order=tiles:8x8``, blocks of 64 tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, and
+``bigbird`` has two-dimensional blocks. Reordering is exact: the outputs are moved back to the original order.
 
 ``relative``: relative positions as a score term. A hook adds it before ``forward``.
 """

@@ -1,8 +1,7 @@
 """Runs convolutions and feed-forward parts of audio models on chunks of a long sound, if no gradients are needed.
 
 Temporaries for a whole recording would dominate memory. wav2vec 2.0's convolutions over samples make 1,600 rows of 512
-channels for each
-second of sound: 2 GB after the first convolution for five minutes.
+channels for each second of sound: 2 GB after the first convolution for five minutes.
 """
 
 from __future__ import annotations

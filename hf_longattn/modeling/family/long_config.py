@@ -54,9 +54,8 @@ class LongConfig(_Base):
     """Mixin before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, saved in ``config.json`` as a mapping. The
-        default is the first
-        that exists: :meth:`default_attention`; the base's sliding window, if all layers have one; Longformer's
-        defaults. Layers with a sliding window of the base keep it unless they are named
+        default is the first that exists: :meth:`default_attention`; the base's sliding window, if all layers have one;
+        Longformer's defaults. Layers with a sliding window of the base keep it unless they are named
         (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError` for a layer that does not
         exist, and for a mechanism that lacks the form (causal or bidirectional) that is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``,

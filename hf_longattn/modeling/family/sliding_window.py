@@ -1,9 +1,9 @@
 """Sliding windows of the base, and the layers that keep them.
 
-Mistral and Phi-3 may have a sliding window in every layer. Qwen, Gemma 2 and 3, SmolLM3 and
-ModernBERT have them in the layers that ``layer_types`` lists. If only some layers have a window, they keep it unless
-``long_attention`` names these layers or a list of mechanisms to use in turn; the model's mechanism then replaces only
-full attention. If all layers have a window, a chosen mechanism replaces it. Without a choice they keep it.
+Mistral and Phi-3 may have a sliding window in every layer. Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT have them in
+the layers that ``layer_types`` lists. If only some layers have a window, they keep it unless ``long_attention`` names
+these layers or a list of mechanisms to use in turn; the model's mechanism then replaces only full attention. If all
+layers have a window, a chosen mechanism replaces it. Without a choice they keep it.
 
 On disk, the base's fields for windows describe the mechanisms, because serving engines read them
 (:func:`serving_window_fields`).

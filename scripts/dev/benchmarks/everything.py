@@ -2,8 +2,8 @@
 window`.
 
 Commands come from `scripts/dev/results/commands.toml`, one after the other, since timings count on a quiet machine
-only. A run that was
-stopped goes on where it was: a command that succeeded is not run again at the same commit, but with `--again`.
+only. A run that was stopped goes on where it was: a command that succeeded is not run again at the same commit, but
+with `--again`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 checkout.
 
 The most valuable cases come first, and every result is in ``OUTPUT.json`` as soon as it is known, with the commit of
-the code. The cases
-run in worker processes: several at once where they are only checked, one where they are timed. A worker that ends or
-hangs costs its case alone.
+the code. The cases run in worker processes: several at once where they are only checked, one where they are timed. A
+worker that ends or hangs costs its case alone.
 """
 
 from __future__ import annotations

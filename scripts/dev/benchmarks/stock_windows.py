@@ -7,9 +7,8 @@ run.
     weights
 
 Shapes are those of the published checkpoints, in fp32 and without gradients. Each model and length has a process of
-its own. Equality comes
-first: both ways get the same tokens and weights, and their outputs are compared. Their passes take turns. Memory is
-the largest growth of the process during a pass, so that weights do not count.
+its own. Equality comes first: both ways get the same tokens and weights, and their outputs are compared. Their passes
+take turns. Memory is the largest growth of the process during a pass, so that weights do not count.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ window of 512 tokens has both. All other lines are distractors. Every line ends 
 is right in one of eight cases.
 
 Source: Hsieh et al. 2024, "RULER: What's the Real Context Size of Your Long-Context Language Models?"
-    (arXiv:2404.06654).
+(arXiv:2404.06654).
 """
 
 from __future__ import annotations

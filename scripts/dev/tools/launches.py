@@ -1,10 +1,9 @@
 """Count what attention asks of a GPU, without one: ``python -m scripts.dev.tools.launches [--write] [WORDS ...]``.
 
 For every mode the table says how many operations launch a kernel, how many Python functions are called, and how often
-the host waits for
-the device: in the first layer of a pass, and in a later one. Tensors are on the CPU, paths are chosen as on CUDA, and
-every fused kernel is a stub that counts as one operation. A pass has run before, so caches of the process are filled.
-WORDS choose modes by name.
+the host waits for the device: in the first layer of a pass, and in a later one. Tensors are on the CPU, paths are
+chosen as on CUDA, and every fused kernel is a stub that counts as one operation. A pass has run before, so caches of
+the process are filled. WORDS choose modes by name.
 
 ``--write`` stores the rows. The quick tests take them as ceilings, and ``make docs`` makes a table of them.
 """

@@ -1,10 +1,10 @@
 """Relative positions, which the option ``relative`` adds to the scores of any mechanism that has scores.
 
 ALiBi: Press et al. 2022, Train Short, Test Long, section 3, and the authors' code where the number of heads is no
-    power of two.
+power of two.
 T5: Raffel et al. 2020, section 2.1, with the buckets of its code. Shaw: Shaw et al. 2018, equations 2 and 4, of keys.
 Transformer-XL: Dai et al. 2019, section 3.3; both directions as in Yang et al. 2019, XLNet. Rotary: Su et al. 2021,
-    RoFormer, equation 13.
+RoFormer, equation 13.
 """
 
 from __future__ import annotations

@@ -61,10 +61,9 @@ def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: C
     permutation gives it).
 
     ``none`` is its identity permutation, ``previous`` joins identity and shift under one softmax. ``pooled`` and
-    ``attention`` see each
-    other block as one key and value: Ren et al. 2021, Combiner, sections 3.1 and 4.1, an expectation over a region
-    with weights p_j, here 1/n or the softmax of the keys' products with their mean. To a score term a summary stands
-    at the mean position of its tokens, rounded down.
+    ``attention`` see each other block as one key and value: Ren et al. 2021, Combiner, sections 3.1 and 4.1, an
+    expectation over a region with weights p_j, here 1/n or the softmax of the keys' products with their mean. To a
+    score term a summary stands at the mean position of its tokens, rounded down.
     """
     causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
     size, integration = module.options.block_size, module.options.integration

@@ -30,7 +30,7 @@ def sees_window(
 
     Causal: Jiang et al. 2023, Mistral 7B, section 2: the last w tokens, i - w < j <= i. Sinks: Xiao et al. 2023,
     StreamingLLM, section 3.2: the first tokens are seen by everyone besides. ``left`` and ``right``: so many keys on
-        each side, as NeMo's ``att_context_size``.
+    each side, as NeMo's ``att_context_size``.
     """
     options = module.options
     starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
@@ -85,7 +85,7 @@ def define_longformer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: 
 
     A token sees w/2 tokens on each side; a global token sees all and is seen by all. Linear projections for global
     attention: with ``separate_global`` the rows of global tokens are softmax(Q_g K_gᵀ · scale) V_g with separate
-        projections.
+    projections.
     """
     out = masked_attention(q, k, v, sees_longformer(module, k, call.causal, call.padding_mask, call.global_mask), call)
     if not module.options.separate_global:
@@ -153,10 +153,9 @@ def define_bigbird(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
     """Window, global and random blocks: Zaheer et al. 2020, Big Bird, section 2 and appendix D (blocks).
 
     Block I sees, of n blocks, the g at each end, the w around it (h = floor(w/2) on each side) and r random ones; the
-    g blocks at each end
-    see all. Causal: the g at the beginning, the last w, and r random ones of the past. Appendix D has no random blocks
-    for texts that the other blocks cover, and transformers' BigBird attends fully up to 2g + w + 2r blocks. Tokens of
-    a mask are global besides (section 2, ETC).
+    g blocks at each end see all. Causal: the g at the beginning, the last w, and r random ones of the past. Appendix D
+    has no random blocks for texts that the other blocks cover, and transformers' BigBird attends fully up to 2g + w +
+    2r blocks. Tokens of a mask are global besides (section 2, ETC).
 
     The random blocks are the module's. With ``random_pattern="hf_eval"`` all are the first block, counted on top of
     what a query sees anyway, as transformers has it in evaluation.
