@@ -28,13 +28,13 @@ from .engines.dispatch import OBSERVERS, choose, reporting, running
 from .engines.score_terms import GridBias, ScoreMod
 from .engines.sequences import attend_per_sequence
 from .engines.token_grid import Grid, grid_of_argument
-from .errors import InputError, OptionError
+from .errors import BackendError, InputError, OptionError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch, reads_grid
 from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
-from .mechanisms.common.shared_options import by_length, check_form, for_length, full_of, in_order
+from .mechanisms.common.shared_options import by_length, check_form, for_length, full_of, in_order, is_full
 
 
 def attend(
@@ -161,6 +161,7 @@ def prepare(
     **options: Any,
 ) -> tuple[Mechanism, AttentionCall]:
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
+    check_trace(mechanism if isinstance(mechanism, Mechanism) and score_mod is None else None, causal)
     _check_arguments(q, k, v, scaling, dropout_p, seed)
     if isinstance(mechanism, Mechanism):
         if options:
@@ -205,6 +206,20 @@ def prepare(
     )
     _check_supported(module, q, k, call)
     return for_length(module, k.shape[2], True, q.shape[2]) if call.causal else module, call
+
+
+def check_trace(mechanism: Mechanism | None, causal: bool) -> None:
+    """Raise :class:`BackendError` where ``torch.jit.trace`` runs, unless ``mechanism`` is full attention at every
+    length. Only full attention without score terms is one operation for all lengths. ``None`` is anything else."""
+    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+        return
+    plain = mechanism is not None and mechanism.relative is None and not mechanism.options.exact_length
+    if not plain or not is_full(mechanism, LARGEST, causal):
+        raise BackendError(
+            "torch.jit.trace, which torch.onnx.export(dynamo=False) runs too, stores the choices that attention makes "
+            "for the example's length, so the graph would compute something else for other lengths; type longattn "
+            "export MODEL DESTINATION, which writes one graph of an encoder for all lengths."
+        )
 
 
 def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:

@@ -8,7 +8,6 @@ mask shows. :func:`longattn_mask` builds nothing of size N×N for padding and wi
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -30,7 +29,7 @@ from ..engines.dispatch import OBSERVERS, report, running
 from ..engines.score_terms import ScoreMod
 from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
-from ..functional import run_batch
+from ..functional import check_trace, run_batch
 from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.masked import Columns, MaskedMechanism, SparseMechanism, steps_by_mask
@@ -221,7 +220,6 @@ def mechanism_mask(
     return for_one_pass(attention_mask, {0: Batch(attention_mask.bool(), host_mask=real)})
 
 
-@functools.cache
 def _on_the_interface(config_class: type[Any]) -> bool:
     """Whether the modeling file for a config uses transformers' AttentionInterface. Logs a line if the file does not,
     although a class in it says so: its layers keep their own attention."""
@@ -305,6 +303,7 @@ def longattn_attention_forward(
         return attend_as_declared(
             module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
         )
+    check_trace(mechanism if SCORE_KEYWORDS.isdisjoint(kwargs) else None, causal)
     decodes = not kwargs.pop(READS_PROMPT, False)
     if causal:
         mechanism = for_length(mechanism, key.shape[2], causal, query.shape[2] if decodes else 0)

@@ -28,7 +28,7 @@ from ..engines.dense import fused_attention, masked_softmax, products, repeat_he
 from ..engines.dense_masks import hidden_pairs, only_hides
 from ..engines.dispatch import OBSERVERS, choose
 from ..errors import BackendError
-from ..functional import run_batch
+from ..functional import check_trace, run_batch
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.options import LARGEST
 from ..mechanisms.common.registry import mechanism_from
@@ -454,6 +454,9 @@ def attend_as_declared(
     }
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": kwargs.get(SINKS)}
 
+    scores = terms["bias"] is None and terms["softcap"] is None and not with_weights
+    if region is None or region.pattern.bounded or documents is not None or not scores:
+        check_trace(None, causal)
     # Five ways, cheapest first: one unmasked call, as in transformers' sdpa attention; one masked call, for few
     # queries or for the padding mask of a different key sequence; an engine, for a band; the visible blocks of any
     # other mask; blocks of query-key pairs, for everything else.

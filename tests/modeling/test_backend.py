@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.utils as torch_utils
 from torch import Tensor, nn
 from transformers import BertModel, DynamicCache, StaticCache
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
@@ -23,7 +25,7 @@ from hf_longattn.memory.key_cache import GrowingWindowLayer, StaticKeysLayer
 from hf_longattn.modeling import backend
 from hf_longattn.modeling.backend import longattn_attention_forward, mechanism_mask
 from tests.cases import every_case
-from tests.reference.small_models import TEXT_FAMILIES, long_model, pair, plain_model, tokens
+from tests.reference.small_models import TEXT_FAMILIES, long_model, padding, pair, plain_model, tokens
 
 QUICK_BASES = ["esm", "deberta-v2", "layoutlm", "roberta", "bart", "t5"]
 
@@ -596,6 +598,91 @@ def test_a_mask_that_shows_later_keys_is_refused_in_a_causal_layer(mechanism: st
         with pytest.raises(InputError, match="shows later keys to earlier queries, but this layer is causal"):
             attended(mechanism, mask, True)
     assert attended("window", mask, False).isfinite().all()
+
+
+WINDOW = {"mechanism": "window", "window": 16}
+TRACED = [
+    ("bert", None, True),
+    ("llama", None, True),
+    ("bert", {"mechanism": "full"}, True),
+    ("llama", {"mechanism": "full"}, True),
+    ("bert", WINDOW, False),
+    ("llama", WINDOW, False),
+    ("bert", {"mechanism": "linear"}, False),
+    ("bert", {"mechanism": "bigbird"}, False),
+    ("bert", {"mechanism": "full", "exact_length": 40}, False),
+    ("bert", {"mechanism": "full", "relative": "alibi"}, False),
+    ("modernbert", None, False),
+    ("t5", None, False),
+]
+
+
+class States(nn.Module):
+    """The last hidden states of a model, as a function of two tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        states: Tensor = self.model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+        return states
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
+@every_case(("base", "attention", "fits_all_lengths"), TRACED)
+def test_a_trace_equals_the_model_at_every_length_or_is_refused(
+    base: str, attention: Any, fits_all_lengths: bool
+) -> None:
+    model = plain_model(base)
+    model = model.get_encoder() if base == "t5" else model
+    model.config.use_cache = False
+    enable_long_attention(model, attention)
+    states = States(model.eval())
+    with torch.no_grad():
+        if not fits_all_lengths:
+            with pytest.raises(BackendError, match=r"torch.jit.trace, which .*; type longattn export MODEL"):
+                torch.jit.trace(states, (tokens(2, 9), padding(2, 9)))
+            return
+        traced = torch.jit.trace(states, (tokens(2, 9), padding(2, 9)), check_trace=False)
+        for length in (5, 60):
+            ids, mask = tokens(2, length), padding(2, length)
+            difference = (traced(ids, mask) - states(ids, mask))[mask.bool()]
+            assert difference.abs().max() < 1e-5, length
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
+@every_case("causal", [False, True])
+@every_case(("mechanism", "refused"), [("full", False), ("window", True)])
+def test_attend_is_traced_if_it_is_one_operation_for_all_lengths(mechanism: str, refused: bool, causal: bool) -> None:
+    built = build_mechanism(mechanism, num_heads=4, head_dim=8).eval()
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, built, causal=causal)
+
+    with pytest.raises(BackendError, match="longattn export"):
+        torch.jit.trace(lambda q, k, v: attend(q, k, v, mechanism), qkv(9, 9))  # is built for these sizes
+    if refused:
+        with pytest.raises(BackendError, match="longattn export"):
+            torch.jit.trace(run, qkv(9, 9))
+        return
+    traced, longer = torch.jit.trace(run, qkv(9, 9), check_trace=False), qkv(70, 70)
+    torch.testing.assert_close(traced(*longer), run(*longer))
+
+
+COMPILED = [("bert", None), ("bert", {"mechanism": "window", "window": 8}), ("llama", None)]
+
+
+@every_case(("base", "attention"), COMPILED)
+def test_compiled_models_have_no_cached_function_in_their_graph(base: str, attention: Any) -> None:
+    """Dynamo traces through functools.cache, and warns of it once for each message."""
+    model, ids = plain_model(base), tokens(2, 24)
+    enable_long_attention(model, attention)
+    torch.compiler.reset()
+    torch_utils.warn_once_cache.clear()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*functools")
+        torch.compile(model, backend="eager")(ids, attention_mask=torch.ones_like(ids))
 
 
 def test_a_mask_of_nan_hides_nothing() -> None:

@@ -232,14 +232,12 @@ def test_a_class_off_the_interface_that_says_otherwise_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger(LOGGER), "propagate", True)
-    backend._on_the_interface.cache_clear()
     config = LlamaConfig(hidden_size=32, attn_implementation=BACKEND)
     monkeypatch.delattr(modeling_llama, INTERFACE)
     for _ in range(2):
         mask = masking.create_causal_mask(config, torch.zeros(1, 8, 32), None, None)
         assert mask.is_floating_point()  # for the module's own attention
     assert caplog.text.count("LlamaPreTrainedModel says that attention backends run in it") == 1
-    backend._on_the_interface.cache_clear()
 
 
 @pytest.mark.thorough
@@ -248,7 +246,6 @@ def test_no_installed_class_on_the_interface_is_logged(
 ) -> None:
     """Three model types have a part of their own that is not on the interface."""
     monkeypatch.setattr(logging.getLogger(LOGGER), "propagate", True)
-    backend._on_the_interface.cache_clear()
     for config_class in {*CONFIG_MAPPING.values()}:
         package, beside, name = config_class.__module__.rpartition(".configuration_")
         if beside:
