@@ -6,9 +6,12 @@ The model is traced and the file written. Then a runtime runs the file, and outp
 from __future__ import annotations
 
 import bisect
+import contextlib
 import importlib
 import inspect
+import io
 import shutil
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +56,7 @@ from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.running import reads_only_text
 from ..inputs.tokenizer import VerificationText, load_tokenizer
 from ..mechanisms import list_mechanisms
+from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import mechanism_class
 from ..mechanisms.common.shared_options import is_full
 from ..modeling.attach.attention_sites import attention_sites
@@ -194,7 +198,12 @@ def export_checkpoint(
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in loaded.state_dict().values()}  # tied ones count once
     check_space(target.parent, sum(weights.values()))
     with staged_folder(target, overwrite=overwrite) as stage:
+        experts = loaded.get_experts_implementation()
+        # Others loop over the experts that the example's tokens choose. Models without experts refuse it.
+        with contextlib.suppress(ValueError):
+            loaded.set_experts_implementation("grouped_mm")
         outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
+        loaded.set_experts_implementation(experts)
         say(f"comparing {GRAPHS[format]} with the model")
         checks = graph.check(runner(stage / GRAPHS[format], outputs, format), (shortest, max_length))
         if failed := [check for check in checks if check.status == FAILED]:
@@ -336,6 +345,7 @@ def write_graph(
     Raises:
         CheckpointError: PyTorch cannot write this model as one graph.
     """
+    traced = None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn of their own steps
         try:
@@ -371,15 +381,31 @@ def write_graph(
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             why = " ".join([f"{type(cause).__name__}:", *str(cause).strip().splitlines()[:1]])[:180]
+            module = running_module(cause, graph)
+            where = "" if module is None else f", because of its {type(module).__name__}"
+            advice = "run the model itself"
+            if traced is not None:
+                advice += ", or export it with --format torch"
+            elif isinstance(module, Mechanism) or hasattr(module, "long_attention"):
+                advice += ", or export one with another mechanism, for example longformer"
             raise CheckpointError(
-                f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths "
-                f"({why}); run the model "
-                "itself, or export one with another mechanism, for example longformer."
+                f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths{where} "
+                f"({why}); {advice}."
             ) from error
         onnx_blocks.divide_feed_forward(onnx.model.graph)
         # Weights in a file of their own, named as optimum's, which ONNX Runtime maps into memory in place of a copy.
         onnx_blocks.ir.save(onnx.model, file, external_data=f"{file.name}_data")
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
+
+
+def running_module(error: BaseException, graph: nn.Module) -> nn.Module | None:
+    """The innermost module of a model that ran when ``error`` was raised, besides PyTorch's own modules."""
+    innermost = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and module is not graph and not type(module).__module__.startswith("torch."):
+            innermost = module
+    return innermost
 
 
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -420,7 +446,8 @@ def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) 
         name: {axis: torch.export.Dim.AUTO(min=size.min, max=size.max) for axis, size in axes.items()}
         for name, axes in sizes.items()
     }
-    program = torch.export.export(module, (), kwargs=example, dynamic_shapes=hints)
+    with contextlib.redirect_stderr(io.StringIO()):  # on which PyTorch prints the unfinished graph of an error
+        program = torch.export.export(module, (), kwargs=example, dynamic_shapes=hints)
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
     for name, axes in sizes.items():

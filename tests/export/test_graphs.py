@@ -17,6 +17,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from torch import Tensor, nn
+from transformers.models.bert import modeling_bert
 
 import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
@@ -188,6 +189,79 @@ def test_export_refuses_a_decoder_and_an_encoder_decoder(tmp_path: Path) -> None
     families.LongBartForConditionalGeneration(config).save_pretrained(tmp_path / "long")
     with pytest.raises(CheckpointError, match="a LongBartForConditionalGeneration has a decoder"):
         export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
+
+
+def test_a_module_that_cannot_be_traced_is_named_without_its_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Attention is not the cause, so no other mechanism is advised."""
+
+    def depends_on_values(self: Any, states: Tensor) -> Tensor:
+        chosen = states[states.sum(-1) > 0]
+        return torch.stack([self.dense(states) + row.mean() for row in chosen]).sum(0)
+
+    source = saved(tmp_path / "long", "full")
+    monkeypatch.setattr(modeling_bert.BertIntermediate, "forward", depends_on_values)
+    capfd.readouterr()
+    with pytest.raises(CheckpointError) as error:
+        export_checkpoint(source, tmp_path / "graph", format="torch")
+    assert "because of its BertIntermediate (GuardOnDataDependentSymNode" in str(error.value)
+    assert "mechanism" not in str(error.value)
+    assert len(str(error.value)) < 400
+    assert not capfd.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"long"}
+
+
+@pytest.fixture
+def experts(tmp_path: Path) -> Path:
+    """An encoder whose tokens choose two of four experts."""
+    config = transformers.OpenAIPrivacyFilterConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    transformers.OpenAIPrivacyFilterForTokenClassification(config).save_pretrained(tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+@pytest.mark.slow
+def test_a_graph_of_experts_equals_the_model_that_loops_over_them(experts: Path, tmp_path: Path) -> None:
+    report = export_checkpoint(experts, tmp_path / "graph", format="torch")
+    assert [check.status for check in report.checks] == ["passed"] * 3
+
+
+@pytest.mark.slow
+def test_experts_without_an_onnx_operation_lead_to_the_other_format(experts: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(
+        CheckpointError, match=r"\(DispatchError: No ONNX function .*, or export it with --format torch"
+    ):
+        export_checkpoint(experts, tmp_path / "graph")
+
+
+def test_export_refuses_a_decoder_with_experts(tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+    )
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "mixtral")
+    with pytest.raises(CheckpointError, match="a MixtralForCausalLM has a decoder"):
+        export_checkpoint(tmp_path / "mixtral", tmp_path / "graph", format="torch")
 
 
 def sentence_encoder(folder: Path, small: Path | None = None) -> Path:
