@@ -29,10 +29,8 @@ from ..files import (
     TOKENIZER_CONFIG,
     WEIGHTS,
     belongs,
-    check_config,
     check_files,
     is_generic,
-    read_json_object,
     read_text,
     sentence_modules,
     write_text,
@@ -119,12 +117,7 @@ def push_model(
             elsewhere.
         HubError: no access, no connection, or a file that contains a Hub token.
     """
-    path = Path(folder).expanduser()
-    has_weights = path.is_dir() and any(belongs(file.name, WEIGHTS) for file in path.iterdir())
-    if not has_weights or not (path / "config.json").exists():
-        missing = "config.json" if has_weights else "weights, such as model.safetensors"
-        raise CheckpointError(f"{str(path)!r} has no {missing}; give the folder of a saved model.")
-    check_config(read_json_object(path / "config.json"))
+    path = saved_model(folder)
     files, left_out = chosen_files(path, leave_out)
     if problem := class_problem(str(path), path, read_config(path)):
         logger.warning(problem)
@@ -190,6 +183,16 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
                 "first."
             )
     return name
+
+
+def saved_model(folder: str | Path) -> Path:
+    """The folder of a saved model. Raises :class:`CheckpointError` if it has no weights or no config."""
+    path = Path(folder).expanduser()
+    has_weights = path.is_dir() and any(belongs(file.name, WEIGHTS) for file in path.iterdir())
+    if not has_weights or not (path / "config.json").exists():
+        missing = "config.json" if has_weights else "weights, such as model.safetensors"
+        raise CheckpointError(f"{str(path)!r} has no {missing}; give the folder of a saved model.")
+    return path
 
 
 def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any) -> str:
