@@ -161,7 +161,8 @@ def prepare(
     **options: Any,
 ) -> tuple[Mechanism, AttentionCall]:
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
-    check_trace(mechanism if isinstance(mechanism, Mechanism) and score_mod is None else None, causal)
+    if torch.jit.is_tracing():
+        check_trace(mechanism if isinstance(mechanism, Mechanism) and score_mod is None else None, causal)
     _check_arguments(q, k, v, scaling, dropout_p, seed)
     if isinstance(mechanism, Mechanism):
         if options:
@@ -209,9 +210,9 @@ def prepare(
 
 
 def check_trace(mechanism: Mechanism | None, causal: bool) -> None:
-    """Raise :class:`BackendError` where ``torch.jit.trace`` runs, unless ``mechanism`` is full attention at every
+    """In ``torch.jit.trace``, raise :class:`BackendError` unless ``mechanism`` is full attention at every
     length. Only full attention without score terms is one operation for all lengths. ``None`` is anything else."""
-    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+    if torch.compiler.is_compiling():
         return
     plain = mechanism is not None and mechanism.relative is None and not mechanism.options.exact_length
     if not plain or not is_full(mechanism, LARGEST, causal):

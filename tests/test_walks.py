@@ -24,7 +24,7 @@ from hf_longattn.cli import main
 from hf_longattn.families.bert import LongBertConfig
 from tests.fresh_processes import ROOT, run_fresh
 
-CONVERSION = {"functions": 494, "files": 68, "depth": 26}
+CONVERSION = {"functions": 495, "files": 68, "depth": 26}
 """Maximum functions and files of the package that `longattn convert` runs, and how deep it calls, as measured when
 they fell last, and once raised: for the account of the files' tensors, the check of links and loads in threads.
 

@@ -57,14 +57,22 @@ app.add_typer(tasks, name="train", help="Train a model, short or converted, on l
 app.add_typer(tasks, name="evaluate", help="Score a model with its own head, without training.")
 
 
+def hyphenated(word: str) -> str:
+    """A word of a command line, with hyphens in the name of an option: ``--max_length=512`` is ``--max-length=512``.
+    People type the names of transformers' fields."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else word
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["RUST_BACKTRACE"] = "0"  # a failing tokenizer would print thousands of characters before our message
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments, standalone_mode=True)
+        app([hyphenated(word) for word in words], standalone_mode=True)
     except (OSError, LongAttentionError, MemoryError, RuntimeError) as error:
         sentence = str(error)
         if isinstance(error, OSError) and error.filename:

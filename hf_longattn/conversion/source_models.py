@@ -35,7 +35,7 @@ from ..files import (
     read_json_object,
     sentence_modules,
 )
-from ..inputs.modality import SETTINGS, Modality, modality_of
+from ..inputs.modality import Modality, modality_of
 from ..inputs.running import seeded
 from ..loading import (
     LOADING,
@@ -305,14 +305,7 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
         )
     architecture = (_plain_architecture if request.generic else _long_architecture)(source, model_type)
     refuse_quantised(source)
-    modality = architecture.modality
-    for name, reason in SETTINGS.items():  # before a search, which takes long
-        applies = name in modality.settings
-        if "decoder" in name:
-            applies = applies and (bool(modality.towers) or architecture.encoder_decoder)
-        if getattr(request, name, None) is not None and not applies:
-            reads = modality.reads or f"reads {modality.nouns}"
-            raise OptionError(f"{reason}, but a {architecture.source_class} {reads}; leave it out.")
+    architecture.modality.check_settings(architecture, request)
     return architecture
 
 

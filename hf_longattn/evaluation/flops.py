@@ -226,8 +226,10 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
     for name, options in map(attention.for_layer, range(shape.layers)):
         key = json.dumps([name, options], sort_keys=True)
         if key not in built:
-            # its own generator, since other threads may build models from the process's
-            built[key] = mechanism_from(name, options, **sizes, generator=torch.Generator().manual_seed(0))
+            # its own generator, since other threads may build models from the process's; on meta there are no values
+            on_meta = torch.get_default_device().type == "meta"
+            generator = None if on_meta else torch.Generator().manual_seed(0)
+            built[key] = mechanism_from(name, options, **sizes, generator=generator)
         layers.append(built[key])
     return layers
 

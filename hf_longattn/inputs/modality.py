@@ -206,6 +206,17 @@ class Modality(WithTowers, ABC):
     def config_of(self, values: Mapping[str, Any]) -> Any:
         return self.family.config_class.from_dict(dict(values))
 
+    def check_settings(self, architecture: Any, request: Any) -> None:
+        """Raise :class:`OptionError` for a setting that applies only to other models. Called before a search, which
+        takes long."""
+        for name, reason in SETTINGS.items():
+            applies = name in self.settings
+            if "decoder" in name:
+                applies = applies and (bool(self.towers) or architecture.encoder_decoder)
+            if getattr(request, name, None) is not None and not applies:
+                reads = self.reads or f"reads {self.nouns}"
+                raise OptionError(f"{reason}, but a {architecture.source_class} {reads}; leave it out.")
+
 
 def modality_of(family: Family | None) -> Modality:
     """The modality of a family's models, from the file that ``family.spec.reads`` names. Texts for a model without a

@@ -234,8 +234,9 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
     For an image model: ``explain(model, image_processor(images, return_tensors="pt"))``.
 
     Args:
-        model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or another model that contains
-            mechanisms.
+        model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, another model that contains
+            mechanisms, a stock model under ``attn_implementation="longattn"``, or a model of sentence-transformers
+            with one inside.
         inputs: the keyword arguments of ``model.forward``, or only the main input: ``input_ids``, or ``pixel_values``
             for images.
     Returns:
@@ -243,15 +244,17 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
     Raises:
         BackendError: no mechanism ran.
     """
+    network = getattr(model, "transformers_model", None)  # of sentence-transformers
+    model = network if isinstance(network, nn.Module) else model
     mechanisms = {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
     names = {id(part): name for name, module in mechanisms.items() for part in (module, full_of(module))}
     with torch.no_grad(), _noting(names) as paths:
         model(**({getattr(model, "main_input_name", "input_ids"): inputs} if isinstance(inputs, Tensor) else inputs))
     if not paths:
         raise BackendError(
-            f"No attention mechanism ran in {type(model).__name__}; load a Long class, or call "
-            'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) and keep '
-            'attn_implementation="longattn".'
+            f"No attention of hf_longattn ran in {type(model).__name__}; load it with "
+            'attn_implementation="longattn", which computes what the model declares, or load a Long class, whose '
+            "mechanism changes outputs."
         )
     return Explanation(paths.values())
 

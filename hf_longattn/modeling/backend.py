@@ -286,7 +286,7 @@ def longattn_attention_forward(
         projected += [key, value]
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
-    if (query.is_meta or fake_mode() is not None) and not torch.compiler.is_compiling():  # no values, without a call
+    if not torch.compiler.is_compiling() and (query.is_meta or fake_mode() is not None):  # no values, without a call
         kwargs = {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
         if mechanism is not None and isinstance(attention_mask, Tensor) and not has_values(attention_mask):
             attention_mask = None
@@ -303,7 +303,8 @@ def longattn_attention_forward(
         return attend_as_declared(
             module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
         )
-    check_trace(mechanism if SCORE_KEYWORDS.isdisjoint(kwargs) else None, causal)
+    if torch.jit.is_tracing():
+        check_trace(mechanism if SCORE_KEYWORDS.isdisjoint(kwargs) else None, causal)
     decodes = not kwargs.pop(READS_PROMPT, False)
     if causal:
         mechanism = for_length(mechanism, key.shape[2], causal, query.shape[2] if decodes else 0)

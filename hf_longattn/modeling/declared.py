@@ -455,7 +455,8 @@ def attend_as_declared(
     settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": kwargs.get(SINKS)}
 
     scores = terms["bias"] is None and terms["softcap"] is None and not with_weights
-    if region is None or region.pattern.bounded or documents is not None or not scores:
+    in_blocks = region is None or region.pattern.bounded or documents is not None or not scores
+    if in_blocks and torch.jit.is_tracing():
         check_trace(None, causal)
     # Five ways, cheapest first: one unmasked call, as in transformers' sdpa attention; one masked call, for few
     # queries or for the padding mask of a different key sequence; an engine, for a band; the visible blocks of any

@@ -19,6 +19,7 @@ import yaml
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from hf_longattn.cli import app, main
+from hf_longattn.cli.app import hyphenated
 from hf_longattn.training.recipes import ready_recipes
 from tests.cases import every_case
 from tests.cli.test_commands import run
@@ -442,3 +443,27 @@ def test_convert_refuses_an_existing_destination(
 def test_wrong_usage_of_a_command_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *arguments)
     assert (code, out) == (2, "")
+
+
+@every_case(
+    ("typed", "read"),
+    [
+        ("--max_length=512", "--max-length=512"),
+        ("--max_length", "--max-length"),
+        ("--option=num_sinks=4", "--option=num_sinks=4"),
+        ("num_sinks=4", "num_sinks=4"),
+        ("my_folder", "my_folder"),
+        ("-x_y", "-x_y"),
+    ],
+)
+def test_names_of_options_may_have_underscores_and_values_keep_theirs(typed: str, read: str) -> None:
+    assert hyphenated(typed) == read
+
+
+def test_training_and_conversion_take_underscores(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, reason in (
+        ("train mlm --batch_size 4 --max_length 64", "No model given"),
+        ("convert none none --max_length 64", "There is no folder 'none'"),
+    ):
+        _, _, err = run(capsys, *line.split())
+        assert reason in err, err

@@ -196,8 +196,15 @@ def test_a_graph_compiles_while_paths_are_recorded() -> None:
 
 
 def test_explain_refuses_a_model_without_mechanisms() -> None:
-    with pytest.raises(BackendError, match="No attention mechanism ran in"):
+    with pytest.raises(BackendError, match=r'No attention of hf_longattn ran in .* attn_implementation="longattn"'):
         explain(plain_model("bert", "BertModel"), tokens(1, 8))
+
+
+def test_explain_looks_into_a_model_of_sentence_transformers() -> None:
+    model = long_model("bert", None, {"mechanism": "window", "window": 32})
+    encoder = torch.nn.Sequential(model)
+    encoder.transformers_model = model
+    assert explain(encoder, tokens(1, 300)) == explain(model, tokens(1, 300))
 
 
 def test_explain_gives_a_model_of_images_its_pixels() -> None:

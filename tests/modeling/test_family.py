@@ -145,7 +145,9 @@ def test_a_class_and_a_long_checkpoint_are_looked_up_in_one_family(monkeypatch: 
         "vocab_size": 9,
     }
     long: Any = SimpleNamespace(
-        config={"model_type": "long_xlm-roberta", "architectures": ["LongXLMRobertaModel"], **sizes}, name="x"
+        config={"model_type": "long_xlm-roberta", "architectures": ["LongXLMRobertaModel"], **sizes},
+        name="x",
+        folder=Path("x"),
     )
     assert read_long(long)[1] == "LongXLMRobertaModel"
     assert {*loaded} == {"xlm_roberta"}
