@@ -463,7 +463,7 @@ def test_names_of_options_may_have_underscores_and_values_keep_theirs(typed: str
 def test_training_and_conversion_take_underscores(capsys: pytest.CaptureFixture[str]) -> None:
     for line, reason in (
         ("train mlm --batch_size 4 --max_length 64", "No model given"),
-        ("convert none none --max_length 64", "There is no folder 'none'"),
+        ("convert ./none ./long --max_length 64", "There is no folder './none'"),
     ):
         _, _, err = run(capsys, *line.split())
         assert reason in err, err
