@@ -147,6 +147,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
         "transformers:PreTrainedModel._from_config",
         "transformers:PreTrainedModel._initialize_weights",
+        "transformers:PreTrainedModel._set_gradient_checkpointing",
         "transformers:PreTrainedModel.get_correct_attn_implementation",
         "transformers:PreTrainedModel.get_expanded_tied_weights_keys",
         "transformers:PreTrainedModel.initialize_weights",

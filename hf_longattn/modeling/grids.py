@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..engines.token_grid import RUNNING_GRID, Grid
 from ..errors import BackendError
+from ..names import require
 from .backend import COLLECT_WEIGHTS, GRID
 from .family.definition import Family, known_family
 from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, TILE, GridSpec, image_size
@@ -40,9 +41,15 @@ class LongGridMixin(LongAttentionMixin):
             base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
         return super().call_base(base_forward, arguments)
 
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Enable checkpointing as the base does. Recomputed layers then run on the grid of their input."""
-        super().activation_checkpointing_enable(*args, **kwargs)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        require("overridden_methods")
+        super().__init_subclass__(**kwargs)
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """Set checkpointing as the base does. Recomputed layers then run on the grid of their input. Called by
+        ``activation_checkpointing_enable``, and by ``gradient_checkpointing_enable``, its only name in transformers
+        5.20."""
+        super()._set_gradient_checkpointing(*args, **kwargs)
         for module in self.modules():
             if (checkpoint := vars(module).get(CHECKPOINTING)) is not None:
                 setattr(module, CHECKPOINTING, CheckpointOnGrid(checkpoint))

@@ -112,6 +112,22 @@ def globals_for(name: str, length: int) -> Tensor | None:
     return torch.rand(2, length) < 0.05 if mechanism_info(name).takes_globals else None
 
 
+@every_case("name", list_mechanisms())
+def test_parameters_of_a_generator_are_those_of_no_default_device(name: str) -> None:
+    """The meta device stands for any default device: tensors on it have no values to copy."""
+
+    def parameters() -> dict[str, Any]:
+        generator = torch.Generator("cpu").manual_seed(3)
+        sizes = {"num_heads": 4, "head_dim": 16, "max_length": 300}
+        return mechanism_from(name, small_options(name), **sizes, generator=generator).state_dict()
+
+    expected = parameters()
+    with torch.device("meta"):
+        found = parameters()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
 @every_form_by_name
 def test_every_mechanism_equals_its_float64_reference_with_gradients(name: str, causal: bool) -> None:
     module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)

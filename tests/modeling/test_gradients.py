@@ -29,6 +29,7 @@ from tests.ranks import Ranks
 from tests.reference.small_models import (
     BASES,
     base_class,
+    checkpoint_activations,
     in_float64,
     long_like,
     long_model,
@@ -174,7 +175,7 @@ def test_a_cache_and_checkpointing_change_no_gradient_of_transformer_xl(base: st
     wanted = gradients_of(long, ids, rows, list(long.parameters()), use_cache=False)
     cached = gradients_of(long, ids, rows, list(long.parameters()), use_cache=True)
     long.train()
-    long.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(long, use_reentrant=False)
     for module in long.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -36,6 +36,7 @@ from tests.modeling.grid_models import (
     seeing,
     tensors,
 )
+from tests.reference.small_models import checkpoint_activations
 
 from . import grid_models
 
@@ -132,7 +133,7 @@ def test_gradient_checkpointing_of_images_changes_no_gradient(base: str, tmp_pat
     for settings in (None, {"use_reentrant": False}, {"use_reentrant": True}):
         model = long_model(base, head, tmp_path, long_attention={**WINDOWS, "window": 3}).train()
         if settings is not None:
-            model.activation_checkpointing_enable(settings)
+            checkpoint_activations(model, **settings)
         embedded: Any = model.get_input_embeddings()
         if settings is not None and settings["use_reentrant"]:  # whose inputs must need gradients
             inputs["pixel_values"] = inputs["pixel_values"].requires_grad_()
@@ -147,7 +148,7 @@ def test_gradient_checkpointing_of_images_changes_no_gradient(base: str, tmp_pat
 def test_a_checkpointed_model_with_tiled_positions_is_copied_and_pickled(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     model = long_model(base, base_model(base), tmp_path, position_extension="tile")
-    model.train().activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model.train(), use_reentrant=False)
     inputs, outputs = inputs_of(base, (40, 48)), []
     for copied in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         torch.manual_seed(0)

@@ -23,6 +23,7 @@ from hf_longattn.memory.attention_cache import AttentionCacheLayer
 from hf_longattn.memory.key_cache import GrowingWindowLayer, ReservedLayer
 from hf_longattn.modeling import generic, mixin
 from hf_longattn.modeling.attach.weights import LoadsMechanisms
+from hf_longattn.modeling.grids import LongGridMixin
 from hf_longattn.modeling.upstream_models import check_windows
 from hf_longattn.names import PRIVATE_APIS, require
 from tests.cases import every_case
@@ -46,6 +47,7 @@ MIXINS: tuple[Any, ...] = (
     mixin.LongAttentionMixin,
     mixin.LongGenerationMixin,
     mixin.LongBaseModelMixin,
+    LongGridMixin,
     LoadsMechanisms,
     generic.GenericModel,
     WhisperOfAnyLength,

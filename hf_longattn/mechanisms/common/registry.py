@@ -412,7 +412,8 @@ def mechanism_from(
         built = cls(num_heads, head_dim, width, max_length, checked)
     _add_full(built)
     if generator is not None and has_tensors(built):
-        reset(built.to_empty(device=generator.device), generator)
+        with generator.device:  # tensors that reset makes on the way, whatever the default device
+            reset(built.to_empty(device=generator.device), generator)
     return built
 
 
