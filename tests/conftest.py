@@ -95,6 +95,18 @@ def pytest_pyfunc_call() -> Generator[None, object, object]:
         pytest.skip(str(refusal))
 
 
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """pytest's, which before pytest 9.2 gets no message of a logger that does not propagate, as transformers' does
+    not."""
+    from transformers.utils import logging
+
+    root, handler = logging.get_logger(), caplog.handler
+    if handler not in root.handlers:
+        monkeypatch.setattr(root, "handlers", [*root.handlers, handler])
+    return caplog
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

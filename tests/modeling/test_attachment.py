@@ -304,7 +304,11 @@ def test_hooks_of_turned_sinks_run_in_decoding() -> None:
     assert shapes == [20, 1]
 
 
-WITH_SINKS = ("flint", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash")
+WITH_SINKS = [
+    base
+    for base in ("flint", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash")
+    if base in FAMILIES  # transformers 5.20 has no Flint
+]
 
 
 def with_large_sinks(model: nn.Module) -> nn.Module:

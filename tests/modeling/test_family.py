@@ -11,6 +11,7 @@ import pytest
 import transformers
 from transformers import AutoModelForCausalLM, BartConfig, GenerationMixin, GPT2Config, RobertaConfig, T5Config
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_longattn.families as families
 from hf_longattn.conversion.source_models import read_long
@@ -175,8 +176,10 @@ def test_a_user_s_subclass_of_a_long_config_belongs_to_the_family() -> None:
 
 
 def test_a_family_is_one_short_file_or_one_row() -> None:
-    files, rows = {*module_names("families")} & {module_name(base) for base in FAMILIES}, {*family_rows()}
-    assert files | rows == {module_name(base) for base in FAMILIES}
+    installed = {module_name(base) for base in FAMILIES}  # transformers 5.20 lacks some bases
+    files, rows = {*module_names("families")} & installed, {*family_rows()}
+    assert installed <= files | rows
+    assert rows - installed == {module_name(base) for base, _ in family_rows().values() if base not in CONFIG_MAPPING}
     assert not files & rows
     for name in files:
         module = load_module("families", name)

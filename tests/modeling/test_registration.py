@@ -116,7 +116,7 @@ def test_long_models_are_registered_before_or_after_transformers_is_imported(fir
 
 
 IMPORTS = """
-import sys, transformers
+import pathlib, sys, transformers
 before = {*sys.modules}
 import hf_longattn
 new = {*sys.modules} - before
@@ -124,7 +124,10 @@ assert not new & {"torch", "peft"}
 assert not [name for name in new if name.startswith("transformers")]
 transformers.AutoConfig.for_model("long_bert")
 assert "hf_longattn.families.bert" in sys.modules
-assert not {"hf_longattn.families.llama", "torch._dynamo"} & {*sys.modules}
+assert "hf_longattn.families.llama" not in sys.modules
+# transformers 5.20 itself imports it, with every model
+masks = pathlib.Path(transformers.__file__).with_name("masking_utils.py").read_text()
+assert "\\nfrom torch._dynamo" in masks or "torch._dynamo" not in sys.modules
 print("as told")
 """
 

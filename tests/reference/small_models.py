@@ -101,7 +101,10 @@ def base_class(base: str, head: str | None = None) -> type[PreTrainedModel]:
 
 def plain_model(base: str, head: str | None = None, **changes: Any) -> Any:
     torch.manual_seed(0)
-    return base_class(base, head)(plain_config(base, **changes)).eval()
+    model = base_class(base, head)(plain_config(base, **changes)).eval()
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # the sdpa of transformers 5.20 leaves out the caps
+    return model
 
 
 def long_model(base: str, head: str | None, long_attention: Any, **changes: Any) -> Any:
