@@ -51,12 +51,13 @@ llama-cpp: $(READY)  ## llama.cpp in build/real/llama.cpp, for a slow test: down
 	@$(PY) -m scripts.dev.real --llama-cpp
 
 # The versions that pyproject.toml declares to be enough, each as old as it allows; linux wheels of torch bring CUDA's libraries along.
+# Copied, since a checkpoint's file that is a hard link into uv's cache is refused.
 LOWEST := .venv-lowest
 test-lowest: $(READY)  ## all tests but the slow ones on the oldest versions that pyproject.toml allows (downloads gigabytes)
 	$(VENV)/bin/uv pip compile -q --python $(PY) --resolution lowest-direct --extra dev pyproject.toml -o $(LOWEST).txt
 	$(VENV)/bin/pytest -q -p no:cacheprovider -k resolver tests/test_core_dependencies.py
 	$(VENV)/bin/uv venv -q --clear --python $(PY) $(LOWEST)
-	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python -r $(LOWEST).txt
+	UV_LINK_MODE=copy $(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python -r $(LOWEST).txt
 	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python --no-deps -e .
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(LOWEST)/bin/pytest -n $(WORKERS) -m "not slow" -p no:cacheprovider $(ARGS)
 
