@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMas
 from hf_longattn import attend
 from hf_longattn.cli import main
 from hf_longattn.families.bert import LongBertConfig
+from hf_longattn.modeling.family.definition import stored_facts
 from tests.fresh_processes import ROOT, run_fresh
 
 CONVERSION = {"functions": 495, "files": 68, "depth": 26}
@@ -30,6 +31,8 @@ they fell last, and once raised: for the account of the files' tensors, the chec
 
 Calls of a module's first import, lambdas and comprehensions do not count, but a lambda counts as a step of the depth.
 """
+CHECKS_OF_OTHERS = 2
+"""Functions that check a derived family's class, unless its facts are of the installed transformers."""
 LIMITS = {"window": (60, 9), "bert": (114, 17), "load": (401, 20)}
 """Walk -> maximum calls and files, as measured when they fell last. Calls vary by a few with the number of threads."""
 
@@ -153,6 +156,8 @@ def test_walks_make_no_more_calls_of_functions_than_their_ceilings() -> None:
     assert done.returncode == 0, done.stderr
     walks = json.loads(done.stdout.splitlines()[-1])
     conversion = walks.pop("convert")
+    if stored_facts()["transformers"]["version"] != transformers.__version__:
+        conversion["functions"] -= CHECKS_OF_OTHERS
     assert all(conversion[name] <= CONVERSION[name] for name in CONVERSION), conversion
     longer = {
         name: (len(files), sorted(set(files)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import contextlib
 import importlib
 import inspect
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import transformers
 from transformers import modeling_outputs
 
+from hf_longattn.errors import BackendError
 from hf_longattn.families import FAMILIES, Family
 from scripts.dev import ROOT
 
@@ -77,16 +79,27 @@ DECODER_ARGUMENTS = {
 NAMES = {"LongTensor": "Tensor", "BoolTensor": "Tensor", "RopeParameters": "dict[str, Any]", "EsmFoldConfig": "Any"}
 
 
+def made_families() -> list[Family]:
+    """The families whose classes the installed transformers allows."""
+    made = []
+    for family in FAMILIES.values():
+        with contextlib.suppress(BackendError):  # GPT-J before 5.24, for example
+            family.model_class(next(iter(family.model_classes.values())))
+            made.append(family)
+    return made
+
+
 def stubs() -> dict[str, str]:
-    """File name -> text."""
-    exported = [(module_of(family), sorted(family.exports)) for family in FAMILIES.values()]
+    """File name -> text. A family that the installed transformers does not allow has none."""
+    made = made_families()
+    exported = [(module_of(family), sorted(family.exports)) for family in made]
     imports = "\n".join(
         f"from .{module} import {', '.join(f'{name} as {name}' for name in names)}"
         for module, names in sorted(exported)
     )
     names = "\n".join(f'    "{name}",' for name in sorted(name for _, names in exported for name in names))
     return {"__init__.pyi": HEADER + FRONT.format(imports=imports, names=names)} | {
-        f"{module_of(family)}.pyi": family_stub(family) for family in FAMILIES.values()
+        f"{module_of(family)}.pyi": family_stub(family) for family in made
     }
 
 
