@@ -191,5 +191,6 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
         return F.kl_div(predicted, expected, reduction="sum", log_target=True)
 
     chunks = zip(student.split(ROWS_AT_ONCE), teacher.detach().split(ROWS_AT_ONCE), strict=True)
-    total = sum(checkpoint(summed, *rows, use_reentrant=False, preserve_rng_state=False) for rows in chunks)
+    losses = (checkpoint(summed, *rows, use_reentrant=False, preserve_rng_state=False) for rows in chunks)
+    total = sum(losses, start=torch.zeros((), device=student.device))
     return total * (temperature**2 / max(1, len(student)))
