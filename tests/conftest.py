@@ -97,13 +97,14 @@ def pytest_pyfunc_call() -> Generator[None, object, object]:
 
 @pytest.fixture
 def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """pytest's, which before pytest 9.2 gets no message of a logger that does not propagate, as transformers' does
-    not."""
+    """pytest's, which gets each message of transformers' logger once: the logger does not propagate, unless ``CI`` is
+    set, and pytest 9.2 adds its handler to such loggers itself."""
     from transformers.utils import logging
 
-    root, handler = logging.get_logger(), caplog.handler
-    if handler not in root.handlers:
-        monkeypatch.setattr(root, "handlers", [*root.handlers, handler])
+    library, handler = logging.get_logger(), caplog.handler
+    monkeypatch.setattr(library, "propagate", False)
+    if handler not in library.handlers:
+        monkeypatch.setattr(library, "handlers", [*library.handlers, handler])
     return caplog
 
 

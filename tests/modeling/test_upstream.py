@@ -6,7 +6,6 @@ import ast
 import contextlib
 import importlib
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling import backend, declared, upstream
 from hf_longattn.modeling.backend import BACKEND, TENSOR_KEYWORDS, longattn_attention_forward, mechanism_mask
-from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import plain_model, tokens
 
@@ -45,7 +43,6 @@ def checked_again() -> Iterator[None]:
 def test_masks_of_the_installed_transformers_are_what_they_are_taken_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger(LOGGER), "propagate", True)
     names = [name for name, *_ in upstream.mask_arguments()]
     assert len(names) == len({*names}) == 26
     assert masks_checked() is None
@@ -156,7 +153,6 @@ def test_a_problem_is_raised_by_every_call_and_in_a_graph(monkeypatch: pytest.Mo
 def test_a_window_that_is_not_recognised_is_logged_and_right(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger(LOGGER), "propagate", True)
     monkeypatch.setattr(declared, "KNOWN", declared.KNOWN - {declared.WINDOW})
     monkeypatch.setattr(declared, "WINDOW", object())
     assert masks_checked() is None
@@ -231,7 +227,6 @@ def test_an_unknown_tensor_for_attention_is_refused_by_name(attention: Any) -> N
 def test_a_class_off_the_interface_that_says_otherwise_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger(LOGGER), "propagate", True)
     config = LlamaConfig(hidden_size=32, attn_implementation=BACKEND)
     monkeypatch.delattr(modeling_llama, INTERFACE)
     for _ in range(2):
@@ -245,7 +240,6 @@ def test_no_installed_class_on_the_interface_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Three model types have a part of their own that is not on the interface."""
-    monkeypatch.setattr(logging.getLogger(LOGGER), "propagate", True)
     for config_class in {*CONFIG_MAPPING.values()}:
         package, beside, name = config_class.__module__.rpartition(".configuration_")
         if beside:
