@@ -92,11 +92,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     ),
     "cuda_flash": (f"{ATEN}flash_attention_forward", f"{ATEN}flash_attention_backward"),
     "pair_scores": (f"{ATEN}embedding_bag_per_sample_weights_backward",),
-    "packed_linear": (
-        "torch:ops.mkldnn._reorder_linear_weight",
-        "torch:ops.mkldnn._linear_pointwise",
-        "torch:ops.mkldnn._is_mkldnn_bf16_supported",
-    ),
+    "bf16_products": ("torch:ops.mkldnn._is_mkldnn_bf16_supported",),
     "int8_linear": ("torch:ops.onednn.qlinear_pointwise", "torch:ops.onednn.qlinear_prepack"),
     "amx": ("torch:cpu._is_amx_tile_supported",),
     "in_backward": ("torch:_C._current_graph_task_id",),

@@ -107,7 +107,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "cpu_flash": lambda: apis.look_up("cpu_flash", when_called=True)(ones),
         "cuda_flash": lambda: apis.look_up("cuda_flash", when_called=True)(ones),
         "pair_scores": lambda: topk.pair_scores(row, row, torch.zeros(1, 1, 2, 1, dtype=torch.long)),
-        "packed_linear": lambda: onednn.pack_weight(torch.ones(2, 2)),
+        "bf16_products": onednn.cpu_computes_bf16,
         "int8_linear": lambda: onednn.int8_product(ones, ones, ones, ones, torch.float32),
         "amx": onednn.has_amx,
         "in_backward": performer.in_backward,

@@ -104,8 +104,7 @@ class CompressionInput:
         if model.main_input_name != "input_ids":
             raise OptionError(
                 f"{class_name} reads {model.main_input_name}, and a compression is measured on text; load the model "
-                "and call "
-                'model.optimize_for_inference("int8"), or with dtype=torch.bfloat16.'
+                "with dtype=torch.bfloat16, or call hf_longattn.optimize_for_inference(model, 'int8')."
             )
         tokenizer = load_tokenizer(source.folder, model.config)
         text, origin = verification_text(config.text)

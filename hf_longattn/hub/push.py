@@ -1,6 +1,6 @@
 """Upload a saved model to the Hub in one commit, with its card and the file for `trust_remote_code`.
 
-`longattn push`, `longattn convert --push-to-hub`, trainings and ``model.push_to_hub`` all end in :func:`push_model`.
+`longattn push`, trainings and ``model.push_to_hub`` all end in :func:`push_model`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Makes models fast on a CPU: :func:`optimize_for_inference` computes linear layers in bf16 or 8 bits.
+"""Makes models fast on a CPU: :func:`optimize_for_inference` computes linear layers in 8 bits.
 
-At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. ``nn.Linear``
-packs its weight again in every call. :class:`PackedLinear` stores it in oneDNN's layout and computes the same bits.
-:class:`Int8Linear` stores 8 bits per weight. (A single product for queries, keys and values would save 2 to 3 % of the
-time in 8 bits.)
+At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. (A single product
+for queries, keys and values would save 2 to 3 % of the time in 8 bits.)
 
 In 8 bits, the weight has one scale per output: its largest magnitude over 127. The input has one scale per token,
 computed in every call (dynamic and symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). A token's
@@ -24,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..engines.batch import differentiated, in_graph
-from ..engines.cpu.onednn import check_bf16, has_amx, int8_product, pack_int8, pack_weight, packed_product
+from ..engines.cpu.onednn import check_bf16, has_amx, int8_product, pack_int8
 from ..errors import BackendError, OptionError, nearest
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import has_hooks
@@ -33,8 +31,8 @@ from .attach.sound_chunks import run_in_chunks
 
 logger = logging.get_logger(LOGGER)
 Model = TypeVar("Model", bound=nn.Module)
-PRECISIONS = ("fp32", "bf16", "int8")
-"""Precisions of linear layers. ``fp32`` replaces none. ``int8`` computes everything else as ``bf16`` does."""
+PRECISIONS = ("int8", "fp32")
+"""Precisions of linear layers. ``fp32`` replaces none. ``int8`` computes everything else in bf16."""
 TOKENS_PER_PIECE = 512
 """Maximum tokens, over all rows, per call of the feed-forward block and attention's output layer. Chosen by
 measurement (128 to 2,048)."""
@@ -42,7 +40,8 @@ PRECISION_ATTRIBUTE = "inference_precision"
 """Name of the model attribute that :func:`optimize_for_inference` sets to the precision."""
 INT8_IS_SLOWER = (
     "optimize_for_inference('int8'): this processor (AMX) multiplies as fast in bf16, so int8 takes half the memory "
-    "for weights but more time for inputs of less than about 8,000 tokens; for speed choose 'bf16'."
+    "for weights but more time for inputs of less than about 8,000 tokens; for speed load the model with "
+    "dtype=torch.bfloat16 instead."
 )
 """Warning for processors with AMX (measured on an Intel Xeon of 2023). Without AMX, int8 is the fastest at every
 length."""
@@ -74,32 +73,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
+def optimize_for_inference(model: Model, precision: str) -> Model:
     """Make ``model`` fast for inference on the CPU, in place.
 
         model = LongBertModel.from_pretrained("longformer-base")
-        hf_longattn.optimize_for_inference(model)
+        hf_longattn.optimize_for_inference(model, "int8")
 
-    - Linear layers are packed once for oneDNN's kernels. ``bf16`` computes bit for bit what
-      ``model.to(torch.bfloat16)`` does, with rotary frequencies in float32. ``int8`` has 8-bit weights with one scale
-      per output, and 8-bit inputs with one scale per token. It is the fastest without AMX. With AMX, bf16 is the
-      fastest up to about 8,000 tokens, and a warning says so. The layer that predicts tokens stays in bf16, and so do
-      heads and trained parts of mechanisms. ``fp32`` converts a model from float16 or bfloat16 to float32, and
-      replaces no layer.
+    - ``int8``: linear layers of the base model have 8-bit weights with one scale per output, and 8-bit inputs with one
+      scale per token. Everything else is computed in bf16: embeddings, heads and trained parts of mechanisms; rotary
+      frequencies stay in float32. It is the fastest without AMX. With AMX, bf16 is the fastest up to about 8,000
+      tokens, and a warning says so.
+    - ``fp32`` converts a model from float16 or bfloat16 to float32, and replaces no layer.
+    - For bf16, load the model with ``dtype=torch.bfloat16`` instead. ``model.to(torch.bfloat16)`` does the same for
+      models without rotary frequencies, which it rounds.
     - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens
       at a time, which then stay in the CPU cache. This changes no result.
     - Audio models of the families with convolutions over samples or feature rows (wav2vec 2.0, WavLM …), converted or
       not, run these and their feed-forward layers on pieces of a long sound. The outputs are those of one pass, in a
       fraction of its memory.
 
-    The model is in eval mode afterwards and computes no gradients. To train, move or convert it, load it again. It can
-    be saved after ``fp32`` and ``bf16``. ``torch.compile`` compiles only the parts between packed layers
-    (``fullgraph=True`` is an error); to compile the whole model, load it in bf16 instead.
+    The model is in eval mode afterwards, and its parameters need no gradients. After ``int8`` it computes none, stays
+    on its device in its dtypes, and cannot be saved; ``torch.compile`` compiles only the parts between 8-bit layers
+    (``fullgraph=True`` is an error).
 
     Args:
         model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or any model of transformers or
             sentence-transformers. Further modules of the latter then compute in float32.
-        precision: ``fp32``, ``bf16`` or ``int8``.
+        precision: ``int8`` or ``fp32``.
 
     Returns:
         The same model.
@@ -119,38 +119,47 @@ def optimize_for_inference(model: Model, precision: str = "bf16") -> Model:
         logger.warning_once(INT8_IS_SLOWER)
     model.eval().requires_grad_(False)
     run_in_chunks(model)
-    if precision != "fp32":
-        _cast(model, torch.bfloat16)
-        _replace(model, Int8Linear if precision == "int8" else PackedLinear)
-    elif any(
-        parameter.is_floating_point() and parameter.element_size() < torch.float32.itemsize
-        for parameter in model.parameters()
-    ):
-        _cast(model, torch.float32)
-    # a token's result depends on no other token; a product in bf16 may depend on its number of rows
     if precision == "int8":
-        for module in model.modules():
-            if callable(feed_forward := getattr(module, "feed_forward_chunk", None)):
-                setattr(module, "feed_forward_chunk", partial(_in_pieces, feed_forward))  # noqa: B010 - a method of some modules only
-                output = getattr(getattr(module, "attention", None), "output", None)  # the layer before it
-                if isinstance(output, nn.Module):
-                    output.forward = partial(_in_pieces, output.forward)
-    setattr(model, PRECISION_ATTRIBUTE, precision)
-    if precision != "fp32":
+        _round_to_bf16(model)
+        _replace_linear_layers(model)
+        _run_in_pieces(model)
         setattr(model, APPLY_METHOD, partial(_apply_to_all, model))
+    elif any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
+        model.float()
+        model.config.dtype = torch.float32
+    setattr(model, PRECISION_ATTRIBUTE, precision)
     return model
 
 
-def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """Replacement for ``_apply``, which ``to``, ``half`` … call. Raises the packed layers' errors before any tensor
-    changes."""
+def _run_in_pieces(model: nn.Module) -> None:
+    """Run feed-forward blocks, and the output layers before them, on pieces of a text.
+
+    A product in 8 bits gives a token the same result in any piece. A product in bf16 may depend on its number of rows.
+    """
     for module in model.modules():
-        if isinstance(module, InferenceLinear):
+        feed_forward = getattr(module, "feed_forward_chunk", None)
+        if not callable(feed_forward):
+            continue
+        setattr(module, "feed_forward_chunk", partial(_in_pieces, feed_forward))  # noqa: B010 - only some modules have it
+        output = getattr(getattr(module, "attention", None), "output", None)
+        if isinstance(output, nn.Module):
+            output.forward = partial(_in_pieces, output.forward)
+
+
+def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
+    """Replacement for ``_apply``, which ``to``, ``half`` … call. Raises the 8-bit layers' errors before any
+    tensor changes."""
+    for module in model.modules():
+        if isinstance(module, Int8Linear):
             module._apply(fn)
     return type(model)._apply(model, fn, recurse)
 
 
 def _check(model: Any, precision: str) -> None:
+    if precision == "bf16":
+        raise OptionError(
+            "optimize_for_inference computes in int8 or fp32; for bf16, load the model with dtype=torch.bfloat16."
+        )
     if precision not in PRECISIONS:
         raise OptionError(
             f"There is no precision {precision!r}; choose one of "
@@ -171,7 +180,7 @@ def _check(model: Any, precision: str) -> None:
         return
     if (device := next((p.device.type for p in model.parameters() if p.device.type != "cpu"), None)) is not None:
         raise BackendError(
-            f"optimize_for_inference({precision!r}) is for CPUs, but this model is on {device!r}; "
+            f"optimize_for_inference('int8') is for CPUs, but this model is on {device!r}; "
             "call model.to('cpu') before, or load it with dtype=torch.bfloat16."
         )
     check_bf16("precision='fp32'")
@@ -180,24 +189,24 @@ def _check(model: Any, precision: str) -> None:
 # ---- linear layers
 
 
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast parameters and buffers as ``from_pretrained(dtype=…)`` does. Rotary frequencies and others stay in
-    float32."""
+def _round_to_bf16(model: PreTrainedModel) -> None:
+    """Round parameters and buffers as ``from_pretrained(dtype=torch.bfloat16)`` does. Rotary frequencies and others
+    stay in float32."""
     float32_modules = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not any(part in float32_modules for part in name.split(".")):
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(torch.bfloat16)
     for name, values in model.named_buffers():
         if (
             values.is_floating_point()
             and not name.endswith(ROTARY_FREQUENCIES)
             and not any(part in float32_modules for part in name.split("."))
         ):
-            values.data = values.data.to(dtype)
+            values.data = values.data.to(torch.bfloat16)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):  # the patch embedding gets float32 pixels from processors
             module.register_forward_pre_hook(_as_its_weight)
-    model.config.dtype = dtype
+    model.config.dtype = torch.bfloat16
 
 
 def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
@@ -211,24 +220,21 @@ def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
     return tuple(x.to(weight.dtype) for x in inputs)
 
 
-def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
-    """Replace linear layers by ``layer`` in the base model of ``model``, and by :class:`PackedLinear` elsewhere."""
+def _replace_linear_layers(model: PreTrainedModel) -> None:
+    """Replace linear layers of the base model by :class:`Int8Linear`."""
     inside = {id(module) for module in model.base_model.modules()}
     with suppress(NotImplementedError):  # a base with several embeddings
         inside.discard(id(model.get_input_embeddings()))  # models read the embeddings' dtype
-    owners_of: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
-    for module, parent, name in _linears(model):
-        owners_of.setdefault(module, []).append((parent, name))
-    for module, owners in owners_of.items():
-        transposed, bias = isinstance(module, Conv1D), cast("Tensor | None", module.bias)
-        weight = cast(Tensor, module.weight).detach()
-        weight = weight.t() if transposed else weight  # (out_features, in_features)
-        if layer is Int8Linear and id(module) in inside:
-            replacement: InferenceLinear = Int8Linear(weight, bias)
-        else:
-            replacement = PackedLinear(weight, bias, transposed=transposed)
-        for parent, name in owners:
-            setattr(parent, name, replacement)
+    replacements: dict[nn.Module, Int8Linear] = {}
+    for module, parent, name in list(_linears(model)):
+        if id(module) not in inside:
+            continue
+        if module not in replacements:
+            weight = cast(Tensor, module.weight).detach()
+            if isinstance(module, Conv1D):
+                weight = weight.t()  # (out_features, in_features)
+            replacements[module] = Int8Linear(weight, cast("Tensor | None", module.bias))
+        setattr(parent, name, replacements[module])
 
 
 def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
@@ -312,7 +318,7 @@ def warn_of_overflow(model: Any) -> None:
         logger.warning(PRODUCTS_OVERFLOW)
 
 
-# ---- packed linear layers
+# ---- 8-bit linear layers
 
 
 @torch.compiler.disable(
@@ -325,18 +331,30 @@ def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-class InferenceLinear(nn.Module):
-    """Base class of linear layers without gradients, on a fixed device and in a fixed dtype."""
+class Int8Linear(nn.Module):
+    """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype.
 
-    in_features: int
-    out_features: int
-    bias: Tensor | None
+    It computes no gradients, and stays on the CPU in its dtype.
+
+    Args:
+        weight: ``(out_features, in_features)``, on the CPU.
+        bias: ``(out_features,)``, or ``None``.
+    """
+
     dtype: torch.dtype
     """The dtype of inputs and outputs."""
     packed: Tensor
     """The weight in oneDNN's layout."""
-    product: Any
-    """Function that multiplies rows ``(M, in_features)`` by the weight and adds the bias: ``(M, out_features)``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        quantised, scale = quantise(weight.detach())
+        self.scale = scale.flatten()
+        self.packed = pack_int8(quantised)
+        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (…, in_features)`` -> ``(…, out_features)``.
@@ -355,7 +373,7 @@ class InferenceLinear(nn.Module):
             raise BackendError(
                 "A model after optimize_for_inference computes no gradients; load it again to train it."
             )
-        out: Tensor = self.product(x.reshape(-1, self.in_features))
+        out = self.product(x.reshape(-1, self.in_features))
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -376,7 +394,7 @@ class InferenceLinear(nn.Module):
             )
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> InferenceLinear:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Int8Linear:
         """The copy shares the weight, which never changes."""
         duplicate = type(self).__new__(type(self))
         duplicate.__dict__ |= {
@@ -390,58 +408,8 @@ class InferenceLinear(nn.Module):
         """The packed weight in oneDNN's layout. T5 reads its dtype in every call."""
         return self.packed
 
-
-class PackedLinear(InferenceLinear):
-    """``nn.Linear`` with its weight packed for oneDNN; the same results, bit for bit.
-
-    Args:
-        weight: ``(out_features, in_features)``, on the CPU.
-        bias: ``(out_features,)``, or ``None``.
-        transposed: whether to save the weight as ``(in_features, out_features)``, the layout of the replaced layer
-            (Conv1D).
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.dtype, self.transposed = weight.dtype, transposed
-        self.packed = pack_weight(weight.detach().contiguous())
-        self.bias = None if bias is None else bias.detach().clone()
-
     def product(self, x: Tensor) -> Tensor:
-        return packed_product(x, self.packed, self.bias)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": self.packed.to_dense()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.packed = pack_weight(state["packed"])
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        weight = self.packed.to_dense()
-        destination[f"{prefix}weight"] = weight.t().contiguous() if self.transposed else weight
-        if self.bias is not None:
-            destination[f"{prefix}bias"] = self.bias
-
-
-class Int8Linear(InferenceLinear):
-    """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype.
-
-    weight, bias: as in :class:`PackedLinear`.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.dtype = weight.dtype
-        quantised, scale = quantise(weight.detach())
-        self.scale = scale.flatten()
-        self.packed = pack_int8(quantised)
-        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
-        self.bias = None if bias is None else bias.detach().clone()
-
-    def product(self, x: Tensor) -> Tensor:
+        """Multiply rows ``(M, in_features)`` by the weight and add the bias: ``(M, out_features)``."""
         out = x.new_empty(x.shape[0], self.out_features)
         for start in range(0, x.shape[0], ROWS_PER_PRODUCT):
             rows = slice(start, start + ROWS_PER_PRODUCT)

@@ -21,11 +21,9 @@ import torch
 import transformers
 from huggingface_hub import ModelCard
 
-import hf_longattn
 from hf_longattn.cli.app import app, main
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.conversion.native import export_native
-from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import CheckpointError
 from hf_longattn.export.compress import METHODS
 from hf_longattn.files import GRAPHS
@@ -383,24 +381,6 @@ def assert_usage_runs(folder: Path) -> None:
         r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
     ):
         exec(compile(code, "usage", "exec"), {})
-
-
-@pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
-@pytest.mark.parametrize("kind", ["encoder", "reranker", "instruct"])
-def test_libraries_save_a_model_that_was_optimised_for_inference(
-    kind: str, folders: Callable[[str, bool], Path], tmp_path: Path
-) -> None:
-    source, result = folders(kind, True), tmp_path / "result"
-    if kind == "instruct":
-        model = hf_longattn.optimize_for_inference(transformers.AutoModelForCausalLM.from_pretrained(source))
-        model.save_pretrained(result)
-        transformers.AutoTokenizer.from_pretrained(source).save_pretrained(result)
-    else:
-        wrapped = (st.SentenceTransformer if kind == "encoder" else st.CrossEncoder)(str(source), device="cpu")
-        hf_longattn.optimize_for_inference(wrapped[0].model)
-        wrapped.save(str(result))
-    expected, found = KINDS[kind].answers(source), KINDS[kind].answers(result)
-    torch.testing.assert_close(found[:200], expected[:200], atol=0.1, rtol=0.1)
 
 
 TRAINED = {"embed": "encoder", "embed --reranker": "reranker", "classify": "reranker", "clm": "instruct"}

@@ -530,7 +530,7 @@ def test_compression_and_export_refuse_image_models(tmp_path: Path) -> None:
     }
     LongViTModel(LongViTConfig(**sizes, long_attention={"mechanism": "window2d"})).save_pretrained(tmp_path / "long")
     with pytest.raises(
-        OptionError, match=r"reads pixel_values, and a compression is measured on text; load the model and call"
+        OptionError, match=r"reads pixel_values, and a compression is measured on text; load the model with"
     ):
         compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16")
     with pytest.raises(

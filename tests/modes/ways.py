@@ -339,7 +339,6 @@ WAYS: dict[str, Way] = {
         Way("global tokens", values={"long_attention": {"mechanism": "longformer", "window": 16}}, layout="globals"),
         Way("exact length", values={"long_attention": {"exact_length": EXACT_LENGTH}}, lacks=looks_back),
         Way("optimised fp32", prepare=optimised("fp32"), dtype=torch.float32, tolerance=2e-4),
-        Way("optimised bf16", prepare=optimised("bf16"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
         Way("optimised int8", prepare=optimised("int8"), in_baseline=True, dtype=torch.float32, tolerance=COARSE),
         Way("hidden states", arguments={"output_hidden_states": True}),
         Way("attentions", arguments={"output_attentions": True}),

@@ -426,7 +426,7 @@ def test_cpu_computes_bf16_by_instructions_alone(
     instructions: dict[str, bool], has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
-    monkeypatch.setattr(onednn, "_onednn", lambda name, which: lambda: True)
+    monkeypatch.setattr(onednn, "look_up", lambda name: lambda: True)
     assert onednn.cpu_computes_bf16() == has_bf16
 
 

@@ -1,15 +1,14 @@
-"""oneDNN's kernels on packed weights, and checks of the processor's instructions."""
+"""oneDNN's products in 8 bits, and checks of the processor's instructions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import BackendError
-from ...names import PRIVATE_APIS, missing, warn_missing
+from ...names import look_up, warn_missing
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")
 """Names of ``torch.cpu.get_capabilities`` for bf16: three on x86, the last on ARM."""
@@ -19,7 +18,8 @@ def cpu_computes_bf16() -> bool:
     """Whether oneDNN has kernels for bf16 and the processor has bf16 instructions. oneDNN emulates missing
     instructions, which is slow."""
     instructions = torch.cpu.get_capabilities()
-    return any(instructions.get(name) for name in BF16_INSTRUCTIONS) and bool(_onednn("packed_linear", 2)())
+    has_kernels = look_up("bf16_products")()
+    return bool(has_kernels and any(instructions.get(name) for name in BF16_INSTRUCTIONS))
 
 
 def check_bf16(instead: str) -> None:
@@ -29,19 +29,9 @@ def check_bf16(instead: str) -> None:
         raise BackendError(f"This processor computes no bf16 (it needs avx512_bf16 or AMX); choose {instead}.")
 
 
-def pack_weight(weight: Tensor) -> Tensor:
-    """A weight ``(out, in)`` in the layout of oneDNN's kernels."""
-    return _onednn("packed_linear", 0)(weight, None)
-
-
-def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """``x (M, in)`` times a packed weight, ``(M, out)``."""
-    return _onednn("packed_linear", 1)(x, packed, bias, "none", [], "")
-
-
 def pack_int8(weight: Tensor) -> Tensor:
     """An int8 weight ``(out, in)`` in the layout of oneDNN's kernels."""
-    return _onednn("int8_linear", 1)(weight, None)
+    return look_up("int8_linear", 1)(weight, None)
 
 
 def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: Any) -> Tensor:
@@ -53,7 +43,7 @@ def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype:
     """
     zero = 0 if has_amx() else 128
     x = x.view(torch.uint8).bitwise_xor(zero) if zero else x  # flipping the sign bit adds 128
-    return _onednn("int8_linear", 0)(x, 1.0, zero, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], "")
+    return look_up("int8_linear")(x, 1.0, zero, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], "")
 
 
 def has_amx() -> bool:
@@ -62,16 +52,3 @@ def has_amx() -> bool:
         warn_missing("amx")
         return False
     return bool(torch.cpu._is_amx_tile_supported())
-
-
-def _onednn(name: str, which: int) -> Callable[..., Any]:
-    """The oneDNN operator number ``which`` of ``PRIVATE_APIS[name]``. torch.compile can trace the lookup.
-
-    Raises:
-        BackendError: this PyTorch lacks it.
-    """
-    _, space, operator_name = PRIVATE_APIS[name][which].split(":")[1].split(".")
-    function = getattr(getattr(torch.ops, space), operator_name, None)
-    if function is None:
-        raise missing(name)
-    return function
