@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -143,8 +143,6 @@ class GatherTile:
         them.
     bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may
         require gradients.
-    fixed: whether positions depend on lengths only. Later calls then reuse the tensors, and the host reads their
-        values only once.
 
     A key that is listed twice for a query, in one row or in two tiles, counts twice. Hide duplicates by ``outside`` or
     ``bias``.
@@ -156,7 +154,6 @@ class GatherTile:
     inside: tuple[int, int] | None = None
     outside: tuple[int, int] | None = None
     bias: Tensor | None = None
-    fixed: bool = False
 
     def to(self, device: torch.device) -> GatherTile:
         bias = None if self.bias is None else self.bias.to(device)
@@ -170,10 +167,6 @@ class GatherTile:
         if self.outside is not None:
             visible = visible & ((distance < self.outside[0]) | (distance > self.outside[1]))
         return visible
-
-
-def as_fixed(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
-    return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
 
 
 def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:

@@ -37,7 +37,6 @@ ONE_CALL = "one call of flex_attention launches fewer kernels than the three par
 DRAWN_IN_TILES = "another CPU path draws dropout in tiles"
 GPU_RECORD: dict[tuple[PatternType, PathName], str] = {
     ("blocks", "flex"): "chosen blocks are correct on an H100, but were never timed; fixed blocks never ran on a GPU",
-    ("tiles", "flex"): "timed on an H100 before its block lists were rewritten",
 }
 """Pattern type and CUDA path -> what was not yet verified on a GPU: results or times (docs/results/gpu.md)."""
 Result = TypeVar("Result")
@@ -156,7 +155,7 @@ PATHS: dict[PatternType, Paths] = {
         *BAND_KERNELS,
         ("plain", _always_runs),
     ),
-    "tiles": (("cpu-gathered", tiles.why_not), ("flex", flex_kernel.why_not), ("plain", _always_runs)),
+    "tiles": (("cpu-gathered", tiles.why_not), ("plain", _always_runs)),
     "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex.why_not_blocks), ("tiles", _always_runs)),
     "mask": (("cpu-visible-blocks", visible_blocks.why_not), ("dense-masked", _always_runs)),
 }

@@ -24,9 +24,8 @@ from .call import AttentionCall, DispatchContext, GatherTile, rows_of
 from .cpu.softmax import attend_parts
 from .cpu.tiles import Bounds
 from .cuda.flex import flex_block_selected
-from .cuda.flex_tiles import flex_gathered
 from .dense import repeat_heads, same_dtype
-from .dispatch import try_path
+from .dispatch import choose, try_path
 
 MAX_ROW_QUERIES = 64
 """Maximum queries per tile row of selected blocks. All queries of such a row selected the same block."""
@@ -48,12 +47,8 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     if not tiles:
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
-    context = DispatchContext.of(q, k, call, learned_bias=learned, features=q.shape[3])
-    out, path = try_path("tiles", context, {"flex": lambda: flex_gathered(q, k, v, tiles, call.written_out())})
-    if out is not None:
-        return out
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    if path == "cpu-gathered":
+    if choose("tiles", q, k, call, learned_bias=learned, features=q.shape[3]) == "cpu-gathered":
         fixed = [call.key_mask, *(getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles)]
         numbers, scale = [number for tile in tiles for number in Bounds.of(tile)], call.scale_for(q.shape[-1])
         return attend_parts("tiles", q, k, v, scale, (), fixed, numbers, call.dropout, call.sink_scores)
@@ -85,7 +80,7 @@ def block_selected_attention(
             "blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers, 0.0, call.sink_scores
         )
     rows = BYTE_CACHE.get(("rows", length, block_size, q.device), lambda: rows_of(length, block_size, q.device))
-    parts = [GatherTile(rows, rows, causal=call.causal, fixed=True)]
+    parts = [GatherTile(rows, rows, causal=call.causal)]
     if chosen.shape[3]:
         parts += selected_block_tiles(
             chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size)

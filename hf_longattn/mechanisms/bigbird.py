@@ -29,7 +29,7 @@ from torch import Tensor
 from ..engines import accelerator
 from ..engines.batch import in_graph, last_real
 from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, DispatchContext, GatherTile, MaskMod, as_fixed
+from ..engines.call import AttentionCall, DispatchContext, GatherTile, MaskMod
 from ..engines.cuda.flex import BlockTable, flex_block_table
 from ..engines.dense import dense_attention, grid_of, index_grid
 from ..engines.dispatch import choose, try_path
@@ -341,7 +341,7 @@ class BigBird(MaskedMechanism):
 
         def make() -> tuple[GatherTile, ...]:
             count = torch.full((1,), rows, device=device)
-            return as_fixed(self.blocks(count, rows, causal, device, seed).parts(length, tokens, dtype, even=True))
+            return tuple(self.blocks(count, rows, causal, device, seed).parts(length, tokens, dtype, even=True))
 
         if tokens is not None:
             return make()

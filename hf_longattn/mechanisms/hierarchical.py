@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..engines.batch import in_graph, last_real
 from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, GatherTile, as_fixed, rows_of
+from ..engines.call import AttentionCall, GatherTile, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -125,7 +125,7 @@ class Hierarchical(Mechanism):
 
         def weighted() -> tuple[GatherTile, ...]:
             tiles = BYTE_CACHE.get(
-                ("pyramid", pyramid, call.causal, device), lambda: as_fixed(pyramid.parts(call.causal, device))
+                ("pyramid", pyramid, call.causal, device), lambda: tuple(pyramid.parts(call.causal, device))
             )
             weights = counts.to(dtype).clamp(min=1).log()
             # the first tile has no pools

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..engines.batch import differentiated
 from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, GatherTile, MaskMod, as_fixed, rows_of
+from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -190,7 +190,7 @@ class TransformerXL(GatheredMechanism):
             cells(blocks, blocks, causal=causal),
             cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False),
         )
-        return as_fixed((*own, *earlier))
+        return (*own, *earlier)
 
     def _joint_mask_mod(self, length: int, causal: bool) -> MaskMod:
         """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, GatherTile, MaskMod, as_fixed
+from ..engines.call import AttentionCall, GatherTile, MaskMod
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -330,7 +330,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
                     tiles.append(GatherTile(cells.view(1, 1, 1, -1), front))
                 everything = torch.arange(grid.length, device=device).view(1, 1, 1, -1)
                 tiles.append(GatherTile(front, front if mode == NONE else everything))
-            return as_fixed(tuple(tiles))
+            return tuple(tiles)
 
         return BYTE_CACHE.get((type(self), self.options, self.shifted, grid, device), make)
 

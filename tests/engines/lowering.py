@@ -17,12 +17,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import StaticCache
 
-from hf_longattn import build_mechanism
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.byte_cache import BYTE_CACHE
-from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern
-from hf_longattn.engines.cuda import flash_band, flex, flex_kernel, flex_tiles
+from hf_longattn.engines.call import AttentionCall, Pattern
+from hf_longattn.engines.cuda import flash_band, flex, flex_kernel
 from hf_longattn.engines.score_terms import ColumnTerm, DistanceBias, ScoreMod, as_term
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.families.deberta_v2 import disentangled
@@ -92,55 +91,6 @@ def deberta(q: Tensor) -> ScoreMod:
     )
 
 
-def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
-    """A tile of whole blocks."""
-
-    def run() -> Any:
-        q, k, v = qkv(grad=grad, **sizes)
-        rows = -(-700 // size)
-        lists = (
-            torch.empty(1, 1, rows, device="cuda", dtype=torch.int32),
-            torch.empty(1, 1, rows, 3, device="cuda", dtype=torch.int32),
-        )
-        rules = GatherTile(*(torch.empty(0, dtype=torch.long) for _ in range(2)), causal=True, outside=(3, 20))
-        layout = flex_tiles.Layout(None, None, None, size, False, [], (lists, None), (lists, None))
-        return flex_tiles._attend(rules, layout, q, k, v, AttentionCall(), True)
-
-    return run
-
-
-def of_rows(
-    shape: tuple[int, int] = (1, 1),
-    row: int = 50,
-    keys: int = 90,
-    bias: torch.dtype | None = None,
-    learned: bool = False,
-    padded: bool = False,
-    kv_heads: int = 4,
-    term: Callable[[Tensor], ScoreMod] | None = None,
-    **sizes: Any,
-) -> Case:
-    """A tile along axes of its own; its places for items and heads have this ``shape``."""
-
-    def run() -> Any:
-        q, k, v = qkv(**sizes)
-        k, v = k[:, :kv_heads], v[:, :kv_heads]
-        rows = -(-700 // row)
-        queries, keys_of_rows = (
-            torch.empty(*shape, rows, width, device="cuda", dtype=torch.long) for width in (row, keys)
-        )
-        table = None
-        if bias is not None:
-            table = torch.empty(*shape, rows, row, keys, device="cuda", dtype=bias, requires_grad=learned)
-        mask = torch.empty(2, 700, device="cuda", dtype=torch.bool) if padded else None
-        tile = GatherTile(queries, keys_of_rows, causal=True, outside=(3, 20), bias=table)
-        return flex_tiles.flex_gathered(
-            q, k, v, [tile], AttentionCall(batch=Batch.of(mask), score_mod=term and term(q))
-        )
-
-    return run
-
-
 def in_graph(dynamic: bool | None) -> Case:
     """A user's own graph, with a cap on the scores that it holds as a number."""
 
@@ -161,21 +111,6 @@ def flash_in_graph(dropout: float = 0.0, grad: bool = False) -> Case:
     def run() -> Tensor:
         q, k, v = qkv(grad=grad)
         return torch.compile(attend, dynamic=grad or None, fullgraph=True)(q, k[:, :2], v[:, :2])
-
-    return run
-
-
-def tiles_in_graph(grad: bool = False, **options: Any) -> Case:
-    """A mechanism of tiles in a user's own graph, with grouped heads."""
-
-    def run() -> Tensor:
-        q, k, v = qkv(grad=grad)
-        module = build_mechanism("segmented", num_heads=4, head_dim=64, **options)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return module(q, k, v, AttentionCall()) * 2
-
-        return torch.compile(attend, fullgraph=True)(q, k[:, :2], v[:, :2])
 
     return run
 
@@ -267,45 +202,18 @@ for width, dtype in (
     (256, torch.bfloat16),
 ):
     case(f"heads of {width} in {dtype}, gradients", head_dim=width, dtype=dtype, grad=True)
-for size in flex_tiles.FORWARD_BLOCKS:
-    CASES[f"tiles of {size}"] = of_blocks(size)
-    CASES[f"tiles of {size}, gradients"] = of_blocks(size, grad=True)
-for name, arguments in {
-    "rows": {},
-    "rows, padded": {"padded": True},
-    "rows by items and heads": {"shape": (2, 4)},
-    "rows by items": {"shape": (2, 1), "padded": True},
-    "wide rows": {"row": 200},
-    "rows with hidden pairs": {"shape": (2, 4), "bias": torch.bool},
-    "rows with a bias": {"shape": (1, 4), "bias": torch.float32},
-    "rows, grouped heads": {"kv_heads": 2},
-    "rows, softcap": {"term": softcap},
-    "rows, a bias for all pairs": {"term": bias},
-    "rows, batch of one": {"batch": 1},
-}.items():
-    CASES[name] = of_rows(**arguments)
-    CASES[f"{name}, gradients"] = of_rows(**arguments, grad=True)
-CASES["rows with a learned bias, gradients"] = of_rows(shape=(1, 4), bias=torch.float32, learned=True, grad=True)
-for width, dtype in ((64, torch.float32), (80, torch.bfloat16), (128, torch.bfloat16), (256, torch.bfloat16)):
-    CASES[f"rows, heads of {width} in {dtype}, gradients"] = of_rows(head_dim=width, dtype=dtype, grad=True)
-    CASES[f"tiles of 128, heads of {width} in {dtype}, gradients"] = of_blocks(
-        128, head_dim=width, dtype=dtype, grad=True
-    )
 CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 for name in BY_OPERATOR:
     CASES[name] = flash_in_graph(*(0.1, True) if "dropout" in name else ())
-CASES["tiles in a graph"] = tiles_in_graph(block_size=128)
-CASES["tiles of odd rows in a graph, gradients"] = tiles_in_graph(True, block_size=100)
 OF_A_TOKEN = tuple(f"a token of {name}{padding}" for name in DECODED for padding in ("", ", padded"))
 """Cases of one query, whose keys are so few that they need no kernel of their own."""
 for name in OF_A_TOKEN:
     mechanism = name.removeprefix("a token of ").removesuffix(", padded")
     CASES[name] = decoded_token(mechanism.removesuffix(" with sinks"), name.endswith("padded"), **DECODED[mechanism])
 case("heads of 8", head_dim=8)
-REFUSED = ("heads of 8", "tiles of 64, gradients", "tiles of 32, gradients")
-"""Cases that have no kernel, which must be said in the way that lets other paths run. PyTorch has no smaller blocks
-backward on an H100."""
+REFUSED = ("heads of 8",)
+"""Cases that have no kernel, which must be said in the way that lets other paths run."""
 
 
 def main() -> None:

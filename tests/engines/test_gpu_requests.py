@@ -283,16 +283,8 @@ def test_later_layers_on_a_gpu_wait_for_nothing_and_pack_documents_in_one_call(
 # ---- Kernels are generated for an H100 by PyTorch's own compiler.
 
 
-WITHOUT_FLEX = {
-    "linear": "states, by plain products",
-    "linear (chunked WY)": "a state, likewise",
-    "dense": "all pairs of the text",
-    "recurrent": "all pairs of a segment",
-    "low_rank": "products of low rank",
-    "grid_windows": "calls for all windows of an image",
-    "selected": "keys gathered for each query",
-}
-"""Engines that do not compare tokens by lists of blocks, and what they do."""
+BY_BLOCKS = ("bigbird", "block_top_k", "longformer", "window")
+"""Mechanisms that run by lists of blocks on a GPU."""
 
 
 @pytest.fixture(scope="module")
@@ -332,10 +324,9 @@ def test_flex_calls_of_every_mechanism_can_be_lowered_for_an_h100(
     form = mechanism_info(name).causal
     forms = ["both ways", "causal"] if form == "both" else ["causal" if form else "both ways"]
     assert list(cells) == [(form, condition) for form in forms for condition in CONDITIONS]
-    compares_blocks = mechanism_info(name).engine not in WITHOUT_FLEX
     for where, found in cells.items():
         assert not [failure for cell in found for failure in cell["failures"]], where
-        assert bool(sum(cell["kernels"] for cell in found)) == compares_blocks, where
+        assert bool(sum(cell["kernels"] for cell in found)) == (name in BY_BLOCKS), where
 
 
 # ---- No operation mixes tensors of a GPU with those of the CPU: tensors only claim to be on one.

@@ -1,8 +1,7 @@
 """CUDA engine: compiled flex_attention over lists of visible blocks.
 
 The blocks of a band follow from its width. With global tokens, the lists have room for every pair of a query block and
-a key block, so that the host reads no values from the device. The lists are made once per forward pass. Tiles are in
-:mod:`.flex_tiles`.
+a key block, so that the host reads no values from the device. The lists are made once per forward pass.
 
 With a table of blocks (:func:`flex_block_table`), all queries of a block see the same blocks of keys. With a selection
 (:func:`flex_block_selected`), a block of :data:`BAND_BLOCK` queries visits every key block that any of its queries
@@ -39,27 +38,8 @@ def packed(chosen: Tensor, indices: Tensor) -> Lists:
     ).contiguous()
 
 
-def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int | None = None) -> Lists:
-    """Block lists with the columns of the chosen pairs ``(row, column)``, for ``count`` rows. Repeated pairs give
-    repeated columns.
-
-    rows, columns: ``(…, pairs)``, which broadcast with ``chosen (B, H, pairs)``.
-    width: indices per row. By default as many as needed, a number that is read from the device.
-    """
-    rows, columns = torch.broadcast_tensors(torch.where(chosen, rows, count), columns)
-    order = rows.argsort(dim=-1, stable=True)
-    rows, columns = rows.gather(-1, order), columns.gather(-1, order)
-    totals = rows.new_zeros(*rows.shape[:2], count + 1).scatter_add_(2, rows, torch.ones_like(rows))
-    width = max(1, int(totals[..., :count].max())) if width is None else width
-    slot = torch.arange(rows.shape[2], device=rows.device) - (totals.cumsum(-1) - totals).gather(-1, rows)
-    target = torch.where(rows < count, rows * width + slot, count * width)
-    indices = columns.new_zeros(*rows.shape[:2], count * width + 1).scatter_(2, target, columns)[..., :-1]
-    return totals[..., :count].to(torch.int32), indices.unflatten(-1, (count, width)).to(torch.int32).contiguous()
-
-
 def block_mask(
     lengths: tuple[int, int],
-    size: int,
     mask_mod: Any,
     *,
     by_query: tuple[Lists, Lists | None],
@@ -70,11 +50,9 @@ def block_mask(
 
     ``BlockMask.from_kv_blocks`` would derive the lists by key block, but in memory for every pair of blocks and
     without repetitions.
-
-    size: tokens per block.
     """
     lists = [x for pair in (*by_query, *by_key) for x in pair or (None, None)]
-    arguments: tuple[Any, ...] = lengths, *lists, (size, size), mask_mod
+    arguments: tuple[Any, ...] = lengths, *lists, (BAND_BLOCK, BAND_BLOCK), mask_mod
     return BlockMask(*arguments)
 
 
@@ -213,7 +191,7 @@ def band_block_mask(
             seen = seen & (documents[b, q_idx + offset] == documents[b, kv_idx])
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
-    return block_mask((q_len, kv_len), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+    return block_mask((q_len, kv_len), mask_mod, by_query=by_query, by_key=by_key)
 
 
 def _block_ends(numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -360,7 +338,7 @@ def flex_block_selected(
             seen = seen & (kv_idx <= q_idx)
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
-    mask = block_mask((length, length), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+    mask = block_mask((length, length), mask_mod, by_query=by_query, by_key=by_key)
     signature = "chosen blocks", causal, key_mask is None, signature_of(score_mod)
     out: Tensor = fused_flex(
         signature, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1])
@@ -467,4 +445,4 @@ def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) 
             visible = visible & (kv_idx <= q_idx)
         return visible if key_mask is None else visible & key_mask[b, kv_idx]
 
-    return block_mask((length, length), BAND_BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+    return block_mask((length, length), mask_mod, by_query=by_query, by_key=by_key)

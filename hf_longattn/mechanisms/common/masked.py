@@ -14,7 +14,7 @@ from ...engines import accelerator
 from ...engines.batch import Batch, autocasts, first_real, in_graph, no_fused_kernels
 from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
 from ...engines.byte_cache import BYTE_CACHE
-from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern, as_fixed
+from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ...engines.cpu.distance_band import chunked_distances
 from ...engines.dense import (
     MAX_SCORES,
@@ -430,7 +430,7 @@ class GatheredMechanism(MaskedMechanism):
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, cached."""
         key = (type(self), self.options, self.num_heads, length, causal, device)
-        return BYTE_CACHE.get(key, lambda: as_fixed(self.parts(length, causal, device)))
+        return BYTE_CACHE.get(key, lambda: tuple(self.parts(length, causal, device)))
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.

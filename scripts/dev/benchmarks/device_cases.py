@@ -182,8 +182,8 @@ def kernel_checks() -> Iterator[DeviceCase]:
     for causal in (True, False):
         yield DeviceCase("block_top_k", length=2048, causal=causal, padding="none", path="flex")
     for name in ("lsh", "routing"):
-        rounds = DeviceCase(name, length=2048, causal=True, path="flex")
-        yield from (rounds, rounds.at(causal=False, path=""), rounds.at(padding="documents", path=""))
+        rounds = DeviceCase(name, length=2048, causal=True)
+        yield from (rounds, rounds.at(causal=False), rounds.at(padding="documents"))
     for name in ("strided", "union"):
         yield DeviceCase(name, length=2048, causal=True, padding="documents", path="split")
     yield DeviceCase("strided", "compiled", length=2048, causal=True, dtype="fp32", padding="none")
