@@ -222,7 +222,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
         ("bigbird", {"block_size": 32}, "flex"),
         ("segmented", {"block_size": 128}, "plain"),
         ("block_top_k", {"block_size": 64}, "flex"),
-        ("linear", {}, "plain"),
+        ("linear", {}, "linear"),
     ],
 )
 def test_each_call_on_cuda_takes_its_path(name: str, options: dict[str, Any], path: str) -> None:
