@@ -17,13 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ..errors import InputError
 from ..names import look_up
 
 Derived = TypeVar("Derived")
-NO_FUSED_KERNELS = "torch.nn.attention.sdpa_kernel leaves fused kernels out"
 MAX_NORM = 1e10
 """Norm below which a tensor's products with another keep far below the CPU's additive masks (-1e30), in scores and in
 gradients. NaN and infinity are not below it."""
@@ -348,16 +346,9 @@ def without_autocast(x: Tensor) -> Any:
 def no_fused_kernels() -> str | None:
     """Why only plain operations may run now, as a clause; ``None`` in a graph, or if fused kernels may run.
 
-    A fused kernel has no second derivative. Plain operations have, and ``sdpa_kernel(SDPBackend.MATH)`` asks for them.
-    A kernel of this package has no rule for ``torch.func``, such as ``grad`` and ``vmap``, either.
+    A kernel of this package has no rule for ``torch.func``, such as ``grad`` and ``vmap``.
     """
-    if torch.compiler.is_compiling():
-        return None
-    if transformed():
-        return TRANSFORMED
-    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():
-        return None  # named for CUDA, but valid for every device
-    return NO_FUSED_KERNELS
+    return TRANSFORMED if not torch.compiler.is_compiling() and transformed() else None
 
 
 def differentiated(*tensors: Tensor) -> bool:

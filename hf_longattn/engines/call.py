@@ -4,25 +4,20 @@ path."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, mem_efficient_sdp_enabled
 
 from ..errors import InputError
 from .batch import (
-    NO_FUSED_KERNELS,
-    TRANSFORMED,
     Batch,
     Derived,
     DocumentLabels,
     all_moderate,
     cached_on,
     in_graph,
-    transformed,
 )
 from .byte_cache import BYTE_CACHE
 from .score_terms import NO_TERM, GridBias, ScoreMod, ScoreTerm, as_term
@@ -433,13 +428,6 @@ class DispatchContext:
     def few_pairs(self) -> Any:
         """Whether a dense masked call is fastest: one query, or at most :data:`DENSE_CELLS` pairs."""
         return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
-
-    @functools.cached_property
-    def plain_only(self) -> str | None:
-        """:func:`no_fused_kernels`, evaluated once per call. Not used in graphs, which may have fused kernels."""
-        if transformed():
-            return TRANSFORMED
-        return None if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled() else NO_FUSED_KERNELS
 
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]

@@ -191,7 +191,7 @@ def _plain_attention(
     scale: float | None = None,
     sink_scores: Tensor | None = None,
 ) -> Tensor:
-    """:func:`fused_attention` in plain operations, which have all derivatives. Queries without a visible key give
+    """:func:`fused_attention` in plain operations. Queries without a visible key give
     zeros."""
     grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries of all heads that share a key head
     scores = products(grouped, k).view(*q.shape[:3], k.shape[2]) * (q.shape[-1] ** -0.5 if scale is None else scale)

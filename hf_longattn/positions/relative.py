@@ -398,7 +398,7 @@ class SelfExtend(RelativePositions):
         return score - near
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Softmax attention with these scores, in blocks of queries; in graphs and without fused kernels in one.
+        """Softmax attention with these scores, in blocks of queries; in graphs and under ``torch.func`` in one.
 
         A query has its vectors for all choices side by side. A key is repeated for every choice that the block needs,
         with zeros for other choices, and a mask hides all but one repetition for each pair.

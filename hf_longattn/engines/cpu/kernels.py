@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ...names import look_up
-from ..batch import in_graph, no_fused_kernels
+from ..batch import TRANSFORMED, in_graph, no_fused_kernels, transformed
 from ..byte_cache import BYTE_CACHE
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
 from ..dense import products, unit_stride
@@ -57,8 +57,8 @@ def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = Fa
         return ELSEWHERE
     if not exports and context.exporting:
         return NOT_IN_AN_EXPORTED_GRAPH
-    if not torch.compiler.is_compiling() and context.plain_only is not None:
-        return context.plain_only
+    if not torch.compiler.is_compiling() and transformed():
+        return TRANSFORMED
     return "the fused kernel has no dropout" if context.call.dropout and not drops else None
 
 
@@ -270,7 +270,7 @@ def drops_in_tiles(context: DispatchContext) -> bool:
         return False
     if not 0 < Dropout(call.dropout, 0).threshold < 1 << BITS:
         return False
-    return not context.few_pairs and (torch.compiler.is_compiling() or context.plain_only is None)
+    return not context.few_pairs and no_fused_kernels() is None
 
 
 def random_bits(count: int, seed: int, label: tuple[int, ...]) -> Tensor:
