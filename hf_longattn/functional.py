@@ -33,7 +33,7 @@ from .mechanisms.common.base import Mechanism
 from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch, reads_grid
 from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
-from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
+from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, why_not_exported, without_tensors
 from .mechanisms.common.shared_options import by_length, check_form, for_length, full_of, in_order, is_full
 
 
@@ -417,7 +417,10 @@ def run_mechanism(
     if OBSERVERS and not observed and not torch.compiler.is_compiling():
         with running(mechanism):
             return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence, observed=True)
-    if not torch.compiler.is_exporting() and 0 in q.shape:
+    if torch.compiler.is_exporting():
+        if (reason := why_not_exported(mechanism)) is not None:
+            raise BackendError(reason)
+    elif 0 in q.shape:
         return nothing_seen(q, k, v)
     if q.is_meta and not in_graph():
         with runs_shapes():

@@ -104,7 +104,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     ),
     "assert_in_graph": ("torch:_assert_async",),
     "assume_in_graph": ("torch:_check",),
-    "trace_errors": ("torch:_dynamo.exc.UserError",),
     "compile_errors": ("torch:_dynamo.exc.TorchDynamoException",),
     "floats_as_constants": ("torch:_dynamo.config",),
     "stays_in_place": ("torch:_dynamo.mark_static_address",),

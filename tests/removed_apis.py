@@ -90,7 +90,6 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.engines import byte_cache, global_rows, topk
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
-    from hf_longattn.export import graphs
     from hf_longattn.families import wav2vec2_bert, wavlm
     from hf_longattn.mechanisms import performer
     from hf_longattn.mechanisms.common import masked
@@ -115,7 +114,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "functorch": lambda: apis.look_up("functorch", when_called=True)(),
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),
-        "trace_errors": graphs.trace_errors,
         "compile_errors": flex_kernel.compile_errors,
         "floats_as_constants": flex_kernel.floats_as_constants,
         "stays_in_place": lambda: attention_cache.stays_in_place(ones),

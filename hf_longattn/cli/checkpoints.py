@@ -371,7 +371,7 @@ def export_report(graph: ExportReport) -> Iterator[Part]:
     form = graph.format if graph.opset is None else f"{graph.format}, opset {graph.opset}"
     yield {
         "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",
-        "graph": f"{graph.class_name}, {form}, any batch size, {graph.min_length:,} to {graph.max_length:,} tokens",
+        "graph": f"{graph.class_name}, {form}, any batch size, 2 to {graph.max_length:,} tokens",
         "inputs": ", ".join(graph.inputs),
         "outputs": ", ".join(graph.outputs),
     }

@@ -30,8 +30,7 @@ CALL_BYTES = 4 << 20
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this engine does not run, as a clause. ``None`` if it may run."""
-    masked = context.call.key_mask is not None and not torch.compiler.is_exporting()
-    if masked and not context.few_pairs and why_not_tiles(context) is None:
+    if context.call.key_mask is not None and not context.few_pairs and why_not_tiles(context) is None:
         return "padding lies between the cells, and the fused kernel runs the listed pairs"
     if "windows" in context.call.term.engines:
         return None

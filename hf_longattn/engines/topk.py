@@ -65,16 +65,14 @@ def topk(scores: Tensor, k: int) -> Tensor:
     Ties go to the lower index, as in a stable sort.
     """
     length = scores.shape[-1]
-    sorts_whole_rows = accelerator.accelerated(scores) and length <= MAX_SORTED and not torch.compiler.is_exporting()
+    sorts_whole_rows = accelerator.accelerated(scores) and length <= MAX_SORTED
     if k >= length or sorts_whole_rows:
         values, index = scores.sort(dim=-1, descending=True, stable=True)
         return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
-    if not torch.compiler.is_exporting() and (in_graph() or accelerator.accelerated(scores)):  # without reading values
+    if in_graph() or accelerator.accelerated(scores):  # without reading values
         values, index = _stable(scores, k)
         return index.masked_fill(values == float("-inf"), -1)
     values, index = scores.topk(k + 1, dim=-1)
-    if torch.compiler.is_exporting():  # see ranking
-        return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
     if bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
         values, index = _stable(scores, k)
     return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
@@ -82,8 +80,6 @@ def topk(scores: Tensor, k: int) -> Tensor:
 
 def ranking(scores: Tensor) -> Tensor:
     """Indices that sort ``scores (…, N)`` from highest to lowest. Ties go to the lower index."""
-    if torch.compiler.is_exporting():  # ONNX has this rule for TopK, and no stable sort
-        return scores.sort(dim=-1, descending=True).indices
     return scores.argsort(dim=-1, descending=True, stable=True)
 
 

@@ -73,7 +73,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         sample={"max_span": 40, "ramp": 8, "init_span": 20},
         covering=lambda length, causal: {"max_span": length},
     )
-    capabilities = Mechanism.capabilities.but(trains=True, position_dependent=False, exports="definition")
+    capabilities = Mechanism.capabilities.but(trains=True, position_dependent=False)
     per_head_tensors = ("span_fraction",)
     options: AdaptiveSpanOptions
 

@@ -105,7 +105,7 @@ class BigBird(MaskedMechanism):
         sample={"block_size": 4, "num_random_blocks": 2},
         covering=lambda length, causal: {"block_size": length},
     )
-    capabilities = MaskedMechanism.capabilities.but(takes_globals=True, exports="definition")
+    capabilities = MaskedMechanism.capabilities.but(takes_globals=True)
     per_head_tensors = ()
     drawn_by_layer = True
     _table_of_layer: tuple[Any, Tensor] | None = None

@@ -57,7 +57,7 @@ class BlockTopK(Mechanism):
         sample={"block_size": 32, "num_blocks": 3},
         covering=lambda length, causal: {"block_size": 16, "num_blocks": -(-length // 16)},
     )
-    capabilities = Mechanism.capabilities.but(takes_sinks=True, exports="definition")
+    capabilities = Mechanism.capabilities.but(takes_sinks=True)
     per_head_tensors = ()
     options: BlockTopKOptions
 

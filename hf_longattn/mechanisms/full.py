@@ -23,7 +23,7 @@ class Full(SparseMechanism):
         cost="N²",
         covering=lambda length, causal: {},
     )
-    capabilities = SparseMechanism.capabilities.but(images="any")
+    capabilities = SparseMechanism.capabilities.but(images="any", exports=True)
     per_head_tensors = ()
     forward_is_mask = True
 

@@ -71,7 +71,6 @@ class Hierarchical(Mechanism):
         sample={"block_size": 8},
         covering=lambda length, causal: {"block_size": length + length % 2},
     )
-    capabilities = Mechanism.capabilities.but(exports="never")
     per_head_tensors = ()
     options: HierarchicalOptions
 

@@ -83,9 +83,7 @@ class Hybrid(Mechanism, Stateful):
         sample={"window": 16},
         covering=lambda length, causal: {"window": 2 * length},
     )
-    capabilities = Mechanism.capabilities.but(
-        trains=True, takes_score_mod=False, position_dependent=False, exports="definition"
-    )
+    capabilities = Mechanism.capabilities.but(trains=True, takes_score_mod=False, position_dependent=False)
     options: HybridOptions
 
     def __init__(

@@ -41,7 +41,7 @@ class Linear(LinearMechanism):
         engine="linear",
         cost="N·D²",
     )
-    capabilities = LinearMechanism.capabilities.but(images="any")
+    capabilities = LinearMechanism.capabilities.but(images="any", exports=True)
     per_head_tensors = ()
     options: LinearOptions
 

@@ -237,10 +237,6 @@ def segment_means(x: Tensor, count: int) -> Tensor:
     length = x.shape[2]
     if length <= count:
         return x
-    # a graph for all lengths cannot have slices with bounds that depend on the length
-    if torch.compiler.is_exporting():
-        everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
-        return project_length(segment_matrix(everything, count, x.dtype).transpose(1, 2)[:, None], x)
     size = length // count
     shorter = (size + 1) * count - length
     means = [x[:, :, : shorter * size].unflatten(2, (shorter, size)).mean(3)]

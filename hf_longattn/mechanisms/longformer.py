@@ -90,7 +90,7 @@ class Longformer(SparseMechanism, CopiesProjections):
         sample={"window": 32},
         covering=lambda length, causal: {"window": 2 * length},
     )
-    capabilities = SparseMechanism.capabilities.but(takes_globals=True)
+    capabilities = SparseMechanism.capabilities.but(takes_globals=True, exports=True)
     per_head_tensors = ()
     finds_starts = True
     forward_is_mask = True

@@ -135,9 +135,7 @@ class Nystrom(Mechanism):
         k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
         call = call.replace(dropout=0.0)
         real = call.key_mask
-        # the second branch is exact for short texts with padding, too
-        padded_graph = torch.compiler.is_exporting() and real is not None
-        if length <= self.options.num_landmarks and not padded_graph:
+        if length <= self.options.num_landmarks:
             out = dense_attention(q, k, v, call)
         else:
             # A⁺ has large entries of both signs that cancel, so its factors must not be in half precision.

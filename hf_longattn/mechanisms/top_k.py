@@ -45,9 +45,7 @@ class TopK(Mechanism):
         covering=lambda length, causal: {"num_keys": length},
     )
     per_head_tensors = ()
-    capabilities = Mechanism.capabilities.but(
-        takes_sinks=True, position_dependent=False, images="any", exports="definition"
-    )
+    capabilities = Mechanism.capabilities.but(takes_sinks=True, position_dependent=False, images="any")
     options: TopKOptions
 
     def covers(self, length: int, causal: bool = False) -> bool:

@@ -208,7 +208,7 @@ class TransformerXL(GatheredMechanism):
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as
         constants."""
-        if not self.stops or torch.compiler.is_exporting():
+        if not self.stops:
             return super().defined(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
         remembered = [x.to(q.dtype) for x in _remembered(k, v, call.detached_kv)]

@@ -97,7 +97,6 @@ class Union(GatheredMechanism):
             takes_globals=any(member.takes_globals for member in capabilities),
             takes_sinks=all(member.takes_sinks for member in capabilities),
             position_dependent=any(member.position_dependent for member in capabilities),
-            exports="never" if any(member.exports == "never" for member in capabilities) else "definition",
         )
         if all(member.per_head_tensors is not None for member in self.mechanisms):
             named = ((i, name) for i, member in enumerate(self.mechanisms) for name in member.per_head_tensors or ())

@@ -136,6 +136,7 @@ class Window(SparseMechanism, GatheredMechanism):
         sample={"window": 32},
         covering=lambda length, causal: {"window": 2 * length},
     )
+    capabilities = SparseMechanism.capabilities.but(exports=True)
     per_head_tensors = ()
     options: WindowOptions
     listed = False
@@ -166,7 +167,7 @@ class Window(SparseMechanism, GatheredMechanism):
             self.causal = True
         if self.max_dilation > 1:
             self.forward_is_mask = False
-            self.capabilities = self.capabilities.but(exports="definition")
+            self.capabilities = self.capabilities.but(exports=False)
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""

@@ -356,8 +356,7 @@ def longattn_attention_forward(
             if query.shape[2] == 1 and call.score_mod is None and not with_weights and _steps_by_mask(mechanism, call):
                 output = _step(mechanism, query, key, value, call)
             else:
-                defined = torch.compiler.is_exporting() and mechanism.capabilities.exports == "definition"
-                output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
+                output = run_batch(mechanism, query, key, value, call)
             if with_weights:
                 weights = attention_weights(mechanism, query, key, call.replace(dropout=0.0, detached_kv=None))
     output = output.transpose(1, 2).contiguous()

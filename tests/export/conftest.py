@@ -33,15 +33,13 @@ def programs_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.export, "load", load_once)
 
 
-OWN_LENGTH = {"linformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}}
-
-
 def saved(
     folder: Path, mechanism: str = "longformer", base: str = "bert", head: str = "LongBertModel", **options: Any
 ) -> Path:
     chosen = {
         "mechanism": mechanism,
-        **{**mechanism_class(mechanism).about.sample, **OWN_LENGTH.get(mechanism, {}), **options},
+        **mechanism_class(mechanism).about.sample,
+        **options,
     }
     config = long_config(base, chosen, num_hidden_layers=1, max_position_embeddings=LENGTH)
     torch.manual_seed(0)

@@ -46,16 +46,15 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 """The gradients of q, k and v."""
 
 
-def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = False) -> str | None:
+def why_not(context: DispatchContext, *, drops: bool = False) -> str | None:
     """Why the fused kernel does not run, as a clause. Score terms are not checked.
 
     Args:
         drops: whether the path implements this call's dropout without the kernel.
-        exports: whether the path supports exported graphs.
     """
     if context.device != "cpu":
         return ELSEWHERE
-    if not exports and context.exporting:
+    if context.exporting:
         return NOT_IN_AN_EXPORTED_GRAPH
     if not torch.compiler.is_compiling() and transformed():
         return TRANSFORMED
@@ -64,7 +63,7 @@ def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = Fa
 
 def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | None:
     """Why the fused kernel does not run tiles of listed queries and keys, as a clause."""
-    if (why := why_not(context, drops=drops, exports=True)) is not None:
+    if (why := why_not(context, drops=drops)) is not None:
         return why
     if context.call.score_mod is not None:
         return "the fused kernel adds no score term"

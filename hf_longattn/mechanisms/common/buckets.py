@@ -32,7 +32,6 @@ class BucketedMechanism(Mechanism):
     """A mechanism on the bucketed engine. Methods that find buckets get raw keys: rounding in :meth:`prepared` could
     change a bucket."""
 
-    capabilities = Mechanism.capabilities.but(exports="definition")
     count_duplicates: bool = False
     """Whether a pair that meets in several rounds counts once per round."""
     plain_scores: bool = True

@@ -82,8 +82,7 @@ class Capabilities:
     images: support for images: ``"any"``; ``"ordered"`` = only with the option ``order``, because distances in the
         sequence matter; or ``"never"``, because it reads segments one after the other, each with a memory of earlier
         segments.
-    exports: code in a ``torch.export`` graph for all lengths: ``"engine"``; ``"definition"`` (in N×N memory), if the
-        engine's layout depends on length or data; or ``"never"``.
+    exports: whether ``torch.export`` makes one graph of it for all lengths.
     recursion: the segments in which the whole model runs; ``None`` if it runs on whole texts.
     """
 
@@ -97,7 +96,7 @@ class Capabilities:
     position_dependent: bool = True
     needs_grid: bool = False
     images: Literal["ordered", "any", "never"] = "ordered"
-    exports: Literal["engine", "definition", "never"] = "engine"
+    exports: bool = False
     recursion: Recursion | None = None
 
     def but(self, **changes: Any) -> Capabilities:

@@ -414,7 +414,6 @@ class GatheredMechanism(MaskedMechanism):
     The engine takes whole sequences. If there are fewer queries than keys, queries of zeros are put in front.
     """
 
-    capabilities = MaskedMechanism.capabilities.but(exports="definition")
     listed = True
     forward_is_mask = True
 

@@ -439,6 +439,17 @@ def has_tensors(module: nn.Module) -> bool:
     return next(itertools.chain(module.parameters(), module.buffers()), None) is not None
 
 
+def why_not_exported(mechanism: Mechanism) -> str | None:
+    """Why ``torch.export`` makes no graph of a mechanism, as a sentence. ``None`` if it does."""
+    if mechanism.capabilities.exports:
+        return None
+    exportable = ", ".join(name for name in list_mechanisms() if mechanism_class(name).capabilities.exports)
+    return (
+        f"Mechanism {mechanism.name!r} with these options cannot be exported as a graph, but {exportable} without "
+        "dilation can; convert the source again, for example with --mechanism longformer, or run the model in PyTorch."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class MechanismSpec:
     """A registered mechanism and its checked options.
