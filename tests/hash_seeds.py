@@ -48,11 +48,11 @@ def inputs(folder: Path, checkpoint: Path) -> dict[str, str]:
 def search(folder: Path, checkpoint: Path) -> dict[str, str]:
     """The design of a search, with costs that do not depend on the machine."""
     from hf_longattn.search import search_design
-    from hf_longattn.search.costs import LayerCost, LayerCosts
+    from hf_longattn.search.costs import LayerCosts
     from tests.trained import REAL_TEXT
 
-    def measure(self: LayerCosts, candidates: Any, *_: Any, **__: Any) -> dict[str, LayerCost]:
-        return {str(one): LayerCost(float(number + 1), 1000) for number, one in enumerate(candidates)}
+    def measure(self: LayerCosts, candidates: Any, *_: Any, **__: Any) -> dict[str, float]:
+        return {str(one): float(number + 1) for number, one in enumerate(candidates)}
 
     LayerCosts.measure = measure  # type: ignore[method-assign]
     (folder / "text.txt").write_text(REAL_TEXT, encoding="utf-8")

@@ -86,7 +86,7 @@ def search(
 ) -> None:
     """Choose a mechanism for every layer under a budget.
 
-    The budget limits time or memory. The search measures the share of every layer's attention that each candidate
+    The budget limits time. The search measures the share of every layer's attention that each candidate
     keeps, and its cost on this machine. Convert the result with `longattn convert MODEL DST --config OUTPUT`.
     """
     from ..search import search_design
@@ -397,15 +397,14 @@ def search_report(result: SearchResult) -> Iterator[Part]:
     """The chosen design, the reason, and the alternatives."""
     yield Styled(result.reason, "bold")
     yield from filter(None, (result.loss_sentence, *result.notes, " "))
-    score = "captured mass" if result.score == "mass" else "−KL (nats)"
     chosen = enumerate(zip(result.chosen.design.names, result.scores, strict=True))
     rows = [(f"{layer}", name, f"{scores[name]:.3f}" if name in scores else "") for layer, (name, scores) in chosen]
-    yield table(("layer", "runs", score), rows, align="rlr")
+    yield table(("layer", "runs", "captured mass"), rows, align="rlr")
     uniform = [
         (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design))
         for design in result.uniform
     ]
-    yield table(("design", score, "cost"), uniform, "the same in every layer")
+    yield table(("design", "captured mass", "cost"), uniform, "the same in every layer")
     if result.reasons:
         yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"
     length = f"{result.length:,} tokens" if result.sizes is None else str(result.sizes[0])

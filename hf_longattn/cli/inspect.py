@@ -28,18 +28,15 @@ def inspect(
     model: Annotated[str, flags.model_argument("A long checkpoint or a stock model")],
     file: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="INPUT", help="A text, photo or recording to measure attention on.", show_default=False
-        ),
+        typer.Argument(metavar="INPUT", help="A text to measure attention on.", show_default=False),
     ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
             metavar="N,N,...",
-            help="Lengths of INPUT in tokens, for example 512,2K,8K, or of recordings in seconds, 15,60; without "
-            "INPUT, lengths for a stock model's memory.",
-            show_default="512 to 8K tokens or 7.5 to 30 seconds, as far as MODEL and INPUT reach; without INPUT "
-            "2K,8K,32K",
+            help="Lengths of INPUT in tokens, for example 512,2K,8K; without INPUT, lengths for a stock model's "
+            "memory.",
+            show_default="512 to 8K tokens, as far as MODEL and INPUT reach; without INPUT 2K,8K,32K",
         ),
     ] = None,
     candidate: Annotated[
@@ -68,9 +65,7 @@ def inspect(
     grows, and what each mechanism would keep of it. With --plot, also draw the layers' attention patterns.
     """
     if file is None:
-        flags.refuse_typed(
-            context, ("candidate", "queries", "device"), "requires INPUT; give a text, photo or recording."
-        )
+        flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text.")
     else:
         flags.refuse_typed(
             context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out."
@@ -79,14 +74,11 @@ def inspect(
     from ..errors import check_extra
     from ..files import check_new_file, is_long
     from ..inspect import diagnose, inspect_checkpoint, inspect_stock
-    from ..inspect.attention import is_text
     from ..inspect.drawing import draw_patterns, name_layers
-    from ..inspect.texts import read_durations, read_lengths
+    from ..inspect.texts import read_lengths
 
     if file is not None:
-        measured: Sequence[float] | None = None
-        if lengths is not None:
-            measured = read_lengths(lengths.split(",")) if is_text(file) else read_durations(lengths)
+        measured = None if lengths is None else read_lengths(lengths.split(","))
         with progress() as tell:
             diagnosis = diagnose(
                 model,
@@ -190,13 +182,11 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
 
 
 def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
-    from ..inspect.diagnosis import in_seconds, percent
+    from ..inspect.diagnosis import percent
 
     yield Styled(diagnosis.conclusion(), "bold")
-    if diagnosis.image is not None:
-        yield f"Image of {diagnosis.image.size}, {diagnosis.image.grid}."
     yield from filter(None, (diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes))
-    unit, rows = diagnosis.unit, []
+    rows = []
     for number, layer in enumerate(diagnosis.last.layers):
         effective = [
             f"{float(row.layers[number].numbers['effective_tokens'].mean()):,.1f}" for row in diagnosis.lengths
@@ -205,16 +195,12 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
         rows.append((str(number), *effective, *shares))
     columns = (
         "layer",
-        *(f"eff. {unit}\nof {row.length:,}" for row in diagnosis.lengths),
+        *(f"eff. tokens\nof {row.length:,}" for row in diagnosis.lengths),
         "largest\nweight",
-        f"first\n{unit}",
+        "first\ntokens",
     )
     yield table(columns, rows, "mean over the heads of a layer", align="r")
-    title = (
-        f"kept of the attention at {diagnosis.in_words(diagnosis.last.length)}; cost as a share of full attention's"
-    )
-    if diagnosis.frame_seconds is not None:
-        title += f"; options count frames of {in_seconds(diagnosis.frame_seconds)}"
+    title = f"kept of the attention at {diagnosis.last.length:,} tokens; cost as a share of full attention's"
     candidates = []
     for number in diagnosis.applicable():
         least, where = diagnosis.least(number)

@@ -1,12 +1,6 @@
 """The selected engine: deterministic search for each query's k best keys, and attention over them.
 
-**Search.** Ties go to the lower index. A long row of scores is prefiltered in float32. Its k highest scores lie in the
-k blocks with the highest maxima. So blocks of 32 are compared by their maxima first, then blocks of 8 inside the best.
-Only the remaining scores are ranked. A float32 product q·k is off by at most γ·|q|·|k| with γ = (D + 2)·2⁻²⁴ (Higham
-2002, Accuracy and Stability of Numerical Algorithms, §3.1). If the k-th and the next score are further apart than
-twice this bound, the choice is as in exact arithmetic. Other rows are ranked again in float64. Without the prefilter,
-``top_k`` takes 1.6-1.8 times as long for the forward pass and 1.2-1.5 times for forward and backward. On a GPU all
-heads are searched together. The rows to rank again are counted once, at the end. This is the only wait for the device.
+**Search.** Scores are computed and ranked in float64, a few queries at a time. Ties go to the lower index.
 
 **Attention.** Scores, softmax and sums run over N·k pairs, in memory N·k. Three operations compute scores and sums.
 They are each other's gradients and never hold more than a slice of the gathered keys:
@@ -16,7 +10,7 @@ They are each other's gradients and never hold more than a slice of the gathered
     pair_spread(w, x, index)[m]    = Σ_{i, j: index_ij = m} w_ij x_i
 
 The gathered engine with one query per tile row takes 3.6-4.2 times as long for the forward pass, 2.5-2.8 times for
-forward and backward. (Both comparisons: 1,024 and 4,096 tokens, 64 keys per query, 4 heads of 64, one CPU thread.)
+forward and backward. (1,024 and 4,096 tokens, 64 keys per query, 4 heads of 64, one CPU thread.)
 """
 
 from __future__ import annotations
@@ -30,21 +24,15 @@ from torch import Tensor
 from ..errors import BackendError
 from ..names import look_up, warn_missing
 from . import accelerator
-from .batch import in_graph, no_fused_kernels, without_autocast
+from .batch import in_graph, no_fused_kernels
 from .call import AttentionCall
 from .dense import at_least_fp32, grid_of, masked_softmax, repeat_heads
 from .score_terms import ScoreMod
 
 SCORE_CELLS = 1 << 19
 """Maximum scores per search step on a CPU. The results of a step then stay in the CPU cache."""
-PREFILTER_WIDTHS = (32, 8)
-"""Scores per block, in the first and the second round of the prefilter."""
-MIN_PREFILTERED_KEYS = 1024
-"""Minimum scores per row for a round of the prefilter."""
 MAX_GATHERED_NUMBERS = 1 << 20
 """Maximum gathered numbers in memory at once, on a CPU without a fused gather operation."""
-CAUSAL_STEPS = 4
-"""Target steps of a causal search on an accelerator. A step scores no keys after its last query."""
 MAX_SORTED = 1024
 """Maximum scores per row that an accelerator sorts as a whole."""
 
@@ -104,9 +92,6 @@ def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
         q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
         key_mask: ``(B, Nk)`` bool, True = real token.
     """
-    # decoding would wait for the device at every step
-    if float32_products(q) and not (q.shape[2] == 1 and accelerator.accelerated(q)):
-        return prefiltered_topk_keys(q, k, key_mask, count, causal, scale)
     return search_keys(q, repeat_heads(k, q.shape[1]), key_mask, count, causal, scale, None).sort(-1).values
 
 
@@ -154,100 +139,6 @@ def search_keys(
     return _search(q, k, count, visible, offset if causal else None)
 
 
-def prefiltered_topk_keys(
-    q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float
-) -> Tensor:
-    """The keys of :func:`topk_keys`, searched in float32. Queries whose result is in doubt are searched again in
-    float64."""
-    (batch, heads, length, _), kv_heads, group = q.shape, k.shape[1], q.shape[1] // k.shape[1]
-    longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
-    margins = product_margin(q, longest.repeat_interleave(group, 1), scale)
-    with without_autocast(q):
-        if accelerator.accelerated(q):
-            return _prefiltered(q, k, key_mask, margins, count, causal, scale)
-        index = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)
-        for item in range(batch):  # one key head at a time: its scores stay in the CPU cache
-            row = slice(item, item + 1)
-            for head in range(kv_heads):
-                of_head, real = slice(head * group, (head + 1) * group), None if key_mask is None else key_mask[row]
-                index[row, of_head] = _prefiltered(
-                    q[row, of_head], k[row, head : head + 1], real, margins[row, of_head], count, causal, scale
-                )
-    return index
-
-
-def _prefiltered(
-    q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float
-) -> Tensor:
-    """:func:`prefiltered_topk_keys` for batch items and heads that are scored at once."""
-    (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
-    offset, columns = kv_len - length, torch.arange(kv_len, device=q.device)
-
-    def scored(queries: Tensor, keys: Tensor, positions: Tensor, seen: int) -> Tensor:
-        """Scores ``(B, H, n, m)``, -inf where hidden.
-
-        Args:
-            queries: ``(B, H, n, D)``.
-            positions: ``(B or 1, H or 1, n)``, their positions.
-            seen: number of leading keys that every query may see under causality.
-        """
-        scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(
-            batch, heads, queries.shape[2], -1
-        )
-        if queries.dtype == torch.float64:
-            scores.mul_(scale)
-        if causal:
-            scores[..., seen:].masked_fill_(columns[seen : keys.shape[2]] > positions[..., None], float("-inf"))
-        return (
-            scores
-            if key_mask is None
-            else scores.masked_fill_(~key_mask[:, None, None, : keys.shape[2]], float("-inf"))
-        )
-
-    def exactly(rows: Tensor) -> Tensor:
-        queries = q.gather(2, rows[..., None].expand(-1, -1, -1, q.shape[3])).double()
-        index = topk(scored(queries, k.double(), rows + offset, 0), count)
-        return F.pad(index, (0, count - index.shape[3]), value=-1).sort(-1).values
-
-    keys = k.float()
-    chosen, doubtful = [], []
-    step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * kv_len))
-    step = min(step, max(1024, -(-length // CAUSAL_STEPS))) if causal else step
-    for row in range(0, length, step):
-        rows = slice(row, min(row + step, length))
-        stop = offset + rows.stop if causal else kv_len
-        scores = scored(
-            q[:, :, rows].float() * scale, keys[:, :, :stop], columns[None, None, offset:][..., rows], offset + row
-        )
-        index, doubt = prefiltered_topk(scores.view(-1, stop), min(count, stop), margins[:, :, rows].reshape(-1, 1))
-        chosen.append(F.pad(index, (0, count - index.shape[1]), value=-1).view(batch, heads, -1, count))
-        doubtful.append(doubt.view(batch, heads, -1))
-    return searched_again(torch.cat(chosen, 2), torch.cat(doubtful, 2), exactly, q, kv_len)
-
-
-def searched_again(
-    best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], Tensor], q: Tensor, columns: int
-) -> Tensor:
-    """Search again for queries ``in_doubt (B, H', N)``, and update ``best (B, H', N, K)``. Only their number is read
-    from the device.
-
-    Args:
-        exactly: function of ``rows (B, H', n)`` that searches for these queries in float64 and returns
-            ``(B, H', n, K)``.
-        q: the queries ``(B, H, N, D)``.
-        columns: scores per query.
-    """
-    most = int(in_doubt.sum(2).max())
-    if not most:
-        return best
-    order = in_doubt.to(torch.uint8).sort(dim=2, descending=True, stable=True).indices[:, :, :most]
-    step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS, 8) // (len(q) * q.shape[1] * columns))
-    for rows in order.split(step, 2):
-        index = exactly(rows)
-        best = best.scatter(2, rows[..., None].expand(index.shape), index)
-    return best
-
-
 Finish = Callable[[Tensor, int, slice, Tensor, Tensor], Tensor]
 """``finish(products, item, heads, i, j)``: products ``(H', n, m)`` of an item's ``heads`` with scale and score term,
 -inf where hidden.
@@ -279,59 +170,6 @@ def _search(q: Tensor, k: Tensor, count: int, visible: Finish, diagonal: int | N
                 steps.append(F.pad(index, (0, count - index.shape[-1]), value=-1))
             parts.append(torch.cat(steps, 1))
     return torch.cat(parts).view(batch, heads, length, count)
-
-
-def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the k highest scores of every row, ascending.
-
-    Args:
-        scores: ``(R, N)`` float32, -inf where hidden; k ≤ N.
-        margin: ``(R, 1)``, error bound of a score.
-    Returns:
-        Indices ``(R, k)`` int64, -1 where fewer than k are visible, and whether each row is in doubt, ``(R,)`` bool.
-    """
-    (rows, length), left, column = scores.shape, scores, None
-    if k == length:
-        index = torch.arange(k, device=scores.device).masked_fill(scores == float("-inf"), -1)
-        return index.sort(-1).values, torch.zeros(rows, dtype=torch.bool, device=scores.device)
-    for width in PREFILTER_WIDTHS:
-        blocks = -(-left.shape[1] // width)
-        if left.shape[1] < MIN_PREFILTERED_KEYS or blocks < 2 * (k + 1):
-            continue
-        missing = blocks * width - left.shape[1]
-        left = (F.pad(left, (0, missing), value=float("-inf")) if missing else left).view(rows * blocks, width)
-        best = left.amax(1).view(rows, blocks).topk(k + 1, sorted=False).indices
-        first = torch.arange(rows, device=scores.device)[:, None] * blocks
-        left = F.embedding(best + first, left).flatten(1)
-        inside = (best[..., None] * width + torch.arange(width, device=scores.device)).flatten(1)
-        column = inside if column is None else column.gather(1, inside)
-    values, index = left.topk(k + 1)
-    index = index[:, :k] if column is None else column.gather(1, index[:, :k])
-    gap = values[:, k - 1] - values[:, k]
-    doubtful = ~(gap > 2 * margin[:, 0]) & (values[:, k] != float("-inf"))
-    return index.masked_fill(values[:, :k] == float("-inf"), -1).sort(-1).values, doubtful
-
-
-def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
-    """Error bound of float32 scores ``scale · q·k``, for ``q (…, n, D)`` and key norms up to ``longest (…)``.
-
-    Returns ``(…, n, 1)`` float32. The norms, the product and the factor are rounded as well, so D + 8 replaces D + 2.
-    """
-    rounding = (q.shape[-1] + 8) * torch.finfo(torch.float32).eps / 2
-    length = torch.linalg.vector_norm(q, dim=-1, keepdim=True, dtype=torch.float32)
-    return length * longest[..., None, None] * (abs(scale) * rounding) + torch.finfo(torch.float32).tiny
-
-
-def float32_products(x: Tensor) -> bool:
-    """Whether :func:`product_margin` bounds the error of float32 products of ``x``. True on CPU and CUDA, unless TF32
-    or similar is on."""
-    if x.dtype == torch.float64 or x.device.type not in ("cpu", "cuda"):
-        return False
-    try:
-        exact = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # raised if the user set the precision of a single backend
-        return False
-    return exact and (x.device.type == "cpu" or torch.backends.cuda.matmul.fp32_precision in ("none", "ieee"))
 
 
 def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: AttentionCall) -> Tensor:

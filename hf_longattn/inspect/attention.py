@@ -1,8 +1,7 @@
-"""Diagnose a model: run it on a text, image or sound, at several lengths, and measure its attention."""
+"""Diagnose a model: run it on a text, at several lengths, and measure its attention."""
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,36 +13,26 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from ..configuration import LongAttentionConfig
-from ..conversion import plan_conversion
-from ..conversion.settings import ConversionConfig
-from ..conversion.source_models import chosen_device, load_as_result, open_source, quiet_libraries, refuse_quantised
+from ..conversion.source_models import chosen_device, open_source, quiet_libraries, refuse_quantised
 from ..engines.token_grid import Grid
-from ..errors import BackendError, InputError, OptionError
-from ..files import AUDIO_SUFFIXES, is_long
-from ..inputs.modality import Modality, modality_of, modality_of_model
-from ..inputs.sound_inputs import duration
+from ..errors import InputError, OptionError
+from ..files import is_long
 from ..inputs.tokenizer import load_tokenizer
 from ..loading import load_weights
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.masked import needs_training_by
-from ..modeling.family.audio_spec import audio_seconds
-from ..modeling.family.definition import FAMILIES, family_in, length_before_conversion, longest_input
-from ..modeling.family.grid_spec import PIXELS
-from ..modeling.grids import family_of
+from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
 from ..positions.trained_distances import TILE
-from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
-from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_heads
+from .candidates import Candidate, costs, read_candidates, reading_of, usual_candidates
+from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, sampled_rows
 from .texts import TextIds
 from .watching import (
-    NOT_DIAGNOSED,
     has_mechanisms,
     is_causal,
     run_stack,
-    tower_that_reads,
+    tower_of_texts,
     watched_inputs,
-    watched_layers,
     watched_stack,
     watching,
 )
@@ -51,14 +40,9 @@ from .watching import (
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 """Default lengths in tokens. Lengths beyond the model's maximum or the text are left out."""
 SHORTEST = 16
-SECONDS = (7.5, 15.0, 30.0)
-"""Default durations in seconds. Durations beyond the model's maximum or the recordings are left out."""
-EXCERPTS = 4
-"""Maximum number of excerpts of the recordings for each duration."""
 QUERIES = 1024
-"""Default number of queries measured at each length. The input is cut into this many equal parts, with one query from
+"""Default number of queries measured at each length. The text is cut into this many equal parts, with one query from
 each."""
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 Progress = Callable[[str], None]
 
 
@@ -80,13 +64,12 @@ class CapturedMass:
 class LoadedCheckpoint:
     """A model to watch, in fp32 unless it was given in memory.
 
-    name, class_name: names of the model (a checkpoint or in memory) and its class. is_long: whether it has mechanisms.
-    folder: folder with the tokenizer or processor; ``None`` for a model in memory.
+    name: name of the checkpoint, or of the model in memory. is_long: whether it has mechanisms.
+    folder: folder with the tokenizer; ``None`` for a model in memory.
     """
 
     model: Any
     name: str
-    class_name: str
     is_long: bool
     folder: Path | None = None
 
@@ -98,46 +81,20 @@ def load_to_watch(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> LoadedCheckpoint:
-    """Load a checkpoint with its own class. A sound model is loaded as a Long class with full attention, as only those
-    can be watched.
+    """Load a checkpoint with its own class.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or is quantised.
         OptionError: there is no such device.
     """
     if isinstance(model, nn.Module):
-        class_name = type(model).__name__
-        name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or class_name
-        return LoadedCheckpoint(model, name, class_name, has_mechanisms(model))
+        name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
+        return LoadedCheckpoint(model, name, has_mechanisms(model))
     target = chosen_device(device)
     source = open_source(model, revision=revision, token=token)
     refuse_quantised(source)
-    family = family_in(source.config)
-    if family is not None and modality_of(family).timed and not is_long(source.config):
-        plan = plan_conversion(source, config=ConversionConfig(long_attention=LongAttentionConfig("full")))
-        (loaded, _), class_name = (
-            load_as_result(source, plan.architecture, plan.config),
-            plan.architecture.source_class,
-        )
-    else:
-        loaded = load_weights(AutoModel, source.folder, local_files_only=True, dtype=torch.float32)
-        class_name = type(loaded).__name__
-    return LoadedCheckpoint(loaded.eval().to(target), str(model), class_name, is_long(source.config), source.folder)
-
-
-@dataclass(frozen=True)
-class ReadInputs:
-    """Inputs of a diagnosis.
-
-    name: name of the file. lengths: for each length, its name in messages, and inputs for
-        :func:`.watching.watched_inputs`.
-    frame_seconds: for sounds, seconds per frame.
-    """
-
-    name: str
-    lengths: list[tuple[str, list[Any]]]
-    notes: tuple[str, ...] = ()
-    frame_seconds: float | None = None
+    loaded = load_weights(AutoModel, source.folder, local_files_only=True, dtype=torch.float32)
+    return LoadedCheckpoint(loaded.eval().to(target), str(model), is_long(source.config), source.folder)
 
 
 @quiet_libraries()
@@ -146,7 +103,7 @@ def diagnose(
     text: str | Path | Tensor,
     *,
     processor: Any | None = None,
-    lengths: Sequence[float] | None = None,
+    lengths: Sequence[int] | None = None,
     queries: int = QUERIES,
     candidates: Sequence[str] | None = None,
     device: str | None = None,
@@ -167,14 +124,12 @@ def diagnose(
 
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which
-            is left as it was. Models of sound in memory must be Long models.
-        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens. For a model of images a
-            photo, for one of sound a recording, or a folder from which up to :data:`EXCERPTS` are read.
-        processor: the tokenizer, image processor or feature extractor of a model in memory.
+            is left as it was.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens.
+        processor: the tokenizer of a model in memory.
         lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long
-            enough. For sounds, durations in seconds; by default 7.5, 15 and 30. An image has one size, which its
-            processor makes.
-        queries: number of measured queries at each length; an input with fewer tokens is measured at all of them.
+            enough.
+        queries: number of measured queries at each length; a text with fewer tokens is measured at all of them.
         candidates: mechanisms such as ``"window:window=512"``; by default usual ones, see
             :mod:`hf_longattn.inspect.candidates`.
         device: "cpu", "cuda" …; by default the accelerator if there is one. A model in memory stays on its device.
@@ -183,12 +138,11 @@ def diagnose(
     Returns:
         The diagnosis.
     Raises:
-        InputError: the input or the model ends before a length.
-        CheckpointError: the text is empty, or the checkpoint cannot be loaded, is quantised or has no processor.
+        InputError: the text or the model ends before a length.
+        CheckpointError: the text is empty, or the checkpoint cannot be loaded or is quantised.
         DataError, InputError: a file cannot be read.
-        BackendError: the model's attention does not use transformers' AttentionInterface, or the model reads something
-            else.
-        OptionError, InputError: a candidate or setting does not exist, or an image's size does not fit.
+        BackendError: the model's attention does not use transformers' AttentionInterface, or the model reads no text.
+        OptionError: a candidate or setting does not exist.
     """
     if queries < 1:
         raise OptionError(
@@ -197,168 +151,83 @@ def diagnose(
     if lengths is not None and not lengths:
         raise OptionError("There is no length; give for example --lengths 512,2K, or leave it out.")
     loaded, progress = load_to_watch(model, device=device, revision=revision, token=token), progress or silent
-    reads_text = is_text(text)
-    network, tower = tower_that_reads(loaded.model, text=reads_text)
-    modality: Modality | None = None
-    if not reads_text:
-        modality = modality_of_model(network.config)
-        if modality is None or not (modality.drawn or modality.timed):
-            if modality is not None and modality.units:
-                model_type = network.config.model_type
-                raise BackendError(
-                    f"{loaded.name!r} is of type {model_type!r}, which reads {modality.nouns}; {NOT_DIAGNOSED}"
-                )
-            modality = modality_of(family_of(watched_layers(network)))
-    if modality is None:
-        read = _read_text(network, loaded, text, processor, lengths)
-    elif modality.timed:
-        read = _read_sounds(modality, network, loaded, Path(str(text)), processor, lengths)
-    else:
-        read = _read_image(modality, network, loaded, Path(str(text)), processor, lengths)
-    stack = watched_inputs(network, read.lengths[0][1][0])[0]
+    network, tower = tower_of_texts(loaded.model)
+    stack = watched_stack(network)
+    source, measured_lengths, notes = _read_text(stack, loaded, text, processor, lengths)
     causal = is_causal(stack)
-    chosen, reasons, measured = candidates_for(modality, candidates, causal), dict[str, str](), list[LengthDiagnosis]()
-    for name, pieces in read.lengths:
-        start, layers, share = time.perf_counter(), MeasuredLayers(chosen, reasons), -(-queries // len(pieces))
-        for number, piece in enumerate(pieces):
-            progress(name + (f", excerpt {number + 1} of {len(pieces)}" if len(pieces) > 1 else ""))
-            stack, arguments, layers.layout, tokens = watched_inputs(network, piece)
-            layers.rows = sampled_rows(tokens, share, seed=number)
-            with watching(stack, layers.see):
-                run_stack(stack, arguments)
-        measured.append(layers.at_length(tokens, len(layers.rows) * len(pieces), causal, time.perf_counter() - start))
-    device_name = torch.cuda.get_device_name(stack.device) if stack.device.type == "cuda" else str(stack.device)
-    if stack.device.type == "cpu":
+    chosen = usual_candidates(causal) if candidates is None else read_candidates(candidates)
+    reasons: dict[str, str] = {}
+    measured: list[LengthDiagnosis] = []
+    for length in measured_lengths:
+        progress(f"{length:,} tokens")
+        start = time.perf_counter()
+        layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries))
+        with watching(stack, layers.see):
+            run_stack(stack, source.plain(length))
+        measured.append(layers.at_length(length, causal, time.perf_counter() - start))
+    device_name = str(stack.device)
+    if stack.device.type == "cuda":
+        device_name = torch.cuda.get_device_name(stack.device)
+    elif stack.device.type == "cpu":
         device_name = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-    class_name = f"{loaded.class_name}, tower {tower}" if tower else loaded.class_name
+    class_name = type(loaded.model).__name__
     return Diagnosis(
         model=loaded.name,
-        model_class=class_name,
-        text=read.name,
+        model_class=f"{class_name}, tower {tower}" if tower else class_name,
+        text=source.name,
         device=device_name,
         causal=causal,
         is_long=loaded.is_long,
         candidates=tuple(chosen),
         reasons=reasons,
         lengths=tuple(measured),
-        notes=read.notes,
-        untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if modality is None else {},
+        notes=tuple(notes),
+        untrained=untrained(stack, chosen, reasons, causal, *layers.shape),
         tower=tower,
-        frame_seconds=read.frame_seconds,
-        image=None if layers.layout is None else Image(layers.layout, read.lengths[0][0]),
     )
 
 
-def is_text(source: object) -> bool:
-    """Whether ``source`` is a text, token ids or a file of a text. Images, recordings and folders of these are not."""
-    if not isinstance(source, Path):
-        return True
-    known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
-    files = source.rglob("*") if source.is_dir() else [source]
-    return not any(file.suffix.lower() in known for file in files)
-
-
 def _read_text(
-    network: Any,
+    stack: PreTrainedModel,
     loaded: LoadedCheckpoint,
     text: str | Path | Tensor,
     tokenizer: Any | None,
-    requested: Sequence[float] | None,
-) -> ReadInputs:
-    """One text at each length. Raises :class:`InputError` if a length is too small, or beyond the model's positions or
-    the text."""
+    requested: Sequence[int] | None,
+) -> tuple[TextIds, list[int], list[str]]:
+    """Read the text, and choose the lengths to measure; notes say which lengths were left out.
+
+    Raises:
+        InputError: a length is too small, or beyond the model's positions or the text.
+    """
     if requested is not None and min(requested) < SHORTEST:
         raise InputError(
-            f"Lengths start at {SHORTEST} tokens, not {min(requested):g}; give for example --lengths 512,2K."
+            f"Lengths start at {SHORTEST} tokens, not {min(requested)}; give for example --lengths 512,2K."
         )
     if tokenizer is None and loaded.folder is not None:
-        tokenizer = load_tokenizer(loaded.folder, network.config)
-    stack = watched_stack(network)
+        tokenizer = load_tokenizer(loaded.folder, stack.config)
     limit = longest_input(stack.config)
     if requested is not None:
-        lengths = sorted({int(length) for length in requested})
+        lengths = sorted(set(requested))
+    elif limit is None:
+        lengths = list(LENGTHS)
     else:
-        lengths = [length for length in LENGTHS if limit is None or length <= limit] or [limit or 0]
+        lengths = [length for length in LENGTHS if length <= limit] or [limit]
     if limit is not None and lengths[-1] > limit:
         raise InputError(
             f"{loaded.name!r} ends at {limit:,} tokens, but a length of {lengths[-1]:,} was given; convert it first "
-            "(longattn convert), or "
-            f"give lengths of at most {limit}."
+            f"(longattn convert), or give lengths of at most {limit}."
         )
-    source, notes = TextIds(text, tokenizer, lengths[-1], stack.config.get_text_config().vocab_size), list[str]()
-    if requested is None:
+    source = TextIds(text, tokenizer, lengths[-1], stack.config.get_text_config().vocab_size)
+    notes: list[str] = []
+    if requested is not None:
+        source.plain(lengths[-1])  # refuses a text that is too short before anything is measured
+    else:
         if limit is not None and limit < LENGTHS[-1]:
             notes.append(f"The model ends at {limit:,} tokens; convert it to see its attention in longer texts.")
         if source.tokens < lengths[-1]:
             notes.append(f"The text has {source.tokens:,} tokens; a longer one shows greater lengths.")
         lengths = [length for length in lengths if length <= source.tokens] or lengths[:1]
-    return ReadInputs(
-        source.name, [(f"{length:,} tokens", [source.plain(length)]) for length in lengths], tuple(notes)
-    )
-
-
-def _read_sounds(
-    modality: Any,
-    network: Any,
-    loaded: LoadedCheckpoint,
-    recordings: Path,
-    extractor: Any | None,
-    requested: Sequence[float] | None,
-) -> ReadInputs:
-    """Excerpts of each duration from recordings.
-
-    Raises:
-        InputError: a duration exceeds the model's maximum or the recordings.
-        CheckpointError: the model has no feature extractor.
-    """
-    spec, config, settings = (
-        modality.spec,
-        network.config,
-        {"count": EXCERPTS, "model": loaded.name, "processor": extractor},
-    )
-    sounds = modality.inputs(config, loaded.folder or Path(), None, recordings, **settings)
-    limit, notes = math.inf, list[str]()
-    if not loaded.is_long and not spec.reads_longer:
-        limit = float(spec.durations(config)[0])
-    longest = min(sounds.longest, limit)
-    durations = [seconds for seconds in SECONDS if seconds <= longest] or [longest]
-    if requested is not None:
-        durations = sorted({audio_seconds(seconds, "--lengths") for seconds in requested})
-        if durations[-1] > limit:
-            raise InputError(
-                f"{loaded.name!r} reads up to {duration(round(limit, 1))}, but {duration(durations[-1])} were given; "
-                "convert it first (longattn convert --audio-seconds), or give less."
-            )
-    elif sounds.longest < SECONDS[-1]:
-        notes.append(
-            f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances."
-        )
-    lengths = [(duration(seconds), sounds.pieces(modality.sizes(config).at(seconds))) for seconds in durations]
-    return ReadInputs(sounds.name, lengths, tuple(notes), spec.frame_seconds(config))
-
-
-def _read_image(
-    modality: Any,
-    network: Any,
-    loaded: LoadedCheckpoint,
-    file: Path,
-    processor: Any | None,
-    requested: Sequence[float] | None,
-) -> ReadInputs:
-    """One image, at the size that the processor makes.
-
-    Raises:
-        OptionError: lengths were given.
-        CheckpointError: the model has no processor.
-    """
-    if requested is not None:
-        raise OptionError(
-            f"{loaded.name!r} reads {modality.nouns}, which are measured at one size; leave --lengths out."
-        )
-    stack = watched_layers(network)
-    images = modality.inputs(stack.config, loaded.folder or Path(), None, file, model=loaded.name, processor=processor)
-    values = images.processed().to(stack.device, stack.dtype)
-    return ReadInputs(file.name, [(modality.spec.describe(tuple(values.shape[-2:])), [{PIXELS: values}])])
+    return source, lengths, notes
 
 
 def untrained(
@@ -415,20 +284,15 @@ def captured_mass(
 
 
 class MeasuredLayers:
-    """Sums of every layer's numbers over one or more forward passes of the same length.
+    """Sums of every layer's numbers over a forward pass.
 
-    rows: indices of the queries that the next pass adds. grid: grid of an image's tokens.
+    rows: indices of the measured queries. grid: grid of an image's tokens.
     """
 
     def __init__(
-        self,
-        candidates: Sequence[Candidate],
-        reasons: dict[str, str],
-        rows: Tensor | None = None,
-        grid: Grid | None = None,
+        self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor, grid: Grid | None = None
     ) -> None:
-        self.candidates, self.reasons, self.layout = candidates, reasons, grid
-        self.rows = torch.zeros(0, dtype=torch.long) if rows is None else rows
+        self.candidates, self.reasons, self.rows, self.grid = candidates, reasons, rows, grid
         self.sums: dict[int, RowSums] = {}
         self.names: dict[int, tuple[str, str]] = {}
         """Layer -> names of its attention module and mechanism."""
@@ -437,15 +301,13 @@ class MeasuredLayers:
 
     def see(self, number: int, layer: LayerAttention) -> None:
         """Add the queries at :attr:`rows` of one layer, which :func:`.watching.watching` reports."""
-        if self.layout is not None:
-            layer = replace(layer, call=layer.call.replace(grid=self.layout))
+        if self.grid is not None:
+            layer = replace(layer, call=layer.call.replace(grid=self.grid))
         readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):
                 self.reasons.setdefault(str(candidate), reason)
-        # the largest distance of two tokens
-        furthest = layer.length - 1 if self.layout is None else max(self.layout.sizes) - 1
-        sums = self.sums.setdefault(number, RowSums(furthest, layer.heads, len(readings)))
+        sums = self.sums.setdefault(number, RowSums(layer.length - 1, layer.heads, len(readings)))
         sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
         self.names[number] = (layer.name, layer.mechanism)
@@ -458,8 +320,8 @@ class MeasuredLayers:
             mean["captured"][:, missing] = torch.nan
         return means
 
-    def at_length(self, length: int, queries: int, causal: bool, seconds: float) -> LengthDiagnosis:
-        """All layers at one length. queries: number of measured queries. seconds: duration of the measurement."""
+    def at_length(self, length: int, causal: bool, seconds: float) -> LengthDiagnosis:
+        """All layers at one length. seconds: duration of the measurement."""
         layers = [
             LayerDiagnosis(
                 *self.names[number], {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"]
@@ -468,10 +330,10 @@ class MeasuredLayers:
         ]
         return LengthDiagnosis(
             length=length,
-            queries=queries,
+            queries=len(self.rows),
             bins=tuple(self.sums[min(self.sums)].bins),
             layers=tuple(layers),
-            pairs=costs(self.candidates, self.reasons, length, causal, *self.shape, self.layout),
+            pairs=costs(self.candidates, self.reasons, length, causal, *self.shape),
             full_pairs=full_pairs(length, causal),
             seconds=seconds,
         )

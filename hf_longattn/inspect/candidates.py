@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engines.token_grid import Grid
-from ..errors import LongAttentionError, OptionError
-from ..inputs.modality import Modality
+from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.common.capabilities import on_grid
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.options import read_choice, write_choice
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
@@ -41,16 +37,6 @@ USUAL = (
 """Default candidates with options. All other mechanisms are compared with their default options."""
 USUAL_CAUSAL = tuple(f"window:window={window},num_sinks=4" for window in (256, 512, 1024))
 """Further default candidates for causal layers. In bidirectional layers, global tokens serve as attention sinks."""
-USUAL_FOR_SOUND = ("window:window=32", "window:window=64")
-"""Default candidates for sound, in addition to the candidates for texts that support it."""
-USUAL_ON_GRIDS = (
-    "window2d:window=14",
-    "window2d:window=7",
-    "segmented:block_size=196,integration=pooled,order=tiles:14x14",
-    "bigbird:block_size=64,order=tiles:8x8",
-    "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
-)
-"""Default candidates for images. Most pre-trained models with windows have a width of 14."""
 
 
 @dataclass(frozen=True)
@@ -91,30 +77,6 @@ def usual_candidates(causal: bool = False) -> list[Candidate]:
     usual = read_candidates((*USUAL, *USUAL_CAUSAL * causal), by_user=False)
     named = {candidate.mechanism for candidate in usual}
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
-
-
-def candidates_for(
-    modality: Modality | None, requested: Sequence[str | Candidate] | None, causal: bool
-) -> list[Candidate]:
-    """The ``requested`` candidates, or the default candidates, for models of this modality (``None``: texts).
-
-    Raises:
-        OptionError: a requested mechanism does not exist, or does not support these inputs.
-    """
-    if modality is None or not (modality.drawn or modality.timed):
-        return usual_candidates(causal) if requested is None else read_candidates(requested)
-    if requested is not None:
-        chosen = read_candidates(requested)
-        for candidate in chosen:
-            modality.check_mechanism(candidate.mechanism, candidate.options)
-        return chosen
-    usual = read_candidates(USUAL_ON_GRIDS if modality.drawn else USUAL_FOR_SOUND, by_user=False)
-    fitting = []
-    for candidate in usual if modality.drawn else [*usual, *usual_candidates()]:
-        with suppress(OptionError):
-            modality.check_mechanism(candidate.mechanism, candidate.options)
-            fitting.append(candidate)
-    return fitting
 
 
 def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> list[Candidate]:
@@ -164,7 +126,6 @@ def costs(
     causal: bool,
     heads: int,
     width: int,
-    grid: Grid | None = None,
 ) -> tuple[int, ...]:
     """Query–key products per head for each candidate; those of full attention for a candidate that is not
     applicable."""
@@ -173,5 +134,5 @@ def costs(
         if str(candidate) in reasons:
             pairs.append(full_pairs(length, causal))
         else:
-            pairs.append(on_grid(candidate.sized(length, heads, width), grid).pairs(length, causal))
+            pairs.append(candidate.sized(length, heads, width).pairs(length, causal))
     return tuple(pairs)

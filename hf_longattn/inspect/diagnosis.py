@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..engines.token_grid import Grid
 from .candidates import Candidate
 from .layer_attention import MEANS, SINK
 
@@ -76,28 +75,16 @@ class LengthDiagnosis:
         return stack_heads([layer.numbers[name] for layer in self.layers])
 
 
-class Image(NamedTuple):
-    """An image as the model reads it.
-
-    grid: grid of the tokens. size: size as text.
-    """
-
-    grid: Grid
-    size: str
-
-
 @dataclass(frozen=True)
 class Diagnosis:
-    """The attention of a model on a file at growing lengths.
+    """The attention of a model on a text at growing lengths.
 
-    model, text: names of the model and of the file. device: description.
+    model, text: names of the model and of the text. device: description.
     causal: whether the layers are causal.
     candidates: the compared mechanisms. reasons: candidate as text -> why it is not applicable.
     is_long: whether the checkpoint has mechanisms already.
     untrained: candidate as text -> why positions of longer texts need training with it; it is then not chosen.
     tower: name of the measured tower; empty for a model without towers.
-    frame_seconds: for a sound model, whose tokens are frames: seconds per frame.
-    image: for an image model, what it reads; there is one length.
     """
 
     model: str
@@ -112,18 +99,6 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
     untrained: Mapping[str, str] = field(default_factory=dict)
     tower: str = ""
-    frame_seconds: float | None = None
-    image: Image | None = field(default=None, repr=False)
-
-    @property
-    def unit(self) -> str:
-        """The noun for tokens: "tokens", or "frames" for a sound model."""
-        return "tokens" if self.frame_seconds is None else "frames"
-
-    def in_words(self, tokens: float, *, digits: int = 0) -> str:
-        """A number of tokens as text: "512 tokens", or for a sound model "1,499 frames (30 s)"."""
-        count = f"{tokens:,.{digits}f} {self.unit}"
-        return count if self.frame_seconds is None else f"{count} ({in_seconds(tokens * self.frame_seconds)})"
 
     @property
     def last(self) -> LengthDiagnosis:
@@ -177,10 +152,12 @@ class Diagnosis:
         def in_words(layer: int) -> str:
             """The mean of a layer's effective tokens as text, rounded, and at most the length."""
             tokens = float(spread[layer])
+            if tokens < 10:
+                return f"{tokens:.1f} tokens"
             rounded = round(tokens, -2 if tokens >= 2000 else 0)
-            return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(min(rounded, self.last.length))
+            return f"{min(rounded, self.last.length):,.0f} tokens"
 
-        sentence = f"At {self.in_words(self.last.length)} the heads of layer {widest} spread over {in_words(widest)}"
+        sentence = f"At {self.last.length:,} tokens the heads of layer {widest} spread over {in_words(widest)}"
         if widest != narrowest:
             sentence += f", those of layer {narrowest} over {in_words(narrowest)}"
         number = self.chosen()
@@ -198,17 +175,15 @@ class Diagnosis:
         before, after = (float(diagnosis.number("effective_tokens").nanmean()) for diagnosis in (first, last))
         largest = [float(diagnosis.number("largest_weight").nanmean()) for diagnosis in (first, last)]
         growth = math.log(after / before) / math.log(last.length / first.length)
-        text = "the text" if self.frame_seconds is None else "the sound"
-        pace = (
-            f"almost as fast as {text}"
-            if growth > 0.8
-            else f"more slowly than {text}"
-            if growth > 0.2
-            else "hardly grows"
-        )
+        if growth > 0.8:
+            pace = "almost as fast as the text"
+        elif growth > 0.2:
+            pace = "more slowly than the text"
+        else:
+            pace = "hardly grows"
         return (
-            f"From {first.length:,} to {last.length:,} {self.unit} the attention of the average head widens from "
-            f"{before:,.0f} to {after:,.0f} effective {self.unit} ({pace}), and its largest weight goes from "
+            f"From {first.length:,} to {last.length:,} tokens the attention of the average head widens from "
+            f"{before:,.0f} to {after:,.0f} effective tokens ({pace}), and its largest weight goes from "
             f"{percent(largest[0])} to {percent(largest[1])}."
         )
 
@@ -217,14 +192,20 @@ class Diagnosis:
         by_layer = torch.stack([layer.distance.mean(0) for layer in self.last.layers])
         mass = by_layer.mean(0).cumsum(0)
         furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]
-        half, most = (
-            f"{distance:,} patches" if self.image is not None else self.in_words(distance) for distance in furthest
-        )
+        half, most = (f"{distance:,} tokens" for distance in furthest)
         return f"Half of the attention of the average head lies within {half}, {percent(ENOUGH)} within {most}."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        chosen, image = self.chosen(), self.image
+        number = self.chosen()
+        chosen = None
+        if number is not None:
+            chosen = {
+                "candidate": str(self.candidates[number]),
+                "mass": _rounded(self.mass(number)),
+                "cost": _rounded(self.cost(number)),
+                "flags": self.flags(number),
+            }
         return {
             "format": FORMAT,
             "model": self.model,
@@ -233,24 +214,11 @@ class Diagnosis:
             "device": self.device,
             "causal": self.causal,
             "first_tokens": SINK,
-            **({} if self.frame_seconds is None else {"frame_seconds": self.frame_seconds}),
-            **(
-                {}
-                if image is None
-                else {"grid": list(image.grid.sizes), "prefix_tokens": image.grid.prefix, "size": image.size}
-            ),
             "conclusion": self.conclusion(),
             "dilution": self.dilution(),
             "reach": self.reach(),
             "notes": list(self.notes),
-            "chosen": None
-            if chosen is None
-            else {
-                "candidate": str(self.candidates[chosen]),
-                "mass": _rounded(self.mass(chosen)),
-                "cost": _rounded(self.cost(chosen)),
-                "flags": self.flags(chosen),
-            },
+            "chosen": chosen,
             "candidates": [
                 {
                     "name": str(candidate),
@@ -298,17 +266,12 @@ def stack_heads(layers: Sequence[Tensor]) -> Tensor:
     return pad_sequence(list(layers), batch_first=True, padding_value=math.nan)
 
 
-def in_seconds(seconds: float) -> str:
-    """A duration for readers: ``0.02 s``, ``30 s``, ``3,600 s``."""
-    return f"{seconds:,.0f} s" if seconds >= 99.5 else f"{seconds:.3g} s"
-
-
 def percent(share: float) -> str:
     """A share for readers: ``71 %``, ``0.4 %``."""
     value = 100 * share
-    return (
-        f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
-    )
+    if value == 0 or value >= 9.95:
+        return f"{value:.0f} %"
+    return f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
 
 
 def _rounded(values: Tensor | float) -> Any:

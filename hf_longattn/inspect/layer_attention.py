@@ -7,8 +7,7 @@ queries:
                        entropy
     largest_weight     max_j p_ij
     first_tokens       Σ_{j < 4} p_ij: the attention sink (Xiao et al. 2023, StreamingLLM, section 3.1)
-    distance[b]        Σ_{j: d_ij in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …, where d_ij is |i-j|. On a grid
-                       it is the larger of the distances in rows and columns, and 0 to and from prefix tokens.
+    distance[b]        Σ_{j: d_ij in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …, where d_ij is |i-j|
     captured[c]        Σ_j min(p_ij, w_ij), where w_ij are the weights of candidate c: 1 minus the total variation
                        distance of p and w. If c is a softmax over some of the keys, this equals Σ_j p_ij over the keys
                        that c keeps.
@@ -28,7 +27,6 @@ from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32
 from ..engines.dense_masks import hidden_pairs
-from ..engines.token_grid import Grid
 from ..mechanisms.common.shared_options import KeysOrWeights
 from ..positions.relative import RelativePositions
 
@@ -70,12 +68,7 @@ class LayerAttention:
 
     def distance(self, rows: Tensor) -> Tensor:
         """Distances from the queries at ``rows (n,)`` to all keys, ``(n, N)``."""
-        tokens, grid = torch.arange(self.length, device=rows.device), self.call.grid
-        if not isinstance(grid, Grid):
-            return (rows[:, None] - tokens).abs()
-        axes = zip(grid.coordinates(rows), grid.coordinates(tokens), strict=True)
-        distance = torch.stack([(query[:, None] - key).abs() for query, key in axes]).amax(0)
-        return distance.masked_fill((rows[:, None] < grid.prefix) | (tokens < grid.prefix), 0)
+        return (rows[:, None] - torch.arange(self.length, device=rows.device)).abs()
 
     def scores(self, rows: Tensor) -> Tensor:
         """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +72,7 @@ class TextIds:
         if self.tokens < length:
             raise InputError(
                 f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or "
-                "--lengths "
-                f"{self.tokens}."
+                f"--lengths {self.tokens}."
             )
         body = length - len(self.prefix) - len(self.suffix)
         return torch.tensor(self.prefix + self.ids[:body] + self.suffix)
@@ -94,13 +91,3 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
             raise OptionError(f"{text!r:.60} is not a number of tokens; give for example --lengths 512,2K,8K.")
         lengths.append(int(number) * thousands)
     return sorted(set(lengths))
-
-
-def read_durations(text: str) -> list[float]:
-    """Read seconds such as ``"7.5,30"``. Raises :class:`OptionError` if a number is not finite."""
-    numbers = [math.nan]
-    with suppress(ValueError):
-        numbers = [float(number) for number in text.split(",")]
-    if not all(map(math.isfinite, numbers)):
-        raise OptionError(f"{text!r:.60} are not seconds; give for example --lengths 30, or 15,60,300.")
-    return numbers

@@ -31,7 +31,6 @@ from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import full_of, in_raster_order
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
-from ..modeling.attach.patch_positions import packs_images
 from ..modeling.backend import BACKEND
 from ..modeling.classes import check_interface
 from ..modeling.family.definition import without_head
@@ -45,11 +44,6 @@ from ..modeling.inference import evaluating
 from ..positions.relative import SinkPositions
 from .layer_attention import LayerAttention
 
-NOT_DIAGNOSED = (
-    "for images and recordings type longattn inspect MODEL FILE; for others look at "
-    "hf_longattn.explain(model, inputs)."
-)
-"""End of an error message: advice for models that read no text."""
 See = Callable[[int, LayerAttention], None]
 """``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""
 
@@ -74,33 +68,20 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
     if read != "input_ids":
         modality = modality_of_model(stack.config)
         nouns = read if modality is None else modality.nouns
-        raise BackendError(f"{type(model).__name__} reads {nouns} and no text; {NOT_DIAGNOSED}")
-
-
-def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
-    """The tower that reads texts (or images of one size), and its name; for a model without such a tower, the model
-    and ``""``.
-
-    Raises:
-        BackendError: the only image towers pack images of different sizes.
-    """
-    # these have one backbone for all inputs
-    several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE
-    if not several or not (towers := towers_of(model)):
-        return model, ""
-    reading = text_tower(model.config, towers)
-    if text:
-        return (towers[reading], reading) if reading in towers else (model, "")
-    others = {name: tower for name, tower in towers.items() if name != reading}
-    modalities = {name: modality_of_model(tower.config) for name, tower in others.items()}
-    if drawn := next((name for name, modality in modalities.items() if modality is not None and modality.drawn), None):
-        return others[drawn], drawn
-    if packing := next((name for name, tower in others.items() if packs_images(tower)), None):
         raise BackendError(
-            f"The tower {packing} of a {type(model).__name__} packs images of different sizes, which are not watched; "
-            "give a text for its language model, or look at hf_longattn.explain(model, inputs)."
+            f"{type(model).__name__} reads {nouns}, but attention is measured on texts alone; `longattn search` "
+            "measures what mechanisms keep of it, and hf_longattn.explain(model, inputs) says what runs."
         )
-    return model, ""
+
+
+def tower_of_texts(model: nn.Module) -> tuple[Any, str]:
+    """The tower that reads texts, and its name; for a model without such a tower, the model and ``""``."""
+    # a multimodal model of this package has one backbone for all inputs
+    if not isinstance(model, PreTrainedModel) or model.config.model_type == MULTIMODAL_TYPE:
+        return model, ""
+    towers = towers_of(model)
+    name = text_tower(model.config, towers) if towers else ""
+    return (towers[name], name) if name in towers else (model, "")
 
 
 def watched_layers(model: nn.Module) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Search for a mechanism per layer under a budget of time or memory: ``longattn search``."""
+"""Search for a mechanism per layer under a budget of time: ``longattn search``."""
 
 from __future__ import annotations
 

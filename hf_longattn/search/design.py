@@ -17,8 +17,6 @@ from ..inspect import Candidate
 from ..inspect.candidates import USUAL_CAUSAL, read_candidates
 from ..mechanisms.common.options import write_numbers
 from ..mechanisms.common.registry import list_mechanisms, prototype
-from .budget import Budget
-from .costs import LayerCost
 
 USUAL = (
     "window:window=32",
@@ -158,55 +156,39 @@ class Design:
 
 @dataclass(frozen=True)
 class CostedDesign:
-    """A design with its costs and its score.
+    """A design with its time and its score.
 
     seconds: duration of the attention of all layers, for one text of the target length.
-    bytes: for a decoder, the cache of all layers; for an encoder, the working memory of the largest layer; ``None`` if
-        not measured.
-    score: the mean over layers of the captured mass, or minus the sum of the layers' KL divergences; greater is
-        better. ``None`` if a layer's candidate has no score.
+    score: the mean over layers of the captured mass; ``None`` if a layer's candidate has no score.
     """
 
     design: Design
     seconds: float
-    bytes: int | None
     score: float | None = None
 
     def to_dict(self, full_seconds: float) -> dict[str, Any]:
         """JSON-serialisable form, with six digits of each number."""
-        values = {
-            "seconds": self.seconds,
-            "share_of_full_time": self.seconds / full_seconds,
-            "bytes": self.bytes,
-            "score": self.score,
-        }
-        numbers = {
-            name: value if name == "bytes" else float(f"{value:.6g}")
-            for name, value in values.items()
-            if value is not None
-        }
-        return {"layers": list(self.design.names), **numbers}
+        numbers = {"seconds": self.seconds, "share_of_full_time": self.seconds / full_seconds}
+        if self.score is not None:
+            numbers["score"] = self.score
+        rounded = {name: float(f"{value:.6g}") for name, value in numbers.items()}
+        return {"layers": list(self.design.names), **rounded}
 
 
 @dataclass(frozen=True)
 class DesignCosts:
-    """Costs of designs under a budget.
+    """Times of designs.
 
-    by_candidate: candidate as text -> cost of one layer; full attention is among them.
-    layers: number of layers. causal: whether the model is a decoder. named: as in :class:`Design`.
+    seconds: candidate as text -> seconds of one layer; full attention is among them.
+    layers: number of layers. named: as in :class:`Design`.
     """
 
-    by_candidate: Mapping[str, LayerCost]
+    seconds: Mapping[str, float]
     layers: int
-    causal: bool
     named: frozenset[int]
-    budget: Budget
 
     def uniform(self, candidate: Candidate) -> Design:
         return Design((candidate,) * self.layers, self.named)
 
     def costed(self, design: Design, score: float | None = None) -> CostedDesign:
-        costs = [self.by_candidate[name] for name in design.names]
-        sizes = [cost.bytes for cost in costs if cost.bytes is not None]
-        size = None if len(sizes) < len(costs) else sum(sizes) if self.causal else max(sizes)
-        return CostedDesign(design, sum(cost.seconds for cost in costs), size, score)
+        return CostedDesign(design, sum(self.seconds[name] for name in design.names), score)

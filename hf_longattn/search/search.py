@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import yaml
-from rich.filesize import decimal
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
@@ -29,12 +28,12 @@ from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import read_candidates
 from .budget import BUDGET, Budget, SearchConfig, readable_seconds
-from .choice import Divergence, ScoreTable, choose, divergence_table, loss_change, mass_table
-from .costs import FAILURES, LayerCost, LayerCosts
+from .choice import ScoreTable, choose, loss_change, mass_table
+from .costs import FAILURES, LayerCosts
 from .design import FULL, CostedDesign, Design, DesignCosts, unsuitable, usual_candidates
 from .model import SearchedModel, SearchText, read_inputs
 
-FORMAT = 3
+FORMAT = 4
 """Version of the JSON form. It changes when a key is removed or changes its meaning."""
 
 
@@ -49,11 +48,11 @@ class SearchResult:
         compared_at: number of tokens at which ``score`` was measured.
         sizes: for a model of images or sound, the size of the target's inputs, and the size at which ``score`` was
             measured.
-        full_seconds, full_bytes: cost of full attention in every layer.
+        full_seconds: time of full attention in every layer.
         chosen: the chosen design. reason: why it was chosen, as a sentence.
         uniform: the designs with one candidate in every layer.
-        scores: of each layer, candidate as text -> its score. Candidates without a score are missing.
-        costs: candidate as text -> seconds and bytes of one layer.
+        scores: of each layer, candidate as text -> its captured mass. Candidates without it are missing.
+        costs: candidate as text -> seconds of one layer.
         reasons: candidate as text -> why it was left out.
         loss_change: change of the loss on held-out text at the target length, from the checkpoint, which reads chunks,
             to the design without training. no_loss: why it was not measured.
@@ -66,14 +65,12 @@ class SearchResult:
     length: int
     compared_at: int
     budget: Budget
-    score: str
     full_seconds: float
-    full_bytes: int | None
     chosen: CostedDesign
     reason: str
     uniform: tuple[CostedDesign, ...]
     scores: tuple[Mapping[str, float], ...]
-    costs: Mapping[str, LayerCost]
+    costs: Mapping[str, float]
     reasons: Mapping[str, str]
     machine: Mapping[str, Any]
     recipe: Mapping[str, Any]
@@ -98,8 +95,6 @@ class SearchResult:
         return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
 
     def cost_of(self, costed: CostedDesign) -> str:
-        if self.budget.of_memory:
-            return decimal(costed.bytes or 0)
         return f"{readable_seconds(costed.seconds)} ({costed.seconds / self.full_seconds:.3g} of full attention)"
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +111,6 @@ class SearchResult:
             "compared_at": self.compared_at,
             **sizes,
             "budget": str(self.budget),
-            "score": self.score,
             "chosen": self.chosen.to_dict(full),
             "reason": self.reason,
             "loss_change": None if self.loss_change is None else self.loss_change.to_dict(),
@@ -125,8 +119,7 @@ class SearchResult:
             "recipe": dict(self.recipe),
             "command": self.command,
             "full_seconds": full,
-            **({} if self.full_bytes is None else {"full_bytes": self.full_bytes}),
-            "costs": {name: cost.to_dict() for name, cost in self.costs.items()},
+            "costs": {name: {"seconds": seconds} for name, seconds in self.costs.items()},
             "layers": [
                 {"chosen": name, "scores": row}
                 for name, row in zip(self.chosen.design.names, self.scores, strict=True)
@@ -152,7 +145,7 @@ def search_design(
     progress: Progress | None = None,
     **settings: Any,
 ) -> SearchResult:
-    """Search a mechanism for every layer of ``model`` under a budget of time or memory.
+    """Search a mechanism for every layer of ``model`` under a budget of time.
 
         result = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
         convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(),
@@ -227,6 +220,7 @@ class Search:
     """
 
     costs: DesignCosts
+    table: ScoreTable
 
     def __init__(
         self,
@@ -258,7 +252,6 @@ class Search:
         self.notes: list[str] = []
         self.reasons: dict[str, str] = {}
         self.candidates: list[Candidate] = []
-        self.table = ScoreTable([{} for _ in range(self.model.layers)])
 
     def run(self) -> SearchResult:
         config = self.config
@@ -268,22 +261,17 @@ class Search:
                 f"There are {pieces} of {config.pieces} inputs to choose by; more or longer ones give a surer choice."
             )
         self._take_candidates()
-        model, budget = self.model, self.budget
+        model = self.model
         shape = model.original.shape
         layers = LayerCosts(shape, model.length, model.device, model.original.inputs.new.grid)
-        measured = layers.measure(read_candidates([*self.candidates, FULL]), self.progress, budget.of_memory)
+        measured = layers.measure(read_candidates([*self.candidates, FULL]), self.progress)
         self._leave_out(layers.refused)
-        self.costs = DesignCosts(measured, model.layers, shape.causal, model.named, budget)
-        if config.score == "mass":
-            self.table = mass_table(model, self.text, self.candidates, self.length, config.pieces, self.progress)
-        else:
-            divergence = Divergence(model, self.text, config.pieces, self.length)
-            self.table = divergence_table(divergence, self.candidates, model.base_design, self.progress)
-        self._leave_out(self.table.failed)
+        self.costs = DesignCosts(measured, model.layers, model.named)
+        self.table = mass_table(model, self.text, self.candidates, self.length, config.pieces, self.progress)
         self.reasons |= self.table.reasons
-        design = choose(self.table, self.candidates, self.costs)
-        what = "keeps the most of the layers' attention" if config.score == "mass" else "changes the predictions least"
-        return self._result(self._costed(design), f"{design} {what} within {self.budget}.")
+        design = choose(self.table, self.candidates, self.costs, self.budget)
+        reason = f"{design} keeps the most of the layers' attention within {self.budget}."
+        return self._result(self._costed(design), reason)
 
     def _take_candidates(self) -> None:
         """Take the candidates that single layers can run and that need no training of positions.
@@ -326,12 +314,9 @@ class Search:
             )
 
     def _costed(self, design: Design) -> CostedDesign:
-        """A design with its costs and its score: the mean captured mass of layers, or minus the sum of their
-        divergences."""
+        """A design with its time, and the mean captured mass of its layers."""
         total = self.table.total(design)
-        if total is not None and self.config.score == "mass":
-            total /= self.model.layers
-        return self.costs.costed(design, total)
+        return self.costs.costed(design, None if total is None else total / self.model.layers)
 
     def _result(self, chosen: CostedDesign, reason: str) -> SearchResult:
         """The result, with the chosen design's loss at the target length."""
@@ -365,14 +350,12 @@ class Search:
             length=model.length,
             compared_at=compared,
             budget=self.budget,
-            score=config.score,
             full_seconds=full.seconds,
-            full_bytes=full.bytes,
             chosen=chosen,
             reason=reason,
             uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
             scores=tuple(self.table.scores),
-            costs=costs.by_candidate,
+            costs=costs.seconds,
             reasons=self.reasons,
             machine=machine,
             recipe=recipe,

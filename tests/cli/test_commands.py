@@ -288,7 +288,6 @@ def test_search_prints_the_conversion_that_gives_its_design(
         (("--budget", "0.0000001"), "in every layer, needs "),
         (("--budget", "cheap"), "give a number above 0 such as"),
         (("--candidate", "windw"), "Did you mean 'window'"),
-        (("--score", "loss"), "score is 'loss'"),
         (("--compare-at", "4096"), "Mechanisms are compared on texts of up to 64 tokens"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from hf_longattn import compress_checkpoint, convert_checkpoint
 from hf_longattn.cli.inspect import diagnosis_report
 from hf_longattn.cli.terminal import show
 from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, InputError, OptionError
 from hf_longattn.inspect import (
     Candidate,
@@ -32,10 +30,12 @@ from hf_longattn.inspect import (
 )
 from hf_longattn.inspect.candidates import usual_candidates
 from hf_longattn.inspect.layer_attention import MEANS, LayerAttention, RowSums, distance_bins, sampled_rows
-from hf_longattn.inspect.texts import read_durations, read_lengths
+from hf_longattn.inspect.texts import read_lengths
 from hf_longattn.inspect.watching import run_stack, watched_stack, watching
 from hf_longattn.mechanisms import list_mechanisms
+from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.layout import full_pairs
+from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.cases import every_case
 from tests.modeling.test_audio_models import Largest
 
@@ -115,16 +115,6 @@ def test_sampled_queries_are_spread_and_repeatable() -> None:
     assert torch.equal(drawn, sampled_rows(10_000, 100))
     assert torch.equal(drawn // 100, torch.arange(100)), "one from each part"
     assert len({int(one) % 100 for one in drawn}) > 40, "not always at the same place of a part"
-
-
-def test_distances_on_a_grid_are_the_larger_of_rows_and_columns() -> None:
-    grid = Grid((3, 4), prefix=1)
-    attention = layer(13)
-    attention = dataclasses.replace(attention, call=attention.call.replace(grid=grid))
-    distance = attention.distance(torch.tensor([0, 1, 6]))
-    assert distance[0].tolist() == [0] * 13
-    assert distance[1].tolist() == [0, 0, 1, 2, 3, 1, 1, 2, 3, 2, 2, 2, 3]
-    assert distance[2].tolist() == [0, 1, 1, 1, 2, 1, 0, 1, 2, 1, 1, 1, 2]
 
 
 def test_keys_in_a_base_s_sliding_window_are_those_of_transformers_mask() -> None:
@@ -251,14 +241,11 @@ def test_dilution_is_described_as_growth() -> None:
     assert diagnosis(at(64, (1.0,) * 4, COSTS, 10)).dilution() == ""
 
 
-def test_typed_lengths_and_durations_are_read() -> None:
+def test_typed_lengths_are_read() -> None:
     assert read_lengths(["512", "2K", "1k", "512"]) == [512, 1024, 2048]
-    assert read_durations("7.5,30") == [7.5, 30.0]
     for text in ("", "x", "-1", "1.5", "9" * 20, "٣"):
         with pytest.raises(OptionError):
             read_lengths([text])
-    with pytest.raises(OptionError, match="are not seconds"):
-        read_durations("1;2")
 
 
 def test_a_candidate_is_written_as_it_is_read() -> None:
@@ -304,6 +291,22 @@ def test_captured_mass_has_a_number_for_every_layer_head_and_candidate(checkpoin
     assert list(report.reasons) == ["linformer"]
     assert report.mass[..., 2].isnan().all()
     assert bool((report.mass[..., 0] <= report.mass[..., 1] + 1e-6).all())
+
+
+def test_the_mass_of_pooled_segments_is_what_they_share_with_the_softmax(checkpoint: Make) -> None:
+    model = transformers.AutoModel.from_pretrained(checkpoint("bert"))
+    ids = torch.randint(5, 300, (64,))
+    watched: list[LayerAttention] = []
+    with watching(model, lambda _, layer: watched.append(layer)):
+        run_stack(model, ids)
+    options = {"block_size": 16, "integration": "pooled"}
+    measured = captured_mass(model, ids, [Candidate("segmented", options)]).mass[..., 0]
+    for layer, mass in zip(watched, measured, strict=True):
+        mechanism = mechanism_from("segmented", options, num_heads=HEADS, head_dim=WIDTH)
+        softmax = (layer.q @ layer.k.mT / WIDTH**0.5).softmax(-1)
+        weights = attention_weights(mechanism, layer.q, layer.k, AttentionCall(causal=False))
+        expected = 1 - (softmax - weights)[0].abs().sum(-1).mean(-1) / 2
+        torch.testing.assert_close(mass.float(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_diagnosis_of_a_model_that_trains_has_no_dropout() -> None:
@@ -438,7 +441,7 @@ UNSUITABLE: dict[str, tuple[Any, str]] = {
     ),
     "ViTModel": (
         transformers.ViTConfig(**SMALL),
-        "reads images and no text; for images and recordings type longattn inspect MODEL FILE",
+        "reads images, but attention is measured on texts alone",
     ),
     "LongLlamaModel": (hf_longattn.LongLlamaConfig(**SMALL, long_attention=MEMORY), "segment by segment"),
 }

@@ -18,8 +18,8 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation.flops import ModelShape
 from hf_longattn.inspect import Candidate
 from hf_longattn.search import costs
-from hf_longattn.search.choice import best_under_peak, best_under_total
-from hf_longattn.search.costs import LayerCost, LayerCosts
+from hf_longattn.search.choice import best_under_total
+from hf_longattn.search.costs import LayerCosts
 from hf_longattn.search.design import Design
 
 CPU = torch.device("cpu")
@@ -45,29 +45,7 @@ def read(*texts: str) -> list[Candidate]:
 
 def test_a_window_is_cheaper_than_full_attention() -> None:
     result = LayerCosts(shape(), 2048, CPU).measure(read("window:window=64", "full"))
-    assert 0 < result["window:window=64"].seconds < result["full"].seconds
-    assert result["full"].bytes is None
-
-
-def test_memory_of_an_encoder_is_what_attention_needs_beside_inputs_and_output(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    shorter, longer = (
-        LayerCosts(shape(), length, CPU).measure(read("window:window=64", "block_top_k:num_blocks=2"), memory=True)
-        for length in (512, 1024)
-    )
-    for name, cost in shorter.items():
-        assert 1.5 * (cost.bytes or 0) < (longer[name].bytes or 0) < 1024 * 1024 * 2 * 4, name
-        assert cost.bytes
-    assert capfd.readouterr().err == ""
-
-
-def test_memory_of_a_decoder_is_its_state() -> None:
-    result = LayerCosts(shape(causal=True), 512, CPU).measure(read("window:window=64", "full", "linear"))
-    token = 2 * 1 * 16 * 4
-    assert result["full"].bytes == 512 * token
-    assert result["window:window=64"].bytes == 64 * token
-    assert (result["linear"].bytes or 0) < 64 * token
+    assert 0 < result["window:window=64"] < result["full"]
 
 
 def test_candidates_that_cannot_run_are_left_out_unless_the_user_gave_them() -> None:
@@ -77,7 +55,6 @@ def test_candidates_that_cannot_run_are_left_out_unless_the_user_gave_them() -> 
         costs.measure([Candidate(wrong.mechanism, wrong.options, by_user=True)])
     assert set(costs.measure([wrong, Candidate("full")])) == {"full"}
     assert list(costs.refused) == [str(wrong)]
-    assert isinstance(costs.known["full"], LayerCost)
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 2.0), (2, 5.0)])
@@ -130,16 +107,6 @@ def test_candidates_that_are_not_applicable_are_never_chosen() -> None:
     values, costs = np.array([[0.5, np.nan, 0.9]] * 3), np.array([[1.0, 0.1, np.inf]] * 3)
     assert best_under_total(values, costs, 9.0) == [0, 0, 0]
     assert best_under_total(values, costs, 2.0) is None
-
-
-def test_memory_that_one_layer_frees_before_the_next_limits_each_layer_alone() -> None:
-    values, costs, peaks = (
-        np.array([[0.2, 0.7, 0.7, 0.9]] * 2),
-        np.array([[1.0, 5.0, 3.0, 9.0]] * 2),
-        np.array([[1.0, 4.0, 4.0, 8.0]] * 2),
-    )
-    assert best_under_peak(values, costs, peaks, 4.0) == [2, 2]
-    assert best_under_peak(values, costs, peaks, 0.5) is None
 
 
 WIDE, NARROW, FULL = (Candidate.read(text) for text in ("window:window=32", "window:window=8", "full"))

@@ -17,7 +17,7 @@ from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, 
 from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.budget import Budget
-from hf_longattn.search.costs import LayerCost, LayerCosts
+from hf_longattn.search.costs import LayerCosts
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,6 @@ from hf_longattn.search.costs import LayerCost, LayerCosts
         ("25%", 0.25, ""),
         ("1.5s", 1.5, "s"),
         ("800 ms", 0.8, "s"),
-        ("200MB", 2e8, "B"),
-        ("2GiB", 2 * 2**30, "B"),
         (0.5, 0.5, ""),
     ],
 )
@@ -36,11 +34,10 @@ def test_budgets_are_read(text: str | float, value: float, unit: str) -> None:
     result = Budget.read(text)
     assert result.value == pytest.approx(value)
     assert result.unit == unit
-    assert result.of_memory == (unit == "B")
     assert Budget.read(result) is result
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "cheap", "3 layers", "1.5.2", "nan", "0.0s", "٣"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "cheap", "3 layers", "1.5.2", "nan", "0.0s", "٣", "200MB"])
 def test_texts_that_are_no_budget_are_refused(text: str) -> None:
     with pytest.raises(OptionError, match="give a number above 0 such as"):
         Budget.read(text)
@@ -51,13 +48,13 @@ def test_a_budget_without_a_unit_is_relative_to_full_attention() -> None:
     assert Budget.read("1.5s").limit(8.0) == 1.5
 
 
-@pytest.mark.parametrize("text", ["0.2", "1s", "1MB"])
+@pytest.mark.parametrize("text", ["0.2", "1s"])
 @pytest.mark.parametrize("amount", [0.123456, 1.23456, 123_456.7, 12_345_678.9])
 def test_a_budget_that_is_offered_is_enough_and_can_be_typed(text: str, amount: float) -> None:
     budget = Budget.read(text)
     offered = Budget.read(budget.like(amount, 2.0))
     assert offered.unit == budget.unit
-    assert amount <= offered.limit(2.0) <= 1.02 * amount + 1e4
+    assert amount <= offered.limit(2.0) <= 1.02 * amount
 
 
 CANDIDATES = ["window:window=8", "window:window=16", "longformer:window=8", "full"]
@@ -67,7 +64,6 @@ SECONDS = {
     "longformer:window=8": 1.5,
     "full": 8.0,
     "linear": 0.5,
-    "hedgehog": 0.5,
     "window:window=64": 4.0,
     "strided:window=8,stride=8": 3.0,
 }
@@ -77,11 +73,8 @@ SECONDS = {
 def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs that do not depend on the machine."""
 
-    def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
-        return {
-            str(candidate): LayerCost(SECONDS[str(candidate)], int(1e6 * SECONDS[str(candidate)]))
-            for candidate in candidates
-        }
+    def measure(self: LayerCosts, candidates: Any, progress: Any = None) -> dict[str, float]:
+        return {str(candidate): SECONDS[str(candidate)] for candidate in candidates}
 
     monkeypatch.setattr(LayerCosts, "measure", measure)
 
@@ -122,12 +115,11 @@ def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp
     """Layers with a window keep it in a conversion unless they are named: what is measured, reported and converted is
     the design."""
     output, names = tmp_path / "design.yaml", ["window:window=8", "full"]
-    result = search_design(windowed, text, output, budget="0.2", length=128, candidates=names, score="kl", pieces=1)
+    result = search_design(windowed, text, output, budget="0.2", length=128, candidates=names, pieces=1)
     rows = result.scores
     assert [set(row) for row in rows] == [{*names, "window:window=16"}] * 3
-    assert [row["window:window=8"] < -1e-6 for row in rows] == [True] * 3
-    assert [abs(row["window:window=16"]) < 1e-9 for row in rows] == [True, False, True]
-    assert [abs(row["full"]) < 1e-9 for row in rows] == [False, True, False]
+    assert [row["window:window=8"] < 1 - 1e-6 for row in rows] == [True] * 3
+    assert [row["window:window=16"] > 1 - 1e-6 for row in rows] == [True, False, True]
     assert result.chosen.design.names.count("full") == 0
     with pytest.raises(SystemExit) as ended:
         main(["convert", str(windowed), str(tmp_path / "long"), "--config", str(output), "--no-verify"])
@@ -141,16 +133,11 @@ def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp
 
 
 @pytest.mark.usefixtures("priced")
-def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encoder: Path, text: Path) -> None:
-    result = search_design(
-        encoder, text, budget="0.3", candidates=["linear", "window:window=16", "full"], score="kl", pieces=1
-    )
-    assert all(scores["full"] == pytest.approx(0.0, abs=1e-5) for scores in result.scores)
-    assert all(-1.0 < scores["linear"] < -1e-4 for scores in result.scores)
-    by_mass = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16"], pieces=1)
-    assert "linear" in by_mass.reasons
-    assert set(by_mass.chosen.design.names) == {"window:window=16"}
-    with pytest.raises(OptionError, match="add --score kl"):
+def test_mechanisms_that_keep_no_share_of_the_softmax_are_left_out(encoder: Path, text: Path) -> None:
+    result = search_design(encoder, text, budget="0.3", candidates=["linear", "window:window=16"], pieces=1)
+    assert "linear" in result.reasons
+    assert set(result.chosen.design.names) == {"window:window=16"}
+    with pytest.raises(OptionError, match=r"No candidate can be judged by captured mass \(is not .*\); give other"):
         search_design(encoder, text, budget="0.3", candidates=["linear"], pieces=1)
 
 
@@ -199,32 +186,11 @@ def test_a_search_says_the_held_out_loss_of_its_design(
 
 
 @pytest.mark.usefixtures("priced")
-def test_a_search_by_divergence_needs_a_tokenizer_with_a_mask_token(encoder: Path, tmp_path: Path) -> None:
+def test_a_held_out_loss_needs_a_tokenizer_with_a_mask_token(encoder: Path, tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
     ids = torch.randint(5, 500, (600,))
     result = search_design(tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1)
     assert "needs a tokenizer with a mask token" in result.loss_sentence
-    with pytest.raises(LongAttentionError, match="needs a tokenizer with a mask token"):
-        search_design(
-            tmp_path / "bare", ids, budget="0.9", length=128, candidates=["window:window=16"], pieces=1, score="kl"
-        )
-
-
-@pytest.mark.usefixtures("priced")
-def test_memory_may_be_the_budget_of_a_search(encoder: Path, decoder: Path, text: Path) -> None:
-    largest = search_design(encoder, text, budget="2MB", length=128, candidates=CANDIDATES, pieces=1)
-    assert set(largest.chosen.design.names) == {"window:window=16"} or (largest.chosen.bytes or 0) <= 2_000_000
-    assert largest.chosen.bytes == max(int(1e6 * SECONDS[name]) for name in largest.chosen.design.names)
-    together = search_design(decoder, text, budget="4MB", length=128, candidates=CANDIDATES, pieces=1)
-    assert (
-        (together.chosen.bytes or 0)
-        == sum(int(1e6 * SECONDS[name]) for name in together.chosen.design.names)
-        <= 4_000_000
-    )
-    with pytest.raises(
-        OptionError, match=r"the cheapest, window:window=8 in every layer, needs 2MB; give --budget 2MB"
-    ):
-        search_design(decoder, text, budget="1MB", length=128, candidates=CANDIDATES, pieces=1)
 
 
 @pytest.mark.thorough
@@ -253,7 +219,7 @@ def test_a_decoder_is_searched_in_the_causal_form(decoder: Path, text: Path) -> 
 
 
 BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
-    "a score": ({"score": "loss"}, OptionError, "score is 'loss', but must be"),
+    "a score": ({"score": "kl"}, OptionError, "'score' is not a setting of SearchConfig"),
     "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
     "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),
     "no setting": (
@@ -301,10 +267,8 @@ def test_a_search_does_not_write_over_a_file(encoder: Path, text: Path, tmp_path
 def priced_by_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs by the width of a window."""
 
-    def measure(self: LayerCosts, candidates: Any, progress: Any = None, memory: bool = False) -> dict[str, LayerCost]:
-        return {
-            str(candidate): LayerCost(float(candidate.options.get("window", 4096)) / 4096) for candidate in candidates
-        }
+    def measure(self: LayerCosts, candidates: Any, progress: Any = None) -> dict[str, float]:
+        return {str(candidate): float(candidate.options.get("window", 4096)) / 4096 for candidate in candidates}
 
     monkeypatch.setattr(LayerCosts, "measure", measure)
 
