@@ -120,7 +120,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "tensor_version": lambda: byte_cache.tensor_version(ones),
         "has_hooks": lambda: masked.has_hooks(nothing),
         "attention_implementation": lambda: long_config.attention_implementation(nothing),
-        "attentions_collected": backend.attentions_collected,
+        "attentions_collected": lambda: backend.weights_requested({}),
         "record_outputs": lambda: classes.record_outputs(transformers.BertModel),
         "unread_weights": lambda: loading.ignored_weights(nothing),
         "tied_weights": lambda: mixin.tie_parameters(nothing, {}),

@@ -55,9 +55,11 @@ CONVERSION = (
 )
 # And inside `modeling`.
 MODELING = (
-    ("masks", "upstream_models"),
+    ("keywords", "lazy_tensor"),
+    ("masks",),
     ("declared",),
-    ("family", "upstream"),
+    ("stock_attention", "upstream"),
+    ("family",),
     ("backend",),
     ("attach",),
     ("inference", "losses", "memory_argument", "packed_documents", "pruning"),

@@ -116,16 +116,3 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
         q, k, v, call = clear_padding(q, k, v, call)
         return dense_attention(q, k, v, call.written_out())
     return block_sparse_attention(q, k, v, pattern, call.replace(global_mask=None))
-
-
-def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:
-    """The cached mask for a dense call on the CPU. ``None`` if the band would run by another path.
-
-    Args:
-        x: ``(B, H, N, D)``, queries or keys without padding.
-        tokens: ``(1, N)`` bool, True = global token; ``None`` without global tokens.
-    """
-    length, call = x.shape[2], AttentionCall(pattern.causal, global_mask=tokens if pattern.has_globals else None)
-    context = DispatchContext.of(x, x, call, pattern=pattern, dtype=x.dtype, features=x.shape[3])
-    dense = x.device.type == "cpu" and first_path("band", context)[0] == "dense-masked"
-    return cached_mask(length, length, pattern, call, x.dtype) if dense else None

@@ -15,10 +15,10 @@ from transformers.models.albert.modeling_albert import AlbertAttention, AlbertTr
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import SERVED_LAYERS_ATTRIBUTE
 from ..modeling.attach.custom_attention import ReplacedModules
-from ..modeling.backend import LAYER_INDEX
 from ..modeling.classes import Family, long_config
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.long_config import LongEncoderConfig
+from ..modeling.keywords import LAYER_INDEX
 
 
 class LongAlbertTransformer(AlbertTransformer):

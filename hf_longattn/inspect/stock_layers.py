@@ -27,11 +27,12 @@ from ..engines.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
 from ..loading import LOADING
-from ..modeling.backend import BACKEND, check_computed
-from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, SINKS, DeclaredMask
+from ..modeling.backend import BACKEND, mechanism_of
+from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
 from ..modeling.family.definition import without_head
 from ..modeling.family.long_config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
+from ..modeling.keywords import SINKS
 
 TOKENS, DECODED = 40, 41
 """Tokens that a model, and the decoder of an encoder-decoder, read in this run. CLIP's text tower reads at most 77."""
@@ -259,7 +260,7 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
     def record(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
-        check_computed(module, kwargs)
+        mechanism_of(module, kwargs)  # refuses what would not be computed
         layers.append((names[id(module)], DeclaredAttention.of(module, query, key, attention_mask, kwargs)))
         return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
 

@@ -9,8 +9,8 @@ mask shows. :func:`longattn_mask` builds nothing of size N×N for padding and wi
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,9 +40,25 @@ from ..memory.attention_cache import unread_cache
 from ..memory.decode_cache import READS_PROMPT
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from ..names import BACKEND, logger, warn_missing
-from .declared import FEW_QUERIES, SINKS, DeclaredMask, attend_as_declared, in_words
-from .masks import (
+from .declared import DeclaredMask
+from .keywords import (
+    CACHE_LAYER,
+    COLLECT_WEIGHTS,
+    DETACHED_KV,
     DOCUMENTS,
+    GRID,
+    LAYER_INDEX,
+    LAYER_INPUT,
+    MORE_THAN_PLAIN,
+    NOT_COMPUTED,
+    PROJECT_ONLY,
+    SCORE_TERMS,
+    SINKS,
+    TAKES_CACHE_LAYER,
+    TENSORS,
+    VALUES_NEEDED,
+)
+from .masks import (
     check_padding,
     check_pairs,
     check_size,
@@ -53,65 +69,10 @@ from .masks import (
     takes_masked_documents,
     with_documents,
 )
-from .upstream import MASKS, mask_problem, problems, run_check
+from .stock_attention import FEW_QUERIES, attend_as_declared, in_words
+from .upstream import check_masks, problems
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
-CACHE_LAYER = "long_cache_layer"
-"""The keyword for a module's cache layer, passed by a pre-hook."""
-TAKES_CACHE_LAYER = "takes_cache_layer"
-"""The attribute of attention modules that have this pre-hook."""
-LAYER_INPUT = "layer_input"
-"""The keyword for a module's hidden states, for mechanisms that take them."""
-DETACHED_KV = "detached_kv"
-"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()``: the call's
-own key and value."""
-PROJECT_ONLY = "project_only"
-"""The keyword for a list. The attention function then appends its keys and values to the list instead of attending."""
-COLLECT_WEIGHTS = "attention_weights"
-"""The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the
-collector."""
-GRID = "grid"
-"""The keyword for the grid on which the tokens lie."""
-LAYER_INDEX = "long_layer"
-"""The keyword for the layer's index, if layers share an attention module."""
-NOT_COMPUTED = {
-    "sinks": "sinks of each query",
-    "indices": "keys chosen by an indexer",
-    "block_indices": "blocks chosen by an indexer",
-}
-"""Keywords of attention that no mechanism computes (Inkling 2, DeepSeek-V3.2, MiniMax-M3), mapped to their meaning."""
-NOT_COMPUTED_KEYWORDS = frozenset(NOT_COMPUTED)  # torch.compile lacks isdisjoint for dictionary keys
-SCORE_KEYWORDS = frozenset(("position_bias", "softcap"))
-"""Keywords for score terms."""
-ADDITIONAL_KEYWORDS = (
-    DOCUMENTS | SCORE_KEYWORDS | {SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, "global_attention_mask"}
-)
-"""Keywords for anything besides plain attention of queries to keys."""
-IGNORED_KEYWORDS = frozenset(
-    (
-        "input_ids",  # for the experts of some models
-        "position_ids",  # the mask has read them
-        "position_embeddings",  # and the module these
-        "cache_position",
-        "cu_seq_lens_k",  # those of the queries say the same
-        "token_type_ids",  # of a tokenizer, for a model that has none
-        "num_items_in_batch",  # for the loss, as the next two
-        "labels",
-        "shift_labels",
-        "decoder_input_ids",  # of an encoder-decoder, which passes all arguments on
-        "decoder_attention_mask",
-    )
-)
-"""Keywords for tensors that reach attention with a model's other arguments, and that change nothing there."""
-TENSOR_KEYWORDS = (
-    ADDITIONAL_KEYWORDS | IGNORED_KEYWORDS | NOT_COMPUTED_KEYWORDS | {CACHE_LAYER, COLLECT_WEIGHTS, GRID, LAYER_INDEX}
-)
-"""Keywords with which attention may get a tensor."""
-MASK_EXTENDED_BY = "compressor"
-"""The attribute of attention modules that append compressed keys, and scores for them to the mask (DeepSeek-V4)."""
-
-VALUES_NEEDED = DOCUMENTS | {"global_attention_mask"}
-"""Keywords whose values decide which keys are seen. They are ignored if tensors have shapes only."""
 EAGER_MASKS = ("gemma4_audio", "informer")
 """Model types that add the mask to scores themselves, although their file also has modules on transformers'
 AttentionInterface."""
@@ -135,8 +96,8 @@ def longattn_mask(
         step with a static cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. Models outside the
         AttentionInterface get the float tensor of eager attention.
     """
-    if MASKS in problems:
-        raise BackendError(problems[MASKS])
+    if problems:
+        raise BackendError(problems[0])
     if isinstance(attention_mask, DeclaredMask):  # ``generate`` has made it for a static cache
         return attention_mask
     if attention_mask is not None and attention_mask.dim() != 2:
@@ -229,19 +190,27 @@ def _on_the_interface(config_class: type[Any]) -> bool:
         package, beside, name = base.__module__.rpartition(".configuration_")
         modeling = sys.modules.get(f"{package}.modeling_{name}")
         if beside and modeling is not None:
-            if hasattr(modeling, "ALL_ATTENTION_FUNCTIONS"):
-                return True
-            own = [kind for kind in vars(modeling).values() if getattr(kind, "__module__", "") == modeling.__name__]
-            modules = [kind for kind in own if isinstance(kind, type) and issubclass(kind, nn.Module)]
-            says_so = next((kind for kind in modules if getattr(kind, "_supports_attention_backend", False)), None)
-            if says_so is not None and any(kind.__name__.endswith("Attention") for kind in modules):
-                logger.warning_once(  # type: ignore[attr-defined]
-                    f"{says_so.__name__} says that attention backends run in it, but hf_longattn finds none of "
-                    "transformers' AttentionInterface in its file: the model keeps its own attention, whose memory "
-                    "grows with the square of the text."
-                )
-            return False
+            on_it = hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
+            if not on_it:
+                _warn_of_claims(modeling)
+            return on_it
     return False
+
+
+def _warn_of_claims(modeling: ModuleType) -> None:
+    """Log a line if a class in a modeling file without the AttentionInterface says that attention backends run."""
+    modules = [
+        member
+        for member in vars(modeling).values()
+        if isinstance(member, type) and issubclass(member, nn.Module) and member.__module__ == modeling.__name__
+    ]
+    claiming = [member.__name__ for member in modules if getattr(member, "_supports_attention_backend", False)]
+    if claiming and any(member.__name__.endswith("Attention") for member in modules):
+        logger.warning_once(  # type: ignore[attr-defined]
+            f"{claiming[0]} says that attention backends run in it, but hf_longattn finds none of transformers' "
+            "AttentionInterface in its file: the model keeps its own attention, whose memory grows with the square of "
+            "the text."
+        )
 
 
 def longattn_attention_forward(
@@ -282,97 +251,107 @@ def longattn_attention_forward(
             without a mask.
         InputError: the mask has the wrong shape or dtype, or does not hide documents from each other completely.
     """
-    if (projected := kwargs.get(PROJECT_ONLY)) is not None:
-        projected += [key, value]
+    if kwargs.get(PROJECT_ONLY) is not None:
+        kwargs[PROJECT_ONLY].extend([key, value])
         return query.transpose(1, 2).contiguous(), None
-    mechanism = _mechanism(module, kwargs)
+    mechanism = mechanism_of(module, kwargs)
     if not torch.compiler.is_compiling() and (query.is_meta or fake_mode() is not None):  # no values, without a call
-        kwargs = {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
-        if mechanism is not None and isinstance(attention_mask, Tensor) and not has_values(attention_mask):
-            attention_mask = None
-    with_weights = bool(kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS)) or attentions_collected()
+        attention_mask, kwargs = _without_values(mechanism, attention_mask, kwargs)
+    with_weights = weights_requested(kwargs)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
-        of_bools = isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.bool
-        if of_bools and getattr(module, MASK_EXTENDED_BY, None) is not None:
-            raise BackendError(
-                f"{in_words(module)} appends keys whose mask is added to the scores, so a bool attention_mask would "
-                "show the keys that it hides; pass floats, 0 where a key is visible and torch.finfo(dtype).min "
-                "elsewhere, or load the model with attn_implementation='eager'."
-            )
         return attend_as_declared(
             module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
         )
-    if torch.jit.is_tracing():
-        check_trace(mechanism if SCORE_KEYWORDS.isdisjoint(kwargs) else None, causal)
-    decodes = not kwargs.pop(READS_PROMPT, False)
-    if causal:
-        mechanism = for_length(mechanism, key.shape[2], causal, query.shape[2] if decodes else 0)
-    mask, layer = _mask_and_cache(module, mechanism, query, key, attention_mask, causal, kwargs)
-    narrower = key.shape[-1] - value.shape[-1]
-    if narrower > 0:  # latent attention (DeepSeek); zeros add nothing to an output
-        value = nn.functional.pad(value, (0, narrower))
+    mechanism, mask, layer = _mask_and_cache(module, mechanism, query, key, attention_mask, causal, kwargs)
+    call = _new_call(mechanism, causal, scaling, dropout, kwargs)
+    width = value.shape[-1]
+    if width < key.shape[-1]:  # latent attention (DeepSeek); zeros add nothing to an output
+        value = nn.functional.pad(value, (0, key.shape[-1] - width))
 
-    # Without padding, cache or terms, one fused call may suffice, as in transformers' sdpa attention.
     output = weights = None
-    plain = (
-        mask is None and query.shape[2] == key.shape[2] and not with_weights and ADDITIONAL_KEYWORDS.isdisjoint(kwargs)
-    )
-    plain = plain and not OBSERVERS and not in_graph()
-    plain = plain and not query.is_meta and not torch.is_autocast_enabled(query.device.type)
-    if plain and not isinstance(layer, (AttentionCacheLayer, StaticLayer)):
-        attending = for_length(mechanism, key.shape[2], causal)
-        visible = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
-        if visible is True and not (dropout and query.device.type == "cpu"):
-            output = fused_attention(
-                query, key, value, dropout_p=dropout, is_causal=causal and key.shape[2] > 1, scale=scaling
-            )
-        elif isinstance(visible, Tensor) and not dropout:
-            keys, values = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
-            output = masked_attention(query, keys, values, visible, causal, scaling)
-
+    if mask is None and not with_weights and MORE_THAN_PLAIN.isdisjoint(kwargs):
+        output = _attend_at_once(mechanism, query, key, value, layer, call)
+    if output is None and layer is not None:
+        output, weights = _attend_by_cache(layer, mechanism, query, key, value, mask, call, with_weights, kwargs)
     if output is None:
-        grid = kwargs.get(GRID)
-        if grid is None and not torch.compiler.is_dynamo_compiling():
-            grid = RUNNING_GRID.get()
-        hidden = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
-        call = AttentionCall(
-            causal=causal,
-            scale=scaling,
-            dropout=dropout,
-            hidden_states=hidden,
-            grid=grid,
-            sink_scores=kwargs.get(SINKS),
-        )
-        cached = (
-            None
-            if layer is None
-            else _attend_by_cache(layer, mechanism, query, key, value, mask, call, with_weights, kwargs)
-        )
-        if cached is not None:
-            output, weights = cached
+        key, value, call = _read_call(mechanism, query, key, value, mask, layer, call, kwargs)
+        if query.shape[2] == 1 and not with_weights and _steps_by_mask(mechanism, call):
+            output = _step(mechanism, query, key, value, call)
         else:
-            key, value, call = _read_call(mechanism, query, key, value, mask, layer, call, kwargs)
-            if query.shape[2] == 1 and call.score_mod is None and not with_weights and _steps_by_mask(mechanism, call):
-                output = _step(mechanism, query, key, value, call)
-            else:
-                output = run_batch(mechanism, query, key, value, call)
-            if with_weights:
-                weights = attention_weights(mechanism, query, key, call.replace(dropout=0.0, detached_kv=None))
-    output = output.transpose(1, 2).contiguous()
-    return output if narrower <= 0 else output[..., :-narrower], weights
+            output = run_batch(mechanism, query, key, value, call)
+        if with_weights:
+            weights = attention_weights(mechanism, query, key, call.replace(dropout=0.0, detached_kv=None))
+    return output[..., :width].transpose(1, 2).contiguous(), weights
 
 
-def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
+def _without_values(
+    mechanism: Mechanism | None, mask: Tensor | DeclaredMask | None, kwargs: dict[str, Any]
+) -> tuple[Tensor | DeclaredMask | None, dict[str, Any]]:
+    """Mask and keywords of a call whose tensors have shapes only. What depends on values is left out."""
+    if mechanism is not None and isinstance(mask, Tensor) and not has_values(mask):
+        mask = None
+    return mask, {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
+
+
+def _new_call(
+    mechanism: Mechanism, causal: bool, scaling: float | None, dropout: float, kwargs: dict[str, Any]
+) -> AttentionCall:
+    """The call without its batch and score terms."""
+    grid = kwargs.get(GRID)
+    if grid is None and not torch.compiler.is_dynamo_compiling():
+        grid = RUNNING_GRID.get()
+    hidden_states = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
+    return AttentionCall(
+        causal=causal,
+        scale=scaling,
+        dropout=dropout,
+        hidden_states=hidden_states,
+        grid=grid,
+        sink_scores=kwargs.get(SINKS),
+    )
+
+
+def _attend_at_once(
+    mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, layer: Any, call: AttentionCall
+) -> Tensor | None:
+    """The output ``(B, H, Nq, D)`` of one fused call, as in transformers' sdpa attention, for a call without padding,
+    cached keys or terms. ``None`` if one call does not suffice."""
+    if (
+        query.shape[2] != key.shape[2]
+        or isinstance(layer, (AttentionCacheLayer, StaticLayer))
+        or OBSERVERS
+        or in_graph()
+        or query.is_meta
+        or torch.is_autocast_enabled(query.device.type)
+    ):
+        return None
+    attending = for_length(mechanism, key.shape[2], call.causal)
+    visible = isinstance(attending, SparseMechanism) and attending.fused_mask(key, call.causal)
+    if visible is True and not (call.dropout and query.device.type == "cpu"):
+        is_causal = call.causal and key.shape[2] > 1
+        return fused_attention(query, key, value, dropout_p=call.dropout, is_causal=is_causal, scale=call.scale)
+    if isinstance(visible, Tensor) and not call.dropout:
+        heads = query.shape[1]
+        keys, values = repeat_heads(key, heads), repeat_heads(value, heads)
+        return masked_attention(query, keys, values, visible, call.causal, call.scale)
+    return None
+
+
+def mechanism_of(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     """The mechanism of a call; ``None`` for a module of a stock model.
 
     Raises:
-        BackendError: the module requests an unsupported computation, or has no mechanism in a model with mechanisms.
+        BackendError: the module requests an unsupported computation, passes a tensor under an unknown keyword, or has
+            no mechanism in a model with mechanisms.
     """
-    if not NOT_COMPUTED_KEYWORDS.isdisjoint(kwargs):
-        check_computed(module, kwargs)
     for name, value in kwargs.items():
-        if name not in TENSOR_KEYWORDS and isinstance(value, Tensor):
+        if name in NOT_COMPUTED and value is not None:
+            raise BackendError(
+                f"{in_words(module)} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not "
+                "compute; load the model with attn_implementation='eager'."
+            )
+        if name not in TENSORS and isinstance(value, Tensor):
             raise BackendError(
                 f"{in_words(module)} got the tensor {name!r}, which may change attention, and which {BACKEND!r} does "
                 "not know; leave it out of the model's call, or, if the model passes it, load the model with "
@@ -398,18 +377,11 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     return mechanism
 
 
-def check_computed(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
-    """Raise :class:`BackendError` if ``module`` requests an unsupported computation."""
-    if (name := next((name for name in NOT_COMPUTED if kwargs.get(name) is not None), None)) is not None:
-        raise BackendError(
-            f"{in_words(module)} attends with {NOT_COMPUTED[name]} ({name!r}), which {BACKEND!r} does not compute; "
-            "load the model with attn_implementation='eager'."
-        )
-
-
-def attentions_collected() -> bool:
-    """Whether transformers collects attentions from the running model, as it does hidden_states and other outputs of
-    layers."""
+def weights_requested(kwargs: dict[str, Any]) -> bool:
+    """Whether a call returns attention weights: a keyword requests them, or transformers collects them from the
+    running model, as it does hidden_states and other outputs of layers."""
+    if kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS):
+        return True
     active = getattr(output_capturing, "_active_collector", None)
     if active is None:
         if not torch.compiler.is_compiling():
@@ -427,12 +399,18 @@ def _mask_and_cache(
     mask: Any,
     causal: bool,
     kwargs: dict[str, Any],
-) -> tuple[Tensor | None, Any]:
-    """The call's mask in its simplest form, and the module's cache layer, which is removed from ``kwargs``.
+) -> tuple[Mechanism, Tensor | None, Any]:
+    """The mechanism for this number of keys, the call's mask in its simplest form, and the module's cache layer, which
+    is removed from ``kwargs``.
 
     Raises:
         BackendError: the cache did not reach the call, or has dropped keys that ``mechanism`` sees.
     """
+    if torch.jit.is_tracing():
+        check_trace(mechanism if SCORE_TERMS.isdisjoint(kwargs) else None, causal)
+    reads_prompt = kwargs.pop(READS_PROMPT, False)
+    if causal:
+        mechanism = for_length(mechanism, key.shape[2], causal, 0 if reads_prompt else query.shape[2])
     if isinstance(mask, DeclaredMask):  # the tower's config has no mechanisms
         declared = mask
         mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
@@ -442,22 +420,27 @@ def _mask_and_cache(
     layer = kwargs.pop(CACHE_LAYER, None)
     if mask is not None and mask.shape != (key.shape[0], key.shape[2]):
         _check_keys(mask, query, key, has_cache, layer)
-    if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(
-        layer, GrowingWindowLayer
-    ):
-        width = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else layer.max_cache_len
-        seen, reach = layer.get_seq_length(), keys_per_query(mechanism)
-        if (reach is None or reach > width) and (in_graph() or int(seen) > key.shape[2]):
-            raise BackendError(
-                f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism "
-                f"{mechanism.name!r} sees more; load the checkpoint with a Long class, choose a window of at most "
-                f"{width}, or pass use_cache=False."
-            )
+    if isinstance(layer, DynamicSlidingWindowLayer) and not isinstance(layer, GrowingWindowLayer):
+        _check_window(mechanism, layer, layer.sliding_window, key)
+    elif isinstance(layer, StaticSlidingWindowLayer):
+        _check_window(mechanism, layer, layer.max_cache_len, key)
     # keep a mask over pairs if the mechanism can use it
     if mask is not None and mask.dim() == 4 and query.shape[2] > 1 and not in_graph():
         keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
         mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
-    return mask, layer
+    return mechanism, mask, layer
+
+
+def _check_window(mechanism: Mechanism, layer: Any, width: int, key: Tensor) -> None:
+    """Raise :class:`BackendError` if the sliding layer of a model's own cache has dropped keys that ``mechanism``
+    sees."""
+    seen, reach = layer.get_seq_length(), keys_per_query(mechanism)
+    if (reach is None or reach > width) and (in_graph() or int(seen) > key.shape[2]):
+        raise BackendError(
+            f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism "
+            f"{mechanism.name!r} sees more; load the checkpoint with a Long class, choose a window of at most "
+            f"{width}, or pass use_cache=False."
+        )
 
 
 def _check_keys(mask: Tensor, query: Tensor, key: Tensor, has_cache: bool, layer: Any) -> None:
@@ -494,7 +477,9 @@ def _read_call(
     batch: Batch | None = None
     pairs: Tensor | None = None
     if mask is not None and mask.dim() == 2:
-        batch = _batch(mask, key.shape[2])
+        padding = mask
+        first = max(0, mask.shape[1] - key.shape[2])  # a sliding cache has dropped the first tokens
+        batch = cached_on(mask, first, lambda: Batch(padding[:, first:].bool()))
         if mask.shape[1] < key.shape[2]:  # a static cache returns its reserved slots as well
             key, value = key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]]
     elif mask is not None:
@@ -511,7 +496,7 @@ def _read_call(
     if pairs is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, pairs = with_documents(mechanism, batch, pairs, (key.shape[0], kv_len), call.causal, kwargs)
     score_mod = None
-    if pairs is not None or not SCORE_KEYWORDS.isdisjoint(kwargs):
+    if pairs is not None or not SCORE_TERMS.isdisjoint(kwargs):
         score_mod = score_terms(pairs, kwargs.get("position_bias"), kwargs.get("softcap"), query, kv_len)
         _check_terms(mechanism, pairs, score_mod, kv_len, call.causal, kwargs)
     tokens = kwargs.get("global_attention_mask") if mechanism.capabilities.takes_globals else None
@@ -522,12 +507,6 @@ def _read_call(
         stops = isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(kv_len)
         detached_kv = (tuple(detached_kv) or (key, value)) if stops else None
     return key, value, call.replace(batch=batch, global_mask=tokens, score_mod=score_mod, detached_kv=detached_kv)
-
-
-def _batch(mask: Tensor, kv_len: int) -> Batch:
-    """The sequences of a padding mask at the last ``kv_len`` keys, cached for all layers."""
-    first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
-    return cached_on(mask, first, lambda: Batch(mask[:, first:].bool()))
 
 
 def _check_terms(
@@ -569,41 +548,25 @@ def _attend_by_cache(
     call: AttentionCall,
     with_weights: bool,
     kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None] | None:
+) -> tuple[Tensor | None, Tensor | None]:
     """Output ``(B, H, Nq, D)`` and weights of a step computed by the cache layer, or over all slots of a static cache.
 
-    Over all slots, shapes do not depend on the number of tokens. ``None`` if only the filled slots should be used,
-    because that costs less or nothing else is possible.
-
-    Raises:
-        BackendError: in a compiled graph, the mechanism cannot run over all slots. There, a call cannot use only the
-            filled slots.
+    Over all slots, shapes do not depend on the number of tokens. The output is ``None`` if only the filled slots
+    should be used, because that costs less or nothing else is possible.
     """
     q_len, kv_len = query.shape[2], key.shape[2]
     if isinstance(layer, AttentionCacheLayer):
         total: Tensor | int = kv_len
-    # other layers return all keys; equal lengths: the first tokens
-    elif not isinstance(layer, StaticLayer) or kv_len == q_len:
-        return None
-    else:
-        if (
-            not in_graph()
-            and not isinstance(layer, StaticWindowLayer)
-            and (not accelerated(query) or q_len > FEW_QUERIES)
-        ):
-            return None
-        if with_weights or not _steps_by_mask(mechanism, call):
-            if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-                raise BackendError(
-                    f"With these options, mechanism {mechanism.name!r} decodes from this static cache with shapes "
-                    "that change at every token, so one compiled graph cannot run all steps; do not compile "
-                    "(disable_compile=True in generate), or choose a mechanism such as window or linear."
-                )
-            return None
+    elif isinstance(layer, StaticLayer) and _runs_over_slots(layer, mechanism, query, key, call, with_weights):
         total = tokens_in(layer)
-
-    padding, pairs = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
-    batch = None if padding is None else _batch(padding, padding.shape[1])
+    else:
+        return None, None
+    batch = pairs = None
+    if mask is not None and mask.dim() == 2:
+        padding = mask
+        batch = cached_on(mask, 0, lambda: Batch(padding.bool()))
+    else:
+        pairs = mask
     terms = score_terms(pairs, kwargs.get("position_bias"), kwargs.get("softcap"), query, total)
     call = call.replace(batch=batch, score_mod=terms)
     if not isinstance(layer, AttentionCacheLayer):
@@ -618,12 +581,36 @@ def _attend_by_cache(
         return _step(mechanism, query, key, value, call, slot_columns(layer, q_len, kv_len)), None
     layer.note_padding(call.key_mask)
     if not layer.computes_attention:
-        return None
+        return None, None
     observed = OBSERVERS and not torch.compiler.is_compiling()
     with running(mechanism) if observed else nullcontext():
         if observed:
             report(f"cache of {layer.keeps}")
         return layer.attend(mechanism, query, key, value, call, with_weights)
+
+
+def _runs_over_slots(
+    layer: StaticLayer, mechanism: Mechanism, query: Tensor, key: Tensor, call: AttentionCall, with_weights: bool
+) -> bool:
+    """Whether a step runs over all slots of a static cache.
+
+    Raises:
+        BackendError: in a compiled graph, the mechanism cannot. There, a call cannot use only the filled slots.
+    """
+    if key.shape[2] == query.shape[2]:  # the first tokens
+        return False
+    few_on_device = accelerated(query) and query.shape[2] <= FEW_QUERIES
+    if not in_graph() and not isinstance(layer, StaticWindowLayer) and not few_on_device:
+        return False
+    if not with_weights and _steps_by_mask(mechanism, call):
+        return True
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        raise BackendError(
+            f"With these options, mechanism {mechanism.name!r} decodes from this static cache with shapes that change "
+            "at every token, so one compiled graph cannot run all steps; do not compile (disable_compile=True in "
+            "generate), or choose a mechanism such as window or linear."
+        )
+    return False
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
@@ -633,6 +620,7 @@ def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
         steps_by_mask(mechanism)
         and call.causal
         and call.dropout == 0
+        and call.score_mod is None
         and (call.batch is None or call.batch.documents is None)
         and not torch.compiler.is_exporting()
     )
@@ -677,4 +665,4 @@ def _filled(
 
 AttentionInterface.register(BACKEND, longattn_attention_forward)
 AttentionMaskInterface.register(BACKEND, longattn_mask)
-run_check(MASKS, lambda: mask_problem(mechanism_mask))
+check_masks(mechanism_mask)

@@ -15,9 +15,9 @@ from torch import Tensor
 from ..engines.token_grid import RUNNING_GRID, Grid
 from ..errors import BackendError
 from ..names import require
-from .backend import COLLECT_WEIGHTS, GRID
 from .family.definition import Family, known_family
 from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, TILE, GridSpec, image_size
+from .keywords import COLLECT_WEIGHTS, GRID
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")

@@ -3,10 +3,10 @@ loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..mechanisms.common.capabilities import AddsLoss
 from ..mechanisms.common.masked import has_hooks
 from .family.definition import CAUSAL_LANGUAGE_MODELS
+from .lazy_tensor import LazyTensor
 
 IGNORED_LABEL = -100
 """The label of tokens that do not count in a loss, as in ``torch.nn.functional.cross_entropy``."""
@@ -59,21 +60,15 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
     return torch.where(count > 0, loss, 0.0) * share.to(loss)
 
 
-OPERATORS = (
-    "abs add bool contains eq float ge gt int iter le len lt matmul ne neg pow radd rmatmul rmul rpow rsub "
-    "rtruediv sub"
-)
-"""Python's special methods of tensors, which it looks up in the class."""
 LOGITS_AT_ONCE = 2**28
 """Maximum bytes of the logits that a loss holds at a time. Untuned."""
 
 
 @dataclass(frozen=True, eq=False)
-class Logits:
+class Logits(LazyTensor):
     """Logits ``(…, vocabulary)`` of a language model that are computed when they are read.
 
-    ``torch.nn.functional.cross_entropy`` of them never holds all logits in memory. Everything else gets the tensor,
-    and so do copies.
+    ``torch.nn.functional.cross_entropy`` of them never holds all logits in memory. Copies are tensors.
 
     Args:
         head: the projection to the vocabulary. hidden: its input ``(…, width)``.
@@ -85,12 +80,9 @@ class Logits:
     hidden: Tensor
     steps: tuple[Callable[[Tensor], Tensor], ...] = ()
 
-    @property
-    def tensor(self) -> Tensor:
+    def dense(self) -> Tensor:
         """The logits as the model computes them."""
-        return reduce(
-            lambda value, step: step(value), self.steps, F.linear(self.hidden, self.head.weight, self.head.bias)
-        )
+        return _after(self.steps, F.linear(self.hidden, self.head.weight, self.head.bias))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,28 +110,26 @@ class Logits:
         return self
 
     def __mul__(self, factor: Any) -> Any:
-        return self.then(lambda value: value * factor) if _is_number(factor) else self.tensor * factor
+        return self.then(lambda value: value * factor) if _is_number(factor) else self.dense() * factor
 
     def __truediv__(self, divisor: Any) -> Any:
-        return self.then(lambda value: value / divisor) if _is_number(divisor) else self.tensor / divisor
+        return self.then(lambda value: value / divisor) if _is_number(divisor) else self.dense() / divisor
 
     def view(self, *shape: int) -> Any:
         if shape != (-1, self.head.out_features):
-            return self.tensor.view(*shape)
+            return self.dense().view(*shape)
         return replace(self, hidden=self.hidden.flatten(0, -2))
 
     def __getattr__(self, name: str) -> Any:
         if name == "retain_grad" or (name.endswith("_") and not name.endswith("__")):
             raise AttributeError(
-                f"{name} of logits would change a copy, since they are computed when they are read; use logits.tensor."
+                f"{name} of logits would change a copy, since they are computed when they are read; use "
+                "logits.dense()."
             )
-        return getattr(self.tensor, name)
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.tensor[index]
+        return super().__getattr__(name)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.tensor.__reduce_ex__(protocol)
+        return self.dense().__reduce_ex__(protocol)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -153,7 +143,7 @@ class Logits:
             and all(kwargs[name] is None for name in ("weight", "size_average", "reduce"))
         ):
             return args[0].cross_entropy(args[1], kwargs["reduction"], kwargs["ignore_index"])
-        return function(*_tensors(args), **{name: _tensors(value) for name, value in kwargs.items()})
+        return super().__torch_function__(function, types, args, kwargs)
 
     def cross_entropy(self, target: Tensor, reduction: str, ignore_index: int) -> Tensor:
         """The cross-entropy of logits ``(n, vocabulary)`` and ``target (n,)``, as PyTorch's.
@@ -167,10 +157,10 @@ class Logits:
             dtype = torch.promote_types(dtype, torch.float32)
         scaling = [step for step in self.steps if step is not Tensor.float]
         losses = F.linear_cross_entropy(
-            reduce(lambda value, step: step(value), scaling, self.hidden.to(dtype)),
+            _after(scaling, self.hidden.to(dtype)),
             weight.to(dtype),
             target,
-            linear_bias=None if bias is None else reduce(lambda value, step: step(value), scaling, bias.to(dtype)),
+            linear_bias=None if bias is None else _after(scaling, bias.to(dtype)),
             reduction="none" if reduction == "none" or dtype.itemsize < 4 else "sum",
             ignore_index=ignore_index,
             options=nn.LinearCrossEntropyOptions(
@@ -188,19 +178,11 @@ class Logits:
         return total.to(self.dtype)
 
 
-def _of_tensor(name: str) -> Callable[..., Any]:
-    return lambda self, *args: getattr(self.tensor, name)(*_tensors(args))
-
-
-for operator in OPERATORS.split():
-    setattr(Logits, f"__{operator}__", _of_tensor(f"__{operator}__"))
-
-
-def _tensors(value: Any) -> Any:
-    """``value`` with tensors for :class:`Logits`, also in lists."""
-    if isinstance(value, list | tuple):
-        return (list if isinstance(value, list) else tuple)(map(_tensors, value))
-    return value.tensor if isinstance(value, Logits) else value
+def _after(steps: Iterable[Callable[[Tensor], Tensor]], value: Tensor) -> Tensor:
+    """``value`` after the functions ``steps``."""
+    for step in steps:
+        value = step(value)
+    return value
 
 
 def _is_number(value: Any) -> bool:
@@ -225,18 +207,20 @@ def deferred_logits(model: Any) -> Iterator[None]:
     Weights that are quantised, adapted, or spread over devices give a tensor, as do graphs, and heads with hooks. A
     head that peft trains is plain.
     """
-    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    head: Any = (
-        model.get_output_embeddings() if not graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS) else None
-    )
-    heads: list[Any] = [*head.modules()] if type(head).__name__ == "ModulesToSaveWrapper" else [head]
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    head: Any = None
+    if not in_graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS):
+        head = model.get_output_embeddings()
+    layers: list[Any] = [*head.modules()] if type(head).__name__ == "ModulesToSaveWrapper" else [head]
     heads = [
         layer
-        for layer in heads
-        if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and "forward" not in vars(layer)
+        for layer in layers
+        if type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and "forward" not in vars(layer)
+        and not hasattr(layer.weight, "ds_id")  # DeepSpeed's parameters are whole in their layer only
+        and not has_hooks(layer)
     ]
-    # DeepSpeed's parameters are whole in their layer only
-    heads = [layer for layer in heads if not (hasattr(layer.weight, "ds_id") or has_hooks(layer))]
     for layer in heads:
         layer.forward = partial(Logits, layer)
     try:

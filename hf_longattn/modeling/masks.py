@@ -22,9 +22,7 @@ from ..engines.dense_masks import (
 from ..engines.score_terms import ScoreMod, as_term, device_scalar
 from ..errors import InputError
 from ..mechanisms.common.base import Mechanism
-
-DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
-"""Keywords for the documents of a packed row: of this package, of state-space models and of FlashAttention."""
+from .keywords import DOCUMENTS
 
 
 def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor | None) -> Tensor:

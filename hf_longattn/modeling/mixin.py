@@ -32,18 +32,19 @@ from .attach.custom_attention import refuse_scoreless
 from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
 from .attach.memory_tokens import attach_memory_tokens, run_in_segments
 from .attach.weights import LoadsMechanisms, check_tables, freeze_tables, shared_parameters
-from .backend import COLLECT_WEIGHTS, attentions_collected
+from .backend import weights_requested
 from .family.definition import Family, module_name
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
 from .family.position_table import PositionTable
 from .family.rotary import positions_without_end
 from .inference import warn_of_overflow
+from .keywords import COLLECT_WEIGHTS, DOCUMENTS
 from .losses import auxiliary_loss, deferred_logits, label_count, share_of_step
-from .masks import DOCUMENTS, check_size, filled_columns, simplified_mask
+from .masks import check_size, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
 from .pruning import KEPT_HEADS, cut_as_configured
-from .upstream_models import check_cache_layers, unlike
+from .upstream import check_cache_layers, unlike
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -600,8 +601,8 @@ class LongBaseModelMixin(LongAttentionMixin):
         return base_forward(self, **arguments)
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
-        wanted = arguments.get("output_attentions")
-        return bool(self.config.output_attentions if wanted is None else wanted) or attentions_collected()
+        by_config = arguments.get("output_attentions") is None and self.config.output_attentions
+        return bool(by_config) or weights_requested(arguments)
 
     def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
         """Refuse inputs that this model cannot process, and add documents, positions and a mask to ``arguments``.

@@ -16,7 +16,8 @@ from ..memory.decode_cache import CACHE
 from ..names import warn_missing
 from .attach.attention_sites import is_causal
 from .family.position_table import input_of
-from .masks import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
+from .keywords import DOCUMENTS
+from .masks import documents_of, packing_refused, takes_masked_documents
 
 PACKED_DOCUMENTS = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from ..engines.batch import in_graph
 from ..errors import InputError
 from .attach.global_mask import check_globals
-from .backend import COLLECT_WEIGHTS
 from .family.audio_spec import AudioSpec
+from .keywords import COLLECT_WEIGHTS
 from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 GLOBAL_MASK = "global_attention_mask"

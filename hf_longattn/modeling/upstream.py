@@ -1,14 +1,15 @@
-"""What this package takes for granted about transformers' masks and attention, checked once per process.
+"""What this package takes for granted about transformers' masks, models, caches and kernels.
 
-A private name that a version lacks is noticed where it is used (:mod:`~hf_longattn.names`). A name that stays and
-comes to mean something else is not: outputs would change without a word. Each check here compares what transformers
-does with what this package takes it to do, before the first call, and every call raises what it found. A check costs
-nothing in a call.
+A name that a version of transformers lacks is noticed where it is used (:mod:`~hf_longattn.names`). A name that stays
+and comes to mean something else is not: outputs would change, or memory would grow, without a word. Each check here
+compares what transformers does with what this package takes it to do. It runs once per process, class or model, and
+costs nothing in a call.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -17,59 +18,66 @@ from typing import Any
 
 import torch
 import transformers.masking_utils as masking
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionMaskInterface
 
+from ..errors import BackendError
 from ..memory.decode_cache import CACHE
 from ..names import BACKEND, TESTED, logger
 from .declared import DeclaredMask
 
-problems: dict[str, str] = {}
-"""Name of a check -> the sentence to raise in every call."""
+TOKENS, WINDOW = 8, 3
+"""Tokens of the masks and calls that are checked, and the size of their windows and chunks."""
+ARGUMENTS = f"{BACKEND}_arguments"
+"""The name under which transformers' functions return the arguments of a mask instead of the mask."""
+AttentionMaskInterface.register(ARGUMENTS, dict)
+problems: list[str] = []
+"""The sentence that every call raises, if masks of the installed transformers mean something else."""
 
 
-def run_check(name: str, check: Callable[[], str | None]) -> None:
-    """Run ``check``, which returns what is wrong as the end of a sentence, or ``None``, for :data:`problems`.
-
-    It runs in a thread, which no mode of the importing code reaches (``torch.device("meta")``, fake tensors).
-    """
-    results: list[str | None] = []
-
-    def run() -> None:
-        try:
-            results.append(check())
-        except Exception as error:  # such as an argument that has another name
-            results.append(f"{type(error).__name__}: {error}".splitlines()[0])
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    problems.pop(name, None)
-    if results[0] is not None:
-        lowest, highest = TESTED["transformers"]
-        problems[name] = (
-            f"transformers {version('transformers')} is not what hf_longattn takes it for, and outputs would be wrong "
-            f"({results[0]}); install transformers {lowest} to {highest}, with which it is tested, or load the model "
-            "with attn_implementation='sdpa'."
-        )
+def unlike(difference: str) -> str:
+    """The sentence for a version of transformers with a ``difference`` (a clause) from what this package relies on."""
+    lowest, highest = TESTED["transformers"]
+    return (
+        f"transformers {version('transformers')} is not what hf_longattn takes it for ({difference}); install "
+        f"transformers {lowest} to {highest}, with which it is tested."
+    )
 
 
 # ---- masks
 
-MASKS = "masks"
-"""The name of the check of masks."""
-ARGUMENTS = f"{BACKEND}_arguments"
-"""The name under which transformers' functions return the arguments of a mask instead of the mask."""
-TOKENS, SIZE = 8, 3
-"""Tokens of a mask that is checked, and of its window or chunk."""
-AttentionMaskInterface.register(ARGUMENTS, dict)
+
+def check_masks(mechanism_mask: Callable[..., Tensor | None]) -> None:
+    """Fill :data:`problems`. The check runs in a thread, which no mode of the importing code reaches
+    (``torch.device("meta")``, fake tensors)."""
+    problems.clear()
+    thread = threading.Thread(target=_note_problem, args=(mechanism_mask,))
+    thread.start()
+    thread.join()
+
+
+def _note_problem(mechanism_mask: Callable[..., Tensor | None]) -> None:
+    try:
+        problem = mask_problem(mechanism_mask)
+    except Exception as error:  # such as an argument that has another name
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+    if problem is not None:
+        problems.append(
+            f"{unlike(problem)} Outputs would be wrong: with this version, load the model with "
+            "attn_implementation='sdpa'."
+        )
 
 
 def mask_arguments() -> Iterator[tuple[str, bool, dict[str, Any]]]:
     """For each mask its name, whether it is one document with a known band, and the arguments that transformers passes
     to a mask function."""
-    sizes = {"causal": "", "sliding_window_causal": "sliding_window", "chunked_causal": "attention_chunk_size"}
-    sizes |= {"bidirectional": "", "bidirectional_sliding_window": "sliding_window"}
+    sizes = {
+        "causal": {},
+        "sliding_window_causal": {"sliding_window": WINDOW},
+        "chunked_causal": {"attention_chunk_size": WINDOW},
+        "bidirectional": {},
+        "bidirectional_sliding_window": {"sliding_window": WINDOW},
+    }
     padding = torch.ones(1, TOKENS, dtype=torch.bool)
     padding[0, :2] = False
     blocks = torch.full((1, TOKENS), -1)
@@ -79,7 +87,7 @@ def mask_arguments() -> Iterator[tuple[str, bool, dict[str, Any]]]:
         return (query < 5) & (key < 5)
 
     for name, size in sizes.items():
-        config = SimpleNamespace(_attn_implementation=ARGUMENTS, **({size: SIZE} if size else {}))
+        config = SimpleNamespace(_attn_implementation=ARGUMENTS, **size)
         create = functools.partial(
             getattr(masking, f"create_{name}_mask"), config, torch.zeros(1, TOKENS, 1), **{CACHE: None}
         )
@@ -93,14 +101,22 @@ def mask_arguments() -> Iterator[tuple[str, bool, dict[str, Any]]]:
             yield f"{name} with blocks", False, create(attention_mask=None, block_sequence_ids=blocks)
 
 
+def band(left: int, right: int) -> Tensor:
+    """The pairs ``(TOKENS, TOKENS)`` bool of a band, from ``query - left`` to ``query + right``."""
+    return torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril(min(right, TOKENS)).triu(-min(left, TOKENS))
+
+
 def reads_alike(mask: DeclaredMask, shown: Tensor) -> bool:
     """Whether the keys that a mask shows, ``(Nq, Nk)`` bool, are within its band, and all of those that it is read to
     show."""
-    band = torch.ones(TOKENS, TOKENS).tril(min(mask.right, TOKENS)).triu(-min(mask.left, TOKENS)).bool()
-    read = band if mask.padding is None else band & mask.padding[0]
+    within = band(mask.left, mask.right)
+    if not mask.exact:
+        return not bool((shown & ~within).any())
+    if mask.padding is not None:
+        within = within & mask.padding[0]
     for label in mask._labels:
-        read = read & (label[0, :, None] == label[0])
-    return torch.equal(shown, read) if mask.exact else not bool((shown & ~band).any())
+        within = within & (label[0, :, None] == label[0])
+    return torch.equal(shown, within)
 
 
 def mask_problem(mechanism_mask: Callable[..., Tensor | None]) -> str | None:
@@ -126,3 +142,50 @@ def mask_problem(mechanism_mask: Callable[..., Tensor | None]) -> str | None:
             "outputs are right, but memory and time grow with the square of the text."
         )
     return None
+
+
+# ---- caches and kernels
+
+
+def check_cache_layers(model: Any, cache: Any) -> None:
+    """Warn once per model if a cache that ``generate`` made has other layers than its config names.
+
+    Outputs stay right, since other layers keep all keys.
+    """
+    if "cache_layers_checked" in vars(model):
+        return
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+    if not layers or any(layer.is_initialized for layer in layers):  # a caller's DynamicCache() makes layers later
+        return
+    model.cache_layers_checked = True
+    types = getattr(model.config, "layer_types", None) or ()
+    for number, (layer, layer_type) in enumerate(zip(layers, types, strict=False)):
+        if layer_type.startswith(BACKEND) and not type(layer).__module__.startswith("hf_longattn."):
+            difference = f"layer {number} of a cache is a {type(layer).__name__} in place of {layer_type}"
+            logger.warning(f"{unlike(difference)} Outputs are right, but memory grows with the text.")
+            return
+
+
+def check_windows(attend: Callable[..., Any], module: nn.Module, query: Tensor, causal: bool) -> None:
+    """Raise :class:`BackendError` if an attention function of transformers reads ``sliding_window`` otherwise than as
+    ``sliding_window - 1`` keys on either side.
+
+    Queries and keys are zeros and the values one-hot, so that each output lists the keys that its query sees.
+
+    query: ``(B, H, N, D)`` of a call, for its device, dtype and head size.
+    """
+    difference = "it takes no sliding_window"
+    if "sliding_window" in inspect.signature(attend).parameters:
+        zeros = query.new_zeros(1, query.shape[1], TOKENS, query.shape[3])
+        size = min(TOKENS, query.shape[3])
+        values = zeros.clone()
+        values[:, :, range(size), range(size)] = 1.0
+        with torch.no_grad():
+            out, _ = attend(module, zeros, zeros, values, None, scaling=1.0, sliding_window=WINDOW, is_causal=causal)
+        seen = out[0, :, 0, :size].float().cpu() > 0.5 / TOKENS
+        right = 0 if causal else WINDOW - 1
+        if torch.equal(seen, band(WINDOW - 1, right)[:, :size]):
+            return
+        difference = f"sliding_window={WINDOW} does not show {WINDOW - 1} keys on either side"
+    sentence = unlike(f"its FlashAttention has other windows: {difference}")
+    raise BackendError(f"{sentence} Or call model.set_attn_implementation({BACKEND!r}).")

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from transformers import BertModel, DynamicCache, StaticCache
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from hf_longattn import enable_long_attention, list_mechanisms
+from hf_longattn import enable_long_attention
 from hf_longattn.engines.dense_masks import documents_in_mask, hidden_pairs, only_hides
 from hf_longattn.errors import BackendError, InputError, LongAttentionError
-from hf_longattn.functional import attend, reference_attend
-from hf_longattn.mechanisms.common.masked import SparseMechanism
-from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class, mechanism_from
+from hf_longattn.functional import attend
+from hf_longattn.mechanisms.common.registry import build_mechanism
 from hf_longattn.memory.key_cache import GrowingWindowLayer, StaticKeysLayer
 from hf_longattn.modeling import backend
 from hf_longattn.modeling.backend import longattn_attention_forward, mechanism_mask
@@ -57,70 +56,6 @@ def test_attention_function_is_attend_with_heads_and_tokens_exchanged(causal: bo
     )
     assert torch.equal(out, expected.transpose(1, 2))
     assert weights is None
-
-
-@every_case("causal", [False, True])
-@every_case("kv_heads", [4, 2])
-@every_case("window", [80, 16])  # which covers all pairs, and which leaves some out
-@every_case("mechanism", ["window", "longformer", "full"])
-def test_short_rows_are_one_fused_call_with_outputs_and_gradients_of_the_definition(
-    mechanism: str, window: int, kv_heads: int, causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs = [x.double().requires_grad_() for x in qkv(kv_heads=kv_heads)]
-    options = {"full": {}, "window": {"window": window}, "longformer": {"window": window, "global_tokens": (0, 17)}}[
-        mechanism
-    ]
-    attention = module(mechanism, causal=causal, **options)
-    expected = reference_attend(*inputs, attention.long_attention, causal=causal, scaling=0.3)
-    monkeypatch.setattr(backend, "run_batch", lambda *_: pytest.fail("the mechanism was called"))
-    out, _ = longattn_attention_forward(attention, *inputs, None, scaling=0.3)
-    torch.testing.assert_close(out.transpose(1, 2), expected, atol=1e-12, rtol=0)
-    upstream = torch.randn_like(expected)
-    gradients = (torch.autograd.grad(x, inputs, upstream) for x in (out.transpose(1, 2), expected))
-    for gradient, of_definition in zip(*gradients, strict=True):
-        torch.testing.assert_close(gradient, of_definition, atol=1e-12, rtol=0)
-
-
-OPTIONS = [
-    *[(name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)],
-    ("window", {"window": 5, "dilation": (1, 2, 3, 1), "num_sinks": 2}),
-    ("window", {"window": 8, "dilation": (2,)}),
-    ("longformer", {"window": 8, "separate_global": True, "global_tokens": (0,)}),
-    ("window", {"window": 8, "relative": "alibi"}),
-]
-
-
-@every_case(("mechanism", "options"), OPTIONS, ids=str)
-def test_fused_calls_equal_the_definition_of_every_mechanism_that_has_one(
-    mechanism: str, options: dict[str, Any]
-) -> None:
-    causal = mechanism_class(mechanism).causal is True
-    built, (q, k, v) = mechanism_from(mechanism, options, num_heads=4, head_dim=8, max_length=40), qkv()
-    mask = isinstance(built, SparseMechanism) and built.fused_mask(k, causal)
-    if mask is False:
-        return
-    added = None if mask is True else mask
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, added, is_causal=causal and added is None, scale=0.3
-    )
-    torch.testing.assert_close(out, reference_attend(q, k, v, built, causal=causal, scaling=0.3).to(q.dtype))
-
-
-@pytest.mark.parametrize(
-    ("keyword", "value"),
-    [("documents", torch.zeros(2, 40).long()), ("global_attention_mask", torch.ones(2, 40).long()), ("softcap", 1.0)],
-)
-def test_documents_globals_caps_hooks_and_dropout_reach_the_mechanism(
-    keyword: str, value: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("fused_attention", "masked_attention"):
-        monkeypatch.setattr(backend, name, lambda *_, **__: pytest.fail("the mechanism was passed over"))
-    longattn_attention_forward(module(window=80), *qkv(), None, **{keyword: value})
-    attention = module(window=80)
-    attention.long_attention.register_forward_pre_hook(lambda *_: None)
-    longattn_attention_forward(attention, *qkv(), None)
-    longattn_attention_forward(module("window", window=16), *qkv(), None, dropout=0.5)
-    longattn_attention_forward(module("window", window=16), *qkv(2000, 2000), None)
 
 
 def test_argument_is_causal_overrides_the_causality_of_the_module() -> None:

@@ -32,7 +32,7 @@ from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError, InputError
 from hf_longattn.memory.decode_cache import CACHE
-from hf_longattn.modeling import declared
+from hf_longattn.modeling import declared, stock_attention
 from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.modeling.declared import DeclaredMask
 from tests.cases import every_case
@@ -218,7 +218,7 @@ def attend(mask: Any, causal: bool = False, **keywords: Any) -> torch.Tensor:
 def test_a_module_attends_to_what_its_mask_shows_whatever_it_says_itself(
     kind: str, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(declared, "FEW_QUERIES", few)
+    monkeypatch.setattr(stock_attention, "FEW_QUERIES", few)
     real = torch.ones(2, LENGTH, dtype=torch.long)
     real[1, 15:] = 0
     mask = declare(kind, real=real)
@@ -230,7 +230,7 @@ def test_a_module_attends_to_what_its_mask_shows_whatever_it_says_itself(
 @every_case("few", [0, 100])
 @every_case("kind", MASKS)
 def test_documents_of_the_call_divide_what_a_mask_shows(kind: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(declared, "FEW_QUERIES", few)
+    monkeypatch.setattr(stock_attention, "FEW_QUERIES", few)
     documents = torch.stack([torch.arange(LENGTH) // 5, torch.zeros(LENGTH, dtype=torch.long)])
     mask, together = declare(kind), (documents[:, :, None] == documents[:, None])[:, None]
     bias = torch.randn(1, 4, LENGTH, LENGTH).double()
@@ -261,7 +261,7 @@ def test_chunks_begin_with_the_first_real_token_of_each_document(
     rows: list[list[tuple[int, int]]], block: int, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also beside a block of tokens at the start that see each other."""
-    monkeypatch.setattr(declared, "FEW_QUERIES", few)
+    monkeypatch.setattr(stock_attention, "FEW_QUERIES", few)
     real = torch.zeros(2, LENGTH, dtype=torch.bool)
     documents = torch.zeros(2, LENGTH, dtype=torch.long)
     chunks = torch.full((2, LENGTH), -1)
@@ -338,7 +338,8 @@ def test_chunks_of_documents_in_a_compiled_graph_are_those_of_a_call(llama4: Lla
 
 @every_case("size", [1 << 26, 300])
 def test_masks_in_blocks_of_queries_equal_whole_masks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(declared, "BLOCK_PAIRS", size)
+    for module in (declared, stock_attention):
+        monkeypatch.setattr(module, "BLOCK_PAIRS", size)
     monkeypatch.setattr(declared, "FEWEST_ROWS", 5)
     blocks = torch.full((2, LENGTH), -1)
     blocks[0, 4:12], blocks[1, 2:5] = 0, 1
@@ -423,7 +424,7 @@ def test_a_mask_for_other_queries_and_keys_is_refused_with_the_module() -> None:
 def test_documents_of_flash_attention_keep_apart_few_and_many_queries(
     few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(declared, "FEW_QUERIES", few)
+    monkeypatch.setattr(stock_attention, "FEW_QUERIES", few)
     positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
     documents = (torch.arange(LENGTH) >= 10).long().expand(2, -1)
     for kind in ("causal", "window"):

@@ -218,7 +218,7 @@ def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str)
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses in pieces of five tokens; reading all logits is an error."""
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 5 * 4 * 200)
-    monkeypatch.setattr(losses.Logits, "tensor", property(lambda self: pytest.fail("all logits were computed")))
+    monkeypatch.setattr(losses.Logits, "dense", lambda self: pytest.fail("all logits were computed"))
 
 
 def assert_same_steps(model: Any, *, rtol: float = 1e-4, items: int | None = None) -> None:

@@ -27,7 +27,7 @@ import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.engines.dense import repeat_heads
 from hf_longattn.errors import BackendError, CheckpointError, InputError, OptionError
-from hf_longattn.modeling import upstream_models
+from hf_longattn.modeling import upstream
 from hf_longattn.modeling.family.long_config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import small_values
@@ -336,7 +336,7 @@ def attend_by_sizes(
     """``flash_attention_forward``: the queries are the last of the keys, the window ``sliding_window - 1`` keys to
     either side."""
     assert attention_mask is None or attention_mask.dim() == 2
-    if query.shape[2] != upstream_models.TOKENS:  # the call by which windows are checked
+    if query.shape[2] != upstream.TOKENS:  # the call by which windows are checked
         WINDOWS.append(sliding_window)
     causal = module.is_causal if is_causal is None else is_causal
     key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])

@@ -21,7 +21,8 @@ from transformers.models.llama import modeling_llama
 from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling import backend, declared, upstream
-from hf_longattn.modeling.backend import BACKEND, TENSOR_KEYWORDS, longattn_attention_forward, mechanism_mask
+from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward, mechanism_mask
+from hf_longattn.modeling.keywords import TENSORS
 from tests.cases import every_case
 from tests.reference.small_models import plain_model, tokens
 
@@ -30,8 +31,8 @@ INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 
 
 def masks_checked() -> str | None:
-    upstream.run_check(upstream.MASKS, lambda: upstream.mask_problem(mechanism_mask))
-    return upstream.problems.get(upstream.MASKS)
+    upstream.check_masks(mechanism_mask)
+    return next(iter(upstream.problems), None)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ CHANGED: dict[str, tuple[str, tuple[Any, ...], Callable[..., Any]]] = {
     "sliding_window_bidirectional_overlay": ("WINDOW_AROUND", (1,), narrower_window),
     "chunked_overlay": ("CHUNKS", (1, torch.zeros(1)), shifted_chunks),
     "blockwise_overlay": ("BLOCKS", (torch.zeros(1, 1),), blocks_that_all_see),
-    "packed_sequence_mask_function": ("DOCUMENTS", (torch.zeros(1, 1),), documents_that_follow),
+    "packed_sequence_mask_function": ("PACKED", (torch.zeros(1, 1),), documents_that_follow),
 }
 """Function of transformers -> our name of its code, arguments to make it, and a function that means something else."""
 
@@ -205,7 +206,7 @@ def test_keywords_that_installed_models_pass_to_attention_are_known() -> None:
     unknown = dict[str, set[str]]()
     files = [path for path in MODELS.glob("*/modeling_*.py") if INTERFACE in path.read_text(encoding="utf-8")]
     for path in files:
-        for name in keywords_of(path.read_text(encoding="utf-8")) - signature - TENSOR_KEYWORDS - NOT_TENSORS:
+        for name in keywords_of(path.read_text(encoding="utf-8")) - signature - TENSORS - NOT_TENSORS:
             unknown.setdefault(name, set()).add(path.parent.name)
     assert len(files) > 200
     assert not unknown

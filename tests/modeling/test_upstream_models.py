@@ -24,7 +24,7 @@ from hf_longattn.memory.key_cache import GrowingWindowLayer, ReservedLayer
 from hf_longattn.modeling import generic, mixin
 from hf_longattn.modeling.attach.weights import LoadsMechanisms
 from hf_longattn.modeling.grids import LongGridMixin
-from hf_longattn.modeling.upstream_models import check_windows
+from hf_longattn.modeling.upstream import check_windows
 from hf_longattn.names import PRIVATE_APIS, require
 from tests.cases import every_case
 from tests.reference.small_models import long_model, tokens

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ...engines import accelerator
 from ...engines.batch import Batch, autocasts, first_real, in_graph, no_fused_kernels
-from ...engines.block_sparse import block_sparse_attention, documents_are_one_call, short_mask
+from ...engines.block_sparse import block_sparse_attention, documents_are_one_call
 from ...engines.byte_cache import BYTE_CACHE
-from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern
+from ...engines.call import AttentionCall, DispatchContext, GatherTile, MaskMod, Pattern
 from ...engines.cpu.distance_band import chunked_distances
+from ...engines.cpu.kernels import cached_mask
 from ...engines.dense import (
     MAX_SCORES,
     dense_attention,
@@ -25,7 +26,7 @@ from ...engines.dense import (
     products,
     repeat_heads,
 )
-from ...engines.dispatch import choose
+from ...engines.dispatch import choose, first_path
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
@@ -347,8 +348,11 @@ class SparseMechanism(MaskedMechanism):
 
         def make() -> Tensor | bool:
             pattern = self.pattern(causal)
-            mask = short_mask(key, pattern, self.resolve_globals(key[:1], AttentionCall(pattern.causal)))
-            return False if mask is None else mask
+            tokens = self.resolve_globals(key[:1], AttentionCall(pattern.causal)) if pattern.has_globals else None
+            call = AttentionCall(pattern.causal, global_mask=tokens)
+            context = DispatchContext.of(key, key, call, pattern=pattern, dtype=key.dtype, features=key.shape[3])
+            dense = key.device.type == "cpu" and first_path("band", context)[0] == "dense-masked"
+            return dense and cached_mask(length, length, pattern, call, key.dtype)
 
         name = ("fused mask", type(self), self.options, length, causal, key.dtype, key.device, torch.get_num_threads())
         return BYTE_CACHE.get(name, make)

@@ -32,9 +32,10 @@ from ...memory.attention_cache import SparseCacheLayer
 from ...memory.decode_cache import READS_PROMPT, find_cache
 from ...names import LOGGER
 from ...positions.relative import Rotation, SelfExtend
-from ..backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
+from ..backend import BACKEND
 from ..family.definition import attention_names
 from ..family.long_config import attention_implementation
+from ..keywords import CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,

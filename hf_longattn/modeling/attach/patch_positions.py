@@ -20,10 +20,10 @@ from ...engines.batch import for_one_pass
 from ...engines.token_grid import RUNNING_GRID, Grid
 from ...errors import InputError
 from ...mechanisms.common.capabilities import reads_grid
-from ..backend import GRID
 from ..family.definition import known_family
 from ..family.grid_spec import PIXELS
 from ..family.long_config import runs_mechanisms
+from ..keywords import GRID
 from .attention_sites import Call, attention_sites, mechanisms_on
 from .global_mask import arguments_by_name
 

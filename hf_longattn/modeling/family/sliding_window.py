@@ -293,7 +293,7 @@ def flash_takes_windows(config: Any, requested: str) -> bool:
         return False
     from transformers import AttentionInterface  # imports models, which a config alone does not need
 
-    from ..upstream_models import check_windows
+    from ..upstream import check_windows
 
     attend: Any = AttentionInterface().get(requested)
     if attend is None or getattr(attend, "takes_windows", False):

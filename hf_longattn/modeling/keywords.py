@@ -1,0 +1,55 @@
+"""Keywords with which modules call attention."""
+
+from __future__ import annotations
+
+DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
+"""Keywords for the documents of a packed row: of this package, of state-space models and of FlashAttention."""
+SINKS = "s_aux"
+"""The keyword for the scores ``(H,)`` of sinks, one more column of the softmax (gpt-oss)."""
+SCORE_TERMS = frozenset(("position_bias", "softcap"))
+CACHE_LAYER = "long_cache_layer"
+"""The keyword for a module's cache layer, passed by a pre-hook."""
+TAKES_CACHE_LAYER = "takes_cache_layer"
+"""The attribute of attention modules that have this pre-hook."""
+LAYER_INPUT = "layer_input"
+"""The keyword for a module's hidden states, for mechanisms that take them."""
+DETACHED_KV = "detached_kv"
+"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()``: the call's
+own key and value."""
+PROJECT_ONLY = "project_only"
+"""The keyword for a list. The attention function then appends its keys and values to the list instead of attending."""
+COLLECT_WEIGHTS = "attention_weights"
+"""The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the
+collector."""
+GRID = "grid"
+"""The keyword for the grid on which the tokens lie."""
+LAYER_INDEX = "long_layer"
+"""The keyword for the layer's index, if layers share an attention module."""
+VALUES_NEEDED = DOCUMENTS | {"global_attention_mask"}
+"""Keywords whose values decide which keys are seen. They are ignored if tensors have shapes only."""
+MORE_THAN_PLAIN = VALUES_NEEDED | SCORE_TERMS | {SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT}
+"""Keywords for anything besides plain attention of queries to keys."""
+WITHOUT_EFFECT = frozenset(
+    (
+        "input_ids",  # for the experts of some models
+        "position_ids",  # the mask has read them
+        "position_embeddings",  # and the module these
+        "cache_position",
+        "cu_seq_lens_k",  # those of the queries say the same
+        "token_type_ids",  # of a tokenizer, for a model that has none
+        "num_items_in_batch",  # for the loss, as the next two
+        "labels",
+        "shift_labels",
+        "decoder_input_ids",  # of an encoder-decoder, which passes all arguments on
+        "decoder_attention_mask",
+    )
+)
+"""Keywords for tensors that reach attention with a model's other arguments, and that change nothing there."""
+NOT_COMPUTED = {
+    "sinks": "sinks of each query",
+    "indices": "keys chosen by an indexer",
+    "block_indices": "blocks chosen by an indexer",
+}
+"""Keywords of attention that no mechanism computes (Inkling 2, DeepSeek-V3.2, MiniMax-M3), mapped to their meaning."""
+TENSORS = MORE_THAN_PLAIN | WITHOUT_EFFECT | {CACHE_LAYER, COLLECT_WEIGHTS, GRID, LAYER_INDEX, *NOT_COMPUTED}
+"""Keywords with which attention may get a tensor."""
