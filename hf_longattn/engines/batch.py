@@ -41,11 +41,9 @@ class graph_property(functools.cached_property[Derived]):
     cannot trace."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return (
-            self.func(instance)
-            if instance is not None and torch.compiler.is_compiling()
-            else super().__get__(instance, owner)
-        )
+        if instance is not None and torch.compiler.is_compiling():
+            return self.func(instance)
+        return super().__get__(instance, owner)
 
 
 class SequenceSpan(NamedTuple):
@@ -175,10 +173,15 @@ class Batch(PassCache):
         """Starts of documents, ``(B, N)`` bool, and whether document numbers of real tokens decrease, ``()`` bool."""
         mask, documents = self.mask, self.documents
         assert documents is not None
-        numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
+        numbers = documents
+        if mask is not None:
+            numbers = documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
         highest = numbers.cummax(1).values  # padding belongs to the document before it
         borders = F.pad(highest[:, 1:] != highest[:, :-1], (1, 0), value=True)
-        return borders, ((numbers < highest) if mask is None else (numbers < highest) & mask).any()
+        descending = numbers < highest
+        if mask is not None:
+            descending = descending & mask
+        return borders, descending.any()
 
     @functools.cached_property
     def _on_host(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -189,8 +192,10 @@ class Batch(PassCache):
             InputError: numbers of documents descend.
         """
         if self.documents is None:
-            assert self.mask is not None
-            real = on_host(self.mask) if self.host_mask is None else self.host_mask
+            real = self.host_mask
+            if real is None:
+                assert self.mask is not None
+                real = on_host(self.mask)
             borders = np.zeros_like(real)
             borders[:, :1] = True
             return real, borders
@@ -215,7 +220,9 @@ class Batch(PassCache):
         The parts are views. Their gradients are copied into one tensor, not added up.
         """
         spans = self.spans(length - x.shape[dim])
-        return list(_views(x, dim, spans) if no_fused_kernels() is not None else _Split.apply(x, dim, spans))
+        if no_fused_kernels() is not None:
+            return list(_views(x, dim, spans))
+        return list(_Split.apply(x, dim, spans))
 
     def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
         """Join the sequences' outputs ``(1, H, n, D)`` to ``(B, H, Nq, D)``, zeros elsewhere. The memory layout is
@@ -252,7 +259,9 @@ def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Der
     """The result of ``make()``, cached on a tensor from :func:`for_one_pass`, for all layers that share it. Not cached
     on other tensors."""
     shared: PassCache | None = getattr(tensor, "_long_attention", None)
-    return make() if shared is None else shared.cached(key, make)
+    if shared is None:
+        return make()
+    return shared.cached(key, make)
 
 
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, spans: Spans) -> Tensor:
@@ -262,11 +271,11 @@ def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, span
     filled = sum(stop - start for _, start, stop in spans) == shape[0] * shape[dim] and all(
         part is not None for part in parts
     )
-    by_token = like.dim() == 4 and like.stride(1) < like.stride(2)
-    total = (like.new_empty if filled else like.new_zeros)(
-        [shape[axis] for axis in ((0, 2, 1, 3) if by_token else range(like.dim()))]
-    )
-    total = total.transpose(1, 2) if by_token else total
+    allocate = like.new_empty if filled else like.new_zeros
+    if like.dim() == 4 and like.stride(1) < like.stride(2):
+        total = allocate([shape[0], shape[2], shape[1], shape[3]]).transpose(1, 2)
+    else:
+        total = allocate(shape)
     for (row, start, stop), part in zip(spans, parts, strict=True):
         if part is not None:
             total[row : row + 1].narrow(dim, start, stop - start).copy_(part)
@@ -301,8 +310,9 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
-        unused = all(grad is None for grad in grads)
-        return None if unused else _joined(grads, ctx.shape, ctx.dim, ctx.spans), None, None
+        if all(grad is None for grad in grads):
+            return None, None, None
+        return _joined(grads, ctx.shape, ctx.dim, ctx.spans), None, None
 
 
 def in_graph() -> bool:
@@ -340,7 +350,9 @@ def autocasts(x: Tensor) -> bool:
 
 def without_autocast(x: Tensor) -> Any:
     """Context that turns autocast off for the device of ``x``."""
-    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    if x.is_meta:
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def no_fused_kernels() -> str | None:
@@ -348,7 +360,9 @@ def no_fused_kernels() -> str | None:
 
     A kernel of this package has no rule for ``torch.func``, such as ``grad`` and ``vmap``.
     """
-    return TRANSFORMED if not torch.compiler.is_compiling() and transformed() else None
+    if not torch.compiler.is_compiling() and transformed():
+        return TRANSFORMED
+    return None
 
 
 def differentiated(*tensors: Tensor) -> bool:
@@ -426,14 +440,16 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
         and cu_seqlens.dim() == batch == 1 < len(cu_seqlens)
         and not cu_seqlens.is_floating_point()
     )
-    ends = cu_seqlens.tolist() if fits and not in_graph() and has_values(cu_seqlens) else None
-    if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
+    problem = None if fits else shape_in_words(cu_seqlens)
+    if fits and not in_graph() and has_values(cu_seqlens):
+        ends = cu_seqlens.tolist()
+        if ends[0] != 0 or ends[-1] != length or sorted(ends) != ends:
+            problem = f"is {ends}"
+    if problem is not None:
         raise InputError(
             f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, "
-            "for example "
-            f"[0, {length // 2}, {length}], but {shape_in_words(cu_seqlens) if ends is None else f'is {ends}'} for a "
-            f"batch of {batch}; "
-            "for several rows pass documents (batch, tokens)."
+            f"for example [0, {length // 2}, {length}], but {problem} for a batch of {batch}; for several rows pass "
+            "documents (batch, tokens)."
         )
     index = torch.arange(length, device=cu_seqlens.device)
     return torch.bucketize(index, cu_seqlens[1:-1].long(), right=True)[None]
@@ -448,4 +464,6 @@ def positions_in(documents: Tensor) -> Tensor:
 
 def shape_in_words(x: Any) -> str:
     """A clause with the shape and dtype of a tensor, or with the type of another object."""
-    return f"has shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
+    if isinstance(x, Tensor):
+        return f"has shape {tuple(x.shape)} and dtype {x.dtype}"
+    return f"is a {type(x).__name__}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from . import accelerator
 from .blockwise import blockwise_attention
-from .call import AttentionCall, DispatchContext, Pattern, clear_padding
+from .call import AttentionCall, DispatchContext, PathName, Pattern, clear_padding
 from .cpu.distance_band import distance_attention
 from .cpu.kernels import cached_mask, drops_in_tiles, masked_attention
 from .cpu.softmax import attend_parts
@@ -37,8 +35,13 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
+    flash = flash_band if global_mask is None else flash_globals
+    kernels = {
+        "flash": lambda: flash(q, k, v, pattern, call),
+        "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
+    }
     if call.batch is not None and call.batch.documents is not None:
-        out, path = try_path("documents of a band", context, _kernels(q, k, v, pattern, call))
+        out, path = try_path("documents of a band", context, kernels)
         if out is not None:
             return out
 
@@ -46,29 +49,39 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
             return block_sparse_attention(q, k, v, pattern, call)
 
         return attend_per_sequence(of_document, q, k, v, call, path, clears_padding=True)
-    out, path = try_path("band", context, {} if context.device == "cpu" else _kernels(q, k, v, pattern, call))
+    out, path = try_path("band", context, kernels)
     if out is not None:
         return out
-    if path not in ("cpu-band", "cpu-distances"):  # these paths skip outer padding themselves
-        q, k, v, call = clear_padding(q, k, v, call)
     if k.shape[1] != q.shape[1]:
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    if path != "cpu-distances" and call.score_mod is not None:
+    if path in ("cpu-band", "cpu-distances"):
+        return _on_cpu(path, q, k, v, pattern, call)
+    q, k, v, call = clear_padding(q, k, v, call)
+    if call.score_mod is not None:
         call = call.written_out()
     if path == "dense":
         return dense_attention(q, k, v, call)
-    if path == "dense-masked":
-        mask = cached_mask(q_len, kv_len, pattern, call, q.dtype) if context.device == "cpu" else None
-        if mask is not None:
-            return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
-        return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if path == "plain":
         return blockwise_attention(q, k, v, pattern, call)
-    if path == "cpu-distances" and (term := DistanceTerm.of(call.term, q, k)) is not None:
+    if context.device == "cpu":
+        mask = cached_mask(q_len, kv_len, pattern, call, q.dtype)
+        if mask is not None:
+            return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
+    return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
+
+
+def _on_cpu(path: PathName, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
+    """The output of a path that skips outer padding itself."""
+    kv_len = k.shape[2]
+    if path == "cpu-distances":
+        term = DistanceTerm.of(call.term, q, k)
+        assert term is not None
         return distance_attention(q, k, v, term, pattern, call)
-    added = call.score_mod
-    learned = (added.table,) if isinstance(added, DistanceBias | ColumnTerm) else ()
-    ahead = added.ahead if isinstance(added, DistanceBias) else 0
+    added, learned, ahead = call.score_mod, [], 0
+    if isinstance(added, DistanceBias | ColumnTerm):
+        learned = [added.table]
+    if isinstance(added, DistanceBias):
+        ahead = added.ahead
     numbers = (
         min(pattern.left, kv_len),
         min(pattern.right, kv_len),
@@ -76,20 +89,10 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         int(pattern.global_rows),
         ahead,
     )
-    fixed = call.key_mask, global_mask
+    fixed = call.key_mask, call.global_mask
     return attend_parts(
         "band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores
     )
-
-
-def _kernels(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall
-) -> dict[str, Callable[[], Tensor]]:
-    """The kernels that a machine may lack, by path."""
-    return {
-        "flash": lambda: (flash_band if call.global_mask is None else flash_globals)(q, k, v, pattern, call),
-        "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
-    }
 
 
 def documents_are_one_call(k: Tensor, pattern: Pattern, call: AttentionCall) -> bool:

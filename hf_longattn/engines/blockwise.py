@@ -38,7 +38,8 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(head_dim), call.score_mod
     device, offset = q.device, kv_len - q_len
     exporting = torch.compiler.is_exporting()
-    block, blocks, left, right = (_blocks_in_graph if exporting else _blocks)(pattern, q_len, kv_len, device)
+    sizes_of = _blocks_in_graph if exporting else _blocks
+    block, blocks, left, right = sizes_of(pattern, q_len, kv_len, device)
     width = block + left + right
 
     def slices(x: Tensor, size: int, before: int) -> Tensor:
@@ -50,7 +51,9 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
                 *x.shape[:2], blocks, size, x.shape[3]
             )
         after = (blocks - 1) * block + size - before - x.shape[2]
-        x = F.pad(x, (0, 0, before, after)) if before >= 0 else F.pad(x[:, :, -before:], (0, 0, 0, after))
+        if before < 0:
+            x, before = x[:, :, -before:], 0
+        x = F.pad(x, (0, 0, before, after))
         return x.unfold(2, size, block).transpose(-1, -2)
 
     q_blocks, k_slices, v_slices = (
@@ -68,7 +71,9 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
 
     def scored(queries: Tensor, keys: Tensor, i: Tensor, j: Tensor) -> Tensor:
         scores = products(queries, keys) * scale
-        return scores if score_mod is None else score_mod(scores, b, h, i, j)
+        if score_mod is None:
+            return scores
+        return score_mod(scores, b, h, i, j)
 
     seen = inside & pattern.band_mod(b, h, q_idx, kv_idx)
     if key_mask is not None:
@@ -120,9 +125,9 @@ def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.de
 def first_rows(x: Tensor, count: int) -> Tensor:
     """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph uses an index, since a slice compares
     ``count`` and N."""
-    return (
-        x.index_select(2, torch.arange(count, device=x.device)) if torch.compiler.is_exporting() else x[:, :, :count]
-    )
+    if torch.compiler.is_exporting():
+        return x.index_select(2, torch.arange(count, device=x.device))
+    return x[:, :, :count]
 
 
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -145,9 +150,10 @@ def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: Attentio
     )
     outs, lses = [], []
     for piece in pieces:
-        out, lse = (
-            checkpoint(_rows, q, k, v, piece, call, use_reentrant=False) if recomputed else _rows(q, k, v, piece, call)
-        )
+        if recomputed:
+            out, lse = checkpoint(_rows, q, k, v, piece, call, use_reentrant=False)
+        else:
+            out, lse = _rows(q, k, v, piece, call)
         outs.append(out.flatten(2, 3))
         lses.append(lse.flatten(2))
     # Empty slots go to an extra token after the last.
@@ -175,10 +181,10 @@ def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
         for slot in range(0, slots, some_slots):
             at, within = slice(row, row + some_rows), slice(slot, slot + some_slots)
             bias = tile.bias
-            if bias is not None:
-                bias = bias[
-                    :, :, at if bias.shape[2] > 1 else slice(None), within if bias.shape[3] > 1 else slice(None)
-                ]
+            if bias is not None and bias.shape[2] > 1:
+                bias = bias[:, :, at]
+            if bias is not None and bias.shape[3] > 1:
+                bias = bias[:, :, :, within]
             yield dataclasses.replace(
                 tile, queries=tile.queries[:, :, at, within], keys=tile.keys[:, :, at], bias=bias
             )
@@ -206,4 +212,6 @@ def allowed(tile: GatherTile, key_mask: Tensor | None, b: Tensor) -> Tensor:
     """Pairs that the tile's rules and the padding leave visible, ``(B or 1, H or 1, R, Tq, Tk)`` bool."""
     q_idx, kv_idx = tile.queries[..., :, None], tile.keys[..., None, :]
     seen = (q_idx >= 0) & (kv_idx >= 0) & tile.sees(q_idx - kv_idx)
-    return seen if key_mask is None else seen & key_mask[b, tile.keys.clamp(min=0)][..., None, :]
+    if key_mask is not None:
+        seen = seen & key_mask[b, tile.keys.clamp(min=0)][..., None, :]
+    return seen

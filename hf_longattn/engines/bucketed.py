@@ -25,6 +25,7 @@ from torch import Tensor
 from .accelerator import accelerated
 from .batch import DocumentLabels, graph_property
 from .call import GatherTile, inverse_permutation
+from .dense import both
 
 MAX_ROW_QUERIES = 128
 """Maximum queries per tile row."""
@@ -89,7 +90,8 @@ class Rounds(ABC):
                 see itself.
         """
         self.count, self.length = key_buckets.shape[-2:]
-        size = size if size < self.length else self.length
+        if size >= self.length:  # a branch, since torch.compile would keep min in the shapes
+            size = self.length
         self.size, self.shared, self.num_buckets = size, shared, num_buckets
         self.first = self.length - q_len
         self.keys = Sorted.of(key_buckets, num_buckets, real)
@@ -103,7 +105,9 @@ class Rounds(ABC):
         # If queries and keys have the same order, a tile row is `size` consecutive ranks. Otherwise it also ends where
         # the group changes.
         self.aligned = same and size <= MAX_ROW_QUERIES
-        self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
+        self.row = size
+        if not self.aligned:
+            self.row = max(1, min(size, MAX_ROW_QUERIES) // 2)
 
     def by_token(self, x: Tensor) -> Tensor:
         """Reorder ``x (B, H, R, N)`` from the order of the sorted queries to the order of positions."""
@@ -137,10 +141,12 @@ class Rounds(ABC):
         tiles = []
         for r in range(queries.shape[2]):
             rows, columns = queries[:, :, r], keys[:, :, r]
-            bias = self.meets(r, rows, columns) if self.limits_rows else None
-            for earlier in range(0 if count_duplicates else r):
-                new = ~self.meets(earlier, rows, columns)
-                bias = new if bias is None else bias & new
+            bias = None
+            if self.limits_rows:
+                bias = self.meets(r, rows, columns)
+            if not count_duplicates:
+                for earlier in range(r):
+                    bias = both(bias, ~self.meets(earlier, rows, columns))
             tiles.append(GatherTile(rows, columns, outside=outside, bias=bias))
         return tuple(tiles)
 
@@ -211,7 +217,9 @@ class ChunkRounds(Rounds):
 def chunk_offsets(before: int, after: int, chunks: int) -> range:
     """Offsets from a query's chunk to the chunks that it sees. At most ``chunks``, since further offsets would repeat
     chunks."""
-    return range(-before, after + 1 if before + after < chunks else chunks - before)
+    if before + after < chunks:
+        return range(-before, after + 1)
+    return range(-before, chunks - before)
 
 
 class RecentRounds(Rounds):

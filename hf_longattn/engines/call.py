@@ -80,8 +80,9 @@ class Pattern:
     @classmethod
     def window(cls, width: int, causal: bool, has_globals: bool = False, global_rows: bool = True) -> Pattern:
         """A window of ``width`` keys: centred on the query or, if causal, ending with it."""
-        back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
-        return cls(back, ahead, causal, has_globals, global_rows)
+        if causal:
+            return cls(width - 1, 0, True, has_globals, global_rows)
+        return cls(width // 2, width // 2, False, has_globals, global_rows)
 
     @classmethod
     def everything(cls, causal: bool) -> Pattern:
@@ -115,10 +116,13 @@ class Pattern:
         of_rows = global_mask.dim() == 2
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            visible = self.band_mod(b, h, q_idx, kv_idx) | (global_mask[b, kv_idx] if of_rows else global_mask[kv_idx])
+            visible = self.band_mod(b, h, q_idx, kv_idx)
+            visible = visible | (global_mask[b, kv_idx] if of_rows else global_mask[kv_idx])
             if self.global_rows:
                 visible = visible | (global_mask[b, q_idx] if of_rows else global_mask[q_idx])
-            return visible & (kv_idx <= q_idx) if self.causal else visible
+            if self.causal:
+                visible = visible & (kv_idx <= q_idx)
+            return visible
 
         return mod
 
@@ -156,7 +160,10 @@ class GatherTile:
 
     def sees(self, distance: Tensor) -> Tensor:
         """Which distances (query - key) are visible by ``causal``, ``inside`` and ``outside``, as bool."""
-        visible = distance >= 0 if self.causal else distance == distance
+        if self.causal:
+            visible = distance >= 0
+        else:
+            visible = distance == distance
         if self.inside is not None:
             visible = visible & (distance >= self.inside[0]) & (distance <= self.inside[1])
         if self.outside is not None:
@@ -252,11 +259,9 @@ class AttentionCall:
 
     def real(self, k: Tensor) -> Tensor:
         """:attr:`key_mask` for keys ``k (B, H, Nk, D)``, or all True if it is ``None``."""
-        return (
-            torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
-            if self.key_mask is None
-            else self.key_mask
-        )
+        if self.key_mask is not None:
+            return self.key_mask
+        return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
 
     def cached(
         self,
@@ -274,7 +279,9 @@ class AttentionCall:
         if self.global_mask is not None and self.global_positions is None:  # storing the batch reserves its id
             return cached_on(self.global_mask, (*key, id(batch)), lambda: (make(), batch))[0]
         key = (*key, self.global_positions)
-        return BYTE_CACHE.get(key, make, size) if batch is None else batch.cached(key, make)
+        if batch is None:
+            return BYTE_CACHE.get(key, make, size)
+        return batch.cached(key, make)
 
     def replace(self, **changes: Any) -> AttentionCall:
         if torch.compiler.is_compiling():
@@ -302,18 +309,24 @@ class AttentionCall:
 
     def with_term(self, change: Callable[[ScoreTerm], ScoreMod]) -> AttentionCall:
         """The call with ``change(term)`` as its score term; unchanged without a score term."""
-        return self if self.score_mod is None else self.replace(score_mod=change(self.term))
+        if self.score_mod is None:
+            return self
+        return self.replace(score_mod=change(self.term))
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> AttentionCall:
         """The call with the score term and sinks of ``heads`` only, renumbered from 0. ``device``: the queries'
         device."""
-        of_sinks = self if self.sink_scores is None else self.replace(sink_scores=self.sink_scores[list(heads)])
-        return of_sinks.with_term(lambda term: term.of_heads(heads, device))
+        call = self.with_term(lambda term: term.of_heads(heads, device))
+        if self.sink_scores is None:
+            return call
+        return call.replace(sink_scores=self.sink_scores[list(heads)])
 
     def with_term_on_grid(self) -> AttentionCall:
         """The call with its :class:`GridBias`, if it has one, bound to its grid."""
         grid, bias = self.grid, self.score_mod
-        return self.replace(score_mod=bias.on(grid)) if isinstance(grid, Grid) and isinstance(bias, GridBias) else self
+        if not isinstance(grid, Grid) or not isinstance(bias, GridBias):
+            return self
+        return self.replace(score_mod=bias.on(grid))
 
     def written_out(self) -> AttentionCall:
         """The call with its score term as a plain function. Call this before activation checkpointing begins."""
@@ -329,7 +342,9 @@ class AttentionCall:
 
     def scale_for(self, head_dim: int) -> float:
         """The factor on q·k as a number."""
-        return head_dim**-0.5 if self.scale is None else self.scale
+        if self.scale is None:
+            return head_dim**-0.5
+        return self.scale
 
 
 def clear_padding(
@@ -346,8 +361,11 @@ def clear_padding(
     mask = call.key_mask
     if mask is None or call.padding_values == "cleared" or torch.compiler.is_exporting():
         return q, k, v, call
-    hidden, constants = None if cross else call.hidden_states, call.detached_kv or ()
-    inputs = [x for x in (None if cross else q, k, v, hidden, *constants) if x is not None]
+    inputs = [k, v, *(call.detached_kv or ())]
+    if not cross:
+        inputs.append(q)
+        if call.hidden_states is not None:
+            inputs.append(call.hidden_states)
     if mask.device.type == "cpu" and not in_graph() and all_moderate(inputs):
         return q, k, v, call.replace(padding_values="cleared")
     padding, length = ~mask, mask.shape[1]
@@ -359,16 +377,14 @@ def clear_padding(
             return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
         return x.masked_fill(rows[:, None, :, None], 0.0)
 
-    return (
-        q if cross else clear(q),
-        clear(k),
-        clear(v),
-        call.replace(
-            padding_values="cleared",
-            hidden_states=call.hidden_states if hidden is None else clear(hidden[:, None])[:, 0],
-            detached_kv=tuple(map(clear, constants)) or None,
-        ),
-    )
+    changes: dict[str, Any] = {}
+    if not cross:
+        q = clear(q)
+        if call.hidden_states is not None:
+            changes["hidden_states"] = clear(call.hidden_states[:, None])[:, 0]
+    if call.detached_kv is not None:
+        changes["detached_kv"] = tuple(map(clear, call.detached_kv))
+    return q, clear(k), clear(v), call.replace(padding_values="cleared", **changes)
 
 
 DENSE_CELLS = 256 * 256

@@ -37,63 +37,79 @@ def dense_attention(
 
     q_idx: the queries' positions, broadcastable to ``(B, 1, Nq, 1)``; by default the last Nq positions of the keys.
     """
-    causal, key_mask, scaling, dropout_p, score_mod = (
-        call.causal,
-        call.key_mask,
-        call.scale,
-        call.dropout,
-        call.score_mod,
-    )
-    (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+    causal, key_mask, score_mod = call.causal, call.key_mask, call.score_mod
+    (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
     last = q_idx is None
+    settings: dict[str, Any] = {"dropout_p": call.dropout, "scale": call.scale, "sink_scores": call.sink_scores}
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
-        return fused_attention(
-            q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores
-        )
-    visible = None if key_mask is None else key_mask[:, None, None, :]
-    causal = causal and not (last and q_len == 1)
+        return fused_attention(q, k, v, is_causal=True, **settings)
+    visible = index = None
+    if key_mask is not None:
+        visible = key_mask[:, None, None, :]
+    if last and q_len == 1:
+        causal = False
     if causal or mask_mod is not None or score_mod is not None:
         b, h, rows, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
-        rows = rows if q_idx is None else q_idx
+        if q_idx is not None:
+            rows = q_idx
+        index = b, h, rows, kv_idx
         if causal:
-            visible = kv_idx <= rows if visible is None else visible & (kv_idx <= rows)
+            visible = both(visible, kv_idx <= rows)
         if mask_mod is not None:
-            chosen = mask_mod(b, h, rows, kv_idx)
-            visible = chosen if visible is None else visible & chosen
+            visible = both(visible, mask_mod(*index))
     # With q_idx, Nq is data-dependent. The fused kernel is chosen by Nq, so torch.export would fail.
     if score_mod is None and (last or not torch.compiler.is_exporting()):
         # a graph keeps a mask of one row for all queries
         if visible is not None and not torch.compiler.is_exporting():
             visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
-        return fused_attention(
-            q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores
-        )
-    if (
-        last
-        and not torch.compiler.is_compiling()
-        and no_fused_kernels() is None
-        and batch * heads * q_len * kv_len > MAX_SCORES
-    ):
-        size = max(1, MAX_SCORES // (batch * heads * kv_len))
-        run = (
-            functools.partial(checkpoint, use_reentrant=False)
-            if torch.is_grad_enabled()
-            else lambda function, *tensors: function(*tensors)
-        )
-        blocks = zip(q.split(size, 2), rows.split(size, 2), strict=True)
-        return torch.cat(
-            [
-                run(functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at), x, k, v)
-                for x, at in blocks
-            ],
-            2,
-        )
-    k, v = repeat_heads(k, heads), repeat_heads(v, heads)
-    scores = products(q, k) * call.scale_for(head_dim)
-    if score_mod is not None:
-        scores = score_mod(scores, b, h, rows, kv_idx)
+        return fused_attention(q, k, v, attn_mask=visible, **settings)
+    return _in_pieces(q, k, v, call, mask_mod, index, visible, at_once=not last)
+
+
+def _in_pieces(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+    mask_mod: MaskMod | None,
+    index: tuple[Tensor, ...] | None,
+    visible: Tensor | None,
+    at_once: bool,
+) -> Tensor:
+    """:func:`dense_attention` for at most :data:`MAX_SCORES` scores at a time, which the backward pass recomputes.
+    Graphs and ``torch.func`` get all scores at once, and so does a call ``at_once``."""
+    at_once = at_once or index is None or torch.compiler.is_compiling() or no_fused_kernels() is not None
+    if at_once or q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= MAX_SCORES:
+        return _by_products(q, k, v, call, index, visible)
+    assert index is not None
+    size = max(1, MAX_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+    outs = []
+    for queries, at in zip(q.split(size, 2), index[2].split(size, 2), strict=True):
+        run = functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at)
+        if torch.is_grad_enabled():
+            outs.append(checkpoint(run, queries, k, v, use_reentrant=False))
+        else:
+            outs.append(run(queries, k, v))
+    return torch.cat(outs, 2)
+
+
+def _by_products(
+    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: tuple[Tensor, ...] | None, visible: Tensor | None
+) -> Tensor:
+    """:func:`dense_attention` with all scores in memory. ``index``: b, h, q_idx and kv_idx for a score term."""
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    scores = products(q, k) * call.scale_for(q.shape[3])
+    if call.score_mod is not None and index is not None:
+        scores = call.score_mod(scores, *index)
     weights = masked_softmax(scores, visible, call.sink_scores)
-    return F.dropout(weights, dropout_p).to(v.dtype) @ v
+    return F.dropout(weights, call.dropout).to(v.dtype) @ v
+
+
+def both(visible: Tensor | None, more: Tensor) -> Tensor:
+    """The pairs that both masks show; ``None`` shows all."""
+    if visible is None:
+        return more
+    return visible & more
 
 
 def fused_attention(
@@ -164,7 +180,9 @@ def _with_sink_key(
 ) -> Tensor:
     """:func:`fused_attention` with a sink: a key whose value is zeros. An added feature gives the key the sink's
     score."""
-    scale, width, out_width = q.shape[-1] ** -0.5 if scale is None else scale, q.shape[-1], v.shape[-1]
+    width, out_width = q.shape[-1], v.shape[-1]
+    if scale is None:
+        scale = width**-0.5
     if q.shape[2] == 1 and not is_causal:  # a decoding step, for which float32 keys and values are not copied
         return _plain_attention(q, k, v, attn_mask, sink_scores=sink_scores, scale=scale, **settings)
     feature = (sink_scores.to(torch.promote_types(q.dtype, sink_scores.dtype)) / scale).to(q.dtype)
@@ -176,7 +194,7 @@ def _with_sink_key(
     q, v = F.pad(q, (0, 0, ahead, 0)), F.pad(v, (0, 0, ahead, 1 - ahead))
     k = torch.cat([sink_key, k] if is_causal else [k, sink_key], 2)
     if attn_mask is not None:
-        attn_mask = F.pad(attn_mask, (0, 1), value=True if attn_mask.dtype == torch.bool else 0.0)
+        attn_mask = F.pad(attn_mask, (0, 1), value=float(attn_mask.dtype == torch.bool))  # the sink is visible
     out = fused_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale, **settings)
     return out[:, :, ahead:, :out_width]
 
@@ -194,7 +212,9 @@ def _plain_attention(
     """:func:`fused_attention` in plain operations. Queries without a visible key give
     zeros."""
     grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries of all heads that share a key head
-    scores = products(grouped, k).view(*q.shape[:3], k.shape[2]) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    scores = products(grouped, k).view(*q.shape[:3], k.shape[2]) * scale
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if attn_mask is not None and attn_mask.dtype != torch.bool:
@@ -231,7 +251,9 @@ def grid_of(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
     """Repeat grouped key/value heads ``(B, H_kv, N, D)`` to ``(B, num_heads, N, D)``."""
-    return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
+    if x.shape[1] == num_heads:
+        return x
+    return x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
@@ -275,13 +297,17 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 def dtype_in_attention(x: Tensor) -> torch.dtype:
     """The dtype of ``x`` within scaled_dot_product_attention, which casts under autocast."""
-    cast = x.is_floating_point() and x.dtype != torch.float64
-    cast = cast and not x.is_meta and torch.is_autocast_enabled(x.device.type)  # autocasts(x), without a call
-    return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
+    if not x.is_floating_point() or x.dtype == torch.float64 or x.is_meta:
+        return x.dtype
+    if not torch.is_autocast_enabled(x.device.type):  # as autocasts(x), without a call
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.to(dtype_in_attention(x)) for x in tensors) if autocasts(tensors[0]) else tensors
+    if not autocasts(tensors[0]):
+        return tensors
+    return tuple(x.to(dtype_in_attention(x)) for x in tensors)
 
 
 def merged(outs: Sequence[Tensor], lses: Sequence[Tensor], sink_scores: Tensor | None = None) -> Tensor:
@@ -290,9 +316,10 @@ def merged(outs: Sequence[Tensor], lses: Sequence[Tensor], sink_scores: Tensor |
 
     sink_scores: ``(H,)`` for ``outs (B, H, N, D)``: scores of one more part, whose output is 0.
     """
-    lse = torch.stack(
-        [*lses, *(() if sink_scores is None else [sink_scores.to(lses[0].dtype)[:, None].expand_as(lses[0])])]
-    )
+    parts = [*lses]
+    if sink_scores is not None:
+        parts.append(sink_scores.to(lses[0].dtype)[:, None].expand_as(lses[0]))
+    lse = torch.stack(parts)
     highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
     shares = (lse - highest).exp()
     shares = (shares / shares.sum(0).clamp(min=torch.finfo(lse.dtype).tiny)).to(outs[0].dtype)[..., None]
@@ -304,7 +331,9 @@ def merged(outs: Sequence[Tensor], lses: Sequence[Tensor], sink_scores: Tensor |
 
 def divided(total: Tensor, weight: Tensor) -> Tensor:
     """``total / weight``, or 0 where ``|weight|`` is below the smallest normal number."""
-    return _Divided.apply(total, weight) if no_fused_kernels() is None else total * inverse_of(weight)
+    if no_fused_kernels() is not None:
+        return total * inverse_of(weight)
+    return _Divided.apply(total, weight)
 
 
 class _Divided(torch.autograd.Function):

@@ -66,7 +66,9 @@ def documents_in_mask(mask: Tensor) -> Tensor | None:
     latest = last.cummax(-1).values[:, :-1]  # last key seen by any query before the border
     border = torch.arange(1, length, device=mask.device)
     borders = (earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)
-    return F.pad(borders.cumsum(1), (1, 0)) if bool(borders.any()) else None
+    if not bool(borders.any()):
+        return None
+    return F.pad(borders.cumsum(1), (1, 0))
 
 
 def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch | None:
@@ -77,12 +79,17 @@ def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch
     seen = ~hidden_pairs(mask)[:, 0]
     real = seen.any(1)
     expected = real[:, None, :].expand(seen.shape)
-    expected = expected if documents is None else expected & (documents[:, :, None] == documents[:, None, :])
-    expected = expected.tril() if causal else expected
+    if documents is not None:
+        expected = expected & (documents[:, :, None] == documents[:, None, :])
+    if causal:
+        expected = expected.tril()
     if not bool(((seen == expected) | ~real[:, :, None]).all()):
         return None
-    shape = real.shape if documents is None else documents.shape
-    return Batch(None if bool(real.all()) else real.expand(shape), documents)
+    if bool(real.all()):
+        return Batch(None, documents)
+    if documents is not None:
+        real = real.expand(documents.shape)
+    return Batch(real, documents)
 
 
 def shows_later_keys(mask: Tensor) -> bool:

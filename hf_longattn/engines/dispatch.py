@@ -50,7 +50,9 @@ def _always_runs(context: DispatchContext) -> None:
 def _many_pairs(context: DispatchContext) -> str | None:
     if not context.maskable:
         return "no mask over all keys gives this attention"
-    return None if context.few_pairs or (context.global_tokens and in_graph()) else MANY_PAIRS
+    if context.few_pairs or (context.global_tokens and in_graph()):
+        return None
+    return MANY_PAIRS
 
 
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
@@ -62,36 +64,48 @@ def _band_leaves_keys_out(context: DispatchContext) -> str | None:
         return NEEDS_NO_MASK
     if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
-    return "the band kernel adds the score term without an N×N matrix" if _kernel_adds_term(context) else None
+    if _kernel_adds_term(context):
+        return "the band kernel adds the score term without an N×N matrix"
+    return None
 
 
 def _band_is_long(context: DispatchContext) -> str | None:
     pattern, kv_len, call = context.pattern, context.kv_len, context.call
     if context.exporting:  # one graph for all lengths
-        narrow = min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1
-        return "the band is narrower than some inputs" if pattern.bounded and not _known(kv_len <= narrow) else None
+        narrow = pattern.left if pattern.causal else min(pattern.left, pattern.right)
+        if pattern.bounded and not _known(kv_len <= narrow + 1):
+            return "the band is narrower than some inputs"
+        return None
     if context.few_pairs:
         return None
-    compiling = torch.compiler.is_compiling()
     if context.device != "cpu":
-        if not compiling and kv_len > min(DENSE_KEYS, pattern.width):
+        if not torch.compiler.is_compiling() and kv_len > min(DENSE_KEYS, pattern.width):
             return MANY_PAIRS
         if call.global_mask is None and _flash_runs(context):
             return NEEDS_NO_MASK
     if call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
+    return _kernel_costs_less(context)
 
+
+def _kernel_costs_less(context: DispatchContext) -> str | None:
+    """Why a band's kernel, or blocks of queries, cost less than a dense call with many pairs."""
+    pattern, kv_len, call = context.pattern, context.kv_len, context.call
     # An unknown number of global tokens in a graph needs a mask if no kernel takes them: ``plain`` has a column for
     # each token.
     unknown = call.global_mask is not None and call.global_positions is None and in_graph()
     if unknown and all(name in dict(context.failed) or reason(context) is not None for name, reason in BAND_KERNELS):
         return None
     adds_term = call.score_mod is not None and _kernel_adds_term(context)
-    if compiling or band.why_not(context) is not None:
-        return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not adds_term else MANY_PAIRS
+    if torch.compiler.is_compiling() or band.why_not(context) is not None:
+        if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not adds_term:
+            return None
+        return MANY_PAIRS
     if adds_term or call.batch is not None:
         return "the band kernel handles bias and padding without an N×N matrix"
-    return None if band.plan_of(context).dense else "smaller blocks of queries, which mask fewer keys, cost less"
+    if band.plan_of(context).dense:
+        return None
+    return "smaller blocks of queries, which mask fewer keys, cost less"
 
 
 def _flash_runs(context: DispatchContext) -> bool:
@@ -104,7 +118,9 @@ def _no_flash(context: DispatchContext) -> str | None:
         and context.kv_len <= flex.MAX_LISTED_TOKENS
         and "flex" not in dict(context.failed)
     )
-    return ONE_CALL if one_call and flex_kernel.why_not(context) is None else flash_band.why_not(context)
+    if one_call and flex_kernel.why_not(context) is None:
+        return ONE_CALL
+    return flash_band.why_not(context)
 
 
 def _kernel_adds_term(context: DispatchContext) -> bool:
@@ -120,7 +136,9 @@ def _documents_are_mixed(context: DispatchContext) -> str | None:
     """Why one call on the packed rows would not keep the documents apart, or may not run."""
     if context.separates != "band":
         return why_not_packed(context)
-    return None if flash_band.why_not(context) is None else flex_kernel.why_not(context)
+    if flash_band.why_not(context) is None:
+        return None
+    return flex_kernel.why_not(context)
 
 
 Paths = tuple[tuple[PathName, Reason], ...]

@@ -50,8 +50,10 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if choose("tiles", q, k, call, learned_bias=learned, features=q.shape[3]) == "cpu-gathered":
         fixed = [call.key_mask, *(getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles)]
-        numbers, scale = [number for tile in tiles for number in Bounds.of(tile)], call.scale_for(q.shape[-1])
-        return attend_parts("tiles", q, k, v, scale, (), fixed, numbers, call.dropout, call.sink_scores)
+        numbers = [number for tile in tiles for number in Bounds.of(tile)]
+        return attend_parts(
+            "tiles", q, k, v, call.scale_for(q.shape[-1]), (), fixed, numbers, call.dropout, call.sink_scores
+        )
     return plain_gathered(q, k, v, tiles, call.written_out())
 
 
@@ -110,7 +112,10 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     end = filled.cumsum(-1)
     # A query's slot lies after the tile rows of all lower blocks. Queries without a block go to one slot after the
     # last tile row.
-    used = [count // rows + blocks] * ranks if in_graph() else end[..., -1].amax((1, 2)).tolist()
+    if in_graph():
+        used = [count // rows + blocks] * ranks
+    else:
+        used = end[..., -1].amax((1, 2)).tolist()
     most = max(used)
     slot = (
         torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..names import missing
 from .batch import cached_on
 from .call import AttentionCall
-from .dense import at_least_fp32, dense_attention, masked_softmax, products
+from .dense import at_least_fp32, both, dense_attention, masked_softmax, products
 
 
 def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
@@ -29,18 +29,13 @@ def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]
 
     most: g, a bound on the True entries in a row; default: their exact number, which is read from the device.
     """
-    count = mask.sum(-1)
-    length = mask.shape[-1]
+    count, length = mask.sum(-1), mask.shape[-1]
     if most is None:
         most = size_in_graph(count.max(), 0, length)
     elif most > length:
         most = length
-    index = (
-        torch.where(mask, torch.arange(length, device=mask.device), length)
-        .sort(-1)
-        .values[:, :most]
-        .clamp(max=length - 1)
-    )
+    tokens_first = torch.where(mask, torch.arange(length, device=mask.device), length).sort(-1).values
+    index = tokens_first[:, :most].clamp(max=length - 1)
     return index, torch.arange(index.shape[1], device=mask.device)[None] < count[:, None]
 
 
@@ -52,13 +47,11 @@ def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
-    known = call.global_positions is not None and not torch.compiler.is_exporting()
-    most = len(call.global_positions or ()) if known else None
-    return cached_on(  # `real` is cached too, so that no other tensor gets its id
-        tokens,
-        ("index of globals", id(real)),
-        lambda: (real, global_index(tokens if real is None else tokens & real, most)),
-    )[1]
+    most = None
+    if call.global_positions is not None and not torch.compiler.is_exporting():
+        most = len(call.global_positions)
+    # `real` is cached too, so that no other tensor gets its id
+    return cached_on(tokens, ("index of globals", id(real)), lambda: (real, global_index(both(real, tokens), most)))[1]
 
 
 def size_in_graph(size: Tensor, least: int, most: Any) -> Any:
@@ -161,16 +154,19 @@ def _weights_of_rows(
 ) -> tuple[Tensor, Tensor | float]:
     """Weights ``(B, H, g, N)`` of the queries at ``index (B, g)``, and the factors by which dropout multiplies
     them."""
-    seen = None if key_mask is None else key_mask[:, None, None, :]
+    seen = None
+    if key_mask is not None:
+        seen = key_mask[:, None, None, :]
     if causal:
-        earlier = torch.arange(k.shape[2], device=k.device) <= index[:, None, :, None]
-        seen = earlier if seen is None else seen & earlier
+        seen = both(seen, torch.arange(k.shape[2], device=k.device) <= index[:, None, :, None])
     weights = masked_softmax(products(queries, k) * scale, seen)
     if seed is None:
         return weights, 1.0
     generator = torch.Generator(k.device).manual_seed(int(seed))
     drawn = torch.rand(weights.shape, generator=generator, device=k.device, dtype=weights.dtype)
-    return weights, (drawn >= dropout) / (1 - dropout) if dropout < 1 else 0.0
+    if dropout >= 1:
+        return weights, 0.0
+    return weights, (drawn >= dropout) / (1 - dropout)
 
 
 @torch.library.custom_op("hf_longattn::separate_rows_backward", mutates_args=())

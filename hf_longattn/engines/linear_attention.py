@@ -57,7 +57,9 @@ def linear_attention(
     """
     dtype = torch.promote_types(phi_q.dtype, torch.float32)
     phi_q, phi_k = phi_q.to(dtype), phi_k.to(dtype)
-    state = empty_state(phi_k, v) if initial_state is None else initial_state
+    state = initial_state
+    if state is None:
+        state = empty_state(phi_k, v)
     prefix = phi_k.shape[2] - phi_q.shape[2]
     if prefix:
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
@@ -70,7 +72,9 @@ def linear_attention(
     with without_autocast(v):
         run = _Chunked.apply if no_fused_kernels() is None else _chunks
         out, kv, z = run(phi_q, phi_k, v, state["kv"], state["z"], chunk, normalise)
-    return (out[:, :, :length] if length % chunk else out), {"kv": kv, "z": z}
+    if length % chunk:
+        out = out[:, :, :length]
+    return out, {"kv": kv, "z": z}
 
 
 def empty_state(phi_k: Tensor, v: Tensor) -> State:
@@ -114,12 +118,16 @@ def relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
 
 def added(fresh: Tensor, term: Tensor, sign: int = 1) -> Tensor:
     """``fresh ± term``, in place if gradients are off. Nothing else may use ``fresh``."""
-    return torch.add(fresh, term, alpha=sign) if torch.is_grad_enabled() else fresh.add_(term, alpha=sign)
+    if torch.is_grad_enabled():
+        return torch.add(fresh, term, alpha=sign)
+    return fresh.add_(term, alpha=sign)
 
 
 def exp_of(fresh: Tensor) -> Tensor:
     """``exp(fresh)``, in place if gradients are off. Nothing else may use ``fresh``."""
-    return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
+    if torch.is_grad_enabled():
+        return fresh.exp()
+    return fresh.exp_()
 
 
 class _Chunked(torch.autograd.Function):
@@ -190,7 +198,9 @@ def _chunks_backward(
             grad = grad * inverse_of(scores.sum(-1, keepdim=True) + rowwise(rows, z_before))
             shift = -(grad * in_rows(out, group, chunk)).sum(-1, keepdim=True)
         d_scores = grad @ values.mT
-        d_scores = _lower(d_scores if shift is None else d_scores + shift, group)
+        if shift is not None:
+            d_scores = d_scores + shift
+        d_scores = _lower(d_scores, group)
         later, d_kv = _running(rows.mT @ grad, grad_kv, backwards=True)
         d_q = d_scores @ keys + grad @ before.mT
         d_k = d_scores.mT @ rows + values @ later.mT
@@ -208,7 +218,9 @@ def _chunks_backward(
 def filled(x: Tensor, chunk: int) -> Tensor:
     """``x (B, H, n, ·)``, zero-padded to whole chunks. Contiguous, since matrix products would copy other tensors."""
     short = -x.shape[2] % chunk
-    return F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
+    if short:
+        return F.pad(x, (0, 0, 0, short))
+    return x.contiguous()
 
 
 def rowwise(rows: Tensor, z: Tensor) -> Tensor:
@@ -220,16 +232,22 @@ def rowwise(rows: Tensor, z: Tensor) -> Tensor:
 def in_rows(x: Tensor, group: int, chunk: int) -> Tensor:
     """``(B, H_kv·group, N, F)`` as ``(B, H_kv, N / chunk, group·chunk, F)``."""
     x = x.unflatten(2, (-1, chunk))
-    return x if group == 1 else x.unflatten(1, (-1, group)).transpose(2, 3).flatten(3, 4)
+    if group == 1:
+        return x
+    return x.unflatten(1, (-1, group)).transpose(2, 3).flatten(3, 4)
 
 
 def from_rows(x: Tensor, group: int) -> Tensor:
-    return x.flatten(2, 3) if group == 1 else x.unflatten(3, (group, -1)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    if group > 1:
+        x = x.unflatten(3, (group, -1)).transpose(2, 3).flatten(1, 2)
+    return x.flatten(2, 3)
 
 
 def _lower(scores: Tensor, group: int) -> Tensor:
     """Scores ``(B, H_kv, n, group·chunk, chunk)`` with zeros where the key is after the query."""
-    return scores.tril_() if group == 1 else scores.unflatten(3, (group, -1)).tril_().flatten(3, 4)
+    if group == 1:
+        return scores.tril_()
+    return scores.unflatten(3, (group, -1)).tril_().flatten(3, 4)
 
 
 def _running(sums: Tensor, first: Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
@@ -239,9 +257,20 @@ def _running(sums: Tensor, first: Tensor, backwards: bool = False) -> tuple[Tens
     first: ``(B, H, …)``, the initial total.
     """
     if sums.shape[2] > MAX_LOOPED_CHUNKS:
-        total = torch.cat((first.unsqueeze(2), sums.flip(2) if backwards else sums), 2).cumsum(2)
-        return total[:, :, :-1].flip(2) if backwards else total[:, :, :-1], total[:, :, -1]
+        if backwards:
+            sums = sums.flip(2)
+        totals = torch.cat((first.unsqueeze(2), sums), 2).cumsum(2)
+        before = totals[:, :, :-1]
+        if backwards:
+            before = before.flip(2)
+        return before, totals[:, :, -1]
+    chunks = [*sums.unbind(2)]
+    if backwards:
+        chunks.reverse()
     steps = [first]
-    for chunk in reversed(sums.unbind(2)) if backwards else sums.unbind(2):
+    for chunk in chunks:
         steps.append(steps[-1] + chunk)
-    return torch.stack(steps[-2::-1] if backwards else steps[:-1], 2), steps[-1]
+    last = steps.pop()
+    if backwards:
+        steps.reverse()
+    return torch.stack(steps, 2), last

@@ -80,7 +80,9 @@ class ScoreTerm:
             move: moves tensors that the term holds per token.
             index: maps rows and positions back, see :data:`Index`. Padding may map to any token.
         """
-        return self._indexed(index) if self.moves_with_tokens else self
+        if not self.moves_with_tokens:
+            return self
+        return self._indexed(index)
 
     def _indexed(self, index: Index) -> ScoreMod:
         """The term as a function that looks up rows and positions by ``index``."""
@@ -111,7 +113,9 @@ NO_TERM = _Function(lambda score, b, h, q_idx, kv_idx: score, engines=("cpu-band
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
     if score_mod is None:
         return NO_TERM
-    return score_mod if isinstance(score_mod, ScoreTerm) else _Function(score_mod)
+    if isinstance(score_mod, ScoreTerm):
+        return score_mod
+    return _Function(score_mod)
 
 
 def remapped(
@@ -130,10 +134,10 @@ def remapped(
 
 def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
     """``score_mod`` with ``term(b, h, q_idx, kv_idx)`` added to its score."""
-    inner = None if score_mod is None else as_term(score_mod).written_out
+    inner = as_term(score_mod).written_out
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        score = score if inner is None else inner(score, b, h, q_idx, kv_idx)
+        score = inner(score, b, h, q_idx, kv_idx)
         return score + term(b, h, q_idx, kv_idx).to(score.dtype)
 
     return mod
@@ -259,35 +263,45 @@ class DistanceTerm(ScoreTerm):
         if isinstance(term, DistanceBias):
             ones = q.new_ones(1, dtype=term.table.dtype).expand(*q.shape[:3], 1)
             return cls(ones, term.table[..., None], term.ahead, k)
-        return term if isinstance(term, DistanceTerm) else None
+        if isinstance(term, DistanceTerm):
+            return term
+        return None
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
         chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
 
         def of_table(table: Tensor) -> Tensor:
-            return table if len(table) == 1 else take_heads(table, chosen, 0)
+            if len(table) == 1:
+                return table
+            return take_heads(table, chosen, 0)
 
-        return dataclasses.replace(
-            self,
-            queries=take_heads(self.queries, chosen),
-            table=of_table(self.table),
-            keys=take_heads(self.keys, [head // sharing for head in chosen]),  # one key head per query head
-            content=None if self.content is None else take_heads(self.content, chosen, 0),
-            of_keys=None if self.of_keys is None else take_heads(self.of_keys, chosen),
-            key_table=None if self.key_table is None else of_table(self.key_table),
-        )
+        changes = {
+            "queries": take_heads(self.queries, chosen),
+            "table": of_table(self.table),
+            "keys": take_heads(self.keys, [head // sharing for head in chosen]),  # one key head per query head
+        }
+        if self.content is not None:
+            changes["content"] = take_heads(self.content, chosen, 0)
+        if self.of_keys is not None and self.key_table is not None:
+            changes |= {"of_keys": take_heads(self.of_keys, chosen), "key_table": of_table(self.key_table)}
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
         missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)
         queries = self.queries[at, :, max(0, start - missing) : max(0, stop - missing)]
-        of_keys = None if self.of_keys is None else self.of_keys[at, :, start:stop]
-        return dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop], of_keys=of_keys)
+        term = dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop])
+        if self.of_keys is None:
+            return term
+        return dataclasses.replace(term, of_keys=self.of_keys[at, :, start:stop])
 
     def moved(self, move: Move, index: Index) -> DistanceTerm:
-        missing = self.keys.shape[2] - self.queries.shape[2]
-        queries = F.pad(self.queries, (0, 0, missing, 0)) if missing else self.queries
-        of_keys = None if self.of_keys is None else move(self.of_keys, 2)
-        return dataclasses.replace(self, queries=move(queries, 2), keys=move(self.keys, 2), of_keys=of_keys)
+        missing, queries = self.keys.shape[2] - self.queries.shape[2], self.queries
+        if missing:
+            queries = F.pad(queries, (0, 0, missing, 0))
+        term = dataclasses.replace(self, queries=move(queries, 2), keys=move(self.keys, 2))
+        if self.of_keys is None:
+            return term
+        return dataclasses.replace(term, of_keys=move(self.of_keys, 2))
 
     @property
     def written_out(self) -> ScoreMod:
@@ -300,23 +314,27 @@ class DistanceTerm(ScoreTerm):
     _constant = graph_property(lambda self: self._lookup())
 
     def _lookup(self) -> ScoreMod:
-        by_query, by_key = self.queries @ self.table.mT, None
+        by_query, by_key, by_key_and_distance = self.queries @ self.table.mT, None, None
         if self.content is not None:  # c · k_j, (B, H, Nk)
             grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
             by_key = torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
-        by_key_and_distance = (
-            None if self.of_keys is None or self.key_table is None else self.of_keys @ self.key_table.mT
-        )
+        if self.of_keys is not None and self.key_table is not None:
+            by_key_and_distance = self.of_keys @ self.key_table.mT
         offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
-        distances = len(buckets) if buckets is not None else self.table.shape[1]
+        distances = self.table.shape[1]
+        if buckets is not None:
+            distances = len(buckets)
 
         def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
             at = (q_idx - kv_idx + ahead).clamp(0, distances - 1)
-            at = at if buckets is None else buckets[at]
+            if buckets is not None:
+                at = buckets[at]
             score = score + by_query[b, h, (q_idx - offset).clamp(0, by_query.shape[2] - 1), at]
             if by_key_and_distance is not None:
                 score = score + by_key_and_distance[b, h, kv_idx.clamp(0, by_key_and_distance.shape[2] - 1), at]
-            return score if by_key is None else score + by_key[b, h, kv_idx.clamp(0, by_key.shape[2] - 1)]
+            if by_key is not None:
+                score = score + by_key[b, h, kv_idx.clamp(0, by_key.shape[2] - 1)]
+            return score
 
         return mod
 
@@ -361,12 +379,14 @@ class GridBias(ScoreTerm):
         """This bias bound to the grid of a call. Raises :class:`InputError` if the call has no grid, or one of another
         rank."""
         if grid is None or grid.rank != len(self.sizes):
+            where = "without a grid" if grid is None else f"on another grid, {grid}"
             raise InputError(
-                f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call "
-                f"{'without a grid' if grid is None else f'on another grid, {grid}'}; pass grid= with "
+                f"A bias for {' × '.join(map(str, self.sizes))} cells was given to a call {where}; pass grid= with "
                 f"{len(self.sizes)} sizes."
             )
-        return self if grid == self.grid else dataclasses.replace(self, grid=grid)
+        if grid == self.grid:
+            return self
+        return dataclasses.replace(self, grid=grid)
 
     @property
     def _call_grid(self) -> Grid:

@@ -65,7 +65,9 @@ def why_not_split(context: DispatchContext) -> str | None:
     trims_padding = context.trims_padding and (not context.call.dropout or drops_in_tiles(context))
     if trims_padding and why_not_unchanged(context) is None:
         return "the band engine cuts padding off every row by itself"
-    return None if context.q_len * context.kv_len > DENSE_CELLS else "one call with a mask costs less for so few pairs"
+    if context.q_len * context.kv_len <= DENSE_CELLS:
+        return "one call with a mask costs less for so few pairs"
+    return None
 
 
 def why_not_packed(context: DispatchContext) -> str | None:
@@ -89,7 +91,9 @@ def why_not_aligned(context: DispatchContext) -> str | None:
         return "a call per document costs no more than its tokens"
     if context.separate_calls or context.call.grid is not None or context.q_len < context.kv_len:
         return "documents need separate calls, or there are fewer queries than keys"
-    return UNKNOWN_STARTS if in_graph() else None
+    if in_graph():
+        return UNKNOWN_STARTS
+    return None
 
 
 def attend_per_sequence(
@@ -120,9 +124,12 @@ def attend_per_sequence(
             "torch.func.vmap knows; call the model without it, or give each document its own row with padding."
         )
     if layout == "split":
-        sequences = _split_sequences(q, k, v, call, batch)
-        outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
-        return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else nothing_seen(q, k, v)
+        outs = []
+        for queries, *others in _split_sequences(q, k, v, call, batch):
+            outs.append(run(queries, *others) if queries.shape[2] else queries)
+        if not outs:
+            return nothing_seen(q, k, v)
+        return batch.join(outs, len(q), q.shape[2], k.shape[2])
     if not clears_padding:
         q, k, v, call = clear_padding(q, k, v, call)
     if layout == "unchanged":
@@ -191,7 +198,9 @@ def advanced(
         row = slice(span.row, span.row + 1)
         if call.key_mask is not None:
             sequence_call = sequence_call.replace(batch=Batch(call.key_mask[row, span.start :]))
-        before = None if state is None or span.start else {name: x[row] for name, x in state.items()}
+        before = None
+        if state is not None and span.start == 0:
+            before = {name: x[row] for name, x in state.items()}
         out, states[span.row] = run(queries, keys, values, before, sequence_call)
         outs.append(out)
     if not states:
@@ -208,11 +217,12 @@ def _split_sequences(
     """Queries, keys, values and call of every sequence, as if it were alone."""
     length = k.shape[2]
     split = functools.partial(batch.split, length=length)
-    nothing: list[Any] = [None] * len(batch.sequences)
-    detached_kv = (
-        nothing if call.detached_kv is None else list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
-    )
-    hidden = nothing if call.hidden_states is None else split(call.hidden_states, 1)
+    detached_kv: list[Any] = [None] * len(batch.sequences)
+    if call.detached_kv is not None:
+        detached_kv = list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
+    hidden: list[Any] = [None] * len(batch.sequences)
+    if call.hidden_states is not None:
+        hidden = split(call.hidden_states, 1)
     grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
     if len(grids) != len(batch.sequences):
         raise InputError(
@@ -222,13 +232,11 @@ def _split_sequences(
     parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, grids, strict=True)
     for span, queries, keys, values, states, constants, grid in parts:
         tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
-        sequence_call = call.replace(
-            batch=Batch(batch.mask[tokens]) if span.holes and batch.mask is not None else None,
-            global_mask=None if call.global_mask is None else call.global_mask[tokens],
-            hidden_states=states,
-            detached_kv=constants,
-            grid=grid,
-        )
+        sequence_call = call.replace(batch=None, hidden_states=states, detached_kv=constants, grid=grid)
+        if span.holes and batch.mask is not None:
+            sequence_call = sequence_call.with_mask(batch.mask[tokens])
+        if call.global_mask is not None:
+            sequence_call = sequence_call.replace(global_mask=call.global_mask[tokens])
         if call.score_mod is not None:
             sequence_call = sequence_call.replace(score_mod=call.term.of_sequence(*span[:3])).with_term_on_grid()
         yield clear_padding(queries, keys, values, sequence_call)
@@ -251,12 +259,14 @@ def stacked(
     def rows(x: Tensor, dim: int) -> Tensor:
         return x.movedim(dim, 1)[row[:, None], tokens].movedim(1, dim)
 
-    rows_call = call.replace(
-        batch=Batch(real),
-        global_mask=None if call.global_mask is None else rows(call.global_mask, 1) & real,
-        hidden_states=None if call.hidden_states is None else rows(call.hidden_states, 1),
-        detached_kv=None if call.detached_kv is None else tuple(rows(x, 2) for x in call.detached_kv),
-    ).with_term(
+    changes: dict[str, Any] = {"batch": Batch(real)}
+    if call.global_mask is not None:
+        changes["global_mask"] = rows(call.global_mask, 1) & real
+    if call.hidden_states is not None:
+        changes["hidden_states"] = rows(call.hidden_states, 1)
+    if call.detached_kv is not None:
+        changes["detached_kv"] = tuple(rows(x, 2) for x in call.detached_kv)
+    rows_call = call.replace(**changes).with_term(
         lambda term: term.moved(rows, lambda b, position: (row[b], torch.minimum(position + first[b], last[b])))
     )
     out = run(rows(q, 2), rows(k, 2), rows(v, 2), rows_call)
@@ -266,31 +276,28 @@ def stacked(
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
     """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are
     put in front."""
-    length = k.shape[2]
+    length, tokens, hidden = k.shape[2], call.global_mask, call.hidden_states
     start, rolled_batch = batch.rolled()
-    given, tokens = call.global_mask, None
-    if given is not None:
-        tokens = cached_on(given, ("rolled", id(batch)), lambda: (for_one_pass(roll_left(given, start, 1)), batch))[0]
-    missing = length - q.shape[2]
-    hidden, detached_kv = call.hidden_states, call.detached_kv
-    if hidden is not None:
-        hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
-    if detached_kv is not None:
-        earlier = length - detached_kv[0].shape[2]
-        keys, values = (
-            torch.cat([x[:, :, :earlier], y], 2) if earlier else y for x, y in zip((k, v), detached_kv, strict=True)
+    changes: dict[str, Any] = {"batch": rolled_batch}
+    if tokens is not None:
+        changes["global_mask"], _ = cached_on(
+            tokens, ("rolled", id(batch)), lambda: (for_one_pass(roll_left(tokens, start, 1)), batch)
         )
-        detached_kv = roll_left(keys, start), roll_left(values, start)
-    rolled_call = call.replace(
-        batch=rolled_batch,
-        global_mask=tokens,
-        hidden_states=hidden,
-        detached_kv=detached_kv,
-    ).with_term(
+    if hidden is not None:
+        changes["hidden_states"] = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
+    if call.detached_kv is not None:
+        earlier = length - call.detached_kv[0].shape[2]
+        changes["detached_kv"] = tuple(
+            roll_left(torch.cat([x[:, :, :earlier], y], 2), start)
+            for x, y in zip((k, v), call.detached_kv, strict=True)
+        )
+    rolled_call = call.replace(**changes).with_term(
         lambda term: term.moved(
             lambda x, dim: roll_left(x, start, dim), lambda b, at: (b, wrapped(at + start[b], length))
         )
     )
-    q = F.pad(q, (0, 0, missing, 0)) if missing else q
+    missing = length - q.shape[2]
+    if missing:
+        q = F.pad(q, (0, 0, missing, 0))
     out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), rolled_call)
     return roll_left(out, -start)[:, :, missing:]

@@ -58,7 +58,9 @@ def why_not(context: DispatchContext, *, drops: bool = False) -> str | None:
         return NOT_IN_AN_EXPORTED_GRAPH
     if not torch.compiler.is_compiling() and transformed():
         return TRANSFORMED
-    return "the fused kernel has no dropout" if context.call.dropout and not drops else None
+    if context.call.dropout and not drops:
+        return "the fused kernel has no dropout"
+    return None
 
 
 def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | None:
@@ -67,12 +69,14 @@ def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | Non
         return why
     if context.call.score_mod is not None:
         return "the fused kernel adds no score term"
-    return "the bias of its tiles needs gradients" if context.learned_bias else None
+    if context.learned_bias:
+        return "the bias of its tiles needs gradients"
+    return None
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:
     """The dtype of the kernel's masks and log-sum-exps."""
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
+    return torch.promote_types(q.dtype, torch.float32)
 
 
 def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,7 +86,9 @@ def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 def padding_of(key_mask: Tensor | None, item: int, dtype: torch.dtype) -> Tensor | None:
     """The additive mask ``(N,)`` of one batch item from ``key_mask (B, N)``, or ``None`` without padding."""
-    return None if key_mask is None or bool(key_mask[item].all()) else additive_mask(~key_mask[item], dtype)
+    if key_mask is None or bool(key_mask[item].all()):
+        return None
+    return additive_mask(~key_mask[item], dtype)
 
 
 def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -93,11 +99,11 @@ def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored
-    token-major."""
+def empty_results(q: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` in ``dtype``, for ``q (B, H, N, D)``. Both
+    are stored token-major."""
     batch, heads, length, width = q.shape
-    lse = q.new_empty(batch, length, heads, dtype=mask_dtype(q)).transpose(1, 2)
+    lse = q.new_empty(batch, length, heads, dtype=dtype).transpose(1, 2)
     return q.new_empty(batch, length, heads, width).transpose(1, 2), lse
 
 
@@ -119,7 +125,8 @@ def merge_sinks(out: Tensor, lse: Tensor, sink_scores: Tensor) -> None:
 def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` for a few keys ``(b, H, g, D)``, by plain operations."""
     scores = products(q, k).mul_(scale)
-    scores = scores if mask is None else scores.add_(mask)
+    if mask is not None:
+        scores.add_(mask)
     lse = scores.logsumexp(-1)
     if k.shape[2] == 1:
         return v.expand_as(q), lse
@@ -148,7 +155,8 @@ def plain_gradients(
         scores = mask[0].baddbmm_(q[0], k[0].mT, alpha=scale)[None]
     else:
         scores = (q * scale) @ k.mT
-        scores = scores if mask is None else scores.add_(mask)
+        if mask is not None:
+            scores.add_(mask)
     weights = (scores - lse[..., None]).exp_()
     return torch.mul((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)), weights, out=memory), weights
 
@@ -163,8 +171,11 @@ def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, 
         return None
     if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
         return None
-    index = None if tokens is None else tokens[0].nonzero()[:, 0]
-    dtype = torch.float32 if dtype == torch.float16 else dtype  # MASKED overflows float16
+    index = None
+    if tokens is not None:
+        index = tokens[0].nonzero()[:, 0]
+    if dtype == torch.float16:
+        dtype = torch.float32  # MASKED overflows float16
     return visible_mask(q_len, kv_len, kv_len - q_len, pattern, index, dtype)
 
 
@@ -180,7 +191,9 @@ def visible_mask(
 ) -> Tensor:
     """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. The first query is at
     key ``shift``."""
-    tokens = () if index is None else tuple(index.tolist())
+    tokens: tuple[int, ...] = ()
+    if index is not None:
+        tokens = tuple(index.tolist())
 
     def make() -> Tensor:
         chosen = torch.zeros(1, kv_len, dtype=torch.bool)
@@ -314,18 +327,18 @@ def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[sl
     fitting = max(1, MAX_TILE_PAIRS // (rows * columns))
     for item in range(0, batch, step := max(1, fitting // heads)):
         for head in range(0, heads, fitting):
-            at = slice(item, item + step), slice(head, head + fitting)
-            yield (
-                at,
-                None
-                if mask is None
-                else mask[tuple(slice(None) if n == 1 else part for n, part in zip(mask.shape, at, strict=False))],
-            )
+            items, some_heads, of_tile = slice(item, item + step), slice(head, head + fitting), mask
+            if of_tile is not None and of_tile.shape[0] > 1:
+                of_tile = of_tile[items]
+            if of_tile is not None and of_tile.shape[1] > 1:
+                of_tile = of_tile[:, some_heads]
+            yield (items, some_heads), of_tile
 
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Softmax weights and log-sum-exp of a tile. The largest score and its weight give the log-sum-exp."""
     scores = (q.to(dtype) * scale) @ k.to(dtype).transpose(-1, -2)
-    scores = scores if mask is None else scores.add_(mask)
+    if mask is not None:
+        scores.add_(mask)
     weights = scores.softmax(-1)
     return weights, scores.amax(-1) - weights.amax(-1).log_()

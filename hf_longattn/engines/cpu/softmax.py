@@ -170,11 +170,13 @@ class Scope:
 
     def read(self, name: str, x: Tensor) -> Any:
         """The tensor from which parts read ``x``. ``name`` is q, k, v, out, lse or grad."""
-        return x if self.rows is None else x[self.rows]
+        if self.rows is None:
+            return x
+        return x[self.rows]
 
     def into(self, name: str, x: Tensor) -> Any:
         """The tensor to which parts write results for ``x``. ``name`` is out, lse, dq, dk or dv."""
-        return x if self.rows is None else x[self.rows]
+        return self.read(name, x)
 
     def finish(self, results: dict[str, Tensor]) -> None:
         """After the last part, write results that are still in buffers to ``results``.
@@ -233,9 +235,8 @@ class Source(ABC):
 
     def sums(self) -> list[Tensor]:
         """Zero-initialised sums for the gradients of q, k and v."""
-        return [
-            x.zero_() for x in token_major(self.dtype if self.sums_in_fp32 else self.q.dtype, self.q, self.k, self.v)
-        ]
+        dtype = self.dtype if self.sums_in_fp32 else self.q.dtype
+        return [x.zero_() for x in token_major(dtype, self.q, self.k, self.v)]
 
     def learned_gradients(self) -> list[Tensor]:
         """The gradients of the learned tensors. Called after the last scope."""
@@ -291,7 +292,7 @@ def part_backward(
         return flash_backward(grad, q, k, v, out, lse, 0.0, part.causal, attn_mask=part.mask, scale=scale)
     grad = torch.nn.functional.pad(grad, (0, 0, 0, 1))  # the repeated query gets no gradient
     q, out, lse = _doubled(q, out, lse)
-    mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
+    mask = _doubled_mask(part.mask)
     dq, dk, dv = flash_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale)
     return dq[:, :, :1], dk, dv
 
@@ -308,6 +309,12 @@ def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Repeat the query of tensors ``(n, H, 1, …)``. In half precision, the kernel is several times slower for one
     query than for two."""
     return tuple(torch.cat([x, x], 2) for x in tensors)
+
+
+def _doubled_mask(mask: Tensor | None) -> Tensor | None:
+    if mask is None:
+        return None
+    return mask.expand(-1, -1, 2, -1)
 
 
 def softmax_forward(
@@ -336,9 +343,11 @@ def softmax_forward(
     Returns:
         Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
-    drops = None if seed is None else Dropout(dropout, int(seed))
+    drops = None
+    if seed is not None:
+        drops = Dropout(dropout, int(seed))
     parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, drops)
-    out, lse = empty_results(parts_of.q)
+    out, lse = empty_results(parts_of.q, parts_of.dtype)
     parts_of.prepare(out, lse)
     results: Any
     for number, scope in enumerate(parts_of.scopes(backward=False)):
@@ -355,7 +364,7 @@ def softmax_forward(
             elif part.merges and of_keys.shape[2] <= MAX_PLAIN_KEYS:
                 results = few_keys(rows, of_keys, of_values, part.mask, scale)
             elif rows.shape[2] == 1 and rows.element_size() < 4:
-                mask = None if part.mask is None else part.mask.expand(-1, -1, 2, -1)
+                mask = _doubled_mask(part.mask)
                 results = tuple(
                     x[:, :, :1] for x in flash(*_doubled(rows), of_keys, of_values, attn_mask=mask, scale=scale)
                 )
@@ -377,12 +386,20 @@ def softmax_forward(
                 written[0].copy_(results[0])
                 written[1].copy_(results[1])
         scope.finish({"out": out, "lse": lse})
-    if parts_of.may_see_nothing and bool((unseen := lse <= MASKED / 2).any()):
-        out.masked_fill_(unseen[..., None], 0)
-        lse.masked_fill_(unseen, 0)
+    if parts_of.may_see_nothing or sink_scores is not None:
+        _finish(out, lse, parts_of.may_see_nothing, sink_scores)
+    return out, lse
+
+
+def _finish(out: Tensor, lse: Tensor, may_see_nothing: bool, sink_scores: Tensor | None) -> None:
+    """Set the results of queries without a visible key to 0, and merge the sinks, in place."""
+    if may_see_nothing:
+        unseen = lse <= MASKED / 2
+        if bool(unseen.any()):
+            out.masked_fill_(unseen[..., None], 0)
+            lse.masked_fill_(unseen, 0)
     if sink_scores is not None:
         merge_sinks(out, lse, sink_scores)
-    return out, lse
 
 
 cpu_softmax = torch.library.custom_op("hf_longattn::cpu_softmax", softmax_forward, mutates_args=(), device_types="cpu")
@@ -406,7 +423,9 @@ def cpu_softmax_backward(
     seed: Tensor | None,
 ) -> list[Tensor]:
     """The gradients of q, k and v in :func:`cpu_softmax`, then those of the learned tensors if ``learns``."""
-    drops = None if seed is None else Dropout(dropout, int(seed))
+    drops = None
+    if seed is not None:
+        drops = Dropout(dropout, int(seed))
     parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, drops, learns)
     inputs = {"grad": grad, "q": parts_of.q, "k": k, "v": v, "out": out, "lse": lse}
     sums = parts_of.sums()
@@ -430,15 +449,15 @@ def cpu_softmax_backward(
                 tensors["grad"] = tensors["grad"].clone()
                 part.queries.put(tensors["grad"], torch.zeros_like(of_part[0]))
         scope.finish(dict(zip(names, sums, strict=True)))
-    of_learned = (
-        [x.to(like.dtype) for x, like in zip(parts_of.learned_gradients(), learned, strict=True)] if learns else []
-    )
+    of_learned = []
+    if learns:
+        of_learned = [x.to(like.dtype) for x, like in zip(parts_of.learned_gradients(), learned, strict=True)]
     if results is None:
-        like = token_major(q.dtype, q, k, v)
-        same = [(total.dtype, total.stride()) == (x.dtype, x.stride()) for total, x in zip(sums, like, strict=True)]
-        results = [
-            total if unchanged else x.copy_(total) for unchanged, total, x in zip(same, sums, like, strict=True)
-        ]
+        results = []
+        for total, x in zip(sums, token_major(q.dtype, q, k, v), strict=True):
+            if (total.dtype, total.stride()) != (x.dtype, x.stride()):
+                total = x.copy_(total)
+            results.append(total)
     return [*results, *of_learned]
 
 
@@ -458,7 +477,11 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     )
     dq, dk, dv, *of_learned = gradients
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
-    of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
+    of_fixed: list[None] | None = [None] * len(fixed)
+    if any(x is None for x in fixed):
+        of_fixed = None
+    if not learns:
+        of_learned = [None] * len(learned)
     of_sinks = None
     if sinks is not None:  # a sink has the value 0, so the gradient of its score is -weight · (grad · out)
         weights = (sinks.to(lse.dtype)[:, None] - lse).exp()
@@ -468,7 +491,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         dq,
         dk,
         dv,
-        of_learned if learns else [None] * len(learned),
+        of_learned,
         of_fixed,
         *[None] * len(ctx.settings),
         None,
@@ -478,13 +501,14 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 
 def _empty_gradients(*arguments: Any) -> list[Tensor]:
     _, _, _, learns, _, q, k, v, learned, *_ = arguments
-    of_learned = (
-        token_major(x.dtype, x)[0] if x.dim() == 4 else x.new_empty(x.shape) for x in (learned if learns else ())
-    )
-    return [*token_major(q.dtype, q, k, v), *of_learned]
+    gradients = [*token_major(q.dtype, q, k, v)]
+    if learns:
+        for x in learned:
+            gradients += token_major(x.dtype, x) if x.dim() == 4 else [x.new_empty(x.shape)]
+    return gradients
 
 
-cpu_softmax.register_fake(lambda source_name, q, *_: empty_results(q))
+cpu_softmax.register_fake(lambda source_name, q, *_: empty_results(q, mask_dtype(q)))
 cpu_softmax_backward.register_fake(_empty_gradients)
 cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
 

@@ -26,6 +26,7 @@ results are checked.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -42,7 +43,7 @@ from torch.nn.attention import current_flash_attention_impl
 from ...names import look_up
 from ..batch import Batch, SequenceSpan, in_graph, no_fused_kernels, on_host
 from ..blockwise import blockwise_attention
-from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
+from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
 from ..dense import at_least_fp32, repeat_heads
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
@@ -67,9 +68,9 @@ def why_not(context: DispatchContext) -> str | None:
         return "the flash-attention operator computes in half precision only"
     if context.features > MAX_FEATURES:
         return f"the flash-attention operator takes heads of up to {MAX_FEATURES} numbers"
-    if (why := no_fused_kernels()) is not None:
-        return why
-    return None if call.batch is None and call.global_mask is None else _why_not_sequences(context)
+    if call.batch is not None or call.global_mask is not None:
+        return no_fused_kernels() or _why_not_sequences(context)
+    return no_fused_kernels()
 
 
 def _why_not_sequences(context: DispatchContext) -> str | None:
@@ -100,8 +101,9 @@ class Settings(NamedTuple):
     def run(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for
         ``q (B, Nq, H, D)``."""
-        tensors = [x if offsets is None else x.flatten(0, 1) for x in (q, k, v)]
-        lengths = (q.shape[1], k.shape[1]) if offsets is None else (self.longest, self.longest)
+        tensors, lengths = [q, k, v], (q.shape[1], k.shape[1])
+        if offsets is not None:
+            tensors, lengths = [x.flatten(0, 1) for x in tensors], (self.longest, self.longest)
         out, lse, *state, _ = flash_forward(
             *tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self.keywords()
         )
@@ -134,8 +136,10 @@ class Settings(NamedTuple):
         return dq, dk, dv
 
     def keywords(self, windowed: bool = True) -> dict[str, Any]:
-        left, right = (self.left, self.right) if windowed else (-1, -1)
-        return {"scale": self.scale, "window_size_left": left, "window_size_right": right}
+        sides = {"window_size_left": -1, "window_size_right": -1}
+        if windowed:
+            sides = {"window_size_left": self.left, "window_size_right": self.right}
+        return {"scale": self.scale, **sides}
 
 
 class _Band(torch.autograd.Function):
@@ -177,7 +181,9 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
     Raises:
         NoKernel: this machine has no such kernel; logged once.
     """
-    offsets, longest = (None, 0) if call.batch is None else sequence_offsets(call.batch, len(k), k.shape[2], k.device)
+    offsets, longest = None, 0
+    if call.batch is not None:
+        offsets, longest = sequence_offsets(call.batch, len(k), k.shape[2], k.device)
     rows, settings = prepared(q, k, v, pattern, call, offsets is not None, longest)
     out: Tensor = _Band.apply(*rows, call.sink_scores, offsets, settings)
     return out.transpose(1, 2)[..., : q.shape[3]]
@@ -195,15 +201,13 @@ def prepared(
     """
     index = operator.index  # plain ints, even in a graph
     heads, groups, width = index(q.shape[1]), index(k.shape[1]), index(q.shape[3])
-    sides = (
-        index(pattern.left) if pattern.left < 1 << 31 else -1,
-        index(pattern.right) if pattern.right < 1 << 31 else -1,
-    )
+    left = index(pattern.left) if pattern.left < 1 << 31 else -1
+    right = index(pattern.right) if pattern.right < 1 << 31 else -1
     padded_width = width + -width % WIDTH_STEP
-    settings = Settings(sides[0], sides[1], pattern.causal, call.scale_for(width), call.dropout, longest)
+    settings = Settings(left, right, pattern.causal, call.scale_for(width), call.dropout, longest)
     needs_gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    properties = padded_width, groups != heads, settings.left >= 0, settings.right >= 0, pattern.causal, packed
-    reason = refused(q.device, q.dtype, *properties, 0.5 if call.dropout else 0.0, needs_gradients)
+    properties = padded_width, groups != heads, left >= 0, right >= 0, pattern.causal, packed, call.dropout > 0
+    reason = refused(q.device, q.dtype, *properties, needs_gradients)
     if reason is not None:
         raise NoKernel(reason)
     rows = []
@@ -211,7 +215,9 @@ def prepared(
         row = x.transpose(1, 2)
         if width != padded_width:
             row = F.pad(row, (0, padded_width - width))
-        rows.append(row if row.stride(-1) == 1 else row.contiguous())
+        if row.stride(-1) != 1:
+            row = row.contiguous()
+        rows.append(row)
     return rows, settings
 
 
@@ -284,7 +290,10 @@ def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, devic
     assert tokens is not None
 
     def make() -> Plan | str:
-        spans = [SequenceSpan(row, 0, length, False) for row in range(rows)] if batch is None else batch.sequences
+        if batch is None:
+            spans: Sequence[SequenceSpan] = [SequenceSpan(row, 0, length, False) for row in range(rows)]
+        else:
+            spans = batch.sequences
         if positions is not None:
             tokens_of = [[span.start + position for position in positions if position < span.length] for span in spans]
         else:
@@ -334,30 +343,27 @@ def _plan(
         if in_front:
             a += [(start, start), (front, start), (front, front), (stop, stop)]
             b += [(start, start), (front, start), (stop, front), (stop, stop)]
-            c += [
-                (start, last_c),
-                (start, start),
-                (front, front if pattern.causal else stop),
-                (front, stop),
-                (stop, stop),
-            ]
+            end = front if pattern.causal else stop
+            c += [(start, last_c), (start, start), (front, end), (front, stop), (stop, stop)]
             last_c = stop
         else:
             a += [(start, start), (stop, stop)]
             b += [(start, len(every) - count), (stop, len(every))]
             c += [(len(every) - count, start), (len(every), stop)]
     a.append((total, total))
-    b.append((total, total if in_front else len(every)))
-    c += [(total, last_c), (total, total)] if in_front else [(len(every), total)]
+    if in_front:
+        b.append((total, total))
+        c += [(total, last_c), (total, total)]
+    else:
+        b.append((total, len(every)))
+        c.append((len(every), total))
     index = torch.tensor(every, dtype=torch.int64).to(device)
     is_global = torch.zeros(total, 1, 1, dtype=torch.bool, device=device).index_fill_(0, index, True)
+    gathered = None
+    if not in_front:
+        gathered = index, is_global.float().expand(-1, -1, FEATURES)
     parts = Part.of(a, device), Part.of(b, device), Part.of(c, device)
-    return Plan(
-        *parts,
-        None if in_front else (index, is_global.float().expand(-1, -1, FEATURES)),
-        is_global,
-        not all(tokens_of),
-    )
+    return Plan(*parts, gathered, is_global, not all(tokens_of))
 
 
 def flash_globals(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -550,7 +556,7 @@ def _tried(
     right: bool,
     causal: bool,
     packed: bool,
-    dropout: float,
+    drops: bool,
     gradients: bool,
 ) -> str | None:
     """Test the operator on a few tokens: why its results are wrong, or None. With dropout, they must only be finite.
@@ -560,27 +566,35 @@ def _tried(
         grouped: whether k and v have fewer heads than q.
         left, right: whether the window is bounded on these sides.
         packed: whether offsets of sequences are passed.
+        drops: whether calls have dropout.
         gradients: whether to try the backward pass, too.
     """
-    ends = [0, 15, 24] if packed else [0, 24]
-    pattern = Pattern(3 if left else UNBOUNDED, 0 if causal else 2 if right else UNBOUNDED, causal)
-    offsets = torch.tensor(ends, dtype=torch.int32).to(device) if packed else None
-    settings = Settings(
-        3 if left else -1, pattern.right if right else -1, causal, width**-0.5, 0.0, 15 if packed else 0
-    )
+    pattern, settings = Pattern.everything(causal), Settings(-1, -1, causal, width**-0.5, 0.0, 0)
+    if left:
+        pattern, settings = dataclasses.replace(pattern, left=3), settings._replace(left=3)
+    if right:
+        ahead = 0 if causal else 2
+        pattern, settings = dataclasses.replace(pattern, right=ahead), settings._replace(right=ahead)
+    ends, offsets = [0, 24], None
+    if packed:
+        ends, settings = [0, 15, 24], settings._replace(longest=15)
+        offsets = torch.tensor(ends, dtype=torch.int32).to(device)
+    groups = 1 if grouped else 2
     *tensors, grad = (
         torch.sin(torch.arange(24 * heads * width, device=device) * step)
         .view(1, 24, heads, width)
         .to(dtype)
         .requires_grad_(gradients)
-        for heads, step in ((2, 1.7), (1 if grouped else 2, 0.9), (1 if grouped else 2, 2.3), (2, 1.1))
+        for heads, step in ((2, 1.7), (groups, 0.9), (groups, 2.3), (2, 1.1))
     )
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=dropout > 0):
-        runs = [
-            _with_gradients(_Band.apply(*tensors, None, offsets, settings._replace(dropout=share)), tensors, grad)
-            for share in sorted({0.0, dropout})
-        ]
-    if not all(bool(x.isfinite().all()) for x in itertools.chain(*runs)):
+    results = _with_gradients(_Band.apply(*tensors, None, offsets, settings), tensors, grad)
+    dropped: list[Tensor] = []
+    if drops:
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            out = _Band.apply(*tensors, None, offsets, settings._replace(dropout=0.5))
+            dropped = _with_gradients(out, tensors, grad)
+    if not all(bool(x.isfinite().all()) for x in (*results, *dropped)):
         return "its results for a few tokens are not finite"
     wide = [x.detach().float().requires_grad_(gradients) for x in tensors]
     q, k, v = (repeat_heads(x.transpose(1, 2), 2) for x in wide)
@@ -590,10 +604,14 @@ def _tried(
         for at in sequences
     ]
     expected = _with_gradients(torch.cat(parts, 2).transpose(1, 2), wide, grad.float())
-    off = max(float((x.float() - y).abs().max()) for x, y in zip(runs[0], expected, strict=True))
-    return None if off < 0.1 else f"its results for a few tokens differ from the definition by {off:.2g}"
+    off = max(float((x.float() - y).abs().max()) for x, y in zip(results, expected, strict=True))
+    if off >= 0.1:
+        return f"its results for a few tokens differ from the definition by {off:.2g}"
+    return None
 
 
 def _with_gradients(out: Tensor, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
     """``out`` and, if it requires grad, the gradients of ``inputs``."""
-    return [out.detach(), *(torch.autograd.grad(out, inputs, grad.detach()) if out.requires_grad else ())]
+    if not out.requires_grad:
+        return [out]
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad.detach())]

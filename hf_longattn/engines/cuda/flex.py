@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 from ..byte_cache import BYTE_CACHE, tensor_bytes
 from ..call import AttentionCall, DispatchContext, Pattern, clear_padding, selection_mask
 from ..dense import merged, same_dtype
+from ..score_terms import ScoreMod, add_term
 from .flex_kernel import NoKernel, fused_flex, signature_of, why_not
 
 Lists = tuple[Tensor, Tensor]
@@ -33,9 +34,8 @@ entries are valid."""
 def packed(chosen: Tensor, indices: Tensor) -> Lists:
     """Block lists with the ``indices (…, rows, width)`` for which ``chosen (B, H, rows, width)`` is True, in order."""
     order = (~chosen).int().argsort(dim=-1, stable=True)
-    return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(
-        torch.int32
-    ).contiguous()
+    blocks = indices.expand(chosen.shape).gather(-1, order)
+    return chosen.sum(-1, dtype=torch.int32), blocks.to(torch.int32).contiguous()
 
 
 def block_mask(
@@ -74,19 +74,27 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     """
     if call.padding_values == "any":  # a weight of zero does not hide NaN: 0 · NaN is NaN
         q, k, v, call = clear_padding(q, k, v, call)
-    score_mod, offset = call.score_mod, _offset(q.shape[2], k.shape[2])
-    shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
-    batch, own_tokens = call.batch, call.global_mask is not None and call.global_positions is None
-    masked = (
+    score_mod, offset, batch = call.score_mod, _offset(q.shape[2], k.shape[2]), call.batch
+    shifted = None
+    if score_mod is not None:
+        shifted = _shifted(score_mod, offset)
+    signature = (
+        "band",
+        pattern,
+        batch is None,
         call.key_mask is not None,
         batch is not None and batch.documents is not None,
         call.global_mask is not None,
-        own_tokens,
+        call.global_positions is None,
+        signature_of(score_mod),
     )
     mask = cached_band_block_mask(pattern, q.shape[2], k.shape[2], call, q.device)
-    return masked_flex(
-        ("band", pattern, batch is None, *masked, signature_of(score_mod)), q, k, v, mask, shifted, call
-    )
+    return masked_flex(signature, q, k, v, mask, shifted, call)
+
+
+def _shifted(score_mod: ScoreMod, offset: int) -> ScoreMod:
+    """``score_mod`` as a plain function for queries that begin at position ``offset``."""
+    return lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j)
 
 
 def masked_flex(
@@ -94,14 +102,16 @@ def masked_flex(
 ) -> Tensor:
     """The output of one kernel call with the call's scale and sinks. k and v may have fewer heads than q.
     ``signature``: see fused_flex."""
-    sinks = call.sink_scores
-    settings: dict[str, Any] = {} if sinks is None else {"return_aux": AuxRequest(lse=True)}
+    settings: dict[str, Any] = {"block_mask": mask, "scale": call.scale_for(q.shape[-1])}
     if k.shape[1] != q.shape[1]:
         settings["enable_gqa"] = True
     if score_mod is not None:
         settings["score_mod"] = score_mod
-    out = fused_flex(signature, q, k, v, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
-    return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
+    if call.sink_scores is None:
+        only_output: Tensor = fused_flex(signature, q, k, v, **settings)
+        return only_output
+    out, aux = fused_flex(signature, q, k, v, return_aux=AuxRequest(lse=True), **settings)
+    return merged([out], [aux.lse], call.sink_scores)
 
 
 def cached_band_block_mask(
@@ -110,9 +120,11 @@ def cached_band_block_mask(
     """Cached :func:`band_block_mask` of a call. No value is read from the device, except where documents begin."""
 
     def make() -> BlockMask:
-        tokens, documents = call.global_mask, None if call.documents is None else call.documents.number
+        tokens, labels, documents = call.global_mask, call.documents, None
         if tokens is not None and call.batch is None and call.global_positions is not None:
             tokens = tokens[0]  # the same in every row, so that one mask serves batches of any size
+        if labels is not None:
+            documents = labels.number
         return band_block_mask(
             pattern, q_len, kv_len, device, key_mask=call.key_mask, tokens=tokens, documents=documents
         )
@@ -144,15 +156,18 @@ def band_block_mask(
         documents: ``(B, Nk)``, the ascending number of each token's document; a query sees its own document only.
     """
     offset, every_pair = _offset(q_len, kv_len), tokens is not None
-    real = None if key_mask is None else in_blocks(key_mask)
-    columns = rows = documents_of_queries = documents_of_keys = None
+    real = columns = rows = documents_of_queries = documents_of_keys = None
+    if key_mask is not None:
+        real = in_blocks(key_mask)
     if tokens is not None:
-        by_row = tokens if tokens.dim() == 2 else tokens[None]
-        columns = in_blocks(by_row).any(-1)
-        rows = in_blocks(by_row[:, offset:]).any(-1) if offset else columns
+        by_row = tokens.view(-1, kv_len)
+        columns = rows = in_blocks(by_row).any(-1)
+        if offset:
+            rows = in_blocks(by_row[:, offset:]).any(-1)
     if documents is not None:
-        documents_of_keys = _block_ends(documents)
-        documents_of_queries = _block_ends(documents[:, offset:]) if offset else documents_of_keys
+        documents_of_keys = documents_of_queries = _block_ends(documents)
+        if offset:
+            documents_of_queries = _block_ends(documents[:, offset:])
 
     def partial_and_full(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
         """Whether pairs of blocks are visited with the mask, and without it, ``(B or 1, 1, …)`` bool each."""
@@ -165,8 +180,12 @@ def band_block_mask(
 
         touched, full = pairs.near[None], pairs.inside[None]
         if columns is not None and rows is not None:
-            seen = of_keys(columns) | of_queries(rows) if pattern.global_rows else of_keys(columns)
-            touched = touched | (seen & pairs.earlier if pattern.causal else seen)
+            seen = of_keys(columns)
+            if pattern.global_rows:
+                seen = seen | of_queries(rows)
+            if pattern.causal:
+                seen = seen & pairs.earlier
+            touched = touched | seen
         if real is not None:
             touched, full = touched & of_keys(real.any(-1)), full & of_keys(real.all(-1))
         if documents_of_queries is not None and documents_of_keys is not None:
@@ -189,7 +208,9 @@ def band_block_mask(
         seen = visible(b, h, q_idx + offset, kv_idx)
         if documents is not None:
             seen = seen & (documents[b, q_idx + offset] == documents[b, kv_idx])
-        return seen if key_mask is None else seen & key_mask[b, kv_idx]
+        if key_mask is not None:
+            seen = seen & key_mask[b, kv_idx]
+        return seen
 
     return block_mask((q_len, kv_len), mask_mod, by_query=by_query, by_key=by_key)
 
@@ -254,12 +275,14 @@ def lists_of(partial: Tensor, full: Tensor) -> tuple[tuple[Lists, Lists], tuple[
     slot for every block."""
 
     def sorted_blocks(chosen: Tensor) -> Lists:
-        return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).to(
-            torch.int32
-        )
+        order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+        return chosen.sum(-1, dtype=torch.int32), order.to(torch.int32)
 
-    chosen, square = (partial, full, partial.mT, full.mT), partial.shape[2] == partial.shape[3]
-    a, b, c, d = zip(*sorted_blocks(torch.stack(chosen)), strict=True) if square else map(sorted_blocks, chosen)
+    chosen = partial, full, partial.mT, full.mT
+    if partial.shape[2] == partial.shape[3]:  # all at once, which launches fewer kernels
+        a, b, c, d = zip(*sorted_blocks(torch.stack(chosen)), strict=True)
+    else:
+        a, b, c, d = map(sorted_blocks, chosen)
     return (a, b), (c, d)
 
 
@@ -271,20 +294,23 @@ def in_blocks(mask: Tensor) -> Tensor:
 def _offset(q_len: int, kv_len: int) -> int:
     """Position of the first query. A plain 0 for whole sequences, since the CPU kernel rejects the difference of
     symbolic lengths."""
-    return 0 if q_len == kv_len else kv_len - q_len
+    if q_len == kv_len:
+        return 0
+    return kv_len - q_len
 
 
 # ---- blocks of keys, selected or fixed
 
 
-def lookup(table: Tensor | None) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
-    """``table`` as a function of one index per axis, and whether it reads each axis. Axes of size 1 are not read.
-    Without a table, the function returns the last index."""
-    if table is None:
-        return (lambda *index: index[-1]), ()
-    read = tuple(size > 1 for size in table.shape)
-    values = table.squeeze()
-    return (lambda *index: values[tuple([x for x, is_read in zip(index, read, strict=True) if is_read])]), read
+def _axes_read(table: Tensor) -> tuple[bool, ...]:
+    """Whether :func:`lookup` reads each axis of ``table``. Axes of size 1 are not read."""
+    return tuple(size > 1 for size in table.shape)
+
+
+def lookup(table: Tensor) -> Callable[..., Tensor]:
+    """``table`` as a function of one index per axis."""
+    read, values = _axes_read(table), table.squeeze()
+    return lambda *index: values[tuple([x for x, is_read in zip(index, read, strict=True) if is_read])]
 
 
 MAX_TABLE_TOKENS = 1 << 15
@@ -293,16 +319,17 @@ MAX_TABLE_TOKENS = 1 << 15
 
 def why_not_blocks(context: DispatchContext) -> str | None:
     """Why blocks of keys do not run, as a clause. ``None`` if they may run."""
-    size, selected = context.block_size, not context.block_size
+    size = context.block_size
+    selected = not size
     if not selected and BAND_BLOCK % size and size % BAND_BLOCK:
         return f"blocks of {size} tokens do not fit the kernel's blocks of {BAND_BLOCK}"
     if context.kv_len > MAX_TABLE_TOKENS:
         return f"beyond {MAX_TABLE_TOKENS:,} tokens its lists of blocks are large"
     if selected and context.call.sink_scores is not None:
         return "it merges no sinks"
-    if (why := why_not(context)) is not None:
-        return why
-    return "its block lists need values, which a graph lacks" if selected and torch.compiler.is_compiling() else None
+    if selected and torch.compiler.is_compiling():
+        return "its block lists need values, which a graph lacks"
+    return why_not(context)
 
 
 def flex_block_selected(
@@ -327,8 +354,10 @@ def flex_block_selected(
         touched = F.pad(touched, (0, -touched.shape[3] % parts)).unflatten(3, (-1, parts)).any(-1)
     else:
         touched = touched.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : touched.shape[2]]
-    touched = touched.tril() if causal else touched
-    touched = touched if key_mask is None else touched & in_blocks(key_mask).any(-1)[:, None, None]
+    if causal:
+        touched = touched.tril()
+    if key_mask is not None:
+        touched = touched & in_blocks(key_mask).any(-1)[:, None, None]
     index = torch.arange(touched.shape[3], device=q.device)
     by_query, by_key = ((packed(x, index), None) for x in (touched, touched.mT))
 
@@ -336,7 +365,9 @@ def flex_block_selected(
         seen = selected[b, h, q_idx, kv_idx // block_size]
         if causal:
             seen = seen & (kv_idx <= q_idx)
-        return seen if key_mask is None else seen & key_mask[b, kv_idx]
+        if key_mask is not None:
+            seen = seen & key_mask[b, kv_idx]
+        return seen
 
     mask = block_mask((length, length), mask_mod, by_query=by_query, by_key=by_key)
     signature = "chosen blocks", causal, key_mask is None, signature_of(score_mod)
@@ -387,27 +418,30 @@ def flex_block_table(
     mask, table = call.cached(
         ("block table", *key, size, length, causal, q.device), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]])
     )
-    (added_at, read), added = lookup(table.added), table.added is not None
-
-    def score_mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-        if inner is not None:
-            score = inner(score, b, h, q_idx, kv_idx)
-        if not added:
-            return score
-        more = added_at(b, h, q_idx // size, kv_idx // size)
-        return score + (more if tokens is None else torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 0.0, more))
-
     signature = (
         "block table",
         size,
         causal,
         call.key_mask is None,
         tokens is None,
-        lookup(table.seen)[1],
-        read,
+        _axes_read(table.seen),
+        None if table.added is None else _axes_read(table.added),
         signature_of(inner),
     )
-    return masked_flex(signature, q, k, v, mask, score_mod if added or inner is not None else None, call)
+    score_mod = None
+    if inner is not None:
+        score_mod = _shifted(inner, 0)
+    if table.added is not None:
+        added_at = lookup(table.added)
+
+        def added(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+            number = added_at(b, h, q_idx // size, kv_idx // size)
+            if tokens is not None:
+                number = torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 0.0, number)
+            return number
+
+        score_mod = add_term(score_mod, added)
+    return masked_flex(signature, q, k, v, mask, score_mod, call)
 
 
 def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) -> BlockMask:
@@ -419,9 +453,9 @@ def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) 
         of_blocks = F.pad(seen, (0, missing, 0, missing)).unflatten(3, (blocks, parts)).unflatten(2, (blocks, parts))
         touched, full = of_blocks.any(5).any(3), of_blocks.all(5).all(3)
     else:
-        touched = full = seen.repeat_interleave(size // BAND_BLOCK, 2).repeat_interleave(size // BAND_BLOCK, 3)[
-            :, :, :blocks, :blocks
-        ]
+        repeats = size // BAND_BLOCK
+        repeated = seen.repeat_interleave(repeats, 2).repeat_interleave(repeats, 3)
+        touched = full = repeated[:, :, :blocks, :blocks]
     if length % BAND_BLOCK:
         filled = torch.arange(blocks, device=device) < blocks - 1
         full = full & (filled & filled[:, None])
@@ -430,12 +464,13 @@ def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) 
     if tokens is not None:
         crossed = in_blocks(tokens).any(-1)
         touched = touched | (crossed[:, None, None] | crossed[:, None, :, None])
-    touched = touched.tril() if causal else touched
+    if causal:
+        touched = touched.tril()
     if key_mask is not None:
         real = in_blocks(key_mask)
         touched, full = touched & real.any(-1)[:, None, None], full & real.all(-1)[:, None, None]
     by_query, by_key = lists_of(*torch.broadcast_tensors(touched ^ full, full))
-    at, _ = lookup(seen)
+    at = lookup(seen)
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         visible = at(b, h, q_idx // size, kv_idx // size)
@@ -443,6 +478,8 @@ def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) 
             visible = visible | tokens[b, q_idx] | tokens[b, kv_idx]
         if causal:
             visible = visible & (kv_idx <= q_idx)
-        return visible if key_mask is None else visible & key_mask[b, kv_idx]
+        if key_mask is not None:
+            visible = visible & key_mask[b, kv_idx]
+        return visible
 
     return block_mask((length, length), mask_mod, by_query=by_query, by_key=by_key)

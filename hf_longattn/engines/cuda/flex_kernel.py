@@ -54,7 +54,9 @@ def why_not(context: DispatchContext) -> str | None:
         return NOT_IN_AN_EXPORTED_GRAPH
     if context.features < MIN_FEATURES:
         return f"flex_attention takes heads of {MIN_FEATURES} numbers or more"
-    return "flex_attention has no dropout" if context.call.dropout else no_fused_kernels()
+    if context.call.dropout:
+        return "flex_attention has no dropout"
+    return no_fused_kernels()
 
 
 class NoKernel(Exception):
@@ -107,7 +109,8 @@ class Kernel:
             # pass
             with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
                 out = self.run(*leaves, **settings)
-                out = out if isinstance(out, Tensor) else out[0]
+                if not isinstance(out, Tensor):
+                    out = out[0]
                 torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.zeros_like(out))
         except torch.OutOfMemoryError:  # without gradients, the forward pass alone may still fit
             return
@@ -137,7 +140,8 @@ def fused_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings:
             reason = refusal(error)
             if reason is None:
                 raise
-            kernel.refusal = None if isinstance(error, NoKernel) else reason
+            if not isinstance(error, NoKernel):
+                kernel.refusal = reason
     options = settings.get("kernel_options", {})
     if TOO_LARGE.search(reason) and STAGES not in options:
         return fused_flex((STAGES, signature), q, k, v, **settings | {"kernel_options": options | {STAGES: 1}})
@@ -179,17 +183,12 @@ def refusal(error: BaseException) -> str | None:
         return None
     if isinstance(error, NoKernel):
         return str(error)
-    clear = next(
-        (
-            cause
-            for cause in causes
-            if isinstance(cause, NotImplementedError) or UNSUPPORTED_MESSAGE.search(str(cause))
-        ),
-        None,
-    )
-    if clear is None and isinstance(error, compile_errors()):
-        clear = error
-    return None if clear is None else first_line(clear)
+    for cause in causes:
+        if isinstance(cause, NotImplementedError) or UNSUPPORTED_MESSAGE.search(str(cause)):
+            return first_line(cause)
+    if isinstance(error, compile_errors()):
+        return first_line(error)
+    return None
 
 
 def first_line(error: BaseException) -> str:
