@@ -60,8 +60,10 @@ app.add_typer(tasks, name="evaluate", help="Score a model with its own head, wit
 def hyphenated(word: str) -> str:
     """A word of a command line, with hyphens in the name of an option: ``--max_length=512`` is ``--max-length=512``.
     People type the names of transformers' fields."""
+    if not word.startswith("--"):
+        return word
     name, equals, value = word.partition("=")
-    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else word
+    return f"{name.replace('_', '-')}{equals}{value}"
 
 
 def main(arguments: list[str] | None = None) -> None:

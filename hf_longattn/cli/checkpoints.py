@@ -127,15 +127,17 @@ def export(
     from ..export import export_checkpoint, export_native
 
     shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
-    of_graph: dict[str, Any] = {"opset": opset, "task": task, "global_attention_mask": global_attention_mask}
-    unused = {"torch": ("opset",), "native": tuple(of_graph)}.get(format, ())
+    graph_settings: dict[str, Any] = {"opset": opset, "task": task, "global_attention_mask": global_attention_mask}
+    unused = {"torch": ("opset",), "native": tuple(graph_settings)}.get(format, ())
     flags.refuse_typed(context, unused, f"has no effect with --format {format}; leave one of them out.")
+    report: Any
     with progress() as tell:
         if format == "native":
-            report: Any = export_native(model, destination, progress=tell, **shared)
+            report = export_native(model, destination, progress=tell, **shared)
+            parts = conversion_report(report)
         else:
-            report = export_checkpoint(model, destination, format=format, progress=tell, **of_graph, **shared)
-    parts = conversion_report(report) if format == "native" else export_report(report)
+            report = export_checkpoint(model, destination, format=format, progress=tell, **graph_settings, **shared)
+            parts = export_report(report)
     show({"destination": str(report.destination), **report.to_dict()}, parts, as_json=as_json)
 
 
@@ -211,9 +213,9 @@ def push(
         show(asdict(pushed), [Line("Nothing was uploaded.")], as_json=as_json)
         return
     commit = f"{len(pushed.files)} files in commit {pushed.commit[:12]} on {pushed.revision}; card: {pushed.card}"
-    count = len(pushed.left_out)
-    left_out = f"; left out: {count} file{'s' if count > 1 else ''}" if count else ""
-    show(asdict(pushed), [Line(pushed.url), Line(f"{commit}{left_out}.")], as_json=as_json)
+    if pushed.left_out:
+        commit += f"; left out: {len(pushed.left_out)}"
+    show(asdict(pushed), [Line(pushed.url), Line(f"{commit}.")], as_json=as_json)
 
 
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
@@ -224,18 +226,24 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 
 def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
+    positions = plan.positions
+    if plan.position_change:
+        positions += f"  ({plan.position_change}: needs training)"
     yield {
         "source": f"{plan.source.name}  ({plan.architecture.source_class}, {plan.input_in_words('old')})",
         "result": f"{plan.architecture.long_class}, {plan.input_in_words('new')}, {plan.parameters:,} parameters",
         "texts": plan.lengths_in_words,
-        "positions": plan.positions + (f"  ({plan.position_change}: needs training)" if plan.position_change else ""),
+        "positions": positions,
         "towers as in their class": ", ".join(plan.other_towers),
     }
     yield from (Styled(f"\nWarning: {warning}", "yellow") for warning in plan.warnings)
     if plan.choice is not None:
         yield Styled(f"\n{plan.choice['reason']}", "bold")
     for name, part in plan.parts.items():
-        yield Styled(f"\ntower {name}: {part.input_in_words('new')}" if name else "", "bold")
+        if name:
+            yield Styled(f"\ntower {name}: {part.input_in_words('new')}", "bold")
+        else:
+            yield ""
         yield part.attention.table(part.shape.layers)
         if part.decoder is not None:
             yield f"\ndecoder, {part.decoder.old} → {part.decoder.new} tokens"
@@ -251,19 +259,21 @@ def _mechanisms_report(
 ) -> Iterator[Part]:
     """The mechanisms that work untrained and save operations or memory; the others by name."""
     full = next(row for row in mechanisms if row["mechanism"] == "full")
-    step = 1 if len(sizes) < 5 else 2  # a terminal has room for four columns
-    columns, rows, left_out = ["mechanism", *sizes[::step]], list[list[str]](), dict[str, list[str]]()
+    step = 2 if len(sizes) > 4 else 1  # a terminal has room for four columns
+    columns = ["mechanism", *sizes[::step]]
+    rows: list[list[str]] = []
+    left_out: dict[str, list[str]] = {}
     for row in mechanisms:
+        name = row["mechanism"]
         saves = row["flops"][-1] < full["flops"][-1] or (row["cache_bytes"] or 0) < (full["cache_bytes"] or 0)
-        if row["needs_training"] or not (saves or row["mechanism"] in ("as planned", "full")):
-            left_out.setdefault(
-                "they need training" if row["needs_training"] else "they save nothing here", []
-            ).append(row["mechanism"])
-            continue
-        rows.append([row["mechanism"], *map(_flops, row["flops"][::step])])
-        if row["cache_bytes"] is not None:
-            rows[-1].append(decimal(row["cache_bytes"]))
-    columns += ["decode cache"] * (len(rows[0]) > len(columns))
+        if row["needs_training"]:
+            left_out.setdefault("they need training", []).append(name)
+        elif not saves and name not in ("as planned", "full"):
+            left_out.setdefault("they save nothing here", []).append(name)
+        else:
+            rows.append([name, *map(_flops, row["flops"][::step]), *_bytes(row["cache_bytes"])])
+    if len(rows[0]) > len(columns):
+        columns.append("decode cache")
     noun = part.inputs.modality.noun
     yield table(columns, rows, f"operations of the whole model for one {noun}, by mechanism with its default options")
     yield from (f"Not listed, since {why}: {', '.join(names)}." for why, names in left_out.items())
@@ -274,16 +284,21 @@ def _flops(count: int) -> str:
     return f"{count / unit:.1f} {name}"
 
 
+def _bytes(count: int | None) -> list[str]:
+    """A list with a size in words, or an empty list."""
+    return [] if count is None else [decimal(count)]
+
+
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     columns = {
-        inputs.modality.noun: [cost.size.words for cost in costs] if inputs.modality.units else [],
+        inputs.modality.noun: [cost.size.words for cost in costs if inputs.modality.units],
         "tokens": [f"{cost.length:,}" for cost in costs],
         "attention": [_flops(cost.attention_flops) for cost in costs],
         "full attention": [_flops(cost.full_attention_flops) for cost in costs],
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
         "whole model": [_flops(cost.total_flops) for cost in costs],
         "activations": [decimal(cost.activation_bytes) for cost in costs],
-        "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
+        "decode cache": ["".join(_bytes(cost.cache_bytes)) for cost in costs],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
     title = f"operations and memory for one {inputs.modality.noun}, computed from the model's shape"
@@ -305,10 +320,15 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
     from ..mechanisms.common.registry import list_mechanisms, prototype
     from ..modeling.family.sliding_window import own_windows, with_own_windows
 
-    causal, costs, training = part.shape.causal, {"as planned": part.costs}, {"as planned": False}
-    windows = own_windows(part.architecture.source_config) if causal and not part.generic else []
+    causal = part.shape.causal
+    costs = {"as planned": part.costs}
+    training = {"as planned": False}
     choices: list[dict[str, Any]] = [{"mechanism": name} for name in list_mechanisms(causal=causal)]
-    for choice in [*choices, *[{"mechanism": "window", "num_sinks": 4}] * causal]:
+    windows = []
+    if causal:
+        choices.append({"mechanism": "window", "num_sinks": 4})
+        windows = [] if part.generic else own_windows(part.architecture.source_config)
+    for choice in choices:
         with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
             name, options = LongAttentionConfig.from_dict(choice).for_layer(0)
             part.inputs.check(built := prototype(name, options))
@@ -319,11 +339,11 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
     rows = [
         {
             "mechanism": name,
-            "flops": [cost.total_flops for cost in of],
-            "cache_bytes": of[-1].cache_bytes,
+            "flops": [cost.total_flops for cost in costs_by_size],
+            "cache_bytes": costs_by_size[-1].cache_bytes,
             "needs_training": training[name],
         }
-        for name, of in costs.items()
+        for name, costs_by_size in costs.items()
     ]
     return {"sizes": [cost.size.words for cost in part.costs], "mechanisms": rows}
 
@@ -349,17 +369,19 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
     yield ""
     yield checks(report.checks)
     yield f"\nVerified on {report.text}; details are in {report.files[-2]}."
-    verdict = {} if report.deciding is None else report.deciding.values
-    took = f", in {verdict['seconds']:.0f} s" if "seconds" in verdict else ""
+    verdict = report.deciding.values if report.deciding is not None else {}
     if WOULD_TELL in verdict:
         yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
     elif report.verdict == READY:
-        yield Styled(
-            f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}{took}.", "green"
-        )
+        sentence = f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}"
+        if "seconds" in verdict:
+            sentence += f", in {verdict['seconds']:.0f} s"
+        yield Styled(f"{sentence}.", "green")
     if report.next_step is not None:
-        typed = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        yield Line(f"{'Next' if report.needs_training else 'To train it'}: {next_step(report.next_step, str(typed))}")
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        begin = "Next" if report.needs_training else "To train it"
+        yield Line(f"{begin}: {next_step(report.next_step, str(path))}")
 
 
 def checks(results: Iterable[Check]) -> Part:
@@ -368,7 +390,9 @@ def checks(results: Iterable[Check]) -> Part:
 
 
 def export_report(graph: ExportReport) -> Iterator[Part]:
-    form = graph.format if graph.opset is None else f"{graph.format}, opset {graph.opset}"
+    form = graph.format
+    if graph.opset is not None:
+        form += f", opset {graph.opset}"
     yield {
         "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",
         "graph": f"{graph.class_name}, {form}, any batch size, 2 to {graph.max_length:,} tokens",

@@ -31,14 +31,16 @@ def takes_settings(config_class: type[Settings]) -> Callable[[C], C]:
         def wrapper(**values: Any) -> None:
             chosen = {}
             for name, setting in settings.items():
-                value, read = values.pop(name), READERS.get(setting.name)
+                value = values.pop(name)
                 try:
-                    chosen[setting.name] = read(value) if read and value is not None else value
+                    if value is not None and setting.name in READERS:
+                        value = READERS[setting.name](value)
+                    chosen[setting.name] = value
                 except OptionError as error:
                     raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
             command(**values, config=config_class(**chosen))
 
-        of_settings = [
+        flags = [
             inspect.Parameter(
                 name,
                 KEYWORD,
@@ -49,7 +51,7 @@ def takes_settings(config_class: type[Settings]) -> Callable[[C], C]:
         ]
         parameters = list[inspect.Parameter]()
         for parameter in inspect.signature(command, eval_str=True).parameters.values():
-            parameters += of_settings if parameter.name == "config" else [parameter.replace(kind=KEYWORD)]
+            parameters += flags if parameter.name == "config" else [parameter.replace(kind=KEYWORD)]
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return wrapper  # type: ignore[return-value]
@@ -69,7 +71,8 @@ def option(setting: Field[Any]) -> Any:
 
 def read_layers(rules: list[str]) -> str:
     """Join the mechanisms of layers into one line. Typos are refused before torch is imported."""
-    read_layer_choices(text := ";".join(rules))
+    text = ";".join(rules)
+    read_layer_choices(text)
     return text
 
 
@@ -109,10 +112,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
     """Take a recipe's values as defaults of the flags, which check them."""
     parameters: dict[str, Any] = {parameter.name: parameter for parameter in context.command.params if parameter.name}
-    values = {} if recipe is None else read_recipe(recipe, parameters)
+    if recipe is None:
+        return None
+    values = read_recipe(recipe, parameters)
     for name, value in values.items():
-        if isinstance(value, dict) or isinstance(value, list) != parameters[name].multiple:
-            wanted = "list" if parameters[name].multiple else "single value"
+        takes_list = parameters[name].multiple
+        if isinstance(value, dict) or isinstance(value, list) != takes_list:
+            wanted = "list" if takes_list else "single value"
             raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}; it must be a {wanted}.")
     context.default_map = {**(context.default_map or {}), **values}
     return recipe

@@ -98,23 +98,19 @@ def inspect(
         check_new_file(plot)
     if not is_long(open_source(model, revision, token, weights=False).config):
         flags.refuse_typed(context, ("plot",), "draws mechanisms, and MODEL has none; convert it.")
-        stock, tokens = (
-            inspect_stock(model, revision=revision, token=token),
-            read_lengths((lengths or "2K,8K,32K").split(",")),
-        )
+        stock = inspect_stock(model, revision=revision, token=token)
+        tokens = read_lengths((lengths or "2K,8K,32K").split(","))
         show({"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens), as_json=as_json)
         return
     flags.refuse_typed(
         context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths."
     )
     inspection = inspect_checkpoint(model, revision=revision, token=token)
+    values = inspection.to_dict()
     if plot is not None:
         draw_patterns(name_layers(inspection.mechanisms), causal=inspection.shape.causal, file=plot)
-    show(
-        {**inspection.to_dict(), **({"plot": str(plot)} if plot else {})},
-        _inspection_report(inspection),
-        as_json=as_json,
-    )
+        values["plot"] = str(plot)
+    show(values, _inspection_report(inspection), as_json=as_json)
 
 
 def _inspection_report(model: Inspection) -> Iterator[Part]:
@@ -122,13 +118,16 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     from ..inspect.layers import COLUMNS, planned_length, planned_paths
     from ..mechanisms.common.options import write_numbers
 
-    of_transformers = " of transformers, with mechanisms" if model.generic else ""
-    longest = (
-        f"of any length: a query looks back {model.look_back:,} positions" if model.look_back else model.longest_input
-    )
+    class_name = model.class_name
+    if model.generic:
+        class_name += " of transformers, with mechanisms"
+    longest = model.longest_input
+    if model.look_back:
+        longest = f"of any length: a query looks back {model.look_back:,} positions"
+    direction = "causal" if model.shape.causal else "bidirectional"
     yield {
-        "model": f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})",
-        "input": "" if model.tower_names else f"{longest}, {'causal' if model.shape.causal else 'bidirectional'}",
+        "model": f"{model.source.name}  ({class_name}, model type {model.model_type})",
+        "input": "" if model.tower_names else f"{longest}, {direction}",
         "parameters": f"{model.parameters:,}  ({decimal(model.parameters * model.shape.element_bytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),
@@ -146,8 +145,8 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
         states.setdefault((model.mechanisms[number].name, state), []).append(number)
     if states:
         rows = [
-            (write_numbers(of), name, decimal(state.bytes), decimal(state.per_token))
-            for (name, state), of in states.items()
+            (write_numbers(numbers), name, decimal(state.bytes), decimal(state.per_token))
+            for (name, state), numbers in states.items()
         ]
         title = f"state of each layer while decoding a sequence of {model.max_length:,} tokens"
         yield table(("layers", "mechanism", "state", "added by each further token"), rows, title, align="l")
@@ -158,15 +157,22 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
 def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> Iterator[Part]:
     from ..mechanisms.common.options import write_numbers
 
-    runs = "sdpa" if model.implementation == "sdpa" else f"eager, since {model.class_name} does not support SDPA"
+    attention = {}
+    if model.layers:
+        runs = model.implementation
+        if runs != "sdpa":
+            runs = f"eager, since {model.class_name} does not support SDPA"
+        if model.flash:
+            runs += "; flash attention on GPUs"
+        attention = {"transformers": runs, "longattn": model.verdict()}
     yield {
         "model": f"{name}  ({model.class_name}, model type {model.model_type})",
         "parameters": f"{model.parameters:,}",
-        "transformers": runs + ("; flash attention on GPUs" if model.flash else "") if model.layers else "",
-        "longattn": model.verdict() if model.layers else "",
+        **attention,
     }
     layers = [
-        (write_numbers(of), module, f"{layer.heads}", str(layer)) for (module, layer), of in model.groups().items()
+        (write_numbers(numbers), module, f"{layer.heads}", str(layer))
+        for (module, layer), numbers in model.groups().items()
     ]
     yield table(("layers", "module", "heads", "a query sees"), layers, align="l")
     memory = [
@@ -246,8 +252,8 @@ def mechanisms(
         "equals full attention": info.exact_when,
         "input": input_in_words(info.name),
     }
-    facts["adds parameters"] = "yes: needs training" if info.trains else "no"
-    facts["global tokens"] = "taken (global_attention_mask)" if info.takes_globals else "not taken"
+    facts["adds parameters"] = {True: "yes: needs training", False: "no"}[info.trains]
+    facts["global tokens"] = {True: "taken (global_attention_mask)", False: "not taken"}[info.takes_globals]
     about: list[Part] = [facts]
     for option in info.options:
         unit = f", in {option.unit}" if option.unit else ""

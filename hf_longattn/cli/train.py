@@ -36,8 +36,8 @@ evaluate = partial(train, command="evaluate")
 
 def run(context: typer.Context) -> None:
     """A task. Its own parser reads everything after its name, ``--help`` included."""
-    command = context.parent.info_name if context.parent else None
-    raise typer.Exit(train(str(context.info_name), context.args, str(command)))
+    assert context.parent is not None
+    raise typer.Exit(train(str(context.info_name), context.args, str(context.parent.info_name)))
 
 
 tasks = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

@@ -322,8 +322,9 @@ def compress_checkpoint(
             versions=versions(),
         )
         origin = origin_of(opened.name)
-        introduction = f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}."
-        write_report(
-            stage, opened, str(destination), report, REPORT, introduction=introduction, measured=report.table()
+        introduction = (
+            f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}.\n\n"
+            f"{report.table()}"
         )
+        write_report(stage, opened, str(destination), report, REPORT, introduction=introduction)
     return report

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..modeling.family.long_config import LongConfig
-from ..modeling.pruning import KEPT_HEADS, heads_of
+from ..modeling.pruning import KEPT_HEADS, Heads, heads_of
 from .compression_input import SHORT_LENGTH, CompressionInput, predicts_tokens
 
 
@@ -49,27 +49,7 @@ def prune_heads(source: CompressionInput) -> Compressed:
             "(longattn convert), or choose --method bf16."
         )
     layers = heads_of(model)
-    if len({id(heads.site.module) for heads in layers}) < model.config.num_hidden_layers:
-        raise OptionError(
-            f"The layers of {type(model).__name__} share one attention module, so none can be cut out of one layer; "
-            "choose --method bf16."
-        )
-    total = sum(heads.count for heads in layers)
-    if total == len(layers):
-        raise OptionError(
-            f"Every layer of {type(model).__name__} has one head for keys and values, so no head can be cut out; "
-            "choose --method bf16."
-        )
-    for heads in layers:
-        heads.check()
-    counts_to_remove = round(share * total)
-    if counts_to_remove > total - len(layers):
-        most = math.floor((total - len(layers)) / total * 100) / 100
-        raise OptionError(
-            f"A share of {share} of {total} heads would leave a layer without any; give --share {most} or less."
-        )
-    if counts_to_remove == 0:
-        raise OptionError(f"A share of {share} rounds to none of {total} heads; give a larger --share.")
+    counts_to_remove = heads_to_remove(model, layers, share)
     # inputs of the output projection for each key-value head
     columns = [heads.queries * heads.width for heads in layers]
     scores = importance(source, {heads.output: width for heads, width in zip(layers, columns, strict=True)})
@@ -78,25 +58,53 @@ def prune_heads(source: CompressionInput) -> Compressed:
         for layer, heads in enumerate(layers)
         for head, score in enumerate(scores[heads.output])
     )
-    removed: dict[int, set[int]] = {layer: set() for layer in range(len(layers))}
+    removed: list[set[int]] = [set() for _ in layers]
     for _, layer, head in ranked:
         if counts_to_remove and len(removed[layer]) < layers[layer].count - 1:
             removed[layer].add(head)
             counts_to_remove -= 1
     expected = copy.deepcopy(model)
-    for heads, pruned_heads, width in zip(heads_of(expected), removed.values(), columns, strict=True):
+    for heads, pruned_heads, width in zip(heads_of(expected), removed, columns, strict=True):
         _silence(heads.output, pruned_heads, width)
     counts = dict(getattr(model.config, KEPT_HEADS, None) or {})
-    for heads, pruned_heads in zip(layers, removed.values(), strict=True):
+    pruned = {}
+    for heads, pruned_heads in zip(layers, removed, strict=True):
+        pruned[str(heads.site.layer)] = sorted(pruned_heads)
         if pruned_heads:
             heads.keep([head for head in range(heads.count) if head not in pruned_heads])
             counts[str(heads.site.layer)] = heads.count - len(pruned_heads)
     setattr(model.config, KEPT_HEADS, counts)
-    pruned = {
-        str(heads.site.layer): sorted(pruned_heads)
-        for heads, pruned_heads in zip(layers, removed.values(), strict=True)
-    }
     return Compressed(model, expected, source.dtype, pruned)
+
+
+def heads_to_remove(model: Any, layers: Sequence[Heads], share: float) -> int:
+    """Number of heads that make up ``share`` of all heads, if every layer keeps one.
+
+    Raises:
+        OptionError: no head of this model can be cut out, or the share is too small or too large.
+    """
+    name = type(model).__name__
+    if len({id(heads.site.module) for heads in layers}) < model.config.num_hidden_layers:
+        raise OptionError(
+            f"The layers of {name} share one attention module, so none can be cut out of one layer; "
+            "choose --method bf16."
+        )
+    total = sum(heads.count for heads in layers)
+    if total == len(layers):
+        raise OptionError(
+            f"Every layer of {name} has one head for keys and values, so no head can be cut out; choose --method bf16."
+        )
+    for heads in layers:
+        heads.check()
+    count = round(share * total)
+    if count > total - len(layers):
+        most = math.floor((total - len(layers)) / total * 100) / 100
+        raise OptionError(
+            f"A share of {share} of {total} heads would leave a layer without any; give --share {most} or less."
+        )
+    if count == 0:
+        raise OptionError(f"A share of {share} rounds to none of {total} heads; give a larger --share.")
+    return count
 
 
 @torch.no_grad()

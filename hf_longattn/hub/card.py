@@ -11,8 +11,9 @@ import re
 import shlex
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +43,7 @@ from ..files import (
     sentence_class,
     staged_file,
 )
-from ..inputs.modality import Modality, modality_in
+from ..inputs.modality import Example, Modality, modality_in
 from ..loading import read_config
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import is_full
@@ -103,6 +104,8 @@ DEEPEST_METADATA, LONGEST_NUMBER, MOST_TAGS = 50, 1000, 1000
 huggingface_hub compares."""
 NEW_TOKENS = 20
 """Tokens that a card's example generates."""
+LIBRARIES: dict[str | None, str] = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}
+"""File name of a graph -> its library, by its name on the Hub."""
 REMOTE_CODE = (
     "A program that does not import hf_longattn passes `trust_remote_code=True` to `from_pretrained`: a file in this "
     "repository imports hf_longattn, which must be installed."
@@ -143,10 +146,8 @@ def model_card(
     report: Mapping[str, Any] | None = None,
     results: Iterable[Mapping[str, Any]] = (),
     name: str | None = None,
-    title: str | None = None,
     introduction: str | None = None,
     training: str = "",
-    limits: Sequence[str] = (),
     **metadata: Any,
 ) -> ModelCard:
     """The card of a saved model.
@@ -162,8 +163,8 @@ def model_card(
             ``standard_error``, ``split``, ``task`` (by its name on the Hub; default: the model's) and ``metric_type``.
             Results with a ``system`` are compared in the table, and left out of the metadata (``model-index``).
         name: Hub name or path from which readers load the model; by default ``model_dir``.
-        title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config
-            implies.
+        introduction: text in place of the first sentence.
+        training: text on the training.
         metadata: license, language, datasets, tags or other fields of ``ModelCardData``. Those of :data:`INHERITED`
             that are not given come from the cards of the folder and of the source.
 
@@ -173,100 +174,44 @@ def model_card(
         LongAttentionError: a result is not a finite number.
     """
     folder, name = Path(model_dir), name or str(model_dir)
-    config, report = read_config(folder), (read_report(folder) if report is None else report) or {}
+    config = read_config(folder)
+    report = dict(read_report(folder) if report is None else report)
     with checkpoint_errors(
         f"No card of {str(folder)!r} can be made from its config.json, its {CONVERSION_REPORT} and these results"
     ):
-        rows = [{**NOTHING_MORE, **row} for row in results]
-        if wrong := next(
-            (row for row in rows if not isinstance(row["value"], int | float) or not math.isfinite(row["value"])), None
-        ):
-            raise LongAttentionError(
-                f"The result {wrong['metric']!r} on {wrong['dataset']!r} is {wrong['value']!r}, but must be a finite "
-                "number."
-            )
-        plan, text_config = report.get("plan") or {}, config.get("text_config")
-        backbone = (
-            text_config if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict) else config
-        )
+        rows = [checked_result(row) for row in results]
+        plan = report.get("plan") or {}
+        backbone = backbone_of(config)
         modality = modality_in(backbone)
-        of_model = modality.config_of(backbone)
-        length = int(plan.get("new_length") or modality.sizes(of_model).new.tokens)
+        typed_config = modality.config_of(backbone)
+        length = int(plan.get("new_length") or modality.sizes(typed_config).new.tokens)
+        loading = Loading.of(folder, config, length)
+        attentions = attentions_of(backbone)
 
-        # How the model is loaded, and its task.
-        architecture, sentences, ours = named_class(config, "AutoModel"), sentence_class(folder), is_long(config)
-        auto = auto_class_name(SimpleNamespace(model_type=config.get("model_type")), architecture)
-        auto = auto or (architecture if architecture.startswith("AutoModel") else "")
-        example = modality_in(config).example(folder, config, length - NEW_TOKENS * (auto == "AutoModelForCausalLM"))
-        graph = (
-            None
-            if any(folder.glob("*.safetensors"))
-            else next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
-        )
-        library = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}.get(graph or "", "transformers")
-        task = None if "For" in architecture or "Heads" in architecture else example.task
-        # others do many tasks
-        if example.task is not None and (auto != "AutoModelForSeq2SeqLM" or architecture.endswith("MTModel")):
-            task = TASKS.get(auto, task)
-        if sentences is not None:
-            task, library = "text-ranking" if sentences == RERANKER else "sentence-similarity", "sentence-transformers"
-            sentences = sentences if sentences in (RERANKER, TOKEN_VECTORS) else EMBEDDINGS
-
-        # Its attention.
-        attentions, takes_globals = attentions_of(backbone), False
-        # or the model's own config
-        stacks = {tower: getattr(of_model, tower_field(tower), of_model) for tower in attentions}
-        if "" in attentions and not is_generic(config) and config.get("question_separator_id") is None:
-            takes_globals = prototype(attentions[""].mechanism, attentions[""].options).capabilities.takes_globals
-
-        # What it was made from.
-        title = in_one_line(title or Path(name).resolve().name)
         converted_from = str(plan.get("source") or "")
-        origin = source if source is not None or (folder / "README.md").is_file() else converted_from
-        of_source = inherited_metadata(origin) if origin else {}
-        of_source.pop("base_model", None)  # the source's, not this model's
-        if auto in TASKS and sentences is None:
-            of_source["tags"] = [
-                tag for tag in of_source.get("tags", ()) if not tag.startswith(("sentence-", "feature-"))
-            ]
-        metadata = with_inherited(
-            {"base_model": base_model, **metadata}, with_inherited(inherited_metadata(folder), of_source)
-        )
-        start = f"`{architecture}`"
-        if isinstance(base := metadata.get("base_model"), str):
-            start = f"{'Fine-tuned' if training else 'Converted'} from `{in_one_line(public_name(base))}`"
+        if source is None and not (folder / "README.md").is_file():
+            source = converted_from
+        metadata = loading.metadata(folder, {"base_model": base_model, **metadata}, source)
+        base, made = metadata.get("base_model"), f"`{loading.architecture}`"
+        if isinstance(base, str):
+            verb = "Fine-tuned" if training else "Converted"
+            made = f"{verb} from `{in_one_line(public_name(base))}`"
         elif converted_from:
-            start = f"Converted from {origin_of(converted_from)}"
-
-        tags = {*metadata["tags"]}.union(TAGS) if ours else {*metadata["tags"]}.difference(TAGS)
-        metadata |= {"tags": sorted(tags) or None, "pipeline_tag": task, "library_name": library, "model_name": title}
-        measured = []  # the card's ``model-index``
-        for row in (row for row in rows if not row["system"]):
-            dataset, metric = (
-                re.sub(r"[\W_]+", "_", row[field].lower()).strip("_") for field in ("dataset", "metric")
-            )
-            about = {"dataset_split": row["split"], "metric_name": row["metric"]}
-            kind = row["task"] or task or "other"
-            value = float(f"{row['value']:.5g}")
-            measured.append(EvalResult(kind, dataset, row["dataset"], row["metric_type"] or metric, value, **about))
-        data = ModelCardData(**metadata, eval_results=measured or None)
+            made = f"Converted from {origin_of(converted_from)}"
+        title = in_one_line(Path(name).resolve().name)
+        data = ModelCardData(**metadata, model_name=title, eval_results=evaluations(rows, loading.task) or None)
         card = ModelCard.from_template(
             data,
             str(Path(__file__).with_name("card.md")),
+            **vars(loading),
             title=title,
             introduction=introduction,
-            made=start,
+            made=made,
             plan=plan,
             length=length,
-            old_length=length_before_conversion(of_model),
-            architecture=architecture,
-            auto=auto,
-            sentences=sentences,
-            graph=graph,
-            ours=ours,
-            example=example,
+            old_length=length_before_conversion(typed_config),
             attentions=attentions,
-            takes_globals=takes_globals,
+            takes_globals=takes_global_tokens(config, attentions),
             new_tokens=NEW_TOKENS,
             config=config,
             report=report,
@@ -275,17 +220,140 @@ def model_card(
             line=in_one_line,
             quoted=json.dumps(name, ensure_ascii=CONTROL.search(name) is not None),
             remote_code=REMOTE_CODE if "auto_map" in config else "",
-            layers={
-                tower: sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)]))
-                for tower, stack in stacks.items()
-            },
+            layers={tower: layer_count(typed_config, tower) for tower in attentions},
             next_step=in_one_line(next_step(report.get("next_step") or {}, name)),
-            limits=[*limits_of(modality, of_model, attentions), *limits],
+            limits=limits_of(modality, typed_config, attentions),
             versions={"hf_longattn": __version__, **(report.get("versions") or {})},
         )
         text = re.sub(r"\n{3,}", "\n\n", str(card))
         text.encode()  # names may contain bytes that are not UTF-8
         return ModelCard(text)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a card's code loads a model, and runs it once.
+
+    auto: the Auto class that loads it; empty if there is none.
+    sentences: class of sentence-transformers that loads it; ``None`` for other models.
+    graph: file name of an exported graph, if the folder has no other weights.
+    ours: whether it is a Long model.
+    task, library: their names on the Hub.
+    """
+
+    architecture: str
+    auto: str
+    sentences: str | None
+    graph: str | None
+    ours: bool
+    example: Example
+    task: str | None
+    library: str
+
+    @classmethod
+    def of(cls, folder: Path, config: Mapping[str, Any], length: int) -> Loading:
+        """The loading of a saved model that reads ``length`` tokens."""
+        architecture = named_class(config, "AutoModel")
+        auto = auto_class_name(SimpleNamespace(model_type=config.get("model_type")), architecture) or ""
+        if not auto and architecture.startswith("AutoModel"):
+            auto = architecture
+        if auto == "AutoModelForCausalLM":
+            length -= NEW_TOKENS
+        example = modality_in(config).example(folder, config, length)
+        graph = graph_in(folder)
+        sentences = sentence_class(folder)
+        if sentences is None:
+            task, library = task_of_head(architecture, auto, example.task), LIBRARIES.get(graph, "transformers")
+        else:
+            task = "text-ranking" if sentences == RERANKER else "sentence-similarity"
+            library = "sentence-transformers"
+            if sentences not in (RERANKER, TOKEN_VECTORS):
+                sentences = EMBEDDINGS
+        return cls(architecture, auto, sentences, graph, is_long(config), example, task, library)
+
+    def metadata(self, folder: Path, stated: Mapping[str, Any], source: str | Path | None) -> dict[str, Any]:
+        """The card's metadata: ``stated`` fields, then those of the folder's card, then those of the source's."""
+        inherited = inherited_metadata(source) if source else {}
+        inherited.pop("base_model", None)  # the source's, not this model's
+        if self.auto in TASKS and self.sentences is None:
+            tags_of_source = inherited.get("tags", ())
+            inherited["tags"] = [tag for tag in tags_of_source if not tag.startswith(("sentence-", "feature-"))]
+        merged = with_inherited(stated, with_inherited(inherited_metadata(folder), inherited))
+        tags = {*merged["tags"]}.difference(TAGS)
+        if self.ours:
+            tags.update(TAGS)
+        return {**merged, "tags": sorted(tags) or None, "pipeline_tag": self.task, "library_name": self.library}
+
+
+def checked_result(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A measured result with all its fields. Raises :class:`LongAttentionError` if it is not a finite number."""
+    value = row["value"]
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise LongAttentionError(
+            f"The result {row['metric']!r} on {row['dataset']!r} is {value!r}, but must be a finite number."
+        )
+    return {**NOTHING_MORE, **row}
+
+
+def evaluations(rows: Iterable[Mapping[str, Any]], task: str | None) -> list[EvalResult]:
+    """The measured results of this model for the card's metadata (``model-index``)."""
+    results = []
+    for row in rows:
+        if row["system"]:
+            continue
+        dataset, metric = (re.sub(r"[\W_]+", "_", row[field].lower()).strip("_") for field in ("dataset", "metric"))
+        results.append(
+            EvalResult(
+                row["task"] or task or "other",
+                dataset,
+                row["dataset"],
+                row["metric_type"] or metric,
+                float(f"{row['value']:.5g}"),
+                dataset_split=row["split"],
+                metric_name=row["metric"],
+            )
+        )
+    return results
+
+
+def graph_in(folder: Path) -> str | None:
+    """File name of the exported graph in a folder, if it has no other weights."""
+    if any(folder.glob("*.safetensors")):
+        return None
+    return next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
+
+
+def task_of_head(architecture: str, auto: str, task_without_head: str | None) -> str | None:
+    """The task of a class, by its name on the Hub; ``None`` if it has none there, or does many tasks."""
+    if task_without_head is None:
+        return None
+    task: str | None = task_without_head
+    if "For" in architecture or "Heads" in architecture:
+        task = None
+    if auto == "AutoModelForSeq2SeqLM" and not architecture.endswith("MTModel"):
+        return task
+    return TASKS.get(auto, task)
+
+
+def backbone_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config that says what a model reads: of a multimodal model its text model's, else its own."""
+    text_config = config.get("text_config")
+    if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict):
+        return text_config
+    return config
+
+
+def takes_global_tokens(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> bool:
+    """Whether a caller chooses a model's global tokens. A config may choose them itself, by a separator."""
+    if "" not in attentions or is_generic(config) or config.get("question_separator_id") is not None:
+        return False
+    return prototype(attentions[""].mechanism, attentions[""].options).capabilities.takes_globals
+
+
+def layer_count(config: Any, tower: str) -> int:
+    """Number of layers of a tower, or of a model without towers. Some have several stages of layers."""
+    stack = getattr(config, tower_field(tower), config)
+    return sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)]))
 
 
 def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
@@ -318,7 +386,7 @@ def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAtte
                 f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified."
             )
         if name in attentions and not part.drawn:
-            whose = f"The attention of the tower {name}" if name else "Its attention"
+            whose = {"": "Its attention"}.get(name, f"The attention of the tower {name}")
             layers, causal = getattr(of_part, "attending", (1, False))
             limits.append(
                 f"{whose} {equality_with_full(attentions[name], layers, causal, longest.tokens, part.nouns)}."
@@ -333,15 +401,16 @@ def equality_with_full(
     attention: LongAttentionConfig, layers: int, causal: bool, longest: int | None, nouns: str
 ) -> str:
     """Maximum length, at most ``longest``, at which the attention of a stack equals full attention, as a predicate."""
-    mechanisms, lengths = (
-        [prototype(*attention.for_layer(layer)) for layer in range(layers)],
-        range(1, 1 + (longest or 2**20)),
-    )
+    mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(layers)]
+    lengths = range(1, 1 + (longest or 2**20))
     exact = bisect_left(
         lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms)
     )
-    upto = f"on {nouns} of up to {exact:,} tokens" if exact < len(lengths) else "at every length"
-    return f"equals full attention {upto}" if exact else "never equals full attention"
+    if exact == 0:
+        return "never equals full attention"
+    if exact == len(lengths):
+        return "equals full attention at every length"
+    return f"equals full attention on {nouns} of up to {exact:,} tokens"
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:
@@ -354,7 +423,10 @@ def next_step(step: Mapping[str, Any], name: str) -> str:
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The report of the conversion that made a folder; empty if there is none."""
-    return read_json_object(folder / CONVERSION_REPORT) if (folder / CONVERSION_REPORT).exists() else {}
+    file = folder / CONVERSION_REPORT
+    if not file.exists():
+        return {}
+    return read_json_object(file)
 
 
 # What a card takes over from the source's.
@@ -362,7 +434,9 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def origin_of(source: str) -> str:
     """A model's name on the Hub, or "a local folder", whose name is never published."""
-    return f"`{in_one_line(source)}`" if "/" in source and public_name(source) == source else "a local folder"
+    if "/" in source and public_name(source) == source:
+        return f"`{in_one_line(source)}`"
+    return "a local folder"
 
 
 def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[str, Any]:
@@ -374,21 +448,20 @@ def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[st
     Args:
         download: request the card of a Hub repository, so that it is in the cache.
     """
-    folder, data = Path(source).expanduser(), dict[str, Any]()
+    folder = Path(source).expanduser()
     card = folder / "README.md"
     if not folder.is_dir():
         with suppress(OSError, ValueError, HTTPError):  # no such card, or no connection
             card = Path(hf_hub_download(str(source), "README.md", local_files_only=not download))
-    try:
-        data = read_card(card).data.to_dict() if card.is_file() else {}
-    except CheckpointError as error:
-        warnings.warn(f"{error} No metadata is taken from it.", stacklevel=2)
+    data: dict[str, Any] = {}
+    if card.is_file():
+        try:
+            data = read_card(card).data.to_dict()
+        except CheckpointError as error:
+            warnings.warn(f"{error} No metadata is taken from it.", stacklevel=2)
     fields = {name: data[name] for name in INHERITED if data.get(name)}
-    tags = fields.pop("tags", None)
-    if isinstance(tags, str | list):
-        fields["tags"] = [
-            str(tag) for tag in ([tags] if isinstance(tags, str) else tags) if str(tag).lower() not in FORMATS
-        ]
+    if "tags" in fields:
+        fields["tags"] = [tag for tag in fields["tags"] if tag.lower() not in FORMATS]
     return fields
 
 
@@ -466,5 +539,6 @@ def from_source(source: str) -> dict[str, Any]:
     if not source:
         return {}
     inherited = inherited_metadata(source, download=True)
-    base = inherited.get("base_model") if Path(source).expanduser().exists() else source
-    return {"source": source, "base_model": base}
+    if not Path(source).expanduser().exists():
+        return {"source": source, "base_model": source}
+    return {"source": source, "base_model": inherited.get("base_model")}

@@ -124,13 +124,16 @@ def push_model(
     refuse_tokens(path, files, token)
     code = remote_code_files(path) if remote_code else {}
     files = sorted({*files, *code})
-    sizes = {file: len(code[file].encode()) if file in code else (path / file).stat().st_size for file in files}
+    sizes = {file: (path / file).stat().st_size for file in files if file not in code}
+    sizes |= {file: len(text.encode()) for file, text in code.items()}
+    sizes = dict(sorted(sizes.items()))
     print(visible(describe_files(path, sizes, left_out, repo_id, dry_run)), file=sys.stderr)
     branch = revision or "main"
     if dry_run:
         card = "the folder's" if "README.md" in files else ""
         return PushReport(repo_id, "", branch, "", private, tuple(files), tuple(left_out), card)
-    name, api = check_login(repo_id, token, private=private), HfApi(token=token)
+    name = check_login(repo_id, token, private=private)
+    api = HfApi(token=token)
     if remote_code:
         write_remote_code(path)
     has_card = (path / "README.md").is_file()
@@ -165,7 +168,9 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
     """
-    used = token if isinstance(token, str) else None if token is False else get_token()
+    used = token
+    if token is None or token is True:
+        used = get_token()
     if used and not used.isascii():
         raise HubError(f"The token for {repo_id!r} has characters that no token of the Hub has; copy it again.")
     if not used:
@@ -176,7 +181,9 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
     with translated_errors(repo_id, token):
         api = HfApi(token=token)
         user = api.whoami()["name"]
-        name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        name = repo_id
+        if "/" not in repo_id:
+            name = f"{user}/{repo_id}"
         if private and api.repo_exists(name) and not api.model_info(name).private:
             raise HubError(
                 f"{name!r} is public, but it was to be private, so nothing was uploaded; make it private on the Hub "
@@ -216,7 +223,9 @@ def chosen_files(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[st
     """Relative paths of the files to upload, and of all other files. ``leave_out``: patterns of names to leave out."""
     homes = {PurePosixPath(home) for home in (*FOLDERS, *(module["path"] for module in sentence_modules(folder)))}
     homes.discard(PurePosixPath("."))
-    card = read_text(folder / "README.md", LARGEST_CARD) if (folder / "README.md").is_file() else ""
+    card = ""
+    if (folder / "README.md").is_file():
+        card = read_text(folder / "README.md", LARGEST_CARD)
     named = code_files(folder)
     uploaded: list[str] = []
     left_out: list[str] = []
@@ -295,11 +304,12 @@ def card_for_repository(folder: Path, name: str) -> str:
     text = read_text(folder / "README.md", LARGEST_CARD)
     if quoted := quoted_name(text):
         with checkpoint_errors(f"The name of the model in {str(folder / 'README.md')!r} cannot be replaced"):
-            step, before = read_report(folder).get("next_step") or {}, json.loads(quoted)
-            if command := in_one_line(next_step(step, before)):
+            step = read_report(folder).get("next_step") or {}
+            if command := in_one_line(next_step(step, json.loads(quoted))):
                 text = text.replace(command, in_one_line(next_step(step, name)))
             text = text.replace(quoted, json.dumps(name))
-    called, title = re.escape(in_one_line(folder.resolve().name)), name.rpartition("/")[2]
+    called = re.escape(in_one_line(folder.resolve().name))
+    title = name.rpartition("/")[2]
     text = re.sub(rf"^# {called}$", f"# {title}", text, count=1, flags=re.MULTILINE)
     text = re.sub(rf"^(model_name: |- name: ){called}$", rf'\g<1>"{title}"', text, count=1, flags=re.MULTILINE)
     if read_config(folder).get("auto_map") and "trust_remote_code" not in text:

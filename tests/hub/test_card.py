@@ -189,9 +189,7 @@ def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
     metadata = {"license": "apache-2.0", "language": "en", "datasets": ["squad"], "tags": ["code"]}
     texts = {
         "name": "me/long-bert",
-        "title": "long-bert",
         "training": "Trained **briefly**.",
-        "limits": ["Reads English only."],
     }
     path = write_model_card(folder, base_model="some/bert", report=report, results=rows, **metadata, **texts)
     card = ModelCard.load(path)
@@ -210,7 +208,6 @@ def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
         "82.5 ± 2.7 %",
         "equal at the old length",
         "longattn train qa --model me/long-bert\n",
-        "Reads English only.",
         "me/long-bert",
         "32 to 64 tokens",
     ):
