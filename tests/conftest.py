@@ -29,7 +29,7 @@ from tests import cases, grids
 from tests.cases import refuses_bf16
 
 if TYPE_CHECKING:
-    from tests.hub_state import Hub
+    from tests.hub_server import Hub
 
 pytest.register_assert_rewrite("tests.modeling.encoder_decoder_contract")
 
@@ -216,8 +216,7 @@ def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Itera
     """A Hub on loopback, to which this test's calls go with the token of a user who may write."""
     import transformers
 
-    from tests.hub_server import serve
-    from tests.hub_state import WRITER, Hub
+    from tests.hub_server import WRITER, Hub, serve
 
     with serve(Hub()) as running:
         hub(running.endpoint)

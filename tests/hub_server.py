@@ -10,11 +10,80 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_state import Hub, Refusal, Repository, git_oid, is_large, oid_of
+WRITER, READER, STRANGER = "hf_writerWRITERwriter01", "hf_readerREADERreader02", "hf_strangerSTRANGER03"
+LARGE = (".safetensors", ".bin", ".model")
+"""Endings of files that go to the storage for large files."""
+
+
+@dataclass
+class Repository:
+    """Files by branch; every commit counts up."""
+
+    owner: str
+    private: bool = False
+    gated: bool = False
+    branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
+    messages: list[str] = field(default_factory=list)
+
+    def sha(self, branch: str) -> str:
+        return hashlib.sha1(f"{branch} {len(self.messages)}".encode()).hexdigest()
+
+    def files(self, revision: str) -> dict[str, bytes] | None:
+        return next((files for name, files in self.branches.items() if revision in (name, self.sha(name))), None)
+
+
+@dataclass
+class Hub:
+    """What the server knows. ``requests`` are lines ``METHOD PATH STATUS BYTES``."""
+
+    users: dict[str, tuple[str, str]] = field(
+        default_factory=lambda: {
+            WRITER: ("writer", "write"),
+            READER: ("writer", "read"),
+            STRANGER: ("stranger", "write"),
+        }
+    )
+    repos: dict[str, Repository] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Parts of paths. The connection of the next request to each breaks."""
+    odd: dict[str, str] = field(default_factory=dict)
+    """End of a path -> what is answered there in place of what the Hub says; ``https://…`` is a redirect."""
+    endpoint: str = ""
+
+    def add(self, name: str, folder: Path | None = None, **kind: Any) -> Repository:
+        """A repository with the files of a folder."""
+        self.repos[name] = repo = Repository(name.split("/")[0], **kind)
+        for path in sorted(folder.rglob("*")) if folder is not None else []:
+            if path.is_file():
+                repo.branches["main"][path.relative_to(folder).as_posix()] = path.read_bytes()
+        return repo
+
+
+class Refusal(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, status: int, message: str, code: str = "") -> None:
+        self.status, self.message, self.code = status, message, code
+
+
+def git_oid(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def is_large(path: str) -> bool:
+    return path.endswith(LARGE)
+
+
+def oid_of(path: str, content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if is_large(path) else git_oid(content)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -52,11 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _read(self, path: str) -> bool:
         """Read what is sent; ``False`` when the connection is to break."""
         length = int(self.headers.get("Content-Length") or 0)
-        for fault in self.hub.faults:
-            if self.command == fault.method and fault.path in path:
-                self.hub.faults.remove(fault)
-                self.rfile.read(min(fault.after, length))
-                self.hub.requests.append(f"{self.command} {path} broken {fault.after}")
+        for part in self.hub.broken:
+            if part in path:
+                self.hub.broken.remove(part)
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
                 return False
@@ -82,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path in routes:
             return routes[path]()
         if path.startswith("/lfs/"):
-            return self._store(path.split("/")[2:])
+            return self._store(path.removeprefix("/lfs/"))
         if path.endswith(".git/info/lfs/objects/batch"):
             return self._batch(path[1:].removesuffix(".git/info/lfs/objects/batch"))
         parts = path.strip("/").split("/")
@@ -209,38 +276,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._repo(name, write=True)
         objects = []
         for one in json.loads(self.body)["objects"]:
-            oid, size, chunk = one["oid"], one["size"], self.hub.chunk
-            href = f"{self.hub.endpoint}/lfs/{oid}"
-            upload: dict[str, Any] = {"href": href}
-            if chunk is not None and size > chunk:
-                numbers = range(1, -(-size // chunk) + 1)
-                upload = {
-                    "href": f"{href}/complete",
-                    "header": {"chunk_size": str(chunk), **{str(part): f"{href}/{part}" for part in numbers}},
-                }
-            known = {} if oid not in self.hub.objects else None
-            objects.append(
-                {"oid": oid, "size": size, **({"actions": {"upload": upload}} if known is not None else {})}
-            )
-        self._json({"transfer": "basic" if self.hub.chunk is None else "multipart", "objects": objects})
+            entry = {"oid": one["oid"], "size": one["size"]}
+            if one["oid"] not in self.hub.objects:
+                entry["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{one['oid']}"}}
+            objects.append(entry)
+        self._json({"transfer": "basic", "objects": objects})
 
-    def _store(self, where: list[str]) -> None:
-        oid = where[0]
-        if where[1:] == ["complete"]:
-            parts = self.hub.parts.pop(oid)
-            self._keep(oid, b"".join(parts[number] for number in sorted(parts)))
-            return self._json({})
-        self.hub.received[oid] = self.hub.received.get(oid, 0) + len(self.body)
-        if where[1:]:
-            self.hub.parts.setdefault(oid, {})[int(where[1])] = self.body
-            return self._answer(200, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'})
-        self._keep(oid, self.body)
-        self._answer(200, b"")
-
-    def _keep(self, oid: str, content: bytes) -> None:
-        if hashlib.sha256(content).hexdigest() != oid:
+    def _store(self, oid: str) -> None:
+        if hashlib.sha256(self.body).hexdigest() != oid:
             raise Refusal(400, "The content does not have this hash")
-        self.hub.objects[oid] = content
+        self.hub.objects[oid] = self.body
+        self._answer(200, b"")
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
         repo, files = self._files(name, revision)
@@ -249,16 +295,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             raise Refusal(404, "Entry not found", "EntryNotFound")
         content, branch = files[path], next(branch for branch in repo.branches if repo.branches[branch] is files)
-        headers = {"ETag": f'"{oid_of(path, content)}"', "X-Repo-Commit": repo.sha(branch), "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{oid_of(path, content)}"', "X-Repo-Commit": repo.sha(branch)}
         if is_large(path):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
-        wanted = self.headers.get("Range")
-        if wanted is None:
-            return self._answer(200, content, headers)
-        first, last = wanted.removeprefix("bytes=").split("-")
-        start, end = int(first), min(int(last or len(content)), len(content) - 1)
-        headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
-        self._answer(206, content[start : end + 1], headers)
+        self._answer(200, content, headers)
 
     def _json(self, value: Any, status: int = 200) -> None:
         self._answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})

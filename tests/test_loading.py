@@ -66,7 +66,7 @@ from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 from tests.conversion.conftest import change_config
 from tests.hostile import Room, answer
-from tests.hub_state import Hub
+from tests.hub_server import Hub
 from tests.training.conftest import SOURCES, checkpoint, label_config, written_texts
 
 

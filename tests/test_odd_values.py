@@ -27,8 +27,7 @@ from hf_longattn.errors import LongAttentionError, error_line
 from hf_longattn.hub import write_model_card
 from tests.cases import every_case
 from tests.damage import CONVERT, convert, make_checkpoint, refused_or_whole, weights
-from tests.grids import drawn
-from tests.hub_state import WRITER, Hub
+from tests.hub_server import WRITER, Hub
 
 SECONDS = 60
 """After which a command counts as hanging; each takes seconds at most."""
@@ -48,14 +47,6 @@ VALUES: tuple[Any, ...] = (
     [["a"]],
     {"a": 5},
     {"a": [{"b": {"c": [1, None, {}]}}]},
-)
-FILES_OF_ANY_BYTES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "LICENSE",
 )
 REPO = "writer/odd"
 Command = tuple[str, ...]
@@ -190,17 +181,6 @@ def check_an_odd_value(checkpoint: str, file: str, wholes: dict[str, Path], data
     check(whole, file, content, FILES[checkpoint, file])
 
 
-@pytest.mark.slow
-@examples(6)
-@given(data=st.data())
-def test_export_refuses_or_takes_any_value_in_a_field_of_the_config(
-    data: st.DataObject, wholes: dict[str, Path]
-) -> None:
-    values = json.loads((wholes["long"] / "config.json").read_text())
-    way, value = data.draw(st.sampled_from(list(places(values)))), data.draw(st.sampled_from(VALUES))
-    check(wholes["long"], "config.json", json.dumps(changed(values, way, value)), (EXPORT,))
-
-
 MANY = 1_000_000
 LONG = (INSPECT, CARD, EXPORT, PUSH)
 HUGE: dict[str, tuple[str, dict[str, Any], tuple[Command, ...]]] = {
@@ -298,12 +278,3 @@ def test_convert_refuses_or_converts_any_file_cut_short(wholes: dict[str, Path],
     file = data.draw(st.sampled_from(sorted(path.name for path in whole.iterdir())))
     raw = (whole / file).read_bytes()
     converted_or_refused(whole, lambda source: (source / file).write_bytes(raw[: data.draw(st.integers(0, len(raw)))]))
-
-
-@drawn(30, 8, database=None, suppress_health_check=list(HealthCheck))
-@given(
-    file=st.sampled_from(FILES_OF_ANY_BYTES),
-    content=st.binary(max_size=60) | st.sampled_from(VALUES).map(lambda value: json.dumps(value).encode()),
-)
-def test_convert_refuses_or_converts_any_bytes_as_a_file(wholes: dict[str, Path], file: str, content: bytes) -> None:
-    converted_or_refused(wholes["bert"], lambda source: (source / file).write_bytes(content))

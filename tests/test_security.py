@@ -41,7 +41,7 @@ from .hostile import (
     sentence_encoder,
     write_code,
 )
-from .hub_state import WRITER, Hub
+from .hub_server import WRITER, Hub
 
 YES = "y\n" * 100
 """More answers than any command could ask for."""

@@ -185,22 +185,10 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 def test_flag_out_of_its_range_is_a_sentence_or_wrong_usage(
     path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any
 ) -> None:
-    """Every fourth flag of each command with one of the values, in turn;
-    :func:`test_every_odd_value_of_a_flag_is_a_sentence` has all."""
+    """Every flag with one of the values, in turn; quick tests have every fourth flag of each command."""
     turn = [flag.values[:2] for flag in FLAGS].index((path, parameter))
     values = values_of(parameter)
     check(path, parameter, values[turn % len(values)], places, tmp_path, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize(("path", "parameter"), FLAGS)
-def test_every_odd_value_of_a_flag_is_a_sentence(
-    path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path_factory: Any, capsys: Any
-) -> None:
-    values = values_of(parameter)
-    for value in values if path != ("export",) else values[::6]:  # each of which takes a quarter of a minute
-        check(path, parameter, value, places, tmp_path_factory.mktemp("out"), capsys)
 
 
 @pytest.fixture

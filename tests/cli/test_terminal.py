@@ -68,19 +68,7 @@ def test_training_that_refuses_columns_escapes_their_names(tmp_path: Path, capsy
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({f"column{HOSTILE}": "x", "text": "y"}) + "\n")
     with pytest.raises(SystemExit):
-        main(
-            [
-                "train",
-                "classify",
-                "--model",
-                str(small(tmp_path)),
-                "--data",
-                str(data),
-                "--output",
-                str(tmp_path / "out"),
-                "--no-bf16",
-            ]
-        )
+        main(f"train classify --model {small(tmp_path)} --data {data} --output {tmp_path}/out --no-bf16".split())
     error = capsys.readouterr().err
     assert "\\x1b[31m" in error
     assert harmless(error.replace("\r", ""))  # the library's progress bar

@@ -23,8 +23,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.loading import load_model, read_config
 from tests.cases import every_case
 from tests.conversion.conftest import change_config, source_config
-from tests.hub_server import serve
-from tests.hub_state import Hub
+from tests.hub_server import Hub, serve
 
 Checkpoint = Callable[..., Path]
 WINDOW = {"mechanism": "window", "window": 16, "max_length": 128}

@@ -28,7 +28,7 @@ from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoi
 from hf_longattn.conversion.source_models import outputs as run_model
 from hf_longattn.errors import CheckpointError, InputError, MissingExtraError, OptionError
 from hf_longattn.export import compress, export_checkpoint, export_native
-from hf_longattn.export.compress import METHODS, REPORT, accuracy
+from hf_longattn.export.compress import REPORT, accuracy
 from hf_longattn.export.compression_input import CompressionInput
 from hf_longattn.families import FAMILIES, LongViTConfig, LongViTModel
 from hf_longattn.inspect import inspect_checkpoint
@@ -76,28 +76,6 @@ def outputs(folder: Path, ids: Tensor | None = None) -> Tensor:
     model = AutoModelForMaskedLM.from_pretrained(folder)
     with torch.no_grad():
         return model(tokens(1, 60) if ids is None else ids)[0]
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("method", METHODS)
-def test_every_compression_method_writes_a_smaller_equal_or_near_model(
-    method: str, saved: Saved, tmp_path: Path
-) -> None:
-    source, target = saved(), tmp_path / "small"
-    report = compress_checkpoint(source, target, method=method, **QUICK)
-    assert report.difference <= 1e-4
-    assert json.loads((target / REPORT).read_text())["measured"] == report.measured
-    before, after = report.measured["before"], report.measured["after"]
-    assert list(before["loss"]) == ["96"]
-    assert abs(after["loss"]["96"]["loss"] - before["loss"]["96"]["loss"]) < 1.0
-    assert after["bytes"] < before["bytes"]
-    model = AutoModelForMaskedLM.from_pretrained(target)
-    assert type(model).__name__ == "LongBertForMaskedLM"
-    kinds = {type(parameter.data).__name__ for parameter in model.base_model.parameters()}
-    assert bool(kinds - {"Tensor", "Parameter"}) == method.startswith("int")
-    if method.startswith("int"):
-        assert not any(type(values.data).__name__ != "Tensor" for values in model.cls.parameters()), "heads stay"
-    assert outputs(target).isfinite().all()
 
 
 QUICK_MECHANISMS = ("adaptive_span", "linformer", "longformer", "recurrent_memory", "window")
@@ -278,6 +256,8 @@ def test_compression_keeps_dtype_and_tokenizer_and_measures_a_given_text(saved: 
     report = compress_checkpoint(source, tmp_path / "small", method="prune-heads", text=text, documents=3)
     assert report.measured["before"]["loss"].keys() == {"300"}
     assert report.text == "text.txt"
+    assert json.loads((tmp_path / "small" / REPORT).read_text())["measured"] == report.measured
+    assert report.table() in (tmp_path / "small" / "README.md").read_text()
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "small", dtype="auto").dtype == torch.bfloat16
     assert (tmp_path / "small" / "tokenizer.json").is_file()
     with pytest.raises(InputError, match="--length is 400, but the text has 300 tokens; give a longer text"):
@@ -358,15 +338,6 @@ def test_compression_refuses_methods_shares_lengths_and_sources_that_do_not_fit(
 def test_model_refuses_kept_heads_that_it_cannot_have(kept: Any) -> None:
     with pytest.raises(OptionError, match="kept_heads"):
         long_model("bert", None, WINDOW, kept_heads=kept)
-
-
-def test_encoder_decoder_is_compressed_to_bf16_alone(tmp_path: Path) -> None:
-    long_model("bart", "BartForConditionalGeneration", WINDOW).save_pretrained(tmp_path / "bart")
-    assert compress_checkpoint(tmp_path / "bart", tmp_path / "bf16", method="bf16", **QUICK).difference == 0
-    with pytest.raises(
-        OptionError, match="LongBartForConditionalGeneration is an encoder-decoder; choose --method bf16"
-    ):
-        compress_checkpoint(tmp_path / "bart", tmp_path / "heads", method="prune-heads", **QUICK)
 
 
 def linear_layers(model: Any) -> int:
@@ -549,9 +520,3 @@ def test_accuracy_of_compressed_states_and_scores() -> None:
         {"relative_error": 2, "cosine": -1, "least_cosine": -1}, abs=1e-6
     )
     assert measured["logits"] == {"relative_error": 0, "same_choice": 1}
-    one_class = accuracy({"logits": torch.tensor([[1.0], [2.0]])}, {"logits": torch.tensor([[1.0], [1.0]])})
-    assert one_class["logits"] == pytest.approx({"relative_error": 5**-0.5})
-    other = accuracy(
-        {"logits": torch.tensor([[1.0, 2.0], [2.0, 1.0]])}, {"logits": torch.tensor([[1.0, 2.0], [2.0, 3.0]])}
-    )
-    assert other["logits"]["same_choice"] == 0.5

@@ -3,13 +3,6 @@ tokens."""
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +14,6 @@ import transformers
 from hf_longattn import convert_checkpoint, export_native
 from scripts.dev.benchmarks.engines import LEAST, LENGTHS, cosines, stock_minilm
 from scripts.dev.real import LLAMA_CPP
-from tests.conversion.conftest import LLAMA
-from tests.trained import tokenizer_of
 
 from .test_graphs import ANSWERS, QUERY, small_classifier
 
@@ -72,46 +63,3 @@ def test_cross_encoder_and_pipeline_score_pairs_alike_with_long_and_stock_model(
     assert {type(model.transformers_model).__name__} == {"BertForSequenceClassification"}
     assert np.ptp(scores[0]) > 0.01
     np.testing.assert_allclose(*scores, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_transformers_serve_continues_a_text_with_a_stock_decoder_as_generate_does(tmp_path: Path) -> None:
-    for module in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(module, reason="type pip install 'transformers[serving]'")
-    source, stock = tmp_path / "source", tmp_path / "stock"
-    tokenizer = tokenizer_of("gpt2")
-    tokenizer.save_pretrained(source)
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, "vocab_size": len(tokenizer)})).save_pretrained(
-        source
-    )
-    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
-    export_native(tmp_path / "long", stock, verify=False)
-    model, prompt = (
-        transformers.AutoModelForCausalLM.from_pretrained(stock),
-        "The mechanism decides which keys a query can see. " * 3,
-    )
-    ids = tokenizer(prompt, return_tensors="pt")
-    expected = tokenizer.decode(
-        model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    )
-    assert expected.strip()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(stock)]
-    with subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]) as server:
-        try:
-            while True:
-                assert server.poll() is None
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60)
-                    break
-                except urllib.error.URLError:  # it is starting
-                    time.sleep(0.5)
-            body = json.dumps({"model": str(stock), "prompt": prompt, "max_tokens": 12, "temperature": 0}).encode()
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"}
-            )
-            assert json.load(urllib.request.urlopen(request, timeout=300))["choices"][0]["text"] == expected
-        finally:
-            server.terminate()

@@ -8,6 +8,7 @@ folder of its own.
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ from transformers import AutoModel
 
 from hf_longattn.conversion import ConversionConfig, convert_checkpoint
 from tests.stand_ins.text import GLINER
-from tests.test_pages import pip_install
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,8 @@ OTHER = ["w1 w5", "w3"]
 @pytest.fixture(scope="module")
 def save_small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], None]]:
     folder = tmp_path_factory.mktemp("gliner")
-    pip_install("--no-deps", "--target", str(folder), f"gliner=={VERSION}")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+    subprocess.run([*install, f"gliner=={VERSION}"], check=True)
     sys.path.insert(0, str(folder))
     names: dict[str, Any] = {}
     exec(GLINER, names)

@@ -21,8 +21,7 @@ from hf_longattn.families import LongBertConfig, LongBertForMaskedLM, LongBertMo
 from hf_longattn.hub import push_model, write_remote_code
 
 from ..fresh_processes import run_fresh
-from ..hub_server import serve
-from ..hub_state import WRITER, Hub
+from ..hub_server import WRITER, Hub, serve
 from ..permissions import bound_by_permissions
 from .conftest import CASES
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +15,9 @@ import transformers
 
 from hf_longattn.conversion import convert_checkpoint
 
-from ..fresh_processes import ROOT, run_fresh
+from ..fresh_processes import run_fresh
 
 pytestmark = pytest.mark.slow
-INFINITY = os.environ.get("HF_LONGATTN_INFINITY") or shutil.which("infinity_emb")
-"""The program of infinity's server, in an environment of its own: its package asks for an older
-sentence-transformers."""
-INSTALL = (
-    "infinity is not installed: python -m venv V; V/bin/pip install '.[sentence]' diskcache einops fastapi orjson "
-    "posthog prometheus-fastapi-instrumentator 'uvicorn[standard]'; V/bin/pip install --no-deps infinity-emb==0.0.78; "
-    "export HF_LONGATTN_INFINITY=V/bin/infinity_emb"
-)
 TEXT = "The river runs past the old house on the hill. " * 190
 PROGRAM = """
 import json, sys
@@ -121,58 +107,3 @@ def test_a_pipeline_reads_whole_texts_without_the_package(
     assert [entry["score"] for entry in found] == pytest.approx(
         [float(entry["score"]) for entry in expected], abs=1e-5
     )
-
-
-@pytest.fixture
-def served(converted: Callable[..., Path], tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address of infinity's server that runs it on this machine."""
-    if INFINITY is None:
-        pytest.skip(INSTALL)
-    folder = converted("BertModel")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    quiet = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"}
-    command = [
-        INFINITY,
-        "v2",
-        "--model-id",
-        str(folder),
-        "--served-model-name",
-        "long",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        port,
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    # which calls a method that transformers 5 does not have
-    environment |= {**quiet, "INFINITY_MODEL_WARMUP": "false"}
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log, cwd=tmp_path)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            assert server.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except OSError:
-                time.sleep(1)
-        yield folder, f"{address}/embeddings"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def test_infinity_embeds_whole_texts(served: tuple[Path, str]) -> None:
-    st = pytest.importorskip("sentence_transformers")
-    folder, address = served
-    request = urllib.request.Request(
-        address, json.dumps({"model": "long", "input": [TEXT]}).encode(), {"Content-Type": "application/json"}
-    )
-    [row] = json.load(urllib.request.urlopen(request, timeout=300))["data"]
-    assert cosine(row["embedding"], st.SentenceTransformer(str(folder), device="cpu").encode(TEXT)) > 0.99999
-    script = [sys.executable, str(ROOT / "examples" / "server_reach.py"), address, "1024", "long"]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "It reads every word tried.", done.stderr

@@ -8,8 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..hub_server import serve
-from ..hub_state import READER, WRITER, Fault, Hub
+from ..hub_server import READER, WRITER, Hub, serve
 
 REPO = "writer/long-bert"
 MARK = "===="
@@ -35,7 +34,7 @@ def use_tokens(source: str, folder: str) -> None:
         server.add("writer/short", Path(source), private=True)
         say("convert", "writer/short", long, *convert, "--token", WRITER)
         say("push", long, REPO, "--token", WRITER)
-        server.faults = [Fault("PUT", "/lfs/", 100)]
+        server.broken = ["/lfs/"]
         (Path(long) / "model.safetensors").write_bytes((Path(source) / "model.safetensors").read_bytes())
         os.environ["HF_TOKEN"] = WRITER
         say("push", long, REPO)

@@ -53,17 +53,7 @@ def test_training_mlm_and_clm_refuse_a_model_of_the_other(
 ) -> None:
     for number, source in enumerate(SOURCES):
         (tmp_path / f"{number}.txt").write_text(source[:2000])
-    usual = [
-        "--data",
-        str(tmp_path),
-        "--output",
-        str(tmp_path / "out"),
-        "--max-steps",
-        "1",
-        "--no-bf16",
-        "--disable-tqdm",
-        "True",
-    ]
+    usual = f"--data {tmp_path} --output {tmp_path}/out --max-steps 1 --no-bf16 --disable-tqdm True".split()
     assert train(objective, ["--model", checkpoint(objective, tmp_path / "model", tokenizer), *usual]) == 0
     assert f"written to {tmp_path / 'out'}" in capfd.readouterr().err
     assert (tmp_path / "out" / "README.md").is_file()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
-import pydoc
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +14,6 @@ from typing import Any
 import pytest
 import transformers
 
-import hf_longattn
 from hf_longattn.families import FAMILIES
 from hf_longattn.names import release
 from scripts.dev.tools import class_stubs
@@ -98,28 +94,6 @@ def test_stubs_define_every_long_class() -> None:
         assert {base.id for base in definition.bases if isinstance(base, ast.Name)} <= imported, name
 
 
-def test_front_of_the_package_names_families_for_type_checkers() -> None:
-    front = ast.parse(Path(hf_longattn.__file__).read_text(encoding="utf-8"))
-    stars = [node.module for node in ast.walk(front) if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
-    assert stars == ["families"]
-    assert Path(hf_longattn.__file__).with_name("py.typed").is_file()
-
-
-@pytest.mark.parametrize(
-    "name", ["LongBertModel", "LongBertConfig", "LongGPT2LMHeadModel", "LongBartForConditionalGeneration"]
-)
-def test_documentation_tools_show_long_classes(name: str) -> None:
-    """Sphinx' autodoc and mkdocstrings read what pydoc does: docstring, signature, and the module's list of names."""
-    made = getattr(hf_longattn.families, name)
-    assert name in dir(hf_longattn.families)
-    assert (inspect.getdoc(made) or "").splitlines()[0] == (ast.get_docstring(classes()[name][0]) or "").splitlines()[
-        0
-    ]
-    assert name in pydoc.render_doc(made, renderer=pydoc.plaintext)
-    if not name.endswith("Config"):
-        assert "global_attention_mask" in str(inspect.signature(made.forward))
-
-
 def assert_mypy_reads_the_classes(packages: Path, folder: Path) -> None:
     """mypy finds the mistakes in :data:`SNIPPET`, and no others, with the package in ``packages``."""
     (folder / "snippet.py").write_text(SNIPPET, encoding="utf-8")
@@ -155,19 +129,6 @@ def test_mypy_checks_what_a_user_writes_with_a_checkout(
     monkeypatch.setattr(class_stubs, "FOLDER", checkout / "hf_longattn" / "families")
     class_stubs.main()
     assert_mypy_reads_the_classes(checkout, tmp_path)
-
-
-@pytest.mark.slow
-def test_wheel_has_the_stubs_that_mypy_reads(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is built without isolation, where transformers is installed; a user's mypy reads it."""
-    build = pytest.importorskip("hatchling.build")
-    monkeypatch.chdir(checkout)
-    name = build.build_wheel(str(tmp_path))
-    with zipfile.ZipFile(tmp_path / name) as archive:
-        archive.extractall(tmp_path / "packages")
-    families = tmp_path / "packages" / "hf_longattn" / "families"
-    assert {path.name for path in families.glob("*.pyi")} == {f"{stem}.pyi" for stem in trees()}
-    assert_mypy_reads_the_classes(tmp_path / "packages", tmp_path)
 
 
 def test_isolated_build_warns_if_it_has_no_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
