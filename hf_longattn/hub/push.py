@@ -168,8 +168,10 @@ def check_login(repo_id: str, token: str | bool | None = None, *, private: bool 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
     """
-    used = token
-    if token is None or token is True:
+    used: str | None = None
+    if isinstance(token, str):
+        used = token
+    elif token is not False:
         used = get_token()
     if used and not used.isascii():
         raise HubError(f"The token for {repo_id!r} has characters that no token of the Hub has; copy it again.")
