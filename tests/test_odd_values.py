@@ -8,12 +8,10 @@ import io
 import json
 import os
 import shutil
-import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -29,8 +27,6 @@ from tests.cases import every_case
 from tests.damage import CONVERT, convert, make_checkpoint, refused_or_whole, weights
 from tests.hub_server import WRITER, Hub
 
-SECONDS = 60
-"""After which a command counts as hanging; each takes seconds at most."""
 VALUES: tuple[Any, ...] = (
     5,
     -1,
@@ -84,19 +80,10 @@ def wholes() -> Iterator[dict[str, Path]]:
         yield {**made, "long": place / "long"}
 
 
-class Hangs(BaseException):
-    """Nothing catches it."""
-
-
 def run(*arguments: object) -> tuple[int, str]:
     """(exit code, stderr) of a command; every other end than an exit is an error."""
 
-    def late(number: int, frame: FrameType | None) -> None:
-        raise Hangs(arguments)
-
     out, err = io.StringIO(), io.StringIO()
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,9 +95,6 @@ def run(*arguments: object) -> tuple[int, str]:
         return 1, error_line(error)
     except SystemExit as ended:
         return int(ended.code or 0), err.getvalue()
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
     raise AssertionError("the command line always ends with an exit code")
 
 

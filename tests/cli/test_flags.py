@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shlex
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ import typer
 import yaml
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
-from hf_longattn.cli import app, main
+from hf_longattn.cli import app
 from hf_longattn.cli.app import hyphenated
 from hf_longattn.training.recipes import ready_recipes
 from tests.cases import every_case
@@ -27,9 +25,6 @@ from tests.conversion.conftest import built, checkpoint
 from tests.damage import CONVERT, convert, make_checkpoint
 
 __all__ = ["built", "checkpoint"]
-
-SECONDS = 120
-"""After which a run counts as hanging; each takes seconds at most."""
 
 # What the places of the arguments are filled with, by the parameter's name; a new argument gets its own name as a
 # text.
@@ -117,28 +112,6 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
     return typed
 
 
-class Hangs(BaseException):
-    """Nothing catches it."""
-
-
-def run_in_time(typed: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    def late(number: int, frame: FrameType | None) -> None:
-        raise Hangs(" ".join(typed)[:300])
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main(typed)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    found = capsys.readouterr()
-    code = ended.value.code or 0
-    assert isinstance(code, int)
-    return code, found.out, found.err
-
-
 def check(
     path: tuple[str, ...],
     parameter: Any,
@@ -154,7 +127,7 @@ def check(
     here = Path.cwd()
     os.chdir(out)  # where relative paths are made
     try:
-        code, _, err = run_in_time(typed, capsys)
+        code, _, err = run(capsys, *typed)
     finally:
         os.chdir(here)
     said = [line for line in err.splitlines() if line.strip() and "Warning" not in line]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling import inference as optimize
 from hf_longattn.modeling.pruning import heads_of
+from tests.cases import every_case
 from tests.grids import quickly
 from tests.reference.small_models import BASES, LANGUAGE_MODELS, TEXT_FAMILIES, long_model, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
@@ -357,59 +357,44 @@ FEW_CELLS = [
 ]
 
 
+CELLS = [
+    *FEW_CELLS,
+    *(
+        pytest.param(base, head, marks=pytest.mark.slow)
+        for base in TEXT_FAMILIES
+        for head in FAMILIES[base].model_classes
+        if (base, head) not in FEW_CELLS
+    ),
+]
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "cells",
-    [
-        *(pytest.param([cell], id=f"{cell[0]}-{cell[1]}") for cell in FEW_CELLS),
-        pytest.param(
-            [(base, head) for base in TEXT_FAMILIES for head in FAMILIES[base].model_classes],
-            id="all",
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_int8_covers_the_linear_layers_of_every_base_and_no_head(
-    cells: list[tuple[str, str | None]], tmp_path: Path
-) -> None:
-    failing = {}
-    for base, head in cells:
-        source, target = tmp_path / f"{base}-{head}", tmp_path / f"{base}-{head}-int8"
-        model = long_model(
-            base, head, {"mechanism": "full"}, **({"decoder_start_token_id": 2} if base == "marian" else {})
-        )
-        model.save_pretrained(source)
-        try:
-            report = compress_checkpoint(source, target, method="int8-weight-only", length=32, documents=1)
-        except OptionError as error:
-            if not re.search(NOT_QUANTISED.get(base, "$^"), str(error)):
-                failing[base, head] = str(error)
-            continue
-        tensors = load_file(target / "model.safetensors")
-        quantised = [
-            tensor for name, tensor in tensors.items() if name.endswith("_qdata") and tensor.dtype == torch.int8
-        ]
-        counted = (report.changed["tensors"], report.changed["bytes"], report.changed["all_bytes"])
-        in_file = (
-            len(quantised),
-            sum(tensor.nbytes for tensor in quantised),
-            sum(tensor.nbytes for tensor in tensors.values()),
-        )
-        with torch.no_grad():
-            expected = outputs_of(model, report)
-            loaded = outputs_of(type(model).from_pretrained(target).eval(), report)
-        error = {
-            name: float((loaded[name].float() - values).norm() / values.norm()) for name, values in expected.items()
-        }
-        stated = {name: values["relative_error"] for name, values in report.outputs.items()}
-        if (
-            counted != in_file
-            or len(quantised) != linear_layers(model)
-            or stated != pytest.approx(error, rel=1e-3)
-            or not all(error.values())
-        ):
-            failing[base, head] = (counted, in_file, linear_layers(model), stated, error)
-    assert not failing
+@every_case(("base", "head"), CELLS)
+def test_int8_covers_the_linear_layers_of_every_base_and_no_head(base: str, head: str | None, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "int8"
+    start = {"decoder_start_token_id": 2} if base == "marian" else {}
+    model = long_model(base, head, {"mechanism": "full"}, **start)
+    model.save_pretrained(source)
+    settings: dict[str, Any] = {"method": "int8-weight-only", "length": 32, "documents": 1}
+    if base in NOT_QUANTISED:
+        with pytest.raises(OptionError, match=NOT_QUANTISED[base]):
+            compress_checkpoint(source, target, **settings)
+        return
+    report = compress_checkpoint(source, target, **settings)
+    tensors = load_file(target / "model.safetensors")
+    quantised = [tensor for name, tensor in tensors.items() if name.endswith("_qdata") and tensor.dtype == torch.int8]
+    assert len(quantised) == linear_layers(model)
+    assert report.changed == {
+        "tensors": len(quantised),
+        "bytes": sum(tensor.nbytes for tensor in quantised),
+        "all_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+    }
+    with torch.no_grad():
+        expected = outputs_of(model, report)
+        loaded = outputs_of(type(model).from_pretrained(target).eval(), report)
+    for name, values in expected.items():
+        error_norm = float((loaded[name].float() - values).norm() / values.norm())
+        assert 0 < error_norm == pytest.approx(report.outputs[name]["relative_error"], rel=1e-3)
 
 
 def outputs_of(model: Any, report: Any) -> dict[str, Tensor]:

@@ -278,26 +278,6 @@ def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(
     assert not torch.allclose(first, second)
 
 
-@pytest.mark.slow
-def test_exported_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    encoder = sentence_transformers.SentenceTransformer(str(sentence_encoder(tmp_path)), device="cpu")
-    report = export_checkpoint(tmp_path / "encoder", tmp_path / "graph")
-    assert "sentence_embedding" in report.outputs
-    assert {"modules.json", "1_Pooling"} <= {path.name for path in (tmp_path / "graph").iterdir()}
-    texts = ["a long text " * 200, "a text", "long long text"]
-    inputs = encoder.tokenizer(texts, padding=True, return_tensors="np")
-    session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"))
-    given = {one.name: inputs[one.name] for one in session.get_inputs()}
-    (found,) = session.run(["sentence_embedding"], given)
-    openvino = pytest.importorskip("openvino").compile_model(
-        str(tmp_path / "graph" / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    for vectors in (found, openvino(given)["sentence_embedding"]):
-        assert abs(vectors - encoder.encode(texts)).max() < 1e-5
-
-
 class Doubled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2
