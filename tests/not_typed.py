@@ -8,8 +8,8 @@ from __future__ import annotations
 
 SHOWN_ELSEWHERE = "an example of code to add, which the test named here puts in place: "
 TIMES = "measures times for half an hour: tests/scripts/dev/benchmarks runs it on less"
-INSTALLED = "needs a package that only this page installs: tests/test_pages.py types it"
-SERVED = "needs a server in an environment of its own: tests/hub/test_servers.py"
+INSTALLED = "needs a package that only this page installs"
+SERVED = "needs a server in an environment of its own"
 ENGINE = "needs an engine of `make llama-cpp`: tests/export/test_engines.py runs its converter and server"
 SERVICE = "needs an account of a service outside"
 
@@ -62,8 +62,6 @@ NOT_TYPED: dict[str, dict[str, str]] = {
 """Page -> the beginning of a command, or of a block of Python (of every one, if empty) -> why it is not typed."""
 
 
-def reason_not_typed(page: str, typed: str, only_ours: bool) -> str:
-    """Why this is not typed by a reader who has only the packages that the project names; empty for nearly
-    everything."""
-    why = next((why for beginning, why in NOT_TYPED.get(page, {}).items() if typed.startswith(beginning)), "")
-    return "" if why == INSTALLED and not only_ours else why
+def reason_not_typed(page: str, typed: str) -> str:
+    """Why a command or a program is not typed; empty for nearly everything."""
+    return next((why for beginning, why in NOT_TYPED.get(page, {}).items() if typed.startswith(beginning)), "")

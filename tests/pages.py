@@ -26,7 +26,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from tests.fresh_processes import run_fresh
 from tests.not_typed import reason_not_typed
@@ -102,31 +102,8 @@ def matches_but_for_numbers(shown: str, printed: str, typed: str) -> bool:
     return matches(f"…{masked(shown)}…", masked(printed))
 
 
-class Reader(Protocol):
-    """Who types what a page says, in the working directory."""
-
-    only_ours: bool
-    """Whether packages are there that the project names, and no others that a page installs."""
-    env: dict[str, str]
-    """The variables of the environment in which the reader types."""
-
-    def longattn(self, arguments: list[str]) -> str:
-        """Run ``longattn``, and return what it prints; it must succeed."""
-
-    def python(self, source: str) -> str:
-        """Run Python with the names of what ran before, and return what it prints."""
-
-    def shell(self, line: str) -> str:
-        """Run any other command, and return what it prints; it must succeed."""
-
-    def install(self, line: str) -> None:
-        """Run ``pip install …``."""
-
-
 class Here:
     """A reader in this process, who has every package, and the programs of a clone."""
-
-    only_ours = True
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {}
@@ -168,7 +145,7 @@ def run_in_shell(line: str, env: dict[str, str]) -> str:
     return done.stdout + done.stderr
 
 
-def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
+def follow(page: str, reader: Here, stand_ins: StandIns) -> None:
     """Do what a page says, in the working directory.
 
     Args:
@@ -181,7 +158,7 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
     reader.python(setting.before)
     for block in blocks(text):
         where = f"{page}:\n```{block.kind}\n{block.content}```\n"
-        if block.kind == "python" and not reason_not_typed(page, block.content, reader.only_ours):
+        if block.kind == "python" and not reason_not_typed(page, block.content):
             typed, source = "", setting.shortened(block.content)
             stand_ins.provide(source)
             printed = reader.python(source)
@@ -198,7 +175,7 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
         elif block.kind in ("console", "bash"):
             typed, printed = block.content, ""
             for line, shown in commands(block):
-                if reason_not_typed(page, line, reader.only_ours):
+                if reason_not_typed(page, line):
                     continue
                 output = _type(setting.shortened(line), reader, stand_ins)
                 assert not shown.strip() or matches(shown, output), (
@@ -209,7 +186,7 @@ def follow(page: str, reader: Reader, stand_ins: StandIns) -> None:
             assert matches_but_for_numbers(block.content, printed, typed), f"{where}printed:\n{printed}"
 
 
-def _type(line: str, reader: Reader, stand_ins: StandIns) -> str:
+def _type(line: str, reader: Here, stand_ins: StandIns) -> str:
     command = shlex.split(line, comments=True)
     stand_ins.provide_for(command)
     if command[:2] == ["pip", "install"]:

@@ -22,9 +22,7 @@ ONE_EPOCH = {"--epochs 3": "--epochs 1"}
 
 page(
     "docs/how-to/images.md",
-    Setting(
-        instead={"vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7", **ONE_EPOCH}, slow=True
-    ),
+    Setting(instead={**ONE_EPOCH}, slow=True),
 )
 page(
     "docs/how-to/classify.md",

@@ -386,7 +386,7 @@ page(
     Setting(
         before=LONG_TALK,
         instead={
-            "--budget 0.25 --score kl": "--budget 0.5 --candidate longformer:window=512 --score kl",
+            "--budget 0.25 --output": "--budget 0.5 --candidate longformer:window=512 --output",
             "vit-base photos/ --image-size 1024": "vit-base photos/ --image-size 448 --budget 5s --candidate "
             "window2d:window=7",
             "talks/ --audio-seconds 300": "talks/ --audio-seconds 16 --budget 5s --candidate window:window=64",
