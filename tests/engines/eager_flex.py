@@ -3,29 +3,13 @@ partial ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
-from hf_longattn.engines.cuda.flex import BAND_BLOCK
 from hf_longattn.engines.dense import repeat_heads
-
-
-def with_a_slot_for_every_block(make: Callable[..., BlockMask]) -> Callable[..., BlockMask]:
-    """``flex.block_mask`` for the CPU's compiled kernel, which needs a slot for every block of a row."""
-
-    def padded(lists: Any, blocks: int) -> Any:
-        return lists and (lists[0], torch.nn.functional.pad(lists[1], (0, max(0, blocks - lists[1].shape[-1]))))
-
-    def block_mask(lengths: tuple[int, int], mask_mod: Any, *, by_query: Any, by_key: Any) -> BlockMask:
-        rows, columns = (-(-length // BAND_BLOCK) for length in lengths)
-        by_query, by_key = [padded(x, columns) for x in by_query], [padded(x, rows) for x in by_key]
-        return make(lengths, mask_mod, by_query=by_query, by_key=by_key)
-
-    return block_mask
 
 
 def visits(counts: Tensor | None, indices: Tensor | None, columns: int) -> Tensor | int:

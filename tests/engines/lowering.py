@@ -14,18 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from transformers import StaticCache
 
+from hf_longattn import build_mechanism
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel
 from hf_longattn.engines.score_terms import ColumnTerm, DistanceBias, ScoreMod, as_term
-from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.families.deberta_v2 import disentangled
-from hf_longattn.memory.attention_cache import StaticStateLayer
 from hf_longattn.modeling.masks import score_terms
 from hf_longattn.positions.relative import RELATIVE, build_relative
 
@@ -104,6 +101,18 @@ def in_graph(dynamic: bool | None) -> Case:
     return lambda: torch.compile(Attention(), dynamic=dynamic, fullgraph=True)(*qkv())
 
 
+def of_mechanism(name: str, padded: bool = False, kv_heads: int = 4, **sizes: Any) -> Case:
+    """A mechanism that visits listed blocks."""
+
+    def run() -> Tensor:
+        q, k, v = qkv(2048, **sizes)
+        mask = torch.empty(2, k.shape[2], device="cuda", dtype=torch.bool) if padded else None
+        module = build_mechanism(name, num_heads=4, head_dim=q.shape[3])
+        return module(q, k[:, :kv_heads], v[:, :kv_heads], AttentionCall(batch=Batch.of(mask)))
+
+    return run
+
+
 def flash_in_graph(dropout: float = 0.0, grad: bool = False) -> Case:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return block_sparse_attention(q, k, v, PATTERN, AttentionCall(causal=True, dropout=dropout)) * 2
@@ -115,58 +124,8 @@ def flash_in_graph(dropout: float = 0.0, grad: bool = False) -> Case:
     return run
 
 
-def moved(module: torch.nn.Module) -> torch.nn.Module:
-    """The module with its tensors on CUDA, which fake ones cannot be moved to in place."""
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            setattr(part, name, torch.nn.Parameter(torch.empty_like(parameter, device="cuda")))
-        for name, buffer in list(part.named_buffers(recurse=False)):
-            setattr(part, name, torch.empty_like(buffer, device="cuda"))
-    return module
-
-
-def decoded_token(mechanism: str, padded: bool = False, **options: Any) -> Case:
-    """A token after others, of a whole model with a static cache, as one graph."""
-
-    def run() -> Any:
-        sizes = {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        }
-        config = LongLlamaConfig(**sizes, vocab_size=100, long_attention={"mechanism": mechanism, **options})
-        model = moved(LongLlamaForCausalLM(config).eval())
-        with unset_fake_temporarily():  # which would move known values themselves
-            cache: Any = StaticCache(config=config, max_cache_len=400)
-        for layer in cache.layers:
-            layer.cumulative_length = torch.empty_like(layer.cumulative_length, device="cuda")
-            # as after the tokens before, of which it knows that there are some
-            if isinstance(layer, StaticStateLayer):
-                layer.state = {
-                    "kv": torch.empty(2, 2, 16, 16, device="cuda"),
-                    "z": torch.empty(2, 2, 16, device="cuda"),
-                }
-                layer.started = layer._all_started = True
-        cache.early_initialization(2, 2, 16, torch.float32, torch.device("cuda"))
-        token, mask = (torch.empty(2, length, device="cuda", dtype=torch.long) for length in (1, 301))
-        return torch.compile(model.forward, fullgraph=True)(
-            token, attention_mask=mask if padded else None, past_key_values=cache
-        )
-
-    return run
-
-
 BY_OPERATOR = ("flash in a graph", "flash in a graph for all lengths, dropout, gradients")
 """Cases in a user's graph whose kernels are PyTorch's flash-attention operator, and are not generated."""
-DECODED = {
-    "window": {"window": 128},
-    "longformer": {"window": 128},
-    "linear": {},
-    "window with sinks": {"window": 128, "num_sinks": 4},
-}
-"""Mechanisms with their options of which a token is decoded."""
 case("window")
 case("window, padded", padded=True)
 case("window, gradients", grad=True)
@@ -206,11 +165,15 @@ CASES["softcap in a graph"] = in_graph(None)
 CASES["softcap in a graph for all lengths"] = in_graph(True)
 for name in BY_OPERATOR:
     CASES[name] = flash_in_graph(*(0.1, True) if "dropout" in name else ())
-OF_A_TOKEN = tuple(f"a token of {name}{padding}" for name in DECODED for padding in ("", ", padded"))
-"""Cases of one query, whose keys are so few that they need no kernel of their own."""
-for name in OF_A_TOKEN:
-    mechanism = name.removeprefix("a token of ").removesuffix(", padded")
-    CASES[name] = decoded_token(mechanism.removesuffix(" with sinks"), name.endswith("padded"), **DECODED[mechanism])
+for name in ("bigbird", "block_top_k"):
+    CASES[name] = of_mechanism(name)
+    for condition, arguments in {
+        "padded": {"padded": True},
+        "grouped heads": {"kv_heads": 2},
+        "heads of 80": {"head_dim": 80},
+        "in float32": {"dtype": torch.float32},
+    }.items():
+        CASES[f"{name}, {condition}, gradients"] = of_mechanism(name, **arguments, grad=True)
 case("heads of 8", head_dim=8)
 REFUSED = ("heads of 8",)
 """Cases that have no kernel, which must be said in the way that lets other paths run."""

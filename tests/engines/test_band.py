@@ -221,42 +221,6 @@ def test_cpu_bands_choose_one_block_for_short_and_fixed_blocks_for_long_inputs()
     assert BF16_AMX.sizes[1] > max(BF16.sizes)
 
 
-@pytest.mark.thorough
-@every_case(
-    ("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)]
-)
-@every_case("visited", MECHANISMS)
-def test_wide_cpu_bands_in_bf16_are_near_the_definition(
-    visited: str, causal: bool, side: str, few_queries: bool
-) -> None:
-    torch.manual_seed(0)
-    length = 1100
-    name, options = MECHANISMS[visited]
-    module = build_mechanism(name, num_heads=4, head_dim=16, window=400, **options)
-    pattern = module.pattern(causal)
-
-    q, k, v = (torch.randn(2, 4, length, 16).bfloat16() for _ in range(3))
-    q = q[:, :, -300:] if few_queries else q
-    mask, chosen = masks(length, side), torch.rand(2, length) < 0.01
-    call = AttentionCall(causal, Batch.of(mask), chosen, scale=0.25)
-
-    def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        return run_cpu_band(q, k, v, pattern, call.replace(global_mask=module.resolve_globals(k, call)))
-
-    out = run_batch(module, q, k, v, call, run)
-    exact = (x.double() for x in (q, k, v))
-    expected = reference_attend(
-        *exact,
-        module,
-        causal=causal,
-        padding_mask=mask,
-        global_mask=chosen if module.capabilities.takes_globals else None,
-        scaling=0.25,
-    )
-    rows = (torch.ones(2, length, dtype=torch.bool) if mask is None else mask)[:, None, -q.shape[2] :, None]
-    torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-2, rtol=1e-2)
-
-
 # ---- Exported graphs.
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines import byte_cache
-from hf_longattn.engines.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_BYTES, ByteCache, tensor_bytes
+from hf_longattn.engines.byte_cache import BYTE_CACHE, ENTRY_BYTES, ByteCache, tensor_bytes
 from hf_longattn.engines.call import GatherTile
 from hf_longattn.engines.cpu import band
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -140,25 +139,3 @@ def test_the_mask_of_a_wide_window_is_made_once(window: int, monkeypatch: pytest
             assert mask is None or mask.shape == (1, 1, group.block, group.width)
     assert len(made) == 1  # that of the inner blocks, of which those at the edges are parts
     assert BYTE_CACHE.nbytes < 40 << 20
-
-
-@pytest.mark.thorough
-def test_plans_of_many_layers_and_lengths_are_cached_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """BigBird's random blocks differ by layer: 24 of them at three lengths."""
-    BYTE_CACHE.clear()
-    layers = [
-        build_mechanism("bigbird", num_heads=4, head_dim=8, block_size=32, num_random_blocks=2) for _ in range(24)
-    ]
-    for number, layer in enumerate(layers):
-        layer.layer = number
-    made = counted(monkeypatch)
-    for repeat in range(2):
-        for length in (512, 768, 1024):
-            x = torch.randn(1, 4, length, 8)
-            for layer in layers:
-                attend(x, x, x, layer)
-        if not repeat:
-            assert len(made) >= 72
-            made.clear()
-    assert not made
-    assert BYTE_CACHE.nbytes <= MAX_BYTES == byte_cache.BYTE_CACHE.budget

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from hf_longattn import build_mechanism, families, list_mechanisms, mechanism_info
+from hf_longattn import build_mechanism, families, list_mechanisms
 from hf_longattn.engines import accelerator, dense
 from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import DispatchContext
@@ -27,11 +27,9 @@ from hf_longattn.modeling import backend
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from tests.cases import every_case
 
-from .device_layers import SETTINGS
 from .eager_flex import by_the_lists
 from .launches import Counting
-from .lowered_mechanisms import CONDITIONS
-from .lowering import BY_OPERATOR, CASES, OF_A_TOKEN, REFUSED
+from .lowering import BY_OPERATOR, CASES, REFUSED
 from .pretended_h100 import results
 
 # ---- Operations of a layer: few, whatever the length; none waits for the device, none is in float64.
@@ -238,52 +236,7 @@ def test_a_compiled_decoding_step_takes_no_more_graphs_than_the_base(name: str) 
     assert graphs_of(model_of(PLANS[name])) == graphs_of(model_of(None))
 
 
-# ---- Later layers wait for nothing, and packed documents are one call.
-
-
-CHOSEN_BY_VALUES = ("adaptive_span", "block_top_k", "lsh", "routing", "top_k")
-"""Mechanisms whose pairs depend on the values of tokens or parameters: the host may ask for their number once a layer,
-and choices may be made in float64."""
-WAITING: dict[str, set[str]] = {"performer": {*SETTINGS}}
-"""Mechanisms that still wait for the device more often, or compute in float64 without a choice, with the settings in
-which they do."""
-
-
-@pytest.fixture(scope="module")
-def counted() -> Iterator[Callable[[str], dict[str, Any]]]:
-    with results("tests.engines.device_layers", "mechanism", triton=False) as result_of:
-        yield result_of
-
-
-def check(name: str, result: dict[str, Any]) -> None:
-    allowed, rows = int(name in CHOSEN_BY_VALUES), {form: row for form, row in result.items() if form != "mechanism"}
-    waiting = {
-        setting
-        for row in rows.values()
-        for setting in SETTINGS
-        if sum(row[setting]["synchronisations"].values()) > allowed or (not allowed and row[setting]["float64"])
-    }
-    assert waiting == WAITING.get(name, set())
-    for row in rows.values():
-        for setting in ("documents", "uneven documents"):
-            paths = row[setting]["paths"]
-            assert paths.get("unchanged", 0) + paths.get("aligned", 0) + paths.get("split", 0) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list_mechanisms())
-def test_later_layers_on_a_gpu_wait_for_nothing_and_pack_documents_in_one_call(
-    name: str, counted: Callable[[str], dict[str, Any]]
-) -> None:
-    """The first layer of a padded batch may ask where its rows begin."""
-    check(name, counted(name))
-
-
 # ---- Kernels are generated for an H100 by PyTorch's own compiler.
-
-
-BY_BLOCKS = ("bigbird", "block_top_k", "longformer", "window")
-"""Mechanisms that run by lists of blocks on a GPU."""
 
 
 @pytest.fixture(scope="module")
@@ -301,31 +254,7 @@ def test_each_flex_call_can_be_lowered_for_an_h100(case: str, lowered: Callable[
         return
     assert not result["failure"]
     fused = [name for name in result["kernels"] if name.startswith("triton_tem")]
-    assert len(fused) == (0 if case in (*BY_OPERATOR, *OF_A_TOKEN) else 2 if case.endswith("gradients") else 1)
-
-
-@pytest.fixture(scope="module")
-def lowered_mechanism() -> Iterator[Callable[[str], dict[str, Any]]]:
-    with results("tests.engines.lowered_mechanisms", "mechanism") as result_of:
-        yield result_of
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list_mechanisms())
-def test_flex_calls_of_every_mechanism_can_be_lowered_for_an_h100(
-    name: str, lowered_mechanism: Callable[[str], dict[str, Any]]
-) -> None:
-    """Its calls are made in every condition, in fp32 too where PyTorch's flash-attention operator takes them in half
-    precision."""
-    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in lowered_mechanism(name)["cells"]:
-        cells.setdefault((cell["form"], cell["condition"]), []).append(cell)
-    form = mechanism_info(name).causal
-    forms = ["both ways", "causal"] if form == "both" else ["causal" if form else "both ways"]
-    assert list(cells) == [(form, condition) for form in forms for condition in CONDITIONS]
-    for where, found in cells.items():
-        assert not [failure for cell in found for failure in cell["failures"]], where
-        assert bool(sum(cell["kernels"] for cell in found)) == (name in BY_BLOCKS), where
+    assert len(fused) == (0 if case in BY_OPERATOR else 2 if case.endswith("gradients") else 1)
 
 
 # ---- No operation mixes tensors of a GPU with those of the CPU: tensors only claim to be on one.

@@ -290,42 +290,6 @@ def test_gpu_check_begins_nothing_after_its_budget(tmp_path: Path) -> None:
     assert left == [WINDOW]
 
 
-@pytest.mark.thorough
-def test_gpu_check_leaves_each_stage_its_share_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And goes on after it; kernels of timings are compiled by several workers before, which are no results."""
-    ran: list[tuple[str, str]] = []
-
-    class Slow(Stub):
-        def run(self, case: DeviceCase, seconds: float) -> dict[str, Any]:
-            ran.append((case.task, case.mechanism))
-            time.sleep(0.3)
-            return super().run(case, seconds)
-
-    monkeypatch.setattr(gpu_check, "Worker", Slow)
-    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine", dict)
-    monkeypatch.setattr(gpu_check, "SHARES", (0.01, 1.0))
-    checks, timings = (
-        [WINDOW, WINDOW.at(mechanism="strided")],
-        [WINDOW.at(task="time", length=length) for length in (64, 128)],
-    )
-    monkeypatch.setattr(gpu_check, "stages", lambda quick: [(False, checks), (True, timings)])
-    output = tmp_path / "gpu.json"
-    gpu_check.main(device="cuda", quick=False, budget=20.0, workers=1, output=output)
-    expected = [
-        ("check", "window"),
-        ("prepare", "window"),
-        ("time", "window"),
-        ("time", "window"),
-        ("check", "strided"),
-    ]
-    assert ran == expected
-    assert [(one["task"], one["mechanism"]) for one in json.loads(output.read_text())["results"]] == [
-        *expected[:1],
-        *expected[2:],
-    ]
-
-
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     if shutil.which(words[0]) is None:
         pytest.skip(f"there is no {words[0]}")

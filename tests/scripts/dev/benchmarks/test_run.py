@@ -15,7 +15,7 @@ from torch import Tensor
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from hf_longattn.errors import LongAttentionError, OptionError
+from hf_longattn.errors import OptionError
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks import attention, everything, memory, stock_windows, unread_masks
 from scripts.dev.benchmarks.app import app
@@ -118,30 +118,6 @@ def test_attention_benchmark_stores_json(tmp_path: Path) -> None:
     assert {"processor", "cores", "threads", "torch", "transformers", "date"} <= set(record["machine"])
     assert len(record["timings"]) == 4
     assert all(len(timing["rounds_ms"]) == 2 for timing in record["timings"])
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--against", "spda"], "Did you mean 'sdpa'?"),
-        (["--mechanism", "windw"], "Did you mean 'window'?"),
-        (["--option", "window"], "NAME=VALUE"),
-        (["--option", "windw=4"], "Did you mean 'window'?"),
-        (["--lengths", "a lot"], "lengths from 1 to 16777216 tokens, separated by commas, not 'a lot'"),
-        (["--dtype", "fp8"], "choose one of fp32"),
-        (["--lengths", "0"], "lengths from 1 to"),
-        (["--lengths", "8", "--globals", "9"], "between 0 and the length"),
-    ],
-)
-def test_attention_benchmark_refuses_bad_input_in_one_sentence(
-    arguments: list[str], sentence: str, tmp_path: Path
-) -> None:
-    start = [] if "--lengths" in arguments else ["--lengths", "8"]
-    done = CliRunner().invoke(app, ["attention", *start, *arguments, "--output-dir", str(tmp_path)])
-    assert done.exit_code == 1
-    assert sentence in done.output
-    assert not list(tmp_path.iterdir())
 
 
 def test_benchmark_checks_mechanisms_without_a_mask_at_short_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,16 +262,6 @@ class Inline:
 def test_memory_of_a_pass_is_measured_in_a_process_of_its_own() -> None:
     measured = measure_memory("attention", "longattn", Case("window", {"window": 64}, length=8192, heads=8))
     assert 5 < measured.extra < 500
-
-
-def test_failed_measurement_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*args: Any) -> None:
-        raise MemoryError("no memory")
-
-    monkeypatch.setattr(memory, "ProcessPoolExecutor", Inline)
-    monkeypatch.setattr(memory, "_measured", fails)
-    with pytest.raises(LongAttentionError, match=r"Measuring the memory of sdpa at 64 tokens failed: no memory"):
-        measure_memory("attention", "sdpa", Case("window", length=64, heads=2, head_dim=16))
 
 
 @pytest.mark.thorough
