@@ -34,7 +34,7 @@ from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch,
 from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, why_not_exported, without_tensors
-from .mechanisms.common.shared_options import by_length, check_form, for_length, full_of, in_order, is_full
+from .mechanisms.common.shared_options import by_length, check_form, for_length, full_of, is_full
 
 
 def attend(
@@ -255,8 +255,8 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         )
     if call.grid is not None and not (reads_grid(mechanism) or isinstance(call.score_mod, GridBias)):
         raise InputError(
-            f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose an order of the tokens, "
-            "for example order='hilbert'."
+            f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose a mechanism on a grid: "
+            "'window2d'."
         )
     if hidden is None:
         return
@@ -426,8 +426,6 @@ def run_mechanism(
         with runs_shapes():
             return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence, observed=observed)
     attention = run or mechanism
-    if mechanism.options.order is not None:
-        attention = in_order(mechanism.options.order, attention)
     if observed:
         attention = reporting(mechanism, attention)
     if call.grid is not None:
@@ -459,7 +457,7 @@ def run_mechanism(
     separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
     by_position = mechanism.capabilities.position_dependent
     separates: Literal["", "labels", "band"] = ""
-    if packed and run is None and mechanism.options.order is None and not cross:
+    if packed and run is None and not cross:
         if mechanism.labels_documents(k, v, call):
             separates = "labels"
         elif band is not None and hides_padding and not (by_position or separate_calls or single_call):

@@ -221,11 +221,9 @@ def test_attend_uses_or_refuses_every_argument_with_every_mechanism() -> None:
         variants = [dict(cls.about.sample)]
         if name == "longformer":
             variants.append({**cls.about.sample, "separate_global": True, "global_tokens": (50,)})
-        if name in ("window", "top_k"):
-            variants.append({**cls.about.sample, "order": "hilbert"})
         for options in variants:
             usual: dict[str, Any] = {"causal": cls.causal is True, **options}
-            usual |= {"grid": PLACES} if cls.capabilities.needs_grid or "order" in options else {}
+            usual |= {"grid": PLACES} if cls.capabilities.needs_grid else {}
             usual |= {"hidden_states": torch.ones(1, 144, 16)} if options.get("separate_global") else {}
             before = attend(q, k, v, name, **usual)
             for argument, change in CHANGES.items():

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from ..errors import InputError, OptionError
+from ..errors import InputError
 
-TILES = re.compile(r"tiles:([0-9]+(?:x[0-9]+)*)")
-MAX_TILE = 65536
-"""Maximum tokens of a tile. A grid is padded to whole tiles."""
 RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
 """The grid of the model running in this thread. For attention modules that keyword arguments do not reach."""
 
@@ -116,19 +112,3 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
     raise InputError(
         f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence."
     )
-
-
-def check_order(order: Any) -> str:
-    """Return ``order`` if it names an order of grid tokens: ``hilbert``, or ``tiles:8x8`` with any sizes.
-
-    Raises:
-        OptionError: it names no order.
-    """
-    tiles = TILES.fullmatch(order) if isinstance(order, str) else None
-    if order != "hilbert" and (tiles is None or not 1 <= math.prod(map(int, tiles[1].split("x"))) <= MAX_TILE):
-        raise OptionError(
-            f"Option 'order' is {order!r}, but must be hilbert, or tiles with their sizes: order=tiles:8x8, with at "
-            "most "
-            f"{MAX_TILE:,} tokens in a tile."
-        )
-    return str(order)

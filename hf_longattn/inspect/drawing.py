@@ -51,7 +51,7 @@ def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> lis
     For a mechanism on a grid, three panels show the cells seen from the middle, a border and a corner of
     :data:`DRAWN_GRID`.
     """
-    on_grid = mechanism.capabilities.needs_grid or mechanism.options.order is not None
+    on_grid = mechanism.capabilities.needs_grid
     generator, tokens = torch.Generator().manual_seed(0), DRAWN_GRID.length if on_grid else length
     q, k = 0.5 * torch.randn(2, 1, mechanism.num_heads, tokens, mechanism.head_dim, generator=generator)
     call = AttentionCall(causal=False, grid=DRAWN_GRID) if on_grid else AttentionCall(causal=causal)

@@ -272,7 +272,7 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
             shape = 1, mechanism.num_heads, planned_length(checkpoint), mechanism.head_dim
             q, k, v = torch.randn(3, *shape, generator=generator).to(chosen_device(None))
             hidden = q.transpose(1, 2).flatten(2) if mechanism.capabilities.takes_hidden_states else None
-            bound = {"grid": grid} if mechanism.capabilities.needs_grid or mechanism.options.order is not None else {}
+            bound = {"grid": grid} if mechanism.capabilities.needs_grid else {}
             try:
                 with torch.no_grad(), _noting({}) as noted:
                     attend(

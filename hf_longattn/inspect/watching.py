@@ -22,13 +22,13 @@ from transformers import PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..engines.call import AttentionCall
-from ..engines.token_grid import RUNNING_GRID, Grid
+from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError
 from ..inputs.modality import modality_of_model
 from ..inputs.plain_inputs import text_tower
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import mechanism_from
-from ..mechanisms.common.shared_options import full_of, in_raster_order
+from ..mechanisms.common.shared_options import full_of
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.backend import BACKEND
@@ -160,9 +160,6 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
 
         def hook(site: AttentionSite, mechanism: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
             q, k, _, call = args
-            grid, order = RUNNING_GRID.get(), mechanism.options.order
-            if order is not None and isinstance(grid, Grid):
-                q, k, call = in_raster_order(order, grid, q, k, call)
             if q.shape[2] != k.shape[2] or len(q) != 1:
                 raise InputError(
                     "Attention is watched while a model reads one whole text; pass it without a cache, one text at a "

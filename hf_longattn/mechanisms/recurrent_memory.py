@@ -56,7 +56,7 @@ class RecurrentMemory(GatheredMechanism):
         sample={"segment_length": 40, "num_memory_tokens": 3},
         covering=lambda length, causal: {"segment_length": max(length, 34)},
     )
-    capabilities = GatheredMechanism.capabilities.but(trains=True, takes_sinks=False, images="never")
+    capabilities = GatheredMechanism.capabilities.but(trains=True, takes_sinks=False, images="segments")
     options: RecurrentMemoryOptions
 
     def __init__(

@@ -78,7 +78,7 @@ class TransformerXL(GatheredMechanism):
             {"segment_length": 64, "memory_length": length} if causal else {"segment_length": length}
         ),
     )
-    capabilities = GatheredMechanism.capabilities.but(takes_sinks=False, images="never")
+    capabilities = GatheredMechanism.capabilities.but(takes_sinks=False, images="segments")
     options: TransformerXLOptions
     forward_is_mask = True
 

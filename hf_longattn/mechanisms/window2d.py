@@ -39,7 +39,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..engines.score_terms import GridBias, ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
-from ..errors import InputError, OptionError
+from ..errors import InputError
 from .common.base import scaled_scores, softmax_over
 from .common.capabilities import About, CopiesProjections, OnGrid
 from .common.masked import MaskedMechanism
@@ -78,14 +78,6 @@ class Window2dOptions(Options):
         "whose input is zero, which take a share of the softmax, as in Swin, ViTDet and SAM",
         choices=(NONE, ZEROS),
     )
-
-    def check(self) -> None:
-        if self.order is not None:
-            raise OptionError(
-                "A mechanism on a grid compares coordinates, so that token order changes nothing; leave "
-                f"order={self.order} out, or "
-                "choose a mechanism for texts such as 'segmented'."
-            )
 
     def is_mask(self) -> bool:
         return self.padding == NONE

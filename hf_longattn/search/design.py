@@ -45,13 +45,6 @@ USUAL_ON_GRIDS = (
     "window2d:window=16",
     "window2d:window=32",
     "window2d:window=16,shift=alternate",
-    "window:window=256,order=hilbert",
-    "window:window=512,order=hilbert",
-    "segmented:block_size=64,integration=pooled,order=tiles:8x8",
-    "segmented:block_size=256,integration=pooled,order=tiles:16x16",
-    "bigbird:block_size=64,order=tiles:8x8",
-    "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
-    "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
 )
 """Default candidates for images, besides windows of the source's size, every other mechanism on a grid, and full
 attention."""
@@ -64,11 +57,7 @@ def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]
     if not sizes.modality.drawn:
         return read_candidates((*USUAL, *USUAL_CAUSAL * causal, FULL), by_user=False)
     side = min(sizes.old.grid.sizes)
-    own_windows = (
-        f"window2d:window={side}",
-        f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}",
-    )
-    named = read_candidates((*own_windows, *USUAL_ON_GRIDS), by_user=False)
+    named = read_candidates((f"window2d:window={side}", *USUAL_ON_GRIDS), by_user=False)
     mechanisms = {candidate.mechanism for candidate in named}
     others = [Candidate(name) for name in ("full", *list_mechanisms(grid=True)) if name not in mechanisms]
     return read_candidates([*named, *others, FULL])

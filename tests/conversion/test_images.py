@@ -286,12 +286,12 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "mechanism": "window2d", "options": {"window": "8+8+8"}}, InputError, "has 3 numbers"),
     ({"image_size": 64, "mechanism": "longformer"}, OptionError, "neighbours along a text"),
     (
-        {"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "hilbert"}},
+        {"image_size": 64, "mechanism": "recurrent_memory"},
         OptionError,
         "remembers the earlier ones",
     ),
     (
-        {"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}},
+        {"image_size": 64, "mechanism": "transformer_xl"},
         OptionError,
         "remembers the earlier ones",
     ),

@@ -121,7 +121,6 @@ def test_weights_with_exact_length_are_full_for_short_sequences_only() -> None:
     ("build", "words"),
     [
         (lambda: build_mechanism("window2d", num_heads=2, head_dim=8, exact_length=8), "reads a grid"),
-        (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, order="hilbert"), "reads a grid"),
         (lambda: build_mechanism("recurrent_memory", num_heads=2, head_dim=8, exact_length=8), "memory tokens"),
         (
             lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=8, relative="shaw"),

@@ -111,7 +111,6 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("window", {"window": 32, "num_sinks": 2}),
     ("window", {"window": 32, "relative": "shaw"}),
     ("longformer", {"window": 32, "separate_global": True}),
-    ("top_k", {"num_keys": 8, "order": "hilbert"}),
     ("bigbird", {"block_size": 4, "blocks_over": "input"}),
     ("bigbird", {"block_size": 4, "blocks_over": "input", "random_pattern": "hf_eval"}),
     ("nystrom", {"num_landmarks": 8, "inv_coeff_init_option": "original"}),
@@ -139,8 +138,6 @@ def differences(
     module = module.to(dtype)
     real = real_tokens(length, side)
     arguments = {**arguments_for(module.name, causal, length), "padding_mask": real, **more}
-    if module.options.order is not None:
-        arguments["grid"] = GRIDS[length]
     tensors = [x[:, :, -(q_len or length) :] if x.shape[1] == 4 else x for x in inputs(length)]
     if module.capabilities.takes_hidden_states:
         tensors.append(torch.randn(2, length, module.sizes.hidden_size))

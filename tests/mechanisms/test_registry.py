@@ -8,12 +8,11 @@ import importlib
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import nn
 
-from hf_longattn import LongViTConfig, list_mechanisms, mechanism_info
+from hf_longattn import LongViTConfig, list_mechanisms
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
@@ -97,21 +96,12 @@ def test_a_wrong_mechanism_is_refused_with_file_and_line(
 def test_the_words_for_the_input_of_a_mechanism_say_what_it_takes(name: str) -> None:
     """The words of its page and of ``longattn mechanisms NAME``, and what a model of images takes."""
 
-    def takes(options: dict[str, Any]) -> bool:
-        try:
-            LongViTConfig(
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                hidden_size=16,
-                long_attention={"mechanism": name, **options},
-            )
-        except OptionError:
-            return False
-        return True
-
-    words = registry.input_in_words(name)
-    assert takes({} if mechanism_info(name).needs_grid else {"order": "hilbert"}) is ("image" in words)
-    assert takes({}) is ("image" in words and "`order`" not in words)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    if "image" in registry.input_in_words(name):
+        LongViTConfig(**sizes, long_attention={"mechanism": name})
+    else:
+        with pytest.raises(OptionError, match="choose a mechanism on a grid"):
+            LongViTConfig(**sizes, long_attention={"mechanism": name})
 
 
 def test_options_that_a_mechanisms_module_does_not_define_are_refused() -> None:

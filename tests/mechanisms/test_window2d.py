@@ -276,3 +276,20 @@ def test_window2d_with_padding_zeros_equals_a_loop_over_the_padded_grid(
     )
     defined = reference_attend(q, k, v, mechanism, grid=grid, **arguments)
     torch.testing.assert_close(defined if rows is None else defined * rows, wanted if rows is None else wanted * rows)
+
+
+@every_case(
+    ("name", "arguments", "sentence"),
+    [
+        ("window2d", {"grid": (3, 4), "prefix": 1}, "A sequence has 12 tokens, but its grid has 13: 1 prefix token"),
+        ("full", {"prefix": 1}, r"prefix=1 was given without a grid; pass grid=\(height, width\)"),
+        ("full", {"grid": 12}, r"grid is 12, but must be sizes such as \(64, 64\)"),
+        ("full", {"grid": Grid((3, 4)), "prefix": 1}, "passed together with a Grid; pass it to the Grid instead"),
+        ("full", {"grid": (3, 0)}, "every size must be a whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_grids_that_do_not_fit_a_call_are_refused(name: str, arguments: dict[str, Any], sentence: str) -> None:
+    q = torch.randn(1, 2, 12, 8)
+    with pytest.raises(InputError, match=sentence):
+        attend(q, q, q, name, **arguments)

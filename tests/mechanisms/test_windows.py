@@ -252,23 +252,6 @@ def test_covers_and_keys_per_query_of_a_window_are_those_of_the_mask(options: di
         assert seen(40, True, **options)[0, 0, -1].nonzero()[0] == 40 - reach
 
 
-def test_sinks_of_a_grid_are_its_first_real_cells_as_in_the_definition() -> None:
-    q, k, v = (
-        torch.randn(2, 2, 384, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        for seed in range(3)
-    )
-    real = torch.arange(384) >= torch.tensor([[0], [7]])
-    options: dict[str, Any] = {
-        "window": 32,
-        "num_sinks": 4,
-        "order": "tiles:384",
-        "grid": (384,),
-        "padding_mask": real,
-    }
-    difference = attend(q, k, v, "window", **options) - reference_attend(q, k, v, "window", **options)
-    assert difference[real[:, None].expand(2, 2, -1)].abs().max() < 1e-12
-
-
 @every_case("causal", [False, True], pairs=True)
 @every_case("side", ["left", "right", "inside"])
 @every_case("integration", ["none", "previous", "pooled", "attention"])

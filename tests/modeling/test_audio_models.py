@@ -307,10 +307,6 @@ def test_hubert_refuses_global_frames_that_its_layers_do_not_get(tmp_path: Path)
         ({"long_attention": {"mechanism": "recurrent_memory"}}, "one segment of a text after the other.*'window'"),
         ({"long_attention": {"mechanism": "window2d"}}, "reads an image's patches, but a sound is one line; choose"),
         (
-            {"long_attention": {"mechanism": "window", "order": "hilbert"}},
-            "reads an image's patches, but a sound is one line; choose",
-        ),
-        (
             {"long_attention": {"mechanism": "longformer", "global_token_ids": [5]}},
             "global tokens by their ids, but frames of a sound have none",
         ),

@@ -280,7 +280,7 @@ def test_images_and_sounds_have_no_memory(base: str) -> None:
 
 @every_case("base", IMAGES)
 def test_images_refuse_segments(base: str) -> None:
-    attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2, "order": "tiles:4x4"}
+    attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2}
     with pytest.raises(
         OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"
     ):

@@ -35,7 +35,7 @@ from ...positions.trained_distances import Locality
 from .capabilities import About, Capabilities, aligns_sequences
 from .layout import full_pairs
 from .options import Options
-from .shared_options import KeysOrWeights, add_relative, full_of, weights_by_length, weights_in_order, with_dense_terms
+from .shared_options import KeysOrWeights, add_relative, full_of, weights_by_length, with_dense_terms
 
 DENSE_LIMIT = 4096
 """Maximum input length for which dense attention weights are returned, in tokens."""
@@ -228,13 +228,13 @@ def attention_weights(
         )
     if 0 in q.shape:
         return q.new_zeros(*q.shape[:3], k.shape[2])
-    dtype, precise, order = q.dtype, torch.promote_types(q.dtype, torch.float32), mechanism.options.order
+    dtype, precise = q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, call = (
         q.to(precise),
         k.to(precise),
         (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid(),
     )
-    weights: Any = mechanism._weights if order is None else weights_in_order(order, mechanism._weights)
+    weights: Any = mechanism._weights
     if mechanism.is_cross_attention:
         q, k, _, call = clear_padding(q, k, k, call, cross=True)
         return weights(q, k, call).to(dtype)

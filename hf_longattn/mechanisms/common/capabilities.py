@@ -79,9 +79,9 @@ class Capabilities:
     position_dependent: whether the output depends on where a sequence starts in its batch row, as with blocks or
         counted positions. If not, a key mask is enough for left padding.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
-    images: support for images: ``"any"``; ``"ordered"`` = only with the option ``order``, because distances in the
-        sequence matter; or ``"never"``, because it reads segments one after the other, each with a memory of earlier
-        segments.
+    images: ``"any"`` if it reads images. Otherwise why it does not: ``"neighbours"``, because distances in the
+        sequence matter; or ``"segments"``, because it reads segments one after the other, each with a memory of
+        earlier segments.
     exports: whether ``torch.export`` makes one graph of it for all lengths.
     recursion: the segments in which the whole model runs; ``None`` if it runs on whole texts.
     """
@@ -95,7 +95,7 @@ class Capabilities:
     ignores_padding: bool = True
     position_dependent: bool = True
     needs_grid: bool = False
-    images: Literal["ordered", "any", "never"] = "ordered"
+    images: Literal["any", "neighbours", "segments"] = "neighbours"
     exports: bool = False
     recursion: Recursion | None = None
 
@@ -175,7 +175,7 @@ def grid_blocks(mechanism: Any, grid: Grid) -> tuple[int, ...] | None:
 
 def reads_grid(mechanism: Any) -> bool:
     """Whether the grid coordinates of tokens matter."""
-    return mechanism.capabilities.needs_grid or mechanism.options.order is not None
+    return mechanism.capabilities.needs_grid
 
 
 def needs_whole_batch(mechanism: Any) -> bool:

@@ -272,7 +272,7 @@ def steps_by_mask(mechanism: Mechanism) -> bool:
     ):
         return False
     by_hook = not isinstance(mechanism.relative, SinkPositions | None)
-    return mechanism.options.order is None and (by_hook or not has_hooks(mechanism))
+    return by_hook or not has_hooks(mechanism)
 
 
 class SparseMechanism(MaskedMechanism):
@@ -334,12 +334,7 @@ class SparseMechanism(MaskedMechanism):
         path. Otherwise ``(1, 1, N, N)``, added to the scores.
         """
         length = key.shape[2]
-        if (
-            not self.forward_is_mask
-            or self.options.order is not None
-            or self.global_token_ids is not None
-            or has_hooks(self)
-        ):
+        if not self.forward_is_mask or self.global_token_ids is not None or has_hooks(self):
             return False
         if self.pattern(causal).covers(length, length):
             return True
@@ -375,12 +370,7 @@ def leading_sinks(mechanism: Mechanism) -> int:
     ):
         return 0
     options, positions = mechanism.options, mechanism.global_positions()
-    plain = (
-        options.relative is None
-        and options.order is None
-        and options.is_mask()
-        and getattr(options, SINK_POSITIONS, CACHE) == CACHE
-    )
+    plain = options.relative is None and options.is_mask() and getattr(options, SINK_POSITIONS, CACHE) == CACHE
     local = mechanism.locality(True)
     fixed = local is not None and local.beside == "globals" and mechanism.global_token_ids is None
     return len(positions) if plain and fixed and positions == tuple(range(len(positions))) else 0

@@ -27,11 +27,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ...engines.token_grid import check_order
 from ...errors import OptionError, nearest
 
-ORDER = "order"
-"""Option of mechanisms for sequences: the order in which grid tokens form a sequence."""
 RELATIVE = "relative"
 """Option of every mechanism over scores: relative positions, see :mod:`hf_longattn.positions.relative`."""
 EXACT_LENGTH = "exact_length"
@@ -136,11 +133,6 @@ class Options:
         None,
         "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in "
         "shaw:clip=32; for rotary models also self_extend",
-    )
-    order: str | None = option(
-        None,
-        "for images and other grids: the order in which tokens are read, so that blocks and bands are local: hilbert, "
-        "or tiles with their sizes, as in tiles:8x8",
     )
     exact_length: int | None = option(
         None,
@@ -251,7 +243,7 @@ def _read_relative(value: Any) -> str:
     return read_relative(value)
 
 
-COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: _read_relative, ORDER: check_order, EXACT_LENGTH: None}
+COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: _read_relative, EXACT_LENGTH: None}
 """Options shared by all mechanisms -> their parsers; None parses by the field's type. Omitted from config.json when
 unset."""
 

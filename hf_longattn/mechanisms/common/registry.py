@@ -27,7 +27,6 @@ from .options import (
     FULL_DECODING,
     LARGEST,
     MAX_LENGTH,
-    ORDER,
     RELATIVE,
     RESERVED,
     OptionInfo,
@@ -241,7 +240,6 @@ def mechanism_info(name: str) -> MechanismInfo:
     )
     refused = {
         RELATIVE: not cls.capabilities.takes_score_mod,
-        ORDER: cls.capabilities.needs_grid,
         EXACT_LENGTH: not one_pass,
     }
     options = tuple(info for info in cls._options_type.infos() if not refused.get(info.name))
@@ -253,16 +251,10 @@ def mechanism_info(name: str) -> MechanismInfo:
 def input_in_words(name: str) -> str:
     """The input that a mechanism reads, in words. Images need a bidirectional form and no memory of earlier
     segments."""
-    cls, built = mechanism_class(name), prototype(name, {})
-    if cls.capabilities.needs_grid:
+    capabilities = mechanism_class(name).capabilities
+    if capabilities.needs_grid:
         return "a grid: the patches of an image, or `attend(..., grid=(height, width), prefix=1)`"
-    if cls.causal is True or built.capabilities.images == "never":
-        return "a text"
-    return (
-        "a text; an image, in the order that `order` gives"
-        if cls.capabilities.images == "ordered"
-        else "a text; an image"
-    )
+    return "a text; an image" if capabilities.images == "any" else "a text"
 
 
 def _exact_when(cls: type[Mechanism]) -> str:

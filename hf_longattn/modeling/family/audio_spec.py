@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ...configuration import LongAttentionConfig
 from ...errors import InputError, OptionError
 from ...mechanisms.common.masked import MaskedMechanism
-from ...mechanisms.common.options import ORDER
 from ...mechanisms.common.registry import prototype
 from .definition import without_head
 from .input_spec import InputSpec
@@ -313,16 +312,14 @@ def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
     a memory."""
     built = prototype(mechanism, options)
     instead = "choose for example 'window'."
-    if built.capabilities.images == "never":
+    if built.capabilities.images == "segments":
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but "
             "frames of a sound "
             f"see what comes after them; {instead}"
         )
-    if built.capabilities.needs_grid or options.get(ORDER) is not None:
-        raise OptionError(
-            f"Mechanism {mechanism!r} with these options reads an image's patches, but a sound is one line; {instead}"
-        )
+    if built.capabilities.needs_grid:
+        raise OptionError(f"Mechanism {mechanism!r} reads an image's patches, but a sound is one line; {instead}")
     if isinstance(built, MaskedMechanism) and built.global_token_ids is not None:
         raise OptionError(
             f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have "

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
-from ...mechanisms.common.options import ORDER
-from ...mechanisms.common.registry import mechanism_class, prototype
+from ...mechanisms.common.registry import prototype
 from .input_spec import InputSpec
 from .long_config import LongEncoderConfig
 
@@ -197,13 +196,13 @@ class LongGridConfig(LongEncoderConfig):
 
 def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that reads sequences or segments instead of a grid."""
-    if mechanism_class(mechanism).capabilities.images == "ordered" and options.get(ORDER) is None:
+    images = prototype(mechanism, options).capabilities.images
+    if images == "neighbours":
         raise OptionError(
-            f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; say in which order it is "
-            "read, for example with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
+            f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; choose a mechanism on a "
+            "grid such as 'window2d'."
         )
-    built = prototype(mechanism, options)
-    if built.capabilities.images == "never":
+    if images == "segments":
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and "
             "the patches of an image have no such order; choose a mechanism on a grid such as 'window2d'."

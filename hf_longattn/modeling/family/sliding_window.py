@@ -196,7 +196,7 @@ def window_size(mechanism: Mechanism, causal: bool) -> int | None:
             convert without it.
     """
     options, band = mechanism.options, band_of(mechanism, causal)
-    if options.order is not None or band is None or not (causal or band[0] == band[1]):
+    if band is None or not (causal or band[0] == band[1]):
         changed = f" with {', '.join(options.changed())}" if options.changed() else ""
         flags = "" if causal else " --option exact_length=0"
         raise BackendError(

@@ -145,11 +145,7 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
     case, mechanism = inputs.case, inputs.mechanism
     if computes == "full":
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
-    elif (
-        isinstance(mechanism, SparseMechanism | GatheredMechanism)
-        and mechanism.options.order is None
-        and mechanism.options.is_mask()
-    ):
+    elif isinstance(mechanism, SparseMechanism | GatheredMechanism) and mechanism.options.is_mask():
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:
         return None

@@ -14,13 +14,13 @@ import torch
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.inspect.drawing import DRAWN_GRID, draw_patterns
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.mechanisms.common.options import EXACT_LENGTH, ORDER, RELATIVE
+from hf_longattn.mechanisms.common.options import EXACT_LENGTH, RELATIVE
 from hf_longattn.mechanisms.common.registry import input_in_words, mechanism_class, mechanism_from
 from scripts.dev.benchmarks.report import markdown_table
 
 LENGTH = 64
 MADE = "<!-- `make docs` writes this page from the registry -->"
-SHARED = (RELATIVE, ORDER, EXACT_LENGTH)
+SHARED = (RELATIVE, EXACT_LENGTH)
 FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}
 
 
