@@ -91,11 +91,9 @@ class AttentionCacheLayer(DynamicLayer):
         if self.starts is None:
             # where the keys were before offloading
             self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.device)
-        first = (
-            torch.zeros_like(self.starts)
-            if mask is None
-            else torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
-        )
+        first = torch.zeros_like(self.starts)
+        if mask is not None:
+            first = torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
         if not has_values(first):  # every text counts as unpadded
             self.starts, self._all_started = None, True
             return
@@ -263,10 +261,11 @@ class SparseCacheLayer(AttentionCacheLayer):
         def find() -> tuple[Tensor, Tensor]:
             assert self.starts is not None
             keys = self.positions()
-            real = keys >= 0 if mask is None else (keys >= 0) & mask.gather(1, self.columns.clamp(min=0))
-            return torch.arange(total - q.shape[2], total, device=q.device) - self.starts[:, None], torch.where(
-                real, keys, NO_TOKEN
-            )
+            real = keys >= 0
+            if mask is not None:
+                real = real & mask.gather(1, self.columns.clamp(min=0))
+            queries = torch.arange(total - q.shape[2], total, device=q.device) - self.starts[:, None]
+            return queries, torch.where(real, keys, NO_TOKEN)
 
         columns = Columns((RETAINED, k.shape[2]), find)
         call = call.replace(causal=True, batch=self.step, global_mask=None)
@@ -282,8 +281,9 @@ class SparseCacheLayer(AttentionCacheLayer):
 
     def unused(self) -> int:
         """Number of leading columns without a stored key."""
-        filled = None if self.columns is None else self.columns[self.columns >= 0]
-        return int(filled.min()) if filled is not None and len(filled) else self.cumulative_length
+        if self.columns is None or not (self.columns >= 0).any():
+            return self.cumulative_length
+        return int(self.columns[self.columns >= 0].min())
 
     def renumber(self, count: int) -> None:
         super().renumber(count)

@@ -69,10 +69,11 @@ def prompt_read(
     """
     cache = find_cache(arguments.values())
     cache = getattr(cache, "self_attention_cache", cache)
-    mask = None if config.is_encoder_decoder else arguments.get("attention_mask")
     new = length = input_ids.shape[1]
     # since 5.24, generate leaves out a mask of ones, and notes its length
-    seen = getattr(generation_config, "_mask_length", length) if mask is None else mask.shape[1]
+    seen = getattr(generation_config, "_mask_length", length)
+    if not config.is_encoder_decoder and arguments.get("attention_mask") is not None:
+        seen = arguments["attention_mask"].shape[1]
     if cache is not None and length == seen:  # the ids are those of the whole text
         new = length - int(cache.get_seq_length())
     if cache is None or new < 2:

@@ -26,9 +26,9 @@ from ..mechanisms.common.masked import NO_TOKEN, Columns
 
 def compact(tensor: Tensor) -> Tensor:
     """The tensor, copied if it uses less than half of its storage, for example as a view of a prompt's last tokens."""
-    if torch.compiler.is_compiling() or transformed():
+    if torch.compiler.is_compiling() or transformed() or 2 * tensor.nbytes >= tensor.untyped_storage().nbytes():
         return tensor
-    return tensor if 2 * tensor.nbytes >= tensor.untyped_storage().nbytes() else tensor.clone()
+    return tensor.clone()
 
 
 class GrowingWindowLayer(DynamicSlidingWindowLayer):
@@ -113,19 +113,21 @@ class StaticWindowLayer(StaticKeysLayer):
         count, started = key_states.shape[2], self.started
 
         # Several new tokens overwrite keys that the first of them still see, so the old ring is copied first.
-        several = started and count > 1
-        before = self.cumulative_length.clone() if several else self.cumulative_length
-        seen = (torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)) if several else None
+        returned = key_states, value_states
+        if started and count > 1:
+            returned = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+        elif started:
+            returned = self.keys, self.values
 
         fitting = min(count, self.max_cache_len)
-        slots = (torch.arange(count - fitting, count, device=self.device) + before) % self.max_cache_len
+        slots = (
+            torch.arange(count - fitting, count, device=self.device) + self.cumulative_length
+        ) % self.max_cache_len
         self.keys.index_copy_(2, slots, key_states[:, :, count - fitting :])
         self.values.index_copy_(2, slots, value_states[:, :, count - fitting :])
         self.cumulative_length.add_(count)
         self.started = True
-        if seen is not None:
-            return seen
-        return (self.keys, self.values) if started else (key_states, value_states)
+        return returned
 
 
 def tokens_in(layer: StaticLayer) -> Tensor | int:

@@ -86,11 +86,8 @@ class TokenMemory(SegmentMemory):
         if self.tokens is None:
             return learned
         tokens = self.tokens.to(learned)
-        begins = (
-            torch.zeros(batch_size, dtype=torch.bool, device=tokens.device)
-            if self.fresh is None
-            else self.fresh.to(tokens.device)
-        )
+        begins = torch.zeros(batch_size, dtype=torch.bool) if self.fresh is None else self.fresh
+        begins = begins.to(tokens.device)
         # every step uses the learned tokens, so they always have gradients
         return torch.where(begins[:, None, None], learned, tokens)
 
@@ -141,7 +138,9 @@ class CacheMemory(SegmentMemory):
         first = self.positions.to(real.device)
         counted = real.cumsum(1)
         self.positions = first + counted[:, -1]
-        position_ids = (counted - 1).clamp(min=0) + (first[:, None] if self.continues else 0)
+        position_ids = (counted - 1).clamp(min=0)
+        if self.continues:
+            position_ids = position_ids + first[:, None]
         return {CACHE: self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
 
     def close(self) -> None:
@@ -164,12 +163,14 @@ class CacheMemory(SegmentMemory):
         """The contents as tensors. Those of a layer are named ``index.attribute``, or ``index.attribute/name`` if they
         are in a dict."""
         tensors = super().state_dict()
+        if not tensors:
+            return {}
         for index, layer in enumerate(self.cache.layers):
-            for name, value in vars(layer).items() if tensors else ():
+            for name, value in vars(layer).items():
                 if isinstance(value, dict):
                     tensors |= {f"{index}.{name}/{key}": tensor for key, tensor in value.items()}
                 elif isinstance(value, Tensor | bool | int):
-                    tensors[f"{index}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+                    tensors[f"{index}.{name}"] = torch.as_tensor(value)
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:

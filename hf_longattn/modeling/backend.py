@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
 from ..memory.decode_cache import READS_PROMPT
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
-from ..names import BACKEND, logger, warn_missing
+from ..names import BACKEND, warn_missing
 from .declared import DeclaredMask
 from .keywords import (
     CACHE_LAYER,
@@ -182,35 +181,15 @@ def mechanism_mask(
 
 
 def _on_the_interface(config_class: type[Any]) -> bool:
-    """Whether the modeling file for a config uses transformers' AttentionInterface. Logs a line if the file does not,
-    although a class in it says so: its layers keep their own attention."""
+    """Whether the modeling file for a config uses transformers' AttentionInterface."""
     if getattr(config_class, "model_type", None) in EAGER_MASKS:
         return False
     for base in config_class.__mro__:
         package, beside, name = base.__module__.rpartition(".configuration_")
         modeling = sys.modules.get(f"{package}.modeling_{name}")
         if beside and modeling is not None:
-            on_it = hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
-            if not on_it:
-                _warn_of_claims(modeling)
-            return on_it
+            return hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
     return False
-
-
-def _warn_of_claims(modeling: ModuleType) -> None:
-    """Log a line if a class in a modeling file without the AttentionInterface says that attention backends run."""
-    modules = [
-        member
-        for member in vars(modeling).values()
-        if isinstance(member, type) and issubclass(member, nn.Module) and member.__module__ == modeling.__name__
-    ]
-    claiming = [member.__name__ for member in modules if getattr(member, "_supports_attention_backend", False)]
-    if claiming and any(member.__name__.endswith("Attention") for member in modules):
-        logger.warning_once(  # type: ignore[attr-defined]
-            f"{claiming[0]} says that attention backends run in it, but hf_longattn finds none of transformers' "
-            "AttentionInterface in its file: the model keeps its own attention, whose memory grows with the square of "
-            "the text."
-        )
 
 
 def longattn_attention_forward(

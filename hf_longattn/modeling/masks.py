@@ -110,8 +110,10 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
     """
     # The result is stored on the mask until its values change, because models pass one mask to all layers.
     version = None if mask.is_inference() else tensor_version(mask)
-    known: tuple[Any, dict[Any, Any]] = getattr(mask, "_long_simplified", (None, {}))
-    results = known[1] if known[0] == version and (version is not None or hasattr(mask, "_long_attention")) else {}
+    stored_version, results = getattr(mask, "_long_simplified", (None, {}))
+    unchanged = stored_version == version and (version is not None or hasattr(mask, "_long_attention"))
+    if not unchanged:
+        results = {}
     if (causal, keeps_pairs) not in results:
         simplified: Tensor | None = mask
         if mask.shape[1:3] == (1, 1):
@@ -137,12 +139,14 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     Raises:
         InputError: the numbers or offsets do not fit the tokens.
     """
-    documents = kwargs.get("documents")
-    documents = kwargs.get("seq_idx") if documents is None else documents
-    if documents is not None:
-        return documents_from(documents, None, shape) if isinstance(documents, Tensor) else None
-    offsets = kwargs.get("cu_seq_lens_q")
-    return documents_from(None, offsets, shape) if isinstance(offsets, Tensor) else None
+    documents, offsets = kwargs.get("documents"), kwargs.get("cu_seq_lens_q")
+    if documents is None:
+        documents = kwargs.get("seq_idx")
+    if isinstance(documents, Tensor):
+        return documents_from(documents, None, shape)
+    if documents is None and isinstance(offsets, Tensor):
+        return documents_from(None, offsets, shape)
+    return None
 
 
 def with_documents(
@@ -222,12 +226,13 @@ def globals_of_keys(global_mask: Tensor, mask: Tensor | None, q_len: int, key: T
         InputError: it lacks columns for some tokens of ``mask``, or, without a mask, for some keys.
     """
     batch, kv_len = key.shape[0], key.shape[2]
-    seen = mask.shape[-1] if mask is not None else (kv_len if q_len == kv_len else None)
+    tokens = kv_len if mask is None else mask.shape[-1]
     fits = global_mask.dim() == 2 and global_mask.shape[0] == batch and global_mask.shape[1] >= kv_len
-    if not fits or (seen is not None and global_mask.shape[1] != seen):
+    exactly = mask is not None or q_len == kv_len  # otherwise a cache may have dropped keys
+    if not fits or (exactly and global_mask.shape[1] != tokens):
         raise InputError(
             f"global_attention_mask has shape {tuple(global_mask.shape)}, "
-            f"but must be (batch, tokens) = {(batch, seen or kv_len)} with 1 for global tokens."
+            f"but must be (batch, tokens) = {(batch, tokens)} with 1 for global tokens."
         )
     first = global_mask.shape[1] - kv_len
     return cached_on(global_mask, ("globals", first), lambda: for_one_pass(global_mask[:, first:] != 0))

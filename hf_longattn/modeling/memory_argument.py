@@ -83,34 +83,38 @@ def run_with_memory(
     if isinstance(following, TokenMemory):
         added[TOKEN_MEMORY_ARGUMENT] = following
     elif isinstance(following, CacheMemory):
-        if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            raise InputError(
-                "Gradient checkpointing recomputes layers without their memory; call "
-                "model.gradient_checkpointing_disable() to train with one."
-            )
-        mask = arguments.get("attention_mask")
-        if mask is not None and mask.shape != tokens.shape[:2]:
-            raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, "
-                f"{tuple(tokens.shape[:2])}."
-            )
-        added |= following.extend(
-            torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
-        )
-        table = next((table for table in model.family.position_tables if not table.decoder), None)
-        if model.hands_globals_down:
-            added[MEMORY_MASK_ARGUMENT] = added.pop("attention_mask")
-        if table is not None:
-            added["position_ids"] = added["position_ids"] + table.first_id(model.config)
-            table.refuse_beyond(
-                int(added["position_ids"].max()) + 1 - table.first_id(model.config), table.tokens(model.config)
-            )
+        added |= _extend(model, following, tokens, arguments.get("attention_mask"))
     outputs = forward(model, **{**arguments, **added})
     if isinstance(following, CacheMemory):
         following.close()
     output_class: Any = type(outputs)
     outputs = _remembering(output_class)(**outputs, memory=following)
     return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
+
+
+def _extend(model: Any, memory: CacheMemory, tokens: Tensor, mask: Tensor | None) -> dict[str, Any]:
+    """Add ``tokens`` to a memory. Returns the model's arguments for them: cache, mask and positions."""
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise InputError(
+            "Gradient checkpointing recomputes layers without their memory; call "
+            "model.gradient_checkpointing_disable() to train with one."
+        )
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], device=tokens.device)
+    elif mask.shape != tokens.shape[:2]:
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, "
+            f"{tuple(tokens.shape[:2])}."
+        )
+    arguments = memory.extend(mask.bool())
+    if model.hands_globals_down:
+        arguments[MEMORY_MASK_ARGUMENT] = arguments.pop("attention_mask")
+    table = next((table for table in model.family.position_tables if not table.decoder), None)
+    if table is not None:
+        first = table.first_id(model.config)
+        table.refuse_beyond(int(arguments["position_ids"].max()) + 1, table.tokens(model.config))
+        arguments["position_ids"] = arguments["position_ids"] + first
+    return arguments
 
 
 @cache

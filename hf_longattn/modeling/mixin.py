@@ -35,7 +35,7 @@ from .attach.weights import LoadsMechanisms, check_tables, freeze_tables, shared
 from .backend import weights_requested
 from .family.definition import Family, module_name
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
-from .family.position_table import PositionTable
+from .family.position_table import PositionTable, input_of
 from .family.rotary import positions_without_end
 from .inference import warn_of_overflow
 from .keywords import COLLECT_WEIGHTS, DOCUMENTS
@@ -179,11 +179,9 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
             OptionError: the mechanisms, or the numbers of heads, are not possible in this model.
         """
         for module in self.modules():
-            long_class = (
-                None
-                if module is self or not hasattr(module, "config_class")
-                else self.family.long_class_of(type(module))
-            )
+            if module is self or not hasattr(module, "config_class"):
+                continue
+            long_class = self.family.long_class_of(type(module))
             if long_class is not None:  # the Long class adds no state, so the instance can change its class
                 module.__class__ = long_class
                 module.after_class_swap()
@@ -230,10 +228,9 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         with deferred_logits(self) if defers else nullcontext():
             outputs = base_forward(self, **arguments)
         by_name = not isinstance(outputs, tuple)
-        mean = getattr(outputs, "loss", None) if by_name else outputs[0] if outputs else None
-        if not isinstance(mean, Tensor) or mean.dim() != 0:
+        loss = getattr(outputs, "loss", None) if by_name else next(iter(outputs), None)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
             return outputs
-        loss = mean
         if self.training and self.runs_mechanisms and (added := auxiliary_loss(self)) is not None:
             loss = loss + added.to(loss)
         if items is not None and (count := label_count(type(self).__name__, arguments)) is not None:
@@ -311,23 +308,18 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even
         if Trainer has overwritten it with the tokenizer's."""
-        tables = [
-            (module, table)
-            for module in self.modules()
-            if (table := getattr(module, "position_table", None)) is not None
-        ]
-        counting: list[Any] = [
-            getattr(module, "embeddings", None) for module, table in tables if table.offset == "padding"
-        ]
-        counted = next((embeddings.padding_idx for embeddings in counting if hasattr(embeddings, "padding_idx")), None)
         config: Any = self.config
         padding = getattr(config, "pad_token_id", None)
-        if counted is not None:
-            config.pad_token_id = counted
+        for module in self.modules():
+            counts_from_padding = getattr(getattr(module, "position_table", None), "offset", None) == "padding"
+            embeddings: Any = getattr(module, "embeddings", None)
+            if counts_from_padding and hasattr(embeddings, "padding_idx"):
+                config.pad_token_id = embeddings.padding_idx
+                break
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
-            if counted is not None:
+            if hasattr(config, "pad_token_id"):
                 config.pad_token_id = padding
 
     @property
@@ -499,10 +491,8 @@ class LongGenerationMixin(_Base):
         mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
         seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
         if isinstance(seen, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2:
-            width, new = (
-                cache.get_max_length(),
-                inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"],
-            )
+            new: Any = input_of(inputs)
+            width = cache.get_max_length()
             inputs["attention_mask"] = filled_columns(len(mask), width, seen + new.shape[1], mask)
             if tokens is not None:
                 inputs["global_attention_mask"] = nn.functional.pad(tokens, (0, width - tokens.shape[1]))
@@ -528,8 +518,6 @@ class LongBaseModelMixin(LongAttentionMixin):
     """How memory tokens pass from segment to segment. ``None`` if the model runs over the whole text."""
     takes_positions: bool = False
     """Whether ``forward`` takes ``position_ids``."""
-    mixes_beside_attention: bool = False
-    """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
     exact_length: int | None = None
     """Maximum length of batches with the source's positions. In longer batches, positions start after left padding.
 
@@ -549,20 +537,27 @@ class LongBaseModelMixin(LongAttentionMixin):
         if any(mechanism.capabilities.recursion is not None for mechanism in layers):
             self.recursion = attach_memory_tokens(self, table)
         self.is_rotary = rotary = self.family.rotary(self.config)
-        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv1d)]
-        recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        self.mixes_beside_attention = bool(convolutions or recurrent) and self.family.spec.counts_tokens
         self.takes_positions = "position_ids" in inspect.signature(type(self).forward).parameters
         if table is not None:
-            self.first_id, self.longest = 0 if rotary else table.first_id(self.config), table.tokens(self.config)
+            self.longest = table.tokens(self.config)
+            if not rotary:
+                self.first_id = table.first_id(self.config)
         if self.takes_positions and (rotary or table is not None):
-            short = (layer.options.exact_length for layer in layers if not rotary and full_of(layer) is not None)
-            self.exact_length = min(filter(None, short), default=None)
+            if not rotary:
+                lengths = (layer.options.exact_length for layer in layers if full_of(layer) is not None)
+                self.exact_length = min(filter(None, lengths), default=None)
             if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
                 computes_source = all(layer.covers(self.config.max_position_embeddings) for layer in layers)
-                self.exact_length = (
-                    None if computes_source or any(not layer.capabilities.ignores_padding for layer in layers) else 0
-                )
+                if not computes_source and all(layer.capabilities.ignores_padding for layer in layers):
+                    self.exact_length = 0
+
+    @property
+    def mixes_beside_attention(self) -> bool:
+        """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba,
+        LFM2)."""
+        recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
+        convolves = any(isinstance(module, nn.Conv1d) for module in self.modules())
+        return (recurrent or convolves) and self.family.spec.counts_tokens
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Check inputs, find documents and global tokens, and run ``base_forward``, in segments if there are memory
@@ -588,9 +583,8 @@ class LongBaseModelMixin(LongAttentionMixin):
                     mechanism = module.long_attention
                     if not isinstance(mechanism, Mechanism) or mechanism.capabilities.takes_globals:
                         chosen = global_token_ids(self)
-                        tokens = (
-                            None if chosen is None else global_tokens_of(chosen, arguments, arguments.get("documents"))
-                        )
+                        if chosen is not None:
+                            tokens = global_tokens_of(chosen, arguments, arguments.get("documents"))
                         break
             if tokens is not None:
                 arguments["global_attention_mask"] = for_one_pass(tokens)
@@ -609,28 +603,20 @@ class LongBaseModelMixin(LongAttentionMixin):
 
         runs: whether mechanisms run (not the base's attention).
         """
-        if runs and arguments.get("global_attention_mask") is not None:
-            check_globals(self, arguments)
-        tokens, positions, mask = (
-            arguments.get("input_ids"),
-            arguments.get("position_ids"),
-            arguments.get("attention_mask"),
-        )
-        tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-        if torch.compiler.is_compiling() and positions is None and mask is None:
+        tokens = arguments.get("input_ids")
+        if tokens is None:
+            tokens = arguments.get("inputs_embeds")
+        without_positions = arguments.get("position_ids") is None and arguments.get("attention_mask") is None
+        if torch.compiler.is_compiling() and without_positions:
             rule_out_packing(arguments)
-        if not runs and arguments.pop("documents", None) is not None:
+        if runs:
+            self.check_masks(arguments, tokens)
+        elif arguments.pop("documents", None) is not None:
             raise InputError(
                 "Only mechanisms keep documents apart; call model.set_attn_implementation('longattn'), or leave "
                 "documents out."
             )
-        if runs and (positions is not None or getattr(mask, "ndim", 2) == 4 or not DOCUMENTS.isdisjoint(arguments)):
-            find_documents(self, arguments)
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
-        # bases that use the mask before their attention (ESM), or drop one of ones (LayoutLM)
-        shape = tokens.shape[:2] if tokens is not None and runs and arguments.get(CACHE) is None else None
-        if shape is not None and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != shape:
-            check_size(mask, shape[0], shape[1])
         if tokens is not None and self.exact_length is not None and positions is None and mask is not None:
             arguments["position_ids"] = self.own_positions(
                 arguments, (tokens.shape[0], tokens.shape[1]), tokens.device
@@ -640,19 +626,34 @@ class LongBaseModelMixin(LongAttentionMixin):
             if is_long:  # may still fit: in some models, padding has no position
                 self.position_table.check_length(self.config, arguments)
 
+    def check_masks(self, arguments: dict[str, Any], tokens: Tensor | None) -> None:
+        """Refuse masks that do not fit ``tokens (B, N)`` or ``(B, N, D)``, and add documents to ``arguments``. For
+        calls in which mechanisms run."""
+        positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+        if arguments.get("global_attention_mask") is not None:
+            check_globals(self, arguments)
+        if positions is not None or getattr(mask, "ndim", 2) == 4 or not DOCUMENTS.isdisjoint(arguments):
+            find_documents(self, arguments)
+        # bases that use the mask before their attention (ESM), or drop one of ones (LayoutLM)
+        two_dimensional = isinstance(mask, Tensor) and mask.dim() == 2
+        if two_dimensional and tokens is not None and arguments.get(CACHE) is None and mask.shape != tokens.shape[:2]:
+            check_size(mask, tokens.shape[0], tokens.shape[1])
+
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """Default ``position_ids (B, N)``, for calls without them.
 
         In batches longer than ``exact_length``, they start after left padding. Shorter batches have the source's
         positions.
         """
-        table, first = None if self.is_rotary else self.position_table, self.first_id
-        real: Tensor | None = None
-        if table is not None and table.skips_padding:
-            ids = kwargs.get("input_ids")
-            real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != first - 1
-        if real is not None:
-            return real.long().cumsum(1) * real.long() + first - 1
+        table, first = self.position_table, self.first_id
+        if table is not None and table.skips_padding and not self.is_rotary:
+            real: Tensor | None = None
+            if table.added:
+                real = kwargs.get("attention_mask")
+            elif kwargs.get("input_ids") is not None:
+                real = kwargs["input_ids"] != first - 1
+            if real is not None:
+                return real.long().cumsum(1) * real.long() + first - 1
         positions = torch.arange(first, first + shape[1], device=device).expand(shape)
         mask = kwargs.get("attention_mask")
         free = torch.compiler.is_exporting() and of_any_length(shape[1])

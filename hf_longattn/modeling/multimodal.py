@@ -236,10 +236,13 @@ class FrameEmbedder(Embedder):
             )
         frames = self.norm(features.to(self.kind.weight.dtype))
         for convolution, step in zip(self.convolutions, self.steps, strict=True):
-            frames = frames if mask is None else frames * mask[..., None].to(frames.dtype)
+            if mask is not None:
+                frames = frames * mask[..., None].to(frames.dtype)
+                mask = mask[:, ::step]
             frames = F.gelu(convolution(frames.transpose(1, 2))).transpose(1, 2)
-            mask = mask if mask is None else mask[:, ::step]
-        return self.with_first(frames), None if mask is None else F.pad(mask, (1, 0), value=1)
+        if mask is not None:
+            mask = F.pad(mask, (1, 0), value=1)
+        return self.with_first(frames), mask
 
 
 class LongMultimodalPreTrainedModel(HubMixin, PreTrainedModel):
@@ -268,20 +271,15 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
 
     def __init__(self, config: LongMultimodalConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.text_model = (
-            new_model(AutoModel, config.text_config, **without_pooler(config.text_config))
-            if text_model is None
-            else text_model
-        )
+        if text_model is None:
+            text_model = new_model(AutoModel, config.text_config, **without_pooler(config.text_config))
+        self.text_model = text_model
         check_backbone(self.text_model)
         width = self.text_model.get_input_embeddings().weight.shape[1]
         makers = {"images": PatchEmbedder, "sound": FrameEmbedder}
         embedders = {name: makers[name](read, width) for name, read in config.embedded.items()}
-        images, self.image_embedder, self.audio_embedder = (
-            config.images,
-            embedders.get("images"),
-            embedders.get("sound"),
-        )
+        images = config.images
+        self.image_embedder, self.audio_embedder = embedders.get("images"), embedders.get("sound")
         self.longest = longest_input(self.text_model.config)
         if images is not None and self.longest is not None and images.grid.cells + 1 > self.longest:
             raise InputError(
@@ -308,10 +306,8 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     def with_embedders(self, **inputs: Any) -> LongMultimodalModel:
         """This model, with new embedders for inputs that it does not read yet: the arguments of :meth:`of`."""
         new = type(self).of(self.text_model, **self.config.embedded, **inputs)
-        new.image_embedder, new.audio_embedder = (
-            self.image_embedder or new.image_embedder,
-            self.audio_embedder or new.audio_embedder,
-        )
+        new.image_embedder = self.image_embedder or new.image_embedder
+        new.audio_embedder = self.audio_embedder or new.audio_embedder
         return new
 
     def get_input_embeddings(self) -> nn.Module:
@@ -480,13 +476,13 @@ def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
     """The keyword argument that builds a base model without a pooler, if there is one. Heads use the mean of all
     tokens instead."""
     known = auto_mapping(AutoModel)
-    base = known[type(config)] if known is not None and type(config) in known else None
-    base = base[0] if isinstance(base, tuple) else base
-    return (
-        {"add_pooling_layer": False}
-        if base is not None and "add_pooling_layer" in inspect.signature(base.__init__).parameters
-        else {}
-    )
+    if known is None or type(config) not in known:
+        return {}
+    base = known[type(config)]
+    if isinstance(base, tuple):
+        base = base[0]
+    takes_pooler = "add_pooling_layer" in inspect.signature(base.__init__).parameters
+    return {"add_pooling_layer": False} if takes_pooler else {}
 
 
 def check_backbone(model: PreTrainedModel) -> None:

@@ -41,32 +41,39 @@ def find_documents(model: Any, arguments: dict[str, Any]) -> None:
             arguments.pop(name, None)
         return
     shape = (tokens.shape[0], tokens.shape[1])
-    documents, positions = documents_of(arguments, shape), arguments.get("position_ids")
+    documents = documents_of(arguments, shape)
     if (documents is not None or _begins_anew(model, arguments)) and seen_before(arguments):
         raise InputError(WITH_A_CACHE)
     if documents is None:
-        restarts = _restarts(arguments, shape)
-        if restarts is None:
-            return
-        if in_graph():
-            if (refusal := _refusal_of_packing(model, shape[1], arguments.get("use_cache"))) is not None:
-                assert_in_graph(~restarts.any(), refusal)  # tracing does not know the values of positions
-                rule_out_packing(arguments)
-            return
-        if not restarts.any():
-            return
-        documents = restarts.cumsum(1).expand(shape)
-    # each row is a single document
-    if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):
+        documents = _documents_of_positions(model, arguments, shape)
+    if documents is None:
+        return
+    single = not in_graph() and bool((documents[:, -1:] == documents[:, :1]).all())
+    if single:  # each row is one document
         return
     if (refusal := refusal_of_documents(model, arguments)) is not None:
         raise InputError(refusal)
     arguments["documents"] = for_one_pass(documents)
-    if positions is None and model.takes_positions:
+    if arguments.get("position_ids") is None and model.takes_positions:
         arguments["position_ids"] = positions_in(documents) + model.first_position_id
     if arguments.get("use_cache") is None and getattr(model.config, "use_cache", False):
         arguments["use_cache"] = False
     rule_out_packing(arguments)  # otherwise transformers would build an N×N mask if positions restart
+
+
+def _documents_of_positions(model: Any, arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
+    """Document numbers ``(B, N)`` of positions that restart. ``None`` if none restart, and in a graph, which refuses
+    them when it runs."""
+    restarts = _restarts(arguments, shape)
+    if restarts is None:
+        return None
+    if not in_graph():
+        return restarts.cumsum(1).expand(shape) if restarts.any() else None
+    refusal = _refusal_of_packing(model, shape[1], arguments.get("use_cache"))
+    if refusal is not None:
+        assert_in_graph(~restarts.any(), refusal)  # tracing does not know the values of positions
+        rule_out_packing(arguments)
+    return None
 
 
 def _restarts(arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
@@ -146,9 +153,9 @@ def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str 
             model.recursion is not None or not takes_masked_documents(mechanism, length, causal)
         ):
             return packing_refused(mechanism)
-    if getattr(model.config, "use_cache", False) if use_cache is None else use_cache:
-        return WITH_A_CACHE
-    return None
+    if use_cache is None:
+        use_cache = getattr(model.config, "use_cache", False)
+    return WITH_A_CACHE if use_cache else None
 
 
 def rule_out_packing(arguments: dict[str, Any]) -> None:
@@ -181,12 +188,11 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
         return
     if seen_before(arguments):
         raise InputError(WITH_A_CACHE)
-    of_choices = tokens.dim() == 3 and "input_ids" in arguments  # (B, choices, N)
-    rows = tokens.flatten(0, 1) if of_choices else tokens
-    numbers = {
-        name: arguments[name].flatten(0, 1) if of_choices else arguments[name] for name in DOCUMENTS & arguments.keys()
-    }
-    documents = documents_of(numbers, (rows.shape[0], rows.shape[1]))
+    numbers = {name: arguments[name] for name in DOCUMENTS & arguments.keys()}
+    if tokens.dim() == 3 and "input_ids" in arguments:  # (B, choices, N)
+        tokens = tokens.flatten(0, 1)
+        numbers = {name: values.flatten(0, 1) for name, values in numbers.items()}
+    documents = documents_of(numbers, (tokens.shape[0], tokens.shape[1]))
     if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
         raise InputError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
     for name in DOCUMENTS:

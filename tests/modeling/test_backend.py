@@ -20,8 +20,6 @@ from hf_longattn.engines.dense_masks import documents_in_mask, hidden_pairs, onl
 from hf_longattn.errors import BackendError, InputError, LongAttentionError
 from hf_longattn.functional import attend
 from hf_longattn.mechanisms.common.registry import build_mechanism
-from hf_longattn.memory.key_cache import GrowingWindowLayer, StaticKeysLayer
-from hf_longattn.modeling import backend
 from hf_longattn.modeling.backend import longattn_attention_forward, mechanism_mask
 from tests.cases import every_case
 from tests.reference.small_models import TEXT_FAMILIES, long_model, padding, pair, plain_model, tokens
@@ -68,31 +66,6 @@ def test_dropout_of_the_attention_function_changes_the_output() -> None:
     q, k, v = qkv()
     kept, dropped = (longattn_attention_forward(module(window=8), q, k, v, None, dropout=p)[0] for p in (0.0, 0.5))
     assert not torch.equal(kept, dropped)
-
-
-def test_mask_is_cut_to_the_last_columns_for_a_sliding_cache() -> None:
-    q, k, v = qkv(queries=1, keys=8)
-    mask = torch.ones(2, 50, dtype=torch.bool)
-    mask[1, :45] = False
-    layer = GrowingWindowLayer(8)
-    layer.update(torch.zeros(2, 4, 50, 8), torch.zeros(2, 4, 50, 8))
-    out, _ = longattn_attention_forward(
-        module("window", causal=True, window=8), q, k, v, mask, **{backend.CACHE_LAYER: layer}
-    )
-    assert torch.equal(
-        out, attend(q, k, v, "window", window=8, causal=True, padding_mask=mask[:, -8:]).transpose(1, 2)
-    )
-
-
-def test_static_cache_is_cut_to_its_filled_part() -> None:
-    q, k, v = qkv(queries=1, keys=64)
-    mask = torch.ones(2, 20, dtype=torch.bool)
-    layer = StaticKeysLayer(64)
-    layer.update(torch.zeros(2, 4, 20, 8), torch.zeros(2, 4, 20, 8))
-    out, _ = longattn_attention_forward(module("full", causal=True), q, k, v, mask, **{backend.CACHE_LAYER: layer})
-    assert torch.equal(
-        out, attend(q, k[:, :, :20], v[:, :, :20], "full", causal=True, padding_mask=mask).transpose(1, 2)
-    )
 
 
 @pytest.mark.parametrize("kind", ["bool", "additive"])
@@ -143,15 +116,6 @@ def test_mask_of_one_row_is_read_again_after_a_write() -> None:
     mask[..., 30:] = torch.finfo(torch.float32).min
     cut, _ = longattn_attention_forward(attention, q, k, v, mask)
     assert not torch.equal(everything[:, 29], cut[:, 29])
-
-
-def test_position_bias_is_added_to_the_scores() -> None:
-    q, k, v = qkv()
-    bias = torch.randn(1, 4, 40, 40)
-    out, _ = longattn_attention_forward(module("full"), q, k, v, None, position_bias=bias)
-    assert (
-        out.transpose(1, 2) - nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    ).abs().max() < 1e-5
 
 
 def test_returned_attention_weights_times_values_are_the_output() -> None:
@@ -618,9 +582,3 @@ def test_compiled_models_have_no_cached_function_in_their_graph(base: str, atten
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*functools")
         torch.compile(model, backend="eager")(ids, attention_mask=torch.ones_like(ids))
-
-
-def test_a_mask_of_nan_hides_nothing() -> None:
-    row = torch.tensor([[0.0, float("nan")], [float("nan")] * 2])
-    assert not hidden_pairs(row).any()
-    assert not only_hides(row)

@@ -420,18 +420,6 @@ def test_a_mask_for_other_queries_and_keys_is_refused_with_the_module() -> None:
         attend(declare("window", 10))
 
 
-@every_case("few", [0, 100])
-def test_documents_of_flash_attention_keep_apart_few_and_many_queries(
-    few: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stock_attention, "FEW_QUERIES", few)
-    positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
-    documents = (torch.arange(LENGTH) >= 10).long().expand(2, -1)
-    for kind in ("causal", "window"):
-        expected = attend(declare(kind, position_ids=positions))
-        torch.testing.assert_close(attend(declare(kind), documents=documents), expected, atol=1e-12, rtol=0)
-
-
 def test_masks_that_may_mean_either_kind_are_refused() -> None:
     with pytest.raises(InputError, match=r"dtype torch\.int64, but must be"):
         attend(torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.long))

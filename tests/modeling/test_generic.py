@@ -66,12 +66,6 @@ def test_every_attention_layer_of_an_architecture_is_found_and_numbered(case: st
     assert sum(site.cross for site in sites) == (2 if encoder_decoder else 0)
 
 
-def test_layers_of_vit_may_have_different_mechanisms() -> None:
-    model, _ = build("vit")
-    enable_long_attention(model, {"mechanism": "full", "layers": {1: {"mechanism": "window", "window": 4}}})
-    assert [site.module.long_attention.name for site in attention_sites(model)] == ["full", "window"]
-
-
 def test_auto_classes_load_saved_enabled_models(tmp_path: Path) -> None:
     """Mechanisms with and without parameters; a head that the folder lacks is new; a config alone gives random
     weights."""
@@ -115,12 +109,6 @@ def test_an_enabled_gpt2_returns_attentions_and_leaves_padding_out() -> None:
     assert (out.last_hidden_state[1, :30] - alone).abs().max() < 1e-5
 
 
-def test_an_enabled_gpt2_generates_as_without_a_cache() -> None:
-    model = enable_long_attention(plain_model("gpt2", "GPT2LMHeadModel"), {"mechanism": "window", "window": 8})
-    how = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
-    assert torch.equal(model.generate(tokens(2, 20), **how), model.generate(tokens(2, 20), use_cache=False, **how))
-
-
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_decoding_refuses_a_mechanism_that_sees_more_than_the_sliding_cache(cache: str) -> None:
     settings = {
@@ -152,16 +140,6 @@ def test_decoding_refuses_a_mechanism_that_sees_more_than_the_sliding_cache(cach
         ):
             model.generate(tokens(2, 30), **settings)
         model.generate(tokens(2, 30), **without_cache)
-
-
-@pytest.mark.parametrize(
-    ("keyword", "meaning"),
-    [("sinks", "sinks of each query"), ("indices", "keys chosen"), ("block_indices", "blocks chosen")],
-)
-def test_a_keyword_of_attention_that_no_mechanism_computes_is_refused(keyword: str, meaning: str) -> None:
-    model = enable_long_attention(plain_model("llama"), {"mechanism": "window", "window": 8})
-    with pytest.raises(BackendError, match=f"LlamaAttention of layer 0 attends with {meaning}"):
-        model(tokens(1, 20), **{keyword: torch.zeros(1)})
 
 
 @pytest.mark.parametrize("nothing", [{}, {"window": 64}])
@@ -440,18 +418,6 @@ def test_the_mechanism_of_a_tower_replaces_the_windows_of_its_base() -> None:
     assert not torch.allclose(model(input_ids=ids, use_cache=False).logits, without_windows, rtol=0, atol=1e-5)
     enable_long_attention(model, {"towers": {"text": FULL}})
     torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, without_windows, rtol=0, atol=1e-5)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("case", TOWERS)
-def test_a_tower_that_is_not_named_keeps_its_attention(case: str) -> None:
-    model, inputs = build_towers(case)
-    text = towers_of(model)["text"]
-    expected = output(model, inputs)
-    enable_long_attention(model, {"towers": {"vision": NARROW}})
-    assert not mechanisms(text)
-    assert text.config._attn_implementation == "sdpa"
-    assert not torch.equal(output(model, inputs), expected)
 
 
 @pytest.mark.parametrize(

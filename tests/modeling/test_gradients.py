@@ -21,7 +21,6 @@ import hf_longattn
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines import block_sparse
 from hf_longattn.errors import BackendError, InputError
-from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.cases import every_case
 from tests.grids import grid, quickly
@@ -332,28 +331,6 @@ def test_global_tokens_of_every_kind_are_in_the_graph(
     )
     model = bert(options, 0.0)
     assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), gradients(model, model, inputs))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mechanism", ENCODERS)
-def test_every_mechanism_of_encoders_trains_as_one_graph(mechanism: str) -> None:
-    options = {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}
-    inputs = batch(padded=True, global_tokens=0)
-    assert all(
-        gradient.isfinite().all() for gradient in compiled_gradients(bert(options, 0.1), inputs, fullgraph=False)
-    )
-    model = bert(options, 0.0)
-    assert_equal(compiled_gradients(model, inputs), gradients(model, model, inputs))
-
-
-@pytest.mark.slow
-@every_case("options", [LONGFORMER, {**LONGFORMER, "separate_global": True}], ids=str)
-def test_inductor_trains_with_dropout_and_global_tokens(options: dict[str, Any]) -> None:
-    model, inputs = bert(options, 0.1), batch(padded=True, global_tokens=3)
-    torch._dynamo.reset()
-    found = gradients(model, torch.compile(model, fullgraph=True), inputs)
-    assert all(gradient.isfinite().all() for gradient in found)
-    assert any(gradient.any() for gradient in found)
 
 
 def test_the_dropout_of_separate_rows_has_the_mean_and_the_gradients_of_its_weights() -> None:

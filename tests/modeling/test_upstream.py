@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import importlib
-import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +11,11 @@ import torch
 import transformers
 import transformers.masking_utils as masking
 from transformers import LlamaConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.llama import modeling_llama
 
 from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError
-from hf_longattn.modeling import backend, declared, upstream
-from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward, mechanism_mask
-from hf_longattn.modeling.keywords import TENSORS
+from hf_longattn.modeling import declared, upstream
+from hf_longattn.modeling.backend import BACKEND, mechanism_mask
 from tests.cases import every_case
 from tests.reference.small_models import plain_model, tokens
 
@@ -161,57 +154,6 @@ def test_a_window_that_is_not_recognised_is_logged_and_right(
     assert "(sliding_window_causal, sliding_window_causal with padding)" in caplog.text
 
 
-def name_of(node: ast.expr) -> str:
-    return node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
-
-
-def keywords_of(text: str) -> set[str]:
-    """Keywords that the attention modules of a modeling file pass to the attention function, or let through to it."""
-    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
-    keywords, taken = set[str](), dict[str, set[str]]()
-    for kind in classes:
-        calls = [node for node in ast.walk(kind) if isinstance(node, ast.Call)]
-        calls = [call for call in calls if name_of(call.func) == "attention_interface"]
-        keywords |= {keyword.arg for call in calls for keyword in call.keywords if keyword.arg is not None}
-        for method in kind.body:
-            if calls and isinstance(method, ast.FunctionDef) and method.name == "forward":
-                taken[kind.name] = {argument.arg for argument in method.args.args + method.args.kwonlyargs}
-    for kind in classes:
-        modules = dict[str, str]()
-        for node in ast.walk(kind):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and name_of(node.value.func) in taken:
-                modules[name_of(node.targets[0])] = name_of(node.value.func)
-        for node in ast.walk(kind):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in modules:
-                named = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
-                keywords |= named - taken[modules[node.func.attr]]
-    return keywords
-
-
-NOT_TENSORS = {
-    "cache",  # found by its type
-    "deterministic",  # of FlashAttention
-    "max_length_k",
-    "max_length_q",
-    "output_attentions",
-    "sliding_window",  # the mask has it
-    "use_cache",
-}
-"""Further keywords with which the installed models call attention, none for a tensor."""
-
-
-@pytest.mark.thorough
-def test_keywords_that_installed_models_pass_to_attention_are_known() -> None:
-    signature = {*inspect.signature(longattn_attention_forward).parameters}
-    unknown = dict[str, set[str]]()
-    files = [path for path in MODELS.glob("*/modeling_*.py") if INTERFACE in path.read_text(encoding="utf-8")]
-    for path in files:
-        for name in keywords_of(path.read_text(encoding="utf-8")) - signature - TENSORS - NOT_TENSORS:
-            unknown.setdefault(name, set()).add(path.parent.name)
-    assert len(files) > 200
-    assert not unknown
-
-
 @every_case("attention", [None, {"mechanism": "window", "window": 8}])
 def test_an_unknown_tensor_for_attention_is_refused_by_name(attention: Any) -> None:
     model = plain_model("llama")
@@ -223,29 +165,3 @@ def test_an_unknown_tensor_for_attention_is_refused_by_name(attention: Any) -> N
         model(ids, head_gates=torch.ones(4))
     for name in ("token_type_ids", "num_items_in_batch"):
         model(ids, **{name: torch.zeros_like(ids)})
-
-
-def test_a_class_off_the_interface_that_says_otherwise_is_logged_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = LlamaConfig(hidden_size=32, attn_implementation=BACKEND)
-    monkeypatch.delattr(modeling_llama, INTERFACE)
-    for _ in range(2):
-        mask = masking.create_causal_mask(config, torch.zeros(1, 8, 32), None, None)
-        assert mask.is_floating_point()  # for the module's own attention
-    assert caplog.text.count("LlamaPreTrainedModel says that attention backends run in it") == 1
-
-
-@pytest.mark.thorough
-def test_no_installed_class_on_the_interface_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Three model types have a part of their own that is not on the interface."""
-    for config_class in {*CONFIG_MAPPING.values()}:
-        package, beside, name = config_class.__module__.rpartition(".configuration_")
-        if beside:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(f"{package}.modeling_{name}")
-        backend._on_the_interface(config_class)
-    logged = {record.getMessage().split("PreTrainedModel")[0] for record in caplog.records}
-    assert logged <= {"GotOcr2", "GraniteSpeech", "GraniteSpeechPlus"}

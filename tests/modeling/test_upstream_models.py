@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertConfig, BertModel, DynamicCache, GenerationMixin, PreTrainedModel, cache_utils
 from transformers.generation.continuous_batching import ContinuousMixin
 from transformers.models.bert.modeling_bert import BertSelfAttention
@@ -24,7 +21,6 @@ from hf_longattn.memory.key_cache import GrowingWindowLayer, ReservedLayer
 from hf_longattn.modeling import generic, mixin
 from hf_longattn.modeling.attach.weights import LoadsMechanisms
 from hf_longattn.modeling.grids import LongGridMixin
-from hf_longattn.modeling.upstream import check_windows
 from hf_longattn.names import PRIVATE_APIS, require
 from tests.cases import every_case
 from tests.reference.small_models import long_model, tokens
@@ -150,49 +146,6 @@ def test_layers_whose_attention_is_not_found_are_named(caplog: pytest.LogCapture
         enable_long_attention(model, WINDOW)
         assert bool(caplog.messages) == bool(found)
         assert found in caplog.text
-
-
-def kernel(margin: int, **renamed: str) -> Callable[..., Any]:
-    """FlashAttention whose window is ``sliding_window - margin`` keys to either side."""
-
-    def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        is_causal: bool | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        distance = torch.arange(query.shape[2])[:, None] - torch.arange(key.shape[2])
-        size = key.shape[2] if sliding_window is None else sliding_window - margin
-        seen = (distance <= size) & (distance >= (0 if is_causal else -size))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling).transpose(1, 2), None
-
-    return attend
-
-
-def without_window(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **others: Any
-) -> Any:
-    return kernel(1)(module, query, key, value, attention_mask, **{**others, "sliding_window": None})
-
-
-@every_case("causal", [True, False])
-@every_case("head_dim", [4, 8, 64])
-@every_case("dtype", [torch.float32, torch.bfloat16])
-def test_windows_of_a_kernel_are_compared_once(causal: bool, head_dim: int, dtype: torch.dtype) -> None:
-    query = torch.randn(2, 4, 30, head_dim).to(dtype)
-    check_windows(kernel(1), nn.Identity(), query, causal)
-    for wrong, found in (
-        (kernel(0), "sliding_window=3 does not show 2 keys"),
-        (kernel(2), "sliding_window=3 does not show 2 keys"),
-        (without_window, "it takes no sliding_window"),
-    ):
-        with pytest.raises(BackendError, match=rf"{found}.*set_attn_implementation\('longattn'\)"):
-            check_windows(wrong, nn.Identity(), query, causal)
 
 
 def test_continuous_batching_of_mechanisms_is_refused_in_a_sentence_that_ends_the_circle(
