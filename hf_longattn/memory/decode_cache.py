@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -39,8 +37,6 @@ READS_PROMPT = "reads_prompt"
 the attention function."""
 FULL = "full_attention"
 """transformers' name of the cache layer that holds all keys."""
-MAX_TYPE_NAMES = 1024
-"""Maximum number of layer types that this package keeps registered in transformers."""
 
 
 def find_cache(values: Iterable[Any]) -> Any:
@@ -123,27 +119,13 @@ def window_layer_type(window: int) -> str:
     return _enter_layer_type(f"{BACKEND}_window_{window}", growing, static)
 
 
-_entered: OrderedDict[str, None] = OrderedDict()
-_lock = threading.Lock()
-
-
 def _enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..., Any]) -> str:
     """Register ``name`` as a cache layer type in transformers' tables. Returns ``name``.
 
     ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``. Both must return instances of
-    module-level classes, so that any process can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a
-    config registers its names for every cache.
+    module-level classes, so that any process can unpickle a cache.
     """
-    tables: tuple[dict[str, Any], ...] = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING, cache_utils.STATIC_LAYER_TYPE_MAPPING
-    with _lock:
-        if name in _entered:
-            _entered.move_to_end(name)
-            return name
-        _entered[name] = None
-        for table, make in zip(tables, (growing, static), strict=True):
-            table[name] = make
-        while len(_entered) > MAX_TYPE_NAMES:
-            oldest, _ = _entered.popitem(last=False)
-            for table in tables:
-                table.pop(oldest, None)
+    dynamic_types: dict[str, Any] = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING
+    static_types: dict[str, Any] = cache_utils.STATIC_LAYER_TYPE_MAPPING
+    dynamic_types[name], static_types[name] = growing, static
     return name

@@ -96,8 +96,8 @@ def check_interface(model_class: Any) -> None:
     if is_model_class(model_class):
         if not hasattr(model_class, "_can_set_attn_implementation"):
             raise missing("set_implementation")
-        of_timm = model_class.__name__.startswith("TimmWrapper")  # layers are from the package timm
-        if not of_timm and model_class._can_set_attn_implementation():
+        from_timm = model_class.__name__.startswith("TimmWrapper")  # its layers are those of the package timm
+        if not from_timm and model_class._can_set_attn_implementation():
             return
     raise BackendError(
         f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be "
@@ -127,7 +127,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     if not facts_of_installed and family.base_model_type in stored_facts()["derived"]:
         check_interface(family.base_class(base_model))
     parts = family.stacks or family.inner  # classes that run in place of the base model
-    of_inputs = (
+    known_mixins = (
         LongAttentionMixin,
         LongBaseModelMixin,
         LongGridMixin,
@@ -136,12 +136,12 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         LongAudioModelMixin,
         LongTowersMixin,
     )
-    known = {mixin.__name__: mixin for mixin in of_inputs}
-    usual, base_mixin = (known[name] for name in family.spec.mixins)
+    by_name = {mixin.__name__: mixin for mixin in known_mixins}
+    usual, base_mixin = (by_name[name] for name in family.spec.mixins)
     mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.backbone_classes), base_mixin)
-    of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
-    mixins |= dict(zip(family.stacks, of_stacks, strict=False))
+    stack_mixins = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
+    mixins |= dict(zip(family.stacks, stack_mixins, strict=False))
     classes = {}
     for base_name, long_name in {**family.parts, **family.model_classes}.items():
         if base_name in family.parts:

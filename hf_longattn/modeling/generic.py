@@ -189,13 +189,14 @@ def class_problem(name: str, folder: Path, values: Mapping[str, Any], *, allow_p
         values: its config.json.
         allow_pickle: whether tensors of .bin files are read.
     """
-    names, named = values.get("architectures"), named_class(values, "")
+    names = values.get("architectures")
     if isinstance(names, list) and len({*map(str, names)}) > 1:
         return (
             f"The config.json of {name!r} names the classes {names!r:.200}, and several are not supported; leave the "
             "one that saved the files in architectures."
         )
-    converted, family, model_type = is_long(values), family_in(values), str(values.get("model_type"))
+    named, converted = named_class(values, ""), is_long(values)
+    family, model_type = family_in(values), str(values.get("model_type"))
     if named and (converted or hasattr(transformers, named)):
         return ""
     if family is None and isinstance(MODEL_MAPPING_NAMES.get(model_type), str):
@@ -243,7 +244,7 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
     else:
-        config.long_attention = {TOWERS: {name: of_tower.to_dict() for name, of_tower in attention.items()}}
+        config.long_attention = {TOWERS: {name: tower.to_dict() for name, tower in attention.items()}}
     if not isinstance(config, GenericConfig):
         base: Any = type(config)
         config.__class__ = _generic_class(base)
@@ -267,7 +268,7 @@ def read_attention(
         raise OptionError(
             f"long_attention gives mechanisms by tower and {others[0]!r} for all; put {others[0]!r} into each tower."
         )
-    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in chosen[TOWERS].items()}
+    return {name: LongAttentionConfig.from_dict(tower) for name, tower in chosen[TOWERS].items()}
 
 
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
@@ -282,12 +283,11 @@ def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
         parts = (module for module in model.modules() if module is not model and isinstance(module, PreTrainedModel))
         if (tower := next((part for part in parts if part.config is config), None)) is not None:
             towers[field.removesuffix(TOWER_CONFIG)] = tower
-    for name, part in model.named_children() if towers else ():
-        if (
-            isinstance(part, PreTrainedModel)
-            and part.config is model.config
-            and not set(towers.values()) & set(part.modules())
-        ):
+    if not towers:
+        return {}
+    for name, part in model.named_children():
+        shares_config = isinstance(part, PreTrainedModel) and part.config is model.config
+        if shares_config and not set(towers.values()) & set(part.modules()):
             towers[name.removesuffix(OWN_STACK)] = part
     return towers
 
@@ -317,13 +317,13 @@ def _parts(
         raise OptionError(
             f"A {type(model).__name__} has no tower {unknown[0]!r}; {known}.{nearest(unknown[0], towers)}"
         )
-    return [(towers[name], of_tower) for name, of_tower in attention.items()]
+    return [(towers[name], tower_attention) for name, tower_attention in attention.items()]
 
 
 def _attach(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
     check_interface(type(model))
-    for part, of_part in _parts(model, attention):
-        attach_mechanisms(part, of_part)
+    for part, part_attention in _parts(model, attention):
+        attach_mechanisms(part, part_attention)
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)

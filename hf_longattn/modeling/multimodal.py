@@ -130,8 +130,12 @@ class LongMultimodalConfig(PreTrainedConfig):
     @property
     def embedded(self) -> dict[str, Any]:
         """The embedded inputs, by name: "images" and "sound", if the model has embedders for them."""
-        given = {"images": (ImageInput, self.image), "sound": (AudioInput, self.audio)}
-        return {name: kind(**fields) for name, (kind, fields) in given.items() if fields is not None}
+        inputs: dict[str, Any] = {}
+        if self.image is not None:
+            inputs["images"] = ImageInput(**self.image)
+        if self.audio is not None:
+            inputs["sound"] = AudioInput(**self.audio)
+        return inputs
 
     @property
     def images(self) -> ImageInput | None:
@@ -258,8 +262,9 @@ class LongMultimodalPreTrainedModel(HubMixin, PreTrainedModel):
 class LongMultimodalModel(LongMultimodalPreTrainedModel):
     """A text backbone with embedders of images and recordings.
 
-        model = LongMultimodalModel.of(LongBertModel.from_pretrained("bert-4096"), images=ImageInput((224, 224),
-        patch=16)) model(input_ids=…), model(pixel_values=…)
+        backbone = LongBertModel.from_pretrained("bert-4096")
+        model = LongMultimodalModel.of(backbone, images=ImageInput((224, 224), patch=16))
+        model(input_ids=…), model(pixel_values=…)
 
     Args:
         text_model: the backbone; by default a new one from the config.
@@ -376,7 +381,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     def _embedder(self, name: str) -> nn.Module:
         embedder = getattr(self, f"{name}_embedder")
         if embedder is None:
-            kind = {"image": "images", "audio": "audio"}[name]
+            kind = "images" if name == "image" else name
             raise BackendError(
                 f"This model has no embedder of {kind}; train one with longattn train multitask and a task of kind "
                 f"{kind}."

@@ -149,8 +149,7 @@ def cut_as_configured(model: Any) -> None:
         heads = layers.get(str(layer))
         # the number of heads without pruning
         before = (getattr(model.config, name, None) for name in (*KEY_COUNTS, *QUERY_COUNTS))
-        most = next((value for value in before if isinstance(value, int)), 0 if heads is None else heads.count)
-        if heads is None or not 1 <= count <= most:
+        if heads is None or not 1 <= count <= next((value for value in before if isinstance(value, int)), heads.count):
             raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")
         if count < heads.count:
             heads.keep(range(count))

@@ -217,7 +217,7 @@ def _blocks_of_tensor(mask: Tensor) -> VisibleBlocks | None:
             mask.shape, ((number * size, 0, ~hidden_pairs(piece)[:, 0]) for number, piece in enumerate(pieces))
         )
 
-    return BYTE_CACHE.of([mask], ("visible blocks",), make, lambda made: tensor_bytes(made) or 0)
+    return BYTE_CACHE.of([mask], ("visible blocks",), make, lambda blocks: tensor_bytes(blocks) or 0)
 
 
 def _attend_mask(

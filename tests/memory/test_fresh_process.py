@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING
 
 from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.memory import decode_cache, window_layer_type
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 from tests.memory.test_cache_layers import PATTERNS
@@ -132,16 +130,3 @@ def test_a_pickled_mechanism_computes_the_same_in_another_process(differences: d
 
 def test_a_pickled_memory_goes_on_in_another_process(differences: dict[str, Any]) -> None:
     assert differences["memory"] == pytest.approx(0, abs=1e-5)
-
-
-def test_layer_types_of_window_caches_do_not_pile_up() -> None:
-    """A process that goes through thousands of widths keeps neither classes nor entries of them."""
-    before = len(DYNAMIC_LAYER_TYPE_MAPPING), len(STATIC_LAYER_TYPE_MAPPING)
-    for window in range(1, 3 * decode_cache.MAX_TYPE_NAMES):
-        name = window_layer_type(window)
-        assert DYNAMIC_LAYER_TYPE_MAPPING[name]().sliding_window == max(window, 2)
-    for table, size in zip((DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING), before, strict=True):
-        assert len(table) <= size + decode_cache.MAX_TYPE_NAMES
-    assert type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(7)]()) is type(
-        DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(8)]()
-    )

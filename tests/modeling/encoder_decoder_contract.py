@@ -162,11 +162,10 @@ class EncoderDecoderContract(ABC):
         assert out.encoder_attentions[0][0, 0, 29, :20].max() == 0
         assert out.cross_attentions[0].min() > 0
 
-    def check_compiled(self, base: str, *, use_cache: bool = False, **one_layer: int) -> None:
-        """Called by a test of the module, for the bases whose graphs the quick tests compile; of models with these
-        numbers of layers."""
+    def check_compiled(self, base: str, **one_layer: int) -> None:
+        """Called by a test of a base, with the numbers of layers of its model."""
         model = self.long_like(self.plain(base, **one_layer), base, LONGFORMER, **one_layer)
-        inputs = {**self.inputs(), "global_attention_mask": torch.eye(2, 40), "use_cache": use_cache}
+        inputs = {**self.inputs(), "global_attention_mask": torch.eye(2, 40), "use_cache": False}
         torch._dynamo.reset()  # graphs of other tests count towards the limit
         with torch.no_grad():
             expected = model(**inputs)[self.answer]

@@ -23,12 +23,11 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attach import attachment
-from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites, own_projections
+from hf_longattn.modeling.attach.attention_sites import attention_sites, own_projections
 from hf_longattn.positions.relative import SinkPositions
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.small_models import Shape, small_values
 from tests.cases import every_case
-from tests.conversion.conftest import config_of
 from tests.reference.small_models import BASES, OFF_THE_INTERFACE, long_model, plain_config, plain_model, tokens
 
 ROTATED = [base for base in BASES if families.FAMILIES[base].rope]
@@ -61,16 +60,6 @@ def test_own_projections_make_the_queries_keys_and_values_of_attention(base: str
         # they scale their queries themselves
         scale = made.shape[-1] ** -0.5 if base in ("opt", "esm") and kind == "query" else 1.0
         assert (scale * made - seen[kind]).abs().max() < 1e-5, kind
-
-
-@pytest.mark.thorough
-@every_case("base", BASES)
-def test_attention_projections_names_two_or_four_modules(base: str) -> None:
-    model = plain_model(base)
-    for site in attention_sites(model):
-        names = attention_projections(model, site.name)
-        assert len(names) in (2, 4)
-        assert all(isinstance(model.get_submodule(name), torch.nn.Module) for name in names)
 
 
 def test_a_fused_projection_in_another_layout_is_not_guessed() -> None:
@@ -121,28 +110,6 @@ def test_separate_projections_read_hidden_states_of_their_width() -> None:
     model = AutoModel.from_config(config)
     enable_long_attention(model, {"mechanism": "full"})
     assert {site.mechanism.sizes.hidden_size for site in attention_sites(model)} == {32}
-
-
-BIGBIRD_HEADS = {"big_bird": "ForMaskedLM", "bigbird_pegasus": "ForConditionalGeneration"}
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("base", BIGBIRD_HEADS)
-def test_bigbird_heads_run_under_sdpa_and_eager(base: str, tmp_path: Path) -> None:
-    config = FAMILIES[base].config_class.from_dict(
-        config_of(base).to_dict() | {"long_attention": {"mechanism": "full"}}
-    )
-    made = FAMILIES[base].model_class(FAMILIES[base].config_class.__name__.replace("Config", BIGBIRD_HEADS[base]))
-    made(config).save_pretrained(tmp_path)
-    ids = torch.randint(5, 30, (2, 20))
-    logits = []
-    for implementation in ("longattn", "sdpa", "eager"):
-        model = made.from_pretrained(tmp_path, attn_implementation=implementation).eval()
-        assert model.config._attn_implementation == model.base_model.config._attn_implementation == implementation
-        with torch.no_grad():
-            logits.append(model(ids).logits)
-    torch.testing.assert_close(logits[1], logits[2], atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits[0], logits[2], atol=1e-5, rtol=0)
 
 
 def test_a_module_with_a_class_that_was_made_for_it_is_pickled() -> None:

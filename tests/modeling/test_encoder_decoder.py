@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 import hf_longattn.families as families
 from scripts.dev.tools.small_models import Shape, small_values
 from tests.cases import every_case
-from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
 from tests.modeling.two_stacks import BASES, GENERATING, inputs_of, long_like, plain_model
 from tests.reference.small_models import TOKENS, checkpoint_activations, tokens
@@ -109,15 +107,3 @@ def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:
             input_ids=torch.cat([ids, padding], 1), attention_mask=mask, decoder_input_ids=decoded
         ).last_hidden_state
     torch.testing.assert_close(alone, padded, atol=1e-4, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("base", quickly(BASES, ("bart",)))
-def test_encoder_decoders_compile_to_one_graph(base: str) -> None:
-    """One graph, without breaks; slow tests have the bases whose layers are written as BART's are."""
-    TestEveryBase().check_compiled(base, encoder_layers=1, decoder_layers=1)
-
-
-@pytest.mark.slow  # a cache copies the config, which takes seconds to trace
-def test_bart_with_a_cache_compiles_to_one_graph() -> None:
-    TestEveryBase().check_compiled("bart", use_cache=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import pickle
-import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.auto import modeling_auto
 
-import hf_longattn
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
 from hf_longattn.errors import BackendError, InputError
@@ -197,79 +194,6 @@ def test_an_encoder_with_base_attention_has_the_positions_of_its_source() -> Non
     with torch.no_grad():
         found, expected = (one(ids, attention_mask=mask).last_hidden_state[:, 9:] for one in (model, plain))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-LIBRARIES = ("transformers", "peft", "sentence_transformers", "accelerate")
-ADDED = {
-    "resize_positional_embeddings": {"self"},  # a static method of the base
-    "on_evaluate": {"metrics"},  # Trainer passes these to every callback, as keywords
-    "on_epoch_begin": {"train_dataloader"},
-    "on_optimizer_step": {"model"},
-    "on_substep_end": {"model"},
-    "on_train_begin": {"lr_scheduler"},
-    "init_hf_repo": {"private"},  # not in transformers 5.20
-    "push_to_hub": {"private"},
-    "convert": {"config"},
-}
-"""Method -> parameters that the base takes as keywords, without naming them."""
-ADDED_BY_CALLERS = {"places", "grid", "first"}
-"""Parameters that modules of ours pass to modules of ours."""
-
-
-def is_ours(value: Any) -> bool:
-    """Not a class that was made on first use for an architecture of transformers, in its module."""
-    return isinstance(value, type) and value.__module__.startswith("hf_longattn")
-
-
-def overrides() -> Iterator[tuple[str, str, set[str]]]:
-    """Class, method, and the parameters of it that no base of another library names, for every method of our classes
-    that one has."""
-    names = [
-        module.name
-        for module in pkgutil.walk_packages(hf_longattn.__path__, "hf_longattn.")
-        if not module.name.endswith("__main__")
-    ]
-    classes = {value for name in names for value in vars(importlib.import_module(name)).values() if is_ours(value)}
-    for cls in classes:
-        for place, ours in enumerate(cls.__mro__):
-            if not ours.__module__.startswith("hf_longattn"):
-                continue
-            for method, function in vars(ours).items():
-                function = getattr(function, "__func__", function)
-                foreign = [
-                    vars(base)[method]
-                    for base in cls.__mro__[place + 1 :]
-                    if method in vars(base) and base.__module__.startswith(LIBRARIES)
-                ]
-                callables = [base for base in foreign if callable(getattr(base, "__func__", base))]
-                if (
-                    callables
-                    and inspect.isfunction(function)
-                    and not method.startswith("__")
-                    and not hasattr(function, "__signature__")
-                ):
-                    yield (
-                        f"{ours.__module__}.{ours.__qualname__}",
-                        method,
-                        parameters(function).difference(*map(parameters, callables)),
-                    )
-
-
-def parameters(function: Any) -> set[str]:
-    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    signature = inspect.signature(getattr(function, "__func__", function))
-    return {name for name, parameter in signature.parameters.items() if parameter.kind not in variadic}
-
-
-def test_overriding_methods_name_no_parameter_that_the_base_lacks() -> None:
-    """A parameter that the base has renamed would never be passed: past_key_values of attention modules, for
-    example."""
-    lacking = {
-        f"{cls}.{method}: {sorted(unknown)}"
-        for cls, method, unnamed in overrides()
-        if (unknown := unnamed - ADDED.get(method, set()) - ADDED_BY_CALLERS)
-    }
-    assert not lacking, "\n".join(sorted(lacking))
 
 
 WINDOW = {"mechanism": "window", "window": 6}

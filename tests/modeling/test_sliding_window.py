@@ -131,21 +131,6 @@ def test_a_chosen_mechanism_replaces_windows_that_all_layers_have(base: str) -> 
     assert long_config(base, None, sliding_window=None).long_attention.to_dict() == {"mechanism": "longformer"}
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("base", ["mistral", "gemma3_text"])
-def test_conversion_is_exact_at_the_old_length_where_the_windows_stay(base: str, tmp_path: Path) -> None:
-    plain = plain_model(base, LANGUAGE_MODELS[base], **CASES[base])
-    plain.save_pretrained(tmp_path / "short")
-    asked = {} if base in ALL else {"mechanism": "window", "window": 512}
-    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", max_length=1024, **asked)
-    equal = next(check for check in report.checks if check.name == "equal where the mechanism covers the input")
-    assert (equal.status, equal.values["length"]) == ("passed", 512)
-    assert not report.needs_training
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
-    assert config.get("base_windows", config)["sliding_window"] == WIDTH
-    assert config["rope_parameters"] == json.loads((tmp_path / "short" / "config.json").read_text())["rope_parameters"]
-
-
 def test_a_wider_window_than_the_base_has_is_not_called_equal(tmp_path: Path) -> None:
     plain_model("mistral", "MistralForCausalLM", **CASES["mistral"]).save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=256)
