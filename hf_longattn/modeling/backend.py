@@ -197,7 +197,7 @@ def longattn_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | DeclaredMask | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
@@ -356,10 +356,16 @@ def mechanism_of(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     return mechanism
 
 
-def weights_requested(kwargs: dict[str, Any]) -> bool:
+def weights_requested(kwargs: dict[str, Any], by_default: bool = False) -> bool:
     """Whether a call returns attention weights: a keyword requests them, or transformers collects them from the
-    running model, as it does hidden_states and other outputs of layers."""
-    if kwargs.get("output_attentions") or kwargs.get(COLLECT_WEIGHTS):
+    running model, as it does hidden_states and other outputs of layers.
+
+    by_default: whether the model's config requests them in calls without the keyword.
+    """
+    requested = kwargs.get("output_attentions")
+    if requested is None:
+        requested = by_default
+    if requested or kwargs.get(COLLECT_WEIGHTS):
         return True
     active = getattr(output_capturing, "_active_collector", None)
     if active is None:

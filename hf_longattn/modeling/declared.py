@@ -156,7 +156,8 @@ class DeclaredMask(LazyTensor, PassCache):
 
     def _read_in_graph(self, function: MaskFunction) -> None:
         """Like :meth:`_read`, from transformers' other arguments, because a graph cannot inspect a function."""
-        config, local_size = self.arguments.get("config"), self.arguments.get("local_size")
+        config: Any = self.arguments.get("config")
+        local_size = self.arguments.get("local_size")
         causal = bool(self.arguments.get("allow_is_causal_skip"))
         # no documents, blocks or functions of a model
         usual = causal or self.arguments.get("allow_is_bidirectional_skip")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..engines.token_grid import RUNNING_GRID, Grid
 from ..errors import BackendError
 from ..names import require
+from .backend import weights_requested
 from .family.definition import Family, known_family
 from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, TILE, GridSpec, image_size
 from .keywords import COLLECT_WEIGHTS, GRID
@@ -85,7 +86,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
             arguments[PIXELS] = pixels.to(self.dtype)
         if not self.runs_mechanisms:
             return base_forward(self, **arguments)
-        if self._collects_attentions(arguments):
+        if weights_requested(arguments, self.config.output_attentions):
             arguments[COLLECT_WEIGHTS] = True
         if self.passes_keywords:
             arguments[GRID] = grid

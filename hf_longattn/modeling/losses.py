@@ -212,7 +212,7 @@ def deferred_logits(model: Any) -> Iterator[None]:
     if not in_graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS):
         head = model.get_output_embeddings()
     layers: list[Any] = [*head.modules()] if type(head).__name__ == "ModulesToSaveWrapper" else [head]
-    heads = [
+    heads: list[Any] = [
         layer
         for layer in layers
         if type(layer) is nn.Linear

@@ -110,6 +110,7 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
     """
     # The result is stored on the mask until its values change, because models pass one mask to all layers.
     version = None if mask.is_inference() else tensor_version(mask)
+    results: dict[tuple[bool, bool], Any]
     stored_version, results = getattr(mask, "_long_simplified", (None, {}))
     unchanged = stored_version == version and (version is not None or hasattr(mask, "_long_attention"))
     if not unchanged:

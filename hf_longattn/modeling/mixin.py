@@ -588,15 +588,11 @@ class LongBaseModelMixin(LongAttentionMixin):
                         break
             if tokens is not None:
                 arguments["global_attention_mask"] = for_one_pass(tokens)
-            if self.hands_globals_down and self._collects_attentions(arguments):
+            if self.hands_globals_down and weights_requested(arguments, self.config.output_attentions):
                 arguments[COLLECT_WEIGHTS] = True
             if self.recursion is not None:
                 return run_in_segments(self, base_forward, arguments)
         return base_forward(self, **arguments)
-
-    def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
-        by_config = arguments.get("output_attentions") is None and self.config.output_attentions
-        return bool(by_config) or weights_requested(arguments)
 
     def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
         """Refuse inputs that this model cannot process, and add documents, positions and a mask to ``arguments``.
@@ -629,10 +625,14 @@ class LongBaseModelMixin(LongAttentionMixin):
     def check_masks(self, arguments: dict[str, Any], tokens: Tensor | None) -> None:
         """Refuse masks that do not fit ``tokens (B, N)`` or ``(B, N, D)``, and add documents to ``arguments``. For
         calls in which mechanisms run."""
-        positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+        mask: Any = arguments.get("attention_mask")
         if arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
-        if positions is not None or getattr(mask, "ndim", 2) == 4 or not DOCUMENTS.isdisjoint(arguments):
+        if (
+            arguments.get("position_ids") is not None
+            or getattr(mask, "ndim", 2) == 4
+            or not DOCUMENTS.isdisjoint(arguments)
+        ):
             find_documents(self, arguments)
         # bases that use the mask before their attention (ESM), or drop one of ones (LayoutLM)
         two_dimensional = isinstance(mask, Tensor) and mask.dim() == 2

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..engines.batch import in_graph
 from ..errors import InputError
 from .attach.global_mask import check_globals
+from .backend import weights_requested
 from .family.audio_spec import AudioSpec
 from .keywords import COLLECT_WEIGHTS
 from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
@@ -42,6 +43,6 @@ class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
             arguments.pop(GLOBAL_MASK, None)
             return base_forward(self, **arguments)
         check_globals(self, arguments)
-        if spec.hands_keywords_down and self._collects_attentions(arguments):
+        if spec.hands_keywords_down and weights_requested(arguments, self.config.output_attentions):
             arguments[COLLECT_WEIGHTS] = True
         return base_forward(self, **arguments)
