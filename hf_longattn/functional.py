@@ -53,7 +53,7 @@ def attend(
     score_mod: ScoreMod | None = None,
     seed: int = 0,
     hidden_states: Tensor | None = None,
-    grid: Grid | Sequence[int] | Sequence[Grid] | None = None,
+    grid: Grid | Sequence[int] | None = None,
     prefix: int = 0,
     sink_scores: Tensor | None = None,
     **options: Any,
@@ -85,9 +85,8 @@ def attend(
             random numbers in every call, the seed is added to the module's own. Other modules ignore it.
         hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that need it besides q,
             k and v.
-        grid: the tokens' grid, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, a :class:`Grid`,
-            or one grid per sequence of ``padding_mask`` or ``documents``. Tokens are in raster order, the last axis
-            fastest.
+        grid: the grid of every sequence, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, or a
+            :class:`Grid`. Tokens are in raster order, the last axis fastest.
         prefix: number of tokens before the grid (a class token, for example), if ``grid`` is given as sizes.
         sink_scores: ``(H,)``, score of an additional softmax column without a value, as in gpt-oss (``s_aux`` in
             transformers). It is neither scaled nor masked, and may require gradients.
@@ -155,7 +154,7 @@ def prepare(
     score_mod: ScoreMod | None = None,
     seed: int = 0,
     hidden_states: Tensor | None = None,
-    grid: Grid | Sequence[int] | Sequence[Grid] | None = None,
+    grid: Grid | Sequence[int] | None = None,
     prefix: int = 0,
     sink_scores: Tensor | None = None,
     **options: Any,
@@ -430,14 +429,6 @@ def run_mechanism(
         attention = reporting(mechanism, attention)
     if call.grid is not None:
         call = call.with_term_on_grid()
-    if (
-        isinstance(call.grid, tuple)
-        and call.batch is None
-        and reads_grid(mechanism)
-        and len(set(call.grid)) > 1
-        and not in_graph()
-    ):
-        call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     if (batch := call.batch) is None:
         return attention(q, k, v, call)
     if mechanism.is_cross_attention:
@@ -454,7 +445,7 @@ def run_mechanism(
     band = mechanism if isinstance(mechanism, SparseMechanism) else None
     packed, cross = batch.documents is not None, mechanism.is_cross_attention
     single_call = cross or (run is None and needs_whole_batch(mechanism))
-    separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
+    separate_calls = per_sequence and not cross
     by_position = mechanism.capabilities.position_dependent
     separates: Literal["", "labels", "band"] = ""
     if packed and run is None and not cross:

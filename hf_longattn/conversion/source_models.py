@@ -303,6 +303,12 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
             f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was "
             "converted from."
         )
+    if model_type in ("siglip2", "siglip2_vision_model"):
+        raise CheckpointError(
+            f"{source.name!r} reads images of different sizes in one batch (NaFlex), which mechanisms do not; load it "
+            'with attn_implementation="longattn", or convert a SigLIP 2 for images of one size, such as '
+            "google/siglip2-base-patch16-224."
+        )
     architecture = (_plain_architecture if request.generic else _long_architecture)(source, model_type)
     refuse_quantised(source)
     architecture.modality.check_settings(architecture, request)

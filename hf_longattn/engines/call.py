@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from .batch import (
     Batch,
     Derived,
@@ -212,7 +211,7 @@ class AttentionCall:
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
     detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, computed from detached hidden states.
-    grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
+    grid: the tokens' grid, for every sequence of :attr:`batch`.
     sink_scores: ``(H,)``, score of an additional softmax column without a value, the same for all queries. It takes
         weight from the keys. Queries without a visible key still output 0. Only for mechanisms with the capability
         ``takes_sinks``.
@@ -230,7 +229,7 @@ class AttentionCall:
     seed: int = 0
     hidden_states: Tensor | None = None
     detached_kv: tuple[Tensor, Tensor] | None = None
-    grid: Grid | tuple[Grid, ...] | None = None
+    grid: Grid | None = None
     sink_scores: Tensor | None = None
     padding_values: PaddingValues = "finite"
 
@@ -290,18 +289,6 @@ class AttentionCall:
         new.__dict__.update(self.__dict__, **changes)
         return new
 
-    def one_grid(self) -> Grid | None:
-        """The grid that all rows share. Raises :class:`InputError` if the grids differ."""
-        if not isinstance(self.grid, tuple):
-            return self.grid
-        if len(set(self.grid)) != 1:
-            raise InputError(
-                f"One call has {len(self.grid)} sequences on different grids ({self.grid[0]}; {self.grid[-1]}), but "
-                "its rows run together; pass padding_mask or documents to tell the sequences apart, and run without "
-                "torch.compile."
-            )
-        return self.grid[0]
-
     @property
     def term(self) -> ScoreTerm:
         """:attr:`score_mod` with the methods of a :class:`ScoreTerm`."""
@@ -323,10 +310,9 @@ class AttentionCall:
 
     def with_term_on_grid(self) -> AttentionCall:
         """The call with its :class:`GridBias`, if it has one, bound to its grid."""
-        grid, bias = self.grid, self.score_mod
-        if not isinstance(grid, Grid) or not isinstance(bias, GridBias):
+        if self.grid is None or not isinstance(self.score_mod, GridBias):
             return self
-        return self.replace(score_mod=bias.on(grid))
+        return self.replace(score_mod=self.score_mod.on(self.grid))
 
     def written_out(self) -> AttentionCall:
         """The call with its score term as a plain function. Call this before activation checkpointing begins."""

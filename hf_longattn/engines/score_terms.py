@@ -362,7 +362,7 @@ class GridBias(ScoreTerm):
     """False, because all sequences of a call have the same grid."""
 
     def __post_init__(self) -> None:
-        distances = math.prod(2 * size - 1 for size in self.sizes)
+        distances = math.prod([2 * size - 1 for size in self.sizes])  # torch.compile takes no generator
         if self.table.dim() != 2 or self.table.shape[1] not in (distances, distances + PREFIX_PAIRS):
             raise InputError(
                 f"The bias table for {' × '.join(map(str, self.sizes))} cells has shape {tuple(self.table.shape)}, "

@@ -223,22 +223,16 @@ def _split_sequences(
     hidden: list[Any] = [None] * len(batch.sequences)
     if call.hidden_states is not None:
         hidden = split(call.hidden_states, 1)
-    grids = call.grid if isinstance(call.grid, tuple) else [call.grid] * len(batch.sequences)
-    if len(grids) != len(batch.sequences):
-        raise InputError(
-            f"There are {len(grids)} grids for {len(batch.sequences)} sequences; pass one grid for all, or one for "
-            "each."
-        )
-    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, grids, strict=True)
-    for span, queries, keys, values, states, constants, grid in parts:
+    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, strict=True)
+    for span, queries, keys, values, states, constants in parts:
         tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
-        sequence_call = call.replace(batch=None, hidden_states=states, detached_kv=constants, grid=grid)
+        sequence_call = call.replace(batch=None, hidden_states=states, detached_kv=constants)
         if span.holes and batch.mask is not None:
             sequence_call = sequence_call.with_mask(batch.mask[tokens])
         if call.global_mask is not None:
             sequence_call = sequence_call.replace(global_mask=call.global_mask[tokens])
         if call.score_mod is not None:
-            sequence_call = sequence_call.replace(score_mod=call.term.of_sequence(*span[:3])).with_term_on_grid()
+            sequence_call = sequence_call.replace(score_mod=call.term.of_sequence(*span[:3]))
         yield clear_padding(queries, keys, values, sequence_call)
 
 

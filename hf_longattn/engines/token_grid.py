@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 
-RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", default=None)
+RUNNING_GRID: ContextVar[Grid | None] = ContextVar("grid", default=None)
 """The grid of the model running in this thread. For attention modules that keyword arguments do not reach."""
 
 
@@ -86,8 +86,8 @@ class Grid:
         return tuple(values) if len(values) == self.rank else tuple(values) * self.rank
 
 
-def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix: int) -> Grid | tuple[Grid, ...]:
-    """A call's grid, or one for each sequence, from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
+def grid_of_argument(grid: Grid | Sequence[int] | None, prefix: int) -> Grid:
+    """A call's grid from ``grid`` and ``prefix`` of :func:`hf_longattn.attend`.
 
     Raises:
         InputError: ``grid`` is of another type, or ``prefix`` comes without a grid or with a :class:`Grid`, which has
@@ -97,18 +97,15 @@ def grid_of_argument(grid: Grid | Sequence[int] | Sequence[Grid] | None, prefix:
         raise InputError(
             f"prefix={prefix} was given without a grid; pass grid=(height, width) as well, or leave prefix out."
         )
-    if isinstance(grid, Grid) or (isinstance(grid, Sequence) and any(isinstance(entry, Grid) for entry in grid)):
+    if isinstance(grid, Grid):
         if prefix:
             raise InputError(
                 f"prefix={prefix} was passed together with a Grid; pass it to the Grid instead: Grid((64, 64), "
                 f"prefix={prefix})."
             )
-        if isinstance(grid, Grid):
-            return grid
-        if all(isinstance(entry, Grid) for entry in grid):
-            return tuple(entry for entry in grid if isinstance(entry, Grid))
-    elif isinstance(grid, Sequence) and not isinstance(grid, str):
-        return Grid(tuple(grid), prefix)  # type: ignore[arg-type]
-    raise InputError(
-        f"grid is {grid!r}, but must be sizes such as (64, 64), a Grid, or a list with the Grid of every sequence."
-    )
+        return grid
+    if not isinstance(grid, Sequence) or isinstance(grid, str):
+        raise InputError(f"grid is {grid!r}, but must be sizes such as (64, 64), or a Grid.")
+    if any(isinstance(entry, Grid) for entry in grid):
+        raise InputError("A call has one grid for all its sequences; call attend() once for the images of each size.")
+    return Grid(tuple(grid), prefix)

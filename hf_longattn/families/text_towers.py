@@ -1,4 +1,4 @@
-"""The text towers of CLIP, SigLIP and SigLIP 2: packed rows, and pooling over all segments of a text."""
+"""The text towers of CLIP and SigLIP: packed rows, and pooling over all segments of a text."""
 
 from __future__ import annotations
 

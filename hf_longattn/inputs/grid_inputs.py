@@ -84,7 +84,7 @@ class Images(UserFiles):
 
     def at(self, size: InputSize) -> dict[str, Any]:
         """The arguments of ``forward`` for one random image."""
-        return dict(self.spec.arguments(self.config, self.spec.seeded(self.config, size.value)))
+        return {PIXELS: self.spec.seeded(self.config, size.value)}
 
     def processed(self, file: Path | None = None, processor: Any = None) -> Tensor:
         """The processor's output for a file. Defaults: the model's processor at its own size, and the first file."""
@@ -104,7 +104,7 @@ class Images(UserFiles):
                 f"{size.words} are needed; "
                 "set do_resize and size in its file."
             )
-        return [self.spec.arguments(self.config, each) for each in values]
+        return [{PIXELS: each} for each in values]
 
 
 def image_example(task: str | None, height: int, width: int) -> Example:
@@ -148,11 +148,6 @@ class GridModality(SizedModality):
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         config = architecture.source_config
-        if self.spec.shapes is not None:
-            raise InputError(
-                f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no "
-                "size to convert; load it with its Long class, whose config takes long_attention."
-            )
         old, read = self.spec.sizes(config)
         sizes = self.between(config, old, read if request.image_size is None else request.image_size, reads_new=True)
         if any(after < before for after, before in zip(sizes.new.value, old, strict=True)):

@@ -20,7 +20,7 @@ from ..errors import OptionError
 from ..evaluation.flops import costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
 from ..mechanisms import Mechanism
-from ..modeling.attach.patch_positions import packs_images
+from ..modeling.attach.tower_grids import packs_images
 from ..modeling.backend import BACKEND
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.family.long_config import attention_implementation
@@ -150,7 +150,7 @@ class PlainModality(TextModality):
             module, reads_texts = modules[name], not name or name == text_tower(skeleton.config, [name])
             modality, said = modality_of_model(module.config), text_length(module.config)
             inputs = self.between(None, *(lengths if reads_texts and any(lengths) else (said, said)))
-            if packs_images(module) or (modality is not None and getattr(modality.spec, "shapes", None)):
+            if packs_images(module):
                 size = InputSize(None, 0, "images of any size")
                 inputs = replace(inputs, old=size, new=size)
             elif modality is not None and modality.units:

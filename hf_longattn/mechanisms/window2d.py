@@ -162,7 +162,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         Raises:
             InputError: there is no grid, or its number of tokens is not ``tokens``.
         """
-        grid = (None if call is None else call.one_grid()) or self.grid
+        grid = (None if call is None else call.grid) or self.grid
         if grid is None:
             raise InputError(
                 f"Mechanism {self.name!r} compares coordinates on a grid, but got no grid; for a text, choose another "

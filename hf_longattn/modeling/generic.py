@@ -32,7 +32,7 @@ from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.global_mask import arguments_by_name, check_globals
 from .attach.memory_tokens import recursion_of
-from .attach.patch_positions import hook_patch_positions
+from .attach.tower_grids import hook_grid
 from .attach.weights import LoadsMechanisms, shared_parameters
 from .backend import BACKEND
 from .classes import check_interface, is_model_class
@@ -353,8 +353,8 @@ def enable_long_attention(
         long_attention: the mechanism of each layer; ``None`` for the model's own attention. Layers of encoder and
             decoder are counted separately. In a model with several towers (CLIP, LLaVA),
             ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets the mechanism of a tower; all others
-            keep the base's attention. Images packed into one row (Pixtral, Qwen-VL) have their own grids. If
-            Qwen2.5-VL's layers have windows, the mechanism runs within each window.
+            keep the base's attention. Images packed into one row (Pixtral, Qwen-VL) are separate sequences without a
+            grid. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
 
     Returns:
         The same model.
@@ -401,7 +401,7 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
     for part in parts:
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
-            hook_patch_positions(stack)
+            hook_grid(stack)
     unpatched_sites = [
         site.name
         for site in sites

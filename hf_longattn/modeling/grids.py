@@ -77,7 +77,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         spec = self.family.spec
-        grid: Grid | tuple[Grid, ...] | None = spec.of_input(self.config, arguments)
+        grid: Grid | None = spec.of_input(self.config, arguments)
         resizable = spec.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
         if resizable and tuple(arguments[PIXELS].shape[-2:]) != image_size(self.config.image_size):
             arguments[INTERPOLATE_ARGUMENT] = True
@@ -101,11 +101,6 @@ def grid_spec(model: Any) -> GridSpec:
         BackendError: the model does not read images on one grid of patches.
     """
     spec: Any = family_of(model).spec
-    if spec.shapes is not None:
-        raise BackendError(
-            f"{type(model).__name__} reads patches that its processor cuts, but pixels are needed here; "
-            "give a model of images of one size, such as google/siglip2-base-patch16-224."
-        )
     return spec
 
 
@@ -120,7 +115,7 @@ def family_of(model: Any) -> Family:
 
 
 @contextmanager
-def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
+def running_on(grid: Grid | None) -> Iterator[None]:
     """Within the context and thread, set the grid of all attention modules. ``torch.compile`` needs keyword arguments
     instead."""
     if torch.compiler.is_dynamo_compiling():

@@ -166,18 +166,13 @@ def test_plan_convert_and_inspect_print_both_towers(
         export_checkpoint(tmp_path / "long", tmp_path / "graph")
 
 
-def save_siglip(folder: Path, base: str) -> Path:
-    torch.manual_seed(0)
-    config = small_towers_config(
-        base, replace(SHAPE, tokens=64, vocabulary=99), eos_token_id=98, bos_token_id=97, pad_token_id=1
-    )
-    (transformers.SiglipModel if base == "siglip" else transformers.Siglip2Model)(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.thorough
 def test_converted_siglip_reads_captions_of_the_old_length_as_before(tmp_path: Path) -> None:
-    source = save_siglip(tmp_path / "short", "siglip")
+    torch.manual_seed(0)
+    shape = replace(SHAPE, tokens=64, vocabulary=99)
+    config = small_towers_config("siglip", shape, eos_token_id=98, bos_token_id=97, pad_token_id=1)
+    source = tmp_path / "short"
+    transformers.SiglipModel(config).save_pretrained(source)
     report = convert_checkpoint(source, tmp_path / "long", towers=TOWERS, max_length=256, image_size=NEW_SIZE)
     checks = {check.name: check for check in report.checks}
     assert report.plan["towers"]["text"]["positions"] == "tile"
@@ -185,10 +180,17 @@ def test_converted_siglip_reads_captions_of_the_old_length_as_before(tmp_path: P
     assert checks["similarities of text and image equal"].status == "passed"
 
 
-def test_plan_refuses_siglip2_whose_images_have_any_size(tmp_path: Path) -> None:
-    source = save_siglip(tmp_path / "short", "siglip2")
-    with pytest.raises(LongAttentionError, match=r"no size to convert; load it with its Long class"):
-        plan_conversion(source, max_length=256)
+@every_case("generic", [False, True])
+def test_plan_of_siglip2_says_what_to_convert_or_load(generic: bool, tmp_path: Path) -> None:
+    config = transformers.Siglip2Config(
+        text_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    )
+    transformers.Siglip2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r'attn_implementation="longattn", or convert a SigLIP 2 for images of o'
+    ):
+        plan_conversion(tmp_path, generic=generic, towers={"vision": {"mechanism": "full"}} if generic else None)
 
 
 WINDOW = {"mechanism": "window", "window": 4}
@@ -274,10 +276,12 @@ def test_generic_conversion_refuses_towers_that_do_not_fit(
 @pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
 def test_plan_and_inspection_say_what_each_generic_tower_reads_and_costs(case: str, tmp_path: Path) -> None:
     build_towers(case)[0].save_pretrained(tmp_path / "plain")
-    towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "window2d", "window": 2}}
+    packs = case in ("pixtral", "qwen2_vl", "qwen2_5_vl")
+    on_patches = WINDOW if packs else {"mechanism": "window2d", "window": 2}
+    towers = {"text": {"mechanism": "window", "window": 8}, "vision": on_patches}
     plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
     text, vision = plan.towers["text"], plan.towers["vision"]
-    sizes = "images of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
+    sizes = "images of any size" if packs else "32 × 32 pixels, 64 tokens"
     assert vision.input_in_words("new") == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
     assert text.input_in_words("new") == f"{text.config.max_position_embeddings} tokens"
     assert all(tower.parameters > 1000 for tower in plan.towers.values())

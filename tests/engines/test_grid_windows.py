@@ -177,20 +177,6 @@ def test_a_grid_bias_and_its_gradient_equal_a_loop_over_pairs_on_every_path(
         torch.testing.assert_close(got, wanted)
 
 
-def test_a_grid_bias_reads_the_grid_of_each_sequence() -> None:
-    grids = [Grid((16, 20), 1), Grid((25, 14), 1)]
-    longest = max(grid.length for grid in grids)
-    mask = torch.arange(longest) < torch.tensor([[grid.length] for grid in grids])
-    q, k, v = (torch.randn(2, HEADS, longest, DIM, dtype=torch.double) for _ in range(3))
-    bias = GridBias(table_for((3, 3), 1), (3, 3))
-    out = attend(q, k, v, "window2d", window=4, grid=grids, padding_mask=mask, score_mod=bias)
-    for row, grid in enumerate(grids):
-        alone = [x[row : row + 1, :, : grid.length] for x in (q, k, v)]
-        torch.testing.assert_close(
-            out[row : row + 1, :, : grid.length], attend(*alone, "window2d", window=4, grid=grid, score_mod=bias)
-        )
-
-
 def test_a_grid_bias_refuses_tables_and_grids_that_do_not_fit() -> None:
     q = torch.randn(1, HEADS, 300, DIM)
     with pytest.raises(InputError, match=r"must be \(heads, 9\), or \(heads, 12\) with entries for prefix tokens"):

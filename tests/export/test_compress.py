@@ -47,7 +47,7 @@ QUICK_BASES = ("bert", "gpt2", "llama")
 HEADS = ("albert", "gemma", "gpt2", "gpt_neox", "modernbert", "olmo2", "phi3")
 """Bases whose heads are not cut out: their projections are fused or shared, a norm spans all heads, or keys and values
 have one head."""
-WITHOUT_LOSS = ("clip_text_model", "markuplm", "siglip2_text_model", "siglip_text_model")
+WITHOUT_LOSS = ("clip_text_model", "markuplm", "siglip_text_model")
 """Bases that predict no tokens, by whose loss heads are chosen."""
 NOT_QUANTISED = {
     "gpt2": r"has no nn\.Linear layers, which torchao quantises",  # Conv1D

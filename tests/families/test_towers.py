@@ -62,15 +62,8 @@ def captions(length: int, count: int = 3) -> Tensor:
 
 def seeded_images(base: str, side: int = SIDE, count: int = 2) -> dict[str, Tensor]:
     """``count`` square images of ``side`` patches."""
-    spec: Any = FAMILIES[base].towers["vision"].spec
     generator = torch.Generator().manual_seed(side)
-    if spec.shapes is None:
-        return {"pixel_values": torch.randn(count, 3, side * PATCH, side * PATCH, generator=generator)}
-    return {
-        "pixel_values": torch.randn(count, side * side, 3 * PATCH * PATCH, generator=generator),
-        "pixel_attention_mask": torch.ones(count, side * side, dtype=torch.long),
-        spec.shapes: torch.full((count, 2), side),
-    }
+    return {"pixel_values": torch.randn(count, 3, side * PATCH, side * PATCH, generator=generator)}
 
 
 @torch.no_grad()

@@ -49,19 +49,7 @@ def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed:
     """Images of this many pixels, as the base reads them."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(batch, 3, *size, generator=generator)
-    return {"pixel_values": pixels} if FAMILIES[base].spec.shapes is None else patches(pixels)
-
-
-def patches(*images: Tensor, length: int = 0) -> dict[str, Tensor]:
-    """Images ``(B, 3, height, width)`` of different sizes as patches with padding up to ``length`` (SigLIP 2)."""
-    rows = [row for image in images for row in image]
-    cells = [nn.functional.unfold(row[None], PATCH, stride=PATCH)[0].t() for row in rows]
-    longest = max(length, *map(len, cells))
-    return {
-        "pixel_values": torch.stack([nn.functional.pad(x, (0, 0, 0, longest - len(x))) for x in cells]),
-        "pixel_attention_mask": torch.stack([(torch.arange(longest) < len(x)).long() for x in cells]),
-        "spatial_shapes": torch.tensor([[row.shape[1] // PATCH, row.shape[2] // PATCH] for row in rows]),
-    }
+    return {"pixel_values": pixels}
 
 
 def reads(base: str, head: str, size: tuple[int, int]) -> bool:

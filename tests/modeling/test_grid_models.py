@@ -29,7 +29,6 @@ from tests.modeling.grid_models import (
     defined,
     inputs_of,
     long_model,
-    patches,
     reads,
     resized,
     saved,
@@ -105,14 +104,12 @@ def test_windows_with_tiled_positions_are_the_base_on_each_crop(base: str, tmp_p
     model = long_model(base, base_model(base), tmp_path, long_attention=attention, position_extension="tile")
     prefix = FAMILIES[base].spec.prefix_of(model.config)
     pixels = torch.randn(1, 3, 64, 96)
-    inputs = patches(pixels) if FAMILIES[base].spec.shapes else {"pixel_values": pixels}
-    cells = model(**inputs).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
+    cells = model(pixels).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
     front = torch.arange(prefix + 64) < prefix
     for row, column in ((0, 0), (0, 2), (1, 1)):
         crop = pixels[..., row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
-        inputs = patches(crop) if FAMILIES[base].spec.shapes else {"pixel_values": crop}
         with seeing(plain, front[:, None] == front):
-            expected = plain(**inputs).last_hidden_state[:, prefix:].unflatten(1, (8, 8))
+            expected = plain(crop).last_hidden_state[:, prefix:].unflatten(1, (8, 8))
         torch.testing.assert_close(
             cells[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8], expected, rtol=1e-4, atol=1e-4
         )
@@ -266,27 +263,6 @@ def test_pipelines_classify_an_image_of_any_size(base: str, tmp_path: Path) -> N
         assert pipeline(task, model=model, image_processor=processors[1], device="cpu")(image)
 
 
-@pytest.mark.thorough
-@torch.no_grad()
-def test_images_of_different_sizes_in_one_batch_are_those_alone(tmp_path: Path) -> None:
-    base, head = "siglip2_vision_model", "Siglip2VisionModel"
-    saved(base, head, tmp_path)
-    # three of them with equally many patches
-    images = [torch.randn(1, 3, *size) for size in ((40, 64), (32, 32), (64, 40), (20, 128))]
-    for chosen in (images, images[::2]):
-        for mechanism in (*MECHANISMS, {"mechanism": "full"}):
-            model = long_model(base, head, tmp_path, long_attention=mechanism)
-            for length in (0, 200):
-                together = model(**patches(*chosen, length=length))
-                for row, image in enumerate(chosen):
-                    alone = model(**patches(image))
-                    states = together.last_hidden_state[row, : alone.last_hidden_state.shape[1]]
-                    torch.testing.assert_close(states, alone.last_hidden_state[0], rtol=1e-4, atol=1e-4)
-                    torch.testing.assert_close(
-                        together.pooler_output[row], alone.pooler_output[0], rtol=1e-4, atol=1e-4
-                    )
-
-
 @pytest.mark.parametrize(
     ("base", "head"), [("vit", "ViTForMaskedImageModeling"), ("deit", "DeiTForMaskedImageModeling")]
 )
@@ -341,7 +317,7 @@ def floats_of(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]
 def test_optimised_models_of_images_are_equal_in_fp32_and_near_in_int8(base: str, tmp_path: Path) -> None:
     head, mechanism = grid_models.base_model(base), {"mechanism": "window2d", "window": 3}
     grid_models.saved(base, head, tmp_path)
-    size = (40, 24) if FAMILIES[base].spec.interpolates or FAMILIES[base].spec.shapes else (32, 32)
+    size = (40, 24) if FAMILIES[base].spec.interpolates else (32, 32)
     inputs = grid_models.inputs_of(base, size)
     load = lambda: grid_models.long_model(base, head, tmp_path, long_attention=mechanism)  # noqa: E731
     exact = floats_of(load(), inputs)

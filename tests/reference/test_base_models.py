@@ -23,7 +23,7 @@ from tests.reference.small_models import (
 from tests.shared_code import code_of_family, kind_of_family
 
 FULL = {"mechanism": "full"}
-PADDING_IS_POOLED = ("siglip_text_model", "siglip2_text_model")
+PADDING_IS_POOLED = ("siglip_text_model",)
 """Bases that pool the last position, even of padding. Trained without masks, they are the same without them; with a
 mask, where packed texts have no padding, the Long model pools the last token."""
 

@@ -191,11 +191,11 @@ def projection_copies(mechanism: Any) -> Mapping[str, str]:
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     """Whether every sequence is moved to index 0 before the mechanism runs.
 
-    False without a batch, True for packed documents and for a grid per sequence. Otherwise True if padding must not
+    False without a batch, True for packed documents. Otherwise True if padding must not
     change outputs and the mechanism reads no grid, in which padding would be a gap."""
     if call.batch is None:
         return False
-    if call.batch.documents is not None or (isinstance(call.grid, tuple) and reads_grid(mechanism)):
+    if call.batch.documents is not None:
         return True
     return mechanism.capabilities.ignores_padding and not (call.grid is not None and reads_grid(mechanism))
 

@@ -31,8 +31,6 @@ class GridSpec(InputSpec):
     in pixels.
 
     prefix: number of tokens before the patches, or a function of the config that returns it.
-    shapes: the argument of ``forward`` with each image's number of patches along each axis, ``(B, 2)``, if pixels come
-        as patches ``(B, patches, D)`` with padding (SigLIP 2).
     square: heads of the base that arrange patches as a square image.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
     adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a
@@ -44,7 +42,6 @@ class GridSpec(InputSpec):
     counts_tokens = False
     on_grid = True
     prefix: int | Callable[[Any], int] = 0
-    shapes: str | None = None
     interpolates: bool = True
     adds_positions: bool = True
     square: tuple[str, ...] = ()
@@ -72,11 +69,9 @@ class GridSpec(InputSpec):
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Two sizes in pixels: of the trained position table, and of the conversion."""
-        trained: Any = getattr(config, IMAGE_SIZE, None)
-        if trained is None:  # every size is read, and the table is a square
-            trained = round(config.num_patches**0.5) * self.patch(config)[0]
+        trained = image_size(config.image_size)
         converted = getattr(config, "long_image_size", None)
-        return image_size(trained), image_size(trained if converted is None else converted)
+        return trained, trained if converted is None else image_size(converted)
 
     def most_tokens(self, family: Any, config: Any) -> int:
         """Number of tokens of the largest image for which a model with this config was converted."""
@@ -85,21 +80,6 @@ class GridSpec(InputSpec):
     def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
         """A fixed random input of this size, ``(1, channels, …)``, from a normal distribution."""
         return torch.randn(1, int(config.num_channels), *size, generator=torch.Generator().manual_seed(0))
-
-    def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
-        """The arguments of ``forward`` for ``pixels (B, channels, height, width)``, the pixels first."""
-        if self.shapes is None:
-            return {PIXELS: pixels}
-        rows, columns = self.of_size(config, tuple(pixels.shape[-2:])).sizes
-        cells = pixels.unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
-        # a pixel's channels are neighbours, as in processors' outputs
-        patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
-        return {
-            PIXELS: patches,
-            "pixel_attention_mask": mask,
-            self.shapes: torch.tensor([[rows, columns]] * len(pixels)),
-        }
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
         """The grid of an input of this many pixels along each axis.
@@ -131,18 +111,10 @@ class GridSpec(InputSpec):
                 "without this head."
             )
 
-    def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | tuple[Grid, ...] | None:
-        """The grid of a forward pass, or one per input. There are several if they differ or have padding; ``None``
-        without an input."""
+    def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | None:
+        """The grid of a forward pass, or ``None`` without an input."""
         pixels = arguments.get(PIXELS)
-        if pixels is None or (self.shapes is not None and arguments.get(self.shapes) is None):
-            return None
-        if self.shapes is None:
-            return self.of_size(config, tuple(pixels.shape[-2:]))
-        prefix = self.prefix_of(config)
-        grids = tuple(Grid(tuple(sizes), prefix) for sizes in arguments[self.shapes].tolist())
-        fills = len(set(grids)) == 1 and grids[0].cells == pixels.shape[1]
-        return grids[0] if fills else grids
+        return None if pixels is None else self.of_size(config, tuple(pixels.shape[-2:]))
 
 
 def image_size(size: Any) -> tuple[int, ...]:

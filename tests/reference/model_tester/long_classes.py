@@ -163,17 +163,8 @@ class ImageTester(Tester):
         return family.config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
-        side, spec = self.image_size // self.patch_size, long_families.FAMILIES[self.base].spec
-        if spec.shapes is None:
-            inputs = {
-                "pixel_values": floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
-            }
-            return self.get_config(), inputs
-        return self.get_config(), {
-            "pixel_values": floats_tensor([self.batch_size, side**2, self.patch_size**2 * self.num_channels]),
-            "pixel_attention_mask": torch.ones(self.batch_size, side**2, dtype=torch.long, device=torch_device),
-            "spatial_shapes": torch.full((self.batch_size, 2), side, device=torch_device),
-        }
+        pixels = floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
+        return self.get_config(), {"pixel_values": pixels}
 
 
 class TowersTester(Tester):
@@ -185,7 +176,6 @@ class TowersTester(Tester):
         values = {
             "patch_size": self.patch_size,
             "image_size": self.image_size,
-            "num_patches": (self.image_size // self.patch_size) ** 2,
         }
         config = small_towers_config(self.base, SHAPE, **values, **{name: TOKENS[name] for name in TEXT_TOKENS})
         if self.plain:
@@ -197,20 +187,15 @@ class TowersTester(Tester):
         return long_families.FAMILIES[self.base].config_class(**fields, long_attention={"towers": chosen})
 
     def prepare_config_and_inputs_for_common(self):
-        config, towers = self.get_config(), long_families.FAMILIES[self.base].towers
+        config = self.get_config()
         inputs = {
             "input_ids": ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 3) + 3,
             "return_loss": True,
         }
         inputs["input_ids"][:, -1] = TOKENS["eos_token_id"]  # at which CLIP's text is read
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        pixels = floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
-        spec = towers["vision"].spec
-        images = spec.arguments(config.vision_config, pixels)
-        if spec.shapes is not None:
-            images[spec.shapes] = torch.tensor([images[spec.shapes]] * self.batch_size)
-            images["pixel_attention_mask"] = torch.ones(images["pixel_values"].shape[:2], dtype=torch.long)
-        return config, {**inputs, **images}
+        inputs["pixel_values"] = floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
+        return config, inputs
 
 
 class AudioTester(Tester):
@@ -251,8 +236,6 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     """The suite on the Long classes of a family, or on the base's own for comparison."""
     family = long_families.FAMILIES[base]
     config_class = family.base_config_class if plain else family.config_class
-    grids = [one.spec for one in (family, *family.towers.values()) if one.spec.reads == "grid"]
-    patches = next((grid.shapes for grid in grids if grid.shapes is not None), None)
 
     @require_torch
     class FamilyTest(ModelTesterMixin, unittest.TestCase):
@@ -268,7 +251,6 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         if family.towers:  # which have outputs of their own
             test_attention_outputs = False
         _is_composite = bool(family.towers)
-        additional_model_inputs = () if patches is None else ("pixel_attention_mask", patches)
         # a mask token has none without masks
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.spec.reads == "text"
 

@@ -1,0 +1,77 @@
+"""Grids of patches for vision towers without a Long class. Hooks pass them to the attention modules.
+
+A tower whose images have one size (CLIP, SigLIP) runs on one grid. Towers that pack images of different sizes into one
+row (Qwen-VL, Pixtral) have no grid. Their images are sequences, which mechanisms on texts attend to separately.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...engines.token_grid import RUNNING_GRID
+from ...errors import OptionError
+from ...mechanisms.common.capabilities import reads_grid
+from ..family.definition import known_family
+from ..family.grid_spec import PIXELS
+from ..family.long_config import runs_mechanisms
+from ..keywords import GRID
+from .attention_sites import Call, attention_sites, mechanisms_on
+from .global_mask import arguments_by_name
+
+
+def packs_images(stack: PreTrainedModel) -> bool:
+    """Whether a stack is a tower that packs images of different sizes into one row."""
+    taken = inspect.signature(type(stack).forward).parameters
+    return "grid_thw" in taken or ("image_sizes" in taken and hasattr(stack.config, "patch_size"))
+
+
+def hook_grid(stack: PreTrainedModel) -> None:
+    """Make a stack for images of one size pass their grid to its attention modules. Other stacks do not change.
+
+    Raises:
+        OptionError: a mechanism needs a grid, but the stack packs images of different sizes into one row.
+    """
+    sites = attention_sites(stack)
+    if packs_images(stack):
+        mechanisms = [mechanism for site in sites for mechanism in mechanisms_on(site.module).values()]
+        if on_grid := next((mechanism.name for mechanism in mechanisms if reads_grid(mechanism)), None):
+            raise OptionError(
+                f"{type(stack).__name__} packs images of different sizes into one row, and mechanism {on_grid!r} "
+                "needs one grid for all; choose a mechanism without a grid, for example 'window' or 'block_top_k'."
+            )
+        return
+    family = known_family(stack.config)
+    reads_images = PIXELS in inspect.signature(type(stack).forward).parameters
+    if family is None or not family.spec.on_grid or not reads_images or vars(stack).get("passes_grid"):
+        return
+    stack.passes_grid = True
+    stack.register_forward_pre_hook(_pass_grid, with_kwargs=True)
+    for site in sites:
+        site.module.register_forward_pre_hook(_enter_grid, with_kwargs=True)
+        site.module.register_forward_hook(_leave_grid, always_call=True)
+
+
+def _pass_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook of a tower for images of one size: passes the grid on."""
+    family: Any = known_family(stack.config)
+    if not runs_mechanisms(stack) or GRID in kwargs:
+        return None
+    arguments = arguments_by_name(stack, args, kwargs)
+    return args, {**kwargs, GRID: family.spec.of_input(stack.config, arguments)}
+
+
+def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of an attention module that passes no keywords to its attention function (SigLIP): sets the
+    grid."""
+    if GRID in kwargs and not torch.compiler.is_dynamo_compiling():
+        RUNNING_GRID.set(kwargs[GRID])
+
+
+def _leave_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if not torch.compiler.is_dynamo_compiling():
+        RUNNING_GRID.set(None)
