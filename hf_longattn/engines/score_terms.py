@@ -373,7 +373,7 @@ class GridBias(ScoreTerm):
     @property
     def has_prefix(self) -> bool:
         """Whether the table has entries for pairs with prefix tokens."""
-        return self.table.shape[1] > math.prod(2 * size - 1 for size in self.sizes)
+        return self.table.shape[1] > math.prod([2 * size - 1 for size in self.sizes])
 
     def on(self, grid: Grid | None) -> GridBias:
         """This bias bound to the grid of a call. Raises :class:`InputError` if the call has no grid, or one of another

@@ -16,7 +16,7 @@ from ..engines.token_grid import RUNNING_GRID, Grid
 from ..errors import BackendError
 from ..names import require
 from .backend import weights_requested
-from .family.definition import Family, known_family
+from .family.definition import known_family
 from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, TILE, GridSpec, image_size
 from .keywords import COLLECT_WEIGHTS, GRID
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
@@ -95,23 +95,13 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 
 
 def grid_spec(model: Any) -> GridSpec:
-    """The grid spec of a model of images, Long or not. All its patches are on one grid.
-
-    Raises:
-        BackendError: the model does not read images on one grid of patches.
-    """
-    spec: Any = family_of(model).spec
-    return spec
-
-
-def family_of(model: Any) -> Family:
-    """The family of a model of images, Long or not. Raises :class:`BackendError` if the model does not read images on
-    a grid of patches."""
+    """The grid spec of a model of images, Long or not. Raises :class:`BackendError` if the model does not read images
+    on a grid of patches."""
     family = known_family(model.config)
-    if family is None or not family.spec.on_grid:
+    if family is None or not isinstance(family.spec, GridSpec):
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
         raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
-    return family
+    return family.spec
 
 
 @contextmanager
