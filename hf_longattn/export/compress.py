@@ -77,22 +77,17 @@ class CompressionReport:
         """Table rows: name of a measurement, value before, value after."""
         before, after = self.measured["before"], self.measured["after"]
         rows: list[tuple[str, ...]] = []
-        for length in before["loss"]:
-            losses = (measured["loss"][length] for measured in (before, after))
-            rows.append(
-                (
-                    f"loss at {int(length):,} tokens, nats",
-                    *(plus_minus(loss["loss"], loss["loss_se"], 3) for loss in losses),
-                )
-            )
-        for name, key, scale, digits in (("one pass, seconds", "seconds", 1, 2), ("weights, MB", "bytes", 1e6, 1)):
-            rows.append((name, *(f"{measured[key] / scale:,.{digits}f}" for measured in (before, after))))
+        for length, loss in before["loss"].items():
+            values = [plus_minus(each["loss"], each["loss_se"], 3) for each in (loss, after["loss"][length])]
+            rows.append((f"loss at {int(length):,} tokens, nats", *values))
+        rows.append(("one pass, seconds", f"{before['seconds']:,.2f}", f"{after['seconds']:,.2f}"))
+        rows.append(("weights, MB", f"{before['bytes'] / 1e6:,.1f}", f"{after['bytes'] / 1e6:,.1f}"))
         return rows
 
     def changed_in_words(self) -> str:
         """Number and size of the tensors that the method changed, as text."""
-        tensors, changed, total = self.changed.values()
-        return f"{tensors:,} tensors, {changed / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        changed, total = self.changed["bytes"] / 1e6, self.changed["all_bytes"] / 1e6
+        return f"{self.changed['tensors']:,} tensors, {changed:,.1f} of {total:,.1f} MB"
 
     def table(self) -> str:
         """The report in Markdown, for a card."""
@@ -116,8 +111,8 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
 
         def get_state_dict_and_metadata(self, model: Any) -> Any:
             tensors, metadata = super().get_state_dict_and_metadata(model)
-            of_modules = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
-            return tensors, {**metadata, "tensor_names": json.dumps(of_modules)}
+            names = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
+            return tensors, {**metadata, "tensor_names": json.dumps(names)}
 
     model = source.model
     check_linear_layers(model)
@@ -176,22 +171,26 @@ def bf16(source: CompressionInput) -> Compressed:
 def count_changed(source: Path, written: Path, compressed: Compressed) -> dict[str, int]:
     """Count the written tensors with a new dtype or shape, their bytes, and all bytes."""
 
-    def stored(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Tensor name -> bytes per number and shape, for all tensors of a folder."""
-        # F32, BF16, I8, BOOL
-        bits = {name: (re.search(r"\d+", dtype), shape) for _, name, dtype, shape in tensor_headers(folder)}
-        return {name: (1 if digits is None else int(digits[0]) // 8, shape) for name, (digits, shape) in bits.items()}
-
-    after = stored(written)
-    new = Counter(form for name, form in after.items() if compressed.is_changed(name)) - Counter(
-        stored(source).values()
-    )
-    changed = sum(count * each * math.prod(shape) for (each, shape), count in new.items())
+    before = Counter(stored_tensors(source).values())
+    after = stored_tensors(written)
+    new = Counter(stored for name, stored in after.items() if compressed.is_changed(name)) - before
     return {
         "tensors": new.total(),
-        "bytes": changed,
-        "all_bytes": sum(each * math.prod(shape) for each, shape in after.values()),
+        "bytes": sum(count * size * math.prod(shape) for (size, shape), count in new.items()),
+        "all_bytes": sum(size * math.prod(shape) for size, shape in after.values()),
     }
+
+
+def stored_tensors(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Name of every tensor in a folder's files -> bytes per number, and shape."""
+    tensors = {}
+    for _, name, dtype, shape in tensor_headers(folder):
+        bits = re.search(r"\d+", dtype)  # F32, BF16, I8, BOOL
+        size = 1
+        if bits is not None:
+            size = int(bits[0]) // 8
+        tensors[name] = (size, shape)
+    return tensors
 
 
 METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
@@ -279,7 +278,10 @@ def compress_checkpoint(
     compressed = METHODS[chosen.method](inputs)
 
     with staged_folder(target, overwrite=overwrite) as stage:
-        saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
+        saved, load_settings = compressed.model, {}
+        if compressed.dtype is not None:
+            saved = copy.deepcopy(compressed.model).to(compressed.dtype)
+            load_settings["dtype"] = torch.float32
         with quiet_libraries():
             saved.save_pretrained(stage)
         del saved
@@ -291,24 +293,27 @@ def compress_checkpoint(
                 "another --method."
             )
         try:
-            again = inputs.load(stage, **({} if compressed.dtype is None else {"dtype": torch.float32}))
+            again = inputs.load(stage, **load_settings)
         except CheckpointError as error:
             raise CheckpointError(
                 f"What was written for {class_name} cannot be read again, so nothing was kept: {error}"
             ) from error
         with checkpoint_errors(f"What was written for {class_name} cannot be run, so nothing was kept"):
-            outputs, expected = inputs.outputs(again, lengths[-1]), inputs.outputs(compressed.expected, lengths[-1])
+            outputs = inputs.outputs(again, lengths[-1])
+            expected = inputs.outputs(compressed.expected, lengths[-1])
         difference = max(
             float((outputs[name] - values).abs().max() / values.abs().max()) for name, values in expected.items()
         )
         if not difference <= TOLERANCE:
             raise CheckpointError(
                 f"What was written computes something else ({difference:.1e} of the largest output), so nothing was "
-                "kept: "
-                f"{class_name} with this mechanism cannot be compressed by {chosen.method!r}; choose another --method."
+                f"kept: {class_name} with this mechanism cannot be compressed by {chosen.method!r}; "
+                "choose another --method."
             )
         after = inputs.measure(again, stage, lengths)
-        values = {**dataclasses.asdict(chosen), "text": None if chosen.text is None else Path(chosen.text).name}
+        values = dataclasses.asdict(chosen)
+        if chosen.text is not None:
+            values["text"] = Path(chosen.text).name
         report = CompressionReport(
             destination=target,
             config=values,

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 VERSION = hf_longattn.__version__
 NAME = f"hf_longattn-{VERSION}"
 DIST = ROOT / "dist"
-ONLY_IN_GIT = (".ci/*", "model_cards/*/*.json", "model_cards/*/*.safetensors")
+ONLY_IN_GIT = (".git-blame-ignore-revs", ".ci/*", "model_cards/*/*.json", "model_cards/*/*.safetensors")
 """Tracked files that no distribution has; the reference checkpoints are 25 MB."""
 METADATA = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
 LARGEST_FILE, LARGEST_WHEEL, LARGEST_SDIST = 10**6, 3 * 10**6, 8 * 10**6

@@ -212,8 +212,6 @@ def test_operations_and_waits_are_those_of_a_gpu() -> None:
     x, mask = torch.randn(4, 4), torch.eye(4, dtype=torch.bool)
     cases = {
         "views": (lambda: x.view(16)[None].detach(), 0, 0),
-        "two operations": (lambda: (x + 1).sum(), 2, 0),
-        "a number": (lambda: x.sum().item(), 1, 1),
         "a condition": (lambda: bool((x > 9).any()), 2, 1),
         "a list": (lambda: x.tolist(), 0, 1),
         "a copy, whose list and sum are on the host": (
@@ -221,10 +219,8 @@ def test_operations_and_waits_are_those_of_a_gpu() -> None:
             0,
             2,
         ),
-        "a copy that returns": (lambda: x.cpu().to(x.device).add(1), 2, 1),
         "a list that is copied": (lambda: torch.tensor([1, 2]).to(x.device) + 1, 2, 0),
         "rows by a mask": (lambda: x[mask], 1, 1),
-        "places of a mask": (lambda: mask.nonzero(), 1, 1),
         "rows by places": (lambda: x[torch.arange(2)], 2, 0),
     }
     for name, (run, operations, waits) in cases.items():
