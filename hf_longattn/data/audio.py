@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_longattn.data.sources import DataError
+from hf_longattn.data.sources import DataError, path_and_content
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import InputError, check_extra, in_a_line
 from hf_longattn.names import LOGGER
@@ -69,13 +68,13 @@ def read_audio(
     check_extra(EXTRA, "soundfile")
     import soundfile
 
-    path, content = (source.get("path"), source.get("bytes")) if isinstance(source, Mapping) else (source, None)
+    path, content = path_and_content(source)
     name = name or (repr(str(path)) if path else "the sound")
-    if content is None and not Path(path or "").is_file():
+    if isinstance(content, str) and not Path(path or "").is_file():
         why = "is not a file" if Path(path or "").exists() else "does not exist"
         raise InputError(f"{name} {why}; correct its path, or {otherwise}.")
     try:
-        with soundfile.SoundFile(str(path) if content is None else BytesIO(content)) as file:
+        with soundfile.SoundFile(content) as file:
             rate, frames, notes = file.samplerate, file.frames, file.extra_info
             blocks = [np.zeros((0, file.channels), np.float32)]
             while len(block := file.read(SAMPLES_PER_BLOCK, dtype="float32", always_2d=True)):
@@ -86,8 +85,12 @@ def read_audio(
             f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}."
         ) from error
     samples = np.concatenate(blocks).mean(axis=1, dtype=np.float32)
-    count, sizes = len(samples), CUT_DATA.search(notes)
-    total = round(count * int(sizes[1]) / max(1, int(sizes[2]))) if sizes and int(sizes[1]) < UNKNOWN_SIZE else frames
+    count = len(samples)
+    sizes = CUT_DATA.search(notes)
+    if sizes is None or int(sizes[1]) >= UNKNOWN_SIZE:
+        total = frames
+    else:
+        total = round(count * int(sizes[1]) / max(1, int(sizes[2])))
     if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
         raise InputError(
             f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or "
@@ -129,11 +132,13 @@ class AudioCollator:
 
     def __init__(self, extractor: Any, *, masked: bool = False) -> None:
         self.extractor, self.sampling_rate = extractor, int(extractor.sampling_rate)
+        self.most_samples = getattr(extractor, "n_samples", None)
         rows = getattr(extractor, "max_length", None)
-        self.most_samples = getattr(
-            extractor, "n_samples", None if rows is None else rows * self.sampling_rate // ROWS_PER_SECOND
-        )
-        self.settings: dict[str, Any] = {"padding": True} if self.most_samples is None else {}
+        if self.most_samples is None and rows is not None:
+            self.most_samples = rows * self.sampling_rate // ROWS_PER_SECOND
+        self.settings: dict[str, Any] = {}
+        if self.most_samples is None:
+            self.settings["padding"] = True
         if masked:
             self.settings["return_attention_mask"] = True
 
@@ -158,8 +163,9 @@ class AudioCollator:
     def length(self, sound: Samples) -> int:
         """The length of the model input for a sound: a number of samples, or of feature rows."""
         inputs = self.inputs([sound])
-        mask = inputs.get("attention_mask")
-        return int(mask.sum()) if mask is not None else next(iter(inputs.values())).shape[1]
+        if "attention_mask" in inputs:
+            return int(inputs["attention_mask"].sum())
+        return next(iter(inputs.values())).shape[1]
 
 
 def to_utterances(
@@ -194,8 +200,7 @@ def to_utterances(
         limit = "" if most_seconds is None else f"are longer than {most_seconds:g} seconds or "
         logger.warning(
             f"{len(left_out):,} of {len(data):,} utterances {limit}have longer transcripts than the model can write, "
-            "and are left out; the "
-            f"first is {data['name'][left_out[0]]}."
+            f"and are left out; the first is {data['name'][left_out[0]]}."
         )
     if not fitting:
         raise DataError(

@@ -123,7 +123,8 @@ class DataCollatorWithPacking:
     shifted: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        rows, targets = [dict(row) for row in features], dict[str, Tensor]()
+        rows = [dict(row) for row in features]
+        targets: dict[str, Tensor] = {}
         if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):
             targets["labels"] = torch.tensor([row.pop("labels") for row in rows])
             targets["lengths"] = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -151,27 +152,20 @@ def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
 
 def pooling_module(model: PreTrainedModel) -> nn.Module | None:
     """The module that pools hidden states by their first token; ``None`` if the model selects the token itself."""
-    modules = (
-        getattr(model.base_model, "pooler", None),
-        getattr(model, "pooler", None),
-        getattr(model, "classifier", None),
-    )
-    module = next((candidate for candidate in modules if isinstance(candidate, nn.Module)), None)
-    return None if isinstance(module, nn.Linear) else module
+    for owner, name in ((model.base_model, "pooler"), (model, "pooler"), (model, "classifier")):
+        module = getattr(owner, name, None)
+        if isinstance(module, nn.Linear):
+            return None
+        if isinstance(module, nn.Module):
+            return module
+    return None
 
 
 def chosen_packing(
     model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None
 ) -> bool:
     """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
-    why, bases = (
-        refusal,
-        (
-            module
-            for module in model.modules()
-            if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")
-        ),
-    )
+    why = None
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
         why = f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
     elif not model.packs_documents:
@@ -180,8 +174,10 @@ def chosen_packing(
         why = "A compiled model takes no packed documents."
     elif args.n_gpu > 1:
         why = "Several GPUs in one process (DataParallel) split rows; use accelerate launch."
-    elif of_documents := next(filter(None, (refusal_of_documents(base, {}) for base in bases)), None):
-        why = of_documents
+    else:
+        bases = (module for module in model.modules() if isinstance(module, LongAttentionMixin))
+        refusals = (refusal_of_documents(base, {}) for base in bases if hasattr(base, "recursion"))
+        why = next(filter(None, refusals), None)
     why = refusal or why
     if wanted and why:
         raise OptionError(f"--packing cannot be used here; leave it out. {why}")
@@ -216,7 +212,9 @@ class TokenBudget(EpochSampler):
         self.batches: list[list[int]] = [[]]
         total = 0
         for row in order:
-            total = lengths[row] * (len(self.batches[-1]) + 1) if padded else total + lengths[row]
+            total += lengths[row]
+            if padded:  # rows come in ascending order, so this one is the longest
+                total = lengths[row] * (len(self.batches[-1]) + 1)
             if self.batches[-1] and total > budget:
                 self.batches.append([])
                 total = lengths[row]
@@ -224,7 +222,7 @@ class TokenBudget(EpochSampler):
         while len(self.batches) % processes:  # split the largest batch, or repeat it if it has a single row
             largest = max(self.batches, key=len)
             half = len(largest) // 2
-            self.batches.append(largest[half:] if half else list(largest))
+            self.batches.append(largest[half:])
             if half:
                 del largest[half:]
 

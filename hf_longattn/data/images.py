@@ -6,7 +6,6 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_longattn.data.batching import EVALUATION, EpochAwareCollator
-from hf_longattn.data.sources import DataError
+from hf_longattn.data.sources import DataError, path_and_content
 from hf_longattn.errors import CheckpointError, check_extra, in_a_line
 from hf_longattn.names import LOGGER
 
@@ -51,12 +50,12 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
     from PIL import Image as Pillow
     from PIL import ImageOps
 
-    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, Mapping) else (image, None)
+    path, content = path_and_content(image)
     name = name or str(path)
     try:
         with warnings.catch_warnings():  # Pillow's warning, at half of its limit
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-            with Pillow.open(str(path) if content is None else BytesIO(content)) as opened:
+            with Pillow.open(content) as opened:
                 opened.load()
                 upright = ImageOps.exif_transpose(opened)
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
@@ -87,8 +86,7 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     if converted is not None and tuple(converted) != (height, width):
         raise CheckpointError(
             f"The image processor of {model.name_or_path!r} makes images of {height} × {width} pixels, but the model "
-            "was converted for "
-            f"{' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these."
+            f"was converted for {' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these."
         )
     return height, width
 
@@ -112,7 +110,8 @@ class ImageCollator(EpochAwareCollator):
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The batch of rows with ``image``, ``name`` and ``label``; see :func:`.rows.rows_of`."""
-        images, settings = [read_image(row["image"], row["name"]) for row in features], dict[str, Any]()
+        images = [read_image(row["image"], row["name"]) for row in features]
+        settings: dict[str, Any] = {}
         if self.augmentation is not None and self.epoch != EVALUATION:
             transform, settings = self.augmentation
             with torch.random.fork_rng(devices=[]):
@@ -158,7 +157,7 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
 
     parts = {"crop": RandomResizedCrop(size), "flip": RandomHorizontalFlip()}
     chosen = (name or AUGMENTATIONS[0]).split("+")
-    return Compose([parts[part] for part in chosen]), {
-        "do_resize": False,
-        "do_center_crop": False,
-    } if "crop" in chosen else {}
+    settings = {}
+    if "crop" in chosen:
+        settings = {"do_resize": False, "do_center_crop": False}
+    return Compose([parts[part] for part in chosen]), settings

@@ -57,14 +57,18 @@ def qa_inputs(
     questions = [question.lstrip() for question in examples["question"]]
     as_text = {"split_special_tokens": True, "verbose": False}
     beside = max(map(len, call_tokenizer(tokenizer, questions, [""] * len(questions), **as_text)["input_ids"]))
-    if (left := max(0, length - beside)) <= (stride or 0):
-        advice = f", not more than the stride {stride}; lower --stride" if left else "; shorten the question"
+    left = max(0, length - beside)
+    if left <= (stride or 0):
+        advice = "; shorten the question"
+        if left:
+            advice = f", not more than the stride {stride}; lower --stride"
         raise InputError(
             f"--max-length {length} leaves {left} tokens for the document beside the question{advice}, or raise "
             "--max-length if the model takes longer inputs."
         )
     settings: dict[str, Any] = {"truncation": "only_second", "max_length": length, "return_offsets_mapping": True}
-    settings |= {} if stride is None else {"stride": stride, "return_overflowing_tokens": True}
+    if stride is not None:
+        settings |= {"stride": stride, "return_overflowing_tokens": True}
     encoded = call_tokenizer(tokenizer, questions, list(examples["context"]), **as_text, **settings)
     owners = encoded.get("overflow_to_sample_mapping", range(len(questions)))
     rows: dict[str, list[Any]] = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
@@ -75,10 +79,9 @@ def qa_inputs(
             span if text == 1 else (-1, -1) for span, text in zip(spans, encoded.sequence_ids(window), strict=True)
         ]
         rows["offsets"].append(offsets)
-        for name, tokens in zip(
-            ("starts", "ends"), zip(*answer_tokens(offsets, examples["answers"][owner]), strict=True), strict=True
-        ):
-            rows[name].append(sorted(set(tokens)))
+        starts, ends = zip(*answer_tokens(offsets, examples["answers"][owner]), strict=True)
+        rows["starts"].append(sorted(set(starts)))
+        rows["ends"].append(sorted(set(ends)))
     return rows
 
 

@@ -76,12 +76,13 @@ def load_qa(
         )
         data = data.rename_columns({column: role for role, column in named.items()})
     present = set(data.column_names)
-    answered = present & {"answers", "answer", "detected_answers"}
-    if missing := sorted({"question", "context"} - present) + ([] if answered else ["answers"]):
+    missing = sorted({"question", "context"} - present)
+    if not present & {"answers", "answer", "detected_answers"}:
+        missing.append("answers")
+    if missing:
         raise DataError(
             f"{name} has the columns {listed(present, 12)}, and lacks {' and '.join(missing)}; name a column with "
-            "--columns "
-            f"{missing[0]}=NAME, or give questions as SQuAD, MRQA or HotpotQA, "
+            f"--columns {missing[0]}=NAME, or give questions as SQuAD, MRQA or HotpotQA, "
             "or rows of question, context and answers (for TriviaQA and Natural Questions, scripts/ of a clone has a "
             "program each)."
         )
@@ -90,22 +91,20 @@ def load_qa(
         examples = []
         for number, *cells in zip(numbers, *columns.values(), strict=True):
             row = dict(zip(columns, cells, strict=True))
-            identity = next(
-                (str(row[key]) for key in ("id", "_id", "qid", "question_id") if row.get(key) is not None), None
-            )
+            ids = (row.get(key) for key in ("id", "_id", "qid", "question_id"))
+            identity = next((str(each) for each in ids if each is not None), "")
             try:
-                examples.append(_example(row, str(number) if identity is None else identity))
+                examples.append(_example(row, identity or str(number)))
             except (DataError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-                why = (
-                    str(error)
-                    if isinstance(error, DataError)
-                    else f"It matches no schema ({type(error).__name__}: {error})."
-                )
-                where = f"Row {number + 1}" if identity is None else f"Question {identity}"
-                if not skip_bad_rows:
-                    raise DataError(
-                        f"{where} of {name}: {why} Leave such rows out, with --skip-bad-rows if there are many."
-                    ) from error
+                if skip_bad_rows:
+                    continue
+                why = str(error)
+                if not isinstance(error, DataError):
+                    why = f"It matches no schema ({type(error).__name__}: {error})."
+                where = f"Question {identity}" if identity else f"Row {number + 1}"
+                raise DataError(
+                    f"{where} of {name}: {why} Leave such rows out, with --skip-bad-rows if there are many."
+                ) from error
         return {column: [example[column] for example in examples] for column in EXAMPLE}
 
     settings: dict[str, Any] = {
@@ -129,7 +128,8 @@ def _questions(value: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(value, dict) or "question" in value:
         yield value
         return
-    for entry in value["data"] if isinstance(value.get("data"), list) else [value]:
+    articles = value.get("data")
+    for entry in articles if isinstance(articles, list) else [value]:
         if "header" in entry:  # the first line of an MRQA file
             continue
         for paragraph in entry.get("paragraphs", [entry] if "qas" in entry else ()):
@@ -152,7 +152,8 @@ def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
     kind = row.get("kind") or "span"
     if kind not in KINDS:
         raise DataError(f"The kind must be one of {', '.join(KINDS)}, not {kind!r}.")
-    kind = "none" if kind == "span" and not gold else kind
+    if kind == "span" and not gold:
+        kind = "none"
     impossible = str(row.get("is_impossible")).strip().lower() in ("true", "yes", "1", "1.0")
     if gold and (impossible or kind == "none"):
         reason = "is_impossible" if impossible else "kind 'none'"
@@ -175,9 +176,11 @@ def _spans(answers: Any) -> list[tuple[str, Any]]:
     """
     if isinstance(answers, list):
         return [span for each in answers for span in _spans(each)]
+    if answers is None:
+        return []
     if not isinstance(answers, Mapping):
-        return [] if answers is None or not str(answers).strip() else [(str(answers), None)]
-    texts, starts = ([value] if not isinstance(value, list) else value for value in map(answers.get, ANSWERS))
+        return [(str(answers), None)] if str(answers).strip() else []
+    texts, starts = (value if isinstance(value, list) else [value] for value in map(answers.get, ANSWERS))
     if answers and "text" not in answers:
         raise DataError(
             f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, or texts, not {answers!r}."
@@ -213,8 +216,9 @@ def _squad(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     spans = _spans(_unwritten(row.get("answers"), row["context"]))
     if not spans:
         answer, start = row.get("answer"), row.get("answer_start")
-        has_start = not isinstance(answer, (Mapping, list)) and start not in (None, "")
-        spans = _spans(answer if not has_start else {"text": answer, "answer_start": start})
+        if not isinstance(answer, (Mapping, list)) and start not in (None, ""):
+            answer = {"text": answer, "answer_start": start}
+        spans = _spans(answer)
     right = [text for text, _ in spans]
     if all(start is None for _, start in spans):
         answers = occurrences(row["context"], right)
@@ -249,14 +253,14 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     """HotpotQA: paragraphs [[title, sentences]], an answer (a span, yes or no) and supporting_facts [[title,
     sentence]], or the Hub's columns. Occurrences in the supporting sentences take precedence."""
     paragraphs, facts, answer = row["context"], row["supporting_facts"] or [], row.get("answer")
-    pairs = (
-        zip(paragraphs["title"], paragraphs["sentences"], strict=True) if isinstance(paragraphs, dict) else paragraphs
-    )
-    supporting = (
-        {*zip(facts["title"], facts["sent_id"], strict=True)} if isinstance(facts, dict) else {*map(tuple, facts)}
-    )
-    context, inside = "", []  # characters of the supporting sentences
-    for title, sentences in pairs:
+    if isinstance(paragraphs, dict):
+        paragraphs = zip(paragraphs["title"], paragraphs["sentences"], strict=True)
+    if isinstance(facts, dict):
+        facts = zip(facts["title"], facts["sent_id"], strict=True)
+    supporting = set(map(tuple, facts))
+    context = ""
+    inside = []  # characters of the supporting sentences
+    for title, sentences in paragraphs:
         context += f"{title}\n"
         for index, sentence in enumerate(sentences):
             if (title, index) in supporting:
@@ -267,13 +271,12 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     if answer in ("yes", "no"):
         return {**example, "kind": answer, "gold": [answer]}
     anywhere = occurrences(context, [answer or ""])
-    near = [
-        number
-        for number, start in enumerate(anywhere["answer_start"])
+    spans = [
+        {"text": text, "answer_start": start}
+        for text, start in zip(anywhere["text"], anywhere["answer_start"], strict=True)
         if any(start in sentence for sentence in inside)
     ]
-    spans = {name: [values[number] for number in near] for name, values in anywhere.items()} if near else answer or []
-    return {**example, "answers": spans, "gold": [answer or ""]}
+    return {**example, "answers": spans or answer, "gold": [answer or ""]}
 
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -307,8 +310,10 @@ def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False)
     """
     gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
     lowered = normalize("NFD", context.lower())
+    if normalised:
+        texts = set(map(normalised_alias, texts))
     patterns = []
-    for text in {normalised_alias(text) for text in texts} if normalised else texts:
+    for text in texts:
         words = text.split()
         if words and all(normalize("NFD", word.lower()) in lowered for word in words):  # most aliases do not occur
             forms = [{word, normalize("NFC", word), normalize("NFD", word)} for word in words]
@@ -337,7 +342,8 @@ def _goes_on(context: str, position: int, step: int) -> bool:
     if not 0 <= position + step < len(context):
         return False
     here, there = context[position], context[position + step]
-    if category(here if step < 0 else there).startswith("M"):  # a mark belongs to the character before it
+    later = here if step < 0 else there
+    if category(later).startswith("M"):  # a mark belongs to the character before it
         return True
     in_word = there.isalnum() or there == "_" or category(there).startswith("M")
     return in_word and UNSPACED.match(here) is None and UNSPACED.match(there) is None

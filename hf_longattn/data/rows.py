@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
+from datasets import Audio, Dataset, Features, Image, List, Value, concatenate_datasets
 from pyarrow.compute import struct_field
 from transformers.utils import logging
 
@@ -98,16 +98,20 @@ def read_rows(
         train = held_out = _drawn(joined(parts), args.max_eval_samples, seed)
     else:
         if args.validation:
-            train, held_out = joined(parts), joined([read(args.validation, "validation")])
+            train = joined(parts)
+            held_out = joined([read(args.validation, "validation")])
         else:
             train, held_out = split_held_out(parts, seed, **units)
         if not len(held_out):
-            count = "is only one row" if len(train) == 1 else f"are {len(train)} rows of one {units.get('unit')}"
+            count = f"are {len(train)} rows of one {units.get('unit')}"
+            if len(train) == 1:
+                count = "is only one row"
             raise OptionError(
                 f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give "
                 "--validation DATA."
             )
-        train, held_out = _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
+        train = _drawn(train, args.max_train_samples, seed)
+        held_out = _drawn(held_out, args.max_eval_samples, seed)
         args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
     return train, held_out
 
@@ -147,16 +151,17 @@ def split_held_out(
         units.setdefault((bisect_right(ends, row), values[row]), []).append(row)
     labels = data[classes][:] if classes else [None] * len(data)
     class_of = {key: (key[0], labels[rows[0]]) for key, rows in units.items()}
-    sizes, drawn_of_class, quantile = Counter(class_of.values()), Counter[Any](), {}
+    sizes = Counter(class_of.values())
+    drawn_of_class: Counter[Any] = Counter()
+    quantile = {}
     for key, group in class_of.items():  # the lowest tenth of the quantiles has the shares of all
         quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
         drawn_of_class[group] += 1
-    of_sources = [
-        sorted((key for key in units if key[0] == source), key=quantile.__getitem__) for source in range(len(parts))
-    ]
-    drawn = [
-        key for keys in of_sources if len(keys) > 1 for key in keys[: min(max(1, len(keys) // 10), most or len(keys))]
-    ]
+    drawn = []
+    for source in range(len(parts)):
+        keys = sorted((key for key in units if key[0] == source), key=quantile.__getitem__)
+        if len(keys) > 1:
+            drawn += keys[: min(max(1, len(keys) // 10), most or len(keys))]
     held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
     chosen = set(held_out)
     return data.select([row for row in order if row not in chosen]), data.select(held_out)
@@ -181,12 +186,10 @@ def chosen_columns(
             chosen[role] = column
         elif role in named or role not in OPTIONAL:
             others = f"{source} has the columns {', '.join(present)}, not {' or '.join(map(repr, wanted))}"
-            folder = (
-                ", or put the files of each label into a folder with its name"
-                if role == "label" and len(present) == 1
-                else ""
-            )
-            close = nearest(wanted[0] if wanted else role, present, least=0.6)
+            folder = ""
+            if role == "label" and len(present) == 1:
+                folder = ", or put the files of each label into a folder with its name"
+            close = nearest(next(iter(wanted), role), present, least=0.6)
             raise DataError(f"{others}; name one with {option.format(role=role)}{folder}.{close}")
     return chosen
 
@@ -211,9 +214,9 @@ def rows_of(
     for role, column in columns.items():
         if role != file:
             feature = data.features[column]
-            feature = feature.feature if isinstance(feature, List) else feature
-            # the column has class numbers
-            values[role] = column, feature.names if isinstance(feature, ClassLabel) else None
+            if isinstance(feature, List):
+                feature = feature.feature
+            values[role] = column, getattr(feature, "names", None)  # the names of a ClassLabel
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         return {
@@ -225,7 +228,8 @@ def rows_of(
         data = data.select_columns([*dict.fromkeys(column for column, _ in values.values())])
         features = Features({role: TYPES.get(role, Value("string")) for role in values})
         parts.append(data.map(convert, with_indices=True, remove_columns=data.column_names, features=features))
-    texts, rows = [role for role in values if role not in VALUES and leave_out], concatenate_datasets(parts, axis=1)
+    texts = [role for role in values if role not in VALUES and leave_out]
+    rows = concatenate_datasets(parts, axis=1)
     return with_texts(rows, texts, source) if texts else rows
 
 
@@ -249,24 +253,15 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
         if what == "text":
             return ""
         raise DataError(f"{where} has no {role} in the column {column!r}; leave such rows out.")
-    converted: Any = value if what == "text" and isinstance(value, str) else None
     if role == "label" and isinstance(value, list):
-        labels = [_label(each, names) or each for each in value]
-        if len(labels) != 1:
+        if len(value) != 1:
+            labels = [_label(each, names) or each for each in value]
             raise DataError(
                 f"{where} has {len(labels)} labels in the column {column!r}, {str(labels)!r:.60}, and must have one; "
                 "leave such rows out, or choose one of them."
             )
         value = value[0]
-    if role == "label":
-        converted = _label(value, names)
-    elif role == "id":
-        converted = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
-    elif what == "number":
-        converted = as_number(value)
-    elif what.startswith("list") and isinstance(value, list):
-        cells = [str(each) if role == "words" and isinstance(each, float) else _label(each, names) for each in value]
-        converted = None if None in cells or (role == "tags" and "" in cells) else cells
+    converted = _converted(value, role, names)
     if converted is None:
         raise DataError(
             f"{where} has {str(value)!r:.60} in the column {column!r}, no {what}; correct it, or name another column."
@@ -276,6 +271,25 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
             f"{where} has a text of {len(converted):,} characters, but at most {LARGEST_TEXT:,} are read; split it."
         )
     return converted
+
+
+def _converted(value: Any, role: str, names: Sequence[str] | None) -> Any:
+    """A value in the type of its role; ``None`` if it is of another type."""
+    if role == "label":
+        return _label(value, names)
+    if role in ("score", "number"):
+        return as_number(value)
+    if role == "id" and type(value) is int:
+        return str(value)
+    if role not in ("words", "tags"):
+        return value if isinstance(value, str) else None
+    if not isinstance(value, list):
+        return None
+    if role == "words":
+        value = [str(each) if isinstance(each, float) else each for each in value]
+    cells = [_label(each, names) for each in value]
+    unsuitable = None in cells or (role == "tags" and "" in cells)
+    return None if unsuitable else cells
 
 
 def _label(value: Any, names: Sequence[str] | None) -> str | None:
@@ -291,8 +305,10 @@ def _label(value: Any, names: Sequence[str] | None) -> str | None:
 
 def as_number(value: Any) -> float | None:
     """A JSON value or table cell as a finite number; ``None`` if it is not a number."""
+    if isinstance(value, bool):
+        return None
     try:
-        number = float("nan" if isinstance(value, bool) else value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
@@ -302,7 +318,8 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
     """The unread files of a column in the column ``role``, with names for messages in the column ``name``."""
     feature = data.features[column]
     if isinstance(feature, (FILES[role], dict)) or "binary" in getattr(feature, "dtype", ""):
-        data = data.rename_columns({} if column == role else {column: role})
+        if column != role:
+            data = data.rename_column(column, role)
         data = data.cast_column(role, FILES[role](decode=False)).cast_column(role, CELL)
     else:  # paths relative to the table
         folder, paths = Path(source).resolve().parent, data[column][:]

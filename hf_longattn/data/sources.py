@@ -14,9 +14,9 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,8 +41,8 @@ CONLL = (".conll", ".iob", ".bio", ".iob2")
 """Suffixes of files with one word and its tag per line."""
 DOCUMENT = ("-DOCSTART-", "#begin document", "#end document")
 """Prefixes of lines that separate documents in a CoNLL file."""
-PART = re.compile(r"\d+[-.]\d+")
-"""Matches the number of a word range (1-2) or an empty node (1.1) in CoNLL-U."""
+NUMBER = re.compile(r"\d+([-.]\d+)?")
+"""Matches the number of a word, a word range (1-2) or an empty node (1.1) in CoNLL-U."""
 IOB_TAG = re.compile("O|[BIESLU]-.+")
 """Matches a named-entity tag, or O."""
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", *CONLL)
@@ -57,6 +57,14 @@ SPACE = re.compile(r"\s*")
 LONGEST_LINE = 64_000_000
 """Maximum characters of a line of a compressed file, or of the whole file if it is read at once. A few megabytes of
 gzip can hold a line that fills the memory."""
+
+
+def path_and_content(source: Any) -> tuple[Any, str | io.BytesIO]:
+    """The path of a file, and what a reader opens: that path, or the bytes of a cell as :data:`CELL`."""
+    if not isinstance(source, Mapping):
+        return source, str(source)
+    path, content = source.get("path"), source.get("bytes")
+    return path, str(path) if content is None else io.BytesIO(content)
 
 
 class DataError(LongAttentionError):
@@ -90,8 +98,10 @@ def read_table(
         modality: modality of a folder's files, see :data:`SUFFIXES`.
         flat: function that returns the rows of a JSON value; default: each value is a row.
     """
-    path, plain = Path(source), Path(source.lower().removesuffix(".gz"))
-    ending = plain.suffix if plain.suffix != ".parquet" else path.suffix.lower()
+    path = Path(source)
+    ending = path.suffix.lower()
+    if ending == ".gz" and not source.lower().endswith(".parquet.gz"):
+        ending = Path(source.lower().removesuffix(".gz")).suffix
     check_exists(source)
     if path.is_dir() and not saved_by_datasets(path):
         data = _read_folder(path, modality)
@@ -110,7 +120,8 @@ def read_table(
     else:
         data = _read_saved(source)
     if isinstance(data, DatasetDict):
-        split = next(iter(data)) if split is None and len(data) == 1 else split
+        if split is None and len(data) == 1:
+            split = next(iter(data))
         if split not in data:
             raise DataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(str(split), data)}")
         data = data[split]
@@ -125,19 +136,19 @@ def _read_saved(source: str) -> Dataset | DatasetDict:
     try:
         if Path(source).is_dir():
             return load_from_disk(source)
-        return Dataset.from_parquet(glob.escape(source)) if Path(source).is_file() else read_hub(name, subset or None)
+        if Path(source).is_file():
+            return Dataset.from_parquet(glob.escape(source))
+        return read_hub(name, subset or None)
     except LongAttentionError:
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        what = (
-            "is damaged; write it again"
-            if Path(source).exists()
-            else (
+        what = "is damaged; write it again"
+        if not Path(source).exists():
+            what = (
                 f"is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed; give NAME "
                 "or NAME:SUBSET"
             )
-        )
         raise DataError(f"{source!r} {what} ({type(cause).__name__}: {in_a_line(cause)}).") from error
 
 
@@ -145,17 +156,16 @@ def read_hub(name: str, subset: str | None = None) -> DatasetDict:
     builder = load_dataset_builder(name, subset)
     # datasets would guess the types of each part separately
     if builder.name in ("csv", "json") and builder.info.features is None:
-        manager, separator = DownloadManager(), getattr(builder.config, "sep", ",")
-        files = {
-            split: manager.download_and_extract([*map(str, paths)])
-            for split, paths in builder.config.data_files.items()
-        }
-        return DatasetDict(
-            {split: _dataset(paths, f".{builder.name}", separator=separator) for split, paths in files.items()}
-        )
-    return load_dataset(
-        name, subset, **({"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {})
-    )
+        manager = DownloadManager()
+        separator = getattr(builder.config, "sep", ",")
+        splits = {}
+        for split, paths in builder.config.data_files.items():
+            files = manager.download_and_extract([*map(str, paths)])
+            splits[split] = _dataset(files, f".{builder.name}", separator=separator)
+        return DatasetDict(splits)
+    if builder.name == "csv":
+        return load_dataset(name, subset, keep_default_na=False, na_values=[""])
+    return load_dataset(name, subset)
 
 
 def files_of(path: Path, modality: str) -> list[Path]:
@@ -188,27 +198,27 @@ def located(source: str, split: str, modality: str) -> str:
     has_rows = of_split.is_dir() and any(
         child.is_dir() or child.suffix == ".txt" or child.name in METADATA for child in of_split.iterdir()
     )
-    roots = [of_split, path] if has_rows else [path]
-    return str(next((root / name for root in roots for name in METADATA if (root / name).is_file()), roots[0]))
+    root = of_split if has_rows else path
+    tables = (folder / name for folder in dict.fromkeys((root, path)) for name in METADATA)
+    return str(next((table for table in tables if table.is_file()), root))
 
 
 def _read_folder(root: Path, modality: str) -> Dataset:
     """The files of a folder. Sub-folders are labels, and a .txt file beside an audio file is its text."""
     files = files_of(root, modality)
     labels = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
-    columns: dict[str, Any] = {"label": labels} if any(labels) else {}
     if modality == "text":
         data = _dataset([*map(str, files)], ".txt")
-        return data.add_column("label", labels) if columns else data
-    columns[modality] = [{"path": str(file), "bytes": None} for file in files]
+    else:
+        cells = [{"path": str(file), "bytes": None} for file in files]
+        data = Dataset.from_dict({modality: cells}, features=Features({modality: CELL}))
+    if any(labels):
+        data = data.add_column("label", labels)
     transcripts = [file.with_suffix(".txt") for file in files]
     if modality == "audio" and any(text.is_file() for text in transcripts):
-        columns["text"] = [
-            next(_rows([str(text)], ".txt"))["text"] if text.is_file() else None for text in transcripts
-        ]
-    return Dataset.from_dict(
-        columns, features=Features({name: CELL if name == modality else Value("string") for name in columns})
-    )
+        texts = [next(_rows([str(text)], ".txt"))["text"] if text.is_file() else None for text in transcripts]
+        data = data.add_column("text", texts)
+    return data
 
 
 def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
@@ -295,7 +305,9 @@ def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str
     csv.field_size_limit(2**31 - 1)
     quotes = 'write a cell with quotation marks in double quotes, and the marks in it twice ("").'
     # blank lines are no rows
-    header, number, rows = list[str](), 0, filter(None, csv.reader(text, delimiter=separator, strict=True))
+    rows = filter(None, csv.reader(text, delimiter=separator, strict=True))
+    header: list[str] = []
+    number = 0
     try:
         header = next(rows, [])
         separators = [mark for mark in ";\t|," if mark != separator and len(header) == 1 and mark in header[0]]
@@ -330,60 +342,65 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
     """Documents of a file with a word and its tag in each line. The first column is the word, the last its tag;
     -DOCSTART- or blank lines separate documents.
 
-    Tabs separate the columns, or spaces in a file without tabs. Lines end with ``\\n`` or ``\\r\\n``. All other white
-    space belongs to the words. At the start of a sentence a line that begins with # is a comment, unless it has the
-    columns and tag of a word.
+    At the start of a sentence a line that begins with # is a comment, unless it has the columns and tag of a word.
     """
     lines = [line.removesuffix("\r") for line in text.read().split("\n")]
-    of_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", *DOCUMENT))]
-    tabs = any("\t" in line for line in of_words)
-    filled_width = max((len(line.rstrip(" \t").split("\t")) for line in of_words), default=0)
-
-    def columns_of(line: str) -> list[str]:
-        filled = line.rstrip(" \t").split("\t" if tabs else " ")
-        if tabs and filled != [""]:
-            return line.split("\t")[: max(filled_width, len(filled))]  # ignore tabs that end every line
-        return [column for column in filled if column]
-
-    rows = list(map(columns_of, of_words))
-    widths = set(map(len, rows))
-    tags = {columns[-1] for columns in rows}
-    _refuse_numbered_words(rows, file)
-    separated, starts_sentence = any(line.startswith(DOCUMENT) for line in lines), True
-    words, tags_of_words = list[str](), list[str]()
+    table = _ConllTable(lines, file)
+    marked = any(line.startswith(DOCUMENT) for line in lines)
+    starts_sentence = True
+    words: list[str] = []
+    tags: list[str] = []
     for number, line in enumerate([*lines, DOCUMENT[0]], start=1):
-        columns = columns_of(line)
+        columns = table.columns(line)
         if not columns or line.startswith(DOCUMENT):
             starts_sentence = True
-            if words and (columns or not separated):
-                yield {"tokens": json.dumps(words), "ner_tags": json.dumps(tags_of_words)}
-                words, tags_of_words = [], []
+            if words and (columns or not marked):
+                yield {"tokens": json.dumps(words), "ner_tags": json.dumps(tags)}
+                words, tags = [], []
             continue
-        is_word = len(columns) in widths and (columns[-1] in tags or IOB_TAG.fullmatch(columns[-1]) is not None)
-        if starts_sentence and line.startswith("#") and not is_word:
+        if starts_sentence and line.startswith("#") and not table.is_word(columns):
             continue
         starts_sentence = False
         word, tag = columns[0], columns[-1].strip(" ")
         if not word or not tag or len(columns) < 2 or "\r" in line:
-            missing, between = "tag" if word else "word", "tabs" if tabs else "spaces"
+            missing = "tag" if word else "word"
             raise DataError(
-                f"Line {number} of {file!r} has no {missing}; a line is a word and its tag, separated by {between}, "
-                "and ends with \\n."
+                f"Line {number} of {file!r} has no {missing}; a line is a word and its tag, separated by a tab or "
+                "spaces, and ends with \\n."
             )
         words.append(word)
-        tags_of_words.append(tag)
+        tags.append(tag)
 
 
-def _refuse_numbered_words(rows: Sequence[Sequence[str]], file: str) -> None:
-    """Refuse a file whose first of three or more columns numbers the words of each sentence, as in CoNLL-U. Ranges
-    (1-2) and empty nodes (1.1) have numbers of their own."""
-    numbers = [columns[0] for columns in rows if not PART.fullmatch(columns[0])]
-    if max(map(len, rows), default=0) < 3 or not all(number.isdecimal() for number in numbers):
-        return
-    if all(int(number) in (0, 1, int(before) + 1) for before, number in pairwise(["0", *numbers])):
-        raise DataError(
-            f"{file!r} numbers its words, as CoNLL-U does; write a word and its tag in each line, without it."
-        )
+class _ConllTable:
+    """The columns and tags of the words in a CoNLL file. Tabs separate columns, or spaces in a file without tabs; all
+    other white space belongs to the words.
+
+    Raises:
+        DataError: the first of three or more columns numbers the words.
+    """
+
+    def __init__(self, lines: Sequence[str], file: str) -> None:
+        of_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", *DOCUMENT))]
+        self.tabs = any("\t" in line for line in of_words)
+        rows = [self.columns(line) for line in of_words]
+        self.widths = set(map(len, rows))
+        self.tags = {columns[-1] for columns in rows}
+        if max(self.widths, default=0) > 2 and all(NUMBER.fullmatch(columns[0]) for columns in rows):
+            raise DataError(
+                f"{file!r} numbers its words, as CoNLL-U does; write a word and its tag in each line, without it."
+            )
+
+    def columns(self, line: str) -> list[str]:
+        """The columns of a line; none for a blank line."""
+        if not line.strip(" \t"):
+            return []
+        return line.split("\t") if self.tabs else [column for column in line.split(" ") if column]
+
+    def is_word(self, columns: Sequence[str]) -> bool:
+        """Whether a line that begins with # is a word: it has as many columns as another word, and a tag."""
+        has_tag = columns[-1] in self.tags or IOB_TAG.fullmatch(columns[-1]) is not None
+        return len(columns) in self.widths and has_tag
 
 
 def _json_rows(
@@ -421,7 +438,8 @@ def _json_values(text: TextIO, file: str) -> Iterator[Any]:
     )
 
     def values(line: str) -> list[Any]:
-        parsed, at = list[Any](), 0
+        parsed: list[Any] = []
+        at = 0
         while (at := SPACE.match(line, at).end()) < len(line):  # type: ignore[union-attr]
             value, at = decoder.raw_decode(line, at)
             parsed += value if isinstance(value, list) else [value]

@@ -44,9 +44,8 @@ def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwa
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text. Empty if they change the text's own tokens."""
-    body, framed = (
-        list(text_encoding(tokenizer, "a", add_special_tokens=added)["input_ids"]) for added in (False, True)
-    )
+    body = list(text_encoding(tokenizer, "a", add_special_tokens=False)["input_ids"])
+    framed = list(text_encoding(tokenizer, "a")["input_ids"])
     for start in range(len(framed) - len(body) + 1):
         if framed[start : start + len(body)] == body:
             return framed[:start], framed[start + len(body) :]
@@ -58,16 +57,19 @@ def between(chunks: Tensor, before: Sequence[int], after: Sequence[int]) -> Tens
 
     ``before`` and ``after`` are those of :func:`special_ids`.
     """
-    chunks, rest = chunks.clone(), chunks.shape[-1] - len(after)
-    chunks[..., : len(before)], chunks[..., rest:] = chunks.new_tensor(before), chunks.new_tensor(after)
+    chunks = chunks.clone()
+    chunks[..., : len(before)] = chunks.new_tensor(before)
+    chunks[..., chunks.shape[-1] - len(after) :] = chunks.new_tensor(after)
     return chunks
 
 
 def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Tokens of whole documents with special tokens. The end token is added if the tokenizer adds nothing after a
     text."""
-    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    added = [] if special_ids(tokenizer)[1] or end is None else [end]
+    end = tokenizer.eos_token_id
+    if end is None:
+        end = tokenizer.sep_token_id
+    added = [] if end is None or special_ids(tokenizer)[1] else [end]
     encoded = call_tokenizer(
         tokenizer, list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False
     )["input_ids"]
@@ -104,9 +106,7 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
         documents = document_ids(rows["text"], tokenizer)
         columns = {"input_ids": list(chain.from_iterable(documents))}
         if pack:
-            columns["documents"] = list(
-                chain.from_iterable([number] * len(ids) for number, ids in enumerate(documents))
-            )
+            columns["documents"] = [number for number, ids in enumerate(documents) for _ in ids]
         inputs = {at: columns["input_ids"][at : at + length] for at in range(0, len(columns["input_ids"]), length)}
         cuts = [at for at, ids in inputs.items() if len(ids) > 1 and not special.issuperset(ids)]
         return {name: [values[at : at + length] for at in cuts] for name, values in columns.items()}
@@ -153,15 +153,15 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     if isinstance(table, torch.nn.Embedding):  # RoBERTa counts from padding_idx + 1
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    read = decoder_length(model) if decoded and getattr(model.config, "is_encoder_decoder", False) else None
-    longest = min(
-        (length for length in (known_length(model.config, tokenizer, model), read) if length is not None), default=None
-    )
-    if longest is None:
+    lengths = [known_length(model.config, tokenizer, model)]
+    if decoded and getattr(model.config, "is_encoder_decoder", False):
+        lengths.append(decoder_length(model))
+    known = [length for length in lengths if length is not None]
+    if not known:
         raise OptionError(
             "Neither the model's config nor its tokenizer tells how long an input may be; give --max-length."
         )
-    return longest
+    return min(known)
 
 
 def decoder_length(model: PreTrainedModel) -> int | None:

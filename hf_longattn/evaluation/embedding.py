@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from copy import copy
 from functools import lru_cache, partial
@@ -94,7 +95,9 @@ class Embedder:
         if task not in ("document", "query"):
             raise OptionError(f"--task is {task!r}; give document or query.")
         self.size = int(size) if colon else SIZES[self.of]
-        self.vectors = self.of if self.size is None else f"{self.of}:{self.size}"
+        self.vectors = self.of
+        if self.size is not None:
+            self.vectors = f"{self.of}:{self.size}"
         self.model, self.task, self.text_column, self.device = model, task, text_column, device
         # copies of this object in a process share a model; others may find new weights in the folder
         self.key = uuid4().hex
@@ -141,7 +144,9 @@ class Embedder:
                 )
         result = copy(batch)
         result.update({name: [] for name in COLUMNS})
-        for rows in self.embed(texts) if texts else ():
+        if not texts:
+            return result
+        for rows in self.embed(texts):
             for name, values in zip(COLUMNS, zip(*rows, strict=True), strict=True):
                 result[name].append(values[0] if self.of == "document" else list(values))
         return result
@@ -164,46 +169,51 @@ class Embedder:
     def _encoded(self, network: Any, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
         """Yield each text's vectors from ``encode_document`` or ``encode_query``. Long texts are truncated, with a
         warning."""
-        longest, prompt = network.max_seq_length, network.prompts.get(self.task) or ""
-        read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
-        counts = list(map(len, call_tokenizer(network.tokenizer, read, verbose=False)["input_ids"]))
-        most = max(counts, default=1)
-        if longest and most > longest:
+        prompt = network.prompts.get(self.task) or ""
+        longest: int = network.max_seq_length or sys.maxsize
+        texts = [text[: max(PIECE, 100 * longest)] for text in texts]
+        counts = list(map(len, call_tokenizer(network.tokenizer, texts, verbose=False)["input_ids"]))
+        if max(counts, default=0) > longest:
             logger.warning_once(
                 f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector "
                 "model reads on."
             )
-        fitting = longest - len(f" {prompt}".encode()) if longest else most  # a prompt token has at least one byte
+        fitting = longest - len(f" {prompt}".encode())  # a prompt token has at least one byte
         encode = network.encode_query if self.task == "query" else network.encode_document
-        encoded, order = dict[int, Any](), sorted(range(len(read)), key=counts.__getitem__, reverse=True)
+        encoded: dict[int, Any] = {}
+        order = sorted(range(len(texts)), key=counts.__getitem__, reverse=True)
         while order:  # texts of similar length are read together
-            size = max(1, BATCH_TOKENS // max(1, min(counts[order[0]], longest or most)))
+            size = max(1, BATCH_TOKENS // max(1, min(counts[order[0]], longest)))
             batch, order = order[:size], order[size:]
-            encoded.update(
-                zip(batch, encode([read[row] for row in batch], batch_size=size, show_progress_bar=False), strict=True)
-            )
-        for row, (text, count) in enumerate(zip(read, counts, strict=True)):
+            vectors = encode([texts[row] for row in batch], batch_size=size, show_progress_bar=False)
+            encoded.update(zip(batch, vectors, strict=True))
+        for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
             states = encoded.pop(row)
             end = len(text)
             # the character at which the model's tokenizer cuts the text
             if count > fitting and network.tokenizer.is_fast:
                 tokens = read_tokens(network.tokenizer, text, prompt)
                 room = longest - len(tokens.before) - len(tokens.after)
-                end = end if len(tokens.ids) <= room else int(tokens.starts[room])
+                if len(tokens.ids) > room:
+                    end = int(tokens.starts[room])
             if self.of == "document":
                 yield iter([(0, end, states)])
             else:
-                size = -(-len(states) // self.size) if self.size else 1
+                size = 1
+                if self.size is not None:
+                    size = -(-len(states) // self.size)
                 yield iter([(0, end, F.normalize(part.mean(0), dim=0).numpy()) for part in states.cpu().split(size)])
 
     def _of_text(self, network: Any, text: str) -> Iterator[Row]:
         """Yield the vectors of a text's pieces, with one window in memory at a time."""
-        model, tokens = (
-            network.transformers_model,
-            read_tokens(network.tokenizer, text, network.prompts.get(self.task) or ""),
-        )
-        count, starts, width = len(tokens.ids), tokens.starts.tolist(), model.config.hidden_size
-        size = {"parts": -(-count // (self.size or 1)), "passages": self.size, "tokens": 1}[self.of] or 1
+        model = network.transformers_model
+        tokens = read_tokens(network.tokenizer, text, network.prompts.get(self.task) or "")
+        count, width = len(tokens.ids), model.config.hidden_size
+        ends = [*tokens.starts.tolist(), len(text)]  # a token ends where the next begins
+        starts = [0, *ends[1:-1]]
+        size = self.size or 1
+        if self.of == "parts":
+            size = max(1, -(-count // size))
         with evaluating(model):
             windows = token_states(model, tokens, network.max_seq_length)
             if count <= size:  # sentence-transformers averages a text of one piece
@@ -215,10 +225,11 @@ class Embedder:
                 last, piece = first + len(states), first // size
                 sums = torch.zeros(last // size - piece + 1, width)
                 sums.index_add_(0, torch.arange(first, last) // size - piece, states)[0] += begun
-                complete = (last if last < count else count + size - 1) // size
+                complete = last // size
+                if last == count:  # the last piece may be shorter
+                    complete = -(-count // size)
                 for number, vector in enumerate(F.normalize(sums[: complete - piece]).numpy(), piece):
-                    begin, end = number * size, min(number * size + size, count)
-                    yield starts[begin] if begin else 0, starts[end] if end < count else len(text), vector
+                    yield starts[number * size], ends[min(number * size + size, count)], vector
                 first, begun = last, sums[-1]
 
 
@@ -228,11 +239,9 @@ def _load(name: str, of: str, device: str | None, key: str) -> Any:
     check_extra("sentence", "sentence_transformers")
     import sentence_transformers
 
-    loader = (
-        sentence_transformers.MultiVectorEncoder
-        if has_token_vectors(name)
-        else sentence_transformers.SentenceTransformer
-    )
+    loader = sentence_transformers.SentenceTransformer
+    if has_token_vectors(name):
+        loader = sentence_transformers.MultiVectorEncoder
     network = load_sentence_model(loader, name, complete=True, device=device)
     # such as StaticEmbedding, or a model of images
     if getattr(network.transformers_model, "main_input_name", "") != "input_ids":
@@ -243,14 +252,14 @@ def _load(name: str, of: str, device: str | None, key: str) -> Any:
                 f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them."
             )
     elif of != "document":
-        modules, pooling = (
-            [type(module).__name__ for module in network][1:],
-            getattr(network[1], "pooling_mode", "mean"),
-        )
-        if modules not in (["Pooling"], ["Pooling", "Normalize"]) or pooling != "mean":
+        modules = ", ".join(type(module).__name__ for module in list(network)[1:])
+        pooling = getattr(network[1], "pooling_mode", "mean")
+        if pooling != "mean":
+            modules += f" ({pooling})"
+        if modules not in ("Pooling", "Pooling, Normalize"):
             raise CheckpointError(
-                f"{name!r} makes its vectors by {', '.join(modules)}{'' if pooling == 'mean' else f' ({pooling})'}, "
-                "but vectors of passages are means of token states; give a model with mean pooling."
+                f"{name!r} makes its vectors by {modules}, but vectors of passages are means of token states; give a "
+                "model with mean pooling."
             )
     return network
 
@@ -326,10 +335,13 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     Raises:
         DataError: a missing column, a document without text, or a missing, duplicate or unsuitable id.
     """
-    named = {"text": text_column, **({"id": id_column} if id_column else {})}
+    named = {"text": text_column}
+    if id_column:
+        named["id"] = id_column
     data = rows_of(source, split, {"text": (), "id": ("id",)}, named, leave_out=False, option="--{role}-column")
     if "id" not in data.column_names:
-        folder, names = Path(source), list(map(str, range(len(data))))
+        folder = Path(source)
+        names = list(map(str, range(len(data))))
         if folder.is_dir() and not saved_by_datasets(folder):
             names = [visible(str(file.relative_to(folder))) for file in files_of(folder, "text")]
         data = data.add_column("id", names)
@@ -349,9 +361,9 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
 def check_queries(network: Any, queries: Sequence[str]) -> None:
     """Raise :class:`DataError` for queries that the model would truncate."""
     longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
-    for query in queries if longest else ():
+    for query in queries:
         tokens = len(call_tokenizer(network.tokenizer, prompt + query, verbose=False)["input_ids"])
-        if tokens > longest:
+        if longest and tokens > longest:
             raise DataError(
                 f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it."
             )
@@ -406,8 +418,11 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         )
     other = next((name for name in settings if name != "model" and before[name] != settings[name]), None)
     if other is not None:
+        name = other
+        if other in ("vectors", "task", "text_column"):
+            name = flag(other)
         stored = DIFFERENCES.get(other, "{name} {before}, not {now}").format(
-            name=flag(other) if other in ("vectors", "task", "text_column") else other,
+            name=name,
             before=before[other],
             now=settings[other],
             model=before["model"],
@@ -426,7 +441,7 @@ def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> It
     """
     steps = file.with_suffix(".steps")
     parts = {first: steps / f"{first:09}.parquet" for first in range(rows.start, rows.stop, STEP)}
-    texts = list[str]()
+    texts: list[str] = []
     for first in parts:  # in steps, since texts may be long
         texts += map(fingerprints.of_text, data[first : min(first + STEP, rows.stop)]["text"])
     if file.is_file() and stored_texts(file) == texts:
@@ -499,16 +514,21 @@ def split_file(file: Path, parts: Sequence[Path]) -> None:
 
 def write_step(file: Path, documents: dict[str, list[str]], texts: list[str], embedder: Embedder) -> None:
     """Write the vectors of documents. Those whose text has the stored fingerprint are taken from the existing file."""
-    before = stored_texts(file) if file.is_file() else []
-    old = stored_documents(file) if before else iter(())
-    same = [before[number : number + 1] == [text] for number, text in enumerate(texts)]
-    changed = [text for text, kept in zip(documents["text"], same, strict=True) if not kept]
-    new = embedder.embed(changed) if changed else iter(())
+    before: list[str] = []
+    old: Iterator[Any] = iter(())
+    if file.is_file():
+        before = stored_texts(file)
+        old = stored_documents(file)
+    is_stored = [before[number : number + 1] == [text] for number, text in enumerate(texts)]
+    changed = [text for text, stored in zip(documents["text"], is_stored, strict=True) if not stored]
+    new: Iterator[Any] = iter(())
+    if changed:
+        new = embedder.embed(changed)
 
     def rows() -> Iterator[tuple[str, int, int, int, np.ndarray]]:
-        for name, kept in zip(documents["id"], same, strict=True):
+        for name, unchanged in zip(documents["id"], is_stored, strict=True):
             stored = next(old, None)
-            if stored is not None and kept:
+            if stored is not None and unchanged:
                 for _, part, start, end, vector in stored[1]:
                     yield name, part, start, end, vector
             else:

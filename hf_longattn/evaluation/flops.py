@@ -19,7 +19,7 @@ from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import for_length
-from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, input_width
+from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
 from ..modeling.family.definition import known_family
 
 PROBE_LENGTH = 45 << 16
@@ -48,8 +48,11 @@ class LengthCost:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        values = {name: value for name, value in vars(self).items() if name != "size"}
-        return {**values, **({} if self.size is None else self.size.values)}
+        values = dict(vars(self))
+        size = values.pop("size")
+        if size is not None:
+            values |= size.values
+        return values
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,10 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: in
         if not isinstance(layer, Stateful) and keys_per_query(layer) is None:
             # Average growth over many tokens, once windows and segments are full. Less than a thousandth of a token's
             # bytes is rounding.
-            near, far = (state_bytes(layer, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
-            growth = (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
+            near = state_bytes(layer, shape, PROBE_LENGTH)
+            added = state_bytes(layer, shape, 2 * PROBE_LENGTH) - near
+            if added > PROBE_LENGTH * shape.token_bytes // 1000:
+                growth = added // PROBE_LENGTH
         states[layer] = DecodeState(state_bytes(layer, shape, length), growth)
     return [states[layer] for layer in layers]
 
@@ -145,7 +150,7 @@ def _measured(mechanism: Any, shape: ModelShape) -> int:
     layer.layer = mechanism.layer
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
-    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.capabilities.takes_hidden_states else None
+    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype)
     with torch.no_grad():
         _, state = layer.advance(q, k, k, None, AttentionCall(causal=True, hidden_states=hidden))
     return sum(tensor.nbytes for tensor in state.values())
@@ -157,26 +162,22 @@ def element_bytes(config: Any) -> int:
 
 
 def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
+    """The shape of a Long model, or of its encoder if it has one.
+
+    ``skeleton``: the model, which may be on the meta device.
+    """
     sites = attention_sites(skeleton)
     causal = all(site.causal for site in sites if not site.cross)
-    crossing = [site for site in sites if site.cross] if not causal else []
-    elsewhere = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
-    if crossing:  # the text passes through the encoder and the key and value projections of cross-attention
-        met = {
-            id(p)
-            for site in crossing
-            for name, p in site.module.named_parameters()
-            if name.startswith(("k_proj", "v_proj"))
-        }
-        backbone: Any = skeleton.base_model
-        encoder = {id(p) for p in backbone.get_encoder().parameters()}
-        elsewhere |= {id(p) for p in skeleton.parameters()} - met - encoder
+    crossing = [] if causal else [site for site in sites if site.cross]
+    unused = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
+    if crossing:
+        unused |= _weights_of_decoder_alone(skeleton, crossing)
     shared = Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
     times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
-    matrices = sum(
-        p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere
-    )
-    if (family := known_family(config)) is not None:
+    used = [p for p in skeleton.parameters() if p.ndim == 2 and id(p) not in unused]
+    matrices = sum(p.numel() * times.get(id(p), 1) for p in used)
+    family = known_family(config)
+    if family is not None:
         matrices += family.spec.further_operations(config, skeleton)
     return ModelShape.of(
         config,
@@ -185,6 +186,16 @@ def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
         element_bytes=element_bytes(config),
         cross_layers=len(crossing),
     )
+
+
+def _weights_of_decoder_alone(skeleton: Any, crossing: Sequence[AttentionSite]) -> set[int]:
+    """The ids of the weights that the text does not pass: those outside the encoder, except the key and value
+    projections of cross-attention."""
+    passed = {id(p) for p in skeleton.base_model.get_encoder().parameters()}
+    for site in crossing:
+        projections = site.module.named_parameters()
+        passed |= {id(p) for name, p in projections if name.startswith(("k_proj", "v_proj"))}
+    return {id(p) for p in skeleton.parameters()} - passed
 
 
 def generic_shape(skeleton: nn.Module, whole: Any) -> ModelShape:

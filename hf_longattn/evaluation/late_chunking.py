@@ -68,7 +68,7 @@ def late_chunks(
         raise LongAttentionError(
             "Late chunking takes a list of texts, and for each of them a list of its passages (start, end)."
         )
-    longest = known_length(model.config, tokenizer, model) if max_length is None else max_length
+    longest = max_length or known_length(model.config, tokenizer, model)
     embeddings = []
     with evaluating(model):  # as sentence-transformers does
         for number, (text, passages) in enumerate(zip(documents, spans, strict=True)):
@@ -108,9 +108,11 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "")
         space = text.rfind(" ", cuts[-1] + 1, cuts[-1] + PIECE)
         while space > 0 and (text[space - 1] + text[space + 1]).strip() != text[space - 1] + text[space + 1]:
             space = text.rfind(" ", cuts[-1] + 1, space)
-        cuts.append(space if space > 0 else cuts[-1] + PIECE)
+        if space <= 0:
+            space = cuts[-1] + PIECE
+        cuts.append(space)
+    opening = prefix
     for first, last in pairwise([*cuts, len(text)]):
-        opening = "" if first else prefix
         read = call_tokenizer(
             tokenizer, opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -121,9 +123,9 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "")
         )
         before += read["input_ids"][:begin]
         ids.append(torch.tensor(read["input_ids"][begin:], dtype=torch.long))
-        starts.append(
-            torch.tensor([first + max(start - len(opening), 0) for start, _ in offsets[begin:]], dtype=torch.long)
-        )
+        places = [first + max(start - len(opening), 0) for start, _ in offsets[begin:]]
+        starts.append(torch.tensor(places, dtype=torch.long))
+        opening = ""
     return Tokens(torch.cat(ids), torch.cat(starts), before, after)
 
 
@@ -140,16 +142,17 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) ->
         the start of the first and the end of the last window; fp32 on the CPU.
     """
     before, after, count = tokens.before, tokens.after, len(tokens.ids)
-    fixed, overlap = len(before) + len(after), min(128, longest // 4) if longest else 0
+    fixed = len(before) + len(after)
+    overlap = min(128, (longest or 0) // 4)
     if longest is not None and longest - fixed < min(count, overlap + 1):
         raise InputError(
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of "
             "prompt and special tokens; give a shorter prompt, or convert the model to a greater length."
         )
-    largest, rows = (
-        max([*before, *after, int(tokens.ids.max()) if count else 0]),
-        model.get_input_embeddings().num_embeddings,
-    )
+    rows = model.get_input_embeddings().num_embeddings
+    largest = max([*before, *after], default=0)
+    if count:
+        largest = max(largest, int(tokens.ids.max()))
     if largest >= rows:
         raise CheckpointError(
             f"A text has the token id {largest:,}, but the model has {rows:,} token embeddings; the tokenizer belongs "
@@ -157,14 +160,22 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) ->
         )
     body = count if longest is None else longest - fixed
     for first in range(0, max(count, 1), max(body - overlap, 1)):
-        part, last = tokens.ids[first : first + body], first + body >= count
-        row = torch.cat([torch.tensor(before, dtype=torch.long), part, torch.tensor(after, dtype=torch.long)])[
-            None
-        ].to(model.device)
+        part = tokens.ids[first : first + body]
+        last = first + body >= count
+        row = torch.tensor([[*before, *part.tolist(), *after]], dtype=torch.long, device=model.device)
         output = model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0].float().cpu()
         opening, inside, closing = output.split([len(before), len(part), len(after)])
-        around = torch.cat([*([] if first else [opening]), *([closing] if last else []), inside[:0]])
-        yield inside[(overlap + 1) // 2 if first else 0 : None if last else body - overlap // 2], around
+        begin = (overlap + 1) // 2
+        end = body - overlap // 2
+        if first == 0:
+            begin = 0
+        else:
+            opening = opening[:0]
+        if last:
+            end = len(part)
+        else:
+            closing = closing[:0]
+        yield inside[begin:end], torch.cat([opening, closing])
         if last:
             return
 
@@ -185,4 +196,6 @@ def _mean(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor,
         raise LongAttentionError(
             f"No token of document {number} starts in the passage {span}, {text[start:end][:40]!r}; leave it out."
         )
-    return (torch.cat([states, around]) if inside.all() else states[inside]).mean(0)
+    if inside.all():
+        return torch.cat([states, around]).mean(0)
+    return states[inside].mean(0)

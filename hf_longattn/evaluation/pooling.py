@@ -56,7 +56,9 @@ def pool(mode: str, states: Tensor, real: Tensor) -> Tensor:
     elif mode == "weightedmean":
         real = real * number
     total = real.sum(1).clamp(min=1e-9)
-    return (states * real).sum(1) / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)
+    if mode == "mean_sqrt_len_tokens":
+        total = total.sqrt()
+    return (states * real).sum(1) / total
 
 
 def sentence_pooling(folder: Path) -> SentencePooling | None:
@@ -65,17 +67,19 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
     Raises:
         CheckpointError: the list of modules is damaged.
     """
-    modules = sentence_modules(folder)[1:] if (folder / MODULES).is_file() else []
+    if not (folder / MODULES).is_file():
+        return None
+    modules = sentence_modules(folder)[1:]
     types = [str(module["type"]).rpartition(".")[2] for module in modules]
-    if (
-        types not in (["Pooling"], ["Pooling", "Normalize"])
-        or not (file := folder / modules[0]["path"] / "config.json").is_file()
-    ):
+    if types not in (["Pooling"], ["Pooling", "Normalize"]):
+        return None
+    file = folder / modules[0]["path"] / "config.json"
+    if not file.is_file():
         return None
     values = sentence_values(file)
-    mode = values.get("pooling_mode") or [
-        name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True
-    ]
+    mode = values.get("pooling_mode")
+    if not mode:
+        mode = [name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True]
     modes = (mode,) if isinstance(mode, str) else tuple(map(str, mode))
     if not modes or not set(modes) <= OLD_KEYS.keys() or values.get("include_prompt") is False:
         return None
@@ -92,23 +96,19 @@ def write_for_servers(folder: Path, max_length: int) -> None:
         folder: folder of an exported graph, with modules.json and the modules' folders.
         max_length: maximum tokens of the graph.
     """
-
     if not (folder / MODULES).is_file():
         return
     modules, pooling = sentence_modules(folder), sentence_pooling(folder)
-    # same as without them
-    new_fields = () if pooling is None else ("transformer_task", "modality_config", "module_output_name")
+    if (folder / TOKENIZER_CONFIG).is_file():
+        limit = read_json_object(folder / TOKENIZER_CONFIG).get(TOKENIZER_LIMIT)
+        if isinstance(limit, int):
+            max_length = min(max_length, limit)
     for settings in folder.glob(TRANSFORMER_SETTINGS):
-        limit = (
-            read_json_object(folder / TOKENIZER_CONFIG).get(TOKENIZER_LIMIT)
-            if (folder / TOKENIZER_CONFIG).is_file()
-            else None
-        )
-        values = {
-            SENTENCE_LIMIT: min(max_length, limit) if isinstance(limit, int) else max_length,
-            **sentence_values(settings),
-        }
-        write_json(settings, {name: value for name, value in values.items() if name not in new_fields})
+        values = {SENTENCE_LIMIT: max_length, **sentence_values(settings)}
+        if pooling is not None:  # new fields that change nothing
+            for name in ("transformer_task", "modality_config", "module_output_name"):
+                values.pop(name, None)
+        write_json(settings, values)
     if pooling is None:
         return
     for module in modules:

@@ -59,13 +59,12 @@ class QAReader:
         null_threshold: float | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.length = longest_input(model, tokenizer) if length is None else length
-        self.stride = stride if stride is None else min(stride, self.length // 4)
+        self.length = length or longest_input(model, tokenizer)
+        self.stride = None if stride is None else min(stride, self.length // 4)
         self.batch_size, self.max_answer_tokens = batch_size, max_answer_tokens
-        config = getattr(model, "config", None)
-        self.null_threshold = (
-            getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
-        )
+        if null_threshold is None:
+            null_threshold = getattr(model.config, "no_answer_threshold", None)
+        self.null_threshold = null_threshold
 
     def answer(self, example: Mapping[str, Any]) -> str:
         """Return the answer's text, "" for none."""
@@ -159,7 +158,9 @@ class Answer:
 
     def above(self, threshold: float | None) -> str:
         """The best answer, or "" if its score is below ``threshold``; ``None`` = always answer."""
-        return "" if threshold is not None and self.score < threshold else self.best
+        if threshold is not None and self.score < threshold:
+            return ""
+        return self.best
 
     def n_best(self) -> list[dict[str, Any]]:
         """The candidates for SQuAD's ``nbest_predictions.json``. Their probabilities and that of "no answer" sum to
@@ -197,9 +198,11 @@ def best_answers(
         offsets = [[tuple(offset) for offset in row["offsets"]] for row in of_rows]
         spans = n_best_spans(example["context"], offsets, *scores, most_tokens=most_tokens)
         tokens = sorted({offset for window in offsets for offset in window if offset[0] >= 0})
-        first = min((example.get("answers") or {"answer_start": []})["answer_start"], default=None)
-        position = -1 if first is None else bisect_right(tokens, (first, np.inf)) - 1
-        answers.append(Answer(spans[0].text if spans else "", spans, len(tokens), position))
+        position = -1
+        if known := (example.get("answers") or {}).get("answer_start"):
+            position = bisect_right(tokens, (min(known), np.inf)) - 1
+        best = spans[0].text if spans else ""
+        answers.append(Answer(best, spans, len(tokens), position))
     return answers
 
 
@@ -273,14 +276,11 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
 
     # The names of SQuAD 2's script, where some questions have no answer.
     pairs = [*zip(examples, answers, strict=True)]
-    parts |= {
-        "HasAns": [pair for pair in pairs if gold_of(pair[0])],
-        "NoAns": [pair for pair in pairs if not gold_of(pair[0])],
-    }
-    if parts["HasAns"] and parts["NoAns"]:
+    with_answer = [pair for pair in pairs if gold_of(pair[0])]
+    without_answer = [pair for pair in pairs if not gold_of(pair[0])]
+    if with_answer and without_answer:
+        parts |= {"HasAns": with_answer, "NoAns": without_answer}
         result["best_f1_threshold"], result["best_f1"] = best_threshold(examples, answers)
-    else:
-        del parts["HasAns"], parts["NoAns"]
     for name, part in parts.items():
         scores = _scores([example for example, _ in part], [answer.text for _, answer in part])
         result |= {f"{name}_exact": scores["exact_match"], f"{name}_f1": scores["f1"], f"{name}_total": scores["n"]}
@@ -336,17 +336,22 @@ def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answ
 
     ranked = []
     for example, answer in zip(examples, answers, strict=True):
-        score_text, gold = score_alias if example.get("document") else score_answer, gold_of(example)
+        gold = gold_of(example)
+        score_text = score_alias if example.get("document") else score_answer
         ranked.append((answer.score, score_text(answer.best, gold)[1], float(not gold)))
     ranked.sort(key=lambda row: row[0])
+    if not ranked:
+        return -math.inf, 0.0
     current = best = sum(span for _, span, _ in ranked)
-    threshold = -math.inf if not ranked else ranked[0][0] - 1.0
-    for rank, (score, span, nothing) in enumerate(ranked):  # this span and all before it become "no answer"
+    threshold = ranked[0][0] - 1.0
+    scores = [score for score, _, _ in ranked]
+    followers = [*scores[1:], scores[-1] + 2.0]
+    # this span and all before it become "no answer"
+    for (score, span, nothing), following in zip(ranked, followers, strict=True):
         current += nothing - span
-        following = ranked[rank + 1][0] if rank + 1 < len(ranked) else score + 2.0
         if current > best and following > score:
             best, threshold = current, (score + following) / 2
-    return threshold, 100 * best / max(1, len(ranked))
+    return threshold, 100 * best / len(ranked)
 
 
 def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> None:

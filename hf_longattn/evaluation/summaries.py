@@ -38,14 +38,18 @@ def ratio_and_error(pairs: Sequence[tuple[float, int]]) -> Estimate:
 
 def plus_minus(value: float, error: float | None, digits: int) -> str:
     """A value with its error as text: "2.935 ± 0.041", or "2.935" without an error."""
-    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
+    if error is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def in_percent(estimates: Mapping[str, Estimate], items: int) -> dict[str, float]:
     """Each estimate in per cent, its standard error as ``NAME_se`` if known, and ``n`` items."""
     scores: dict[str, float] = {}
     for name, (value, error) in estimates.items():
-        scores |= {name: 100 * value, **({} if error is None else {f"{name}_se": 100 * error})}
+        scores[name] = 100 * value
+        if error is not None:
+            scores[f"{name}_se"] = 100 * error
     return {**scores, "n": items}
 
 

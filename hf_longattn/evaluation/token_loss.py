@@ -9,7 +9,6 @@ import importlib
 import inspect
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +59,9 @@ class LossChange:
     @property
     def worse(self) -> bool:
         """Whether the loss grew by more than :data:`NEGLIGIBLE` and twice its standard error, or is not finite."""
-        return not self.change <= max(NEGLIGIBLE, math.inf if self.error is None else 2 * self.error)
+        if self.error is None:
+            return not math.isfinite(self.change)
+        return not self.change <= max(NEGLIGIBLE, 2 * self.error)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -88,23 +89,26 @@ def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> 
         target = F.pad(target[:, 1:], (0, 1), value=IGNORED)
     losses = torch.full(target.shape, float("nan"))
     positions = (target != IGNORED).any(0).nonzero().flatten()
-    selects = causal and "logits_to_keep" in inspect.signature(model.forward).parameters
-    selection = {"logits_to_keep": positions.to(shown.device)} if selects else {}
-    with deferred_logits(model) if selects else nullcontext():
-        returned = model(input_ids=shown, return_dict=True, **selection)
-    logits, target = (
-        returned["logits"] if "logits" in returned else returned["prediction_logits"],
-        target[:, positions],
-    )
+    if causal and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        with deferred_logits(model):
+            returned = model(input_ids=shown, return_dict=True, logits_to_keep=positions.to(shown.device))
+    else:
+        returned = model(input_ids=shown, return_dict=True)
+    logits = returned.get("logits", returned.get("prediction_logits"))
+    target = target[:, positions]
     loss_of = partial(F.cross_entropy, reduction="none", ignore_index=IGNORED)
     if isinstance(logits, Logits):
         predicted = loss_of(logits.view(-1, logits.shape[-1]).float(), target.flatten().to(shown.device)).cpu()
     else:
-        logits = logits.cpu() if logits.shape[1] == len(positions) else logits[:, positions].cpu()
+        if logits.shape[1] != len(positions):
+            logits = logits[:, positions]
+        logits = logits.cpu()
         pieces = zip(logits.flatten(0, 1).split(TOKENS_AT_ONCE), target.flatten().split(TOKENS_AT_ONCE), strict=True)
         predicted = torch.cat([loss_of(rows.float(), labels) for rows, labels in pieces])
     losses[:, positions] = predicted.masked_fill(target.flatten() == IGNORED, float("nan")).view(target.shape)
-    return F.pad(losses[:, : -1 if causal else None], (int(causal), 0), value=float("nan")).flatten()
+    if causal:  # the loss of a token stands at the position before it
+        losses = F.pad(losses[:, :-1], (1, 0), value=float("nan"))
+    return losses.flatten()
 
 
 def in_chunks(

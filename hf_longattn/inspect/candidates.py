@@ -59,10 +59,11 @@ class Candidate:
         return cls(name, values, by_user)
 
     def __str__(self) -> str:
-        options = {
-            name: f"[{value}]" if set(str(value)) & set(",;+") else value for name, value in self.options.items()
-        }
-        return write_choice({"mechanism": self.mechanism, **options})
+        choice: dict[str, Any] = {"mechanism": self.mechanism}
+        for name, value in self.options.items():
+            has_mark = any(mark in str(value) for mark in ",;+")
+            choice[name] = f"[{value}]" if has_mark else value
+        return write_choice(choice)
 
     def sized(self, length: int, heads: int, head_dim: int) -> Mechanism:
         """Build the mechanism for one layer, in evaluation mode."""
@@ -101,8 +102,8 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
     """
     causal, form = layer.call.causal, mechanism_class(candidate.mechanism).causal
     if form not in ("both", causal):
-        exists, needed = ("causal" if is_causal else "bidirectional" for is_causal in (form, causal))
-        return f"exists in the {exists} form only, and these layers are {needed}."
+        names: dict[Any, str] = {True: "causal", False: "bidirectional"}
+        return f"exists in the {names[form]} form only, and these layers are {names[causal]}."
     try:
         mechanism = candidate.sized(layer.length, layer.heads, layer.q.shape[-1]).to(layer.k.device)
         mechanism.layer = number

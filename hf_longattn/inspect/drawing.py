@@ -40,9 +40,11 @@ def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
     for index, mechanism in enumerate(mechanisms):
         text = " ".join([mechanism.name, *(f"{name}={value}" for name, value in mechanism.options.to_dict().items())])
         groups.setdefault(text, []).append(index)
-    return {
-        f"layer{'s' * (len(of) > 1)} {write_numbers(of)}: {text}": mechanisms[of[0]] for text, of in groups.items()
-    }
+    names = {}
+    for text, layers in groups.items():
+        noun = "layers" if len(layers) > 1 else "layer"
+        names[f"{noun} {write_numbers(layers)}: {text}"] = mechanisms[layers[0]]
+    return names
 
 
 def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> list[Panel]:
@@ -52,9 +54,11 @@ def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> lis
     :data:`DRAWN_GRID`.
     """
     on_grid = mechanism.capabilities.needs_grid
-    generator, tokens = torch.Generator().manual_seed(0), DRAWN_GRID.length if on_grid else length
-    q, k = 0.5 * torch.randn(2, 1, mechanism.num_heads, tokens, mechanism.head_dim, generator=generator)
-    call = AttentionCall(causal=False, grid=DRAWN_GRID) if on_grid else AttentionCall(causal=causal)
+    call = AttentionCall(causal=causal)
+    if on_grid:
+        call, length = AttentionCall(causal=False, grid=DRAWN_GRID), DRAWN_GRID.length
+    generator = torch.Generator().manual_seed(0)
+    q, k = 0.5 * torch.randn(2, 1, mechanism.num_heads, length, mechanism.head_dim, generator=generator)
     with torch.no_grad():
         weights = attention_weights(mechanism, q, k, call)[0]
     if on_grid:
@@ -100,9 +104,11 @@ def draw_patterns(
         for axis, (title, weights, query) in zip(axes, panels, strict=False):
             shown = (weights / weights.amax(-1, keepdim=True)).masked_fill(weights == 0, float("nan")) ** 0.5
             axis.imshow(shown.numpy(), cmap="viridis_r", interpolation="nearest")
-            if query is not None:
+            if query is None:
+                axis.set(xlabel="key", ylabel="query")
+            else:
                 axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
-            axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
+                axis.set(xlabel="column", ylabel="row")
             axis.set_title(fill(title, TITLE), fontsize=8)
     metadata = {"Date": None} if file.suffix.lower() == ".svg" else None
     try:

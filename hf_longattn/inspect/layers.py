@@ -69,7 +69,9 @@ class Inspection(WithTowers):
     @property
     def longest_input(self) -> str:
         size = self.inputs.new
-        return f"up to {size if size.name else f'{size.tokens:,} tokens'}" if size.tokens else size.words
+        if not size.tokens:
+            return size.words
+        return f"up to {size}" if size.name else f"up to {size.tokens:,} tokens"
 
     @property
     def max_length(self) -> int:
@@ -91,11 +93,11 @@ class Inspection(WithTowers):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
+        facts: dict[str, Any] = {"model": self.source.name, "class": self.class_name, "model_type": self.model_type}
+        if self.generic:
+            facts["generic"] = True
         return {
-            "model": self.source.name,
-            "class": self.class_name,
-            "model_type": self.model_type,
-            **({"generic": True} if self.generic else {}),
+            **facts,
             "long_attention": self.attention.to_dict(),
             "layers": [{"mechanism": mechanism.name, **mechanism.options.to_dict()} for mechanism in self.mechanisms],
             "decode_states": [asdict(state) for state in self.states],
@@ -155,7 +157,8 @@ def _inspect(source: Source) -> Inspection:
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
     longest, modality = text_length(config), modality_in(source.config)
     attention = read_attention(config.long_attention)
-    attention = attention if isinstance(attention, dict) else {"": attention}
+    if not isinstance(attention, dict):
+        attention = {"": attention}
     parts = modality.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
     towers = {
         name: Inspection(
@@ -214,8 +217,12 @@ class Explanation(list[LayerPath]):
             lines.setdefault(tuple((entry.mechanism, entry.path, entry.reason) for entry in group), []).append(layer)
         rows: list[tuple[str, ...]] = []
         for cells, layers in lines.items():
-            name = layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
-            rows += [(name if number == 0 else "", *row) for number, row in enumerate(cells)]
+            name = layers[0]
+            if len(layers) > 1:
+                name += f" and {len(layers) - 1} more"
+            for row in cells:
+                rows.append((name, *row))
+                name = ""
         return rows
 
     def __str__(self) -> str:
@@ -245,11 +252,14 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
         BackendError: no mechanism ran.
     """
     network = getattr(model, "transformers_model", None)  # of sentence-transformers
-    model = network if isinstance(network, nn.Module) else model
+    if isinstance(network, nn.Module):
+        model = network
+    if isinstance(inputs, Tensor):
+        inputs = {getattr(model, "main_input_name", "input_ids"): inputs}
     mechanisms = {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
     names = {id(part): name for name, module in mechanisms.items() for part in (module, full_of(module))}
     with torch.no_grad(), _noting(names) as paths:
-        model(**({getattr(model, "main_input_name", "input_ids"): inputs} if isinstance(inputs, Tensor) else inputs))
+        model(**inputs)
     if not paths:
         raise BackendError(
             f"No attention of hf_longattn ran in {type(model).__name__}; load it with "
@@ -265,25 +275,21 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
     The input has :func:`planned_length` tokens in fp32. No weights are loaded: each mechanism runs once on random
     queries and keys, without the terms that a base adds to its scores.
     """
-    generator, grid, paths = torch.Generator().manual_seed(0), checkpoint.inputs.new.grid, list[LayerPath]()
+    generator = torch.Generator().manual_seed(0)
+    paths: list[LayerPath] = []
     ran: dict[int, list[LayerPath]] = {}
     for layer, mechanism in enumerate(checkpoint.mechanisms):
         if id(mechanism) not in ran:
             shape = 1, mechanism.num_heads, planned_length(checkpoint), mechanism.head_dim
             q, k, v = torch.randn(3, *shape, generator=generator).to(chosen_device(None))
-            hidden = q.transpose(1, 2).flatten(2) if mechanism.capabilities.takes_hidden_states else None
-            bound = {"grid": grid} if mechanism.capabilities.needs_grid else {}
+            arguments: dict[str, Any] = {"causal": checkpoint.shape.causal}
+            if mechanism.capabilities.takes_hidden_states:
+                arguments["hidden_states"] = q.transpose(1, 2).flatten(2)
+            if mechanism.capabilities.needs_grid:
+                arguments["grid"] = checkpoint.inputs.new.grid
             try:
                 with torch.no_grad(), _noting({}) as noted:
-                    attend(
-                        q,
-                        k,
-                        v,
-                        mechanism.to(q.device).eval(),
-                        causal=checkpoint.shape.causal,
-                        hidden_states=hidden,
-                        **bound,
-                    )
+                    attend(q, k, v, mechanism.to(q.device).eval(), **arguments)
                 ran[id(mechanism)] = list(noted.values())
             except LongAttentionError as error:  # the mechanism runs only inside a model
                 ran[id(mechanism)] = [LayerPath("", mechanism.name, "–", str(error))]
@@ -300,10 +306,11 @@ def planned_length(checkpoint: Inspection) -> int:
     grid: Any = checkpoint.inputs.new.grid
     if grid is not None:
         return int(grid.length)
-    in_full = max(
-        (getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms), default=0
-    )
-    enough = in_full + 1 if LONGEST <= in_full < MAX_PLANNED else LONGEST
+    exact = (getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms)
+    in_full = max(exact, default=0)
+    enough = LONGEST
+    if LONGEST <= in_full < MAX_PLANNED:
+        enough = in_full + 1
     return min(checkpoint.max_length or enough, enough)
 
 
@@ -319,7 +326,8 @@ def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], L
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
         key: Any = (choice.pattern_type, choice.path)
         record = GPU_RECORD.get(key)
-        reason += f"; {record}" if record is not None else ""
+        if record is not None:
+            reason += f"; {record}"
         layer = names.get(id(mechanism), "").partition(".long_attention")[0]
         paths.setdefault(
             (id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason)

@@ -76,34 +76,49 @@ class DeclaredAttention:
         elif right == 0:
             seen = f"a window of {left + 1:,} tokens, itself the last"
         else:
-            seen = (
-                f"a window of {left:,} tokens on either side"
-                if left == right
-                else f"{left:,} tokens before and {right:,} after"
-            )
-        cap = "" if self.softcap is None else f"scores capped at {self.softcap:g}"
-        rules = "blocks of tokens" if self.pairs == "by rules" else ""
-        return ", ".join(
-            filter(None, (seen, "sinks" if self.sinks else "", cap, "a position bias" if self.bias else "", rules))
-        )
+            seen = f"{left:,} tokens before and {right:,} after"
+            if left == right:
+                seen = f"a window of {left:,} tokens on either side"
+        parts = [seen]
+        if self.sinks:
+            parts.append("sinks")
+        if self.softcap is not None:
+            parts.append(f"scores capped at {self.softcap:g}")
+        if self.bias:
+            parts.append("a position bias")
+        if self.pairs == "by rules":
+            parts.append("blocks of tokens")
+        return ", ".join(parts)
 
     @classmethod
     def of(
         cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]
     ) -> DeclaredAttention:
-        left, right, chunk, pairs = UNBOUNDED, UNBOUNDED, None, "" if mask is None else "by the model"
+        declared: dict[str, Any] = {}
         if isinstance(mask, DeclaredMask):
-            left, right, chunk, pairs = mask.left, mask.right, mask.chunk, "" if mask.exact else "by rules"
-        (_, heads, queries, _), keys = query.shape, key.shape[2]
-        before, after = (None if bound >= UNBOUNDED else bound for bound in (left, right))
-        sinks, bias = (kwargs.get(name) is not None for name in (SINKS, "position_bias"))
-        return cls(heads, queries, keys, before, after, chunk, kwargs.get("softcap"), sinks, bias, pairs)
+            declared = {"chunk": mask.chunk, "pairs": "" if mask.exact else "by rules"}
+            for name, bound in (("left", mask.left), ("right", mask.right)):
+                if bound < UNBOUNDED:
+                    declared[name] = bound
+        elif mask is not None:
+            declared["pairs"] = "by the model"
+        return cls(
+            heads=query.shape[1],
+            queries=query.shape[2],
+            keys=key.shape[2],
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get(SINKS) is not None,
+            bias=kwargs.get("position_bias") is not None,
+            **declared,
+        )
 
     def _pairs(self, length: int) -> tuple[int, int, int]:
         """Queries, keys and keys in reach of a query, for texts of ``length`` tokens."""
         queries, keys = (length if count in (TOKENS, DECODED) else count for count in (self.queries, self.keys))
-        reach = UNBOUNDED if self.left is None else self.left + (self.right == 0)
-        return queries, keys, min(reach, self.chunk or UNBOUNDED)
+        reach = self.chunk or UNBOUNDED
+        if self.left is not None:
+            reach = min(reach, self.left + (self.right == 0))
+        return queries, keys, reach
 
     def stock_bytes(self, length: int, implementation: str) -> int:
         """Estimated bytes of mask and scores in transformers, for one text in fp32.
@@ -116,7 +131,9 @@ class DeclaredAttention:
         pairs, masked = queries * keys, reach <= keys or bool(self.pairs)
         if implementation != "sdpa":
             return FP32 * pairs * (2 * self.heads + (masked or self.right == 0))
-        return FP32 * self.heads * pairs if self.bias else (1 + FP32) * pairs * masked
+        if self.bias:
+            return FP32 * self.heads * pairs
+        return (1 + FP32) * pairs * masked
 
     def longattn_bytes(self, length: int) -> int:
         """Estimated bytes of mask and scores in the engines on a CPU, for one text in fp32.
@@ -239,22 +256,20 @@ def inspect_stock(
 
 def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
     """Record what the attention modules of a model, or of its towers, declare in a run on the meta device."""
-    parameters, implementation = (
-        sum(parameter.numel() for parameter in model.parameters()),
-        attention_implementation(model.config),
-    )
     result = StockInspection(
         type(model).__name__,
         model.config.model_type,
-        parameters,
-        implementation or "eager",
-        bool(model._supports_flash_attn),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        implementation=attention_implementation(model.config) or "eager",
+        flash=bool(model._supports_flash_attn),
     )
     if not getattr(model.config, "is_encoder_decoder", False) and (towers := towers_of(model)):
         return dataclasses.replace(
             result, towers={name: _inspect(tower, is_tower=True) for name, tower in towers.items()}
         )
-    stack, layers, why_not = without_head(model), list[tuple[str, DeclaredAttention]](), ""
+    stack = without_head(model)
+    layers: list[tuple[str, DeclaredAttention]] = []
+    why_not = ""
     names = {id(module): name for name, module in stack.named_modules()}
 
     def record(
@@ -269,9 +284,8 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
         set_implementation(stack, BACKEND, is_tower=is_tower)
         with torch.no_grad(), torch.device("meta"), _RealTokens():
             stack(**_inputs(stack))
-        why_not = (
-            "" if layers else f"no effect: {type(model).__name__} has no attention on transformers' AttentionInterface"
-        )
+        if not layers:
+            why_not = f"no effect: {type(model).__name__} has no attention on transformers' AttentionInterface"
     except LongAttentionError as error:
         why_not = f"refused: {error}"
     except Exception as error:  # a forward pass of any architecture
@@ -280,16 +294,20 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
         )
     finally:
         del ALL_ATTENTION_FUNCTIONS[BACKEND]
-    return dataclasses.replace(result, layers=() if why_not else layers, why_not=why_not)
+    if why_not:
+        return dataclasses.replace(result, why_not=why_not)
+    return dataclasses.replace(result, layers=layers)
 
 
 def _inputs(stack: Any) -> dict[str, Any]:
     """A short text, an image of the config's size, or a second of sound, on the meta device."""
     config, takes = stack.config, inspect.signature(stack.forward).parameters
     size = getattr(config, "image_size", None) or 224
+    if isinstance(size, int):
+        size = (size, size)
     shapes = {
         "input_ids": (TOKENS,),
-        "pixel_values": (getattr(config, "num_channels", 3), *((size, size) if isinstance(size, int) else size)),
+        "pixel_values": (getattr(config, "num_channels", 3), *size),
         "input_values": (16000,),
         "input_features": (getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500)),
     }
@@ -301,7 +319,9 @@ def _inputs(stack: Any) -> dict[str, Any]:
     }
     if "decoder_input_ids" in takes:
         inputs["decoder_input_ids"] = torch.zeros(1, DECODED, dtype=torch.long)
-    return {**inputs, "use_cache": False} if "use_cache" in takes else inputs
+    if "use_cache" in takes:
+        inputs["use_cache"] = False
+    return inputs
 
 
 class _RealTokens(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ class TextIds:
         self.tokenizer = tokenizer
         self.prefix: list[int] = []
         self.suffix: list[int] = []
-        self.name = "token ids" if isinstance(text, Tensor) else text.name if isinstance(text, Path) else "text"
-        self.described = f"text {self.name!r}" if isinstance(text, Path) else "text"
+        self.name = self.described = "text"
+        if isinstance(text, Path):
+            self.name = text.name
+            self.described = f"text {text.name!r}"
         if isinstance(text, Tensor):
+            self.name = "token ids"
             if text.dim() != 1:
                 raise InputError(
                     f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,)."
@@ -86,8 +90,8 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
     """
     lengths = []
     for text in texts:
-        number, thousands = (text[:-1], 1024) if text[-1:] in ("K", "k") else (text, 1)
-        if not (number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0):
+        match = re.fullmatch("([0-9]{1,9})([Kk]?)", text)
+        if match is None or int(match[1]) == 0:
             raise OptionError(f"{text!r:.60} is not a number of tokens; give for example --lengths 512,2K,8K.")
-        lengths.append(int(number) * thousands)
+        lengths.append(int(match[1]) * (1024 if match[2] else 1))
     return sorted(set(lengths))

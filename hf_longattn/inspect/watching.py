@@ -80,8 +80,10 @@ def tower_of_texts(model: nn.Module) -> tuple[Any, str]:
     if not isinstance(model, PreTrainedModel) or model.config.model_type == MULTIMODAL_TYPE:
         return model, ""
     towers = towers_of(model)
-    name = text_tower(model.config, towers) if towers else ""
-    return (towers[name], name) if name in towers else (model, "")
+    name = text_tower(model.config, towers)
+    if name not in towers:
+        return model, ""
+    return towers[name], name
 
 
 def watched_layers(model: nn.Module) -> PreTrainedModel:
@@ -91,7 +93,9 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
             f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained."
         )
     modality = modality_of_model(model.config)
-    stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
+    stack: Any = without_head(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        stack = model.get_encoder()
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not has_mechanisms(stack):
@@ -138,7 +142,10 @@ def watched_inputs(
         return stack, inputs, None, spec.frames(stack.config, spec.as_input(inputs[spec.input]).shape[1])
     of_grid = grid_spec(stack)
     grid = of_grid.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
-    return stack, {**inputs, **({INTERPOLATE_ARGUMENT: True} if of_grid.interpolates else {})}, grid, grid.length
+    arguments: dict[str, Any] = dict(inputs)
+    if of_grid.interpolates:
+        arguments[INTERPOLATE_ARGUMENT] = True
+    return stack, arguments, grid, grid.length
 
 
 def has_mechanisms(model: nn.Module) -> bool:
@@ -190,16 +197,19 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
                 handle.remove()
 
 
-def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> None:
+def run_stack(stack: PreTrainedModel, inputs: Any) -> None:
     """Run one forward pass on token ids ``(N,)`` or with the given arguments, without gradients; token ids run without
     a cache."""
     if isinstance(inputs, Tensor):
-        takes = inspect.signature(stack.forward).parameters
-        inputs = {"input_ids": inputs[None], **({"use_cache": False} if "use_cache" in takes else {})}
+        inputs = {"input_ids": inputs[None]}
+        if "use_cache" in inspect.signature(stack.forward).parameters:
+            inputs["use_cache"] = False
+    arguments = dict(inputs)
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            arguments[name] = value.to(stack.device)
     with torch.no_grad():
-        stack(
-            **{name: value.to(stack.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        )
+        stack(**arguments)
 
 
 def is_causal(stack: PreTrainedModel) -> bool:

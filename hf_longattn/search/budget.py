@@ -54,7 +54,9 @@ class Budget:
 
     def limit(self, full: float) -> float:
         """The limit in seconds. ``full``: seconds of full attention in every layer, for a budget that is a share."""
-        return self.value * full if self.unit == "" else self.value
+        if self.unit == "":
+            return self.value * full
+        return self.value
 
     def __str__(self) -> str:
         if self.unit == "":
@@ -63,8 +65,12 @@ class Budget:
 
     def like(self, seconds: float, full: float) -> str:
         """``seconds`` as a budget text of the same unit, rounded up so that it suffices."""
-        value = seconds / full if self.unit == "" else seconds
-        digits = max(0, 3 - len(str(int(value)))) if value >= 1 else 4
+        value = seconds
+        if self.unit == "":
+            value = seconds / full
+        digits = 4
+        if value >= 1:
+            digits = max(0, 3 - len(str(int(value))))
         step = 10.0**-digits
         return f"{-(-value // step) * step:.{digits}f}{self.unit}"
 

@@ -51,10 +51,12 @@ class ScoreTable:
     scores: list[dict[str, float]]
     reasons: dict[str, str]
 
-    def total(self, design: Design) -> float | None:
-        """The sum of scores over a design's layers; ``None`` if a layer has no score."""
-        scores = [row.get(name) for row, name in zip(self.scores, design.names, strict=True)]
-        return None if None in scores else sum(scores)  # type: ignore[arg-type]
+    def mean(self, design: Design) -> float | None:
+        """The mean score of a design's layers; ``None`` if a layer has no score."""
+        pairs = list(zip(self.scores, design.names, strict=True))
+        if not all(name in row for row, name in pairs):
+            return None
+        return sum(row[name] for row, name in pairs) / len(pairs)
 
 
 def mass_table(
@@ -69,7 +71,8 @@ def mass_table(
     ``length`` tokens, or images or sounds of this size."""
     masses: list[Tensor] = []
     reasons: dict[str, str] = {}
-    for number, piece in enumerate(text.pieces(length, pieces)):
+    inputs: Sequence[Any] = text.pieces(length, pieces)
+    for number, piece in enumerate(inputs):
         progress(f"captured mass, piece {number + 1}")
         measured = captured_mass(
             model.run_with(model.base_attention, short=True), piece, candidates, queries=QUERIES, seed=number

@@ -46,18 +46,17 @@ class SearchedModel:
     """
 
     def __init__(self, source: str | Source, config: ConversionConfig, device: torch.device) -> None:
-        self.source = (
-            open_source(source, revision=config.revision, token=config.token) if isinstance(source, str) else source
-        )
-        check_one_stack(self.source)
+        if isinstance(source, str):
+            source = open_source(source, revision=config.revision, token=config.token)
+        self.source = source
+        check_one_stack(source)
         self.conversion, self.device = config, device
         plan = self.original = self.planned(None)
         self.tokenizer = load_tokenizer(self.source.folder)
         self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
         windows = own_windows(plan.architecture.source_config)
         self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
-        attention = plan.architecture.original_attention
-        self.base_attention: LongAttentionConfig = base_attention(windows) if attention is None else attention
+        self.base_attention: LongAttentionConfig = plan.architecture.original_attention or base_attention(windows)
         chosen = map(self.base_attention.for_layer, range(self.layers))
         self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
         self._model: Any = None
@@ -113,9 +112,9 @@ def check_one_stack(source: Source) -> None:
     if modality.tower_names:
         towers, first = " and ".join(modality.tower_names), modality.tower_names[0]
         stack = modality.parts[first].family
-        long = is_long(source.config)
-        name = stack.base_model_name
-        whole = f"hf_longattn.{stack.model_classes[name]}" if long else f"transformers.{name}"
+        whole = f"transformers.{stack.base_model_name}"
+        if is_long(source.config):
+            whole = f"hf_longattn.{stack.model_classes[stack.base_model_name]}"
         raise CheckpointError(
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example "
             f"{whole}.from_pretrained({source.name!r}).save_pretrained('{first}-tower'), and search that folder."
@@ -138,8 +137,8 @@ class SearchText(TextIds):
             InputError: the text is shorter than a piece.
         """
         body = length - len(self.prefix) - len(self.suffix)
-        starts = range(0, len(self.ids) - body + 1, body) if body > 0 else ()
-        if not starts:
+        starts = range(0, len(self.ids) - body + 1, max(body, 1))
+        if body < 1 or not starts:
             raise InputError(
                 f"The {self.described} has {self.tokens:,} tokens, but the search reads {length:,} at once; give a "
                 "longer text."
@@ -149,10 +148,9 @@ class SearchText(TextIds):
     def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
         """Pieces with the labels of their predictions: every next token, or masked ones."""
         pieces = self.pieces(length, count)
-        return [
-            (piece, piece) if causal else masked_tokens(piece, self.tokenizer, number)
-            for number, piece in enumerate(pieces)
-        ]
+        if causal:
+            return [(piece, piece) for piece in pieces]
+        return [masked_tokens(piece, self.tokenizer, number) for number, piece in enumerate(pieces)]
 
 
 class SearchInputs:
@@ -192,8 +190,10 @@ def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: 
     inputs."""
     if model.original.inputs.new.name:
         return SearchInputs(text, model.original, pieces)
-    text, name = verification_text(None) if text is None else (text, None)
     vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
-    searched = SearchText(text, model.tokenizer, pieces * model.length, vocabulary)
-    searched.name = name or searched.name
+    if text is not None:
+        return SearchText(text, model.tokenizer, pieces * model.length, vocabulary)
+    built_in, name = verification_text(None)
+    searched = SearchText(built_in, model.tokenizer, pieces * model.length, vocabulary)
+    searched.name = name
     return searched

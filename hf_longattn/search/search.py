@@ -89,8 +89,10 @@ class SearchResult:
     @property
     def loss_sentence(self) -> str:
         """Effect of the design on predictions, or why that was not measured."""
+        if not self.loss_change and not self.no_loss:
+            return ""
         if self.loss_change is None:
-            return f"No held-out loss was measured: {self.no_loss}" if self.no_loss else ""
+            return f"No held-out loss was measured: {self.no_loss}"
         verdict = "worse, so train after the conversion" if self.loss_change.worse else "not worse"
         return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
 
@@ -103,7 +105,7 @@ class SearchResult:
         if self.sizes is not None:
             new, compared = self.sizes
             sizes = {new.name: new.values[new.name], f"compared_{new.name}": compared.values[new.name]}
-        return {
+        values = {
             "format": FORMAT,
             "model": self.model,
             "text": self.text,
@@ -113,8 +115,6 @@ class SearchResult:
             "budget": str(self.budget),
             "chosen": self.chosen.to_dict(full),
             "reason": self.reason,
-            "loss_change": None if self.loss_change is None else self.loss_change.to_dict(),
-            **({"no_loss": self.no_loss} if self.no_loss else {}),
             "long_attention": self.chosen.design.attention().to_dict(),
             "recipe": dict(self.recipe),
             "command": self.command,
@@ -128,7 +128,13 @@ class SearchResult:
             "left_out": dict(self.reasons),
             "notes": list(self.notes),
             "machine": dict(self.machine),
+            "loss_change": None,
         }
+        if self.loss_change is not None:
+            values["loss_change"] = self.loss_change.to_dict()
+        elif self.no_loss:
+            values["no_loss"] = self.no_loss
+        return values
 
 
 REPORTED = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
@@ -239,13 +245,15 @@ class Search:
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
         sizes = self.model.original.inputs
-        most, size = (sizes.new, affordable_size(self.model.original)) if sizes.reads_new else (sizes.old, sizes.old)
-        size = size if config.compare_at is None else sizes.at(config.compare_at)
+        most = size = sizes.old
+        if sizes.reads_new:
+            most, size = sizes.new, affordable_size(self.model.original)
+        if config.compare_at is not None:
+            size = sizes.at(config.compare_at)
         if not 0 < size.tokens <= most.tokens:
             raise InputError(
                 f"Mechanisms are compared on {sizes.modality.nouns} of up to {most.words}, which the checkpoint "
-                "reads, not of "
-                f"{size.words}; change --compare-at, or leave it out."
+                f"reads, not of {size.words}; change --compare-at, or leave it out."
             )
         self.length: int | InputSize = size if size.name else size.tokens
         self.text = read_inputs(text, self.model, config.pieces)
@@ -280,7 +288,8 @@ class Search:
             OptionError: a candidate from the user cannot run, or no candidate is left.
         """
         shape, sizes = self.model.original.shape, self.model.original.inputs
-        for candidate in usual_candidates(sizes, shape.causal) if self.requested is None else self.requested:
+        candidates = self.requested or usual_candidates(sizes, shape.causal)
+        for candidate in candidates:
             why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
                 raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
@@ -315,8 +324,7 @@ class Search:
 
     def _costed(self, design: Design) -> CostedDesign:
         """A design with its time, and the mean captured mass of its layers."""
-        total = self.table.total(design)
-        return self.costs.costed(design, None if total is None else total / self.model.layers)
+        return self.costs.costed(design, self.table.mean(design))
 
     def _result(self, chosen: CostedDesign, reason: str) -> SearchResult:
         """The result, with the chosen design's loss at the target length."""
@@ -330,7 +338,8 @@ class Search:
             positions=None if conversion.positions == "auto" else conversion.positions,
         )
         full = costs.costed(costs.uniform(FULL))
-        change, no_loss = None, ""  # change of the held-out loss at the target length
+        change = None  # of the held-out loss at the target length
+        no_loss = ""
         if isinstance(self.text, SearchText) and not model.predicts_tokens:
             name = model.original.architecture.source_class
             no_loss = f"{model.source.name!r} is a {name}, which predicts no tokens, so it has no held-out loss."
@@ -340,8 +349,9 @@ class Search:
                 change = loss_change(model, self.text, config.pieces, chosen.design)
             except FAILURES as error:
                 no_loss = f"{in_a_line(error)}."
-        on_gpu = model.device.type == "cuda"
-        device = torch.cuda.get_device_name(model.device) if on_gpu else platform.processor() or platform.machine()
+        device = platform.processor() or platform.machine()
+        if model.device.type == "cuda":
+            device = torch.cuda.get_device_name(model.device)
         machine = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}
         uniform = [self._costed(costs.uniform(candidate)) for candidate in self.candidates]
         return SearchResult(

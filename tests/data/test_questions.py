@@ -250,17 +250,6 @@ def test_question_with_half_of_a_character_is_refused(tmp_path: Path) -> None:
             load_qa(tmp_path / "rows.jsonl")
 
 
-def test_cells_of_a_table_of_questions_are_texts(tmp_path: Path) -> None:
-    write_csv(tmp_path / "rows.csv", {"id": "001", "question": "None", "context": "NA 0012 null", "answer": "0012"})
-    (example,) = load_qa(tmp_path / "rows.csv").to_list()
-    assert [example[name] for name in ("id", "question", "context", "gold")] == [
-        "001",
-        "None",
-        "NA 0012 null",
-        ["0012"],
-    ]
-
-
 def test_answers_without_places_are_found_wherever_they_stand(tmp_path: Path) -> None:
     (record,) = read(
         [{"question": "?", "context": "Fox, a foxglove, the  red\nfox.", "answer": ["fox", "red fox", "wolf"]}],

@@ -180,16 +180,6 @@ def test_json_values_keep_their_texts(ending: str, tmp_path: Path) -> None:
     assert read_table(numbers).to_list() == [{"id": str(2**70), "n": 2**53 + 1}, {"id": 5, "n": 1}]
 
 
-def test_column_with_a_word_after_many_numbers_keeps_all_values(tmp_path: Path) -> None:
-    """datasets reads 10,000 rows of CSV or 10 MB of JSON at a time."""
-    cells = [*map(str, range(10_500)), "word"]
-    table = write(tmp_path / "rows.csv", "text,label\n" + "".join(f"{cell},{cell}\n" for cell in cells))
-    assert labelled(table)["label"][:] == cells
-    values = [*range(110), "word"]
-    lines = write_rows([{"text": "a" * 100_000, "n": value} for value in values], tmp_path / "rows.jsonl")
-    assert read_table(lines)["n"][:] == values
-
-
 def test_labels_of_every_format_are_the_same_texts(tmp_path: Path) -> None:
     """Numbers and truth values of JSON and Parquet, categories of pandas, and classes with names."""
     texts = ["a", "b", "c"]
@@ -384,13 +374,6 @@ def numbered(*sizes: int) -> list[Dataset]:
     return [
         Dataset.from_dict({"row": list(range(1000 * place, 1000 * place + size))}) for place, size in enumerate(sizes)
     ]
-
-
-def saved(parts: list[Dataset], folder: Path) -> list[str]:
-    names = [str(folder / f"source{place}") for place in range(len(parts))]
-    for part, name in zip(parts, names, strict=True):
-        part.save_to_disk(name)
-    return names
 
 
 def test_split_holds_out_a_tenth_of_each_class() -> None:

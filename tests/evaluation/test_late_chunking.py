@@ -68,20 +68,6 @@ def test_late_chunks_are_means_of_the_states_of_one_pass(model: PreTrainedModel,
         torch.testing.assert_close(embedding, vector_of(states[rows]))
 
 
-def test_late_chunks_of_a_document_see_each_other(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
-    documents = [DOCUMENT, DOCUMENT.replace("tree reader", "river reader", 1)]
-    chunks, other = late_chunks(model, tokenizer, documents, [passages(tokenizer, text, 20) for text in documents])
-    assert not torch.equal(chunks[1], other[1])
-    ((whole,),) = late_chunks(model, tokenizer, [DOCUMENT], [[(0, len(DOCUMENT))]])
-    torch.testing.assert_close(whole, vector_of(hidden(model, tokenizer(DOCUMENT)["input_ids"])))
-
-
-def test_late_chunks_read_a_prefix_that_is_in_no_passage(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
-    states = hidden(model, tokenizer("the value " + DOCUMENT)["input_ids"])
-    (chunks,) = late_chunks(model, tokenizer, [DOCUMENT], [passages(tokenizer, DOCUMENT, 20)], prefix="the value ")
-    torch.testing.assert_close(chunks[0], vector_of(states[3:23]))
-
-
 def test_late_chunk_of_a_whole_text_is_the_vector_of_sentence_transformers(
     model: PreTrainedModel, tokenizer: BertTokenizerFast, tmp_path: Path
 ) -> None:

@@ -51,11 +51,8 @@ REFERENCES = [
 ]
 
 
-@pytest.mark.parametrize("source", ["package", "path"])
-def test_long_qa_scores_answers_by_document_length(source: str) -> None:
-    metric = load_metric("long_qa") if source == "package" else evaluate.load(str(Path(long_qa.__file__)))
-    result = metric.compute(predictions=PREDICTIONS, references=REFERENCES)
-    assert isinstance(metric, evaluate.Metric)
+def test_long_qa_scores_answers_by_document_length() -> None:
+    result = load_metric("long_qa").compute(predictions=PREDICTIONS, references=REFERENCES)
     assert result["n"] == 4
     assert result["exact_match"] == 50.0
     assert result["f1"] == pytest.approx(100 * 2.5 / 4)
@@ -108,16 +105,10 @@ def test_long_qa_refuses_a_question_without_a_prediction() -> None:
         load_metric("long_qa").compute(predictions=PREDICTIONS[:3] + PREDICTIONS[:1], references=REFERENCES)
 
 
-@pytest.mark.parametrize("source", ["package", "path"])
-def test_long_classification_scores_classes_by_document_length(source: str) -> None:
-    metric = (
-        load_metric("long_classification")
-        if source == "package"
-        else evaluate.load(str(Path(long_classification.__file__)))
-    )
+def test_long_classification_scores_classes_by_document_length() -> None:
     labels, found, lengths = [0, 0, 1, 1, 2] * 2, [0, 1, 1, 1, 0] * 2, [10, 512, 600, 9000, 9000] * 2
     references = [{"label": label, "length": length} for label, length in zip(labels, lengths, strict=True)]
-    result = metric.compute(predictions=found, references=references)
+    result = load_metric("long_classification").compute(predictions=found, references=references)
     assert (result["accuracy"], result["n"]) == (pytest.approx(60.0), 10)
     assert result["accuracy_se"] == pytest.approx(100 * (0.6 * 0.4 / 9) ** 0.5)
     assert result["macro_f1"] == pytest.approx(100 * (2 / 4 + 4 / 5 + 0) / 3)

@@ -44,6 +44,7 @@ class PointsAt(nn.Module):
     """Scores the given words' tokens highest; remembers its inputs."""
 
     device = torch.device("cpu")
+    config = SimpleNamespace()
 
     def __init__(self, ids: list[int]) -> None:
         super().__init__()

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModel, MistralConfig, ModernBertConfig
-from transformers.masking_utils import causal_mask_function, sliding_window_overlay
 
 import hf_longattn
 from hf_longattn import compress_checkpoint, convert_checkpoint
@@ -31,7 +29,7 @@ from hf_longattn.inspect import (
 from hf_longattn.inspect.candidates import usual_candidates
 from hf_longattn.inspect.layer_attention import MEANS, LayerAttention, RowSums, distance_bins, sampled_rows
 from hf_longattn.inspect.texts import read_lengths
-from hf_longattn.inspect.watching import run_stack, watched_stack, watching
+from hf_longattn.inspect.watching import run_stack, watching
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.layout import full_pairs
@@ -46,26 +44,6 @@ def layer(length: int, causal: bool = False, **call: object) -> LayerAttention:
     torch.manual_seed(length)
     q, k = torch.randn(1, HEADS, length, WIDTH), torch.randn(1, HEADS // 2, length, WIDTH)
     return LayerAttention(q, k, AttentionCall.of(causal=causal, **call))
-
-
-def test_equal_weights_have_as_many_effective_tokens_as_there_are() -> None:
-    attention = LayerAttention(torch.zeros(1, 1, 64, 8), torch.randn(1, 1, 64, 8), AttentionCall())
-    sums = RowSums(63, 1, 0)
-    sums.add(attention, torch.arange(64), [])
-    mean = sums.mean()
-    for name, expected in {"effective_tokens": 64, "largest_weight": 1 / 64, "first_tokens": 4 / 64}.items():
-        assert mean[name].item() == pytest.approx(expected, rel=1e-5)
-    assert mean["distance"].sum().item() == pytest.approx(1)
-
-
-def test_a_query_that_finds_one_key_has_one_effective_token() -> None:
-    q = torch.zeros(1, 1, 64, 8)
-    k = torch.zeros(1, 1, 64, 8)
-    q[..., 0], k[0, 0, 7, 0] = 100.0, 100.0
-    sums = RowSums(63, 1, 0)
-    sums.add(LayerAttention(q, k, AttentionCall()), torch.arange(64), [])
-    assert sums.mean()["effective_tokens"].item() == pytest.approx(1)
-    assert sums.mean()["largest_weight"].item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -95,46 +73,12 @@ def test_padding_is_neither_query_nor_key() -> None:
         torch.testing.assert_close(sums[1].mean()[name], value, atol=1e-6, rtol=1e-6)
 
 
-def test_distance_bins_hold_every_distance_once() -> None:
-    for length in (1, 2, 3, 40, 64, 65, 5000):
-        bins = distance_bins(length - 1)
-        assert [distance for low, high in bins for distance in range(low, high + 1)] == list(range(length))
-        sums = RowSums(length - 1, 1, 0)
-        sums.add(
-            LayerAttention(torch.zeros(1, 1, length, 8), torch.zeros(1, 1, length, 8), AttentionCall()),
-            torch.tensor([0]),
-            [],
-        )
-        in_bins = [round(float(mass) * length) for mass in sums.mean()["distance"][0]]
-        assert in_bins == [high - low + 1 for low, high in bins], "the first query gives every key the same weight"
-
-
 def test_sampled_queries_are_spread_and_repeatable() -> None:
     assert torch.equal(sampled_rows(10, 20), torch.arange(10))
     drawn = sampled_rows(10_000, 100)
     assert torch.equal(drawn, sampled_rows(10_000, 100))
     assert torch.equal(drawn // 100, torch.arange(100)), "one from each part"
     assert len({int(one) % 100 for one in drawn}) > 40, "not always at the same place of a part"
-
-
-def test_keys_in_a_base_s_sliding_window_are_those_of_transformers_mask() -> None:
-    rows, watched = torch.arange(9), list[LayerAttention]()
-    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "pad_token_id": 0}
-    decoder = MistralConfig(**sizes, num_hidden_layers=1, num_key_value_heads=1, sliding_window=4)
-    encoder = ModernBertConfig(
-        **sizes, num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"], local_attention=4
-    )
-    for config in (decoder, encoder):
-        stack = watched_stack(AutoModel.from_config(config))
-        with watching(stack, lambda _, attention: watched.append(attention)):
-            run_stack(stack, rows)
-    seen = sliding_window_overlay(4)(0, 0, rows[:, None], rows) & causal_mask_function(0, 0, rows[:, None], rows)
-    for attention, keys in zip(watched, (seen, None, (rows[:, None] - rows).abs() <= 2), strict=True):
-        assert (attention.within is None) == (keys is None)
-        if attention.within is not None and keys is not None:
-            assert torch.equal(
-                attention.within(rows, torch.zeros(1, 2, 9, 9)).expand(1, 2, 9, 9), keys.expand(1, 2, 9, 9)
-            )
 
 
 NAMES = ("window:window=16", "window:window=64", "top_k:num_keys=8", "full", "linear")
@@ -246,11 +190,6 @@ def test_typed_lengths_are_read() -> None:
     for text in ("", "x", "-1", "1.5", "9" * 20, "٣"):
         with pytest.raises(OptionError):
             read_lengths([text])
-
-
-def test_a_candidate_is_written_as_it_is_read() -> None:
-    for text in ("window:window=512", "union:of=[window:window=64+strided:stride=8]", "full"):
-        assert Candidate.read(str(Candidate.read(text))) == Candidate.read(text)
 
 
 Make = Callable[[str], Path]

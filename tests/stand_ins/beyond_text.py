@@ -22,7 +22,7 @@ ONE_EPOCH = {"--epochs 3": "--epochs 1"}
 
 page(
     "docs/how-to/images.md",
-    Setting(instead={**ONE_EPOCH}, slow=True),
+    Setting(instead=ONE_EPOCH, slow=True),
 )
 page(
     "docs/how-to/classify.md",

@@ -69,4 +69,6 @@ def scheme_of(predictions: Sequence[Sequence[str]], references: Sequence[Sequenc
     if starts == {"I-"}:
         return "IOB1"
     prefixes = {tag[0] for tags in [*predictions, *references] for tag in tags if tag[1:2] == "-"}
-    return "IOBES" if prefixes & set("ES") else "BILOU" if prefixes & set("LU") else "IOB2"
+    if prefixes & set("ES"):
+        return "IOBES"
+    return "BILOU" if prefixes & set("LU") else "IOB2"
