@@ -95,48 +95,56 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         )
     if "input_features" in taken:
         sound = getattr(config, "encoder_config", config)
-        positions = getattr(config, "max_source_positions", None)  # Whisper; others have the time axis first
-        shape: tuple[int, ...] = (
-            (ROWS, sound.num_mel_bins) if positions is None else (config.num_mel_bins, 2 * positions)
-        )
-        inputs["input_features"] = _normal(random, *shape)
+        if hasattr(config, "max_source_positions"):  # Whisper; others have the time axis first
+            inputs["input_features"] = _normal(random, config.num_mel_bins, 2 * config.max_source_positions)
+        else:
+            inputs["input_features"] = _normal(random, ROWS, sound.num_mel_bins)
     if "input_values" in taken and "input_ids" not in taken:  # with input_ids, this is an optional audio prompt
-        shape = (config.max_length, config.num_mel_bins) if hasattr(config, "frequency_stride") else (SAMPLES,)
-        inputs["input_values"] = _normal(random, *shape)
+        if hasattr(config, "frequency_stride"):  # a spectrogram
+            inputs["input_values"] = _normal(random, config.max_length, config.num_mel_bins)
+        else:
+            inputs["input_values"] = _normal(random, SAMPLES)
     if "input_ids" in taken:
-        positions = getattr(text, "max_position_embeddings", None)
+        rows = getattr(text, "max_position_embeddings", None) or tokens + 2
         # tables of RoBERTa and similar models have two more rows than positions
-        rows = positions - 2 if positions else tokens
-        inputs["input_ids"] = _ids(text, random, min(tokens, rows))
-        image = getattr(config, "image_token_id", None)
-        # images in front: a token for each feature, then one text token
-        if image is not None and "pixel_values" in inputs:
-            with torch.no_grad():
-                features = model.get_image_features(
-                    **{name: value for name, value in inputs.items() if name != "input_ids"}
-                ).pooler_output
-            special = torch.tensor(
-                [token for token in (image, getattr(config, "video_token_id", None)) if token is not None]
-            )
-            ids = torch.where(torch.isin(inputs["input_ids"], special), inputs["input_ids"].min(), inputs["input_ids"])
-            images = [part for of_image in features for part in (ids.new_full((1, len(of_image)), image), ids[:, :1])]
-            inputs["input_ids"] = torch.cat([*images, ids], 1)
-            if "mm_token_type_ids" in taken:
-                inputs["mm_token_type_ids"] = (inputs["input_ids"] == image).int()
+        inputs["input_ids"] = _ids(text, random, min(tokens, rows - 2))
+        if getattr(config, "image_token_id", None) is not None and "pixel_values" in inputs:
+            inputs |= _ids_with_images(model, inputs)
     if DECODER_INPUT in taken and config.is_encoder_decoder:
-        channels = getattr(decoder := getattr(config, "decoder_config", None), "num_channels", None)
-        # Audio decoders have one code per frame and channel (Dia).
-        shape = (DECODER_TOKENS,) if channels is None else (DECODER_TOKENS, channels)
-        inputs[DECODER_INPUT] = _ids(text if channels is None else decoder, random, *shape)
+        decoder = getattr(config, "decoder_config", None)
+        if hasattr(decoder, "num_channels"):  # audio decoders have one code per frame and channel (Dia)
+            inputs[DECODER_INPUT] = _ids(decoder, random, DECODER_TOKENS, decoder.num_channels)
+        else:
+            inputs[DECODER_INPUT] = _ids(text, random, DECODER_TOKENS)
     if "past_values" in taken:
-        decodes = "future_time_features" in taken  # only these classes need future values without a loss
-        names = taken if decodes else taken - {"future_values"}
+        names = set(taken)
+        if "future_time_features" not in taken:  # these classes need future values for their loss alone
+            names.discard("future_values")
         inputs |= {name: values for name, values in _series(config, random).items() if name in names}
     if not inputs:
         raise CheckpointError(
             f"A {type(model).__name__} takes unknown inputs, so the result cannot be verified; add --no-verify."
         )
     return inputs
+
+
+def _ids_with_images(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``input_ids`` with the images in front: a token for each feature of an image, then one text token."""
+    config, ids = model.config, inputs["input_ids"]
+    with torch.no_grad():
+        features = model.get_image_features(
+            **{name: value for name, value in inputs.items() if name != "input_ids"}
+        ).pooler_output
+    for special in (config.image_token_id, getattr(config, "video_token_id", None)):
+        if special is not None:
+            ids = torch.where(ids == special, inputs["input_ids"].min(), ids)
+    parts = []
+    for of_image in features:
+        parts += [ids.new_full((1, len(of_image)), config.image_token_id), ids[:, :1]]
+    with_images = torch.cat([*parts, ids], 1)
+    if "mm_token_type_ids" not in arguments_of(type(model)):
+        return {"input_ids": with_images}
+    return {"input_ids": with_images, "mm_token_type_ids": (with_images == config.image_token_id).int()}
 
 
 def _normal(random: Generator, *shape: int) -> Tensor:

@@ -157,6 +157,19 @@ KEEPS_PARAMETERS = ("none", "self-extend")
 source."""
 
 
+def _completed(parameters: Parameters, length: int) -> Parameters:
+    """Rotary parameters with the values that transformers would derive from the maximum length, which will change."""
+    completed = dict(parameters)
+    scaling = completed.get("rope_type", "default")
+    if scaling not in ("longrope", "yarn", "llama3"):
+        return completed
+    trained = completed.get("original_max_position_embeddings") or length
+    completed["original_max_position_embeddings"] = trained
+    if scaling != "llama3" and completed.get("factor") is None:
+        completed["factor"] = length / trained
+    return completed
+
+
 def rope_parameters(
     positions: str,
     old: Parameters | None,
@@ -183,13 +196,8 @@ def rope_parameters(
         raise OptionError(
             f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}."
         )
-    old = dict(old or {})
+    old = _completed(old or {}, old_length)
     used = str(old.get("rope_type", "default"))
-    # transformers derives missing values from the maximum length, which changes
-    if used in ("longrope", "yarn", "llama3"):
-        old["original_max_position_embeddings"] = trained = old.get("original_max_position_embeddings") or old_length
-        if used != "llama3" and old.get("factor") is None:
-            old["factor"] = old_length / trained
     bounded = new_length == old_length or (reach is not None and reach <= old_length)
     if positions == "auto":
         positions = "rope:none" if bounded else f"rope:{used if used in ('linear', 'yarn') else 'yarn'}"

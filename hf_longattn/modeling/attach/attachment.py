@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -118,56 +118,68 @@ def attach_mechanisms(
     for attention, site in stacks:
         name, options = (CROSS_MECHANISM, {}) if site.cross else attention.for_layer(site.layer)
         max_length = decoder_length if site.decoding else encoder_length
-        heads = _first(site.module, HEAD_COUNTS)
-        head_dim = (
-            _first(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS))
-            or _first(site.module, WIDTHS) // heads
-        )
-        width = input_width(site.module) or _first(site.module, WIDTHS)
-        mechanism = mechanism_from(
-            name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length
-        )
-        mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
-        causal = site.causal
-        check_form(mechanism, causal, f"{site.name} of {type(model).__name__}")
-        if getattr(site.module, SINKS, None) is not None and not mechanism.capabilities.takes_sinks:
-            raise OptionError(
-                f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism "
-                f"{mechanism.name!r} "
-                "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
-            )
-        if isinstance(mechanism.relative, SelfExtend):
-            mechanism.relative.rotation = rotation_of(model, site)
-        has_sinks = causal and leading_sinks(mechanism) > 0
-        if (
-            isinstance(mechanism, SparseMechanism)
-            and has_sinks
-            and (rotation := _rotation_of_sinks(model, site)) is not None
-        ):
-            mechanism.turn_sinks(rotation)
-        if mechanism.capabilities.takes_hidden_states:
-            _check_projections(site, mechanism, model)
-        if mechanism.capabilities.takes_hidden_states or (
-            isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(sys.maxsize)
-        ):
-            _hook_once(site.module, pass_layer_input)
-        weight = next(site.module.parameters(), None)
-        if weight is not None:
-            mechanism = mechanism.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
-        if projection_copies(mechanism):
-            copy_projections(site.module, mechanism)
-        site.put(mechanism)
-        if not site.shared and getattr(site.module, "layer_idx", None) is None:  # vLLM finds a layer's attention by it
-            site.module.layer_idx = site.layer  # type: ignore[assignment]
-        if causal and not site.cross:
-            _hook_once(site.module, pass_cache_layer)
-            setattr(site.module, TAKES_CACHE_LAYER, True)
+        _attach(site, _built(model, site, name, options, max_length), model)
     for target, source in shared_parameters(model).items():
         owner, _, name = target.rpartition(".")
         setattr(model.get_submodule(owner), name, model.get_parameter(source))
     if is_deepspeed_zero3_enabled():
         mark_for_zero3(model)
     return sites
+
+
+def _built(
+    model: nn.Module, site: AttentionSite, name: str, options: Mapping[str, Any], max_length: int | None
+) -> Mechanism:
+    """The mechanism for an attention module, with its sizes and rotary embedding.
+
+    Raises:
+        OptionError: the mechanism lacks the form of the layer, or does not take the model's sinks.
+    """
+    heads = _first(site.module, HEAD_COUNTS)
+    head_dim = (
+        _first(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS))
+        or _first(site.module, WIDTHS) // heads
+    )
+    width = input_width(site.module) or _first(site.module, WIDTHS)
+    mechanism = mechanism_from(
+        name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length
+    )
+    mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
+    check_form(mechanism, site.causal, f"{site.name} of {type(model).__name__}")
+    if getattr(site.module, SINKS, None) is not None and not mechanism.capabilities.takes_sinks:
+        raise OptionError(
+            f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism "
+            f"{mechanism.name!r} "
+            "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
+        )
+    if isinstance(mechanism.relative, SelfExtend):
+        mechanism.relative.rotation = rotation_of(model, site)
+    if isinstance(mechanism, SparseMechanism) and site.causal and leading_sinks(mechanism) > 0:
+        rotation = _rotation_of_sinks(model, site)
+        if rotation is not None:
+            mechanism.turn_sinks(rotation)
+    return mechanism
+
+
+def _attach(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
+    """Put a mechanism on an attention module, with the module's dtype and device and the hooks that it needs."""
+    module, takes_hidden_states = site.module, mechanism.capabilities.takes_hidden_states
+    if takes_hidden_states:
+        _check_projections(site, mechanism, model)
+    stops_gradients = isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(sys.maxsize)
+    if takes_hidden_states or stops_gradients:
+        _hook_once(module, pass_layer_input)
+    weight = next(module.parameters(), None)
+    if weight is not None:
+        mechanism = mechanism.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
+    if projection_copies(mechanism):
+        copy_projections(module, mechanism)
+    site.put(mechanism)
+    if not site.shared and getattr(module, "layer_idx", None) is None:  # vLLM finds a layer's attention by it
+        module.layer_idx = site.layer  # type: ignore[assignment]
+    if site.causal and not site.cross:
+        _hook_once(module, pass_cache_layer)
+        setattr(module, TAKES_CACHE_LAYER, True)
 
 
 def mark_for_zero3(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ w/2 keys on each side.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -241,42 +241,48 @@ def vllm_windows(config: Any) -> dict[str, Any]:
     Raises:
         BackendError: vLLM would compute another attention, or other positions. The message says why, and what to type.
     """
-    problem, sizes, values = "", [], vars(config)
-    if "long_attention" not in values or config.base_attention_chosen:
+    if "long_attention" not in vars(config) or config.base_attention_chosen:
         return {}
-    own, family = values.get(BASE_WINDOWS, values).get("layer_types"), known_family(config)
     try:
         sizes = window_sizes(config)
+        problem = _vllm_problem(config, sizes)
     except BackendError as error:
         problem = str(error)
-    types = [FULL if size is None else SLIDING for size in sizes]
-    widths = {size for size in sizes if size is not None}
-    beside = next(
-        (name for name, fields in UNTRIED_IN_VLLM.items() if any(values.get(field) for field in fields)), None
-    )
-    if not problem and family is not None:
-        elsewhere = f"use {BACKEND!r}, which transformers' own servers run."
-        counted = any(table.first_id(config) for table in family.position_tables)
-        if beside is not None:
-            problem = f"{beside}, with which it was not compared; {elsewhere}"
-        elif (
-            family.base_model_type in NOT_IN_VLLM
-            or not family.base_class(family.base_model_name)._supports_attention_backend
-            or not set(own or ()) <= {FULL, SLIDING}
-        ):
-            problem = f"the layers of {type(config).__name__}; {elsewhere}"
-        elif counted and (config.attending[1] or "roberta" not in config.model_type):
-            problem = f"positions that begin after the padding token's, except those of RoBERTa encoders; {elsewhere}"
-        elif len(widths) > 1:
-            problem = "windows of different widths in one model; convert with one --option window=N for all layers."
-        elif own not in (None, types) and family.base_model_type not in TYPES_ARE_MASKS:
-            problem = (
-                f"windows in other layers than its base's, since {type(config).__name__} chooses positions by "
-                "layer_types too; convert with windows in these layers alone."
-            )
     if problem:
         raise BackendError(f"attn_implementation={VLLM!r} cannot express {problem}")
-    return {"layer_types": types, **({"sliding_window": widths.pop()} if widths else {})}
+    types = [FULL if size is None else SLIDING for size in sizes]
+    width = next((size for size in sizes if size is not None), None)
+    return {"layer_types": types} if width is None else {"layer_types": types, "sliding_window": width}
+
+
+def _vllm_problem(config: Any, sizes: Sequence[int | None]) -> str:
+    """Why vLLM would not compute windows of ``sizes``, one for each layer, and what to do. "" if it would."""
+    values, family = vars(config), known_family(config)
+    if family is None:
+        return ""
+    elsewhere = f"use {BACKEND!r}, which transformers' own servers run."
+    for name, fields in UNTRIED_IN_VLLM.items():
+        if any(values.get(field) for field in fields):
+            return f"{name}, with which it was not compared; {elsewhere}"
+    base_types = values.get(BASE_WINDOWS, values).get("layer_types")
+    if (
+        family.base_model_type in NOT_IN_VLLM
+        or not family.base_class(family.base_model_name)._supports_attention_backend
+        or not set(base_types or ()) <= {FULL, SLIDING}
+    ):
+        return f"the layers of {type(config).__name__}; {elsewhere}"
+    counts_from_padding = any(table.first_id(config) for table in family.position_tables)
+    if counts_from_padding and (config.attending[1] or "roberta" not in config.model_type):
+        return f"positions that begin after the padding token's, except those of RoBERTa encoders; {elsewhere}"
+    if len(set(sizes) - {None}) > 1:
+        return "windows of different widths in one model; convert with one --option window=N for all layers."
+    types = [FULL if size is None else SLIDING for size in sizes]
+    if base_types not in (None, types) and family.base_model_type not in TYPES_ARE_MASKS:
+        return (
+            f"windows in other layers than its base's, since {type(config).__name__} chooses positions by "
+            "layer_types too; convert with windows in these layers alone."
+        )
+    return ""
 
 
 def flash_takes_windows(config: Any, requested: str) -> bool:
