@@ -257,6 +257,7 @@ SOURCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BartConfig",
         {**STACKS, "max_position_embeddings": 1024, "forced_eos_token_id": None},
     ),
+    "vit-base": ("ViTModel", "ViTConfig", {name: SHAPE[name] for name in SHAPE if name != "vocab_size"}),
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**SHAPE, "max_position_embeddings": 4096}),
 }
 """A checkpoint of the shape of each that documents and recipes convert, by a part of its name."""

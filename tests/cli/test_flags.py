@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 import transformers
 import typer
-import yaml
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
+from transformers import BertConfig, BertForMaskedLM
 
 from hf_longattn.cli import app
 from hf_longattn.cli.app import hyphenated
-from hf_longattn.training.recipes import ready_recipes
 from tests.cases import every_case
 from tests.cli.test_commands import run
 from tests.conversion.conftest import built, checkpoint
@@ -195,64 +193,27 @@ def test_commands_refuse_options_without_effect(
     assert list(tmp_path.iterdir()) == []
 
 
-RECIPES = [name for name, recipe in ready_recipes().items() if recipe.command == "convert"]
-SIZES = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
-
-
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """A BERT and, for rotary recipes, a Llama; next to them a BERT of twelve layers, "deep"."""
-    folder = tmp_path_factory.mktemp("sources")
-    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=64)).save_pretrained(
-        folder / "bert"
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers for 64 tokens."""
+    folder = tmp_path_factory.mktemp("short") / "bert"
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=64,
     )
-    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=12, max_position_embeddings=64)).save_pretrained(
-        folder / "deep"
-    )
-    LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=1, max_position_embeddings=8192)).save_pretrained(
-        folder / "llama"
-    )
-    return {False: folder / "bert", True: folder / "llama"}
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
 
 
-def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
-    code, out, _ = run(capsys, "plan", *arguments, "--json")
+def test_typed_flags_take_precedence_over_a_recipe(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ["--config", "longformer-base-4096"]
+    code, out, _ = run(capsys, "plan", short, *recipe, "--max-length", 128, "--option", "window=32", "--json")
     assert code == 0
-    return json.loads(out)
-
-
-@pytest.mark.thorough
-@every_case("recipe", RECIPES, of=2)
-def test_every_ready_recipe_of_a_conversion_gives_plan(
-    recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
-    endless = "max_length" not in values and "image_size" not in values
-    source = sources["rope" in values.get("positions", "") or endless]
-    if recipe == "longformer-growing-windows":  # which names layers up to the twelfth
-        source = source.parent / "deep"
-    if "image_size" in values:
-        ViTModel(ViTConfig(**{**SIZES, "num_hidden_layers": 12})).save_pretrained(source := source.parent / "vit")
-    plan = planned(capsys, source, "--config", recipe)
-    if "image_size" in values:
-        assert plan["new_image_size"] == [int(values["image_size"])] * 2
-    elif not endless:
-        assert plan["new_length"] == values["max_length"]
-    assert plan["positions"] == values.get("positions", "rope:none" if endless else "tile")
-    assert plan["long_attention"]["mechanism"] == values["mechanism"]
-    assert len(plan["long_attention"].get("layers", {})) == {
-        "longformer-growing-windows": 8,
-        "based": 1,
-        "vitdet": 4,
-    }.get(recipe, 0)
-
-
-def test_typed_flags_take_precedence_over_a_recipe(
-    sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = planned(
-        capsys, sources[False], "--config", "longformer-base-4096", "--max-length", 128, "--option", "window=32"
-    )
+    plan = json.loads(out)
     assert plan["new_length"] == 128
     assert plan["long_attention"]["window"] == 32
 
