@@ -62,7 +62,9 @@ def processed_size(processor: Any) -> tuple[int, int] | None:
     """(height, width) of a processor's outputs; ``None`` if they depend on the image."""
     crop, size = processed_sides(processor)
     fixed = crop or size
-    return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
+    if fixed.keys() != {"height", "width"}:
+        return None
+    return fixed["height"], fixed["width"]
 
 
 def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
@@ -126,8 +128,9 @@ class GridModality(SizedModality):
 
     def size(self, config: Any, value: Any) -> InputSize:
         """From pixels, height and width, or text such as "768x1024"."""
-        typed = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip().lower()) if isinstance(value, str) else None
-        sides = value if typed is None else [int(side) for side in typed.groups(typed[1])]
+        sides = value
+        if isinstance(value, str) and (typed := re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip().lower())):
+            sides = [int(side) for side in typed.groups(typed[1])]
         if isinstance(sides, str) or len(size := image_size(sides)) != 2:
             raise InputError(
                 f"An image size is {value!r:.40}, but must be pixels, or height and width: 1024, or 768x1024."
@@ -201,20 +204,22 @@ class GridModality(SizedModality):
                 f"{', '.join(known)}.{nearest(strategy, known)}"
             )
         if strategy == AUTO:
-            strategy = TILE if sizes.grows and all(fits_tiles(sizes, layer) for layer in layers) else INTERPOLATE
+            tiles = sizes.grows and all(fits_tiles(sizes, layer) for layer in layers)
+            strategy = TILE if tiles else INTERPOLATE
         if not sizes.grows:
             return strategy, []
         old = " × ".join(map(str, sizes.old.grid.sizes))
-        problem = f"sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
-        advice = "use --positions interpolate, or train the result"
-        if strategy == INTERPOLATE:
+        if strategy == TILE:
+            problem = f"sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
+            advice = "use --positions interpolate, or train the result"
+            affected = [not fits_tiles(sizes, layer) for layer in layers]
+        else:
             problem = (
                 "has windows, in which interpolated positions lie closer than those that it was trained with (Bolya "
                 "et al. 2023, Window Attention is Bugged)"
             )
             advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
-        windowed = [grid_blocks(layer, sizes.new.grid) is not None for layer in layers]
-        affected = windowed if strategy == INTERPOLATE else [not fits_tiles(sizes, layer) for layer in layers]
+            affected = [grid_blocks(layer, sizes.new.grid) is not None for layer in layers]
         return strategy, warnings_of_layers(attention, [problem * changed for changed in affected], advice)
 
     def processor(self, plan: Any, folder: Path, inputs: Images) -> list[Check]:
@@ -237,10 +242,13 @@ class GridModality(SizedModality):
     def check(self, comparison: Comparison) -> list[Check]:
         """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the
         source's crops."""
-        resizing = {INTERPOLATE_ARGUMENT: True} if self.spec.interpolates else {}
-        how = f"{INTERPOLATE_ARGUMENT}=True" if resizing else "its resized position table"
-        checks = check_sizes(comparison, resizing, how)
-        return [*checks, check_crops(comparison)] if comparison.plan.inputs.grows else checks
+        if self.spec.interpolates:
+            checks = check_sizes(comparison, {INTERPOLATE_ARGUMENT: True}, f"{INTERPOLATE_ARGUMENT}=True")
+        else:
+            checks = check_sizes(comparison, {}, "its resized position table")
+        if comparison.plan.inputs.grows:
+            checks.append(check_crops(comparison))
+        return checks
 
     def example(self, folder: Path, config: Mapping[str, Any], length: int) -> Example:
         height, width = self.spec.sizes(self.config_of(config))[1]

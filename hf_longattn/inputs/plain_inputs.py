@@ -67,7 +67,9 @@ class PlainModality(TextModality):
     reads = "keeps its other sizes with --generic"
 
     def size(self, config: Any, value: Any) -> InputSize:
-        return super().size(config, value) if value else InputSize(0, 0, "inputs as its class reads them")
+        if not value:
+            return InputSize(0, 0, "inputs as its class reads them")
+        return super().size(config, value)
 
     def longest(self, config: Any) -> int:
         return text_length(config)
@@ -190,9 +192,9 @@ class PlainModality(TextModality):
             measured = run_model(result, seeded)
             for hook in hooks:
                 hook.remove()
-            why = change or (
-                "" if covered and all(covered) and not keeps_windows else "the mechanism does not cover the input"
-            )
+            why = change
+            if not why and (keeps_windows or not covered or not all(covered)):
+                why = "the mechanism does not cover the input"
             detail = f"{of_shapes}, {how}: largest difference from the source"
             return equality(name, detail, Difference.of(expected, measured), {}, why)
 

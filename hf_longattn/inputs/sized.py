@@ -233,11 +233,9 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
         interpolated = f" and interpolated positions, the source with {how}" if how else ""
         checks.append(compare(name, new, f"{where}, full attention{interpolated}", expected, full))
         detail = f"{where}, long attention, the source with full attention{f' and {how}' if how else ''}"
-        whys = (
-            [uncovered(new) or f"the mechanism does not cover the {noun}", "positions are tiled"]
-            if tiled
-            else [uncovered(new)]
-        )
+        whys = [uncovered(new)]
+        if tiled:
+            whys = [uncovered(new) or f"the mechanism does not cover the {noun}", "positions are tiled"]
         checks.append(compare("at the new size", new, detail, expected, states, " and ".join(whys)))
     return [
         *checks,

@@ -142,12 +142,9 @@ class SoundModality(SizedModality):
 
     def plan(self, source: Any, architecture: Any, request: Any) -> ConversionPlan:
         config, spec, name = architecture.source_config, self.spec, architecture.source_class
-        old, read = spec.durations(config)
-        new = (
-            read
-            if request.audio_seconds is None
-            else spec.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
-        )
+        old, new = spec.durations(config)
+        if request.audio_seconds is not None:
+            new = spec.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
         if new < old:
             raise InputError(
                 f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: "

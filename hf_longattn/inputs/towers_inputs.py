@@ -95,11 +95,9 @@ class TowersModality(Modality):
                 "--mechanism, --option and "
                 f"--layers do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in names)}."
             )
-        strategies = (
-            {}
-            if request.positions == AUTO
-            else dict(piece.partition("=")[::2] for piece in request.positions.split(","))
-        )
+        strategies = {}
+        if request.positions != AUTO:
+            strategies = dict(piece.partition("=")[::2] for piece in request.positions.split(","))
         if "" in strategies.values():  # text=stretch:20,vision=tile
             example = ",".join(f"{name}=RULE" for name in names)
             raise OptionError(

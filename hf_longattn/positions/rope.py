@@ -200,9 +200,11 @@ def rope_parameters(
     used = str(old.get("rope_type", "default"))
     bounded = new_length == old_length or (reach is not None and reach <= old_length)
     if positions == "auto":
-        positions = "rope:none" if bounded else f"rope:{used if used in ('linear', 'yarn') else 'yarn'}"
-        # a larger factor would serve no pair
-        new_length = new_length if bounded or reach is None else min(new_length, reach)
+        positions = "rope:linear" if used == "linear" else "rope:yarn"
+        if bounded:
+            positions = "rope:none"
+        elif reach is not None:
+            new_length = min(new_length, reach)  # a larger factor would serve no pair
     prefix, _, rest = positions.partition(":")
     scaling, _, value = rest.partition(":")
     if prefix != "rope" or scaling not in SCALINGS:

@@ -145,7 +145,9 @@ def unchanged_rows(strategy: str, rows: int) -> int:
     if strategy in DROPPED:
         return 0
     unchanged = stretched_from(strategy)
-    return min(rows, unchanged + 1) if unchanged is not None else rows if keeps_old_rows(strategy) else 1
+    if unchanged is not None:
+        return min(rows, unchanged + 1)
+    return rows if keeps_old_rows(strategy) else 1
 
 
 def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "tile") -> Tensor:

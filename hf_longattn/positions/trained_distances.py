@@ -70,11 +70,11 @@ def untrained_distances(
     if length <= trained:
         return ""
     if positions == TILE and (local is None or local.width > widest_span(trained, causal=not local.ahead)):
-        seen = (
-            "keys at any distance"
-            if local is None
-            else f"keys up to {local.width:,} tokens {'apart' if local.ahead else 'back'}"
-        )
+        if local is None:
+            seen = "keys at any distance"
+        else:
+            direction = "apart" if local.ahead else "back"
+            seen = f"keys up to {local.width:,} tokens {direction}"
         return f"sees {seen}, and tiled positions repeat every {trained:,} tokens"
     if positions == UNCHANGED_ROPE and (furthest is None or furthest >= trained):
         seen = "any distance" if furthest is None else f"distances up to {furthest:,}"

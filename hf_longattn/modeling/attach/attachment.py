@@ -267,7 +267,9 @@ def _stopped_projections(
         detached = hidden.detach()
 
         def instead(value: Any) -> Any:
-            return detached if value is hidden else None if value is cache else value
+            if value is hidden:
+                return detached
+            return None if value is cache else value
 
         arguments = {**{name: instead(value) for name, value in kwargs.items()}, PROJECT_ONLY: projected}
         type(module).forward(module, *map(instead, args), **arguments)

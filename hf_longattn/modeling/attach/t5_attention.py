@@ -115,7 +115,9 @@ class BucketedAttention(nn.Module):
             return super().forward(hidden_states, mask, key_value_states, position_bias, **kwargs)
         cache, layer, crossing = take_cache(kwargs), int(self.layer_idx or 0), key_value_states is not None  # type: ignore[arg-type]
         both = cache if isinstance(cache, EncoderDecoderCache) else None
-        past: Any = cache if both is None else both.cross_attention_cache if crossing else both.self_attention_cache
+        past: Any = cache
+        if both is not None:
+            past = both.cross_attention_cache if crossing else both.self_attention_cache
         size = int(self.key_value_proj_dim)  # type: ignore[arg-type]
         if crossing and both is not None and both.is_updated.get(layer):
             key, value = past.layers[layer].keys, past.layers[layer].values

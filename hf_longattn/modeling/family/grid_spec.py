@@ -56,12 +56,13 @@ class GridSpec(InputSpec):
             InputError: the config's ``patch_size`` is neither one number of pixels nor one number for each axis.
         """
         size = config.patch_size
-        sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        sides = [size, size] if isinstance(size, int) else size
+        is_pair = isinstance(sides, list | tuple) and len(sides) == 2
+        if not is_pair or not all(isinstance(side, int) and side > 0 for side in sides):
             raise InputError(
                 f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis."
             )
-        return sides
+        return tuple(sides)
 
     def describe(self, size: tuple[int, ...]) -> str:
         """A size as text, for example "768 × 1024 pixels"."""
@@ -123,12 +124,11 @@ def image_size(size: Any) -> tuple[int, ...]:
     Raises:
         InputError: ``size`` is neither.
     """
-    sizes = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
-    if not sizes or not all(
-        isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in sizes
-    ):
+    sides = [size, size] if isinstance(size, int) else size
+    is_list = isinstance(sides, list | tuple) and len(sides) > 0
+    if not is_list or not all(type(pixels) is int and pixels > 0 for pixels in sides):
         raise InputError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
-    return sizes
+    return tuple(sides)
 
 
 class LongGridConfig(LongEncoderConfig):

@@ -76,13 +76,17 @@ class LongTowersConfig(_Base):
         for name, config_class in self.tower_classes.items():
             field, base_type = tower_field(name), config_class.base_model_type
             config: Any = getattr(self, field)
-            values = {} if config is None else dict(config) if isinstance(config, Mapping) else config.to_dict()
+            if config is not None and not isinstance(config, Mapping):
+                config = config.to_dict()
+            values = dict(config or {})
             if values.pop("model_type", base_type) == base_type and "long_attention" not in values:
                 base: Any = config_class.__bases__[-1]
                 length = getattr(base.from_dict(dict(values)), "max_position_embeddings", None)
                 if length is not None:
                     values.setdefault("extended_from", {"max_position_embeddings": length})
-            setattr(self, field, values if chosen.get(name) is None else {**values, "long_attention": chosen[name]})
+            if chosen.get(name) is not None:
+                values["long_attention"] = chosen[name]
+            setattr(self, field, values)
         super().__post_init__(**kwargs)
 
     def _read_attention(self, long_attention: Mapping[str, Any]) -> Mapping[str, Any]:
