@@ -120,9 +120,8 @@ class StaticWindowLayer(StaticKeysLayer):
             returned = self.keys, self.values
 
         fitting = min(count, self.max_cache_len)
-        slots = (
-            torch.arange(count - fitting, count, device=self.device) + self.cumulative_length
-        ) % self.max_cache_len
+        columns = torch.arange(count - fitting, count, device=self.device) + self.cumulative_length
+        slots = columns % self.max_cache_len
         self.keys.index_copy_(2, slots, key_states[:, :, count - fitting :])
         self.values.index_copy_(2, slots, value_states[:, :, count - fitting :])
         self.cumulative_length.add_(count)

@@ -214,11 +214,15 @@ def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str)
     assert model.accepts_loss_kwargs
 
 
+def refuse_all_logits(patch: pytest.MonkeyPatch) -> None:
+    """Losses in pieces of five tokens; reading all logits is an error."""
+    patch.setattr(losses, "LOGITS_AT_ONCE", 5 * 4 * 200)
+    patch.setattr(losses.Logits, "dense", lambda self: pytest.fail("all logits were computed"))
+
+
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses in pieces of five tokens; reading all logits is an error."""
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 5 * 4 * 200)
-    monkeypatch.setattr(losses.Logits, "dense", lambda self: pytest.fail("all logits were computed"))
+    refuse_all_logits(monkeypatch)
 
 
 def assert_same_steps(model: Any, *, rtol: float = 1e-4, items: int | None = None) -> None:
@@ -244,13 +248,12 @@ HEADS = [(base, head) for base, head in heads_with_labels() if head.endswith(CAU
 
 
 @every_case(("base", "head"), HEADS, of=9, code=lambda base, head: kind_of_family(base))
-def test_a_decoder_s_loss_in_pieces_is_that_of_all_logits(
-    base: str, head: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_decoder_s_loss_in_pieces_is_that_of_all_logits(base: str, head: str) -> None:
     model = long_model(base, head, {"mechanism": "window", "window": 8})
-    if getattr(model.config, "final_logit_softcapping", None) is None:  # caps need all logits
-        request.getfixturevalue("unread")
-    assert_same_steps(model)
+    with pytest.MonkeyPatch.context() as patch:
+        if getattr(model.config, "final_logit_softcapping", None) is None:  # caps need all logits
+            refuse_all_logits(patch)
+        assert_same_steps(model)
 
 
 @pytest.mark.parametrize(
