@@ -125,8 +125,10 @@ def attend_per_sequence(
         )
     if layout == "split":
         outs = []
-        for queries, *others in _split_sequences(q, k, v, call, batch):
-            outs.append(run(queries, *others) if queries.shape[2] else queries)
+        for queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):
+            if queries.shape[2]:
+                queries = run(queries, keys, values, sequence_call)
+            outs.append(queries)
         if not outs:
             return nothing_seen(q, k, v)
         return batch.join(outs, len(q), q.shape[2], k.shape[2])

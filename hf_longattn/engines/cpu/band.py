@@ -20,7 +20,7 @@ import functools
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -108,9 +108,10 @@ def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: in
     """
     first = -(-max(0, left - shift) // block)
     last = max(first, min(q_len, kv_len - right - shift) // block)
+    edges = [(0, q_len)]
     if last > first:
         yield Group(first * block, last - first, block, first * block + shift - left, block, block + left + right)
-    edges = [(0, first * block), (last * block, q_len)] if last > first else [(0, q_len)]
+        edges = [(0, first * block), (last * block, q_len)]
     for start, stop in edges:
         for row in range(start, stop, block):
             size = min(block, stop - row)
@@ -140,7 +141,9 @@ class Costs(NamedTuple):
     def of(self, group: Group, shift: int, left: int, right: int) -> float:
         """The cost of a group of blocks. ``shift``: index of a block's first query within its keys."""
         size = (group.block >= 192) + (group.block >= 768)
-        pair = self.pair[size] + (0.0 if group.sees_all(shift, left, right) else self.masked)
+        pair = self.pair[size]
+        if not group.sees_all(shift, left, right):
+            pair += self.masked
         calls = -(-group.blocks // max(1, self.queries // group.block))
         pairs = group.block * group.width
         # a causal block of all queries and keys: the kernel skips keys after a query
@@ -200,24 +203,32 @@ def band_plan(
         tokens: whether there are global tokens.
         block: a block size to use instead of the cheapest.
     """
-    half = dtype.itemsize < 4
-    costs = (BF16_BACKWARD if half else FP32_BACKWARD) if backward else BF16 if half else FP32
-    if dtype == torch.bfloat16 and not backward and has_amx():
-        costs = BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
-
-    sizes = (
-        [block]
-        if block
-        else [*(size for size in costs.sizes if size < q_len), *([q_len] if q_len <= MAX_BLOCK_QUERIES else [])]
-    )
-    plans = {}
+    costs = _costs(dtype, threads, backward)
+    sizes = [size for size in costs.sizes if size < q_len]
+    if q_len <= MAX_BLOCK_QUERIES:
+        sizes.append(q_len)
+    if block:
+        sizes = [block]
+    cost_of_plan = {}
     for size in sizes:
         blocks = tuple(groups(q_len, kv_len, shift, left, right, size))
         dense = (blocks[0].block, blocks[0].width) == (q_len, kv_len)
         plan = Plan(blocks, size, costs.queries, dense, max(group.blocks for group in blocks))
-        plans[plan] = sum(costs.of(group, group.first + shift - group.start, left, right) for group in blocks)
-        plans[plan] += costs.tokens * (tokens and not plan.dense)
-    return min(plans, key=plans.__getitem__)
+        cost = sum(costs.of(group, group.first + shift - group.start, left, right) for group in blocks)
+        if tokens and not dense:
+            cost += costs.tokens
+        cost_of_plan[plan] = cost
+    return min(cost_of_plan, key=cost_of_plan.__getitem__)
+
+
+def _costs(dtype: torch.dtype, threads: int, backward: bool) -> Costs:
+    """The costs of one pass on this processor."""
+    half = dtype.itemsize < 4
+    if backward:
+        return BF16_BACKWARD if half else FP32_BACKWARD
+    if dtype == torch.bfloat16 and has_amx():
+        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
+    return BF16 if half else FP32
 
 
 def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
@@ -280,7 +291,8 @@ class Item(Scope):
     def read(self, name: str, x: Tensor) -> Tensor:
         of_keys = name in ("k", "v")
         x = x[self.by_key if of_keys else self.by_query]
-        x = x.to(self.source.dtype) if self.source.is_backward and self.source.plain_backward else x
+        if self.source.is_backward and self.source.plain_backward:
+            x = x.to(self.source.dtype)
         if self.hole is None or name in ("out", "lse") or (name != "grad" and all_moderate((x,))):  # 0 · NaN is NaN
             return x
         return x.masked_fill(self.padding if of_keys else self.padding_of_queries, 0)
@@ -297,16 +309,14 @@ class Item(Scope):
         if self.hole is None:
             return mask
         hole = keys.of(self.hole)[:, :, None]
-        return hole if mask is None else mask + hole
+        if mask is None:
+            return hole
+        return mask + hole
 
     def distances(self, part: Part) -> Tensor:
         """Distances (query - key) of a part's pairs, ``(queries, keys)``. They are equal for all runs of a
         :class:`Runs`."""
-        queries, keys = (
-            torch.arange(side.start, side.start + side.size) if isinstance(side, Runs) else cast(Listed, side).tokens
-            for side in (part.queries, part.keys)
-        )
-        return (queries + self.shift)[:, None] - keys
+        return (_positions(part.queries) + self.shift)[:, None] - _positions(part.keys)
 
     def far_parts(self, tokens: Tensor, rows_first: bool) -> list[Part]:
         """Parts for the global tokens at positions ``tokens``: global columns and global rows."""
@@ -333,12 +343,8 @@ class Item(Scope):
 
         The mask hides pairs within the band, so queries far from every global token need no mask.
         """
-        q_len, left, right, causal = (
-            self.q_len,
-            self.source.pattern.left,
-            self.source.pattern.right,
-            self.source.pattern.causal,
-        )
+        q_len, pattern = self.q_len, self.source.pattern
+        left, right, causal = pattern.left, pattern.right, pattern.causal
         start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
         stop = (start + COLUMN_BLOCK).clamp(max=q_len + self.shift) - 1
         any_inside, all_inside = start - columns <= left, stop - columns <= left
@@ -349,17 +355,27 @@ class Item(Scope):
         # 0, 1, 2: none, some or all of a block's pairs
         hidden_pairs = any_inside.any(1).int() + all_inside.all(1).int()
         for hidden, blocks in itertools.groupby(hidden_pairs.tolist()):
-            end = min(q_len, row + COLUMN_BLOCK * len(list(blocks)))
-            for first in range(row, end, COLUMN_CALL_QUERIES) if hidden != 2 else ():
-                queries = Runs(first, min(COLUMN_CALL_QUERIES, end - first))
+            begin, row = row, min(q_len, row + COLUMN_BLOCK * len(list(blocks)))
+            if hidden == 2:
+                continue
+            for first in range(begin, row, COLUMN_CALL_QUERIES):
+                queries = Runs(first, min(COLUMN_CALL_QUERIES, row - first))
                 part = Part(queries, Listed(columns), label=(COLUMNS, number), merges=True)
                 if hidden:
                     distance = self.distances(part)
-                    inside = distance <= left if causal else (distance <= left) & (distance >= -right)
+                    inside = distance <= left
+                    if not causal:
+                        inside &= distance >= -right
                     part = part._replace(mask=additive_mask(inside, self.source.dtype)[None, None])
                 yield part
                 number += 1
-            row = end
+
+
+def _positions(side: Side) -> Tensor:
+    """The tokens of one run, or the listed tokens, ``(n,)``."""
+    if isinstance(side, Runs):
+        return torch.arange(side.start, side.start + side.size)
+    return cast(Listed, side).tokens
 
 
 class BandSource(Source):
@@ -399,7 +415,7 @@ class BandSource(Source):
                 yield item
                 return
         for row in range(len(self.q)):
-            start, stop, hole, at = 0, kv_len, None, slice(row, row + 1)
+            start, stop, hole = 0, kv_len, None
             if self.key_mask is not None:
                 real = self.key_mask[row].nonzero()
                 if not len(real):
@@ -410,11 +426,13 @@ class BandSource(Source):
             first = max(start, earlier)
             if first >= stop:
                 continue
-            tokens = None if self.global_mask is None else self.global_mask[row, start:stop].nonzero()[:, 0]
-            tokens = None if tokens is None or not len(tokens) else tokens
-            yield Item(
-                self, at, slice(first - earlier, stop - earlier), slice(start, stop), first - start, hole, tokens
-            )
+            tokens = None
+            if self.global_mask is not None:
+                tokens = self.global_mask[row, start:stop].nonzero()[:, 0]
+                if not len(tokens):
+                    tokens = None
+            queries, keys = slice(first - earlier, stop - earlier), slice(start, stop)
+            yield Item(self, slice(row, row + 1), queries, keys, first - start, hole, tokens)
 
 
 @source
@@ -438,25 +456,33 @@ class Band(BandSource):
         self.key_mask, self.global_mask = fixed
         left, right, causal, global_rows, ahead = numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
-        self.bias = DistanceBias(learned[0].to(self.dtype), ahead) if learned and learned[0].dim() == 2 else None
-        self.columns = learned[0].to(self.dtype) if learned and learned[0].dim() == 4 else None
-        like = token_major(self.dtype, *learned) if self.columns is not None else learned
-        self.totals = [torch.zeros_like(x, dtype=self.dtype) for x in like] if self.learns else []
+        self.bias: DistanceBias | None = None
+        self.columns: Tensor | None = None
+        if not learned:
+            return
+        like, table = learned, learned[0]
+        if table.dim() == 4:
+            self.columns, like = table.to(self.dtype), token_major(self.dtype, table)
+        else:
+            self.bias = DistanceBias(table.to(self.dtype), ahead)
+        if self.learns:
+            self.totals = [torch.zeros_like(x, dtype=self.dtype) for x in like]
 
     def most_blocks(self, item: Item) -> int:
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)
-        settings = (
-            {"block": DROPOUT_BLOCK}
-            if self.dropout
-            else {"backward": self.is_backward, "tokens": item.tokens is not None}
-        )
+        settings: dict[str, Any] = {"backward": self.is_backward, "tokens": item.tokens is not None}
+        if self.dropout:
+            settings = {"block": DROPOUT_BLOCK}
         item.plan = band_plan(*sizes, self.q.dtype, torch.get_num_threads(), **settings)
-        return 0 if item.plan.dense and self.columns is None else item.plan.most_blocks
+        if item.plan.dense and self.columns is None:
+            return 0
+        return item.plan.most_blocks
 
     def parts(self, item: Item) -> Iterable[Part]:
-        near = self._near(item, item.plan)
+        near, far = self._near(item, item.plan), list[Part]()
         in_band = item.plan.dense and self.columns is None  # a dense part has the global tokens, too
-        far = [] if in_band or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
+        if item.tokens is not None and not in_band:
+            far = item.far_parts(item.tokens, self.is_backward)
         # global rows run last in forward and first in backward
         parts = [*far, *near] if self.is_backward else [*near, *far]
         if item.hole is None and not self.learned:
@@ -471,7 +497,9 @@ class Band(BandSource):
                 part = self._biased(item, part, self.bias, biased)
             elif self.columns is not None and part.label[0] == COLUMNS:
                 part = self._with_columns(item, part, self.columns)
-            yield part if item.hole is None else part._replace(mask=item.with_hole(part.mask, part.keys))
+            if item.hole is not None:
+                part = part._replace(mask=item.with_hole(part.mask, part.keys))
+            yield part
 
     def _near(self, item: Item, plan: Plan) -> list[Part]:
         """Parts for the band. Their masks lack padding and score terms."""
@@ -502,7 +530,9 @@ class Band(BandSource):
             total = queries.of(self.totals[0][item.by_query])
             part = part._replace(of_scores=lambda gradient: total.index_add_(3, index, gradient * inside))
         added = queries.of(table[item.by_query]).index_select(3, index).mul_(inside)
-        return part._replace(mask=added if part.mask is None else added.add_(part.mask))
+        if part.mask is not None:
+            added.add_(part.mask)
+        return part._replace(mask=added)
 
     def _biased(self, item: Item, part: Part, bias: DistanceBias, biased: dict[tuple[int, int, int], Tensor]) -> Part:
         """The part with the bias added to its mask, ``(1, H, queries, keys)``. Band parts of equal shape share it in
@@ -516,7 +546,8 @@ class Band(BandSource):
             if shape in biased:
                 return part._replace(mask=biased[shape])
         added = bias.over(item.distances(part))[None]
-        added = added if part.mask is None else added.add_(part.mask)
+        if part.mask is not None:
+            added.add_(part.mask)
         if shape is not None:
             biased[shape] = added
         return part._replace(mask=added)

@@ -43,7 +43,9 @@ class Bounds(NamedTuple):
     @classmethod
     def of(cls, tile: GatherTile) -> Bounds:
         low, high = tile.inside or (-MAX_DISTANCE, MAX_DISTANCE)
-        bounds = (max(low, 0) if tile.causal else low, high, *(tile.outside or (MAX_DISTANCE, -MAX_DISTANCE)))
+        if tile.causal:
+            low = max(low, 0)
+        bounds = (low, high, *(tile.outside or (MAX_DISTANCE, -MAX_DISTANCE)))
         return cls(*(max(-MAX_DISTANCE, min(MAX_DISTANCE, x)) for x in bounds))
 
 
@@ -128,21 +130,23 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     listed = int((spec.queries >= 0).sum((-1, -2)).min())
     items = []
     for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
-        signature = need[0] if shared else [max(map(max, need))] * len(need[0])
+        signature = need[0]
+        if not shared:
+            signature = [max(map(max, need))] * len(need[0])
         chunks = []
         for first, count, (q_run, k_run) in _groups(signature, query_runs, key_runs):
             if signature[first] == NO_PAIR:
                 continue
             for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
-                rows = [
-                    row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]
-                ]
-                low, high = min(rows), max(rows)
-                if high != NO_PAIR:
-                    has_holes = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
-                    chunks.append(
-                        chunk._replace(need=max(high, KEY_MASK) if low == NO_PAIR else high, holes=has_holes)
-                    )
+                some_heads = need[chunk.heads] if len(need) > 1 else need
+                rows = [row for head in some_heads for row in head[chunk.rows]]
+                highest = max(rows)
+                if highest == NO_PAIR:
+                    continue
+                if NO_PAIR in rows:
+                    highest = max(highest, KEY_MASK)
+                has_holes = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
+                chunks.append(chunk._replace(need=highest, holes=has_holes))
         items.append(tuple(chunks))
     return Layout(tuple(items), listed == q_len and not bool((needs == NO_PAIR).any()))
 
@@ -152,7 +156,9 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
     mask."""
     queries, keys, bias, bounds = spec
     real = queries >= 0
-    shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
+    shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3])
+    if bias is not None:
+        shape = torch.broadcast_shapes(shape, bias.shape[:3])
     if bounds == Bounds() and bias is None and bool(real.all()) and bool((keys >= 0).all()):
         return torch.full(shape, NO_MASK)
     nearest = queries.masked_fill(~real, MAX_DISTANCE).amin(-1, keepdim=True) - keys
@@ -223,8 +229,12 @@ def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tupl
             last += 1
         joined: list[_Row | None] = []
         for side in sides:
-            row, following = (None, None) if side is None else (side[first], side[min(first + 1, last)])
-            joined.append(None if row is None or following is None else row._replace(step=following.start - row.start))
+            row = None
+            if side is not None:
+                row, following = side[first], side[min(first + 1, last)]
+                if row is not None and following is not None:
+                    row = row._replace(step=following.start - row.start)
+            joined.append(row)
         yield first, last + 1 - first, joined
         first = last + 1
 
@@ -245,15 +255,22 @@ def _cut(
     A call is filled with slots of one row first. If heads differ (``per_head``), rows are added next, then heads;
     otherwise heads, then rows.
     """
-    size = spec.queries.shape[-1] if queries is None else queries.size
-    width = spec.keys.shape[-1] if keys is None else keys.size
+    size, first_slot = spec.queries.shape[-1], 0
+    if queries is not None:
+        size, first_slot = queries.size, queries.slot
+    width, most_keys, key_slots = spec.keys.shape[-1], limits.keys, slice(0, spec.keys.shape[-1])
+    if keys is not None:
+        width, most_keys, key_slots = keys.size, limits.viewed, slice(keys.slot, keys.slot + keys.size)
     aligned = queries is not None and keys is not None and queries.step == keys.step
     slots = min(size, limits.queries)
     if need == PAIR_MASK:
         slots = min(slots, max(32, limits.mask // width))
-    units = min(limits.queries // slots, (limits.keys if keys is None else limits.viewed) // width)
+    units = min(limits.queries // slots, most_keys // width)
     if need == PAIR_MASK and not aligned:
-        units = min(units, limits.mask // (slots * width) * (1 if per_head else heads))
+        masks = limits.mask // (slots * width)
+        if not per_head:  # one mask serves all heads
+            masks *= heads
+        units = min(units, masks)
     units = max(1, units)
     if per_head:
         rows_per_call = min(count, units)
@@ -261,10 +278,9 @@ def _cut(
     else:
         heads_per_call = min(heads, units)
         rows_per_call = min(count, max(1, units // heads_per_call))
-    key_slots = slice(0, width) if keys is None else slice(keys.slot, keys.slot + width)
     for low in range(0, size, slots):
         length = min(slots, size - low)
-        slot = (queries.slot if queries is not None else 0) + low
+        slot = first_slot + low
         for head in range(0, heads, heads_per_call):
             for row in range(0, count, rows_per_call):
                 rows = min(rows_per_call, count - row)
@@ -412,9 +428,7 @@ class Tiles(Source):
         self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
-        first = layout(
-            self.tiles[0], self.q.shape[1], self.q.shape[2], BACKWARD_LIMITS if self.dropout else FORWARD_LIMITS
-        )
+        first = layout(self.tiles[0], self.q.shape[1], self.q.shape[2], self.limits(backward=False))
         if self.key_mask is not None or not first.complete:
             out.zero_()
             lse.fill_(MASKED)
@@ -426,9 +440,13 @@ class Tiles(Source):
         return super().sums()
 
     def scopes(self, backward: bool) -> Iterator[Scope]:
-        limits, tables = BACKWARD_LIMITS if backward or self.dropout else FORWARD_LIMITS, dict[str, TokenTable]()
+        limits, tables = self.limits(backward), dict[str, TokenTable]()
         for number, tile in enumerate(self.tiles):
             yield _Tile(tables, self.parts(tile, limits, merges=number > 0))
+
+    def limits(self, backward: bool) -> Limits:
+        """The limits of a pass. With dropout, both passes have the same parts, which draw the same weights."""
+        return BACKWARD_LIMITS if backward or self.dropout else FORWARD_LIMITS
 
     def parts(self, tile: TileSpec, limits: Limits, merges: bool) -> Iterator[Part]:
         """The parts of one tile. Parts whose keys are all padding are skipped."""
@@ -438,13 +456,16 @@ class Tiles(Source):
             for chunk in plan.chunks[item % len(plan.chunks)]:
                 queries = side(tile.queries, item, chunk, chunk.slots, chunk.queries)
                 keys = side(tile.keys, item, chunk, slice(None), chunk.keys)
-                hidden = None if padding is None else padding[keys.positions().clamp(min=0)][:, :, None]
-                if hidden is not None and not bool(hidden.any()):
-                    hidden = None
-                elif hidden is not None and bool(hidden.all()):
-                    continue
+                hidden = None
+                if padding is not None:
+                    hidden = padding[keys.positions().clamp(min=0)][:, :, None]
+                    if not bool(hidden.any()):
+                        hidden = None
+                    elif bool(hidden.all()):
+                        continue
                 mask = chunk_mask(tile, item, chunk, queries, keys, self.dtype)
-                mask = hidden if mask is None else mask if hidden is None else mask + hidden
+                if hidden is not None:
+                    mask = hidden if mask is None else mask + hidden
                 yield Part(queries, keys, mask, (number,), merges)
                 number += 1
 
@@ -486,11 +507,14 @@ def chunk_mask(
         return additive_mask(~seen, dtype)
 
     # The bias of the chunk, (rows or 1, heads or 1, Tq or 1, Tk)
-    bias, slots = spec.bias, slice(0, 1) if single else chunk.slots
-    heads, rows, slots = (
-        s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True)
-    )
-    bias = bias[item % bias.shape[0], heads, rows, slots, chunk.key_slots].transpose(0, 1)
+    bias = spec.bias[item % len(spec.bias), ..., chunk.key_slots]
+    if bias.shape[0] > 1:
+        bias = bias[chunk.heads]
+    if bias.shape[1] > 1:
+        bias = bias[:, chunk.rows]
+    if bias.shape[2] > 1:
+        bias = bias[:, :, slice(0, 1) if single else chunk.slots]
+    bias = bias.transpose(0, 1)
     if bias.dtype == torch.bool:
         return additive_mask(~(seen & bias), dtype)
     return bias.to(dtype).clamp(min=MASKED).masked_fill(~seen, MASKED).contiguous()
