@@ -274,6 +274,7 @@ def test_every_mechanism_is_compared_or_says_why_not(base: str, checkpoint: Make
     assert {candidate.mechanism for candidate in report.candidates} == set(list_mechanisms(grid=False))
     assert all(reason.endswith(".") for reason in report.reasons.values())
     assert len(report.applicable()) > 15
+    assert report.last.full_pairs == {"bert": 64 * 64, "llama": 64 * 65 // 2}[base]
     assert [str(candidate) for candidate in usual_candidates(base == "llama")] == [
         str(candidate) for candidate in report.candidates
     ]
