@@ -3,7 +3,7 @@ config."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from ..mechanisms.common.shared_options import why_not_in_full
 from ..mechanisms.full import Full
 from ..modeling.attach.attention_sites import layer_mechanisms as attached_mechanisms
 from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
+from ..modeling.family.definition import Family
 from ..modeling.family.rotary import plan_rotary, positions_without_end
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
@@ -92,8 +93,11 @@ def warnings_of_layers(
             layers.setdefault(write_choice({"mechanism": name, **for_long_texts}), []).append(number)
     warnings = []
     for choice, numbers in layers.items():
-        listed = f"{noun}{'s' * (len(numbers) > 1)} {write_numbers(numbers)}"
-        where = f"every {noun}" if len(numbers) == len(problems) else listed
+        where = f"{noun}s {write_numbers(numbers)}"
+        if len(numbers) == 1:
+            where = f"{noun} {numbers[0]}"
+        if len(numbers) == len(problems):
+            where = f"every {noun}"
         warnings.append(PositionWarning(f"{choice} in {where} {problems[numbers[0]]}", advice))
     return warnings
 
@@ -105,36 +109,82 @@ def stack_lengths(
 
     By default, a decoder keeps its length, since summaries do not grow, unless the head feeds it the whole text.
     """
+    decoder_alone = architecture.family.two_stacks and not architecture.family.has_encoder(architecture.long_class)
+    old = source_length(source, architecture, decoder=decoder_alone)
+    text = StackLength(old, old if request.max_length is None else int(request.max_length))
+    text.check_grows()
+    if not architecture.encoder_decoder:
+        return text, None
+    old = new = source_length(source, architecture, decoder=True)
+    if request.max_decoder_length is not None:
+        new = int(request.max_decoder_length)
+    elif architecture.decoder_reads_text and text.new > text.old:
+        new = max(old, text.new)
+    decoder = StackLength(old, new)
+    decoder.check_grows("decoder length")
+    return text, decoder
 
-    def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
-        config = architecture.source_config
-        table = next(
-            (candidate for candidate in architecture.family.position_tables if candidate.decoder == decoder), None
-        )
-        rows = architecture.family.base_length(config, table)
+
+def source_length(source: Source, architecture: Architecture, *, decoder: bool) -> int:
+    """Maximum tokens of the source's encoder or decoder. Refuses a config with an impossible length."""
+    family, config = architecture.family, architecture.source_config
+    table = next((candidate for candidate in family.position_tables if candidate.decoder == decoder), None)
+    length = family.base_length(config, table)
+    if table is not None:
         pad = getattr(config, "pad_token_id", None)
-        if table is not None and table.offset == "padding" and (pad is None or not -1 <= pad < rows - 1):
+        if table.offset == "padding" and (pad is None or not -1 <= pad < length - 1):
             raise CheckpointError(
                 f"The config of {source.name!r} says pad_token_id={pad}, after which a {architecture.source_class} "
-                "counts its positions, "
-                f"and max_position_embeddings={rows}; set pad_token_id in its config.json to the id with which it was "
-                "trained."
+                f"counts its positions, and max_position_embeddings={length}; set pad_token_id in its config.json to "
+                "the id with which it was trained."
             )
-        old = rows - (0 if table is None else table.config_value(0, config))
-        if old < 1:
-            raise CheckpointError(
-                f"The config.json of {source.name!r} says that it takes {old} tokens; it must be at least 1."
-            )
-        length = StackLength(old, max(old, unasked) if wanted is None else int(wanted))
-        length.check_grows(what)
-        return length
+        length -= table.config_value(0, config)
+    if length < 1:
+        raise CheckpointError(
+            f"The config.json of {source.name!r} says that it takes {length} tokens; it must be at least 1."
+        )
+    return length
 
-    decoder_alone = architecture.family.two_stacks and not architecture.family.has_encoder(architecture.long_class)
-    text = stack(decoder_alone, request.max_length, 0, "length")
-    if architecture.encoder_decoder:
-        follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
-        return text, stack(True, request.max_decoder_length, follows, "decoder length")
-    return text, None
+
+@dataclass(frozen=True)
+class TextPositions:
+    """The positions of a result that reads texts."""
+
+    strategy: str  # for tables, "rope:" and a RoPE scaling, "relative" or "absent"
+    lengths: Mapping[str, int] = field(
+        default_factory=dict
+    )  # config fields with new lengths; none for scaled rotations
+    rope: RopePlan | None = None  # scaled rotations
+    unchanged: int | None = None  # maximum length of a text with unchanged outputs; None for the old length
+
+    @property
+    def relative(self) -> str:
+        """The option ``relative`` of layers that these positions need; empty for none."""
+        if self.strategy == ALIBI:
+            return ALIBI
+        return "" if self.rope is None else self.rope.relative
+
+    def change(self, stacks: Iterable[LongAttentionConfig | None], old: int) -> tuple[str, int]:
+        """Why outputs for texts of up to ``old`` tokens change, as a clause, and the maximum length without a change.
+
+        Both are empty if none changes. ``stacks``: the attention of each stack, which may add relative positions.
+        """
+        reason, unchanged = "", 0
+        if self.unchanged is not None:
+            unchanged = self.unchanged
+            where = f"after the first {unchanged}" if unchanged > 1 else "too"
+            reason = f"{self.strategy} changes the old positions {where}"
+        for choice in (choice for stack in stacks if stack is not None for choice in option_values(stack, RELATIVE)):
+            tokens = unchanged_tokens(choice)
+            if tokens is None or tokens >= old:
+                continue
+            if reason:
+                unchanged = min(tokens, unchanged)
+                continue
+            unchanged = tokens
+            changed = f"texts of over {tokens} tokens" if tokens else "every score"
+            reason = f"relative={choice} changes {changed}"
+        return reason, unchanged
 
 
 def plan_positions(
@@ -145,54 +195,67 @@ def plan_positions(
     decoder: StackLength | None,
     *,
     causal: bool | None,
-) -> tuple[str, RopePlan | None, dict[str, int], int | None]:
+) -> TextPositions:
     """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling.
-    ``causal``: as :func:`form_of_distances` returns it.
-
-    Returns the strategy, the rotary positions (``None`` without), the config fields with new lengths (none for rotary
-    positions), and the maximum text length with unchanged outputs (``None``: the old length).
-    """
+    ``causal``: as :func:`causal_distances` returns it."""
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
         rope = plan_rotary(base, attention, positions, text.old, text.new, causal=causal)
-        return f"rope:{rope.scaling}", rope, {}, None if rope.exact else 0
-    lengths = {
-        table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
-        for table in family.position_tables
-    } or {"max_position_embeddings": text.new}
-    strategy = why = ""
-    if family.relative:
-        strategy, why = "relative", "adds its positions to the scores, which works at any length"
-        lengths |= {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
-    elif family.no_positions:
-        strategy, why = "absent", "has no positions"
-    elif family.rotary(base):
-        strategy, why = "rope:none", "has rotary positions that transformers cannot scale"
-    if why:
+        return TextPositions(f"rope:{rope.scaling}", {}, rope, None if rope.exact else 0)
+    lengths = {}
+    for table in family.position_tables:
+        length = decoder if table.decoder and decoder is not None else text
+        lengths[table.field] = table.config_value(length.new, base)
+    if not lengths:
+        lengths["max_position_embeddings"] = text.new
+    if family.relative and decoder is not None:
+        lengths["max_decoder_position_embeddings"] = decoder.new
+    strategy, explanation = positions_without_table(family, base)
+    if strategy:
         if positions not in ("auto", strategy):
             raise OptionError(
-                f"{positions!r} does not apply: a {architecture.source_class} {why}; leave --positions out."
+                f"{positions!r} does not apply: a {architecture.source_class} {explanation}; leave --positions out."
             )
-        return strategy, None, lengths, None
-    learned, strategy = all(table.learned for table in family.position_tables), positions
-    known = tables.KNOWN if learned else tables.DROPPED
-    if positions == "auto":  # mostly "tile", which works without training
-        strategy = family.config_class.default_extension if learned else tables.SINUSOIDAL
-    elif positions not in tables.DROPPED and not (
-        tables.extends_learned(strategy) if learned else strategy == tables.SINUSOIDAL
-    ):
-        of_family = "a learned position table" if learned else "sinusoidal positions, which are computed"
-        raise OptionError(
-            f"{positions!r} does not apply to {of_family}; expected auto or one of "
-            f"{', '.join(known)}.{nearest(positions, known)}"
-        )
+        return TextPositions(strategy, lengths)
+    strategy = table_strategy(family, positions)
     growing = [length for length in (text, decoder) if length is not None and length.new > length.old]
-    if (kept_rows := tables.stretched_from(strategy)) is not None:
+    kept_rows = tables.stretched_from(strategy)
+    if kept_rows is not None:
         strategy = f"{tables.STRETCH}:{kept_rows}"
         for length in growing:  # checked first, because loading the tables would hide the reason
             tables.check_stretch(length.old, kept_rows)
-    exact = strategy not in tables.DROPPED and (tables.keeps_old_rows(strategy) or not growing)
-    return strategy, None, lengths, None if exact else tables.unchanged_rows(strategy, text.old)
+    if strategy not in tables.DROPPED and (tables.keeps_old_rows(strategy) or not growing):
+        return TextPositions(strategy, lengths)
+    return TextPositions(strategy, lengths, unchanged=tables.unchanged_rows(strategy, text.old))
+
+
+def positions_without_table(family: Family, base: Any) -> tuple[str, str]:
+    """The only strategy of a family whose positions are in no table and cannot be scaled, and the reason as a
+    clause. Both are empty for tables."""
+    if family.relative:
+        return "relative", "adds its positions to the scores, which works at any length"
+    if family.no_positions:
+        return "absent", "has no positions"
+    if family.rotary(base):
+        return "rope:none", "has rotary positions that transformers cannot scale"
+    return "", ""
+
+
+def table_strategy(family: Family, positions: str) -> str:
+    """The strategy for position tables. Refuses one that does not apply to them."""
+    learned = all(table.learned for table in family.position_tables)
+    if positions == "auto":  # mostly "tile", which works without training
+        return family.config_class.default_extension if learned else tables.SINUSOIDAL
+    extends = tables.extends_learned(positions) if learned else positions == tables.SINUSOIDAL
+    if extends or positions in tables.DROPPED:
+        return positions
+    noun, known = "a learned position table", tables.KNOWN
+    if not learned:
+        noun, known = "sinusoidal positions, which are computed", tables.DROPPED
+    raise OptionError(
+        f"{positions!r} does not apply to {noun}; expected auto or one of {', '.join(known)}."
+        f"{nearest(positions, known)}"
+    )
 
 
 def position_warnings(
@@ -211,34 +274,25 @@ def position_warnings(
     One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
     ``scaled``: whether rotations change.
     """
-    if scaled and strategy in ("rope:yarn", *("rope:linear",) * auto):
-        near = (
-            f"window={length.old // 2} with num_sinks=4 and sink_positions=cache"
-            if causal
-            else "a window without global tokens"
-        )
+    if scaled and (strategy == "rope:yarn" or (auto and strategy == "rope:linear")):
+        near = "a window without global tokens"
+        if causal:
+            near = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache"
         advice = f"{near} needs no scaling, and --positions rope:none omits it"
-        return [
-            PositionWarning(
-                f"{strategy} scales the rotations of all tokens",
-                advice,
-                "outputs change for every text, short ones too",
-            )
-        ]
-    if (
-        strategy in (tables.INTERPOLATE, "rope:linear", "rope:base") and length.new > length.old
-    ) or strategy in tables.DROPPED:
+        problem = f"{strategy} scales the rotations of all tokens"
+        return [PositionWarning(problem, advice, "outputs change for every text, short ones too")]
+    moves = strategy in (tables.INTERPOLATE, "rope:linear", "rope:base") and length.new > length.old
+    if moves or strategy in tables.DROPPED:
         problem = f"{strategy} changes the positions of every text, short ones too"
-        return [
-            PositionWarning(
-                problem, f"leave --positions {strategy} out, or train the result", "results become much worse"
-            )
-        ]
+        advice = f"leave --positions {strategy} out, or train the result"
+        return [PositionWarning(problem, advice, "results become much worse")]
     problems = [needs_training_by(mechanism, strategy, length.old, length.new, causal) for mechanism in layers]
     width = widest_span(length.old, causal=causal)
-    flags = f"--decoder-mechanism window:window={width}" if decoder else f"--mechanism window --option window={width}"
+    noun, flags = "layer", f"--mechanism window --option window={width}"
+    if decoder:
+        noun, flags = "decoder layer", f"--decoder-mechanism window:window={width}"
     advice = f"use a window of at most {width:,} tokens ({flags}), or train the result"
-    return warnings_of_layers(attention, problems, advice, "decoder layer" if decoder else "layer")
+    return warnings_of_layers(attention, problems, advice, noun)
 
 
 @dataclass(frozen=True)
@@ -274,16 +328,16 @@ def encoded_texts(source: Source, saved_by: str, longest: int) -> EncodedTexts:
     """What sentence-transformers reads with a source that its class ``saved_by`` loads. ``longest``: maximum tokens of
     the source's model."""
     file = source.folder / TOKENIZER_CONFIG
-    settings, tokenizer = dict[str, Any](), read_json_object(file) if file.is_file() else {}
+    tokenizer = read_json_object(file) if file.is_file() else {}
+    settings: dict[str, Any] = {}
     for settings_file in sorted(source.folder.glob(TRANSFORMER_SETTINGS)):
         settings = sentence_values(settings_file)
     limits = [settings.get(SENTENCE_LIMIT) or tokenizer.get(TOKENIZER_LIMIT)]
     if saved_by == TOKEN_VECTORS:
         limits.append(settings.get(DOCUMENT_LIMIT))
     known = [int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0]
-    return EncodedTexts(
-        min([*known, longest]), {RERANKER: "predict", TOKEN_VECTORS: "encode_document"}.get(saved_by, "encode")
-    )
+    methods = {RERANKER: "predict", TOKEN_VECTORS: "encode_document"}
+    return EncodedTexts(min([*known, longest]), methods.get(saved_by, "encode"))
 
 
 def with_short_texts(
@@ -296,43 +350,46 @@ def with_short_texts(
     mechanism allows it. Layers that keep one of the source's ``windows``, or have full attention for such texts
     anyway, are not changed.
     """
-
-    changed, reason = (
-        [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)],
-        change,
-    )
+    changed = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)]
     layers = [prototype(*attention.for_layer(number)) for number in changed]
+    reason = change
     if length.new > length.old and not change and not option_values(attention, EXACT_LENGTH):
         lacking = [layer for layer in layers if not layer.covers(length.old)]
-        for layer in lacking:
-            objection = why_not_in_full(layer)
-            if layer.capabilities.trains:
-                objection = "adds parameters that need training"
-            elif not layer.capabilities.takes_score_mod:
-                objection = "is not full attention over fewer keys"
-            if objection and not reason:
-                reason = f"{layer.name!r} {objection}"
-        names = {layer.name for layer in lacking}
+        reason = next(filter(None, map(why_not_exact, lacking)), "")
         if lacking and not reason:
+            names = {layer.name for layer in lacking}
             attention = attention.with_option(
                 EXACT_LENGTH, length.old, lambda name, layer: name in names and (layer is None or layer in changed)
             )
             layers = [prototype(*attention.for_layer(number)) for number in changed]
-    longest = max((layer.options.exact_length or 0 for layer in layers), default=0)
-    if not longest:
+    if not any(layer.options.exact_length for layer in layers):
         return attention, ShortTexts(0, reason)
-    if longest > length.old:
+    if not change and len(layers) > windows.count(None):
+        change = "exact_length replaces windows of the source"
+    return attention, short_texts_of(layers, length.old, change)
+
+
+def short_texts_of(layers: Sequence[Mechanism], old: int, change: str) -> ShortTexts:
+    """The texts that layers with ``exact_length`` read with full attention. The source reads ``old`` tokens."""
+    exact_lengths = [layer.options.exact_length for layer in layers if layer.options.exact_length]
+    longest = max(exact_lengths)
+    if longest > old:
         raise OptionError(
-            f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most "
-            f"{length.old}."
+            f"exact_length={longest} is beyond the {old} tokens that the source reads; give at most {old}."
         )
     if not all(layer.options.exact_length or layer.covers(longest) for layer in layers):
-        return attention, ShortTexts(0, "some layers have no exact_length")
-    replaced = len(layers) > windows.count(None)
-    shortest = min(layer.options.exact_length for layer in layers if layer.options.exact_length)
-    return attention, ShortTexts(
-        shortest, change or ("exact_length replaces windows of the source" if replaced else "")
-    )
+        return ShortTexts(0, "some layers have no exact_length")
+    return ShortTexts(min(exact_lengths), change)
+
+
+def why_not_exact(layer: Mechanism) -> str:
+    """Why a layer cannot read short texts with full attention, as a clause; empty if it can."""
+    objection = why_not_in_full(layer)
+    if layer.capabilities.trains:
+        objection = "adds parameters that need training"
+    elif not layer.capabilities.takes_score_mod:
+        objection = "is not full attention over fewer keys"
+    return objection and f"{layer.name!r} {objection}"
 
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
@@ -386,10 +443,11 @@ class ConversionPlan(WithTowers):
     def lengths_in_words(self) -> str:
         """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is
         nothing to say."""
-        if self.looks_back is None:
-            cut = self.encoded is not None and self.encoded.tokens < self.short_texts.length
-            return str(self.encoded if cut and not self.short_texts.reason else self.short_texts)
-        return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
+        if self.looks_back is not None:
+            return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
+        if self.encoded and self.encoded.tokens < self.short_texts.length and not self.short_texts.reason:
+            return str(self.encoded)
+        return str(self.short_texts)
 
     def input_in_words(self, when: str) -> str:
         """The maximum input of the "old" or the "new" model."""
@@ -398,21 +456,31 @@ class ConversionPlan(WithTowers):
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         attention = self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
-        old, new, decoder = self.input_in_words("old"), self.input_in_words("new"), dict[str, Any]()
+        old, new = self.input_in_words("old"), self.input_in_words("new")
+        lengths = new
+        if old != new:
+            lengths = f"{old} → {new}"
+        elif self.looks_back is not None:
+            lengths = f"{new} in training"
         sizes = {
             f"{when}_{name}": value
             for part in self.parts.values()
             for when, size in (("old", part.inputs.old), ("new", part.inputs.new))
             for name, value in size.values.items()
         }
+        decoder: dict[str, Any] = {}
         if self.decoder is not None:
-            of_decoder = self.config.decoder_attention.to_dict()
-            decoder = {"long_attention": of_decoder, "old_length": self.decoder.old, "new_length": self.decoder.new}
+            decoder = {
+                "long_attention": self.config.decoder_attention.to_dict(),
+                "old_length": self.decoder.old,
+                "new_length": self.decoder.new,
+            }
         optional = {
             "generic": self.generic,
             "choice": dict(self.choice or {}),
             "decoder": decoder,
             "short_texts": self.lengths_in_words,
+            "warnings": [*map(str, self.warnings)],
         }
         return {
             "source": self.source.name,
@@ -423,10 +491,10 @@ class ConversionPlan(WithTowers):
             "long_attention": attention,
             "old_length": self.old_length,
             "new_length": self.new_length,
-            "input": f"{old} → {new}" if old != new else new if self.looks_back is None else f"{new} in training",
+            "input": lengths,
             **sizes,
             "positions": self.positions,
-            **{name: value for name, value in {**optional, "warnings": [*map(str, self.warnings)]}.items() if value},
+            **{name: value for name, value in optional.items() if value},
             "parameters": self.parameters,
             "result_bytes": self.parameters * self.shape.element_bytes,
             "costs": [cost.to_dict() for cost in self.costs],
@@ -490,11 +558,10 @@ def chosen_for_decoder(
     base = architecture.source_config
     if request.budget is not None or request.search_input is not None or architecture.modality.noun != "text":
         return None
-    if (
-        architecture.original_attention is not None
-        or architecture.encoder_decoder
-        or not architecture.long_config(None).attending[1]
-    ):
+    if architecture.original_attention is not None or architecture.encoder_decoder:
+        return None
+    causal = architecture.long_config(None).attending[1]
+    if not causal:
         return None
     search = "--budget 0.25 would search for other mechanisms"
     if None not in own_windows(base):
@@ -513,108 +580,141 @@ def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
     return architecture.modality.plan(opened, architecture, request)
 
 
-def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
-    """Plan a text model from the lengths of its stacks."""
-    base = architecture.source_config
-    original = architecture.original_attention
-    attention, decoder_attention = (
-        request.attention(original) if original is not None or request.names_attention else None,
-        None,
-    )
+@dataclass(frozen=True)
+class TextAttention:
+    """The attention of a result that reads texts, before its positions are planned."""
+
+    config: Any  # the result's config with the source's positions
+    attention: LongAttentionConfig  # of the encoder, or of the only stack
+    decoder: LongAttentionConfig | None  # of the decoder beside an encoder; None for the default
+    saved_by: str | None  # the class of sentence-transformers that saved the source
+    marks_question: bool  # whether global tokens should be those of a question or query
+    separator: int | None  # the token after which the second text of a pair begins, if it is needed
+
+
+def plan_attention(opened: Source, architecture: Architecture, request: ConversionConfig) -> TextAttention:
+    """Choose the attention of a text model, and find the separator that its global tokens need."""
+    base, original = architecture.source_config, architecture.original_attention
+    attention = decoder = None
+    if original is not None or request.names_attention:
+        attention = request.attention(original)
     if request.decoder_long_attention is not None:
-        decoder_attention = LongAttentionConfig.from_dict(request.decoder_long_attention)
+        decoder = LongAttentionConfig.from_dict(request.decoder_long_attention)
     # with the family's default attention, and the base's windows
-    config = architecture.long_config(attention, decoder_attention)
-    attention, (encoding, causal), short_texts = config.long_attention, config.attending, ShortTexts()
+    config = architecture.long_config(attention, decoder)
+    attention = config.long_attention
     saved_by = sentence_class(opened.card_folder)
-    # rerankers without modules
     if hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function"):
-        saved_by = saved_by or RERANKER
+        saved_by = saved_by or RERANKER  # a reranker without modules
     pairs = architecture.source_class.endswith("ForQuestionAnswering") or saved_by == RERANKER
     marks_question = pairs and original is None
     unseparated = (
         getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
     )
+    separator = None
     # loading takes seconds for a large vocabulary, and the check of the result loads it anyway
-    tokenizer = load_tokenizer(opened.folder, base) if marks_question or unseparated or not request.verify else None
-    separator = question_separator(tokenizer) if tokenizer is not None and (marks_question or unseparated) else None
+    if marks_question or unseparated or not request.verify:
+        tokenizer = load_tokenizer(opened.folder, base)
+        if tokenizer is not None and (marks_question or unseparated):
+            separator = question_separator(tokenizer)
     if unseparated and separator is not None:
         attention = with_separator(attention, separator)
+    return TextAttention(config, attention, decoder, saved_by, marks_question, separator)
+
+
+def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
+    """Plan a text model in four steps: attention, lengths, positions, short texts."""
+    base, original = architecture.source_config, architecture.original_attention
+    chosen = plan_attention(opened, architecture, request)
+    attention, decoder_attention = chosen.attention, chosen.decoder
 
     length, decoder = stack_lengths(opened, architecture, request)
-    if (form := form_of_distances(architecture, config)) is None:
-        attention = completed(attention.to_dict(), {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
-    strategy, rope, lengths, same = plan_positions(
-        architecture, attention, request.positions, length, decoder, causal=form
-    )
-    if relative := ALIBI if strategy == ALIBI else "" if rope is None else rope.relative:
-        attention = with_relative(attention, relative)
-        if rope is None and decoder is not None:
-            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), relative)
-    unchanged, position_change = same or 0, ""
-    if same is not None:
-        position_change = f"{strategy} changes the old positions {f'after the first {same}' if same > 1 else 'too'}"
-    for choice in (
-        choice
-        for stack in (attention, decoder_attention)
-        if stack is not None
-        for choice in option_values(stack, RELATIVE)
-    ):
-        tokens = unchanged_tokens(choice)
-        if tokens is not None and tokens < length.old:
-            unchanged = min(tokens, unchanged) if position_change else tokens
-            changed = f"texts of over {tokens} tokens" if tokens else "every score"
-            position_change = position_change or f"relative={choice} changes {changed}"
-    if original is None and not causal:
-        # encoders with a decoder have no windows
-        windows = own_windows(base) if decoder is None else [None] * encoding
-        attention, short_texts = with_short_texts(attention, windows, length, position_change)
-    config = architecture.long_config(attention, decoder_attention, lengths, rope, strategy)
-    skeleton = architecture.skeleton(config)
-    looks_back = None if form is None else positions_without_end(architecture.family, config)
-    if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
-        config.question_separator_id = separator
 
-    shape = model_shape(config, skeleton)
-    mechanisms = layer_mechanisms(attention, shape, length.new)
-    auto, scaled = request.positions == AUTO, rope is not None and not rope.exact
-    warnings = position_warnings(
-        strategy, attention, mechanisms, length, causal=shape.causal, scaled=scaled, auto=auto
+    causal = causal_distances(architecture, chosen.config)
+    if causal is None:
+        attention = completed(attention.to_dict(), {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
+    positions = plan_positions(architecture, attention, request.positions, length, decoder, causal=causal)
+    if positions.relative:
+        attention = with_relative(attention, positions.relative)
+        if positions.rope is None and decoder is not None:
+            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), positions.relative)
+    position_change, unchanged = positions.change((attention, decoder_attention), length.old)
+
+    short_texts = ShortTexts()
+    layers, is_causal = chosen.config.attending
+    if original is None and not is_causal:
+        windows = [None] * layers if decoder is not None else own_windows(base)  # with a decoder, there are none
+        attention, short_texts = with_short_texts(attention, windows, length, position_change)
+
+    config = architecture.long_config(
+        attention, decoder_attention, positions.lengths, positions.rope, positions.strategy
     )
-    if decoder is not None:
-        decoder_attention = config.decoder_attention
-        layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
-        warnings += position_warnings(strategy, decoder_attention, layers, decoder, causal=True, decoder=True)
+    skeleton = architecture.skeleton(config)
+    looks_back = None
+    if causal is not None:
+        looks_back = positions_without_end(architecture.family, config)
+    if chosen.marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
+        config.question_separator_id = chosen.separator
+    shape = model_shape(config, skeleton)
     inputs = architecture.modality.between(config, length.old, length.new)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
         inputs=inputs,
-        positions=strategy,
+        positions=positions.strategy,
         attention=attention,
         position_change=position_change,
         short_texts=short_texts,
-        encoded=None if saved_by is None else encoded_texts(opened, saved_by, length.old),
+        encoded=None if chosen.saved_by is None else encoded_texts(opened, chosen.saved_by, length.old),
         unchanged_tokens=unchanged,
         skeleton=skeleton,
         shape=shape,
         costs=costs_of(inputs, attention, shape),
-        warnings=tuple(warnings),
+        warnings=text_warnings(config, shape, positions, length, decoder, auto=request.positions == AUTO),
         decoder=decoder,
         tokenizer_length=length.new if looks_back is None or request.max_length is not None else VERY_LARGE_INTEGER,
         looks_back=looks_back,
     )
 
 
-def form_of_distances(architecture: Architecture, config: Any) -> bool | None:
+def text_warnings(
+    config: Any,
+    shape: ModelShape,
+    positions: TextPositions,
+    length: StackLength,
+    decoder: StackLength | None,
+    *,
+    auto: bool,
+) -> tuple[PositionWarning, ...]:
+    """Warnings about the positions of both stacks. ``auto``: positions were chosen by ``--positions auto``."""
+    attention = config.long_attention
+    warnings = position_warnings(
+        positions.strategy,
+        attention,
+        layer_mechanisms(attention, shape, length.new),
+        length,
+        causal=shape.causal,
+        scaled=positions.rope is not None and not positions.rope.exact,
+        auto=auto,
+    )
+    if decoder is not None:
+        attention = config.decoder_attention
+        layers = layer_mechanisms(attention, ModelShape.of(config, causal=True), decoder.new)
+        warnings += position_warnings(positions.strategy, attention, layers, decoder, causal=True, decoder=True)
+    return tuple(warnings)
+
+
+def causal_distances(architecture: Architecture, config: Any) -> bool | None:
     """Whether the layers are causal; ``None`` if sinks keep their positions in the text, because the rotation is not
     understood."""
     layers, causal = config.attending
-    with_sinks = (leading_sinks(prototype(*config.long_attention.for_layer(layer))) for layer in range(layers))
-    if not causal or not architecture.family.scales_rotations(architecture.source_config) or not any(with_sinks):
+    if not causal or not architecture.family.scales_rotations(architecture.source_config):
         return bool(causal)
-    return None if has_sinks_in_text(attached_mechanisms(architecture.skeleton(config))) else True
+    prototypes = (prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
+    if any(map(leading_sinks, prototypes)) and has_sinks_in_text(attached_mechanisms(architecture.skeleton(config))):
+        return None
+    return True
 
 
 def option_values(attention: LongAttentionConfig, option: str) -> list[Any]:
@@ -627,7 +727,9 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
     """``attention`` with ``relative=choice`` in every layer. If it moves rotary positions, only in layers with full
     attention."""
     if others := [other for other in option_values(attention, RELATIVE) if other != choice]:
-        instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
+        instead = "leave out one of them"
+        if choice == ALIBI:
+            instead = "give positions='none' to keep the latter alone"
         raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_class(choice).counts_tokens
     return attention.with_option(
@@ -658,6 +760,9 @@ def completed(
             return [inside(inner) for inner in value]
         if not isinstance(value, Mapping):
             return value
-        return {**{name: inside(inner) for name, inner in value.items()}, **(options if where(value) else {})}
+        changed = {name: inside(inner) for name, inner in value.items()}
+        if where(value):
+            changed |= options
+        return changed
 
     return LongAttentionConfig.from_dict(inside(value))
