@@ -27,11 +27,9 @@ from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progr
 from .plan import ConversionPlan
 from .source_models import added_modules, attached_mechanisms, load_checked, load_source, result_class, source_class
 
-AS_CONFIGURED, MECHANISMS, BASE = (
-    "as for texts of up to {}",
-    "long attention",
-    "full attention instead of the mechanism",
-)
+AS_CONFIGURED = "as for texts of up to {}"
+MECHANISMS = "long attention"
+BASE = "full attention instead of the mechanism"
 """The result's attention in a comparison: as configured; by mechanisms, even up to ``exact_length``; or the
 source's."""
 ROUNDED = 1e-2
@@ -88,12 +86,14 @@ def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
     import psutil
 
     source, architecture = plan.source, plan.architecture
-    dtype: Any = torch.float32 if 8 * plan.parameters < FREE_SHARE * psutil.virtual_memory().available else "auto"
+    fits = 8 * plan.parameters < FREE_SHARE * psutil.virtual_memory().available
+    dtype: Any = torch.float32 if fits else "auto"
     original, missing = load_source(source, architecture, "auto" if source.pickled else dtype)
+    if fits:
+        original = original.float()
     result, lacking = load_checked(
         result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=dtype
     )
-    original = original if dtype == "auto" else original.float()
     stored = stored_tensors(source.folder, source.name)
     left_out = read_tensors(
         source_class(architecture), source.folder, source.name, stored, allow_pickle=source.pickled
@@ -105,8 +105,9 @@ def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
 
 def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:
     """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails."""
-    plan, checks = comparison.plan, list[Check]()
-    towers = {} if plan.generic else plan.towers  # a plain class compares its towers itself
+    plan = comparison.plan
+    checks: list[Check] = []
+    towers = compared_towers(plan)
 
     def steps() -> Iterator[list[Check]]:
         yield check_tensors(comparison)
@@ -129,18 +130,26 @@ def check_result(comparison: Comparison, progress: StageProgress = no_progress) 
     return labelled(plan, checks)
 
 
+def compared_towers(plan: ConversionPlan) -> Mapping[str, ConversionPlan]:
+    """The plans of towers that are compared one by one. A plain class compares its towers itself."""
+    return {} if plan.generic else plan.towers
+
+
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
     """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides whether
     training is needed.
 
     Without such a check, or if it cannot tell, warnings and differing outputs get the status "needs training".
     """
+    label = NEEDS_TRAINING
+    warnings = [str(warning).rstrip(".") for warning in plan.warnings]
     deciding = next((check for check in checks if VERDICT in check.values), None)
-    label = NEEDS_TRAINING if deciding is None or deciding.values[VERDICT] == UNKNOWN else deciding.status
-    measured = f"but the result is {READY} ({deciding.name})" if deciding is not None and label == MEASURED else ""
-    warned = [f"{warning.problem}, {measured}" if measured else str(warning).rstrip(".") for warning in plan.warnings]
-    of_outputs = [replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks]
-    return [*of_outputs, *(Check(POSITIONS, label, sentence) for sentence in warned)]
+    if deciding is not None and deciding.values[VERDICT] != UNKNOWN:
+        label = deciding.status
+        if label == MEASURED:
+            warnings = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
+    checks = [replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks]
+    return [*checks, *(Check(POSITIONS, label, warning) for warning in warnings)]
 
 
 def check_tensors(comparison: Comparison) -> list[Check]:
@@ -149,31 +158,21 @@ def check_tensors(comparison: Comparison) -> list[Check]:
 
     An extended position table must keep its first rows. If the strategy drops positions, all its rows must be equal.
     """
-    plan, source, result, missing = comparison.plan, comparison.source, comparison.result, {*comparison.missing}
-    adoption, after = plan.architecture.converter, result.state_dict()
-    before = source.state_dict() if adoption is None else adoption.state_dict(source)
-    if adoption is not None:
-        missing = {renamed(name, adoption.names) for name in missing}
+    plan, result = comparison.plan, comparison.result
+    after, tied = result.state_dict(), {*tied_weights(result)}
+    before, missing = source_tensors(comparison)
     chosen = {  # without random parameters, and without those of a mechanism that the result no longer has
         name: value
         for name, value in before.items()
         if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
-    tied = {*tied_weights(result)}
     new = after.keys() - before.keys() - missing - tied
     lost = (chosen.keys() - after.keys()) | (comparison.lacking - missing - tied)
     wrong = [f"{name} is missing" for name in sorted(lost)]
     wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(added_modules(result))]
     for name in chosen.keys() & after.keys():
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
-    for prefix, mechanism in attached_mechanisms(result).items():
-        layer = result.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
-        for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
-            parameter = mechanism.get_parameter(name)
-            if f"{prefix}.{name}" in new and not _same_bytes(
-                copied(layer.get_parameter(copied.name)).view_as(parameter), parameter
-            ):
-                wrong.append(f"{prefix}.{name} is no copy of its layer's values")
+    wrong += [f"{name} is no copy of its layer's values" for name in _wrong_copies(result) if name in new]
     infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
     extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
     unused = dict.fromkeys(before.keys() - chosen.keys() - missing, "the result's attention has none")
@@ -184,34 +183,53 @@ def check_tensors(comparison: Comparison) -> list[Check]:
         "left out": len(left_out),
         "new": len(new),
     }
-    detail = (
-        f"{comparison.stored} tensors of the source accounted for: "
-        f"{', '.join(f'{count} {what}' for what, count in counts.items() if count)}"
-    )
-    for reason in sorted({*left_out.values()}):
-        parts = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
-        detail += f"; left out, {reason}: {parts}"
+    status, detail = FAILED, f"{comparison.stored} tensors of the source {_accounted(counts, left_out)}"
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
         advice = "so no output can be compared (--no-verify converts them)"
         detail = f"{len(infinite)} tensors hold NaN or infinite numbers, {advice}, the first: {infinite[0]}"
-    status = FAILED if wrong or infinite else PASSED
-    return [
-        Check(
-            "tensors",
-            status,
-            detail,
-            {**counts, "left_out": left_out, "wrong": wrong[:20], "not_finite": infinite[:20]},
-        )
-    ]
+    else:
+        status = PASSED
+    values = {**counts, "left_out": left_out, "wrong": wrong[:20], "not_finite": infinite[:20]}
+    return [Check("tensors", status, detail, values)]
+
+
+def source_tensors(comparison: Comparison) -> tuple[dict[str, Tensor], set[str]]:
+    """The source's tensors under the result's names, and the names of those that its files lack."""
+    adoption = comparison.plan.architecture.converter
+    if adoption is None:
+        return comparison.source.state_dict(), {*comparison.missing}
+    missing = {renamed(name, adoption.names) for name in comparison.missing}
+    return adoption.state_dict(comparison.source), missing
+
+
+def _accounted(counts: Mapping[str, int], left_out: Mapping[str, str]) -> str:
+    """How many tensors were kept, extended and so on, and which were left out for which reason."""
+    text = f"accounted for: {', '.join(f'{count} {name}' for name, count in counts.items() if count)}"
+    for reason in sorted({*left_out.values()}):
+        parts = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
+        text += f"; left out, {reason}: {parts}"
+    return text
+
+
+def _wrong_copies(model: Any) -> Iterator[str]:
+    """Names of a mechanism's parameters that should be copies of its layer's parameters, and are not."""
+    for prefix, mechanism in attached_mechanisms(model).items():
+        layer = model.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
+        for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
+            parameter = mechanism.get_parameter(name)
+            expected = copied(layer.get_parameter(copied.name)).view_as(parameter)
+            if not _same_bytes(expected, parameter):
+                yield f"{prefix}.{name}"
 
 
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:
     """Problems of the written tensor ``new``, as clauses. It should equal ``old``, or extend it if it is a position
     table."""
-    for tower, part in ({} if plan.generic else plan.towers).items():
-        if name.startswith(prefix := f"{tower}_model."):
+    for tower, part in compared_towers(plan).items():
+        prefix = f"{tower}_model."
+        if name.startswith(prefix):
             yield from _differences(part, name.removeprefix(prefix), old, new)
             return
     table, strategy = plan.architecture.family.table(name), plan.positions
@@ -250,5 +268,6 @@ def attending(model: Any, attention: str) -> Iterator[None]:
 
 
 def check_finite(name: str, what: str, outputs: Mapping[str, Tensor], values: dict[str, Any] | None = None) -> Check:
-    finite = all_finite(outputs)
-    return Check(name, PASSED if finite else FAILED, f"{what} are {'' if finite else 'not '}finite", values or {})
+    if all_finite(outputs):
+        return Check(name, PASSED, f"{what} are finite", values or {})
+    return Check(name, FAILED, f"{what} are not finite", values or {})

@@ -82,7 +82,8 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
     layers = layer_mechanisms(plan.attention, shape, new_length)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
     changed = [number for number, width in enumerate(windows) if not keeps_window(plan.attention, number, width)]
-    full, decoder = [layers[number] for number in changed], decoder_mechanisms(plan)
+    full = [layers[number] for number in changed]
+    decoder = decoder_mechanisms(plan)
 
     def differs(length: int) -> bool:
         """Whether a layer computes another attention than the source's."""
@@ -90,7 +91,9 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
         return not covered or any(length > (windows[number] or length) for number in changed)
 
     head = plan.skeleton.get_output_embeddings()
-    rows, width = (0, 0) if head is None else head.weight.shape
+    rows = width = 0
+    if head is not None:
+        rows, width = head.weight.shape
     old = min(affordable_length(old_length, shape, layers, COMPARED), LOGITS_BYTES // max(1, 16 * rows))
     new = affordable_length(new_length, shape, layers, LONGEST)
     # a covered length covers all shorter ones
@@ -114,29 +117,44 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
             most = max(MEASUREMENT, PATIENCE * speed) if count == least else MEASUREMENT
             if operations(count) <= most and (shape.causal or count * rows * 4 <= LOGITS_BYTES):
                 return count
-            count = max(count // 2 // chunk * chunk, least if count > least else 0)
+            if count == least:
+                return 0
+            count = max(count // 2 // chunk * chunk, least)
         return 0
 
-    longest, same, read, needed = min(new, text.real_tokens()), max(covered, plan.short_texts.length), 0, 0
-    # the source reads chunks of its length, or equal parts of a text of less than twice its length
+    longest = min(new, text.real_tokens())
+    same = max(covered, plan.short_texts.length)
+    chunk = read = needed = 0
     if new_length > old_length:
-        chunk = old_length if new_length >= 2 * old_length else new_length // -(-new_length // old_length)
+        # the source reads chunks of its length, or equal parts of a text of less than twice its length
+        chunk = old_length
+        if new_length < 2 * old_length:
+            chunk = new_length // -(-new_length // old_length)
         needed = min(2 * chunk, new_length // chunk * chunk)
         read = affordable(longest, chunk, needed)
     if not read and same < old_length:  # both read the same text, at least half of it beyond `same` if possible
         needed = min(max(2, 2 * same), old_length)
         chunk = read = affordable(min(longest, old_length), 1, needed)
-    chunk, every = chunk if read else 0, max(1, math.ceil(read * per_logits))
-    seconds = operations(needed) / speed if speed else 0.0
-    return Lengths(covered, old, new, padded, read, chunk, every, needed, seconds, at_once=read == chunk)
+    if not read:
+        chunk = 0
+    return Lengths(
+        covered=covered,
+        old=old,
+        new=new,
+        padded=padded,
+        read=read,
+        chunk=chunk,
+        every=max(1, math.ceil(read * per_logits)),
+        needed=needed,
+        seconds=operations(needed) / speed if speed else 0.0,
+        at_once=read == chunk,
+    )
 
 
 def covers(layers: Sequence[Mechanism], length: int, causal: bool) -> bool:
     """Whether every layer is full attention at this length, without memory tokens."""
     return all(
-        layer.covers(length, causal)
-        and (layer.capabilities.recursion is None or not layer.capabilities.recursion.memory)
-        for layer in layers
+        layer.covers(length, causal) and not getattr(layer.capabilities.recursion, "memory", None) for layer in layers
     )
 
 
@@ -149,20 +167,18 @@ def decoder_mechanisms(plan: ConversionPlan) -> list[Mechanism]:
 
 def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
     """The check that decides whether the result needs training. ``values["tokens"]``: number of tokens measured."""
-    verdict = READY if ready else TRAIN
-    return Check(name, MEASURED if ready else NEEDS_TRAINING, f"{detail}; {verdict}", {**values, VERDICT: verdict})
+    status, verdict = NEEDS_TRAINING, TRAIN
+    if ready:
+        status, verdict = MEASURED, READY
+    return Check(name, status, f"{detail}; {verdict}", {**values, VERDICT: verdict})
 
 
 def undecided(name: str, reason: str, would_tell: str, values: dict[str, Any] | None = None) -> Check:
     """A check that cannot tell whether the result needs training. ``reason``: a clause; ``would_tell``: a noun
     phrase."""
     detail = f"{reason}, so this cannot tell whether the result is {READY}; {would_tell} would"
-    return Check(
-        name,
-        SKIPPED if values is None else MEASURED,
-        detail,
-        {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell},
-    )
+    status = SKIPPED if values is None else MEASURED
+    return Check(name, status, detail, {**(values or {}), VERDICT: UNKNOWN, WOULD_TELL: would_tell})
 
 
 @dataclass(frozen=True)
@@ -186,12 +202,17 @@ class LanguageLoss:
 
     def compare(self, source: Any, result: Any) -> Check:
         """Measure both models, and judge the result. A decoder reads further texts while :data:`SECONDS` last."""
-        started, lengths, losses = time.monotonic(), self.lengths, list[tuple[Tensor, Tensor]]()
+        started, lengths = time.monotonic(), self.lengths
         texts = min(TEXTS, self.text.real_tokens() // lengths.read) if self.plan.shape.causal else 1
-        while not losses or (len(losses) < texts and (time.monotonic() - started) * (1 + 1 / len(losses)) <= SECONDS):
-            number = len(losses)
-            losses.append((self.measure(source, lengths.chunk, number), self.measure(result, lengths.read, number)))
-        check = self.judge(*map(torch.stack, zip(*losses, strict=True)))
+        old: list[Tensor] = []
+        new: list[Tensor] = []
+        for number in range(max(1, texts)):
+            old.append(self.measure(source, lengths.chunk, number))
+            new.append(self.measure(result, lengths.read, number))
+            seconds = time.monotonic() - started
+            if seconds * (1 + 1 / len(old)) > SECONDS:  # with another text
+                break
+        check = self.judge(torch.stack(old), torch.stack(new))
         return replace(check, values={**check.values, "seconds": round(time.monotonic() - started, 1)})
 
     def measure(self, model: Any, chunk: int, number: int = 0) -> Tensor:
@@ -201,20 +222,26 @@ class LanguageLoss:
         number: the text's number. All texts are consecutive parts of one.
         """
         read, causal = self.lengths.read, self.plan.shape.causal
-        target = ids = self.text.tokens((number + 1) * read)[:, number * read :]
+        ids = self.text.tokens((number + 1) * read)[:, number * read :]
         if causal:
             target = ids.masked_fill(torch.arange(read) % self.lengths.every != 0, IGNORED)
         else:
             ids, target = masked_tokens(ids, self.text.tokenizer)
-        special = self.text.special if chunk < read or number else ([], [])
+        is_part = chunk < read or number > 0
+        special = self.text.special if is_part else ([], [])
         return token_losses(model, *in_chunks(ids, target, chunk, special), causal=causal)
 
     def buckets(self, old: Tensor, new: Tensor, same: int) -> list[dict[str, Any]]:
         """Mean losses by position. The first bucket has the ``same`` tokens that cannot differ, if there are any."""
         count = old.shape[1]
-        edges = [0, same or (max(1, count // 8) if self.lengths.at_once else self.lengths.chunk)]
+        first = self.lengths.chunk
         if self.plan.shape.causal and count > SMALLEST_BUCKET:
-            edges = [0, SMALLEST_BUCKET]
+            first = SMALLEST_BUCKET
+        elif same:
+            first = same
+        elif self.lengths.at_once:
+            first = max(1, count // 8)
+        edges = [0, first]
         while edges[-1] * 2 < count:
             edges.append(edges[-1] * 2)
         return [
@@ -232,70 +259,80 @@ class LanguageLoss:
     def judge(self, old: Tensor, new: Tensor) -> Check:
         """Judge the losses ``(texts, N)`` of source and result from :meth:`measure`."""
         plan, lengths, real = self.plan, self.lengths, self.text.real_tokens()
+        causal = plan.shape.causal
         old, new = torch.atleast_2d(old), torch.atleast_2d(new)
-        (texts, count), chunk, causal = old.shape, lengths.chunk, plan.shape.causal
+        texts, count = old.shape
+        same = 0
         # up to the covered length, result and source are equal; these tokens would hide a loss from the mechanism
-        same = lengths.covered if lengths.at_once and not plan.position_change and lengths.covered < count else 0
+        if lengths.at_once and not plan.position_change and lengths.covered < count:
+            same = lengths.covered
+        predicts = "the next token"
+        if not causal:
+            predicts = f"{MASKED:.0%} masked tokens"
+        elif lengths.every > 1:
+            predicts = f"the next token, every {lengths.every}th"
         buckets = self.buckets(old, new, same)
-        listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
-        shortened = "" if count > plan.new_length - chunk else f" (of {plan.new_length})"
-        how = "source → result" if lengths.at_once else f"source on chunks of {chunk} → result in one pass"
-        predicts = (
-            f"{MASKED:.0%} masked tokens"
-            if not causal
-            else "the next token" + f", every {lengths.every}th" * (lengths.every > 1)
-        )
         values = {
             "tokens": texts * count,
             "texts": texts,
-            "chunk": chunk,
+            "chunk": lengths.chunk,
             "predicts": predicts,
             "unit": "nats per token",
             "buckets": buckets,
         }
 
-        old = torch.stack([with_context(row, chunk, causal=causal) for row in old]).masked_fill(
+        old = torch.stack([with_context(row, lengths.chunk, causal=causal) for row in old]).masked_fill(
             torch.arange(count) < same, float("nan")
         )
         # above 0: the text contains them all
         frequency = self.text.tokens(real)[0].bincount()[self.text.tokens(texts * count)[0]] / real
         change, gain = LossChange.of(old, new), LossChange.of(old, -frequency.log().view(texts, count))
-        detail = (
-            f"{f'{texts} texts of ' * (texts > 1)}{count} tokens{shortened} of {self.text.describe()}, {how}: {listed}"
-        )
+        detail = self.describe(texts, count, buckets)
         if change is None or gain is None:
             return undecided(self.name, f"{detail}; no token is predicted by both", LONGER_TEXT, values)
-        detail = f"{detail}; {f'beyond {same}' if same else 'in all'} {change}"
+        where = f"beyond {same}" if same else "in all"
+        detail = f"{detail}; {where} {change}"
         values |= {"change": change.to_dict(), "chance": gain.after}
         if texts in STUDENT:
-            of_texts = (new - old).double().nanmean(1)
-            around = STUDENT[texts] * float(of_texts.std()) / math.sqrt(texts)
-            low, high = float(of_texts.mean()) - around, float(of_texts.mean()) + around
+            changes = (new - old).double().nanmean(1)
+            around = STUDENT[texts] * float(changes.std()) / math.sqrt(texts)
+            low, high = float(changes.mean()) - around, float(changes.mean()) + around
             values["interval_over_texts"] = [low, high]
             detail = f"{detail}, 95 % interval over the texts {low:+.3f} to {high:+.3f}"
         detail = f"{detail}; chance, from token frequencies alone, {gain.after:.3f}"
+        return self.decide(change, gain, detail, values)
+
+    def describe(self, texts: int, count: int, buckets: Sequence[Mapping[str, Any]]) -> str:
+        """The measured texts of ``count`` tokens, how they were read, and the losses in each bucket."""
+        plan, lengths = self.plan, self.lengths
+        read = f"{count} tokens"
+        if texts > 1:
+            read = f"{texts} texts of {read}"
+        if count <= plan.new_length - lengths.chunk:
+            read += f" (of {plan.new_length})"
+        how = f"source on chunks of {lengths.chunk} → result in one pass"
+        if lengths.at_once:
+            how = "source → result"
+        losses = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
+        return f"{read} of {self.text.describe()}, {how}: {losses}"
+
+    def decide(self, change: LossChange, gain: LossChange, detail: str, values: dict[str, Any]) -> Check:
+        """Decide by the ``change`` of the loss from source to result, and the source's ``gain`` over chance."""
+        plan, causal = self.plan, self.plan.shape.causal
         if not (gain.worse and gain.change >= self.least_gain * gain.after):
-            return undecided(
-                self.name,
-                f"{detail}: the source does not predict this text much better than chance",
-                READABLE_TEXT,
-                values,
-            )
+            detail = f"{detail}: the source does not predict this text much better than chance"
+            return undecided(self.name, detail, READABLE_TEXT, values)
         if change.worse:
-            bearable = causal and change.change <= self.bearable * gain.change
-            lost = f"the result loses {change.change / gain.change:.1%} of what the source gains over chance"
-            return decision(self.name, bearable, f"{detail}: {lost if bearable else 'the result is worse'}", values)
+            if causal and change.change <= self.bearable * gain.change:
+                lost = f"{change.change / gain.change:.1%} of what the source gains over chance"
+                return decision(self.name, True, f"{detail}: the result loses {lost}", values)
+            return decision(self.name, False, f"{detail}: the result is worse", values)
         if not max(NEGLIGIBLE, 2 * (change.error or 0.0)) <= gain.change / 2:
-            return undecided(
-                self.name,
-                f"{detail}: losing half of the source's gain over chance could go unnoticed",
-                LONGER_TEXT,
-                values,
-            )
-        if lengths.at_once and plan.new_length > plan.old_length:
-            would_tell = (
-                f"the losses of source and result on long texts (longattn evaluate {'clm' if causal else 'mlm'})"
-            )
+            detail = f"{detail}: losing half of the source's gain over chance could go unnoticed"
+            return undecided(self.name, detail, LONGER_TEXT, values)
+        if self.lengths.at_once and plan.new_length > plan.old_length:
+            task = "clm" if causal else "mlm"
+            would_tell = f"the losses of source and result on long texts (longattn evaluate {task})"
             problem = f"the result is not worse, but no text of more than {plan.old_length:,} tokens was read"
             return undecided(self.name, f"{detail}: {problem}", would_tell, values)
         return decision(self.name, True, f"{detail}: the result is not worse", values)
@@ -337,7 +374,9 @@ class Embeddings:
         ``cut`` (lengths that it cuts -> number of passages) and ``left_out`` (number of leading chunks that are not
         compared)."""
         old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
-        encoded = min(old, self.plan.encoded.tokens) if self.plan.encoded else old
+        encoded = old
+        if self.plan.encoded is not None:
+            encoded = min(old, self.plan.encoded.tokens)
         sizes = sorted(length for length in {*self.sizes, encoded, old} if length <= old and real >= 2 * length)
         # the result equals the source up to this length, so one such length is enough
         exact = 0 if short.reason else short.length
@@ -346,11 +385,9 @@ class Embeddings:
             for length in sizes
             if length > exact or length == sizes[-1] or length == encoded < old
         }
+        self.encoded = encoded
         lengths = sorted({encoded + (old - encoded) * quarter // 4 for quarter in (1, 2, 4)} - {encoded})
-        self.encoded, self.cut = (
-            encoded,
-            {length: min(self.most, real // length) for length in lengths if real >= length},
-        )
+        self.cut = {length: min(self.most, real // length) for length in lengths if real >= length}
         # a single token: compare the first chunk too
         self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1
 
@@ -365,7 +402,8 @@ class Embeddings:
 
     def cosines_of_cut_texts(self, source: Any, result: Any) -> dict[int, float]:
         """Length -> cosine of the result's embedding with the one that the source's ``encode`` gives, which cuts."""
-        cosines, after = dict[int, float](), len(self.text.special[1])
+        cosines: dict[int, float] = {}
+        after = len(self.text.special[1])
         for length, count in self.cut.items():
             ids = self.text.passages(count, length)
             read = torch.cat([ids[:, : self.encoded - after], ids[:, length - after :]], dim=1)
@@ -379,7 +417,6 @@ class Embeddings:
         The source reads the document in pieces of ``chunk`` tokens, which are embedded too. The result reads it as one
         passage.
         """
-
         counts, lengths = dict(self.passages), self.lengths
         if chunk < lengths.read:
             counts[chunk] = max(counts.get(chunk, 0), lengths.read // chunk)
@@ -390,59 +427,69 @@ class Embeddings:
 
     def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor], of_cut: Mapping[int, float]) -> Check:
         """Judge embeddings from :meth:`measure`. ``of_cut``, from :meth:`cosines_of_cut_texts`, is reported only."""
-        lengths, passages = self.lengths, self.passages
-        grows, longest = self.plan.new_length > self.plan.old_length, max(passages)
+        longest = max(self.passages)
         different = float(torch.stack([a @ b for a, b in combinations(source[longest], 2)]).mean())
-        least = 1 - self.share * (1 - different)
-        cosines = {length: mean_cosine(result[length], source[length][:count]) for length, count in passages.items()}
-        listed = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
+        least = self.required(different)
+        cosines = {
+            length: mean_cosine(result[length], source[length][:count]) for length, count in self.passages.items()
+        }
         whose = "the source's model" if of_cut else "the source's"
         detail = (
-            f"cosine with {whose}: {listed} tokens (at least {least:.2f} is required, since different "
-            f"passages have {different:.2f})"
+            f"cosine with {whose}: {listed_cosines(cosines)} tokens (at least {least:.2f} is required, since "
+            f"different passages have {different:.2f})"
         )
         values: dict[str, Any] = {"cosines": {str(length): cosine for length, cosine in cosines.items()}}
         if of_cut:
-            cut = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in of_cut.items())
-            same = cosines.get(self.encoded, 0.0) > 1 - self.rounding
-            valid = ", and an index of its vectors stays valid up to there" if same else ""
+            valid = ""
+            if cosines.get(self.encoded, 0.0) > 1 - self.rounding:
+                valid = ", and an index of its vectors stays valid up to there"
             detail += (
                 f"; the source's encode cuts at {self.encoded:,} tokens{valid}; beyond, the result also reads what "
-                f"encode leaves out, so the cosine with encode is {cut} tokens"
+                f"encode leaves out, so the cosine with encode is {listed_cosines(of_cut)} tokens"
             )
             encode = {"tokens": self.encoded, "cosines": {str(length): cosine for length, cosine in of_cut.items()}}
             values["encode"] = encode
         values |= {"different_passages": different, "least": least, "tokens": longest}
         ready = all(cosine >= least for cosine in cosines.values())  # false for NaN
-        if not lengths.at_once:
-            tokens, chunk, first = lengths.read, lengths.chunk, self.left_out
-            chunks = source[chunk][: tokens // chunk]
-            mean = normalize(chunks[first:].mean(0, keepdim=True), dim=-1)
-            cosine, alone = mean_cosine(result[tokens], mean), mean_cosine(chunks[:1], mean)
-            required = 1 - self.share * (1 - max(alone, different))
-            shortened = "" if tokens > self.plan.new_length - chunk else f" (of {self.plan.new_length:,})"
-            detail += (
-                f"; at {tokens:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks"
-                f"{', both without the first chunk' * first} (at least {required:.2f}, since the first chunk alone "
-                f"has {alone:.3f})"
-            )
-            values |= {
-                "document": {"chunk": chunk, "cosine": cosine, "first_chunk": alone, "least": required},
-                "tokens": tokens,
-            }
-            ready = ready and cosine >= required
+        if not self.lengths.at_once:
+            sentence, document = self.judge_document(source, result, different)
+            detail += sentence
+            values |= {"document": document, "tokens": self.lengths.read}
+            ready = ready and document["cosine"] >= document["least"]
         if different > self.alike:
-            return undecided(
-                self.name, f"{detail}: the source does not tell these passages apart", READABLE_TEXT, values
-            )
-        if ready and grows and lengths.at_once:
-            would_tell = (
-                LONGER_TEXT
-                if self.text.real_tokens() < lengths.needed
-                else "its scores in retrieval (longattn evaluate embed)"
-            )
+            detail = f"{detail}: the source does not tell these passages apart"
+            return undecided(self.name, detail, READABLE_TEXT, values)
+        if ready and self.lengths.at_once and self.plan.new_length > self.plan.old_length:
+            would_tell = "its scores in retrieval (longattn evaluate embed)"
+            if self.text.real_tokens() < self.lengths.needed:
+                would_tell = LONGER_TEXT
             return undecided(self.name, f"{detail}: no longer text was embedded", would_tell, values)
         return decision(self.name, ready, detail, values)
+
+    def required(self, chance: float) -> float:
+        """The minimum cosine with the source's embedding, if chance gives the cosine ``chance``."""
+        return 1 - self.share * (1 - chance)
+
+    def judge_document(
+        self, source: Mapping[int, Tensor], result: Mapping[int, Tensor], different: float
+    ) -> tuple[str, dict[str, Any]]:
+        """Compare the document's embedding with the mean of its chunks by the source. Returns a clause and values."""
+        tokens, chunk, first = self.lengths.read, self.lengths.chunk, self.left_out
+        chunks = source[chunk][: tokens // chunk]
+        mean = normalize(chunks[first:].mean(0, keepdim=True), dim=-1)
+        cosine, alone = mean_cosine(result[tokens], mean), mean_cosine(chunks[:1], mean)
+        least = self.required(max(alone, different))
+        shortened = "" if tokens > self.plan.new_length - chunk else f" (of {self.plan.new_length:,})"
+        without = ", both without the first chunk" if first else ""
+        sentence = (
+            f"; at {tokens:,} tokens{shortened}, {cosine:.3f} with the mean of the source's {len(chunks)} chunks"
+            f"{without} (at least {least:.2f}, since the first chunk alone has {alone:.3f})"
+        )
+        return sentence, {"chunk": chunk, "cosine": cosine, "first_chunk": alone, "least": least}
+
+
+def listed_cosines(cosines: Mapping[int, float]) -> str:
+    return ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> float:
@@ -462,46 +509,51 @@ DECODED = 32
 def check_texts(comparison: Comparison) -> list[Check]:
     """Run all output checks of a text model. A loss or embeddings are measured only if the outputs pass."""
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
-    lengths, started = choose_lengths(plan, text), time.monotonic()
-    checks = (
-        compare_lengths(comparison, lengths)
-        if plan.architecture.converter is None
-        else compare_adopted(comparison, lengths.old)
-    )
+    started = time.monotonic()
+    lengths = choose_lengths(plan, text)
+    if plan.architecture.converter is None:
+        checks = compare_lengths(comparison, lengths)
+    else:
+        checks = compare_adopted(comparison, lengths.old)
     if any(check.status == FAILED for check in checks):
         return checks
     if not lengths.read:  # a large model: how long would it take?
-        compared = [check.values["length"] for check in checks if "length" in check.values]
-        layers, head = (
-            layer_mechanisms(plan.attention, plan.shape, plan.new_length),
-            plan.skeleton.get_output_embeddings(),
-        )
-        of_head = 0 if head is None else 2 * head.weight.numel()
-        passes = [*compared, *{*compared}]  # the result at each length, and the source once
-        flops = sum(cost_at(length, plan.shape, layers).total_flops + of_head * length for length in passes)
-        lengths = choose_lengths(plan, text, flops / max(time.monotonic() - started, 1e-3))
+        lengths = choose_lengths(plan, text, compared_flops(plan, checks) / max(time.monotonic() - started, 1e-3))
     # sentence encoders have no decoder
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None
     purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
 
-    unmeasured, states = why_not_measured(comparison, purpose), dict[str, Any]()
+    deciding = why_not_measured(comparison, purpose)
+    measured = deciding is None
+    states: dict[str, Any] = {}
     # the last pass often reads the longest text, so its hidden states are stored for the next check
-    if unmeasured is None:
+    if deciding is None:
         hook = result.base_model.register_forward_hook(lambda module, arguments, returned: states.update(returned))
-        decided = purpose.compare(source, result)
+        deciding = [purpose.compare(source, result)]
         hook.remove()
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
     if not states or lengths.read != lengths.new or (pooling is not None and lengths.at_once):
         states = outputs(result.base_model, text.passages(1, lengths.new), decoder_tokens=decoded)
     tensors = {name: state for name, state in states.items() if isinstance(state, Tensor)}
-    shortened = "" if lengths.new == plan.new_length else f" (of {plan.new_length}: a large model, shortened)"
-    what = f"hidden states at {lengths.new} tokens{shortened}"
+    what = f"hidden states at {lengths.new} tokens"
+    if lengths.new < plan.new_length:
+        what += f" (of {plan.new_length}: a large model, shortened)"
     checks.append(check_finite("finite at the new length", what, tensors, {"length": lengths.new}))
     with attending(result, MECHANISMS):
         checks.append(check_padding(plan, result.base_model, text.passages(1, lengths.padded), decoded))
-    if unmeasured is not None or any(check.status == FAILED for check in checks):
-        return [*checks, *(unmeasured or [])]
-    return [*checks, decided]
+    if measured and any(check.status == FAILED for check in checks):
+        return checks
+    return [*checks, *deciding]
+
+
+def compared_flops(plan: ConversionPlan, checks: Sequence[Check]) -> float:
+    """FLOPs of the comparisons: the result was run at each length, and the source once at each different length."""
+    lengths = [check.values["length"] for check in checks if "length" in check.values]
+    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    head = plan.skeleton.get_output_embeddings()
+    head_flops = 0 if head is None else 2 * head.weight.numel()
+    passes = [*lengths, *{*lengths}]
+    return sum(cost_at(length, plan.shape, layers).total_flops + head_flops * length for length in passes)
 
 
 def why_not_measured(comparison: Comparison, purpose: LanguageLoss | Embeddings) -> list[Check] | None:
@@ -531,20 +583,20 @@ def why_not_measured(comparison: Comparison, purpose: LanguageLoss | Embeddings)
         would_tell = "a source with its tokenizer" if text.tokenizer is None else READABLE_TEXT
         return [undecided(purpose.name, f"{text.why_seeded}, and real text is needed", would_tell)]
     real = text.real_tokens()
-    if purpose.passages if isinstance(purpose, Embeddings) else purpose.lengths.read:
+    if isinstance(purpose, Embeddings):
+        measurable, needed = purpose.passages, 2 * purpose.sizes[0]
+    else:
+        measurable, needed = purpose.lengths.read, purpose.lengths.needed
+    if measurable:
         return None
-    needed = 2 * purpose.sizes[0] if isinstance(purpose, Embeddings) else purpose.lengths.needed
     if real < needed:
         return [undecided(purpose.name, f"{needed:,} tokens are needed, and the text has {real:,}", LONGER_TEXT)]
-    estimate = f"about {purpose.lengths.seconds / 60:,.0f} minutes" if purpose.lengths.seconds else "too long"
+    estimate = "too long"
+    if purpose.lengths.seconds:
+        estimate = f"about {purpose.lengths.seconds / 60:,.0f} minutes"
     problem = f"{needed:,} tokens would take {estimate} with a model of this size"
-    return [
-        undecided(
-            purpose.name,
-            problem,
-            f"its loss on long texts (longattn evaluate {'clm' if plan.shape.causal else 'mlm'})",
-        )
-    ]
+    task = "clm" if plan.shape.causal else "mlm"
+    return [undecided(purpose.name, problem, f"its loss on long texts (longattn evaluate {task})")]
 
 
 def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
@@ -554,41 +606,47 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
     covered, short = min(lengths.covered, old), min(plan.short_texts.length, old)
     # even if positions change in longer texts
     unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0
-    # of the decoder
-    limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
-    why_short = (
-        ""
-        if covers(decoder_mechanisms(plan), min(short, limit or short), True)
-        else "the decoder's mechanism does not cover it"
-    )
-    every = ", which is the source's attention at every length" if lengths.covered == plan.new_length else ""
+    decoder_tokens = None
+    if plan.decoder is not None and not plan.architecture.decoder_reads_text:
+        decoder_tokens = plan.decoder.old
+    why_short = plan.short_texts.reason
+    if not why_short and not covers(decoder_mechanisms(plan), min(short, decoder_tokens or short), True):
+        why_short = "the decoder's mechanism does not cover it"
+    by_mechanisms = MECHANISMS
+    if lengths.covered == plan.new_length:
+        by_mechanisms += ", which is the source's attention at every length"
     differing = old if covered < old else 0
-    differs = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
-    differs += f", but only texts of more than {short} tokens are read by it" * (short == old)
+    why_differing = f"{change} and the mechanism " if change else "the mechanism "
+    why_differing += f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
+    if short == old:
+        why_differing += f", but only texts of more than {short} tokens are read by it"
     comparisons = [  # name, length, attention of the result, reason why outputs may differ
-        ("equal for short texts", short, AS_CONFIGURED, plan.short_texts.reason or why_short),
+        ("equal for short texts", short, AS_CONFIGURED, why_short),
         ("equal where positions are unchanged", unchanged, BASE if unchanged > covered else MECHANISMS, ""),
-        ("equal where the mechanism covers the input", covered, MECHANISMS + every, change),
+        ("equal where the mechanism covers the input", covered, by_mechanisms, change),
         ("equal at the old length with full attention", differing, BASE, change),
-        ("at the old length", differing, MECHANISMS, f"{change} and the mechanism {differs}".removeprefix(" and ")),
+        ("at the old length", differing, MECHANISMS, why_differing),
     ]
-    checks, expected = [], dict[int, dict[str, Tensor]]()
+    checks: list[Check] = []
+    expected: dict[int, dict[str, Tensor]] = {}
     for name, length, attention, why in comparisons:
         if not length:
             continue
         ids = text.tokens(length)
         if length not in expected:
-            expected[length] = outputs(source, ids, decoder_tokens=limit)
+            expected[length] = outputs(source, ids, decoder_tokens=decoder_tokens)
         with attending(result, attention):
-            difference = Difference.of(expected[length], outputs(result, ids, decoder_tokens=limit))
+            difference = Difference.of(expected[length], outputs(result, ids, decoder_tokens=decoder_tokens))
         detail = (
             f"{comparison.outputs} at {length} tokens, {attention.format(plan.short_texts.length)}: largest "
             "difference from the source"
         )
         values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length])}
         check = equality(name, detail, difference, values, why)
-        used = attention in (AS_CONFIGURED, BASE) or length > plan.short_texts.length  # else only this check uses it
-        checks.append(replace(check, status=MEASURED) if check.status == NEEDS_TRAINING and not used else check)
+        only_here = attention not in (AS_CONFIGURED, BASE) and length <= plan.short_texts.length
+        if check.status == NEEDS_TRAINING and only_here:  # users never get this attention at this length
+            check = replace(check, status=MEASURED)
+        checks.append(check)
     return checks
 
 
@@ -596,14 +654,11 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     architecture, adoption = plan.architecture, plan.architecture.converter
     assert adoption is not None
-    takes_globals = any(
-        layer.capabilities.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    )
-    why = (
-        plan.position_change
-        if plan.attention == architecture.original_attention
-        else "the attention differs from the source's"
-    )
+    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    takes_globals = any(layer.capabilities.takes_globals for layer in layers)
+    why = plan.position_change
+    if plan.attention != architecture.original_attention:
+        why = "the attention differs from the source's"
     reference = f"transformers' {adoption.model_type}"
     checks = [
         probe.check("equal to the source", source, result, reference, why)
@@ -611,8 +666,10 @@ def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
             architecture.original_config, architecture.source_class, text, length, takes_globals
         )
     ]
-    lacks = " (the source has no weights for its head)" * comparison.headless
-    return [replace(check, detail=f"{check.detail}{lacks}") for check in checks]
+    if comparison.headless:
+        lacks = " (the source has no weights for its head)"
+        checks = [replace(check, detail=check.detail + lacks) for check in checks]
+    return checks
 
 
 def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int | None) -> Check:
@@ -628,16 +685,17 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         return Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")
     takes_globals = any(layer.capabilities.takes_globals for layer in layers)
     takes_positions = "position_ids" in inspect.signature(type(backbone).forward).parameters
-    gaps = {"right": (0, PADDING), "left": (PADDING, 0)}
-    sides = [*gaps] if takes_positions else ["right"]  # without position_ids, left padding shifts the text
+    gaps = {"right": (0, PADDING)}
+    if takes_positions:  # without position_ids, left padding shifts the text
+        gaps["left"] = (PADDING, 0)
+    sides = list(gaps)
     # otherwise the model counts from the text
     passes_positions = takes_positions and getattr(backbone, "exact_length", None) is None
     first_id = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
 
     def pad(values: Tensor, fill: int = 0) -> Tensor:
-        return torch.cat(
-            [functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides]
-        )
+        last = (0, 0) * (values.dim() - 2)  # dimensions after the tokens
+        return torch.cat([functional.pad(values, (*last, *gap), value=fill) for gap in gaps.values()])
 
     def hidden(ids: Tensor, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
         # counted over real tokens: padding repeats the last position, or the first one in front of the text
@@ -656,9 +714,7 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         global_mask = torch.zeros_like(alone)
         global_mask[:, :8] = global_mask[:, short // 2] = 1
         arguments["global_attention_mask"] = global_mask
-    fill = (
-        plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
-    )
+    fill = max(0, plan.config.pad_token_id or 0)
     unpadded = hidden(alone, arguments)
     padded = hidden(pad(alone, fill), {key: pad(value) for key, value in arguments.items()})
     if not unpadded:
@@ -668,8 +724,11 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         {f"{key}, {side}": state[0] for side in sides for key, state in unpadded.items()},
         {f"{key}, {side}": state[row, real[row]] for row, side in enumerate(sides) for key, state in padded.items()},
     )
-    added_inputs = " and ".join(["global tokens"] * takes_globals + ["position_ids from the text"] * passes_positions)
+    if not all_finite(padded):
+        difference = Difference(output="padding")
     detail = f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
-    detail = f"{detail}{added_inputs and f', with {added_inputs}'}: largest difference"
+    added = {"global tokens": takes_globals, "position_ids from the text": passes_positions}
+    if any(added.values()):
+        detail += f", with {' and '.join(name for name, is_added in added.items() if is_added)}"
     values = {"sides": sides, "length": length, "tokens": short}
-    return equality(name, detail, difference if all_finite(padded) else Difference(output="padding"), values)
+    return equality(name, f"{detail}: largest difference", difference, values)

@@ -107,9 +107,12 @@ class ConversionReport:
     def __post_init__(self) -> None:
         self.deciding = next((check for check in self.checks if VERDICT in check.values), None)
         self.verified = bool(self.checks)
-        self.verdict = None if self.deciding is None else str(self.deciding.values[VERDICT])
+        self.verdict = self.train_command = None
+        if self.deciding is not None:
+            self.verdict = str(self.deciding.values[VERDICT])
+        if self.next_step is not None:
+            self.train_command = next_step(self.next_step, str(self.destination))
         self.needs_training = any(check.status == NEEDS_TRAINING for check in self.checks)
-        self.train_command = None if self.next_step is None else next_step(self.next_step, str(self.destination))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in conversion_report.json."""
@@ -135,46 +138,60 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
     The result takes at most ``max_length`` tokens; 0 if unlimited. With the ``plan`` of a conversion, the length
     limits of tokenizer, sentence encoder and generation are raised, and processor files are changed.
     """
-    tokenizer_length, changed = (0, {}) if plan is None else (plan.tokenizer_length, plan.files)
-    generated = None if plan is None else plan.decoder or StackLength(plan.old_length, plan.new_length)
+    tokenizer_length = 0 if plan is None else plan.tokenizer_length
     base_type = str(source.config.get("model_type"))
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
-    for name in sorted(name for name, file in files.items() if file.is_file() and not REPLACED.match(name)):
-        values: dict[str, Any] = dict(changed.get(name, {}))
+    for name, file in sorted(files.items()):
+        if not file.is_file() or REPLACED.match(name):
+            continue
+        values: dict[str, Any] = {}
         if name == TOKENIZER_CONFIG:
-            values = _tokenizer_settings(read_json_object(files[name]), base_type, tokenizer_length)
-        elif name == "generation_config.json" and generated is not None:
-            values = read_json_object(files[name])
-            if values.get("max_length") == generated.old:  # a shorter limit is the author's choice
-                values["max_length"] = generated.new
-        elif (
-            name == "tokenizer.json" and tokenizer_length and (read := read_json_object(files[name])).get("truncation")
-        ):
-            truncation = (
-                None if tokenizer_length > UNLIMITED_LENGTH else {**read["truncation"], "max_length": tokenizer_length}
-            )
-            values = {**read, "truncation": truncation}
+            values = _tokenizer_settings(read_json_object(file), base_type, tokenizer_length)
+        elif plan is not None:
+            values = _planned_values(plan, file)
         if values:
             write_json(stage / name, values)
         else:
-            shutil.copyfile(files[name], stage / name)
+            shutil.copyfile(file, stage / name)
     for name in SIDECAR_FOLDERS:
         if (source.folder / name).is_dir():
             shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without file modes
     if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
-    config, dtype = (
-        read_json_object(stage / "config.json"),
-        source.config.get("dtype") or source.config.get("torch_dtype"),
-    )
-    # code of the source is not copied
-    code = None if any(stage.glob("modeling_long_*.py")) else config.pop("auto_map", None)
-    retyped = plan is not None and dtype not in (None, config.get("dtype"))  # load with the same dtype as the source
-    if code is not None or retyped:
-        write_json(stage / "config.json", {**config, "dtype": dtype} if retyped else config)
+    _complete_config(stage, source, keep_dtype=plan is not None)
     if source.root is not None:
         write_modules(source.root, stage, max_length, longer=bool(tokenizer_length))
+
+
+def _planned_values(plan: ConversionPlan, file: Path) -> dict[str, Any]:
+    """The new contents of a JSON file of the source. Empty for a file that a conversion only copies."""
+    if file.name == "generation_config.json":
+        values = read_json_object(file)
+        length = plan.decoder or StackLength(plan.old_length, plan.new_length)
+        if values.get("max_length") == length.old:  # a shorter limit is the author's choice
+            values["max_length"] = length.new
+        return values
+    if file.name == "tokenizer.json" and plan.tokenizer_length:
+        values = read_json_object(file)
+        if values.get("truncation"):
+            truncation = {**values["truncation"], "max_length": plan.tokenizer_length}
+            return {**values, "truncation": None if plan.tokenizer_length > UNLIMITED_LENGTH else truncation}
+    return dict(plan.files.get(file.name, {}))
+
+
+def _complete_config(stage: Path, source: Source, *, keep_dtype: bool) -> None:
+    """Remove the source's code from a written config.json, since it is not copied. ``keep_dtype``: load with the same
+    dtype as the source."""
+    config = read_json_object(stage / "config.json")
+    completed = dict(config)
+    if not any(stage.glob("modeling_long_*.py")):
+        completed.pop("auto_map", None)
+    dtype = source.config.get("dtype") or source.config.get("torch_dtype")
+    if keep_dtype and dtype is not None:
+        completed["dtype"] = dtype
+    if completed != config:
+        write_json(stage / "config.json", completed)
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:
@@ -188,8 +205,8 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool
     for settings in sorted((root / modules[0]["path"]).glob(TRANSFORMER_SETTINGS)):
         values = sentence_values(settings)
         for name in (SENTENCE_LIMIT, DOCUMENT_LIMIT):
-            if (limit := values.get(name)) is not None and max_length:
-                values[name] = max_length if longer else min(limit, max_length)
+            if values.get(name) is not None and max_length:
+                values[name] = max_length if longer else min(values[name], max_length)
         write_json(folder / settings.name, values)
     if (root / SETTINGS_FILE).is_file():
         shutil.copyfile(root / SETTINGS_FILE, folder / SETTINGS_FILE)
@@ -269,6 +286,11 @@ def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> 
     overridden = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
     if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
         named = of_type
-    if named is not None:  # TokenizersBackend is PreTrainedTokenizerFast in transformers 4
-        values = {**values, "tokenizer_class": "PreTrainedTokenizerFast" if named == "TokenizersBackend" else named}
-    return {**values, TOKENIZER_LIMIT: length} if length else values
+    if named == "TokenizersBackend":
+        named = "PreTrainedTokenizerFast"  # its name in transformers 4
+    values = dict(values)
+    if named is not None:
+        values["tokenizer_class"] = named
+    if length:
+        values[TOKENIZER_LIMIT] = length
+    return values

@@ -9,7 +9,7 @@ import pickle
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -152,7 +152,8 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
     Refuses files that transformers does not check: an index that points outside its folder or to pickles, Git LFS
     pointers, and integers.
     """
-    single, dtypes = folder / WEIGHTS[0], dict[str, torch.dtype]()
+    single = folder / WEIGHTS[0]
+    dtypes: dict[str, torch.dtype] = {}
     if not single.is_file():
         shards = read_json_object(folder / WEIGHTS[1]).get("weight_map")
         for file in shards.values() if isinstance(shards, dict) and shards else [None]:
@@ -259,12 +260,12 @@ class Architecture:
             config = self.family.config_class.from_dict({**values, **chosen})
         for name, value in lengths.items():
             setattr(config, name, value)
-        if rope is None:
-            config.position_extension = (
-                strategy if extends_learned(strategy) else "none" if strategy in DROPPED else "tile"
-            )
-        else:
+        if rope is not None:
             rope.write(config)
+        elif strategy in DROPPED:
+            config.position_extension = "none"
+        else:
+            config.position_extension = strategy if extends_learned(strategy) else "tile"
         config.architectures = [self.long_class]
         result = with_base_windows(config.to_dict())
         config.extended_from = {
@@ -326,12 +327,12 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
     family = FAMILIES[model_type if converter is None else converter.family]
     source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
     original = attention = None
+    values = dict(source.config)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
-        values = dict(source.config)
         if converter is not None:
             original = AutoConfig.for_model(**source.config)
-            of_base, attention = converter.settings(original, source_class)
-            values = {name: value for name, value in of_base.items() if name not in NAMES}
+            values, attention = converter.settings(original, source_class)
+            values = {name: value for name, value in values.items() if name not in NAMES}
         config = family.base_config_class.from_dict(values)
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
@@ -342,11 +343,8 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
     base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
     check_class(source.name, source.folder, source.config, allow_pickle=source.pickled)
     if base_class not in family.model_classes:
-        classes = [
-            name
-            for name in (base.replace(base_stem, stem, 1) for base in family.model_classes)
-            if hasattr(transformers, name)
-        ]
+        names = (base.replace(base_stem, stem, 1) for base in family.model_classes)
+        classes = [name for name in names if hasattr(transformers, name)]
         raise CheckpointError(
             f"{source.name!r} names the class {source_class!r:.99}, which is not supported; the supported "
             f"{model_type} classes are {', '.join(classes)}."
@@ -388,7 +386,8 @@ def generic_hint(source: Source) -> str:
             "which has no Long classes, and needs none: it attends within windows, so larger images already cost "
             "little"
         )
-    return f"which has no Long classes{f', since {why}' * bool(why)}; --generic may add mechanisms to its plain class"
+    reason = f", since {why}" if why else ""
+    return f"which has no Long classes{reason}; --generic may add mechanisms to its plain class"
 
 
 def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
@@ -398,9 +397,9 @@ def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    return (
-        model_class if getattr(getattr(model_class, "config_class", None), "model_type", None) == model_type else None
-    )
+    if getattr(model_class.config_class, "model_type", None) != model_type:
+        return None
+    return model_class
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
@@ -453,9 +452,8 @@ def chosen_device(name: str | None) -> torch.device:
     """The device called ``name``, or :class:`OptionError`; for ``None`` the accelerator, or the CPU if there is
     none."""
     if name is None:
-        return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
-            "cpu"
-        )
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -476,9 +474,9 @@ def load_source(
     """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are
     random."""
     # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
-    arguments: dict[str, Any] = (
-        {} if architecture.family.config_class.score_cap is None else {"attn_implementation": "eager"}
-    )
+    arguments: dict[str, Any] = {}
+    if architecture.family.config_class.score_cap is not None:
+        arguments["attn_implementation"] = "eager"
     return load_checked(
         source_class(architecture),
         source.folder,
@@ -500,20 +498,21 @@ def load_as_result(
     Args:
         dtype: dtype of all weights. ``None`` keeps each tensor's dtype, even if config.json names another.
     """
-    stored = source.dtypes if dtype is None else {}
-    loaded = dtype or (functools.reduce(torch.promote_types, stored.values()) if stored else "auto")
+    stored: Mapping[str, torch.dtype] = {}
+    loaded: Any = dtype
+    if dtype is None:
+        stored = source.dtypes
+        loaded = functools.reduce(torch.promote_types, stored.values()) if stored else "auto"
     model_class = result_class(architecture, config)
     folder: Path | None = source.folder
     arguments: dict[str, Any] = {"dtype": loaded, "allow_pickle": source.pickled}
     if architecture.converter is not None:
         original, lacking = load_source(source, architecture, loaded)
         random = {value.data_ptr() for name, value in original.state_dict().items() if name in lacking}
-        state = {
-            name: value
-            for name, value in architecture.converter.state_dict(original).items()
-            if value.data_ptr() not in random
-        }
-        model_class, folder, arguments = architecture.model_class, None, {"dtype": original.dtype, "state_dict": state}
+        tensors = architecture.converter.state_dict(original)
+        state = {name: value for name, value in tensors.items() if value.data_ptr() not in random}
+        model_class, folder = architecture.model_class, None
+        arguments = {"dtype": original.dtype, "state_dict": state}
     with seeded():
         model, missing = load_checked(model_class, folder, source.name, headless=True, config=config, **arguments)
     check_output_head(model, missing, source)
@@ -580,31 +579,40 @@ def load_checked(
     if "config" in arguments:
         missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
     missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
-    needed, prefix = missing, f"{model.base_model_prefix}."
-    if headless:  # weights of the head and computed tables may be missing
-        family = known_family(model.config)
-        tables = {name: None if family is None else family.table(name) for name in missing - {*tied_weights(model)}}
-        needed = {name for name, table in tables.items() if table is None or table.learned}
-        if model.base_model is not model:
-            needed = {name for name in needed if name.startswith(prefix)}
-    if lost := {tensor for tensor in needed if "pooler" not in tensor}:
+    needed = needed_weights(model, missing) if headless else missing
+    lost = {tensor for tensor in needed if "pooler" not in tensor}
+    if lost:
         raise CheckpointError(
             f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is "
-            f"{min(lost)!r};"
-            " is every weight file there, and does its config.json belong to it?"
+            f"{min(lost)!r}; is every weight file there, and does its config.json belong to it?"
         )
-    # refuse tensors of layers that the model does not have; a surplus pooler or pretraining head does no harm
-    known = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}
-    surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if LAYER.search(tensor)]
-    if surplus := [
-        tensor for tensor in surplus if {LAYER.sub(".0.", tensor), prefix + LAYER.sub(".0.", tensor)} & known
-    ]:
-        raise CheckpointError(
-            f"{name!r} has tensors of layers that its config.json does not have, the first is {surplus[0]!r}; correct "
-            "its number of layers "
-            f"there ({model.config.num_hidden_layers} now), or save it again without them."
-        )
+    refuse_surplus_layers(model, info["unexpected_keys"], name)
     return model.eval(), without_random_pooler(model, missing)
+
+
+def needed_weights(model: Any, missing: set[str]) -> set[str]:
+    """Those of the ``missing`` weights that a model needs: not those of its head, nor tables that it computes."""
+    family, prefix = known_family(model.config), f"{model.base_model_prefix}."
+    needed = missing - {*tied_weights(model)}
+    if family is not None:
+        tables = {name: family.table(name) for name in needed}
+        needed = {name for name, table in tables.items() if table is None or table.learned}
+    if model.base_model is not model:
+        needed = {name for name in needed if name.startswith(prefix)}
+    return needed
+
+
+def refuse_surplus_layers(model: Any, unexpected: Iterable[str], name: str) -> None:
+    """Refuse tensors of layers that the model does not have. A surplus pooler or pretraining head does no harm."""
+    prefix = f"{model.base_model_prefix}."
+    known = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}
+    for tensor in sorted(unexpected):
+        first = LAYER.sub(".0.", tensor)
+        if LAYER.search(tensor) and {first, prefix + first} & known:
+            raise CheckpointError(
+                f"{name!r} has tensors of layers that its config.json does not have, the first is {tensor!r}; correct "
+                f"its number of layers there ({model.config.num_hidden_layers} now), or save it again without them."
+            )
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
@@ -612,7 +620,8 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
     head."""
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
-    if pooler_names := {name for name in missing if name.startswith(pooler)}:
+    pooler_names = {name for name in missing if name.startswith(pooler)}
+    if pooler_names:
         base.pooler = None
     return missing - pooler_names if base is model else missing
 
@@ -630,10 +639,10 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
             ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
             decoder_tokens = None
         start = torch.full_like(ids[:, :1], decoder_start(model.config))
-        arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[
-            :, : min(ids.shape[1], decoder_tokens or ids.shape[1])
-        ]
-    if (family := known_family(model.config)) is not None:
+        count = min(ids.shape[1], decoder_tokens or ids.shape[1])
+        arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, :count]
+    family = known_family(model.config)
+    if family is not None:
         arguments = {**family.spec.further_inputs(model.config, *ids.shape[:2]), **arguments}
     with torch.no_grad():
         returned = model(input_ids=ids, return_dict=True, **arguments)
@@ -645,11 +654,8 @@ def _quiet_libraries() -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    verbosity, hub_verbosity, bars = (
-        logging.get_verbosity(),
-        hub_logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-    )
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
