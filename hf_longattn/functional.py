@@ -272,9 +272,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         )
 
 
-def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: Any, seed: Any) -> None:
-    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices and for invalid
-    numbers."""
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise OptionError(
             f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors."
@@ -298,6 +296,11 @@ def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: A
             f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype."
         )
 
+
+def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: Any, seed: Any) -> None:
+    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices and for invalid
+    numbers."""
+    _check_tensors(q, k, v)
     if scaling is not None and (
         isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)
     ):

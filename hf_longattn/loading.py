@@ -128,7 +128,9 @@ def no_weights(name: str, folder: Path | None = None) -> str:
         usual = f"{variant['stem']}.{variant['end']}"
         return f"{name!r} has no {usual}, but {variant[0]} (variant={variant['variant']!r}); rename it to {usual}."
     if sharded or tensors:
-        load = f"load it by from_pretrained with variant={sharded[0]['variant']!r}" if sharded else "load its weights"
+        load = "load its weights"
+        if sharded:
+            load = f"load it by from_pretrained with variant={sharded[0]['variant']!r}"
         return (
             f"{name!r} has neither model.safetensors nor all files of its index, but {listed(tensors)}; {load} in a "
             "program of yours, and save the model by save_pretrained."
@@ -167,7 +169,9 @@ def translated_errors(
         reason = in_a_line(answer or error)
         if answer is None:  # no connection: the reason names no address
             reason += next(filter(None, map(_server, chain)), "")
-        failure = "cannot be uploaded" if raised is HubError else "is not a folder, and it cannot be downloaded"
+        failure = "is not a folder, and it cannot be downloaded"
+        if raised is HubError:
+            failure = "cannot be uploaded"
         sentence = TOKEN.sub("hf_***", f"{repo_id!r} {failure}: {reason}.")
         if isinstance(token, str) and token:
             sentence = sentence.replace(token, "hf_***")
@@ -206,7 +210,9 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
         name: a folder or a Hub repository id.
         what: the part that is loaded, such as "tokenizer"; default: the whole checkpoint.
     """
-    subject = f"The {what} of {str(name)!r}" if what else repr(str(name))
+    subject = repr(str(name))
+    if what:
+        subject = f"The {what} of {subject}"
     refused = _refused.set(True)
     try:
         with LOADING, checkpoint_errors(f"{subject} cannot be loaded"):
@@ -217,11 +223,8 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose "
                 "model_type and classes transformers has, or load it in a program of yours and save it as one."
             ) from error
-        if (
-            isinstance(error.__cause__, OSError)
-            and "file named" in str(error.__cause__)
-            and "safetensors" in str(error.__cause__)
-        ):
+        cause = str(error.__cause__)
+        if isinstance(error.__cause__, OSError) and "file named" in cause and "safetensors" in cause:
             raise CheckpointError(no_weights(str(name))) from error
         raise
     finally:
@@ -336,47 +339,56 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     A token takes about 200 bytes, so a few rules could fill the memory with the tokens of a short text. Each rule is
     run on a sample and on the output of the earlier rules. A match of a regular expression counts as one byte.
     """
-    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
         return
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
-        steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
-        starts = [(SAMPLE, SAMPLE, 0)]
-        for following, (_, rule) in enumerate(steps, 1):
-            if rule["type"] in ("Replace", "Prepend"):
-                starts.append(
-                    (
-                        rule.get("pattern", {}).get("String", ""),
-                        rule.get("content") or rule.get("prepend", ""),
-                        following,
-                    )
-                )
-            # the size of a trie, the trie, texts that end in a zero
-            elif rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:
-                charsmap = base64.b64decode(rule["precompiled_charsmap"])
-                texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
-                starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), following))
-        growth = 0.0
-        for before, text, first in starts:
-            size = max(1, len(before.encode()))
-            for step, _ in steps[first:]:
-                if len(text.encode()) > MOST_GROWTH * size:
-                    break  # the next step could fill the memory
-                if hasattr(step, "normalize_str"):
-                    text = step.normalize_str(text)
-                else:
-                    text = "".join(piece for piece, _ in step.pre_tokenize_str(text))
-            growth = max(growth, len(text.encode()) / size)
-        templates = [rule.get(form) or [] for _, rule in _steps(backend.post_processor) for form in ("single", "pair")]
-        copies = [[piece["Sequence"]["id"] for piece in template if "Sequence" in piece] for template in templates]
-        repeats = (
-            any(len(texts) > len(set(texts)) for texts in copies)
-            or backend.num_special_tokens_to_add(False) > MOST_SPECIAL
-        )
-    if growth > MOST_GROWTH or repeats:
+        expands = _growth(backend) > MOST_GROWTH or _repeats_texts(backend)
+    if expands:
         raise CheckpointError(
             f"The tokenizer.json of {name!r} makes a text more than {MOST_GROWTH} times as long, or repeats it; give "
             "a checkpoint with another tokenizer."
         )
+
+
+def _growth(backend: Any) -> float:
+    """The most output bytes per input byte of the rules that change a text, each with the rules after it."""
+    steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
+    starts = [(SAMPLE, SAMPLE, 0)]  # a text, the same after some rules, and the number of the next rule
+    for following, (_, rule) in enumerate(steps, 1):
+        if rule["type"] == "Replace":
+            starts.append((rule["pattern"].get("String", ""), rule["content"], following))
+        elif rule["type"] == "Prepend":
+            starts.append(("", rule["prepend"], following))
+        elif rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:
+            # the size of a trie, the trie, texts that end in a zero
+            charsmap = base64.b64decode(rule["precompiled_charsmap"])
+            texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
+            starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), following))
+    growth = 0.0
+    for before, text, first in starts:
+        size = max(1, len(before.encode()))
+        for step, _ in steps[first:]:
+            if len(text.encode()) > MOST_GROWTH * size:
+                break  # the next step could fill the memory
+            if hasattr(step, "normalize_str"):
+                text = step.normalize_str(text)
+            else:
+                text = "".join(piece for piece, _ in step.pre_tokenize_str(text))
+        growth = max(growth, len(text.encode()) / size)
+    return growth
+
+
+def _repeats_texts(backend: Any) -> bool:
+    """Whether the template around a text has it twice, or more than :data:`MOST_SPECIAL` tokens."""
+    if backend.num_special_tokens_to_add(False) > MOST_SPECIAL:
+        return True
+    for _, rule in _steps(backend.post_processor):
+        for form in ("single", "pair"):
+            texts = [piece["Sequence"]["id"] for piece in rule.get(form) or [] if "Sequence" in piece]
+            if len(texts) > len(set(texts)):
+                return True
+    return False
 
 
 def _steps(part: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -428,9 +440,10 @@ def load_model(loader: Any, name: str | Path, *, complete: bool = False, **argum
     options = {
         "dtype": torch.float32,
         "output_loading_info": True,
-        **({"ignore_mismatched_sizes": True} if complete else {}),
         **arguments,
     }
+    if complete:
+        options.setdefault("ignore_mismatched_sizes", True)
     model, info = load_weights(loader, name, **options)
     if complete:
         check_complete(model, info, str(name))
@@ -716,57 +729,75 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         complete: refuse checkpoints that lack weights (for use without training).
         arguments: more arguments of the loader. With ``num_labels``, a head of another size is replaced by a new one.
     """
-    listed_modules = sentence_modules(fetch_model(name))
-    check_activations(fetch_model(name), listed_modules)
+    modules = sentence_modules(fetch_model(name))
+    check_activations(fetch_model(name), modules)
+    weights = {
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": "num_labels" in arguments,
+    }
     with loading_errors(name), without_load_report():
-        for module in listed_modules:
-            if not module["type"].endswith(".Transformer"):
-                files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
-                safe, pickled = (
-                    cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files
-                )
-                if pickled and not safe:
-                    raise CheckpointError(no_weights(f"{name}/{module['path']}"))
-        weights = {
-            "dtype": torch.float32,
-            "use_safetensors": True,
-            "ignore_mismatched_sizes": "num_labels" in arguments,
-        }
+        refuse_pickled_modules(name, modules)
         options = {"model_kwargs": weights, **NO_CODE, **commit_of(name), **arguments}
         if loader.__name__ == "MultiVectorEncoder" and not has_token_vectors(name):
-            from sentence_transformers import SentenceTransformer
-            from sentence_transformers.base.modules import Normalize
-            from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-
-            single = SentenceTransformer(name, **options)
-            prompts = {task: prompt for task, prompt in single.prompts.items() if prompt}
-            modules = [single[0], MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
-            model = loader(modules=modules, prompts=prompts or None, **arguments)
+            model = _from_token_states(loader, name, options, arguments)
         else:
             model = loader(name, **options)
     network, tokenizer = model.transformers_model, getattr(model, "tokenizer", None)
-    if network is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
+    if network is None:
+        return model
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
         check_tokenizer(tokenizer, name)
         if network.main_input_name == "input_ids":
             fit_tokenizer(tokenizer, network.config, name)
             if network.config.pad_token_id is None:
                 network.config.pad_token_id = tokenizer.pad_token_id
-    if complete and network is not None:  # the loader does not say which weights are new
-        folder = next((entry["path"] for entry in listed_modules if entry["type"].endswith(".Transformer")), "")
-        options = {
-            "config": network.config,
-            "subfolder": folder,
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,
-        }
-        with without_load_report():
-            # keeps no second copy of the weights
-            again, info = load_weights(type(network), name, device_map="meta", **options)
-        read = {
-            key for key in info["missing_keys"] if loader.__name__ == "CrossEncoder" or ".pooler." not in f".{key}"
-        }
-        # Many encoders are saved without the pooler: sentence-transformers pools the last hidden states itself.
-        check_complete(
-            again, {**info, "missing_keys": read}, name, "give a checkpoint that was saved with all of them"
-        )
+    if complete:
+        check_sentence_weights(network, name, modules, with_pooler=loader.__name__ == "CrossEncoder")
     return model
+
+
+def refuse_pickled_modules(name: str, modules: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse modules after the transformer whose weights are in a pickle only; sentence-transformers would read it."""
+    for module in modules:
+        if module["type"].endswith(".Transformer"):
+            continue
+        files = (f"{module['path']}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
+        safe, pickled = (cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files)
+        if pickled and not safe:
+            raise CheckpointError(no_weights(f"{name}/{module['path']}"))
+
+
+def _from_token_states(loader: Any, name: str, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
+    """A MultiVectorEncoder of the token states of another sentence encoder, without a projection."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    single = SentenceTransformer(name, **options)
+    prompts = {task: prompt for task, prompt in single.prompts.items() if prompt}
+    modules = [single[0], MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    return loader(modules=modules, prompts=prompts or None, **arguments)
+
+
+def check_sentence_weights(
+    network: Any, name: str, modules: Iterable[Mapping[str, Any]], *, with_pooler: bool
+) -> None:
+    """Refuse a sentence encoder without all weights of its transformer. Its loader does not say which are new.
+
+    Many encoders are saved without the pooler, because sentence-transformers pools the last hidden states itself.
+    """
+    folder = next((entry["path"] for entry in modules if entry["type"].endswith(".Transformer")), "")
+    with without_load_report():
+        again, info = load_weights(
+            type(network),
+            name,
+            device_map="meta",  # keeps no second copy of the weights
+            config=network.config,
+            subfolder=folder,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    missing = {key for key in info["missing_keys"] if with_pooler or ".pooler." not in f".{key}"}
+    advice = "give a checkpoint that was saved with all of them"
+    check_complete(again, {**info, "missing_keys": missing}, name, advice)

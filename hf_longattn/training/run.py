@@ -84,26 +84,15 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
             f"The output {str(folder)!r} is the folder of --model, which would be overwritten; give another --output."
         )
     if args.do_train and (args.resume or args.resume_from_checkpoint):
-        start = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else newest_checkpoint(folder)
+        given = args.resume_from_checkpoint
+        start = Path(given) if given else newest_checkpoint(folder)
         if start is None or not is_complete(start):
             raise CheckpointError(
                 f"There is no complete checkpoint in {str(start or folder)!r} to resume from; leave --resume out."
             )
         args.resume_from_checkpoint, args.eval_on_start = str(start), False
     if not args.overwrite and not resumes_output(args):
-        if not args.do_train and (folder / SCORES_NAME).exists():
-            raise OptionError(
-                f"{str(folder)!r} holds scores already; give another --output, or add --overwrite to replace them."
-            )
-        if any(next(folder.glob(pattern), None) for pattern in MODEL_FILES):
-            advice = (
-                "add --overwrite to replace it, --resume to continue from its latest checkpoint, or "
-                if args.do_train
-                else ""
-            )
-            raise OptionError(
-                f"{str(folder)!r} holds a model, or checkpoints of an earlier run; {advice}give another --output."
-            )
+        refuse_earlier_results(folder, args.do_train)
     check_writable(folder)
     if args.push_to_hub and not args.do_train:
         raise OptionError(
@@ -117,6 +106,22 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
     transformers.set_seed(args.seed)
+
+
+def refuse_earlier_results(folder: Path, trains: bool) -> None:
+    """Refuse an output that has scores, a model or checkpoints of an earlier run."""
+    if not trains and (folder / SCORES_NAME).exists():
+        raise OptionError(
+            f"{str(folder)!r} holds scores already; give another --output, or add --overwrite to replace them."
+        )
+    if any(next(folder.glob(pattern), None) for pattern in MODEL_FILES):
+        advice = "give another --output"
+        if trains:
+            advice = (
+                "add --overwrite to replace it, --resume to continue from its latest checkpoint, or give another "
+                "--output"
+            )
+        raise OptionError(f"{str(folder)!r} holds a model, or checkpoints of an earlier run; {advice}.")
 
 
 def finish(
@@ -148,20 +153,14 @@ def finish(
     """
     args: Any = trainer.args
     sharded, first = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled, trainer.is_world_process_zero()
-    data = " ".join(data_args.data)
-    for rows, use in ((trainer.eval_dataset, "evaluate on"), (trainer.train_dataset, "train on")):
-        if isinstance(rows, Sized) and not len(rows):
-            source = (data_args.validation or f"{data} (held out)") if use == "evaluate on" else data
-            raise DataError(
-                f"No row of {source} is left to {use}: the tokenizer makes only special tokens of its texts; give "
-                "other data."
-            )
+    refuse_empty(trainer, data_args)
     if first:
-        how = f"resuming from {start} the training of" if (start := args.resume_from_checkpoint) else "training"
-        print(
-            f"hf_longattn {hf_longattn.__version__}: {how if args.do_train else 'scoring'} {model_args.model}",
-            file=sys.stderr,
-        )
+        action = "scoring"
+        if args.do_train:
+            action = "training"
+            if args.resume_from_checkpoint:
+                action = f"resuming from {args.resume_from_checkpoint} the training of"
+        print(f"hf_longattn {hf_longattn.__version__}: {action} {model_args.model}", file=sys.stderr)
     if sharded and not (trainer.shards and args.do_train):
         raise OptionError(
             "This does not run under FSDP or DeepSpeed; start whole copies with accelerate launch --multi_gpu."
@@ -173,42 +172,11 @@ def finish(
                     "Weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --lora-rank out."
                 )
             if first:
-                record = RunRecord(run_facts(trainer.model, trainer.train_dataset, model_args, data_args))
-                if args.resume_from_checkpoint:
-                    check_same_run(Path(args.resume_from_checkpoint), record.facts)
-                trainer.add_callback(record)
-            if first and not resumes_output(args):
-                for old in args.folder.glob("checkpoint-*"):  # a later --resume must not find them
-                    shutil.rmtree(old)
+                begin_record(trainer, model_args, data_args)
             trainer.accelerator.wait_for_everyone()
             with low_rank_updates(trainer.model, model_args.lora_rank):
-                if args.resume_from_checkpoint and not sharded:
-                    load_renamed(trainer.model, Path(args.resume_from_checkpoint))
-                try:
-                    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-                except KeyError as error:
-                    if "metric_for_best_model" not in str(error):
-                        raise
-                    raise OptionError(f"{error.args[0].partition('. Consider')[0]}.") from error
-                if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
-                    load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
-        before: dict[str, Any] = next(
-            (entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {}
-        )
-        metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
-        settings = {**changed(model_args), **changed(data_args), **args.settings}
-        versions = {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "datasets")},
-        }
-        log = {
-            "settings": settings,
-            "versions": versions,
-            "scored_rows": data_args.scored_rows,
-            "metrics": metrics,
-            **facts,
-        }
-        log["history"] = trainer.state.log_history
+                train(trainer, sharded=sharded)
+        log = scored_log(trainer, model_args, data_args, facts)
         if args.do_train:
             save(trainer, model_args.model, log, hub_task)
         elif first:
@@ -218,11 +186,71 @@ def finish(
     return log
 
 
-def resumes_output(args: LongTrainingArguments) -> bool:
-    return (
-        bool(args.resume_from_checkpoint)
-        and Path(str(args.resume_from_checkpoint)).resolve().parent == args.folder.resolve()
+def refuse_empty(trainer: LongTrainer, data_args: DataArguments) -> None:
+    """Refuse data of which no row is left."""
+    data = " ".join(data_args.data)
+    held_out = data_args.validation or f"{data} (held out)"
+    for rows, source, use in (
+        (trainer.eval_dataset, held_out, "evaluate on"),
+        (trainer.train_dataset, data, "train on"),
+    ):
+        if isinstance(rows, Sized) and not len(rows):
+            raise DataError(
+                f"No row of {source} is left to {use}: the tokenizer makes only special tokens of its texts; give "
+                "other data."
+            )
+
+
+def begin_record(trainer: LongTrainer, model_args: ModelArguments, data_args: DataArguments) -> None:
+    """Record in the checkpoints what the training depends on, and compare that with a resumed training's record."""
+    args: Any = trainer.args
+    record = RunRecord(run_facts(trainer.model, trainer.train_dataset, model_args, data_args))
+    if args.resume_from_checkpoint:
+        check_same_run(Path(args.resume_from_checkpoint), record.facts)
+    trainer.add_callback(record)
+    if not resumes_output(args):
+        for old in args.folder.glob("checkpoint-*"):  # a later --resume must not find them
+            shutil.rmtree(old)
+
+
+def train(trainer: LongTrainer, *, sharded: bool) -> None:
+    """Train or resume. With ``load_best_model_at_end``, the model then has the best checkpoint's weights."""
+    args: Any = trainer.args
+    if args.resume_from_checkpoint and not sharded:
+        load_renamed(trainer.model, Path(args.resume_from_checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise OptionError(f"{error.args[0].partition('. Consider')[0]}.") from error
+    if trainer.state.best_model_checkpoint and args.load_best_model_at_end and not sharded:
+        load_renamed(trainer.model, Path(trainer.state.best_model_checkpoint))
+
+
+def scored_log(
+    trainer: LongTrainer, model_args: ModelArguments, data_args: DataArguments, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate, and make the log that :func:`finish` returns."""
+    args: Any = trainer.args
+    before: dict[str, Any] = next(
+        (entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {}
     )
+    metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
+    versions = {name: version(name) for name in ("torch", "transformers", "datasets")}
+    return {
+        "settings": {**changed(model_args), **changed(data_args), **args.settings},
+        "versions": {"python": platform.python_version(), **versions},
+        "scored_rows": data_args.scored_rows,
+        "metrics": metrics,
+        **facts,
+        "history": trainer.state.log_history,
+    }
+
+
+def resumes_output(args: LongTrainingArguments) -> bool:
+    start = args.resume_from_checkpoint
+    return bool(start) and Path(str(start)).resolve().parent == args.folder.resolve()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -280,7 +308,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         CheckpointError: another training writes into the folder, or it cannot be written.
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
-    with disk_errors(new[-1].parent if new else folder):
+    existing = new[-1].parent if new else folder
+    with disk_errors(existing):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         try:
@@ -302,11 +331,9 @@ def only_writer(folder: Path) -> Iterator[None]:
 def how_to_resume(folder: Path) -> str:
     """The advice after a run that ended early."""
     newest = newest_checkpoint(folder)
-    return (
-        f"run again with --resume, from {newest}"
-        if newest
-        else "run again with --overwrite, since no checkpoint is complete"
-    )
+    if newest is None:
+        return "run again with --overwrite, since no checkpoint is complete"
+    return f"run again with --resume, from {newest}"
 
 
 def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int:
@@ -323,18 +350,24 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
     try:
         model_args, data_args, training_args = parse_task(task, words, prog or str(task.__file__))
         folder = training_args.folder
-        with only_writer(folder) if first and training_args.do_train else nullcontext():
+        writes = first and training_args.do_train
+        with only_writer(folder) if writes else nullcontext():
             log = task.main(model_args, data_args, training_args)
         if first:
-            written = folder if training_args.do_train else folder / SCORES_NAME
+            written = folder
+            if not training_args.do_train:
+                written = folder / SCORES_NAME
             print(visible(f"{describe(log)}\nwritten to {written}"), file=sys.stderr)
     except LongAttentionError as error:
-        code = 2 if isinstance(error, UsageError) else 1
+        code = 1
+        if isinstance(error, UsageError):
+            code = 2
         print(error_line(error), file=sys.stderr)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT  # as a shell returns it
         if first:
-            print(visible(f"Stopped; {how_to_resume(folder)}." if folder else "Stopped."), file=sys.stderr)
+            advice = f"; {how_to_resume(folder)}" if folder else ""
+            print(visible(f"Stopped{advice}."), file=sys.stderr)
     if code and torch.distributed.is_available() and torch.distributed.is_initialized():
         sys.stderr.flush()
         os._exit(code)  # destroying a process group without its other processes may hang
@@ -424,16 +457,13 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     """
     args: Any = trainer.args
     folder, first = args.folder, trainer.is_world_process_zero()
-    if first and (folder / LOG_NAME).is_file():
-        names = read_json_object(folder / LOG_NAME).get("files", [])
-        for name in (LOG_NAME, *(name for name in names if Path(name).name == name and (folder / name).is_file())):
-            (folder / name).unlink()
-    tokenizer = getattr(
-        getattr(trainer.processing_class, "tokenizer", trainer.processing_class), "backend_tokenizer", None
-    )
-    if tokenizer is not None:  # remove the settings of the last batch
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+    if first:
+        remove_listed(folder)
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)  # of a processor
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # remove the settings of the last batch
+        backend.no_truncation()
+        backend.no_padding()
     others = {path.name for path in folder.iterdir()}
     config: Any = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
     if trainer.use_cache is not None:
@@ -447,20 +477,37 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
         return
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that no user of the model needs
     complete_folder(folder, source)
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
-    facts = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if type(value) is int)
-    sources = log["settings"].get("data") or log["settings"].get("tasks", ())
-    trained = (
-        f"Trained for {steps:,} step{'s' * (steps != 1)} on {names_of(sources)}{facts and f' ({facts})'}; "
-        f"{describe(log)}."
-    )
-    repository = {} if getattr(trainer, "hub_model_id", None) is None else {"name": trainer.hub_model_id}
-    write_model_card(folder, training=trained, results=measured(log, hub_task), **from_source(source), **repository)
+    card = from_source(source)
+    if getattr(trainer, "hub_model_id", None) is not None:
+        card["name"] = trainer.hub_model_id
+    write_model_card(folder, training=training_sentence(log), results=measured(log, hub_task), **card)
     log["files"] = sorted({path.name for path in folder.iterdir() if path.is_file()} - others)
     write_text(folder / LOG_NAME, json.dumps(log, indent=1))
     if args.push_to_hub:
         access = {"token": args.hub_token, "private": bool(args.hub_private_repo)}
         push_model(folder, str(trainer.hub_model_id), revision=args.hub_revision, **access)
+
+
+def remove_listed(folder: Path) -> None:
+    """Remove an earlier training's log, and the files that it lists."""
+    if not (folder / LOG_NAME).is_file():
+        return
+    names = read_json_object(folder / LOG_NAME).get("files", [])
+    (folder / LOG_NAME).unlink()
+    for name in names:
+        if Path(name).name == name and (folder / name).is_file():
+            (folder / name).unlink()
+
+
+def training_sentence(log: Mapping[str, Any]) -> str:
+    """The sentence of a card about a training: steps, data, facts and scores."""
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    noun = "step" if steps == 1 else "steps"
+    data = names_of(log["settings"].get("data") or log["settings"].get("tasks", ()))
+    facts = [f"{name.replace('_', ' ')} {value:,}" for name, value in log.items() if type(value) is int]
+    if facts:
+        data += f" ({', '.join(facts)})"
+    return f"Trained for {steps:,} {noun} on {data}; {describe(log)}."
 
 
 def complete_folder(folder: Path, source: str) -> None:
@@ -472,14 +519,14 @@ def complete_folder(folder: Path, source: str) -> None:
         origin = fetch_model(source)
     except CheckpointError:  # no connection: the model is saved without these files
         return
-    for home in (origin, origin.parent) if (origin.parent / MODULES).is_file() else (origin,):
-        for path in (path for pattern in BESIDE for path in home.glob(pattern) if path.is_file()):
-            if not (folder / path.name).exists():
-                shutil.copyfile(path, folder / path.name)
+    homes = [origin]
+    if (origin.parent / MODULES).is_file():
+        homes.append(origin.parent)
+    for path in (path for home in homes for pattern in BESIDE for path in home.glob(pattern)):
+        if path.is_file() and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
     if (origin / MODULES).is_file() and not (folder / MODULES).exists():
-        before, after = (
-            read_json_object(each / "config.json") for each in (origin, folder) if (each / "config.json").is_file()
-        )
+        before, after = (read_json_object(each / "config.json") for each in (origin, folder))
         if before.get("architectures") == after.get("architectures"):
             write_modules(origin, folder)
 
@@ -503,12 +550,10 @@ def metric_of(name: str) -> str | None:
 
 def shown(scores: Mapping[str, Any]) -> list[str]:
     """The names of the scores to report: scores in per cent, or else the loss."""
-    names = [
-        name
-        for name, value in scores.items()
-        if metric_of(name) and isinstance(value, (int, float)) and math.isfinite(value)
-    ]
-    return names or [name for name in ("loss",) if math.isfinite(scores.get("loss", math.nan))]
+    numbers = {
+        name: value for name, value in scores.items() if isinstance(value, (int, float)) and math.isfinite(value)
+    }
+    return [name for name in numbers if metric_of(name)] or [name for name in ("loss",) if name in numbers]
 
 
 def describe(log: Mapping[str, Any]) -> str:
@@ -516,52 +561,61 @@ def describe(log: Mapping[str, Any]) -> str:
     before, after, rows = log["metrics"]["before"], log["metrics"]["after"], log["scored_rows"]
     parts = []
     for name in shown(after):
+        title, digits, unit = "loss", 3, ""
         key = metric_of(name)
-        head, digits, unit = (name[: -len(key)].replace("_", " "), 1, " %") if key else ("", 3, "")
-        text = f"{head}{METRICS[key] if key else 'loss'} "
+        if key is not None:
+            head = name.removesuffix(key).replace("_", " ")
+            title, digits, unit = f"{head}{METRICS[key]}", 1, " %"
+        text = title
         if before.get(name) is not None:
-            text += f"{before[name]:.{digits}f}{unit} before, "
-        score = plus_minus(after[name], after.get(f"{name}_se"), digits)
-        parts.append(f"{text}{score}{unit}{' after' if name in before else ''}")
-    where = "held out" if rows and rows["trained"] < rows["n"] else "on the training data" if rows else "scored"
-    trained = f", {rows['trained']:,} of them also trained on" if rows and 0 < rows["trained"] < rows["n"] else ""
+            text += f" {before[name]:.{digits}f}{unit} before,"
+        text += f" {plus_minus(after[name], after.get(f'{name}_se'), digits)}{unit}"
+        if name in before:
+            text += " after"
+        parts.append(text)
+    where, trained = "scored", ""
+    if rows:
+        where = "on the training data"
+        if rows["trained"] < rows["n"]:
+            where = "held out"
+            if rows["trained"]:
+                trained = f", {rows['trained']:,} of them also trained on"
     count = int(after.get("n", 0))
-    return (
-        f"{where} ({count:,} row{'s' * (count != 1)}{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
-    )
+    noun = "row" if count == 1 else "rows"
+    return f"{where} ({count:,} {noun}{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
 
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[dict[str, Any]]:
     """The final scores as ``results`` of :func:`~hf_longattn.hub.model_card`. ``task``: task of the card."""
-    after, settings, results = log["metrics"]["after"], log["settings"], []
-    validation, rows, sources = (
-        settings.get("validation", []),
-        log["scored_rows"],
-        settings.get("data") or settings.get("tasks", []),
-    )
+    after, settings, rows = log["metrics"]["after"], log["settings"], log["scored_rows"]
+    validation, sources = settings.get("validation", []), settings.get("data") or settings.get("tasks", [])
     part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
+    results = []
     for name in shown(after):
+        metric, unit, head = "loss", log.get("unit", "nats"), ""
         key = metric_of(name)
-        metric, unit, head = (
-            (METRICS[key], "%", name[: -len(key)].strip("_")) if key else ("loss", log.get("unit", "nats"), "")
+        if key is not None:
+            metric, unit, head = METRICS[key], "%", name.removesuffix(key).strip("_")
+        scored = [validation]
+        if not isinstance(validation, str):  # NAME=DATA for each head
+            scored = [each for each in validation if each.startswith(f"{head}=")]
+        data = names_of(scored)
+        if not scored:
+            of_head = [each for each in sources if each.startswith(f"{head}=")] or sources  # NAME=KIND:DATA
+            data = f"{names_of(of_head)} ({part})"
+        results.append(
+            {
+                "dataset": data,
+                "metric": metric,
+                "value": after[name],
+                "unit": unit,
+                "task": task,
+                "metric_type": key or "loss",
+                "n": after.get(f"{head}_n", after.get("n")),
+                "standard_error": after.get(f"{name}_se"),
+                "system": f"head {head}" if head else "",
+            }
         )
-        scored = (
-            [validation]
-            if isinstance(validation, str)
-            else [each for each in validation if each.startswith(f"{head}=")]
-        )
-        of_head = [each for each in sources if each.startswith(f"{head}=")] or sources  # NAME=KIND:DATA
-        data = names_of(scored) if scored else f"{names_of(of_head)} ({part})"
-        row = {
-            "dataset": data,
-            "metric": metric,
-            "value": after[name],
-            "unit": unit,
-            "task": task,
-            "metric_type": key or "loss",
-        }
-        row |= {"n": after.get(f"{head}_n", after.get("n")), "standard_error": after.get(f"{name}_se")}
-        results.append({**row, "system": f"head {head}" if head else ""})
     return results
 
 
