@@ -34,25 +34,25 @@ class Probe:
     def check(self, name: str, source: Any, result: Any, reference: str, why: str = "") -> Check:
         """Compare the outputs that both models have, with all hidden states. ``reference``: the source, as a noun
         phrase."""
-        inputs, outputs = self.inputs, list[dict[str, Tensor]]()
+        inputs = self.inputs
+        outputs: list[dict[str, Tensor]] = []
         # no multiple-choice head: choices become rows
         if source.base_model is source and inputs["input_ids"].dim() == 3:
             inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
         for model in (source, result):
             with torch.no_grad():
                 tensors = floating_tensors(model(**inputs, output_hidden_states=True, return_dict=True))
-            outputs.append(
-                {
-                    name: part[self.real] if part.shape[:2] == self.real.shape else part
-                    for name, part in tensors.items()
-                }
-            )
+            for key, values in tensors.items():
+                if values.shape[:2] == self.real.shape:
+                    tensors[key] = values[self.real]
+            outputs.append(tensors)
         common = sorted(outputs[0].keys() & outputs[1].keys())
-        values = {"length": self.real.shape[1], "tokens": int(self.real.sum()), "outputs": common}
-        texts = f"outputs and hidden states of two texts of up to {values['length']} tokens, {self.name}"
-        difference = Difference.of(*({name: tensors[name] for name in common} for tensors in outputs))
+        difference = Difference.of(*({key: tensors[key] for key in common} for tensors in outputs))
+        length = self.real.shape[1]
+        texts = f"outputs and hidden states of two texts of up to {length} tokens, {self.name}"
+        facts = {"length": length, "tokens": int(self.real.sum()), "outputs": common}
         return equality(
-            f"{name}, {self.name}", f"{texts}: largest difference from {reference}", difference, values, why
+            f"{name}, {self.name}", f"{texts}: largest difference from {reference}", difference, facts, why
         )
 
 
@@ -79,16 +79,17 @@ class Adoption:
         values = {name: value for name, value in config.to_dict().items() if name not in self.unused}
         if "MultipleChoice" in source_class:
             raise CheckpointError(f"{source_class} makes candidate answers global; convert it without this head.")
-        widths = (
-            list(config.attention_window)
-            if isinstance(config.attention_window, Sequence)
-            else [config.attention_window]
-        )
+        widths = config.attention_window
+        if not isinstance(widths, Sequence):
+            widths = [widths]
         usual = max(widths, key=widths.count)
         layers = {layer: {"window": width} for layer, width in enumerate(widths) if width != usual}
-        of_head = next((options for head, options in self.head_globals.items() if source_class.endswith(head)), {})
-        separator = {} if of_head.keys() <= {"global_tokens"} else {"separator_token_id": config.sep_token_id}
-        options = {"global_tokens": (), "separate_global": True, **of_head, **separator}
+        options: dict[str, Any] = {"global_tokens": (), "separate_global": True}
+        for head, global_options in self.head_globals.items():
+            if source_class.endswith(head):
+                options |= global_options
+        if "global_first_segment" in options:
+            options["separator_token_id"] = config.sep_token_id
         return values, LongAttentionConfig("longformer", layers=layers, window=usual, **options)
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
@@ -107,17 +108,16 @@ class Adoption:
         text gets the text's start.
         """
         short = max(1, 2 * length // 3)
-        both, pad = text.tokens(length + short)[0], config.pad_token_id
-        ids = torch.full((2, length), pad if pad is not None and pad >= 0 else 0)
+        both = text.tokens(length + short)[0]
+        ids = torch.full((2, length), max(0, config.pad_token_id or 0))
         ids[0], ids[1, :short] = both[:length], both[length:]
         real = torch.ones(2, length, dtype=torch.bool)
         real[1, short:] = False
         ends = next((ends for head, ends in self.separators.items() if source_class.endswith(head)), ())
         if ends:  # exactly the separators that the head expects
-            question, token = (
-                min(QUESTION, length // 4),
-                config.eos_token_id if config.is_encoder_decoder else config.sep_token_id,
-            )
+            question, token = min(QUESTION, length // 4), config.sep_token_id
+            if config.is_encoder_decoder:
+                token = config.eos_token_id
             ids[ids == token] = (token + 1) % config.vocab_size
             for row, count in enumerate(real.sum(-1).tolist()):
                 ids[row, [question + end if end >= 0 else count + end for end in ends]] = token
@@ -128,16 +128,12 @@ class Adoption:
         if "MultipleChoice" in source_class:  # the two texts are the choices of one example
             inputs, global_mask = {name: value[None] for name, value in inputs.items()}, global_mask[None]
         probes = [Probe("with padding", inputs, real)]
-        if (
-            takes_globals
-            and "global_attention_mask" in inspect.signature(getattr(transformers, source_class).forward).parameters
-        ):
-            probes.append(
-                Probe("with padding and global tokens", {**inputs, "global_attention_mask": global_mask}, real)
-            )
-        if not config.is_encoder_decoder or source_class.endswith(
-            ("EncoderModel", "ForSequenceClassification", "ForCausalLM")
-        ):
+        arguments = inspect.signature(getattr(transformers, source_class).forward).parameters
+        if takes_globals and "global_attention_mask" in arguments:
+            inputs = {**inputs, "global_attention_mask": global_mask}
+            probes.append(Probe("with padding and global tokens", inputs, real))
+        one_stack = ("EncoderModel", "ForSequenceClassification", "ForCausalLM")
+        if not config.is_encoder_decoder or source_class.endswith(one_stack):
             return probes
         # the decoder reads the start of the encoder's text, shifted right by one
         decoded = torch.cat([torch.full_like(ids[:, :1], decoder_start(config)), ids[:, : DECODED - 1]], dim=1)

@@ -519,9 +519,10 @@ def check_texts(comparison: Comparison) -> list[Check]:
         return checks
     if not lengths.read:  # a large model: how long would it take?
         lengths = choose_lengths(plan, text, compared_flops(plan, checks) / max(time.monotonic() - started, 1e-3))
-    # sentence encoders have no decoder
-    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None
-    purpose: Any = LanguageLoss(plan, text, lengths) if pooling is None else Embeddings(plan, text, lengths, pooling)
+    purpose: Any = LanguageLoss(plan, text, lengths)
+    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # of a sentence encoder
+    if pooling is not None:
+        purpose = Embeddings(plan, text, lengths, pooling)
 
     deciding = why_not_measured(comparison, purpose)
     measured = deciding is None
@@ -616,8 +617,11 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
     if lengths.covered == plan.new_length:
         by_mechanisms += ", which is the source's attention at every length"
     differing = old if covered < old else 0
-    why_differing = f"{change} and the mechanism " if change else "the mechanism "
-    why_differing += f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
+    why_differing = "the mechanism is full attention at no length"
+    if covered:
+        why_differing = f"the mechanism covers inputs up to {covered} tokens"
+    if change:
+        why_differing = f"{change} and {why_differing}"
     if short == old:
         why_differing += f", but only texts of more than {short} tokens are read by it"
     comparisons = [  # name, length, attention of the result, reason why outputs may differ

@@ -21,7 +21,7 @@ from ..files import (
 from ..hub import write_remote_code
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
-from ..reports import NEEDS_TRAINING
+from ..reports import NEEDS_TRAINING, Check
 from .check import check_result, load_both
 from .folders import (
     WOULD_TELL,
@@ -72,7 +72,10 @@ def convert_checkpoint(
     text = verification_text(chosen.verify_text)
     with ending_cleanly():
         if not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
-            plan_conversion(source, target, chosen.without_search() if chosen.mechanism == AUTO else chosen)
+            first = chosen
+            if chosen.mechanism == AUTO:
+                first = chosen.without_search()
+            plan_conversion(source, target, first)
         opened = open_source(source, revision=chosen.revision, token=chosen.token, allow_pickle=chosen.allow_pickle)
         plan = plan_conversion(opened, target, chosen, choose=choose)
         stored = sum(
@@ -85,8 +88,10 @@ def convert_checkpoint(
                 "bytes; does it belong to another model?"
             )
         with staged_folder(target, overwrite=chosen.overwrite) as stage:
-            recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
-            inputs = plan.modality.inputs(plan.config, opened.folder, text, recording) if chosen.verify else None
+            inputs = None
+            if chosen.verify:
+                recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
+                inputs = plan.modality.inputs(plan.config, opened.folder, text, recording)
             model, missing = load_as_result(opened, plan.architecture, plan.config, None)
             progress("write", 0, plan.parameters * plan.shape.element_bytes)
             model.save_pretrained(
@@ -94,7 +99,11 @@ def convert_checkpoint(
             )
             del model
             add_source_files(opened, stage, plan.new_length, plan)
-            checks = [] if inputs is None else check_result(load_both(plan, stage, inputs), progress)
+            checks: list[Check] = []
+            described = "not verified"
+            if inputs is not None:
+                checks = check_result(load_both(plan, stage, inputs), progress)
+                described = inputs.describe()
             if chosen.remote_code:
                 write_remote_code(stage)
             undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
@@ -106,7 +115,7 @@ def convert_checkpoint(
                 checks,
                 config=chosen.to_dict(),
                 plan=plan.to_dict(),
-                text="not verified" if inputs is None else inputs.describe(),
+                text=described,
                 next_step=training_step(plan) if undecided else None,
             )
 
@@ -120,35 +129,48 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     model's name."""
     if plan.training is not None:
         return dict(plan.training)
-    head, saved_by, causal = plan.architecture.source_class, sentence_class(plan.source.card_folder), plan.shape.causal
-    capabilities = [
-        mechanism.capabilities for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    ]
-    # memory tokens train with the model
-    learns = any(capability.trains and capability.recursion is None for capability in capabilities)
-    predicts = head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None
-    answers = not causal and (head.endswith("ForQuestionAnswering") or "For" not in head)
-    texts, length = ("--data", "YOUR_TEXTS"), ("--max-length", str(plan.new_length))
-    teacher = ("--method", "hidden", "--teacher", plan.source.name)
-    commands = [  # the first match is used
-        (saved_by == EMBEDDINGS and learns, ("linearise", *texts, *length)),
-        (
-            saved_by == EMBEDDINGS and plan.positions in DROPPED,
-            ("distill", *teacher, *texts, "--max-length", str(plan.old_length)),
-        ),
-        (
-            saved_by in SENTENCE_MODELS,
-            ("embed", *SENTENCE_MODELS.get(str(saved_by), ()), "--data", "YOUR_PAIRS.jsonl", *length),
-        ),
-        (saved_by is not None, ()),
-        (predicts, ("linearise" if learns else "clm" if causal else "mlm", *texts, *length)),
-        (head.endswith("ForConditionalGeneration"), ("seq2seq", "--data", "YOUR_DATA.jsonl", *length)),
-        (head.endswith("ForSequenceClassification"), ("classify", *texts)),
-        (head.endswith("ForTokenClassification"), ("tokens", *texts)),
-        (answers, ("qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", *length)),
-    ]
-    command = next((words for applies, words in commands if applies), ())
-    if command:
-        return train_command(*command, output="qa" if command[0] == "qa" else "trained")
+    saved_by = sentence_class(plan.source.card_folder)
+    words = encoder_training(plan, saved_by) if saved_by is not None else head_training(plan)
+    if words:
+        return train_command(*words, output="qa" if words[0] == "qa" else "trained")
     trainer = "transformers' Trainer" if saved_by is None else "sentence-transformers' trainer"
     return {"advice": f"fine-tune {{model}} with {trainer} on texts of up to {plan.new_length} tokens"}
+
+
+def encoder_training(plan: ConversionPlan, saved_by: str) -> tuple[str, ...]:
+    """Words after ``longattn train`` for a model of sentence-transformers; empty if no task trains its class."""
+    length = ("--max-length", str(plan.new_length))
+    if saved_by == EMBEDDINGS and learns(plan):
+        return "linearise", "--data", "YOUR_TEXTS", *length
+    if saved_by == EMBEDDINGS and plan.positions in DROPPED:
+        teacher = ("--method", "hidden", "--teacher", plan.source.name)
+        return "distill", *teacher, "--data", "YOUR_TEXTS", "--max-length", str(plan.old_length)
+    if saved_by in SENTENCE_MODELS:
+        return "embed", *SENTENCE_MODELS[saved_by], "--data", "YOUR_PAIRS.jsonl", *length
+    return ()
+
+
+def head_training(plan: ConversionPlan) -> tuple[str, ...]:
+    """Words after ``longattn train`` for a model of transformers, by its head; empty if no task trains it."""
+    head, causal, length = plan.architecture.source_class, plan.shape.causal, ("--max-length", str(plan.new_length))
+    texts = ("--data", "YOUR_TEXTS")
+    if head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None:
+        task = "clm" if causal else "mlm"
+        if learns(plan):
+            task = "linearise"
+        return task, *texts, *length
+    if head.endswith("ForConditionalGeneration"):
+        return "seq2seq", "--data", "YOUR_DATA.jsonl", *length
+    if head.endswith("ForSequenceClassification"):
+        return "classify", *texts
+    if head.endswith("ForTokenClassification"):
+        return "tokens", *texts
+    if not causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
+        return "qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", *length
+    return ()
+
+
+def learns(plan: ConversionPlan) -> bool:
+    """Whether a mechanism has parameters to learn. Memory tokens do not count: they train with the model."""
+    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    return any(layer.capabilities.trains and layer.capabilities.recursion is None for layer in layers)

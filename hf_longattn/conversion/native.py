@@ -67,7 +67,7 @@ class Stock:
         self.config, self.long_class, self.family = config, long_class, family
         self.base_class = next(base for base, name in family.model_classes.items() if name == long_class)
         self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))
-        self.class_name = f"{self.stem}{self.head}" if self.stem else self.base_class
+        self.class_name = self.stem + self.head if self.stem else self.base_class
         layers = config.attending[0] if family.base_model_type in self.families else 0
         self.layers = tuple(prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
 
@@ -75,7 +75,9 @@ class Stock:
         """Values of the stock config for a layer that computes the same as ``mechanism``; ``None`` if that is
         impossible."""
         band = band_of(mechanism, self.config.attending[1])
-        return {} if band is not None and band[0] == UNBOUNDED else None
+        if band is None or band[0] != UNBOUNDED:
+            return None
+        return {}
 
     @cached_property
     def reason(self) -> str:
@@ -91,12 +93,11 @@ class Stock:
         values = [self.layer(mechanism) for mechanism in self.layers]
         odd = next((index for index, of_layer in enumerate(values) if of_layer is None or of_layer != values[0]), None)
         if odd is not None:
-            mechanism = self.layers[odd]
-            changed = f" with {', '.join(options)}" if (options := mechanism.options.changed()) else ""
-            return (
-                f"Layer {odd} has {mechanism.name!r}{changed}, and every layer of a {self.class_name} has "
-                f"{self.words}."
-            )
+            choice = repr(self.layers[odd].name)
+            options = self.layers[odd].options.changed()
+            if options:
+                choice += f" with {', '.join(options)}"
+            return f"Layer {odd} has {choice}, and every layer of a {self.class_name} has {self.words}."
         if self.base_class != self.class_name and self.head not in self.heads:
             return (
                 f"The head of a {self.base_class} differs from {self.stem}'s; export the encoder alone, or a model "
@@ -125,7 +126,8 @@ class Stock:
             if adoption is not None and name.endswith("position_embeddings.weight"):  # rows before position 0
                 before = self.family.position_tables[0].offset_rows(self.config)
                 after = FAMILIES[adoption.family].position_tables[0].offset_rows(config)
-                values = values if before == after else nn.functional.pad(values[before:], (0, 0, after, 0))
+                if before != after:
+                    values = nn.functional.pad(values[before:], (0, 0, after, 0))
             state[renamed(name, self.names)] = values
         return state
 
@@ -175,19 +177,21 @@ class LongformerStock(Stock):
         """Find the global tokens of its head. ``globals`` is ``None`` if the head needs separators that the texts of
         the family lack."""
         super().__init__(config, long_class, family)
-        options = {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
-        lacking = self.head == "ForQuestionAnswering" and family.base_model_type not in ROBERTAS
-        self.globals = None if lacking else LongformerOptions(**options)
-        first = " --option global_first_segment=true" if "global_first_segment" in options else ""
-        advice = (
-            "convert with --mechanism longformer --option "
-            f"global_tokens={'0' if options['global_tokens'] else 'none'}{first}"
-        )
-        self.words = (
-            f"a window of two tokens or more, equally wide on both sides, and its head's global tokens; {advice}"
-        )
-        if lacking:
+        self.globals: LongformerOptions | None = None
+        if self.head == "ForQuestionAnswering" and family.base_model_type not in ROBERTAS:
             self.words = "global tokens before the first of three separators in a pair of texts"
+            return
+        options = {"global_tokens": (), **HEAD_GLOBALS.get(self.head, {})}
+        self.globals = LongformerOptions(**options)
+        flags = "--option global_tokens=none"
+        if options["global_tokens"]:
+            flags = "--option global_tokens=0"
+        if "global_first_segment" in options:
+            flags += " --option global_first_segment=true"
+        self.words = (
+            "a window of two tokens or more, equally wide on both sides, and its head's global tokens; convert with "
+            f"--mechanism longformer {flags}"
+        )
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         config, options = self.config, LongformerOptions(global_tokens=())
@@ -325,8 +329,11 @@ def _write(source: Source, stage: Path, name: str, verify: bool, progress: Stage
     stock.save_pretrained(stage)
     add_source_files(source, stage, length)
 
-    text, checks = modality_of(family).inputs(config, stage, verification_text(None)), list[Check]()
+    text = modality_of(family).inputs(config, stage, verification_text(None))
+    checks: list[Check] = []
+    described = "not verified"
     if verify:
+        described = text.describe()
         with checkpoint_errors(
             "Verification failed, so nothing was kept: the long model or the stock model does not run"
         ):
@@ -353,7 +360,7 @@ def _write(source: Source, stage: Path, name: str, verify: bool, progress: Stage
             "parameters": stock.num_parameters(),
             "warnings": [f"{choice.note}."] if choice.note else [],
         },
-        text=text.describe() if verify else "not verified",
+        text=described,
         next_step=None,
     )
 
@@ -384,14 +391,9 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
                 )[:, -GENERATED:]
                 for model in (long, stock)
             )
-            same = torch.equal(before, after)
-            what = (
-                f"{GENERATED} tokens after each of two texts, "
-                f"{'the same' if same else 'others, but they must be equal'}"
-            )
-            checks.append(
-                Check(
-                    f"generates the same after {length} tokens", PASSED if same else FAILED, what, {"length": length}
-                )
-            )
+            status, comparison = PASSED, "the same"
+            if not torch.equal(before, after):
+                status, comparison = FAILED, "others, but they must be equal"
+            sentence = f"{GENERATED} tokens after each of two texts, {comparison}"
+            checks.append(Check(f"generates the same after {length} tokens", status, sentence, {"length": length}))
     return checks

@@ -172,8 +172,9 @@ class TextPositions:
         reason, unchanged = "", 0
         if self.unchanged is not None:
             unchanged = self.unchanged
-            where = f"after the first {unchanged}" if unchanged > 1 else "too"
-            reason = f"{self.strategy} changes the old positions {where}"
+            reason = f"{self.strategy} changes the old positions too"
+            if unchanged > 1:
+                reason = f"{self.strategy} changes the old positions after the first {unchanged}"
         for choice in (choice for stack in stacks if stack is not None for choice in option_values(stack, RELATIVE)):
             tokens = unchanged_tokens(choice)
             if tokens is None or tokens >= old:
@@ -182,8 +183,9 @@ class TextPositions:
                 unchanged = min(tokens, unchanged)
                 continue
             unchanged = tokens
-            changed = f"texts of over {tokens} tokens" if tokens else "every score"
-            reason = f"relative={choice} changes {changed}"
+            reason = f"relative={choice} changes every score"
+            if tokens:
+                reason = f"relative={choice} changes texts of over {tokens} tokens"
         return reason, unchanged
 
 

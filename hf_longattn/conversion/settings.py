@@ -60,15 +60,16 @@ class Settings:
             for entry in fields(self)
             if entry.repr and getattr(self, entry.name) != entry.default
         }
-        files = {
-            entry.name: Path(value).name if entry.metadata["type"] is Path else value
-            for entry, value in values.items()
-        }
-        return dict(
-            json.loads(
-                json.dumps(files, default=lambda value: value.to_dict() if hasattr(value, "to_dict") else str(value))
-            )
-        )
+        written = {}
+        for entry, value in values.items():
+            written[entry.name] = value
+            if entry.metadata["type"] is Path:
+                written[entry.name] = Path(value).name
+
+        def json_value(value: Any) -> Any:
+            return value.to_dict() if hasattr(value, "to_dict") else str(value)
+
+        return dict(json.loads(json.dumps(written, default=json_value)))
 
     @classmethod
     def from_keywords(cls: type[S], config: S | None, values: Mapping[str, Any]) -> S:
@@ -234,7 +235,9 @@ class ConversionConfig(Settings):
         """
         from ..configuration import LongAttentionConfig
 
-        options = {**(self.options or {}), **({} if self.layers is None else {"layers": self.layers})}
+        options = dict(self.options or {})
+        if self.layers is not None:
+            options["layers"] = self.layers
         if self.long_attention is not None:
             if self.mechanism is not None or options:
                 names = ["mechanism"] * (self.mechanism is not None) + list(options)
@@ -243,17 +246,13 @@ class ConversionConfig(Settings):
                 )
             return LongAttentionConfig.from_dict(self.long_attention)
         if original is None or self.mechanism not in (None, original.mechanism):
-            return (
-                LongAttentionConfig(**options)
-                if self.mechanism is None
-                else LongAttentionConfig(self.mechanism, **options)
-            )
+            return LongAttentionConfig(self.mechanism, **options)
         values = LongAttentionConfig(original.mechanism, **options).to_dict()
-        layers = {
-            index: {k: v for k, v in override.items() if k not in options}
-            for index, override in original.layers.items()
-        }
-        overrides = {str(index): override for index, override in layers.items() if override}
+        overrides = {}
+        for index, override in original.layers.items():
+            kept = {name: value for name, value in override.items() if name not in options}
+            if kept:
+                overrides[str(index)] = kept
         return LongAttentionConfig.from_dict(
             {**original.options, **values, "layers": {**overrides, **values.get("layers", {})}}
         )
