@@ -20,7 +20,6 @@ from transformers import BertForMaskedLM
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import app
-from hf_longattn.conversion import ConversionConfig
 from hf_longattn.training.tasks import load_task, task_names
 from tests.cases import every_case
 from tests.grids import ONLY_QUICK
@@ -31,7 +30,6 @@ from .hostile import (
     RUN,
     SECRET,
     Room,
-    Runs,
     add_to,
     answer,
     bert,
@@ -270,16 +268,3 @@ def test_only_convert_with_allow_pickle_reads_pickled_weights(program: Any, room
     done = [line for line in lines if answer(program, line, io.StringIO())[0]]
     assert [line[0] for line in done if "--allow-pickle" not in line] == ["plan", "inspect"]  # which read no weights
     assert [line[0] for line in done if "--allow-pickle" in line] == ["convert"]
-
-
-@pytest.mark.parametrize("allowed", [False, True])
-def test_convert_refuses_a_pickle_that_runs_code(allowed: bool, source: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    weights = BertForMaskedLM.from_pretrained(source).state_dict()
-    (source / "model.safetensors").unlink()
-    torch.save({**weights, "bert.extra": Runs(marker)}, source / "pytorch_model.bin")
-    settings = ConversionConfig(mechanism="window", max_length=256, allow_pickle=allowed)
-    with pytest.raises(Exception, match=r"hold more than tensors|--allow-pickle"):
-        convert_checkpoint(source, tmp_path / "out", settings)
-    assert not marker.exists()
-    assert not (tmp_path / "out").exists()

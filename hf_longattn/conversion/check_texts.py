@@ -585,9 +585,9 @@ def why_not_measured(comparison: Comparison, purpose: LanguageLoss | Embeddings)
         return [undecided(purpose.name, f"{text.why_seeded}, and real text is needed", would_tell)]
     real = text.real_tokens()
     if isinstance(purpose, Embeddings):
-        measurable, needed = purpose.passages, 2 * purpose.sizes[0]
+        measurable, needed = bool(purpose.passages), 2 * purpose.sizes[0]
     else:
-        measurable, needed = purpose.lengths.read, purpose.lengths.needed
+        measurable, needed = purpose.lengths.read > 0, purpose.lengths.needed
     if measurable:
         return None
     if real < needed:

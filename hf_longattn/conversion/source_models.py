@@ -397,9 +397,8 @@ def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    if getattr(model_class.config_class, "model_type", None) != model_type:
-        return None
-    return model_class
+    config_class: Any = model_class.config_class
+    return model_class if getattr(config_class, "model_type", None) == model_type else None
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:

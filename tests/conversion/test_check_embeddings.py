@@ -277,27 +277,6 @@ def test_short_passages_alone_do_not_make_a_longer_encoder_ready(
     assert "--verify-text FILE with a longer text" in measured(short)["would_tell"]
 
 
-@pytest.mark.thorough
-def test_compared_embeddings_are_the_means_of_the_states_of_framed_texts(encoder: Path, tmp_path: Path) -> None:
-    """tests/conversion/test_pooling.py compares the pooling with sentence-transformers'."""
-    values = measured(convert_checkpoint(encoder, tmp_path / "long", mechanism="window", window=16, max_length=NEW))
-    tokenizer = load_tokenizer(encoder)
-    assert tokenizer is not None
-    ids = (
-        VerificationText(*verification_text(None), tokenizer, 30522)
-        .tokens(Embeddings.most * LENGTH)
-        .view(Embeddings.most, LENGTH)
-        .clone()
-    )
-    ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-    with torch.no_grad():
-        means = [
-            transformers.AutoModel.from_pretrained(folder)(ids)[0].mean(1) for folder in (encoder, tmp_path / "long")
-        ]
-    expected = float(torch.nn.functional.cosine_similarity(*means).mean())
-    assert values["cosines"][str(LENGTH)] == pytest.approx(expected, abs=1e-5)
-
-
 def test_embeddings_that_are_not_measured_say_why(encoder: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(encoder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab.txt"))
     report = convert_checkpoint(bare, tmp_path / "long", mechanism="window", window=16, max_length=NEW)

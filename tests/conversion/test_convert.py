@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shlex
 import shutil
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,13 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
-from hf_longattn import export_checkpoint
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, OptionError
-from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.families import FAMILIES
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
 from tests.conversion.conftest import CLASSES, LENGTH
-from tests.lookups import lookups
 from tests.reports import statuses, tensor_counts
 from tests.trained import tokenizer_of
 
@@ -425,7 +420,6 @@ def test_conversion_of_two_stacks_refuses_wrong_lengths_layers_and_tables(
 
 
 LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 16}
-SOURCES = [inspect.getsource(module) for module in (inspect, json, textwrap)]
 
 
 def separator_in(folder: Path) -> int | None:
@@ -514,62 +508,3 @@ def test_separator_of_a_global_first_segment_is_that_of_the_tokenizer(
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, global_first_segment=True, max_length=200)
     attention = json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]
     assert attention["separator_token_id"] == AutoTokenizer.from_pretrained(source).sep_token_id
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """The project's own question-answering model for 4,096 tokens."""
-    folder = tmp_path_factory.mktemp("questions") / "long"
-    asset = repository / "model_cards" / "bert-python-512-qa"
-    convert_checkpoint(asset, folder, mechanism="longformer", window=256, max_length=4096, verify=False)
-    return folder
-
-
-@pytest.mark.slow
-def test_plain_call_answers_what_a_call_with_the_question_mask_answers(converted: Path) -> None:
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(converted),
-        AutoModelForQuestionAnswering.from_pretrained(converted).float().eval(),
-    )
-    records = [record for seed in range(5) for record in lookups(SOURCES, tokenizer, 1500, seed)]
-    right = {"plain": 0, "mask": 0, "first token only": 0}
-    for record in records:
-        inputs = tokenizer(record["question"], record["context"], return_tensors="pt")
-        places = torch.arange(inputs["input_ids"].shape[1])[None]
-        masks = {"plain": None, "mask": places < inputs.sequence_ids(0).index(1), "first token only": places < 1}
-        for name, mask in masks.items():
-            given = {} if mask is None else {"global_attention_mask": mask.long()}
-            with torch.no_grad():
-                outputs = model(**inputs, **given)
-            right[name] += (
-                answer(tokenizer, inputs, outputs.start_logits, outputs.end_logits) == record["answers"]["text"][0]
-            )
-    assert right["plain"] == right["mask"] > 3 * right["first token only"]
-    assert right["plain"] > len(records) / 2
-    reader = QAReader(model, tokenizer, 4096)
-    assert sum(reader.answer(record) == record["answers"]["text"][0] for record in records) >= right["plain"]
-
-
-@pytest.mark.slow
-def test_onnx_graph_of_question_answering_needs_no_global_mask(converted: Path, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(converted),
-        AutoModelForQuestionAnswering.from_pretrained(converted).float().eval(),
-    )
-    report = export_checkpoint(converted, tmp_path / "graph")
-    assert report.inputs == ("input_ids", "attention_mask", "token_type_ids")
-    session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"), providers=["CPUExecutionProvider"])
-    for record in lookups(SOURCES, tokenizer, 1500, seed=0):
-        inputs = tokenizer(record["question"], record["context"], return_tensors="pt")
-        with torch.no_grad():
-            outputs = model(**inputs)
-        start, end = session.run(
-            ["start_logits", "end_logits"], {name: value.numpy() for name, value in inputs.items()}
-        )
-        found = answer(tokenizer, inputs, torch.from_numpy(start), torch.from_numpy(end))
-        assert found == answer(tokenizer, inputs, outputs.start_logits, outputs.end_logits)
-
-
-def answer(tokenizer: Any, inputs: Any, starts: torch.Tensor, ends: torch.Tensor) -> str:
-    return tokenizer.decode(inputs["input_ids"][0, starts.argmax() : ends.argmax() + 1]).strip()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.generation.streamers import BaseStreamer
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import hf_longattn
@@ -24,9 +21,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError
 from hf_longattn.inputs.modality import modality_in
 from hf_longattn.inspect import inspect_checkpoint
-from hf_longattn.memory.attention_cache import SLACK
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
-from scripts.dev.benchmarks.memory import cache_bytes
 from scripts.dev.tools.small_models import IN_FULL
 from tests.cases import every_case
 from tests.conversion.conftest import change_config
@@ -389,37 +384,3 @@ def test_a_rotary_decoder_of_windows_and_sinks_has_no_end(
     )
     limits.append(transformers.AutoTokenizer.from_pretrained(tmp_path / "longer").model_max_length)
     assert limits == [VERY_LARGE_INTEGER, EXTENDED]
-
-
-@pytest.mark.parametrize(
-    "count", [pytest.param(1_000, marks=pytest.mark.thorough), pytest.param(100_000, marks=pytest.mark.slow)]
-)
-def test_text_without_end_takes_constant_memory_and_time(built: Callable[[str], Path], count: int) -> None:
-    """Bytes of the cache, resident memory, and seconds a token of the process, in the second and the last tenth."""
-    settings = {"mechanism": "window", "window": 64, "num_sinks": 4}
-    model = LongLlamaForCausalLM.from_pretrained(built("LlamaForCausalLM"), long_attention=settings).eval()
-    seen: list[tuple[int, int, float]] = []
-
-    class Watch(BaseStreamer):
-        def put(self, value: Tensor) -> None:
-            seen.append((cache_bytes(cache), psutil.Process().memory_info().rss, time.process_time()))
-
-        def end(self) -> None:
-            """Nothing is left to show."""
-
-    cache = DynamicCache(config=model.config)
-    model.generate(
-        tokens(1, 16),
-        past_key_values=cache,
-        max_new_tokens=count,
-        do_sample=False,
-        eos_token_id=None,
-        streamer=Watch(),
-    )
-    tenth = count // 10
-    (sizes, resident, seconds), (later_sizes, later_resident, later_seconds) = (
-        zip(*seen[at : at + tenth], strict=True) for at in (tenth, 9 * tenth)
-    )
-    assert max(sizes) == max(later_sizes) < 2 * 2 * 2 * 8 * 4 * (64 + 4 + 2 * SLACK)
-    assert max(later_resident) < max(resident) + 2**25
-    assert later_seconds[-1] - later_seconds[0] < 2 * (seconds[-1] - seconds[0])

@@ -5,15 +5,9 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
-import random
-import shutil
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, GenerationConfig
 
-from hf_longattn import compress_checkpoint
 from hf_longattn.conversion import convert_checkpoint, folders
 from hf_longattn.errors import CheckpointError
 from tests.cases import every_case
@@ -169,84 +162,6 @@ def test_memory_tokens_are_written_and_equal_on_every_run(
     assert torch.equal(loaded.long_memory.tokens, found[0])
 
 
-KILLS = 50
-ARGUMENTS: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 256, "verify": False}
-
-
-def run(source: Path, destination: Path, overwrite: bool, begun: Connection) -> None:
-    """A conversion in a separate process, which says when the first byte is written."""
-    said: list[bool] = []
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if not said:
-            said.append(True)
-            begun.send(True)
-
-    convert_checkpoint(source, destination, overwrite=overwrite, progress=progress, **ARGUMENTS)
-
-
-class Runs:
-    """Processes that have imported everything already and are killed by number."""
-
-    def __init__(self, source: Path, destination: Path, *, overwrite: bool) -> None:
-        self.arguments = (source, destination, overwrite)
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["hf_longattn.conversion", __name__])
-
-    def killed_after(self, seconds: float | None) -> float:
-        """Start, wait for the first byte and kill so much later; `None` lets it finish. Returns the seconds since the
-        first byte."""
-        receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=run, args=(*self.arguments, sender))
-        process.start()
-        assert receiver.poll(300)
-        begun = time.perf_counter()
-        if seconds is not None:
-            time.sleep(seconds)
-            process.kill()
-        process.join(300)
-        assert process.exitcode in ((0,) if seconds is None else (0, -9))
-        return time.perf_counter() - begun
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a checkpoint, except the times in its report."""
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: b"" if name == "conversion_report.json" else content for name, content in files.items()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
-def test_conversion_killed_anywhere_leaves_a_whole_folder_or_none(
-    overwrite: bool, built: Callable[[str], Path], tmp_path: Path
-) -> None:
-    source, destination, old = built("BertForMaskedLM"), tmp_path / "place" / "long", tmp_path / "old"
-    convert_checkpoint(source, old, mechanism="full", max_length=96, verify=False)
-    convert_checkpoint(source, destination, **ARGUMENTS)  # there, since the card says where it lies
-    before, after = contents(old), contents(destination)
-    shutil.rmtree(destination)
-    assert before != after
-    runs = Runs(source, destination, overwrite=overwrite)
-    if overwrite:
-        shutil.copytree(old, destination)
-    duration = max(runs.killed_after(None) for _ in range(2 if overwrite else 1))
-    generator = random.Random(0)
-    found = {"absent": 0, "old": 0, "new": 0}
-    for number in range(KILLS):
-        shutil.rmtree(destination, ignore_errors=True)
-        if overwrite:
-            shutil.copytree(old, destination)
-        runs.killed_after(duration * (number + generator.random()) / KILLS)
-        state = contents(destination) if destination.exists() else None
-        assert state in ((before, after) if overwrite else (None, after))
-        found["absent" if state is None else "new" if state == after else "old"] += 1
-    assert found["new"] < KILLS  # most were killed before they were done
-    shutil.rmtree(destination, ignore_errors=True)
-    runs.killed_after(None)
-    assert contents(destination) == after
-    assert os.listdir(destination.parent) == ["long"]
-
-
 def convert_until_killed(source: str, destination: str) -> None:
     def kill(stage: str, done: int, total: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -291,43 +206,4 @@ def test_conversion_onto_a_full_disk_is_one_sentence_and_leaves_nothing(
     monkeypatch.setattr("os.fsync" if full_at == "sync" else "transformers.modeling_utils.safe_save_file", full)
     with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
         convert_checkpoint(source, tmp_path / "deep" / "long", mechanism="full", max_length=128)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a file system can be mounted by root only")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-def test_conversion_leaves_a_really_full_disk_as_it_was(built: Callable[[str], Path], small_disk: Path) -> None:
-    old = small_disk / "long"
-    old.mkdir()
-    (old / "config.json").write_text("old")
-    with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
-        convert_checkpoint(built("BertModel"), old, mechanism="full", max_length=128, overwrite=True)
-    assert os.listdir(small_disk) == ["long"]
-    assert (old / "config.json").read_text() == "old"
-
-
-def test_compression_onto_a_full_disk_is_one_sentence_and_leaves_nothing(
-    built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object, **more: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    source = built("BertForMaskedLM")
-    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
-    with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
-        compress_checkpoint(source, tmp_path / "deep" / "bf16", method="bf16", documents=1)
     assert os.listdir(tmp_path) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +31,6 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
-from hf_longattn.training.run import newest_checkpoint
 from hf_longattn.training.tasks.qa import load_qa_model, span_loss
 from tests.training.conftest import FAST, SCORED, losses, start_task, write_rows
 
@@ -73,27 +71,6 @@ def test_qa_model_makes_its_question_global_where_it_can(
     assert (saved.config.question_separator_id is not None) == separated
 
 
-def test_qa_resumes_with_the_losses_of_an_uninterrupted_run(checkpoint: str, data: str, tmp_path: Path) -> None:
-    def run(name: str, **more: Any) -> dict[str, Any]:
-        given = {
-            "model": checkpoint,
-            "output_dir": str(tmp_path / name),
-            "data": [data],
-            "max_length": 256,
-            "num_train_epochs": 1.5,
-        }
-        return start_task("qa", **given, **{**FAST, "gradient_accumulation_steps": 2}, **more)
-
-    whole = run("whole")
-    run("parts", save_steps=2)
-    newest = newest_checkpoint(tmp_path / "parts")
-    assert newest is not None
-    shutil.rmtree(newest)
-    resumed = run("parts", save_steps=2, resume=True)
-    assert losses(resumed) == losses(whole)
-    assert len(losses(whole)) >= 6
-
-
 def test_longest_input_of_roberta_is_its_table_without_the_padding_row() -> None:
     config = RobertaConfig(
         vocab_size=16,
@@ -110,28 +87,6 @@ def test_longest_input_of_roberta_is_its_table_without_the_padding_row() -> None
 def converted(checkpoint: str, folder: Path) -> str:
     convert_checkpoint(checkpoint, folder / "long", mechanism="longformer", window=16, max_length=700, verify=False)
     return str(folder / "long")
-
-
-@pytest.mark.thorough
-def test_qa_packed_and_padded_runs_have_the_same_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
-    """Questions of different length, with their global tokens; dropout draws other numbers, so there is none."""
-    long = converted(without_dropout(checkpoint), tmp_path)
-
-    def run(packing: bool) -> dict[str, Any]:
-        given = {
-            "model": long,
-            "output_dir": str(tmp_path / str(packing)),
-            "data": [data],
-            "validation": data,
-            "max_length": 256,
-        }
-        settings = {**FAST, "per_device_train_batch_size": 3, "max_steps": 5, "learning_rate": 1e-3}
-        return start_task("qa", **given, packing=packing, **settings)
-
-    packed, padded = run(True), run(False)
-    assert (packed["packed"], padded["packed"]) == (True, False)
-    assert losses(packed) == pytest.approx(losses(padded), abs=1e-4)
-    assert packed["metrics"]["after"]["loss"] == pytest.approx(padded["metrics"]["after"]["loss"], abs=1e-4)
 
 
 def without_dropout(checkpoint: str) -> str:

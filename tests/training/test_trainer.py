@@ -37,11 +37,10 @@ from transformers.trainer_pt_utils import LabelSmoother
 from hf_longattn.data.batching import TokenBudget
 from hf_longattn.engines.cpu import onednn
 from hf_longattn.errors import OptionError
-from hf_longattn.modeling.losses import share_of_step
 from hf_longattn.training import trainer as trainer_module
 from hf_longattn.training.arguments import LongTrainingArguments
 from hf_longattn.training.run import load_renamed
-from hf_longattn.training.tasks import load_task, task_names
+from hf_longattn.training.tasks import task_names
 from hf_longattn.training.trainer import DivergenceError, LongTrainer, Minutes, SeededGroups, SetEpoch, row_lengths
 from tests.cases import every_case
 from tests.ranks import Ranks, announce
@@ -455,21 +454,6 @@ class Stop(Exception):
     """Ends a command whose trainer was compared."""
 
 
-def test_step_of_two_processes_is_the_mean_over_all_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients are averaged over the processes, so that of three labels and of one count as the four together."""
-    labels, losses, parts = (3, 1), (1.0, 2.0), []
-    for own, other, loss in zip(labels, labels[::-1], losses, strict=True):
-        trainer: Any = object.__new__(LongTrainer)
-        trainer.state, trainer.minutes = SimpleNamespace(global_step=0, max_steps=1), Minutes()
-        trainer.args = SimpleNamespace(average_tokens_across_devices=True)
-        trainer.accelerator = SimpleNamespace(reduce=lambda count, _, other=other: (count + other) / 2)
-        trainer.items_of = lambda batch: batch["labels"]
-        monkeypatch.setattr(transformers.Trainer, "get_batch_samples", lambda *_, own=own: ([{"labels": own}], None))
-        _, items = LongTrainer.get_batch_samples(trainer, iter(()), 1, torch.device("cpu"))
-        parts.append(float(share_of_step(torch.tensor(loss), torch.tensor(own), items)))
-    assert sum(parts) / 2 == pytest.approx((3 * 1.0 + 1 * 2.0) / 4)
-
-
 def parts_of(batch: dict[str, Any], first: int) -> list[dict[str, Any]]:
     """A batch cut into its first rows and the others."""
     by_row = {name for name, value in batch.items() if isinstance(value, Tensor | list)}
@@ -545,12 +529,7 @@ def test_accumulated_batches_are_one_batch(
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
-        smoothed = (
-            [0.0]
-            if "label_smoothing_factor" in getattr(load_task(task).ARGUMENTS[2], "without_effect", ())
-            else [0.0, 0.3]
-        )
-        for factor in smoothed:
+        for factor in (0.0, 0.3):
             self.label_smoother = LabelSmoother(factor) if factor else None
             found.update({f"{case} {factor} {name}": value for name, value in differences(self, train)})
         raise Stop
