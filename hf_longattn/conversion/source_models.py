@@ -397,7 +397,7 @@ def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         return None
-    config_class: Any = model_class.config_class
+    config_class = getattr(model_class, "config_class", None)
     return model_class if getattr(config_class, "model_type", None) == model_type else None
 
 
