@@ -12,6 +12,7 @@ import errno
 import fnmatch
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -315,9 +316,13 @@ def check_config(values: Mapping[str, Any]) -> None:
             "install the version that wrote it, or convert the model again."
         )
     for field, value in values.items():
-        limit = MOST_LABELS if field == "num_labels" else MOST_LAYERS if LAYERS.search(str(field)) else None
+        limit = math.inf
+        if field == "num_labels":
+            limit = MOST_LABELS
+        elif LAYERS.search(str(field)):
+            limit = MOST_LAYERS
         for count in value if isinstance(value, list) else [value]:
-            if limit is not None and isinstance(count, int | float) and not count <= limit:
+            if limit < math.inf and isinstance(count, int | float) and not count <= limit:  # also NaN
                 raise CheckpointError(f"config.json says {field}={count}, but at most {limit} are built.")
         if isinstance(value, Mapping) and not str(field).endswith(("long_attention", "2id", "2label")):
             check_config(value)
@@ -350,7 +355,9 @@ def sentence_class(folder: Path) -> str | None:
     if not (folder / MODULES).is_file():
         return None
     file = folder / SETTINGS_FILE
-    return str(sentence_values(file).get("model_type", EMBEDDINGS)) if file.is_file() else EMBEDDINGS
+    if not file.is_file():
+        return EMBEDDINGS
+    return str(sentence_values(file).get("model_type", EMBEDDINGS))
 
 
 def sentence_modules(folder: Path) -> list[dict[str, Any]]:

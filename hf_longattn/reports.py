@@ -58,23 +58,18 @@ class Difference:
                 continue
             blocks, other = values.detach().reshape(-1).split(BLOCK), measured.get(name)
             magnitudes = (block.float().abs() for block in blocks)
-            scale, largest, relative = (
-                max(float(size.masked_fill(size >= MASKED, 0.0).max()) for size in magnitudes),
-                math.inf,
-                math.inf,
-            )
+            scale = max(float(size.masked_fill(size >= MASKED, 0.0).max()) for size in magnitudes)
+            largest = relative = math.inf
             if other is not None and other.shape == values.shape:
                 largest = relative = 0.0
                 for before, after in zip(blocks, other.detach().reshape(-1).split(BLOCK), strict=True):
                     differs = before.float() != after.float()  # infinite values may be equal
                     if bool(differs.any()):
-                        size, difference = (
-                            before.float()[differs].abs(),
-                            (before.float() - after.float())[differs].abs(),
-                        )
-                        of_scale = difference / size.where(size >= MASKED, scale)
+                        size = before.float()[differs].abs()
+                        difference = (before.float() - after.float())[differs].abs()
+                        ratio = difference / size.where(size >= MASKED, scale)
                         largest = max(largest, float(difference.nan_to_num(math.inf, math.inf).max()))
-                        relative = max(relative, float(of_scale.nan_to_num(math.inf, math.inf).max()))
+                        relative = max(relative, float(ratio.nan_to_num(math.inf, math.inf).max()))
             rounding = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
             differences.append(cls(largest, scale, relative, name, max(TOLERANCE, ROUNDINGS * rounding)))
         return max(differences, key=lambda difference: (difference.relative, difference.scale), default=cls())
@@ -107,12 +102,10 @@ class Check:
     values: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "status": self.status,
-            "detail": self.detail,
-            **({"values": self.values} if self.values else {}),
-        }
+        facts: dict[str, Any] = {"name": self.name, "status": self.status, "detail": self.detail}
+        if self.values:
+            facts["values"] = self.values
+        return facts
 
 
 def equality(name: str, comparison: str, difference: Difference, values: dict[str, Any], why: str = "") -> Check:
@@ -129,9 +122,9 @@ def equality(name: str, comparison: str, difference: Difference, values: dict[st
     if difference.output and not difference.scale and not difference.largest:
         return Check(name, SKIPPED, f"{comparison} is that of zeros, since the source's outputs are all zero", values)
     if why and math.isfinite(difference.largest):
-        return Check(
-            name, MEASURED if difference.equal else NEEDS_TRAINING, f"{detail}: not exact, since {why}", values
-        )
+        status = MEASURED if difference.equal else NEEDS_TRAINING
+        return Check(name, status, f"{detail}: not exact, since {why}", values)
     if difference.equal:
         return Check(name, PASSED, f"{detail}, equal", values)
-    return Check(name, FAILED, f"{detail}, but they must be {'finite' if why else 'equal'}", values)
+    must_be = "finite" if why else "equal"
+    return Check(name, FAILED, f"{detail}, but they must be {must_be}", values)

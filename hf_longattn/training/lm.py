@@ -8,7 +8,7 @@ memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -215,18 +215,14 @@ class SegmentBatches(EpochSampler):
     """
 
     def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:
-        self.sizes, self.length, self.rows, self.seed, self.processes = (
-            segments.sizes,
-            segments.length,
-            rows,
-            seed,
-            processes,
-        )
+        self.sizes, self.length = segments.sizes, segments.length
+        self.rows, self.seed, self.processes = rows, seed, processes
 
     def __iter__(self) -> Iterator[list[Position | None]]:
-        passes = itertools.count() if self.seed is not None else range(1)
         count = len(self.sizes)
-        orders = (range(count) if self.seed is None else shuffled(count, f"{self.seed}:{number}") for number in passes)
+        orders: Iterable[Iterable[int]] = [range(count)]
+        if self.seed is not None:
+            orders = (shuffled(count, f"{self.seed}:{number}") for number in itertools.count())
         documents = (  # at the end of a document, a row continues with the next one
             [(number, document, first) for first in range(0, self.sizes[document], self.length)]
             for number, order in enumerate(orders)

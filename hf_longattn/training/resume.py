@@ -96,4 +96,6 @@ def check_same_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
 
 def words(value: Any) -> str:
     """A value as it is typed."""
-    return " ".join(map(str, value)) or "(none)" if isinstance(value, list) else str(value) or "(none)"
+    if not isinstance(value, list):
+        value = [value]
+    return " ".join(map(str, value)) or "(none)"

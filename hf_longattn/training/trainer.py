@@ -217,11 +217,9 @@ class LongTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
         if isinstance(scheduler, LambdaLR):
-            warmup = (
-                self.args.warmup_steps
-                if self.minutes.limit is not None
-                else self.args.get_warmup_steps(num_training_steps)
-            )
+            warmup = self.args.warmup_steps
+            if self.minutes.limit is None:
+                warmup = self.args.get_warmup_steps(num_training_steps)
             rates = [self.minutes.rate(rate, max(1, num_training_steps), warmup) for rate in scheduler.lr_lambdas]
             self.lr_scheduler = scheduler = LambdaLR(scheduler.optimizer, rates)
         return scheduler
@@ -296,9 +294,9 @@ class Minutes(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        earlier = (
-            (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {}) if state.global_step else {}
-        )
+        earlier: dict[str, Any] = {}
+        if state.global_step:
+            earlier = (state.stateful_callbacks or {}).get("Minutes", {}).get("attributes", {})
         self.started, self.before = time.monotonic(), earlier.get("spent", 0.0)
         self.spent, self.first_step = self.before, earlier.get("first_step")
         lr_scheduler = kwargs.get("lr_scheduler")
@@ -320,10 +318,9 @@ class Minutes(TrainerCallback, ExportableState):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        minutes = self.before + (time.monotonic() - self.started) / 60
-        self.spent = (
-            minutes if self.limit is None else float(broadcast(torch.tensor([minutes], device=args.device))[0])
-        )
+        self.spent = self.before + (time.monotonic() - self.started) / 60
+        if self.limit is not None:
+            self.spent = float(broadcast(torch.tensor([self.spent], device=args.device))[0])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         share = self.fraction()
@@ -335,15 +332,11 @@ class Minutes(TrainerCallback, ExportableState):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs, step = kwargs.get("logs") or {}, state.global_step
         if wrong := next((name for name in ("loss", "eval_loss") if not math.isfinite(logs.get(name, 0.0))), None):
-            when, advice = (
-                "before any training: the model computes NaN or infinity",
-                "give another --model, or --no-bf16",
-            )
+            when = "before any training: the model computes NaN or infinity"
+            advice = "give another --model, or --no-bf16"
             if step:
-                when, advice = (
-                    f"at step {step}",
-                    f"lower --learning-rate, which is {args.learning_rate:g}, and add --resume or --overwrite",
-                )
+                when = f"at step {step}"
+                advice = f"lower --learning-rate, which is {args.learning_rate:g}, and add --resume or --overwrite"
             raise DivergenceError(
                 f"The {'held-out ' * (wrong != 'loss')}loss is not a finite number {when}; {advice}."
             )

@@ -246,13 +246,11 @@ def encode_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: 
     has_questions = "question" in data.column_names
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        texts = (rows["question"], rows["text"]) if has_questions else (rows["text"],)
-        columns = (
-            {"return_token_type_ids": None, "split_special_tokens": True}
-            if has_questions
-            else {"return_token_type_ids": False}
-        )
-        columns["return_attention_mask"] = False
+        texts = [rows["text"]]
+        columns: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False}
+        if has_questions:
+            texts = [rows["question"], *texts]
+            columns |= {"return_token_type_ids": None, "split_special_tokens": True}
         cut = {"truncation": True, "max_length": length}
         encoded = call_tokenizer(tokenizer, *texts, **columns, **cut)
         counts = {row: len(ids) for row, ids in enumerate(encoded["input_ids"])}
@@ -293,12 +291,16 @@ def load_classifier(
     ``config`` are fields of its config. ``complete`` refuses a checkpoint without the head, and labels that it does
     not know.
     """
-    model = load_model(loader, name, complete=True, **config) if complete else None  # which may lack the head
-    classes = (load_config(name) if model is None else model.config).id2label
-    names = class_names(labels, [str(classes[number]) for number in sorted(classes)], only_known=complete)
-    if model is None:
-        model = load_model(loader, name, ignore_mismatched_sizes=True, **label_fields(names), **config)
-    return model, names
+    if complete:
+        model = load_model(loader, name, complete=True, **config)
+        return model, class_names(labels, known_classes(model.config), only_known=True)
+    names = class_names(labels, known_classes(load_config(name)))  # the checkpoint may lack the head
+    return load_model(loader, name, ignore_mismatched_sizes=True, **label_fields(names), **config), names
+
+
+def known_classes(config: Any) -> list[str]:
+    """The names of a model's classes by their numbers."""
+    return [str(name) for _, name in sorted(config.id2label.items())]
 
 
 def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:

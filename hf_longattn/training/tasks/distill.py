@@ -126,11 +126,8 @@ class DistillTrainer(LongTrainer):
     def __init__(
         self, model: PreTrainedModel, training_args: DistillTrainingArguments, *args: Any, teacher: PreTrainedModel
     ) -> None:
-        self.compared, count, teachers = (
-            METHODS[training_args.method],
-            model.config.num_hidden_layers,
-            teacher.config.num_hidden_layers,
-        )
+        self.compared = METHODS[training_args.method]
+        count, teachers = model.config.num_hidden_layers, teacher.config.num_hidden_layers
         # The teacher layer, from 1, that each student layer imitates; they are evenly spaced (TinyBERT, section 3.1).
         self.layers = [max(1, round((layer + 1) * teachers / count)) for layer in range(count)]
         width, wide = model.config.hidden_size, teacher.config.hidden_size

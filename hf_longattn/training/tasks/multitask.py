@@ -277,10 +277,8 @@ class Backbone:
         if several:
             self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
         elif new:
-            self.model, self.heads = (
-                LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new),
-                {},
-            )
+            self.heads = {}
+            self.model = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new)
 
     def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
         self.tokenizer.save_pretrained(folder, **settings)
@@ -297,12 +295,10 @@ class Backbone:
         saved = self.heads.get(task, {})
         trained = saved.get("kind") == kind and set(labels) <= set(saved["labels"])
         if not trained and self.heads:
-            known = ", ".join(
-                f"{name} ({entry['kind']}: {listed(entry['labels'])})" for name, entry in self.heads.items()
-            )
+            heads = [f"{name} ({entry['kind']}: {listed(entry['labels'])})" for name, entry in self.heads.items()]
             why = (
                 f"{self.name!r} has no head {task!r} of kind {kind} with the labels {listed(labels)}; its heads are "
-                f"{known}"
+                f"{', '.join(heads)}"
             )
             if self.complete:
                 raise OptionError(f"{why}.{nearest(task, set(self.heads) - {task})}")
@@ -310,9 +306,9 @@ class Backbone:
         names = list(saved["labels"] if trained else labels)
         if trained and self.model is None:
             return load_multitask_head(self.name, task), names
-        fields = label_fields(names or ["LABEL_0", "LABEL_1"]) | (
-            {"problem_type": "single_label_classification"} if labels else {}
-        )
+        fields = label_fields(names or ["LABEL_0", "LABEL_1"])
+        if labels:
+            fields["problem_type"] = "single_label_classification"
         model: Any
         if self.model is None:
             model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, **fields)

@@ -98,13 +98,17 @@ def main(
     # Model: it reads texts or hears sound.
     config = load_config(model_args.model)
     hears = config.model_type in mapped_names(auto_mapping(transformers.AutoModelForSpeechSeq2Seq))
-    unused = ("prefix",) if hears else ("language", "letter_case", "max_seconds")
-    if option := next((name for name in unused if getattr(data_args, name)), None):
-        raise OptionError(
-            f"{flag(option)} has no effect on a model that {'hears sound' if hears else 'reads texts'}; leave it out."
-        )
+    loader: Any = transformers.AutoModelForSeq2SeqLM
+    hub_task, metric = "summarization", "rouge"
+    unused, input_kind = ["language", "letter_case", "max_seconds"], "reads texts"
+    if hears:
+        loader = transformers.AutoModelForSpeechSeq2Seq
+        hub_task, metric = "automatic-speech-recognition", "wer"
+        unused, input_kind = ["prefix"], "hears sound"
+    for name in unused:
+        if getattr(data_args, name):
+            raise OptionError(f"{flag(name)} has no effect on a model that {input_kind}; leave it out.")
     tokenizer = load_padding_tokenizer(model_args.model, config)
-    loader = transformers.AutoModelForSpeechSeq2Seq if hears else transformers.AutoModelForSeq2SeqLM
     model = load_model(loader, model_args.model, complete=not training_args.do_train)
     write_in_one_language(model, tokenizer, data_args.language)
     most = decoder_length(model)  # maximum tokens of labels and of generated texts
@@ -140,11 +144,12 @@ def main(
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
         ids = np.where(np.asarray(evaluation.predictions) < 0, tokenizer.pad_token_id, evaluation.predictions)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        texts = [CASES[data_args.letter_case](text.strip()) for text in texts] if hears else texts
+        if hears:
+            texts = [CASES[data_args.letter_case](text.strip()) for text in texts]
         if trainer.is_world_process_zero():
             lines = "".join(f"{' '.join(text.split())}\n" for text in texts)
             write_text(training_args.folder / "predictions.txt", lines)
-        return load_metric("wer" if hears else "rouge").compute(predictions=texts, references=references)
+        return load_metric(metric).compute(predictions=texts, references=references)
 
     trainer = LongSeq2SeqTrainer(
         model,
@@ -155,7 +160,6 @@ def main(
         processor,
         compute_metrics=scores if training_args.predict_with_generate else None,
     )
-    hub_task = "automatic-speech-recognition" if hears else "summarization"
     return finish(trainer, model_args, data_args, hub_task=hub_task, rows=len(rows))
 
 
