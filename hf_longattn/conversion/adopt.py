@@ -115,9 +115,8 @@ class Adoption:
         real[1, short:] = False
         ends = next((ends for head, ends in self.separators.items() if source_class.endswith(head)), ())
         if ends:  # exactly the separators that the head expects
-            question, token = min(QUESTION, length // 4), config.sep_token_id
-            if config.is_encoder_decoder:
-                token = config.eos_token_id
+            question = min(QUESTION, length // 4)
+            token = config.eos_token_id if config.is_encoder_decoder else config.sep_token_id
             ids[ids == token] = (token + 1) % config.vocab_size
             for row, count in enumerate(real.sum(-1).tolist()):
                 ids[row, [question + end if end >= 0 else count + end for end in ends]] = token
