@@ -343,52 +343,39 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     if backend is None:
         return
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
-        expands = _growth(backend) > MOST_GROWTH or _repeats_texts(backend)
+        steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
+        starts = [(SAMPLE, SAMPLE, 0)]  # a text, the same after some rules, and the number of the next rule
+        for following, (_, rule) in enumerate(steps, 1):
+            if rule["type"] == "Replace":
+                starts.append((rule["pattern"].get("String", ""), rule["content"], following))
+            elif rule["type"] == "Prepend":
+                starts.append(("", rule["prepend"], following))
+            elif rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:
+                # the size of a trie, the trie, texts that end in a zero
+                charsmap = base64.b64decode(rule["precompiled_charsmap"])
+                texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
+                starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), following))
+        growth = 0.0
+        for before, text, first in starts:
+            size = max(1, len(before.encode()))
+            for step, _ in steps[first:]:
+                if len(text.encode()) > MOST_GROWTH * size:
+                    break  # the next step could fill the memory
+                if hasattr(step, "normalize_str"):
+                    text = step.normalize_str(text)
+                else:
+                    text = "".join(piece for piece, _ in step.pre_tokenize_str(text))
+            growth = max(growth, len(text.encode()) / size)
+        expands = growth > MOST_GROWTH or backend.num_special_tokens_to_add(False) > MOST_SPECIAL
+        templates = [rule.get(form) or [] for _, rule in _steps(backend.post_processor) for form in ("single", "pair")]
+        for template in templates:
+            texts = [piece["Sequence"]["id"] for piece in template if "Sequence" in piece]
+            expands |= len(texts) > len(set(texts))
     if expands:
         raise CheckpointError(
             f"The tokenizer.json of {name!r} makes a text more than {MOST_GROWTH} times as long, or repeats it; give "
             "a checkpoint with another tokenizer."
         )
-
-
-def _growth(backend: Any) -> float:
-    """The most output bytes per input byte of the rules that change a text, each with the rules after it."""
-    steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
-    starts = [(SAMPLE, SAMPLE, 0)]  # a text, the same after some rules, and the number of the next rule
-    for following, (_, rule) in enumerate(steps, 1):
-        if rule["type"] == "Replace":
-            starts.append((rule["pattern"].get("String", ""), rule["content"], following))
-        elif rule["type"] == "Prepend":
-            starts.append(("", rule["prepend"], following))
-        elif rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:
-            # the size of a trie, the trie, texts that end in a zero
-            charsmap = base64.b64decode(rule["precompiled_charsmap"])
-            texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
-            starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), following))
-    growth = 0.0
-    for before, text, first in starts:
-        size = max(1, len(before.encode()))
-        for step, _ in steps[first:]:
-            if len(text.encode()) > MOST_GROWTH * size:
-                break  # the next step could fill the memory
-            if hasattr(step, "normalize_str"):
-                text = step.normalize_str(text)
-            else:
-                text = "".join(piece for piece, _ in step.pre_tokenize_str(text))
-        growth = max(growth, len(text.encode()) / size)
-    return growth
-
-
-def _repeats_texts(backend: Any) -> bool:
-    """Whether the template around a text has it twice, or more than :data:`MOST_SPECIAL` tokens."""
-    if backend.num_special_tokens_to_add(False) > MOST_SPECIAL:
-        return True
-    for _, rule in _steps(backend.post_processor):
-        for form in ("single", "pair"):
-            texts = [piece["Sequence"]["id"] for piece in rule.get(form) or [] if "Sequence" in piece]
-            if len(texts) > len(set(texts)):
-                return True
-    return False
 
 
 def _steps(part: Any) -> Iterator[tuple[Any, dict[str, Any]]]:

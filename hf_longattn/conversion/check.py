@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,32 +108,29 @@ def check_result(comparison: Comparison, progress: StageProgress = no_progress) 
     """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails."""
     plan = comparison.plan
     checks: list[Check] = []
-    towers = compared_towers(plan)
-
-    def steps() -> Iterator[list[Check]]:
-        yield check_tensors(comparison)
-        yield plan.modality.processor(plan, comparison.folder, comparison.inputs)
-        for name, part in towers.items():
-            yield [
-                replace(check, name=f"{name}: {check.name}") for check in part.modality.check(comparison.tower(name))
-            ]
-        yield plan.modality.check(comparison)
-
-    progress("verify", 0, 3 + len(towers))
+    towers = {} if plan.generic else plan.towers  # a plain class compares its towers itself
+    steps: list[Callable[[], list[Check]]] = [
+        lambda: check_tensors(comparison),
+        lambda: plan.modality.processor(plan, comparison.folder, comparison.inputs),
+        *(partial(check_tower, comparison, name) for name in towers),
+        lambda: plan.modality.check(comparison),
+    ]
+    progress("verify", 0, len(steps))
     with checkpoint_errors(
         "Verification failed, so nothing was kept: source or result does not run (--no-verify skips this)"
     ):
-        for done, step in enumerate(steps(), 1):
-            checks += step
-            if any(check.status == FAILED for check in step):
+        for done, step in enumerate(steps, 1):
+            step_checks = step()
+            checks += step_checks
+            if any(check.status == FAILED for check in step_checks):
                 break
-            progress("verify", done, 3 + len(towers))
+            progress("verify", done, len(steps))
     return labelled(plan, checks)
 
 
-def compared_towers(plan: ConversionPlan) -> Mapping[str, ConversionPlan]:
-    """The plans of towers that are compared one by one. A plain class compares its towers itself."""
-    return {} if plan.generic else plan.towers
+def check_tower(comparison: Comparison, name: str) -> list[Check]:
+    checks = comparison.plan.towers[name].modality.check(comparison.tower(name))
+    return [replace(check, name=f"{name}: {check.name}") for check in checks]
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
@@ -160,7 +158,12 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     """
     plan, result = comparison.plan, comparison.result
     after, tied = result.state_dict(), {*tied_weights(result)}
-    before, missing = source_tensors(comparison)
+    adoption, missing = plan.architecture.converter, {*comparison.missing}
+    if adoption is None:
+        before = comparison.source.state_dict()
+    else:
+        before = adoption.state_dict(comparison.source)
+        missing = {renamed(name, adoption.names) for name in missing}
     chosen = {  # without random parameters, and without those of a mechanism that the result no longer has
         name: value
         for name, value in before.items()
@@ -172,7 +175,13 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(added_modules(result))]
     for name in chosen.keys() & after.keys():
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
-    wrong += [f"{name} is no copy of its layer's values" for name in _wrong_copies(result) if name in new]
+    for prefix, mechanism in attached_mechanisms(result).items():
+        layer = result.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
+        for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
+            parameter = mechanism.get_parameter(name)
+            expected = copied(layer.get_parameter(copied.name)).view_as(parameter)
+            if f"{prefix}.{name}" in new and not _same_bytes(expected, parameter):
+                wrong.append(f"{prefix}.{name} is no copy of its layer's values")
     infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
     extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
     unused = dict.fromkeys(before.keys() - chosen.keys() - missing, "the result's attention has none")
@@ -183,7 +192,11 @@ def check_tensors(comparison: Comparison) -> list[Check]:
         "left out": len(left_out),
         "new": len(new),
     }
-    status, detail = FAILED, f"{comparison.stored} tensors of the source {_accounted(counts, left_out)}"
+    accounts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    status, detail = FAILED, f"{comparison.stored} tensors of the source accounted for: {accounts}"
+    for reason in sorted({*left_out.values()}):
+        parts = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
+        detail += f"; left out, {reason}: {parts}"
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
@@ -195,39 +208,11 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     return [Check("tensors", status, detail, values)]
 
 
-def source_tensors(comparison: Comparison) -> tuple[dict[str, Tensor], set[str]]:
-    """The source's tensors under the result's names, and the names of those that its files lack."""
-    adoption = comparison.plan.architecture.converter
-    if adoption is None:
-        return comparison.source.state_dict(), {*comparison.missing}
-    missing = {renamed(name, adoption.names) for name in comparison.missing}
-    return adoption.state_dict(comparison.source), missing
-
-
-def _accounted(counts: Mapping[str, int], left_out: Mapping[str, str]) -> str:
-    """How many tensors were kept, extended and so on, and which were left out for which reason."""
-    text = f"accounted for: {', '.join(f'{count} {name}' for name, count in counts.items() if count)}"
-    for reason in sorted({*left_out.values()}):
-        parts = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
-        text += f"; left out, {reason}: {parts}"
-    return text
-
-
-def _wrong_copies(model: Any) -> Iterator[str]:
-    """Names of a mechanism's parameters that should be copies of its layer's parameters, and are not."""
-    for prefix, mechanism in attached_mechanisms(model).items():
-        layer = model.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
-        for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
-            parameter = mechanism.get_parameter(name)
-            expected = copied(layer.get_parameter(copied.name)).view_as(parameter)
-            if not _same_bytes(expected, parameter):
-                yield f"{prefix}.{name}"
-
-
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:
     """Problems of the written tensor ``new``, as clauses. It should equal ``old``, or extend it if it is a position
     table."""
-    for tower, part in compared_towers(plan).items():
+    towers = {} if plan.generic else plan.towers
+    for tower, part in towers.items():
         prefix = f"{tower}_model."
         if name.startswith(prefix):
             yield from _differences(part, name.removeprefix(prefix), old, new)

@@ -287,7 +287,16 @@ class LanguageLoss:
         # above 0: the text contains them all
         frequency = self.text.tokens(real)[0].bincount()[self.text.tokens(texts * count)[0]] / real
         change, gain = LossChange.of(old, new), LossChange.of(old, -frequency.log().view(texts, count))
-        detail = self.describe(texts, count, buckets)
+        read = f"{count} tokens"
+        if texts > 1:
+            read = f"{texts} texts of {read}"
+        if count <= plan.new_length - lengths.chunk:
+            read += f" (of {plan.new_length})"
+        how = f"source on chunks of {lengths.chunk} → result in one pass"
+        if lengths.at_once:
+            how = "source → result"
+        losses = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
+        detail = f"{read} of {self.text.describe()}, {how}: {losses}"
         if change is None or gain is None:
             return undecided(self.name, f"{detail}; no token is predicted by both", LONGER_TEXT, values)
         where = f"beyond {same}" if same else "in all"
@@ -300,25 +309,6 @@ class LanguageLoss:
             values["interval_over_texts"] = [low, high]
             detail = f"{detail}, 95 % interval over the texts {low:+.3f} to {high:+.3f}"
         detail = f"{detail}; chance, from token frequencies alone, {gain.after:.3f}"
-        return self.decide(change, gain, detail, values)
-
-    def describe(self, texts: int, count: int, buckets: Sequence[Mapping[str, Any]]) -> str:
-        """The measured texts of ``count`` tokens, how they were read, and the losses in each bucket."""
-        plan, lengths = self.plan, self.lengths
-        read = f"{count} tokens"
-        if texts > 1:
-            read = f"{texts} texts of {read}"
-        if count <= plan.new_length - lengths.chunk:
-            read += f" (of {plan.new_length})"
-        how = f"source on chunks of {lengths.chunk} → result in one pass"
-        if lengths.at_once:
-            how = "source → result"
-        losses = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
-        return f"{read} of {self.text.describe()}, {how}: {losses}"
-
-    def decide(self, change: LossChange, gain: LossChange, detail: str, values: dict[str, Any]) -> Check:
-        """Decide by the ``change`` of the loss from source to result, and the source's ``gain`` over chance."""
-        plan, causal = self.plan, self.plan.shape.causal
         if not (gain.worse and gain.change >= self.least_gain * gain.after):
             detail = f"{detail}: the source does not predict this text much better than chance"
             return undecided(self.name, detail, READABLE_TEXT, values)
@@ -330,7 +320,7 @@ class LanguageLoss:
         if not max(NEGLIGIBLE, 2 * (change.error or 0.0)) <= gain.change / 2:
             detail = f"{detail}: losing half of the source's gain over chance could go unnoticed"
             return undecided(self.name, detail, LONGER_TEXT, values)
-        if self.lengths.at_once and plan.new_length > plan.old_length:
+        if lengths.at_once and plan.new_length > plan.old_length:
             task = "clm" if causal else "mlm"
             would_tell = f"the losses of source and result on long texts (longattn evaluate {task})"
             problem = f"the result is not worse, but no text of more than {plan.old_length:,} tokens was read"

@@ -130,35 +130,34 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     if plan.training is not None:
         return dict(plan.training)
     saved_by = sentence_class(plan.source.card_folder)
-    words = encoder_training(plan, saved_by) if saved_by is not None else head_training(plan)
+    words = training_words(plan, saved_by)
     if words:
         return train_command(*words, output="qa" if words[0] == "qa" else "trained")
     trainer = "transformers' Trainer" if saved_by is None else "sentence-transformers' trainer"
     return {"advice": f"fine-tune {{model}} with {trainer} on texts of up to {plan.new_length} tokens"}
 
 
-def encoder_training(plan: ConversionPlan, saved_by: str) -> tuple[str, ...]:
-    """Words after ``longattn train`` for a model of sentence-transformers; empty if no task trains its class."""
-    length = ("--max-length", str(plan.new_length))
-    if saved_by == EMBEDDINGS and learns(plan):
-        return "linearise", "--data", "YOUR_TEXTS", *length
+def training_words(plan: ConversionPlan, saved_by: str | None) -> tuple[str, ...]:
+    """The words after ``longattn train``; empty if no task trains the result.
+
+    ``saved_by``: the class of sentence-transformers that saved the source.
+    """
+    head, causal = plan.architecture.source_class, plan.shape.causal
+    texts, length = ("--data", "YOUR_TEXTS"), ("--max-length", str(plan.new_length))
+    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    # memory tokens train with the model
+    learns = any(layer.capabilities.trains and layer.capabilities.recursion is None for layer in layers)
+    if saved_by == EMBEDDINGS and learns:
+        return "linearise", *texts, *length
     if saved_by == EMBEDDINGS and plan.positions in DROPPED:
         teacher = ("--method", "hidden", "--teacher", plan.source.name)
-        return "distill", *teacher, "--data", "YOUR_TEXTS", "--max-length", str(plan.old_length)
-    if saved_by in SENTENCE_MODELS:
-        return "embed", *SENTENCE_MODELS[saved_by], "--data", "YOUR_PAIRS.jsonl", *length
-    return ()
-
-
-def head_training(plan: ConversionPlan) -> tuple[str, ...]:
-    """Words after ``longattn train`` for a model of transformers, by its head; empty if no task trains it."""
-    head, causal, length = plan.architecture.source_class, plan.shape.causal, ("--max-length", str(plan.new_length))
-    texts = ("--data", "YOUR_TEXTS")
+        return "distill", *teacher, *texts, "--max-length", str(plan.old_length)
+    if saved_by is not None:
+        options = SENTENCE_MODELS.get(saved_by)
+        return () if options is None else ("embed", *options, "--data", "YOUR_PAIRS.jsonl", *length)
     if head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None:
         task = "clm" if causal else "mlm"
-        if learns(plan):
-            task = "linearise"
-        return task, *texts, *length
+        return "linearise" if learns else task, *texts, *length
     if head.endswith("ForConditionalGeneration"):
         return "seq2seq", "--data", "YOUR_DATA.jsonl", *length
     if head.endswith("ForSequenceClassification"):
@@ -168,9 +167,3 @@ def head_training(plan: ConversionPlan) -> tuple[str, ...]:
     if not causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
         return "qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", *length
     return ()
-
-
-def learns(plan: ConversionPlan) -> bool:
-    """Whether a mechanism has parameters to learn. Memory tokens do not count: they train with the model."""
-    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    return any(layer.capabilities.trains and layer.capabilities.recursion is None for layer in layers)

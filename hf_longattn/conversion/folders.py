@@ -148,8 +148,21 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
         values: dict[str, Any] = {}
         if name == TOKENIZER_CONFIG:
             values = _tokenizer_settings(read_json_object(file), base_type, tokenizer_length)
+        elif name == "generation_config.json" and plan is not None:
+            values = read_json_object(file)
+            length = plan.decoder or StackLength(plan.old_length, plan.new_length)
+            if values.get("max_length") == length.old:  # a shorter limit is the author's choice
+                values["max_length"] = length.new
+        elif name == "tokenizer.json" and tokenizer_length:
+            values = read_json_object(file)
+            if not values.get("truncation"):
+                values = {}
+            elif tokenizer_length > UNLIMITED_LENGTH:
+                values["truncation"] = None
+            else:
+                values["truncation"]["max_length"] = tokenizer_length
         elif plan is not None:
-            values = _planned_values(plan, file)
+            values = dict(plan.files.get(name, {}))
         if values:
             write_json(stage / name, values)
         else:
@@ -159,39 +172,17 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
             shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without file modes
     if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
-    _complete_config(stage, source, keep_dtype=plan is not None)
-    if source.root is not None:
-        write_modules(source.root, stage, max_length, longer=bool(tokenizer_length))
-
-
-def _planned_values(plan: ConversionPlan, file: Path) -> dict[str, Any]:
-    """The new contents of a JSON file of the source. Empty for a file that a conversion only copies."""
-    if file.name == "generation_config.json":
-        values = read_json_object(file)
-        length = plan.decoder or StackLength(plan.old_length, plan.new_length)
-        if values.get("max_length") == length.old:  # a shorter limit is the author's choice
-            values["max_length"] = length.new
-        return values
-    if file.name == "tokenizer.json" and plan.tokenizer_length:
-        values = read_json_object(file)
-        if values.get("truncation"):
-            truncation = {**values["truncation"], "max_length": plan.tokenizer_length}
-            return {**values, "truncation": None if plan.tokenizer_length > UNLIMITED_LENGTH else truncation}
-    return dict(plan.files.get(file.name, {}))
-
-
-def _complete_config(stage: Path, source: Source, *, keep_dtype: bool) -> None:
-    """Remove the source's code from a written config.json, since it is not copied. ``keep_dtype``: load with the same
-    dtype as the source."""
     config = read_json_object(stage / "config.json")
     completed = dict(config)
     if not any(stage.glob("modeling_long_*.py")):
-        completed.pop("auto_map", None)
+        completed.pop("auto_map", None)  # code of the source is not copied
     dtype = source.config.get("dtype") or source.config.get("torch_dtype")
-    if keep_dtype and dtype is not None:
+    if plan is not None and dtype is not None:  # load with the same dtype as the source
         completed["dtype"] = dtype
     if completed != config:
         write_json(stage / "config.json", completed)
+    if source.root is not None:
+        write_modules(source.root, stage, max_length, longer=bool(tokenizer_length))
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:

@@ -36,7 +36,6 @@ from ..mechanisms.common.shared_options import why_not_in_full
 from ..mechanisms.full import Full
 from ..modeling.attach.attention_sites import layer_mechanisms as attached_mechanisms
 from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.definition import Family
 from ..modeling.family.rotary import plan_rotary, positions_without_end
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily
@@ -157,13 +156,6 @@ class TextPositions:
     rope: RopePlan | None = None  # scaled rotations
     unchanged: int | None = None  # maximum length of a text with unchanged outputs; None for the old length
 
-    @property
-    def relative(self) -> str:
-        """The option ``relative`` of layers that these positions need; empty for none."""
-        if self.strategy == ALIBI:
-            return ALIBI
-        return "" if self.rope is None else self.rope.relative
-
     def change(self, stacks: Iterable[LongAttentionConfig | None], old: int) -> tuple[str, int]:
         """Why outputs for texts of up to ``old`` tokens change, as a clause, and the maximum length without a change.
 
@@ -212,14 +204,7 @@ def plan_positions(
         lengths["max_position_embeddings"] = text.new
     if family.relative and decoder is not None:
         lengths["max_decoder_position_embeddings"] = decoder.new
-    strategy, explanation = positions_without_table(family, base)
-    if strategy:
-        if positions not in ("auto", strategy):
-            raise OptionError(
-                f"{positions!r} does not apply: a {architecture.source_class} {explanation}; leave --positions out."
-            )
-        return TextPositions(strategy, lengths)
-    strategy = table_strategy(family, positions)
+    strategy = choose_strategy(architecture, positions)
     growing = [length for length in (text, decoder) if length is not None and length.new > length.old]
     kept_rows = tables.stretched_from(strategy)
     if kept_rows is not None:
@@ -231,20 +216,21 @@ def plan_positions(
     return TextPositions(strategy, lengths, unchanged=tables.unchanged_rows(strategy, text.old))
 
 
-def positions_without_table(family: Family, base: Any) -> tuple[str, str]:
-    """The only strategy of a family whose positions are in no table and cannot be scaled, and the reason as a
-    clause. Both are empty for tables."""
+def choose_strategy(architecture: Architecture, positions: str) -> str:
+    """The strategy for positions other than scaled rotations. Refuses one that does not apply to the model."""
+    family, strategy = architecture.family, ""
     if family.relative:
-        return "relative", "adds its positions to the scores, which works at any length"
-    if family.no_positions:
-        return "absent", "has no positions"
-    if family.rotary(base):
-        return "rope:none", "has rotary positions that transformers cannot scale"
-    return "", ""
-
-
-def table_strategy(family: Family, positions: str) -> str:
-    """The strategy for position tables. Refuses one that does not apply to them."""
+        strategy, explanation = "relative", "adds its positions to the scores, which works at any length"
+    elif family.no_positions:
+        strategy, explanation = "absent", "has no positions"
+    elif family.rotary(architecture.source_config):
+        strategy, explanation = "rope:none", "has rotary positions that transformers cannot scale"
+    if strategy:
+        if positions not in ("auto", strategy):
+            raise OptionError(
+                f"{positions!r} does not apply: a {architecture.source_class} {explanation}; leave --positions out."
+            )
+        return strategy
     learned = all(table.learned for table in family.position_tables)
     if positions == "auto":  # mostly "tile", which works without training
         return family.config_class.default_extension if learned else tables.SINUSOIDAL
@@ -357,41 +343,35 @@ def with_short_texts(
     reason = change
     if length.new > length.old and not change and not option_values(attention, EXACT_LENGTH):
         lacking = [layer for layer in layers if not layer.covers(length.old)]
-        reason = next(filter(None, map(why_not_exact, lacking)), "")
+        for layer in lacking:
+            objection = why_not_in_full(layer)
+            if layer.capabilities.trains:
+                objection = "adds parameters that need training"
+            elif not layer.capabilities.takes_score_mod:
+                objection = "is not full attention over fewer keys"
+            if objection:
+                reason = f"{layer.name!r} {objection}"
+                break
         if lacking and not reason:
             names = {layer.name for layer in lacking}
             attention = attention.with_option(
                 EXACT_LENGTH, length.old, lambda name, layer: name in names and (layer is None or layer in changed)
             )
             layers = [prototype(*attention.for_layer(number)) for number in changed]
-    if not any(layer.options.exact_length for layer in layers):
-        return attention, ShortTexts(0, reason)
-    if not change and len(layers) > windows.count(None):
-        change = "exact_length replaces windows of the source"
-    return attention, short_texts_of(layers, length.old, change)
-
-
-def short_texts_of(layers: Sequence[Mechanism], old: int, change: str) -> ShortTexts:
-    """The texts that layers with ``exact_length`` read with full attention. The source reads ``old`` tokens."""
     exact_lengths = [layer.options.exact_length for layer in layers if layer.options.exact_length]
+    if not exact_lengths:
+        return attention, ShortTexts(0, reason)
     longest = max(exact_lengths)
-    if longest > old:
+    if longest > length.old:
         raise OptionError(
-            f"exact_length={longest} is beyond the {old} tokens that the source reads; give at most {old}."
+            f"exact_length={longest} is beyond the {length.old} tokens that the source reads; give at most "
+            f"{length.old}."
         )
     if not all(layer.options.exact_length or layer.covers(longest) for layer in layers):
-        return ShortTexts(0, "some layers have no exact_length")
-    return ShortTexts(min(exact_lengths), change)
-
-
-def why_not_exact(layer: Mechanism) -> str:
-    """Why a layer cannot read short texts with full attention, as a clause; empty if it can."""
-    objection = why_not_in_full(layer)
-    if layer.capabilities.trains:
-        objection = "adds parameters that need training"
-    elif not layer.capabilities.takes_score_mod:
-        objection = "is not full attention over fewer keys"
-    return objection and f"{layer.name!r} {objection}"
+        return attention, ShortTexts(0, "some layers have no exact_length")
+    if not change and len(layers) > windows.count(None):
+        change = "exact_length replaces windows of the source"
+    return attention, ShortTexts(min(exact_lengths), change)
 
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
@@ -534,9 +514,9 @@ def plan_conversion(
     )
     if destination is not None:
         check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
-    if not auto:
-        return plan_source(opened, request)
     architecture = find_architecture(opened, request)  # fail before the slow search
+    if not auto:
+        return architecture.modality.plan(opened, architecture, request)
     if (chosen := chosen_for_decoder(opened, architecture, request)) is None:
         if choose is None:
             raise OptionError(
@@ -636,10 +616,12 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     if causal is None:
         attention = completed(attention.to_dict(), {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
     positions = plan_positions(architecture, attention, request.positions, length, decoder, causal=causal)
-    if positions.relative:
-        attention = with_relative(attention, positions.relative)
-        if positions.rope is None and decoder is not None:
-            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), positions.relative)
+    if positions.strategy == ALIBI:
+        attention = with_relative(attention, ALIBI)
+        if decoder is not None:
+            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), ALIBI)
+    elif positions.rope is not None and positions.rope.relative:
+        attention = with_relative(attention, positions.rope.relative)
     position_change, unchanged = positions.change((attention, decoder_attention), length.old)
 
     short_texts = ShortTexts()
@@ -658,6 +640,21 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     if chosen.marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = chosen.separator
     shape = model_shape(config, skeleton)
+    warnings = position_warnings(
+        positions.strategy,
+        attention,
+        layer_mechanisms(attention, shape, length.new),
+        length,
+        causal=shape.causal,
+        scaled=positions.rope is not None and not positions.rope.exact,
+        auto=request.positions == AUTO,
+    )
+    if decoder is not None:
+        decoder_attention = config.decoder_attention
+        mechanisms = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
+        warnings += position_warnings(
+            positions.strategy, decoder_attention, mechanisms, decoder, causal=True, decoder=True
+        )
     inputs = architecture.modality.between(config, length.old, length.new)
     return ConversionPlan(
         source=opened,
@@ -673,38 +670,11 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         skeleton=skeleton,
         shape=shape,
         costs=costs_of(inputs, attention, shape),
-        warnings=text_warnings(config, shape, positions, length, decoder, auto=request.positions == AUTO),
+        warnings=tuple(warnings),
         decoder=decoder,
         tokenizer_length=length.new if looks_back is None or request.max_length is not None else VERY_LARGE_INTEGER,
         looks_back=looks_back,
     )
-
-
-def text_warnings(
-    config: Any,
-    shape: ModelShape,
-    positions: TextPositions,
-    length: StackLength,
-    decoder: StackLength | None,
-    *,
-    auto: bool,
-) -> tuple[PositionWarning, ...]:
-    """Warnings about the positions of both stacks. ``auto``: positions were chosen by ``--positions auto``."""
-    attention = config.long_attention
-    warnings = position_warnings(
-        positions.strategy,
-        attention,
-        layer_mechanisms(attention, shape, length.new),
-        length,
-        causal=shape.causal,
-        scaled=positions.rope is not None and not positions.rope.exact,
-        auto=auto,
-    )
-    if decoder is not None:
-        attention = config.decoder_attention
-        layers = layer_mechanisms(attention, ModelShape.of(config, causal=True), decoder.new)
-        warnings += position_warnings(positions.strategy, attention, layers, decoder, causal=True, decoder=True)
-    return tuple(warnings)
 
 
 def causal_distances(architecture: Architecture, config: Any) -> bool | None:

@@ -9,9 +9,8 @@ import pickle
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -217,6 +216,7 @@ class Architecture:
 
     Attributes:
         modality: the kind of input that the source reads.
+        model_class: the Long class.
         encoder_decoder: whether the source has both an encoder and a decoder.
         decoder_reads_text: whether the head feeds the whole text to the decoder, so the decoder must be as long as the
             encoder.
@@ -232,6 +232,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         self.modality: Modality = modality_of(self.family)
+        self.model_class: type[nn.Module] = self.family.model_class(self.long_class)
         self.encoder_decoder = self.family.has_encoder(self.long_class) and self.family.has_decoder(self.long_class)
         heads_that_read = ("ForQuestionAnswering", "ForSequenceClassification")
         self.decoder_reads_text = self.encoder_decoder and self.long_class.endswith(heads_that_read)
@@ -274,10 +275,6 @@ class Architecture:
             if name not in (*OWN_FIELDS, "dtype") and result.get(name, ...) != value
         }
         return config
-
-    @cached_property
-    def model_class(self) -> type[nn.Module]:
-        return self.family.model_class(self.long_class)
 
     def skeleton(self, config: Any) -> nn.Module:
         """The long model on the meta device, for tensor names and shapes. Refuses a config that contradicts itself."""
@@ -514,29 +511,24 @@ def load_as_result(
         arguments = {"dtype": original.dtype, "state_dict": state}
     with seeded():
         model, missing = load_checked(model_class, folder, source.name, headless=True, config=config, **arguments)
-    check_output_head(model, missing, source)
-    for name, value in model.named_parameters():
-        value.data = value.data.to(stored.get(name, value.dtype))
-    return model, missing
-
-
-def check_output_head(model: Any, missing: set[str], source: Source) -> None:
-    """Refuse a source of a class that generates text, without the weights of its untied head.
-
-    Also refuse any other model of tokens whose files have only a part of its head. Files may lack other heads, which
-    are then trained.
-    """
+    # Files may lack heads that are then trained, but not the untied head of a class that generates text, nor a part of
+    # the head of a model of tokens.
     head = model.get_output_embeddings()
     names = [name for name, value in model.named_parameters() if head is not None and value is head.weight]
-    of_head = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+    head_parameters = {
+        name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")
+    }
     generates = type(model).__name__.endswith((*CAUSAL_LANGUAGE_MODELS, "ForConditionalGeneration"))
-    if {*names} & missing and (generates or of_head - missing):
+    if {*names} & missing and (generates or head_parameters - missing):
         named, headless = named_class(source.config, ""), MODEL_MAPPING_NAMES.get(source.config["model_type"])
         raise CheckpointError(
             f"{source.name!r} has no {names[0]}, the head of a {named}, and its config.json does not tie the head to "
             f'the embeddings; write "tie_word_embeddings": true there if they are the head, or "architectures": '
             f'["{headless}"] for the model without a head.'
         )
+    for name, value in model.named_parameters():
+        value.data = value.data.to(stored.get(name, value.dtype))
+    return model, missing
 
 
 LAYER = re.compile(r"\.\d+\.")
@@ -578,40 +570,31 @@ def load_checked(
     if "config" in arguments:
         missing = {tensor for tensor in missing if not tensor.startswith(added_modules(model))}
     missing -= {tensor for tensor, other in tied_weights(model).items() if other not in missing}
-    needed = needed_weights(model, missing) if headless else missing
+    needed, prefix = missing, f"{model.base_model_prefix}."
+    if headless:  # weights of the head and computed tables may be missing
+        needed = missing - {*tied_weights(model)}
+        family = known_family(model.config)
+        if family is not None:
+            tables = {name: family.table(name) for name in needed}
+            needed = {name for name, table in tables.items() if table is None or table.learned}
+        if model.base_model is not model:
+            needed = {name for name in needed if name.startswith(prefix)}
     lost = {tensor for tensor in needed if "pooler" not in tensor}
     if lost:
         raise CheckpointError(
             f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {name!r}, the first is "
             f"{min(lost)!r}; is every weight file there, and does its config.json belong to it?"
         )
-    refuse_surplus_layers(model, info["unexpected_keys"], name)
-    return model.eval(), without_random_pooler(model, missing)
-
-
-def needed_weights(model: Any, missing: set[str]) -> set[str]:
-    """Those of the ``missing`` weights that a model needs: not those of its head, nor tables that it computes."""
-    family, prefix = known_family(model.config), f"{model.base_model_prefix}."
-    needed = missing - {*tied_weights(model)}
-    if family is not None:
-        tables = {name: family.table(name) for name in needed}
-        needed = {name for name, table in tables.items() if table is None or table.learned}
-    if model.base_model is not model:
-        needed = {name for name in needed if name.startswith(prefix)}
-    return needed
-
-
-def refuse_surplus_layers(model: Any, unexpected: Iterable[str], name: str) -> None:
-    """Refuse tensors of layers that the model does not have. A surplus pooler or pretraining head does no harm."""
-    prefix = f"{model.base_model_prefix}."
+    # refuse tensors of layers that the model does not have; a surplus pooler or pretraining head does no harm
     known = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}
-    for tensor in sorted(unexpected):
+    for tensor in sorted(info["unexpected_keys"]):
         first = LAYER.sub(".0.", tensor)
         if LAYER.search(tensor) and {first, prefix + first} & known:
             raise CheckpointError(
                 f"{name!r} has tensors of layers that its config.json does not have, the first is {tensor!r}; correct "
                 f"its number of layers there ({model.config.num_hidden_layers} now), or save it again without them."
             )
+    return model.eval(), without_random_pooler(model, missing)
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
