@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
-from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hf_longattn import LongLlamaForCausalLM, attend, build_mechanism, reference_attend
@@ -74,17 +73,6 @@ def test_alibi_equals_the_slopes_and_attention_of_bloom(heads: int) -> None:
     hidden = torch.full((60, 60), float("-inf")).triu(1)
     expected = ((q @ k.transpose(-1, -2)) * 8**-0.5 + theirs + hidden).softmax(-1) @ v
     torch.testing.assert_close(attend(q, k, v, "full", causal=True, relative="alibi"), expected, atol=1e-5, rtol=0)
-
-
-@every_case("heads", [1, 2, 4, 8, 12, 20, 32])
-def test_alibi_equals_the_penalty_of_mpt(heads: int) -> None:
-    theirs = build_mpt_alibi_tensor(heads, 50)  # (heads, 1, 50): of the last query
-    alibi = build_relative("alibi", heads, 8, 8 * heads)
-    found = alibi.bias(49 - torch.arange(50), True)
-    # MPT orders the slopes of a head count that is no power of two differently: the same ones, the even ones last.
-    torch.testing.assert_close(found.sort(0).values, theirs[:, 0].sort(0).values, atol=1e-6, rtol=0)
-    if heads & (heads - 1) == 0:
-        torch.testing.assert_close(found, theirs[:, 0], atol=1e-6, rtol=0)
 
 
 def test_parameters_of_relative_positions_are_saved_and_loaded(tmp_path: Any) -> None:

@@ -158,11 +158,6 @@ class AudioSpec(InputSpec):
         hour = self.length(3600)
         return round(hour / self.output_rows(config, hour))
 
-    def frame_seconds(self, config: Any) -> float:
-        """Seconds from one token of the layers with attention to the next."""
-        hour = self.length(3600)
-        return self.seconds(round(hour / self.frames(config, hour)))
-
     def frames(self, config: Any, length: int) -> int:
         """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is
         too short."""
