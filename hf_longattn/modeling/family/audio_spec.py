@@ -221,8 +221,9 @@ class AudioSpec(InputSpec):
                 f"{self.input} are {str(sound.dtype).removeprefix('torch.')} numbers; give floats as the model's "
                 "feature extractor does."
             )
-        length, least = sound.shape[1], self.length_of(config, 1)
-        if length < least:
+        length = sound.shape[1]
+        if self.frames(config, length) < 1:
+            least = self.length_of(config, 1)
             raise InputError(
                 f"The sound has {length} {unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a "
                 "longer sound, or pad it with zeros."
@@ -242,9 +243,11 @@ class AudioSpec(InputSpec):
             raise InputError(
                 f'{MASK} has padding before sound, but padding must come after it; pad with padding_side="right".'
             )
-        if bool((shortest := real.sum(1).min()) < least):
+        shortest = int(real.sum(1).min())
+        if self.frames(config, shortest) < 1:
+            least = self.length_of(config, 1)
             raise InputError(
-                f"A sound of the batch has {int(shortest)} {unit}, but a frame takes {least} "
+                f"A sound of the batch has {shortest} {unit}, but a frame takes {least} "
                 f"({self.seconds(least):.3g} s); leave it "
                 "out, or pad it with zeros and a mask of 1."
             )
