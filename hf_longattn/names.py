@@ -119,7 +119,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers:PreTrainedModel._can_record_outputs",
     ),
     "unread_weights": ("transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected",),
-    "tied_weights": ("transformers:PreTrainedModel._tied_weights_keys",),
     "lazy_mapping": (
         "transformers.models.auto.auto_factory:_LazyAutoMapping._load_attr_from_module",
         "transformers:AutoModel._model_mapping",
@@ -144,10 +143,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers:PreTrainedModel._initialize_weights",
         "transformers:PreTrainedModel._set_gradient_checkpointing",
         "transformers:PreTrainedModel.get_correct_attn_implementation",
-        "transformers:PreTrainedModel.get_expanded_tied_weights_keys",
         "transformers:PreTrainedModel.initialize_weights",
-        "transformers:PreTrainedModel.mark_tied_weights_as_initialized",
-        "transformers:PreTrainedModel.tie_weights",
         "transformers:GenerationMixin._get_stopping_criteria",
         "transformers:GenerationMixin._prefill",
         "transformers:GenerationMixin._prepare_decoder_input_ids_for_generation",

@@ -27,7 +27,7 @@ TABLES = (
 )
 """Tables by model type."""
 INSTANCES = (
-    *("has_hooks", "attention_implementation", "tied_weights", "unread_weights", "target_modules", "output_frames"),
+    *("has_hooks", "attention_implementation", "unread_weights", "target_modules", "output_frames"),
     *("distance_buckets", "turned_states"),
     *TABLES,
 )
@@ -94,7 +94,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.mechanisms import performer
     from hf_longattn.mechanisms.common import masked
     from hf_longattn.memory import attention_cache
-    from hf_longattn.modeling import backend, classes, mixin
+    from hf_longattn.modeling import backend, classes
     from hf_longattn.modeling import packed_documents as documents
     from hf_longattn.modeling.family import long_config, registration
     from hf_longattn.training.tasks import ctc
@@ -123,7 +123,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "attentions_collected": lambda: backend.weights_requested({}),
         "record_outputs": lambda: classes.record_outputs(transformers.BertModel),
         "unread_weights": lambda: loading.ignored_weights(nothing),
-        "tied_weights": lambda: mixin.tie_parameters(nothing, {}),
         "overridden_methods": functools.partial(apis.require.__wrapped__, "overridden_methods"),
         "lazy_mapping": lambda: registration.lazy_mappings(modeling_auto),
         "output_frames": lambda: ctc.output_frames(nothing, 1),

@@ -210,7 +210,6 @@ class AttentionCall:
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
-    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, computed from detached hidden states.
     grid: the tokens' grid, for every sequence of :attr:`batch`.
     sink_scores: ``(H,)``, score of an additional softmax column without a value, the same for all queries. It takes
         weight from the keys. Queries without a visible key still output 0. Only for mechanisms with the capability
@@ -228,7 +227,6 @@ class AttentionCall:
     score_mod: ScoreMod | None = None
     seed: int = 0
     hidden_states: Tensor | None = None
-    detached_kv: tuple[Tensor, Tensor] | None = None
     grid: Grid | None = None
     sink_scores: Tensor | None = None
     padding_values: PaddingValues = "finite"
@@ -324,7 +322,7 @@ class AttentionCall:
 
     def for_full_attention(self) -> AttentionCall:
         """The call without the fields that full attention ignores."""
-        return self.replace(global_mask=None, hidden_states=None, detached_kv=None)
+        return self.replace(global_mask=None, hidden_states=None)
 
     def scale_for(self, head_dim: int) -> float:
         """The factor on q·k as a number."""
@@ -347,7 +345,7 @@ def clear_padding(
     mask = call.key_mask
     if mask is None or call.padding_values == "cleared" or torch.compiler.is_exporting():
         return q, k, v, call
-    inputs = [k, v, *(call.detached_kv or ())]
+    inputs = [k, v]
     if not cross:
         inputs.append(q)
         if call.hidden_states is not None:
@@ -368,8 +366,6 @@ def clear_padding(
         q = clear(q)
         if call.hidden_states is not None:
             changes["hidden_states"] = clear(call.hidden_states[:, None])[:, 0]
-    if call.detached_kv is not None:
-        changes["detached_kv"] = tuple(map(clear, call.detached_kv))
     return q, clear(k), clear(v), call.replace(padding_values="cleared", **changes)
 
 

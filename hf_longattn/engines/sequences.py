@@ -219,16 +219,13 @@ def _split_sequences(
     """Queries, keys, values and call of every sequence, as if it were alone."""
     length = k.shape[2]
     split = functools.partial(batch.split, length=length)
-    detached_kv: list[Any] = [None] * len(batch.sequences)
-    if call.detached_kv is not None:
-        detached_kv = list(zip(*(split(x, 2) for x in call.detached_kv), strict=True))
     hidden: list[Any] = [None] * len(batch.sequences)
     if call.hidden_states is not None:
         hidden = split(call.hidden_states, 1)
-    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, detached_kv, strict=True)
-    for span, queries, keys, values, states, constants in parts:
+    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, strict=True)
+    for span, queries, keys, values, states in parts:
         tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
-        sequence_call = call.replace(batch=None, hidden_states=states, detached_kv=constants)
+        sequence_call = call.replace(batch=None, hidden_states=states)
         if span.holes and batch.mask is not None:
             sequence_call = sequence_call.with_mask(batch.mask[tokens])
         if call.global_mask is not None:
@@ -260,8 +257,6 @@ def stacked(
         changes["global_mask"] = rows(call.global_mask, 1) & real
     if call.hidden_states is not None:
         changes["hidden_states"] = rows(call.hidden_states, 1)
-    if call.detached_kv is not None:
-        changes["detached_kv"] = tuple(rows(x, 2) for x in call.detached_kv)
     rows_call = call.replace(**changes).with_term(
         lambda term: term.moved(rows, lambda b, position: (row[b], torch.minimum(position + first[b], last[b])))
     )
@@ -281,12 +276,6 @@ def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Attent
         )
     if hidden is not None:
         changes["hidden_states"] = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
-    if call.detached_kv is not None:
-        earlier = length - call.detached_kv[0].shape[2]
-        changes["detached_kv"] = tuple(
-            roll_left(torch.cat([x[:, :, :earlier], y], 2), start)
-            for x, y in zip((k, v), call.detached_kv, strict=True)
-        )
     rolled_call = call.replace(**changes).with_term(
         lambda term: term.moved(
             lambda x, dim: roll_left(x, start, dim), lambda b, at: (b, wrapped(at + start[b], length))

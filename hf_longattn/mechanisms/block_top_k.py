@@ -6,9 +6,8 @@ their mean key,
     g_im = q_i · mean_{j in block m} k_j
 
 and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form,
-which is MoBA's, the query chooses among the complete blocks before c, and sees block c up to its own position. With
-per="query_block" there is no causal form: the mean query of a block chooses for all its queries. Ties go to the
-earlier block. Choices are made in float64, without gradients.
+which is MoBA's, the query chooses among the complete blocks before c, and sees block c up to its own position. Ties go
+to the earlier block. Choices are made in float64, without gradients.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.call import AttentionCall, GatherTile, rows_of, selection_mask
+from ..engines.call import AttentionCall, selection_mask
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
-from ..engines.gathered import block_selected_attention, gathered_attention
+from ..engines.gathered import block_selected_attention
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
-from ..errors import InputError
 from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import About
-from .common.layout import full_pairs, tokens_of
+from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import KeysOrWeights
@@ -37,12 +35,6 @@ from .common.shared_options import KeysOrWeights
 class BlockTopKOptions(Options):
     block_size: int = option(128, "tokens in a block", "tokens", least=1)
     num_blocks: int = option(4, "k, blocks that each query sees, its own included", "blocks", least=1)
-    per: str = option(
-        "query",
-        "'query': each query selects its blocks; 'query_block': a block's mean query selects for all its queries (not "
-        "causal)",
-        choices=("query", "query_block"),
-    )
 
 
 @register_mechanism("block_top_k")
@@ -61,13 +53,6 @@ class BlockTopK(Mechanism):
     per_head_tensors = ()
     options: BlockTopKOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if self.options.per == "query_block":
-            self.causal = False
-
     def covers(self, length: int, causal: bool = False) -> bool:
         return length <= self.options.num_blocks * self.options.block_size
 
@@ -75,28 +60,17 @@ class BlockTopK(Mechanism):
         dense = full_pairs(length, causal)
         if self.covers(length, causal):
             return dense
-        size, count, own_block = (
-            self.options.block_size,
-            self.options.num_blocks,
-            torch.arange(length) // self.options.block_size,
-        )
-        if causal:
-            return min(
-                dense, int((torch.arange(length) % size + 1 + own_block.clamp(max=count - 1) * size + own_block).sum())
-            )
-        blocks = -(-length // size)
-        return min(dense, length * count * size + blocks * (length if self.options.per == "query" else blocks))
-
-    def accept(self, q_len: int, kv_len: int) -> None:
-        if self.options.per == "query_block" and q_len != kv_len:
-            raise InputError(
-                f"There are {q_len} queries for {kv_len} keys, but with per='query_block', mechanism 'block_top_k' "
-                "selects keys for whole blocks of queries; pass all queries, or use per='query'."
-            )
+        size, count = self.options.block_size, self.options.num_blocks
+        if not causal:
+            return min(dense, length * count * size + length * -(-length // size))
+        position = torch.arange(length)
+        own_block = position // size
+        in_own_block = position % size + 1
+        in_chosen_blocks = own_block.clamp(max=count - 1) * size
+        return min(dense, int((in_own_block + in_chosen_blocks + own_block).sum()))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
-        self.accept(q_len, kv_len)
         path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
         if path == "dense":
             return dense_attention(q, k, v, call)
@@ -109,33 +83,24 @@ class BlockTopK(Mechanism):
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, first: int) -> Tensor:
         """Attention of whole sequences without comparing all pairs. Queries before ``first`` are padding."""
-        o, length, real = self.options, k.shape[2], call.key_mask
+        size = self.options.block_size
         with torch.no_grad():
-            means, filled = block_means(k, real, o.block_size)
-            count = min(o.num_blocks, means.shape[2]) - 1
-            if o.per == "query":
-                chosen = topk_blocks(q, means, filled, count, o.block_size, call.causal)
-                if first:
-                    chosen = chosen.masked_fill(torch.arange(length, device=q.device)[:, None] < first, -1)
-            else:
-                chosen = topk_blocks(block_means(q, real, o.block_size)[0], means, filled, count, 1, False)
-        if o.per == "query":
-            return block_selected_attention(q, k, v, chosen, o.block_size, call)
-        # Each row of queries is a block, and sees its own block and the chosen ones, in order.
-        own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
-        keys = tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, o.block_size, length)
-        return gathered_attention(q, k, v, [GatherTile(rows_of(length, o.block_size, q.device), keys)], call)
+            means, filled = block_means(k, call.key_mask, size)
+            count = min(self.options.num_blocks, means.shape[2]) - 1
+            chosen = topk_blocks(q, means, filled, count, size, call.causal)
+            if first:
+                chosen = chosen.masked_fill(torch.arange(k.shape[2], device=q.device)[:, None] < first, -1)
+        return block_selected_attention(q, k, v, chosen, size, call)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        size, per_query = self.options.block_size, self.options.per == "query"
+        size = self.options.block_size
         means, filled = block_means(repeat_heads(k, q.shape[1]), call.key_mask, size)
-        askers = q if per_query else block_means(q, call.key_mask, size)[0]
         blocks = torch.arange(means.shape[2], device=q.device)
         block = torch.arange(k.shape[2], device=q.device) // size
 
         def selected(rows: Tensor, scores: Tensor) -> Tensor:
             own_block = block[rows][:, None]
-            gates = askers[:, :, rows if per_query else own_block[:, 0]].to(means.dtype) @ means.mT
+            gates = q[:, :, rows].to(means.dtype) @ means.mT
             allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & filled[:, None]
             chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
             return selection_mask(chosen, own_block, len(blocks))[..., block]
@@ -153,7 +118,6 @@ class BlockTopK(Mechanism):
         """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees, by the definition: every query scores every
         block."""
         q_len, kv_len, size = q.shape[2], k.shape[2], self.options.block_size
-        self.accept(q_len, kv_len)
         block = torch.arange(kv_len, device=q.device) // size
         total = (
             kv_len + size - 1
@@ -162,11 +126,7 @@ class BlockTopK(Mechanism):
         shares = members.to(exact_dtype(q.device))
         shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
         own_block = block[kv_len - q_len :, None]
-        per_query = self.options.per == "query"
-        gates = (q.to(shares.dtype) if per_query else shares @ q.to(shares.dtype)) @ (
-            shares @ k.to(shares.dtype)
-        ).transpose(-1, -2)
-        gates = gates if per_query else gates[:, :, own_block[:, 0]]
+        gates = q.to(shares.dtype) @ (shares @ k.to(shares.dtype)).mT
         blocks = torch.arange(total, device=q.device)
         allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & members.any(-1)[:, None]
         order = ranking(gates.masked_fill(~allowed[:, None], float("-inf")))

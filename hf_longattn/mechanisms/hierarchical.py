@@ -49,11 +49,6 @@ class HierarchicalOptions(Options):
     levels: int | None = option(
         None, "maximum number of levels, the exact one included; default: what the length needs", "levels", least=1
     )
-    pooling: str = option(
-        "mean",
-        "how keys are pooled: 'mean', or the element-wise 'max'; values are always averaged",
-        choices=("mean", "max"),
-    )
 
     def pools_keys(self) -> bool:
         return True
@@ -93,7 +88,7 @@ class Hierarchical(Mechanism):
         pyramid = self.pyramid(kv_len)
         b, h, q_idx, kv_idx = grid_of(q, k)
         level, centres, scores = pyramid.level_of(q_idx, kv_idx), kv_idx, None
-        for number, keys in enumerate([k, *pyramid.pooled(k, real, self.options.pooling).split(pyramid.sizes[1:], 2)]):
+        for number, keys in enumerate([k, *pyramid.pooled(k, real).split(pyramid.sizes[1:], 2)]):
             pool = kv_idx[0, 0, 0] >> number
             level_scores = (q @ repeat_heads(keys, heads).transpose(-1, -2))[..., pool]
             scores = level_scores if scores is None else torch.where(level == number, level_scores, scores)
@@ -115,8 +110,8 @@ class Hierarchical(Mechanism):
             weights = self.dense_weights(q.to(exact), k.to(exact), call)
             return F.dropout(weights, call.dropout).to(v.dtype) @ repeat_heads(v, heads)
         pyramid, real, device = self.pyramid(kv_len), call.key_mask, q.device
-        keys = torch.cat([k, pyramid.pooled(k, real, self.options.pooling)], 2)
-        values = torch.cat([v, pyramid.pooled(v, real, "mean")], 2)
+        keys = torch.cat([k, pyramid.pooled(k, real)], 2)
+        values = torch.cat([v, pyramid.pooled(v, real)], 2)
 
         # The bias of a pool is the logarithm of its number of tokens. Without padding, all calls of this length share
         # the biased tiles.
@@ -206,23 +201,18 @@ class Pyramid:
             ("pool counts", self, device), lambda: count(torch.ones(1, self.length, dtype=torch.bool, device=device))
         )
 
-    def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
-        """The pools of ``x (B, H, N, D)`` on all levels above 0, concatenated.
-
-        A pool is the mean or (``by="max"``) the element-wise maximum of its real tokens, and zeros if it has none.
-        """
-        counts, largest = self.counts(real, x.device), by == "max"
-        nothing = float("-inf") if largest else 0.0
+    def pooled(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """The pools of ``x (B, H, N, D)`` on all levels above 0, concatenated: means of real tokens, or zeros."""
+        counts = self.counts(real, x.device)
         level = x.to(torch.promote_types(x.dtype, torch.float32))
-        level = level if real is None else level.masked_fill(~real[:, None, :, None], nothing)
+        if real is not None:
+            level = level.masked_fill(~real[:, None, :, None], 0.0)
         levels = [level[:, :, :0]]  # torch.cat needs one tensor if there is no level above 0
         for _ in range(self.top):
-            halves = _pairs(level, nothing)
-            level = halves.amax(-2) if largest else halves.sum(-2)
+            level = _pairs(level).sum(-2)
             levels.append(level)
         count = counts[:, None, self.length :, None].to(level.dtype)
-        pools = torch.cat(levels, 2)
-        return (pools.masked_fill(count == 0, 0.0) if largest else pools.div_(count.clamp(min=1))).to(x.dtype)
+        return torch.cat(levels, 2).div_(count.clamp(min=1)).to(x.dtype)
 
     def parts(self, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of every level. Queries see the tokens of three blocks (two when causal), and pools farther away."""
@@ -282,8 +272,8 @@ class Pyramid:
         return total
 
 
-def _pairs(x: Tensor, filling: float = 0.0) -> Tensor:
+def _pairs(x: Tensor) -> Tensor:
     """Neighbouring tokens as pairs, ``(…, N, D) -> (…, ceil(N / 2), 2, D)``."""
     if torch.compiler.is_compiling() or x.shape[-2] % 2:  # F.pad copies even where it adds nothing
-        x = F.pad(x, (0, 0, 0, x.shape[-2] % 2), value=filling)
+        x = F.pad(x, (0, 0, 0, x.shape[-2] % 2))
     return x.unflatten(-2, (-1, 2))

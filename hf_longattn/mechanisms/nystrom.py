@@ -26,7 +26,7 @@ from .common.base import Mechanism, drop_keys, softmax_over
 from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .linformer import project_length, segment_matrix, segment_means
+from .linformer import project_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +160,8 @@ class Nystrom(Mechanism):
         if real is None:
             q_marks, k_marks = segment_means(q, count), segment_means(k, count)
         else:
-            means = segment_matrix(real, count, q.dtype).transpose(1, 2)[:, None]
-            filled = (means > 0).any(2)[:, 0]
+            means = segment_matrix(real, count, q.dtype).mT
+            filled = (means > 0).any(1)
             q_marks, k_marks = project_length(means, q), project_length(means, k)
         scores = q_marks @ k_marks.transpose(-1, -2) * scale
         if filled is None:
@@ -201,3 +201,34 @@ def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
         inner = torch.baddbmm((13 * eye).expand_as(product), product, inner, alpha=-1)
         z = torch.bmm(z, inner) * 0.25
     return z.view(shape)
+
+
+def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Matrix ``(B, M, N)`` that averages M = ``count`` nearly equal runs (segments) of each sequence's real tokens.
+
+    A token's entry in the row of its segment is 1 / (tokens of the segment). Entries of padding (``real (B, N)`` is
+    False) are 0. Segments of n real tokens have ⌊n/M⌋ tokens or one more, the shorter ones first. If n < M, each token
+    is a segment, and the others are empty.
+    """
+    number = real.sum(-1, keepdim=True)
+    token = real.long().cumsum(-1) - 1
+    size = number // count
+    shorter = (size + 1) * count - number
+    boundary = shorter * size
+    segment = torch.where(token < boundary, token // size.clamp(min=1), shorter + (token - boundary) // (size + 1))
+    within = (segment[:, None] == torch.arange(count, device=real.device)[:, None]) & real[:, None]
+    return within.to(dtype) / within.sum(-1, keepdim=True).clamp(min=1)
+
+
+def segment_means(x: Tensor, count: int) -> Tensor:
+    """Means ``(B, H, M, D)`` of M = ``count`` segments of ``x (B, H, N, D)``, which has no padding. If N <= M, ``x``
+    itself."""
+    length = x.shape[2]
+    if length <= count:
+        return x
+    size = length // count
+    shorter = (size + 1) * count - length
+    means = [x[:, :, : shorter * size].unflatten(2, (shorter, size)).mean(3)]
+    if shorter < count:
+        means.append(x[:, :, shorter * size :].unflatten(2, (count - shorter, size + 1)).mean(3))
+    return torch.cat(means, 2)

@@ -6,19 +6,12 @@ With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, 
     previous   also those of the block before, and in the bidirectional form those of the next block (Qiu et al. 2020,
                BlockBERT, whose heads see either their block or a shifted one; here every head sees both)
     pooled     the keys of its block, and one key and value, a summary, for each other block
-    attention  the same, with summaries weighted by attention
 
 The causal form has only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the
 summaries of the other blocks is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
 
-With p the weights of a block's real tokens, its summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j:
-
-    pooled:     p_j = 1 / (real tokens of the block)
-    attention:  p = softmax_j(m · k_j · scale)  with m the mean key of the block
-
-The latter is Combiner's conditional expectation over a region (section 3.1). Its query is the region's mean key
-instead of the mean query, so that a decode cache has all it needs. A summary's value is an average, so its weight
-counts for its tokens, with share p_j for each.
+A summary is the mean key and the mean value of the block's n real tokens. Its weight counts for these tokens, with
+share 1 / n for each.
 """
 
 from __future__ import annotations
@@ -46,8 +39,6 @@ from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import KeysOrWeights
-
-SUMMARISING = ("pooled", "attention")
 
 
 class PooledKeys(NamedTuple):
@@ -85,15 +76,15 @@ class SegmentedOptions(Options):
     integration: str = option(
         "previous",
         "what a block sees of the others: 'none'; 'previous' (both neighbours if bidirectional); 'pooled': mean key "
-        "and value of each; 'attention': a key and value of each, weighted by attention to its mean key",
-        choices=("none", "previous", "pooled", "attention"),
+        "and value of each",
+        choices=("none", "previous", "pooled"),
     )
 
     def is_mask(self) -> bool:
-        return self.integration not in SUMMARISING
+        return self.integration != "pooled"
 
     def pools_keys(self) -> bool:
-        return self.integration in SUMMARISING
+        return self.integration == "pooled"
 
 
 @register_mechanism("segmented")
@@ -120,7 +111,6 @@ class Segmented(GatheredMechanism):
         self.summarises = not options.is_mask()
         """Whether other blocks are seen as summaries."""
         self.forward_is_mask = self.forward_is_mask and not self.summarises
-        self._by_attention = options.integration == "attention"
         self._neighbours = 1 if options.integration == "previous" else 0
         """Number of blocks that a query sees on each side of its block."""
 
@@ -149,9 +139,7 @@ class Segmented(GatheredMechanism):
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
-        pooled = summarise(
-            k, v, call.key_mask, self.options.block_size, self._by_attention, call.scale_for(q.shape[-1])
-        )
+        pooled = summarise(k, v, call.key_mask, self.options.block_size)
         k, v, call = pooled.appended(k, v, call.replace(causal=False))
         if choose("pairs", q, k[:, :, :kv_len], call) == "dense-masked":
             positions = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
@@ -185,8 +173,6 @@ class Segmented(GatheredMechanism):
         members = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
         # equal shares for the tokens of a block
         spread = softmax_over(torch.zeros_like(members, dtype=k.dtype), members)
-        if self._by_attention:
-            spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * call.scale_for(q.shape[-1]), members)
         inside = (kv_idx // size == query_block) & visible_to_all(q, k, call)
         other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
         scores, pooled = (q @ keys.transpose(-1, -2) * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
@@ -201,10 +187,10 @@ class Segmented(GatheredMechanism):
         if not self.summarises:
             return super().attended_keys(q, k, call)
         heads, length, size, scale = q.shape[1], k.shape[2], self.options.block_size, call.scale_for(q.shape[-1])
-        summaries = summarise(k, k, call.key_mask, size, self._by_attention, scale)
+        summaries = summarise(k, k, call.key_mask, size)
         _, _, of_summaries = summaries.appended(k, k, call)
-        real, blocks = in_blocks(call.key_mask, size, k)
-        shares = repeat_heads(block_shares(blocks, real, self._by_attention, scale).flatten(2)[..., :length], heads)
+        real, _ = in_blocks(call.key_mask, size, k)
+        shares = block_shares(real, torch.promote_types(k.dtype, torch.float32)).flatten(1)[:, None, :length]
         keys, count = repeat_heads(summaries.keys, heads), summaries.keys.shape[2]
         block = torch.arange(length, device=k.device) // size
 
@@ -255,14 +241,12 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
     yield GatherTile(rows[None, None], (length + other_blocks + (other_blocks >= row_block))[None, None])
 
 
-def summarise(
-    k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float
-) -> PooledKeys:
+def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> PooledKeys:
     """Summaries of ``k, v (B, H, N, D)`` in blocks of ``size`` tokens. Padding (``key_mask (B, N)`` is False) is left
     out."""
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
     position = torch.arange(real.shape[1], device=k.device) * size + middle_of(real)
-    shares = block_shares(k_blocks, real, by_attention, scale)
+    shares = block_shares(real, torch.promote_types(k.dtype, torch.float32))[:, None]
     return PooledKeys(_average(shares, k_blocks), _average(shares, v_blocks), real.any(-1), position)
 
 
@@ -278,21 +262,15 @@ def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tens
     return F.pad(real, (0, count * size - length)).unflatten(1, (count, size)), *blocks
 
 
-def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> Tensor:
-    """p, the shares ``(B, H, M, size)`` of tokens in the summaries of blocks ``k (B, H, M, size, D)`` with
-    ``real (B or 1, M, size)``."""
-    precise = torch.promote_types(k.dtype, torch.float32)
-    weights = (real.to(precise) / real.sum(-1, keepdim=True).clamp(min=1))[:, None].expand(*k.shape[:2], -1, -1)
-    if by_attention:
-        mean = _average(weights, k.to(precise))
-        scores = products(mean[..., None, :], k)[..., 0, :] * scale
-        weights = softmax_over(scores, real[:, None])
-    return weights
+def block_shares(real: Tensor, dtype: torch.dtype) -> Tensor:
+    """The shares ``(B or 1, M, size)`` of tokens in the summaries of their blocks, equal for the ``real`` tokens."""
+    return real.to(dtype) / real.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:
-    """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in at least fp32 and rounded once, to
-    the tokens' dtype."""
+    """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B or 1, 1, M, size)``.
+
+    Computed in at least fp32, and rounded once, to the tokens' dtype."""
     with without_autocast(blocks):
         return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
 

@@ -7,12 +7,8 @@ i sees key j if
     causal:         s(i) - M <= j <= i
     bidirectional:  s(i) - M <= j < s(i) + S
 
-The paper stops gradients at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but projects them to keys and
-values again, so that W_k and W_v learn from the memory, too. With ``stop_gradient=hidden_states`` a model does the
-same within one call: while gradients are computed, it projects the layer's input (after the norm in pre-norm layers) a
-second time as a constant. ``stop_gradient=keys_values`` saves that projection, and stops gradients at the memory's
-keys and values. Gradients always stop at keys and values if a mechanism is called with q, k and v alone, or if the
-memory is of an earlier call (a cache or ``memory=``). With ``bptt`` gradients flow into the memory.
+Gradients stop at the memory's keys and values. With ``bptt`` they flow into the memory. The paper stops them one step
+earlier, at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, which it projects to keys and values again.
 
 Positions are relative in the paper. Rotary positions are relative, too, and a ``score_mod`` of the distance applies to
 the memory's keys at their true positions.
@@ -44,21 +40,12 @@ from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import KeysOrWeights, relative_term, with_dense_terms, with_relative
 
-HIDDEN, PROJECTED = "hidden_states", "keys_values"
-
 
 @dataclasses.dataclass(frozen=True)
 class TransformerXLOptions(Options):
     segment_length: int = option(512, "S, tokens in a segment", "tokens", least=1)
     memory_length: int = option(512, "M, how many tokens before its segment a query sees", "tokens", least=0)
     bptt: bool = option(False, "whether gradients flow from a segment into its memory; the paper stops them")
-    stop_gradient: str = option(
-        HIDDEN,
-        "where gradients into the memory stop without bptt. 'hidden_states': as in the paper, so that the layer's key "
-        "and value projections learn from the memory, too; 'keys_values': at keys and values, which saves a second "
-        "projection",
-        choices=(HIDDEN, PROJECTED),
-    )
 
     def is_mask(self) -> bool:
         """Whether gradients may flow into the memory, if there is one."""
@@ -94,15 +81,6 @@ class TransformerXL(GatheredMechanism):
         self.stops = not options.is_mask()
         """Whether there is a memory into which gradients must not flow."""
 
-    def stops_gradients(self, length: int) -> bool:
-        """Whether some keys and values must be computed from detached hidden states at this length.
-
-        While gradients are computed, the model then computes keys and values twice, the second time from detached
-        hidden states. The second pair goes to ``forward`` as ``call.detached_kv``. Its gradients reach the layer's
-        projections, but not the hidden states.
-        """
-        return self.stops and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
-
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         size, memory = self.options.segment_length, self.options.memory_length
 
@@ -130,14 +108,12 @@ class TransformerXL(GatheredMechanism):
         return super().labels_documents(k, v, call) and not self._stops(k, v)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output. The memory is ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and detached k and v
-        for earlier ones."""
         if not self._stops(k, v):
             return super().forward(q, k, v, with_relative(self, q, k, call))
         # The memory's keys follow those of the segments; each query sees a token at most once, as a key of its segment
         # or of the memory.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
-        old_k, old_v = _remembered(k, v, call.detached_kv)
+        old_k, old_v = k.detach(), v.detach()
         joint_call = call.replace(score_mod=self._joint_score_mod(q, k, old_k, call), causal=False)
         q = pad_queries(q, length)
         k, v = torch.cat([k, old_k], 2), torch.cat([v, old_v], 2)
@@ -206,21 +182,19 @@ class TransformerXL(GatheredMechanism):
         return joint
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition. Without ``bptt``, memory keys and values are ``call.detached_kv``, or k and v as
-        constants."""
+        """The definition. Without ``bptt``, the memory's keys and values are constants."""
         if not self.stops:
             return super().defined(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
-        remembered = [x.to(q.dtype) for x in _remembered(k, v, call.detached_kv)]
-        in_segment, in_memory = (scaled_scores(*with_dense_terms(self, q, keys, call)) for keys in (k, remembered[0]))
+        old_k, old_v = k.detach(), v.detach()
+        in_segment, in_memory = (scaled_scores(*with_dense_terms(self, q, keys, call)) for keys in (k, old_k))
         _, _, q_idx, kv_idx = grid_of(q, k)
         own_segment = q_idx // size == kv_idx // size
         weights = softmax_over(
             torch.where(own_segment, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape)
         )
-        return (weights * own_segment) @ repeat_heads(v, heads) + (weights * ~own_segment) @ repeat_heads(
-            remembered[1], heads
-        )
+        from_segment = (weights * own_segment) @ repeat_heads(v, heads)
+        return from_segment + (weights * ~own_segment) @ repeat_heads(old_v, heads)
 
     def locality(self, causal: bool) -> Locality:
         size = self.options.segment_length
@@ -240,13 +214,3 @@ class TransformerXL(GatheredMechanism):
             remembered = min(self.options.memory_length, block * self.options.segment_length)
             total += (full_pairs(size, causal)) + size * remembered
         return total
-
-
-def _remembered(k: Tensor, v: Tensor, detached_kv: tuple[Tensor, Tensor] | None) -> list[Tensor]:
-    """Memory keys and values ``(B, H_kv, N, D)``: ``detached_kv`` for the last tokens, else k and v detached."""
-    if detached_kv is None:
-        return [k.detach(), v.detach()]
-    return [
-        torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2)
-        for x, y in zip((k, v), detached_kv, strict=True)
-    ]

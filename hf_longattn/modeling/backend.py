@@ -33,7 +33,6 @@ from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.masked import Columns, MaskedMechanism, SparseMechanism, steps_by_mask
 from ..mechanisms.common.shared_options import for_length
-from ..mechanisms.transformer_xl import TransformerXL
 from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
 from ..memory.decode_cache import READS_PROMPT
@@ -43,14 +42,12 @@ from .declared import DeclaredMask
 from .keywords import (
     CACHE_LAYER,
     COLLECT_WEIGHTS,
-    DETACHED_KV,
     DOCUMENTS,
     GRID,
     LAYER_INDEX,
     LAYER_INPUT,
     MORE_THAN_PLAIN,
     NOT_COMPUTED,
-    PROJECT_ONLY,
     SCORE_TERMS,
     SINKS,
     TAKES_CACHE_LAYER,
@@ -230,9 +227,6 @@ def longattn_attention_forward(
             without a mask.
         InputError: the mask has the wrong shape or dtype, or does not hide documents from each other completely.
     """
-    if kwargs.get(PROJECT_ONLY) is not None:
-        kwargs[PROJECT_ONLY].extend([key, value])
-        return query.transpose(1, 2).contiguous(), None
     mechanism = mechanism_of(module, kwargs)
     if not torch.compiler.is_compiling() and (query.is_meta or fake_mode() is not None):  # no values, without a call
         attention_mask, kwargs = _without_values(mechanism, attention_mask, kwargs)
@@ -260,7 +254,7 @@ def longattn_attention_forward(
         else:
             output = run_batch(mechanism, query, key, value, call)
         if with_weights:
-            weights = attention_weights(mechanism, query, key, call.replace(dropout=0.0, detached_kv=None))
+            weights = attention_weights(mechanism, query, key, call.replace(dropout=0.0))
     return output[..., :width].transpose(1, 2).contiguous(), weights
 
 
@@ -487,11 +481,7 @@ def _read_call(
     tokens = kwargs.get("global_attention_mask") if mechanism.capabilities.takes_globals else None
     if tokens is not None:
         tokens = globals_of_keys(tokens, mask, q_len, key)
-    detached_kv = kwargs.get(DETACHED_KV)
-    if detached_kv is not None:
-        stops = isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(kv_len)
-        detached_kv = (tuple(detached_kv) or (key, value)) if stops else None
-    return key, value, call.replace(batch=batch, global_mask=tokens, score_mod=score_mod, detached_kv=detached_kv)
+    return key, value, call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
 
 
 def _check_terms(

@@ -33,7 +33,7 @@ from .attach.attention_sites import attention_sites, layer_mechanisms
 from .attach.global_mask import arguments_by_name, check_globals
 from .attach.memory_tokens import recursion_of
 from .attach.tower_grids import hook_grid
-from .attach.weights import LoadsMechanisms, shared_parameters
+from .attach.weights import LoadsMechanisms
 from .backend import BACKEND
 from .classes import check_interface, is_model_class
 from .family.definition import TOWER_CONFIG, Family, base_package
@@ -395,9 +395,6 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
             "A mechanism with memory tokens passes them through a whole model, which only Long classes do; "
             "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
         )
-    if shared := shared_parameters(model):
-        # shared parameters are then saved once
-        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}
     for part in parts:
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs

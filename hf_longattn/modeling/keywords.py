@@ -13,11 +13,6 @@ TAKES_CACHE_LAYER = "takes_cache_layer"
 """The attribute of attention modules that have this pre-hook."""
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
-DETACHED_KV = "detached_kv"
-"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()``: the call's
-own key and value."""
-PROJECT_ONLY = "project_only"
-"""The keyword for a list. The attention function then appends its keys and values to the list instead of attending."""
 COLLECT_WEIGHTS = "attention_weights"
 """The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the
 collector."""
@@ -27,7 +22,7 @@ LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 VALUES_NEEDED = DOCUMENTS | {"global_attention_mask"}
 """Keywords whose values decide which keys are seen. They are ignored if tensors have shapes only."""
-MORE_THAN_PLAIN = VALUES_NEEDED | SCORE_TERMS | {SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT}
+MORE_THAN_PLAIN = VALUES_NEEDED | SCORE_TERMS | {SINKS, LAYER_INPUT}
 """Keywords for anything besides plain attention of queries to keys."""
 WITHOUT_EFFECT = frozenset(
     (

@@ -25,13 +25,13 @@ from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
 from ..memory.decode_cache import CACHE, OTHER_CACHE, prompt_read
-from ..names import require, warn_missing
+from ..names import require
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
 from .attach.custom_attention import refuse_scoreless
 from .attach.global_mask import check_globals, global_token_ids, global_tokens_of
 from .attach.memory_tokens import attach_memory_tokens, run_in_segments
-from .attach.weights import LoadsMechanisms, check_tables, freeze_tables, shared_parameters
+from .attach.weights import LoadsMechanisms, check_tables, freeze_tables
 from .backend import weights_requested
 from .family.definition import Family, module_name
 from .family.long_config import BASE_ATTENTION, runs_mechanisms
@@ -205,9 +205,6 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         for model in models:
             if isinstance(model, LongBaseModelMixin):
                 model.after_attach()
-        for model in models:
-            if shared := shared_parameters(model):
-                tie_parameters(model, shared)
         super().post_init()
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
@@ -698,11 +695,3 @@ def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str
             raise InputError(
                 f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out."
             )
-
-
-def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:
-    """Tie parameters of ``model``, so that they are saved once. ``shared``: name -> name of the saved parameter."""
-    if not hasattr(model, "_tied_weights_keys"):
-        warn_missing("tied_weights")
-        return
-    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}

@@ -10,10 +10,10 @@ import torch
 from ..errors import InputError, LongAttentionError
 from ..files import TAGS
 from ..names import BACKEND
-from .attach.weights import check_tables, drop_tables, freeze_tables, shared_parameters
+from .attach.weights import check_tables, drop_tables, freeze_tables
 from .family.definition import tower_field
 from .family.long_config import IMPLEMENTATION_FIELD, attention_implementation
-from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, tie_parameters
+from .mixin import TEXT_ARGUMENTS, LongAttentionMixin
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,19 +60,12 @@ class LongTowersMixin(LongAttentionMixin):
             module.__class__ = self.family.towers[name].long_class_of(type(tower))
             module.after_class_swap()
             module.post_init()
-        if shared := shared_parameters(self):
-            tie_parameters(self, shared)
         super(LongAttentionMixin, self).post_init()
         self.add_model_tags(list(TAGS))
 
     @property
     def towers(self) -> dict[str, LongAttentionMixin]:
         return {name: getattr(self, f"{name}_model") for name in self.config_class.tower_classes}
-
-    @property
-    def share_within(self) -> list[LongAttentionMixin]:
-        """The towers, since layers of different towers share no parameters."""
-        return [*self.towers.values()]
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -314,9 +314,8 @@ PRECISE: list[tuple[str, dict[str, Any], float]] = [
     ("window", {"relative": "transformer_xl"}, 0.0),
     ("full", {"relative": "transformer_xl"}, 0.0),
     ("longformer", {"relative": "shaw"}, 0.0),
-    ("synthesizer", {"variant": ("dot_product",)}, 0.0),
-    ("synthesizer", {"variant": ("dot_product", "factorized_random")}, 0.0),
-    ("synthesizer", {"variant": ("dot_product", "dense", "random")}, 2e-5),
+    ("synthesizer", {"variant": "dense"}, 0.0),
+    ("synthesizer", {"variant": "random"}, 2e-5),
 ]
 
 

@@ -23,7 +23,6 @@ MORE = [
     ("window", {"window": 8, "dilation": (1, 2, 4, 1)}),
     ("longformer", {"window": 16, "global_tokens": (0, 70)}),
     ("bigbird", {"block_size": 8, "num_random_blocks": 2}),
-    ("block_top_k", {"block_size": 16, "num_blocks": 3, "per": "query_block"}),
     ("segmented", {"block_size": 24, "integration": "previous"}),
     ("segmented", {"block_size": 24, "integration": "none"}),
     ("lsh", {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8, "num_chunks_after": 1}),
@@ -59,8 +58,6 @@ def test_attended_keys_have_the_weights_of_the_definition(
     mechanism = built(name, mechanism_class(name).about.sample if options is None else options)
     if mechanism.causal not in ("both", causal):
         pytest.skip("has no such form")
-    if causal and (options or {}).get("per") == "query_block":
-        pytest.skip("blocks of queries choose together in the bidirectional form only")
     q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
     mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [97]])
     call = AttentionCall.of(causal=causal, padding_mask=mask if padded else None)
@@ -96,9 +93,8 @@ def test_mechanisms_that_are_no_softmax_over_some_keys_name_no_attended_keys(
 
 
 @every_case("causal", [False, True], ids=["both", "causal"])
-@every_case("integration", ["pooled", "attention"])
-def test_segmented_summaries_have_the_weights_of_the_definition(integration: str, causal: bool) -> None:
-    mechanism = built("segmented", {"block_size": 24, "integration": integration})
+def test_segmented_summaries_have_the_weights_of_the_definition(causal: bool) -> None:
+    mechanism = built("segmented", {"block_size": 24, "integration": "pooled"})
     q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
     for padded, term in (
         (False, None),

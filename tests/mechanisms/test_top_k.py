@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common.base import attention_weights
 from tests.cases import every_case
-from tests.mechanisms.definition import assert_equals_its_definition
 
 
 def line(*values: float) -> Tensor:
@@ -81,35 +79,10 @@ def test_block_top_k_chooses_the_earlier_of_equal_blocks() -> None:
         assert out[20] == pytest.approx(1.0)
 
 
-@every_case("padding", ["none", "left", "inside"])
-@every_case("length", [1, 40, 300])
-def test_block_top_k_per_query_block_equals_the_definition_with_its_gradients(length: int, padding: str) -> None:
-    q, k, v = (x.requires_grad_() for x in random(length))
-    mask = torch.ones(2, length, dtype=torch.bool)
-    if padding == "left":
-        mask[0, : length // 3] = False
-    elif padding == "inside":
-        mask[0, length // 3 : length // 2] = False
-    module = build_mechanism("block_top_k", num_heads=2, head_dim=8, block_size=16, num_blocks=3, per="query_block")
-    assert_equals_its_definition(module, q, k, v, mask)
-
-
-def test_block_top_k_per_query_block_refuses_causal_calls_and_some_queries() -> None:
-    q, k, v = random(64)
-    together = {"block_size": 16, "num_blocks": 2, "per": "query_block"}
-    with pytest.raises(OptionError, match="exists only with causal=False"):
-        attend(q, k, v, "block_top_k", causal=True, **together)
-    with pytest.raises(InputError, match="selects keys for whole blocks of queries"):
-        attend(q[:, :, -5:], k, v, "block_top_k", **together)
-
-
-@every_case("options", [{}, {"causal": True}, {"per": "query_block"}], ids=str)
-def test_block_top_k_pairs_are_the_seen_and_the_scored_ones(options: dict) -> None:
-    causal = "causal" in options
-    module = build_mechanism(
-        "block_top_k", num_heads=2, head_dim=8, block_size=16, num_blocks=3, per=options.get("per", "query")
-    )
-    visible = int(seen(320, block_size=16, num_blocks=3, **options)[0, 0].sum())
-    scored = 20 * 20 if "per" in options else sum(i // 16 if causal else 20 for i in range(320))
+@every_case("causal", [False, True])
+def test_block_top_k_pairs_are_the_seen_and_the_scored_ones(causal: bool) -> None:
+    module = build_mechanism("block_top_k", num_heads=2, head_dim=8, block_size=16, num_blocks=3)
+    visible = int(seen(320, block_size=16, num_blocks=3, causal=causal)[0, 0].sum())
+    scored = sum(i // 16 if causal else 20 for i in range(320))
     assert module.pairs(320, causal) == visible + scored
     assert module.pairs(48, causal) == (48 * 49 // 2 if causal else 48 * 48)

@@ -254,7 +254,7 @@ def test_covers_and_keys_per_query_of_a_window_are_those_of_the_mask(options: di
 
 @every_case("causal", [False, True], pairs=True)
 @every_case("side", ["left", "right", "inside"])
-@every_case("integration", ["none", "previous", "pooled", "attention"])
+@every_case("integration", ["none", "previous", "pooled"])
 def test_every_integration_of_segmented_equals_the_definition(integration: str, side: str, causal: bool) -> None:
     length = 300
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
@@ -269,7 +269,7 @@ def test_summaries_of_segmented_in_half_precision_are_rounded_once(causal: bool)
     """Weights in half precision would add up to something other than 1, and scores of this size double the error."""
     torch.manual_seed(0)
     q, k, v = (scale * torch.randn(2, 4, 260, 16, dtype=torch.float64) for scale in (4.0, 4.0, 1.0))
-    options = {"block_size": 24, "integration": "attention"}
+    options = {"block_size": 24, "integration": "pooled"}
     for dtype in (torch.bfloat16, torch.float16):
         inputs = [x.to(dtype) for x in (q, k, v)]
         found, expected = (

@@ -182,7 +182,7 @@ ALL_KEPT: dict[str, dict[str, Any]] = {
     "summary columns": {"mechanism": "fixed", "block_size": 10, "num_summary": 2},
     "blocks": {"mechanism": "segmented", "block_size": 12, "integration": "none"},
     "relative columns": {"mechanism": "strided", "window": 9, "stride": 7},
-    "summaries": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
+    "summaries": {"mechanism": "segmented", "block_size": 12, "integration": "pooled"},
 }
 
 

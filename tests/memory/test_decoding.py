@@ -105,7 +105,6 @@ FORMS: dict[str, dict[str, Any]] = {
 } | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
     "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},
-    "segmented, attention": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
     "lsh, counted": {
         "mechanism": "lsh",
         "num_hashes": 3,

@@ -126,7 +126,7 @@ def test_a_base_with_layer_types_keeps_them() -> None:
         ),
         (
             "LongLlamaConfig",
-            {"layers": {1: {"mechanism": "block_top_k", "per": "query_block"}}},
+            {"layers": {1: {"mechanism": "bigbird", "random_pattern": "hf_eval"}}},
             "layer 1 needs causal=True",
         ),
         (
@@ -147,7 +147,7 @@ def test_a_form_or_a_layer_that_is_not_there_is_refused_by_the_config(
 
 
 def test_a_decoder_beside_an_encoder_needs_causal_forms() -> None:
-    one_way = {"mechanism": "block_top_k", "per": "query_block"}
+    one_way = {"mechanism": "bigbird", "random_pattern": "hf_eval"}
     hf_longattn.LongBartConfig(long_attention=one_way)
     with pytest.raises(OptionError, match="layer 0 needs causal=True"):
         hf_longattn.LongBartConfig(decoder_long_attention=one_way)

@@ -20,14 +20,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ...configuration import LongAttentionConfig
-from ...engines.batch import Batch, differentiated, in_graph
+from ...engines.batch import Batch, in_graph
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import projection_copies
 from ...mechanisms.common.masked import SparseMechanism, leading_sinks
 from ...mechanisms.common.registry import mechanism_from
 from ...mechanisms.common.shared_options import check_form
-from ...mechanisms.transformer_xl import TransformerXL
 from ...memory.attention_cache import SparseCacheLayer
 from ...memory.decode_cache import READS_PROMPT, find_cache
 from ...names import LOGGER
@@ -35,7 +34,7 @@ from ...positions.relative import Rotation, SelfExtend
 from ..backend import BACKEND
 from ..family.definition import attention_names
 from ..family.long_config import attention_implementation
-from ..keywords import CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
+from ..keywords import CACHE_LAYER, LAYER_INPUT, TAKES_CACHE_LAYER
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,
@@ -47,7 +46,6 @@ from .attention_sites import (
     input_width,
     mechanisms_on,
 )
-from .weights import shared_parameters
 
 logger = logging.get_logger(LOGGER)
 
@@ -119,9 +117,6 @@ def attach_mechanisms(
         name, options = (CROSS_MECHANISM, {}) if site.cross else attention.for_layer(site.layer)
         max_length = decoder_length if site.decoding else encoder_length
         _attach(site, _built(model, site, name, options, max_length), model)
-    for target, source in shared_parameters(model).items():
-        owner, _, name = target.rpartition(".")
-        setattr(model.get_submodule(owner), name, model.get_parameter(source))
     if is_deepspeed_zero3_enabled():
         mark_for_zero3(model)
     return sites
@@ -163,11 +158,9 @@ def _built(
 
 def _attach(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
     """Put a mechanism on an attention module, with the module's dtype and device and the hooks that it needs."""
-    module, takes_hidden_states = site.module, mechanism.capabilities.takes_hidden_states
-    if takes_hidden_states:
+    module = site.module
+    if mechanism.capabilities.takes_hidden_states:
         _check_projections(site, mechanism, model)
-    stops_gradients = isinstance(mechanism, TransformerXL) and mechanism.stops_gradients(sys.maxsize)
-    if takes_hidden_states or stops_gradients:
         _hook_once(module, pass_layer_input)
     weight = next(module.parameters(), None)
     if weight is not None:
@@ -226,8 +219,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass a module's input, or keys and values computed from the detached input, to mechanisms that
-    need it.
+    """Forward pre-hook: pass a module's input to mechanisms that need it.
 
     Raises:
         BackendError: the module's input was not found.
@@ -238,42 +230,11 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if not isinstance(hidden, Tensor):
         raise BackendError(
             f"{type(module).__name__} gets its input neither as the first argument nor as hidden_states, and its "
-            "mechanism needs it; choose a mechanism that does not, or the option stop_gradient=keys_values where "
-            "gradients are to stop at the input."
+            "mechanism needs it; choose a mechanism that does not."
         )
-    mechanisms = mechanisms_on(module).values()
-    added: dict[str, Any] = {}
-    if any(mechanism.capabilities.takes_hidden_states for mechanism in mechanisms):
-        added[LAYER_INPUT] = hidden
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
-        cache = find_cache((*args, *kwargs.values()))
-        seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
-        if any(isinstance(one, TransformerXL) and one.stops_gradients(seen + hidden.shape[1]) for one in mechanisms):
-            added[DETACHED_KV] = _stopped_projections(module, hidden, args, kwargs)
-    return (args, {**kwargs, **added}) if added else None
-
-
-def _stopped_projections(
-    module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[Tensor]:
-    """Keys and values computed from ``hidden.detach()``; empty if ``hidden`` needs no gradients.
-
-    The module's own ``forward`` computes them and ends before attention. They therefore include rotary positions,
-    norms and fused projections.
-    """
-    projected: list[Tensor] = []
-    if differentiated(hidden):
-        cache = find_cache((*args, *kwargs.values()))
-        detached = hidden.detach()
-
-        def instead(value: Any) -> Any:
-            if value is hidden:
-                return detached
-            return None if value is cache else value
-
-        arguments = {**{name: instead(value) for name, value in kwargs.items()}, PROJECT_ONLY: projected}
-        type(module).forward(module, *map(instead, args), **arguments)
-    return projected
+    if not any(mechanism.capabilities.takes_hidden_states for mechanism in mechanisms_on(module).values()):
+        return None
+    return args, {**kwargs, LAYER_INPUT: hidden}
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:

@@ -18,7 +18,6 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import projection_copies
-from ...mechanisms.linformer import Linformer
 from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..family.definition import Family, PositionTable
 from .attention_sites import copy_projections, mechanisms_on
@@ -167,62 +166,9 @@ def initialise_missing(module: nn.Module) -> None:
         setattr(owner, name, tensor)
 
 
-def shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Shared parameters: name -> name of the same parameter in the first layer with equal options.
-
-    ``model.share_within``: parts of a model. Layers of different parts share nothing.
-    """
-    first: dict[object, str] = {}
-    shared: dict[str, str] = {}
-    sharing = [module for module in model.modules() if isinstance(module, Linformer) and module.shared_by_layers]
-    if not sharing:  # the usual case; this function runs several times per model
-        return shared
-    part_of = {id(module): id(part) for part in getattr(model, "share_within", ()) for module in part.modules()}
-    for name, module in model.named_modules():
-        for relative_name, mechanism in mechanisms_on(module).items():
-            for parameter in mechanism.shared_by_layers if isinstance(mechanism, Linformer) else ():
-                full_name = f"{name}.{relative_name}.{parameter}".removeprefix(".")
-                key = (
-                    part_of.get(id(module)),
-                    type(mechanism),
-                    mechanism.options,
-                    parameter,
-                    mechanism.get_parameter(parameter).shape,
-                )
-                if first.setdefault(key, full_name) != full_name:
-                    shared[full_name] = first[key]
-    return shared
-
-
 class LoadsMechanisms(_Base):
-    """Mixin before a base's model class. transformers then loads, ties and initialises the parameters of mechanisms as
-    the base's own."""
-
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The base's tied weights and the shared mechanism parameters. The latter are tied even if word embeddings are
-        not."""
-        return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
-
-    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Untie shared mechanism parameters first. transformers would mark them as initialised even if the source is
-        not."""
-        for target, source in shared_parameters(self).items():
-            mechanism, _, name = target.rpartition(".")
-            if self.get_parameter(target) is self.get_parameter(source):
-                setattr(
-                    self.get_submodule(mechanism), name, nn.Parameter(torch.empty_like(self.get_parameter(source)))
-                )
-        super().mark_tied_weights_as_initialized(loading_info)
-
-    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie the base's weights and shared mechanism parameters. The latter are initialised by now, so they do not
-        count as missing."""
-        missing = set() if missing_keys is None else missing_keys
-        initialised = missing & set(shared_parameters(self).values())
-        missing -= initialised
-        # by name: Wav2Vec2ForCTC takes no others
-        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
-        missing |= initialised
+    """Mixin before a base's model class. transformers then loads and initialises the parameters of mechanisms as the
+    base's own."""
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -25,27 +25,14 @@ def runs(length: int, pieces: int) -> list[range]:
 
 def projected(module: nn.Module, head: Head, x: Tensor, name: str) -> Tensor:
     """Eᵀ x (rows, D) for the tokens x of one head. Padding adds nothing; place 0 is the first real token."""
-    options, learned = module.options, dict(module.named_parameters())
-    if options.projection == "pooling":
-        return torch.stack(
-            [x[[head.real[place] for place in run]].mean(0) for run in runs(len(head.real), options.rank)]
-        )
-    matrix = learned.get(f"{name}_projection", learned["key_projection"]).double()
-    matrix = matrix[head.h if len(matrix) > 1 else 0]
-    if options.projection == "linear":
-        places = [j - head.first for j in head.real]
-        return torch.stack([matrix[places, row] @ x[head.real] for row in range(options.rank)])
-    width, rows = len(matrix), []
-    for start in range(head.first, head.first + head.length, width):
-        members = [j for j in head.real if start <= j < start + width]
-        if members:
-            rows.append(sum((matrix[j - start] * x[j] for j in members), torch.zeros_like(x[0])))
-    return torch.stack(rows)
+    matrix = dict(module.named_parameters())[f"{name}_projection"][0].double()
+    places = [j - head.first for j in head.real]
+    return torch.stack([matrix[places, row] @ x[head.real] for row in range(module.options.rank)])
 
 
 def define_linformer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Linformer: Wang et al. 2020, Self-Attention with Linear Complexity, equation 7; sharing and other projections
-    are section 4.
+    """Linformer: Wang et al. 2020, Self-Attention with Linear Complexity, equation 7, with headwise sharing (section
+    4).
 
     o = softmax(q (Eᵀ K)ᵀ · scale) (Fᵀ V).
     """
@@ -65,8 +52,6 @@ def draw_options_linformer(random: Random, length: int) -> dict[str, Any]:
         "longest_of_the_model": longest,
         "max_length": random.choice((None, None, longest + random.randint(0, 20))),
         "rank": random.randint(1, length),
-        "projection": random.choice(("linear", "convolution", "pooling")),
-        "sharing": random.choice(("none", "headwise", "key-value", "layerwise")),
     }
 
 
@@ -121,42 +106,14 @@ def draw_options_nystrom(random: Random, length: int) -> dict[str, Any]:
     }
 
 
-def mlp(parts: dict[str, Tensor], name: str, h: int, x: Tensor) -> Tensor:
-    """W_2 ReLU(W_1 x + b_1) + b_2 of head h."""
-    hidden = (x @ parts[f"{name}.first"][h] + parts[f"{name}.first_bias"][h, 0]).relu()
-    return parts[f"{name}.second"][h] @ hidden + parts[f"{name}.second_bias"][h]
-
-
-def scores(kind: str, parts: dict[str, Tensor], head: Head, i: int, seen: list[int], scale: float) -> Tensor:
-    """S_ij of one kind for row i of q and the keys j at the indices ``seen``. Positions count from the first real
-    token."""
-    query, keys = head.queries[i] - head.first, torch.tensor(seen) - head.first
-    name = f"kinds.{kind}"
-    if kind == "dense":  # section 3.1
-        return mlp(parts, f"{name}.mlp", head.h, head.q[i])[keys]
-    if kind == "factorized_dense":  # section 3.2.2
-        columns = parts[f"{name}.tiled.second"].shape[1]
-        repeated, tiled = (mlp(parts, f"{name}.{which}", head.h, head.q[i]) for which in ("repeated", "tiled"))
-        return repeated[keys // columns] * tiled[keys % columns]
-    if kind == "random":  # section 3.2.1
-        return parts[f"{name}.matrix"][head.h, query, keys]
-    if kind == "factorized_random":  # section 3.2.3
-        return parts[f"{name}.columns"][head.h, keys] @ parts[f"{name}.rows"][head.h, query]
-    assert kind == "dot_product"
-    return scale * head.k[seen] @ head.q[i]
-
-
 def define_synthesizer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """Synthesizer: Tay et al. 2020, Rethinking Self-Attention in Transformer Models, section 3.
+    """Synthesizer: Tay et al. 2020, Rethinking Self-Attention in Transformer Models, sections 3.1 and 3.2.1.
 
-    o_i = Σ_j softmax_j(Σ_p α_p S_p(i, j)) v_j over the kinds p, with α = softmax of the learned mixing numbers
-    (section 3.3).
+    o_i = Σ_j softmax_j(S_ij) v_j, with S_ij = (W_2 ReLU(W_1 q_i + b_1) + b_2)_j, or R_ij. Positions count from the
+    first real token.
     """
-    causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = {name: value.double() for name, value in (*module.named_parameters(), *module.named_buffers())}
-    kinds = module.options.variant
-    alpha = parts["mixing"].softmax(-1) if len(kinds) > 1 else torch.ones(1, dtype=torch.float64)
+    causal, padding_mask, score_mod = call.causal, call.padding_mask, call.score_mod
+    parts = {name: value.double() for name, value in module.named_parameters()}
     outputs = []
     for head in heads(q, k, v, padding_mask):
         rows = []
@@ -165,22 +122,23 @@ def define_synthesizer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call:
             if index not in head.real:
                 rows.append(head.v.new_zeros(head.v.shape[1]))
                 continue
-            mixed = sum(alpha[p] * scores(kind, parts, head, i, seen, scale) for p, kind in enumerate(kinds))
+            keys = torch.tensor(seen) - head.first
+            if module.options.variant == "dense":
+                hidden = (head.q[i] @ parts["mlp.first"][head.h] + parts["mlp.first_bias"][head.h, 0]).relu()
+                scores = (parts["mlp.second"][head.h] @ hidden + parts["mlp.second_bias"][head.h])[keys]
+            else:
+                scores = parts["matrix"][head.h, index - head.first, keys]
             if score_mod is not None:
-                mixed = score_mod(mixed, *(torch.tensor(x) for x in (head.b, head.h, index, seen)))
-            rows.append(mixed.softmax(-1) @ head.v[seen])
+                scores = score_mod(scores, *(torch.tensor(x) for x in (head.b, head.h, index, seen)))
+            rows.append(scores.softmax(-1) @ head.v[seen])
         outputs.append(rows)
     return together(outputs, q)
 
 
 def draw_options_synthesizer(random: Random, length: int) -> dict[str, Any]:
-    kinds = ("dense", "factorized_dense", "random", "factorized_random", "dot_product")
     return {
-        "variant": tuple(random.sample(kinds, random.randint(1, 3))),
+        "variant": random.choice(("dense", "random")),
         "longest_of_the_model": length + random.choice((0, 20)),
         "max_length": random.choice((None, None, length + random.randint(0, 20))),
         "hidden": random.choice((None, 1, 5)),
-        "factor": random.choice((None, 1, 4)),
-        "rank": random.choice((1, 3, 8)),
-        "trainable": random.choice((True, False)),
     }

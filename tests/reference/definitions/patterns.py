@@ -77,8 +77,7 @@ def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: C
         seen = sees_segmented(module, k, causal, padding_mask)
         return masked_attention(q, k, v, seen, call)
 
-    batch, heads, q_len, width = q.shape
-    scale = width**-0.5 if scaling is None else scaling
+    batch, heads, q_len, _ = q.shape
     out = torch.zeros(q.shape, dtype=torch.float64)
     for b in range(batch):
         members: dict[int, list[int]] = {}
@@ -88,13 +87,7 @@ def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: C
             keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
             summaries = {}
             for m, tokens in members.items():
-                logits = (
-                    keys[tokens] @ keys[tokens].mean(0) * scale
-                    if integration == "attention"
-                    else torch.zeros(len(tokens))
-                )
-                p = torch.softmax(logits.double(), 0)
-                summaries[m] = (p @ keys[tokens], p @ values[tokens])
+                summaries[m] = (keys[tokens].mean(0), values[tokens].mean(0))
             for row in range(q_len):
                 i = length - q_len + row
                 if not is_real(padding_mask, b, i):
@@ -122,7 +115,7 @@ def sees_segmented(
 def draw_options_segmented(random: Random, length: int) -> dict[str, Any]:
     return {
         "block_size": random.randint(1, length + 2),
-        "integration": random.choice(("none", "previous", "pooled", "attention")),
+        "integration": random.choice(("none", "previous", "pooled")),
     }
 
 
@@ -137,7 +130,7 @@ def define_hierarchical(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call
     the last token where the text ends before that.
     """
     causal, padding_mask, scaling, score_mod = call.causal, call.padding_mask, call.scaling, call.score_mod
-    size, levels, pooling = module.options.block_size, module.options.levels, module.options.pooling
+    size, levels = module.options.block_size, module.options.levels
     batch, heads, q_len, _ = q.shape
     length = k.shape[2]
     starts = first_tokens(padding_mask, batch, length)
@@ -168,8 +161,9 @@ def define_hierarchical(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call
                 mean[n, pool] = 1 / len(pool)
             for h in range(heads):
                 keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
-                met = torch.stack([keys[pool].amax(0) for pool in pools.values()]) if pooling == "max" else mean @ keys
-                scores = scores_of(q[b, h, row], met, places, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
+                scores = scores_of(
+                    q[b, h, row], mean @ keys, places, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i
+                )
                 out[b, h, row] = torch.softmax(scores + counts.log(), 0) @ (mean @ values)
     return out
 
@@ -178,7 +172,6 @@ def draw_options_hierarchical(random: Random, length: int) -> dict[str, Any]:
     return {
         "block_size": 2 * random.randint(1, max(1, length // 6)),
         "levels": random.choice((None, None, 1, 2, 3)),
-        "pooling": random.choice(("mean", "mean", "max")),
     }
 
 

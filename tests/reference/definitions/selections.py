@@ -34,8 +34,7 @@ def define_block_top_k(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call:
     2 to 6.
 
     A query's affinity to a block is its product with the block's mean key (equation 6); it sees the blocks of the k
-    highest (equation 5), its own always among them, and no block of the future. With ``per="query_block"`` the mean
-    query of a block chooses for its queries.
+    highest (equation 5), its own always among them, and no block of the future.
     """
     causal, padding_mask = call.causal, call.padding_mask
     seen = sees_block_top_k(module, q.detach(), k.detach(), causal, padding_mask)
@@ -57,8 +56,7 @@ def sees_block_top_k(module: nn.Module, q: Tensor, k: Tensor, causal: bool, padd
                 for i in tokens:
                     if i < length - q_len:
                         continue
-                    rows = [i - length + q_len] if options.per == "query" else [j - length + q_len for j in tokens]
-                    query = q[b, h, rows].mean(0)
+                    query = q[b, h, i - length + q_len]
                     others = [m for m in means if m < own or (m > own and not causal)]
                     others.sort(key=lambda m: (-float(query @ means[m]), m))
                     chosen[b, h, i] = {own, *others[: options.num_blocks - 1]}
@@ -69,12 +67,7 @@ def draw_options_block_top_k(random: Random, length: int) -> dict[str, Any]:
     return {
         "block_size": random.randint(1, length // 2 + 2),
         "num_blocks": random.randint(1, 5),
-        "per": random.choice(("query", "query_block")),
     }
-
-
-def needs_all_queries_block_top_k(module: nn.Module) -> bool:
-    return module.options.per == "query_block"
 
 
 def define_lsh(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
