@@ -208,7 +208,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "grid": {"grid": (9, 16)},
     "prefix": {"grid": (11, 12), "prefix": 12},
 }
-UNCHANGED = {**{(name, "seed"): "nothing is drawn" for name in ALL_NAMES}}
+UNCHANGED = {**{(name, "seed"): "nothing is drawn" for name in ALL_NAMES}, ("synthesizer", "scaling"): "no q·k"}
 """Where an argument may leave the output as it is, as the definition has it."""
 
 

@@ -36,7 +36,7 @@ def assert_equals_its_definition(
     torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
     weight = torch.randn(out.shape)
     leaves = (q, k, v, *module.parameters())
-    found, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
+    found, wanted = (torch.autograd.grad((x * weight).sum(), leaves, materialize_grads=True) for x in (out, expected))
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-4)
     return out

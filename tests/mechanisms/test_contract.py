@@ -149,8 +149,8 @@ def test_every_mechanism_equals_its_float64_reference_with_gradients(name: str, 
         assert out.isfinite().all(), shape
         assert_near(out * real, (expected * real).float(), 1e-5, shape)
         weight = torch.randn_like(expected) * real
-        got = torch.autograd.grad((out * weight).sum(), (q, k, v))
-        wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+        got = torch.autograd.grad((out * weight).sum(), (q, k, v), materialize_grads=True)
+        wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v), materialize_grads=True)
         for a, b in zip(got, wanted, strict=True):
             assert_near(a, b, 5e-5, shape)
 
@@ -218,7 +218,7 @@ def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: 
             out = attend(q, k, v, name, causal=causal, **more, **where, **small_options(name))
             assert out.shape == q.shape
             assert out.dtype == q.dtype
-            gradients = torch.autograd.grad(out.sum(), (q, k, v))
+            gradients = torch.autograd.grad(out.sum(), (q, k, v), materialize_grads=True)
             assert all(torch.equal(grad, torch.zeros_like(x)) for x, grad in zip((q, k, v), gradients, strict=True))
             assert (
                 reference_attend(q, k, v, name, causal=causal, **more, **where, **small_options(name)).shape == q.shape
@@ -308,11 +308,15 @@ def test_autocast_and_checkpointing_change_no_output_and_no_gradient(name: str, 
     torch.testing.assert_close(
         out.double(), reference_attend(q, k, v, name, causal=causal, **options), atol=2e-2, rtol=0
     )
-    plain = torch.autograd.grad(attend(q, k, v, name, causal=causal, **options).sum(), (q, k, v))
+    plain = torch.autograd.grad(
+        attend(q, k, v, name, causal=causal, **options).sum(), (q, k, v), materialize_grads=True
+    )
     for reentrant in (False, True):
         again = checkpoint(lambda *x: attend(*x, name, causal=causal, **options), q, k, v, use_reentrant=reentrant)
         for a, b in zip(
-            torch.autograd.grad(again.sum(), (q, k, v)) if not reentrant else _backward(again, (q, k, v)),
+            torch.autograd.grad(again.sum(), (q, k, v), materialize_grads=True)
+            if not reentrant
+            else _backward(again, (q, k, v)),
             plain,
             strict=True,
         ):
@@ -321,7 +325,7 @@ def test_autocast_and_checkpointing_change_no_output_and_no_gradient(name: str, 
 
 def _backward(out: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
     out.sum().backward()
-    return [leaf.grad for leaf in leaves]
+    return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
 
 class Call(torch.nn.Module):

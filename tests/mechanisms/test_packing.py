@@ -70,7 +70,7 @@ def one_by_one(
                 | ({} if chosen is None else {"global_mask": chosen[at]})
             )
             out = attend(*x, module, **own)
-            gradients = torch.autograd.grad((out * weight[row : row + 1, :, at[1]]).sum(), x)
+            gradients = torch.autograd.grad((out * weight[row : row + 1, :, at[1]]).sum(), x, materialize_grads=True)
             for total, part in zip(found, (out, *gradients), strict=True):
                 total[row : row + 1, :, at[1]] = part.detach()
             first += length
@@ -92,7 +92,7 @@ def test_each_packed_document_is_bit_for_bit_as_alone(name: str, causal: bool) -
         arguments["hidden_states"] = torch.randn(2, LENGTH, 64)
     weight = torch.randn(tensors[0].shape)
     out = attend(*tensors, module, documents=torch.stack([numbers(one) for one in sizes]), **arguments)
-    gradients = torch.autograd.grad((out * weight).sum(), tensors)
+    gradients = torch.autograd.grad((out * weight).sum(), tensors, materialize_grads=True)
     for got, wanted in zip((out, *gradients), one_by_one(module, sizes, tensors, weight, **arguments), strict=True):
         assert torch.equal(got, wanted)
 
@@ -117,7 +117,9 @@ def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
     with observe(lambda _, choice: paths.append(choice.path)):
         out = attend(*tensors, module, causal=causal, documents=documents, padding_mask=mask)
     assert paths[0] == "split"
-    gradients = torch.autograd.grad((out * weight)[mask[:, None, :, None].expand_as(out)].sum(), tensors)
+    gradients = torch.autograd.grad(
+        (out * weight)[mask[:, None, :, None].expand_as(out)].sum(), tensors, materialize_grads=True
+    )
     for got, wanted in zip((out, *gradients), one_by_one(module, sizes, tensors, weight, causal=causal), strict=True):
         assert torch.equal(got, wanted)
 
@@ -411,7 +413,7 @@ def test_documents_are_one_call_of_a_mechanism_that_learns_once_per_call(name: s
     module.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     out = attend(*tensors, module.train(), causal=causal, documents=numbers(SIZES)[None])
     assert calls == [len(SIZES)]
-    gradients = torch.autograd.grad((out * weight).sum(), tensors)
+    gradients = torch.autograd.grad((out * weight).sum(), tensors, materialize_grads=True)
     for got, wanted in zip((out, *gradients), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
