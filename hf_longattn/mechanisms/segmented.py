@@ -120,7 +120,9 @@ class Segmented(GatheredMechanism):
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
             away = q_idx // size - kv_idx // size
-            return away == away if self.summarises else (away <= reached) & (away >= -reached)
+            if self.summarises:
+                return away == away
+            return (away <= reached) & (away >= -reached)
 
         return mod
 
@@ -155,11 +157,9 @@ class Segmented(GatheredMechanism):
             query_block, block = q_idx // size, kv_idx - length
             inside = (kv_idx < length) & (kv_idx // size == query_block)
             other_block = (block >= 0) & (block != query_block)
-            return (
-                (inside & (kv_idx <= q_idx)) | (other_block & (block < query_block))
-                if causal
-                else inside | other_block
-            )
+            if causal:
+                return (inside & (kv_idx <= q_idx)) | (other_block & (block < query_block))
+            return inside | other_block
 
         return mod
 
@@ -214,7 +214,7 @@ class Segmented(GatheredMechanism):
         return None if self.summarises else Locality(seen, 0 if causal else seen, size)
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        return self.options.block_size * (2 if self.options.integration == "previous" else 1) >= length
+        return self.options.block_size * (1 + self._neighbours) >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Number of visible pairs. A query and a summary are one pair."""

@@ -138,11 +138,9 @@ class TransformerXL(GatheredMechanism):
         length = k.shape[2]
         mods: list[ScoreMod | None] = [call.score_mod]
         if self.relative is not None:
-            terms = [relative_term(self, q, keys, call) for keys in ((k, old_k) if self.relative.reads_keys else (k,))]
-            mods = [
-                call.score_mod if term is None else chain_score_mods(term.written_out, call.score_mod)
-                for term in terms
-            ]
+            mods = [self._with_relative(q, k, call)]
+            if self.relative.reads_keys:
+                mods.append(self._with_relative(q, old_k, call))
         segment, memory = mods[0], mods[-1]
         if segment is None or memory is None:
             return None
@@ -150,23 +148,25 @@ class TransformerXL(GatheredMechanism):
         def joint(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             position = kv_idx % length
             of_segment = segment(score, b, h, q_idx, position)
-            return (
-                of_segment
-                if segment is memory
-                else torch.where(kv_idx < length, of_segment, memory(score, b, h, q_idx, position))
-            )
+            if segment is memory:
+                return of_segment
+            return torch.where(kv_idx < length, of_segment, memory(score, b, h, q_idx, position))
 
         return joint
+
+    def _with_relative(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
+        """The call's score term, with the relative positions of ``k`` added."""
+        term = relative_term(self, q, k, call)
+        if term is None:
+            return call.score_mod
+        return chain_score_mods(term.written_out, call.score_mod)
 
     def _joint_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p
         + ``length``."""
         blocks, memory = self._rows(length, device)
-        own, earlier = (
-            cells(blocks, blocks, causal=causal),
-            cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False),
-        )
-        return (*own, *earlier)
+        old_keys = torch.where(memory < 0, -1, memory + length)
+        return (*cells(blocks, blocks, causal=causal), *cells(blocks, old_keys, causal=False))
 
     def _joint_mask_mod(self, length: int, causal: bool) -> MaskMod:
         """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's

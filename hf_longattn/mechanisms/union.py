@@ -73,34 +73,45 @@ class Union(GatheredMechanism):
         self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions
     ) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        built = (choice.build(num_heads, head_dim, hidden_size, max_length) for choice in options.of)
         self.members = nn.ModuleList()
-        for member in built:
+        for choice in options.of:
+            member = choice.build(num_heads, head_dim, hidden_size, max_length)
             if isinstance(member, Window) and (member.max_dilation > 1 or member.options.num_sinks):
                 member.listed = True  # as tiles: the band of a union has neither dilation nor sinks
             self.members.append(member)
-        forms = {member.causal for member in self.mechanisms} - {"both"}
-        if len(forms) > 1:
-            causal, plain = (next(m.name for m in self.mechanisms if m.causal is form) for form in (True, False))
-            raise OptionError(
-                f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {plain!r}, which has "
-                "no causal form; leave one of them out."
-            )
-        self.forward_is_mask = self.forward_is_mask and bool(self.gathered)
-        self.causal = forms.pop() if forms else "both"
+        self.causal = self._common_form()
+        self.forward_is_mask = bool(self.gathered)
+        for member in reversed(self.mechanisms):
+            if member.global_token_ids is not None:
+                self.global_token_ids = member.global_token_ids
         capabilities = [member.capabilities for member in self.mechanisms]
-        self.global_token_ids = next(
-            (member.global_token_ids for member in self.mechanisms if member.global_token_ids is not None), None
-        )
         self.capabilities = self.capabilities.but(
             trains=any(member.trains for member in capabilities),
             takes_globals=any(member.takes_globals for member in capabilities),
             takes_sinks=all(member.takes_sinks for member in capabilities),
             position_dependent=any(member.position_dependent for member in capabilities),
         )
-        if all(member.per_head_tensors is not None for member in self.mechanisms):
-            named = ((i, name) for i, member in enumerate(self.mechanisms) for name in member.per_head_tensors or ())
-            self.per_head_tensors = tuple(f"members.{i}.{name}" for i, name in named)
+        self.per_head_tensors = self._per_head_tensors()
+
+    def _common_form(self) -> bool | str:
+        """The form, causal or bidirectional, that all members have."""
+        forms = {member.causal for member in self.mechanisms} - {"both"}
+        if len(forms) > 1:
+            causal = next(member.name for member in self.mechanisms if member.causal is True)
+            plain = next(member.name for member in self.mechanisms if member.causal is False)
+            raise OptionError(
+                f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {plain!r}, which has "
+                "no causal form; leave one of them out."
+            )
+        return forms.pop() if forms else "both"
+
+    def _per_head_tensors(self) -> tuple[str, ...] | None:
+        names: list[str] = []
+        for index, member in enumerate(self.mechanisms):
+            if member.per_head_tensors is None:
+                return None
+            names += [f"members.{index}.{name}" for name in member.per_head_tensors]
+        return tuple(names)
 
     def _enter(self, layer: int) -> None:
         for member in self.mechanisms:

@@ -244,16 +244,18 @@ class Window(SparseMechanism, GatheredMechanism):
 
     def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         sinks, back = self.options.num_sinks, self.pattern(causal=True).left * self.max_dilation
-        return (
-            (positions >= upcoming - back) | (positions < sinks) if sinks and not self.options.full_decoding else None
-        )
+        if not sinks or self.options.full_decoding:
+            return None
+        return (positions >= upcoming - back) | (positions < sinks)
 
     def locality(self, causal: bool) -> Locality | None:
         if self.options.full_decoding:
             return None
         pattern, sinks, dilation = self.pattern(causal), self.options.num_sinks, self.max_dilation
         by_position = dilation > 1 or self.listed  # here sinks are listed by position, not as global tokens
-        beside = "" if not sinks else "others" if by_position else "globals"
+        beside = ""
+        if sinks:
+            beside = "others" if by_position else "globals"
         return Locality(
             pattern.left * dilation, pattern.right * dilation, beside=beside, is_window=not sinks and dilation == 1
         )
@@ -262,7 +264,9 @@ class Window(SparseMechanism, GatheredMechanism):
         sinks, pattern = self.options.num_sinks, self.pattern(causal)
         if length <= max(sinks, 1) or self.max_dilation > 1:
             return length <= max(sinks, 1)
-        return length <= pattern.left + 1 + sinks if causal else pattern.covers(length, length)
+        if causal:
+            return length <= pattern.left + 1 + sinks
+        return pattern.covers(length, length)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Mean number of pairs over the heads, rounded down."""

@@ -153,7 +153,8 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
             )
         bound = copy.copy(self)
         bound.grid = grid
-        bound.layer = bound.layer if layer is None else layer
+        if layer is not None:
+            bound.layer = layer
         return bound
 
     def grid_of(self, call: AttentionCall | None, tokens: Any | None = None) -> Grid:
@@ -261,7 +262,9 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         if path == "sparse":
             return gathered_attention(q, k, v, self.plan(grid, q.device), call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        of_prefix = self.prefix_rows(q, k, v, grid, call) if grid.prefix else None
+        of_prefix = None
+        if grid.prefix:
+            of_prefix = self.prefix_rows(q, k, v, grid, call)
         return window_attention(q, k, v, grid, *self.windows(grid), self.shared_prefix(grid), call, of_prefix)
 
     def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
@@ -269,7 +272,9 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         :class:`GridBias`."""
         seen = slice(0, grid.prefix) if self.options.prefix_tokens == NONE else slice(None)
         queries, keys, values = q[:, :, : grid.prefix], k[:, :, seen], v[:, :, seen]
-        positions = None if call.score_mod is None else torch.arange(grid.prefix, device=q.device).view(1, 1, -1, 1)
+        positions = None
+        if call.score_mod is not None:
+            positions = torch.arange(grid.prefix, device=q.device).view(1, 1, -1, 1)
         if call.key_mask is not None:
             call = call.with_mask(call.key_mask[:, seen])
         return dense_attention(queries, keys, values, call, q_idx=positions)
@@ -280,7 +285,9 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         of_tokens, of_padding = self._dense_weights(*with_dense_terms(self, q, k, call))
         out = of_tokens @ repeat_heads(v, q.shape[1])
-        return out if of_padding is None else out + of_padding * self.pad_value[:, None].to(v.dtype)
+        if of_padding is not None:
+            out = out + of_padding * self.pad_value[:, None].to(v.dtype)
+        return out
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """Weights of tokens ``(B, H, N, N)``, and each query's total weight on padding ``(B, H, N, 1)``, ``None``
@@ -297,8 +304,8 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         queries, fillers = grid.coordinates(tokens), added_cells.unbind(1)
         scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
         scores = scores.expand(-1, -1, -1, len(added_cells))
-        bias = call.score_mod if isinstance(call.score_mod, GridBias) else None
-        scores = scores if bias is None else scores + bias.beyond_grid(fillers)
+        if isinstance(call.score_mod, GridBias):
+            scores = scores + call.score_mod.beyond_grid(fillers)
         seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
         of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
         visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)

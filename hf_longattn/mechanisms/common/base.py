@@ -273,14 +273,18 @@ def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
 def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
     """``q·k · scale`` for all pairs, with the call's score term applied, ``(B, H, Nq, Nk)``."""
     scores = (q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)) * call.scale_for(q.shape[-1])
-    return scores if call.score_mod is None else call.score_mod(scores, *grid_of(q, k))
+    if call.score_mod is not None:
+        scores = call.score_mod(scores, *grid_of(q, k))
+    return scores
 
 
 def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
     """Mask of the pairs that causality and padding leave visible, ``(B or 1, 1, Nq, Nk)`` bool."""
     _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
     seen = (kv_idx <= q_idx) if call.causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
-    return seen if call.key_mask is None else seen & call.key_mask[:, None, None, :]
+    if call.key_mask is not None:
+        seen = seen & call.key_mask[:, None, None, :]
+    return seen
 
 
 def softmax_over(scores: Tensor, visible: Tensor, sink_scores: Tensor | None = None) -> Tensor:

@@ -58,7 +58,8 @@ class Recursion:
     def text(self, causal: bool) -> int:
         """Number of text tokens in a segment. A causal segment contains the memory tokens twice: first to read, last
         to write."""
-        return self.length - self.memory * (2 if causal else 1)
+        times = 1 + causal
+        return self.length - self.memory * times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,9 @@ class OnGrid(ABC):
 
 def on_grid(mechanism: Any, grid: Grid | None, check: bool = False, layer: int | None = None) -> Any:
     """:meth:`OnGrid.on_grid`, or the mechanism itself if it does not depend on a grid or ``grid`` is ``None``."""
-    return mechanism if grid is None or not isinstance(mechanism, OnGrid) else mechanism.on_grid(grid, check, layer)
+    if grid is None or not isinstance(mechanism, OnGrid):
+        return mechanism
+    return mechanism.on_grid(grid, check, layer)
 
 
 def grid_blocks(mechanism: Any, grid: Grid) -> tuple[int, ...] | None:
@@ -204,7 +207,9 @@ def _distances(mechanism: Any, causal: bool) -> Locality | None:
     """The mechanism's locality, or ``None`` if queries also see keys outside its range (global tokens, for
     example)."""
     local = mechanism.locality(causal)
-    return local if local is not None and not local.beside else None
+    if local is None or local.beside:
+        return None
+    return local
 
 
 def keys_per_query(mechanism: Any) -> int | None:
@@ -212,7 +217,9 @@ def keys_per_query(mechanism: Any) -> int | None:
     ``None`` if unbounded, if the keys are not one fixed range, and for mechanisms with blocks, which have a smaller
     cache."""
     local = _distances(mechanism, True)
-    return None if local is None or local.period > 1 else local.back + 1
+    if local is None or local.period > 1:
+        return None
+    return local.back + 1
 
 
 def largest_distances(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
@@ -232,4 +239,6 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
     local = mechanism.locality(causal)
     if mechanism.covers(UNBOUNDED, causal):
         return UNBOUNDED, 0 if causal else UNBOUNDED
-    return (local.back, local.ahead) if local is not None and local.is_window else None
+    if local is None or not local.is_window:
+        return None
+    return local.back, local.ahead

@@ -31,10 +31,16 @@ def band_tile(length: int, left: int, right: int, device: torch.device, dilation
     """One tile with the pairs at distances ``-right … left``, times ``dilation``. Queries are grouped by residue
     modulo ``dilation``."""
     # Branches instead of min: torch.compile would keep a min in the shapes, and Inductor fails to divide by it.
-    dilation = dilation if dilation < length else length
+    if dilation > length:
+        dilation = length
     members = -(-length // dilation)
-    left, right = (side if side < members else members - 1 for side in (left, right))
-    size = QUERIES_PER_BAND_ROW if members >= QUERIES_PER_BAND_ROW else members
+    if left >= members:
+        left = members - 1
+    if right >= members:
+        right = members - 1
+    size = QUERIES_PER_BAND_ROW
+    if size > members:
+        size = members
     first = torch.arange(0, members, size, device=device)[:, None]
     queries = _members(first + torch.arange(size, device=device), dilation, length)
     keys = _members(first + torch.arange(-left, size + right, device=device), dilation, length)
@@ -44,7 +50,8 @@ def band_tile(length: int, left: int, right: int, device: torch.device, dilation
 def residues(length: int, stride: int, device: torch.device) -> Tensor:
     """Positions grouped by residue modulo ``stride``, ``(stride, ceil(length / stride))``; one group each if the
     stride is longer."""
-    stride = stride if stride < length else length
+    if stride > length:
+        stride = length
     steps = torch.arange(-(-length // stride), device=device)[None]
     return _members(steps, stride, length)[0, 0]
 

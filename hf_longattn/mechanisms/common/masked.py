@@ -178,8 +178,8 @@ class MaskedMechanism(Mechanism):
             )
 
         def positions() -> tuple[Tensor, ...]:
-            found, start = columns.find(), self._starts(call)
-            return *found, *(x.view(-1, x.shape[-1]) if start is None else x - start for x in found)
+            rows, keys = columns.find()
+            return rows, keys, *_from_start(rows, keys, self._starts(call))
 
         # Relative positions use the mechanism's positions. A score term gets columns.
         q_columns, k_columns, rows, keys = call.cached((*name, "positions"), positions)
@@ -198,12 +198,12 @@ class MaskedMechanism(Mechanism):
         another ``dtype``."""
         rows, keys = columns.find()
         mask, tokens = call.key_mask, call.global_mask
-        real = None
-        if mask is not None:
-            in_mask = keys.clamp(max=mask.shape[1] - 1)
-            real = mask if mask.shape[1] == len(keys) and columns.layout[0] == "all" else mask[:, in_mask]
-        hidden, start = (keys[..., None, :] > rows[..., None]).unsqueeze(-3), self._starts(call)
-        rows, keys = (x.view(-1, x.shape[-1]) if start is None else x - start for x in (rows, keys))
+        real = mask
+        if mask is not None and not (mask.shape[1] == len(keys) and columns.layout[0] == "all"):
+            real = mask[:, keys.clamp(max=mask.shape[1] - 1)]
+        hidden = (keys[..., None, :] > rows[..., None]).unsqueeze(-3)
+        start = self._starts(call)
+        rows, keys = _from_start(rows, keys, start)
         if tokens is not None and start is not None:
             tokens = tokens.gather(
                 1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1)
@@ -214,7 +214,8 @@ class MaskedMechanism(Mechanism):
             rows, keys = (x.clamp(0, tokens.shape[1] - 1) for x in (rows, keys))
         b, h, _, _ = index_grid(k.shape[0], self.num_heads, 1, 1, k.device)
         seen = self.mask_mod(True, tokens)(b, h, rows[:, None, :, None], keys[:, None, None, :]) & ~hidden
-        seen = seen if real is None else seen & real[:, None, None, :]
+        if real is not None:
+            seen = seen & real[:, None, None, :]
         if dtype == torch.bool:
             return seen
         return torch.zeros(seen.shape, dtype=dtype, device=k.device).masked_fill_(~seen, torch.finfo(dtype).min)
@@ -223,7 +224,9 @@ class MaskedMechanism(Mechanism):
         """Column of each sequence's first real token, ``(B, 1)``, if positions count from there; ``None`` if they are
         columns."""
         counts = self.capabilities.position_dependent and self.capabilities.ignores_padding
-        return first_real(call.key_mask)[:, None] if counts and call.key_mask is not None else None
+        if not counts or call.key_mask is None:
+            return None
+        return first_real(call.key_mask)[:, None]
 
     def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it.
@@ -373,7 +376,9 @@ def leading_sinks(mechanism: Mechanism) -> int:
     plain = options.relative is None and options.is_mask() and getattr(options, SINK_POSITIONS, CACHE) == CACHE
     local = mechanism.locality(True)
     fixed = local is not None and local.beside == "globals" and mechanism.global_token_ids is None
-    return len(positions) if plain and fixed and positions == tuple(range(len(positions))) else 0
+    if not plain or not fixed or positions != tuple(range(len(positions))):
+        return 0
+    return len(positions)
 
 
 def has_sinks_in_text(mechanisms: Iterable[Mechanism]) -> bool:
@@ -446,15 +451,16 @@ class GatheredMechanism(MaskedMechanism):
         if call.batch is not None and call.batch.documents is not None:
             return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
         q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks
-        term = None if chunks is None or call.score_mod is None else DistanceTerm.of(call.term, q, k)
+        term = None
+        if chunks is not None and call.score_mod is not None:
+            term = DistanceTerm.of(call.term, q, k)
         tokens = self.resolve_globals(k, call)
         tokens_of_call = tokens is not None and call.global_mask is not None
         about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens_of_call}
-        path = (
-            choose("pairs", q, k, call, **about)
-            if term is None
-            else choose("chunks", q, k, call.replace(score_mod=term), **about)
-        )
+        if term is None:
+            path = choose("pairs", q, k, call, **about)
+        else:
+            path = choose("chunks", q, k, call.replace(score_mod=term), **about)
         if path == "cpu-distances":
             assert chunks is not None
             assert term is not None
@@ -467,9 +473,18 @@ class GatheredMechanism(MaskedMechanism):
         # The tiles list the pairs of the mask; the call's global tokens are added as tiles of rows and columns.
         parts = self.plan(kv_len, call.causal, q.device)
         if tokens is not None:
-            count = int(tokens.sum(-1).max()) if tokens_of_call and not in_graph() else len(self.global_positions())
+            count = len(self.global_positions())
+            if tokens_of_call and not in_graph():
+                count = int(tokens.sum(-1).max())
             parts += global_parts(tokens, count, self.mask_mod(call.causal, None), self.num_heads, call.causal)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
+
+
+def _from_start(rows: Tensor, keys: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Columns of queries and keys as positions from each sequence's ``start (B, 1)``, ``(B or 1, n)``."""
+    if start is None:
+        return rows.view(-1, rows.shape[-1]), keys.view(-1, keys.shape[-1])
+    return rows - start, keys - start
 
 
 def has_hooks(module: nn.Module) -> bool:

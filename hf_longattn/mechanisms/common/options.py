@@ -95,7 +95,9 @@ class OptionInfo:
         if any(isinstance(entry, Mapping) for entry in value):
             return write_choices(value)
         entries = ",".join(map(str, value)) or "none"
-        return f"position{'s' if len(value) > 1 else ''} {entries}" if value and self.unit == POSITIONS else entries
+        if not value or self.unit != POSITIONS:
+            return entries
+        return f"positions {entries}" if len(value) > 1 else f"position {entries}"
 
 
 def option(
@@ -172,12 +174,15 @@ class Options:
         checked: dict[str, Any] = {}
         for name, value in values.items():
             if name not in hints or name not in known:
-                listed = ", ".join(known) if known else "none"
+                listed = ", ".join(known)
                 raise OptionError(
                     f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}"
                 )
-            read = COMMON.get(name) if value not in (None, "none", "None") else None
-            checked[name] = _coerce(mechanism, name, value, hints[name]) if read is None else read(value)
+            read = COMMON.get(name)
+            if read is None or value in (None, "none", "None"):
+                checked[name] = _coerce(mechanism, name, value, hints[name])
+            else:
+                checked[name] = read(value)
             cls._check_value(mechanism, name, checked[name])
         built = cls(**checked)
         built.check()
@@ -188,7 +193,11 @@ class Options:
         """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
         field = cls.__dataclass_fields__[name]
         limits, known = field.metadata, type(field.default) in (int, float) and field.default != 0
-        example = field.default if known else 512 if field.default is None and limits.get("unit") == "tokens" else 4
+        example = 4
+        if known:
+            example = field.default
+        elif field.default is None and limits.get("unit") == "tokens":
+            example = 512
         for entry in value if isinstance(value, tuple) else (value,):
             wanted, choices = "", limits.get("choices")
             if isinstance(entry, str) and choices and entry not in choices:
@@ -200,7 +209,9 @@ class Options:
                 elif least is not None and entry < least:
                     wanted = f"at least {least}; for example {name}={example}."
                 elif abs(entry) > most:
-                    wanted = f"at most {most}{f'; for example {name}={field.default}' if known else ''}."
+                    wanted = f"at most {most}."
+                    if known:
+                        wanted = f"at most {most}; for example {name}={field.default}."
             if wanted:
                 raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
 
@@ -210,9 +221,7 @@ class Options:
         values = {info.name: getattr(self, info.name) for info in self.infos()}
         plain: dict[str, Any] = {}
         for name, value in values.items():
-            entries = value if isinstance(value, tuple) else (value,)
-            written = [entry.to_dict() if hasattr(entry, "to_dict") else entry for entry in entries]
-            plain[name] = written if isinstance(value, tuple) else written[0]
+            plain[name] = _plain(value)
         return {name: value for name, value in plain.items() if name not in COMMON or value is not None}
 
     def changed(self) -> list[str]:
@@ -237,6 +246,15 @@ class Options:
         return 1
 
 
+def _plain(value: Any) -> Any:
+    """A value of an option in JSON types."""
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return value
+
+
 def _read_relative(value: Any) -> str:
     from ...positions.relative import read_relative  # imports torch
 
@@ -258,54 +276,76 @@ def _type_name(hint: Any) -> str:
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and not hasattr(args[0], "__origin__"):
         return f"tuple[{args[0].__name__}, ...]"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    if isinstance(hint, type) and not args:
+        return hint.__name__
+    return str(hint).replace("typing.", "")
 
 
 def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
     """Convert ``value`` to the annotated type, or raise :class:`OptionError`. Values come from Python, JSON or a
     command line."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
+    if origin in (types.UnionType, typing.Union):  # a type or None
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
-        if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in args:
-            return None
-        return _coerce(mechanism, name, value, next(a for a in args if a is not type(None)))
+        return _coerce(mechanism, name, value, args[0])
     if origin is tuple and hasattr(args[0], "read_all"):
         return args[0].read_all(mechanism, name, value)
     if hasattr(hint, "read_all"):
         return hint.read(mechanism, name, value)
     try:
         if origin is tuple:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                value = [value]  # one entry
-            if isinstance(value, str):
-                value = [] if value.lower() == "none" else value.replace("+", ",").split(",")
-            return tuple(_coerce(mechanism, name, item, args[0]) for item in value if item != "")
-        if hint is bool:
-            if isinstance(value, bool):
-                return value
-            if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "1", "0"):
-                return value.lower() in ("true", "yes", "1")
-            raise ValueError
-        if hint is int:
-            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-                raise ValueError
-            if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
-                raise ValueError
-            return int(value)
-        if hint is float:
-            if isinstance(value, bool) or not math.isfinite(float(value)):
-                raise ValueError
-            return float(value)
+            return tuple(_coerce(mechanism, name, entry, args[0]) for entry in _entries(value))
+        return _READERS[hint](value)
     except (TypeError, ValueError, OverflowError):
-        wanted = "a finite number" if hint is float else _type_name(hint)
+        wanted = {float: "a finite number", str: "a string"}.get(hint) or _type_name(hint)
         if args and args[0] is int:
             wanted = f"whole numbers joined by +, for example {name}=1"
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {wanted}.") from None
-    if hint is str and not isinstance(value, str):
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be a string.")
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    """The entries of a list, which may be one number, or a text such as ``0+7``."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [value]
+    if isinstance(value, str):
+        if value.lower() == "none":
+            return []
+        value = value.replace("+", ",").split(",")
+    return [entry for entry in value if entry != ""]
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError
+
+
+def _read_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError
+    if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
+        raise ValueError
+    return int(value)
+
+
+def _read_float(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _read_str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
     return value
+
+
+_READERS: dict[type, Callable[[Any], Any]] = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str}
+"""Types of options -> functions that convert a value, or raise ValueError."""
 
 
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
@@ -375,7 +415,9 @@ def read_layer_choices(text: str) -> list[tuple[list[int] | None, dict[str, Any]
             layers.append((read_numbers(where), read_choice(what) if sign == "=" else read_options(what)))
             continue
         for choice in _joined(split(piece, ","), ",", lambda part: not OPTION.match(part)):
-            times, choice = repeated.groups() if (repeated := REPEATED.fullmatch(choice)) else ("1", choice)
+            times = "1"
+            if repeated := REPEATED.fullmatch(choice):
+                times, choice = repeated.groups()
             if len(times) > 4:
                 raise OptionError(
                     f"{piece.strip()!r} repeats a mechanism more than {HIGHEST_LAYER} times, but no model has so many "

@@ -99,6 +99,7 @@ def register_mechanism(name: str) -> Callable[[M], M]:
 
     def register(cls: M) -> M:
         _check_class(name, cls)
+        _check_options_class(name, cls._options_type)
         cls.name = name
         _REGISTRY[name] = cls
         _prototype.cache_clear()
@@ -117,8 +118,7 @@ def defined_at(value: Any) -> str:
 
 
 def _check_class(name: str, cls: Any) -> None:
-    """Raise :class:`OptionError` for a class without a method, a taken name, a capability set as an attribute, or
-    undescribed options."""
+    """Raise :class:`OptionError` for a class without a method, a taken name, or a capability set as an attribute."""
     known = _REGISTRY.get(name)
 
     def here() -> str:  # reads the source
@@ -147,7 +147,11 @@ def _check_class(name: str, cls: Any) -> None:
                 f"{here()} sets {misplaced[0]!r} as an attribute, but it belongs in {holder.partition(' ')[0]}; write "
                 f"{holder}({misplaced[0]}=...)."
             )
-    options = cls._options_type
+
+
+def _check_options_class(name: str, options: Any) -> None:
+    """Raise :class:`OptionError` unless ``options`` is a frozen dataclass whose options are described and have free
+    names."""
     if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise OptionError(
             f"The options of mechanism {name!r} at {defined_at(options)} are not a frozen dataclass derived from "

@@ -149,8 +149,12 @@ def for_length(mechanism: Any, length: int, causal: bool = False, queries: int =
     """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``.
 
     If causal: full attention for one query with ``full_decoding``, otherwise ``mechanism``."""
-    full = full_of(mechanism) if not causal or queries == 1 else None
-    return mechanism if full is None or (not causal and length > full.sizes.max_length) else full
+    if causal and queries != 1:
+        return mechanism
+    full = full_of(mechanism)
+    if full is None or (not causal and length > full.sizes.max_length):
+        return mechanism
+    return full
 
 
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:
@@ -214,14 +218,20 @@ def relative_of(mechanism: Any, k: Tensor, call: AttentionCall) -> RelativePosit
     """The mechanism's relative positions; ``None`` if they change no score of a call with keys
     ``k (B, H_kv, Nk, D)``."""
     relative: RelativePositions | None = mechanism.relative
-    return relative if relative is not None and relative.changes(k.shape[2], call) else None
+    if relative is None or not relative.changes(k.shape[2], call):
+        return None
+    return relative
 
 
 def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
     """``call`` with the relative positions added. Code that attends without ``forward``, such as a decode cache, calls
     ``RelativePositions.term`` itself."""
-    term = None if relative_of(mechanism, k, call) is None else relative_term(mechanism, q, k, call)
-    return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
+    if relative_of(mechanism, k, call) is None:
+        return call
+    term = relative_term(mechanism, q, k, call)
+    if term is None:
+        return call
+    return call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
 
 def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
