@@ -193,7 +193,7 @@ class Options:
         """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
         field = cls.__dataclass_fields__[name]
         limits, known = field.metadata, type(field.default) in (int, float) and field.default != 0
-        example = 4
+        example: Any = 4
         if known:
             example = field.default
         elif field.default is None and limits.get("unit") == "tokens":
