@@ -117,11 +117,12 @@ def divide_feed_forward(graph: ir.Graph) -> None:
     """Compute every feed-forward network in a loop over blocks of tokens: products with weights, and elementwise
     functions between them."""
     for last in filter(_projects, list(graph)):
+        # Walk back from the last product, over elementwise functions, to the products that read the network's input.
         network, sources, waiting = {last}, set[ir.Value](), [last.inputs[0]]
         while waiting:
             node = waiting.pop().producer()
             if node is None or not (_projects(node) or node.op_type in ELEMENTWISE):
-                sources.clear()
+                sources.clear()  # no feed-forward network ends here
                 break
             network.add(node)
             if _projects(node):
@@ -129,10 +130,15 @@ def divide_feed_forward(graph: ir.Graph) -> None:
             else:
                 waiting += [x for x in node.inputs if x.const_value is None]
         inner = [value for node in network - {last} for value in node.outputs]
-        if len(sources) != 1 or any(use.node not in network for value in inner for use in value.uses()):
+        is_read_elsewhere = any(use.node not in network for value in inner for use in value.uses())
+        if len(sources) != 1 or is_read_elsewhere:
             continue
-        (source,), op, body = sources, Nodes(), Loop(f"{last.outputs[0].name}_feed_forward")
-        tokens, sizes = op.ReduceProd(op.Shape(source, start=0, end=-1)), op.Shape(last.inputs[1], start=1)
+
+        # The loop: each step copies the network for one block of tokens.
+        (source,) = sources
+        op, body = Nodes(), Loop(f"{last.outputs[0].name}_feed_forward")
+        tokens = op.ReduceProd(op.Shape(source, start=0, end=-1))
+        out_features = op.Shape(last.inputs[1], start=1)
         blocks, chosen = _divided(op, tokens, op.ints(BLOCK_TOKENS))
         rows = op.Reshape(source, op.Concat(op.ints(1, -1), op.Shape(source, start=-1), axis=0))
         values = {source: body.Gather(rows, chosen(body), axis=1)}
@@ -141,8 +147,11 @@ def divide_feed_forward(graph: ir.Graph) -> None:
             copies = body.op_multi_out(node.op_type, inputs, node.attributes, num_outputs=len(node.outputs))
             values |= zip(node.outputs, copies, strict=True)
         out = body.stacked(op, blocks, values[last.outputs[0]])
-        out = op.Slice(op.Reshape(out, op.Concat(op.ints(-1), sizes, axis=0)), op.ints(0), tokens, op.ints(0))
-        out = op.Reshape(out, op.Concat(op.Shape(source, start=0, end=-1), sizes, axis=0))
+
+        # The rows of all blocks, without those that the last block repeats, in the shape of the network's input.
+        out = op.Reshape(out, op.Concat(op.ints(-1), out_features, axis=0))
+        out = op.Slice(out, op.ints(0), tokens, op.ints(0))
+        out = op.Reshape(out, op.Concat(op.Shape(source, start=0, end=-1), out_features, axis=0))
         graph.insert_before(last, op.nodes)
         last.outputs[0].replace_all_uses_with(out)
         graph.remove(network, safe=True)

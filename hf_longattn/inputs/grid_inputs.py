@@ -230,7 +230,7 @@ class GridModality(SizedModality):
                 Check(name, SKIPPED, f"the source has no {name}, so make inputs of {size.words} as in its training")
             ]
         processor: Any = Images(self.spec, plan.config, folder).processor
-        sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # which has to be resized
+        sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # the processor has to resize a photo
         values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
         resized = tuple(torch.as_tensor(values).shape[-2:])
         detail = f"images of {self.spec.describe(sides)} become inputs of {self.spec.describe(resized)}"
@@ -276,10 +276,10 @@ def check_crops(comparison: Comparison) -> Check:
     plan, base = comparison.plan, without_head(comparison.source)
     old, new = plan.inputs.old, affordable_size(plan)
     prefix, window = new.grid.prefix, old.grid.sizes
-    apart = all(
-        grid_blocks(layer, new.grid) == window and (not prefix or vars(layer.options).get("prefix_tokens") != GLOBAL)
-        for layer in new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
-    )
+    layers = new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
+    has_old_windows = all(grid_blocks(layer, new.grid) == window for layer in layers)
+    sees_prefix = prefix > 0 and any(vars(layer.options).get("prefix_tokens") == GLOBAL for layer in layers)
+    apart = has_old_windows and not sees_prefix
     if plan.positions != TILE or not plan.modality.spec.adds_positions or not apart:
         detail = "does not apply: positions are not a tiled table, or patches see other windows or tokens before them"
         return Check(CROPS, SKIPPED, f"{detail} (--option prefix_tokens=none hides these)")
@@ -290,7 +290,7 @@ def check_crops(comparison: Comparison) -> Check:
         return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)
 
     arguments = comparison.inputs.at(new)
-    # a crop has no tokens before its patches
+    # The source runs on crops without the tokens before their patches.
     hook = base.embeddings.register_forward_hook(
         lambda _, args, output: (
             output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
@@ -299,7 +299,8 @@ def check_crops(comparison: Comparison) -> Check:
     expected = run_model(base, {PIXELS: tiles(arguments[PIXELS], old.value)})[STATES]
     hook.remove()
     cells = hidden_states(comparison.result, arguments)[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
-    difference = Difference.of({"cells": expected}, {"cells": tiles(cells, window).flatten(2).mT})
+    by_crop = tiles(cells, window).flatten(2).mT
+    difference = Difference.of({"cells": expected}, {"cells": by_crop})
     what = (
         f"patch features at {new} and the source's, without tokens before its patches, on {len(expected)} crops of "
         f"{old.words}"

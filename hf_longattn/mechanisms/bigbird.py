@@ -193,14 +193,21 @@ class BigBird(MaskedMechanism):
         size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            length, by_text = kv_idx.shape[-1], key_mask if self.options.blocks_over == "text" else None
-            ends = torch.tensor([length], device=kv_idx.device) if by_text is None else last_real(by_text) + 1
+            length = kv_idx.shape[-1]
+            if key_mask is None or self.options.blocks_over != "text":
+                ends = torch.tensor([length], device=kv_idx.device)
+            else:
+                ends = last_real(key_mask) + 1
             rows = (length + size - 1) // size
-            blocks = self.blocks(-(-ends // size), rows, call.causal, kv_idx.device, call.seed)
-            times = blocks.times(b, h, q_idx.div(size, rounding_mode="floor"), kv_idx.div(size, rounding_mode="floor"))
+            pattern = self.blocks(-(-ends // size), rows, call.causal, kv_idx.device, call.seed)
+            query_block = q_idx.div(size, rounding_mode="floor")
+            key_block = kv_idx.div(size, rounding_mode="floor")
+            times = pattern.times(b, h, query_block, key_block)
             if tokens is not None:
                 times = torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 1, times)
-            return times * key_mask[b, q_idx] if key_mask is not None and self._zeroes_padding(length) else times
+            if key_mask is not None and self._zeroes_padding(length):
+                times = times * key_mask[b, q_idx]
+            return times
 
         return count
 
@@ -267,7 +274,7 @@ class BigBird(MaskedMechanism):
         by_text = None if call.causal or self.options.blocks_over != "text" else call.key_mask
         if by_text is None or batch is None:
             counts = [rows]
-        elif in_graph():  # where no length can be read
+        elif in_graph():  # lengths cannot be read in a graph
             return self._table_of(-(-(last_real(by_text) + 1) // size), rows, call, device)
         else:
             counts = [

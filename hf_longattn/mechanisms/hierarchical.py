@@ -256,19 +256,26 @@ class Pyramid:
     def pairs(self, causal: bool) -> int:
         total, half = 0, self.block // 2
         for level in range(self.top + 1):
+            # Queries see the same pools if they share a block of the level below.
             width = self.block << max(level - 1, 0)
             for block, first in enumerate(range(0, self.length, width)):
                 queries = min(width, self.length - first)
                 if level == 0:
                     low, high = max(0, first - width), min(self.length, first + 2 * width)
-                    total += queries * (first - low) + full_pairs(queries, True) if causal else queries * (high - low)
+                    if causal:
+                        total += queries * (first - low) + full_pairs(queries, True)
+                    else:
+                        total += queries * (high - low)
                     continue
                 low, high = 0, self.sizes[level]
                 if level < self.top:
                     low, high = max(0, (block // 2 - 1) * self.block), min(high, (block // 2 + 2) * self.block)
-                total += queries * (
-                    max(0, (block - 1) * half - low) + (0 if causal else max(0, high - (block + 2) * half))
-                )
+                # the level below covers the pools near_start … near_stop - 1 of this level
+                near_start, near_stop = (block - 1) * half, (block + 2) * half
+                pools = max(0, near_start - low)
+                if not causal:
+                    pools += max(0, high - near_stop)
+                total += queries * pools
         return total
 
 

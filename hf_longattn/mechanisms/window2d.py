@@ -319,16 +319,19 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
             cells, tiles = torch.arange(grid.prefix, grid.length, device=device), []
             for region in regions(grid, *self.windows(grid)):
                 part = cells.view(grid.sizes)[tuple(run.cells for run in region)]
-                inner = [number for run in region for number in (run.windows, run.size)]
-                numbers, inside = range(0, 2 * grid.rank, 2), range(1, 2 * grid.rank, 2)
-                windows = part.reshape(inner).permute(*numbers, *inside).reshape(1, 1, math.prod(inner[::2]), -1)
+                # split each axis into windows and their cells, and move the axes of windows to the front
+                split = part.reshape([number for run in region for number in (run.windows, run.size)])
+                window_axes, cell_axes = range(0, 2 * grid.rank, 2), range(1, 2 * grid.rank, 2)
+                count = math.prod(run.windows for run in region)
+                windows = split.permute(*window_axes, *cell_axes).reshape(1, 1, count, -1)
                 tiles.append(GatherTile(windows, windows))
             if grid.prefix:
-                mode, front = self.options.prefix_tokens, torch.arange(grid.prefix, device=device).view(1, 1, 1, -1)
+                mode = self.options.prefix_tokens
+                prefix = torch.arange(grid.prefix, device=device).view(1, 1, 1, -1)
                 if mode == GLOBAL:  # the cells of every tile see the prefix as well
-                    tiles.append(GatherTile(cells.view(1, 1, 1, -1), front))
+                    tiles.append(GatherTile(cells.view(1, 1, 1, -1), prefix))
                 everything = torch.arange(grid.length, device=device).view(1, 1, 1, -1)
-                tiles.append(GatherTile(front, front if mode == NONE else everything))
+                tiles.append(GatherTile(prefix, prefix if mode == NONE else everything))
             return tuple(tiles)
 
         return BYTE_CACHE.get((type(self), self.options, self.shifted, grid, device), make)

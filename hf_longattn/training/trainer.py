@@ -84,12 +84,13 @@ class LongTrainer(Trainer):
         self, *args: Any, eval_collator: Any = None, measure: Callable[[], dict[str, Any]] | None = None, **kwargs: Any
     ) -> None:
         config = getattr(kwargs.get("model", next(iter(args), None)), "config", None)
-        self.use_cache = getattr(config, "use_cache", None)  # before Trainer turns it off; the saved model has it
+        # Trainer turns use_cache off, and the saved model gets this value
+        self.use_cache = getattr(config, "use_cache", None)
         try:
             super().__init__(*args, **kwargs)
         except LongAttentionError:
             raise
-        except HfHubHTTPError:  # of the repository that Trainer creates for push_to_hub
+        except HfHubHTTPError:  # Trainer creates the repository for push_to_hub
             with translated_errors(str(self.args.hub_model_id), self.args.hub_token):
                 raise
         except (ValueError, RuntimeError, ImportError) as error:
@@ -105,14 +106,16 @@ class LongTrainer(Trainer):
         if self.groups_by_length:
             self.args.train_sampling_strategy = "random"  # evaluations keep the order of the rows
         inner: Any = self.accelerator.unwrap_model(self.model)
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
-        # torch's DataParallel copies a changed head to all devices, and gathers tensors only
-        self.inner, self.head = inner if self.args.n_gpu < 2 else None, type(inner).__name__
+        if hasattr(inner, "get_base_model"):  # peft wraps the model
+            inner = inner.get_base_model()
+        self.head = type(inner).__name__
+        # None for torch's DataParallel, which copies a changed head to all devices, and gathers tensors only
+        self.inner = inner if self.args.n_gpu < 2 else None
         if is_deepspeed_zero3_enabled():
             mark_for_zero3(inner)
         self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
         self.minutes = Minutes(getattr(self.args, "max_minutes", None))
-        if self.minutes.limit is not None and self.pop_callback(ProgressCallback):  # counts steps
+        if self.minutes.limit is not None and self.pop_callback(ProgressCallback):  # its bar counts steps
             self.add_callback(PrinterCallback)
         for callback in (self.minutes, SetEpoch(), SynchroniseCentroids()):
             self.add_callback(callback)
@@ -184,7 +187,7 @@ class LongTrainer(Trainer):
         """
         with deferred_logits(self.inner) if model.training else nullcontext():
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        return loss.mean(), outputs  # of torch's DataParallel, a loss of each device
+        return loss.mean(), outputs  # torch's DataParallel returns one loss per device
 
     def compute_loss(
         self,

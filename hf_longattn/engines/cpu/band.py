@@ -106,18 +106,21 @@ def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: in
     Args:
         shift: position of the first query within the keys.
     """
+    # the inner blocks are first … last - 1
     first = -(-max(0, left - shift) // block)
     last = max(first, min(q_len, kv_len - right - shift) // block)
     edges = [(0, q_len)]
     if last > first:
-        yield Group(first * block, last - first, block, first * block + shift - left, block, block + left + right)
-        edges = [(0, first * block), (last * block, q_len)]
+        query = first * block
+        width = left + block + right
+        yield Group(query, last - first, block, start=query + shift - left, step=block, width=width)
+        edges = [(0, query), (last * block, q_len)]
     for start, stop in edges:
-        for row in range(start, stop, block):
-            size = min(block, stop - row)
-            from_key = max(0, row + shift - left)
-            width = min(kv_len, row + size + shift + right) - from_key
-            yield Group(row, 1, size, from_key, width, width)
+        for query in range(start, stop, block):
+            size = min(block, stop - query)
+            key = max(0, query + shift - left)
+            width = min(kv_len, query + size + shift + right) - key
+            yield Group(query, 1, size, start=key, step=width, width=width)
 
 
 class Costs(NamedTuple):

@@ -79,7 +79,7 @@ class _Terms(NamedTuple):
         return stored
 
     def table(self, rows: Tensor) -> Tensor:
-        """The rows in use of the table ``rows (H or 1, w, F)``."""
+        """The rows that this group uses from a table ``rows (H or 1, w, F)``."""
         return rows[:, self.first : self.first + self.rows]
 
     def add_products(self, stored: Tensor, p: Tensor, rows: Tensor) -> None:
@@ -141,9 +141,8 @@ def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *
     first, last = -(-max(shift, before) // chunk), min(shift + q_len, kv_len) // chunk
     inner = range(first, last) if chunk <= MAX_CHUNK_IN_A_BLOCK else range(0)
     if inner:
-        yield Group(
-            inner.start * chunk - shift, len(inner), chunk, inner.start * chunk - before, chunk, before + chunk
-        )
+        position = inner.start * chunk
+        yield Group(position - shift, len(inner), chunk, start=position - before, step=chunk, width=before + chunk)
     for number in range(shift // chunk, -(-(shift + q_len) // chunk)):
         if number in inner:
             continue
@@ -152,7 +151,7 @@ def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *
         for row in range(begin, end, QUERIES_PER_BLOCK):
             size = min(QUERIES_PER_BLOCK, end - row)
             width = (row + size if causal else stop) - start
-            yield Group(row - shift, 1, size, start, width, width)
+            yield Group(row - shift, 1, size, start=start, step=width, width=width)
 
 
 def _queries_by_head(group: Group, x: Tensor) -> Tensor:
@@ -290,18 +289,23 @@ class Distances(BandSource):
 
     def _far(self, item: Item) -> Iterator[Part]:
         """Parts for the global tokens."""
-        p, e = self.p[item.by_query], None if self.e is None else self.e[item.by_key]
-        for part in () if item.tokens is None else item.far_parts(item.tokens, rows_first=self.is_backward):
-            for some in _few_queries(part):
-                terms = _FarTerms(self.tables.rows(item.distances(some)), some.overrides)
-                of_queries, of_keys = some.queries.of(p), None if e is None else some.keys.of(e)
-                added = terms.over(of_queries, of_keys, self.tables)
-                some = some._replace(mask=item.with_hole(added if some.mask is None else added + some.mask, some.keys))
+        if item.tokens is None:
+            return
+        p = self.p[item.by_query]
+        e = None if self.e is None else self.e[item.by_key]
+        for far_part in item.far_parts(item.tokens, rows_first=self.is_backward):
+            for part in _few_queries(far_part):
+                terms = _FarTerms(self.tables.rows(item.distances(part)), part.overrides)
+                of_queries = part.queries.of(p)
+                of_keys = None if e is None else part.keys.of(e)
+                mask = terms.over(of_queries, of_keys, self.tables)
+                if part.mask is not None:
+                    mask = mask + part.mask
+                part = part._replace(mask=item.with_hole(mask, part.keys))
                 if self.is_backward:
-                    some = some._replace(
-                        of_scores=partial(self._add_far_gradients, item, some, terms, of_queries, of_keys)
-                    )
-                yield some
+                    add_gradients = partial(self._add_far_gradients, item, part, terms, of_queries, of_keys)
+                    part = part._replace(of_scores=add_gradients)
+                yield part
 
     def _add_far_gradients(
         self, item: Item, part: Part, terms: _FarTerms, p: Tensor, e: Tensor | None, of_scores: Tensor

@@ -329,17 +329,26 @@ def _plan(
     pattern: Pattern,
     device: torch.device,
 ) -> Plan:
+    """Plan the parts A, B and C. Each list holds the ends of its runs, as the indices of a query and a key.
+
+    spans: the sequences of the batch.
+    tokens_of: for each sequence, the positions of its global tokens in the batch row.
+    total, length: tokens of all batch rows together, and of one row.
+    in_front: whether the global tokens stand in front of each sequence.
+    """
     a: list[tuple[int, int]] = []
     b: list[tuple[int, int]] = []
     c: list[tuple[int, int]] = []
-    every: list[int] = []
-    # Queries in padding meet keys in padding in A and B: with a key in neither, the merge would compute inf - inf.
+    global_tokens: list[int] = []
+    # Queries in padding see keys in padding. Without a key in A and B, the merge would compute inf - inf.
     last_c = 0  # the first key after C's last run
     for span, of_span in zip(spans, tokens_of, strict=True):
         row, count = span.row * length, len(of_span)
         start, stop = row + span.start, row + span.stop
         front = start + count
-        every += [row + position for position in of_span]
+        first_global = len(global_tokens)
+        global_tokens += [row + position for position in of_span]
+        end_global = len(global_tokens)
         if in_front:
             a += [(start, start), (front, start), (front, front), (stop, stop)]
             b += [(start, start), (front, start), (stop, front), (stop, stop)]
@@ -348,16 +357,16 @@ def _plan(
             last_c = stop
         else:
             a += [(start, start), (stop, stop)]
-            b += [(start, len(every) - count), (stop, len(every))]
-            c += [(len(every) - count, start), (len(every), stop)]
+            b += [(start, first_global), (stop, end_global)]
+            c += [(first_global, start), (end_global, stop)]
     a.append((total, total))
     if in_front:
         b.append((total, total))
         c += [(total, last_c), (total, total)]
     else:
-        b.append((total, len(every)))
-        c.append((len(every), total))
-    index = torch.tensor(every, dtype=torch.int64).to(device)
+        b.append((total, len(global_tokens)))
+        c.append((len(global_tokens), total))
+    index = torch.tensor(global_tokens, dtype=torch.int64).to(device)
     is_global = torch.zeros(total, 1, 1, dtype=torch.bool, device=device).index_fill_(0, index, True)
     gathered = None
     if not in_front:

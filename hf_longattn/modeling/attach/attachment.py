@@ -307,26 +307,27 @@ def _right_angle(attention_class: type[Any]) -> list[float] | None:
         turn, apply = getattr(functions, RIGHT_ANGLE, None), getattr(functions, ROTATION, None)
         source = "" if turn is None or apply is None else inspect.getsource(base)
         if (rotates := ROTATES.search(source)) and SCALES_FEATURES.search(source, rotates.end()) is None:
-            with ThreadPoolExecutor(1) as thread:  # where no FakeTensorMode of the caller hides the numbers
+            # a FakeTensorMode of the caller hides numbers, but only in the caller's thread
+            with ThreadPoolExecutor(1) as thread:
                 return thread.submit(_planes, turn, apply).result()
     return None
 
 
 def _planes(turn: Any, apply: Any) -> list[float] | None:
-    """The features 0, 1, 2, 3 after ``turn``, a rotation by a right angle, if ``apply`` rotates by two positions as
-    :class:`Rotation` does in these planes; else ``None``."""
+    """The features 0, 1, 2, 3 after ``turn``, a rotation by a right angle. ``None`` if ``apply`` does not rotate as
+    :class:`Rotation` does in these planes; the test rotates by two positions."""
     x = torch.arange(4.0, device="cpu")
     planes: list[float] = turn(x).tolist()
     frequencies, positions = torch.full((2,), 0.3, device="cpu"), torch.full((1, 1), 2, device="cpu")
-    angles = torch.full((1, 1, 4), 0.6, device="cpu")  # equal in both planes, in whatever order these are
-    turned = Rotation(frequencies, planes == INTERLEAVED).turned(x.view(1, 1, 1, 4), positions)
+    angles = torch.full((1, 1, 4), 0.6, device="cpu")  # 2 * 0.3 for every feature, so their order does not matter
+    expected = Rotation(frequencies, planes == INTERLEAVED).turned(x.view(1, 1, 1, 4), positions)
     vectors = [x.view(1, 1, 1, 4)] * (2 if "k" in inspect.signature(apply).parameters else 1)
     try:
         rotated = apply(*vectors, cos=angles.cos(), sin=angles.sin())
     except (RuntimeError, TypeError):  # a function with other arguments
         return None
     rotated = rotated[0] if isinstance(rotated, tuple) else rotated
-    return planes if torch.allclose(rotated, turned, atol=1e-4) else None
+    return planes if torch.allclose(rotated, expected, atol=1e-4) else None
 
 
 def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:

@@ -152,7 +152,8 @@ class LongConfig(_Base):
             setattr(self, IMPLEMENTATION_FIELD, self.served_by)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # a cache made in a graph renames fields of a copy
+        # In a graph, a new cache calls `get_text_config`. It copies the config and renames fields of the copy, whose
+        # values were checked before.
         if name == "long_attention" and not torch.compiler.is_compiling():
             if BASE_WINDOWS in self.__dict__:
                 self._show_windows({})
@@ -174,7 +175,7 @@ class LongConfig(_Base):
         values.pop(BASE_ATTENTION, None)
         if not self.auto_map:
             values.pop("auto_map", None)
-        if torch.compiler.is_compiling():  # a cache made in a graph asks for the names of the base's fields
+        if torch.compiler.is_compiling():  # a new cache in a graph needs only the names of the base's fields
             return values
         base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
         width = self.__dataclass_fields__.get("sliding_window")
@@ -332,14 +333,13 @@ class LongConfig(_Base):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """The base's text config. The decoder's has cache layer types, because caches are built from it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
-        if (
-            not (decoder and not encoder and self._causal and hasattr(self, "sliding_window"))
-            or BASE_WINDOWS in self.__dict__
-        ):
+        is_for_caches = decoder and not encoder and self._causal and hasattr(self, "sliding_window")
+        if not is_for_caches or BASE_WINDOWS in self.__dict__:
             return config
-        caching = self._runs_mechanisms or not (self.base_attention_chosen or self._computes_as_base)
-        types = (self._decode_layer_types() or [FULL] * self.num_hidden_layers) if caching else None
-        if not caching or getattr(config, "layer_types", None) == types:
+        if not self._runs_mechanisms and (self.base_attention_chosen or self._computes_as_base):
+            return config  # the base's attention gets the base's caches
+        types = self._decode_layer_types() or [FULL] * self.num_hidden_layers
+        if getattr(config, "layer_types", None) == types:
             return config
         config_class: Any = type(config)
         view = object.__new__(_seen_by_caches(config_class))
