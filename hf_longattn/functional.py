@@ -319,7 +319,7 @@ def _build_named(
     """The mechanism ``name`` in eval mode. Mechanisms without tensors are built once and cached."""
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
-    # may be cached
+    # options of these types can be keys of a cache
     if not torch.compiler.is_compiling() and {*map(type, options.values())} <= {type(None), bool, int, float, str}:
         module = without_tensors(name, *sizes.values(), **options)
         if module is not None:

@@ -210,7 +210,7 @@ class LanguageLoss:
             old.append(self.measure(source, lengths.chunk, number))
             new.append(self.measure(result, lengths.read, number))
             seconds = time.monotonic() - started
-            if seconds * (1 + 1 / len(old)) > SECONDS:  # with another text
+            if seconds * (1 + 1 / len(old)) > SECONDS:  # another text would take too long
                 break
         check = self.judge(torch.stack(old), torch.stack(new))
         return replace(check, values={**check.values, "seconds": round(time.monotonic() - started, 1)})
@@ -510,7 +510,7 @@ def check_texts(comparison: Comparison) -> list[Check]:
     if not lengths.read:  # a large model: how long would it take?
         lengths = choose_lengths(plan, text, compared_flops(plan, checks) / max(time.monotonic() - started, 1e-3))
     purpose: Any = LanguageLoss(plan, text, lengths)
-    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # of a sentence encoder
+    pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # None without a sentence encoder
     if pooling is not None:
         purpose = Embeddings(plan, text, lengths, pooling)
 
@@ -595,7 +595,7 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
     old, change = lengths.old, plan.position_change
     covered, short = min(lengths.covered, old), min(plan.short_texts.length, old)
-    # even if positions change in longer texts
+    # outputs of texts up to this length are equal, even if positions change in longer texts
     unchanged = min(plan.unchanged_tokens, old) if plan.unchanged_tokens > 1 else 0
     decoder_tokens = None
     if plan.decoder is not None and not plan.architecture.decoder_reads_text:

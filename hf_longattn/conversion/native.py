@@ -151,10 +151,10 @@ class Mistral(Stock):
 
 
 class LongformerStock(Stock):
-    """Longformer: RoBERTa's layers with windows, and separate projections for global tokens, which may be copies of
-    the layer's.
+    """Longformer: RoBERTa's layers with windows, and separate projections for global tokens.
 
-    If a head of Longformer chooses global tokens, these must be the config's global tokens.
+    If a layer has no separate projections, Longformer gets copies of its query, key and value. Some of Longformer's
+    task heads choose global tokens. The layers must then have the same global tokens.
     """
 
     families = ROBERTAS | {"bert"}

@@ -301,8 +301,8 @@ class ShortTexts:
 class EncodedTexts:
     """What sentence-transformers reads of a text with the source. Special tokens and a prompt count."""
 
-    tokens: int  # at which it cuts, at most the source's length
-    method: str  # of its class that reads texts
+    tokens: int  # maximum tokens before it cuts the text, at most the source's length
+    method: str  # name of the method that reads texts
 
     def __str__(self) -> str:
         done = "scored" if self.method == "predict" else "embedded"
@@ -582,7 +582,7 @@ def plan_attention(opened: Source, architecture: Architecture, request: Conversi
         attention = request.attention(original)
     if request.decoder_long_attention is not None:
         decoder = LongAttentionConfig.from_dict(request.decoder_long_attention)
-    # with the family's default attention, and the base's windows
+    # the config fills in the family's default attention and the base's windows
     config = architecture.long_config(attention, decoder)
     attention = config.long_attention
     saved_by = sentence_class(opened.card_folder)
@@ -627,7 +627,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
     short_texts = ShortTexts()
     layers, is_causal = chosen.config.attending
     if original is None and not is_causal:
-        windows = [None] * layers if decoder is not None else own_windows(base)  # with a decoder, there are none
+        windows = [None] * layers if decoder is not None else own_windows(base)  # none in a model with two stacks
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
 
     config = architecture.long_config(

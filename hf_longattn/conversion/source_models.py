@@ -80,7 +80,7 @@ class Source:
     config: dict[str, Any]  # its config.json
     pickled: bool = False  # whether transformers reads the weights from .bin files
     root: Path | None = None  # sentence-transformers folder around this model; None for other checkpoints
-    # by tensor name, floating point only; empty for .bin and plans
+    # tensor name -> dtype, of floating-point tensors only; empty for .bin files and plans
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property

@@ -299,7 +299,7 @@ def dtype_in_attention(x: Tensor) -> torch.dtype:
     """The dtype of ``x`` within scaled_dot_product_attention, which casts under autocast."""
     if not x.is_floating_point() or x.dtype == torch.float64 or x.is_meta:
         return x.dtype
-    if not torch.is_autocast_enabled(x.device.type):  # as autocasts(x), without a call
+    if not torch.is_autocast_enabled(x.device.type):  # the same as autocasts(x), but without a function call
         return x.dtype
     return torch.get_autocast_dtype(x.device.type)
 

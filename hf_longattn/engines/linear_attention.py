@@ -251,10 +251,11 @@ def _lower(scores: Tensor, group: int) -> Tensor:
 
 
 def _running(sums: Tensor, first: Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
-    """The totals before each chunk and over all chunks or, if ``backwards``, the totals after each chunk and over all.
+    """The running total before each chunk, and the total of all chunks.
 
     sums: ``(B, H, n, …)``, of each chunk.
     first: ``(B, H, …)``, the initial total.
+    backwards: whether to sum from the last chunk on. The running totals are then those after each chunk.
     """
     if sums.shape[2] > MAX_LOOPED_CHUNKS:
         if backwards:

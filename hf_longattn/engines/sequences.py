@@ -238,8 +238,8 @@ def _split_sequences(
 def stacked(
     run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, sequences: Sequence[SequenceSpan]
 ) -> list[Tensor]:
-    """The outputs ``(1, H, n, D)`` of some sequences of a batch, from one call with a sequence in each row and padding
-    on the right."""
+    """The outputs ``(1, H, n, D)`` of some sequences of a batch, from one call. Each row of the call has one sequence,
+    padded on the right."""
     row, first, last = torch.tensor(
         [(span.row, span.start, span.stop - 1) for span in sequences], device=q.device
     ).unbind(1)

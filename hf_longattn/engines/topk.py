@@ -210,7 +210,7 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     out, products = q.new_empty(index.shape, dtype=_dtype(q)), _pair_products()
     for queries, keys, listed, into in _heads(q, k, index, out, k.shape[2]):
         if products is not None:
-            # as in embedding_bag, a bag per query; the operator takes each bag's offset and each entry's bag
+            # One bag per query, as in embedding_bag. The operator takes each bag's offset, and each entry's bag.
             count, size = listed.shape
             bags = torch.arange(count, device=q.device)
             # flatten: a view for one bag

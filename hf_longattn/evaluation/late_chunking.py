@@ -38,9 +38,9 @@ def late_chunks(
     """Embed every document in one pass, and average the states of each passage (the paper's equation 2). Embeddings
     have length 1.
 
-    An encoder with mean pooling needs no training for it; one with CLS pooling does. A text with one passage, such as
-    a query, is averaged with special tokens and prefix, as in sentence-transformers' ``encode``. For passages of equal
-    length, see :class:`.Embedder`.
+    An encoder with mean pooling needs no training for late chunking; an encoder with CLS pooling does. A passage that
+    is the whole text, such as a query, is averaged together with the special tokens and the prefix, as in
+    sentence-transformers' ``encode``. For passages of equal length, see :class:`.Embedder`.
 
     Args:
         model: an encoder without head, such as ``AutoModel.from_pretrained("bert-4096")`` or
@@ -49,8 +49,8 @@ def late_chunks(
         documents: texts of any length.
         spans: for each document the passages as (start, end) in characters, for example sentences. A token belongs to
             the passage in which it starts.
-        prefix: the model's prompt for documents, such as "search_document: ". It belongs to no passage that is a part
-            of a text.
+        prefix: the model's prompt for documents, such as "search_document: ". A passage that is only a part of its
+            text is averaged without the prompt.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given. A
             longer document is read in windows, as by :func:`token_states`.
     Returns:
@@ -181,7 +181,8 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) ->
 
 
 def _mean(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor, number: int) -> Tensor:
-    """Average the states of a passage's tokens ``(hidden_size,)``."""
+    """Average the states of a passage's tokens ``(hidden_size,)``. A passage with all tokens of the text also gets the
+    states ``around`` it."""
     if not (isinstance(span, Sequence) and len(span) == 2 and all(hasattr(edge, "__index__") for edge in span)):
         raise LongAttentionError(
             f"A passage is (start, end) in characters, and a document has a list of them, [(0, 120)]; not {span!r}."

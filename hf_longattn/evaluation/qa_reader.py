@@ -28,8 +28,8 @@ from hf_longattn.modeling.inference import evaluating
 EXAMPLES_AT_ONCE = 256
 """Examples whose inputs are sorted by length together."""
 CANDIDATES = 20
-"""Maximum candidate answers of a document, and starts and ends that are paired in a window. SQuAD's scripts have
-20."""
+"""Maximum candidate answers of a document. Also the maximum number of starts, and of ends, that are paired in a
+window. SQuAD's scripts use 20."""
 
 
 class QAReader:

@@ -243,7 +243,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
                 "these options attends to means of keys; choose for example 'window' or 'longformer'."
             )
         furthest = max(self.max_relative_positions, self.pos_ebd_size)
-        bucket = torch.arange(-furthest, furthest + 1, device=query.device)  # of each distance
+        bucket = torch.arange(-furthest, furthest + 1, device=query.device)  # the bucket of each distance
         if self.position_buckets > 0 and self.max_relative_positions > 0:
             bucket = make_log_bucket_position(bucket, self.position_buckets, self.max_relative_positions).long()
         buckets = (bucket + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)

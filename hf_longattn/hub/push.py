@@ -49,13 +49,14 @@ IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 CODE = re.compile(r'"(?:[^"]*--)?(\w+)\.\w+"|^\s*from\s+\.(\w+)', re.MULTILINE)
 """The name of a module in ``auto_map`` ("file.Class"), or in a relative import."""
 SHORTEST_SECRET = 20
-"""Minimum length of a token of another shape than the Hub's, to be searched for. A shorter one may be a word."""
+"""The files are searched for the user's own access token if it has at least this many characters. A shorter token may
+be a word."""
 MOST_LISTED = 20
 """Maximum number of files that are named as left out."""
 SCANNED = 2**20
 """Bytes of a file that are searched for tokens at a time."""
 NAMED, NAME = "<!-- hf_longattn: ", re.compile(r'"(?:[^"\\]|\\.)*"')
-"""The start of the HTML comment in a card with the model's name in its code, and the name in it."""
+"""The start of the HTML comment that holds the model name in a card's code, and the pattern of the quoted name."""
 EMPTY_CARD = "This model card has been automatically generated"
 """Text in the placeholder card that transformers writes for a repository without a card."""
 
@@ -71,7 +72,7 @@ class PushReport:
     private: bool
     files: tuple[str, ...]  # in the commit
     left_out: tuple[str, ...]  # files of the folder that were not uploaded
-    # which one the repository has: "the folder's", a newly "written" one, or "the repository's", which is unchanged;
+    # the card that the repository has: "the folder's", a newly "written" one, or "the repository's" unchanged card;
     # empty if only an upload would tell
     card: str
 

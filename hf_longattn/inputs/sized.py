@@ -1,4 +1,4 @@
-"""Plans, processors and checks for a new size of images or sounds. The size changes no tensor of the model."""
+"""Plans, processors and checks for a new size of images or sounds. The model's tensors stay the same at a new size."""
 
 from __future__ import annotations
 

@@ -33,9 +33,11 @@ from .sized import (
 from .tokenizer import check_tokenizer, load_tokenizer
 
 PROCESSED_SECONDS = 600.0
-"""Maximum duration for running the written feature extractor. The spectrogram takes seconds to compute."""
+"""Maximum duration, in seconds, of the noise for comparing the result's feature extractor with the source's. Its
+spectrogram takes seconds to compute."""
 PADDED = 0.9
-"""Fraction of a sound for the padding check, which runs it alone and padded to the full length."""
+"""Length of the sound in the padding check, as a fraction of the full length. The check runs the sound alone, and
+padded to the full length."""
 SHOWN_SECONDS = 30
 """Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
 

@@ -87,7 +87,7 @@ def tower_of_texts(model: nn.Module) -> tuple[Any, str]:
 
 
 def watched_layers(model: nn.Module) -> PreTrainedModel:
-    """As :func:`watched_stack`, also for models with other inputs than texts."""
+    """Like :func:`watched_stack`, but also for models that read other inputs than texts."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(
             f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained."

@@ -170,7 +170,7 @@ class Nystrom(Mechanism):
             middle = softmax_over(scores, (filled[:, None, :, None] & filled[:, None, None]).expand(scores.shape))
         inverse = pseudo_inverse(middle, self.options.iterations, self.options.inv_coeff_init_option == "exact")
         values = inverse @ dense_attention(q_marks, k, v, call)
-        if means is not None and real is not None:  # where every token is a landmark, nothing is approximated
+        if means is not None and real is not None:  # in texts of at most M tokens, every token is a landmark: exact
             values = torch.where(real.sum(-1)[:, None, None, None] > count, values, project_length(means, v))
         return dense_attention(q, k_marks, values, call.with_mask(filled))
 

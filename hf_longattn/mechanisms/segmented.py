@@ -268,9 +268,10 @@ def block_shares(real: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:
-    """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B or 1, 1, M, size)``.
+    """Weighted averages of ``blocks (B, H, M, size, D)``, with ``weights (B or 1, 1, M, size)``.
 
-    Computed in at least fp32, and rounded once, to the tokens' dtype."""
+    The sum is computed in at least fp32, and rounded once to the dtype of the blocks.
+    """
     with without_autocast(blocks):
         return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
 

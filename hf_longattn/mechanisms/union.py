@@ -77,7 +77,7 @@ class Union(GatheredMechanism):
         for choice in options.of:
             member = choice.build(num_heads, head_dim, hidden_size, max_length)
             if isinstance(member, Window) and (member.max_dilation > 1 or member.options.num_sinks):
-                member.listed = True  # as tiles: the band of a union has neither dilation nor sinks
+                member.listed = True  # a union's band has neither dilation nor sinks, but tiles do
             self.members.append(member)
         self.causal = self._common_form()
         self.forward_is_mask = bool(self.gathered)

@@ -89,7 +89,7 @@ class AttentionCacheLayer(DynamicLayer):
                 "use_cache=False."
             )
         if self.starts is None:
-            # where the keys were before offloading
+            # on the device where the keys were before offloading
             self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.device)
         first = torch.zeros_like(self.starts)
         if mask is not None:

@@ -93,7 +93,11 @@ class DeclaredMask(LazyTensor, PassCache):
     chunk: int | None = None
 
     def __init__(self, *, traced: bool | None = None, **arguments: Any) -> None:
-        """Read the mask for transformers' ``arguments``. ``traced``: whether as in a graph; by default, if in one."""
+        """Read the mask for transformers' ``arguments``.
+
+        traced: whether to read it as in a graph, which cannot inspect the mask function. By default, if this call
+            is in a graph.
+        """
         self.arguments = arguments
         self.queries, self.keys = arguments["q_length"], arguments["kv_length"]
         offset = arguments["q_offset"]

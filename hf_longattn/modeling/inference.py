@@ -442,10 +442,10 @@ class Int8Linear(nn.Module):
 
 
 def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The int8 codes ``(M, K)`` of every row of ``x (M, K)``, x · (1 / scale) as in torchao, and the float32 scales
-    ``(M, 1)``.
+    """Quantise every row of ``x (M, K)`` to int8. Returns codes ``(M, K)`` and float32 scales ``(M, 1)``.
 
-    ``codes (M, K)`` int8 and ``space (M, K)`` float32 are reused if given, which saves allocating them.
+    The codes are x · (1 / scale), as in torchao. ``codes (M, K)`` int8 and ``space (M, K)`` float32 are
+    reused if given, which saves allocating them.
     """
     # The largest magnitude of each row. Bit patterns of floats are in the same order, and comparing integers is
     # faster.

@@ -45,8 +45,8 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """The sum of :meth:`AddsLoss.auxiliary_loss` over the mechanisms of ``model`` that have one; ``None`` without
     any."""
     losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, AddsLoss))
-    # Outside of its layer, a parameter may be one process's share (a DTensor, under FSDP). So is a loss that is made
-    # of it.
+    # Under FSDP, a parameter outside its layer is a DTensor with one process's share. A loss computed from it is a
+    # DTensor, too.
     terms = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses]
     return sum(terms[1:], terms[0]) if terms else None
 

@@ -249,7 +249,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        """The base's value, because transformers inspects the source code of the class."""
+        """The value of the base class. transformers inspects the source code of a class, and would not find it in this
+        one."""
         base: Any = next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
         return base is not None and base._can_set_experts_implementation()
 
@@ -260,8 +261,7 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         return self.config.resolve_implementation(adjusted)  # kernels from the Hub get windows when they are loaded
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """The base's method, for an implementation that computes the mechanisms
-        (``LongConfig.resolve_implementation``)."""
+        """Check the implementation that ``LongConfig.resolve_implementation`` selects, with the base's method."""
         return super().get_correct_attn_implementation(
             self.config.resolve_implementation(requested_attention), is_init_check
         )
@@ -368,7 +368,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         return new_memory(self, positions)
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
-        """The base's criteria, and that every mechanism can decode from a static cache in a single graph."""
+        """Whether ``generate`` may compile its steps. The base must allow it, and every mechanism must be able to
+        decode from a static cache in a single graph."""
         valid = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
         if not valid or not self.runs_mechanisms:
             return valid
@@ -383,8 +384,12 @@ class LongGenerationMixin(_Base):
     """Mixin for models that generate. It comes before the other mixins."""
 
     def _validate_generation_mode(self, generation_mode: str, generation_config: Any, *args: Any) -> None:
-        """The base's checks. Memory tokens refuse what needs a cache: assisted decoding, and prompts in pieces.
-        ``full_decoding`` is refused if calls for new tokens have several queries, as prompts do."""
+        """Run the base's checks, and refuse what the mechanisms cannot generate with.
+
+        A model with memory tokens has no cache, so it refuses assisted decoding and prompts in pieces.
+        ``full_decoding`` needs a cache and steps of one token, so it refuses assisted decoding and
+        ``use_cache=False``.
+        """
         super()._validate_generation_mode(generation_mode, generation_config, *args)
         if not self.runs_mechanisms:
             return
@@ -412,15 +417,17 @@ class LongGenerationMixin(_Base):
             )
 
     def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The base's pass over a prompt. Its pieces are no decoding steps (:func:`prompt_read`)."""
+        """Run the base's pass over a prompt. Pieces of a prompt are not counted as decoding steps
+        (:func:`prompt_read`)."""
         with prompt_read(self.config, input_ids, generation_config, model_kwargs):
             return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's, for the base's attention. ``generate_batch`` calls it.
+        """Start the base's continuous batching, which only the base's attention supports. ``generate_batch`` calls
+        this.
 
         Raises:
-            BackendError: mechanisms run, which cannot read the pages in which it keeps keys.
+            BackendError: mechanisms run. They cannot read keys that are stored in pages.
         """
         if self.runs_mechanisms:
             raise BackendError(
@@ -616,7 +623,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             )
         if self.position_table is not None and (self.recursion is None or not runs):
             is_long = arguments.get(CACHE) is not None or (tokens is not None and tokens.shape[1] > self.longest)
-            if is_long:  # may still fit: in some models, padding has no position
+            if is_long:  # the text may still fit, because padding has no position in some models
                 self.position_table.check_length(self.config, arguments)
 
     def check_masks(self, arguments: dict[str, Any], tokens: Tensor | None) -> None:
@@ -625,15 +632,13 @@ class LongBaseModelMixin(LongAttentionMixin):
         mask: Any = arguments.get("attention_mask")
         if arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
-        if (
-            arguments.get("position_ids") is not None
-            or getattr(mask, "ndim", 2) == 4
-            or not DOCUMENTS.isdisjoint(arguments)
-        ):
+        has_positions, is_over_pairs = arguments.get("position_ids") is not None, getattr(mask, "ndim", 2) == 4
+        if has_positions or is_over_pairs or not DOCUMENTS.isdisjoint(arguments):
             find_documents(self, arguments)
-        # bases that use the mask before their attention (ESM), or drop one of ones (LayoutLM)
-        two_dimensional = isinstance(mask, Tensor) and mask.dim() == 2
-        if two_dimensional and tokens is not None and arguments.get(CACHE) is None and mask.shape != tokens.shape[:2]:
+        # Some bases use a padding mask before their attention (ESM), or drop a mask of ones (LayoutLM). Its size is
+        # therefore checked here. With a cache, the mask also has columns for earlier tokens.
+        is_padding_mask = isinstance(mask, Tensor) and mask.dim() == 2
+        if is_padding_mask and tokens is not None and arguments.get(CACHE) is None and mask.shape != tokens.shape[:2]:
             check_size(mask, tokens.shape[0], tokens.shape[1])
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:

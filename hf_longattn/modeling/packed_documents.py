@@ -111,7 +111,7 @@ def _begins_anew(model: Any, arguments: dict[str, Any]) -> bool:
     first = positions[:, 0] <= model.first_position_id
     if not bool(first.any()):
         return False
-    if isinstance(mask, Mapping):  # of each type of layers; all have the same padding
+    if isinstance(mask, Mapping):  # one mask per layer type, all with the same padding
         mask = next(iter(mask.values()), None)
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > positions.shape[1]:
         # with a static cache, the mask also covers slots for later tokens

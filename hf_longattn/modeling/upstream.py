@@ -69,8 +69,8 @@ def _note_problem(mechanism_mask: Callable[..., Tensor | None]) -> None:
 
 
 def mask_arguments() -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """For each mask its name, whether it is one document with a known band, and the arguments that transformers passes
-    to a mask function."""
+    """Yield the name of each mask, whether it is one document with a known band, and the arguments with which
+    transformers calls a mask function."""
     sizes = {
         "causal": {},
         "sliding_window_causal": {"sliding_window": WINDOW},

@@ -269,7 +269,7 @@ class Shaw(QueryDependent):
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
         clip = self.values["clip"]
         back, ahead = min(clip, span[0]), min(clip, span[1])
-        # by query - key; the paper's rows are by key - query
+        # rows are ordered by query - key here, and by key - query in the paper
         by_distance = self.keys.flip(0)[clip - ahead : clip + back + 1]
         return by_distance.to(like.dtype)[None], ahead
 

@@ -146,7 +146,8 @@ class SearchText(TextIds):
         return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
 
     def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Pieces with the labels of their predictions: every next token, or masked ones."""
+        """Token ids and labels of each of the :meth:`pieces`. A causal model predicts every next token, another model
+        masked tokens."""
         pieces = self.pieces(length, count)
         if causal:
             return [(piece, piece) for piece in pieces]

@@ -338,7 +338,7 @@ class Search:
             positions=None if conversion.positions == "auto" else conversion.positions,
         )
         full = costs.costed(costs.uniform(FULL))
-        change = None  # of the held-out loss at the target length
+        change = None  # change of the held-out loss at the target length
         no_loss = ""
         if isinstance(self.text, SearchText) and not model.predicts_tokens:
             name = model.original.architecture.source_class

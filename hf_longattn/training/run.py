@@ -323,7 +323,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-        for place in new:  # of a training that was refused
+        for place in new:  # still empty if the training was refused
             with suppress(OSError):  # not empty
                 place.rmdir()
 

@@ -25,7 +25,8 @@ from .softmax import Part, Runs, Scope, Side, Source, source
 CHUNK_BYTES = 800
 """Estimated size of a :class:`Chunk`, in bytes."""
 MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
-"""Larger than any distance of two positions, and than any position. The offset keeps relative positions positive."""
+"""A number larger than any distance, and a number larger than any position. The offset keeps relative positions
+positive."""
 NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
 """Mask types of a tile row: nothing visible (row skipped), no mask, one mask over keys for all queries, a mask over
 query-key pairs."""

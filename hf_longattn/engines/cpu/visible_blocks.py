@@ -30,9 +30,9 @@ HIDDEN, VISIBLE, MIXED = 0, 1, 2
 MAX_TILES = 1 << 14
 """Maximum mixed blocks of a mask, over all batch rows: 64 MiB of bits."""
 SINGLE_COST, SHARED_COST = 1.5, 0.9
-"""Time of a pair in a call for a single block of queries, and in a call for several, relative to a masked call over
-all keys. Measured 1.2 to 1.6, the most for scattered blocks of keys, which are copied, and 0.7 to 0.85 (4 and 8 heads
-of 64, 4,096 and 16,384 tokens, one thread)."""
+"""Time per pair, relative to a masked call over all keys: in a call for one block of queries, and in a call for
+several blocks. Measured were 1.2 to 1.6, and 0.7 to 0.85 (4 and 8 heads of 64, 4,096 and 16,384 tokens, one thread).
+Scattered blocks of keys take longest, because they are copied."""
 SHARED_BLOCKS = 4
 """Minimum blocks of keys for a call that several blocks of queries share, unless these see no others."""
 CALL_BYTES = 200

@@ -139,7 +139,7 @@ class MaskedMechanism(Mechanism):
         Returns ``(B, H, Nq, D)``; outputs at padding are arbitrary.
         """
         retained = columns is not None and columns.layout[0] == RETAINED
-        relative = self.relative if retained else relative_of(self, k, call)  # of the keys, only some are retained
+        relative = self.relative if retained else relative_of(self, k, call)  # only some keys are retained
         plain = relative is None and call.score_mod is None
         additive = plain and not in_graph() and not autocasts(q)
         additive = additive and q.dtype != torch.float16  # scores can exceed its lowest number
@@ -306,7 +306,7 @@ class SparseMechanism(MaskedMechanism):
         self.finds_starts = False  # the positions of queries count from the start, too
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if isinstance(self.relative, SinkPositions):  # by a hook, short texts would lose their fused call
+        if isinstance(self.relative, SinkPositions):  # not in a hook, since short texts would lose their fused call
             call = with_relative(self, q, k, call)
         tokens = self.resolve_globals(k, call)
         if tokens is not call.global_mask:
@@ -361,10 +361,11 @@ class SparseMechanism(MaskedMechanism):
 
 
 def leading_sinks(mechanism: Mechanism) -> int:
-    """Number of sinks s that may have other rotary positions than in the text.
+    """Number of sinks that may get rotary positions in the cache instead of positions in the text.
 
-    The causal form is then a window and the tokens 0 … s - 1. The number is 0 for other mechanisms, and for options
-    with positions in the text: ``sink_positions="text"``, ``relative``, a dilation, ``full_decoding``.
+    The causal form of such a mechanism is a window and the first tokens of the text. The number is 0 for other
+    mechanisms, and for options that keep positions in the text: ``sink_positions="text"``, ``relative``, a dilation,
+    ``full_decoding``.
     """
     if (
         not isinstance(mechanism, SparseMechanism)

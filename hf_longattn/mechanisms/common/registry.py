@@ -408,7 +408,7 @@ def mechanism_from(
         built = cls(num_heads, head_dim, width, max_length, checked)
     _add_full(built)
     if generator is not None and has_tensors(built):
-        with generator.device:  # tensors that reset makes on the way, whatever the default device
+        with generator.device:  # reset also creates its intermediate tensors there
             reset(built.to_empty(device=generator.device), generator)
     return built
 

@@ -73,7 +73,7 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
             position table.
     """
     weight: Tensor = stack.get_input_embeddings().weight
-    # as in ALBERT
+    # embeddings narrower than the hidden states, as in ALBERT
     narrow = hasattr(stack.config, "embedding_size") and stack.config.embedding_size != stack.config.hidden_size
     two_stacks = stack.config.is_encoder_decoder or any(site.cross for site in attention_sites(stack))
     if two_stacks or narrow or "inputs_embeds" not in inspect.signature(type(stack).forward).parameters:

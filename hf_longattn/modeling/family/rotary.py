@@ -34,11 +34,10 @@ def furthest_positions(config: Any, attention: LongAttentionConfig, causal: bool
 
 
 def positions_without_end(family: Family, config: Any) -> int | None:
-    """Number of positions that a query looks back, its own included, if texts have no maximum length; otherwise
-    ``None``.
+    """Number of positions that a query looks back, its own included; ``None`` if texts have a maximum length.
 
-    They have none in a rotary decoder with bounded distances in every layer, unless its rotations change with the
-    length of a text.
+    Texts have no maximum length in a rotary decoder if every layer sees a bounded distance, and if rotations do not
+    change with the length of a text.
     """
     if not family.scales_rotations(config) or not config.attending[1] or "dynamic" in str(config.rope_parameters):
         return None

@@ -349,7 +349,7 @@ class MultiTaskModel(nn.Module):
     def __init__(self, tasks: Mapping[str, PreparedTask]) -> None:
         super().__init__()
         models = {name: task.model for name, task in tasks.items()}
-        # with a pooler, if a model has one
+        # the largest model has a pooler, if any model has one
         largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))
         prefix, backbone = largest.base_model_prefix, largest.base_model
         if backbone is largest or len({type(model.base_model) for model in models.values()}) > 1:  # T5
