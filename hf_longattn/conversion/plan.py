@@ -150,9 +150,8 @@ class TextPositions:
     """The positions of a result that reads texts."""
 
     strategy: str  # for tables, "rope:" and a RoPE scaling, "relative" or "absent"
-    lengths: Mapping[str, int] = field(
-        default_factory=dict
-    )  # config fields with new lengths; none for scaled rotations
+    # config fields with new lengths; none for scaled rotations
+    lengths: Mapping[str, int] = field(default_factory=dict)
     rope: RopePlan | None = None  # scaled rotations
     unchanged: int | None = None  # maximum length of a text with unchanged outputs; None for the old length
 

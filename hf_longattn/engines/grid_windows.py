@@ -141,7 +141,8 @@ def _in_place(
 ) -> Tensor:
     """The output ``(B, H, N, D)``, computed a few windows at a time, so that the copies fit into the CPU cache and
     share memory. ``tensors`` are q, k and v, ``(B, H, *cells, D)``, and the key mask ``(B, 1, *cells, 1)``, if any."""
-    q, front = tensors[0], 0 if of_prefix is None else of_prefix.shape[2]
+    q = tensors[0]
+    front = 0 if of_prefix is None else of_prefix.shape[2]
     sizes = q.shape[2:-1]
     out = None
     for region in itertools.product(*axes):

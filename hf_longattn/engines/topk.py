@@ -184,11 +184,10 @@ def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: Att
     """
     seen, listed = index >= 0, index.clamp(min=0)
     fused = no_fused_kernels() is None
-    products = (
-        pair_scores(q, k, listed)
-        if fused
-        else (at_least_fp32(q)[..., None, :] * at_least_fp32(_rows_at(k, listed))).sum(-1)
-    )
+    if fused:
+        products = pair_scores(q, k, listed)
+    else:
+        products = (at_least_fp32(q)[..., None, :] * at_least_fp32(_rows_at(k, listed))).sum(-1)
     scores = products * call.scale_for(q.shape[-1])
     if call.score_mod is not None:
         b, h, i, _ = grid_of(q, k)

@@ -91,14 +91,13 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
         encoder_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        source = (
-            encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
-        )
+        source = hidden_states
+        if self.is_cross_attention and encoder_hidden_states is not None:
+            source = encoder_hidden_states
         inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
         query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
-        if (
-            cache := take_cache(kwargs)
-        ) is not None and not self.is_cross_attention:  # cross-attention keys are not cached
+        cache = take_cache(kwargs)
+        if cache is not None and not self.is_cross_attention:  # cross-attention keys are not cached
             key, value = cache.update(key, value, self.layer_idx)
         return attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
 

@@ -109,7 +109,8 @@ def disentangled(
         by_query, by_key: P^k and P^q, ``(H, buckets, D)``; ``None`` if the model lacks the term.
         buckets: δ of the distances ``-ahead … ahead``. Other distances are clamped to this range.
     """
-    queries, table, of_keys = q * scaling, by_query, None if by_key is None else k * scaling
+    queries, table = q * scaling, by_query
+    of_keys = None if by_key is None else k * scaling
     if table is None:  # vectors of width 0
         assert by_key is not None
         queries, table = queries[..., :0], by_key[..., :0]

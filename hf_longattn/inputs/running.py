@@ -64,11 +64,9 @@ def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
     ``name[index]``."""
     tensors: dict[str, Tensor] = {}
     for name, value in returned.items():
-        parts = (
-            {f"{name}[{index}]": part for index, part in enumerate(value)}
-            if isinstance(value, tuple)
-            else {name: value}
-        )
+        parts = {name: value}
+        if isinstance(value, tuple):
+            parts = {f"{name}[{index}]": part for index, part in enumerate(value)}
         tensors |= {
             name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()
         }

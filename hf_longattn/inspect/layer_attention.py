@@ -131,9 +131,8 @@ class RowSums:
                 MEANS, (entropy.exp(), weights.amax(-1), weights[..., :SINK].sum(-1)), strict=True
             ):
                 self.sums[name] += values.double().sum((0, 2)).cpu()
-            of_bin = torch.frexp(
-                layer.distance(block).double()
-            ).exponent.long()  # the number of binary digits, exact below 2⁵²
+            # the bin is the number of binary digits of the distance, exact below 2⁵²
+            of_bin = torch.frexp(layer.distance(block).double()).exponent.long()
             mass = weights.new_zeros(*weights.shape[:3], len(self.bins)).scatter_add_(
                 -1, of_bin.expand(weights.shape), weights
             )

@@ -328,7 +328,8 @@ class _RealTokens(TorchFunctionMode):
     """Answers value-dependent questions on the meta device as if all tokens were equal, real and not special."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, first = getattr(function, "__name__", ""), args[0] if args else None
+        name = getattr(function, "__name__", "")
+        first = args[0] if args else None
         if isinstance(first, Tensor) and first.is_meta:
             if name == "nonzero":
                 index = torch.empty(0, first.ndim, dtype=torch.long, device="meta")

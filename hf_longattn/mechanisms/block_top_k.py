@@ -119,9 +119,8 @@ class BlockTopK(Mechanism):
         block."""
         q_len, kv_len, size = q.shape[2], k.shape[2], self.options.block_size
         block = torch.arange(kv_len, device=q.device) // size
-        total = (
-            kv_len + size - 1
-        ) // size  # not -(-n // size): ONNX rounds quotients of negative numbers towards zero
+        # not -(-kv_len // size), because ONNX rounds quotients of negative numbers towards zero
+        total = (kv_len + size - 1) // size
         members = (block == torch.arange(total, device=q.device)[:, None]) & call.real(k)[:, None]  # (B, n, Nk)
         shares = members.to(exact_dtype(q.device))
         shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]

@@ -129,13 +129,13 @@ class Hierarchical(Mechanism):
                 *(dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True)),
             )
 
-        parts = (
-            weighted()
-            if real is not None
-            else BYTE_CACHE.get(("weighted pyramid", pyramid, call.causal, device, dtype), weighted)
-        )
+        if real is None:
+            parts = BYTE_CACHE.get(("weighted pyramid", pyramid, call.causal, device, dtype), weighted)
+        else:
+            parts = weighted()
         if call.score_mod is not None:
-            centres, last = pyramid.centres(device), None if real is None else last_real(real)
+            centres = pyramid.centres(device)
+            last = None if real is None else last_real(real)
             score_mod = remapped(
                 call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b])
             )

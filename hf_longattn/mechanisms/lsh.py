@@ -255,9 +255,10 @@ class LSH(BucketedMechanism):
         }
         if call.causal:
             key_buckets, count = buckets_of_documents(key_buckets, self.num_buckets, call.documents)
-            query_buckets = (
-                key_buckets if shared else buckets_of_documents(query_buckets, self.num_buckets, call.documents)[0]
-            )
+            if shared:
+                query_buckets = key_buckets
+            else:
+                query_buckets, _ = buckets_of_documents(query_buckets, self.num_buckets, call.documents)
             rounds: Rounds = RecentRounds(query_buckets, key_buckets, count, **arguments)
         else:
             rounds = ChunkRounds(query_buckets, key_buckets, self.num_buckets, **arguments, **self.chunks)

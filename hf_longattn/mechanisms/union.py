@@ -182,10 +182,8 @@ class Union(GatheredMechanism):
         back, ahead = max(local.back for local in known), max(local.ahead for local in known)
         extra_keys = {local.beside for local in known}
         beside = next(keys for keys in ("others", "globals", "") if keys in extra_keys)
-        period, width = (
-            math.lcm(*(local.period for local in known)),
-            back + ahead if len(known) > 1 else known[0].width,
-        )
+        period = math.lcm(*(local.period for local in known))
+        width = back + ahead if len(known) > 1 else known[0].width
         return Locality(back, ahead, period, beside=beside, width_of_keys=width)
 
     def covers(self, length: int, causal: bool = False) -> bool:

@@ -255,7 +255,8 @@ def score_terms(
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change
-    cap, q_len = None if softcap is None else device_scalar(softcap, query.device), query.shape[2]
+    q_len = query.shape[2]
+    cap = None if softcap is None else device_scalar(softcap, query.device)
     # built once, because engines may call it repeatedly
     inner = None if change is None else as_term(change).written_out
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]

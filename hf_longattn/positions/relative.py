@@ -323,7 +323,8 @@ class Rotation(NamedTuple):
         # float32 loses 1e-4 of the angles of far positions
         exact = torch.float32 if by.device.type == "mps" else torch.float64
         angle = by.to(exact)[:, None, :, None] * self.frequencies.to(by.device, exact)
-        cos, sin, beside = angle.cos(), angle.sin(), -1 if self.interleaved else -2
+        cos, sin = angle.cos(), angle.sin()
+        beside = -1 if self.interleaved else -2
         cos = cos - 1.0 if change else cos
         pairs = torch.stack([cos, cos], beside), torch.stack([-sin, sin], beside)
         return tuple((pair.flatten(-2) * scale).to(dtype) for pair in pairs)  # type: ignore[return-value]
@@ -432,11 +433,10 @@ class SelfExtend(RelativePositions):
                 ..., : v.shape[-1]
             ]
 
-        size = (
-            q.shape[2]
-            if graph or no_fused_kernels() is not None
-            else max(1, dense.MAX_SCORES // (len(q) * q.shape[1] * kv_len))
-        )
+        if graph or no_fused_kernels() is not None:
+            size = q.shape[2]
+        else:
+            size = max(1, dense.MAX_SCORES // (len(q) * q.shape[1] * kv_len))
         if q.shape[2] <= size:
             return block(queries, own)
         run = partial(checkpoint, block, use_reentrant=False) if torch.is_grad_enabled() else block

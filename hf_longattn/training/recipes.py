@@ -37,7 +37,8 @@ class Recipe:
 def ready_recipes() -> dict[str, Recipe]:
     recipes = {}
     for path in sorted(CONFIGS.rglob("*.yaml")):
-        text, command = read_text(path), "convert" if path.parent == CONFIGS else "accelerate launch"
+        text = read_text(path)
+        command = "convert" if path.parent == CONFIGS else "accelerate launch"
         if task := re.search(rf"train (\w+) --config {path.stem}$", text, re.MULTILINE):
             command = f"train {task[1]}"
         recipes[path.stem] = Recipe(path.stem, path, text.splitlines()[0].removeprefix("# "), command)

@@ -65,7 +65,8 @@ class _Head(Scope):
         x = x[self.at]
         if name in ("dk", "dv"):
             return x[None, None]
-        earlier, count = len(x) if self.merges and name != "dq" else 0, len(self.queries)
+        count = len(self.queries)
+        earlier = len(x) if self.merges and name != "dq" else 0
         rows = x.new_empty(count + earlier, *x.shape[1:], dtype=torch.promote_types(x.dtype, torch.float32))
         rows[: self.none] = MASKED if name == "lse" else 0
         if earlier:

@@ -103,11 +103,10 @@ def at_positions(
             :class:`DocumentLabels`.
         skips_padding: whether padding inside a sequence is left out of the count.
     """
-    counted = (
-        real.cumsum(-1) - 1
-        if skips_padding
-        else torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
-    )
+    if skips_padding:
+        counted = real.cumsum(-1) - 1
+    else:
+        counted = torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
     if documents is not None:
         begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
         counted = counted - torch.where(begins, counted, -1).cummax(-1).values
@@ -151,8 +150,6 @@ def global_tokens(
         return chosen
 
     key = ("global positions", positions, skips_padding)
-    return (
-        BYTE_CACHE.get((*key, k.shape[0], k.shape[2], k.device), make)
-        if call.batch is None
-        else call.batch.cached(key, make)
-    )
+    if call.batch is None:
+        return BYTE_CACHE.get((*key, k.shape[0], k.shape[2], k.device), make)
+    return call.batch.cached(key, make)

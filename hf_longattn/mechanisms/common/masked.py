@@ -393,7 +393,8 @@ def furthest_position(mechanism: Mechanism, causal: bool) -> int | None:
 
     Sinks with the positions of a cache (:func:`leading_sinks`) are directly before the window.
     """
-    local, sinks = mechanism.locality(causal), leading_sinks(mechanism) if causal else 0
+    local = mechanism.locality(causal)
+    sinks = leading_sinks(mechanism) if causal else 0
     if local is None or (local.beside and not sinks):
         return None
     return max(local.back + sinks, local.ahead)

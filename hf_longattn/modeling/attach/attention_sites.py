@@ -152,9 +152,8 @@ def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
     """The mechanism of every layer. A Long base model lists its attention modules, since searching all modules is
     slow."""
     modules = model.__dict__.get("attention_modules")
-    modules = (
-        [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if modules is None else modules
-    )
+    if modules is None:
+        modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
     return [mechanism for module in modules for mechanism in mechanisms_on(module).values()]
 
 

@@ -137,9 +137,8 @@ class AudioSpec(InputSpec):
             frames = output[0] if isinstance(output, tuple) else output
             operations += 2 * module.weight[0].numel() * frames.numel()
 
-        model = copy.deepcopy(
-            skeleton
-        ).eval()  # a copy, so that use_base_attention does not change the skeleton's config
+        # a copy, so that use_base_attention does not change the skeleton's config
+        model = copy.deepcopy(skeleton).eval()
         model.use_base_attention()
         for module in model.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d):

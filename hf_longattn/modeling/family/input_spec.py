@@ -43,11 +43,9 @@ class InputSpec:
         table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
         if table is None:
             return int(config.max_position_embeddings)
-        return (
-            table.tokens(config)
-            if hasattr(config, table.field)
-            else family.base_length(config, table) - table.config_value(0, config)
-        )
+        if hasattr(config, table.field):
+            return table.tokens(config)
+        return family.base_length(config, table) - table.config_value(0, config)
 
     def further_operations(self, config: Any, skeleton: Any) -> int:
         """Multiply-accumulate operations per token besides linear layers. ``skeleton``: the Long model on the meta

@@ -287,7 +287,8 @@ class LongConfig(_Base):
         chosen, values = kwargs.pop("long_attention", None), config_dict
         result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
         if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
-            config, before = result[0] if isinstance(result, tuple) else result, values.get("extended_from", {})
+            config = result[0] if isinstance(result, tuple) else result
+            before = values.get("extended_from", {})
             config._scale_rotary(before)
             if before.get("rope_parameters", ()) == getattr(config, "rope_parameters", None):
                 config.extended_from = {name: value for name, value in before.items() if name != "rope_parameters"}

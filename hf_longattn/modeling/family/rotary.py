@@ -110,9 +110,9 @@ def plan_rotary(
     for kind, parameters in kinds.items():
         distances = [distance for distance, layer_kind in zip(furthest, of_layers, strict=True) if layer_kind == kind]
         planned, reach = plan(positions, parameters, distances), positions_in(distances)
-        plans[kind] = (
-            plan("rope:none", parameters, distances) if reach is not None and reach <= old_length else planned
-        )
+        plans[kind] = planned
+        if reach is not None and reach <= old_length:
+            plans[kind] = plan("rope:none", parameters, distances)
     decisive = next(
         (plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.scaling != "none"), next(iter(plans.values()))
     )
@@ -124,6 +124,6 @@ def plan_rotary(
 
 def positions_in(distances: Sequence[int | None]) -> int | None:
     """Number of positions within the largest of some distances; ``None`` if unbounded."""
-    return (
-        None if None in distances else max((distance + 1 for distance in distances if distance is not None), default=0)
-    )
+    if None in distances:
+        return None
+    return max((distance + 1 for distance in distances if distance is not None), default=0)

@@ -152,9 +152,9 @@ def serving_window_fields(
         return {"attention_window": widths_around} if all(widths_around) else {}
     bands = [band_of(mechanism, True) for mechanism in mechanisms]
     # width per layer, None for full attention. Empty if some layer has another kind of attention
-    widths = (
-        [] if None in bands else [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
-    )
+    widths = []
+    if None not in bands:
+        widths = [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
     different = {width for width in widths if width is not None}
     if len(different) != 1:
         no_windows = {"sliding_window": None, "layer_types": None} if nullable else {"layer_types": [FULL] * layers}

@@ -325,7 +325,8 @@ def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool
 
 def check_classes(args: DataArguments, trained: Sequence[str], scored: Sequence[str]) -> None:
     """Refuse training data of one class, and classes of ``--validation`` that no training row has."""
-    sources, validation = ", ".join(args.data), args.validation if args.max_train_samples is None else ""
+    sources = ", ".join(args.data)
+    validation = args.validation if args.max_train_samples is None else ""
     if args.only_scores:
         return
     if len(trained) < 2:

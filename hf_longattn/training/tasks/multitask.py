@@ -257,7 +257,8 @@ class Backbone:
         # Keeps tokens and windows in the order of the words.
         self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         several = isinstance(config, LongMultimodalConfig)
-        embedded, new = config.embedded if several else {}, dict[str, Any]()
+        embedded = config.embedded if several else {}
+        new = dict[str, Any]()
         self.image_processor = load_part(transformers.AutoImageProcessor, name) if "images" in embedded else None
         self.feature_extractor = load_part(transformers.AutoFeatureExtractor, name) if "sound" in embedded else None
         if image_size and ("images" not in kinds or "images" in embedded):
