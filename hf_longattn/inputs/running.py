@@ -109,7 +109,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         if getattr(config, "image_token_id", None) is not None and "pixel_values" in inputs:
             inputs |= _ids_with_images(model, inputs)
     if DECODER_INPUT in taken and config.is_encoder_decoder:
-        decoder = getattr(config, "decoder_config", None)
+        decoder: Any = getattr(config, "decoder_config", None)
         if hasattr(decoder, "num_channels"):  # audio decoders have one code per frame and channel (Dia)
             inputs[DECODER_INPUT] = _ids(decoder, random, DECODER_TOKENS, decoder.num_channels)
         else:

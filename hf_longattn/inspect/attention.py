@@ -292,7 +292,7 @@ class MeasuredLayers:
     def __init__(
         self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor, grid: Grid | None = None
     ) -> None:
-        self.candidates, self.reasons, self.rows, self.grid = candidates, reasons, rows, grid
+        self.candidates, self.reasons, self.rows, self.layout = candidates, reasons, rows, grid
         self.sums: dict[int, RowSums] = {}
         self.names: dict[int, tuple[str, str]] = {}
         """Layer -> names of its attention module and mechanism."""
@@ -301,8 +301,8 @@ class MeasuredLayers:
 
     def see(self, number: int, layer: LayerAttention) -> None:
         """Add the queries at :attr:`rows` of one layer, which :func:`.watching.watching` reports."""
-        if self.grid is not None:
-            layer = replace(layer, call=layer.call.replace(grid=self.grid))
+        if self.layout is not None:
+            layer = replace(layer, call=layer.call.replace(grid=self.layout))
         readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):

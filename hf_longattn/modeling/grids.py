@@ -97,8 +97,8 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 def grid_spec(model: Any) -> GridSpec:
     """The grid spec of a model of images, Long or not. Raises :class:`BackendError` if the model does not read images
     on a grid of patches."""
-    family = known_family(model.config)
-    if family is None or not isinstance(family.spec, GridSpec):
+    family: Any = known_family(model.config)
+    if family is None or not hasattr(family.spec, "of_input"):
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
         raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
     return family.spec

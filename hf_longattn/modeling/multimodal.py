@@ -130,11 +130,11 @@ class LongMultimodalConfig(PreTrainedConfig):
     @property
     def embedded(self) -> dict[str, Any]:
         """The embedded inputs, by name: "images" and "sound", if the model has embedders for them."""
+        embedders = {"images": (ImageInput, self.image), "sound": (AudioInput, self.audio)}
         inputs: dict[str, Any] = {}
-        if self.image is not None:
-            inputs["images"] = ImageInput(**self.image)
-        if self.audio is not None:
-            inputs["sound"] = AudioInput(**self.audio)
+        for name, (input_class, fields) in embedders.items():
+            if fields is not None:
+                inputs[name] = input_class(**fields)
         return inputs
 
     @property

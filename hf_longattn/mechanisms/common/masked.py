@@ -349,8 +349,10 @@ class SparseMechanism(MaskedMechanism):
             tokens = self.resolve_globals(key[:1], AttentionCall(pattern.causal)) if pattern.has_globals else None
             call = AttentionCall(pattern.causal, global_mask=tokens)
             context = DispatchContext.of(key, key, call, pattern=pattern, dtype=key.dtype, features=key.shape[3])
-            dense = key.device.type == "cpu" and first_path("band", context)[0] == "dense-masked"
-            return dense and cached_mask(length, length, pattern, call, key.dtype)
+            if key.device.type != "cpu" or first_path("band", context)[0] != "dense-masked":
+                return False
+            mask = cached_mask(length, length, pattern, call, key.dtype)
+            return False if mask is None else mask
 
         name = ("fused mask", type(self), self.options, length, causal, key.dtype, key.device, torch.get_num_threads())
         return BYTE_CACHE.get(name, make)
