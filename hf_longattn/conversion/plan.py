@@ -340,7 +340,8 @@ def with_short_texts(
     changed = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)]
     layers = [prototype(*attention.for_layer(number)) for number in changed]
     reason = change
-    if length.new > length.old and not change and not option_values(attention, EXACT_LENGTH):
+    may_set = length.new > length.old and not change and not option_values(attention, EXACT_LENGTH)
+    if may_set:
         lacking = [layer for layer in layers if not layer.covers(length.old)]
         for layer in lacking:
             objection = why_not_in_full(layer)
@@ -368,7 +369,8 @@ def with_short_texts(
         )
     if not all(layer.options.exact_length or layer.covers(longest) for layer in layers):
         return attention, ShortTexts(0, "some layers have no exact_length")
-    if not change and len(layers) > windows.count(None):
+    replaces_windows = len(layers) > windows.count(None)
+    if not change and replaces_windows:
         change = "exact_length replaces windows of the source"
     return attention, ShortTexts(min(exact_lengths), change)
 
@@ -593,7 +595,8 @@ def plan_attention(opened: Source, architecture: Architecture, request: Conversi
         getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
     )
     separator = None
-    # loading takes seconds for a large vocabulary, and the check of the result loads it anyway
+    # Loading a large vocabulary takes seconds. If no separator is needed, the tokenizer is left to the check of the
+    # result, which loads it in any case.
     if marks_question or unseparated or not request.verify:
         tokenizer = load_tokenizer(opened.folder, base)
         if tokenizer is not None and (marks_question or unseparated):

@@ -64,6 +64,7 @@ def documents_in_mask(mask: Tensor) -> Tensor | None:
     last = torch.where(sees_any, length - 1 - seen.flip(-1).to(torch.uint8).argmax(-1), -1)
     earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # first key seen by any query at or after the border
     latest = last.cummax(-1).values[:, :-1]  # last key seen by any query before the border
+    # A document begins at a token if no later query sees an earlier key, and no earlier query sees a later key.
     border = torch.arange(1, length, device=mask.device)
     borders = (earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)
     if not bool(borders.any()):

@@ -115,8 +115,11 @@ class Hybrid(Mechanism, Stateful):
     def advance(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall
     ) -> tuple[Tensor, State]:
-        """The state has the window's ``keys, values (B, H_kv, w, D)`` and ``real (B, w)``. Its ``kv (B, H, F, D+1)``
-        and ``z`` are sums over the keys before the window."""
+        """The output of new tokens, and the state after them.
+
+        The state has the window's ``keys, values (B, H_kv, w, D)`` and ``real (B, w)``. Its ``kv (B, H, F, D+1)`` and
+        ``z`` are sums over the keys before the window.
+        """
         with without_autocast(q):
             mask, size = call.real(k), self.options.window
             if state is None:

@@ -26,16 +26,16 @@ MORE_THAN_PLAIN = VALUES_NEEDED | SCORE_TERMS | {SINKS, LAYER_INPUT}
 """Keywords for anything besides plain attention of queries to keys."""
 WITHOUT_EFFECT = frozenset(
     (
-        "input_ids",  # for the experts of some models
-        "position_ids",  # the mask has read them
-        "position_embeddings",  # and the module these
+        "input_ids",  # some models choose experts by them
+        "position_ids",  # already used for the mask
+        "position_embeddings",  # already used by the attention module
         "cache_position",
-        "cu_seq_lens_k",  # those of the queries say the same
-        "token_type_ids",  # of a tokenizer, for a model that has none
-        "num_items_in_batch",  # for the loss, as the next two
+        "cu_seq_lens_k",  # equal to the offsets of the queries
+        "token_type_ids",  # some tokenizers return them for models without token types
+        "num_items_in_batch",  # for the loss, like the next two
         "labels",
         "shift_labels",
-        "decoder_input_ids",  # of an encoder-decoder, which passes all arguments on
+        "decoder_input_ids",  # an encoder-decoder passes all its arguments on
         "decoder_attention_mask",
     )
 )

@@ -127,7 +127,7 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
                 simplified = for_one_pass(~hidden_pairs(mask))
         if isinstance(simplified, Tensor) and simplified.dim() == 2:
             simplified = for_one_pass(simplified.expand(batch, -1))
-        # a reference cycle would keep the mask alive
+        # () stands for the mask itself: a mask that refers to itself would stay alive
         results[causal, keeps_pairs] = () if simplified is mask else (simplified,)
         mask._long_simplified = version, results  # type: ignore[attr-defined]
     return next(iter(results[causal, keeps_pairs]), mask)

@@ -190,8 +190,8 @@ class AudioSpec(InputSpec):
         return rows.movedim(1, self.time_axis)
 
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
-        """Keyword arguments of ``forward`` for ``sound (B, N, …)``. The sound first, with a mask if the sounds'
-        ``lengths`` are given."""
+        """Keyword arguments of ``forward`` for ``sound (B, N, …)``. The sound comes first. A mask follows if the
+        sounds' ``lengths`` are given."""
         if lengths is None:
             return {self.input: sound}
         return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
