@@ -22,7 +22,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.modeling.attach import attachment
+from hf_longattn.modeling import rotation as rotations
 from hf_longattn.modeling.attach.attention_sites import attention_sites, own_projections
 from hf_longattn.positions.relative import SinkPositions
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
@@ -177,7 +177,7 @@ def test_sinks_are_turned_where_the_rotation_can_be_followed(
     base: str, turned: int, warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages: list[str] = []
-    monkeypatch.setattr(attachment.logger, "warning_once", messages.append)
+    monkeypatch.setattr(rotations.logger, "warning_once", messages.append)
     model = long_model(base, None, {"mechanism": "window", "window": 8, "num_sinks": 2})
     assert sum(isinstance(module, SinkPositions) for module in model.modules()) == turned
     assert all("sinks keep their positions in the text" in message for message in messages)
@@ -199,29 +199,29 @@ def turned_twice(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch
 @every_case(
     ("attention", "planes"),
     [
-        (modeling_llama.LlamaAttention, attachment.HALVES),
-        (GlmAttention, attachment.INTERLEAVED),
+        (modeling_llama.LlamaAttention, rotations.HALVES),
+        (GlmAttention, rotations.INTERLEAVED),
         (Glm4vTextAttention, None),  # its text rotates otherwise than the rotate_half of its file
         (Glm4vVisionAttention, None),
     ],
     ids=["llama", "glm", "glm4v", "glm4v-vision"],
 )
 def test_planes_are_those_in_which_queries_are_turned(attention: type[Any], planes: list[float] | None) -> None:
-    assert attachment._right_angle(attention) == planes
+    assert rotations._right_angle(attention) == planes
 
 
 @every_case("rotate", [turned_back, turned_twice])
 def test_a_rotation_of_another_meaning_is_not_followed(rotate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
-    monkeypatch.setattr(attachment.logger, "warning_once", messages.append)
+    monkeypatch.setattr(rotations.logger, "warning_once", messages.append)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotate)
-    attachment._right_angle.cache_clear()
+    rotations._right_angle.cache_clear()
     try:
         model = long_model("llama", None, {"mechanism": "window", "window": 8, "num_sinks": 2})
         with pytest.raises(OptionError, match="in a way that can be followed"):
             long_model("llama", None, {"mechanism": "full", "relative": "self_extend"})
     finally:
-        attachment._right_angle.cache_clear()
+        rotations._right_angle.cache_clear()
     assert not any(isinstance(module, SinkPositions) for module in model.modules())
     assert "sinks keep their positions in the text" in messages[0]
 

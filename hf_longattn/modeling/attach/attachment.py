@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-import inspect
-import re
-import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
@@ -30,11 +21,12 @@ from ...mechanisms.common.shared_options import check_form
 from ...memory.attention_cache import SparseCacheLayer
 from ...memory.decode_cache import READS_PROMPT, find_cache
 from ...names import LOGGER
-from ...positions.relative import Rotation, SelfExtend
+from ...positions.relative import SelfExtend
 from ..backend import BACKEND
 from ..family.definition import attention_names
 from ..family.long_config import attention_implementation
 from ..keywords import CACHE_LAYER, LAYER_INPUT, TAKES_CACHE_LAYER
+from ..rotation import rotation_of, rotation_of_sinks
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,
@@ -54,27 +46,6 @@ HEAD_DIMS = ("head_dim", "attention_head_size")
 SINKS = "sinks"
 """The attribute of attention modules with the scores of sinks, or None. Modules pass them as ``s_aux``."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
-FREQUENCIES = "inv_freq"
-"""The buffer of rotary modules with the frequencies. Models with several layer types have one for each:
-``full_attention_inv_freq``."""
-ROTATES = re.compile(r"^ {8}\w.* = apply_rotary_pos_emb\(", re.MULTILINE)
-"""Matches a line of ``forward`` that rotates in every layer. Some bases do so under an ``if``, for some layers only
-(SmolLM3, Cohere 2)."""
-SCALES_FEATURES = re.compile(r"^ {8}query_states = (self\.\w+\(|query_states \* query_scale)", re.MULTILINE)
-"""Matches a line that scales features of rotated queries, by a norm's weights (HunYuan) or a vector (Dory). A further
-rotation would have to come before it."""
-ROTATION = "apply_rotary_pos_emb"
-"""Name of the functions in transformers that rotate queries and keys, given cosines and sines of their angles."""
-RIGHT_ANGLE = "rotate_half"
-"""Name of the functions in transformers that rotate ``x`` by a right angle, in the planes of a model's rotation."""
-HALVES, INTERLEAVED = [-2.0, -3.0, 0.0, 1.0], [-1.0, 0.0, -3.0, 2.0]
-"""Result of ``rotate_half`` for features 0, 1, 2, 3, if planes pair the two halves, and if they pair neighbouring
-features."""
-IMAGE_POSITIONS = "get_rope_index"
-"""A method of models in which tokens of images have positions in space, so that positions do not count tokens
-(Qwen2-VL)."""
-LATER_FEATURES = "qk_rope_head_dim"
-"""An attribute of attention modules that rotate the last features of a head (latent attention)."""
 
 
 def attach_mechanisms(
@@ -150,7 +121,7 @@ def _built(
     if isinstance(mechanism.relative, SelfExtend):
         mechanism.relative.rotation = rotation_of(model, site)
     if isinstance(mechanism, SparseMechanism) and site.causal and leading_sinks(mechanism) > 0:
-        rotation = _rotation_of_sinks(model, site)
+        rotation = rotation_of_sinks(model, site)
         if rotation is not None:
             mechanism.turn_sinks(rotation)
     return mechanism
@@ -263,91 +234,3 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
             if isinstance(value := getattr(owner, name, None), int):
                 return value
     return None
-
-
-# ---- rotary positions, for relative positions that move them
-
-
-@dataclass(frozen=True)
-class ModelRotation:
-    """The rotation of a layer, read from the base's rotary module at every call, since frequencies may depend on the
-    length.
-
-    Not a module itself, so that the layer's mechanism does not register ``module`` as a submodule.
-    """
-
-    module: nn.Module
-    name: str
-    interleaved: bool
-
-    def __call__(self) -> Rotation:
-        return Rotation(getattr(self.module, self.name), self.interleaved)
-
-
-def _rotation_of_sinks(model: nn.Module, site: AttentionSite) -> ModelRotation | None:
-    """:func:`rotation_of`; ``None`` if there is no rotation, or if it cannot be followed, which is logged."""
-    with suppress(OptionError):
-        rotation = rotation_of(model, site)
-        if not any(hasattr(type(module), IMAGE_POSITIONS) for module in model.modules()):
-            return rotation
-    if getattr(getattr(site.module, "config", None), "rope_parameters", None):
-        logger.warning_once(
-            f"The rotation of queries and keys cannot be followed in every layer of {type(model).__name__}, so sinks "
-            "keep their positions in the text there, as with sink_positions='text'."
-        )
-    return None
-
-
-@functools.cache
-def _right_angle(attention_class: type[Any]) -> list[float] | None:
-    """The features 0, 1, 2, 3 after a rotation by a right angle; ``None`` if the class does not rotate in every
-    layer, or otherwise than :class:`Rotation`."""
-    for base in attention_class.__mro__:
-        functions = sys.modules[base.__module__]
-        turn, apply = getattr(functions, RIGHT_ANGLE, None), getattr(functions, ROTATION, None)
-        source = "" if turn is None or apply is None else inspect.getsource(base)
-        if (rotates := ROTATES.search(source)) and SCALES_FEATURES.search(source, rotates.end()) is None:
-            # a FakeTensorMode of the caller hides numbers, but only in the caller's thread
-            with ThreadPoolExecutor(1) as thread:
-                return thread.submit(_planes, turn, apply).result()
-    return None
-
-
-def _planes(turn: Any, apply: Any) -> list[float] | None:
-    """The features 0, 1, 2, 3 after ``turn``, a rotation by a right angle. ``None`` if ``apply`` does not rotate as
-    :class:`Rotation` does in these planes; the test rotates by two positions."""
-    x = torch.arange(4.0, device="cpu")
-    planes: list[float] = turn(x).tolist()
-    frequencies, positions = torch.full((2,), 0.3, device="cpu"), torch.full((1, 1), 2, device="cpu")
-    angles = torch.full((1, 1, 4), 0.6, device="cpu")  # 2 * 0.3 for every feature, so their order does not matter
-    expected = Rotation(frequencies, planes == INTERLEAVED).turned(x.view(1, 1, 1, 4), positions)
-    vectors = [x.view(1, 1, 1, 4)] * (2 if "k" in inspect.signature(apply).parameters else 1)
-    try:
-        rotated = apply(*vectors, cos=angles.cos(), sin=angles.sin())
-    except (RuntimeError, TypeError):  # a function with other arguments
-        return None
-    rotated = rotated[0] if isinstance(rotated, tuple) else rotated
-    return planes if torch.allclose(rotated, expected, atol=1e-4) else None
-
-
-def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
-    """The rotation of queries and keys in a layer of ``model``.
-
-    Raises:
-        OptionError: according to its code, the model does not rotate the first features of the heads in every layer.
-    """
-    planes = _right_angle(type(site.module))  # type: ignore[arg-type]  # a class is hashable
-    types = getattr(getattr(site.module, "config", None), "layer_types", None)
-    names = ([] if types is None or site.layer >= len(types) else [f"{types[site.layer]}_{FREQUENCIES}"]) + [
-        FREQUENCIES
-    ]
-    path = list(accumulate(site.name.split("."), getattr, initial=model))
-    near = (child for owner in reversed(path) for child in (owner, *owner.children()))
-    frequencies = next(((child, name) for child in near for name in names if hasattr(child, name)), None)
-    if planes not in (HALVES, INTERLEAVED) or frequencies is None or hasattr(site.module, LATER_FEATURES):
-        raise OptionError(
-            f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be "
-            f"followed in {site.name}; "
-            "leave relative positions that move rotary ones (self_extend) out."
-        )
-    return ModelRotation(*frequencies, interleaved=planes == INTERLEAVED)
