@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .engines.token_grid import Grid
     from .errors import LongAttentionError
     from .evaluation.embedding import Embedder
+    from .evaluation.whole_texts import read_whole
     from .export import (
         CompressionConfig,
         CompressionReport,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     )
     from .modeling.generic import enable_long_attention
     from .modeling.inference import optimize_for_inference
+    from .modeling.streaming import StreamingCache
+    from .modeling.unpadding import unpad
     from .search import SearchConfig, SearchResult, search_design
 
 __version__ = "0.3.0"

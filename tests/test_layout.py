@@ -60,6 +60,8 @@ MODELING = (
     ("declared",),
     ("stock_attention", "upstream"),
     ("family",),
+    ("rotation",),
+    ("streaming",),
     ("backend",),
     ("attach",),
     ("inference", "losses", "memory_argument", "packed_documents", "pruning"),
@@ -67,6 +69,7 @@ MODELING = (
     ("grids", "multimodal", "pipelines", "sounds", "towers"),
     ("classes",),
     ("generic",),
+    ("unpadding",),
     ("__init__",),
 )
 MODELING_LAYER = {module: number for number, modules in enumerate(MODELING) for module in modules}

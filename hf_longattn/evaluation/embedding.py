@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import lru_cache, partial
 from itertools import groupby, islice
@@ -32,10 +33,11 @@ from transformers.utils import logging
 from ..data import fingerprints
 from ..data.rows import chosen_columns, rows_of
 from ..data.sources import DataError, files_of, saved_by_datasets
-from ..errors import CheckpointError, OptionError, check_extra, flag, listed, visible
+from ..errors import BackendError, CheckpointError, OptionError, check_extra, flag, listed, visible
 from ..files import check_writable, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference import evaluating
+from ..modeling.unpadding import unpad
 from ..names import LOGGER
 from .late_chunking import PIECE, read_tokens, token_states
 
@@ -46,7 +48,7 @@ FILE, STEP = 1024, 16
 ROWS = 16_384
 """Vectors per row group."""
 BATCH_TOKENS = 4096
-"""Tokens per forward pass, with padding. A longer document is read alone."""
+"""Tokens per forward pass, with padding where a model keeps it. A longer document is read alone."""
 SETTINGS = "embedding.json"
 TEXTS = b"text_fingerprints"
 """Key in a file's metadata: the fingerprints of its documents' texts, in their order, with a comma between them."""
@@ -243,6 +245,8 @@ def _load(name: str, of: str, device: str | None, key: str) -> Any:
     if has_token_vectors(name):
         loader = sentence_transformers.MultiVectorEncoder
     network = load_sentence_model(loader, name, complete=True, device=device)
+    with suppress(BackendError):  # a model whose texts depend on padding keeps it
+        unpad(network)
     # such as StaticEmbedding, or a model of images
     if getattr(network.transformers_model, "main_input_name", "") != "input_ids":
         raise CheckpointError(f"{name!r} is not a text encoder of transformers; give a model that reads token ids.")

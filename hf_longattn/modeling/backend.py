@@ -66,6 +66,7 @@ from .masks import (
     with_documents,
 )
 from .stock_attention import FEW_QUERIES, attend_as_declared, in_words
+from .streaming import StreamedKeys
 from .upstream import check_masks, problems
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
@@ -228,6 +229,10 @@ def longattn_attention_forward(
         InputError: the mask has the wrong shape or dtype, or does not hide documents from each other completely.
     """
     mechanism = mechanism_of(module, kwargs)
+    if isinstance(key, StreamedKeys):
+        mechanism, key, cache_layer = key.for_module(module, attention_mask, kwargs)
+        if cache_layer is not None:
+            kwargs = {**kwargs, CACHE_LAYER: cache_layer}
     if not torch.compiler.is_compiling() and (query.is_meta or fake_mode() is not None):  # no values, without a call
         attention_mask, kwargs = _without_values(mechanism, attention_mask, kwargs)
     with_weights = weights_requested(kwargs)

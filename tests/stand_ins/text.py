@@ -120,6 +120,18 @@ def tagger(folder: Path) -> None:
     )
 
 
+@stand_in("my-classifier", "my-nli-model", "my-reranker")
+def classifier(folder: Path) -> None:
+    names = ["score"] if folder.name == "my-reranker" else ["contradiction", "neutral", "entailment"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    small("bert", "BertForSequenceClassification", folder, 512, **labels)
+
+
+@stand_in("my-reader")
+def reader(folder: Path) -> None:
+    small("bert", "BertForQuestionAnswering", folder, 512)
+
+
 @stand_in("protectai/deberta-v3-base-prompt-injection-v2")
 def guardrail(folder: Path) -> None:
     """Without a table of positions, as the published one."""
