@@ -40,7 +40,7 @@ Q = torch.randn(2, 4, 10, 8)
     [
         (lambda: attend(Q, Q, Q, "widow"), OptionError, "Did you mean 'window'"),
         (lambda: attend(Q, Q, Q, "window:window=4"), OptionError, "give 'window' and 'window=4' separately"),
-        (lambda: attend(Q, Q, Q, "window", width=3), OptionError, "its options are: window"),
+        (lambda: attend(Q, Q, Q, "window", width=3), OptionError, "from its options: window"),
         (
             lambda: attend(Q, Q, Q, padding_mask=torch.ones(2, 9)),
             InputError,

@@ -14,6 +14,7 @@ so padding changes nothing.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +63,25 @@ class Synthesizer(Mechanism):
             )
         self.limit = limit
         if options.variant == "dense":
-            self.mlp = TokenMLP(num_heads, head_dim, options.hidden or head_dim, limit)
+            part: nn.Module = nn.ModuleDict({"mlp": TokenMLP(num_heads, head_dim, options.hidden or head_dim, limit)})
         else:
-            self.matrix = nn.Parameter(torch.empty(num_heads, limit, limit))
-            """R, ``(H, max_length, max_length)``."""
+            part = nn.ParameterDict({"matrix": nn.Parameter(torch.empty(num_heads, limit, limit))})
+        self.kinds: Any = nn.ModuleDict({options.variant: part})
+        """The parameters, under the names that saved models have for them."""
         self.per_head_tensors = tuple(name for name, _ in self.named_parameters() if not name.startswith("relative."))
         self.reset_parameters()
+
+    @property
+    def mlp(self) -> TokenMLP:
+        """F of the dense variant."""
+        mlp: TokenMLP = self.kinds["dense"]["mlp"]
+        return mlp
+
+    @property
+    def matrix(self) -> Tensor:
+        """R of the random variant, ``(H, max_length, max_length)``."""
+        matrix: Tensor = self.kinds["random"]["matrix"]
+        return matrix
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)

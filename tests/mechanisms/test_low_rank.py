@@ -144,6 +144,17 @@ def test_every_synthesizer_variant_equals_its_definition_with_all_gradients(vari
             torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
+@every_case(
+    ("variant", "names"),
+    [
+        ("dense", [f"kinds.dense.mlp.{name}" for name in ("first", "first_bias", "second", "second_bias")]),
+        ("random", ["kinds.random.matrix"]),
+    ],
+)
+def test_tensors_of_synthesizer_have_the_names_of_saved_models(variant: str, names: list[str]) -> None:
+    assert [*synthesizer_built(variant, max_length=16).state_dict()] == names
+
+
 def test_a_plain_checkpoint_loads_into_synthesizer_with_drawn_values(tmp_path: Path) -> None:
     plain = plain_model("gpt2")
     plain.save_pretrained(tmp_path)
@@ -151,7 +162,7 @@ def test_a_plain_checkpoint_loads_into_synthesizer_with_drawn_values(tmp_path: P
     longer = type(long_like(plain, "gpt2", {"mechanism": "full"})).from_pretrained(
         tmp_path, config=long_config("gpt2", attention)
     )
-    matrices = [value for name, value in longer.state_dict().items() if name.endswith("long_attention.matrix")]
+    matrices = [value for name, value in longer.state_dict().items() if name.endswith("kinds.random.matrix")]
     assert len(matrices) == 3
     assert all(0.9 < value.std() < 1.1 for value in matrices)
     assert not torch.equal(matrices[0], matrices[1])

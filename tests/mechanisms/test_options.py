@@ -225,7 +225,7 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("window", {"dilation": (1, 0)}, "one number of at least 1"),
     ("window", {"dilation": (1, 2, 3)}, "3 entries for 12 heads"),
     ("window", {"sinks": 4}, "no option 'sinks'"),
-    ("window2d", {"order": "hilbert"}, "no option 'order'; its options are"),
+    ("window2d", {"order": "hilbert"}, "no option 'order'; leave it out"),
     ("window2d", {"prefix_tokens": "all"}, "must be one of: global, reads, none"),
     ("adaptive_span", {"max_span": 64, "init_span": 65}, "between 0 and max_span=64"),
     ("adaptive_span", {"span_loss_weight": "nan"}, "must be a finite number"),

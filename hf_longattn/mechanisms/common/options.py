@@ -176,7 +176,8 @@ class Options:
             if name not in hints or name not in known:
                 listed = ", ".join(known)
                 raise OptionError(
-                    f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}"
+                    f"Mechanism {mechanism!r} has no option {name!r}; leave it out, also of a config.json, or choose "
+                    f"from its options: {listed}.{nearest(name, known)}"
                 )
             read = COMMON.get(name)
             if read is None or value in (None, "none", "None"):

@@ -113,7 +113,7 @@ def define_synthesizer(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call:
     first real token.
     """
     causal, padding_mask, score_mod = call.causal, call.padding_mask, call.score_mod
-    parts = {name: value.double() for name, value in module.named_parameters()}
+    parts = {name.split(".", 2)[-1]: value.double() for name, value in module.named_parameters()}
     outputs = []
     for head in heads(q, k, v, padding_mask):
         rows = []
