@@ -206,6 +206,14 @@ class SparseCacheLayer(AttentionCacheLayer):
         self.cumulative_length += count
         return super().update(key_states, value_states)
 
+    def share_step(self, layers: list[Any]) -> None:
+        """Share with the cache's ``layers`` of equal settings what the first of them computes in a step."""
+        alike = (
+            layer for layer in layers if isinstance(layer, SparseCacheLayer) and layer.mechanism == self.mechanism
+        )
+        first = next(layer for layer in alike if layer.options == self.options)
+        self.step = Batch() if first is self and not in_graph() else first.step
+
     def _drop_unneeded(self) -> None:
         """Drop the keys that later tokens do not see, if :data:`SLACK` tokens have been added since the last time."""
         if self.columns.shape[1] < self._clean_size + SLACK or not self._all_started:  # before, positions are unknown

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from ..engines.batch import Batch
 from ..errors import BackendError, InputError, OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import SparseMechanism
@@ -72,8 +71,7 @@ class StreamingCache(Cache):
             self.layers.append(SparseCacheLayer(MECHANISM, json.dumps(self.options)))
         layer = self.layers[layer_idx]
         if isinstance(layer, SparseCacheLayer):
-            first = next(other for other in self.layers if isinstance(other, SparseCacheLayer))
-            layer.step = Batch() if layer is first else first.step
+            layer.share_step(self.layers)
         keys, values = super().update(key_states, value_states, layer_idx)
         return StreamedKeys(self, layer_idx, keys), values
 
@@ -132,7 +130,7 @@ class StreamedKeys:
             )
         if not isinstance(layer, SparseCacheLayer):
             return None, keys, None
-        if isinstance(mask, DeclaredMask) and not layer.cumulative_length - mask.queries:
+        if isinstance(mask, DeclaredMask) and layer.cumulative_length == mask.queries:  # the first call
             if mask.exact and mask.left < LARGEST:
                 cache.keep_own_window(self.layer_idx, mask.left + 1)
                 return None, keys, None

@@ -11,7 +11,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ...configuration import LongAttentionConfig
-from ...engines.batch import Batch, in_graph
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import projection_copies
@@ -180,11 +179,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     index = getattr(module, "layer_idx", None)
     layer = layers[index] if isinstance(index, int) and index < len(layers) else None
     if isinstance(layer, SparseCacheLayer):
-        alike = (
-            other for other in layers if isinstance(other, SparseCacheLayer) and other.mechanism == layer.mechanism
-        )
-        first = next(other for other in alike if other.options == layer.options)
-        layer.step = Batch() if first is layer and not in_graph() else first.step
+        layer.share_step(layers)
     added = {CACHE_LAYER: layer, READS_PROMPT: True} if getattr(cache, READS_PROMPT, False) else {CACHE_LAYER: layer}
     return args, {**kwargs, **added}
 
