@@ -109,7 +109,8 @@ class RealTokens(PassCache):
                 f"its layers take a tensor {tuple(value.shape)} for texts of {length} tokens, which is not of single "
                 "tokens"
             )
-        row = self.packed(value.expand(batch, *value.shape[1:]))
+        # rotations are often the same in every row, and are not copied for each
+        row = value[:, self.index % length] if len(value) == 1 else self.packed(value)
         return [row[:, start:stop] for start, stop, _ in self.groups]
 
     def masks(self, mask: DeclaredMask | Tensor) -> list[DeclaredMask | Tensor]:
