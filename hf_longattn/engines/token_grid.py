@@ -8,13 +8,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from ..errors import InputError
-
-RUNNING_GRID: ContextVar[Grid | None] = ContextVar("grid", default=None)
-"""The grid of the model running in this thread. For attention modules that keyword arguments do not reach."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,6 @@ from ..engines.cpu.kernels import masked_attention
 from ..engines.dense import fused_attention, repeat_heads
 from ..engines.dispatch import OBSERVERS, report, running
 from ..engines.score_terms import ScoreMod
-from ..engines.token_grid import RUNNING_GRID
 from ..errors import BackendError, InputError
 from ..functional import check_trace, run_batch
 from ..mechanisms.common.base import Mechanism, attention_weights
@@ -276,16 +275,13 @@ def _new_call(
     mechanism: Mechanism, causal: bool, scaling: float | None, dropout: float, kwargs: dict[str, Any]
 ) -> AttentionCall:
     """The call without its batch and score terms."""
-    grid = kwargs.get(GRID)
-    if grid is None and not torch.compiler.is_dynamo_compiling():
-        grid = RUNNING_GRID.get()
     hidden_states = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
     return AttentionCall(
         causal=causal,
         scale=scaling,
         dropout=dropout,
         hidden_states=hidden_states,
-        grid=grid,
+        grid=kwargs.get(GRID),
         sink_scores=kwargs.get(SINKS),
     )
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..engines.token_grid import RUNNING_GRID, Grid
+from ..engines.token_grid import Grid
 from ..errors import BackendError
-from ..names import require
 from .backend import weights_requested
 from .family.definition import known_family
 from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, TILE, GridSpec, image_size
@@ -22,8 +20,6 @@ from .keywords import COLLECT_WEIGHTS, GRID
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
-CHECKPOINTING = "_gradient_checkpointing_func"
-"""The attribute of transformers' layers with the function that recomputes them in the backward pass."""
 
 
 class LongGridMixin(LongAttentionMixin):
@@ -42,38 +38,16 @@ class LongGridMixin(LongAttentionMixin):
             base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
         return super().call_base(base_forward, arguments)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        require("overridden_methods")
-        super().__init_subclass__(**kwargs)
-
-    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
-        """Set checkpointing as the base does. Recomputed layers then run on the grid of their input. Called by
-        ``activation_checkpointing_enable``, and by ``gradient_checkpointing_enable``, its only name in transformers
-        5.20."""
-        super()._set_gradient_checkpointing(*args, **kwargs)
-        for module in self.modules():
-            if (checkpoint := vars(module).get(CHECKPOINTING)) is not None:
-                setattr(module, CHECKPOINTING, CheckpointOnGrid(checkpoint))
-
 
 class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
     """Mixin before the base model: finds the grid of its input for its attention modules."""
-
-    passes_keywords: ClassVar[bool] = False
-    """Whether the base's ``forward`` takes arbitrary keywords and passes them on to its attention modules."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        parameters = inspect.signature(cls.forward).parameters.values()
-        cls.passes_keywords = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-        super().__init_subclass__(**kwargs)
 
     def after_attach(self) -> None:
         super().after_attach()
         if self.config.position_extension == TILE:
             for module in self.modules():
                 if hasattr(type(module), INTERPOLATE_ARGUMENT):
-                    embeddings: Any = type(module)
-                    module.__class__ = _tiled(embeddings)
+                    setattr(module, INTERPOLATE_ARGUMENT, partial(_tiled, module))
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         spec = self.family.spec
@@ -88,10 +62,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
             return base_forward(self, **arguments)
         if weights_requested(arguments, self.config.output_attentions):
             arguments[COLLECT_WEIGHTS] = True
-        if self.passes_keywords:
-            arguments[GRID] = grid
-        with running_on(grid):
-            return base_forward(self, **arguments)
+        return base_forward(self, **{**arguments, GRID: grid})
 
 
 def grid_spec(model: Any) -> GridSpec:
@@ -102,20 +73,6 @@ def grid_spec(model: Any) -> GridSpec:
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
         raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
     return family.spec
-
-
-@contextmanager
-def running_on(grid: Grid | None) -> Iterator[None]:
-    """Within the context and thread, set the grid of all attention modules. ``torch.compile`` needs keyword arguments
-    instead."""
-    if torch.compiler.is_dynamo_compiling():
-        yield
-        return
-    token = RUNNING_GRID.set(grid)
-    try:
-        yield
-    finally:
-        RUNNING_GRID.reset(token)
 
 
 def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callable[..., Any]:
@@ -132,63 +89,29 @@ def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callabl
     return forward
 
 
-class CheckpointOnGrid:
-    """Wraps transformers' checkpointing function ``checkpoint(layer, *inputs)``. Recomputed layers run on the grid of
-    the first run."""
-
-    def __init__(self, checkpoint: Callable[..., Any]) -> None:
-        self.checkpoint = checkpoint
-
-    def __call__(self, layer: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
-        grid = RUNNING_GRID.get()
-
-        def layer_on_grid(*inputs: Any, **keywords: Any) -> Any:
-            with running_on(grid):
-                return layer(*inputs, **keywords)
-
-        return self.checkpoint(layer_on_grid, *inputs, **settings)
-
-
-@functools.cache
-def _tiled(embeddings: Any) -> Any:
-    """A subclass of ``embeddings`` whose position table is repeated along both axes instead of interpolated."""
-
-    def interpolate_pos_encoding(self: Any, patches: Tensor, height: int, width: int) -> Tensor:
-        table = getattr(self, "position_embeddings", None)  # of some bases, a layer called position_embedding
-        table = self.position_embedding if table is None else table
-        return tiled_positions(
-            table if isinstance(table, Tensor) else table.weight[None], self.patch_size, height, width
-        )
-
-    namespace = {
-        INTERPOLATE_ARGUMENT: interpolate_pos_encoding,
-        "__module__": embeddings.__module__,
-        # pickle would look for the class in its module
-        "__reduce_ex__": lambda self, protocol: (_empty_tiled, (embeddings,), vars(self)),
-    }
-    return type(embeddings.__name__, (embeddings,), namespace)
+def _tiled(embeddings: Any, patches: Tensor, height: int, width: int) -> Tensor:
+    """The positions of an image, from the table of the base's ``embeddings``. In place of their own method, which
+    interpolates the table."""
+    table = getattr(embeddings, "position_embeddings", None)  # of some bases, a layer called position_embedding
+    table = embeddings.position_embedding if table is None else table
+    return tiled_positions(
+        table if isinstance(table, Tensor) else table.weight[None], embeddings.patch_size, height, width
+    )
 
 
 @contextmanager
 def interpolating(model: Any) -> Iterator[None]:
     """Context in which a model with tiled positions interpolates them instead, as its base does."""
-    extension, tiled = model.config.position_extension, dict[Any, Any]()
-    for module in model.modules():
-        embeddings: Any = type(module)
-        if hasattr(embeddings, INTERPOLATE_ARGUMENT) and embeddings is _tiled(embeddings.__base__):
-            tiled[module], module.__class__ = embeddings, embeddings.__base__
+    extension = model.config.position_extension
+    modules = [module for module in model.modules() if INTERPOLATE_ARGUMENT in vars(module)]
+    methods = [vars(module).pop(INTERPOLATE_ARGUMENT) for module in modules]
     model.config.position_extension = INTERPOLATE
     try:
         yield
     finally:
         model.config.position_extension = extension
-        for module, embeddings in tiled.items():
-            module.__class__ = embeddings
-
-
-def _empty_tiled(embeddings: Any) -> Any:
-    """An instance of :func:`_tiled` without its state, which pickle sets afterwards."""
-    return object.__new__(_tiled(embeddings))
+        for module, method in zip(modules, methods, strict=True):
+            setattr(module, INTERPOLATE_ARGUMENT, method)
 
 
 def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tensor:

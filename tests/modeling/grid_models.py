@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
-from hf_longattn.modeling.family.long_config import IMPLEMENTATION_FIELD, attention_implementation
 from scripts.dev.tools.small_models import Shape, small_image_config
 
 BASES = [name for name in FAMILIES if FAMILIES[name].spec.reads == "grid"]
@@ -74,16 +70,6 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in value if isinstance(tensor, Tensor)]
 
 
-def seeing_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> Any:
-    """SDPA with the mask that :func:`seeing` puts on a module to whose ``forward`` none can be given."""
-    return sdpa_attention_forward(module, query, key, value, vars(module).get("visible_pairs"), **kwargs)
-
-
-AttentionInterface.register("seeing", seeing_attention)
-
-
 @contextmanager
 def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
     """A base whose attention module of layer i sees the pairs ``visible[i]`` (N, N) or ``(B, 1, N, N)``, by a dense
@@ -102,22 +88,6 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
         return hook
 
     sites = attention_sites(model)
-    if "attention_mask" not in inspect.signature(type(sites[0].module).forward).parameters:
-        for site in sites:
-            allowed = visible[site.layer % len(visible)]
-            site.module.visible_pairs = allowed if allowed.dim() == 4 else allowed[None, None]
-        configs = list({id(site.module.config): site.module.config for site in sites}.values())
-        before = [attention_implementation(config) for config in configs]
-        for config in configs:
-            setattr(config, IMPLEMENTATION_FIELD, "seeing")
-        try:
-            yield
-        finally:
-            for config, implementation in zip(configs, before, strict=True):
-                setattr(config, IMPLEMENTATION_FIELD, implementation)
-            for site in sites:
-                del site.module.visible_pairs
-        return
     handles = [
         site.module.register_forward_pre_hook(restrict(visible[site.layer % len(visible)]), with_kwargs=True)
         for site in sites

@@ -9,11 +9,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from ...engines.token_grid import RUNNING_GRID
 from ...errors import OptionError
 from ...mechanisms.common.capabilities import reads_grid
 from ..family.definition import known_family
@@ -21,6 +18,7 @@ from ..family.grid_spec import PIXELS
 from ..family.long_config import runs_mechanisms
 from ..keywords import GRID
 from .attention_sites import Call, attention_sites, mechanisms_on
+from .custom_attention import HandsKeywordsDown
 from .global_mask import arguments_by_name
 
 
@@ -51,9 +49,11 @@ def hook_grid(stack: PreTrainedModel) -> None:
         return
     stack.passes_grid = True
     stack.register_forward_pre_hook(_pass_grid, with_kwargs=True)
+    replaced = getattr(family.mixin, "replaced", {})
     for site in sites:
-        site.module.register_forward_pre_hook(_enter_grid, with_kwargs=True)
-        site.module.register_forward_hook(_leave_grid, always_call=True)
+        long_class = replaced.get(type(site.module), object)
+        if issubclass(long_class, HandsKeywordsDown):  # SigLIP's modules would not pass the grid on
+            site.module.__class__ = long_class
 
 
 def _pass_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
@@ -63,15 +63,3 @@ def _pass_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
         return None
     arguments = arguments_by_name(stack, args, kwargs)
     return args, {**kwargs, GRID: family.spec.of_input(stack.config, arguments)}
-
-
-def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of an attention module that passes no keywords to its attention function (SigLIP): sets the
-    grid."""
-    if GRID in kwargs and not torch.compiler.is_dynamo_compiling():
-        RUNNING_GRID.set(kwargs[GRID])
-
-
-def _leave_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    if not torch.compiler.is_dynamo_compiling():
-        RUNNING_GRID.set(None)
