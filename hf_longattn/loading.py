@@ -16,8 +16,6 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +39,8 @@ from .files import (
 )
 from .names import warn_missing
 
-VARIANT = re.compile(r"(?P<stem>model|pytorch_model)\.(?P<variant>\w+)\.(?P<end>safetensors|bin)")
-INDEX_VARIANT = re.compile(r"model\.safetensors\.index\.(?P<variant>\w+)\.json")
-"""Names of weights that were saved with ``variant="fp16"`` or the like, and of the index of their shards."""
 NO_CODE = {"trust_remote_code": False}
-"""Arguments of every load. Models that load inner models do not pass them on; see :class:`QuestionTimeout`."""
+"""Arguments of every load."""
 LOADING = threading.RLock()
 """Held while transformers builds a model. transformers is not safe in threads there: ``from_pretrained`` sets torch's
 default dtype, and replaces ``PreTrainedModel.tie_weights``, ``torch.linspace`` and ``torch.nn.init``'s functions for
@@ -115,25 +110,11 @@ def no_weights(name: str, folder: Path | None = None) -> str:
         folder: the folder, or the cached folder of the repository. ``None`` if it is unknown.
     """
     folder = Path(name).expanduser() if folder is None else folder
-    files = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    tensors = [file for file in files if file.endswith(".safetensors")]
-    variants = [variant for file in files if (variant := VARIANT.fullmatch(file))]
-    safe = [variant for variant in variants if variant["end"] == "safetensors"]
-    # transformers reads the usual names of .bin files only
-    if not safe and any(file in files for file in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
-        variants = []
-    sharded = [variant for variant in map(INDEX_VARIANT.fullmatch, files) if variant]
-    if variants:
-        variant = (safe or variants)[0]
-        usual = f"{variant['stem']}.{variant['end']}"
-        return f"{name!r} has no {usual}, but {variant[0]} (variant={variant['variant']!r}); rename it to {usual}."
-    if sharded or tensors:
-        load = "load its weights"
-        if sharded:
-            load = f"load it by from_pretrained with variant={sharded[0]['variant']!r}"
+    tensors = [file.name for file in folder.glob("*.safetensors")]
+    if tensors:
         return (
-            f"{name!r} has neither model.safetensors nor all files of its index, but {listed(tensors)}; {load} in a "
-            "program of yours, and save the model by save_pretrained."
+            f"{name!r} has neither model.safetensors nor all files of its index, but {listed(tensors)}; load it in a "
+            "program of yours (with variant='fp16' if the names have fp16 in them), and save it by save_pretrained."
         )
     return (
         f"{name!r} has no weights, or holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry "
@@ -187,19 +168,18 @@ def _server(error: BaseException) -> str:
     return ""
 
 
-class QuestionTimeout(int):
-    """Seconds that transformers waits for an answer whether a checkpoint's code may run; 0 in :func:`loading_errors`.
+@contextlib.contextmanager
+def without_questions() -> Iterator[None]:
+    """Within the context, transformers refuses a checkpoint's code at once, and does not ask whether to run it.
 
-    With 0, transformers refuses the code without a question. It is set once, and other loads of the process are asked
-    as before. An argument would not do: models that load inner models do not pass ``trust_remote_code`` on.
+    :data:`NO_CODE` would not do alone: models that load inner models do not pass ``trust_remote_code`` on.
     """
-
-    def __gt__(self, seconds: int) -> bool:
-        return super().__gt__(seconds) and not _refused.get()
-
-
-_refused = ContextVar("refused", default=False)
-dynamic_module_utils.TIME_OUT_REMOTE_CODE = QuestionTimeout(dynamic_module_utils.TIME_OUT_REMOTE_CODE)
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
 @contextlib.contextmanager
@@ -213,9 +193,8 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
     subject = repr(str(name))
     if what:
         subject = f"The {what} of {subject}"
-    refused = _refused.set(True)
     try:
-        with LOADING, checkpoint_errors(f"{subject} cannot be loaded"):
+        with LOADING, without_questions(), checkpoint_errors(f"{subject} cannot be loaded"):
             yield
     except CheckpointError as error:
         if "trust_remote_code" in str(error.__cause__):
@@ -227,8 +206,6 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
         if isinstance(error.__cause__, OSError) and "file named" in cause and "safetensors" in cause:
             raise CheckpointError(no_weights(str(name))) from error
         raise
-    finally:
-        _refused.reset(refused)
 
 
 # Configs, tokenizers and processors.
@@ -463,17 +440,8 @@ COMPUTED = re.compile(
     r"|\.(attn|attention|self_attn)\.bias$"
 )
 """Buffers that old versions of transformers saved, and that models compute."""
-CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
-HEADS = (
-    "ForMaskedLM",
-    *CAUSAL_HEADS,
-    "ForConditionalGeneration",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForMultipleChoice",
-)
-"""Endings of classes, the usual ones first, for files that several classes read."""
+LAYER = re.compile(r"\.\d+\.")
+"""Part of the name of a tensor in one of several layers."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -500,49 +468,19 @@ def stored_tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a model class reads of a checkpoint's files.
-
-    Attributes:
-        model: the model on the meta device, without values.
-        left_out: name of a tensor that the class does not read -> the reason.
-        resized: tensors that the class reads in another shape: name, shape in the files, shape in the class.
-        missing: parameters that the files lack.
-    """
-
-    model: Any
-    left_out: dict[str, str]
-    resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
-    missing: frozenset[str]
-
-    @property
-    def lost(self) -> list[str]:
-        """Tensors that no model of this class computes."""
-        return [name for name in self.left_out if not COMPUTED.search(name)]
-
-    def rank(self) -> tuple[int, int, int, int, str]:
-        """Sorts readings, the best first: most tensors of the files read, then fewest new parameters."""
-        name: str = type(self.model).__name__
-        heads: tuple[str, ...] = HEADS
-        if getattr(self.model.config, "is_decoder", False):
-            heads = (*CAUSAL_HEADS, *HEADS)
-        usual = next((number for number, ending in enumerate(heads) if name.endswith(ending)), len(heads))
-        return len(self.lost), len(self.resized), len(self.missing), usual, name
-
-
-def read_tensors(
+def unread_tensors(
     model_class: Any,
     folder: Path,
     name: str,
-    stored: Mapping[str, Any],
+    stored: Iterable[str],
     *,
     allow_pickle: bool = False,
     **settings: Any,
-) -> Reading:
-    """Find which tensors ``stored`` in the files of a folder a class reads. No weights are kept in memory.
+) -> dict[str, str]:
+    """Name of each tensor that a class does not read from a folder -> the reason. No weights are kept in memory.
 
     Args:
+        stored: names of the tensors in the files.
         settings: further arguments of ``from_pretrained``, such as ``config``.
     """
     with without_load_report():
@@ -559,15 +497,13 @@ def read_tensors(
     prefix, known = f"{model.base_model_prefix}.", model.state_dict().keys()
     ignored = ignored_weights(model)
     unread = {*info["unexpected_keys"]}
-    for tensor in stored.keys() - unread:
+    for tensor in {*stored} - unread:
         if not {tensor, prefix + tensor, tensor.removeprefix(prefix)} & known:
             unread |= {tensor for pattern in (*ignored, COMPUTED) if pattern.search(tensor)}
-    reasons = {
+    return {
         tensor: "computed by the model" if COMPUTED.search(tensor) else f"not in {type(model).__name__}"
         for tensor in sorted(unread)
     }
-    new = {*info["missing_keys"]} - {*tied_weights(model)}
-    return Reading(model, reasons, sorted(info["mismatched_keys"]), frozenset(new))
 
 
 def ignored_weights(model: Any) -> list[re.Pattern[str]]:
@@ -578,86 +514,21 @@ def ignored_weights(model: Any) -> list[re.Pattern[str]]:
     return [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
 
 
-def lost_head(
-    name: str,
-    folder: Path,
-    base: Any,
-    classes: Iterable[Any],
-    problem: str,
-    *,
-    allow_pickle: bool = False,
-    config: Any,
-) -> str:
-    """Which class to write into a config.json, as a sentence; empty if the class without a head loses no head.
+def lost_head(name: str, folder: Path, base: Any, *, allow_pickle: bool, config: Any) -> set[str]:
+    """Names of the modules with matrices in a checkpoint's files that its class without a head, ``base``, does not
+    read.
 
-    A head is what another class reads, or any other matrix that takes hidden states. Copies of tied weights are none.
-
-    Args:
-        base: the class without a head. classes: the classes of this model type.
-        problem: what the config.json says, as a clause that begins with "its config.json".
+    Layers do not count, nor do buffers that models compute and tables that are tied to the embeddings.
     """
     stored = stored_tensors(folder, name)
-    settings: dict[str, Any] = {"allow_pickle": allow_pickle, "config": config}
-    headless = read_tensors(base, folder, name, stored, **settings)
-    if not headless.lost and not headless.missing:
-        return ""
-    readings = [headless]
-    for model_class in classes:
-        with contextlib.suppress(CheckpointError):  # a class may need other fields of the config
-            readings.append(read_tensors(model_class, folder, name, stored, **settings))
-    best = min(readings, key=Reading.rank)
-    architecture = type(best.model).__name__
-    if not headless.lost:
-        if best.missing:
-            return ""
-        parts, advice = listed(_owners(headless.missing)), f'"architectures": ["{architecture}"]'
-        return (
-            f"{name!r} lacks weights of a {base.__name__}, {parts}, and {problem}; write {advice} there, the class "
-            "that needs none of them."
-        )
-    tied = tied_weights(best.model) if config.get_text_config().tie_word_embeddings else {}
-    read = [tensor for tensor in headless.lost if tensor not in best.left_out]
-    head = [tensor for tensor in read if not (tensor in tied and _is_copy(folder, tensor, stored))]
-    advice, purpose = f'"architectures": ["{architecture}"]', "the class that reads them"
-    labels = [shape[0] for _, shape, expected in best.resized if shape[1:] == expected[1:]]
-    if labels:
-        advice += f' and "num_labels": {labels[0]}'
-    if not head:
-        head = _projections({*headless.lost} - {*read}, stored, config)
-        advice = f'"architectures": ["{base.__name__}"]'
-        purpose = f"to leave them out, since no {config.model_type} class reads them"
-    if not head:
-        return ""
-    return (
-        f"{name!r} has weights that a {base.__name__} does not read, {listed(_owners(head))}, and {problem}; write "
-        f"{advice} there, {purpose}."
-    )
-
-
-def _owners(tensors: Iterable[str]) -> set[str]:
-    """Names of the modules with these tensors."""
-    return {tensor.rpartition(".")[0] or tensor for tensor in tensors}
-
-
-def _projections(tensors: Iterable[str], stored: Mapping[str, tuple[int, ...]], config: Any) -> list[str]:
-    """Those of the ``tensors`` that are matrices for hidden states, outside layers."""
-    width = getattr(config.get_text_config(), "hidden_size", None)
-    matrices = [tensor for tensor in tensors if stored.get(tensor, ())[1:] == (width,)]
-    return [tensor for tensor in matrices if not re.search(r"\.\d+\.", tensor)]
-
-
-def _is_copy(folder: Path, name: str, stored: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether the files have the values of a tensor under another name as well."""
-    values: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as tensors:
-                alike = [key for key in tensors.keys() if stored[key] == stored[name]]  # noqa: SIM118
-                values |= {key: tensors.get_tensor(key) for key in alike}
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            values |= {key: value for key, value in state.items() if stored[key] == stored[name]}
-    return any(key != name and torch.equal(value, values[name]) for key, value in values.items())
+    text = config.get_text_config()
+    lost = set()
+    for tensor in unread_tensors(base, folder, name, stored, allow_pickle=allow_pickle, config=config):
+        shape = stored.get(tensor, ())
+        tied = text.tie_word_embeddings and shape[:1] == (getattr(text, "vocab_size", None),)
+        if len(shape) > 1 and not (tied or COMPUTED.search(tensor) or LAYER.search(tensor)):
+            lost.add(tensor.rpartition(".")[0] or tensor)
+    return lost
 
 
 def tied_weights(model: Any) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import checkpoint_errors, listed
 from ..inputs.running import all_finite
-from ..loading import read_tensors, stored_tensors, tied_weights
+from ..loading import stored_tensors, tied_weights, unread_tensors
 from ..mechanisms.common.capabilities import projection_copies
 from ..mechanisms.common.shared_options import without_exact_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
@@ -96,9 +96,9 @@ def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
         result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=dtype
     )
     stored = stored_tensors(source.folder, source.name)
-    left_out = read_tensors(
+    left_out = unread_tensors(
         source_class(architecture), source.folder, source.name, stored, allow_pickle=source.pickled
-    ).left_out
+    )
     return Comparison(
         plan, original, result, folder, inputs, frozenset(missing), frozenset(lacking), len(stored), left_out
     )

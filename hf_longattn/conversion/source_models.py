@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +36,7 @@ from ..files import (
 from ..inputs.modality import Modality, modality_of
 from ..inputs.running import seeded
 from ..loading import (
+    LAYER,
     LOADING,
     WEIGHTS,
     fetch_model,
@@ -529,9 +529,6 @@ def load_as_result(
     for name, value in model.named_parameters():
         value.data = value.data.to(stored.get(name, value.dtype))
     return model, missing
-
-
-LAYER = re.compile(r"\.\d+\.")
 
 
 def load_checked(

@@ -22,7 +22,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, nearest
+from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, listed, nearest
 from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, is_long, named_class
 from ..loading import lost_head, weight_files
 from ..mechanisms.common.options import FULL_DECODING
@@ -189,10 +189,10 @@ def class_problem(name: str, folder: Path, values: Mapping[str, Any], *, allow_p
         values: its config.json.
         allow_pickle: whether tensors of .bin files are read.
     """
-    names = values.get("architectures")
-    if isinstance(names, list) and len({*map(str, names)}) > 1:
+    given = values.get("architectures")
+    if isinstance(given, list) and len({*map(str, given)}) > 1:
         return (
-            f"The config.json of {name!r} names the classes {names!r:.200}, and several are not supported; leave the "
+            f"The config.json of {name!r} names the classes {given!r:.200}, and several are not supported; leave the "
             "one that saved the files in architectures."
         )
     named, converted = named_class(values, ""), is_long(values)
@@ -206,17 +206,27 @@ def class_problem(name: str, folder: Path, values: Mapping[str, Any], *, allow_p
         return ""
     if files[0].suffix != ".safetensors" and not allow_pickle:
         return ""
-    config_class, find = family.base_config_class, family.base_class
+    config_class: Any = family.base_config_class
+    base = family.base_class(family.base_model_name)
+    names = {name: name for name in family.model_classes}
     if converted:
-        config_class, find = family.config_class, family.model_class
+        config_class = family.config_class
+        base = family.model_class(family.base_model_name)
+        names = {**family.model_classes}
     with checkpoint_errors(f"The config.json of {name!r} is not valid for {model_type}"):
         config = config_class.from_dict(dict(values))
     problem = "its config.json names no class"
     if named:
         problem = f"its config.json names the class {named!r:.99}, which is not supported"
-    classes = [find(class_name) for class_name in family.model_classes]
-    base = find(family.base_model_name)
-    return lost_head(name, folder, base, classes, problem, allow_pickle=allow_pickle, config=config)
+    head = lost_head(name, folder, base, allow_pickle=allow_pickle, config=config)
+    if not head:
+        return ""
+    headless = names.pop(family.base_model_name)
+    return (
+        f"{name!r} has weights that a {headless} does not read, {listed(head)}, and {problem}; write the class that "
+        f'saved them there as "architectures", one of {listed(names.values())}, or "architectures": ["{headless}"] to '
+        "leave them out."
+    )
 
 
 def check_class(name: str, folder: Path, values: Mapping[str, Any], *, allow_pickle: bool = False) -> None:
@@ -399,16 +409,12 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
             hook_grid(stack)
-    unpatched_sites = [
-        site.name
-        for site in sites
-        if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)
-    ]
-    if unpatched_sites:
-        raise BackendError(
-            f"{type(model).__name__} keeps its own attention in {unpatched_sites[0]}, so it cannot be replaced; "
-            "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
-        )
+    for site in sites:
+        if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND):
+            raise BackendError(
+                f"{type(model).__name__} keeps its own attention in {site.name}, so it cannot be replaced; "
+                "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
+            )
     model.register_forward_pre_hook(_check_globals, with_kwargs=True)
     if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(model)):
         model._prefill = partial(_prefill, model)
