@@ -14,6 +14,8 @@ from transformers.models.mpnet.configuration_mpnet import MPNetConfig
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
 
 from ..engines.score_terms import DistanceBias
+from ..errors import OptionError
+from ..modeling.attach.attention_sites import layer_mechanisms
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import Family, long_config
 from ..modeling.family.definition import PositionTable
@@ -67,6 +69,15 @@ class MPNetOnTheBackend(OnTheBackend):
 
     hands_globals_down = False
     replaced = {MPNetEncoder: LongMPNetEncoder, MPNetSelfAttention: LongMPNetSelfAttention}
+
+    def post_init(self) -> None:
+        super().post_init()
+        for mechanism in layer_mechanisms(self):
+            if mechanism.capabilities.takes_globals:
+                raise OptionError(
+                    f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism "
+                    f"{mechanism.name!r} needs; choose one without, for example mechanism='nystrom' or 'window'."
+                )
 
 
 FAMILY = Family(

@@ -177,6 +177,8 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,
+        # transformers reads the source code of a class, and finds none of this one
+        "_can_set_experts_implementation": base._can_set_experts_implementation,
         "accepts_loss_kwargs": not base.__name__.endswith(LOSS_BY_ROW),  # read by transformers' Trainer
         "position_table": next(
             (table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from ..engines.batch import first_real, for_one_pass, in_graph, of_any_length
-from ..errors import BackendError, InputError, OptionError
+from ..errors import BackendError, InputError
 from ..files import TAGS
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.capabilities import Recursion, Stateful
 from ..mechanisms.common.masked import has_sinks_in_text, steps_by_mask
 from ..mechanisms.common.options import FULL_DECODING
-from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import full_of
 from ..memory import SegmentMemory
 from ..memory.decode_cache import CACHE, OTHER_CACHE, prompt_read
@@ -44,7 +43,6 @@ from .masks import check_size, filled_columns, simplified_mask
 from .memory_argument import MEMORY_MASK_ARGUMENT, new_memory, run_with_memory
 from .packed_documents import find_documents, leave_out_documents, rule_out_packing
 from .pruning import KEPT_HEADS, cut_as_configured
-from .upstream import check_cache_layers, unlike
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -124,12 +122,6 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
             require("overridden_methods")
-            names = inspect.signature(cls.forward).parameters
-            caching = issubclass(cls, (LongBaseModelMixin, LongGenerationMixin)) and "use_cache" in names
-            if caching and CACHE not in names and OTHER_CACHE not in names:  # other heads train without a cache
-                raise BackendError(
-                    unlike(f"forward of {cls.__name__} takes use_cache, but neither {CACHE} nor {OTHER_CACHE}")
-                )
             cls.forward = cls.with_arguments(cls.forward)
 
     @classmethod
@@ -186,16 +178,6 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
                 module.__class__ = long_class
                 module.after_class_swap()
         attention = self.config.long_attention
-        if not (self.hands_globals_down or self.annotates_globals):
-            chosen = (attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
-            if refused := sorted(
-                name for name, options in chosen if prototype(name, options).capabilities.takes_globals
-            ):
-                raise OptionError(
-                    f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism "
-                    f"{refused[0]!r} needs; "
-                    "choose one without, for example mechanism='nystrom' or 'window'."
-                )
         if getattr(self.config, KEPT_HEADS, None) is not None:
             cut_as_configured(self)
         attach_mechanisms(self, attention, getattr(self.config, "decoder_attention", None))
@@ -247,24 +229,11 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         (BigBird)."""
         return True
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        """The value of the base class. transformers inspects the source code of a class, and would not find it in this
-        one."""
-        base: Any = next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
-        return base is not None and base._can_set_experts_implementation()
-
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         """Resolve the name first, because transformers would look for a kernel of this name and download it."""
         chosen = self.config.resolve_implementation(attn_implementation)
         adjusted = super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
         return self.config.resolve_implementation(adjusted)  # kernels from the Hub get windows when they are loaded
-
-    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Check the implementation that ``LongConfig.resolve_implementation`` selects, with the base's method."""
-        return super().get_correct_attn_implementation(
-            self.config.resolve_implementation(requested_attention), is_init_check
-        )
 
     def use_base_attention(self, implementation: str | None = None) -> None:
         """Compute the plain base's attention instead of the mechanisms, with the same weights.
@@ -485,8 +454,6 @@ class LongGenerationMixin(_Base):
             }
             return {**super().prepare_inputs_for_generation(input_ids, **uncached), "use_cache": False}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
-        if self.runs_mechanisms:
-            check_cache_layers(self, inputs.get(CACHE))
         if self.config.is_encoder_decoder or not self.runs_mechanisms:
             return inputs
 

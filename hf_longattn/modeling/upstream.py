@@ -1,15 +1,13 @@
-"""What this package takes for granted about transformers' masks, models, caches and kernels.
+"""What this package takes for granted about transformers' masks.
 
-A name that a version of transformers lacks is noticed where it is used (:mod:`~hf_longattn.names`). A name that stays
-and comes to mean something else is not: outputs would change, or memory would grow, without a word. Each check here
-compares what transformers does with what this package takes it to do. It runs once per process, class or model, and
-costs nothing in a call.
+A name that a version of transformers lacks is noticed where it is used (:mod:`~hf_longattn.names`). A mask that comes
+to mean something else is not: outputs would change, or memory would grow, without a word. The check here compares
+masks of transformers with how this package reads them. It runs once per process, and costs nothing in a call.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -18,33 +16,20 @@ from typing import Any
 
 import torch
 import transformers.masking_utils as masking
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionMaskInterface
 
-from ..errors import BackendError
 from ..memory.decode_cache import CACHE
 from ..names import BACKEND, TESTED, logger
 from .declared import DeclaredMask
 
 TOKENS, WINDOW = 8, 3
-"""Tokens of the masks and calls that are checked, and the size of their windows and chunks."""
+"""Tokens of the masks that are checked, and the size of their windows and chunks."""
 ARGUMENTS = f"{BACKEND}_arguments"
 """The name under which transformers' functions return the arguments of a mask instead of the mask."""
 AttentionMaskInterface.register(ARGUMENTS, dict)
 problems: list[str] = []
 """The sentence that every call raises, if masks of the installed transformers mean something else."""
-
-
-def unlike(difference: str) -> str:
-    """The sentence for a version of transformers with a ``difference`` (a clause) from what this package relies on."""
-    lowest, highest = TESTED["transformers"]
-    return (
-        f"transformers {version('transformers')} is not what hf_longattn takes it for ({difference}); install "
-        f"transformers {lowest} to {highest}, with which it is tested."
-    )
-
-
-# ---- masks
 
 
 def check_masks(mechanism_mask: Callable[..., Tensor | None]) -> None:
@@ -62,9 +47,11 @@ def _note_problem(mechanism_mask: Callable[..., Tensor | None]) -> None:
     except Exception as error:  # such as an argument that has another name
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem is not None:
+        lowest, highest = TESTED["transformers"]
         problems.append(
-            f"{unlike(problem)} Outputs would be wrong: with this version, load the model with "
-            "attn_implementation='sdpa'."
+            f"transformers {version('transformers')} is not what hf_longattn takes it for ({problem}), and outputs "
+            f"would be wrong; install transformers {lowest} to {highest}, with which it is tested, or load the model "
+            "with attn_implementation='sdpa'."
         )
 
 
@@ -142,50 +129,3 @@ def mask_problem(mechanism_mask: Callable[..., Tensor | None]) -> str | None:
             "outputs are right, but memory and time grow with the square of the text."
         )
     return None
-
-
-# ---- caches and kernels
-
-
-def check_cache_layers(model: Any, cache: Any) -> None:
-    """Warn once per model if a cache that ``generate`` made has other layers than its config names.
-
-    Outputs stay right, since other layers keep all keys.
-    """
-    if "cache_layers_checked" in vars(model):
-        return
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
-    if not layers or any(layer.is_initialized for layer in layers):  # a caller's DynamicCache() makes layers later
-        return
-    model.cache_layers_checked = True
-    types = getattr(model.config, "layer_types", None) or ()
-    for number, (layer, layer_type) in enumerate(zip(layers, types, strict=False)):
-        if layer_type.startswith(BACKEND) and not type(layer).__module__.startswith("hf_longattn."):
-            difference = f"layer {number} of a cache is a {type(layer).__name__} in place of {layer_type}"
-            logger.warning(f"{unlike(difference)} Outputs are right, but memory grows with the text.")
-            return
-
-
-def check_windows(attend: Callable[..., Any], module: nn.Module, query: Tensor, causal: bool) -> None:
-    """Raise :class:`BackendError` if an attention function of transformers reads ``sliding_window`` otherwise than as
-    ``sliding_window - 1`` keys on either side.
-
-    Queries and keys are zeros and the values one-hot, so that each output lists the keys that its query sees.
-
-    query: ``(B, H, N, D)`` of a call, for its device, dtype and head size.
-    """
-    difference = "it takes no sliding_window"
-    if "sliding_window" in inspect.signature(attend).parameters:
-        zeros = query.new_zeros(1, query.shape[1], TOKENS, query.shape[3])
-        size = min(TOKENS, query.shape[3])
-        values = zeros.clone()
-        values[:, :, range(size), range(size)] = 1.0
-        with torch.no_grad():
-            out, _ = attend(module, zeros, zeros, values, None, scaling=1.0, sliding_window=WINDOW, is_causal=causal)
-        seen = out[0, :, 0, :size].float().cpu() > 0.5 / TOKENS
-        right = 0 if causal else WINDOW - 1
-        if torch.equal(seen, band(WINDOW - 1, right)[:, :size]):
-            return
-        difference = f"sliding_window={WINDOW} does not show {WINDOW - 1} keys on either side"
-    sentence = unlike(f"its FlashAttention has other windows: {difference}")
-    raise BackendError(f"{sentence} Or call model.set_attn_implementation({BACKEND!r}).")

@@ -27,7 +27,6 @@ import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.engines.dense import repeat_heads
 from hf_longattn.errors import BackendError, CheckpointError, InputError, OptionError
-from hf_longattn.modeling import upstream
 from hf_longattn.modeling.family.long_config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import small_values
@@ -321,8 +320,7 @@ def attend_by_sizes(
     """``flash_attention_forward``: the queries are the last of the keys, the window ``sliding_window - 1`` keys to
     either side."""
     assert attention_mask is None or attention_mask.dim() == 2
-    if query.shape[2] != upstream.TOKENS:  # the call by which windows are checked
-        WINDOWS.append(sliding_window)
+    WINDOWS.append(sliding_window)
     causal = module.is_causal if is_causal is None else is_causal
     key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
     q_len, kv_len = query.shape[2], key.shape[2]
@@ -433,29 +431,6 @@ def test_mechanisms_changed_under_flash_attention_are_checked_again() -> None:
     model.config.long_attention = {"mechanism": "window", "window": 8}
     with pytest.raises(BackendError, match="does not compute the mechanism 'longformer'"):
         model.config.long_attention = {"mechanism": "longformer", "window": 6}
-
-
-@every_case(("base", "attention"), [("bert", {"window": 6}), ("llama", {"window": 6, "layers": {0: {"window": 9}}})])
-@every_case("margin", [0, 2])
-def test_flash_attention_with_other_windows_is_refused_at_its_first_call(
-    base: str, attention: dict[str, Any], margin: int
-) -> None:
-    def attend(*args: Any, sliding_window: int | None = None, **others: Any) -> Any:
-        calls.append(sliding_window)
-        size = None if sliding_window is None else sliding_window + 1 - margin
-        return attend_by_sizes(*args, sliding_window=size, **others)
-
-    calls: list[int | None] = []
-    model = built(base, long_attention={"mechanism": "window", **attention})
-    AttentionInterface.register(FLASH, attend)
-    chosen(model)
-    for _ in range(2):
-        with pytest.raises(BackendError, match=r"FlashAttention has other windows: sliding_window=3 does not show 2"):
-            hidden(model)
-    AttentionInterface.register(FLASH, attend_by_sizes)
-    chosen(model)
-    hidden(model)
-    assert calls == [3, 3]
 
 
 def test_flash_attention_of_a_stock_model_is_left_as_it_is() -> None:

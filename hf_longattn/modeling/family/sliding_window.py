@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers.utils.generic import is_flash_attention_requested
 
 from ...configuration import LongAttentionConfig
-from ...engines.batch import in_graph
 from ...engines.call import UNBOUNDED
 from ...errors import BackendError, CheckpointError
 from ...mechanisms.common.base import Mechanism
@@ -299,13 +298,9 @@ def flash_takes_windows(config: Any, requested: str) -> bool:
         return False
     from transformers import AttentionInterface  # imports models, which a config alone does not need
 
-    from ..upstream import check_windows
-
     attend: Any = AttentionInterface().get(requested)
     if attend is None or getattr(attend, "takes_windows", False):
         return True
-
-    checked: set[bool] = set()
 
     @functools.wraps(attend)
     def attend_in_window(
@@ -315,9 +310,6 @@ def flash_takes_windows(config: Any, requested: str) -> bool:
         if isinstance(mechanism, Mechanism) and not getattr(module.config, "base_attention_chosen", True):
             causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
             kwargs["sliding_window"] = window_size(mechanism, causal)
-            if causal not in checked and not in_graph():
-                check_windows(attend, module, query, causal)
-                checked.add(causal)
         return attend(module, query, *args, is_causal=is_causal, **kwargs)
 
     attend_in_window.takes_windows = True  # type: ignore[attr-defined]
