@@ -54,8 +54,6 @@ LARGEST_CODE = 127
 ROWS_PER_PRODUCT = 512
 """Maximum rows per 8-bit product. A smaller number reads the weight too often (measured: 32 to 2,048 rows of 768 and
 3,072 values)."""
-VALUES_PER_ROUNDING = 3 * 2**16
-"""Number of input values to quantise at a time, so that they stay in the CPU cache between the steps of rounding."""
 SMALLEST_SCALE = 1e-8
 """The smallest scale, used for rows of zeros."""
 
@@ -413,18 +411,7 @@ class Int8Linear(nn.Module):
         out = x.new_empty(x.shape[0], self.out_features)
         for start in range(0, x.shape[0], ROWS_PER_PRODUCT):
             rows = slice(start, start + ROWS_PER_PRODUCT)
-            values = x[rows]
-            size = max(1, VALUES_PER_ROUNDING // values.shape[1])
-            if len(values) <= size:
-                codes, scale = quantise(values)
-            else:  # in pieces, which stay in the CPU's cache between the steps of rounding
-                codes, space = torch.empty(values.shape, dtype=torch.int8), torch.empty(size, values.shape[1])
-                starts = range(0, len(values), size)
-                scales = [
-                    quantise(values[at : at + size], codes[at : at + size], space[: len(values) - at])[1]
-                    for at in starts
-                ]
-                scale = torch.cat(scales)
+            codes, scale = quantise(x[rows])
             sums = int8_product(codes, self.packed, self.scale, self.zeros, self.dtype)
             if self.bias is None:
                 torch.mul(sums, scale.to(self.dtype), out=out[rows])
@@ -441,11 +428,10 @@ class Int8Linear(nn.Module):
     _save_to_state_dict = __getstate__  # type: ignore[assignment]
 
 
-def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise every row of ``x (M, K)`` to int8. Returns codes ``(M, K)`` and float32 scales ``(M, 1)``.
 
-    The codes are x · (1 / scale), as in torchao. ``codes (M, K)`` int8 and ``space (M, K)`` float32 are
-    reused if given, which saves allocating them.
+    The codes are x · (1 / scale), as in torchao.
     """
     # The largest magnitude of each row. Bit patterns of floats are in the same order, and comparing integers is
     # faster.
@@ -453,6 +439,5 @@ def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None
     largest = x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()
     scale = largest.div_(LARGEST_CODE).clamp_(min=SMALLEST_SCALE)
     # the product reads rows, even if x is a transposed weight (Conv1D)
-    values = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format) if space is None else space.copy_(x)
-    values.mul_(scale.reciprocal()).round_()
-    return values.to(torch.int8) if codes is None else codes.copy_(values), scale
+    values = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return values.mul_(scale.reciprocal()).round_().to(torch.int8), scale

@@ -23,14 +23,13 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling import inference as optimize
 from hf_longattn.modeling.inference import (
     ROWS_PER_PRODUCT,
-    VALUES_PER_ROUNDING,
     Int8Linear,
     evaluating,
     quantise,
 )
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.cases import every_case
-from tests.reference.small_models import BASES, CAUSAL, long_model, padding, tokens
+from tests.reference.small_models import CAUSAL, long_model, padding, tokens
 from tests.shared_code import engine_of_form, kind_of_family
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -98,31 +97,6 @@ def test_an_optimised_model_generates() -> None:
     assert hf_longattn.optimize_for_inference(model, "int8").generate(**inputs, **options).shape == expected.shape
 
 
-IN_PIECES = (
-    "bert",
-    "big_bird",
-    "camembert",
-    "electra",
-    "esm",
-    "layoutlm",
-    "markuplm",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-)
-"""Those whose layers have a ``feed_forward_chunk``."""
-
-
-@every_case("base", BASES, of=24, code=kind_of_family)
-def test_optimised_layers_in_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = hf_longattn.optimize_for_inference(long_model(base, None, WINDOW), "int8")
-    assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)
-    expected = run(model, base, **batch(100))
-    monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 48)
-    assert torch.equal(run(model, base, **batch(100)), expected)
-
-
 def test_inputs_that_are_not_of_tokens_are_not_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """I-BERT gives its blocks a scale beside the hidden states."""
     monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 4)
@@ -176,7 +150,7 @@ def test_models_without_a_long_class_are_optimised() -> None:
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = vit(pixels).last_hidden_state
-        found = hf_longattn.optimize_for_inference(copy.deepcopy(vit), "int8")(pixels.bfloat16()).last_hidden_state
+        found = hf_longattn.optimize_for_inference(copy.deepcopy(vit), "int8")(pixels).last_hidden_state
     assert (found - expected).norm() / expected.norm() < 0.05
 
 
@@ -225,48 +199,14 @@ def test_a_sentence_transformer_pools_and_normalises_in_float32(tmp_path: Path) 
         hf_longattn.optimize_for_inference(model, "int8")
 
 
-def graphs_of(model: Any, **inputs: Tensor) -> tuple[Any, list[torch.fx.GraphModule]]:
-    """The outputs of a compiled copy of a model, and the graphs that a compiler got."""
-    graphs: list[torch.fx.GraphModule] = []
-
-    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
-        graphs.append(graph)
-        return graph
-
-    torch.compiler.reset()  # Dynamo compiles a function for eight backends of a process at most
-    with torch.no_grad():
-        return torch.compile(model, backend=keep)(**inputs), graphs
-
-
-def test_a_whole_graph_of_an_optimised_model_is_refused() -> None:
+@torch.no_grad()
+def test_an_optimised_model_is_compiled_in_pieces_and_refuses_a_whole_graph() -> None:
     model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW, num_hidden_layers=1), "int8")
-    with pytest.raises(Exception, match="compile without fullgraph=True"), torch.no_grad():
+    found = torch.compile(model, backend="eager")(tokens(1, 40)).last_hidden_state
+    assert torch.equal(found, model(tokens(1, 40)).last_hidden_state)
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="compile without fullgraph=True"):
         torch.compile(model, backend="eager", fullgraph=True)(tokens(1, 40))
-
-
-class Between(nn.Module):
-    """A layer between two operations."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.layer(torch.tanh(x)))
-
-
-def test_8_bit_layers_run_between_two_graphs() -> None:
-    quantised = Int8Linear(torch.randn(48, 64), None)
-    between = Between(quantised)
-    x = torch.randn(3, 64)
-    with torch.no_grad():
-        expected = between(x)
-    out, graphs = graphs_of(between, x=x)
-    assert len(graphs) == 2
-    assert [node.target for graph in graphs for node in graph.graph.nodes if node.op.startswith("call")] == 2 * [
-        torch.tanh
-    ]
-    assert torch.equal(out, expected)
 
 
 @pytest.mark.slow
@@ -408,15 +348,11 @@ def test_products_in_8_bits_run_in_a_kernel() -> None:
     assert min(seconds(Int8Linear(weight, None)) for _ in range(3)) < 50 * max(seconds(plain) for _ in range(3))
 
 
-@pytest.mark.parametrize("features", [64, 512])  # rounded at once, and in pieces
-def test_int8_linear_reads_transposed_tensors(features: int) -> None:
-    weight, x = (
-        torch.randn(features, 96, dtype=torch.bfloat16),
-        torch.randn(features, ROWS_PER_PRODUCT, dtype=torch.bfloat16),
-    )
+def test_int8_linear_reads_transposed_tensors() -> None:
+    weight = torch.randn(64, 96, dtype=torch.bfloat16)
+    x = torch.randn(64, 17, dtype=torch.bfloat16)
     expected = Int8Linear(weight.t().contiguous(), None)(x.t().contiguous())
     assert torch.equal(Int8Linear(weight.t(), None)(x.t()), expected)
-    assert VALUES_PER_ROUNDING // 512 < ROWS_PER_PRODUCT < VALUES_PER_ROUNDING // 64
 
 
 def test_int8_linear_of_a_token_depends_on_no_other() -> None:
