@@ -114,7 +114,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
         parts: Any = [
             site.module.get_submodule(projection.name.rpartition(".")[0])
             for projection in names
-            if projection.split is None
+            if projection.part is None
         ]
         projections = attention_projections(model, site.name)
         output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None

@@ -23,7 +23,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling import rotation as rotations
-from hf_longattn.modeling.attach.attention_sites import attention_sites, own_projections
+from hf_longattn.modeling.attach.attention_sites import attention_sites, copied_parameters
 from hf_longattn.positions.relative import SinkPositions
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.small_models import Shape, small_values
@@ -46,11 +46,14 @@ def test_own_projections_make_the_queries_keys_and_values_of_attention(base: str
     )
     with torch.no_grad():
         model(tokens(2, 9))
-    own = own_projections(site.module)
-    for kind in ("value",) if base in ROTATED else ("query", "key", "value"):
-        names = [f"{kind}.weight", f"{kind}.bias"]
+    kinds = ("value",) if base in ROTATED else ("query", "key", "value")
+    names = [f"{kind}.{part}" for kind in kinds for part in ("weight", "bias")]
+    own = copied_parameters(site.module, dict(zip(names, names, strict=True)))
+    assert own or base in ("gpt_neox", "modernbert", "phi3"), "those that rotate are never copied"
+    for kind in kinds if own else ():
         weight, bias = (
-            own[name](site.module.get_parameter(own[name].name)) if name in own else None for name in names
+            own[name](site.module.get_parameter(own[name].name)) if name in own else None
+            for name in (f"{kind}.weight", f"{kind}.bias")
         )
         made = (
             torch.nn.functional.linear(seen["input"], weight, bias)
@@ -65,7 +68,7 @@ def test_own_projections_make_the_queries_keys_and_values_of_attention(base: str
 def test_a_fused_projection_in_another_layout_is_not_guessed() -> None:
     attention = torch.nn.Module()
     attention.c_attn = torch.nn.Linear(16, 24)
-    assert own_projections(attention) == {}
+    assert copied_parameters(attention, {"query.weight": "query.weight"}) == {}
 
 
 SHAPE = Shape(width=32, heads=4, tokens=128)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -177,36 +176,20 @@ FUSED_PROJECTIONS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 
 @dataclass(frozen=True)
 class OwnParameter:
-    """A parameter of the layer in the layout of ``nn.Linear``, possibly one of three parts of a fused parameter.
+    """A parameter of the layer, possibly fused from those of queries, keys and values.
 
     name: the parameter's name below the attention module.
-    split: the function that splits a fused parameter; ``None`` if it is not fused.
-    index: index of the part.
+    part: index of the part of a fused parameter; ``None`` if it is not fused.
     """
 
     name: str
-    split: Callable[[Tensor], Sequence[Tensor]] | None = None
-    index: int = 0
+    part: int | None = None
 
     def __call__(self, parameter: Tensor) -> Tensor:
-        return parameter if self.split is None else self.split(parameter)[self.index].contiguous()
-
-
-def _split(attention: Any, fused: str, parameter: Tensor) -> Sequence[Tensor]:
-    """The parts of a fused projection's weight or bias for query, key and value, in the layout of ``nn.Linear``."""
-    if fused == "c_attn":  # GPT-2: the weight (in, out) of a Conv1D
-        return [part.transpose(0, -1) for part in parameter.chunk(3, dim=-1)]
-    # GPT-NeoX: query, key and value of the first head, then those of the next, and so on
-    if fused == "query_key_value":
-        return [
-            part.flatten(0, 1)
-            for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)
-        ]
-    if fused == "qkv_proj":  # Phi-3: all queries, then all keys, then all values; keys and values may have fewer heads
-        config = attention.config
-        heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-        return parameter.split([count * attention.head_dim for count in heads])
-    return parameter.chunk(3)
+        """The part in the layout of ``nn.Linear``. Fused parameters are those of GPT-2's ``Conv1D``, ``(in, out)``."""
+        if self.part is None:
+            return parameter
+        return parameter.chunk(3, dim=-1)[self.part].transpose(0, -1).contiguous()
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
@@ -223,18 +206,12 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
                 }
                 break
     for fused in FUSED_PROJECTIONS:
-        module: Any = getattr(attention, fused, None)
-        if not isinstance(module, nn.Module) or (fused == "c_attn" and not isinstance(module, Conv1D)):
-            continue
-        projection: Any = module
-        # keys and values have fewer heads
-        if fused == "query_key_value" and projection.out_features != 3 * projection.in_features:
+        module = getattr(attention, fused, None)
+        if not isinstance(module, nn.Module):
             continue
         for index, part in enumerate(SEPARATE_PROJECTIONS):
             for parameter, _ in module.named_parameters():
-                parameters[f"{part}.{parameter}"] = OwnParameter(
-                    f"{fused}.{parameter}", partial(_split, attention, fused), index
-                )
+                parameters[f"{part}.{parameter}"] = OwnParameter(f"{fused}.{parameter}", index)
     return parameters
 
 
@@ -249,8 +226,10 @@ def input_width(attention: nn.Module) -> int | None:
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
     """A mechanism's parameter name -> the layer's parameter to copy at initialisation, from
-    ``CopiesProjections.copies``."""
+    ``CopiesProjections.copies``. Of fused projections, only those of GPT-2 can be copied."""
     parameters = own_projections(attention)
+    if not isinstance(getattr(attention, "c_attn", None), Conv1D):
+        parameters = {name: parameter for name, parameter in parameters.items() if parameter.part is None}
     return {name: parameters[wanted] for name, wanted in copies.items() if wanted in parameters}
 
 
