@@ -60,43 +60,6 @@ class CapturedMass:
     reasons: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """A model to watch, in fp32 unless it was given in memory.
-
-    name: name of the checkpoint, or of the model in memory. is_long: whether it has mechanisms.
-    folder: folder with the tokenizer; ``None`` for a model in memory.
-    """
-
-    model: Any
-    name: str
-    is_long: bool
-    folder: Path | None = None
-
-
-def load_to_watch(
-    model: str | Path | nn.Module,
-    *,
-    device: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-) -> LoadedCheckpoint:
-    """Load a checkpoint with its own class.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be loaded, or is quantised.
-        OptionError: there is no such device.
-    """
-    if isinstance(model, nn.Module):
-        name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
-        return LoadedCheckpoint(model, name, has_mechanisms(model))
-    target = chosen_device(device)
-    source = open_source(model, revision=revision, token=token)
-    refuse_quantised(source)
-    loaded = load_weights(AutoModel, source.folder, local_files_only=True, dtype=torch.float32)
-    return LoadedCheckpoint(loaded.eval().to(target), str(model), is_long(source.config), source.folder)
-
-
 @quiet_libraries()
 def diagnose(
     model: str | Path | nn.Module,
@@ -150,10 +113,26 @@ def diagnose(
         )
     if lengths is not None and not lengths:
         raise OptionError("There is no length; give for example --lengths 512,2K, or leave it out.")
-    loaded, progress = load_to_watch(model, device=device, revision=revision, token=token), progress or silent
-    network, tower = tower_of_texts(loaded.model)
+    progress = progress or silent
+    folder: Path | None = None
+    if isinstance(model, nn.Module):
+        name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
+        loaded: Any = model
+        has_long_attention = has_mechanisms(model)
+    else:
+        name = str(model)
+        target = chosen_device(device)
+        checkpoint = open_source(model, revision=revision, token=token)
+        refuse_quantised(checkpoint)
+        loaded = load_weights(AutoModel, checkpoint.folder, local_files_only=True, dtype=torch.float32)
+        loaded.eval().to(target)
+        has_long_attention = is_long(checkpoint.config)
+        folder = checkpoint.folder
+    network, tower = tower_of_texts(loaded)
     stack = watched_stack(network)
-    source, measured_lengths, notes = _read_text(stack, loaded, text, processor, lengths)
+    if processor is None and folder is not None:
+        processor = load_tokenizer(folder, stack.config)
+    source, measured_lengths, notes = _read_text(stack, name, text, processor, lengths)
     causal = is_causal(stack)
     chosen = usual_candidates(causal) if candidates is None else read_candidates(candidates)
     reasons: dict[str, str] = {}
@@ -170,14 +149,14 @@ def diagnose(
         device_name = torch.cuda.get_device_name(stack.device)
     elif stack.device.type == "cpu":
         device_name = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-    class_name = type(loaded.model).__name__
+    class_name = type(loaded).__name__
     return Diagnosis(
-        model=loaded.name,
+        model=name,
         model_class=f"{class_name}, tower {tower}" if tower else class_name,
         text=source.name,
         device=device_name,
         causal=causal,
-        is_long=loaded.is_long,
+        is_long=has_long_attention,
         candidates=tuple(chosen),
         reasons=reasons,
         lengths=tuple(measured),
@@ -189,7 +168,7 @@ def diagnose(
 
 def _read_text(
     stack: PreTrainedModel,
-    loaded: LoadedCheckpoint,
+    name: str,
     text: str | Path | Tensor,
     tokenizer: Any | None,
     requested: Sequence[int] | None,
@@ -203,8 +182,6 @@ def _read_text(
         raise InputError(
             f"Lengths start at {SHORTEST} tokens, not {min(requested)}; give for example --lengths 512,2K."
         )
-    if tokenizer is None and loaded.folder is not None:
-        tokenizer = load_tokenizer(loaded.folder, stack.config)
     limit = longest_input(stack.config)
     if requested is not None:
         lengths = sorted(set(requested))
@@ -214,7 +191,7 @@ def _read_text(
         lengths = [length for length in LENGTHS if length <= limit] or [limit]
     if limit is not None and lengths[-1] > limit:
         raise InputError(
-            f"{loaded.name!r} ends at {limit:,} tokens, but a length of {lengths[-1]:,} was given; convert it first "
+            f"{name!r} ends at {limit:,} tokens, but a length of {lengths[-1]:,} was given; convert it first "
             f"(longattn convert), or give lengths of at most {limit}."
         )
     source = TextIds(text, tokenizer, lengths[-1], stack.config.get_text_config().vocab_size)

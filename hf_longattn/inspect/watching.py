@@ -250,15 +250,11 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
     try:
         for part, _ in before.values():
             part.set_attn_implementation(BACKEND)
-        unchanged = [
-            site.name
-            for site in sites
-            if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)
-        ]
-        if unchanged:
-            raise BackendError(
-                f"{type(stack).__name__} keeps its own attention in {unchanged[0]}, so it cannot be watched."
-            )
+        for site in sites:
+            if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND):
+                raise BackendError(
+                    f"{type(stack).__name__} keeps its own attention in {site.name}, so it cannot be watched."
+                )
         yield
     finally:
         for part, name in before.values():

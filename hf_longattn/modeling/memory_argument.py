@@ -125,12 +125,6 @@ def _remembering(output_class: type[Any]) -> type[Any]:
         "__annotations__": {"memory": SegmentMemory | None},
         "__module__": __name__,
         "__doc__": output_class.__doc__,
-        # pickle would look for the class in its module
-        "__reduce__": lambda self: (_remembered, (output_class, dict(self))),
         "memory": None,
     }
     return dataclass(type(f"{output_class.__name__}WithMemory", (output_class,), namespace))
-
-
-def _remembered(output_class: Any, fields: dict[str, Any]) -> Any:
-    return _remembering(output_class)(**fields)

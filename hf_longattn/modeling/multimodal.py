@@ -130,20 +130,16 @@ class LongMultimodalConfig(PreTrainedConfig):
     @property
     def embedded(self) -> dict[str, Any]:
         """The embedded inputs, by name: "images" and "sound", if the model has embedders for them."""
-        embedders = {"images": (ImageInput, self.image), "sound": (AudioInput, self.audio)}
         inputs: dict[str, Any] = {}
-        for name, (input_class, fields) in embedders.items():
-            if fields is not None:
-                inputs[name] = input_class(**fields)
+        if self.image is not None:
+            inputs["images"] = ImageInput(**self.image)
+        if self.audio is not None:
+            inputs["sound"] = AudioInput(**self.audio)
         return inputs
 
     @property
     def images(self) -> ImageInput | None:
         return self.embedded.get("images")
-
-    @property
-    def sound(self) -> AudioInput | None:
-        return self.embedded.get("sound")
 
     @property
     def long_image_size(self) -> tuple[int, int] | None:
@@ -281,10 +277,10 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         self.text_model = text_model
         check_backbone(self.text_model)
         width = self.text_model.get_input_embeddings().weight.shape[1]
-        makers = {"images": PatchEmbedder, "sound": FrameEmbedder}
-        embedders = {name: makers[name](read, width) for name, read in config.embedded.items()}
         images = config.images
-        self.image_embedder, self.audio_embedder = embedders.get("images"), embedders.get("sound")
+        sound = config.embedded.get("sound")
+        self.image_embedder = None if images is None else PatchEmbedder(images, width)
+        self.audio_embedder = None if sound is None else FrameEmbedder(sound, width)
         self.longest = longest_input(self.text_model.config)
         if images is not None and self.longest is not None and images.grid.cells + 1 > self.longest:
             raise InputError(

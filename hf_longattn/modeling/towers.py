@@ -37,13 +37,13 @@ class LongTowersMixin(LongAttentionMixin):
                     "get_text_features(input_ids, "
                     f"{name}=...) and get_image_features instead."
                 )
-        if missing := next(
-            (name for tower in self.towers.values() if arguments.get(name := tower.main_input_name) is None), None
-        ):
-            raise LongAttentionError(
-                f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call "
-                "get_text_features for texts alone, and get_image_features for images."
-            )
+        for tower in self.towers.values():
+            missing = tower.main_input_name
+            if arguments.get(missing) is None:
+                raise LongAttentionError(
+                    f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call "
+                    "get_text_features for texts alone, and get_image_features for images."
+                )
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         for tower in config.towers.values():

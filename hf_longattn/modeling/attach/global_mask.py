@@ -165,7 +165,7 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
     types = arguments.get("token_type_ids")
     types = types if isinstance(types, Tensor) and types.shape == ids.shape else None
     if chosen.question_separator is not None and not in_graph():
-        _warn_of_question(chosen, ids, real, counts_ends=documents is None and types is None)
+        _warn_of_question(chosen, ids, real)
     if documents is None:
         return chosen.mask(ids, real, types).long()
     global_tokens = torch.zeros_like(ids)
@@ -175,28 +175,17 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
     return global_tokens
 
 
-def _warn_of_question(chosen: GlobalTokenIds, ids: Tensor, real: Tensor, *, counts_ends: bool) -> None:
-    """Warn if the question of a row ``ids (B, N)`` does not seem to be the whole question. With ``counts_ends``, a
-    third separator is a sign of that, too."""
-    is_long = ids.shape[-1] > LONGEST_QUESTION
-    if is_long:
-        question = chosen.question(ids, real).sum(-1)
-        if bool(((question > LONGEST_QUESTION) & (2 * question > real.sum(-1))).any()):
-            logger.warning_once(
-                "The first of the two texts is taken as the question, whose tokens are all global, but it is longer "
-                "than the document; call tokenizer(question, document), or pass global_attention_mask (batch, tokens) "
-                "with 1 for global tokens."
-            )
-    # Short inputs on a device are not read, since every call would wait for it.
-    if counts_ends and (is_long or ids.device.type == "cpu"):
-        ends = (ids == chosen.question_separator) & real
-        begins = ends[:, 1:] & ~ends[:, :-1]
-        if bool(((begins.sum(-1) > 2) & ~(ends[:, 1:] & ends[:, :-1]).any(-1)).any()):
-            logger.warning_once(
-                "A question or document seems to contain the token that separates the two, and the question is "
-                "taken to end at the first one; call tokenizer(question, document, split_special_tokens=True), or "
-                "pass global_attention_mask (batch, tokens)."
-            )
+def _warn_of_question(chosen: GlobalTokenIds, ids: Tensor, real: Tensor) -> None:
+    """Warn if the first text of a row ``ids (B, N)`` seems to be the document."""
+    if ids.shape[-1] <= LONGEST_QUESTION:
+        return
+    question = chosen.question(ids, real).sum(-1)
+    if bool(((question > LONGEST_QUESTION) & (2 * question > real.sum(-1))).any()):
+        logger.warning_once(
+            "The first of the two texts is taken as the question, whose tokens are all global, but it is longer "
+            "than the document; call tokenizer(question, document), or pass global_attention_mask (batch, tokens) "
+            "with 1 for global tokens."
+        )
 
 
 def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -265,21 +265,16 @@ def _run_segment(
     return outputs, torch.where(real.any(1)[:, None, None], written, memory)  # rows that have ended keep their memory
 
 
-TOKENS, ROUTES, WEIGHTS = (
-    "a value for each token (B, N, …)",
-    "a value for each token of all rows (B·N, experts)",
-    "attention weights (B, H, Nq, Nk)",
-)
+TOKENS, ROUTES, OTHER = "(B, N, …)", "(B·N, experts)", ""
 FIELDS: Mapping[str, str] = {
     "last_hidden_state": TOKENS,
     "hidden_states": TOKENS,
-    "pooler_output": "a value for each row (B, …)",
+    "pooler_output": OTHER,
     "router_logits": ROUTES,
-    "attentions": WEIGHTS,
-    "cross_attentions": WEIGHTS,
-    CACHE: "a cache",
+    CACHE: OTHER,
 }
-"""Every output field of text base models -> its contents. A field with one value per layer is a tuple."""
+"""Output fields of text base models without attentions -> the shape of a value for each token. A field with one value
+per layer is a tuple."""
 
 
 def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tensor]) -> Any:
@@ -294,23 +289,21 @@ def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tenso
     outputs = parts[0]
     rows = len(outputs.last_hidden_state)
 
-    def join(values: Sequence[Any], contents: str) -> Any:
+    def join(values: Sequence[Any], shape: str) -> Any:
         if isinstance(values[0], tuple | list):
-            return tuple(join(layers, contents) for layers in zip(*values, strict=True))
-        if not isinstance(values[0], Tensor) or contents not in (TOKENS, ROUTES):
-            return values[0]
-        if contents == TOKENS:
+            return tuple(join(layers, shape) for layers in zip(*values, strict=True))
+        if shape == TOKENS:
             return whole_text(values)
         return whole_text([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)
 
     for name in list(outputs):
-        if (contents := FIELDS.get(name)) in (None, WEIGHTS):
-            in_words = "" if contents is None else f" ({contents})"
+        if name not in FIELDS:
             raise BackendError(
-                f"{type(outputs).__name__}.{name}{in_words} cannot be returned with memory tokens; do not request it, "
-                "or run the model without."
+                f"{type(outputs).__name__}.{name} cannot be returned with memory tokens; do not request it, or run "
+                "the model without."
             )
-        outputs[name] = join([part[name] for part in parts], str(contents))
+        if FIELDS[name] != OTHER:
+            outputs[name] = join([part[name] for part in parts], FIELDS[name])
     return outputs
 
 

@@ -129,11 +129,10 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
             register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)
         return
     inherited = inherited or get_checkpoint_conversion_mapping(family.base_model_type) or []
-    tables = [
-        WeightConverter(source, source, operations=[ExtendPositions(table, family.config_class)])
-        for table in family.position_tables
-        for source in [table.pattern.replace("\\.", ".").rstrip("$")]
-    ]
+    tables = []
+    for table in family.position_tables:
+        name = table.pattern.replace("\\.", ".").rstrip("$")
+        tables.append(WeightConverter(name, name, operations=[ExtendPositions(table, family.config_class)]))
     register_checkpoint_conversion_mapping(long_class.__name__, [*inherited, *tables], overwrite=True)
     # peft detects renamed tensors by this entry
     if get_checkpoint_conversion_mapping(family.base_model_type) is not None:
