@@ -91,17 +91,6 @@ def test_staged_folder_leaves_signals_alone_that_are_ignored(tmp_path: Path) -> 
     assert (tmp_path / "long").is_dir()
 
 
-def test_staged_folder_works_on_other_threads(tmp_path: Path) -> None:
-    def write() -> None:
-        with staged_folder(tmp_path / "long") as stage:
-            (stage / "config.json").write_text("new")
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    thread.join()
-    assert (tmp_path / "long" / "config.json").read_text() == "new"
-
-
 def test_overwritten_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     old = checkpoint_folder(tmp_path / "long")
     with pytest.raises(RuntimeError), staged_folder(old, overwrite=True):
@@ -122,8 +111,9 @@ def test_staged_folder_does_not_replace_a_destination_that_appears_meanwhile(tmp
 
 
 def test_leftovers_of_killed_runs_are_removed_and_those_of_running_ones_stay(tmp_path: Path) -> None:
-    (tmp_path / f".long.partial-{MACHINE}-{DEAD_PROCESS}").mkdir()
-    (tmp_path / f".long.partial-{MACHINE}-{os.getppid()}").mkdir()
+    # in a container, every run may have the number of this process
+    for number in (DEAD_PROCESS, os.getppid(), os.getpid(), f"{os.getpid()}-999999"):
+        (tmp_path / f".long.partial-{MACHINE}-{number}").mkdir()
     (tmp_path / f".longer.partial-{MACHINE}-{DEAD_PROCESS}").mkdir()
     with staged_folder(tmp_path / "long"):
         pass
@@ -145,14 +135,6 @@ def test_files_of_a_staged_folder_get_the_mode_of_new_files(tmp_path: Path) -> N
         (stage / "model.safetensors").touch(0o600)
     (tmp_path / "new").touch()
     assert (tmp_path / "long" / "model.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
-
-
-def test_checkpoint_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
-    checkpoint_folder(tmp_path / f".long.replaced-{MACHINE}-{DEAD_PROCESS}")
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "long", overwrite=True):
-        raise RuntimeError
-    assert (tmp_path / "long" / "config.json").read_text() == "old"
-    assert os.listdir(tmp_path) == ["long"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -217,15 +199,6 @@ def test_threads_write_folders_of_one_name_without_removing_each_others(tmp_path
         thread.join()
     assert all("was created by another process" in str(error) for error in errors)
     assert int((tmp_path / "long" / "config.json").read_text()) in written
-    assert os.listdir(tmp_path) == ["long"]
-
-
-def test_leftover_of_this_process_number_is_removed(tmp_path: Path) -> None:
-    """In a container, every run may have the same number."""
-    (tmp_path / f".long.partial-{MACHINE}-{os.getpid()}").mkdir()
-    (tmp_path / f".long.partial-{MACHINE}-{os.getpid()}-999999").mkdir()
-    with staged_folder(tmp_path / "long"):
-        pass
     assert os.listdir(tmp_path) == ["long"]
 
 
@@ -329,22 +302,6 @@ def test_errors_name_the_destination_and_not_the_staged_folder(tmp_path: Path) -
         staged_folder(tmp_path / "long") as stage,
     ):
         raise CheckpointError(f"The tokenizer of {str(stage)!r} cannot be loaded")
-
-
-def test_staged_folder_does_not_overwrite_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mounted = checkpoint_folder(tmp_path / "mounted")
-    rename = os.rename
-
-    def refuse_mounted(source: Path, target: Path) -> None:
-        if Path(source) == mounted:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(source))
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", refuse_mounted)
-    with pytest.raises(CheckpointError, match="Cannot write in"), staged_folder(mounted, overwrite=True):
-        pass
-    assert (mounted / "config.json").read_text() == "old"
-    assert os.listdir(tmp_path) == ["mounted"]
 
 
 def test_destinations_without_permission_are_refused_with_a_sentence(tmp_path: Path) -> None:

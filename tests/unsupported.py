@@ -54,5 +54,3 @@ LAGS = unsupported("time_series_transformer", "informer")
 """Reads time series with the features of each step, by an encoder and a decoder."""
 SYNTHESIS = unsupported("csm")
 """Writes speech: a decoder of frames, one of the codebooks of a frame, and a codec of sound."""
-CHANNELS_OF_SOUND = unsupported("dia")
-"""Writes speech: an encoder of texts, and a decoder of frames with the codes of all channels at once."""

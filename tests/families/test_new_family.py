@@ -71,7 +71,7 @@ def test_the_example_of_a_new_family_converts_a_checkpoint(checkout: Path) -> No
 def test_the_example_of_a_new_family_passes_the_contract(checkout: Path) -> None:
     files = [
         f"tests/modeling/test_{name}.py"
-        for name in ("family", "config", "loading", "mixin", "registration", "attention_sites")
+        for name in ("family", "config", "loading", "mixin", "registration", "attachment")
     ]
     done = run(checkout, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--case", "ernie", *files)
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -304,15 +304,6 @@ def test_lengths_of_a_diagnosis_end_where_the_model_ends(checkpoint: Make, text:
     assert report.notes == ("The model ends at 256 tokens; convert it to see its attention in longer texts.",)
 
 
-def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: Path) -> None:
-    hf_longattn.convert_checkpoint(
-        checkpoint("bert"), tmp_path / "long", mechanism="linear", max_length=512, verify=False
-    )
-    report = diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=64"])
-    assert report.is_long
-    assert report.chosen() == 0
-
-
 REFUSED = {
     "a text that is too short": (
         {"lengths": [128], "text": "three short words"},
@@ -357,13 +348,6 @@ def test_a_diagnosis_of_a_quantised_checkpoint_is_refused(checkpoint: Make, text
     )
     with pytest.raises(CheckpointError, match="quantised weights"):
         diagnose(folder, text, lengths=[64])
-    hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", max_length=512)
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
-    (tmp_path / "long" / "config.json").write_text(
-        json.dumps({**config, "quantization_config": {"quant_method": "torchao"}})
-    )
-    with pytest.raises(CheckpointError, match=r"quantised weights \(torchao\)"):
-        diagnose(tmp_path / "long", text, lengths=[64])
 
 
 SMALL = {

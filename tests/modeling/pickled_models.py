@@ -77,7 +77,6 @@ def long() -> Any:
 
 MODELS: dict[str, Callable[[], Any]] = {
     "bert": functools.partial(stock, "bert"),
-    "modernbert": functools.partial(stock, "modernbert"),
     "mistral": functools.partial(stock, "mistral"),
     "clip": encoder_of_two_towers,
     "chosen later": chosen_later,
@@ -87,11 +86,6 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def by_joblib(model: Any) -> bytes:
-    joblib.dump(model, stored := io.BytesIO())
-    return stored.getvalue()
-
-
 def by_torch(model: Any) -> bytes:
     torch.save(model, stored := io.BytesIO())
     return stored.getvalue()
@@ -99,17 +93,13 @@ def by_torch(model: Any) -> bytes:
 
 WRITERS: dict[str, Callable[[Any], bytes]] = {
     "pickle": pickle.dumps,
-    "pickle 0": functools.partial(pickle.dumps, protocol=0),
     "cloudpickle": cloudpickle.dumps,
-    "joblib": by_joblib,
     "torch": by_torch,
     "copy": lambda model: pickle.dumps(copy.deepcopy(model)),
 }
 
 
 def load(stored: bytes, writer: str) -> Any:
-    if writer == "joblib":
-        return joblib.load(io.BytesIO(stored))
     return torch.load(io.BytesIO(stored), weights_only=False) if writer == "torch" else pickle.loads(stored)
 
 
@@ -141,19 +131,6 @@ def read(folder: str) -> None:
         os._exit(0)
 
 
-class Embedded(torch.utils.data.Dataset[Tensor]):
-    """A dataset that runs a model in the data loader's workers."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> Tensor:
-        return outputs(self.model)[0]
-
-
 def put(model: Any, results: Any) -> None:
     results.put((outputs(model).numpy(), PACKAGE in sys.modules))
 
@@ -170,8 +147,6 @@ def main() -> None:
     process.join()
     assert imported
     torch.testing.assert_close(torch.from_numpy(found), expected)
-    loader = torch.utils.data.DataLoader(Embedded(model), batch_size=2, num_workers=1, multiprocessing_context="spawn")
-    torch.testing.assert_close(next(iter(loader))[:1], expected)
     (found,) = joblib.Parallel(n_jobs=2, backend="loky")([joblib.delayed(outputs)(model)])
     torch.testing.assert_close(found, expected)
     print("equal in every worker")

@@ -97,19 +97,6 @@ def test_sound_with_a_mechanism_is_the_base_under_its_mask_with_gradients(
 
 
 @pytest.mark.thorough
-@every_case("base", BASES)
-@torch.no_grad()
-def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> None:
-    saved(base, base_model(base), tmp_path)
-    model = long_model(base, base_model(base), tmp_path, long_attention=BAND).double()
-    inputs, spec = inputs_of(base, dtype=torch.float64), FAMILIES[base].spec
-    together = real(base, model, model(**inputs).last_hidden_state)
-    for row, (states, seconds) in enumerate(zip(together, SECONDS, strict=True)):
-        alone = model(inputs[spec.input][row : row + 1, : spec.length(seconds)]).last_hidden_state[0]
-        torch.testing.assert_close(states[: len(alone)], alone, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.thorough
 @every_case(("base", "reentrant"), alternately(BASES))
 def test_gradient_checkpointing_of_sound_changes_no_gradient(base: str, reentrant: bool, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)

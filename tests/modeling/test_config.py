@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import transformers
-from transformers import AutoConfig, Qwen2Config
+from transformers import AutoConfig
 from transformers.utils import logging
 
 import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.modeling.family.long_config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows, with_own_windows
 from hf_longattn.names import LOGGER
 from tests.cases import every_case
@@ -100,22 +99,6 @@ def test_layer_types_follow_the_mechanisms() -> None:
     assert long_config("bert", window, is_decoder=True).layer_types[0] == "longattn_window_8"
 
 
-def test_changing_long_attention_changes_layer_types() -> None:
-    config = long_config("gpt2", {"mechanism": "window", "window": 8})
-    config.long_attention = {"mechanism": "window", "window": 9}
-    assert config.layer_types == ["longattn_window_9"] * 3
-    assert config.to_dict()["layer_types"] == ["sliding_attention"] * 3
-
-
-def test_a_base_with_layer_types_keeps_them() -> None:
-    class LongQwen2Config(LongConfig, Qwen2Config):
-        model_type = "long_qwen2"
-
-    config = LongQwen2Config(num_hidden_layers=2, long_attention={"mechanism": "window", "window": 8})
-    assert config.layer_types == ["full_attention"] * 2
-    assert LongQwen2Config(**config.to_dict()).to_json_string() == config.to_json_string()
-
-
 @pytest.mark.parametrize(
     ("config_class", "attention", "sentence"),
     [
@@ -151,8 +134,6 @@ def test_a_decoder_beside_an_encoder_needs_causal_forms() -> None:
     hf_longattn.LongBartConfig(long_attention=one_way)
     with pytest.raises(OptionError, match="layer 0 needs causal=True"):
         hf_longattn.LongBartConfig(decoder_long_attention=one_way)
-    with pytest.raises(OptionError, match="layer 0 needs causal=True"):
-        hf_longattn.LongBertConfig(is_decoder=True, long_attention=one_way)
 
 
 def test_a_warning_about_an_implementation_names_the_model_s_mechanism(

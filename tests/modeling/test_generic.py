@@ -21,7 +21,7 @@ from tests.cases import every_case
 from tests.conversion.test_generic import FRAMES
 from tests.generic import load_generic
 from tests.reference.small_models import plain_model, tokens
-from tests.unsupported import CHANNELS_OF_SOUND, SYNTHESIS
+from tests.unsupported import SYNTHESIS
 
 CASES = ("bert", "albert", "modernbert", "gpt2", "mistral", "bart", "t5", "vit", "whisper", "wav2vec2")
 
@@ -230,59 +230,6 @@ def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(source: P
         one_pass = backbone(input_ids=codes).last_hidden_state
         steps = [backbone(input_ids=codes[:, [step]], past_key_values=cache).last_hidden_state for step in range(NEW)]
     assert torch.allclose(torch.cat(steps, 1), one_pass, atol=1e-5)
-
-
-@pytest.mark.thorough
-def test_generic_dia_says_what_the_source_says_within_the_window(tmp_path: Path) -> None:
-    shape = {
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_attention_heads": 4,
-        "head_dim": 8,
-    }
-    shape |= {"max_position_embeddings": 64}
-    codes = {
-        "vocab_size": 40,
-        "num_channels": 3,
-        "pad_token_id": 37,
-        "eos_token_id": 36,
-        "bos_token_id": 38,
-        "num_key_value_heads": 2,
-    }
-    cross = {
-        "cross_num_attention_heads": 4,
-        "cross_num_key_value_heads": 4,
-        "cross_head_dim": 8,
-        "cross_hidden_size": 32,
-    }
-    encoder = {**shape, "vocab_size": 64, "num_key_value_heads": 4}
-    config = getattr(transformers, f"{CHANNELS_OF_SOUND}Config")(
-        encoder_config=encoder, decoder_config={**shape, **codes, **cross}, delay_pattern=[0, 1, 2]
-    )
-    model_class = getattr(transformers, f"{CHANNELS_OF_SOUND}ForConditionalGeneration")
-    torch.manual_seed(0)
-    model_class(config).save_pretrained(tmp_path / "plain")
-    report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, mechanism="window", window=2 * 48)
-    details = {check.name: check.detail for check in report.checks}
-    assert "decoder_input_ids [1, 8, 3]" in details["equal with the source's attention"]
-    assert report.verified
-    assert not report.needs_training
-
-    random = torch.Generator().manual_seed(0)
-    text, prompt = (
-        torch.randint(5, 60, (1, PROMPT), generator=random),
-        torch.randint(0, 30, (1, 10, 3), generator=random),
-    )
-    masks = {"attention_mask": torch.ones_like(text), "decoder_attention_mask": torch.ones(1, 10, dtype=torch.long)}
-
-    def said(model: Any) -> Tensor:
-        return model.generate(input_ids=text, decoder_input_ids=prompt, **masks, max_new_tokens=NEW, do_sample=False)
-
-    with torch.no_grad():
-        expected: Tensor = said(model_class.from_pretrained(tmp_path / "plain").eval())
-        assert expected.shape == (1, 10 + NEW, 3)
-        assert torch.equal(said(load_generic(tmp_path / "long")), expected)
 
 
 TOWER_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

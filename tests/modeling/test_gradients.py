@@ -18,7 +18,6 @@ from torch.distributed.fsdp import fully_shard
 
 import hf_longattn
 from hf_longattn import attend, build_mechanism, list_mechanisms
-from hf_longattn.engines import block_sparse
 from hf_longattn.errors import InputError
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.cases import every_case
@@ -166,13 +165,6 @@ def test_a_step_with_global_tokens_is_one_graph_that_draws_the_dropout_of_eager_
     assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), expected)
 
 
-@pytest.mark.thorough
-def test_a_step_with_separate_projections_of_global_tokens_is_one_graph() -> None:
-    model = bert(WITH_GLOBALS["separate projections"], 0.1)
-    found = compiled_gradients(model, batch(padded=True, global_tokens=3), fullgraph=False)
-    assert all(gradient.isfinite().all() for gradient in found)
-
-
 @every_case("marked", quickly([True, False], [True]))
 def test_compiled_plain_operations_count_the_global_tokens_of_the_options(marked: bool) -> None:
     """A term that only plain operations add. More positions are global than the text has tokens, or fewer rows have
@@ -238,18 +230,6 @@ def test_the_dropout_of_separate_rows_has_the_mean_and_the_gradients_of_its_weig
         mean = sum(rows(x, seed=seed) for seed in range(2000)) / 2000
         torch.testing.assert_close(mean, rows(x, 0.0, None), atol=0.1, rtol=0)
         assert not rows(x, dropout=1.0).any()
-
-
-def test_tracing_shows_the_error_of_an_engine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> Tensor:
-        raise RuntimeError("this engine failed")
-
-    for name in ("attend_parts", "blockwise_attention", "dense_attention"):
-        monkeypatch.setattr(block_sparse, name, fail)
-    module, x = build_mechanism("window", num_heads=2, head_dim=4, window=8), torch.randn(1, 2, COMPILED_LENGTH, 4)
-    torch._dynamo.reset()
-    with pytest.raises(Exception, match="this engine failed"):
-        torch.compile(lambda x: attend(x, x, x, module), backend="eager", fullgraph=True)(x)
 
 
 SETTINGS: dict[str, Any] = {

@@ -34,7 +34,7 @@ from hf_longattn.modeling.attach.attention_sites import (
 )
 from hf_longattn.modeling.family.registration import auto_class_name
 from hf_longattn.positions.tables import extend_table
-from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import (
@@ -110,7 +110,7 @@ def test_a_longer_model_equals_the_plain_one_up_to_the_old_length(base: str, tmp
     ).read_bytes()
 
 
-STRATEGIES = ("tile", "interpolate", "random")
+STRATEGIES = ("tile", "interpolate", "stretch:20")
 EXTENSIONS = grid(
     itertools.product(TABLES, STRATEGIES),
     lambda base, strategy: base == "bert" or strategy == STRATEGIES[TABLES.index(base) % 3],
@@ -150,14 +150,6 @@ def test_a_tokenizer_s_padding_token_does_not_move_the_positions(head: str, tmp_
         again = type(model).from_pretrained(tmp_path)
         assert again.config.pad_token_id == 1
         assert torch.equal(again(ids)[0], expected)
-
-
-def test_buffers_of_a_longer_bert_have_the_new_length(tmp_path: Path) -> None:
-    plain_model("bert").save_pretrained(tmp_path)
-    config = families.LongBertConfig.from_pretrained(tmp_path, max_position_embeddings=1000)
-    embeddings = families.LongBertModel.from_pretrained(tmp_path, config=config).embeddings
-    assert torch.equal(embeddings.position_ids, torch.arange(1000)[None])
-    assert torch.equal(embeddings.token_type_ids, torch.zeros(1, 1000, dtype=torch.long))
 
 
 @pytest.mark.thorough
@@ -323,49 +315,6 @@ def test_new_tensors_of_every_mechanism_have_initial_values(
     check(model)
     values = model.state_dict()
     assert all(torch.equal(values[own], value) for own, value in plain.state_dict().items())
-    assert all(value.isfinite().all() for value in tensors(model).values())
-
-
-ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in family.model_classes]
-
-
-@pytest.mark.thorough
-@every_case(
-    ("base", "head"), grid(ALL_HEADS, is_quick_head), of=9, code=kind_of_family, ids=[head for _, head in ALL_HEADS]
-)
-def test_new_tensors_of_every_head_have_initial_values(base: str, head: str, tmp_path: Path) -> None:
-    """The head's own parameters are loaded, and what the mechanism adds is initialised."""
-    torch.manual_seed(0)
-    config = small_config(base, SHORT_SHAPE, pad_token_id=1)
-    if (
-        not FAMILIES[base].two_stacks
-        and head.endswith(("LMHeadModel", "ForCausalLM"))
-        and hasattr(config, "is_decoder")
-    ):
-        config.is_decoder = True
-    plain = getattr(transformers, head)(config)
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            if parameter.requires_grad:  # sinusoids are computed
-                parameter.normal_()
-    plain.tie_weights()
-    plain.save_pretrained(tmp_path)
-    for name in ("hedgehog", "adaptive_span"):
-        try:
-            longer = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name})
-            model, report = (
-                FAMILIES[base].model_class(head).from_pretrained(tmp_path, config=longer, output_loading_info=True)
-            )
-        except OptionError:  # the family's scores have terms, and hedgehog has no scores
-            continue
-        break
-    check(model)
-    assert type(model).__name__ == FAMILIES[base].model_classes[head]
-    assert not report["unexpected_keys"]
-    assert all(".long_attention." in key for key in report["missing_keys"])
-    values = model.state_dict()
-    for key, value in plain.state_dict().items():
-        assert torch.equal(values[key], value), key
     assert all(value.isfinite().all() for value in tensors(model).values())
 
 

@@ -15,15 +15,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import InputError
 from hf_longattn.families import (
     FAMILIES,
-    LongBertConfig,
-    LongBertForMaskedLM,
-    LongBertForSequenceClassification,
-    LongGPT2Config,
-    LongGPT2LMHeadModel,
 )
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.modeling import losses, mixin
@@ -84,22 +78,24 @@ class Lines(Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-def test_trainer_shortens_adaptive_spans(tmp_path: Path) -> None:
-    model = long_model("gpt2", "GPT2LMHeadModel", {**SPANS, "span_loss_weight": 1.0})
-    modules = [module for module in model.modules() if isinstance(module, AdaptiveSpan)]
-    before = [module.spans.clone() for module in modules]
-    arguments = TrainingArguments(
-        tmp_path,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        max_steps=2,
-        learning_rate=0.05,
+def arguments(folder: Path, batch: int, accumulated: int, **settings: Any) -> TrainingArguments:
+    return TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
         report_to=[],
         use_cpu=True,
         save_strategy="no",
         lr_scheduler_type="constant",
+        **settings,
     )
-    Trainer(model, arguments, train_dataset=Lines()).train()
+
+
+def test_trainer_shortens_adaptive_spans(tmp_path: Path) -> None:
+    model = long_model("gpt2", "GPT2LMHeadModel", {**SPANS, "span_loss_weight": 1.0})
+    modules = [module for module in model.modules() if isinstance(module, AdaptiveSpan)]
+    before = [module.spans.clone() for module in modules]
+    Trainer(model, arguments(tmp_path, 2, 2, max_steps=2, learning_rate=0.05), train_dataset=Lines()).train()
     after = [module.spans for module in modules]
     assert all((b < a).all() for a, b in zip(before, after, strict=True)), "the loss term shortens them"
     model.save_pretrained(tmp_path / "saved")
@@ -108,70 +104,23 @@ def test_trainer_shortens_adaptive_spans(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(after, kept, strict=True))
 
 
-SIZES = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "pad_token_id": 0,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "max_position_embeddings": 34,
-}
-GPT2 = {
-    "vocab_size": 32,
-    "n_embd": 16,
-    "n_layer": 1,
-    "n_head": 2,
-    "n_positions": 32,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-}
-CASES = [
-    (LongBertForMaskedLM, LongBertConfig, SIZES, "tokens"),
-    (LongBertForSequenceClassification, LongBertConfig, SIZES, "classes"),
-    (LongGPT2LMHeadModel, LongGPT2Config, GPT2, "tokens"),
-]
-
-
 @pytest.mark.thorough
-@every_case(("model_class", "config_class", "sizes", "labels"), CASES, ids=[case[0].__name__ for case in CASES])
-def test_trainer_with_accumulated_batches_steps_as_with_one_batch(
-    model_class: Any, config_class: Any, sizes: dict[str, Any], labels: str, tmp_path: Path
-) -> None:
-    generator = torch.Generator().manual_seed(0)
+@every_case(
+    ("base", "head"),
+    [("bert", "BertForMaskedLM"), ("bert", "BertForSequenceClassification"), ("gpt2", "GPT2LMHeadModel")],
+)
+def test_trainer_with_accumulated_batches_steps_as_with_one_batch(base: str, head: str, tmp_path: Path) -> None:
     data = []
-    for number in range(4):
-        ids = torch.randint(5, 32, (12,), generator=generator)
-        targets = {
-            # each row has another number of labels
-            "tokens": {"labels": ids.where(torch.arange(12) > 3 * number, -100)},
-            "classes": {"labels": torch.tensor(number % 2)},
-        }
-        data.append({"input_ids": ids, **targets[labels]})
+    for number, ids in enumerate(torch.randint(5, 32, (4, 12), generator=torch.Generator().manual_seed(0))):
+        labels = ids.where(torch.arange(12) > 3 * number, -100)  # each row has another number of them
+        if head.endswith("SequenceClassification"):
+            labels = torch.tensor(number % 2)
+        data.append({"input_ids": ids, "labels": labels})
 
     def step(batch: int) -> tuple[float, torch.Tensor]:
-        torch.manual_seed(0)
-        model = model_class(config_class(long_attention=LongAttentionConfig(mechanism="window", window=8), **sizes))
-        arguments = TrainingArguments(
-            str(tmp_path),
-            max_steps=1,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=4 // batch,
-            max_grad_norm=0.0,
-            optim="sgd",
-            learning_rate=1.0,
-            lr_scheduler_type="constant",
-            report_to=[],
-            save_strategy="no",
-            use_cpu=True,
-            disable_tqdm=True,
-            logging_steps=1,
-            bf16=False,
-        )
-        trainer = Trainer(model, arguments, train_dataset=data)
+        model = still(long_model(base, head, {"mechanism": "window", "window": 8}))
+        settings = {"max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 1.0, "logging_steps": 1}
+        trainer = Trainer(model, arguments(tmp_path, batch, 4 // batch, max_steps=1, **settings), train_dataset=data)
         trainer.train()
         return trainer.state.log_history[0]["loss"], torch.cat([p.detach().flatten() for p in model.parameters()])
 

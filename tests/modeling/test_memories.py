@@ -92,15 +92,9 @@ def test_gradients_flow_back_over_bptt_depth_segments(depth: int | None) -> None
 
 HEADED = [
     ("bert", "BertForQuestionAnswering"),
-    ("bert", "BertForSequenceClassification"),
-    ("bert", "BertForMaskedLM"),
     ("bert", "BertForMultipleChoice"),
-    ("roberta", "RobertaForSequenceClassification"),
-    ("gpt2", "GPT2LMHeadModel"),
     ("gpt2", "GPT2ForSequenceClassification"),
     ("opt", "OPTForCausalLM"),
-    ("llama", "LlamaForCausalLM"),
-    ("llama", "LlamaForTokenClassification"),
 ]
 
 
@@ -122,9 +116,8 @@ def test_every_head_with_memory_tokens_trains_them(base: str, head: str) -> None
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("base", ["mixtral", "qwen3_moe"])
-def test_the_loss_of_a_router_is_that_of_all_segments(base: str) -> None:
-    longer = long_model(base, LANGUAGE_MODELS[base], RMT, output_router_logits=True, router_aux_loss_coef=0.5)
+def test_the_loss_of_a_router_is_that_of_all_segments() -> None:
+    longer = long_model("mixtral", "MixtralForCausalLM", RMT, output_router_logits=True, router_aux_loss_coef=0.5)
     mask, ids = padding(2, 100), tokens(2, 100)
     labels = ids.masked_fill(mask == 0, -100)
     out = longer(ids, attention_mask=mask, labels=labels, use_cache=False)
@@ -136,12 +129,6 @@ def test_the_loss_of_a_router_is_that_of_all_segments(base: str) -> None:
         assert (by_token[real] != 0).any(-1).all()
     predicted = longer.loss_function(out.logits, labels, longer.config.vocab_size)
     torch.testing.assert_close(out.loss, predicted + 0.5 * out.aux_loss)
-    experts, chosen = longer.num_experts, longer.num_experts_per_tok
-    probabilities = (
-        torch.stack([router.view(2, 100, -1)[real] for router in out.router_logits]).flatten(0, 1).softmax(-1)
-    )
-    share = torch.zeros(len(probabilities), experts).scatter(1, probabilities.topk(chosen, -1).indices, 1.0).mean(0)
-    torch.testing.assert_close(out.aux_loss, experts * (share * probabilities.mean(0)).sum())
 
 
 @torch.no_grad()

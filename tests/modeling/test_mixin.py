@@ -14,7 +14,6 @@ import torch
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoConfig,
     AutomaticSpeechRecognitionPipeline,
     AutoModel,
     BertTokenizer,
@@ -38,9 +37,8 @@ from hf_longattn.modeling.pipelines import SpeechRecognitionPipeline
 from hf_longattn.training import load_qa_model
 from scripts.dev.tools.small_models import TEXT_FAMILIES, predicts_tokens, small_values
 from tests.cases import every_case
-from tests.families.test_whisper import save as save_whisper
 from tests.grids import alternately, grid
-from tests.modeling.audio_models import small_model, whisper_processor
+from tests.modeling.audio_models import small_model
 from tests.reference import small_models
 from tests.reference.small_models import (
     BASES,
@@ -50,7 +48,6 @@ from tests.reference.small_models import (
     checkpoint_activations,
     head_inputs,
     is_quick_head,
-    pair,
     plain_model,
     tokens,
 )
@@ -157,13 +154,6 @@ def test_gradient_checkpointing_changes_no_gradient(base: str, reentrant: bool) 
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_embeddings_as_inputs_give_what_their_tokens_give() -> None:
-    model = pair("bert", None, LONGFORMER)[1]
-    with torch.no_grad():
-        expected = model(tokens()).last_hidden_state
-        assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(tokens())).last_hidden_state, expected)
-
-
 @every_case("name", ["bigbird", "hybrid", "longformer", "nystrom", "window", "full"])
 def test_positions_of_an_encoder_begin_after_left_padding(name: str) -> None:
     """Of one that never computes its source's attention. Full attention keeps the source's positions, which count
@@ -261,9 +251,7 @@ class TestEveryFamily:
             says = f"'{implementation.replace('|', '.')}' does not compute the mechanism 'window'.*use_base_attention"
             for ask in (
                 lambda name: AutoModel.from_pretrained(tmp_path, attn_implementation=name),
-                lambda name: AutoConfig.from_pretrained(tmp_path, attn_implementation=name),
                 lambda name: AutoModel.from_config(config_of(base), attn_implementation=name),
-                lambda name: config_of(base, attn_implementation=name),
                 lambda name: model.set_attn_implementation(name),
                 lambda name: model.set_attn_implementation({"": name}),
                 lambda name: setattr(model.config, "_attn_implementation", name),
@@ -291,18 +279,6 @@ class TestEveryFamily:
         model.set_attn_implementation("sdpa")
         assert torch.equal(hidden(model), expected), "a base that cannot run was not chosen"
 
-    @pytest.mark.thorough
-    def test_full_attention_takes_any_implementation(self, base: str) -> None:
-        model = built(
-            base, long_attention={"mechanism": "full"}, **({"sliding_window": None} if "mistral" in base else {})
-        )
-        expected = hidden(model)
-        implementation = "eager" if not model._supports_sdpa else "sdpa"
-        model.set_attn_implementation(implementation)
-        if model.config._computes_as_base:
-            assert model.config._attn_implementation == implementation
-        torch.testing.assert_close(hidden(model), expected, atol=1e-4, rtol=0)
-
 
 def test_a_registered_implementation_runs_full_attention() -> None:
     model = built("gpt2", long_attention={"mechanism": "full"})
@@ -314,17 +290,18 @@ def test_a_registered_implementation_runs_full_attention() -> None:
         model.config.long_attention = WINDOW
 
 
-@pytest.mark.parametrize(
-    "attention",
+@every_case(
+    ("base", "attention"),
     [
-        {"mechanism": "full", "relative": "alibi"},
-        {"mechanism": "full", "layers": {1: WINDOW}},
-        {"mechanism": "window", "window": 10**6},
+        ("gpt2", {"long_attention": {"mechanism": "full", "relative": "alibi"}}),
+        ("gpt2", {"long_attention": {"mechanism": "full", "layers": {1: WINDOW}}}),
+        ("gpt2", {"long_attention": {"mechanism": "window", "window": 10**6}}),
+        ("bart", {"long_attention": {"mechanism": "full"}, "decoder_long_attention": WINDOW}),
     ],
 )
-def test_one_other_layer_or_a_relative_term_refuses_implementations(attention: dict[str, Any]) -> None:
+def test_one_other_layer_or_a_relative_term_refuses_implementations(base: str, attention: dict[str, Any]) -> None:
     with pytest.raises(BackendError, match="'mine' does not compute"):
-        config_of("gpt2", long_attention=attention, attn_implementation="mine")
+        config_of(base, **attention, attn_implementation="mine")
 
 
 def test_layers_with_windows_of_the_base_take_its_implementation() -> None:
@@ -335,13 +312,6 @@ def test_layers_with_windows_of_the_base_take_its_implementation() -> None:
     torch.testing.assert_close(hidden(model), expected, atol=1e-4, rtol=0)
     with pytest.raises(BackendError, match="'mine' does not compute the mechanism 'full'"):
         config_of("mistral", sliding_window=8, long_attention={"mechanism": "full"}, attn_implementation="mine")
-
-
-def test_a_long_decoder_beside_an_encoder_refuses_implementations() -> None:
-    with pytest.raises(BackendError, match="'mine' does not compute"):
-        config_of(
-            "bart", long_attention={"mechanism": "full"}, decoder_long_attention=WINDOW, attn_implementation="mine"
-        )
 
 
 def test_an_implementation_named_in_a_config_file_is_refused(tmp_path: Path) -> None:
@@ -412,26 +382,6 @@ def test_answers_about_a_page_are_those_of_the_base(tmp_path: Path) -> None:
     expected, answers = (answer({"question": QUESTION, "word_boxes": page(100)}, top_k=5) for answer in (base, long))
     assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in expected]
     assert [answer["score"] for answer in answers] == pytest.approx([answer["score"] for answer in expected], rel=1e-3)
-
-
-@pytest.mark.thorough
-def test_chunks_of_a_long_whisper_are_merged_as_those_of_the_base(tmp_path: Path) -> None:
-    """Of other encoder-decoders, transformers puts the texts of overlapping chunks one after the other."""
-    save_whisper(tmp_path / "short")
-    whisper_processor(16, 1).save_pretrained(tmp_path / "short")
-    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", verify=False)
-    sound = torch.randn(40_000, generator=torch.Generator().manual_seed(0)).numpy()
-    heard = {}
-    for name in ("short", "long"):
-        recognise = pipeline(
-            "automatic-speech-recognition", model=str(tmp_path / name), chunk_length_s=1, device="cpu"
-        )
-        heard[name] = (
-            recognise.type,
-            recognise({"raw": sound.copy(), "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 12}),
-        )
-    assert heard["long"] == heard["short"]
-    assert heard["long"][0] == "seq2seq_whisper"
 
 
 @pytest.mark.parametrize("base", [base for base, family in FAMILIES.items() if family.spec.reads == "sound"])

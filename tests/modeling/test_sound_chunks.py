@@ -66,24 +66,6 @@ def test_features_in_chunks_are_those_of_one_pass(base: str, norm: str, short_ch
             torch.testing.assert_close(encoder(sound), plain(sound), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.thorough
-@torch.no_grad()
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-2)])
-def test_features_in_chunks_are_near_in_float32_and_bf16(
-    dtype: torch.dtype, tolerance: float, norm: str, tmp_path: Path
-) -> None:
-    """A chunk and a half of the real size."""
-    plain, encoder = (each.to(dtype) for each in encoders("wav2vec2", norm, tmp_path))
-    sound = torch.randn(
-        1, 3 * sound_chunks.FRAMES_PER_CHUNK // 2 * 320, generator=torch.Generator().manual_seed(0), dtype=dtype
-    )
-    expected, features = plain(sound), encoder(sound)
-    assert features.dtype == dtype
-    assert features.shape == expected.shape
-    assert float((features - expected).abs().max() / expected.abs().max()) < tolerance
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("norm", NORMS)
 def test_features_in_chunks_are_near_under_autocast(norm: str, short_chunks: None, tmp_path: Path) -> None:
