@@ -252,13 +252,3 @@ def test_convert_refuses_or_converts_weights_with_changed_bytes(wholes: dict[str
     new = data.draw(st.binary(max_size=9))
     raw[at : at + data.draw(st.integers(0, 9))] = new
     converted_or_refused(wholes["bert"], lambda source: weights(source).write_bytes(raw))
-
-
-@pytest.mark.thorough
-@examples(30)
-@given(data=st.data())
-def test_convert_refuses_or_converts_any_file_cut_short(wholes: dict[str, Path], data: st.DataObject) -> None:
-    whole = wholes[data.draw(st.sampled_from(["bert", "llama"]))]
-    file = data.draw(st.sampled_from(sorted(path.name for path in whole.iterdir())))
-    raw = (whole / file).read_bytes()
-    converted_or_refused(whole, lambda source: (source / file).write_bytes(raw[: data.draw(st.integers(0, len(raw)))]))

@@ -35,7 +35,6 @@ from tests.modeling.audio_models import (
     smallest_head,
     tensors,
 )
-from tests.modeling.test_grid_models import auto_classes, automatic_heads
 
 BAND = {"mechanism": "window", "left": 9, "right": 4}
 MECHANISMS = (BAND, {"mechanism": "longformer", "window": 8, "global_tokens": "none"})
@@ -139,27 +138,6 @@ def test_sound_with_a_window_makes_no_tensor_of_frames_times_frames(base: str, m
         largest.append(mode.elements)
     assert largest[1] < 2.1 * largest[0]
     assert largest[1] < 2 * frames_of(base, 40) ** 2  # of four heads
-
-
-@pytest.mark.thorough
-@every_case(("base", "head"), QUICK_HEADS, of=3)
-@torch.no_grad()
-def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
-    saved(base, head, tmp_path / "short")
-    model = long_model(base, head, tmp_path / "short", long_attention=BAND, long_audio_seconds=600)
-    model.save_pretrained(tmp_path / "long")
-    inputs = inputs_of(base)
-    torch.manual_seed(0)
-    expected = tensors(model(**inputs))
-    automatic = auto_classes(model)
-    assert bool(automatic) == (head in automatic_heads(base))
-    for auto_class in automatic:
-        loaded = auto_class.from_pretrained(str(tmp_path / "long")).eval()
-        assert type(loaded) is type(model)
-        assert loaded.config.long_audio_seconds == 600
-        torch.manual_seed(0)
-        for of_loaded, of_model in zip(tensors(loaded(**inputs)), expected, strict=True):
-            torch.testing.assert_close(of_loaded, of_model)
 
 
 @torch.no_grad()

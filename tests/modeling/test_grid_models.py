@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoBackbone, AutoConfig
-from transformers.models.auto import modeling_auto
 
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import FAMILIES
@@ -168,52 +166,6 @@ def test_a_model_of_images_is_compiled_once_for_any_size(base: str, axes: int, t
         with torch.compiler.set_stance(stance):
             output = tensors(compiled(**inputs))[0]
         torch.testing.assert_close(output, tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
-
-
-def auto_classes(model: Any) -> list[Any]:
-    """Every ``AutoModel…`` that knows a model's class."""
-    classes = [
-        kind
-        for name, kind in vars(modeling_auto).items()
-        if name.startswith("Auto") and hasattr(kind, "_model_mapping")
-    ]
-    known = [
-        (kind, kind._model_mapping.get(type(model.config), None) if kind._model_mapping is not None else None)
-        for kind in classes
-    ]
-    return [kind for kind, entry in known if type(model) in (entry if isinstance(entry, tuple) else (entry,))]
-
-
-def automatic_heads(base: str) -> set[str]:
-    """The classes of a base that transformers' automatic classes know."""
-    entries = [table.get(base) for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
-    return {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,))}
-
-
-@pytest.mark.thorough
-@every_case(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=4)
-@torch.no_grad()
-def test_a_saved_model_of_images_is_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
-    saved(base, head, tmp_path / "short")
-    attention = {**WINDOWS, "window": 3, "shift": "alternate"}
-    size = {"long_image_size": [40, 48]}
-    model = long_model(base, head, tmp_path / "short", long_attention=attention, **size)
-    model.save_pretrained(tmp_path / "long")
-    inputs = inputs_of(base, (40, 48) if reads(base, head, (40, 48)) else (32, 32))
-    expected = tensors(model(**inputs))
-    automatic = auto_classes(model)
-    assert bool(automatic) == (head in automatic_heads(base))
-    for auto_class in automatic:
-        # whose from_pretrained asks the Hub whether it is a timm model, even of a folder
-        if auto_class is AutoBackbone:
-            loaded = auto_class.from_config(AutoConfig.from_pretrained(tmp_path / "long")).eval()
-            loaded.load_state_dict(model.state_dict())
-        else:
-            loaded = auto_class.from_pretrained(str(tmp_path / "long")).eval()
-        assert type(loaded) is type(model)
-        assert {name: getattr(loaded.config, name) for name in size} == size
-        for of_loaded, of_model in zip(tensors(loaded(**inputs)), expected, strict=True):
-            torch.testing.assert_close(of_loaded, of_model)
 
 
 @pytest.mark.parametrize(

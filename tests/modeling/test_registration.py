@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,22 +44,27 @@ def in_a_new_process(code: str, level: str = "interpreter") -> str:
     return done.stdout.strip()
 
 
-@every_case("base", BASES)
+@every_case("base", [*BASES, *(base for base in FAMILIES if FAMILIES[base].spec.reads != "text")])
 def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
-    plain, config, known = plain_config(base), long_config(base, None), 0
+    family, known = FAMILIES[base], set[str]()
+    plain: Any = family.base_config_class
+    long: Any = family.config_class
     for auto in vars(modeling_auto).values():
         mapping = getattr(auto, "_model_mapping", None)
-        if not isinstance(auto, type) or mapping is None or type(plain) not in mapping:
+        if not isinstance(auto, type) or mapping is None or plain not in mapping:
             continue
-        if mapping[type(plain)].__name__ in families.FAMILIES[base].model_classes:
-            assert mapping[type(config)].__name__ == f"Long{mapping[type(plain)].__name__}", auto.__name__
-            known += 1
+        heads = mapping[plain] if isinstance(mapping[plain], tuple) else (mapping[plain],)
+        for head in heads:
+            if head.__name__ in family.model_classes:
+                assert mapping[long].__name__ == family.model_classes[head.__name__], auto.__name__
+                known.add(head.__name__)
     # a part of other models, which transformers loads by its class alone
-    if type(plain) not in modeling_auto.MODEL_MAPPING:
-        name = families.FAMILIES[base].base_model_name
-        assert modeling_auto.MODEL_MAPPING[type(config)].__name__ == f"Long{name}"
+    if plain not in modeling_auto.MODEL_MAPPING:
+        assert modeling_auto.MODEL_MAPPING[long].__name__ == f"Long{family.base_model_name}"
         return
-    assert known >= min(3, len(families.FAMILIES[base].model_classes))
+    entries = [table.get(base) for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
+    automatic = {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,))}
+    assert known == automatic & family.model_classes.keys()
 
 
 @every_case("base", BASES)
