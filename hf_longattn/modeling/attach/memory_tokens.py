@@ -225,11 +225,13 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
 
     def whole_text(states: Sequence[Tensor]) -> Tensor:
         cut = [state[:, size : size + segment.real.shape[1]] for state, segment in zip(states, segments, strict=True)]
-        first = cut[0][:, :1]
-        for state, segment in zip(cut[1:], segments[1:], strict=True) if not causal else ():
-            there = segment.real[:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
-            first = torch.where(there, state[:, :1], first)
-        rolled = torch.cat([first, cut[0][:, 1:], *(state if causal else state[:, 1:] for state in cut[1:])], 1)
+        if not causal:
+            first = cut[0][:, :1]
+            for state, segment in zip(cut[1:], segments[1:], strict=True):
+                there = segment.real[:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
+                first = torch.where(there, state[:, :1], first)
+            cut = [first, *(state[:, 1:] for state in cut)]
+        rolled = torch.cat(cut, 1)
         return roll_left(rolled, -start, 1) if padded else rolled
 
     outputs = _joined(parts, whole_text)
