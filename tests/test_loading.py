@@ -22,7 +22,7 @@ import typer
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
-from tokenizers.normalizers import NFKC, NFKD, ByteLevel, Prepend, Replace
+from tokenizers.normalizers import NFKC, NFKD, Prepend, Replace
 from torch import Tensor
 from transformers import (
     AddedToken,
@@ -312,15 +312,9 @@ def precompiled(longest: str) -> normalizers.Normalizer:
 GROWING = {
     "one rule": {"normalizer": Replace(".", " . " * 40)},
     "two rules": {"normalizer": normalizers.Sequence([Replace(".", " . " * 8), Replace(".", " . " * 8)])},
-    "nested": {
-        "normalizer": normalizers.Sequence(
-            [normalizers.Sequence([NFKC(), Replace(Regex("[0-9]"), "a" * 20)]), Replace("a", "bb")]
-        )
-    },
     "of nothing": {"normalizer": Replace(Regex("x*"), "word " * 10)},
     "in SentencePiece's table": {"normalizer": normalizers.Sequence([precompiled("word " * 30), Replace(" ", "▁")])},
     "before a text": {"normalizer": Prepend("a" * 100)},
-    "bytes of bytes": {"normalizer": normalizers.Sequence([ByteLevel()] * 20)},
     "in the pre-tokenizer": {
         "pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(use_regex=False)] * 20)
     },
