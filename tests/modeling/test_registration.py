@@ -44,6 +44,11 @@ def in_a_new_process(code: str, level: str = "interpreter") -> str:
     return done.stdout.strip()
 
 
+def several(entry: Any) -> tuple[Any, ...]:
+    """The entry of a table, which is one class or a tuple of classes."""
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
 @every_case("base", [*BASES, *(base for base in FAMILIES if FAMILIES[base].spec.reads != "text")])
 def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
     family, known = FAMILIES[base], set[str]()
@@ -53,17 +58,17 @@ def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
         mapping = getattr(auto, "_model_mapping", None)
         if not isinstance(auto, type) or mapping is None or plain not in mapping:
             continue
-        heads = mapping[plain] if isinstance(mapping[plain], tuple) else (mapping[plain],)
-        for head in heads:
-            if head.__name__ in family.model_classes:
-                assert mapping[long].__name__ == family.model_classes[head.__name__], auto.__name__
-                known.add(head.__name__)
+        heads = {head.__name__ for head in several(mapping[plain])} & family.model_classes.keys()
+        if heads:
+            found = {head.__name__ for head in several(mapping[long])}
+            assert found == {family.model_classes[head] for head in heads}, auto.__name__
+            known |= heads
     # a part of other models, which transformers loads by its class alone
     if plain not in modeling_auto.MODEL_MAPPING:
         assert modeling_auto.MODEL_MAPPING[long].__name__ == f"Long{family.base_model_name}"
         return
     entries = [table.get(base) for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
-    automatic = {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,))}
+    automatic = {name for entry in entries for name in several(entry)}
     assert known == automatic & family.model_classes.keys()
 
 

@@ -145,24 +145,13 @@ INITIALISED = "_is_hf_initialized"
 
 def initialise_missing(module: nn.Module) -> None:
     """Initialise the parameters and buffers of a mechanism that were not loaded."""
-    tensors = [
-        (owner, name, tensor)
-        for owner in module.modules()
-        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
-    ]
-    loaded = [entry for entry in tensors if getattr(entry[2], INITIALISED, False)]
+    tensors = [*module.parameters(), *module.buffers()]
+    loaded = [(tensor, tensor.clone()) for tensor in tensors if getattr(tensor, INITIALISED, False)]
     if len(loaded) == len(tensors):
         return
-    # reset_parameters fills placeholders instead, because a loaded tensor must not change
-    for owner, name, tensor in loaded:
-        placeholder = torch.empty_like(tensor)
-        if isinstance(tensor, nn.Parameter):
-            dtype = tensor.dtype if tensor.is_floating_point() else torch.float32  # a quantised one
-            placeholder = nn.Parameter(torch.empty(tensor.shape, dtype=dtype, device=tensor.device))
-        setattr(owner, name, placeholder)
     module.reset_parameters()  # type: ignore[operator]
-    for owner, name, tensor in loaded:
-        setattr(owner, name, tensor)
+    for tensor, values in loaded:
+        tensor.copy_(values)
 
 
 class LoadsMechanisms(_Base):
