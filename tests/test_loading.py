@@ -492,22 +492,16 @@ def test_loads_that_overlap_in_threads_are_those_of_one_after_another(folder: st
     assert {**settings_of_the_process(), "random": before["random"]} == before  # new poolers draw numbers
 
 
-@pytest.mark.parametrize("options", [{"mechanism": "window"}, {"mechanism": "linformer", "rank": 32}], ids=str)
-def test_conversions_in_threads_write_the_same_files_and_leave_no_setting_changed(
-    options: dict[str, Any], folder: str, tmp_path: Path
-) -> None:
+def test_conversions_in_threads_write_the_same_files_and_leave_no_setting_changed(folder: str, tmp_path: Path) -> None:
     def convert(number: int | str) -> dict[str, Tensor]:
-        convert_checkpoint(folder, tmp_path / str(number), max_length=128, **options)
+        convert_checkpoint(folder, tmp_path / str(number), max_length=128, mechanism="linformer", rank=32)
         return load_file(tmp_path / str(number) / "model.safetensors")
 
     expected, before = convert("alone"), settings_of_the_process()
     for tensors in in_threads(convert):
         assert tensors.keys() == expected.keys()
         assert [name for name, value in tensors.items() if not torch.equal(value, expected[name])] == []
-    after = settings_of_the_process()
-    if options["mechanism"] == "linformer":  # its new parameters draw numbers
-        after["random"] = before["random"]
-    assert after == before
+    assert {**settings_of_the_process(), "random": before["random"]} == before  # new parameters draw numbers
 
 
 def test_embedder_called_by_threads_gives_the_vectors_of_one_call(folder: str) -> None:

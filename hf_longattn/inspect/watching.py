@@ -38,7 +38,7 @@ from ..modeling.family.grid_spec import INTERPOLATE_ARGUMENT, PIXELS
 from ..modeling.family.long_config import attention_implementation
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
-from ..modeling.generic import towers_of
+from ..modeling.generic import stacks_of, towers_of
 from ..modeling.grids import grid_spec
 from ..modeling.inference import evaluating
 from ..positions.relative import SinkPositions
@@ -241,14 +241,10 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
             )
         yield
         return
-    before = {
-        id(part): (part, attention_implementation(part.config))
-        for part in stack.modules()
-        if isinstance(part, PreTrainedModel)
-    }
+    before = [(part, attention_implementation(part.config)) for part in stacks_of(stack)]
     sites = attach_mechanisms(stack, _base_attention(stack))
     try:
-        for part, _ in before.values():
+        for part, _ in before:
             part.set_attn_implementation(BACKEND)
         for site in sites:
             if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND):
@@ -257,7 +253,7 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
                 )
         yield
     finally:
-        for part, name in before.values():
+        for part, name in before:
             part.set_attn_implementation(name or "eager")
         for site in sites:
             if hasattr(site.module, "long_attention"):

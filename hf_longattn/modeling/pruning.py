@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..loading import LOADING
 from ..mechanisms.common.base import Mechanism
+from .attach.attachment import HEAD_COUNTS, HEAD_DIMS, first_number
 from .attach.attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
 
 KEPT_HEADS = "kept_heads"
 """The field of a Long config with the number of heads of pruned layers."""
-QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+QUERY_COUNTS = (*HEAD_COUNTS, "n_head")
 KEY_COUNTS = ("num_key_value_heads", "num_kv_heads")
 WIDTHS = ("all_head_size",)
 
@@ -118,7 +119,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
         ]
         projections = attention_projections(model, site.name)
         output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None
-        widths = (getattr(site.module, name, None) for name in ("head_dim", "attention_head_size"))
+        widths = (getattr(site.module, name, None) for name in HEAD_DIMS)
         width = next((width for width in widths if isinstance(width, int)), None)
         if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
             raise OptionError(
@@ -147,9 +148,8 @@ def cut_as_configured(model: Any) -> None:
     layers = {str(heads.site.layer): heads for heads in heads_of(model)}
     for layer, count in counts.items():
         heads = layers.get(str(layer))
-        # the number of heads without pruning
-        before = (getattr(model.config, name, None) for name in (*KEY_COUNTS, *QUERY_COUNTS))
-        if heads is None or not 1 <= count <= next((value for value in before if isinstance(value, int)), heads.count):
+        before = first_number(model, (*KEY_COUNTS, *QUERY_COUNTS))  # the number of heads without pruning
+        if heads is None or not 1 <= count <= (before or heads.count):
             raise OptionError(f"{KEPT_HEADS} gives layer {layer} {count} heads, which this model cannot have.")
         if count < heads.count:
             heads.keep(range(count))

@@ -13,12 +13,11 @@ from ..names import BACKEND
 from .attach.weights import check_tables, drop_tables, freeze_tables
 from .family.definition import tower_field
 from .family.long_config import IMPLEMENTATION_FIELD, attention_implementation
-from .mixin import TEXT_ARGUMENTS, LongAttentionMixin
+from .grids import REFUSED_ARGUMENTS
+from .mixin import LongAttentionMixin
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-REFUSED_ARGUMENTS = ("global_attention_mask", *TEXT_ARGUMENTS)
 
 
 class LongTowersMixin(LongAttentionMixin):

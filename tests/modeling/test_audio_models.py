@@ -39,8 +39,6 @@ from tests.modeling.audio_models import (
 BAND = {"mechanism": "window", "left": 9, "right": 4}
 MECHANISMS = (BAND, {"mechanism": "longformer", "window": 8, "global_tokens": "none"})
 QUICK_HEADS = grid(HEADS, lambda base, head: base == "wav2vec2" or head == base_model(base))
-NOISY = "ForPreTraining"
-"""The ending of heads that draw random numbers in every call."""
 
 
 def real(base: str, model: Any, output: Tensor, rows: tuple[float, ...] = SECONDS) -> list[Tensor]:

@@ -170,40 +170,13 @@ def test_enable_long_attention_refuses_unknown_mechanisms_and_models() -> None:
         enable_long_attention(long, {"mechanism": "window"})
 
 
-# frames that the codec can decode, whatever random weights choose
-CODEBOOK = {"vocab_size": 64, "codebook_pad_token_id": 63}
-PROMPT, NEW = 24, 20
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speech") / "plain"
-    values = {
-        **FRAMES,
-        **CODEBOOK,
-        "depth_decoder_config": {**FRAMES["depth_decoder_config"], "vocab_size": CODEBOOK["vocab_size"]},
-    }
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{SYNTHESIS}Config")(**values)
-    getattr(transformers, f"{SYNTHESIS}ForConditionalGeneration")(config).save_pretrained(folder)
-    return folder
-
-
-def plain(source: Path) -> Any:
-    return getattr(transformers, f"{SYNTHESIS}ForConditionalGeneration").from_pretrained(source).eval()
-
-
-@torch.no_grad()
-def frames(model: Any, **arguments: Any) -> Any:
-    """What the model says after a prompt, greedily."""
-    ids = torch.randint(5, 90, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    return model.generate(ids, max_new_tokens=NEW, do_sample=False, depth_decoder_do_sample=False, **arguments)
-
-
 @pytest.mark.thorough
-def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(source: Path, tmp_path: Path) -> None:
+def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{SYNTHESIS}Config")(**FRAMES)
+    getattr(transformers, f"{SYNTHESIS}ForConditionalGeneration")(config).save_pretrained(tmp_path / "plain")
     towers = {"backbone": {"mechanism": "window", "window": 8}}
-    report = convert_checkpoint(source, tmp_path / "long", generic=True, towers=towers, max_length=256)
+    report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=256)
     statuses = {check.name: check.status for check in report.checks}
     assert statuses["equal with the source's attention"] == "passed"
     assert statuses["with the mechanism"] == "needs training"  # windows are shorter than the input
@@ -221,15 +194,6 @@ def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(source: P
     }
     assert model.config.max_position_embeddings == 256
     assert (report.plan["old_length"], report.plan["new_length"]) == (64, 256)
-    assert not torch.equal(frames(model), frames(plain(source)))
-    codes = torch.randint(
-        1, CODEBOOK["vocab_size"], (1, NEW, FRAMES["num_codebooks"]), generator=torch.Generator().manual_seed(0)
-    )
-    backbone, cache = model.backbone_model, transformers.DynamicCache(config=model.config)
-    with torch.no_grad():
-        one_pass = backbone(input_ids=codes).last_hidden_state
-        steps = [backbone(input_ids=codes[:, [step]], past_key_values=cache).last_hidden_state for step in range(NEW)]
-    assert torch.allclose(torch.cat(steps, 1), one_pass, atol=1e-5)
 
 
 TOWER_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

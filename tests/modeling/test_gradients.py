@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import hf_longattn
-from hf_longattn import attend, build_mechanism, list_mechanisms
+from hf_longattn import attend, build_mechanism
 from hf_longattn.errors import InputError
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.cases import every_case
@@ -93,7 +93,6 @@ def test_a_cache_and_checkpointing_change_no_gradient_of_transformer_xl(base: st
 
 COMPILED_LENGTH = 300
 """More tokens than a masked call over all pairs takes on the CPU."""
-ENCODERS = list_mechanisms(causal=False, grid=False)
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 WITH_GLOBALS: dict[str, dict[str, Any]] = {
     "global token of the config": LONGFORMER,

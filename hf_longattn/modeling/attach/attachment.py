@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -100,12 +100,12 @@ def _built(
     Raises:
         OptionError: the mechanism lacks the form of the layer, or does not take the model's sinks.
     """
-    heads = _first(site.module, HEAD_COUNTS)
+    heads = first_number(site.module, HEAD_COUNTS)
     head_dim = (
-        _first(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS))
-        or _first(site.module, WIDTHS) // heads
+        first_number(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS))
+        or first_number(site.module, WIDTHS) // heads
     )
-    width = input_width(site.module) or _first(site.module, WIDTHS)
+    width = input_width(site.module) or first_number(site.module, WIDTHS)
     mechanism = mechanism_from(
         name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length
     )
@@ -222,7 +222,7 @@ def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Modu
         )
 
 
-def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
+def first_number(module: nn.Module, names: Iterable[str]) -> Any:
     """The first integer among the attributes ``names`` of the module, or else of its config; ``None`` without one."""
     for owner in (module, getattr(module, "config", None)):
         for name in names:

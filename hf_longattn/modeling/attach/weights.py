@@ -162,14 +162,10 @@ class LoadsMechanisms(_Base):
     def initialize_weights(self) -> None:
         """Initialise missing weights: the base's, then those of mechanisms and memory tokens. Unused position tables
         become zero."""
-        missing: list[nn.Module] = []
-        waiting: list[nn.Module] = [self]
-        while waiting:  # a mechanism initialises the mechanisms inside it
-            module = waiting.pop()
-            if not isinstance(module, (Mechanism, MemoryTokens)):
-                waiting += reversed([*module.children()])
-            elif not getattr(module, INITIALISED, False):
-                missing.append(module)
+        added = [module for module in self.modules() if isinstance(module, Mechanism | MemoryTokens)]
+        inside = {part for module in added for part in module.modules() if part is not module}
+        # a mechanism initialises the mechanisms inside it
+        missing = [module for module in added if module not in inside and not getattr(module, INITIALISED, False)]
         super().initialize_weights()
         for module in missing:
             initialise_missing(module)
