@@ -276,12 +276,10 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         if Trainer has overwritten it with the tokenizer's."""
         config: Any = self.config
         padding = getattr(config, "pad_token_id", None)
-        for module in self.modules():
-            counts_from_padding = getattr(getattr(module, "position_table", None), "offset", None) == "padding"
-            embeddings: Any = getattr(module, "embeddings", None)
-            if counts_from_padding and hasattr(embeddings, "padding_idx"):
-                config.pad_token_id = embeddings.padding_idx
-                break
+        base: Any = self.running_base
+        table = getattr(base, "position_table", None)
+        if table is not None and table.offset == "padding" and base.first_id > 0:
+            config.pad_token_id = base.first_id - 1
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
@@ -435,14 +433,17 @@ class LongGenerationMixin(_Base):
 
         ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
-        chosen = None if self.config.is_encoder_decoder or inputs_embeds is not None else global_token_ids(self)
-        if chosen is not None and kwargs.get("global_attention_mask") is None and self.runs_mechanisms:
-            kwargs["global_attention_mask"] = global_tokens_of(
-                chosen, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
-            )
+        if not self.runs_mechanisms:
+            return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+        decodes_alone = not self.config.is_encoder_decoder
+        if decodes_alone and inputs_embeds is None and kwargs.get("global_attention_mask") is None:
+            chosen = global_token_ids(self)
+            if chosen is not None:
+                read = {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+                kwargs["global_attention_mask"] = global_tokens_of(chosen, read)
         base = self.running_base
         # segments have no cache: each step reads the text
-        if base is not None and base.recursion is not None and self.runs_mechanisms:
+        if base is not None and base.recursion is not None:
             if inputs_embeds is not None:
                 raise InputError(
                     "A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids."
@@ -454,7 +455,7 @@ class LongGenerationMixin(_Base):
             }
             return {**super().prepare_inputs_for_generation(input_ids, **uncached), "use_cache": False}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
-        if self.config.is_encoder_decoder or not self.runs_mechanisms:
+        if not decodes_alone:
             return inputs
 
         # With a static cache, masks get the cache's width, so that every step is the same graph.
