@@ -21,6 +21,7 @@ from ..inputs.tokenizer import load_tokenizer
 from ..loading import load_weights
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.masked import needs_training_by
+from ..modeling.attach.attention_sites import layer_mechanisms
 from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
 from ..positions.trained_distances import TILE
 from .candidates import Candidate, costs, read_candidates, reading_of, usual_candidates
@@ -28,7 +29,6 @@ from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, sampled_rows
 from .texts import TextIds
 from .watching import (
-    has_mechanisms,
     is_causal,
     run_stack,
     tower_of_texts,
@@ -118,7 +118,7 @@ def diagnose(
     if isinstance(model, nn.Module):
         name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
         loaded: Any = model
-        has_long_attention = has_mechanisms(model)
+        has_long_attention = bool(layer_mechanisms(model))
     else:
         name = str(model)
         target = chosen_device(device)

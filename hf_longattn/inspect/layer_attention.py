@@ -23,9 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall
-from ..engines.dense import at_least_fp32
+from ..engines.dense import at_least_fp32, grid_of, products, repeat_heads
 from ..engines.dense_masks import hidden_pairs
 from ..mechanisms.common.shared_options import KeysOrWeights
 from ..positions.relative import RelativePositions
@@ -72,25 +71,17 @@ class LayerAttention:
 
     def scores(self, rows: Tensor) -> Tensor:
         """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""
-        heads, groups, positions = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
         q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
-        with without_autocast(q):
-            scores = (
-                at_least_fp32(q).unflatten(1, (groups, heads // groups)).flatten(2, 3)
-                @ at_least_fp32(self.k).mT
-                * scale
-            )
-        scores = scores.view(len(q), heads, len(rows), self.length)
+        scores = products(q, repeat_heads(self.k, self.heads)) * scale
+        b, h, _, keys = grid_of(q, self.k)
         if self.relative is not None:
             k = at_least_fp32(self.k)
-            term = self.relative.term(at_least_fp32(q), k, rows[None], positions[None], self.call.causal, scale)
+            term = self.relative.term(at_least_fp32(q), k, rows[None], keys.view(1, -1), self.call.causal, scale)
             scores = scores + term.to(scores.dtype)
         if self.call.score_mod is not None:
-            b, h = torch.arange(len(q), device=q.device), torch.arange(heads, device=q.device)
-            indices = b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), positions.view(1, 1, 1, -1)
-            scores = self.call.score_mod(scores, *indices)
+            scores = self.call.score_mod(scores, b, h, rows.view(1, 1, -1, 1), keys)
         if self.call.causal:
-            scores = scores.masked_fill(positions > rows[:, None], float("-inf"))
+            scores = scores.masked_fill(keys > rows[:, None], float("-inf"))
         if self.call.key_mask is not None:
             scores = scores.masked_fill(~self.call.key_mask[:, None, None, :], float("-inf"))
         if self.within is not None:

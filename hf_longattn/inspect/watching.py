@@ -30,7 +30,8 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import full_of
 from ..modeling.attach.attachment import attach_mechanisms
-from ..modeling.attach.attention_sites import AttentionSite, attention_sites
+from ..modeling.attach.attention_sites import AttentionSite, attention_sites, layer_mechanisms
+from ..modeling.attach.memory_tokens import recursion_of
 from ..modeling.backend import BACKEND
 from ..modeling.classes import check_interface
 from ..modeling.family.definition import without_head
@@ -98,7 +99,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
         stack = model.get_encoder()
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
-    if not has_mechanisms(stack):
+    if not layer_mechanisms(stack):
         if modality is not None and modality.timed:
             long_class = modality.family.model_classes.get(type(model).__name__, "its Long class")
             raise BackendError(
@@ -112,9 +113,7 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
                 f"{type(stack).__name__} has layers of {sorted(others)[0]!r}, whose keys no mechanism describes; full "
                 "attention and sliding windows can be diagnosed."
             )
-    elif any(
-        isinstance(module, Mechanism) and module.capabilities.recursion is not None for module in stack.modules()
-    ):
+    elif recursion_of(stack) is not None:
         raise BackendError(
             f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole "
             "text; diagnose the checkpoint that it was made from."
@@ -146,10 +145,6 @@ def watched_inputs(
     if of_grid.interpolates:
         arguments[INTERPOLATE_ARGUMENT] = True
     return stack, arguments, grid, grid.length
-
-
-def has_mechanisms(model: nn.Module) -> bool:
-    return any(isinstance(module, Mechanism) for module in model.modules())
 
 
 @contextlib.contextmanager
@@ -232,7 +227,7 @@ def _base_attention(stack: PreTrainedModel) -> LongAttentionConfig:
 def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
     """Context in which a plain model's layers run its own attention as mechanisms. A model with mechanisms is not
     changed."""
-    if has_mechanisms(stack):
+    if layer_mechanisms(stack):
         running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
         if not running <= {None, BACKEND}:
             raise BackendError(

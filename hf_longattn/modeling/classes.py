@@ -11,6 +11,7 @@ import importlib.metadata
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 
 PACKAGE = __name__.rpartition(".modeling")[0]
+
+
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with tuples in place of lists, as fields of frozen dataclasses need them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,9 +47,8 @@ def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[
         home, _, name = path.rpartition(".")
         return getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
 
-    facts: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in row.items() if name != "about"
-    }
+    facts = with_tuples(row)
+    facts.pop("about", None)
     attributes = {**facts.pop("attributes", {})}
     if towers := facts.pop("towers", None):
         attributes["tower_classes"] = {name: FAMILIES[tower].config_class for name, tower in towers.items()}
@@ -55,9 +60,9 @@ def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[
         facts["attention"] = AttentionNames(head_dim=width)
     if "spec" in facts:
         path, changes = facts["spec"]
-        changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
         spec = named(path)
-        facts["spec"] = spec(**changes) if isinstance(spec, type) else replace(spec, **changes)
+        change = spec if isinstance(spec, type) else partial(replace, spec)
+        facts["spec"] = change(**with_tuples(changes))
     if replaced := facts.pop("replaced", None):  # using only the config must not import the base's models
         from .attach.custom_attention import ReplacedModules, replacing
 
