@@ -236,8 +236,7 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
     """Initialise a mechanism's parameters with copies of its layer's projections, unless they were loaded."""
-    copies = projection_copies(mechanism)
-    for name, parameter in copied_parameters(attention, copies).items() if copies else ():
+    for name, parameter in copied_parameters(attention, projection_copies(mechanism)).items():
         copy = mechanism.get_parameter(name)
         initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))
 
@@ -248,11 +247,12 @@ def attention_projections(model: nn.Module, attention: str) -> list[str]:
     module = model.get_submodule(attention)
     inner = dict.fromkeys(parameter.name.rpartition(".")[0] for parameter in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]
-    outputs = (attention_names(module).output or OUTPUT[0], *OUTPUT)
-    output = next(
-        (f"{attention}.{name}" for name in outputs if isinstance(getattr(module, name, None), nn.Module)), None
-    )
-    if output is None:
-        beside = f"{attention.rpartition('.')[0]}.{OUTPUT_OF_PARENT}".removeprefix(".")
-        output = beside if beside in dict(model.named_modules()) else None
-    return names and [*names, *([output] if output else [])]
+    if not names:
+        return []
+    for name in (attention_names(module).output or OUTPUT[0], *OUTPUT):
+        if isinstance(getattr(module, name, None), nn.Module):
+            return [*names, f"{attention}.{name}"]
+    beside = f"{attention.rpartition('.')[0]}.{OUTPUT_OF_PARENT}".removeprefix(".")
+    if beside in dict(model.named_modules()):
+        names.append(beside)
+    return names
