@@ -196,7 +196,7 @@ def test_segments_know_every_field_of_a_base_s_output(base: str) -> None:
             module.register_forward_hook(lambda module, args, outputs: names.update(outputs))
     routers = {"output_router_logits": True} if hasattr(model.config, "output_router_logits") else {}
     with torch.no_grad():
-        model(**inputs_of(model, head), output_hidden_states=True, output_attentions=True, **routers)
+        model(**inputs_of(model, head), output_hidden_states=True, **routers)
     assert names <= {*FIELDS}
 
 

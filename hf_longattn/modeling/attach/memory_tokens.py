@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -120,74 +119,54 @@ def check_segment_counts(model: Any, count: int) -> None:
         )
 
 
-ALONG_THE_TEXT = ("token_type_ids",)
-"""Per-token arguments ``(B, N)`` of all families, which are cut into segments. Page arguments are cut, too."""
+EMBEDDINGS, MASK = "inputs_embeds", "attention_mask"
 
 
-@dataclass(frozen=True)
-class Text:
-    """A call's input: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other
-    arguments."""
+def _read_text(model: Any, arguments: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The arguments of a base's ``forward`` with a value for each token, and all others.
 
-    embeddings: Tensor
-    real: Tensor
-    along: dict[str, Tensor]
-    arguments: dict[str, Any]
+    Among the former are always the embeddings ``(B, N, d)`` and the mask of real tokens ``(B, N)`` bool.
 
-    @classmethod
-    def of(cls, model: Any, arguments: dict[str, Any]) -> Text:
-        """Read the arguments of a base's ``forward``.
+    Raises:
+        OptionError: attentions are requested.
+        InputError: the mask is not a padding mask.
+    """
+    # positions restart in each segment
+    apart = (TOKEN_MEMORY_ARGUMENT, "return_dict", "position_ids")
+    further = {name: value for name, value in arguments.items() if name not in apart}
+    ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", EMBEDDINGS, MASK))
+    attentions = further.get("output_attentions")
+    if attentions or (attentions is None and model.config.output_attentions):
+        raise OptionError(
+            "Attentions were asked for, but the model runs over one segment after the other and has none between "
+            "them; leave output_attentions out."
+        )
+    if embeddings is None:
+        if ids is None:
+            raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
+        embeddings = model.get_input_embeddings()(ids)
+    if mask is None:
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+    elif mask.shape != embeddings.shape[:2]:
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens."
+        )
+    text = {EMBEDDINGS: embeddings, MASK: mask.bool()}
+    for name in ("token_type_ids", *model.family.spec.further):  # such as the boxes of a page
+        if (value := further.pop(name, None)) is not None:
+            text[name] = value
+    return text, further
 
-        Raises:
-            OptionError: attentions are requested.
-            InputError: the mask is not a padding mask.
-        """
-        further = {
-            name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")
-        }
-        ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
-        further.pop("position_ids", None)  # positions restart in each segment
-        if further.get("output_attentions") or (
-            further.get("output_attentions") is None and model.config.output_attentions
-        ):
-            raise OptionError(
-                "Attentions were asked for, but the model runs over one segment after the other and has none between "
-                "them; leave output_attentions out."
-            )
-        if embeddings is None:
-            if ids is None:
-                raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
-            embeddings = model.get_input_embeddings()(ids)
-        batch, length = embeddings.shape[:2]
-        if mask is not None and mask.shape != (batch, length):
-            raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens."
-            )
-        real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask.bool()
-        along = {
-            name: further.pop(name)
-            for name in (*ALONG_THE_TEXT, *model.family.spec.further)
-            if further.get(name) is not None
-        }
-        return cls(embeddings, real, along, further)
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
-        """A copy with ``change`` applied to every per-token tensor."""
-        along = {name: change(x) for name, x in self.along.items()}
-        return Text(change(self.embeddings), change(self.real), along, self.arguments)
-
-    def segments(self, size: int, causal: bool) -> list[Text]:
-        """Segments of ``size`` tokens. In an encoder, each starts with the text's first token."""
-
-        def segment(start: int) -> Text:
-            if causal or start == 0:
-                return self.mapped(lambda x: x[:, start : start + size])
-            return self.mapped(lambda x: torch.cat([x[:, :1], x[:, start : start + size - 1]], 1))
-
-        length = self.real.shape[1]
-        return [
-            segment(start) for start in (range(0, length, size) if causal else (0, *range(size, length, size - 1)))
-        ]
+def _segments(text: dict[str, Tensor], size: int, causal: bool) -> list[dict[str, Tensor]]:
+    """Segments of ``size`` tokens. In an encoder, each starts with the text's first token."""
+    length = text[MASK].shape[1]
+    if causal:
+        return [{name: x[:, at : at + size] for name, x in text.items()} for at in range(0, length, size)]
+    segments = [{name: x[:, :size] for name, x in text.items()}]
+    for at in range(size, length, size - 1):
+        segments.append({name: torch.cat([x[:, :1], x[:, at : at + size - 1]], 1) for name, x in text.items()})
+    return segments
 
 
 def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -202,21 +181,23 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
         raise InputError(
             "A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False."
         )
-    text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
+    text, further = _read_text(model, arguments)
     causal, recursion = any(site.causal for site in attention_sites(model)), model.recursion
-    start = first_real(text.real)
+    start = first_real(text[MASK])
     padded = in_graph() or bool(start.any())
-    rolled = text.mapped(lambda x: roll_left(x, start, 1)) if padded else text
-    segments = rolled.segments(recursion.text(causal), causal)
+    if padded:
+        text = {name: roll_left(x, start, 1) for name, x in text.items()}
+    segments = _segments(text, recursion.text(causal), causal)
     check_segment_counts(model, len(segments))
-    learned, batch = model.long_memory.tokens, text.real.shape[0]
+    remembered = arguments.get(TOKEN_MEMORY_ARGUMENT)
+    learned, batch = model.long_memory.tokens, len(text[MASK])
     memory: Tensor = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
-    memory, size = memory.to(text.embeddings.dtype), memory.shape[1]
+    memory, size = memory.to(text[EMBEDDINGS].dtype), memory.shape[1]
     parts: list[Any] = []
     for index, segment in enumerate(segments):
         left = len(segments) - 1 - index
         keep = left > 0 or remembered is not None
-        outputs, memory = _run_segment(model, forward, segment, memory, causal, keep, first=index == 0)
+        outputs, memory = _run_segment(model, forward, segment, further, memory, causal, keep, first=index == 0)
         if left and recursion.depth is not None and left % (recursion.depth + 1) == 0:
             memory = memory.detach()
         parts.append(outputs)
@@ -224,11 +205,11 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
         remembered.take(memory)
 
     def whole_text(states: Sequence[Tensor]) -> Tensor:
-        cut = [state[:, size : size + segment.real.shape[1]] for state, segment in zip(states, segments, strict=True)]
+        cut = [state[:, size : size + segment[MASK].shape[1]] for state, segment in zip(states, segments, strict=True)]
         if not causal:
             first = cut[0][:, :1]
             for state, segment in zip(cut[1:], segments[1:], strict=True):
-                there = segment.real[:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
+                there = segment[MASK][:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
                 first = torch.where(there, state[:, :1], first)
             cut = [first, *(state[:, 1:] for state in cut)]
         rolled = torch.cat(cut, 1)
@@ -241,29 +222,41 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
 
 
 def _run_segment(
-    model: Any, forward: Callable[..., Any], segment: Text, memory: Tensor, causal: bool, keep: bool, *, first: bool
+    model: Any,
+    forward: Callable[..., Any],
+    segment: dict[str, Tensor],
+    further: dict[str, Any],
+    memory: Tensor,
+    causal: bool,
+    keep: bool,
+    *,
+    first: bool,
 ) -> tuple[Any, Tensor]:
     """The base's outputs for a segment between the memory tokens, and the memory after it.
 
     Args:
+        further: the arguments of all segments.
         keep: whether the memory is used again. If so, a decoder writes it after the segment, and an encoder before it.
         first: whether this is the text's first segment. In an encoder, later segments begin with the text's first
             token.
     """
-    count, size = memory.shape[1], segment.real.shape[1]
+    real = segment[MASK]
+    count, size = memory.shape[1], real.shape[1]
     around = (count, count if causal and keep else 0)
-    embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
-    mask = nn.functional.pad(segment.real.long(), around, value=1)
-    along = {
-        name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around)) for name, value in segment.along.items()
+    inputs = {
+        EMBEDDINGS: torch.cat([memory, segment[EMBEDDINGS], memory[:, : around[1]]], 1),
+        MASK: nn.functional.pad(real.long(), around, value=1),
     }
-    arguments = {**segment.arguments, "return_dict": True, "use_cache": False}
-    outputs = forward(model, inputs_embeds=embeddings, attention_mask=mask, **along, **arguments)
+    for name, value in segment.items():
+        if name not in inputs:
+            inputs[name] = nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around))
+    outputs = forward(model, **inputs, **{**further, "return_dict": True, "use_cache": False})
     if not keep:
         return outputs, memory
     hidden = outputs.last_hidden_state
     written = hidden[:, count + size :] if causal else hidden[:, :count]
-    real = segment.real if causal or first else segment.real[:, 1:]
+    if not (causal or first):
+        real = real[:, 1:]
     return outputs, torch.where(real.any(1)[:, None, None], written, memory)  # rows that have ended keep their memory
 
 
