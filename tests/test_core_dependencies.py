@@ -104,7 +104,7 @@ def test_imports_without_extras_name_the_extra_to_install(
         from hf_longattn.errors import MissingExtraError
         from hf_longattn.inspect.drawing import draw_patterns
         from hf_longattn.training import ModelArguments
-        draw = lambda: draw_patterns({}, length=8, causal=True, file=Path("a.png"))
+        draw = lambda: draw_patterns({}, length=8, file=Path("a.png"))
         for call in (draw, lambda: ModelArguments(model="short", lora_rank=8)):
             try:
                 call()

@@ -108,7 +108,7 @@ def inspect(
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     values = inspection.to_dict()
     if plot is not None:
-        draw_patterns(name_layers(inspection.mechanisms), causal=inspection.shape.causal, file=plot)
+        draw_patterns(name_layers(inspection.mechanisms, inspection.shape.causal), file=plot)
         values["plot"] = str(plot)
     show(values, _inspection_report(inspection), as_json=as_json)
 

@@ -34,8 +34,8 @@ class Panel(NamedTuple):
     query: tuple[int, int] | None = None
 
 
-def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
-    """Mechanisms by name, with equal layers grouped: "layers 0,2: window window=64"."""
+def name_layers(mechanisms: Sequence[Mechanism], causal: bool) -> dict[str, tuple[Mechanism, bool]]:
+    """Mechanisms and their form by name, with equal layers grouped: "layers 0,2: window window=64"."""
     groups: dict[str, list[int]] = {}
     for index, mechanism in enumerate(mechanisms):
         text = " ".join([mechanism.name, *(f"{name}={value}" for name, value in mechanism.options.to_dict().items())])
@@ -43,7 +43,7 @@ def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
     names = {}
     for text, layers in groups.items():
         noun = "layers" if len(layers) > 1 else "layer"
-        names[f"{noun} {write_numbers(layers)}: {text}"] = mechanisms[layers[0]]
+        names[f"{noun} {write_numbers(layers)}: {text}"] = (mechanisms[layers[0]], causal)
     return names
 
 
@@ -74,12 +74,10 @@ def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> lis
     return [Panel(f"{name}, head {head}", of_head) for head, of_head in enumerate(weights)]
 
 
-def draw_patterns(
-    mechanisms: Mapping[str, Mechanism], *, length: int = 64, causal: bool | Sequence[bool], file: Path
-) -> None:
+def draw_patterns(patterns: Mapping[str, tuple[Mechanism, bool]], *, length: int = 64, file: Path) -> None:
     """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible.
 
-    ``causal`` selects the form, for all mechanisms or for each.
+    patterns: title -> a mechanism, and whether its form is the causal one.
 
     Raises:
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
@@ -89,11 +87,7 @@ def draw_patterns(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
-    drawn = [
-        panels_of(name, mechanism, length, form)
-        for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True)
-    ]
+    drawn = [panels_of(name, mechanism, length, causal) for name, (mechanism, causal) in patterns.items()]
     if all(len(panels) == 1 for panels in drawn):  # single panels stand side by side
         drawn = [[panel for panels in drawn for panel in panels]]
     width = max(map(len, drawn))

@@ -164,8 +164,7 @@ def test_a_step_with_global_tokens_is_one_graph_that_draws_the_dropout_of_eager_
     assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), expected)
 
 
-@every_case("marked", quickly([True, False], [True]))
-def test_compiled_plain_operations_count_the_global_tokens_of_the_options(marked: bool) -> None:
+def test_compiled_plain_operations_count_the_global_tokens_of_the_options() -> None:
     """A term that only plain operations add. More positions are global than the text has tokens, or fewer rows have
     global tokens."""
     module = build_mechanism(
@@ -181,7 +180,7 @@ def test_compiled_plain_operations_count_the_global_tokens_of_the_options(marked
             x,
             module,
             score_mod=lambda s, b, h, i, j: s - 0.01 * (i * j),
-            global_mask=global_mask if marked else None,
+            global_mask=global_mask,
         )
 
     leaves = [x.clone().requires_grad_() for _ in range(2)]

@@ -37,13 +37,8 @@ def draw(folder: Path) -> None:
         torch.manual_seed(0)
         built = mechanism_from(name, cls.about.sample, num_heads=4, head_dim=16, max_length=LENGTH).eval()
         forms = {"bidirectional": False, "causal": True}
-        shown = {(built, causal): form for form, causal in forms.items() if cls.causal in ("both", causal)}
-        draw_patterns(
-            {form: one for (one, _), form in shown.items()},
-            length=LENGTH,
-            causal=[causal for _, causal in shown],
-            file=folder / f"{name}.png",
-        )
+        shown = {form: (built, causal) for form, causal in forms.items() if cls.causal in ("both", causal)}
+        draw_patterns(shown, length=LENGTH, file=folder / f"{name}.png")
 
 
 def _section(name: str) -> str:
