@@ -578,7 +578,8 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
         CheckpointError: the destination exists (again), or was created by another process; not enough disk space; or
             no permission.
     """
-    parent, name = Path(os.path.realpath(destination.parent)), destination.name
+    parent = Path(os.path.realpath(destination.parent))
+    name = destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     number = next(STAGES)
     stage, aside = (parent / f".{name}.{use}-{MACHINE}-{os.getpid()}-{number}" for use in ("partial", "replaced"))

@@ -72,7 +72,8 @@ def fetch_model(
     Raises:
         CheckpointError: no such folder or repository, no model in it, no access, or no connection.
     """
-    name, folder = str(model), Path(model).expanduser()
+    name = str(model)
+    folder = Path(model).expanduser()
     if not folder.exists() and not HUB_ID.fullmatch(name):
         raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
     if revision is not None and folder.exists():
@@ -284,7 +285,8 @@ def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
         return
-    usual, named = PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES, tokenizer.special_tokens_map
+    usual = PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES
+    named = tokenizer.special_tokens_map
     placeholders = set(named.values()) - {named.get(role) for role in usual}
     beyond = {
         number: token
@@ -494,7 +496,8 @@ def unread_tensors(
             ignore_mismatched_sizes=True,
             **settings,
         )
-    prefix, known = f"{model.base_model_prefix}.", model.state_dict().keys()
+    prefix = f"{model.base_model_prefix}."
+    known = model.state_dict().keys()
     ignored = ignored_weights(model)
     unread = {*info["unexpected_keys"]}
     for tensor in {*stored} - unread:
@@ -601,7 +604,8 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
             model = _from_token_states(loader, name, options, arguments)
         else:
             model = loader(name, **options)
-    network, tokenizer = model.transformers_model, getattr(model, "tokenizer", None)
+    network = model.transformers_model
+    tokenizer = getattr(model, "tokenizer", None)
     if network is None:
         return model
     if isinstance(tokenizer, PreTrainedTokenizerBase):

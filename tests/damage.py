@@ -65,7 +65,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 def convert(source: str | Path, destination: Path, *arguments: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `longattn convert`, in this process."""
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main(["convert", str(source), str(destination), *(arguments or CONVERT)])

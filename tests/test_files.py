@@ -117,7 +117,8 @@ def test_leftovers_of_killed_runs_are_removed_and_those_of_running_ones_stay(tmp
     (tmp_path / f".longer.partial-{MACHINE}-{DEAD_PROCESS}").mkdir()
     with staged_folder(tmp_path / "long"):
         pass
-    running, other = f".long.partial-{MACHINE}-{os.getppid()}", f".longer.partial-{MACHINE}-{DEAD_PROCESS}"
+    running = f".long.partial-{MACHINE}-{os.getppid()}"
+    other = f".longer.partial-{MACHINE}-{DEAD_PROCESS}"
     assert sorted(os.listdir(tmp_path)) == [running, other, "long"]
 
 
@@ -141,7 +142,8 @@ def test_files_of_a_staged_folder_get_the_mode_of_new_files(tmp_path: Path) -> N
 def test_run_killed_between_the_renames_gives_the_old_folder_back_before_the_next_one_works(
     overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, rename = checkpoint_folder(tmp_path / "long"), os.rename
+    old = checkpoint_folder(tmp_path / "long")
+    rename = os.rename
 
     def killed(source: Path, target: Path) -> None:
         if ".partial-" in Path(source).name:
@@ -180,7 +182,8 @@ def test_other_names_beside_a_destination_are_left_alone(make: Callable[[Path], 
 
 
 def test_threads_write_folders_of_one_name_without_removing_each_others(tmp_path: Path) -> None:
-    written, errors = list[int](), list[Exception]()
+    written = list[int]()
+    errors = list[Exception]()
     started = threading.Barrier(4)
 
     def write(number: int) -> None:

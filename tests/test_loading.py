@@ -131,11 +131,9 @@ def test_load_sentence_model_refuses_pickled_modules(folder: str, server: Hub) -
 
 def test_sentence_model_that_lacks_weights_is_refused_but_may_lack_a_pooler(folder: str) -> None:
     sentence_transformers: Any = pytest.importorskip("sentence_transformers")
-    loader, encoder, beside = (
-        sentence_transformers.SentenceTransformer,
-        "encoder.layer.0.output.dense",
-        Path(folder, "0_Transformer"),
-    )
+    loader = sentence_transformers.SentenceTransformer
+    encoder = "encoder.layer.0.output.dense"
+    beside = Path(folder, "0_Transformer")
     load_sentence_model(loader, folder, complete=True, device="cpu")  # of a masked LM, which has no pooler
     loader(folder, device="cpu").save(folder)
     for name in ("config.json", "model.safetensors"):  # as sentence-transformers saved the first module before
@@ -403,7 +401,9 @@ COMMANDS = {
 def test_no_command_loses_the_head_of_a_checkpoint_that_names_no_class(
     command: str, folder: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    long, texts, out = tmp_path / "long", tmp_path / "texts", tmp_path / "out"
+    long = tmp_path / "long"
+    texts = tmp_path / "texts"
+    out = tmp_path / "out"
     if "{long}" in COMMANDS[command]:
         change_config(Path(folder), architectures=["BertForMaskedLM"])
         convert_checkpoint(folder, long, mechanism="hedgehog", max_length=128, verify=False, overwrite=True)
@@ -497,7 +497,8 @@ def test_conversions_in_threads_write_the_same_files_and_leave_no_setting_change
         convert_checkpoint(folder, tmp_path / str(number), max_length=128, mechanism="linformer", rank=32)
         return load_file(tmp_path / str(number) / "model.safetensors")
 
-    expected, before = convert("alone"), settings_of_the_process()
+    expected = convert("alone")
+    before = settings_of_the_process()
     for tensors in in_threads(convert):
         assert tensors.keys() == expected.keys()
         assert [name for name, value in tensors.items() if not torch.equal(value, expected[name])] == []

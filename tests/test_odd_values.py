@@ -83,7 +83,8 @@ def wholes() -> Iterator[dict[str, Path]]:
 def run(*arguments: object) -> tuple[int, str]:
     """(exit code, stderr) of a command; every other end than an exit is an error."""
 
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -105,7 +106,8 @@ def typed(command: Command, model: Path, out: Path) -> list[str]:
 def check(whole: Path, file: str, content: str, commands: tuple[Command, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, command in enumerate(commands):
-            model, out = Path(folder) / f"model{number}", Path(folder) / f"out{number}"
+            model = Path(folder) / f"model{number}"
+            out = Path(folder) / f"out{number}"
             shutil.copytree(whole, model)
             (model / file).write_text(content, encoding="utf-8")
             code, err = run(*typed(command, model, out))

@@ -117,7 +117,8 @@ def test_no_command_runs_code_of_a_hostile_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the commands, the quick tests try every sixth one, in turn."""
-    model, marker = tmp_path / "model", tmp_path / "marker"
+    model = tmp_path / "model"
+    marker = tmp_path / "marker"
     kind(model)
     write_code(model, marker)
     monkeypatch.chdir(model)  # where `python -m hf_longattn` would find its modules
@@ -134,7 +135,8 @@ def test_no_command_runs_code_of_a_hostile_checkpoint(
 def test_no_training_runs_code_of_a_hostile_checkpoint_at_a_terminal(
     kind: Callable[[Path], object], program: Any, room: Room, tmp_path: Path
 ) -> None:
-    model, marker = tmp_path / "model", tmp_path / "marker"
+    model = tmp_path / "model"
+    marker = tmp_path / "marker"
     kind(model)
     write_code(model, marker)
     with terminal() as stream:
@@ -157,7 +159,8 @@ COPYING = (
 def test_no_command_copies_or_uploads_a_file_outside_of_a_checkpoint(
     leak: str, program: Any, room: Room, tmp_path: Path, server: Hub
 ) -> None:
-    model, outside = tmp_path / "model", tmp_path / "outside"
+    model = tmp_path / "model"
+    outside = tmp_path / "outside"
     outside.mkdir(exist_ok=True)
     (outside / "secret.json").write_text(f'{{"a": "{SECRET}"}}')
     LEAKS[leak](model, outside)

@@ -218,11 +218,14 @@ def untrained(
     """Candidate as text -> why learned positions need training with it at twice the trained length. Other candidates
     are left out."""
     config: Any = stack.config
-    family, limit = FAMILIES.get(getattr(config, "base_model_type", config.model_type)), longest_input(config)
+    family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
+    limit = longest_input(config)
     if limit is None or family is None or not any(table.learned for table in family.position_tables):
         return {}
-    rule, trained = getattr(config, "position_extension", TILE), length_before_conversion(config) or limit
-    longer, problems = max(limit, 2 * trained), {}
+    rule = getattr(config, "position_extension", TILE)
+    trained = length_before_conversion(config) or limit
+    longer = max(limit, 2 * trained)
+    problems = {}
     for candidate in candidates:
         if str(candidate) in reasons:
             continue
@@ -252,7 +255,8 @@ def captured_mass(
     Raises:
         BackendError, OptionError: as :func:`diagnose`.
     """
-    chosen, reasons = read_candidates(candidates), dict[str, str]()
+    chosen = read_candidates(candidates)
+    reasons = dict[str, str]()
     stack, arguments, grid, length = watched_inputs(model, ids)
     layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries, seed), grid)
     with watching(stack, layers.see):
@@ -269,7 +273,10 @@ class MeasuredLayers:
     def __init__(
         self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor, grid: Grid | None = None
     ) -> None:
-        self.candidates, self.reasons, self.rows, self.layout = candidates, reasons, rows, grid
+        self.candidates = candidates
+        self.reasons = reasons
+        self.rows = rows
+        self.layout = grid
         self.sums: dict[int, RowSums] = {}
         self.names: dict[int, tuple[str, str]] = {}
         """Layer -> names of its attention module and mechanism."""

@@ -100,7 +100,8 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
     Raises:
         LongAttentionError: a candidate from the user cannot be built for this layer.
     """
-    causal, form = layer.call.causal, mechanism_class(candidate.mechanism).causal
+    causal = layer.call.causal
+    form = mechanism_class(candidate.mechanism).causal
     if form not in ("both", causal):
         names: dict[Any, str] = {True: "causal", False: "bidirectional"}
         return f"exists in the {names[form]} form only, and these layers are {names[causal]}."

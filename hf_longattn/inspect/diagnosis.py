@@ -147,7 +147,8 @@ class Diagnosis:
     def conclusion(self) -> str:
         """The conclusion from the numbers at the longest length, as one sentence."""
         spread = self.last.number("effective_tokens").nanmean(1)
-        widest, narrowest = int(spread.argmax()), int(spread.argmin())
+        widest = int(spread.argmax())
+        narrowest = int(spread.argmin())
 
         def in_words(layer: int) -> str:
             """The mean of a layer's effective tokens as text, rounded, and at most the length."""
@@ -163,13 +164,15 @@ class Diagnosis:
         number = self.chosen()
         if number is None:
             return f"{sentence}."
-        mass, cost = percent(self.mass(number)), percent(self.cost(number))
+        mass = percent(self.mass(number))
+        cost = percent(self.cost(number))
         return f"{sentence}; {self.candidates[number]} keeps {mass} of the attention, at {cost} of the cost."
 
     def dilution(self) -> str:
         """Growth of the effective tokens from the shortest to the longest length, as a sentence. Empty for a single
         length."""
-        first, last = self.lengths[0], self.last
+        first = self.lengths[0]
+        last = self.last
         if first is last:
             return ""
         before, after = (float(diagnosis.number("effective_tokens").nanmean()) for diagnosis in (first, last))

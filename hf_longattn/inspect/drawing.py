@@ -56,7 +56,8 @@ def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> lis
     on_grid = mechanism.capabilities.needs_grid
     call = AttentionCall(causal=causal)
     if on_grid:
-        call, length = AttentionCall(causal=False, grid=DRAWN_GRID), DRAWN_GRID.length
+        call = AttentionCall(causal=False, grid=DRAWN_GRID)
+        length = DRAWN_GRID.length
     generator = torch.Generator().manual_seed(0)
     q, k = 0.5 * torch.randn(2, 1, mechanism.num_heads, length, mechanism.head_dim, generator=generator)
     with torch.no_grad():

@@ -71,7 +71,8 @@ class LayerAttention:
 
     def scores(self, rows: Tensor) -> Tensor:
         """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""
-        q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
+        q = self.q[:, :, rows]
+        scale = self.call.scale_for(self.q.shape[-1])
         scores = products(q, repeat_heads(self.k, self.heads)) * scale
         b, h, _, keys = grid_of(q, self.k)
         if self.relative is not None:
@@ -114,7 +115,9 @@ class RowSums:
             seen = ~hidden_pairs(scores)
             sighted = seen.any(-1).all(1).all(0)
             if not bool(sighted.all()):  # queries that see no key in some head are left out
-                block, scores, seen = block[sighted], scores[:, :, sighted], seen[:, :, sighted]
+                block = block[sighted]
+                scores = scores[:, :, sighted]
+                seen = seen[:, :, sighted]
             weights = scores.softmax(-1)
             self.count += len(block)
             entropy = scores.logsumexp(-1) - (weights * scores.masked_fill(~seen, 0.0)).sum(-1)

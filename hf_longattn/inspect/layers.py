@@ -146,8 +146,11 @@ def _inspect(source: Source) -> Inspection:
         towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
         texts = next(tower for name, tower in towers.items() if not modality.parts[name].units)
         return replace(texts, **facts, towers=towers)
-    shape, sizes, attention = model_shape(config, skeleton), modality.sizes(config), config.long_attention
-    costs, kept = costs_of(sizes, attention, shape), getattr(config, KEPT_HEADS, None) or {}
+    shape = model_shape(config, skeleton)
+    sizes = modality.sizes(config)
+    attention = config.long_attention
+    costs = costs_of(sizes, attention, shape)
+    kept = getattr(config, KEPT_HEADS, None) or {}
     back = positions_without_end(modality.family, config)
     return Inspection(
         **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=kept, look_back=back
@@ -155,7 +158,8 @@ def _inspect(source: Source) -> Inspection:
 
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
-    longest, modality = text_length(config), modality_in(source.config)
+    longest = text_length(config)
+    modality = modality_in(source.config)
     attention = read_attention(config.long_attention)
     if not isinstance(attention, dict):
         attention = {"": attention}

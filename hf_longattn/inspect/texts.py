@@ -33,10 +33,7 @@ class TextIds:
         self.tokenizer = tokenizer
         self.prefix: list[int] = []
         self.suffix: list[int] = []
-        self.name = self.described = "text"
-        if isinstance(text, Path):
-            self.name = text.name
-            self.described = f"text {text.name!r}"
+        self.name = text.name if isinstance(text, Path) else "text"
         if isinstance(text, Tensor):
             self.name = "token ids"
             if text.dim() != 1:
@@ -75,7 +72,7 @@ class TextIds:
         are fewer tokens."""
         if self.tokens < length:
             raise InputError(
-                f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or "
+                f"The text has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or "
                 f"--lengths {self.tokens}."
             )
         body = length - len(self.prefix) - len(self.suffix)

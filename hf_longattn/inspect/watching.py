@@ -135,7 +135,8 @@ def watched_inputs(
     """
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
-    modality, stack = modality_of_model(getattr(model, "config", None)), watched_layers(model)
+    modality = modality_of_model(getattr(model, "config", None))
+    stack = watched_layers(model)
     if modality is not None and modality.timed:
         spec = modality.spec
         return stack, inputs, None, spec.frames(stack.config, spec.as_input(inputs[spec.input]).shape[1])
@@ -154,7 +155,8 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
     ``stack``: from :func:`watched_stack`. ``see`` gets a softmax over all keys that the base's own attention sees.
     """
     with evaluating(stack), with_mechanisms(stack):
-        base, passed = _base_attention(stack), itertools.count()
+        base = _base_attention(stack)
+        passed = itertools.count()
 
         def start(module: nn.Module, args: Any) -> None:
             nonlocal passed
@@ -167,7 +169,8 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
                     "Attention is watched while a model reads one whole text; pass it without a cache, one text at a "
                     "time."
                 )
-            (name, options), within = base.for_layer(site.layer), None
+            name, options = base.for_layer(site.layer)
+            within = None
             if name != "full":
                 window = mechanism_from(
                     name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2]

@@ -195,8 +195,10 @@ def class_problem(name: str, folder: Path, values: Mapping[str, Any], *, allow_p
             f"The config.json of {name!r} names the classes {given!r:.200}, and several are not supported; leave the "
             "one that saved the files in architectures."
         )
-    named, converted = named_class(values, ""), is_long(values)
-    family, model_type = family_in(values), str(values.get("model_type"))
+    named = named_class(values, "")
+    converted = is_long(values)
+    family = family_in(values)
+    model_type = str(values.get("model_type"))
     if named and (converted or hasattr(transformers, named)):
         return ""
     if family is None and isinstance(MODEL_MAPPING_NAMES.get(model_type), str):

@@ -32,7 +32,8 @@ class LongGridMixin(LongAttentionMixin):
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         spec: Any = self.family.spec
-        head, pixels = type(self).__bases__[-1].__name__, arguments.get(PIXELS)
+        head = type(self).__bases__[-1].__name__
+        pixels = arguments.get(PIXELS)
         spec.check_head(head, self.config, arguments)
         if head in spec.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
             base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
@@ -120,7 +121,8 @@ def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tenso
     Cell (r, c) has the position of (r mod n, c mod n). The prefix has its own positions."""
     side = int((table.shape[1]) ** 0.5)
     prefix = table.shape[1] - side * side
-    rows, columns = height // image_size(patch)[0], width // image_size(patch)[1]
+    rows = height // image_size(patch)[0]
+    columns = width // image_size(patch)[1]
     cells = tiled_cells(table[:, prefix:].unflatten(1, (side, side)), rows, columns)
     return torch.cat([table[:, :prefix], cells.flatten(1, 2)], 1)
 

@@ -151,7 +151,9 @@ class Logits(LazyTensor):
         It is computed in float32 or wider. In training on an accelerator, half-precision logits stay in half
         precision, as does each token's loss, and the backward pass computes the logits again.
         """
-        weight, bias, dtype = self.head.weight, self.head.bias, replace(self, steps=()).dtype
+        weight = self.head.weight
+        bias = self.head.bias
+        dtype = replace(self, steps=()).dtype
         trains = torch.is_grad_enabled() and (self.hidden.requires_grad or weight.requires_grad)
         if not trains or weight.device.type == "cpu":
             dtype = torch.promote_types(dtype, torch.float32)

@@ -68,7 +68,8 @@ class HubMixin(_Base):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save the model. If it was loaded from a folder with the file of `--remote-code`, it is saved with such a
         file."""
-        source, model_type = self.config.name_or_path, str(self.config.model_type)
+        source = self.config.name_or_path
+        model_type = str(self.config.model_type)
         super().save_pretrained(save_directory, *args, **kwargs)
         had_code = bool(source) and Path(source, f"modeling_{module_name(model_type)}.py").is_file()
         if had_code and kwargs.get("is_main_process", True):
@@ -140,7 +141,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
             if arguments.get(CACHE) is None and OTHER_CACHE in arguments:  # the base refuses two caches
                 arguments[CACHE] = arguments.pop(OTHER_CACHE)
             self.read_arguments(arguments)
-            memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
+            memory = arguments.pop("memory", None)
+            reset = arguments.pop("memory_reset", None)
             if memory is not None or reset is not None:
                 return run_with_memory(self, forward, arguments, memory, reset)
             return self.call_base(base_forward, arguments)
@@ -193,7 +195,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
 
     def after_class_swap(self) -> None:
         """Called once after an instance of the base has become a Long model."""
-        table, old = getattr(self, "position_table", None), getattr(self, "embed_positions", None)
+        table = getattr(self, "position_table", None)
+        old = getattr(self, "embed_positions", None)
         if table is not None and table.decoder and old is not None and old.weight.shape[0] != table.rows(self.config):
             with torch.device(old.weight.device):  # the base makes the decoder's table as long as the encoder's
                 self.embed_positions = type(old)(table.tokens(self.config), old.embedding_dim)
@@ -360,7 +363,8 @@ class LongGenerationMixin(_Base):
         super()._validate_generation_mode(generation_mode, generation_config, *args)
         if not self.runs_mechanisms:
             return
-        assisted, size = generation_mode == "assisted_generation", generation_config.prefill_chunk_size
+        assisted = generation_mode == "assisted_generation"
+        size = generation_config.prefill_chunk_size
         if getattr(self.running_base, "recursion", None) is not None:
             if size is not None:
                 raise InputError(
@@ -406,7 +410,8 @@ class LongGenerationMixin(_Base):
 
     def _prepare_generated_length(self, generation_config: Any, **kwargs: Any) -> Any:
         """The base's lengths. The default number of new tokens is not cut if texts have no end."""
-        default, new = generation_config.max_length, generation_config.max_new_tokens
+        default = generation_config.max_length
+        new = generation_config.max_new_tokens
         generation_config = super()._prepare_generated_length(generation_config=generation_config, **kwargs)
         if kwargs["has_default_max_length"] and new is None and self._has_no_end:
             generation_config.max_length = default + kwargs["input_ids_length"]
@@ -460,7 +465,8 @@ class LongGenerationMixin(_Base):
 
         # With a static cache, masks get the cache's width, so that every step is the same graph.
         cache: Any = inputs.get(CACHE)
-        mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
+        mask = inputs.get("attention_mask")
+        tokens = inputs.get("global_attention_mask")
         seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
         if isinstance(seen, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2:
             new: Any = input_of(inputs)
@@ -505,7 +511,8 @@ class LongBaseModelMixin(LongAttentionMixin):
         """
         self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
         global_token_ids(self)
-        layers, table = layer_mechanisms(self), self.position_table
+        layers = layer_mechanisms(self)
+        table = self.position_table
         if any(mechanism.capabilities.recursion is not None for mechanism in layers):
             self.recursion = attach_memory_tokens(self, table)
         self.is_rotary = rotary = self.family.rotary(self.config)
@@ -584,7 +591,8 @@ class LongBaseModelMixin(LongAttentionMixin):
                 "Only mechanisms keep documents apart; call model.set_attn_implementation('longattn'), or leave "
                 "documents out."
             )
-        positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+        positions = arguments.get("position_ids")
+        mask = arguments.get("attention_mask")
         if tokens is not None and self.exact_length is not None and positions is None and mask is not None:
             arguments["position_ids"] = self.own_positions(
                 arguments, (tokens.shape[0], tokens.shape[1]), tokens.device
@@ -600,7 +608,8 @@ class LongBaseModelMixin(LongAttentionMixin):
         mask: Any = arguments.get("attention_mask")
         if arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
-        has_positions, is_over_pairs = arguments.get("position_ids") is not None, getattr(mask, "ndim", 2) == 4
+        has_positions = arguments.get("position_ids") is not None
+        is_over_pairs = getattr(mask, "ndim", 2) == 4
         if has_positions or is_over_pairs or not DOCUMENTS.isdisjoint(arguments):
             find_documents(self, arguments)
         # Some bases use a padding mask before their attention (ESM), or drop a mask of ones (LayoutLM). Its size is
@@ -615,7 +624,8 @@ class LongBaseModelMixin(LongAttentionMixin):
         In batches longer than ``exact_length``, they start after left padding. Shorter batches have the source's
         positions.
         """
-        table, first = self.position_table, self.first_id
+        table = self.position_table
+        first = self.first_id
         if table is not None and table.skips_padding and not self.is_rotary:
             real: Tensor | None = None
             if table.added:

@@ -413,7 +413,8 @@ class _OfInput(LongMultimodalHead):
         """The class scores of each input, ``(B, classes)``, and with ``labels (B,)`` the loss. ``inputs``: arguments
         of the model."""
         outputs = self.multimodal(**inputs)
-        hidden, mask = outputs.last_hidden_state, outputs.token_mask
+        hidden = outputs.last_hidden_state
+        mask = outputs.token_mask
         if mask is None:
             mean = hidden.mean(1)
         else:
@@ -492,7 +493,8 @@ def check_backbone(model: PreTrainedModel) -> None:
     Raises:
         BackendError: it does not read texts, has a decoder beside the encoder, or has mechanisms on a grid.
     """
-    name, embeddings = type(model).__name__, model.get_input_embeddings()
+    name = type(model).__name__
+    embeddings = model.get_input_embeddings()
     takes = "inputs_embeds" in inspect.signature(model.forward).parameters
     if not takes or not isinstance(embeddings, nn.Embedding) or model.config.is_encoder_decoder:
         raise BackendError(

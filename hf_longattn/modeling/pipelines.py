@@ -27,7 +27,8 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     """transformers' pipeline, which decodes a Long model as its base: by its model type."""
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        config, model_type = model.config, model.config.model_type
+        config = model.config
+        model_type = model.config.model_type
         config.model_type = getattr(config, "base_model_type", model_type)
         try:
             super().__init__(model, *args, **kwargs)

@@ -46,7 +46,8 @@ class Heads:
 
     def keep(self, heads: Sequence[int]) -> None:
         """Remove all heads except ``heads``, in place."""
-        index, columns = torch.tensor(sorted(heads)), self.columns
+        index = torch.tensor(sorted(heads))
+        columns = self.columns
         for layer, width in zip(self.projections, (columns, self.width, self.width), strict=True):
             cut(layer, spread(index, width), 0)
         cut(self.output, spread(index, columns), 1)

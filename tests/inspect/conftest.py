@@ -23,10 +23,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def make(base: str) -> Path:
         if base not in made:
-            tokenizer, made[base] = (
-                tokenizer_of("bert" if base == "bert" else "gpt2"),
-                tmp_path_factory.mktemp("short") / base,
-            )
+            tokenizer = tokenizer_of("bert" if base == "bert" else "gpt2")
+            made[base] = tmp_path_factory.mktemp("short") / base
             sizes = {
                 "vocab_size": len(tokenizer),
                 "hidden_size": 32,

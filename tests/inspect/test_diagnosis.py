@@ -41,13 +41,15 @@ HEADS, WIDTH = 4, 8
 
 def layer(length: int, causal: bool = False, **call: object) -> LayerAttention:
     torch.manual_seed(length)
-    q, k = torch.randn(1, HEADS, length, WIDTH), torch.randn(1, HEADS // 2, length, WIDTH)
+    q = torch.randn(1, HEADS, length, WIDTH)
+    k = torch.randn(1, HEADS // 2, length, WIDTH)
     return LayerAttention(q, k, AttentionCall.of(causal=causal, **call))
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_size_of_blocks_of_scores_changes_no_sum(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    attention, means = layer(90, causal), []
+    attention = layer(90, causal)
+    means = []
     for cells in (1, 5000, 1 << 22):
         monkeypatch.setattr(layer_attention, "SCORES_IN_MEMORY", cells)
         sums = RowSums(89, HEADS, 1)
@@ -85,7 +87,8 @@ NAMES = ("window:window=16", "window:window=64", "top_k:num_keys=8", "full", "li
 
 def at(length: int, kept: tuple[float, ...], costs: tuple[float, ...], effective: float) -> LengthDiagnosis:
     """Two layers of two heads; layer 1 spreads twice as far and keeps a tenth less."""
-    bins, everything = tuple(distance_bins(length - 1)), full_pairs(length, False)
+    bins = tuple(distance_bins(length - 1))
+    everything = full_pairs(length, False)
     layers = tuple(
         LayerDiagnosis(
             f"layer.{number}",
@@ -283,10 +286,8 @@ def test_every_mechanism_is_compared_or_says_why_not(base: str, checkpoint: Make
 def test_a_diagnosis_of_a_model_in_memory_leaves_it_unchanged(checkpoint: Make, text: Path) -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    model, tokenizer = (
-        AutoModelForMaskedLM.from_pretrained(checkpoint("bert")),
-        AutoTokenizer.from_pretrained(checkpoint("bert")),
-    )
+    model = AutoModelForMaskedLM.from_pretrained(checkpoint("bert"))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("bert"))
     ids = torch.randint(5, 500, (1, 200))
     before = model.eval()(ids).logits
     found = [

@@ -81,7 +81,8 @@ def test_attend_takes_the_expected_path(case: str) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
-    rows, nameless = {"split", "unchanged", "aligned"}, []
+    rows = {"split", "unchanged", "aligned"}
+    nameless = []
     q = torch.randn(1, 2, 300, 16)
     for name in list_mechanisms():
         cls = mechanism_class(name)
@@ -105,7 +106,8 @@ def test_every_kind_of_request_has_a_path_that_takes_all() -> None:
 
 def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
     """Listeners are told once, of what ran."""
-    context, answers = DispatchContext("cuda", 512, 512, AttentionCall(), features=64), []
+    context = DispatchContext("cuda", 512, 512, AttentionCall(), features=64)
+    answers = []
     out = torch.ones(1)
 
     def run(lacks: bool) -> torch.Tensor:
@@ -173,7 +175,8 @@ def test_explain_names_the_decode_cache() -> None:
 
 
 def test_paths_of_two_threads_are_recorded_apart() -> None:
-    x, both = torch.randn(1, 2, 300, 16), threading.Barrier(2, timeout=60)
+    x = torch.randn(1, 2, 300, 16)
+    both = threading.Barrier(2, timeout=60)
 
     def record(name: str) -> set[str]:
         found: set[str] = set()
@@ -189,7 +192,8 @@ def test_paths_of_two_threads_are_recorded_apart() -> None:
 
 
 def test_a_graph_compiles_while_paths_are_recorded() -> None:
-    x, module = torch.randn(1, 2, 300, 16), build_mechanism("window", num_heads=2, head_dim=16, window=32)
+    x = torch.randn(1, 2, 300, 16)
+    module = build_mechanism("window", num_heads=2, head_dim=16, window=32)
     compiled = torch.compile(run_batch, backend="eager", fullgraph=True)
     with observe(lambda mechanism, choice: None):
         torch.testing.assert_close(compiled(module, x, x, x, AttentionCall()), attend(x, x, x, module))

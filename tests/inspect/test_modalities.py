@@ -48,7 +48,8 @@ def vit() -> ViTForImageClassification:
 def test_masses_of_images_are_those_of_the_whole_softmax(vit: ViTForImageClassification) -> None:
     image = {"pixel_values": torch.randn(1, 3, 40, 48)}
     measured = captured_mass(vit, image, ["window2d:window=3", "window2d:window=5", "full"]).mass
-    grid, tokens = Grid((10, 12), prefix=1), torch.arange(121)
+    grid = Grid((10, 12), prefix=1)
+    tokens = torch.arange(121)
     vit.set_attn_implementation("eager")
     with torch.no_grad():
         weights = vit(**image, interpolate_pos_encoding=True, output_attentions=True).attentions

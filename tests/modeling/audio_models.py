@@ -166,7 +166,8 @@ def whisper_processor(mels: int, seconds: int) -> WhisperProcessor:
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
     vocabulary = {token: number for number, token in enumerate([*map(chr, range(33, 127)), *special])}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
     end = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), special[0])
     words = WhisperTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special[1:], **end)
     return WhisperProcessor(WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds), words)

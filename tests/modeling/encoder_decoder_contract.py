@@ -53,7 +53,8 @@ class EncoderDecoderContract(ABC):
 
     def test_the_encoder_equals_the_base_under_the_mask(self, base: str) -> None:
         """Against transformers' own encoder with the pattern as a mask (B, 1, N, N)."""
-        plain, inputs = self.plain(base), self.inputs()
+        plain = self.plain(base)
+        inputs = self.inputs()
         longer = self.long_like(plain, base, WINDOW)
         plain.set_attn_implementation("eager")
         near = (torch.arange(40)[:, None] - torch.arange(40)).abs() <= 4
@@ -74,10 +75,13 @@ class EncoderDecoderContract(ABC):
 
     def padding_changes_nothing(self, base: str, left: bool) -> None:
         """Assert that the shorter text is read as it is alone."""
-        model, inputs = self.long_like(self.plain(base), base, LONGFORMER), self.inputs()
+        model = self.long_like(self.plain(base), base, LONGFORMER)
+        inputs = self.inputs()
         is_global = torch.zeros(2, 40)
         is_global[:, :2] = 1
-        text, decoded, marks = inputs["input_ids"][1:, :29], inputs["decoder_input_ids"][1:], is_global[1:, :29]
+        text = inputs["input_ids"][1:, :29]
+        decoded = inputs["decoder_input_ids"][1:]
+        marks = is_global[1:, :29]
         given = {**inputs, "global_attention_mask": is_global}
         if left:
             given |= {
@@ -91,12 +95,14 @@ class EncoderDecoderContract(ABC):
         self.equal(alone.encoder_last_hidden_state, encoded)
 
     def test_global_tokens_are_those_of_the_encoder(self, base: str) -> None:
-        inputs, plain = self.inputs(), self.plain(base)
+        inputs = self.inputs()
+        plain = self.plain(base)
         is_global = torch.zeros(2, 40)
         is_global[:, 7] = 1
         model = self.long_like(plain, base, LONGFORMER, decoder_long_attention=LONGFORMER)
         with torch.no_grad():
-            without, given = model(**inputs), model(**inputs, global_attention_mask=is_global)
+            without = model(**inputs)
+            given = model(**inputs, global_attention_mask=is_global)
             through = model(
                 **inputs, encoder_outputs=(without.encoder_last_hidden_state,), global_attention_mask=is_global
             )
@@ -110,7 +116,8 @@ class EncoderDecoderContract(ABC):
     def test_a_long_decoder_sees_its_window_alone(self, base: str) -> None:
         plain = self.plain(base)
         narrow = self.long_like(plain, base, FULL, decoder_long_attention={"mechanism": "window", "window": 3})
-        ids, targets = tokens(2, 20), tokens(2, 30, seed=3)
+        ids = tokens(2, 20)
+        targets = tokens(2, 30, seed=3)
         with torch.no_grad():
             before = narrow(ids, decoder_input_ids=targets)[self.answer]
             assert (before - plain(ids, decoder_input_ids=targets)[self.answer]).abs().max() > 1e-3
@@ -155,7 +162,8 @@ class EncoderDecoderContract(ABC):
         model = self.long_like(self.plain(base), base, WINDOW)
         with torch.no_grad():
             out = model(tokens(2, 30), decoder_input_ids=tokens(2, 7), output_attentions=True)
-        layers, heads = self.decoder_layers, self.decoder_heads
+        layers = self.decoder_layers
+        heads = self.decoder_heads
         assert [w.shape for w in out.encoder_attentions] == [(2, 4, 30, 30)] * 2
         assert [w.shape for w in out.decoder_attentions] == [(2, heads, 7, 7)] * layers
         assert [w.shape for w in out.cross_attentions] == [(2, heads, 7, 30)] * layers

@@ -139,7 +139,8 @@ def main() -> None:
     import hf_longattn  # noqa: F401 - spawned workers import this file without running main
 
     model = stock("bert").eval()
-    expected, spawned = outputs(model), multiprocessing.get_context("spawn")
+    expected = outputs(model)
+    spawned = multiprocessing.get_context("spawn")
     results = spawned.Queue()
     process = spawned.Process(target=put, args=(model, results))
     process.start()

@@ -143,7 +143,8 @@ def met(base: str, relative: str) -> list[tuple[Mechanism, torch.Tensor, torch.T
     """Each mechanism with the queries and keys that it gets for one token, repeated, so that they differ by their
     positions only."""
     torch.manual_seed(0)
-    model, found = long_model(base, None, {"mechanism": "full", "relative": relative}).eval(), list[Any]()
+    model = long_model(base, None, {"mechanism": "full", "relative": relative}).eval()
+    found = list[Any]()
     for mechanism in model.modules():
         if isinstance(mechanism, Mechanism) and mechanism.relative is not None:
             mechanism.register_forward_pre_hook(lambda module, args: found.append((module, *args[:2])), prepend=True)
@@ -189,7 +190,8 @@ def test_sinks_are_turned_where_the_rotation_can_be_followed(
 
 def turned_back(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **_: Any) -> Any:
     """transformers' ``apply_rotary_pos_emb``, in the other direction."""
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    cos = cos.unsqueeze(1)
+    sin = sin.unsqueeze(1)
     return tuple(x * cos - modeling_llama.rotate_half(x) * sin for x in (q, k))
 
 
@@ -264,10 +266,8 @@ def test_sinks_keep_the_positions_of_the_text_if_a_further_rotation_gives_others
 
 @torch.no_grad()
 def test_hooks_of_turned_sinks_run_in_decoding() -> None:
-    model, shapes = (
-        long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8, "num_sinks": 2}).eval(),
-        list[int](),
-    )
+    model = long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 8, "num_sinks": 2}).eval()
+    shapes = list[int]()
     mechanism = next(module for module in model.modules() if isinstance(module, Mechanism))
     mechanism.register_forward_hook(lambda module, args, output: shapes.append(output.shape[2]))
     model.generate(torch.full((1, 20), 50), max_new_tokens=2, eos_token_id=None)
@@ -339,7 +339,8 @@ def test_a_model_with_sinks_keeps_the_windows_of_its_source(tmp_path: Path) -> N
     assert {"sliding_attention", "full_attention"} <= {*stock.config.layer_types}
     texts = ids(200)
     with torch.no_grad():
-        expected, found = stock(texts).logits, long(texts).logits
+        expected = stock(texts).logits
+        found = long(texts).logits
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 

@@ -162,7 +162,8 @@ COMPILED = {"wav2vec2": "Wav2Vec2ForCTC", "wav2vec2-bert": "Wav2Vec2BertForCTC",
 @torch.no_grad()
 def test_a_compiled_model_of_sound_is_one_graph(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path, num_hidden_layers=1, **THREE_CONVOLUTIONS)
-    model, inputs = long_model(base, head, tmp_path, long_attention=BAND), inputs_of(base, SECONDS[:1])
+    model = long_model(base, head, tmp_path, long_attention=BAND)
+    inputs = inputs_of(base, SECONDS[:1])
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
@@ -308,7 +309,8 @@ def distance(states: Tensor, expected: Tensor) -> float:
 @every_case("base", EVERY_FAMILY, of=4)
 @torch.no_grad()
 def test_models_of_sound_are_optimised_for_inference_and_explained(base: str, tmp_path: Path) -> None:
-    model, inputs = model_of(base, tmp_path), inputs_of(base, (1.2,))
+    model = model_of(base, tmp_path)
+    inputs = inputs_of(base, (1.2,))
     layers = [answer for answer in hf_longattn.explain(model, inputs) if answer.mechanism == "window"]
     assert len({answer.layer for answer in layers}) == 2
     expected = model(**inputs)[0].float()

@@ -148,7 +148,8 @@ def test_a_model_initialises_tensors_of_its_layers(tmp_path: Path) -> None:
         loaded = auto.from_pretrained(tmp_path / "long")
     finally:
         torch.use_deterministic_algorithms(False)
-    expected, buffers = dict(model.named_buffers()), dict(loaded.named_buffers())
+    expected = dict(model.named_buffers())
+    buffers = dict(loaded.named_buffers())
     for name in [name for name in expected if "mup_vector" in name]:
         assert torch.equal(buffers[name], expected[name])
 

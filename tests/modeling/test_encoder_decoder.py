@@ -25,7 +25,8 @@ def test_every_head_with_full_attention_gives_the_same_bits(base: str, head: str
     plain = plain_model(base, head)
     longer = long_like(plain, base, {"mechanism": "full"})
     with torch.no_grad():
-        expected, found = plain(**inputs_of(head)), longer(**inputs_of(head))
+        expected = plain(**inputs_of(head))
+        found = longer(**inputs_of(head))
     compared = [name for name in expected if isinstance(expected[name], Tensor)]
     real = inputs_of()["attention_mask"].bool()
     for name in compared:
@@ -95,11 +96,9 @@ def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:
     config = families.LongBartConfig(**small_values("bart", Shape(tokens=1024), pad_token_id=1), long_attention=WINDOW)
     torch.manual_seed(0)
     model = families.LongBartModel(config).eval()
-    ids, padding, decoded = (
-        torch.randint(5, 90, (1, 600)),
-        torch.ones(1, 37, dtype=torch.long),
-        torch.randint(5, 90, (1, 600)),
-    )
+    ids = torch.randint(5, 90, (1, 600))
+    padding = torch.ones(1, 37, dtype=torch.long)
+    decoded = torch.randint(5, 90, (1, 600))
     mask = torch.cat([torch.ones_like(ids), torch.zeros_like(padding)], 1)
     with torch.no_grad():
         alone = model(input_ids=ids, decoder_input_ids=decoded).last_hidden_state

@@ -43,7 +43,8 @@ def test_a_plain_checkpoint_grows_on_the_encoder_s_side(base: str, tmp_path: Pat
     inputs = inputs_of()
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
-        expected, found = plain(**inputs), model(**inputs)
+        expected = plain(**inputs)
+        found = model(**inputs)
         long = model(tokens(1, 390), decoder_input_ids=tokens(1, 5))
     assert (expected.logits - found.logits).abs().max() < 1e-5
     assert (expected.encoder_last_hidden_state - found.encoder_last_hidden_state)[real].abs().max() < 1e-5
@@ -97,7 +98,8 @@ def test_barts_two_special_rows_are_kept_once(strategy: str, tmp_path: Path) -> 
     model = on_the_fly(
         tmp_path, "bart", max_position_embeddings=300, position_extension=strategy, long_attention=COVERING
     )
-    old, new = plain.model.encoder.embed_positions.weight, model.model.encoder.embed_positions.weight
+    old = plain.model.encoder.embed_positions.weight
+    new = model.model.encoder.embed_positions.weight
     assert torch.equal(new, extend_table(old, 302, offset=2, strategy=strategy))
     assert torch.equal(model.model.decoder.embed_positions.weight, plain.model.decoder.embed_positions.weight)
     with pytest.raises(

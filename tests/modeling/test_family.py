@@ -75,7 +75,8 @@ def test_each_family_names_its_base_its_module_and_one_kind_of_positions() -> No
         assert family.base_model_type == name
         assert family.config_class.model_type == f"long_{name}"
         assert family.module == f"hf_longattn.families.{name.replace('-', '_')}"
-        table, reads_other = bool(family.position_tables), family.spec.reads != "text"
+        table = bool(family.position_tables)
+        reads_other = family.spec.reads != "text"
         assert [table, family.rope, family.relative, family.no_positions, reads_other].count(True) == 1
 
 
@@ -177,7 +178,8 @@ def test_a_user_s_subclass_of_a_long_config_belongs_to_the_family() -> None:
 
 def test_a_family_is_one_short_file_or_one_row() -> None:
     installed = {module_name(base) for base in FAMILIES}  # transformers 5.20 lacks some bases
-    files, rows = {*module_names("families")} & installed, {*family_rows()}
+    files = {*module_names("families")} & installed
+    rows = {*family_rows()}
     assert installed <= files | rows
     assert rows - installed == {module_name(base) for base, _ in family_rows().values() if base not in CONFIG_MAPPING}
     assert not files & rows

@@ -36,14 +36,17 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
     """Two rows, one of them padded on ``side``, and which of their tokens stand before the document."""
     torch.manual_seed(0)
     ids = torch.randint(3, 60, (2, LENGTH))
-    mask, before = torch.ones_like(ids), torch.zeros_like(ids)
+    mask = torch.ones_like(ids)
+    before = torch.zeros_like(ids)
     for row, (start, stop, question) in enumerate(
         [(0, LENGTH, 6), (9, LENGTH, 4) if side == "left" else (0, LENGTH - 9, 4)]
     ):
         ids[row, start + question : start + question + separators] = SEPARATOR
         ids[row, stop - 1] = SEPARATOR
-        mask[row], before[row] = 0, 0
-        mask[row, start:stop], before[row, start : start + question + separators] = 1, 1
+        mask[row] = 0
+        before[row] = 0
+        mask[row, start:stop] = 1
+        before[row, start : start + question + separators] = 1
     return {"input_ids": ids.masked_fill(mask == 0, PADDING), "attention_mask": mask}, before
 
 
@@ -148,7 +151,8 @@ def test_a_document_in_the_question_s_place_is_warned_of(said: list[str]) -> Non
 
 def test_a_separator_typed_in_a_question_does_not_end_it() -> None:
     """Token types (BERT) or two separators in a row (RoBERTa) tell where it ends."""
-    rule, text = GlobalTokenIds(positions=(0,), question_separator=SEPARATOR), [7, 8, SEPARATOR]
+    rule = GlobalTokenIds(positions=(0,), question_separator=SEPARATOR)
+    text = [7, 8, SEPARATOR]
     for typed in (
         [5, SEPARATOR, 6],
         [SEPARATOR, 6],
@@ -158,7 +162,8 @@ def test_a_separator_typed_in_a_question_does_not_end_it() -> None:
         [5, 6],
     ):
         for separators in (1, 2):
-            first, after = [0, *typed, *[SEPARATOR] * separators], [*text, PADDING, PADDING]
+            first = [0, *typed, *[SEPARATOR] * separators]
+            after = [*text, PADDING, PADDING]
             ids = torch.tensor([first + after, [PADDING, PADDING, *first, *text]])
             types = torch.tensor([[0] * len(first) + [1, 1, 1, 0, 0], [0] * (len(first) + 2) + [1, 1, 1]])
             expected = [[1] * len(first) + [0] * 5, [0, 0] + [1] * len(first) + [0] * 3]
@@ -182,7 +187,8 @@ def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
             return enable_long_attention(plain_model("bert", "BertModel"), long_attention).eval()
         return long_model("bert", None, long_attention).eval()
 
-    ids, mask = tokens(2, 200), torch.zeros(2, 200, dtype=torch.long)
+    ids = tokens(2, 200)
+    mask = torch.zeros(2, 200, dtype=torch.long)
     mask[:, 100] = 1
     for name in list_mechanisms(causal=False, grid=False):
         if name == "recurrent_memory":
@@ -224,7 +230,8 @@ WITH = {
 @every_case("name", WITHOUT)
 @every_case("base", BASES)
 def test_families_without_global_tokens_run_unions_without_them(base: str, name: str) -> None:
-    ids, mask = tokens(3, 60), padding(3, 60)
+    ids = tokens(3, 60)
+    mask = padding(3, 60)
     window, composite = (
         long_model(base, None, attention) for attention in ({"mechanism": "window", "window": 16}, WITHOUT[name])
     )

@@ -65,7 +65,8 @@ def embedded(module: Any) -> Tensor:
     code=kind_of_family,
 )
 def test_gradients_do_not_enter_the_memory_of_transformer_xl(base: str) -> None:
-    long, rows = model(base), slice(LENGTH - SIZE, LENGTH)
+    long = model(base)
+    rows = slice(LENGTH - SIZE, LENGTH)
     embeddings = embedded(long)
     [gradient] = gradients_of(long, {"inputs_embeds": embeddings}, rows, [embeddings])
     assert gradient is not None
@@ -77,7 +78,9 @@ def test_gradients_do_not_enter_the_memory_of_transformer_xl(base: str) -> None:
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
 def test_a_cache_and_checkpointing_change_no_gradient_of_transformer_xl(base: str) -> None:
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
-    long, ids, rows = model(base, head), {"input_ids": tokens(2, LENGTH)}, slice(0, LENGTH)
+    long = model(base, head)
+    ids = {"input_ids": tokens(2, LENGTH)}
+    rows = slice(0, LENGTH)
     wanted = gradients_of(long, ids, rows, list(long.parameters()), use_cache=False)
     cached = gradients_of(long, ids, rows, list(long.parameters()), use_cache=True)
     long.train()
@@ -159,7 +162,8 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
 def test_a_step_with_global_tokens_is_one_graph_that_draws_the_dropout_of_eager_mode(
     fullgraph: bool, global_tokens: int
 ) -> None:
-    model, inputs = bert(LONGFORMER, 0.1), batch(padded=True, global_tokens=global_tokens)
+    model = bert(LONGFORMER, 0.1)
+    inputs = batch(padded=True, global_tokens=global_tokens)
     expected = gradients(model, model, inputs)
     assert_equal(compiled_gradients(model, inputs, fullgraph=fullgraph), expected)
 
@@ -170,7 +174,8 @@ def test_compiled_plain_operations_count_the_global_tokens_of_the_options() -> N
     module = build_mechanism(
         "longformer", num_heads=2, head_dim=4, window=16, global_tokens=(0, 7, *range(1000, 1400))
     )
-    x, global_mask = torch.randn(2, 2, COMPILED_LENGTH, 4), torch.zeros(2, COMPILED_LENGTH, dtype=torch.bool)
+    x = torch.randn(2, 2, COMPILED_LENGTH, 4)
+    global_mask = torch.zeros(2, COMPILED_LENGTH, dtype=torch.bool)
     global_mask[0, 3:6] = True
 
     def run(x: Tensor) -> Tensor:

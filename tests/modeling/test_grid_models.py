@@ -66,7 +66,8 @@ def test_images_with_a_mechanism_are_the_base_under_its_mask_with_gradients(
     base: str, mechanism: dict[str, Any], tmp_path: Path
 ) -> None:
     """With the gradients of every parameter, in float64."""
-    head, size = base_model(base), (40, 64)
+    head = base_model(base)
+    size = (40, 64)
     plain = saved(base, head, tmp_path).double()
     model = long_model(base, head, tmp_path, long_attention=mechanism).double()
     inputs = {
@@ -118,7 +119,8 @@ def test_tiled_positions_are_repeated_along_both_axes() -> None:
 def test_gradient_checkpointing_of_images_changes_no_gradient(base: str, tmp_path: Path) -> None:
     head = base_model(base)
     saved(base, head, tmp_path)
-    inputs, grads = inputs_of(base, (40, 48)), []
+    inputs = inputs_of(base, (40, 48))
+    grads = []
     for settings in (None, {"use_reentrant": False}, {"use_reentrant": True}):
         model = long_model(base, head, tmp_path, long_attention={**WINDOWS, "window": 3}).train()
         if settings is not None:
@@ -174,7 +176,8 @@ def test_a_model_of_images_is_compiled_once_for_any_size(base: str, axes: int, t
 def test_the_loss_of_masked_patches_is_that_of_the_image(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path)
     model = long_model(base, head, tmp_path, long_attention=WINDOWS)
-    pixels, mask = torch.randn(2, 3, 48, 48), torch.rand(2, 12 * 12) > 0.5
+    pixels = torch.randn(2, 3, 48, 48)
+    mask = torch.rand(2, 12 * 12) > 0.5
     output = model(pixels, bool_masked_pos=mask)
     hidden = mask.view(2, 12, 12).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].float()
     expected = (hidden * (pixels - output.reconstruction).abs()).sum() / (hidden.sum() + 1e-5) / 3

@@ -60,7 +60,8 @@ def test_an_int8_model_is_the_checkpoint_loaded_in_bf16_with_rounded_linear_laye
         assert torch.equal(values, expected_tensors[name]), name
     assert len([module for module in fast.base_model.modules() if isinstance(module, Int8Linear)]) >= 6
     inputs = batch(60)
-    expected, found = run(loaded, base, **inputs).float(), run(fast, base, **inputs).float()
+    expected = run(loaded, base, **inputs).float()
+    found = run(fast, base, **inputs).float()
     if hasattr(loaded.config, "num_experts_per_tok"):  # rounding sends some tokens to other experts
         real = inputs["attention_mask"].bool()
         assert ((found - expected)[real].norm(dim=-1) / expected[real].norm(dim=-1)).median() < 0.1
@@ -108,7 +109,8 @@ def test_inputs_that_are_not_of_tokens_are_not_cut_into_pieces(monkeypatch: pyte
 def test_int8_models_run_their_own_layers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a copy of the model runs its own blocks."""
     model = long_model("bert", None, WINDOW)
-    inputs, whole = batch(100), hf_longattn.optimize_for_inference(copy.deepcopy(model), "int8")
+    inputs = batch(100)
+    whole = hf_longattn.optimize_for_inference(copy.deepcopy(model), "int8")
     with torch.no_grad():
         expected = whole(**inputs).last_hidden_state
         monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 48)  # 16 tokens of each of three rows
@@ -303,7 +305,8 @@ def test_int8_linear_equals_its_definition(
 ) -> None:
     plain = layer(features, outputs, bias=bias, dtype=dtype)
     x = torch.randn(rows, features, dtype=dtype)
-    found, expected = Int8Linear(plain.weight, plain.bias)(x), int8_by_hand(x, plain.weight, plain.bias)
+    found = Int8Linear(plain.weight, plain.bias)(x)
+    expected = int8_by_hand(x, plain.weight, plain.bias)
     assert found.dtype == dtype
     away = (found.double() - expected).norm() / expected.norm()
     assert away < (6e-3 if dtype == torch.bfloat16 else 1e-6)
@@ -315,12 +318,11 @@ def test_int8_linear_equals_its_definition(
 def test_int8_products_of_signed_and_unsigned_inputs_are_the_same(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AMX the kernel is given unsigned ones. Every 8-bit number is among them."""
     monkeypatch.setattr(onednn, "has_amx", lambda: amx)
-    codes, weight = (
-        torch.randint(-127, 128, (40, 64), dtype=torch.int8),
-        torch.randint(-127, 128, (24, 64), dtype=torch.int8),
-    )
+    codes = torch.randint(-127, 128, (40, 64), dtype=torch.int8)
+    weight = torch.randint(-127, 128, (24, 64), dtype=torch.int8)
     codes[:4] = torch.arange(-128, 128).to(torch.int8).view(4, 64)
-    ones, zeros = torch.ones(24), torch.zeros(24, dtype=torch.int32)
+    ones = torch.ones(24)
+    zeros = torch.zeros(24, dtype=torch.int32)
     sums = onednn.int8_product(codes, onednn.pack_int8(weight), ones, zeros, torch.float32)
     assert torch.equal(sums, (codes.double() @ weight.double().T).float())
 
@@ -328,7 +330,8 @@ def test_int8_products_of_signed_and_unsigned_inputs_are_the_same(amx: bool, mon
 def test_products_in_8_bits_run_in_a_kernel() -> None:
     """oneDNN's reference code, which it takes for data types without a kernel, is some thousand times as slow as
     fp32."""
-    weight, x = torch.randn(512, 512), torch.randn(128, 512)
+    weight = torch.randn(512, 512)
+    x = torch.randn(128, 512)
 
     def seconds(run: nn.Module) -> float:
         run(x)

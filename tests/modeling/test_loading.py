@@ -127,7 +127,8 @@ def test_the_position_table_is_extended_by_the_strategy_of_the_config(
     plain.save_pretrained(tmp_path)
     longer = converted(tmp_path, base, 1200, position_extension=strategy)
     name, table = table_of(base)
-    short, long = plain.state_dict(), longer.state_dict()
+    short = plain.state_dict()
+    long = longer.state_dict()
     expected = extend_table(
         short.pop(name), table.rows(longer.config), offset=table.offset_rows(longer.config), strategy=strategy
     )
@@ -138,10 +139,8 @@ def test_the_position_table_is_extended_by_the_strategy_of_the_config(
 @pytest.mark.thorough
 @pytest.mark.parametrize("head", ["RobertaForMaskedLM", "RobertaModel"])
 def test_a_tokenizer_s_padding_token_does_not_move_the_positions(head: str, tmp_path: Path) -> None:
-    model, ids = (
-        long_like(plain_model("roberta", head), "roberta", {"mechanism": "window", "window": 16}),
-        tokens(1, 50),
-    )
+    model = long_like(plain_model("roberta", head), "roberta", {"mechanism": "window", "window": 16})
+    ids = tokens(1, 50)
     with torch.no_grad():
         expected = model(ids)[0]
         model.config.pad_token_id = 0  # as Trainer does with a tokenizer that pads with it
@@ -291,7 +290,8 @@ def check(model: nn.Module) -> None:
     for site in sites:
         mechanism = site.mechanism
         assert isinstance(mechanism, Mechanism)
-        expected, copies = at_the_start(mechanism), copied_parameters(site.module, projection_copies(mechanism))
+        expected = at_the_start(mechanism)
+        copies = copied_parameters(site.module, projection_copies(mechanism))
         for name, found in tensors(mechanism).items():
             wanted = expected[name]
             if name in copies:

@@ -123,7 +123,8 @@ def test_trainer_with_accumulated_batches_steps_as_with_one_batch(base: str, hea
         trainer.train()
         return trainer.state.log_history[0]["loss"], torch.cat([p.detach().flatten() for p in model.parameters()])
 
-    (together, whole), (apart, parts) = step(4), step(1)
+    (together, whole) = step(4)
+    (apart, parts) = step(1)
     assert apart == pytest.approx(together, rel=1e-4)
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
 

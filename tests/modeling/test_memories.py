@@ -42,14 +42,17 @@ def pair(base: str, head: str | None = None, **options: Any) -> tuple[Any, Any]:
 
 def by_hand(plain: Any, learned: Tensor, ids: Tensor, causal: bool) -> Tensor:
     """The last hidden states of ``ids (1, N)`` without padding, one segment after the other."""
-    embeddings, memory, states = plain.get_input_embeddings()(ids), learned[None], []
+    embeddings = plain.get_input_embeddings()(ids)
+    memory = learned[None]
+    states = []
     if causal:
         for piece in embeddings.split(40 - 2 * MEMORY, 1):
             hidden = plain(inputs_embeds=torch.cat([memory, piece, memory], 1)).last_hidden_state
             states.append(hidden[:, MEMORY:-MEMORY])
             memory = hidden[:, -MEMORY:]
         return torch.cat(states, 1)
-    size, first = 40 - MEMORY, embeddings[:, :1]
+    size = 40 - MEMORY
+    first = embeddings[:, :1]
     rest = embeddings[:, size:].split(size - 1, 1)
     for piece in (embeddings[:, :size], *(torch.cat([first, piece], 1) for piece in rest)):
         hidden = plain(inputs_embeds=torch.cat([memory, piece], 1)).last_hidden_state
@@ -118,7 +121,8 @@ def test_every_head_with_memory_tokens_trains_them(base: str, head: str) -> None
 @torch.no_grad()
 def test_the_loss_of_a_router_is_that_of_all_segments() -> None:
     longer = long_model("mixtral", "MixtralForCausalLM", RMT, output_router_logits=True, router_aux_loss_coef=0.5)
-    mask, ids = padding(2, 100), tokens(2, 100)
+    mask = padding(2, 100)
+    ids = tokens(2, 100)
     labels = ids.masked_fill(mask == 0, -100)
     out = longer(ids, attention_mask=mask, labels=labels, use_cache=False)
     first = longer(ids[:, :34], use_cache=False)
@@ -138,7 +142,8 @@ def test_calls_with_memory_tokens_are_one_call_over_the_whole_text(base: str) ->
     text = 40 - MEMORY * (2 if base in DECODERS else 1)
     ids = tokens(2, 4 * text)
     whole = longer(ids).last_hidden_state
-    memory, states = longer.new_memory(), []
+    memory = longer.new_memory()
+    states = []
     for piece in ids.split(2 * text if base in DECODERS else text, 1):
         out = longer(piece, memory=memory)
         memory = out.memory
@@ -167,7 +172,8 @@ def test_memory_tokens_are_saved_and_read(tmp_path: Any) -> None:
 def test_generation_with_memory_tokens_equals_that_without_a_cache(base: str, options: dict[str, str]) -> None:
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
     _, longer = pair(base, head, **options)
-    ids, mask = tokens(3, 90), padding(3, 90, left=True)
+    ids = tokens(3, 90)
+    mask = padding(3, 90, left=True)
     arguments = {"attention_mask": mask, "max_new_tokens": 34, "do_sample": False, "eos_token_id": None}
     assert torch.equal(longer.generate(ids, **arguments), longer.generate(ids, use_cache=False, **arguments))
     with pytest.raises(InputError, match="generates after input_ids"):
@@ -214,7 +220,8 @@ def model(base: str, long_attention: dict[str, Any] = XL, **changes: Any) -> Any
 def segment_by_segment(
     longer: Any, ids: Tensor, size: int, positions: str | None = "continue", **along: Tensor
 ) -> tuple[Tensor, Any]:
-    memory, logits = longer.new_memory(positions), []
+    memory = longer.new_memory(positions)
+    logits = []
     for first in range(0, ids.shape[1], size):
         piece = slice(first, first + size)
         out = longer(ids[:, piece], memory=memory, **{name: value[:, piece] for name, value in along.items()})
@@ -234,10 +241,8 @@ def segment_by_segment(
     ids=str,
 )
 def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, changes: dict[str, Any]) -> None:
-    head, ids = (
-        {**LANGUAGE_MODELS, "opt": "OPTForCausalLM", "roberta": "RobertaForCausalLM"}[base],
-        tokens(2, 300).clamp(min=5),
-    )
+    head = {**LANGUAGE_MODELS, "opt": "OPTForCausalLM", "roberta": "RobertaForCausalLM"}[base]
+    ids = tokens(2, 300).clamp(min=5)
     plain = plain_model(base, head, **changes)
     found, _ = segment_by_segment(long_like(plain, base, {**XL, "memory_length": 400}, **changes), ids, 32)
     assert (found - plain(ids, use_cache=False).logits).abs().max() < 1e-4
@@ -250,7 +255,8 @@ def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, cha
     grid(itertools.product(DECODERS, (32, 50, 1)), lambda base, size: (base == DECODERS[0]) == (size == 32)),
 )
 def test_segments_with_a_memory_are_one_call_over_the_whole_text(base: str, size: int) -> None:
-    longer, length = model(base), 300 if size > 1 else 140
+    longer = model(base)
+    length = 300 if size > 1 else 140
     ids = tokens(3, length)
     mask = padding(3, length, left=True)
     whole = longer(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
@@ -283,8 +289,10 @@ def test_positions_of_segments_continue_where_rotary_and_restart_with_a_table() 
 def test_a_row_of_a_memory_begins_anew_and_leaves_the_others(name: str) -> None:
     """Row 0 reads a second document; row 1 goes on with its first, as if nothing had happened."""
     longer = model("gpt2", {"mechanism": name, **mechanism_class(name).about.sample})
-    ids, size = tokens(2, 180), 60
-    memory, logits = longer.new_memory(), []
+    ids = tokens(2, 180)
+    size = 60
+    memory = longer.new_memory()
+    logits = []
     for first in range(0, 180, size):
         reset = torch.tensor([first == 60, False])
         out = longer(ids[:, first : first + size], memory=memory, memory_reset=reset)
@@ -300,8 +308,10 @@ def test_a_row_of_a_memory_begins_anew_and_leaves_the_others(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("long_attention", [XL, {"mechanism": "linear"}, {"mechanism": "window", "window": 40}])
 def test_a_memory_is_not_changed_by_a_call_and_does_not_grow(long_attention: dict[str, Any]) -> None:
-    longer, ids = model("llama", long_attention), tokens(2, 32)
-    memory, sizes = longer.new_memory(), []
+    longer = model("llama", long_attention)
+    ids = tokens(2, 32)
+    memory = longer.new_memory()
+    sizes = []
     for _ in range(12):
         before = copy.deepcopy(memory.state_dict())
         following = longer(ids, memory=memory).memory
@@ -312,7 +322,8 @@ def test_a_memory_is_not_changed_by_a_call_and_does_not_grow(long_attention: dic
 
 
 def test_a_memory_carries_no_gradient_of_earlier_calls() -> None:
-    longer, ids = model("gpt2").train(), tokens(2, 96)
+    longer = model("gpt2").train()
+    ids = tokens(2, 96)
     memory = longer.new_memory()
     for first in range(0, 96, 32):
         out = longer(ids[:, first : first + 32], labels=ids[:, first : first + 32], memory=memory)
@@ -325,7 +336,8 @@ def test_a_memory_carries_no_gradient_of_earlier_calls() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["transformer_xl", "linear", "window", "recurrent_memory", "full"])
 def test_a_memory_is_saved_and_read(name: str) -> None:
-    longer, ids = model("llama", {"mechanism": name, **mechanism_class(name).about.sample}), tokens(2, 300)
+    longer = model("llama", {"mechanism": name, **mechanism_class(name).about.sample})
+    ids = tokens(2, 300)
     memory = longer.new_memory()
     for first in range(0, 200, 40):
         memory = longer(ids[:, first : first + 40], memory=memory).memory
@@ -334,11 +346,13 @@ def test_a_memory_is_saved_and_read(name: str) -> None:
     for first in (200, 240):
         outs = [longer(ids[:, first : first + 40], memory=one) for one in (memory, read)]
         assert torch.equal(outs[0].logits, outs[1].logits)
-        memory, read = outs[0].memory, outs[1].memory
+        memory = outs[0].memory
+        read = outs[1].memory
 
 
 def test_the_memory_is_a_field_of_the_output() -> None:
-    longer, ids = model("gpt2"), tokens(2, 32)
+    longer = model("gpt2")
+    ids = tokens(2, 32)
     out = longer(ids, memory=longer.new_memory())
     assert "memory" in out
     assert out["memory"] is out.memory
@@ -348,7 +362,8 @@ def test_the_memory_is_a_field_of_the_output() -> None:
 
 
 def test_a_memory_refuses_batches_masks_and_models_that_do_not_fit() -> None:
-    longer, ids = model("gpt2"), tokens(2, 32)
+    longer = model("gpt2")
+    ids = tokens(2, 32)
     memory = longer(ids, memory=longer.new_memory()).memory
     with pytest.raises(InputError, match="batch of 2, but the input has 3 rows"):
         longer(tokens(3, 32), memory=memory)

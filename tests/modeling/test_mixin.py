@@ -62,7 +62,8 @@ def long_model(base: str, head: str | None = None, long_attention: Any = None, *
 @every_case(("base", "head"), grid(HEADS, is_quick_head), of=9, code=kind_of_family, ids=[head for _, head in HEADS])
 class TestEveryHead:
     def test_the_signature_shows_the_added_arguments(self, base: str, head: str) -> None:
-        plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
+        plain = base_class(base, head)
+        longer = families.FAMILIES[base].model_class(head)
         added = [
             name
             for name in inspect.signature(longer.forward).parameters
@@ -72,7 +73,8 @@ class TestEveryHead:
 
     @pytest.mark.thorough
     def test_global_attention_mask_reaches_the_mechanism(self, base: str, head: str) -> None:
-        model, inputs = long_model(base, head), head_inputs(head)
+        model = long_model(base, head)
+        inputs = head_inputs(head)
         is_global = torch.zeros_like(inputs["input_ids"])
         is_global[..., 40] = 1
         with torch.no_grad():
@@ -146,10 +148,12 @@ def test_positions_of_an_encoder_begin_after_left_padding(name: str) -> None:
     """Of one that never computes its source's attention. Full attention keeps the source's positions, which count
     padding."""
     model = long_model("bert", None, {"mechanism": name, **mechanism_class(name).about.sample}).eval()
-    ids, mask = tokens(2, 60), torch.ones(2, 60, dtype=torch.long)
+    ids = tokens(2, 60)
+    mask = torch.ones(2, 60, dtype=torch.long)
     mask[0, :23] = 0
     with torch.no_grad():
-        alone, padded = model(ids[:1, 23:]).last_hidden_state[0], model(ids, attention_mask=mask).last_hidden_state
+        alone = model(ids[:1, 23:]).last_hidden_state[0]
+        padded = model(ids, attention_mask=mask).last_hidden_state
         if name == "full":
             model.use_base_attention()
             torch.testing.assert_close(
@@ -159,11 +163,9 @@ def test_positions_of_an_encoder_begin_after_left_padding(name: str) -> None:
 
 
 def test_an_encoder_with_base_attention_has_the_positions_of_its_source() -> None:
-    model, ids, mask = (
-        long_model("bert", None, {"mechanism": "window", "window": 8}).eval(),
-        tokens(1, 40),
-        torch.ones(1, 40),
-    )
+    model = long_model("bert", None, {"mechanism": "window", "window": 8}).eval()
+    ids = tokens(1, 40)
+    mask = torch.ones(1, 40)
     mask[0, :9] = 0
     plain = plain_model("bert").eval()
     plain.load_state_dict(model.state_dict(), strict=False)

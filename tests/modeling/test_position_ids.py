@@ -49,7 +49,8 @@ def test_models_without_positions_read_longer_texts_as_the_stock_model(base: str
     assert long.config.max_position_embeddings == LONG
     ids = torch.randint(5, 150, (2, LONG), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected, found = stock(ids).logits, long(ids).logits
+        expected = stock(ids).logits
+        found = long(ids).logits
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
         assert decoded(long, ids[:, :90], found[:, :90], prompt=70) < 1e-3
 
@@ -93,7 +94,8 @@ def test_packed_documents_are_refused_for_recurrent_layers(tmp_path: Path) -> No
         verify=False,
     )
     long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
-    ids, documents = torch.randint(5, 150, (1, 60)), (torch.arange(60) > 30).long()[None]
+    ids = torch.randint(5, 150, (1, 60))
+    documents = (torch.arange(60) > 30).long()[None]
     with pytest.raises(
         InputError, match="recurrent layers of this model read across their borders; give each document its own row"
     ):
@@ -119,7 +121,8 @@ LENGTH, LEFT = 60, 37
 
 def outputs(base: str, attention: dict[str, Any], masks: str, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states of a text alone, and after padding."""
-    model, text = long_model(base, None, attention, **ENCODERS[base], **changes), tokens(1, LENGTH)
+    model = long_model(base, None, attention, **ENCODERS[base], **changes)
+    text = tokens(1, LENGTH)
     padded = torch.nn.functional.pad(text, (LEFT, 0), value=1)
     real = (torch.arange(LENGTH + LEFT) >= LEFT).long()[None]
     if masks == "pairs":

@@ -51,7 +51,8 @@ def several(entry: Any) -> tuple[Any, ...]:
 
 @every_case("base", [*BASES, *(base for base in FAMILIES if FAMILIES[base].spec.reads != "text")])
 def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
-    family, known = FAMILIES[base], set[str]()
+    family = FAMILIES[base]
+    known = set[str]()
     plain: Any = family.base_config_class
     long: Any = family.config_class
     for auto in vars(modeling_auto).values():
@@ -241,7 +242,8 @@ def test_sentence_transformers_loads_the_encoder_of_a_long_encoder_decoder(tmp_p
     convert_checkpoint(
         tmp_path / "short", tmp_path / "long", mechanism="window", window=2048, max_length=1024, verify=False
     )
-    texts, embeddings = ["The keeper lights the lamp. " * 8, "A short one."], []
+    texts = ["The keeper lights the lamp. " * 8, "A short one."]
+    embeddings = []
     for folder, name in (("short", "T5EncoderModel"), ("long", "LongAttentionT5EncoderModel")):
         model = sentence_transformers.SentenceTransformer(str(tmp_path / folder), device="cpu")
         assert type(model[0].model).__name__ == name

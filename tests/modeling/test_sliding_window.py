@@ -63,14 +63,16 @@ class TestEveryBase:
     @every_case("left", [False, True], ids=["right-padded", "left-padded"])
     def test_bases_with_windows_equal_their_own(self, base: str, left: bool) -> None:
         plain, longer = both(base)
-        ids, mask = tokens(3, 100), padding(3, 100, left=left)
+        ids = tokens(3, 100)
+        mask = padding(3, 100, left=left)
         with torch.no_grad():
             expected, found = (model(ids, attention_mask=mask).logits for model in (plain, longer))
         assert (expected - found)[mask.bool()].abs().max() < 2e-5
 
     def test_bases_with_windows_generate_the_same(self, base: str) -> None:
         plain, longer = both(base)
-        ids, mask = tokens(2, 40), padding(2, 40, left=True)
+        ids = tokens(2, 40)
+        mask = padding(2, 40, left=True)
         expected = plain.generate(ids, attention_mask=mask, **GREEDY)
         for how in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
             assert torch.equal(longer.generate(ids, attention_mask=mask, **GREEDY, **how), expected)
@@ -88,7 +90,8 @@ class TestEveryBase:
         assert min(layer.keys.shape[2] for layer in own.layers) == WIDTH - 1
 
     def test_gradients_of_bases_with_windows_equal_their_own(self, base: str) -> None:
-        models, ids = both(base), tokens(2, 60)
+        models = both(base)
+        ids = tokens(2, 60)
         gradients = [torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters())) for model in models]
         assert all((a - b).abs().max() < 1e-5 for a, b in zip(*gradients, strict=True))
 
@@ -157,7 +160,8 @@ class TestCappedScores:
     def test_gemma2_caps_its_scores(self) -> None:
         plain, longer = both("gemma2")
         with torch.no_grad():
-            expected, capped = plain(tokens()).logits, longer(tokens()).logits
+            expected = plain(tokens()).logits
+            capped = longer(tokens()).logits
             longer.config.attn_logit_softcapping = None
             for layer in longer.model.layers:
                 layer.self_attn.attn_logit_softcapping = None
@@ -322,8 +326,10 @@ def attend_by_sizes(
     assert attention_mask is None or attention_mask.dim() == 2
     WINDOWS.append(sliding_window)
     causal = module.is_causal if is_causal is None else is_causal
-    key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
-    q_len, kv_len = query.shape[2], key.shape[2]
+    key = repeat_heads(key, query.shape[1])
+    value = repeat_heads(value, query.shape[1])
+    q_len = query.shape[2]
+    kv_len = key.shape[2]
     distance = torch.arange(kv_len - q_len, kv_len)[:, None] - torch.arange(kv_len)
     size = kv_len if sliding_window is None else sliding_window - 1
     seen = (distance <= size) & (distance >= (0 if causal else -size))

@@ -72,7 +72,8 @@ def test_features_in_chunks_are_near_under_autocast(norm: str, short_chunks: Non
     plain, encoder = encoders("wav2vec2", norm, tmp_path)
     sound = torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected, features = plain(sound), encoder(sound)
+        expected = plain(sound)
+        features = encoder(sound)
     assert features.dtype == expected.dtype
     torch.testing.assert_close(features, expected, rtol=5e-2, atol=5e-2)
 

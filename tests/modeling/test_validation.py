@@ -51,7 +51,8 @@ def test_generation_beyond_the_position_table_is_refused() -> None:
     model = families.LongGPT2LMHeadModel(long_config("gpt2", WINDOW)).eval()
     with pytest.raises(InputError, match="this model has 512"):
         model.generate(tokens(1, 500), max_new_tokens=20, do_sample=False, eos_token_id=None)
-    left_padded, mask = torch.cat([torch.full((1, 30), 3), tokens(1, 490)], 1), (torch.arange(520) >= 30).long()[None]
+    left_padded = torch.cat([torch.full((1, 30), 3), tokens(1, 490)], 1)
+    mask = (torch.arange(520) >= 30).long()[None]
     model.generate(left_padded, attention_mask=mask, max_new_tokens=5, do_sample=False, eos_token_id=None)
 
 

@@ -15,6 +15,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,7 +23,6 @@ from typing import Any
 import pytest
 import tomllib
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -45,31 +45,20 @@ SMALL = {"pad_token_id": 1, "head_dim": 8, "num_key_value_heads": 4, "mamba_n_he
 LENGTHS = (40, 3, 70, 1)
 
 
-class Attention(nn.Module):
-    """``Attention`` and ``EncoderOnlyAttention`` for texts of the lengths ``texts``, which lie one after the other in
-    a row."""
+@dataclass
+class Attention:
+    """``Attention`` and ``EncoderOnlyAttention`` of a layer, for texts of the lengths ``texts``, which lie one after
+    the other in a row."""
 
-    def __init__(self, window: int | None, causal: bool, softcap: float | None, texts: Sequence[int]) -> None:
-        super().__init__()
-        self.window, self.causal, self.softcap, self.texts, self.scale = window, causal, softcap, texts, 0.0
-        self.calls = 0
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        self.calls += 1
-        out = []
-        for q, k, v in zip(*(x.split(list(self.texts), 2) for x in (query, key, value)), strict=True):
-            distance = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
-            # flash_attn.py: (sliding_window - 1, 0 or sliding_window - 1)
-            size = q.shape[2] if self.window is None else self.window - 1
-            scores = q @ repeat_heads(k, q.shape[1]).mT * self.scale
-            scores = scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
-            visible = (distance <= size) & (distance >= (0 if self.causal else -size))
-            out.append(scores.masked_fill(~visible, -torch.inf).softmax(-1) @ repeat_heads(v, q.shape[1]))
-        return torch.cat(out, 2)
+    window: int | None
+    causal: bool
+    softcap: float | None
+    texts: list[int]
+    calls: int = 0
 
 
 INSTANCES: dict[int, Attention] = {}
-"""Layer -> its attention. Before 0.32 vLLM passed it down as ``attention_instances``; now the modules have it."""
+"""Layer -> its attention."""
 
 
 def attend(
@@ -84,10 +73,19 @@ def attend(
     """``vllm_attention_forward``."""
     assert kwargs.get("s_aux") is None  # check_sinks
     instance: Any = INSTANCES[module.layer_idx]  # type: ignore[index]
-    instance.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    width = value.shape[-1]
-    out = instance(query, key, F.pad(value, (0, query.shape[-1] - width)))[..., :width]
-    return out.transpose(1, 2).reshape(query.shape[2], -1), None
+    instance.calls += 1
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = []
+    for q, k, v in zip(*(x.split(instance.texts, 2) for x in (query, key, value)), strict=True):
+        distance = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+        # flash_attn.py: (sliding_window - 1, 0 or sliding_window - 1)
+        size = q.shape[2] if instance.window is None else instance.window - 1
+        scores = q @ repeat_heads(k, q.shape[1]).mT * scale
+        if instance.softcap is not None:
+            scores = instance.softcap * torch.tanh(scores / instance.softcap)
+        visible = (distance <= size) & (distance >= (0 if instance.causal else -size))
+        out.append(scores.masked_fill(~visible, -torch.inf).softmax(-1) @ repeat_heads(v, q.shape[1]))
+    return torch.cat(out, 2).transpose(1, 2).reshape(query.shape[2], -1), None
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +116,8 @@ def refusal(config: Any) -> str:
 def serve(config: Any, weights: dict[str, Tensor], texts: Sequence[Tensor]) -> list[Tensor]:
     """Hidden states of ``texts``, as the engine computes them together from a checkpoint."""
     config = read_by_engine(config)
-    types, lengths = getattr(config, "layer_types", None), [len(text) for text in texts]
+    types = getattr(config, "layer_types", None)
+    lengths = [len(text) for text in texts]
     whole = None  # arg_utils.py: the window of all layers, if no layer_types name any
     if types is None or all(layer == "sliding_attention" for layer in types):
         whole = getattr(config, "sliding_window", None)
@@ -127,7 +126,8 @@ def serve(config: Any, weights: dict[str, Tensor], texts: Sequence[Tensor]) -> l
     model: Any = AutoModel.from_config(config).eval()
     model.load_state_dict(weights)
     encoder = any(not getattr(module, "is_causal", True) for module in model.modules())
-    softcap, types = getattr(text_config, "attn_logit_softcapping", None), getattr(text_config, "layer_types", None)
+    softcap = getattr(text_config, "attn_logit_softcapping", None)
+    types = getattr(text_config, "layer_types", None)
     INSTANCES.clear()
     for layer in range(text_config.num_hidden_layers):
         window = text_config.sliding_window if types and types[layer] == "sliding_attention" else whole
@@ -141,7 +141,6 @@ def serve(config: Any, weights: dict[str, Tensor], texts: Sequence[Tensor]) -> l
             inputs_embeds=None,
             use_cache=False,
             position_ids=positions[None],
-            attention_instances=INSTANCES,
             return_dict=False,
         )
     assert all(instance.calls == 1 for instance in INSTANCES.values())
@@ -221,7 +220,8 @@ def test_every_mechanism_is_equal_or_refused_in_vllm(name: str, form: str) -> No
 @pytest.mark.thorough
 @every_case("base", family_names(CONFIG_MAPPING_NAMES))
 def test_every_family_is_equal_or_refused_in_vllm(base: str) -> None:
-    family, texts = FAMILIES[base], FAMILIES[base].spec.reads == "text"
+    family = FAMILIES[base]
+    texts = FAMILIES[base].spec.reads == "text"
     values = small_values(base, Shape(tokens=128, vocabulary=200), **SMALL, sliding_window=6) if texts else {}
     config = family.config_class(**values, **({"long_attention": {"layers": "window:window=6"}} if texts else {}))
     if why := refusal(config):
@@ -336,7 +336,8 @@ def test_the_windows_that_vllm_reads_are_seen_under_its_name_alone(base: str, tm
     )
     attention = {"mechanism": "full"} if base == "gemma3_text" else MIXED
     config = long_config(base, attention, **changes)
-    before, written = copy.deepcopy(vars(config)), config.to_dict()
+    before = copy.deepcopy(vars(config))
+    written = config.to_dict()
     config._attn_implementation = VLLM
     expected = [FULL] * 3 if base == "gemma3_text" else [SLIDING, FULL, SLIDING]
     for seen in (

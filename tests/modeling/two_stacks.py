@@ -53,7 +53,8 @@ def on_the_fly(folder: Path, base: str, **values: Any) -> Any:
 
 def inputs_of(head: str = "", length: int = 40) -> dict[str, Tensor]:
     """Two texts, the second shorter, with one end token each."""
-    ids, mask = tokens(2, length), torch.ones(2, length, dtype=torch.long)
+    ids = tokens(2, length)
+    mask = torch.ones(2, length, dtype=torch.long)
     mask[1, length - 11 :] = 0
     ids = torch.where(mask.bool(), ids, TOKENS["pad_token_id"])
     ids[0, -1] = ids[1, length - 12] = TOKENS["eos_token_id"]

@@ -109,7 +109,8 @@ def _built(
     mechanism = mechanism_from(
         name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length
     )
-    mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
+    mechanism.layer = site.layer
+    mechanism.is_cross_attention = site.cross
     check_form(mechanism, site.causal, f"{site.name} of {type(model).__name__}")
     if getattr(site.module, SINKS, None) is not None and not mechanism.capabilities.takes_sinks:
         raise OptionError(

@@ -119,7 +119,8 @@ class ReplacedModules(_Base):
         classes = dict(cls.replaced)
         for base, mixin in classes.items():
             if not issubclass(mixin, base):  # stored in the family's module, where pickle finds it
-                name, namespace = f"Long{base.__name__}", {"__module__": cls.__module__, "__doc__": mixin.__doc__}
+                name = f"Long{base.__name__}"
+                namespace = {"__module__": cls.__module__, "__doc__": mixin.__doc__}
                 classes[base] = type(name, (mixin, base), namespace)
                 setattr(sys.modules[cls.__module__], name, classes[base])
         cls.replaced = classes

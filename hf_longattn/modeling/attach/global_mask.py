@@ -79,10 +79,12 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     Raises:
         InputError: the message names the mechanisms.
     """
-    mask, tokens = arguments.get("global_attention_mask"), input_of(arguments)
+    mask = arguments.get("global_attention_mask")
+    tokens = input_of(arguments)
     if mask is None:
         return
-    length, layers = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1]), layer_mechanisms(model)
+    length = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1])
+    layers = layer_mechanisms(model)
     if not any(
         mechanism.capabilities.takes_globals or for_length(mechanism, length).covers(length)
         for mechanism in with_members(layers)
@@ -101,10 +103,8 @@ def question_separator(tokenizer: Any) -> int | None:
     Llama)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers of pages do not take texts without boxes
     if backend is None:
-        ids, document = (
-            list(tokenizer("a", "b")["input_ids"]),
-            list(tokenizer("b", add_special_tokens=False)["input_ids"]),
-        )
+        ids = list(tokenizer("a", "b")["input_ids"])
+        document = list(tokenizer("b", add_special_tokens=False)["input_ids"])
     else:
         encodings = backend.encode("a", "b"), backend.encode("b", add_special_tokens=False)
         ids, document = (

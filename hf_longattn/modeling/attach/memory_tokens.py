@@ -32,7 +32,8 @@ class MemoryTokens(nn.Module):
 
     def __init__(self, recursion: Recursion, hidden_size: int, std: float) -> None:
         super().__init__()
-        self.recursion, self.std = recursion, std
+        self.recursion = recursion
+        self.std = std
         self.tokens = nn.Parameter(torch.empty(recursion.memory, hidden_size))
         self.reset_parameters()
 
@@ -182,7 +183,8 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
             "A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False."
         )
     text, further = _read_text(model, arguments)
-    causal, recursion = any(site.causal for site in attention_sites(model)), model.recursion
+    causal = any(site.causal for site in attention_sites(model))
+    recursion = model.recursion
     start = first_real(text[MASK])
     padded = in_graph() or bool(start.any())
     if padded:
@@ -190,7 +192,8 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
     segments = _segments(text, recursion.text(causal), causal)
     check_segment_counts(model, len(segments))
     remembered = arguments.get(TOKEN_MEMORY_ARGUMENT)
-    learned, batch = model.long_memory.tokens, len(text[MASK])
+    learned = model.long_memory.tokens
+    batch = len(text[MASK])
     memory: Tensor = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
     memory, size = memory.to(text[EMBEDDINGS].dtype), memory.shape[1]
     parts: list[Any] = []
@@ -241,7 +244,8 @@ def _run_segment(
             token.
     """
     real = segment[MASK]
-    count, size = memory.shape[1], real.shape[1]
+    count = memory.shape[1]
+    size = real.shape[1]
     around = (count, count if causal and keep else 0)
     inputs = {
         EMBEDDINGS: torch.cat([memory, segment[EMBEDDINGS], memory[:, : around[1]]], 1),

@@ -100,10 +100,8 @@ def convolution_of(layer: Any) -> Convolution:
 def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
     """Slices of up to ``size`` outputs of unpadded convolutions. Each has the part ``(B, n)`` of ``inputs (B, N)``
     that it needs."""
-    total, stride = (
-        outputs_of(convolutions, inputs.shape[1]),
-        math.prod(convolution.stride for convolution in convolutions),
-    )
+    total = outputs_of(convolutions, inputs.shape[1])
+    stride = math.prod(convolution.stride for convolution in convolutions)
     for first in range(0, total, size):
         last = min(first + size, total)
         needed = last - first
@@ -122,12 +120,15 @@ class NormalisedConvolution:
     """
 
     def __init__(self, layer: Any, samples: Tensor) -> None:
-        self.layer, self.dtype = layer, samples.dtype
-        norm, convolution = layer.layer_norm, convolution_of(layer)
+        self.layer = layer
+        self.dtype = samples.dtype
+        norm = layer.layer_norm
+        convolution = convolution_of(layer)
         weight = layer.conv.weight[:, 0].double()
 
         # Mean (B, K) and covariance (B, K, K) over time of the convolution's windows of samples, in float64.
-        centre, count = samples.double().mean(1, keepdim=True), convolution.outputs(samples.shape[1])
+        centre = samples.double().mean(1, keepdim=True)
+        count = convolution.outputs(samples.shape[1])
         total: Any = 0.0
         products: Any = 0.0
         for _, chunk in chunks(samples, [convolution], WINDOWS_OF_MOMENTS):
@@ -137,9 +138,11 @@ class NormalisedConvolution:
         mean = total / count
         mean, covariance = mean + centre, products / count - mean[:, :, None] * mean[:, None]
         variance = torch.einsum("cj,bjk,ck->bc", weight, covariance, weight).clamp_min(0)
-        scale, shift = (variance + norm.eps).rsqrt(), torch.zeros_like(variance)
+        scale = (variance + norm.eps).rsqrt()
+        shift = torch.zeros_like(variance)
         if norm.affine:
-            scale, shift = scale * norm.weight, shift + norm.bias
+            scale = scale * norm.weight
+            shift = shift + norm.bias
         at_least = torch.promote_types(samples.dtype, torch.float32)
         self.weight = (scale[..., None] * weight).flatten(0, 1)[:, None].to(at_least)
         # the layer's own bias cancels in w·u - mean
@@ -147,7 +150,8 @@ class NormalisedConvolution:
 
     def __call__(self, samples: Tensor) -> Tensor:
         """Samples ``(B, 1, n)`` to features ``(B, C, n')``."""
-        rows, stride = samples.to(self.weight.dtype).transpose(0, 1), self.layer.conv.stride
+        rows = samples.to(self.weight.dtype).transpose(0, 1)
+        stride = self.layer.conv.stride
         states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples)).unflatten(
             1, (len(samples), -1)
         )[0]

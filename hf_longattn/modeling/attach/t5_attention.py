@@ -113,14 +113,17 @@ class BucketedAttention(nn.Module):
         """
         if not runs_mechanisms(self):
             return super().forward(hidden_states, mask, key_value_states, position_bias, **kwargs)
-        cache, layer, crossing = take_cache(kwargs), int(self.layer_idx or 0), key_value_states is not None  # type: ignore[arg-type]
+        cache = take_cache(kwargs)
+        layer = int(self.layer_idx or 0)  # type: ignore[arg-type]
+        crossing = key_value_states is not None
         both = cache if isinstance(cache, EncoderDecoderCache) else None
         past: Any = cache
         if both is not None:
             past = both.cross_attention_cache if crossing else both.self_attention_cache
         size = int(self.key_value_proj_dim)  # type: ignore[arg-type]
         if crossing and both is not None and both.is_updated.get(layer):
-            key, value = past.layers[layer].keys, past.layers[layer].values
+            key = past.layers[layer].keys
+            value = past.layers[layer].values
         else:
             source = hidden_states if key_value_states is None else key_value_states
             key, value = by_head(source, size, self.k, self.v)

@@ -37,17 +37,20 @@ class ExtendPositions(ConversionOps):
     """
 
     def __init__(self, table: PositionTable | None, config_class: type[Any]) -> None:
-        self.table, self.config_class = table, config_class
+        self.table = table
+        self.config_class = config_class
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
         tensors = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-        table, model_type = self.table, self.config_class.model_type
+        table = self.table
+        model_type = self.config_class.model_type
         if table is None:
             return tensors
         if config.model_type != model_type:  # config of an outer model that has this model as a tower
             parts = (getattr(config, name) for name in config.sub_configs)
             config = next((part for part in parts if getattr(part, "model_type", None) == model_type), config)
-        rows, dropped = table.rows(config), config.position_extension in DROPPED
+        rows = table.rows(config)
+        dropped = config.position_extension in DROPPED
         strategy = config.position_extension if table.learned or dropped else SINUSOIDAL
         for name, weight in tensors.items():
             if (weight.shape[0] < rows or dropped) and weight.device.type != "meta":
