@@ -99,8 +99,7 @@ def refuse_adapter(folder: Path, name: str) -> None:
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{name!r} holds an adapter, not a model; merge it first: load its base with transformers, and type "
-            "peft.PeftModel."
-            f"from_pretrained(base, {name!r}).merge_and_unload().save_pretrained('merged')."
+            f"peft.PeftModel.from_pretrained(base, {name!r}).merge_and_unload().save_pretrained('merged')."
         )
 
 

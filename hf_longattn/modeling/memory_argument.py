@@ -30,8 +30,7 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     if not runs_mechanisms(model):
         raise InputError(
             f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of "
-            "segments; "
-            f"choose model.set_attn_implementation({BACKEND!r})."
+            f"segments; choose model.set_attn_implementation({BACKEND!r})."
         )
     if any(isinstance(module, MemoryTokens) for module in model.modules()):
         if positions is not None:

@@ -66,8 +66,7 @@ class ImageInput:
         ):
             raise InputError(
                 f"Images of {' × '.join(map(str, self.size))} pixels are not filled by patches of {self.patch} × "
-                f"{self.patch}; give a "
-                "height and a width that are multiples of the patch, for example 224 224 and 16."
+                f"{self.patch}; give a height and a width that are multiples of the patch, for example 224 224 and 16."
             )
 
     @property
@@ -286,8 +285,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
             raise InputError(
                 f"Images of {' × '.join(map(str, images.size))} pixels in patches of {images.patch} are "
                 f"{images.grid.cells + 1:,} tokens, but the backbone reads {self.longest:,}; give larger patches, or "
-                "convert it with --max-length "
-                f"{images.grid.cells + 1}."
+                f"convert it with --max-length {images.grid.cells + 1}."
             )
         self.post_init()
 

@@ -33,8 +33,7 @@ class LongTowersMixin(LongAttentionMixin):
             if arguments.pop(name, None) is not None:
                 raise InputError(
                     f"{name} is for texts, and {type(self).__name__} hands it to every tower; call "
-                    "get_text_features(input_ids, "
-                    f"{name}=...) and get_image_features instead."
+                    f"get_text_features(input_ids, {name}=...) and get_image_features instead."
                 )
         for tower in self.towers.values():
             missing = tower.main_input_name

@@ -92,8 +92,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
         names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
         raise InputError(
             "global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is "
-            f"{names}); "
-            "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
+            f"{names}); leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
         )
 
 
