@@ -1,0 +1,1 @@
+"""Source of the Hub's kernel, which ``scripts/build_kernel.py`` writes."""

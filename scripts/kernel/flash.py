@@ -1,0 +1,461 @@
+"""Exact attention with windows, by the functions of flash-attn: on a CPU too, forward and backward, in float dtypes.
+
+On a CPU, a window costs what its keys cost: the engine cuts queries into blocks, and one call of PyTorch's fused
+kernel runs many blocks (:class:`Varlen`). On other devices, PyTorch's own operators run: its varlen flash attention
+where it takes the call, and otherwise a loop over blocks of queries (:func:`attend_in_blocks`), which also computes
+score caps everywhere.
+
+Tensors have the layout of flash-attn: ``(batch, tokens, heads, head_dim)``, or ``(all tokens, heads, head_dim)`` with
+offsets. Keys and values may have fewer heads than queries. ``window_size=(left, right)`` shows each query that many
+keys before and after its own position; -1 is no limit. The last query is at the last key's position, as in
+flash-attn 2.1 and later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hf_longattn.engines.batch import differentiated, transformed
+from hf_longattn.engines.call import UNBOUNDED
+from hf_longattn.engines.cpu.band import DROPOUT_BLOCK, Group, band_plan, block_mask
+from hf_longattn.engines.cpu.kernels import MAX_PLAIN_KEYS
+from hf_longattn.engines.cpu.softmax import Part, Runs, Scope, Source, attend_parts, source
+from hf_longattn.engines.dense import products, repeat_heads
+
+BLOCK_SCORES = 1 << 24
+"""Maximum scores of one block of :func:`attend_in_blocks`, over all heads."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Window = tuple[int, int]
+
+
+class Texts(NamedTuple):
+    """Neighbouring texts of equal lengths: ``count`` texts with ``queries`` queries from ``first_query`` on and
+    ``keys`` keys from ``first_key`` on."""
+
+    first_query: int
+    queries: int
+    first_key: int
+    keys: int
+    count: int
+
+
+def texts_of(offsets_q: Sequence[int], offsets_k: Sequence[int], left: int, right: int) -> Iterator[Texts]:
+    """The texts between neighbouring offsets, without queries that see no key."""
+    texts: Texts | None = None
+    for number in range(len(offsets_q) - 1):
+        first, last = offsets_q[number], offsets_q[number + 1]
+        first_key, keys = offsets_k[number], offsets_k[number + 1] - offsets_k[number]
+        first += max(0, last - first - keys - right)  # queries before it end before the first key
+        if first >= last or not keys:
+            continue
+        if texts is not None and (
+            (last - first, keys) == (texts.queries, texts.keys)
+            and first == texts.first_query + texts.count * texts.queries
+            and first_key == texts.first_key + texts.count * texts.keys
+        ):
+            texts = texts._replace(count=texts.count + 1)
+            continue
+        if texts is not None:
+            yield texts
+        texts = Texts(first, last - first, first_key, keys, 1)
+    if texts is not None:
+        yield texts
+
+
+@source
+class Varlen(Source):
+    """Texts one after the other in a batch of one row, each with a window.
+
+    - fixed: offsets of the texts' queries and of their keys, ``(n + 1,)`` integers each.
+    - numbers: left and right.
+    """
+
+    name = "varlen"
+    sums_in_fp32 = False
+
+    def read_arguments(
+        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
+    ) -> None:
+        self.left, self.right = numbers
+        self.offsets = [offsets.tolist() for offsets in fixed if offsets is not None]
+
+    def prepare(self, out: Tensor, lse: Tensor) -> None:
+        out.zero_()  # of queries that see no key
+        lse.zero_()
+
+    def scopes(self, backward: bool) -> Iterator[Scope]:
+        for texts in texts_of(*self.offsets, self.left, self.right):
+            yield Scope([*self.parts(texts, backward)])
+
+    def parts(self, texts: Texts, backward: bool) -> Iterator[Part]:
+        """The parts of texts of equal lengths."""
+        first_query, q_len, first_key, kv_len, count = texts
+        shift, left, right = kv_len - q_len, min(self.left, kv_len), min(self.right, max(q_len, kv_len))
+        queries, keys = Runs(first_query, q_len, count, q_len), Runs(first_key, kv_len, count, kv_len)
+        everything = Group(0, 1, q_len, 0, q_len, kv_len)
+        if everything.sees_all(shift, left, right):
+            yield Part(queries, keys)
+            return
+        if left >= kv_len - 1 and right == 0:  # causal, without a window
+            if q_len <= MAX_PLAIN_KEYS:
+                yield Part(queries, keys, block_mask(everything, shift, left, right, q_len, self.dtype))
+                return
+            if shift:  # all queries see the keys before the first of them
+                yield Part(queries, Runs(first_key, shift, count, kv_len))
+            later = Runs(first_key + shift, q_len, count, kv_len)
+            yield Part(queries, later, label=(1,), merges=shift > 0, causal=True)
+            return
+        sizes, block = (q_len, kv_len, shift, left, right), DROPOUT_BLOCK if self.dropout else None
+        plan = band_plan(*sizes, self.q.dtype, torch.get_num_threads(), backward=backward, block=block)
+        if plan.dense:
+            mask = block_mask(everything, shift, left, right, q_len, self.dtype)
+            yield Part(queries, keys, mask, causal=right == 0 and shift == 0)
+            return
+        label = 0
+        for text in range(count):
+            query, key = first_query + text * q_len, first_key + text * kv_len
+            for group in plan.groups:
+                mask = block_mask(group, shift, left, right, plan.block, self.dtype)
+                for blocks in group.parts(max(1, plan.queries // plan.block)):
+                    rows = Runs(query + blocks.first, blocks.block, blocks.blocks, blocks.block)
+                    columns = Runs(key + blocks.start, blocks.width, blocks.blocks, blocks.step)
+                    yield Part(rows, columns, mask, (label,))
+                    label += 1
+
+
+class Settings(NamedTuple):
+    """How a call weighs keys. ``left`` and ``right``: keys before and after each query that it sees."""
+
+    left: int
+    right: int
+    scale: float
+    softcap: float
+    dropout: float
+    sinks: Tensor | None
+    """Scores of attention sinks ``(H,)``."""
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        dropout: float,
+        scale: float | None,
+        causal: bool,
+        window: Window,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Settings:
+        """The settings for arguments of flash-attn."""
+        left, right = (UNBOUNDED if size is None or size < 0 else int(size) for size in window)
+        if causal:
+            right = 0
+        scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        return cls(left, right, scale, softcap or 0.0, dropout, sinks)
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, offsets: Sequence[Tensor], settings: Settings) -> Tensor:
+    """Attention ``(1, H, N, D)`` of texts in one row, a block of queries at a time, by plain operations.
+
+    The backward pass computes the scores of each block again.
+    """
+    left, right = settings.left, settings.right
+    outs, done = [], 0
+    for texts in texts_of(offsets[0].tolist(), offsets[1].tolist(), left, right):
+        shift, width = texts.keys - texts.queries, min(texts.keys, left + right + 256)
+        block = max(16, min(texts.queries, BLOCK_SCORES // (q.shape[1] * width)))
+        for text in range(texts.count):
+            query, key = texts.first_query + text * texts.queries, texts.first_key + text * texts.keys
+            outs.append(torch.zeros_like(q[:, :, done:query]))  # queries that see no key
+            done = query + texts.queries
+            for first in range(0, texts.queries, block):
+                size = min(block, texts.queries - first)
+                start, stop = max(0, first + shift - left), min(texts.keys, first + size + shift + right)
+                rows = torch.arange(first + shift, first + shift + size, device=q.device)[:, None]
+                distance = rows - torch.arange(start, stop, device=q.device)
+                hidden = (distance > left) | (distance < -right)
+                at, near = slice(query + first, query + first + size), slice(key + start, key + stop)
+                inputs = (q[:, :, at], k[:, :, near], v[:, :, near], hidden, settings)
+                if torch.is_grad_enabled() and not transformed():
+                    outs.append(checkpoint(attend_block, *inputs, use_reentrant=False))
+                else:
+                    outs.append(attend_block(*inputs))
+    return torch.cat([*outs, torch.zeros_like(q[:, :, done:])], 2)
+
+
+def attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, settings: Settings) -> Tensor:
+    """Attention ``(1, H, n, D)`` of a block of queries to the keys near it. ``hidden``: ``(n, keys)`` bool."""
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    if settings.sinks is None and not settings.softcap:
+        return F.scaled_dot_product_attention(q, k, v, ~hidden, dropout_p=settings.dropout, scale=settings.scale)
+    scores = products(q, k) * settings.scale
+    if settings.softcap:
+        scores = (scores / settings.softcap).tanh() * settings.softcap
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if settings.sinks is not None:
+        sinks = settings.sinks.to(scores.dtype)[:, None, None]
+        scores = torch.cat([scores, sinks.expand(len(scores), -1, scores.shape[2], 1)], 3)
+    weights = scores.softmax(3)[..., : k.shape[2]]
+    return F.dropout(weights, settings.dropout).to(v.dtype) @ v
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Sequence[Tensor],
+    longest: tuple[int, int],
+    settings: Settings,
+) -> Tensor:
+    """Attention of texts that stand one after the other, by the engine that the device and the call allow.
+
+    Args:
+        q, k, v: ``(N, H, D)``, ``(M, H_kv, D)``.
+        offsets: ``(n + 1,)`` integers each: where the queries and the keys of each text begin, then their numbers.
+        longest: maximum queries and keys of a text.
+    """
+    check(q, k, v, settings.sinks)
+    left, right = settings.left, settings.right
+    if varlen_flash_runs(q, settings):
+        from torch.nn.attention.varlen import varlen_attn
+
+        limits = tuple(-1 if size == UNBOUNDED else size for size in (left, right))
+        starts = [x.to(q.device, torch.int32) for x in offsets]
+        grouped = q.shape[1] != k.shape[1]
+        return varlen_attn(q, k, v, *starts, *longest, scale=settings.scale, window_size=limits, enable_gqa=grouped)
+    rows = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    if q.device.type != "cpu" or settings.softcap or transformed():
+        return attend_in_blocks(*rows, offsets, settings)[0].transpose(0, 1)
+    if settings.dropout or differentiated(q, k, v):  # the fused kernel groups heads, but not the products beside it
+        rows = [repeat_heads(x, q.shape[1]) for x in rows]
+    _, _, scale, _, dropout, sinks = settings
+    return attend_parts("varlen", *rows, scale, (), offsets, (left, right), dropout, sinks)[0].transpose(0, 1)
+
+
+def varlen_flash_runs(q: Tensor, settings: Settings) -> bool:
+    """Whether PyTorch's flash attention for texts in one row computes the call."""
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] > 256:
+        return False
+    if settings.dropout or settings.softcap or settings.sinks is not None:
+        return False  # it has none of them
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in varlen_attn.__annotations__
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, s_aux: Tensor | None) -> None:
+    """Refuse what no engine here computes.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: dtypes that differ, or without an engine, such as fp8.
+    """
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
+        raise TypeError(
+            f"longattn computes attention in float16, bfloat16, float32 and float64, with equal dtypes of q, k and v; "
+            f"these are {q.dtype}, {k.dtype} and {v.dtype}. Convert them first."
+        )
+    if not q.shape[-1] == k.shape[-1] == v.shape[-1]:
+        raise ValueError(
+            f"longattn needs equal head sizes; q, k and v have {q.shape[-1]}, {k.shape[-1]} and {v.shape[-1]}."
+        )
+    if k.shape[:-1] != v.shape[:-1] or q.shape[-2] % k.shape[-2]:
+        raise ValueError(
+            "longattn needs as many keys as values, and heads of q that are a multiple of theirs; shapes are "
+            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}."
+        )
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k and v are on different devices: {q.device}, {k.device}, {v.device}.")
+    if s_aux is not None and s_aux.shape != q.shape[-2:-1]:
+        raise ValueError(
+            f"s_aux has shape {tuple(s_aux.shape)}, but must have one number for each of {q.shape[-2]} heads."
+        )
+
+
+def refuse(**arguments: Any) -> None:
+    """Refuse arguments of flash-attn that are not implemented, if they are given.
+
+    Raises:
+        NotImplementedError: one is given.
+    """
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            raise NotImplementedError(f"longattn does not implement {name} of flash-attn; call it without {name}.")
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    s_aux: Tensor | None = None,
+) -> Tensor:
+    """Attention ``(B, N, H, D)`` of ``q (B, N, H, D)`` to ``k, v (B, M, H_kv, D)``.
+
+    Args:
+        dropout_p: probability with which a weight is dropped.
+        softmax_scale: factor on scores; ``D ** -0.5`` by default.
+        causal: whether a query sees no key after its own position.
+        window_size: keys before and after each query that it sees; -1 is no limit.
+        softcap: scores are ``softcap * tanh(score / softcap)``.
+        s_aux: ``(H,)``, scores of attention sinks, which take weight and have no value.
+    Raises:
+        NotImplementedError: ``alibi_slopes`` or ``return_attn_probs``. Every result is deterministic.
+    """
+    refuse(alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs)
+    settings = Settings.of(q, dropout_p, softmax_scale, causal, window_size, softcap, s_aux)
+    batch, q_len, kv_len = q.shape[0], q.shape[1], k.shape[1]
+    offsets = tuple(torch.arange(batch + 1) * length for length in (q_len, kv_len))
+    rows = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    out = attend(*rows, offsets, (q_len, kv_len), settings)
+    return out.view(batch, q_len, *out.shape[1:])
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+    s_aux: Tensor | None = None,
+) -> Tensor:
+    """Attention ``(all queries, H, D)`` of texts that stand one after the other, each to its own keys.
+
+    Args:
+        q, k, v: ``(all queries, H, D)``, ``(all keys, H_kv, D)``; with ``block_table``, k and v are caches of blocks
+            ``(blocks, block size, H_kv, D)``.
+        cu_seqlens_q, cu_seqlens_k: ``(texts + 1,)`` integers: where each text's queries and keys begin, then their
+            numbers.
+        block_table: ``(texts, most blocks)`` integers: the blocks with a text's keys, in order.
+
+    The other arguments are those of :func:`flash_attn_func`.
+    """
+    refuse(alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs)
+    settings = Settings.of(q, dropout_p, softmax_scale, causal, window_size, softcap, s_aux)
+    if len(cu_seqlens_q) != len(cu_seqlens_k):
+        raise ValueError(
+            f"cu_seqlens_q names {len(cu_seqlens_q) - 1} texts and cu_seqlens_k {len(cu_seqlens_k) - 1}; they must be "
+            "the same texts."
+        )
+    if block_table is not None:
+        k, v = keys_of_blocks(k, v, cu_seqlens_k.diff().tolist(), block_table)
+    offsets, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+    return attend(q, k, v, offsets, longest, settings)
+
+
+def keys_of_blocks(k: Tensor, v: Tensor, lengths: Sequence[int], block_table: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values ``(sum of lengths, H_kv, D)`` of texts in caches of blocks ``(blocks, block size, H_kv, D)``.
+
+    Raises:
+        ValueError: the table has another shape than one row for each text, with blocks for its keys.
+    """
+    size, longest = k.shape[1], max(lengths, default=0)
+    if block_table.dim() != 2 or len(block_table) != len(lengths) or block_table.shape[1] * size < longest:
+        raise ValueError(
+            f"block_table has shape {tuple(block_table.shape)}, but needs a row for each of {len(lengths)} texts "
+            f"with at least {-(-longest // size)} blocks of {size} tokens."
+        )
+    tables = [table[: -(-length // size)] for table, length in zip(block_table, lengths, strict=True)]
+    texts = [
+        tuple(x[blocks].flatten(0, 1)[:length] for x in (k, v)) for blocks, length in zip(tables, lengths, strict=True)
+    ]
+    keys, values = zip(*texts, strict=True)
+    return torch.cat(keys), torch.cat(values)
+
+
+def flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    softcap: float | None = None,
+    rotary_interleaved: bool = True,
+    alibi_slopes: Tensor | None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+    s_aux: Tensor | None = None,
+) -> Tensor:
+    """Attention ``(B, N, H, D)`` to the first keys of a cache, after new ones were written behind them, in place.
+
+    Args:
+        q: ``(B, N, H, D)``.
+        k_cache, v_cache: ``(B, most keys, H_kv, D)``; with ``block_table``, ``(blocks, block size, H_kv, D)``.
+        k, v: ``(B, new keys, H_kv, D)``, or ``None``.
+        cache_seqlens: ``(B,)`` integers or one: keys that each row of the cache has before; all by default.
+        block_table: ``(B, most blocks)`` integers: the blocks of each row.
+
+    The other arguments are those of :func:`flash_attn_func`.
+
+    Raises:
+        NotImplementedError: rotation, rows by index, padding on the left, ALiBi, or the log-sum-exp.
+        ValueError: there is no room for the new keys.
+    """
+    refuse(
+        rotary_cos=rotary_cos,
+        rotary_sin=rotary_sin,
+        cache_batch_idx=cache_batch_idx,
+        cache_leftpad=cache_leftpad,
+        alibi_slopes=alibi_slopes,
+        return_softmax_lse=return_softmax_lse,
+    )
+    settings = Settings.of(q, 0.0, softmax_scale, causal, window_size, softcap, s_aux)
+    batch, q_len = q.shape[:2]
+    if block_table is None:
+        block_table = torch.arange(batch, device=q.device)[:, None]  # a row is one block
+    size = k_cache.shape[1]
+    if len(block_table) != batch:
+        raise ValueError(f"block_table has {len(block_table)} rows, but q has {batch}.")
+    if cache_seqlens is None:
+        cache_seqlens = block_table.shape[1] * size
+    if isinstance(cache_seqlens, int):
+        cache_seqlens = torch.full((batch,), cache_seqlens)
+    lengths = cache_seqlens.tolist()
+    if k is not None and v is not None:
+        if max(lengths) + k.shape[1] > block_table.shape[1] * size:
+            raise ValueError(
+                f"The cache has room for {block_table.shape[1] * size} keys in a row, but {max(lengths)} and "
+                f"{k.shape[1]} new ones are to stand in it."
+            )
+        at = cache_seqlens.to(q.device)[:, None] + torch.arange(k.shape[1], device=q.device)
+        blocks = block_table.gather(1, at // size).long()
+        k_cache[blocks, at % size], v_cache[blocks, at % size] = k, v
+        lengths = [length + k.shape[1] for length in lengths]
+    keys, values = keys_of_blocks(k_cache, v_cache, lengths, block_table)
+    offsets = torch.arange(batch + 1) * q_len, F.pad(torch.tensor(lengths).cumsum(0), (1, 0))
+    out = attend(q.reshape(-1, *q.shape[2:]), keys, values, offsets, (q_len, max(lengths)), settings)
+    return out.view(batch, q_len, *out.shape[1:])
