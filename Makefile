@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Tests start many processes; with compiled modules kept, each starts a second or more earlier, and pytest collects in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo real-decoder llama-cpp test test-thorough test-slow test-lowest test-newest lint size format bench docs site release gpu-check clean
+.PHONY: help install demo real-decoder llama-cpp test test-thorough test-slow test-lowest test-newest test-kernel lint size format bench docs site release gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -70,6 +70,14 @@ test-newest:  ## all tests but the slow ones on the newest versions that pyproje
 	PIP_CONSTRAINT=/dev/null $(NEWEST)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(NEWEST)/bin/pytest -n $(WORKERS) -m "not slow and not thorough" -p no:cacheprovider $(ARGS)
 
+# kernels loads attention by a string of the Hub. This version fits transformers 5.20 to 5.22; both lie beside the packages of .venv.
+KERNEL := .kernel
+KERNEL_PACKAGES := transformers==5.22.2 kernels==0.17.2 sigstore tomlkit
+test-kernel: $(READY)  ## the Hub's kernel in every program that takes it by its string (downloads 80 MB)
+	$(PY) -m pip install -q --disable-pip-version-check --upgrade --no-deps --target $(KERNEL) $(KERNEL_PACKAGES)
+	$(PY) -m pip install -q --disable-pip-version-check --upgrade --target $(KERNEL)/serving fastapi uvicorn starlette openai
+	PYTHONPATH=$(KERNEL):$(KERNEL)/serving OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -p no:cacheprovider tests/kernel $(ARGS)
+
 lint: $(STUBS)  ## ruff, mypy, and the project's size
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -122,4 +130,4 @@ gpu-check: $(READY)  ## every mechanism on CUDA against float64, and timings, in
 	$(PY) scripts/gpu_check.py $(ARGS)
 
 clean:  ## the virtual environment, the caches and the demo's output
-	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt $(NEWEST) .tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output runs build
+	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt $(NEWEST) $(KERNEL) .tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output runs build

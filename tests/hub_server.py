@@ -57,6 +57,8 @@ class Hub:
     odd: dict[str, str] = field(default_factory=dict)
     """End of a path -> what is answered there in place of what the Hub says; ``https://…`` is a redirect."""
     endpoint: str = ""
+    trusted: tuple[str, ...] = ()
+    """Organizations whose kernels load without being asked for by hand."""
 
     def add(self, name: str, folder: Path | None = None, **kind: Any) -> Repository:
         """A repository with the files of a folder."""
@@ -153,8 +155,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(".git/info/lfs/objects/batch"):
             return self._batch(path[1:].removesuffix(".git/info/lfs/objects/batch"))
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
+        if parts[:2] in (["api", "models"], ["api", "kernels"]):
             return self._api("/".join(parts[2:4]), parts[4:], query)
+        if parts[:2] == ["api", "organizations"]:
+            return self._json({"name": parts[2], "trustedKernelPublisher": parts[2] in self.hub.trusted})
+        if parts[0] == "kernels":
+            parts = parts[1:]
         if len(parts) > 4 and parts[2] == "resolve":
             return self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         raise Refusal(404, "Not found")
@@ -219,9 +225,15 @@ class _Handler(BaseHTTPRequestHandler):
                 listed = [{"rfilename": path} for path in sorted(files)]
                 about = {"private": repo.private, "gated": "auto" if repo.gated else False, "tags": []}
                 self._json({"id": name, "sha": repo.sha(branch), "siblings": listed, **about})
-            case ["tree", revision, *_]:
+            case ["refs"]:
+                branches = self._repo(name).branches
+                refs = [{"name": one, "ref": f"refs/heads/{one}", "targetCommit": one} for one in branches]
+                self._json({"branches": refs, "tags": [], "converts": []})
+            case ["tree", revision, *folder]:
                 self._json(
-                    [self._entry(path, content) for path, content in sorted(self._files(name, revision)[1].items())]
+                    self._tree(
+                        self._files(name, revision)[1], folder, query.get("recursive", [""])[0].lower() == "true"
+                    )
                 )
             case ["preupload", revision]:
                 self._repo(name, write=True)
@@ -237,6 +249,19 @@ class _Handler(BaseHTTPRequestHandler):
                 self._commit(name, revision)
             case _:
                 raise Refusal(404, "Not found")
+
+    def _tree(self, files: dict[str, bytes], folder: list[str], recursive: bool) -> list[dict[str, Any]]:
+        """The files under a folder, and without ``recursive`` those in it and its folders."""
+        entries = {}
+        for path, content in sorted(files.items()):
+            parts = path.split("/")
+            if parts[: len(folder)] == folder:
+                inner = "/".join(parts[: len(folder) + 1])
+                if recursive or inner == path:
+                    entries[path] = self._entry(path, content)
+                else:
+                    entries[inner] = {"type": "directory", "path": inner, "oid": git_oid(inner.encode())}
+        return [*entries.values()]
 
     @staticmethod
     def _entry(path: str, content: bytes) -> dict[str, Any]:

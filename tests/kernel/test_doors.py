@@ -21,7 +21,10 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from scripts import push_kernel
 from scripts.build_kernel import NAMES, write_kernel
+
+from ..hub_server import Hub
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,9 +95,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.mark.parametrize("name", [FLASH, PLAIN])
 @pytest.mark.parametrize("case", CONFIGS)
-def test_hidden_states_are_those_of_eager_attention_and_of_sdpa_in_float64(
-    case: str, name: str, tmp_path: Path
-) -> None:
+def test_hidden_states_are_those_of_eager_attention(case: str, name: str, tmp_path: Path) -> None:
     folder, batch = saved(case, tmp_path), padded_batch()
     real = batch["attention_mask"].bool()
     # transformers' eager attention rounds weights to float32, so sdpa is the reference in float64
@@ -218,6 +219,31 @@ def test_sentence_transformers_leaves_padding_out_by_itself(real_folder: Path) -
         model = CrossEncoder(str(real_folder), device="cpu", num_labels=1, model_kwargs=given)
         scores.append(torch.tensor(model.predict([("a question", text) for text in TEXTS])))
     assert difference(*scores) <= 1e-5
+
+
+PROGRAM = """
+import sys
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], attn_implementation="writer/flash-longattn")
+print(model.config._attn_implementation)
+"""
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_hub_serves_a_pushed_kernel_by_its_string(
+    trusted: bool, tmp_path: Path, server: Hub
+) -> None:
+    folder = saved("ModernBert", tmp_path / "model")
+    server.trusted = ("writer",) if trusted else ()
+    push_kernel.main(["writer", "--upload"])
+    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_KERNELS", "HF_TOKEN")}
+    environment |= {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if trusted:
+        assert done.stdout.split()[-1] == "writer/flash-longattn", done.stderr
+    else:
+        assert "not from a trusted publisher" in done.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("fastapi") is None, reason="make test-kernel installs fastapi")
