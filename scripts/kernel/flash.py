@@ -35,31 +35,31 @@ Window = tuple[int, int]
 
 
 class Texts(NamedTuple):
-    """Neighbouring texts of equal lengths: ``count`` texts with ``queries`` queries from ``first_query`` on and
+    """Neighbouring texts of equal lengths: ``number`` texts with ``queries`` queries from ``first_query`` on and
     ``keys`` keys from ``first_key`` on."""
 
     first_query: int
     queries: int
     first_key: int
     keys: int
-    count: int
+    number: int
 
 
 def texts_of(offsets_q: Sequence[int], offsets_k: Sequence[int], left: int, right: int) -> Iterator[Texts]:
     """The texts between neighbouring offsets, without queries that see no key."""
     texts: Texts | None = None
-    for number in range(len(offsets_q) - 1):
-        first, last = offsets_q[number], offsets_q[number + 1]
-        first_key, keys = offsets_k[number], offsets_k[number + 1] - offsets_k[number]
+    for text in range(len(offsets_q) - 1):
+        first, last = offsets_q[text], offsets_q[text + 1]
+        first_key, keys = offsets_k[text], offsets_k[text + 1] - offsets_k[text]
         first += max(0, last - first - keys - right)  # queries before it end before the first key
         if first >= last or not keys:
             continue
         if texts is not None and (
             (last - first, keys) == (texts.queries, texts.keys)
-            and first == texts.first_query + texts.count * texts.queries
-            and first_key == texts.first_key + texts.count * texts.keys
+            and first == texts.first_query + texts.number * texts.queries
+            and first_key == texts.first_key + texts.number * texts.keys
         ):
-            texts = texts._replace(count=texts.count + 1)
+            texts = texts._replace(number=texts.number + 1)
             continue
         if texts is not None:
             yield texts
@@ -83,14 +83,14 @@ class Varlen(Source):
         self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
     ) -> None:
         self.left, self.right = numbers
-        self.offsets = [offsets.tolist() for offsets in fixed if offsets is not None]
+        self.offsets_q, self.offsets_k = (offsets.tolist() for offsets in fixed if offsets is not None)
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
         out.zero_()  # of queries that see no key
         lse.zero_()
 
     def scopes(self, backward: bool) -> Iterator[Scope]:
-        for texts in texts_of(*self.offsets, self.left, self.right):
+        for texts in texts_of(self.offsets_q, self.offsets_k, self.left, self.right):
             yield Scope([*self.parts(texts, backward)])
 
     def parts(self, texts: Texts, backward: bool) -> Iterator[Part]:
@@ -169,7 +169,7 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, offsets: Sequence[Tensor],
     for texts in texts_of(offsets[0].tolist(), offsets[1].tolist(), left, right):
         shift, width = texts.keys - texts.queries, min(texts.keys, left + right + 256)
         block = max(16, min(texts.queries, BLOCK_SCORES // (q.shape[1] * width)))
-        for text in range(texts.count):
+        for text in range(texts.number):
             query, key = texts.first_query + text * texts.queries, texts.first_key + text * texts.keys
             outs.append(torch.zeros_like(q[:, :, done:query]))  # queries that see no key
             done = query + texts.queries
@@ -224,17 +224,18 @@ def attend(
     if varlen_flash_runs(q, settings):
         from torch.nn.attention.varlen import varlen_attn
 
-        limits = tuple(-1 if size == UNBOUNDED else size for size in (left, right))
-        starts = [x.to(q.device, torch.int32) for x in offsets]
-        grouped = q.shape[1] != k.shape[1]
-        return varlen_attn(q, k, v, *starts, *longest, scale=settings.scale, window_size=limits, enable_gqa=grouped)
-    rows = [x.transpose(0, 1)[None] for x in (q, k, v)]
+        limits = (-1 if left == UNBOUNDED else left, -1 if right == UNBOUNDED else right)
+        starts_q, starts_k = (x.to(q.device, torch.int32) for x in offsets)
+        grouped: dict[str, Any] = {"scale": settings.scale, "enable_gqa": q.shape[1] != k.shape[1]}
+        out = varlen_attn(q, k, v, starts_q, starts_k, longest[0], longest[1], window_size=limits, **grouped)
+        return out if isinstance(out, Tensor) else out[0]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     if q.device.type != "cpu" or settings.softcap or transformed():
-        return attend_in_blocks(*rows, offsets, settings)[0].transpose(0, 1)
+        return attend_in_blocks(q, k, v, offsets, settings)[0].transpose(0, 1)
     if settings.dropout or differentiated(q, k, v):  # the fused kernel groups heads, but not the products beside it
-        rows = [repeat_heads(x, q.shape[1]) for x in rows]
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     _, _, scale, _, dropout, sinks = settings
-    return attend_parts("varlen", *rows, scale, (), offsets, (left, right), dropout, sinks)[0].transpose(0, 1)
+    return attend_parts("varlen", q, k, v, scale, (), offsets, (left, right), dropout, sinks)[0].transpose(0, 1)
 
 
 def varlen_flash_runs(q: Tensor, settings: Settings) -> bool:
@@ -319,9 +320,9 @@ def flash_attn_func(
     refuse(alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs)
     settings = Settings.of(q, dropout_p, softmax_scale, causal, window_size, softcap, s_aux)
     batch, q_len, kv_len = q.shape[0], q.shape[1], k.shape[1]
-    offsets = tuple(torch.arange(batch + 1) * length for length in (q_len, kv_len))
-    rows = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
-    out = attend(*rows, offsets, (q_len, kv_len), settings)
+    offsets = [torch.arange(batch + 1) * length for length in (q_len, kv_len)]
+    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    out = attend(q, k, v, offsets, (q_len, kv_len), settings)
     return out.view(batch, q_len, *out.shape[1:])
 
 
