@@ -20,6 +20,7 @@ from ..errors import CheckpointError, InputError, LongAttentionError
 from ..loading import call_tokenizer
 from ..modeling.family.definition import known_length
 from ..modeling.inference import evaluating
+from .windows import token_windows
 
 Span = tuple[int, int]
 PIECE = 1_000_000
@@ -134,8 +135,7 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) ->
     """Yield the token states of a text, window by window.
 
     A text longer than ``longest`` tokens is read in windows that share 128 tokens, and at most a quarter of a window.
-    Each state comes from the window in which its token is further from an end (algorithm 2 of the paper takes the
-    earlier window).
+    Each state comes from the window that its token belongs to (:func:`.token_windows`).
 
     Yields:
         The last hidden states of the next tokens ``(T, hidden_size)``, and those of the prefix and special tokens at
@@ -159,25 +159,16 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) ->
             "to another model."
         )
     body = count if longest is None else longest - fixed
-    for first in range(0, max(count, 1), max(body - overlap, 1)):
+    for first, begin, end in token_windows(count, body, overlap):
         part = tokens.ids[first : first + body]
-        last = first + body >= count
         row = torch.tensor([[*before, *part.tolist(), *after]], dtype=torch.long, device=model.device)
         output = model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0].float().cpu()
         opening, inside, closing = output.split([len(before), len(part), len(after)])
-        begin = (overlap + 1) // 2
-        end = body - overlap // 2
-        if first == 0:
-            begin = 0
-        else:
+        if first > 0:
             opening = opening[:0]
-        if last:
-            end = len(part)
-        else:
+        if end < count:
             closing = closing[:0]
-        yield inside[begin:end], torch.cat([opening, closing])
-        if last:
-            return
+        yield inside[begin - first : end - first], torch.cat([opening, closing])
 
 
 def _mean(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor, number: int) -> Tensor:

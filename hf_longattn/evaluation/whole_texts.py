@@ -1,8 +1,7 @@
 """Pipelines that read texts of any length whole, and never cut them in silence.
 
 A text that the model can read in one pass is read in one pass. A longer one is read in windows of tokens that overlap,
-and their results are merged as the task needs. Where two windows overlap, each token belongs to the one in which it is
-farther from the edge.
+and their results are merged as the task needs. Each token belongs to one window (:func:`.token_windows`).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,14 +19,13 @@ from transformers.modeling_outputs import BaseModelOutput
 from ..data.tokenization import longest_input
 from ..errors import InputError, OptionError, listed
 from ..modeling.inference import evaluating
+from .windows import Spans, Windows, text_windows
 
 BATCH = 8
 """Windows in a forward pass."""
 GLINER = "GLiNER"
 MERGES: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda odds: odds.mean(0), "max": lambda odds: odds.amax(0)}
 """How the log odds ``(windows, labels)`` of a text become one row."""
-Spans = list[tuple[int, int]]
-"""First and last character, exclusive, of the windows in which a text was read."""
 
 
 class ReadDict(dict[str, Any]):
@@ -50,31 +47,6 @@ def with_windows(result: Any, spans: Spans) -> Any:
     return read
 
 
-@dataclass(frozen=True)
-class Windows:
-    """The windows of a text.
-
-    inputs: what the model takes, ``(windows, n)``, padded if there are several.
-    offsets: ``(windows, n, 2)``, first and last character of each token in the text.
-    in_text: ``(windows, n)`` bool, tokens of the text; others are special ones, padding, or a question.
-    owned: ``(windows, n)`` bool, tokens that belong to this window: with special ones at the text's ends, each once.
-    first: number of each window's first token in the text.
-    """
-
-    inputs: dict[str, Tensor]
-    offsets: Tensor
-    in_text: Tensor
-    owned: Tensor
-    first: list[int]
-
-    @property
-    def spans(self) -> Spans:
-        ends = [
-            offsets[of_text].flatten().tolist() for offsets, of_text in zip(self.offsets, self.in_text, strict=True)
-        ]
-        return [(characters[0], characters[-1]) if characters else (0, 0) for characters in ends]
-
-
 def read_whole(reader: Any, *, merge: str | None = None, stride: int = 128) -> WholeReader:
     """Let a pipeline read texts of any length, in one pass where the model can, else in windows.
 
@@ -82,18 +54,8 @@ def read_whole(reader: Any, *, merge: str | None = None, stride: int = 128) -> W
         entities = tagger(contract, aggregation_strategy="simple")
         entities.windows  # first and last character of each window
 
-    ==============================  ===============================================================================
-    reader                          how the windows of a long text become one result
-    ==============================  ===============================================================================
-    token-classification            an entity once, as with the pipeline's ``stride``; offsets are of the whole text
-    feature-extraction, fill-mask   each token by the window in which it is farthest from the edge
-    text-classification, zero-shot  ``merge``: mean or maximum of each label's log odds against all others
-    CrossEncoder                    ``merge``: mean or maximum of the logits; the second text is divided
-    QAReader                        the best span of all windows
-    GLiNER                          an entity once, the surer one of two that overlap
-    ==============================  ===============================================================================
-
-    Results are those of the reader, with an attribute ``windows``.
+    Results are those of the reader, with an attribute ``windows``. docs/how-to/stock.md says how the windows of each
+    reader become one result.
 
     Args:
         reader: a pipeline of transformers with a fast tokenizer, a CrossEncoder of sentence-transformers, a
@@ -132,6 +94,8 @@ class WholeReader:
                     f"{type(self.tokenizer).__name__} does not tell where in a text its tokens are; load the fast "
                     "tokenizer."
                 )
+            if self.tokenizer.pad_token is None:
+                raise OptionError("The tokenizer has no padding token; set tokenizer.pad_token, and the model's, too.")
         self.stride = min(stride, self.limit // 4)
 
     def __call__(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -142,60 +106,18 @@ class WholeReader:
         return [self.read(self, text, *args, **kwargs) for text in texts]
 
     def windows_of(self, text: str, beside: str | None = None, *, is_second: bool = False, spared: int = 0) -> Windows:
-        """The windows of ``text``, each with the text ``beside``, a question or hypothesis that is never cut.
+        """:func:`.text_windows`. spared: tokens that windows leave free."""
+        limit = self.limit - spared
+        return text_windows(self.tokenizer, text, beside, limit=limit, stride=self.stride, is_second=is_second)
 
-        is_second: whether ``text`` stands behind the other one.
-        spared: tokens that windows leave free.
-        """
-        try:
-            encoded = self.tokenizer(
-                *((beside, text) if is_second else (text, beside)),
-                truncation="only_second" if is_second else "only_first",
-                max_length=self.limit - spared,
-                stride=self.stride,
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-            )
-        except Exception as error:  # the tokenizers library has no class of its own
-            taken = len(self.tokenizer(beside)["input_ids"])
-            raise InputError(
-                f"The other text takes {taken:,} of {self.limit:,} tokens, which leaves no room; shorten it."
-            ) from error
-        count = len(encoded["input_ids"])
-        in_text = [[number == int(is_second) for number in encoded.sequence_ids(window)] for window in range(count)]
-        first = [0]
-        for flags in in_text[:-1]:
-            first.append(first[-1] + sum(flags) - self.stride)
-        # the border between two windows is in the middle of the tokens that they share
-        borders = [0, *[start + self.stride - self.stride // 2 for start in first[1:]], first[-1] + sum(in_text[-1])]
-        owned = []
-        for window, flags in enumerate(in_text):
-            token, is_owned = first[window], list[bool]()
-            for is_text in flags:
-                if is_text:
-                    is_owned.append(borders[window] <= token < borders[window + 1])
-                    token += 1
-                else:  # before the text, or behind it
-                    is_owned.append(window == (0 if token == first[window] else count - 1))
-            owned.append(is_owned)
-        inputs = {name: encoded[name] for name in self.tokenizer.model_input_names if name in encoded}
-        if count > 1:
-            inputs = self.tokenizer.pad(inputs, padding_side="right")
-        longest = len(inputs["input_ids"][0])
-        offsets, of_text, owns = (
-            torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
-            for rows, fill in ((encoded["offset_mapping"], (0, 0)), (in_text, False), (owned, False))
-        )
-        return Windows({name: torch.tensor(rows) for name, rows in inputs.items()}, offsets, of_text, owns, first)
-
-    def run(self, windows: Windows) -> Tensor:
-        """The model's first output for every window, in float32 on the CPU."""
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The model's first output for the inputs of every window, in float32 on the CPU."""
         no_cache = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
         outputs = []
         with evaluating(self.model), torch.inference_mode():
-            for start in range(0, len(windows.owned), BATCH):
-                inputs = {name: x[start : start + BATCH].to(self.model.device) for name, x in windows.inputs.items()}
-                outputs.append(self.model(**inputs, **no_cache)[0].float().cpu())
+            for start in range(0, len(inputs["input_ids"]), BATCH):
+                batch = {name: x[start : start + BATCH].to(self.model.device) for name, x in inputs.items()}
+                outputs.append(self.model(**batch, **no_cache)[0].float().cpu())
         return torch.cat(outputs)
 
     def merged(self, odds: Tensor) -> Tensor:
@@ -231,7 +153,7 @@ def classify_text(whole: WholeReader, text: Any, **kwargs: Any) -> Any:
     _, after = whole.settings(text, **kwargs)
     parts = text if isinstance(text, Mapping) else {"text": text}
     windows = whole.windows_of(parts["text"], parts.get("text_pair"))
-    logits, config = whole.run(windows), whole.model.config
+    logits, config = whole.run(windows.inputs), whole.model.config
     if len(logits) > 1:
         function = getattr(after.get("function_to_apply"), "value", None)
         one_label = config.num_labels > 1 and config.problem_type in (None, "single_label_classification")
@@ -251,7 +173,7 @@ def classify_by_hypotheses(whole: WholeReader, text: str, *labels: Any, **kwargs
     scores = []
     for hypothesis, length in zip(hypotheses, lengths, strict=True):  # all have the same windows
         windows = whole.windows_of(text, hypothesis, spared=max(lengths) - length)
-        scores.append(whole.run(windows)[:, [contradiction, entailment]])
+        scores.append(whole.run(windows.inputs)[:, [contradiction, entailment]])
     logits = torch.stack(scores, 1)  # (windows, labels, 2)
     by_itself = after.get("multi_label") or len(names) == 1
     row = whole.merged(logits[..., 1] - logits[..., 0] if by_itself else log_odds(logits[..., 1])).sigmoid()
@@ -265,12 +187,8 @@ def tag_tokens(whole: WholeReader, text: str, **kwargs: Any) -> Any:
     windows = whole.windows_of(text)
     by_token = getattr(after.get("aggregation_strategy"), "value", "none") == "none"
     read = windows.in_text & windows.owned if by_token else windows.in_text
-    columns = {
-        "logits": whole.run(windows),
-        "special_tokens_mask": ~read,
-        "offset_mapping": windows.offsets,
-        "input_ids": windows.inputs["input_ids"],
-    }
+    columns = {"special_tokens_mask": ~read, "offset_mapping": windows.offsets, **windows.inputs}
+    columns["logits"] = whole.run(windows.inputs)
     outputs = [
         {"sentence": text, **{name: rows[window, None] for name, rows in columns.items()}}
         for window in range(len(windows.first))
@@ -287,7 +205,7 @@ def tag_tokens(whole: WholeReader, text: str, **kwargs: Any) -> Any:
 def extract_features(whole: WholeReader, text: str, **kwargs: Any) -> Any:
     _, after = whole.settings(text, **kwargs)
     windows = whole.windows_of(text)
-    states = whole.run(windows)[windows.owned]
+    states = whole.run(windows.inputs)[windows.owned]
     result = whole.reader.postprocess(BaseModelOutput(last_hidden_state=states[None]), **after)
     return result if isinstance(result, Tensor) else with_windows(result, windows.spans)
 
@@ -298,9 +216,11 @@ def fill_masks(whole: WholeReader, text: str, **kwargs: Any) -> Any:
     masked = (windows.inputs["input_ids"] == mask_id) & windows.owned
     if not masked.any():
         raise InputError(f"The text has no {whole.tokenizer.mask_token}; write it where a word is to be predicted.")
-    outputs = {"input_ids": windows.inputs["input_ids"][masked][None], "logits": whole.run(windows)[masked][None]}
+    used = masked.any(1)
+    inputs = {name: x[used] for name, x in windows.inputs.items()}
+    outputs = {"input_ids": windows.inputs["input_ids"][masked][None], "logits": whole.run(inputs)[masked[used]][None]}
     result = whole.reader.postprocess(outputs, **after)
-    ids = whole.tokenizer(text)["input_ids"]
+    ids = whole.tokenizer(text, verbose=False)["input_ids"]
     places = [place for place, token in enumerate(ids) if token == mask_id]
     for place, predictions in zip(places, [result] if len(places) == 1 else result, strict=True):
         for prediction in predictions:
@@ -311,7 +231,7 @@ def fill_masks(whole: WholeReader, text: str, **kwargs: Any) -> Any:
 
 def score_pair(whole: WholeReader, pair: Sequence[str], **kwargs: Any) -> Any:
     windows = whole.windows_of(pair[1], pair[0], is_second=True)
-    score = kwargs.get("activation_fn", whole.reader.activation_fn)(whole.merged(whole.run(windows)))
+    score = kwargs.get("activation_fn", whole.reader.activation_fn)(whole.merged(whole.run(windows.inputs)))
     return with_windows(score.item() if len(score) == 1 else score.tolist(), windows.spans)
 
 

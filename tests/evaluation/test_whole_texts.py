@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,15 @@ def test_features_of_long_texts_are_those_of_every_token(tokenizer: Any) -> None
     assert states[-1] == pytest.approx(run(reader.model, windows[-1])[0, -1].tolist(), abs=1e-5)
 
 
-def test_masks_of_long_texts_are_filled_each_in_its_window(tokenizer: Any) -> None:
+def test_masks_of_long_texts_are_filled_each_in_its_window(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     reader, _ = short_task("fill-mask", tokenizer)
     text = LONG.replace("treaty", "[MASK]", 1) + " and the [MASK] of Geneva."
-    first, last = read_whole(reader, stride=STRIDE)(text)
+    with caplog.at_level("WARNING", logger="transformers"):
+        first, last = read_whole(reader, stride=STRIDE)(text)
+    assert not caplog.messages  # such as that a text is too long
     assert len(first) == len(last) == 5
     windows = windows_by_hand(tokenizer, text)
     place = int((windows[-1]["input_ids"][0] == tokenizer.mask_token_id).nonzero()[-1])

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from hf_longattn.errors import OptionError
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import attention, everything, memory, stock_windows, unread_masks
+from scripts.dev.benchmarks import attention, everything, memory, stock_windows, unread_masks, whole_texts
 from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.attention import ATTENTION, Implementation, OnHeads
 from scripts.dev.benchmarks.case import Case
@@ -319,3 +319,21 @@ def test_measured_stock_models_are_equal_before_they_count(
     monkeypatch.setattr(stock_windows, "TOLERANCE", 0.0)
     with pytest.raises(SystemExit, match="outputs differ"):
         stock_windows.main(["--quick", "--only", "small"])
+
+
+@pytest.mark.thorough
+def test_whole_texts_are_timed_beside_truncation_and_windows_by_hand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(whole_texts, "QUICK", (10, 700))
+    monkeypatch.setattr(whole_texts, "TURNS", 1)
+    whole_texts.main(["--quick"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(whole_texts.HEADS)
+    assert all("| 2 |" in row for row in rows)
+    monkeypatch.setattr(whole_texts.Row, "by_hand", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(whole_texts, "HEADS", {"feature-extraction": ""})
+    spans = property(lambda windows: [(0, 5)])
+    monkeypatch.setattr("hf_longattn.evaluation.windows.Windows.spans", spans)
+    with pytest.raises(SystemExit, match="leaves a part of 10 tokens out"):
+        whole_texts.main(["--quick"])
