@@ -24,6 +24,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.files import write_json
 from hf_longattn.modeling.inference import evaluating
+from hf_longattn.modeling.unpadding import unpadded
 
 EXAMPLES_AT_ONCE = 256
 """Examples whose inputs are sorted by length together."""
@@ -98,7 +99,7 @@ class QAReader:
 
         # The longest inputs first: rows of a batch then have similar lengths, and too little memory shows at once.
         longest_first, device = sorted(rows, key=lambda row: -row["length"]), self.model.device
-        with evaluating(self.model), torch.inference_mode():
+        with unpadded(self.model), evaluating(self.model), torch.inference_mode():
             for first in range(0, len(rows), self.batch_size):
                 batch = longest_first[first : first + self.batch_size]
                 inputs = {

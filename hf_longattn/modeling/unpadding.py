@@ -8,6 +8,8 @@ real tokens of all texts, and the mask keeps the texts apart.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -266,6 +268,27 @@ def unpad(model: Model) -> Model:
                 "have little of it."
             )
     return model
+
+
+@contextmanager
+def unpadded(network: nn.Module) -> Iterator[None]:
+    """Within the context, the layers of ``network`` compute no padding, unless :func:`unpad` refuses it."""
+    layers = [layer for of_body in _stacks(network).values() for layer in of_body]
+    forwards = [vars(layer).get("forward") for layer in layers]
+    parts = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
+    implementations = [attention_implementation(part.config) for part in parts]
+    try:
+        with suppress(BackendError):
+            unpad(network)
+        yield
+    finally:
+        for layer, forward in zip(layers, forwards, strict=True):
+            vars(layer).pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
+        for part, implementation in zip(parts, implementations, strict=True):
+            if attention_implementation(part.config) != implementation:
+                part.set_attn_implementation(implementation)
 
 
 def _stacks(network: nn.Module) -> dict[PreTrainedModel, list[nn.Module]]:

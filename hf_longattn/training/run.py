@@ -58,6 +58,7 @@ from hf_longattn.hub import check_login, from_source, push_model, write_model_ca
 from hf_longattn.loading import fetch_model, load_weights
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
+from hf_longattn.modeling.unpadding import unpadded
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
 from hf_longattn.training.resume import STATE, RunRecord, check_same_run, run_facts
 from hf_longattn.training.tasks import parse_task
@@ -176,7 +177,8 @@ def finish(
             trainer.accelerator.wait_for_everyone()
             with low_rank_updates(trainer.model, model_args.lora_rank):
                 train(trainer, sharded=sharded)
-        log = scored_log(trainer, model_args, data_args, facts)
+        with nullcontext() if sharded else unpadded(trainer.model):
+            log = scored_log(trainer, model_args, data_args, facts)
         if args.do_train:
             save(trainer, model_args.model, log, hub_task)
         elif first:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_longattn import unpad
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling import unpadding
+from hf_longattn.modeling.unpadding import unpadded
 from tests.cases import every_case
 from tests.reference.small_models import (
     BASES,
@@ -84,6 +85,26 @@ def test_layers_that_read_pairs_or_rows_are_refused(name: str) -> None:
         model.encoder.layer[0].output.LayerNorm = nn.BatchNorm1d(768)
     with pytest.raises(BackendError, match=r"cannot run without padding|no text encoder"):
         unpad(model)
+
+
+@every_case("base", ["bert", "siglip_text_model", "layoutlm"])
+def test_models_are_as_before_after_the_context(base: str) -> None:
+    model, inputs = plain_model(base), batch()
+    model.set_attn_implementation("sdpa")
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        expected = model(**inputs)
+        with unpadded(model):
+            assert any("forward" in vars(module) for module in model.modules()) == (base == "bert")
+            assert_close(model(**inputs)[0][real], expected[0][real])
+        assert not any("forward" in vars(module) for module in model.modules())
+        assert model.config._attn_implementation == "sdpa"
+        assert torch.equal(model(**inputs)[0], expected[0])
+        if base == "bert":
+            layer = unpad(model).encoder.layer[0].forward
+            with unpadded(model):
+                pass
+            assert model.encoder.layer[0].forward is layer
 
 
 def test_what_holds_no_model_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     BertConfig,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
@@ -25,10 +27,12 @@ from transformers import (
     T5EncoderModel,
     Wav2Vec2Model,
 )
+from transformers.models.bert.modeling_bert import BertIntermediate
 
 from hf_longattn.cli.train import evaluate
-from hf_longattn.training import load_multitask_head
+from hf_longattn.training import load_multitask_head, run
 from hf_longattn.training.tasks import task_names
+from tests.cases import every_case
 from tests.training.conftest import FAST, checkpoint, label_config, launched, start_task
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_classify import WORDS, rows, table
@@ -339,3 +343,49 @@ def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_further(
     heads = AutoModel.from_pretrained(tmp_path / "next").config.multitask_heads
     assert heads.keys() == {"ask", "topic", "fresh"}
     assert heads["topic"]["labels"] == ["files", "loops"]
+
+
+@every_case("task", ["classify", "tokens", "qa"])
+def test_evaluations_compute_no_padding_and_have_the_same_scores(
+    task: str, scored: Scored, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [row["text"].split()[: (4, 40)[number % 2]] for number, row in enumerate(rows())]
+    data: dict[str, list[dict[str, Any]]] = {
+        "classify": [{"text": " ".join(text), "label": "good"} for text in words],
+        "tokens": [{"tokens": text, "ner_tags": ["B-name", *["O"] * (len(text) - 1)]} for text in words],
+        "qa": [
+            {
+                "id": str(number),
+                "question": "which",
+                "context": " ".join(text),
+                "answers": {"text": [text[0]], "answer_start": [0]},
+            }
+            for number, text in enumerate(words)
+        ],
+    }
+    heads: dict[str, Any] = {"tokens": BertForTokenClassification, "qa": BertForQuestionAnswering}
+    if task == "classify":
+        classifier(tmp_path / "model", tokenizer, CLASSES)
+    else:
+        torch.manual_seed(0)
+        labels = label_config(["O", "B-name"])
+        config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SHAPE, **labels)
+        heads[task](config).save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+    line = ("--model", tmp_path / "model", "--data", table(tmp_path, data[task]), "--per-device-eval-batch-size", 4)
+    sizes: list[int] = []
+    forward = BertIntermediate.forward
+
+    def noted(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        sizes.append(hidden_states.shape[:2].numel())
+        return forward(self, hidden_states)
+
+    monkeypatch.setattr(BertIntermediate, "forward", noted)
+    _, said, log = scored(task, *line)
+    assert log, said
+    computed = sum(sizes)
+    sizes.clear()
+    monkeypatch.setattr(run, "unpadded", nullcontext)
+    _, _, padded = scored(task, *line)
+    assert computed < 0.9 * sum(sizes)
+    assert log["metrics"]["after"] == pytest.approx(padded["metrics"]["after"], abs=1e-3)
