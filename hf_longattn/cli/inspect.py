@@ -21,6 +21,7 @@ from .terminal import Line, Part, progress, show, table
 if TYPE_CHECKING:
     from ..evaluation.flops import DecodeState
     from ..inspect import Diagnosis, Inspection, StockInspection
+    from ..inspect.real_texts import TextsInspection
 
 
 def inspect(
@@ -37,6 +38,14 @@ def inspect(
             help="Lengths of INPUT in tokens, for example 512,2K,8K; without INPUT, lengths for a stock model's "
             "memory.",
             show_default="512 to 8K tokens, as far as MODEL and INPUT reach; without INPUT 2K,8K,32K",
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A text file. Say what MODEL computes, cuts, pads and keeps of it, and what to type. Repeatable: "
+            "the texts are one batch.",
+            show_default=False,
         ),
     ] = None,
     candidate: Annotated[
@@ -61,8 +70,9 @@ def inspect(
     """Show what runs in a checkpoint's layers and why, parameters and cost.
 
     Of a stock model, show the windows that its layers declare, and the memory that transformers and
-    attn_implementation="longattn" need for them. With INPUT, measure instead the attention of every layer as INPUT
-    grows, and what each mechanism would keep of it. With --plot, also draw the layers' attention patterns.
+    attn_implementation="longattn" need for them. With --text, say what MODEL does with real texts. With INPUT, measure
+    instead the attention of every layer as INPUT grows, and what each mechanism would keep of it. With --plot, also
+    draw the layers' attention patterns.
     """
     if file is None:
         flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text.")
@@ -70,11 +80,15 @@ def inspect(
         flags.refuse_typed(
             context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out."
         )
+        flags.refuse_typed(
+            context, ("text",), "counts a text's tokens, and INPUT measures one; leave one of them out."
+        )
     from ..conversion.source_models import open_source
     from ..errors import check_extra
     from ..files import check_new_file, is_long
     from ..inspect import diagnose, inspect_checkpoint, inspect_stock
     from ..inspect.drawing import draw_patterns, name_layers
+    from ..inspect.real_texts import inspect_texts
     from ..inspect.texts import read_lengths
 
     if file is not None:
@@ -96,25 +110,35 @@ def inspect(
     if plot is not None:
         check_extra("plot")
         check_new_file(plot)
-    if not is_long(open_source(model, revision, token, weights=False).config):
+    source = open_source(model, revision, token, weights=False)
+    texts = None
+    if not is_long(source.config):
         flags.refuse_typed(context, ("plot",), "draws mechanisms, and MODEL has none; convert it.")
         stock = inspect_stock(model, revision=revision, token=token)
         tokens = read_lengths((lengths or "2K,8K,32K").split(","))
-        show({"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens), as_json=as_json)
+        values = {"model": model, **stock.to_dict(tokens)}
+        if text:
+            texts = inspect_texts(source, text, stock)
+            tokens = tokens if lengths else texts.lengths
+            values = {"model": model, **stock.to_dict(tokens), "texts": texts.to_dict()}
+        show(values, _stock_report(model, stock, tokens, texts), as_json=as_json)
         return
     flags.refuse_typed(
         context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths."
     )
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     values = inspection.to_dict()
+    if text:
+        texts = inspect_texts(source, text, inspection)
+        values["texts"] = texts.to_dict()
     if plot is not None:
         draw_patterns(name_layers(inspection.mechanisms, inspection.shape.causal), file=plot)
         values["plot"] = str(plot)
-    show(values, _inspection_report(inspection), as_json=as_json)
+    show(values, _inspection_report(inspection, texts), as_json=as_json)
 
 
-def _inspection_report(model: Inspection) -> Iterator[Part]:
-    """A checkpoint: its model, mechanisms, state and cost."""
+def _inspection_report(model: Inspection, texts: TextsInspection | None = None) -> Iterator[Part]:
+    """A checkpoint: its model, mechanisms, state and cost. With texts, the state and the cost are those of texts."""
     from ..inspect.layers import COLUMNS, planned_length, planned_paths
     from ..mechanisms.common.options import write_numbers
 
@@ -140,6 +164,11 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
     yield f"\n{model.attention.table(len(model.mechanisms))}\n"
     title = f"what runs on this machine for {planned_length(model):,} tokens in fp32, and why"
     yield table(COLUMNS, planned_paths(model).rows(), title, align="l")
+    if texts is not None:
+        if not model.inputs.modality.units:
+            yield costs_table(model.costs_at(texts.lengths), model.inputs)
+        yield from _texts_report(texts)
+        return
     states: dict[tuple[str, DecodeState], list[int]] = {}
     for number, state in enumerate(model.states):
         states.setdefault((model.mechanisms[number].name, state), []).append(number)
@@ -154,7 +183,9 @@ def _inspection_report(model: Inspection) -> Iterator[Part]:
         yield costs_table(model.costs, model.inputs)
 
 
-def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> Iterator[Part]:
+def _stock_report(
+    name: str, model: StockInspection, lengths: Sequence[int], texts: TextsInspection | None = None
+) -> Iterator[Part]:
     from ..mechanisms.common.options import write_numbers
 
     attention = {}
@@ -170,11 +201,16 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
         "parameters": f"{model.parameters:,}",
         **attention,
     }
-    layers = [
-        (write_numbers(numbers), module, f"{layer.heads}", str(layer))
-        for (module, layer), numbers in model.groups().items()
-    ]
-    yield table(("layers", "module", "heads", "a query sees"), layers, align="l")
+    groups = model.groups().items()
+    if texts is None:
+        layers = [
+            (write_numbers(numbers), module, f"{layer.heads}", str(layer)) for (module, layer), numbers in groups
+        ]
+        yield table(("layers", "module", "heads", "a query sees"), layers, align="l")
+    else:
+        read = max(texts.read)
+        paths = [(write_numbers(numbers), str(layer), layer.path(read)) for (_, layer), numbers in groups]
+        yield table(("layers", "a query sees", f"under longattn, at {read:,} tokens"), paths, align="l")
     memory = [
         (f"{length:,}", decimal(stock), decimal(ours))
         for length, stock, ours in model.memory(lengths)
@@ -183,8 +219,48 @@ def _stock_report(name: str, model: StockInspection, lengths: Sequence[int]) -> 
     if memory:
         yield "Estimated memory of mask and scores in one layer, the largest, for one text in fp32:"
         yield table(("tokens", "transformers", "longattn"), memory, align="r")
+    elif texts is not None and model.layers:
+        yield "No layer stores a mask or scores of N×N, neither in transformers nor under longattn.\n"
     for tower, part in model.towers.items():
         yield from _stock_report(f"tower {tower}", part, lengths)
+    if texts is not None:
+        yield from _texts_report(texts)
+
+
+def _texts_report(texts: TextsInspection) -> Iterator[Part]:
+    """Tokens of real texts, what is cut, padded and kept of them, and what to type."""
+    from ..inspect.diagnosis import percent
+
+    counts = [f"{name}: {count:,} tokens" for name, count in zip(texts.names[:4], texts.tokens, strict=False)]
+    if len(texts.names) > len(counts):
+        counts.append(f"{len(texts.names) - len(counts)} more, {sum(texts.tokens[len(counts) :]):,} tokens")
+    cache = ""
+    if texts.cache_bytes:
+        cache = f"{decimal(texts.cache_bytes)} after {texts.longest:,} tokens"
+    if texts.streaming_bytes:
+        cache += f"; {decimal(texts.streaming_bytes)} in a StreamingCache, which forgets what is between"
+    padding = ""
+    if len(texts.tokens) > 1:
+        real = sum(texts.read)
+        padding = (
+            f"{percent(1 - real / texts.padded)} of the {texts.padded:,} tokens that a batch of them computes; unpad "
+            f"computes {real:,}"
+        )
+    yield {"texts": "\n".join(counts), "padding": padding, "decode cache": cache}
+    total = sum(texts.tokens)
+    rows = []
+    for limit in texts.limits:
+        lost = texts.lost(limit)
+        effect = "reads all"
+        if lost:
+            effect = f"{limit.effect}: {lost:,} tokens ({percent(lost / total)})"
+        rows.append((limit.reader, f"{limit.tokens:,}", effect))
+    yield table(("limit of", "tokens", "of these texts"), rows, align="lrl")
+    if texts.advice:
+        yield "What to type, in Python after `import hf_longattn`:"
+    for reason, line in texts.advice:
+        yield Line(f"  {line}")
+        yield Line(f"      # {reason}")
 
 
 def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..evaluation.flops import (
     DecodeState,
     LengthCost,
     ModelShape,
+    cost_at,
     costs_of,
     decode_states,
     layer_mechanisms,
@@ -85,11 +86,19 @@ class Inspection(WithTowers):
     @cached_property
     def states(self) -> tuple[DecodeState, ...]:
         """Decode cache of each layer after ``max_length`` tokens; empty for a model that does not decode."""
-        if not (self.shape.causal and self.max_length):
+        return self.states_at(self.max_length)
+
+    def states_at(self, length: int) -> tuple[DecodeState, ...]:
+        """Decode cache of each layer after ``length`` tokens; empty for a model that does not decode, and for 0."""
+        if not (self.shape.causal and length):
             return ()
         if self.generic:  # a plain class caches every token
-            return (DecodeState(self.max_length * self.shape.token_bytes, self.shape.token_bytes),) * self.shape.layers
-        return tuple(decode_states(self.mechanisms, self.shape, self.max_length))
+            return (DecodeState(length * self.shape.token_bytes, self.shape.token_bytes),) * self.shape.layers
+        return tuple(decode_states(self.mechanisms, self.shape, length))
+
+    def costs_at(self, lengths: Sequence[int]) -> list[LengthCost]:
+        """Costs of texts of these lengths."""
+        return [cost_at(length, self.shape, self.mechanisms) for length in lengths]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""

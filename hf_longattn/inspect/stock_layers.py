@@ -26,6 +26,7 @@ from ..conversion.source_models import class_of, open_source, quiet_libraries
 from ..engines.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
+from ..evaluation.flops import element_bytes
 from ..loading import LOADING
 from ..modeling.backend import BACKEND, mechanism_of
 from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
@@ -49,6 +50,7 @@ class DeclaredAttention:
     left, right: the visible keys, from ``query - left`` to ``query + right``; ``None`` without a bound.
     chunk: tokens of a chunk; other chunks are hidden. softcap: the bound of the scores.
     sinks, bias: whether the softmax has one more column, and whether a position bias is added to the scores.
+    cached: numbers that a decode cache stores of one token: its keys and values.
     pairs: other masks over pairs of tokens: "by the model" if it makes a mask itself, "by rules" for blocks of tokens.
     """
 
@@ -62,6 +64,7 @@ class DeclaredAttention:
     sinks: bool = False
     bias: bool = False
     pairs: str = ""
+    cached: int = 0
 
     def __str__(self) -> str:
         left, right = self.left, self.right
@@ -91,9 +94,7 @@ class DeclaredAttention:
         return ", ".join(parts)
 
     @classmethod
-    def of(
-        cls, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: Mapping[str, Any]
-    ) -> DeclaredAttention:
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: Mapping[str, Any]) -> DeclaredAttention:
         declared: dict[str, Any] = {}
         if isinstance(mask, DeclaredMask):
             declared = {"chunk": mask.chunk, "pairs": "" if mask.exact else "by rules"}
@@ -109,6 +110,7 @@ class DeclaredAttention:
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get(SINKS) is not None,
             bias=kwargs.get("position_bias") is not None,
+            cached=key.shape[1] * key.shape[3] + value.shape[1] * value.shape[3],
             **declared,
         )
 
@@ -119,6 +121,17 @@ class DeclaredAttention:
         if self.left is not None:
             reach = min(reach, self.left + (self.right == 0))
         return queries, keys, reach
+
+    def path(self, length: int) -> str:
+        """How the engines on a CPU compute texts of ``length`` tokens, in words."""
+        _, keys, reach = self._pairs(length)
+        if self.bias or self.softcap is not None or self.pairs == "by the model":
+            return "pairs, in blocks of queries"
+        if self.pairs:
+            return "visible blocks of 64 × 64"
+        if keys <= reach:
+            return "full attention, fused"
+        return "windows (cpu-band)" if self.chunk is None else "chunks"
 
     def stock_bytes(self, length: int, implementation: str) -> int:
         """Estimated bytes of mask and scores in transformers, for one text in fp32.
@@ -166,6 +179,7 @@ class StockInspection:
 
     implementation: transformers' default implementation, "sdpa" or "eager". flash: whether flash-attention can run on
         GPUs.
+    element_bytes: bytes of a weight in the checkpoint's dtype.
     layers: names of attention modules and their declarations, in the order of the calls; empty for a model with
         several towers.
     why_not: why ``longattn`` does not run, or why the layers were not read; else empty.
@@ -176,6 +190,7 @@ class StockInspection:
     parameters: int
     implementation: str
     flash: bool
+    element_bytes: int = FP32
     layers: Sequence[tuple[str, DeclaredAttention]] = ()
     why_not: str = ""
     towers: Mapping[str, StockInspection] = dataclasses.field(default_factory=dict)
@@ -190,14 +205,52 @@ class StockInspection:
             same.append(int(number[1]) if number else len(same))
         return groups
 
+    @property
+    def text(self) -> StockInspection:
+        """The tower that reads text, or the model itself."""
+        for tower in self.towers.values():
+            if any(layer.queries == TOKENS for _, layer in tower.layers):
+                return tower
+        return self
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every layer sees earlier tokens of its own text alone."""
+        return bool(self.layers) and all(layer.right == 0 and layer.queries == layer.keys for _, layer in self.layers)
+
+    @property
+    def declares(self) -> bool:
+        """Whether a layer is more than full or causal attention, which SDPA computes without a mask."""
+        return any(
+            {layer.left, layer.chunk, layer.softcap} != {None} or layer.sinks or layer.bias or layer.pairs
+            for _, layer in self.layers
+        )
+
+    @property
+    def packs(self) -> bool:
+        """Whether the layers' declarations let :func:`hf_longattn.unpad` pack texts."""
+        return bool(self.layers) and not any(layer.bias or layer.pairs for _, layer in self.layers)
+
     def verdict(self) -> str:
         """Effect of ``attn_implementation="longattn"``, in words."""
         if self.why_not:
             return self.why_not
-        for _, layer in self.layers:  # SDPA computes a layer without a mask unless it declares one of these
-            if {layer.left, layer.chunk, layer.softcap} != {None} or layer.sinks or layer.bias or layer.pairs:
-                return "computes what the layers declare, windows without an N×N mask"
+        if self.declares:
+            return "computes what the layers declare, windows without an N×N mask"
         return "runs as sdpa does"
+
+    def cache_bytes(self, length: int, most: int | None = None) -> int:
+        """Bytes of the decode cache after ``length`` tokens of one text, in the checkpoint's dtype.
+
+        most: maximum tokens in a layer without a window.
+        """
+        tokens = 0
+        for _, layer in self.layers:
+            reach = most
+            if layer.left is not None or layer.chunk is not None:
+                reach = layer.chunk or layer.left + 1  # type: ignore[operator]
+            tokens += layer.cached * min(length, reach or length)
+        return tokens * self.element_bytes
 
     def memory(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
         """Length in tokens, and bytes of the largest layer in transformers and in the engines. Inputs other than text
@@ -260,6 +313,7 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
         type(model).__name__,
         model.config.model_type,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        element_bytes=element_bytes(model.config),
         implementation=attention_implementation(model.config) or "eager",
         flash=bool(model._supports_flash_attn),
     )
@@ -276,7 +330,7 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
         mechanism_of(module, kwargs)  # refuses what would not be computed
-        layers.append((names[id(module)], DeclaredAttention.of(module, query, key, attention_mask, kwargs)))
+        layers.append((names[id(module)], DeclaredAttention.of(query, key, value, attention_mask, kwargs)))
         return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
 
     ALL_ATTENTION_FUNCTIONS[BACKEND] = record  # temporarily replaces the registered function

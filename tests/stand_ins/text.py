@@ -253,6 +253,11 @@ def texts(folder: Path) -> None:
         (folder / f"{number}.txt").write_text(REAL_TEXT[number * 100 :], encoding="utf-8")
 
 
+@stand_in("notes.txt")
+def notes(file: Path) -> None:
+    file.write_text("The ferry leaves at noon. Bring the red notebook.\n", encoding="utf-8")
+
+
 @stand_in("book.txt", "held_out.txt")
 def book(file: Path) -> None:
     """Some ten thousand words."""
