@@ -1,12 +1,15 @@
 """A real decoder with each mechanism in its full layers: loss by position, pass keys, seconds, and bytes of the cache.
 
-    python -m scripts.dev.studies.decoder --text wiki.test.txt  # an hour on two cores, less the trained rows; a
-    stopped run goes on python -m scripts.dev.studies.decoder --text wiki.test.txt --only sinks  # rows with this in
-    their name, also stored ones python -m scripts.dev.studies.decoder --quick  # a few rows on texts of 1,024 tokens;
-    stores nothing
+    # an hour on two cores, less the trained rows; a stopped run goes on
+    python -m scripts.dev.studies.decoder --text wiki.test.txt
+    # rows with this in their name, also stored ones
+    python -m scripts.dev.studies.decoder --text wiki.test.txt --only sinks
+    # a few rows on texts of 1,024 tokens; stores nothing
+    python -m scripts.dev.studies.decoder --quick
 
 The decoder is Gemma 3 270M (`make real-decoder`) in bf16. Its 15 windows of 512 stay as they are; a row is the
-attention of its three full layers, as `longattn convert` plans it. Equality comes first, in fp32: short texts have the
+attention of its three full layers, as `longattn convert` plans it, or the stock model with a cache of ours. Of the
+latter, a long answer to a long prompt is measured, too. Equality comes first, in fp32: short texts have the
 outputs of the stock model where the plan promises that, and decoding with the cache has those of a pass without one.
 All rows read the same texts, and the losses are those of the same positions. Prompts and steps take turns with the
 stock model's.
@@ -19,6 +22,7 @@ import copy
 import random
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_longattn import plan_conversion
+from hf_longattn import StreamingCache, plan_conversion
 from hf_longattn.memory.decode_cache import CACHE
 from hf_longattn.names import BACKEND
 from scripts.dev.benchmarks import report
@@ -40,15 +44,17 @@ from scripts.dev.real import DECODER
 
 OUTPUT = Path("scripts/dev/results/decoder")
 STOCK, SDPA = "stock", "stock, sdpa"
+STREAMING = "stock, StreamingCache(1024, sinks=4)"
 
 
 class Row(NamedTuple):
     """Settings of a conversion, or flags of one that is trained in a folder of the row's name; what a user pays
-    besides the loss."""
+    besides the loss. Or the options of a StreamingCache for the stock model."""
 
     settings: dict[str, Any] = {}
     cost: str = "nothing"
     trained: str = ""
+    cache: dict[str, int] = {}
 
 
 def window(width: int, cost: str = "keys before the window", **options: Any) -> Row:
@@ -61,6 +67,7 @@ ROWS = {
     STOCK: Row(),
     "window of 512, 4 sinks": window(512),
     "window of 1,024, 4 sinks": window(1024),
+    STREAMING: Row(cost="keys before the window", cache={"window": 1024, "sinks": 4}),
     "window of 2,048, 4 sinks": window(2048),
     "1,024, 4 sinks at their positions in the text, YaRN": window(
         1024, "keys, and scaled rotations in every text", **SCALED
@@ -79,7 +86,14 @@ ROWS = {
     # both: states of about 1,028 keys
     "taylor": Row({}, "20 minutes of training", "--mechanism taylor --option feature_dim=22"),
 }
-QUICK_ROWS = (STOCK, "window of 1,024, 4 sinks", "block_top_k, 8 blocks of 128", "full, self-extend", "hybrid")
+QUICK_ROWS = (
+    STOCK,
+    "window of 1,024, 4 sinks",
+    STREAMING,
+    "block_top_k, 8 blocks of 128",
+    "full, self-extend",
+    "hybrid",
+)
 NAMES = ("Anna", "Peter", "Maria", "Thomas")
 """A text of pass keys has one for each name, at 1/5 to 4/5 of its length."""
 PROMISED, CHECKED, CHECKED_STEPS, TOLERANCE = 400, 1280, 8, 1e-3
@@ -87,13 +101,16 @@ PROMISED, CHECKED, CHECKED_STEPS, TOLERANCE = 400, 1280, 8, 1e-3
 logit."""
 PIECE, POSITIONS = 8192, 256
 """Tokens of a prompt that are read at a time, and positions of each range whose loss is measured."""
+TURNS = 24
+"""Times that steps are measured with each cache."""
 
 
 class Sizes(NamedTuple):
     """Ends of the ranges of positions in short texts and in a long one, the number of short texts, and texts of pass
     keys by length.
 
-    ``steps`` tokens are decoded after each short text.
+    ``steps`` tokens are decoded after each short text, and ``answer`` tokens after a prompt of ``prompt`` tokens,
+    which is read in pieces of ``piece``.
     """
 
     ends: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)
@@ -101,9 +118,12 @@ class Sizes(NamedTuple):
     texts: int = 5
     keys: tuple[tuple[int, int], ...] = ((2048, 2), (8192, 2), (32768, 1))
     steps: int = 64
+    prompt: int = 32768
+    answer: int = 3000
+    piece: int = 2048
 
 
-QUICK = Sizes((256, 512, 1024), (2048,), 1, ((512, 1),), 8)
+QUICK = Sizes((256, 512, 1024), (2048,), 1, ((512, 1),), 8, 2048, 16, 512)
 
 
 def load(name: str, options: argparse.Namespace, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -116,19 +136,24 @@ def load(name: str, options: argparse.Namespace, dtype: torch.dtype = torch.bflo
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **settings).eval()
 
 
-def read(model: Any, ids: Tensor, piece: int = PIECE) -> Iterator[tuple[Tensor, Any]]:
-    """Hidden states ``(piece, width)`` and the cache after every piece of a text ``(1, n)``."""
-    cache = None
+def new_cache(name: str) -> Any:
+    """The cache of a row for a new text; ``None`` if the model makes it."""
+    options = ROWS.get(name, Row()).cache
+    return StreamingCache(**options) if options else None
+
+
+def read(model: Any, ids: Tensor, cache: Any = None, piece: int = PIECE) -> Iterator[tuple[Tensor, Any]]:
+    """Hidden states ``(piece, width)`` and the cache after every piece of a text ``(1, n)``. cache: an empty one."""
     for part in ids.split(piece, 1):
         output = model.model(part, use_cache=True, **{CACHE: cache})
         cache = output[CACHE]
         yield output.last_hidden_state[0], cache
 
 
-def by_position(model: Any, ids: Tensor, ends: Sequence[int]) -> tuple[list[float], Any]:
+def by_position(model: Any, ids: Tensor, ends: Sequence[int], empty: Any) -> tuple[list[float], Any]:
     """Mean loss of each range of positions, and the cache; ``ids (1, n)`` has a token after the last range."""
-    sums, at, cache = [list[float]() for _ in ends], 0, None
-    for states, cache in read(model, ids[:, : ends[-1]]):  # noqa: B007
+    sums, at = [list[float]() for _ in ends], 0
+    for states, cache in read(model, ids[:, : ends[-1]], empty):  # noqa: B007
         for values, start, end in zip(sums, (0, *ends), ends, strict=False):
             places = torch.linspace(start, end - 1, min(POSITIONS, end - start)).long()
             for some in places[(places >= at) & (places < at + len(states))].split(128):  # logits are many
@@ -144,7 +169,9 @@ def decoded(model: Any, ids: Tensor, cache: Any) -> Tensor:
     return torch.cat([model(ids[:, at : at + 1], **{CACHE: cache}).logits[0] for at in range(ids.shape[1])])
 
 
-def find_keys(model: Any, tokenizer: Any, filler: Tensor, length: int, seed: int) -> tuple[list[bool], int]:
+def find_keys(
+    model: Any, tokenizer: Any, filler: Tensor, length: int, seed: int, empty: Any
+) -> tuple[list[bool], int]:
     """Whether each pass key of a text of about ``length`` tokens is decoded exactly, by its place in the text; bytes
     of the cache."""
     keys = {name: str(random.Random(f"{seed}{name}").randrange(10000, 100000)) for name in NAMES}
@@ -156,7 +183,7 @@ def find_keys(model: Any, tokenizer: Any, filler: Tensor, length: int, seed: int
     text = [torch.tensor([tokenizer.bos_token_id])]
     for part, (name, key) in zip(parts, keys.items(), strict=True):
         text += [part, encode(f" The pass key of {name} is {key}.\n")]
-    *_, (_, prompt) = read(model, torch.cat([*text, last])[None])
+    *_, (_, prompt) = read(model, torch.cat([*text, last])[None], empty)
     found = []
     for name, key in keys.items():
         cache, ids, answer = copy.deepcopy(prompt), encode(f" The pass key of {name} is")[None], list[int]()
@@ -175,11 +202,13 @@ def check(name: str, options: argparse.Namespace, ids: Tensor) -> dict[str, floa
     last = {"logits_to_keep": CHECKED_STEPS, "use_cache": False}
     if row.settings.get("positions") != "rope:yarn" and not row.trained:
         pairs["stock"] = [
-            one(ids[:, :PROMISED], **last).logits[0] for one in (model, load(SDPA, options, torch.float32))
+            model(ids[:, :PROMISED], **{CACHE: new_cache(name)}, **last).logits[0],
+            load(SDPA, options, torch.float32)(ids[:, :PROMISED], **last).logits[0],
         ]
     if not row.settings.get("full_decoding"):  # whose steps see more
-        *_, (_, cache) = read(model, ids[:, :-CHECKED_STEPS], 512)
-        pairs["a pass"] = [decoded(model, ids[:, -CHECKED_STEPS:], cache), model(ids, **last).logits[0]]
+        *_, (_, cache) = read(model, ids[:, :-CHECKED_STEPS], new_cache(name), 512)
+        passed = model(ids, **{CACHE: new_cache(name)}, **last).logits[0]
+        pairs["a pass"] = [decoded(model, ids[:, -CHECKED_STEPS:], cache), passed]
     differences = {what: float((x - y).abs().max() / y.abs().max()) for what, (x, y) in pairs.items()}
     if wrong := [f"{what} by {value:.1e}" for what, value in differences.items() if not value <= TOLERANCE]:
         raise SystemExit(
@@ -188,21 +217,54 @@ def check(name: str, options: argparse.Namespace, ids: Tensor) -> dict[str, floa
     return differences
 
 
-def time_pair(model: Any, base: Any, ids: Tensor, sizes: Sizes) -> dict[str, list[list[float]]]:
+def time_pair(name: str, model: Any, base: Any, ids: Tensor, sizes: Sizes) -> dict[str, list[list[float]]]:
     """Seconds of a prompt and of a step after it: [base, row] of every turn."""
     pair, caches = {"base": base, "row": model}, dict[str, Any]()
 
-    def prompt(name: str) -> None:
-        *_, (_, caches[name]) = read(pair[name], ids)
+    def prompt(which: str) -> None:
+        *_, (_, caches[which]) = read(pair[which], ids, new_cache(name) if which == "row" else None)
 
-    def steps(name: str) -> None:
-        decoded(pair[name], ids[:, : sizes.steps], caches[name])
+    def steps(which: str) -> None:
+        decoded(pair[which], ids[:, : sizes.steps], caches[which])
 
     seconds = {}
     for what, run, count in (("prompt", prompt, 1), ("step", steps, sizes.steps)):
         turns = zip(*in_turn({x: partial(run, x) for x in pair}, 1).values(), strict=False)
         seconds[what] = [[ms / 1e3 / count for ms in turn] for turn in turns]
     return seconds
+
+
+def stream(model: Any, ids: Tensor, sizes: Sizes, options: dict[str, int]) -> dict[str, Any]:
+    """A long answer to a long prompt, both of ``ids (1, n)``: seconds, the loss of the answer, bytes of the cache, and
+    seconds of the processor for a step, in turn with the model's own cache of as many keys."""
+    cache = StreamingCache(**options)
+    started = time.perf_counter()
+    for _ in read(model, ids[:, : sizes.prompt], cache, sizes.piece):
+        pass
+    seconds = time.perf_counter() - started
+    losses, held, started = list[float](), list[int](), time.perf_counter()
+    for at in range(sizes.prompt, sizes.prompt + sizes.answer):
+        logits = decoded(model, ids[:, at : at + 1], cache)
+        losses.append(float(cross_entropy(logits.float(), ids[0, at + 1 : at + 2])))
+        held.append(cache_bytes(cache))
+    answer_seconds = time.perf_counter() - started
+    *_, (_, stock) = read(model, ids[:, : sum(options.values())])
+    stocks = [copy.deepcopy(stock) for _ in range(TURNS)]
+    steps = ids[:, : sizes.steps // 4]
+    passes = {
+        "base": lambda: decoded(model, steps, stocks.pop()),
+        "row": lambda: decoded(model, steps, cache),
+    }
+    turns = in_turn(passes, TURNS, clock=time.process_time)
+    return {
+        "prompt": sizes.prompt,
+        "prompt_seconds": seconds,
+        "answer": sizes.answer,
+        "answer_seconds": answer_seconds,
+        "answer_loss": statistics.mean(losses),
+        "largest_bytes": max(held),
+        "step": [[ms / 1e3 / steps.shape[1] for ms in turn] for turn in zip(*turns.values(), strict=True)],
+    }
 
 
 @torch.inference_mode()
@@ -229,16 +291,21 @@ def measure(name: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
     model, stride = load(name, options), longest + sizes.steps
     for number in range(sizes.texts):
         ids = text(0, number * stride, stride)
-        means, cache = by_position(model, ids, sizes.ends)
+        means, cache = by_position(model, ids, sizes.ends, new_cache(name))
         row["losses"].append(means)
         row["decoded"].append(
             float(cross_entropy(decoded(model, ids[:, longest:-1], cache).float(), ids[0, longest + 1 :]))
         )
-    row["far"], _ = by_position(model, text(1, 0, sizes.far_ends[-1]), sizes.far_ends)
+    row["far"], _ = by_position(model, text(1, 0, sizes.far_ends[-1]), sizes.far_ends, new_cache(name))
     for length, count in sizes.keys:
-        found = [find_keys(model, tokenizer, tokens[1][number * 9973 :], length, number) for number in range(count)]
+        found = [
+            find_keys(model, tokenizer, tokens[1][number * 9973 :], length, number, new_cache(name))
+            for number in range(count)
+        ]
         row["keys"][str(length)], row["bytes"][str(length)] = [keys for keys, _ in found], found[-1][1]
-    row |= time_pair(model, load(SDPA if name == STOCK else STOCK, options), text(0, 0, longest - 1), sizes)
+    if ROWS[name].cache:
+        row["stream"] = stream(model, text(1, 0, sizes.prompt + sizes.answer), sizes, ROWS[name].cache)
+    row |= time_pair(name, model, load(SDPA if name == STOCK else STOCK, options), text(0, 0, longest - 1), sizes)
     return {**row, "machine": report.machine()}
 
 
@@ -303,6 +370,24 @@ def use_table(record: dict[str, Any]) -> str:
     (first, _), *others = machines.items()
     where = "; ".join([first, *(f"{', '.join(names)}: {machine}" for machine, names in others)])
     return f"{report.markdown_table(header, rows)}\n\n*{where}*"
+
+
+def stream_lines(record: dict[str, Any]) -> str:
+    """A long answer to a long prompt, in three sentences."""
+    row, stock = record["rows"][STREAMING], record["rows"][STOCK]
+    measured = row["stream"]
+    ratio = statistics.median(ours / base for base, ours in measured["step"])
+    step = measured["answer_seconds"] / measured["answer"]
+    losses = [ours[-1] - base[-1] for ours, base in zip(row["losses"], stock["losses"], strict=True)]
+    largest, own = measured["largest_bytes"] / 2**20, stock["bytes"][str(measured["prompt"])] / 2**20
+    return (
+        f"Gemma 3 270M in bf16 reads a prompt of {measured['prompt']:,} tokens in {measured['prompt_seconds']:.0f} s "
+        f"and then {measured['answer']:,} further ones, each in {step * 1e3:.0f} ms, in a cache of at most "
+        f"{largest:.1f} MiB. Its own cache takes {own:.0f} MiB after the prompt. A step takes {ratio:.2f} times the "
+        f"processor time of a step with as many keys in its own cache. Tokens {record['ends'][-2] + 1:,} to "
+        f"{record['ends'][-1]:,} of a text cost {statistics.mean(losses):.3f} nats more than in full attention.\n\n"
+        f"*{report.where(row['machine'])}*"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

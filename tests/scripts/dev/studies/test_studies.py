@@ -78,9 +78,10 @@ def test_demo_counts_right_answers_with_their_standard_error() -> None:
 
 @pytest.fixture
 def small_decoder(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Arguments for a small Gemma 3 in place of the real one, of which two rows are measured."""
+    """Arguments for a small Gemma 3 in place of the real one, of which three rows are measured."""
     torch.manual_seed(0)
-    config = small_config("gemma3_text", Shape(tokens=4096, vocabulary=len(tokenizer)), bos_token_id=2)
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 256}
+    config = small_config("gemma3_text", Shape(tokens=4096, vocabulary=len(tokenizer)), bos_token_id=2, **layers)
     transformers.Gemma3ForCausalLM(config).save_pretrained(tmp_path / "short")
     tokenizer.save_pretrained(tmp_path / "short")
     transformers.AutoTokenizer.from_pretrained(tmp_path / "short", bos_token=tokenizer.cls_token).save_pretrained(
@@ -89,6 +90,7 @@ def small_decoder(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatc
     rows = {
         decoder.STOCK: decoder.Row(),
         "narrow": decoder.window(480),
+        decoder.STREAMING: decoder.Row(cache={"window": 480, "sinks": 4}),
         "trained": decoder.Row(trained="--mechanism taylor"),
     }
     monkeypatch.setattr(decoder, "ROWS", rows)
@@ -112,10 +114,13 @@ def test_table_of_a_decoder_goes_on_where_it_stopped(
     out, err = capsys.readouterr()
     assert "trained is left out; type first: longattn convert" in err
     record = json.loads((tmp_path / "stored.json").read_text())
-    stock, narrow = record["rows"].values()
+    stock, narrow, streaming = record["rows"].values()
     assert narrow["losses"][0][0] == pytest.approx(stock["losses"][0][0], abs=5e-4)
     assert narrow["losses"][0][2] != pytest.approx(stock["losses"][0][2], abs=1e-3)
     assert narrow["bytes"]["512"] <= stock["bytes"]["512"]
+    assert streaming["losses"][0] == pytest.approx(narrow["losses"][0], abs=1e-5)
+    assert (streaming["keys"], len(streaming["stream"]["step"])) == (narrow["keys"], decoder.TURNS)
+    assert streaming["stream"]["largest_bytes"] <= 1.5 * streaming["bytes"]["512"]
     assert "| narrow | +0.000 [+0.000, +0.000] |" in out
     monkeypatch.setattr(decoder, "measure", lambda *_: pytest.fail("measured again"))
     decoder.main(small_decoder)
