@@ -30,6 +30,8 @@ MECHANISM = "window"
 class StreamingCache(Cache):
     """The keys of the first ``sinks`` tokens of each text and of its last ``window`` tokens, for a stock decoder.
 
+    ::
+
         model = AutoModelForCausalLM.from_pretrained("google/gemma-3-270m", attn_implementation="longattn")
         model.generate(**prompt, cache=hf_longattn.StreamingCache(window=1024, sinks=4))
 

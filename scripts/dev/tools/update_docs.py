@@ -23,7 +23,7 @@ from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FACTS
 from hf_longattn.names import TESTED
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import engines, onnx_graphs, stock_windows, unread_masks
+from scripts.dev.benchmarks import engines, onnx_graphs, stock_windows, unread_masks, whole_texts
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
@@ -272,6 +272,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-deberta-v2")},
     "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
     "decoder-use": lambda: decoder.use_table(stored("decoder")),
+    "streaming": lambda: decoder.stream_lines(stored("decoder")),
+    "whole-texts": lambda: whole_texts.markdown(stored("whole_texts")).strip(),
     "planted-entities": lambda: planted_entities.tags_table(stored("planted_entities")),
     "planted-instructions": partial(measured, "planted_entities", planted_entities.guard_table),
     "mechanisms": mechanisms,
