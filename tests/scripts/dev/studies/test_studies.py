@@ -117,7 +117,6 @@ def test_table_of_a_decoder_goes_on_where_it_stopped(
     stock, narrow, streaming = record["rows"].values()
     assert narrow["losses"][0][0] == pytest.approx(stock["losses"][0][0], abs=5e-4)
     assert narrow["losses"][0][2] != pytest.approx(stock["losses"][0][2], abs=1e-3)
-    assert narrow["bytes"]["512"] <= stock["bytes"]["512"]
     assert streaming["losses"][0] == pytest.approx(narrow["losses"][0], abs=1e-5)
     assert (streaming["keys"], len(streaming["stream"]["step"])) == (narrow["keys"], decoder.TURNS)
     assert streaming["stream"]["largest_bytes"] <= 1.5 * streaming["bytes"]["512"]
