@@ -177,7 +177,7 @@ def test_continuous_batching_on_a_cpu_writes_the_tokens_of_generate(case: str, t
     model = loaded(folder, FLASH, AutoModelForCausalLM)
     prompts = [padded_batch(length)["input_ids"][0].tolist() for length in (50, 33, 90)]
     settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
-    batching = transformers.ContinuousBatchingConfig(num_blocks=64, block_size=32, max_batch_tokens=64)
+    batching = transformers.ContinuousBatchingConfig(num_blocks=64, page_size=32, max_batch_tokens=64)
     results = model.generate_batch(
         prompts, generation_config=transformers.GenerationConfig(**settings), continuous_batching_config=batching
     )
@@ -230,9 +230,7 @@ print(model.config._attn_implementation)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_the_hub_serves_a_pushed_kernel_by_its_string(
-    trusted: bool, tmp_path: Path, server: Hub
-) -> None:
+def test_the_hub_serves_a_pushed_kernel_by_its_string(trusted: bool, tmp_path: Path, server: Hub) -> None:
     folder = saved("ModernBert", tmp_path / "model")
     server.trusted = ("writer",) if trusted else ()
     push_kernel.main(["writer", "--upload"])
