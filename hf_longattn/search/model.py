@@ -140,7 +140,7 @@ class SearchText(TextIds):
         starts = range(0, len(self.ids) - body + 1, max(body, 1))
         if body < 1 or not starts:
             raise InputError(
-                f"The {self.described} has {self.tokens:,} tokens, but the search reads {length:,} at once; give a "
+                f"The {self.name} has {self.tokens:,} tokens, but the search reads {length:,} at once; give a "
                 "longer text."
             )
         return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
