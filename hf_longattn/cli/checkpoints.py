@@ -422,12 +422,9 @@ def search_report(result: SearchResult) -> Iterator[Part]:
     yield Styled(result.reason, "bold")
     yield from filter(None, (result.loss_sentence, *result.notes, " "))
     chosen = enumerate(zip(result.chosen.design.names, result.scores, strict=True))
-    rows = [(f"{layer}", name, f"{scores[name]:.3f}" if name in scores else "") for layer, (name, scores) in chosen]
+    rows = [(f"{layer}", name, f"{scores[name]:.3f}") for layer, (name, scores) in chosen]
     yield table(("layer", "runs", "captured mass"), rows, align="rlr")
-    uniform = [
-        (design.design.names[0], "" if design.score is None else f"{design.score:.3f}", result.cost_of(design))
-        for design in result.uniform
-    ]
+    uniform = [(design.design.names[0], f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform]
     yield table(("design", "captured mass", "cost"), uniform, "the same in every layer")
     if result.reasons:
         yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"

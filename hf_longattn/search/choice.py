@@ -13,8 +13,7 @@ budget. A better choice can be missed only if it is cheaper by less than that fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,8 +27,8 @@ from ..evaluation.token_loss import LossChange, in_chunks, token_losses, with_co
 from ..inspect import Candidate, captured_mass
 from ..inspect.attention import Progress
 from .budget import Budget
-from .design import FULL, Design, DesignCosts
-from .model import SearchedModel, SearchInputs, SearchText
+from .design import FULL, Design
+from .model import SearchedModel, SearchText
 
 QUERIES = 512
 """Maximum queries per piece at which captured mass is measured."""
@@ -40,38 +39,16 @@ TOLERANCE = 1e-9
 Numbers: TypeAlias = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class ScoreTable:
-    """Captured mass of candidates by layer.
+def measured_mass(
+    model: SearchedModel, inputs: Sequence[Any], candidates: Sequence[Candidate], progress: Progress
+) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """Captured mass, from 0 to 1, in the checkpoint as it was trained: the mean over heads and over ``inputs``.
 
-    scores: ``[layer][candidate as text]``. A candidate without a score is missing.
-    reasons: candidate as text -> why it has no score.
+    Returns:
+        For each layer candidate as text -> its captured mass, and candidate as text -> why it has none.
     """
-
-    scores: list[dict[str, float]]
-    reasons: dict[str, str]
-
-    def mean(self, design: Design) -> float | None:
-        """The mean score of a design's layers; ``None`` if a layer has no score."""
-        pairs = list(zip(self.scores, design.names, strict=True))
-        if not all(name in row for row, name in pairs):
-            return None
-        return sum(row[name] for row, name in pairs) / len(pairs)
-
-
-def mass_table(
-    model: SearchedModel,
-    text: SearchText | SearchInputs,
-    candidates: Sequence[Candidate],
-    length: Any,
-    pieces: int,
-    progress: Progress,
-) -> ScoreTable:
-    """Captured mass, from 0 to 1, in the checkpoint as it was trained. It is the mean over heads and over pieces of
-    ``length`` tokens, or images or sounds of this size."""
     masses: list[Tensor] = []
     reasons: dict[str, str] = {}
-    inputs: Sequence[Any] = text.pieces(length, pieces)
     for number, piece in enumerate(inputs):
         progress(f"captured mass, piece {number + 1}")
         measured = captured_mass(
@@ -79,34 +56,44 @@ def mass_table(
         )
         reasons |= dict(measured.reasons)
         masses.append(measured.mass.mean(1))
-    mean = torch.stack(masses).mean(0)
-    judged = [(number, str(candidate)) for number, candidate in enumerate(candidates) if str(candidate) not in reasons]
-    return ScoreTable([{name: float(row[number]) for number, name in judged} for row in mean], reasons)
+    names = list(map(str, candidates))
+    scores = []
+    for row in torch.stack(masses).mean(0).tolist():
+        scores.append({name: value for name, value in zip(names, row, strict=True) if name not in reasons})
+    return scores, reasons
 
 
-def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCosts, budget: Budget) -> Design:
+def choose(
+    scores: Sequence[Mapping[str, float]],
+    candidates: Sequence[Candidate],
+    seconds: Mapping[str, float],
+    budget: Budget,
+    named: frozenset[int],
+) -> Design:
     """The best design within the budget.
+
+    Args:
+        scores: for each layer candidate as text -> its captured mass.
+        candidates: those that have a captured mass.
+        seconds: candidate as text -> seconds of one layer; full attention is among them.
+        named: as in :class:`.design.Design`.
 
     Raises:
         OptionError: no design meets the budget; the message has the cost of the cheapest design.
     """
-    judged = [candidate for candidate in candidates if any(str(candidate) in row for row in table.scores)]
-    if not judged:
-        why = next(iter(table.reasons.values()), "")
-        raise OptionError(f"No candidate can be judged by captured mass ({why.rstrip('.')}); give other candidates.")
-    full_seconds = costs.layers * costs.seconds[str(FULL)]
-    names = list(map(str, judged))
-    values: Numbers = np.array([[row.get(name, np.nan) for name in names] for row in table.scores])
-    seconds: Numbers = np.array([[costs.seconds[name] for name in names]] * costs.layers)
-    best = best_under_total(values, seconds, budget.limit(full_seconds))
+    names = list(map(str, candidates))
+    values: Numbers = np.array([[row[name] for name in names] for row in scores])
+    costs: Numbers = np.array([[seconds[name] for name in names]] * len(scores))
+    full_seconds = len(scores) * seconds[str(FULL)]
+    best = best_under_total(values, costs, budget.limit(full_seconds))
     if best is None:
-        cheapest = costs.uniform(min(judged, key=lambda candidate: costs.seconds[str(candidate)]))
-        enough = budget.like(costs.costed(cheapest).seconds, full_seconds)
+        cheapest = Design((min(candidates, key=lambda candidate: seconds[str(candidate)]),) * len(scores))
+        enough = budget.like(sum(seconds[name] for name in cheapest.names), full_seconds)
         raise OptionError(
             f"No design meets the budget of {budget}: the cheapest, {cheapest}, needs {enough}; give --budget "
             f"{enough}, or a cheaper --candidate of `longattn search`."
         )
-    return Design(tuple(judged[number] for number in best), costs.named)
+    return Design(tuple(candidates[number] for number in best), named)
 
 
 def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
@@ -141,18 +128,14 @@ def best_under_total(values: Numbers, costs: Numbers, limit: float) -> list[int]
     """The candidate of each layer in the best choice whose costs sum to at most ``limit``; ``None`` if even the
     cheapest exceeds it.
 
-    Args:
-        values: ``(layers, candidates)``; nan or -inf where a candidate is impossible.
-        costs: ``(layers, candidates)`` of at least 0; inf where impossible.
+    ``values`` and ``costs`` are ``(layers, candidates)``; costs are above 0.
     """
-    possible = np.isfinite(values) & np.isfinite(costs)
     limit *= 1 + TOLERANCE
     cost = value = np.zeros(1)
     steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
     for layer in range(len(values)):
-        numbers = np.flatnonzero(possible[layer])
-        total = (cost[:, None] + costs[layer, numbers]).ravel()
-        worth = (value[:, None] + values[layer, numbers]).ravel()
+        total = (cost[:, None] + costs[layer]).ravel()
+        worth = (value[:, None] + values[layer]).ravel()
         order = np.lexsort((-worth, total))
         order = order[total[order] <= limit]
         if not len(order):
@@ -163,7 +146,7 @@ def best_under_total(values: Numbers, costs: Numbers, limit: float) -> list[int]
             cell = np.floor(total[order] / limit * MAX_PARTIAL)
             # values rise, so the last of a cell is its best
             order = order[np.concatenate([cell[1:] > cell[:-1], [True]])]
-        steps.append((order // len(numbers), numbers[order % len(numbers)]))
+        steps.append(np.divmod(order, values.shape[1]))
         cost = total[order]
         value = worth[order]
     at = len(cost) - 1  # costs and values both rise

@@ -6,7 +6,7 @@ A design can be written as a configuration, as a recipe for `longattn convert --
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,36 +148,19 @@ class CostedDesign:
     """A design with its time and its score.
 
     seconds: duration of the attention of all layers, for one text of the target length.
-    score: the mean over layers of the captured mass; ``None`` if a layer's candidate has no score.
+    score: the mean over layers of the captured mass.
     """
 
     design: Design
     seconds: float
-    score: float | None = None
+    score: float
 
     def to_dict(self, full_seconds: float) -> dict[str, Any]:
         """JSON-serialisable form, with six digits of each number."""
-        numbers = {"seconds": self.seconds, "share_of_full_time": self.seconds / full_seconds}
-        if self.score is not None:
-            numbers["score"] = self.score
+        numbers = {
+            "seconds": self.seconds,
+            "share_of_full_time": self.seconds / full_seconds,
+            "score": self.score,
+        }
         rounded = {name: float(f"{value:.6g}") for name, value in numbers.items()}
         return {"layers": list(self.design.names), **rounded}
-
-
-@dataclass(frozen=True)
-class DesignCosts:
-    """Times of designs.
-
-    seconds: candidate as text -> seconds of one layer; full attention is among them.
-    layers: number of layers. named: as in :class:`Design`.
-    """
-
-    seconds: Mapping[str, float]
-    layers: int
-    named: frozenset[int]
-
-    def uniform(self, candidate: Candidate) -> Design:
-        return Design((candidate,) * self.layers, self.named)
-
-    def costed(self, design: Design, score: float | None = None) -> CostedDesign:
-        return CostedDesign(design, sum(self.seconds[name] for name in design.names), score)

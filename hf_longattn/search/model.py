@@ -19,7 +19,7 @@ from ..data.batching import masked_tokens
 from ..errors import CheckpointError, InputError
 from ..evaluation.token_loss import verification_text
 from ..files import is_generic, is_long
-from ..inputs.modality import InputSize, modality_in
+from ..inputs.modality import modality_in
 from ..inputs.tokenizer import load_tokenizer
 from ..inspect import Candidate
 from ..inspect.texts import TextIds
@@ -154,44 +154,19 @@ class SearchText(TextIds):
         return [masked_tokens(piece, self.tokenizer, number) for number, piece in enumerate(pieces)]
 
 
-class SearchInputs:
-    """Images or recordings.
-
-    Args:
-        files: a file, or a folder of files.
-        plan: plan of a conversion of the model.
-        count: maximum number of inputs.
+def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | Any:
+    """The text, tokenised as far as needed for ``pieces``, or images or recordings. ``None`` selects built-in
+    inputs.
 
     Raises:
         DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.sized.UserFiles`.
     """
-
-    def __init__(self, files: Any, plan: ConversionPlan, count: int) -> None:
+    plan = model.original
+    if plan.inputs.new.name:
         modality: Any = plan.modality
-        self.user = modality.inputs(
-            plan.architecture.source_config, plan.source.folder, None, files, count=count, model=plan.source.name
-        )
-        self.name = self.user.name
-        self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
-
-    def pieces(self, size: Any, count: int) -> list[dict[str, Tensor]]:
-        """Up to ``count`` inputs of this size, each as the arguments of one call of ``forward``.
-
-        Raises:
-            InputError, DataError: no recording is long enough.
-            InputError: the processor makes inputs of another size.
-        """
-        if size not in self._pieces:
-            self._pieces[size] = self.user.pieces(size)
-        return self._pieces[size][:count]
-
-
-def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | SearchInputs:
-    """The text, tokenised as far as needed for ``pieces``, or images or recordings. ``None`` selects built-in
-    inputs."""
-    if model.original.inputs.new.name:
-        return SearchInputs(text, model.original, pieces)
-    vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
+        config = plan.architecture.source_config
+        return modality.inputs(config, plan.source.folder, None, text, count=pieces, model=plan.source.name)
+    vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)
     if text is not None:
         return SearchText(text, model.tokenizer, pieces * model.length, vocabulary)
     built_in, name = verification_text(None)

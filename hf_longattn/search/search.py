@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import read_candidates
 from .budget import BUDGET, Budget, SearchConfig, readable_seconds
-from .choice import ScoreTable, choose, loss_change, mass_table
+from .choice import choose, loss_change, measured_mass
 from .costs import FAILURES, LayerCosts
-from .design import FULL, CostedDesign, Design, DesignCosts, unsuitable, usual_candidates
+from .design import FULL, CostedDesign, Design, unsuitable, usual_candidates
 from .model import SearchedModel, SearchText, read_inputs
 
 FORMAT = 4
@@ -220,13 +220,10 @@ class Search:
         conversion: settings of the conversion, if ``config`` does not have them.
 
     length: number of tokens at which candidates are compared, or the size of images or sounds.
+    inputs: pieces of the text, images or recordings of this length.
     candidates: candidates that single layers can run. reasons: candidate as text -> why it was left out. notes: for
-        the report.
-    costs, table: costs and scores of candidates.
+    the report.
     """
-
-    costs: DesignCosts
-    table: ScoreTable
 
     def __init__(
         self,
@@ -257,29 +254,30 @@ class Search:
             )
         self.length: int | InputSize = size if size.name else size.tokens
         self.text = read_inputs(text, self.model, config.pieces)
+        if isinstance(self.text, SearchText):
+            self.inputs: list[Any] = self.text.pieces(size.tokens, config.pieces)
+        else:
+            self.inputs = self.text.pieces(size)
         self.notes: list[str] = []
         self.reasons: dict[str, str] = {}
         self.candidates: list[Candidate] = []
 
     def run(self) -> SearchResult:
-        config = self.config
-        pieces = len(self.text.pieces(self.length, config.pieces))  # type: ignore[arg-type]
-        if pieces < config.pieces:
+        count = len(self.inputs)
+        if count < self.config.pieces:
             self.notes.append(
-                f"There are {pieces} of {config.pieces} inputs to choose by; more or longer ones give a surer choice."
+                f"There are {count} of {self.config.pieces} inputs to choose by; more or longer ones give a surer "
+                "choice."
             )
         self._take_candidates()
         model = self.model
-        shape = model.original.shape
-        layers = LayerCosts(shape, model.length, model.device, model.original.inputs.new.grid)
-        measured = layers.measure(read_candidates([*self.candidates, FULL]), self.progress)
-        self._leave_out(layers.refused)
-        self.costs = DesignCosts(measured, model.layers, model.named)
-        self.table = mass_table(model, self.text, self.candidates, self.length, config.pieces, self.progress)
-        self.reasons |= self.table.reasons
-        design = choose(self.table, self.candidates, self.costs, self.budget)
-        reason = f"{design} keeps the most of the layers' attention within {self.budget}."
-        return self._result(self._costed(design), reason)
+        layers = LayerCosts(model.original.shape, model.length, model.device, model.original.inputs.new.grid)
+        seconds = layers.measure(read_candidates([*self.candidates, FULL]), self.progress)
+        self._leave_out(layers.refused, "No candidate could be measured ({why}); give others with --candidate.")
+        scores, unjudged = measured_mass(model, self.inputs, self.candidates, self.progress)
+        self._leave_out(unjudged, "No candidate can be judged by captured mass ({why}); give other candidates.")
+        design = choose(scores, self.candidates, seconds, self.budget, model.named)
+        return self._result(design, scores, seconds)
 
     def _take_candidates(self) -> None:
         """Take the candidates that single layers can run and that need no training of positions.
@@ -312,60 +310,59 @@ class Search:
             )
         self.candidates = read_candidates(self.candidates)
 
-    def _leave_out(self, reasons: Mapping[str, str]) -> None:
-        """Remove candidates that failed. Raises :class:`OptionError` if no candidate is left."""
+    def _leave_out(self, reasons: Mapping[str, str], refusal: str) -> None:
+        """Remove candidates. Raises :class:`OptionError` with the text ``refusal`` if no candidate is left."""
         self.reasons |= reasons
         self.candidates = [candidate for candidate in self.candidates if str(candidate) not in reasons]
         if not self.candidates:
-            raise OptionError(
-                f"No candidate could be measured ({next(iter(reasons.values())).rstrip('.')}); give others with "
-                "--candidate."
-            )
+            raise OptionError(refusal.format(why=next(iter(reasons.values())).rstrip(".")))
 
-    def _costed(self, design: Design) -> CostedDesign:
-        """A design with its time, and the mean captured mass of its layers."""
-        return self.costs.costed(design, self.table.mean(design))
+    def _result(
+        self, design: Design, scores: Sequence[Mapping[str, float]], seconds: Mapping[str, float]
+    ) -> SearchResult:
+        """The result, with the design's loss at the target length."""
 
-    def _result(self, chosen: CostedDesign, reason: str) -> SearchResult:
-        """The result, with the chosen design's loss at the target length."""
-        config, model, costs, sizes = self.config, self.model, self.costs, self.model.original.inputs
+        def costed(design: Design) -> CostedDesign:
+            mass = sum(row[name] for row, name in zip(scores, design.names, strict=True)) / len(scores)
+            return CostedDesign(design, sum(seconds[name] for name in design.names), mass)
+
+        config, model, sizes = self.config, self.model, self.model.original.inputs
         conversion = self.conversion
         compared = self.length if isinstance(self.length, int) else self.length.tokens
-        recipe = chosen.design.recipe(
+        recipe = design.recipe(
             max_length=conversion.max_length,
             image_size=None if conversion.image_size is None else "x".join(map(str, sizes.new.value)),
             audio_seconds=conversion.audio_seconds,
             positions=None if conversion.positions == "auto" else conversion.positions,
         )
-        full = costs.costed(costs.uniform(FULL))
         change = None  # change of the held-out loss at the target length
         no_loss = ""
         if isinstance(self.text, SearchText) and not model.predicts_tokens:
             name = model.original.architecture.source_class
             no_loss = f"{model.source.name!r} is a {name}, which predicts no tokens, so it has no held-out loss."
         elif isinstance(self.text, SearchText):
-            self.progress(f"held-out loss of {chosen.design}")
+            self.progress(f"held-out loss of {design}")
             try:
-                change = loss_change(model, self.text, config.pieces, chosen.design)
+                change = loss_change(model, self.text, config.pieces, design)
             except FAILURES as error:
                 no_loss = f"{in_a_line(error)}."
         device = platform.processor() or platform.machine()
         if model.device.type == "cuda":
             device = torch.cuda.get_device_name(model.device)
         machine = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}
-        uniform = [self._costed(costs.uniform(candidate)) for candidate in self.candidates]
+        uniform = [costed(Design((candidate,) * model.layers, model.named)) for candidate in self.candidates]
         return SearchResult(
             model=model.source.name,
             text=self.text.name,
             length=model.length,
             compared_at=compared,
             budget=self.budget,
-            full_seconds=full.seconds,
-            chosen=chosen,
-            reason=reason,
-            uniform=tuple(sorted(uniform, key=lambda costed: costed.seconds)),
-            scores=tuple(self.table.scores),
-            costs=costs.seconds,
+            full_seconds=model.layers * seconds[str(FULL)],
+            chosen=costed(design),
+            reason=f"{design} keeps the most of the layers' attention within {self.budget}.",
+            uniform=tuple(sorted(uniform, key=lambda each: each.seconds)),
+            scores=tuple(scores),
+            costs=seconds,
             reasons=self.reasons,
             machine=machine,
             recipe=recipe,

@@ -103,12 +103,6 @@ def test_a_design_that_costs_exactly_the_budget_is_within_it() -> None:
     assert best_under_total(values, costs, 6 * 0.0371) == [1] * 6
 
 
-def test_candidates_that_are_not_applicable_are_never_chosen() -> None:
-    values, costs = np.array([[0.5, np.nan, 0.9]] * 3), np.array([[1.0, 0.1, np.inf]] * 3)
-    assert best_under_total(values, costs, 9.0) == [0, 0, 0]
-    assert best_under_total(values, costs, 2.0) is None
-
-
 WIDE, NARROW, FULL = (Candidate.read(text) for text in ("window:window=32", "window:window=8", "full"))
 NESTED = Candidate.read("union:of=[window:window=8,dilation=2+strided:stride=4]")
 GLOBALS = Candidate.read("longformer:window=8,global_tokens=0+3")

@@ -23,7 +23,6 @@ from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.costs import LayerCosts
 from hf_longattn.search.design import FULL, unsuitable, usual_candidates
-from hf_longattn.search.model import SearchInputs
 
 from ..grids import quickly
 from ..modeling import grid_models
@@ -148,7 +147,8 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
 
 def test_searched_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:
     plan = plan_conversion(vit, image_size="48x64")
-    pieces = SearchInputs(image_folder, plan, 3).pieces(plan.inputs.new, 3)
+    config, folder = plan.architecture.source_config, plan.source.folder
+    pieces = plan.modality.inputs(config, folder, None, image_folder, count=3).pieces(plan.inputs.new)
     sized = ViTImageProcessorPil.from_pretrained(vit, size={"height": 48, "width": 64})
     files = sorted(image_folder.rglob("*.png"))
     for piece, file in zip(pieces, (files[0], files[2], files[5]), strict=True):
