@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line, listed, shortened
@@ -666,6 +667,26 @@ def staged_file(file: Path) -> Iterator[Path]:
             os.replace(stage, file)
     finally:
         stage.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(file: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock ``file``, and remove it afterwards. The lock of a process that was killed is free.
+
+    Raises:
+        CheckpointError: another process holds it (``refusal`` is the message), or it cannot be written.
+    """
+    lock = FileLock(file, timeout=0)
+    try:
+        with disk_errors(file.parent):
+            lock.acquire()
+    except Timeout as error:
+        raise CheckpointError(refusal) from error
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
 
 
 def write_text(file: Path, text: str) -> None:

@@ -1,8 +1,8 @@
 """Vectors of documents, of their parts, passages or tokens, in Parquet files.
 
-A file has :data:`FILE` documents and is saved after every :data:`STEP` of them, so that an interrupted run can be
-resumed. Processes share the files. The folder stores what its vectors depend on besides the texts, and each file the
-fingerprints of its texts, so that no vector is kept whose text or model has changed.
+A file has :data:`FILE` documents. An interrupted run is resumed with the first file that is not complete. Processes
+share the files. The folder stores what its vectors depend on besides the texts, and each file the fingerprints of its
+texts, so that no vector is kept whose text or model has changed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from datasets import Dataset
-from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from ..data import fingerprints
 from ..data.rows import chosen_columns, rows_of
 from ..data.sources import DataError, files_of, saved_by_datasets
 from ..errors import BackendError, CheckpointError, OptionError, check_extra, flag, listed, visible
-from ..files import check_writable, read_json_object, staged_file, write_text
+from ..files import check_writable, locked, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference import evaluating
 from ..modeling.unpadding import unpad
@@ -43,8 +42,8 @@ from .late_chunking import PIECE, read_tokens, token_states
 
 logger = logging.get_logger(LOGGER)
 
-FILE, STEP = 1024, 16
-"""Documents per Parquet file, and per save."""
+FILE = 64
+"""Documents per Parquet file. Untuned."""
 ROWS = 16_384
 """Vectors per row group."""
 BATCH_TOKENS = 4096
@@ -326,9 +325,9 @@ def embed_documents(
     share, done = sum(min(FILE, len(data) - first) for first in mine), 0
     for first in mine:
         rows = range(first, min(first + FILE, len(data)))
-        for _ in write_file(folder / f"vectors-{first // FILE:05}.parquet", data, rows, embedder):
-            done += min(STEP, len(rows))
-            note(min(done, share), share)
+        write_file(folder / f"vectors-{first // FILE:05}.parquet", data, rows, embedder)
+        done += len(rows)
+        note(done, share)
     written = (pq.read_metadata(folder / f"vectors-{first // FILE:05}.parquet") for first in mine)
     return {"documents": share, "vectors": sum(file.num_rows for file in written)}
 
@@ -414,75 +413,65 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         write_text(file, json.dumps(settings, indent=2))
         return
     before = read_json_object(file)
-    advice = "give another --output, or delete the folder"
-    if missing := settings.keys() - before.keys():
-        raise CheckpointError(
-            f"{str(folder)!r} does not say what its vectors depend on ({listed(sorted(missing))}), as written by an "
-            f"earlier version; {advice}."
-        )
-    other = next((name for name in settings if name != "model" and before[name] != settings[name]), None)
+    other = next((name for name in settings if name != "model" and before.get(name) != settings[name]), None)
     if other is not None:
         name = other
         if other in ("vectors", "task", "text_column"):
             name = flag(other)
         stored = DIFFERENCES.get(other, "{name} {before}, not {now}").format(
-            name=name,
-            before=before[other],
-            now=settings[other],
-            model=before["model"],
+            name=name, before=before.get(other), now=settings[other], model=before.get("model")
         )
-        raise CheckpointError(f"The vectors in {str(folder)!r} are of {stored}; {advice}.")
+        raise CheckpointError(
+            f"The vectors in {str(folder)!r} are of {stored}; give another --output, or delete the folder."
+        )
 
 
-def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> Iterator[None]:
-    """Write a file of vectors in steps, and yield after each. An interrupted run continues after its last step.
-
-    Documents whose text is the same as when the file or the step was written keep their vectors. Temporary files lie
-    in the folder of the steps, which is removed at the end.
+def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> None:
+    """Write a file of vectors. Documents whose text is the same as in the existing file keep their vectors.
 
     Raises:
         CheckpointError: another process is writing the file.
     """
-    steps = file.with_suffix(".steps")
-    parts = {first: steps / f"{first:09}.parquet" for first in range(rows.start, rows.stop, STEP)}
-    texts: list[str] = []
-    for first in parts:  # in steps, since texts may be long
-        texts += map(fingerprints.of_text, data[first : min(first + STEP, rows.stop)]["text"])
-    if file.is_file() and stored_texts(file) == texts:
-        shutil.rmtree(steps, ignore_errors=True)
-        yield from [None] * len(parts)
-        return
-    steps.mkdir(exist_ok=True)
-    try:
-        lock = FileLock(steps / ".lock", timeout=0).acquire()
-    except Timeout as error:
-        raise CheckpointError(
-            f"Another process is writing {str(file)!r}; wait for it, or give another folder."
-        ) from error
-    with lock:
-        if file.is_file():
-            split_file(file, [*parts.values()])
-        for first, part in parts.items():
-            current = texts[first - rows.start :][:STEP]
-            if not part.is_file() or stored_texts(part) != current:
-                write_step(part, data[first : first + len(current)], current, embedder)
-            yield None
-        complete = steps / file.name
-        with staged_file(complete) as staged:
-            schema = pq.read_schema(parts[rows.start]).with_metadata({TEXTS: ",".join(texts)})
-            with pq.ParquetWriter(staged, schema) as writer:
-                # Makes row groups of similar size, even if steps have few vectors.
-                tables: list[pa.Table] = []
-                for part in parts.values():
-                    for group in pq.ParquetFile(part).iter_batches(ROWS):
-                        tables.append(pa.Table.from_batches([group]).cast(schema))
-                        if sum(map(len, tables)) >= ROWS:
-                            writer.write_table(pa.concat_tables(tables).combine_chunks())
-                            tables = []
-                if tables:
-                    writer.write_table(pa.concat_tables(tables).combine_chunks())
-        complete.replace(file)
-    shutil.rmtree(steps, ignore_errors=True)
+    documents = data[rows.start : rows.stop]
+    texts = list(map(fingerprints.of_text, documents["text"]))
+    before: list[str] = []
+    old: Iterator[Any] = iter(())
+    if file.is_file():
+        before = stored_texts(file)
+        old = stored_documents(file)
+    stage = file.with_suffix(".partial")
+    if before != texts:
+        stage.mkdir(exist_ok=True)
+        refusal = f"Another process is writing {str(file)!r}; wait for it, or give another folder."
+        with locked(stage / ".lock", refusal):
+            with staged_file(stage / file.name) as staged:
+                _write(staged, _rows(documents, texts, before, old, embedder), texts)
+            (stage / file.name).replace(file)
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+Vector = tuple[str, int, int, int, np.ndarray]
+"""A row of a file: the document's id, the number of the vector, its first and last character, and its values."""
+
+
+def _rows(
+    documents: Mapping[str, Sequence[str]],
+    texts: Sequence[str],
+    before: Sequence[str],
+    old: Iterator[tuple[str, Iterator[Vector]]],
+    embedder: Embedder,
+) -> Iterator[Vector]:
+    """The vectors of documents. ``old`` has those of the fingerprints ``before``, which are taken where ``texts`` has
+    the same."""
+    is_stored = [before[number : number + 1] == [text] for number, text in enumerate(texts)]
+    changed = [text for text, stored in zip(documents["text"], is_stored, strict=True) if not stored]
+    new = embedder.embed(changed) if changed else iter(())
+    for name, stored in zip(documents["id"], is_stored, strict=True):
+        _, vectors = next(old, (name, iter(())))
+        if stored:
+            yield from vectors
+        else:
+            yield from ((name, part, *row) for part, row in enumerate(next(new)))
 
 
 def stored_texts(file: Path) -> list[str]:
@@ -490,10 +479,10 @@ def stored_texts(file: Path) -> list[str]:
     return ((pq.read_schema(file).metadata or {}).get(TEXTS) or b"").decode().split(",")
 
 
-def stored_documents(file: Path) -> Iterator[tuple[str, Iterator[tuple[str, int, int, int, np.ndarray]]]]:
+def stored_documents(file: Path) -> Iterator[tuple[str, Iterator[Vector]]]:
     """The documents in a file, each as its id and its rows. The rows are read one after another."""
 
-    def rows() -> Iterator[tuple[str, int, int, int, np.ndarray]]:
+    def rows() -> Iterator[Vector]:
         with pq.ParquetFile(file) as opened:
             for batch in opened.iter_batches(ROWS):
                 vectors = batch["vector"].flatten().to_numpy().reshape(len(batch), -1)
@@ -503,46 +492,7 @@ def stored_documents(file: Path) -> Iterator[tuple[str, Iterator[tuple[str, int,
     return groupby(rows(), itemgetter(0))
 
 
-def split_file(file: Path, parts: Sequence[Path]) -> None:
-    """Write the documents of a complete file as the files of its steps, except those that exist already."""
-    documents, texts = stored_documents(file), iter(stored_texts(file))
-    for part in parts:
-        its_texts, its_documents = list(islice(texts, STEP)), islice(documents, STEP)
-        if part.is_file():
-            for _ in its_documents:  # reads on to the documents of the next part
-                pass
-        else:
-            with staged_file(part) as staged:
-                _write(staged, (row for _, vectors in its_documents for row in vectors), its_texts)
-
-
-def write_step(file: Path, documents: dict[str, list[str]], texts: list[str], embedder: Embedder) -> None:
-    """Write the vectors of documents. Those whose text has the stored fingerprint are taken from the existing file."""
-    before: list[str] = []
-    old: Iterator[Any] = iter(())
-    if file.is_file():
-        before = stored_texts(file)
-        old = stored_documents(file)
-    is_stored = [before[number : number + 1] == [text] for number, text in enumerate(texts)]
-    changed = [text for text, stored in zip(documents["text"], is_stored, strict=True) if not stored]
-    new: Iterator[Any] = iter(())
-    if changed:
-        new = embedder.embed(changed)
-
-    def rows() -> Iterator[tuple[str, int, int, int, np.ndarray]]:
-        for name, unchanged in zip(documents["id"], is_stored, strict=True):
-            stored = next(old, None)
-            if stored is not None and unchanged:
-                for _, part, start, end, vector in stored[1]:
-                    yield name, part, start, end, vector
-            else:
-                yield from ((name, part, *row) for part, row in enumerate(next(new)))
-
-    with staged_file(file) as staged:
-        _write(staged, rows(), texts)
-
-
-def _write(file: Path, rows: Iterator[tuple[str, int, int, int, np.ndarray]], texts: Sequence[str]) -> None:
+def _write(file: Path, rows: Iterator[Vector], texts: Sequence[str]) -> None:
     writer: pq.ParquetWriter | None = None
     while group := list(islice(rows, ROWS)):
         names, parts, starts, ends, vectors = zip(*group, strict=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import special_ids
-from ..errors import CheckpointError, InputError, LongAttentionError
+from ..errors import InputError, LongAttentionError
 from ..loading import call_tokenizer
 from ..modeling.family.definition import known_length
 from ..modeling.inference import evaluating
@@ -148,15 +148,6 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) ->
         raise InputError(
             f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed:,} tokens of "
             "prompt and special tokens; give a shorter prompt, or convert the model to a greater length."
-        )
-    rows = model.get_input_embeddings().num_embeddings
-    largest = max([*before, *after], default=0)
-    if count:
-        largest = max(largest, int(tokens.ids.max()))
-    if largest >= rows:
-        raise CheckpointError(
-            f"A text has the token id {largest:,}, but the model has {rows:,} token embeddings; the tokenizer belongs "
-            "to another model."
         )
     body = count if longest is None else longest - fixed
     for first, begin, end in token_windows(count, body, overlap):

@@ -26,7 +26,6 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -50,6 +49,7 @@ from hf_longattn.files import (
     check_writable,
     disk_errors,
     disk_is_full,
+    locked,
     public_name,
     read_json_object,
     write_text,
@@ -304,7 +304,7 @@ def sentence_if_full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Refuse a second training into a folder while the first one runs. The lock of a process that was killed is free.
+    """Refuse a second training into a folder while the first one runs.
 
     Raises:
         CheckpointError: another training writes into the folder, or it cannot be written.
@@ -313,18 +313,11 @@ def only_writer(folder: Path) -> Iterator[None]:
     existing = new[-1].parent if new else folder
     with disk_errors(existing):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise CheckpointError(
-                f"Another training is writing {str(folder)!r}; wait for it, or give another --output."
-            ) from error
+    refusal = f"Another training is writing {str(folder)!r}; wait for it, or give another --output."
     try:
-        yield
+        with locked(folder / ".lock", refusal):
+            yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
         for place in new:  # still empty if the training was refused
             with suppress(OSError):  # not empty
                 place.rmdir()
