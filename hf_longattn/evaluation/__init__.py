@@ -11,14 +11,13 @@ from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.names import module_names
 
 
-def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
+def load_metric(name: str) -> Any:
     """Return an ``evaluate.Metric`` of this package, without a network and without files.
 
     Args:
         name: "long_qa": exact match and F1 of extractive question answering, by document length;
             "long_classification": accuracy and macro F1 of classes, by document length; "entities": precision, recall
             and F1 of tagged words; "rouge": ROUGE of summaries; "wer": word and character error rates of transcripts.
-        **kwargs: passed on to ``evaluate.Metric``.
 
     Raises:
         LongAttentionError: unknown name.
@@ -37,4 +36,4 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
             f"The metric {name!r} ({__name__}.metrics.{name}) defines no class that derives from evaluate.Metric and "
             "has all that its base asks for; write one in that file, as docs/extending.md shows."
         )
-    return metric(**{"keep_in_memory": kwargs.get("num_process", 1) == 1, **kwargs})
+    return metric(keep_in_memory=True)

@@ -29,8 +29,7 @@ from hf_longattn.modeling.unpadding import unpadded
 EXAMPLES_AT_ONCE = 256
 """Examples whose inputs are sorted by length together."""
 CANDIDATES = 20
-"""Maximum candidate answers of a document. Also the maximum number of starts, and of ends, that are paired in a
-window. SQuAD's scripts use 20."""
+"""Maximum number of starts, and of ends, that are paired in a window. SQuAD's scripts use 20."""
 
 
 class QAReader:
@@ -72,7 +71,7 @@ class QAReader:
         return self.read([example])[0].text
 
     def read(self, examples: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """Answers with candidate spans, in the order of ``examples``. Inputs of similar length share a forward pass.
+        """Answers in the order of ``examples``. Inputs of similar length share a forward pass.
 
         Raises:
             OptionError: an example has no ``question`` or no ``context``.
@@ -118,62 +117,29 @@ class QAReader:
 
 
 @dataclass(frozen=True)
-class Span:
-    """A candidate answer: its ``text``, its characters ``start`` … ``end`` in the context, its ``score``.
-
-    ``score``: start plus end score, minus the same sum for "no answer" (the first token) in the same input, so windows
-    are comparable. Negative if the model prefers no answer.
-    """
-
-    text: str
-    start: int
-    end: int
-    score: float
-
-
-@dataclass(frozen=True)
 class Answer:
     """A reader's answer from one document.
 
     Attributes:
         text: the answer, "" for none.
-        spans: candidates, best first.
+        best: the best span of the document, even if "no answer" scores higher; "" without a span.
+        score: start plus end score of this span, minus the same sum for "no answer" (the first token) in the same
+            input, so windows are comparable. It is the negative of SQuAD 2's null score difference.
         length: tokens of the document.
         position: number of tokens before the first correct answer; -1 without one.
     """
 
     text: str
-    spans: list[Span]
+    best: str = ""
+    score: float = -math.inf
     length: int = 0
     position: int = -1
-
-    @property
-    def best(self) -> str:
-        """The text of the best span, even if "no answer" scores higher. "" without a span."""
-        return self.spans[0].text if self.spans else ""
-
-    @property
-    def score(self) -> float:
-        """The margin of the best span over "no answer": the negative of SQuAD 2's null score difference."""
-        return self.spans[0].score if self.spans else -float("inf")
 
     def above(self, threshold: float | None) -> str:
         """The best answer, or "" if its score is below ``threshold``; ``None`` = always answer."""
         if threshold is not None and self.score < threshold:
             return ""
         return self.best
-
-    def n_best(self) -> list[dict[str, Any]]:
-        """The candidates for SQuAD's ``nbest_predictions.json``. Their probabilities and that of "no answer" sum to
-        1."""
-        scores = np.array([span.score for span in self.spans] + [0.0])
-        shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-        spans = [*self.spans, Span("", -1, -1, 0.0)]
-        rows = [
-            {"text": span.text, "score": span.score, "start": span.start, "end": span.end, "probability": float(share)}
-            for span, share in zip(spans, shares, strict=True)
-        ]
-        return sorted(rows, key=lambda row: -row["probability"])
 
 
 def best_answers(
@@ -197,33 +163,32 @@ def best_answers(
     for example, (_, group) in zip(examples, windows, strict=True):
         of_rows, *scores = zip(*group, strict=True)
         offsets = [[tuple(offset) for offset in row["offsets"]] for row in of_rows]
-        spans = n_best_spans(example["context"], offsets, *scores, most_tokens=most_tokens)
+        best, score = best_span(example["context"], offsets, *scores, most_tokens=most_tokens)
         tokens = sorted({offset for window in offsets for offset in window if offset[0] >= 0})
         position = -1
         if known := (example.get("answers") or {}).get("answer_start"):
             position = bisect_right(tokens, (min(known), np.inf)) - 1
-        best = spans[0].text if spans else ""
-        answers.append(Answer(best, spans, len(tokens), position))
+        answers.append(Answer(best, best, score, len(tokens), position))
     return answers
 
 
-def n_best_spans(
+def best_span(
     context: str,
     windows: Sequence[Sequence[Offset]],
     start_scores: Sequence[np.ndarray],
     end_scores: Sequence[np.ndarray],
     *,
     most_tokens: int = 30,
-) -> list[Span]:
-    """Return at most :data:`CANDIDATES` spans over all windows of one document, best first. Longer ones than
-    ``most_tokens`` are left out.
+) -> tuple[str, float]:
+    """The text and score of the best span over all windows of one document; see :class:`Answer`.
 
     Args:
         context: the document.
         windows: per window, the characters of its tokens.
         start_scores, end_scores: per window, an array (≥ L,) of logits; padding after L is ignored.
+        most_tokens: maximum length of a span.
     """
-    spans: dict[tuple[int, int], float] = {}
+    text, best = "", -math.inf
     for offsets, starts, ends in zip(windows, start_scores, end_scores, strict=True):
         inside = np.array([0 <= start < end for start, end in offsets])  # empty tokens are not answers
         null = float(starts[0] + ends[0])
@@ -233,12 +198,12 @@ def n_best_spans(
         scores = starts[top_starts][:, None] + ends[top_ends][None, :] - null
         width = top_ends[None, :] - top_starts[:, None]
         scores = np.where((width >= 0) & (width < most_tokens), scores, -np.inf)
-        for flat in _largest(scores.ravel(), CANDIDATES):
-            if np.isfinite(score := float(scores.flat[flat])):
-                key = offsets[top_starts[flat // len(top_ends)]][0], offsets[top_ends[flat % len(top_ends)]][1]
-                spans[key] = max(score, spans.get(key, -np.inf))
-    best = sorted(spans.items(), key=lambda item: -item[1])[:CANDIDATES]
-    return [Span(context[start:end].strip(), start, end, score) for (start, end), score in best]
+        flat = _largest(scores.ravel(), CANDIDATES)[0]
+        if scores.flat[flat] > best:
+            best = float(scores.flat[flat])
+            first, last = top_starts[flat // len(top_ends)], top_ends[flat % len(top_ends)]
+            text = context[offsets[first][0] : offsets[last][1]].strip()
+    return text, best
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -246,10 +211,6 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     count = min(count, len(values))
     chosen = np.argpartition(-values, count - 1)[:count]
     return chosen[np.argsort(-values[chosen], kind="stable")]
-
-
-PREDICTIONS, N_BEST, NULL_ODDS = "predictions.json", "nbest_predictions.json", "null_odds.json"
-BY_DOCUMENT = "triviaqa_predictions.json"
 
 
 def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> dict[str, Any]:
@@ -263,12 +224,8 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
     Returns:
         exact_match and f1 with standard errors, n, and scores ``by_length`` and ``by_position`` (of the answer), both
         in tokens. If some questions have no answer, SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold.
-        A question with several documents (TriviaQA) counts once (:func:`by_question`). Scores named document_* count
-        every document, as in TriviaQA's Web part.
+        A question with several documents (TriviaQA) counts once (:func:`by_question`).
     """
-    parts: dict[str, Sequence[tuple[Mapping[str, Any], Answer]]] = {}
-    if any(example.get("document") for example in examples):
-        parts["document"] = [*zip(examples, answers, strict=True)]
     examples, answers = by_question(examples, answers)
     texts = [answer.text for answer in answers]
     result = _scores(examples, texts, [answer.length for answer in answers])
@@ -280,11 +237,12 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
     with_answer = [pair for pair in pairs if gold_of(pair[0])]
     without_answer = [pair for pair in pairs if not gold_of(pair[0])]
     if with_answer and without_answer:
-        parts |= {"HasAns": with_answer, "NoAns": without_answer}
         result["best_f1_threshold"], result["best_f1"] = best_threshold(examples, answers)
-    for name, part in parts.items():
-        scores = _scores([example for example, _ in part], [answer.text for _, answer in part])
-        result |= {f"{name}_exact": scores["exact_match"], f"{name}_f1": scores["f1"], f"{name}_total": scores["n"]}
+        for name, part in (("HasAns", with_answer), ("NoAns", without_answer)):
+            scores = _scores([example for example, _ in part], [answer.text for _, answer in part])
+            result[f"{name}_exact"] = scores["exact_match"]
+            result[f"{name}_f1"] = scores["f1"]
+            result[f"{name}_total"] = scores["n"]
     return result
 
 
@@ -305,8 +263,8 @@ def by_question(
 ) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
     """Merge the documents of a question (TriviaQA) into one example with the best-scored answer.
 
-    Joshi et al. (2017, section 5.2) choose the answer in this way. The example gets the candidates and the total
-    length of all documents, and the position of the first correct answer. Examples with one document do not change.
+    Joshi et al. (2017, section 5.2) choose the answer in this way. The example gets the total length of all documents,
+    and the position of the first correct answer. Examples with one document do not change.
     """
     groups: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
@@ -317,11 +275,8 @@ def by_question(
     for numbers in groups.values():
         group = [answers[number] for number in numbers]
         best = max(group, key=lambda answer: answer.score)
-        spans = sorted((span for answer in group for span in answer.spans), key=lambda span: -span.score)[
-            : max(len(best.spans), 1)
-        ]
         position = next((answer.position for answer in group if answer.position >= 0), -1)
-        merged.append(replace(best, spans=spans, length=sum(answer.length for answer in group), position=position))
+        merged.append(replace(best, length=sum(answer.length for answer in group), position=position))
     return [examples[numbers[0]] for numbers in groups.values()], merged
 
 
@@ -356,22 +311,9 @@ def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answ
 
 
 def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> None:
-    """Write ``predictions.json`` and ``null_odds.json`` for SQuAD's scripts, and ``nbest_predictions.json``. TriviaQA
-    also gets ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script) and QUESTION--DOCUMENT (for
-    the Web's)."""
-    each = {
-        f"{example['id']}--{example['document']}": answer
-        for example, answer in zip(examples, answers, strict=True)
-        if example.get("document")
-    }
+    """Write ``predictions.json`` and ``null_odds.json`` for SQuAD's scripts."""
     examples, answers = by_question(examples, answers)
     named = {str(example["id"]): answer for example, answer in zip(examples, answers, strict=True)}
-    files: dict[str, Any] = {
-        PREDICTIONS: {name: answer.text for name, answer in named.items()},
-        NULL_ODDS: {name: -answer.score if answer.spans else 0.0 for name, answer in named.items()},
-        N_BEST: {name: answer.n_best() for name, answer in named.items()},
-    }
-    if each:
-        files[BY_DOCUMENT] = {**files[PREDICTIONS], **{name: answer.text for name, answer in each.items()}}
-    for name, contents in files.items():
-        write_json(folder / name, contents)
+    odds = {name: -answer.score if math.isfinite(answer.score) else 0.0 for name, answer in named.items()}
+    write_json(folder / "predictions.json", {name: answer.text for name, answer in named.items()})
+    write_json(folder / "null_odds.json", odds)

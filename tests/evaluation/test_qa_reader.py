@@ -21,10 +21,9 @@ from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer
 from hf_longattn.evaluation.qa_reader import (
     Answer,
     QAReader,
-    Span,
+    best_span,
     best_threshold,
     by_question,
-    n_best_spans,
     score_answers,
     write_predictions,
 )
@@ -99,7 +98,6 @@ def test_qa_reader_refuses_a_record_without_its_document(tokenizer: PreTrainedTo
         reader.answer({"question": "find", "text": CONTEXT})
 
 
-CONTEXT_OF_SPANS = "aa bb cc dd"
 NONE = (-1, -1)
 OFFSETS = [NONE, (0, 2), (3, 5), (6, 8), (9, 11)]
 
@@ -111,30 +109,24 @@ def scores(**places: float) -> np.ndarray:
     return values
 
 
-def test_n_best_spans_takes_the_best_pair_of_start_and_end() -> None:
-    best = n_best_spans(CONTEXT_OF_SPANS, [OFFSETS], [scores(_2=5)], [scores(_3=4)])
-    assert (best[0].text, best[0].start, best[0].end, best[0].score) == ("bb cc", 3, 8, 9.0)
-
-
-def test_n_best_spans_leaves_out_padding_question_and_reversed_pairs() -> None:
-    best = n_best_spans(CONTEXT_OF_SPANS, [OFFSETS], [scores(_4=5, _5=99)], [scores(_0=0, _2=4, _6=99)])
-    assert all(span.start < span.end for span in best)
-    assert best[0].text == "dd"
-
-
-def test_n_best_spans_are_at_most_most_tokens_long() -> None:
-    best = n_best_spans(CONTEXT_OF_SPANS, [OFFSETS], [scores(_1=5)], [scores(_4=5, _2=1)], most_tokens=2)
-    assert best[0].text == "aa bb"
-
-
-def test_n_best_spans_compares_windows_by_their_margin_over_no_answer() -> None:
-    unsure = [NONE, (0, 2), (3, 5)]
-    sure = [NONE, (6, 8), (9, 11)]
-    best = n_best_spans(
-        CONTEXT_OF_SPANS, [unsure, sure], [scores(_0=9, _1=10), scores(_1=6)], [scores(_0=9, _1=10), scores(_1=6)]
-    )
-    assert best[0].text == "cc"
-    assert best[0].score == 12.0
+@every_case(
+    "windows, starts, ends, expected",
+    [
+        ([OFFSETS], [scores(_2=5)], [scores(_3=4)], ("bb cc", 9.0)),
+        ([OFFSETS], [scores(_4=5, _5=99)], [scores(_0=0, _2=4, _6=99)], ("dd", 5.0)),  # no padding, no reversed pair
+        ([OFFSETS], [scores(_1=5)], [scores(_4=5, _2=1)], ("aa bb", 6.0)),  # the other pair is too long
+        (  # windows are compared by their margin over no answer
+            [[NONE, (0, 2), (3, 5)], [NONE, (6, 8), (9, 11)]],
+            [scores(_0=9, _1=10), scores(_1=6)],
+            [scores(_0=9, _1=10), scores(_1=6)],
+            ("cc", 12.0),
+        ),
+    ],
+)
+def test_best_span_is_the_likeliest_of_at_most_three_tokens(
+    windows: Any, starts: Any, ends: Any, expected: tuple[str, float]
+) -> None:
+    assert best_span("aa bb cc dd", windows, starts, ends, most_tokens=3) == expected
 
 
 def record(number: int, text: str, **more: Any) -> dict[str, Any]:
@@ -146,7 +138,7 @@ def record(number: int, text: str, **more: Any) -> dict[str, Any]:
 
 
 def answer(text: str, score: float = 1.0, **more: Any) -> Answer:
-    return Answer(text, [Span(text or "x", 0, 1, score)], **more)
+    return Answer(text, text or "x", score, **more)
 
 
 def squad_2(records: list[dict], answers: list[Answer]) -> float:
@@ -179,7 +171,7 @@ def test_qa_scores_are_split_by_length_position_and_missing_answers() -> None:
     answers = [
         answer("fox", length=100, position=5),
         answer("fox", length=5000, position=600),
-        Answer("", [], length=100),
+        Answer("", length=100),
         answer("bear cub", length=5000, position=4900),
     ]
     result = score_answers(records, answers)
@@ -196,25 +188,16 @@ def test_qa_scores_are_split_by_length_position_and_missing_answers() -> None:
     assert (result["NoAns_exact"], result["HasAns_total"]) == (100.0, 3)
 
 
-def test_write_predictions_writes_answers_odds_and_n_best(tmp_path: Path) -> None:
+def test_write_predictions_writes_answers_and_odds(tmp_path: Path) -> None:
     records = [record(0, "fox"), record(1, "")]
-    answers = [
-        Answer("fox", [Span("fox", 4, 7, 2.0), Span("red fox", 0, 7, 1.0)]),
-        Answer("", [Span("wolf", 0, 4, -3.0)]),
-    ]
-    write_predictions(tmp_path, records, answers)
+    write_predictions(tmp_path, records, [Answer("fox", "fox", 2.0), Answer("", "wolf", -3.0)])
     read = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert read["predictions.json"] == {"0": "fox", "1": ""}
     assert read["null_odds.json"] == {"0": -2.0, "1": 3.0}
-    best = read["nbest_predictions.json"]
-    assert [one["text"] for one in best["0"]] == ["fox", "red fox", ""]
-    assert [one["text"] for one in best["1"]] == ["", "wolf"]
-    assert sum(one["probability"] for one in best["0"]) == pytest.approx(1)
 
 
 def test_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Path) -> None:
-    """TriviaQA: each document is read alone; the question counts once, its documents also alone, in TriviaQA's
-    normalisation."""
+    """TriviaQA: each document is read alone; the question counts once, in TriviaQA's normalisation."""
     gold = ["st petersburg", "leningrad"]
     records = [
         record(3, "St Petersburg", document="Neva.txt", gold=gold),
@@ -230,18 +213,13 @@ def test_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Pa
     ]
     result = score_answers(records, answers)
     assert (result["exact_match"], result["n"]) == (pytest.approx(200 / 3), 3)
-    assert (result["document_exact"], result["document_total"]) == (50.0, 4)
     assert {name: part["n"] for name, part in result["by_length"].items()} == {"<=1024": 3}
     assert {name: part["n"] for name, part in result["by_position"].items()} == {"<=512": 2, "<=1024": 1}
     _, (first, *_) = by_question(records, answers)
-    assert [span.score for span in first.spans] == [3.0]
-    assert (first.length, first.position) == (700, 7)
+    assert (first.score, first.length, first.position) == (3.0, 700, 7)
     write_predictions(tmp_path, records, answers)
     read = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert read["predictions.json"] == {"3": "the ‘St.Petersburg’", "4": "A red-fox", "5": "bird"}
-    assert read["triviaqa_predictions.json"]["3--Neva.txt"] == "Moscow"
-    assert len(read["triviaqa_predictions.json"]) == 7
-    assert read["nbest_predictions.json"]["3"][0]["text"] == "the ‘St.Petersburg’"
 
 
 @every_case(

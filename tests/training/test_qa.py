@@ -12,18 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
-    AutoTokenizer,
     BertForQuestionAnswering,
     PreTrainedTokenizerBase,
     RobertaConfig,
     RobertaForQuestionAnswering,
-    Trainer,
-    TrainingArguments,
-    set_seed,
 )
 
 from hf_longattn import convert_checkpoint
@@ -32,7 +27,7 @@ from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.training.tasks.qa import load_qa_model, span_loss
-from tests.training.conftest import FAST, SCORED, losses, start_task, write_rows
+from tests.training.conftest import quick, write_rows
 
 
 @pytest.fixture
@@ -66,7 +61,7 @@ def test_qa_model_makes_its_question_global_where_it_can(
     mechanism: str, separated: bool, checkpoint: str, data: str, tmp_path: Path
 ) -> None:
     convert_checkpoint(checkpoint, tmp_path / "long", mechanism=mechanism, window=16, max_length=700, verify=False)
-    start_task("qa", model=str(tmp_path / "long"), output_dir=str(tmp_path / "out"), data=[data], max_steps=1, **FAST)
+    quick("qa", tmp_path / "long", tmp_path / "out", data, max_steps=1)
     saved = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
     assert (saved.config.question_separator_id is not None) == separated
 
@@ -89,63 +84,6 @@ def converted(checkpoint: str, folder: Path) -> str:
     return str(folder / "long")
 
 
-def without_dropout(checkpoint: str) -> str:
-    config = json.loads(Path(checkpoint, "config.json").read_text())
-    Path(checkpoint, "config.json").write_text(
-        json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
-    )
-    return checkpoint
-
-
-@pytest.mark.thorough
-def test_qa_losses_equal_those_of_a_plain_transformers_trainer(checkpoint: str, data: str, tmp_path: Path) -> None:
-    """The script of docs/how-to/train.md: transformers alone, on the same converted model, with accumulated
-    batches."""
-    long = converted(without_dropout(checkpoint), tmp_path)
-    settings = {
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "seed": 3,
-        "warmup_steps": 0,
-        "disable_tqdm": True,
-    }
-    given = {"model": long, "output_dir": str(tmp_path / "ours"), "data": [data], "validation": data}
-    given |= {"train_sampling_strategy": "random", "bf16": False}
-    ours = start_task("qa", **given, **settings, per_device_train_batch_size=2, gradient_accumulation_steps=2)
-
-    set_seed(3)
-    model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(long), AutoTokenizer.from_pretrained(long)
-
-    def encode(row: dict[str, Any]) -> dict[str, Any]:
-        encoded = tokenizer(row["question"], row["context"], return_offsets_mapping=True, return_attention_mask=False)
-        first, last = (
-            row["answers"]["answer_start"][0],
-            row["answers"]["answer_start"][0] + len(row["answers"]["text"][0]) - 1,
-        )
-        places = [at for at, kind in enumerate(encoded.sequence_ids()) if kind == 1]
-        offsets = encoded.pop("offset_mapping")
-        encoded["start_positions"] = max(at for at in places if offsets[at][0] <= first)
-        encoded["end_positions"] = max(at for at in places if offsets[at][0] <= last)
-        return encoded
-
-    rows = Dataset.from_json(data)
-    plain = {
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 4,
-        "weight_decay": 0.01,
-        "use_cpu": True,
-        "save_strategy": "no",
-    }
-    arguments = TrainingArguments(str(tmp_path / "plain"), **settings, **plain, report_to=[])
-    trainer = Trainer(
-        model, arguments, train_dataset=rows.map(encode, remove_columns=rows.column_names), processing_class=tokenizer
-    )
-    trainer.train()
-    assert ours["packed"]
-    assert losses({"history": trainer.state.log_history}) == pytest.approx(losses(ours), abs=1e-4)
-
-
 @pytest.mark.thorough
 def test_qa_reader_gives_the_predictions_of_the_evaluation(checkpoint: str, data: str, tmp_path: Path) -> None:
     """With questions without an answer: the threshold tuned on the validation data is in the config."""
@@ -156,12 +94,8 @@ def test_qa_reader_gives_the_predictions_of_the_evaluation(checkpoint: str, data
         [{name: record[name] for name in ("id", "question", "context", "answers")} for record in records],
         tmp_path / "some.jsonl",
     )
-    given = {
-        "model": converted(checkpoint, tmp_path),
-        "output_dir": str(tmp_path / "out"),
-        "data": [str(tmp_path / "some.jsonl")],
-    }
-    log = start_task("qa", **given, validation=given["data"][0], max_steps=20, learning_rate=1e-2, **FAST)
+    held, model = str(tmp_path / "some.jsonl"), converted(checkpoint, tmp_path)
+    log = quick("qa", model, tmp_path / "out", held, validation=held, max_steps=20, learning_rate=1e-2)
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     model, tokenizer = load_qa_model(str(tmp_path / "out"))
     reader = QAReader(model, tokenizer)
@@ -180,7 +114,7 @@ def test_qa_training_drops_the_no_answer_threshold_of_an_earlier_one(
     config = AutoConfig.from_pretrained(model)
     config.no_answer_threshold = -9.0
     config.save_pretrained(model)
-    start_task("qa", model=model, output_dir=str(tmp_path / "out"), data=[data], validation=data, max_steps=1, **FAST)
+    quick("qa", model, tmp_path / "out", data, validation=data, max_steps=1)
     assert getattr(AutoConfig.from_pretrained(tmp_path / "out"), "no_answer_threshold", None) is None
 
 
@@ -193,22 +127,14 @@ def test_evaluate_qa_uses_the_no_answer_threshold_of_the_model(checkpoint: str, 
     config = AutoConfig.from_pretrained(model)
     config.no_answer_threshold = 1e6
     config.save_pretrained(model)
-    given = {"model": model, "output_dir": str(tmp_path / "scored"), "data": [str(tmp_path / "some.jsonl")], **SCORED}
-    log = start_task("qa", **given, do_train=False)
+    log = quick("qa", model, tmp_path / "scored", tmp_path / "some.jsonl", do_train=False)
     assert (log["metrics"]["after"]["HasAns_f1"], log["metrics"]["after"]["NoAns_f1"]) == (0.0, 100.0)
     assert set(json.loads((tmp_path / "scored" / "predictions.json").read_text()).values()) == {""}
 
 
 def test_qa_reads_long_documents_in_windows(checkpoint: str, data: str, tmp_path: Path) -> None:
     def run(**more: Any) -> dict[str, Any]:
-        given = {
-            "model": checkpoint,
-            "output_dir": str(tmp_path / "out"),
-            "data": [data],
-            "max_length": 160,
-            "max_steps": 1,
-        }
-        return start_task("qa", **{**given, **more}, **FAST)
+        return quick("qa", checkpoint, tmp_path / "out", **{"data": data, "max_length": 160, "max_steps": 1, **more})
 
     assert run(max_length=64)["features"] > run(max_length=128)["features"] > 16
     assert run(stride=32)["features"] < run(stride=40)["features"]
