@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.utils import logging
 
 from hf_longattn.data import fingerprints
-from hf_longattn.errors import OptionError, flag
+from hf_longattn.errors import CheckpointError, OptionError, flag
 from hf_longattn.files import read_json_object
-from hf_longattn.names import LOGGER
 from hf_longattn.training.arguments import DataArguments, ModelArguments
-
-logger = logging.get_logger(LOGGER)
 
 STATE = "trainer_state.json"
 """Name of the file that completes a checkpoint."""
@@ -34,10 +30,6 @@ class RunRecord(TrainerCallback, ExportableState):
 
     def __init__(self, facts: Mapping[str, Any] | None = None) -> None:
         self.facts = dict(facts or {})
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # Trainer requires it in the state, and that of a checkpoint of an earlier version lacks it
-        state.stateful_callbacks[type(self).__name__] = self.state()
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"facts": self.facts}}
@@ -68,19 +60,18 @@ def run_facts(model: Any, rows: Any, model_args: ModelArguments, data_args: Data
 
 
 def check_same_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse to resume a training that depends on other things. Without a record, only warn.
+    """Refuse to resume a training that depends on other things.
 
     Raises:
+        CheckpointError: another program wrote the checkpoint.
         OptionError: the model, the training rows or an argument differ from those of the checkpoint's training.
     """
     callbacks = read_json_object(checkpoint / STATE).get("stateful_callbacks") or {}
-    before = (callbacks.get(RunRecord.__name__) or {}).get("attributes", {}).get("facts")
-    if not before:
-        logger.warning(
-            f"{str(checkpoint)!r} does not say what it was trained on, as written by an earlier version; that model, "
-            "data and options are the same is not checked."
+    if RunRecord.__name__ not in callbacks:
+        raise CheckpointError(
+            f"{str(checkpoint)!r} was not written by longattn train, so it cannot be resumed; give another checkpoint."
         )
-        return
+    before = callbacks[RunRecord.__name__]["attributes"]["facts"]
     other = next((name for name in facts if name in before and before[name] != facts[name]), None)
     if other is None:
         return
