@@ -54,9 +54,6 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CELL = {"bytes": Value("binary"), "path": Value("string")}
 """A file in a row, as ``datasets.Image`` and ``datasets.Audio`` store it."""
 SPACE = re.compile(r"\s*")
-LONGEST_LINE = 64_000_000
-"""Maximum characters of a line of a compressed file, or of the whole file if it is read at once. A few megabytes of
-gzip can hold a line that fills the memory."""
 
 
 def path_and_content(source: Any) -> tuple[Any, str | io.BytesIO]:
@@ -258,41 +255,15 @@ def _rows(
                 yield from _csv_rows(text, file, separator or ("\t" if ending == ".tsv" else ","))
 
 
-class _TooLong(Exception):
-    """A line of a compressed file has more than :data:`LONGEST_LINE` characters."""
-
-
-class _Unpacked(io.TextIOWrapper):
-    """The text of a compressed file; reads no line into memory that is too long."""
-
-    def __next__(self) -> str:  # type: ignore[override]
-        if line := self._checked(self.readline(LONGEST_LINE + 1)):
-            return line
-        raise StopIteration
-
-    def read(self, size: int | None = -1, /) -> str:
-        return self._checked(super().read(LONGEST_LINE + 1 if size is None or size < 0 else size))
-
-    def _checked(self, text: str) -> str:
-        if len(text) > LONGEST_LINE:
-            raise _TooLong
-        return text
-
-
 @contextmanager
 def _opened(file: str) -> Iterator[TextIO]:
     """Open a text file, which may be compressed. Errors contain the file's name."""
     layout: dict[str, Any] = {"encoding": "utf-8-sig", "newline": ""}  # Excel writes a byte-order mark first
-    compressed = file.lower().endswith(".gz")
-    with _Unpacked(gzip.open(file), **layout) if compressed else open(file, **layout) as text:
+    with (gzip.open if file.lower().endswith(".gz") else open)(file, "rt", **layout) as text:
         try:
             yield text
         except UnicodeDecodeError as error:
             raise DataError(encoding_sentence(file, error)) from error
-        except _TooLong as error:
-            raise DataError(
-                f"{file!r} has a line of more than {LONGEST_LINE:,} characters, or is one; unpack it, and split it."
-            ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{file!r} is not a whole .gz file ({error}); download it again.") from error
         except RecursionError as error:
@@ -340,25 +311,22 @@ def _csv_rows(text: TextIO, file: str, separator: str) -> Iterator[dict[str, str
 
 def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
     """Documents of a file with a word and its tag in each line. The first column is the word, the last its tag;
-    -DOCSTART- or blank lines separate documents.
-
-    At the start of a sentence a line that begins with # is a comment, unless it has the columns and tag of a word.
+    -DOCSTART- or blank lines separate documents. At the start of a sentence, a line may be a comment.
     """
     lines = [line.removesuffix("\r") for line in text.read().split("\n")]
-    table = _ConllTable(lines, file)
     marked = any(line.startswith(DOCUMENT) for line in lines)
     starts_sentence = True
     words: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate([*lines, DOCUMENT[0]], start=1):
-        columns = table.columns(line)
+    lines.append(DOCUMENT[0])
+    for number, (line, columns, may_be_comment) in enumerate(_conll_columns(lines, file), start=1):
         if not columns or line.startswith(DOCUMENT):
             starts_sentence = True
             if words and (columns or not marked):
                 yield {"tokens": json.dumps(words), "ner_tags": json.dumps(tags)}
                 words, tags = [], []
             continue
-        if starts_sentence and line.startswith("#") and not table.is_word(columns):
+        if starts_sentence and may_be_comment:
             continue
         starts_sentence = False
         word, tag = columns[0], columns[-1].strip(" ")
@@ -372,35 +340,29 @@ def _conll_rows(text: TextIO, file: str) -> Iterator[dict[str, str]]:
         tags.append(tag)
 
 
-class _ConllTable:
-    """The columns and tags of the words in a CoNLL file. Tabs separate columns, or spaces in a file without tabs; all
-    other white space belongs to the words.
+def _conll_columns(lines: Sequence[str], file: str) -> Iterator[tuple[str, list[str], bool]]:
+    """Each line with its columns, none for a blank line, and whether it may be a comment: it begins with #, and has no
+    tag, or not as many columns as another word.
 
-    Raises:
-        DataError: the first of three or more columns numbers the words.
+    Tabs separate columns, or spaces in a file without tabs; all other white space belongs to the words.
     """
+    of_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", *DOCUMENT))]
+    has_tabs = any("\t" in line for line in of_words)
 
-    def __init__(self, lines: Sequence[str], file: str) -> None:
-        of_words = [line for line in lines if line.strip(" \t") and not line.startswith(("#", *DOCUMENT))]
-        self.tabs = any("\t" in line for line in of_words)
-        rows = [self.columns(line) for line in of_words]
-        self.widths = set(map(len, rows))
-        self.tags = {columns[-1] for columns in rows}
-        if max(self.widths, default=0) > 2 and all(NUMBER.fullmatch(columns[0]) for columns in rows):
-            raise DataError(
-                f"{file!r} numbers its words, as CoNLL-U does; write a word and its tag in each line, without it."
-            )
+    def split(line: str) -> list[str]:
+        return line.split("\t") if has_tabs else [column for column in line.split(" ") if column]
 
-    def columns(self, line: str) -> list[str]:
-        """The columns of a line; none for a blank line."""
-        if not line.strip(" \t"):
-            return []
-        return line.split("\t") if self.tabs else [column for column in line.split(" ") if column]
-
-    def is_word(self, columns: Sequence[str]) -> bool:
-        """Whether a line that begins with # is a word: it has as many columns as another word, and a tag."""
-        has_tag = columns[-1] in self.tags or IOB_TAG.fullmatch(columns[-1]) is not None
-        return len(columns) in self.widths and has_tag
+    rows = list(map(split, of_words))
+    widths = set(map(len, rows))
+    tags = {columns[-1] for columns in rows}
+    if max(widths, default=0) > 2 and all(NUMBER.fullmatch(columns[0]) for columns in rows):
+        raise DataError(
+            f"{file!r} numbers its words, as CoNLL-U does; write a word and its tag in each line, without it."
+        )
+    for line in lines:
+        columns = split(line) if line.strip(" \t") else []
+        is_word = len(columns) in widths and (columns[-1] in tags or IOB_TAG.fullmatch(columns[-1]) is not None)
+        yield line, columns, line.startswith("#") and not is_word
 
 
 def _json_rows(

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +60,7 @@ from hf_longattn.families import (
 )
 from hf_longattn.training.tasks import task_names
 from tests.training import test_options
-from tests.training.conftest import FAST, converted, start_task, write_rows
+from tests.training.conftest import FAST, converted, quick, start_task, write_rows
 from tests.training.speech import spoken
 from tests.training.test_options import DATA
 
@@ -201,19 +202,13 @@ def test_language_model_training_packs_converted_models_by_default(
     texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     long, short = converted("clm", tmp_path, tokenizer, window=16), str(tmp_path / "short")
-    given = {
-        "output_dir": str(tmp_path / "out"),
-        "data": [texts],
-        "max_steps": 2,
-        **FAST,
-        "per_device_train_batch_size": 2,
-    }
-    assert start_task("clm", model=long, **given)["packed"]
-    assert not start_task("clm", model=short, **given)["packed"]
+    start = partial(quick, "clm", output=tmp_path / "out", data=texts, max_steps=2, per_device_train_batch_size=2)
+    assert start(model=long)["packed"]
+    assert not start(model=short)["packed"]
     with pytest.raises(OptionError, match=r"--packing cannot be used here; .* convert it"):
-        start_task("clm", model=short, packing=True, **given)
+        start(model=short, packing=True)
     with pytest.raises(OptionError, match="rows of known length"):
-        start_task("clm", model=long, segments=16, tokens_per_batch=500, **given)
+        start(model=long, segments=16, tokens_per_batch=500)
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -95,13 +95,10 @@ EMPTY_ANSWERS = (
     "",
     [""],
     [None],
-    [{"text": "", "answer_start": 0}],
-    [{"text": "", "answer_start": -1}],
     [{"text": " "}],
-    {"text": [], "answer_start": []},
-    {"text": [""], "answer_start": [0]},
-    {"text": [""], "answer_start": [-1]},
+    [{"text": "", "answer_start": -1}],
     {"text": [], "answer_start": [-1]},
+    {"text": [""], "answer_start": [0]},
     {"text": "", "answer_start": -1},
     {"text": [None], "answer_start": [None]},
 )
@@ -145,7 +142,7 @@ def test_empty_answer_makes_a_question_without_an_answer(tmp_path: Path) -> None
 
 
 def test_answer_counts_in_either_of_the_columns_answer_and_answers(tmp_path: Path) -> None:
-    """In nested files, in rows and in tables, row by row."""
+    """In rows and in tables, row by row."""
     row = {"id": "1", "question": "?", "context": "Ada built it."}
     spans, text = {"text": ["Ada"], "answer_start": [0]}, {"answer": "Ada"}
     answered = [
@@ -164,22 +161,14 @@ def test_answer_counts_in_either_of_the_columns_answer_and_answers(tmp_path: Pat
     unanswered = [{"answers": empty, "answer": other} for empty in EMPTY_ANSWERS for other in ("", None, [])] + [
         {"answer": ""}
     ]
-    qas = [{"id": "1", "question": "?", **each} for each in (*answered, *unanswered, {})]
-    (tmp_path / "nested.json").write_text(
-        json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]})
-    )
     write_csv(tmp_path / "rows.csv", *({**row, "answers": cell, **text} for cell in ("", " ", "Ada")))
     starts = {**row, "answers": "", **text, "answer_start": "0"}
     write_csv(tmp_path / "starts.csv", starts, {**starts, "answer_start": ""})
-    Dataset.from_list([{**row, "answers": None, **text}, {**row, "answers": spans, "answer": None}]).to_parquet(
-        str(tmp_path / "rows.parquet")
-    )
-    nested = load_qa(tmp_path / "nested.json").to_list()
-    tables = [load_qa(tmp_path / name).to_list() for name in ("rows.csv", "starts.csv", "rows.parquet")]
-    flat = [read([{**row, **each} for each in rows], tmp_path) for rows in (answered, answered[::-1], unanswered)]
-    for example in chain(nested[: len(answered)], *tables, *flat[:2]):
+    tables = [load_qa(tmp_path / name).to_list() for name in ("rows.csv", "starts.csv")]
+    flat = [read([{**row, **each} for each in rows], tmp_path) for rows in (answered, unanswered)]
+    for example in chain(*tables, flat[0]):
         assert (example["kind"], example["gold"], example["answers"]) == ("span", ["Ada"], spans), example
-    for example in (*nested[len(answered) :], *flat[2]):
+    for example in flat[1]:
         assert (example["kind"], example["gold"]) == ("none", []), example
 
 
@@ -188,11 +177,11 @@ def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> N
         {"id": "1", "question": "?", "context": "Ada built it."},
         {"answers": {"text": ["Ada"], "answer_start": [0]}},
     )
-    for mark in (True, 1, 1.0, "True ", "TRUE", " yes", "1", "1.0"):
+    for mark in (True, 1.0, "TRUE ", " yes", "1"):
         assert read([{**row, "answers": [], "is_impossible": mark}], tmp_path)[0]["kind"] == "none"
         with pytest.raises(DataError, match=r"Question 1 of .*: .*marked as is_impossible, but has the answer 'Ada'"):
             read([{**row, **answer, "is_impossible": mark}], tmp_path)
-    for mark in (False, 0, "False ", "NO", None, "", " "):
+    for mark in (False, 0, "NO ", None, ""):
         assert [
             one["kind"]
             for one in read([{**row, **each, "is_impossible": mark} for each in (answer, {"answers": []})], tmp_path)
@@ -212,12 +201,11 @@ def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> N
 def test_answer_start_must_be_a_whole_number(tmp_path: Path) -> None:
     row = {"id": "1", "question": "?", "context": "Ada built it."}
     for start in (float("nan"), 0.5, "x", True, float("inf")):
-        for answers in ({"text": ["Ada"], "answer_start": [start]}, [{"text": "Ada", "answer_start": start}]):
-            with pytest.raises(
-                DataError,
-                match=r"Question 1 of .*: The answer 'Ada' has the answer_start .*; it must be a whole number",
-            ):
-                read([{**row, "answers": answers}], tmp_path)
+        answers = {"text": ["Ada"], "answer_start": [start]}
+        with pytest.raises(
+            DataError, match=r"Question 1 of .*: The answer 'Ada' has the answer_start .*; it must be a whole number"
+        ):
+            read([{**row, "answers": answers}], tmp_path)
     assert read([{**row, "context": "in 1920", "answers": {"text": [1920], "answer_start": [3]}}], tmp_path)[0][
         "gold"
     ] == ["1920"]
@@ -229,25 +217,11 @@ def test_answer_start_must_be_a_whole_number(tmp_path: Path) -> None:
             assert read([{**row, **changes}], tmp_path)[0]["answers"]["answer_start"] == [
                 changes.get("answer_start", 10)
             ]
-    for start, message in (
-        ("5", "is not at character 5"),
-        ("first", "must be a whole number"),
-        ("0.5", "must be a whole number"),
-    ):
-        write_csv(tmp_path / "rows.csv", {**row, "answer": "built", "answer_start": start})
-        with pytest.raises(DataError, match=message):
-            load_qa(tmp_path / "rows.csv")
+    write_csv(tmp_path / "rows.csv", {**row, "answer": "built", "answer_start": "5"})
+    with pytest.raises(DataError, match="is not at character 5"):
+        load_qa(tmp_path / "rows.csv")
     write_csv(tmp_path / "rows.csv", {**row, "answer": "built", "answer_start": "4.0"})
     assert load_qa(tmp_path / "rows.csv")["answers"][0]["answer_start"] == [4]
-
-
-def test_question_with_half_of_a_character_is_refused(tmp_path: Path) -> None:
-    row = {"id": "1", "question": "?", "context": "Ada built it.", "answers": ["Ada"]}
-    for column in ("context", "question", "title", "id"):
-        bad = json.dumps({**row, column: "Ada \ud800"})
-        (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n{bad}\n")
-        with pytest.raises(DataError, match=r"Row 2 of .* has half of a character"):
-            load_qa(tmp_path / "rows.jsonl")
 
 
 def test_answers_without_places_are_found_wherever_they_stand(tmp_path: Path) -> None:
@@ -566,8 +540,8 @@ def test_question_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
             '{"question": "a"}\n\n{"question": "a"\n',
             "Line 3 of .* is not valid JSON: Expecting ',' delimiter at character 17.$",
         ),
-        ("other.parquet", "text", "is damaged"),
         ("rows.json", '{"data": 5}', "lacks context and question"),
+        ("half.jsonl", '{"question": "\\ud800"}', "Row 1 of .* has half of a character"),
         (
             "article.json",
             '{"data": [{"paragraphs": [{"context": "a tree"}]}]}',
@@ -582,15 +556,10 @@ def test_question_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text(contents)
         with pytest.raises(DataError, match=message):
             load_qa(tmp_path / name)
-    with pytest.raises(DataError, match="holds no texts"):
-        load_qa(tmp_path)
     data = Dataset.from_list([RECORD])
     DatasetDict({"train": data, "validation": data}).save_to_disk(str(tmp_path / "splits"))
     with pytest.raises(DataError, match="Did you mean 'validation'"):
         load_qa(tmp_path / "splits", "validaton")
-
-
-NOTHING: dict[str, list[Any]] = {"text": [], "answer_start": []}
 
 
 def inputs_of(
@@ -670,14 +639,6 @@ def test_special_tokens_typed_in_questions_and_documents_are_text(tokenizer: Pre
     data = Dataset.from_list([{"question": "a [SEP] b", "text": "c [SEP] d", "label": "x"}])
     (row,) = encode_documents(data, tokenizer, 64, ["x"])
     assert row["input_ids"].count(tokenizer.sep_token_id) == 2
-
-
-def test_long_documents_cause_no_warning_of_the_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
-) -> None:
-    tokenizer.model_max_length = 128
-    inputs_of({"question": "why", "context": "because " * 500, "answers": NOTHING}, tokenizer, 128, 16)
-    assert "indexing errors" not in caplog.text
 
 
 def test_targets_are_the_tokens_of_the_visible_characters_of_an_answer(tokenizer: PreTrainedTokenizerBase) -> None:
