@@ -35,11 +35,9 @@ from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.tasks import classify, multitask
 from hf_longattn.training.tasks.multitask import MultiTaskDataArguments, MultiTaskModel, TaskBatches
-from tests.training.conftest import FAST, SCORED, checkpoint, converted, launched, losses, start_task, write_rows
+from tests.training.conftest import checkpoint, converted, launched, losses, quick, write_rows
 from tests.training.test_classify import COLOURS, image_of, rows, table
 from tests.training.test_tokens import tagged
-
-MIXED = {**FAST, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
 
 
 def test_multitask_batches_are_of_one_task_drawn_by_the_root_of_its_size() -> None:
@@ -78,9 +76,9 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model = converted("mlm", tmp_path, tokenizer, mechanism="longformer", max_length=160, window=16)
-    given = {"model": model, "output_dir": str(tmp_path / "out"), "tasks": three_tasks(tmp_path)}
-    run = {**given, "learning_rate": 1e-2, "per_device_train_batch_size": 4, **MIXED}
-    log = start_task("multitask", **run, max_steps=80, save_steps=40)
+    run = {"tasks": three_tasks(tmp_path), "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+    run |= {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    log = quick("multitask", model, tmp_path / "out", **run, max_steps=80)
     before, after = log["metrics"]["before"], log["metrics"]["after"]
     assert after["topic_accuracy"] == 100.0
     assert after["names_f1"] > max(60.0, before["names_f1"])
@@ -100,8 +98,6 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(
         load_multitask_head(str(tmp_path / "out"), "topics")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["multitask_heads"]["names"]["kind"] == "tokens"
-    resumed = start_task("multitask", **{**run, "resume": True, "overwrite": False}, max_steps=82)
-    assert max(entry.get("step", 0) for entry in resumed["history"]) == 82
 
 
 @pytest.mark.parametrize(
@@ -192,21 +188,10 @@ def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokeniz
     ]
     write_rows(records, tmp_path / "qa.jsonl")
     tasks = [f"ask=qa:{tmp_path / 'qa.jsonl'}", f"topic=classify:{table(tmp_path, rows())}"]
-    given = {
-        "model": model,
-        "output_dir": str(tmp_path / "out"),
-        "tasks": tasks,
-        "validation": [f"ask={tmp_path / 'qa.jsonl'}"],
-    }
-    log = start_task("multitask", **given, max_steps=2, **FAST)
+    validation = [f"ask={tmp_path / 'qa.jsonl'}"]
+    log = quick("multitask", model, tmp_path / "out", tasks=tasks, validation=validation, max_steps=2)
     assert isinstance(load_multitask_head(str(tmp_path / "out"), "ask").config.no_answer_threshold, float)
-    again = {
-        "model": str(tmp_path / "out"),
-        "output_dir": str(tmp_path / "scored"),
-        "tasks": tasks[:1],
-        "do_train": False,
-    }
-    scored = start_task("multitask", **again, **SCORED)
+    scored = quick("multitask", tmp_path / "out", tmp_path / "scored", tasks=tasks[:1], do_train=False)
     assert scored["metrics"]["after"]["ask_f1"] == log["metrics"]["after"]["ask_f1"]
 
 
@@ -226,10 +211,10 @@ def test_multitask_refuses_heads_without_a_common_backbone() -> None:
 RATE = 16_000
 
 
-def tone(pitch: float, number: int, seconds: float = 0.4, rate: int = RATE) -> np.ndarray:
+def tone(pitch: float, number: int, seconds: float = 0.4) -> np.ndarray:
     """A tone with noise."""
     generator = np.random.default_rng(number)
-    times = np.arange(int(seconds * rate)) / rate
+    times = np.arange(int(seconds * RATE)) / RATE
     return (0.5 * np.sin(2 * np.pi * pitch * times) + 0.01 * generator.standard_normal(len(times))).astype(np.float32)
 
 
@@ -264,22 +249,13 @@ def lines(tasks: dict[str, str]) -> list[str]:
 
 def start(model: str, output: Path, tasks: list[str], **changes: Any) -> Any:
     """Run the task, with images of two by two patches."""
-    values = {
-        "model": model,
-        "output_dir": str(output),
-        "tasks": tasks,
-        "image_size": 32,
-        **FAST,
-        "max_steps": 2,
-        **changes,
-    }
-    return start_task("multitask", **values)
+    return quick("multitask", model, output, tasks=tasks, **{"image_size": 32, "max_steps": 2, **changes})
 
 
 @pytest.mark.slow
 def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
-    """One run; heads load singly, the whole by AutoModel, its processors from the same folder; a run goes on from its
-    checkpoint, and another begins with the trained model."""
+    """One run; heads load singly, the whole by AutoModel, its processors from the same folder; another run begins with
+    the trained model."""
     output = tmp_path / "out"
     run = {"learning_rate": 5e-3, "per_device_train_batch_size": 4, "save_steps": 30, "gradient_checkpointing": True}
     run |= {"eval_strategy": "steps", "eval_steps": 30, "load_best_model_at_end": True}
@@ -311,16 +287,11 @@ def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[st
     text = AutoTokenizer.from_pretrained(output)("for while break continue " * 8, return_tensors="pt")
     assert topic.config.id2label[topic(**text).logits.argmax().item()] == "loops"
 
-    resumed = start(backbone, output, lines(tasks), max_steps=62, **{**run, "resume": True, "overwrite": False})
-    assert max(entry.get("step", 0) for entry in resumed["history"]) == 62
-    values = {"model": str(output), "tasks": lines(tasks), **SCORED}
-    further = start_task("multitask", **values, output_dir=str(tmp_path / "next"), max_steps=1, learning_rate=1e-9)
-    scores = start_task("multitask", **values, output_dir=str(tmp_path / "scores"), do_train=False)
+    further = quick("multitask", output, tmp_path / "next", tasks=lines(tasks), max_steps=1, learning_rate=1e-9)
+    scores = quick("multitask", output, tmp_path / "scores", tasks=lines(tasks), do_train=False)
     for of_heads in (further["metrics"]["before"], scores["metrics"]["after"]):
         assert {name: of_heads[f"{name}_accuracy"] for name in tasks} == dict.fromkeys(tasks, 100.0)
-    start_task(
-        "classify", model=str(output), output_dir=str(tmp_path / "single"), data=[tasks["photo"]], **FAST, max_steps=1
-    )
+    quick("classify", output, tmp_path / "single", tasks["photo"], max_steps=1)
     assert isinstance(
         AutoModelForImageClassification.from_pretrained(tmp_path / "single"), LongMultimodalForImageClassification
     )
@@ -337,8 +308,7 @@ def test_multimodal_batches_are_those_of_the_single_tasks(
     trainer.model.models["photo"].multimodal.save_pretrained(tmp_path / "start")
     trainer.processing_class.save_pretrained(tmp_path / "start")
     for name in tasks:
-        values = {"model": str(tmp_path / "start"), "output_dir": str(tmp_path / name), "data": [tasks[name]], **FAST}
-        single = start_task("classify", **values, packing=False)
+        single = quick("classify", tmp_path / "start", tmp_path / name, tasks[name], packing=False)
         batches = [single.data_collator(part) for part in pairs(single.train_dataset)]
         mixed = [trainer.data_collator(part) for part in pairs(trainer.tasks[name].rows)]
         for batch, shared in zip(batches, mixed, strict=True):
@@ -395,23 +365,12 @@ def test_image_size_without_a_new_embedder_is_refused(backbone: str, tasks: dict
 def test_audio_files_that_the_backbone_cannot_read_are_refused(
     backbone: str, tasks: dict[str, str], tmp_path: Path
 ) -> None:
-    """Audio files of another rate are converted, and images of other sizes are resized."""
     for name, pitch in {"high": 3000.0, "low": 300.0}.items():
         (tmp_path / "long" / name).mkdir(parents=True)
-        (tmp_path / "slow" / name).mkdir(parents=True)
         for number in range(6):
             soundfile.write(tmp_path / "long" / name / f"{number}.wav", tone(pitch, number, 14.0), RATE)
-            soundfile.write(tmp_path / "slow" / name / f"{number}.wav", tone(pitch, number, 0.4, RATE // 2), RATE // 2)
     with pytest.raises(InputError, match="--max-length 176"):
         start(backbone, tmp_path / "out", [*lines(tasks)[:2], f"tone=audio:{tmp_path / 'long'}"])
-    for name, colour in COLOURS.items():
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(6):
-            image_of(colour, number, (10 + 7 * number, 40)).save(tmp_path / "photos" / name / f"{number}.png")
-    log = start(
-        backbone, tmp_path / "sizes", [f"photo=images:{tmp_path / 'photos'}", f"tone=audio:{tmp_path / 'slow'}"]
-    )
-    assert log["metrics"]["after"]["photo_n"] == log["metrics"]["after"]["tone_n"] == 1
 
 
 def test_multimodal_model_refuses_inputs_without_an_embedder(backbone: str) -> None:

@@ -97,7 +97,7 @@ class MultiTaskDataArguments(DataArguments):
             named = [column for task, column in columns if task == name]
             self.parts[name] = (
                 kind,
-                KINDS[kind][0](data=[data], columns=named, validation=validation.pop(name, ""), **shared),
+                KINDS[kind][1](data=[data], columns=named, validation=validation.pop(name, ""), **shared),
             )
         if not self.parts:
             raise OptionError("No tasks given; add --tasks NAME=KIND:DATA NAME=KIND:DATA.")
@@ -142,7 +142,7 @@ def main(
     tasks = {}
     for name, (kind, args) in data_args.parts.items():
         args.only_scores = data_args.only_scores
-        _, read, labels_of, make_inputs = KINDS[kind]
+        _, _, read, labels_of, make_inputs = KINDS[kind]
         parts = read(args, seed=training_args.seed)
         model, names = backbone.head(name, kind, labels_of(*parts))
         processor = {"images": backbone.image_processor, "audio": backbone.feature_extractor}.get(
@@ -167,40 +167,34 @@ def main(
 
 
 KINDS: dict[str, Any] = {
-    "classify": (
+    kind: (
+        loader,
         classify.ClassificationDataArguments,
-        partial(classify.read_labelled, role="text"),
+        partial(classify.read_labelled, role=role),
         label_names,
-        classify.text_inputs,
-    ),
-    "tokens": (tokens.TokenDataArguments, tokens.read_tagged, tag_names, tokens.tag_inputs),
-    "qa": (qa.QADataArguments, qa.read_questions, lambda *parts: (), qa.question_inputs),
-    "images": (
-        classify.ClassificationDataArguments,
-        partial(classify.read_labelled, role="image"),
-        label_names,
-        classify.image_inputs,
-    ),
-    "audio": (
-        classify.ClassificationDataArguments,
-        partial(classify.read_labelled, role="audio"),
-        label_names,
-        classify.audio_inputs,
-    ),
+        make_inputs,
+    )
+    for kind, (loader, role, make_inputs) in zip(("classify", "images", "audio"), classify.MODALITIES, strict=True)
 }
-"""Kind of task -> data arguments of its command, and functions that read rows, find labels, and prepare Trainer's
-arguments."""
+KINDS["tokens"] = (
+    transformers.AutoModelForTokenClassification,
+    tokens.TokenDataArguments,
+    tokens.read_tagged,
+    tag_names,
+    tokens.tag_inputs,
+)
+KINDS["qa"] = (
+    transformers.AutoModelForQuestionAnswering,
+    qa.QADataArguments,
+    qa.read_questions,
+    lambda *parts: (),
+    qa.question_inputs,
+)
+"""Kind of task -> the class that loads its model, data arguments of its command, and functions that read rows, find
+labels, and prepare Trainer's arguments."""
 
 
 logger = logging.get_logger(LOGGER)
-LOADERS: dict[str, Any] = {
-    "classify": transformers.AutoModelForSequenceClassification,
-    "tokens": transformers.AutoModelForTokenClassification,
-    "qa": transformers.AutoModelForQuestionAnswering,
-    "images": transformers.AutoModelForImageClassification,
-    "audio": transformers.AutoModelForAudioClassification,
-}
-"""Kind of task -> the class that loads its model."""
 HEAD_FIELDS = ("question_separator_id", "no_answer_threshold")
 """Fields of a head's config that are saved with it, besides its labels."""
 IMAGE_SIZE, PATCH, MEL_BINS = 224, 16, 80
@@ -223,7 +217,7 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
         raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
     entry = heads[head]
     options = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_fields(entry["labels"])}
-    model: PreTrainedModel = load_model(LOADERS[entry["kind"]], name, complete=True, **options)
+    model: PreTrainedModel = load_model(KINDS[entry["kind"]][0], name, complete=True, **options)
     for key in HEAD_FIELDS:
         if key in entry:
             setattr(model.config, key, entry[key])
@@ -312,7 +306,7 @@ class Backbone:
             fields["problem_type"] = "single_label_classification"
         model: Any
         if self.model is None:
-            model = load_model(LOADERS[kind], self.name, ignore_mismatched_sizes=True, **fields)
+            model = load_model(KINDS[kind][0], self.name, ignore_mismatched_sizes=True, **fields)
             if model.config.pad_token_id is None:
                 model.config.pad_token_id = self.tokenizer.pad_token_id
             return model, names
@@ -320,7 +314,7 @@ class Backbone:
         config = copy.deepcopy(self.model.config)
         for key, value in fields.items():
             setattr(config, key, value)
-        model = auto_mapping(LOADERS[kind])[LongMultimodalConfig](config, self.model)
+        model = auto_mapping(KINDS[kind][0])[LongMultimodalConfig](config, self.model)
         if trained:
             model.classifier = load_multitask_head(self.name, task).classifier
         return model, names
@@ -397,7 +391,7 @@ class MultiTaskModel(nn.Module):
         self.config.multitask_heads = {
             name: {
                 "kind": self.tasks[name].kind,
-                "labels": [str(label) for _, label in sorted(model.config.id2label.items())],
+                "labels": classify.known_classes(model.config),
                 **{key: value for key in HEAD_FIELDS if (value := getattr(model.config, key, None)) is not None},
             }
             for name, model in self.models.items()
