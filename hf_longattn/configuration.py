@@ -177,7 +177,6 @@ def _parse_layers(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
     if isinstance(layers, Mapping):
         rest = dict(layers)
         turns = rest.pop(IN_TURN, [])
-        turns = _parse_layers(turns)[0] if isinstance(turns, str) else turns
         for key in rest:
             if not str(key).isdecimal() or len(str(key)) > len(str(HIGHEST_LAYER)):
                 raise OptionError(

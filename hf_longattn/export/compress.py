@@ -99,7 +99,6 @@ class CompressionReport:
 
 
 def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compressed:
-    check_extra("compress", "torchao")
     with quiet_libraries():
         from torchao import quantization
     from transformers import TorchAoConfig
@@ -263,7 +262,7 @@ def compress_checkpoint(
             f"{', '.join(METHODS)}.{nearest(chosen.method, METHODS)}"
         )
     if chosen.method in QUANTISED:
-        check_extra("compress")
+        check_extra("compress", "torchao")
     with quiet_libraries():
         opened, target = open_for_writing(source, destination, overwrite=overwrite, revision=revision, token=token)
     inputs = CompressionInput.from_source(opened, chosen)

@@ -175,10 +175,14 @@ def export_checkpoint(
         with _static_experts(loaded):
             outputs, used = write_graph(graph, file, format, max_length, opset, say)
         say(f"comparing {file.name} with the model")
-        checks = graph.check(runner(file, outputs, format), max_length)
-        if failed := [check for check in checks if check.status == FAILED]:
+        run = runner(file, outputs, format)
+        checks = [
+            compared(graph, run, graph.example(batch, min(length, max_length))) for batch, length in COMPARED_SHAPES
+        ]
+        failed = next((check for check in checks if check.status == FAILED), None)
+        if failed is not None:
             raise CheckpointError(
-                f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another "
+                f"The exported graph differs from the model, so nothing was kept: {failed.detail}; export another "
                 "--format."
             )
         add_config(source, stage, loaded)
@@ -345,28 +349,30 @@ def write_graph(
     Raises:
         CheckpointError: PyTorch cannot write this model as one graph.
     """
-    traced = None
+    program = None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn of their own steps
         try:
             say(f"tracing {type(graph.model).__name__} as one graph")
-            traced = graph.traced(max_length)
-            for module in traced.program.graph_module.modules():
+            example = graph.example(2, min(max_length, EXAMPLE_TOKENS))
+            program = exported(graph, example, max_length)
+            outputs = tuple(graph(**example))
+            for module in program.graph_module.modules():
                 if isinstance(module, torch.fx.GraphModule):
                     for node in module.graph.nodes:
                         node.meta.pop("stack_trace", None)  # would contain local file names
             say(f"writing {file.name}")
             if format == "torch":
-                torch.export.save(traced.program, file)
-                return traced.outputs, None
+                torch.export.save(program, file)
+                return outputs, None
             from . import onnx_blocks
 
             translations = {torch.ops.aten.scaled_dot_product_attention.default: onnx_blocks.attention}
             onnx = torch.onnx.export(
-                traced.program,
-                kwargs=traced.example,
-                input_names=list(traced.example),
-                output_names=list(traced.outputs),
+                program,
+                kwargs=example,
+                input_names=list(example),
+                output_names=list(outputs),
                 opset_version=opset,
                 verbose=False,
                 custom_translation_table=translations,
@@ -384,7 +390,7 @@ def write_graph(
             module = running_module(cause, graph)
             where = "" if module is None else f", because of its {type(module).__name__}"
             advice = "run the model itself"
-            if traced is not None:
+            if program is not None:
                 advice += ", or export it with --format torch"
             raise CheckpointError(
                 f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths{where} "
@@ -393,7 +399,7 @@ def write_graph(
         onnx_blocks.divide_feed_forward(onnx.model.graph)
         # Weights in a file of their own, named as optimum's, which ONNX Runtime maps into memory in place of a copy.
         onnx_blocks.ir.save(onnx.model, file, external_data=f"{file.name}_data")
-        return traced.outputs, onnx.model.opset_imports[""]
+        return outputs, onnx.model.opset_imports[""]
 
 
 def running_module(error: BaseException, graph: nn.Module) -> nn.Module | None:
@@ -412,15 +418,6 @@ EXAMPLE_TOKENS = 600
 """Number of tokens of the traced text, unless the model takes fewer."""
 COMPARED_SHAPES = ((3, 7), (2, 333), (1, 2048))
 """Batch sizes and lengths to compare. The graph's maximum length replaces lengths that the graph does not take."""
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A traced model, its example inputs, and the names of its outputs."""
-
-    program: torch.export.ExportedProgram
-    example: dict[str, Any]
-    outputs: tuple[str, ...]
 
 
 def exported(module: nn.Module, example: dict[str, Tensor], max_length: int) -> torch.export.ExportedProgram:
@@ -497,46 +494,36 @@ class ModelGraph(nn.Module):
             tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
         return tensors
 
-    def traced(self, max_length: int) -> Traced:
-        """Trace the model for any batch size and up to ``max_length`` tokens."""
-        example = example_inputs(self.model, self.names, self.words, 2, min(max_length, EXAMPLE_TOKENS))
-        return Traced(exported(self, example, max_length), example, tuple(self(**example)))
+    def example(self, batch: int, length: int) -> dict[str, Tensor]:
+        """Texts of different lengths, right-padded to ``(batch, length)``."""
+        return example_inputs(self.model, self.names, self.words, batch, length)
 
-    def check(self, run: Runner, max_length: int) -> list[Check]:
-        """Compare the graph that ``run`` runs with the model, at lengths up to ``max_length``."""
-        checks = []
-        for batch, length in COMPARED_SHAPES:
-            inputs = example_inputs(self.model, self.names, self.words, batch, min(length, max_length))
-            checks.append(self._compared(run, inputs))
-        return checks
 
-    def _compared(self, run: Runner, inputs: dict[str, Tensor]) -> Check:
-        """Compare the outputs of graph and model for these texts, except at padding, where they are undefined."""
-        batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
-        name, values = "equal to the model", {"batch": batch, "length": length}
-        texts, mask = f"{batch} × {length:,} tokens with padding", inputs["attention_mask"] != 0
-        with torch.no_grad():
-            expected = self(**inputs)
-        try:
-            outputs = run(inputs)
-        except Exception as error:  # runtimes raise any type of error
-            why = f"{texts}: the runtime cannot run it ({type(error).__name__})"
-            return Check(name, FAILED, why, {**values, "difference": None})
-        real: dict[str, Any] = {
-            output: mask if value.shape[: mask.dim()] == mask.shape else ... for output, value in expected.items()
-        }
-        difference = Difference.of(
-            *({output: each[output][real[output]] for output in expected} for each in (expected, outputs))
-        )
-        return equality(
-            name, f"{texts}: largest difference", difference, {**values, "difference": difference.relative}
-        )
+def compared(graph: ModelGraph, run: Runner, inputs: dict[str, Tensor]) -> Check:
+    """Compare the outputs of graph and model for these texts, except at padding, where they are undefined."""
+    batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
+    name, values = "equal to the model", {"batch": batch, "length": length}
+    texts, mask = f"{batch} × {length:,} tokens with padding", inputs["attention_mask"] != 0
+    with torch.no_grad():
+        expected = graph(**inputs)
+    try:
+        outputs = run(inputs)
+    except Exception as error:  # runtimes raise any type of error
+        why = f"{texts}: the runtime cannot run it ({type(error).__name__})"
+        return Check(name, FAILED, why, {**values, "difference": None})
+    real: dict[str, Any] = {
+        output: mask if value.shape[: mask.dim()] == mask.shape else ... for output, value in expected.items()
+    }
+    difference = Difference.of(
+        *({output: each[output][real[output]] for output in expected} for each in (expected, outputs))
+    )
+    return equality(name, f"{texts}: largest difference", difference, {**values, "difference": difference.relative})
 
 
 def example_inputs(
     model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int
 ) -> dict[str, Tensor]:
-    """Texts of different lengths, right-padded to ``(batch, length)``."""
+    """See :meth:`ModelGraph.example`."""
     ids = words.tokens(length).repeat(batch, 1)
     real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
     mask = torch.arange(length)[None] < real
