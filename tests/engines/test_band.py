@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines import dense
@@ -32,6 +31,7 @@ from hf_longattn.engines.score_terms import DistanceBias
 from hf_longattn.functional import run_batch
 from tests.cases import every_case
 from tests.grids import quickly
+from tests.largest_tensor import LargestTensor
 
 # ---- Paths of the band engine.
 
@@ -280,21 +280,9 @@ def test_an_exported_band_equals_the_definition_at_every_length(exported: tuple[
         )
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that an operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.elements = max(self.elements, result.untyped_storage().nbytes() // result.element_size())
-        return result
-
-
 def test_an_exported_band_costs_the_tokens_of_the_text_and_not_a_block(exported: tuple[Attention, Any]) -> None:
     _, graph = exported
-    with torch.no_grad(), Largest() as largest:
+    with torch.no_grad(), LargestTensor() as largest:
         graph(*inputs(3, batch=1))
     assert largest.elements <= HEADS * DIM * 3 * 4, "a row's tokens, a few times"
 

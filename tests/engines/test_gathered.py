@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.blockwise import plain_gathered
@@ -24,6 +23,7 @@ from hf_longattn.engines.gathered import block_selected_attention, gathered_atte
 from hf_longattn.engines.score_terms import DistanceTerm
 from tests.cases import every_case
 from tests.grids import drawn
+from tests.largest_tensor import LargestTensor
 
 from .eager_flex import by_the_lists
 
@@ -239,19 +239,6 @@ def test_distance_terms_of_gathered_attention_are_the_same_in_pieces(monkeypatch
         torch.testing.assert_close(in_pieces, expected, atol=1e-12, rtol=0)
 
 
-class Largest(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor held that any operation returned."""
-
-    size = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(x, Tensor):
-                self.size = max(self.size, x.untyped_storage().nbytes() // x.element_size())
-        return result
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_the_memory_of_gathered_attention_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,9 +249,9 @@ def test_the_memory_of_gathered_attention_is_linear(dropout_p: float, monkeypatc
     rows = rows_of(length, 64)
     keys = torch.randint(0, length, (1, 1, rows.shape[2], 512))
     x = [torch.randn(1, 1, length, width, requires_grad=True) for _ in range(3)]
-    with Largest() as seen:
+    with LargestTensor() as seen:
         gathered_attention(*x, [GatherTile(rows, keys)], AttentionCall.of(dropout_p=dropout_p)).sum().backward()
-    assert seen.size <= 4 * length * width
+    assert seen.elements <= 4 * length * width
 
 
 # ---- Blocks that each query selects.

@@ -16,8 +16,6 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hf_longattn import (
     LongAttentionConfig,
@@ -33,6 +31,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.registry import check_options, mechanism_class, mechanism_from, options_of
 from tests.cases import every_case
 from tests.grids import drawn, grid
+from tests.largest_tensor import LargestTensor
 
 HEADS, HEAD_DIM = 2, 4
 WIDTH = HEADS * HEAD_DIM
@@ -354,22 +353,6 @@ def test_one_number_stands_for_an_option_of_several() -> None:
         build("window", dilation=1.5)
 
 
-class Sizes(TorchDispatchMode):
-    """Bytes of the largest tensor, and the number of operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.operations += 1
-        for x in tree_leaves(result):
-            if isinstance(x, torch.Tensor):
-                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
-        return result
-
-
 NUMERIC = [
     (name, field.name)
     for name in list_mechanisms()
@@ -390,7 +373,7 @@ def test_the_greatest_values_of_an_option_cost_no_more_than_the_length_warrants(
     sample = {**mechanism_class(name).about.sample, **({"rank": 4} if option == "max_length" else {})}
     for value in {most, most - 1, min(most, length + 1)}:
         tracemalloc.start()
-        with Sizes() as sizes:
+        with LargestTensor() as sizes:
             no, module = refused(
                 partial(
                     mechanism_from,

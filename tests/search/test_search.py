@@ -37,7 +37,7 @@ def test_budgets_are_read(text: str | float, value: float, unit: str) -> None:
     assert Budget.read(result) is result
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "cheap", "3 layers", "1.5.2", "nan", "0.0s", "٣", "200MB"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "cheap", "1.5.2", "nan", "0.0s", "٣", "200MB"])
 def test_texts_that_are_no_budget_are_refused(text: str) -> None:
     with pytest.raises(OptionError, match="give a number above 0 such as"):
         Budget.read(text)
@@ -219,7 +219,6 @@ def test_a_decoder_is_searched_in_the_causal_form(decoder: Path, text: Path) -> 
 
 
 BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
-    "a score": ({"score": "kl"}, OptionError, "'score' is not a setting of SearchConfig"),
     "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
     "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),
     "no setting": (

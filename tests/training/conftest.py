@@ -46,8 +46,6 @@ FAST: dict[str, Any] = {
 }
 """Settings of a short run: every step logged, several inputs in a pass of an evaluation; it may run twice in its
 folder."""
-SCORED: dict[str, Any] = {name: FAST[name] for name in ("bf16", "disable_tqdm")}
-"""Settings of an evaluation."""
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 
 
@@ -165,6 +163,14 @@ def start_task(name: str, **values: Any) -> dict[str, Any]:
     parts = [{name: values[name] for name in values.keys() & names} for names in kinds]
     log: dict[str, Any] = task.main(*(kind(**part) for kind, part in zip(task.ARGUMENTS, parts, strict=True)))
     return log
+
+
+def quick(task: str, model: str | Path, output: Path, data: Any = None, **changes: Any) -> Any:
+    """The log of a short run with the settings :data:`FAST`. ``data`` is a source, or a list of them."""
+    values = {"model": str(model), "output_dir": str(output), **FAST, **changes}
+    if data is not None:
+        values["data"] = data if isinstance(data, list) else [str(data)]
+    return start_task(task, **values)
 
 
 def label_config(names: list[str]) -> dict[str, Any]:

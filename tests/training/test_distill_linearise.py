@@ -17,7 +17,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -38,9 +37,10 @@ from hf_longattn.training.tasks.distill import METHODS, DistillTrainer, score_er
 from hf_longattn.training.tasks.linearise import AttentionTransfer, prepared_layers, transferring
 from tests.cases import every_case
 from tests.grids import quickly
+from tests.largest_tensor import LargestTensor
 from tests.modeling.test_sliding_window import CASES
 from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
-from tests.training.conftest import FAST, checkpoint, launched, losses, start_task
+from tests.training.conftest import checkpoint, launched, losses, quick
 
 
 def small(folder: Path, tokenizer: PreTrainedTokenizerBase, **shape: Any) -> str:
@@ -63,14 +63,8 @@ def test_distill_of_a_converted_copy_has_no_loss(
 ) -> None:
     teacher = checkpoint(kind, tmp_path / "teacher", tokenizer)
     convert_checkpoint(teacher, tmp_path / "long", mechanism="window", window=256, max_length=128, verify=False)
-    given = {
-        "model": str(tmp_path / "long"),
-        "output_dir": str(tmp_path / "out"),
-        "data": [texts],
-        "teacher": teacher,
-        "method": "tinybert",
-    }
-    log = start_task("distill", **given, **FAST, max_steps=1, max_train_samples=4)
+    run = {"teacher": teacher, "method": "tinybert", "max_steps": 1, "max_train_samples": 4}
+    log = quick("distill", tmp_path / "long", tmp_path / "out", texts, **run)
     assert log["input_length"] == 64
     dropout = kind == "mlm"
     assert losses(log)[0] < (2.0 if dropout else 1e-6)
@@ -88,14 +82,8 @@ def test_distill_brings_a_student_near_its_teacher(
         certain.cls.predictions.bias.copy_(4 * torch.randn(len(tokenizer)))
     certain.save_pretrained(teacher)
     student = small(tmp_path / "student", tokenizer)
-    given = {
-        "model": student,
-        "output_dir": str(tmp_path / "out"),
-        "data": [texts],
-        "teacher": teacher,
-        "method": method,
-    }
-    log = start_task("distill", **given, **FAST, max_steps=30, learning_rate=1e-2, max_train_samples=4)
+    run = {"teacher": teacher, "method": method, "max_steps": 30, "learning_rate": 1e-2, "max_train_samples": 4}
+    log = quick("distill", student, tmp_path / "out", texts, **run)
     assert losses(log)[-1] < 0.95 * losses(log)[0]
     saved = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     assert set(saved.state_dict()) == set(AutoModelForMaskedLM.from_pretrained(student).state_dict())
@@ -130,15 +118,8 @@ def test_distill_brings_a_sentence_encoder_with_alibi_closer_to_its_teacher(
         "mean_loss",
         lambda self, model, inputs: fed.append(dict(inputs)) or mean_loss(self, model, inputs),
     )
-    given = {
-        "model": str(tmp_path / "long"),
-        "teacher": str(tmp_path / "teacher"),
-        "data": [texts],
-        "method": "hidden",
-    }
-    log = start_task(
-        "distill", **given, output_dir=str(tmp_path / "out"), **FAST, max_steps=20, learning_rate=2e-2, max_length=32
-    )
+    run = {"method": "hidden", "max_steps": 20, "learning_rate": 2e-2, "max_length": 32}
+    log = quick("distill", tmp_path / "long", tmp_path / "out", texts, teacher=str(tmp_path / "teacher"), **run)
     assert losses(log)[-1] < 0.5 * losses(log)[0]
     assert log["metrics"]["after"]["n"] == 1
     kept = SentenceTransformer(str(tmp_path / "out"), device="cpu")
@@ -181,15 +162,7 @@ def test_distill_maps_layers_evenly(
 ) -> None:
     monkeypatch.setattr(distill, "finish", lambda trainer, *_, **__: {"layers": trainer.layers})
     student, teacher = (small(tmp_path / str(layers), tokenizer, num_hidden_layers=layers) for layers in (4, 12))
-    log = start_task(
-        "distill",
-        model=student,
-        teacher=teacher,
-        data=[texts],
-        output_dir=str(tmp_path / "out"),
-        method="tinybert",
-        **FAST,
-    )
+    log = quick("distill", student, tmp_path / "out", texts, teacher=teacher, method="tinybert")
     assert log["layers"] == [3, 6, 9, 12]
 
 
@@ -258,23 +231,6 @@ def test_score_error_is_the_mean_over_pairs_that_softmax_sees(causal: bool, monk
         assert states.grad is not None
         assert reference.grad is not None
         torch.testing.assert_close(states.grad, reference.grad.float())
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes how many elements the largest tensor has that any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        returned = func(*args, **(kwargs or {}))
-        self.elements = max(
-            self.elements,
-            *(one.numel() for one in torch.utils._pytree.tree_leaves(returned) if isinstance(one, Tensor)),
-            0,
-        )
-        return returned
 
 
 def test_score_error_makes_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

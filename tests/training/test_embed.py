@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.rows import read_rows
 from hf_longattn.data.sources import DataError
@@ -30,7 +29,7 @@ from hf_longattn.training.tasks.embed import (
 )
 from scripts import prepare_longembed
 from tests.grids import quickly
-from tests.training.conftest import FAST, checkpoint, converted, losses, start_task, write_rows
+from tests.training.conftest import checkpoint, converted, losses, quick, write_rows
 
 
 @pytest.mark.slow
@@ -51,16 +50,13 @@ def test_converted_encoders_and_rerankers_learn_what_answers(
     if reranker:
         rows = [{**row, "negative": "import return " * 20} for row in rows]
     model = converted("mlm", tmp_path, tokenizer, mechanism="longformer", window=16)
-    given = {"model": model, "output_dir": str(tmp_path / "out"), "data": [write_rows(rows, tmp_path / "pairs.jsonl")]}
-    pace = {"max_steps": 40, "learning_rate": 3e-2} if reranker else {"max_steps": 20, "learning_rate": 1e-2}
-    settings = {
-        **FAST,
-        **pace,
-        "per_device_train_batch_size": 8,
-        "max_length": 100,
-        **({} if kind == "embeddings" else {kind: True}),
-    }
-    log = start_task("embed", **given, **settings)
+    data = write_rows(rows, tmp_path / "pairs.jsonl")
+    run = {"max_steps": 20, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "max_length": 100}
+    if reranker:
+        run |= {"max_steps": 40, "learning_rate": 3e-2}
+    if kind != "embeddings":
+        run[kind] = True
+    log = quick("embed", model, tmp_path / "out", data, **run)
     assert losses(log)[-1] < 0.8 * losses(log)[0]
     assert reranker or log["metrics"]["after"]["mrr"] >= log["metrics"]["before"]["mrr"]
     assert {*log["metrics"]["after"]} == {"mrr", "ndcg", "n", *([] if reranker else ["accuracy_at_1"])}
@@ -79,14 +75,8 @@ def test_converted_encoders_and_rerankers_learn_what_answers(
         (states,) = loaded.encode_document(["tree file"])
         read = loaded.transformers_model(**tokenizer("tree file", return_tensors="pt")).last_hidden_state[0]
         torch.testing.assert_close(states.cpu(), torch.nn.functional.normalize(read, dim=-1))
-        again = {
-            **given,
-            **settings,
-            "model": str(tmp_path / "out"),
-            "output_dir": str(tmp_path / "b"),
-            "max_steps": 1,
-        }
-        assert start_task("embed", **again)["metrics"]["before"] == log["metrics"]["after"]
+        again = quick("embed", tmp_path / "out", tmp_path / "b", data, **{**run, "max_steps": 1})
+        assert again["metrics"]["before"] == log["metrics"]["after"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"import {loader}" in card
     assert "input length 128" in card
@@ -95,9 +85,8 @@ def test_converted_encoders_and_rerankers_learn_what_answers(
 @pytest.mark.thorough
 @pytest.mark.parametrize(("task", "length"), [("passkey", 256), ("needle", 1024)])
 def test_prepare_longembed_makes_documents_that_differ_by_one_fact_each(
-    task: str, length: int, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+    task: str, length: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("sentence_transformers")
     prepare_longembed.main([task, str(length), str(tmp_path / "pairs.jsonl")])
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert rows == list(prepare_longembed.pairs(task, length))
@@ -111,19 +100,6 @@ def test_prepare_longembed_makes_documents_that_differ_by_one_fact_each(
         depths.append(row["positive"].index(f"the {name[1]}") / len(row["positive"]))
     assert min(depths) < 0.2
     assert max(depths) > 0.8
-    if task == "passkey":  # the other is read by the same code
-        short = checkpoint("mlm", tmp_path / "short", tokenizer)
-        line = [
-            "--model",
-            short,
-            "--data",
-            str(tmp_path / "pairs.jsonl"),
-            "--output",
-            str(tmp_path / "out"),
-            "--no-bf16",
-        ]
-        assert evaluate("embed", line) == 0
-        assert json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]["after"]["n"] == 50
     with pytest.raises(SystemExit):
         prepare_longembed.main([task, "8", str(tmp_path / "short.jsonl")])
     assert "at least 64 tokens, not 8" in capsys.readouterr().err
@@ -167,15 +143,8 @@ def test_embedding_models_keep_the_converted_length_after_shorter_training(
     data = write_rows(
         [{"query": f"node {number}", "document": f"{number} {text}"} for number in range(8)], tmp_path / "pairs.jsonl"
     )
-    given = {
-        "model": str(long),
-        "output_dir": str(out),
-        "data": [data],
-        "max_length": 20,
-        "reranker": reranker,
-        "max_steps": 1,
-    }
-    start_task("embed", **given, **FAST, per_device_train_batch_size=4)
+    run = {"max_length": 20, "reranker": reranker, "max_steps": 1, "per_device_train_batch_size": 4}
+    quick("embed", long, out, data, **run)
     assert max(lengths[True]) == 20
     assert max(lengths[False]) == 128
     lengths_by_folder = {"source": (64, 64, 32), "long": (128, 128, 128), "out": (128, 128, 128)}
@@ -192,17 +161,10 @@ def test_embed_refuses_a_max_length_beyond_the_model(tmp_path: Path, tokenizer: 
         [{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl"
     )
     for reranker in (False, True):
-        given = {
-            "model": short,
-            "output_dir": str(tmp_path / "out"),
-            "data": [data],
-            "max_length": 65,
-            "reranker": reranker,
-        }
         with pytest.raises(
             OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model takes; convert it"
         ):
-            start_task("embed", **given, **FAST)
+            quick("embed", short, tmp_path / "out", data, max_length=65, reranker=reranker)
 
 
 @pytest.mark.parametrize("reranker", [False, True])
@@ -218,8 +180,8 @@ def test_embed_trains_a_half_precision_checkpoint_in_float32(
     data = write_rows(
         [{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl"
     )
-    given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "reranker": reranker}
-    start_task("embed", **given, **FAST, max_steps=3, learning_rate=1e-6, per_device_train_batch_size=4)
+    run = {"reranker": reranker, "max_steps": 3, "learning_rate": 1e-6, "per_device_train_batch_size": 4}
+    quick("embed", folder, tmp_path / "out", data, **run)
     name = "encoder.layer.0.attention.self.query.weight"
     before, after = (
         AutoModel.from_pretrained(one, dtype="auto").get_parameter(name).detach() for one in (folder, tmp_path / "out")
@@ -293,8 +255,7 @@ def test_scored_pairs_are_evaluated_by_correlation(tmp_path: Path, tokenizer: Pr
         for other in words
     ]
     data = write_rows(rows, tmp_path / "scored.jsonl")
-    given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
-    log = start_task("embed", **given, **FAST, max_steps=1)
+    log = quick("embed", folder, tmp_path / "out", data, validation=data, max_steps=1)
     assert set(log["metrics"]["after"]) == {"spearman", "pearson", "n"}
     assert log["metrics"]["after"]["n"] == 64
     assert log["metrics"]["before"]["spearman"] > 50
@@ -331,7 +292,6 @@ def test_reranker_refuses_scored_pairs(tmp_path: Path, tokenizer: PreTrainedToke
         [{"anchor": f"query {number}", "positive": f"text {number}", "score": 0.5} for number in range(8)],
         tmp_path / "p.jsonl",
     )
-    given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data]}
     for kind in ("reranker", "multi_vector"):
         with pytest.raises(DataError, match=r"not from a score, which .*p\.jsonl has; leave it out"):
-            start_task("embed", **given, **{kind: True}, **FAST)
+            quick("embed", folder, tmp_path / "out", data, **{kind: True})

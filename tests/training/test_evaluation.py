@@ -33,7 +33,7 @@ from hf_longattn.cli.train import evaluate
 from hf_longattn.training import load_multitask_head, run
 from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
-from tests.training.conftest import FAST, checkpoint, label_config, launched, start_task
+from tests.training.conftest import checkpoint, label_config, launched, quick
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_classify import WORDS, rows, table
 from tests.training.test_multitask import three_tasks
@@ -264,12 +264,7 @@ def multitask(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
     :func:`rows`."""
     tmp_path = tmp_path_factory.mktemp("multitask")
     tasks = three_tasks(tmp_path)
-    given = {
-        "model": classifier(tmp_path / "short", tokenizer),
-        "output_dir": str(tmp_path / "several"),
-        "tasks": tasks,
-    }
-    start_task("multitask", **given, max_steps=1, **FAST)
+    quick("multitask", classifier(tmp_path / "short", tokenizer), tmp_path / "several", tasks=tasks, max_steps=1)
     weights, model = (
         load_file(tmp_path / "several" / "model.safetensors"),
         load_multitask_head(str(tmp_path / "several"), "topic").eval(),
@@ -332,10 +327,10 @@ def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_further(
             wrong[task] = said
     assert wrong == {}
 
-    given = {"model": model, "output_dir": str(tmp_path / "next"), "max_steps": 1, **FAST, "learning_rate": 1e-9}
     caplog.clear()
     new = [tasks[0], tasks[2], f"fresh=classify:{single}"]
-    log = start_task("multitask", **given, tasks=new, validation=[f"topic={single}"])
+    run = {"tasks": new, "validation": [f"topic={single}"], "max_steps": 1, "learning_rate": 1e-9}
+    log = quick("multitask", model, tmp_path / "next", **run)
     assert log["metrics"]["before"]["topic_accuracy"] == 100.0  # of the head that was trained before
     assert "The head of the task 'fresh' is new: " in caplog.text
     kept = load_multitask_head(str(tmp_path / "next"), "topic")

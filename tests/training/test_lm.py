@@ -29,7 +29,7 @@ from hf_longattn.training.lm import SegmentBatches, Segments, SegmentTrainer, lo
 from hf_longattn.training.run import LOG_NAME
 from tests.byte_tokenizer import train_tokenizer
 from tests.grids import quickly
-from tests.training.conftest import FAST, SOURCES, checkpoint, converted, launched, losses, start_task, written_texts
+from tests.training.conftest import SOURCES, checkpoint, converted, launched, losses, quick, written_texts
 from tests.training.test_classify import rows
 
 
@@ -39,8 +39,7 @@ def test_converted_language_model_learns_from_long_text(
     kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model = converted(kind, tmp_path, tokenizer, max_length=256, window=32)
-    given = {"model": model, "output_dir": str(tmp_path / "out"), "data": [texts], **FAST}
-    log = start_task(kind, **given, max_steps=20, learning_rate=3e-3)
+    log = quick(kind, model, tmp_path / "out", texts, max_steps=20, learning_rate=3e-3)
     assert log["input_length"] == 256
     assert log["metrics"]["after"]["loss"] < log["metrics"]["before"]["loss"] - 0.1
     assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["settings"]["max_steps"] == 20
@@ -53,7 +52,6 @@ def test_language_model_training_refuses_unfit_models_and_texts(
 ) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
     encoder = checkpoint("mlm", tmp_path / "encoder", tokenizer)
-    given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "data": [texts]}
     cases: list[tuple[str, str, dict[str, Any]]] = [
         ("exceeds the 64 tokens", "clm", {"max_length": 65}),
         ("does not predict masked tokens", "mlm", {}),
@@ -63,7 +61,7 @@ def test_language_model_training_refuses_unfit_models_and_texts(
     ]
     for words, task, changes in cases:
         with pytest.raises(OptionError, match=words):
-            start_task(task, **{**given, **changes})
+            quick(task, **{"model": short, "output": tmp_path / "o", "data": texts, **changes})
 
 
 def test_training_refuses_quantised_weights(
@@ -150,7 +148,7 @@ def test_every_pass_of_every_seed_reads_the_documents_in_its_own_order() -> None
 def test_segment_training_refuses_options_that_do_not_fit() -> None:
     for wrong in ({"segments": 1}, {"segments": 8, "max_length": 64}):
         with pytest.raises(OptionError, match="segments is"):
-            start_task("clm", model="m", output_dir="o", data=["t"], **wrong)
+            quick("clm", "m", Path("o"), "t", **wrong)
     for setting, words in (
         ({"gradient_checkpointing": True}, "drops what the layers remember"),
         ({"tokens_per_batch": 9}, "known length"),

@@ -205,24 +205,7 @@ def save_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 # Data, by their names on the Hub and with their columns
 
-WORDS = [
-    "the",
-    "tree",
-    "file",
-    "number",
-    "of",
-    "a",
-    "loop",
-    "returns",
-    "its",
-    "value",
-    "when",
-    "no",
-    "other",
-    "name",
-    "is",
-    "given",
-]
+WORDS = ["the", "tree", "file", "number", "of", "a", "loop", "value"]
 
 
 def words(count: int, seed: int = 0) -> str:
@@ -231,65 +214,27 @@ def words(count: int, seed: int = 0) -> str:
 
 def trivia(number: int) -> dict[str, Any]:
     text = f"{words(30, number)} Mount Etna erupted. {words(200, number + 1)}"
-    pages = {"doc_source": ["TagMe"], "filename": ["Etna.txt"], "title": ["Etna"], "wiki_context": [text]}
-    nothing: dict[str, list[Any]] = {
-        "description": [],
-        "filename": [],
-        "rank": [],
-        "title": [],
-        "url": [],
-        "search_context": [],
-    }
-    answer = {
-        "aliases": ["Mount Etna", "Etna"],
-        "normalized_aliases": ["mount etna", "etna"],
-        "matched_wiki_entity_name": "",
-        "normalized_matched_wiki_entity_name": "",
-        "normalized_value": "mount etna",
-        "type": "WikipediaEntity",
-        "value": "Mount Etna",
-    }
-    about = {
-        "question": "Which mountain erupted?",
-        "question_id": f"tc_{number}",
-        "question_source": "http://www.triviacountry.com/",
-    }
+    pages = {"filename": ["Etna.txt"], "title": ["Etna"], "wiki_context": [text]}
+    nothing: dict[str, list[Any]] = {"filename": [], "title": [], "search_context": []}
+    answer = {"aliases": ["Etna"], "normalized_aliases": ["mount etna", "etna"], "value": "Mount Etna"}
+    about = {"question": "Which mountain erupted?", "question_id": f"tc_{number}"}
     return {**about, "entity_pages": pages, "search_results": nothing, "answer": answer}
 
 
 def natural(number: int) -> dict[str, Any]:
     tokens = ["<P>", *words(40, number).split(), "Paris", "is", "large", "</P>"]
     place = tokens.index("Paris")
-    nowhere = {"start_token": -1, "end_token": -1, "start_byte": -1, "end_byte": -1, "candidate_index": -1}
-    shorts = {"start_token": [place], "end_token": [place + 1], "start_byte": [0], "end_byte": [0], "text": ["Paris"]}
-    none: dict[str, list[Any]] = {name: [] for name in shorts}
-    document = {
-        "html": "<P>",
-        "title": "Paris",
-        "url": "https://en.wikipedia.org",
-        "tokens": {
-            "end_byte": [0] * len(tokens),
-            "is_html": [token.startswith("<") for token in tokens],
-            "start_byte": [0] * len(tokens),
-            "token": tokens,
-        },
-    }
-    candidates: dict[str, list[Any]] = {
-        name: [] for name in ("end_byte", "end_token", "start_byte", "start_token", "top_level")
-    }
-    annotations = {
-        "id": ["1"],
-        "long_answer": [nowhere],
-        "short_answers": [shorts if number % 3 else none],
-        "yes_no_answer": [-1 if number % 3 else 1],
-    }
-    question = {"text": "which city is large", "tokens": ["which", "city", "is", "large"]}
+    shorts: dict[str, list[Any]] = {"start_token": [place], "end_token": [place + 1]}
+    if number % 3 == 0:
+        shorts = {"start_token": [], "end_token": []}
     return {
         "id": str(number),
-        "document": document,
-        "question": question,
-        "long_answer_candidates": candidates,
-        "annotations": annotations,
+        "document": {
+            "title": "Paris",
+            "tokens": {"is_html": [token.startswith("<") for token in tokens], "token": tokens},
+        },
+        "question": {"text": "which city is large"},
+        "annotations": {"short_answers": [shorts], "yes_no_answer": [-1 if number % 3 else 1]},
     }
 
 
@@ -318,18 +263,7 @@ def article(number: int) -> dict[str, Any]:
 
 
 def web(number: int) -> dict[str, Any]:
-    return {
-        "text": words(300, number),
-        "id": "u",
-        "dump": "CC",
-        "url": "u",
-        "file_path": "s3",
-        "language": "en",
-        "language_score": 0.9,
-        "token_count": 300,
-        "score": 3.0,
-        "int_score": 3,
-    }
+    return {"text": words(300, number), "id": "u", "language": "en", "score": 3.0}
 
 
 IMDB = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})

@@ -27,7 +27,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.tasks import seq2seq
 from hf_longattn.training.tasks.seq2seq import write_in_one_language
 from tests.trained import tokenizer_of
-from tests.training.conftest import FAST, checkpoint, start_task, write_rows
+from tests.training.conftest import checkpoint, quick, write_rows
 
 STACKS: dict[str, Any] = {
     "vocab_size": 99,
@@ -80,9 +80,9 @@ def pairs(folder: Path, count: int = 20) -> str:
 
 @pytest.mark.thorough
 def test_converted_bart_learns_to_summarise(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [pairs(tmp_path)]}
-    settings = {**FAST, "max_steps": 60, "learning_rate": 2e-2, "max_target_length": 12, "generation_num_beams": 2}
-    log = start_task("seq2seq", **given, **settings, per_device_train_batch_size=4)
+    run = {"max_steps": 60, "learning_rate": 2e-2, "max_target_length": 12, "generation_num_beams": 2}
+    model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
+    log = quick("seq2seq", model, tmp_path / "out", data, **run, per_device_train_batch_size=4)
     before, after = log["metrics"]["before"], log["metrics"]["after"]
     assert after["loss"] < before["loss"]
     assert after["rouge1"] > max(40.0, before["rouge1"])
@@ -132,15 +132,14 @@ def test_summaries_are_at_most_as_long_as_the_decoder_reads(
     model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
     monkeypatch.setattr(seq2seq, "finish", lambda trainer, *_, **__: trainer)
     for folder in (model, str(tmp_path / "short")):
-        given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data]}
         for option, value in (("max_target_length", 65), ("generation_max_length", 256)):
             with pytest.raises(
                 OptionError,
                 match=rf"--{option.replace('_', '-')} {value} exceeds the 64 tokens that the decoder reads; give",
             ):
-                start_task("seq2seq", **given, **{option: value})
+                quick("seq2seq", folder, tmp_path / "out", data, **{option: value})
         for limit in (None, 64):
-            trainer: Any = start_task("seq2seq", **given, max_target_length=limit)
+            trainer = quick("seq2seq", folder, tmp_path / "out", data, max_target_length=limit)
             assert trainer.args.generation_max_length == 64
             assert max(map(len, trainer.train_dataset["labels"])) <= 64
 
@@ -203,13 +202,8 @@ def test_summaries_are_scored_by_whole_texts(
         return {"rouge1": 0.0, "n": len(predictions)}
 
     monkeypatch.setattr(seq2seq, "load_metric", lambda name: SimpleNamespace(compute=compute))
-    given = {
-        "model": bart(tmp_path, tokenizer),
-        "output_dir": str(tmp_path / "out"),
-        "data": [source],
-        "validation": source,
-    }
-    start_task("seq2seq", **given, **FAST, max_steps=1, max_target_length=4, generation_num_beams=1)
+    run = {"validation": source, "max_steps": 1, "max_target_length": 4, "generation_num_beams": 1}
+    quick("seq2seq", bart(tmp_path, tokenizer), tmp_path / "out", source, **run)
     assert scored == [[row["summary"] for row in rows]] * 2
 
 
@@ -233,7 +227,7 @@ def test_seq2seq_refuses_columns_lengths_and_models_that_do_not_fit(
     ]
     for error, words, more in cases:
         with pytest.raises(error, match=words):
-            start_task("seq2seq", **{"model": model, "output_dir": str(tmp_path / "o"), "data": [data], **more})
+            quick("seq2seq", output=tmp_path / "o", **{"model": model, "data": data, **more})
 
 
 @pytest.mark.parametrize("language", ["en_XX", "de_DE"])

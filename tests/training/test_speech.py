@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from hf_longattn import LongWav2Vec2ForCTC, LongWhisperForConditionalGeneration
-from hf_longattn.cli.train import evaluate, train
+from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.audio import AudioCollator
 from hf_longattn.data.sources import DataError
@@ -49,7 +49,7 @@ from hf_longattn.training.tasks.ctc import (
     output_frames,
     read_utterances,
 )
-from tests.training.conftest import FAST, checkpoint, start_task, write_rows
+from tests.training.conftest import checkpoint, quick, write_rows
 from tests.training.speech import RATE, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 from tests.whisper import whisper_checkpoint
 
@@ -74,17 +74,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"ctc": model, "headless": str(folder / "headless"), "long": long_speech_checkpoint(folder / "long")}
 
 
-def start(model: str, output: Path, data: Any, **changes: Any) -> Any:
-    """Run the task; ``data`` is a folder or a list of sources."""
-    sources = data if isinstance(data, list) else [str(data)]
-    return start_task(
-        "ctc", **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes}
-    )
+start = partial(quick, "ctc", max_steps=2)
 
 
 @pytest.fixture
 def trainer_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """As :func:`start`, but returns the Trainer before its first step."""
+    """As ``start``, but returns the Trainer before its first step."""
     monkeypatch.setattr(ctc, "finish", lambda trainer, *_, **__: trainer)
     return start
 
@@ -288,8 +283,6 @@ def test_characters_outside_the_vocabulary_are_refused(models: dict[str, str]) -
 def test_ctc_refuses_recordings_and_options_that_do_not_fit(
     recordings: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    text_model = checkpoint("mlm", tmp_path / "text", tokenizer)
-
     def folder(name: str, sound: Any, text: str = "ab") -> list[str]:
         (tmp_path / name).mkdir()
         for file, heard, said in (*((number, speech("ab"), "ab") for number in range(3)), ("bad", sound, text)):
@@ -297,36 +290,24 @@ def test_ctc_refuses_recordings_and_options_that_do_not_fit(
             (tmp_path / name / f"{file}.txt").write_text(said)
         return [str(tmp_path / name)]
 
-    (tmp_path / "texts.csv").write_text("a,b\n1,2\n")
     (tmp_path / "gap.csv").write_text(f"audio,text\n{recordings}/00.wav,ab\n,ab\n")
     (tmp_path / "gone.csv").write_text("audio,text\nnone.wav,ab\nnone.wav,ab\n")
-    (tmp_path / "numbers.jsonl").write_text('{"audio": 1, "text": "ab"}\n{"audio": 2, "text": "ab"}\n')
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (InputError, "bad.wav.* is silent", {"data": folder("silent", np.zeros(4000))}),
         (DataError, "lacks: 'c'", {"data": folder("unknown", speech("ab"), text="abc")}),
-        (
-            DataError,
-            "has the columns a, b, not 'audio' or 'file_name'.*--columns audio=NAME",
-            {"data": [str(tmp_path / "texts.csv")]},
-        ),
         (DataError, "not 'sound'; name one with --columns audio=NAME", {"columns": ["audio=sound"]}),
-        (OptionError, "--columns takes ROLE=NAME, with a role of audio, text", {"columns": ["sound=audio"]}),
         (DataError, "Row 2 of .*gap.csv has no audio", {"data": [str(tmp_path / "gap.csv")]}),
         (InputError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
-        (
-            DataError,
-            "numbers.jsonl holds no audio files or paths of them",
-            {"data": [str(tmp_path / "numbers.jsonl")]},
-        ),
         (DataError, "None of the .* utterances can be used", {"max_seconds": 1e-3}),
-        (CheckpointError, r"\(bert\) has no head for CTC; give a model of speech", {"model": text_model}),
         (OptionError, "--letter-case must be one of lower, upper, not 'keep'", {"letter_case": "keep"}),
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words) as refused:
-            start(**{"model": models["ctc"], "output": tmp_path / "o", "data": recordings, **changes})
+            start(models["ctc"], tmp_path / "o", **{"data": recordings, **changes})
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "o").exists()
+    with pytest.raises(CheckpointError, match=r"\(bert\) has no head for CTC; give a model of speech"):
+        start(checkpoint("mlm", tmp_path / "text", tokenizer), tmp_path / "o", recordings)
 
 
 @pytest.fixture(scope="module")
@@ -343,10 +324,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestAudioClassifier:
     """`longattn train classify` with a model of sound."""
 
-    def classify(self, model: str, output: Path, data: Any, **changes: Any) -> dict[str, Any]:
-        """The log of a training on recordings."""
-        values = {"model": model, "output_dir": str(output), "data": [str(data)], **FAST, "max_steps": 2, **changes}
-        return start_task("classify", **values)
+    classify = staticmethod(partial(quick, "classify", max_steps=2))
 
     @pytest.mark.thorough
     def test_audio_classifier_learns_two_tones(self, tones: Path, models: dict[str, str], tmp_path: Path) -> None:
@@ -428,8 +406,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def start_of_whisper(model: str, output: Path, data: Path, **changes: Any) -> Any:
     """Run the task on all of the data, and evaluate on them."""
-    values = {"max_steps": 2, "per_device_train_batch_size": 4, "validation": str(data), **FAST, **changes}
-    return start_task("seq2seq", **{"model": model, "output_dir": str(output), "data": [str(data)], **values})
+    values = {"max_steps": 2, "per_device_train_batch_size": 4, "validation": str(data), **changes}
+    return quick("seq2seq", model, output, data, **values)
 
 
 def as_the_example_prepares(
@@ -476,11 +454,8 @@ def test_whisper_batches_are_what_the_example_of_transformers_prepares(
 
 
 @pytest.mark.slow
-def test_whisper_learns_to_transcribe_with_scores(
-    model: str, recordings_of_whisper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The scores of `longattn evaluate` are those at the end of the training; a converted model reads the longest
-    file, too."""
+def test_whisper_learns_to_transcribe(model: str, recordings_of_whisper: Path, tmp_path: Path) -> None:
+    """A converted model reads the longest file, too."""
     settings_of_window = {
         "mechanism": "window",
         "window": 8,
@@ -508,39 +483,6 @@ def test_whisper_learns_to_transcribe_with_scores(
     assert set(said) <= {"a", "b", " "}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "type: wer" in card
-    capsys.readouterr()
-    line = [
-        "--model",
-        str(tmp_path / "out"),
-        "--data",
-        str(recordings_of_whisper),
-        "--output",
-        str(tmp_path / "scores"),
-    ]
-    assert evaluate("seq2seq", [*line, "--no-bf16", "--split", "train", "--per-device-eval-batch-size", "13"]) == 0
-    shown = capsys.readouterr().err
-    assert "scored (13 rows): word error rate" in shown
-    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["metrics"]["after"]
-    assert scores["wer"] == pytest.approx(after["wer"])
-    assert scores["loss"] == pytest.approx(after["loss"], rel=1e-4)
-
-
-def test_evaluate_ctc_scores_a_model(
-    recordings_of_whisper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = speech_checkpoint(tmp_path / "ctc")
-    line = [
-        "--model",
-        folder,
-        "--data",
-        str(recordings_of_whisper),
-        "--output",
-        str(tmp_path / "scores"),
-        "--split",
-        "train",
-    ]
-    assert evaluate("ctc", line) == 0
-    assert "scored (13 rows): word error rate" in capsys.readouterr().err
 
 
 def test_transcribing_refuses_models_and_options_that_do_not_fit(

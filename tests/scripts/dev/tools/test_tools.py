@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import machine, stored_study
@@ -24,11 +21,9 @@ from scripts.dev.tools.launches import (
     as_on_cuda,
     launches,
     list_modes,
-    python_calls,
     rows_of,
 )
 from scripts.dev.tools.launches import table as launch_table
-from scripts.dev.tools.run_transformers_tests import store
 from scripts.dev.tools.small_models import IN_FULL
 from scripts.dev.tools.update_docs import stored
 from tests.cases import every_case
@@ -152,23 +147,6 @@ def test_every_family_is_in_the_table_of_transformers_own_suite() -> None:
     assert not {*IN_FULL} - ran, f"missing in results/model_tester.json; type {command}"
 
 
-def entry(passed: int) -> dict[str, Any]:
-    return {"passed": passed, "failed": 0, "skipped": 1, "failures": []}
-
-
-def test_stored_families_that_did_not_run_stay(tmp_path: Path) -> None:
-    store({"long_bert": entry(5), "long_gpt2": entry(6)}, tmp_path)
-    store({"long_t5": entry(7), "long_gpt2": entry(8)}, tmp_path)
-    stored = json.loads((tmp_path / "model_tester.json").read_text())
-    assert {name: one["passed"] for name, one in stored["families"].items()} == {
-        "long_bert": 5,
-        "long_gpt2": 8,
-        "long_t5": 7,
-    }
-    assert "| long_bert | 5 | 0 | 1 |" in (tmp_path / "model_tester.md").read_text()
-    assert stored["transformers"] == transformers.__version__
-
-
 RECORD = json.loads(STORED.read_text(encoding="utf-8"))
 CEILINGS = {(row["mode"], row["layer"]): row for row in RECORD["rows"]}
 PYTHON_SLACK = 1.05
@@ -237,16 +215,3 @@ def test_a_fused_kernel_counts_as_one_operation_in_each_direction() -> None:
     assert backward.operations == 1 + 1 + 2, "the ones, the kernel, and the sum of three gradients"
     assert not forward.waits + backward.waits
     assert ONE_OPERATION.counting is None
-
-
-def test_python_calls_are_those_of_functions_inside() -> None:
-    def outer() -> int:
-        return inner() + inner()
-
-    def inner() -> int:
-        return len(Counter())
-
-    calls, result = python_calls(outer)
-    assert result == 0
-    assert calls >= 2
-    assert python_calls(lambda: 1) == (0, 1)
