@@ -25,9 +25,9 @@ from .terminal import Line, Part, facts, progress, show, table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
-    from ..evaluation.flops import LengthCost
     from ..export import CompressionReport, ExportReport
     from ..inputs.modality import InputSizes
+    from ..modeling.costs import LengthCost
     from ..reports import Check
     from ..search.search import SearchResult
 
@@ -315,9 +315,9 @@ def _compare(part: ConversionPlan) -> dict[str, Any]:
 
     from ..configuration import LongAttentionConfig
     from ..errors import LongAttentionError
-    from ..evaluation.flops import cost_of, layer_mechanisms
     from ..mechanisms.common.options import write_choice
     from ..mechanisms.common.registry import list_mechanisms, prototype
+    from ..modeling.costs import cost_of, layer_mechanisms
     from ..modeling.family.sliding_window import own_windows, with_own_windows
 
     causal = part.shape.causal

@@ -19,9 +19,9 @@ from .checkpoints import costs_table
 from .terminal import Line, Part, progress, show, table
 
 if TYPE_CHECKING:
-    from ..evaluation.flops import DecodeState
     from ..inspect import Diagnosis, Inspection, StockInspection
     from ..inspect.real_texts import TextsInspection
+    from ..modeling.costs import DecodeState
 
 
 def inspect(

@@ -22,12 +22,12 @@ from torch.nn.functional import normalize
 
 from ..data.batching import MASKED, masked_tokens
 from ..data.tokenization import IGNORED
-from ..evaluation.flops import ModelShape, affordable_length, cost_at, layer_mechanisms
 from ..evaluation.pooling import SentencePooling, sentence_pooling
 from ..evaluation.token_loss import NEGLIGIBLE, LossChange, in_chunks, token_losses, with_context
 from ..inputs.running import all_finite
 from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
 from ..mechanisms import Mechanism
+from ..modeling.costs import ModelShape, affordable_length, cost_at, layer_mechanisms
 from ..modeling.family.registration import auto_class_name
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..reports import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, Check, Difference, equality

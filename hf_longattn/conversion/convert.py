@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..evaluation.flops import layer_mechanisms
 from ..evaluation.token_loss import verification_text
 from ..files import (
     CONVERSION_REPORT,
@@ -19,6 +18,7 @@ from ..files import (
     staged_folder,
 )
 from ..hub import write_remote_code
+from ..modeling.costs import layer_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..positions.tables import DROPPED
 from ..reports import NEEDS_TRAINING, Check

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..engines.call import UNBOUNDED
 from ..errors import CheckpointError, checkpoint_errors
-from ..evaluation.flops import affordable_length, layer_mechanisms, model_shape
 from ..evaluation.token_loss import verification_text
 from ..files import is_long, staged_folder
 from ..hub import origin_of
@@ -27,6 +26,7 @@ from ..mechanisms.common.registry import prototype
 from ..mechanisms.full import Full
 from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window
+from ..modeling.costs import affordable_length, layer_mechanisms, model_shape
 from ..modeling.family.definition import FAMILIES, Family
 from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.pruning import whole_shapes

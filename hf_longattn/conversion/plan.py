@@ -12,7 +12,6 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, InputError, OptionError, nearest
-from ..evaluation.flops import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..files import (
     DOCUMENT_LIMIT,
     RERANKER,
@@ -36,6 +35,7 @@ from ..mechanisms.common.shared_options import why_not_in_full
 from ..mechanisms.full import Full
 from ..modeling.attach.attention_sites import layer_mechanisms as attached_mechanisms
 from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
+from ..modeling.costs import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
 from ..modeling.family.rotary import plan_rotary, positions_without_end
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from ..modeling.generic import PlainFamily

@@ -17,10 +17,10 @@ from ..conversion.check import Comparison
 from ..conversion.plan import ConversionPlan, PositionWarning, completed, warnings_of_layers
 from ..data.images import read_image
 from ..errors import CheckpointError, InputError, OptionError, nearest
-from ..evaluation.flops import layer_mechanisms
 from ..mechanisms import Mechanism
 from ..mechanisms.common.capabilities import grid_blocks, on_grid
 from ..mechanisms.window2d import GLOBAL
+from ..modeling.costs import layer_mechanisms
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_spec import (
     IMAGE_SIZE,

@@ -17,11 +17,11 @@ from ..conversion.plan import ConversionPlan, StackLength, position_warnings
 from ..conversion.source_models import attached_mechanisms
 from ..engines.call import AttentionCall
 from ..errors import OptionError
-from ..evaluation.flops import costs_of, generic_shape, layer_mechanisms
 from ..files import GENERIC_CLASS, named_class
 from ..mechanisms import Mechanism
 from ..modeling.attach.tower_grids import packs_images
 from ..modeling.backend import BACKEND
+from ..modeling.costs import costs_of, generic_shape, layer_mechanisms
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.family.long_config import attention_implementation
 from ..modeling.family.rotary import plan_rotary

@@ -18,11 +18,11 @@ from ..conversion.folders import train_command
 from ..conversion.plan import ConversionPlan, PositionWarning
 from ..data.sources import files_of
 from ..errors import CheckpointError, OptionError
-from ..evaluation.flops import costs_of, layer_mechanisms, model_shape
 from ..files import read_json_object
 from ..loading import load_part
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
+from ..modeling.costs import costs_of, layer_mechanisms, model_shape
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_spec import TILE
 from ..modeling.grids import interpolating

@@ -18,7 +18,13 @@ from ..configuration import LongAttentionConfig
 from ..conversion.source_models import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
 from ..engines.dispatch import GPU_RECORD, PathChoice, observe
 from ..errors import BackendError, CheckpointError, LongAttentionError
-from ..evaluation.flops import (
+from ..files import is_generic, is_long
+from ..functional import attend
+from ..inputs.modality import InputSizes, WithTowers, modality_in
+from ..inputs.plain_inputs import text_length, text_tower
+from ..mechanisms import Mechanism
+from ..mechanisms.common.shared_options import full_of
+from ..modeling.costs import (
     DecodeState,
     LengthCost,
     ModelShape,
@@ -28,12 +34,6 @@ from ..evaluation.flops import (
     layer_mechanisms,
     model_shape,
 )
-from ..files import is_generic, is_long
-from ..functional import attend
-from ..inputs.modality import InputSizes, WithTowers, modality_in
-from ..inputs.plain_inputs import text_length, text_tower
-from ..mechanisms import Mechanism
-from ..mechanisms.common.shared_options import full_of
 from ..modeling.family.rotary import positions_without_end
 from ..modeling.generic import read_attention, towers_of
 from ..modeling.pruning import KEPT_HEADS

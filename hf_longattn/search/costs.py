@@ -16,12 +16,12 @@ from torch import Tensor
 from ..engines.call import AttentionCall
 from ..engines.token_grid import Grid
 from ..errors import LongAttentionError, in_a_line
-from ..evaluation.flops import ModelShape
 from ..functional import run_batch
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import check_form
+from ..modeling.costs import ModelShape
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """Errors during a measurement that exclude a candidate from the search."""

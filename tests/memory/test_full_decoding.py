@@ -14,8 +14,8 @@ from transformers import DynamicCache, GenerationMixin, StaticCache
 from hf_longattn import attend, build_mechanism, enable_long_attention, reference_attend
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import InputError, OptionError
-from hf_longattn.evaluation.flops import ModelShape, decode_states, layer_mechanisms
 from hf_longattn.memory.decode_cache import CACHE, decode_layer_types
+from hf_longattn.modeling.costs import ModelShape, decode_states, layer_mechanisms
 from hf_longattn.modeling.family.rotary import plan_rotary
 from tests.cases import every_case
 from tests.reference.definitions.windows import seen_in_pieces

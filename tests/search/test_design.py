@@ -15,8 +15,8 @@ import yaml
 from hf_longattn import LongAttentionConfig, convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.evaluation.flops import ModelShape
 from hf_longattn.inspect import Candidate
+from hf_longattn.modeling.costs import ModelShape
 from hf_longattn.search import costs
 from hf_longattn.search.choice import best_under_total
 from hf_longattn.search.costs import LayerCosts

@@ -441,6 +441,9 @@ def test_every_shared_option_has_a_row() -> None:
         "model",
         "data",
         "split",
+        "validation",
+        "roles",
+        "choices",
         "output_dir",
         "num_train_epochs",
         "per_device_train_batch_size",
@@ -458,7 +461,7 @@ def test_every_shared_option_has_a_row() -> None:
         if name[0] != "_"
     }
     lines = " ".join((*EFFECTS, *REFUSED)).replace("-", "_")
-    assert not [name for name in ours - elsewhere - {"roles", "choices"} if name not in lines]
+    assert not [name for name in ours - elsewhere if name not in lines]
 
 
 ROWS = {task: rows[0] for task, rows in DATA.items()}

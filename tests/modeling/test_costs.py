@@ -7,10 +7,10 @@ import torch
 from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
-from hf_longattn.evaluation.flops import DecodeState, ModelShape, decode_states, model_shape
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.memory.attention_cache import SLACK
+from hf_longattn.modeling.costs import DecodeState, ModelShape, decode_states, model_shape
 from tests.cases import every_case
 from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
 from tests.shared_code import code_of_form

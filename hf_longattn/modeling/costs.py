@@ -19,8 +19,8 @@ from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import for_length
-from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
-from ..modeling.family.definition import known_family
+from .attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
+from .family.definition import known_family
 
 PROBE_LENGTH = 45 << 16
 """Tokens at which growth of the decode cache is measured: longer than windows, and a multiple of most block and
