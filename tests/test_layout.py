@@ -64,7 +64,7 @@ MODELING = (
     ("streaming",),
     ("backend",),
     ("attach",),
-    ("inference", "losses", "memory_argument", "packed_documents", "pruning"),
+    ("costs", "inference", "losses", "memory_argument", "packed_documents", "pruning"),
     ("mixin",),
     ("grids", "multimodal", "pipelines", "sounds", "towers"),
     ("classes",),

@@ -362,37 +362,6 @@ def test_embed_refuses_a_folder_in_which_another_process_writes(folder: str, dat
             embed_documents(folder, data, tmp_path / name)
 
 
-def test_searches_of_the_retrieval_page_find_what_comparing_all_finds(
-    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    texts = {f"d{number}": " ".join(SENTENCES[3 * number : 3 * number + 2 + number]) for number in range(9)}
-    write_rows([{"id": name, "text": text} for name, text in texts.items()], tmp_path / "documents.jsonl")
-    write_rows([{"text": line} for line in SENTENCES[5:8]], tmp_path / "queries.jsonl")
-    for vectors, suffix in (("passages:20", ""), ("tokens", "-tokens")):
-        embed_documents(folder, "documents.jsonl", f"index{suffix}", vectors=vectors)
-        embed_documents(
-            folder, "queries.jsonl", f"queries{suffix}", vectors="document" if not suffix else vectors, task="query"
-        )
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "retrieve.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {}
-    for code in re.findall(
-        r"```python\n(.*?)```", page.partition("## A corpus on several machines")[0], flags=re.DOTALL
-    ):
-        exec(compile(code, "retrieve.md", "exec"), names)
-    passages, _, by_tokens = capsys.readouterr().out.partition("MaxSim:")
-    query = torch.tensor(read(tmp_path / "queries")[0]["vector"])
-    rows = read(tmp_path / "index")
-    nearest = sorted(rows, key=lambda row: -float(query @ torch.tensor(row["vector"])))[:3]
-    assert passages == "".join(f"{row['id']} {texts[row['id']][row['start'] : row['end']]}\n" for row in nearest)
-    asked = torch.tensor([row["vector"] for row in read(tmp_path / "queries-tokens") if row["id"] == "0"])
-    scores = {}
-    for name in texts:
-        tokens = torch.tensor([row["vector"] for row in read(tmp_path / "index-tokens") if row["id"] == name])
-        scores[name] = float((asked @ tokens.T).amax(1).sum())
-    assert re.findall(r"\w+", by_tokens) == sorted(scores, key=lambda name: -scores[name])
-
-
 @pytest.mark.parametrize("base", ["bert", "roberta", "mbart"])
 def test_read_tokens_tokenises_pieces_as_the_whole_text(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizer_of(base, 512)

@@ -198,10 +198,6 @@ def test_evaluate_tokens_matches_tags_with_the_names_of_model(
     outside = [{"tokens": ["for", "while"], "ner_tags": ["O", "O"]}] * 12
     code, said, scores = scored("tokens", "--model", tmp_path / "model", "--data", table(tmp_path, outside))
     assert (code, scores.get("tags")) == (0, ["I-THING", "O", "B-THING"]), said
-    other = [*outside, {"tokens": ["for"], "ner_tags": ["B-OTHER"]}]
-    code, said, _ = scored("tokens", "--model", tmp_path / "model", "--data", table(tmp_path, other))
-    assert code == 1
-    assert "does not know the labels B-OTHER of the data; its classes are B-THING, I-THING, O" in said
 
 
 def test_evaluate_refuses_missing_data_and_options_of_training(

@@ -101,12 +101,6 @@ def test_longattn_recipes_prints_the_list_and_one_recipe(
     assert told(capsys, "recipes", "fsdp2") == (CONFIGS / "accelerate" / "fsdp2.yaml").read_text()
 
 
-def test_longattn_recipes_suggests_a_name_for_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["recipes", "longformer-trivia"])
-    assert "Did you mean 'longformer-triviaqa'?" in capsys.readouterr().err
-
-
 def test_words_of_a_recipe_are_values_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
         "model: 5\noutput: 2026-01-01\ndata: [a, b]\nlearning-rate: 3e-5\nmax_length:\nlr_scheduler_kwargs: {power: "

@@ -179,15 +179,7 @@ def test_ctc_command_prints_error_rates_and_utterances_left_out(
     assert train("ctc", line) == 0
     said = capsys.readouterr().err
     assert "word error rate" in said
-    left_out = (
-        r"3 of 8 utterances are longer than 0\.5 seconds or have longer transcripts .* left out; the first is "
-        r".*0\.flac"
-    )
-    assert re.search(left_out, caplog.text)
-    assert (
-        "of 24 utterances are longer than 0.5 seconds or have longer transcripts than the model can write"
-        in caplog.text
-    )
+    assert re.search(r"3 of 8 utterances are longer than 0\.5 seconds or .* the first is .*0\.flac", caplog.text)
 
 
 @pytest.mark.thorough
