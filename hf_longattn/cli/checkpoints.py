@@ -146,7 +146,7 @@ def compress(
     model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     method: Annotated[str, typer.Option(help="int8, int8-weight-only, bf16 or prune-heads.")],
-    share: Annotated[float, typer.Option(help="Share of heads or feed-forward units to prune.")] = 0.25,
+    share: Annotated[float, typer.Option(help="Share of the heads to prune.")] = 0.25,
     text: Annotated[
         Path | None,
         typer.Option(help="UTF-8 text to measure importance and losses on.", show_default="built-in English"),

@@ -1,4 +1,4 @@
-"""Write a smaller checkpoint: 8 bits per weight, bf16, or without the heads or feed-forward units that matter least.
+"""Write a smaller checkpoint: 8 bits per weight, bf16, or without the heads that matter least.
 
 torchao quantises with transformers' own config, so that ``from_pretrained`` loads the result if torchao is installed.
 The written files are read again and compared with the model in memory. Loss at a short and a long length, time and
@@ -50,12 +50,12 @@ class CompressionReport:
         measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error),
             ``seconds`` of one pass at the longest length, and ``bytes`` of the weights.
         difference: largest difference of outputs, relative to the largest output, between the files read again and the
-            expected model: the model that was written (quantised, bf16), or the source with the pruned heads or units
-            set to zero.
+            expected model: the model that was written (quantised, bf16), or the source with the pruned heads set to
+            zero.
         changed: ``tensors`` and ``bytes``: number and size of changed tensors in the files; ``all_bytes``: size of all
             tensors.
         outputs: for each output of the files read again, :func:`accuracy` in comparison with the source.
-        pruned: for each layer the removed heads, or the number of removed units.
+        pruned: for each layer the removed heads.
     """
 
     destination: Path

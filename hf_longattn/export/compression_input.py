@@ -40,7 +40,7 @@ class CompressionConfig:
     """Settings of a compression.
 
     method: a name in :data:`.compress.METHODS`.
-    share: fraction of the heads or feed-forward units to prune.
+    share: fraction of the heads to prune.
     text: a UTF-8 file for measuring importance and losses; ``None``: a built-in English text.
     length: tokens of long inputs; ``None``: 4,096, or fewer if the model or the text is shorter.
     documents: number of excerpts of the text on which importance and losses are measured.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,22 +50,18 @@ def prune_heads(source: CompressionInput) -> Compressed:
         )
     layers = heads_of(model)
     counts_to_remove = heads_to_remove(model, layers, share)
-    # inputs of the output projection for each key-value head
-    columns = [heads.queries * heads.width for heads in layers]
-    scores = importance(source, {heads.output: width for heads, width in zip(layers, columns, strict=True)})
-    ranked = sorted(
-        (float(score), layer, head)
-        for layer, heads in enumerate(layers)
-        for head, score in enumerate(scores[heads.output])
-    )
+    scores = importance(source, layers)
+    ranked = sorted((float(score), layer, head) for layer, row in enumerate(scores) for head, score in enumerate(row))
     removed: list[set[int]] = [set() for _ in layers]
     for _, layer, head in ranked:
         if counts_to_remove and len(removed[layer]) < layers[layer].count - 1:
             removed[layer].add(head)
             counts_to_remove -= 1
     expected = copy.deepcopy(model)
-    for heads, pruned_heads, width in zip(heads_of(expected), removed, columns, strict=True):
-        _silence(heads.output, pruned_heads, width)
+    with torch.no_grad():
+        for heads, pruned_heads in zip(heads_of(expected), removed, strict=True):
+            for head in pruned_heads:
+                heads.output.weight[:, head * heads.columns : (head + 1) * heads.columns] = 0
     counts = dict(getattr(model.config, KEPT_HEADS, None) or {})
     pruned = {}
     for heads, pruned_heads in zip(layers, removed, strict=True):
@@ -107,16 +103,8 @@ def heads_to_remove(model: Any, layers: Sequence[Heads], share: float) -> int:
     return count
 
 
-@torch.no_grad()
-def _silence(layer: nn.Linear, units: set[int], width: int) -> None:
-    """Set the weights of some units to zero. A unit has ``width`` inputs."""
-    for unit in units:
-        layer.weight[:, unit * width : (unit + 1) * width] = 0
-
-
-def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
-    """Importance of units: the sum over documents of |Σ input · gradient|. readers: layer with the units as inputs ->
-    inputs per unit.
+def importance(source: CompressionInput, layers: Sequence[Heads]) -> list[Tensor]:
+    """Importance of each layer's heads: the sum over documents of |Σ input of the output projection · gradient|.
 
     Raises:
         OptionError: the model has no masked or causal loss on text, or is an encoder-decoder.
@@ -130,29 +118,21 @@ def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> di
         raise OptionError(
             f"The importance of heads is measured by a masked or causal loss on text, and {type(model).__name__} {why}"
         )
-    scores = {layer: torch.zeros(layer.in_features // width) for layer, width in readers.items()}
-    inputs: dict[nn.Linear, list[Tensor]] = {layer: [] for layer in readers}
+    scores = [torch.zeros(heads.count) for heads in layers]
+    inputs: dict[nn.Module, Tensor] = {}
 
-    def remember(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        read = args[0].detach().requires_grad_(True) if not args[0].requires_grad else args[0]
-        inputs[module].append(read)  # type: ignore[index]
-        return (read, *args[1:])
+    def remember(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs[module] = args[0]
 
-    handles = [layer.register_forward_pre_hook(remember) for layer in readers]
+    handles = [heads.output.register_forward_pre_hook(remember) for heads in layers]
     try:
         for piece in source.pieces(min(SHORT_LENGTH, source.long_length())):
             with torch.enable_grad():
                 loss = source.loss(model, piece)
-            gradients = iter(
-                torch.autograd.grad(loss, [read for reads in inputs.values() for read in reads], allow_unused=True)
-            )
-            for layer, width in readers.items():
-                for read in inputs[layer]:
-                    gradient = next(gradients)
-                    if gradient is not None:
-                        worth = (read.detach() * gradient).reshape(-1, layer.in_features).sum(0)
-                        scores[layer] += worth.reshape(-1, width).sum(1).abs()
-                inputs[layer].clear()
+            read = [inputs[heads.output] for heads in layers]
+            for score, values, gradient in zip(scores, read, torch.autograd.grad(loss, read), strict=True):
+                worth = (values.detach() * gradient).flatten(0, -2).sum(0)
+                score += worth.reshape(len(score), -1).sum(1).abs()
     finally:
         for handle in handles:
             handle.remove()
