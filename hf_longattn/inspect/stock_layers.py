@@ -26,9 +26,9 @@ from ..conversion.source_models import class_of, open_source, quiet_libraries
 from ..engines.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line
-from ..evaluation.flops import element_bytes
 from ..loading import LOADING
 from ..modeling.backend import BACKEND, mechanism_of
+from ..modeling.costs import element_bytes
 from ..modeling.declared import BLOCK_PAIRS, FEWEST_ROWS, DeclaredMask
 from ..modeling.family.definition import without_head
 from ..modeling.family.long_config import attention_implementation

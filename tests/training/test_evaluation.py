@@ -325,8 +325,8 @@ def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_further(
 
     caplog.clear()
     new = [tasks[0], tasks[2], f"fresh=classify:{single}"]
-    run = {"tasks": new, "validation": [f"topic={single}"], "max_steps": 1, "learning_rate": 1e-9}
-    log = quick("multitask", model, tmp_path / "next", **run)
+    changes = {"tasks": new, "validation": [f"topic={single}"], "max_steps": 1, "learning_rate": 1e-9}
+    log = quick("multitask", model, tmp_path / "next", **changes)
     assert log["metrics"]["before"]["topic_accuracy"] == 100.0  # of the head that was trained before
     assert "The head of the task 'fresh' is new: " in caplog.text
     kept = load_multitask_head(str(tmp_path / "next"), "topic")
