@@ -230,6 +230,7 @@ def _stock_report(
 def _texts_report(texts: TextsInspection) -> Iterator[Part]:
     """Tokens of real texts, what is cut, padded and kept of them, and what to type."""
     from ..inspect.diagnosis import percent
+    from ..inspect.real_texts import UNPAD
 
     counts = [f"{name}: {count:,} tokens" for name, count in zip(texts.names[:4], texts.tokens, strict=False)]
     if len(texts.names) > len(counts):
@@ -242,10 +243,9 @@ def _texts_report(texts: TextsInspection) -> Iterator[Part]:
     padding = ""
     if len(texts.tokens) > 1:
         real = sum(texts.read)
-        padding = (
-            f"{percent(1 - real / texts.padded)} of the {texts.padded:,} tokens that a batch of them computes; unpad "
-            f"computes {real:,}"
-        )
+        padding = f"{percent(1 - real / texts.padded)} of the {texts.padded:,} tokens that a batch of them computes"
+        if UNPAD in [line for _, line in texts.advice]:
+            padding += f"; unpad computes {real:,}"
     yield {"texts": "\n".join(counts), "padding": padding, "decode cache": cache}
     total = sum(texts.tokens)
     rows = []
@@ -257,9 +257,10 @@ def _texts_report(texts: TextsInspection) -> Iterator[Part]:
         rows.append((limit.reader, f"{limit.tokens:,}", effect))
     yield table(("limit of", "tokens", "of these texts"), rows, align="lrl")
     if texts.advice:
-        yield "What to type, in Python after `import hf_longattn`:"
+        yield "What to type: lines with $ in a shell, others in Python after `import hf_longattn`."
     for reason, line in texts.advice:
-        yield Line(f"  {line}")
+        prompt = "$ " if line.startswith("longattn ") else ""
+        yield Line(f"  {prompt}{line}")
         yield Line(f"      # {reason}")
 
 

@@ -22,6 +22,7 @@ from .stock_layers import StockInspection
 
 WINDOW, SINKS = 1024, 4
 """Keys that the suggested StreamingCache keeps in a layer without a window."""
+UNPAD = "hf_longattn.unpad(model)"
 READERS = {
     "ForTokenClassification": 'read_whole(pipeline("token-classification", {model!r}))',
     "ForSequenceClassification": 'read_whole(pipeline("text-classification", {model!r}), merge="max")',
@@ -186,11 +187,11 @@ def _advice(
         advice.append(("a cache that does not grow; earlier facts are forgotten", line))
         line = f"longattn convert {source.name} DST --config streaming-llm"
         advice.append(("the same as a checkpoint of its own", line))
-    if decodes:
+    if decodes:  # a cache holds padding, too
         return advice
     takes_unpad = not is_stock or model.text.packs  # type: ignore[union-attr]
     if len(set(tokens)) > 1 and takes_unpad:
-        advice.append(("the same outputs without padding", "hf_longattn.unpad(model)"))
+        advice.append(("the same outputs without padding", UNPAD))
     if any(limit.tokens < longest for limit in limits):
         name = sentence_class(source.root) if source.root is not None else model.class_name
         reader = next((line for end, line in READERS.items() if str(name).endswith(end)), None)

@@ -116,6 +116,9 @@ def test_a_decoder_is_told_its_cache_and_a_long_model_its_cost(
     assert decoder.cache_bytes == decoder.tokens[0] * 3 * 2 * 2 * 8 * 4
     assert decoder.streaming_bytes == 1028 * 3 * 2 * 2 * 8 * 4
     assert any("StreamingCache(1024, sinks=4)" in line for _, line in decoder.advice)
+    code, out, _ = run(capsys, "inspect", checkpoint("llama"), "--text", text, "--text", text)
+    assert (code, "unpad" in out) == (0, False)
+    assert f"  $ longattn convert {checkpoint('llama')}" in out
     long = tmp_path / "long"
     convert_checkpoint(checkpoint("bert"), long, mechanism="longformer", max_length=4096, verify=False)
     texts = inspect_texts(open_source(long, weights=False), [text], inspect_checkpoint(long))
