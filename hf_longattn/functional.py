@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +18,17 @@ from .engines.batch import (
     documents_from,
     has_values,
     in_graph,
+    no_fused_kernels,
     nothing_seen,
     runs_shapes,
     shape_in_words,
 )
-from .engines.call import AttentionCall, AttentionFunction, clear_padding
-from .engines.dense import dtype_in_attention
-from .engines.dispatch import OBSERVERS, choose, reporting, running
+from .engines.block_sparse import why_not_one_call
+from .engines.call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, PathName
+from .engines.cpu.kernels import drops_in_tiles
+from .engines.dispatch import OBSERVERS, report, reporting, running
 from .engines.score_terms import GridBias, ScoreMod
-from .engines.sequences import attend_per_sequence
+from .engines.sequences import LAYOUTS, check_documents, cleared
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import BackendError, InputError, OptionError
 from .mechanisms.common.base import Mechanism
@@ -34,7 +36,7 @@ from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch,
 from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, why_not_exported, without_tensors
-from .mechanisms.common.shared_options import by_length, check_form, for_length, full_of, is_full
+from .mechanisms.common.shared_options import check_form, for_length, full_of, in_full_if_short, is_full
 
 
 def attend(
@@ -135,7 +137,7 @@ def reference_attend(
             "0."
         )
     module, call = prepare(q, k, v, mechanism, **arguments)
-    return run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True)
+    return run_batch(module, q.double(), k.double(), v.double(), call, by_definition=True)
 
 
 def prepare(
@@ -369,104 +371,176 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
 
 
 def run_batch(
-    mechanism: Mechanism,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    call: AttentionCall,
-    run: AttentionFunction | None = None,
-    *,
-    per_sequence: bool = False,
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, by_definition: bool = False
 ) -> Tensor:
     """Attention of a batch with padding anywhere and packed documents.
 
     The mechanism itself runs on sequences that start at index 0.
 
     Args:
-        run: a method to call instead of the mechanism's ``forward``, such as its ``defined``.
-        per_sequence: whether every sequence runs in a separate call, on any device and at any length.
+        by_definition: whether the mechanism's ``defined`` runs in place of its ``forward``. Every sequence then runs
+            in a separate call, on any device and at any length.
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
     """
     if call.causal or not mechanism.options.exact_length or (full := full_of(mechanism)) is None:
-        return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)
-
-    by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)
-
-    def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        run_full = None if run is None else getattr(full, run.__name__)
-        return run_mechanism(full, q, k, v, call.for_full_attention(), run_full, per_sequence=per_sequence)
-
-    return by_length(in_full, by_mechanism, full.sizes.max_length, needs_whole_batch(mechanism), q, k, v, call)
+        return run_mechanism(mechanism, q, k, v, call, by_definition=by_definition)
+    by_mechanism = functools.partial(run_mechanism, mechanism, by_definition=by_definition)
+    in_full = functools.partial(run_mechanism, full, by_definition=by_definition)
+    run = in_full_if_short(in_full, by_mechanism, full.sizes.max_length, needs_whole_batch(mechanism))
+    return run(q, k, v, call)
 
 
 def run_mechanism(
-    mechanism: Mechanism,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    call: AttentionCall,
-    run: AttentionFunction | None = None,
-    *,
-    per_sequence: bool = False,
-    observed: bool = False,
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, by_definition: bool = False
 ) -> Tensor:
-    """:func:`run_batch` without ``exact_length``: the mechanism runs at every length, in the layout that the
-    dispatcher chooses.
-
-    observed: whether observers of paths already know that this mechanism runs.
-    """
-    if OBSERVERS and not observed and not torch.compiler.is_compiling():
-        with running(mechanism):
-            return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence, observed=True)
+    """:func:`run_batch` without ``exact_length``: the mechanism runs at every length."""
     if torch.compiler.is_exporting():
         if (reason := why_not_exported(mechanism)) is not None:
             raise BackendError(reason)
     elif 0 in q.shape:
         return nothing_seen(q, k, v)
-    if q.is_meta and not in_graph():
-        with runs_shapes():
-            return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence, observed=observed)
-    attention = run or mechanism
-    if observed:
-        attention = reporting(mechanism, attention)
     if call.grid is not None:
         call = call.with_term_on_grid()
-    if (batch := call.batch) is None:
-        return attention(q, k, v, call)
-    if mechanism.is_cross_attention:
-        q, k, v, call = clear_padding(q, k, v, call, cross=True)
-    counts_padding = not mechanism.capabilities.ignores_padding
-    hides_padding = isinstance(mechanism, MaskedMechanism) and mechanism.hides_padding(k, call)
-    if not aligns_sequences(mechanism, call):
-        by_itself = counts_padding and hides_padding and run is None
-        return attention(*((q, k, v, call) if by_itself else clear_padding(q, k, v, call)))
-    if counts_padding:
-        batch = batch.counting_padding()
-        call = call.replace(batch=batch)
+    run: AttentionFunction = mechanism.defined if by_definition else mechanism
+    observed = OBSERVERS and not torch.compiler.is_compiling()
+    if observed:
+        run = reporting(mechanism, run)
+    if call.batch is not None:
+        run = functools.partial(_run_in_layout, mechanism, run, by_definition)
+    if observed:
+        run = running(mechanism)(run)
+    if q.is_meta and not in_graph():
+        run = runs_shapes()(run)
+    return run(q, k, v, call)
 
-    band = mechanism if isinstance(mechanism, SparseMechanism) else None
-    packed, cross = batch.documents is not None, mechanism.is_cross_attention
-    single_call = cross or (run is None and needs_whole_batch(mechanism))
-    separate_calls = per_sequence and not cross
-    by_position = mechanism.capabilities.position_dependent
-    separates: Literal["", "labels", "band"] = ""
-    if packed and run is None and not cross:
-        if mechanism.labels_documents(k, v, call):
-            separates = "labels"
-        elif band is not None and hides_padding and not (by_position or separate_calls or single_call):
-            separates = "band"
-    layout = choose(
-        "documents" if packed else "rows",
-        q,
-        k,
-        call,
-        dtype=dtype_in_attention(q),
-        features=q.shape[3],
-        separates=separates,
-        by_position=by_position and not (band is not None and band.finds_starts and accelerator.accelerated(q)),
-        single_call=single_call,
-        separate_calls=separate_calls,
-        trims_padding=band is not None and band.pattern(call.causal).bounded,
-    )
-    return attend_per_sequence(attention, q, k, v, call, layout, clears_padding=hides_padding and run is None)
+
+def _run_in_layout(
+    mechanism: Mechanism,
+    run: AttentionFunction,
+    by_definition: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+) -> Tensor:
+    """Attention of a batch with padding or documents, in one of the layouts of :mod:`.engines.sequences`.
+
+    run: the mechanism's ``forward``, or its definition.
+    """
+    assert call.batch is not None
+    cross, layout = mechanism.is_cross_attention, "unchanged"
+    masks = isinstance(mechanism, MaskedMechanism) and not by_definition
+    hides_padding = masks and mechanism.hides_padding(k, call)
+    if aligns_sequences(mechanism, call):
+        if not mechanism.capabilities.ignores_padding:
+            call = call.replace(batch=call.batch.counting_padding())
+        one_call = cross or (not by_definition and needs_whole_batch(mechanism))
+        if call.batch.documents is None:
+            layout, refused = _layout_of_rows(mechanism, by_definition, one_call, q, k, call)
+        else:
+            check_documents()
+            layout, refused = _layout_of_documents(mechanism, by_definition, one_call, hides_padding, q, k, v, call)
+        if OBSERVERS:
+            report(layout, refused)
+        run = LAYOUTS[layout](run)
+    if cross or not (hides_padding or layout == "split"):
+        run = cleared(run, cross)
+    return run(q, k, v, call)
+
+
+Layout = tuple[PathName, list[tuple[str, str]]]
+"""A layout, and ``(layout, reason)`` for each one that was considered before it."""
+
+
+def _layout_of_rows(
+    mechanism: Mechanism, by_definition: bool, one_call: bool, q: Tensor, k: Tensor, call: AttentionCall
+) -> Layout:
+    """The layout of padded rows. ``one_call``: whether all rows must be in one call."""
+    reason = _why_not_split(mechanism, by_definition, one_call, q, k, call)
+    if reason is None:
+        return "split", []
+    refused = [("split", reason)]
+    if _rows_move(mechanism, q, call):
+        return "aligned", [*refused, ("unchanged", "its positions count from each row's first token")]
+    return "unchanged", refused
+
+
+def _why_not_split(
+    mechanism: Mechanism, by_definition: bool, one_call: bool, q: Tensor, k: Tensor, call: AttentionCall
+) -> str | None:
+    """Why padded rows do not run in separate calls."""
+    if in_graph():
+        return "a graph does not know where sequences start"
+    if one_call:
+        return "the mechanism draws or learns something once per call, or its queries belong to another sequence"
+    # avoids copying all keys for few queries
+    if by_definition or (_by_position(mechanism, q) and q.shape[2] < k.shape[2]):
+        return None
+    if accelerator.accelerated(q):
+        return "one call serves all rows of a batch on this device"
+    if isinstance(mechanism, SparseMechanism) and mechanism.pattern(call.causal).bounded:
+        drops_outside = call.dropout and not drops_in_tiles(DispatchContext.of(q, k, call))
+        if not drops_outside and not _rows_move(mechanism, q, call):
+            return "the band engine cuts padding off every row by itself"
+    if q.shape[2] * k.shape[2] <= DENSE_CELLS:
+        return "one call with a mask costs less for so few pairs"
+    return None
+
+
+def _by_position(mechanism: Mechanism, q: Tensor) -> bool:
+    """Whether the output depends on where a sequence starts in its row."""
+    finds_starts = isinstance(mechanism, SparseMechanism) and mechanism.finds_starts
+    return mechanism.capabilities.position_dependent and not (finds_starts and accelerator.accelerated(q))
+
+
+def _rows_move(mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
+    """Whether padded rows must begin with a real token. A graph cannot read where the padding is."""
+    assert call.batch is not None
+    return _by_position(mechanism, q) and (in_graph() or any(span.start > 0 for span in call.batch.sequences))
+
+
+def _layout_of_documents(
+    mechanism: Mechanism,
+    by_definition: bool,
+    one_call: bool,
+    hides_padding: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: AttentionCall,
+) -> Layout:
+    """The layout of packed documents.
+
+    one_call: whether all documents must be in one call.
+    hides_padding: whether the mechanism itself keeps the values in padding from real tokens.
+    """
+    reason: str | None = "the mechanism does not keep packed documents apart"
+    if not (by_definition or mechanism.is_cross_attention):
+        reason = _why_documents_move(mechanism, hides_padding, q, k, v, call)
+    if reason is None:
+        return "unchanged", []
+    refused = [("unchanged", reason)]
+    if not one_call:
+        return "split", [*refused, ("aligned", "a call per document costs no more than its tokens")]
+    if call.grid is not None or q.shape[2] < k.shape[2]:
+        return "split", [*refused, ("aligned", "documents have grids, or there are fewer queries than keys")]
+    return "aligned", refused
+
+
+def _why_documents_move(
+    mechanism: Mechanism, hides_padding: bool, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
+) -> str | None:
+    """Why packed documents do not run unchanged: one call, in which the mechanism itself separates the documents."""
+    assert call.batch is not None
+    if mechanism.labels_documents(k, v, call):
+        if q.shape[2] < k.shape[2]:
+            return "there are fewer queries than keys"
+        if accelerator.accelerated(q):
+            return None
+        if call.batch.has_holes:
+            return "there is padding between the tokens of a document"
+        return no_fused_kernels()
+    if hides_padding and isinstance(mechanism, SparseMechanism) and not mechanism.capabilities.position_dependent:
+        return why_not_one_call(q, k, mechanism.pattern(call.causal), call)
+    return "the mechanism does not keep packed documents apart"

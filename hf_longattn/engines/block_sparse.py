@@ -16,7 +16,7 @@ from .cuda.flex import flex_band
 from .dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .dispatch import first_path, try_path
 from .score_terms import ColumnTerm, DistanceBias, DistanceTerm
-from .sequences import attend_per_sequence
+from .sequences import split
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -41,14 +41,14 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
     }
     if call.batch is not None and call.batch.documents is not None:
-        out, path = try_path("documents of a band", context, kernels)
+        out, _ = try_path("documents of a band", context, kernels)
         if out is not None:
             return out
 
         def of_document(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
             return block_sparse_attention(q, k, v, pattern, call)
 
-        return attend_per_sequence(of_document, q, k, v, call, path, clears_padding=True)
+        return split(of_document)(q, k, v, call)
     out, path = try_path("band", context, kernels)
     if out is not None:
         return out
@@ -95,12 +95,11 @@ def _on_cpu(path: PathName, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, c
     )
 
 
-def documents_are_one_call(k: Tensor, pattern: Pattern, call: AttentionCall) -> bool:
-    """Whether a single kernel call computes a band within all packed documents. ``k``: ``(B, H_kv, N, D)``."""
-    context = DispatchContext.of(
-        k, k, call, pattern=pattern, dtype=dtype_in_attention(k), features=k.shape[3], separates="band"
-    )
-    return first_path("documents", context)[0] == "unchanged"
+def why_not_one_call(q: Tensor, k: Tensor, pattern: Pattern, call: AttentionCall) -> str | None:
+    """Why no single kernel call computes a band within all packed documents. ``None`` if one does."""
+    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=dtype_in_attention(q), features=q.shape[3])
+    path, refused = first_path("documents of a band", context)
+    return refused[-1][1] if path == "split" else None
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: bool = False) -> Tensor:

@@ -23,8 +23,6 @@ from .score_terms import NO_TERM, GridBias, ScoreMod, ScoreTerm, as_term
 from .token_grid import Grid
 
 PatternType = Literal[
-    "rows",
-    "documents",
     "documents of a band",
     "pairs",
     "chunks",
@@ -152,10 +150,6 @@ class GatherTile:
     inside: tuple[int, int] | None = None
     outside: tuple[int, int] | None = None
     bias: Tensor | None = None
-
-    def to(self, device: torch.device) -> GatherTile:
-        bias = None if self.bias is None else self.bias.to(device)
-        return dataclasses.replace(self, queries=self.queries.to(device), keys=self.keys.to(device), bias=bias)
 
     def sees(self, distance: Tensor) -> Tensor:
         """Which distances (query - key) are visible by ``causal``, ``inside`` and ``outside``, as bool."""
@@ -402,17 +396,6 @@ class DispatchContext:
     blocks: Callable[[], Any] | None = None
     """A function that reduces a mask over pairs to its visible blocks (cpu/visible_blocks.py); ``None`` if it may not
     be read."""
-    separates: Literal["", "labels", "band"] = ""
-    """How one call on unchanged rows separates packed documents: by the mechanism's labels, by a kernel for bands, or
-    not at all."""
-    by_position: bool = False
-    """Whether the output depends on where a sequence starts."""
-    single_call: bool = False
-    """Whether all rows or packed documents of a batch must be in one call."""
-    separate_calls: bool = False
-    """Whether every sequence must be its own call."""
-    trims_padding: bool = False
-    """Whether the engine cuts off each row's outer padding itself."""
     exporting: bool = False
     failed: tuple[tuple[str, str], ...] = ()
     """``(path, reason)`` for each path whose kernel this machine lacks."""

@@ -148,8 +148,7 @@ def fused_attention(
     if heads == groups or groups_are_fused(k, v, attn_mask):
         # `heads != groups` would be symbolic for symbolic heads
         grouped = {} if heads == groups else {"enable_gqa": True}
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
-        return out
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
     if q.shape[2] == 1 and not torch.compiler.is_compiling():
         if attn_mask is not None and attn_mask.shape[1] == heads:
             attn_mask = attn_mask[:, :, 0].unflatten(1, (groups, -1))
@@ -157,10 +156,8 @@ def fused_attention(
             q[:, :, 0].unflatten(1, (groups, -1)), k, v, attn_mask=attn_mask, **settings
         )
         return out.flatten(1, 2)[:, :, None]
-    out = F.scaled_dot_product_attention(
-        q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask=attn_mask, **settings
-    )
-    return out
+    k, v = repeat_heads(k, heads), repeat_heads(v, heads)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **settings)
 
 
 SINK_FEATURES = 8

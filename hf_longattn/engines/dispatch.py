@@ -24,7 +24,6 @@ from .cpu import band, block_selected, distance_band, tiles, visible_blocks
 from .cpu.kernels import drops_in_tiles
 from .cuda import flash_band, flex, flex_kernel
 from .cuda.flex_kernel import NoKernel
-from .sequences import why_not_aligned, why_not_packed, why_not_split, why_not_unchanged
 
 DENSE_KEYS = 768
 """Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The keys must also fit into the band's
@@ -35,10 +34,6 @@ MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
 ONE_CALL = "one call of flex_attention launches fewer kernels than the three parts"
 DRAWN_IN_TILES = "another CPU path draws dropout in tiles"
-GPU_RECORD: dict[tuple[PatternType, PathName], str] = {
-    ("blocks", "flex"): "chosen blocks are correct on an H100, but were never timed; fixed blocks never ran on a GPU",
-}
-"""Pattern type and CUDA path -> what was not yet verified on a GPU: results or times (docs/results/gpu.md)."""
 Result = TypeVar("Result")
 
 
@@ -132,17 +127,7 @@ def _kernel_adds_term(context: DispatchContext) -> bool:
     return flex_kernel.why_not(context) is None
 
 
-def _documents_are_mixed(context: DispatchContext) -> str | None:
-    """Why one call on the packed rows would not keep the documents apart, or may not run."""
-    if context.separates != "band":
-        return why_not_packed(context)
-    if flash_band.why_not(context) is None:
-        return None
-    return flex_kernel.why_not(context)
-
-
 Paths = tuple[tuple[PathName, Reason], ...]
-ONE_DOCUMENT_A_ROW: Paths = (("aligned", why_not_aligned), ("split", _always_runs))
 PAIR_PATHS: Paths = (
     ("dense", lambda context: None if context.covered else "keys are left out"),
     ("dense-masked", _many_pairs),
@@ -155,9 +140,7 @@ BAND_KERNELS: Paths = (
     ("flex", flex_kernel.why_not),
 )
 PATHS: dict[PatternType, Paths] = {
-    "rows": (("split", why_not_split), ("unchanged", why_not_unchanged), ("aligned", _always_runs)),
-    "documents": (("unchanged", _documents_are_mixed), *ONE_DOCUMENT_A_ROW),
-    "documents of a band": (("flash", _no_flash), ("flex", flex_kernel.why_not), *ONE_DOCUMENT_A_ROW),
+    "documents of a band": (("flash", _no_flash), ("flex", flex_kernel.why_not), ("split", _always_runs)),
     "pairs": PAIR_PATHS,
     "chunks": (
         (
@@ -190,7 +173,7 @@ def choose(pattern_type: PatternType, q: Tensor, k: Tensor, call: AttentionCall,
     """
     path, refused = first_path(pattern_type, DispatchContext.of(q, k, call, **about))
     if OBSERVERS:
-        report(path, refused, pattern_type)
+        report(path, refused)
     return path
 
 
@@ -210,7 +193,7 @@ def try_path(
             context = dataclasses.replace(context, failed=(*context.failed, (path, str(error))))
         else:
             if OBSERVERS:
-                report(path, refused, pattern_type)
+                report(path, refused)
             return out, path
 
 
@@ -239,7 +222,6 @@ class PathChoice:
 
     path: str
     refused: tuple[tuple[str, str], ...] = ()
-    pattern_type: PatternType | None = None
 
 
 Observer = Callable[[Any, PathChoice], None]
@@ -285,12 +267,12 @@ def observe(observer: Observer) -> Iterator[None]:
         OBSERVERS.remove(observer)
 
 
-def report(path: str, refused: Sequence[tuple[str, str]] = (), pattern_type: PatternType | None = None) -> None:
+def report(path: str, refused: Sequence[tuple[str, str]] = ()) -> None:
     """Report the path that the innermost running mechanism took, except in a graph. Callers check :data:`OBSERVERS`
     first."""
     if in_graph():
         return
     _reports.set(_reports.get() + 1)
-    choice = PathChoice(path, tuple(refused), pattern_type)
+    choice = PathChoice(path, tuple(refused))
     for observer in _context_observers.get():
         observer(_running.get(), choice)

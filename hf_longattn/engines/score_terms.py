@@ -289,19 +289,17 @@ class DistanceTerm(ScoreTerm):
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
         missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)
         queries = self.queries[at, :, max(0, start - missing) : max(0, stop - missing)]
-        term = dataclasses.replace(self, queries=queries, keys=self.keys[at, :, start:stop])
-        if self.of_keys is None:
-            return term
-        return dataclasses.replace(term, of_keys=self.of_keys[at, :, start:stop])
+        return self._of_tokens(queries, lambda x: x[at, :, start:stop])
 
     def moved(self, move: Move, index: Index) -> DistanceTerm:
-        missing, queries = self.keys.shape[2] - self.queries.shape[2], self.queries
-        if missing:
-            queries = F.pad(queries, (0, 0, missing, 0))
-        term = dataclasses.replace(self, queries=move(queries, 2), keys=move(self.keys, 2))
-        if self.of_keys is None:
-            return term
-        return dataclasses.replace(term, of_keys=move(self.of_keys, 2))
+        missing = self.keys.shape[2] - self.queries.shape[2]
+        queries = F.pad(self.queries, (0, 0, missing, 0)) if missing else self.queries
+        return self._of_tokens(move(queries, 2), lambda x: move(x, 2))
+
+    def _of_tokens(self, queries: Tensor, take: Callable[[Tensor], Tensor]) -> DistanceTerm:
+        """The term with other queries, and with the tokens that ``take`` gives of tensors with all keys."""
+        of_keys = None if self.of_keys is None else take(self.of_keys)
+        return dataclasses.replace(self, queries=queries, keys=take(self.keys), of_keys=of_keys)
 
     @property
     def written_out(self) -> ScoreMod:

@@ -1,7 +1,7 @@
 """How the sequences of a batch become calls of a mechanism.
 
-Mechanisms expect sequences that start at index 0. :func:`attend_per_sequence` arranges a batch for them in one of
-three layouts. The choice is made by :mod:`hf_longattn.engines.dispatch`:
+Mechanisms expect sequences that start at index 0. One of three layouts (:data:`LAYOUTS`) arranges a batch for them.
+:func:`hf_longattn.functional.run_mechanism` chooses it:
 
 - **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs only its real
   tokens, and the output of a packed document is bitwise the same as without packing. Mostly on the CPU;
@@ -32,98 +32,19 @@ from .batch import (
     first_real,
     for_one_pass,
     in_graph,
-    no_fused_kernels,
     nothing_seen,
     roll_left,
     wrapped,
 )
-from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, PathName, State, clear_padding
-from .cpu.kernels import drops_in_tiles
-
-UNKNOWN_STARTS = "a graph does not know where sequences start"
+from .call import AttentionCall, AttentionFunction, PathName, State, clear_padding
 
 
-def why_not_unchanged(context: DispatchContext) -> str | None:
-    """Why padded rows do not run in one call with a mask. A graph cannot read where the padding is."""
-    batch = context.call.batch
-    if not context.by_position or batch is None or not (in_graph() or any(span.start > 0 for span in batch.sequences)):
-        return None
-    return "its positions count from each row's first token"
+def split(run: AttentionFunction) -> AttentionFunction:
+    """``run`` in a separate call for each sequence, which clears its own padding."""
 
-
-def why_not_split(context: DispatchContext) -> str | None:
-    """Why the sequences do not run in separate calls."""
-    if in_graph():
-        return UNKNOWN_STARTS
-    if context.single_call:
-        return "the mechanism draws or learns something once per call, or its queries belong to another sequence"
-    # avoids copying all keys for few queries
-    if context.separate_calls or (context.by_position and context.q_len < context.kv_len):
-        return None
-    if context.device != "cpu":
-        return "one call serves all rows of a batch on this device"
-    trims_padding = context.trims_padding and (not context.call.dropout or drops_in_tiles(context))
-    if trims_padding and why_not_unchanged(context) is None:
-        return "the band engine cuts padding off every row by itself"
-    if context.q_len * context.kv_len <= DENSE_CELLS:
-        return "one call with a mask costs less for so few pairs"
-    return None
-
-
-def why_not_packed(context: DispatchContext) -> str | None:
-    """Why packed documents do not run unchanged: one call, in which the mechanism itself separates the documents."""
-    if not context.separates:
-        return "the mechanism does not keep packed documents apart"
-    if in_graph():
-        return UNKNOWN_STARTS
-    if context.separate_calls or context.q_len < context.kv_len:
-        return "documents need separate calls, or there are fewer queries than keys"
-    if context.device != "cpu":
-        return None
-    if context.call.batch is not None and context.call.batch.has_holes:
-        return "there is padding between the tokens of a document"
-    return no_fused_kernels()
-
-
-def why_not_aligned(context: DispatchContext) -> str | None:
-    """Why packed documents are not gathered into the rows of a batch."""
-    if not context.single_call:
-        return "a call per document costs no more than its tokens"
-    if context.separate_calls or context.call.grid is not None or context.q_len < context.kv_len:
-        return "documents need separate calls, or there are fewer queries than keys"
-    if in_graph():
-        return UNKNOWN_STARTS
-    return None
-
-
-def attend_per_sequence(
-    run: AttentionFunction,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    call: AttentionCall,
-    layout: PathName,
-    *,
-    clears_padding: bool = False,
-) -> Tensor:
-    """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
-
-    Args:
-        layout: one of the three layouts, as the dispatcher chose.
-        clears_padding: whether ``run`` itself hides padding values from real tokens.
-    Returns:
-        Outputs at padding are finite but meaningless.
-    Raises:
-        InputError: documents in a graph.
-    """
-    batch = call.batch
-    assert batch is not None
-    if batch.documents is not None and in_graph():
-        raise InputError(
-            "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor "
-            "torch.func.vmap knows; call the model without it, or give each document its own row with padding."
-        )
-    if layout == "split":
+    def run_each(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        batch = call.batch
+        assert batch is not None
         outs = []
         for queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):
             if queries.shape[2]:
@@ -132,19 +53,49 @@ def attend_per_sequence(
         if not outs:
             return nothing_seen(q, k, v)
         return batch.join(outs, len(q), q.shape[2], k.shape[2])
-    if not clears_padding:
-        q, k, v, call = clear_padding(q, k, v, call)
-    if layout == "unchanged":
-        return run(q, k, v, call)
-    if batch.documents is None:
-        return rolled(run, q, k, v, call, batch)
-    return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
+
+    return run_each
+
+
+def aligned(run: AttentionFunction) -> AttentionFunction:
+    """``run`` in one call on rows that all begin with a real token."""
+
+    def run_aligned(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        batch = call.batch
+        assert batch is not None
+        if batch.documents is None:
+            return rolled(run, q, k, v, call, batch)
+        return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
+
+    return run_aligned
+
+
+LAYOUTS: dict[PathName, Callable[[AttentionFunction], AttentionFunction]] = {
+    "split": split,
+    "unchanged": lambda run: run,
+    "aligned": aligned,
+}
+"""Layout -> the attention of a batch from attention of sequences that start at index 0."""
+
+
+def cleared(run: AttentionFunction, cross: bool = False) -> AttentionFunction:
+    """``run`` after :func:`clear_padding`."""
+    return lambda q, k, v, call: run(*clear_padding(q, k, v, call, cross=cross))
+
+
+def check_documents() -> None:
+    """Raise :class:`InputError` for packed documents in a graph."""
+    if in_graph():
+        raise InputError(
+            "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor "
+            "torch.func.vmap knows; call the model without it, or give each document its own row with padding."
+        )
 
 
 def weights_per_sequence(
     run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall
 ) -> Tensor:
-    """:func:`attend_per_sequence` for a function that returns weights ``(B, H, Nq, Nk)``. Weights of padding keys
+    """:func:`split` for a function that returns weights ``(B, H, Nq, Nk)``. Weights of padding keys
     and between documents are zeros. Weights of padding queries are meaningless."""
     batch = call.batch
     if batch is None:

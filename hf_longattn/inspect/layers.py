@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
 from ..conversion.source_models import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
-from ..engines.dispatch import GPU_RECORD, PathChoice, observe
+from ..engines.dispatch import PathChoice, observe
 from ..errors import BackendError, CheckpointError, LongAttentionError
 from ..files import is_generic, is_long
 from ..functional import attend
@@ -210,8 +210,7 @@ class LayerPath:
     layer: name of the attention module in the model.
     mechanism: registered name of the mechanism.
     path: the engine's path, such as ``cpu-band``, or the layout of the batch, such as ``split``.
-    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`. Then features not yet verified on a
-        GPU, if any.
+    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`.
     """
 
     layer: str
@@ -337,10 +336,6 @@ def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], L
 
     def note(mechanism: Any, choice: PathChoice) -> None:
         reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused) or FIRST_CHOICE
-        key: Any = (choice.pattern_type, choice.path)
-        record = GPU_RECORD.get(key)
-        if record is not None:
-            reason += f"; {record}"
         layer = names.get(id(mechanism), "").partition(".long_attention")[0]
         paths.setdefault(
             (id(mechanism), choice), LayerPath(layer, getattr(mechanism, "name", ""), choice.path, reason)

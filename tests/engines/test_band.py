@@ -30,6 +30,7 @@ from hf_longattn.engines.global_rows import overwrite_global_rows
 from hf_longattn.engines.score_terms import DistanceBias
 from hf_longattn.functional import run_batch
 from tests.cases import every_case
+from tests.comparisons import Largest, assert_equal_with_gradients
 from tests.grids import quickly
 from tests.largest_tensor import LargestTensor
 
@@ -89,7 +90,8 @@ def test_every_path_of_a_band_equals_the_definition(
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return path(q, k, v, module.pattern(causal), call.replace(global_mask=module.resolve_globals(k, call)))
 
-    out = run_batch(module, q, k, v, call, run)
+    module.forward = run
+    out = run_batch(module, q, k, v, call)
     expected = reference_attend(
         q,
         k,
@@ -133,9 +135,8 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return run_cpu_band(q, k, v, module.pattern(causal), call.replace(global_mask=module.resolve_globals(k, call)))
 
-    rows = (torch.ones(2, length, dtype=torch.bool) if mask is None else mask)[:, None, -queries.shape[2] :, None]
-    upstream = torch.randn(2, 4, queries.shape[2], 8, dtype=torch.float64) * rows
-    out = run_batch(module, queries, k, v, call, run)
+    module.forward = run
+    out = run_batch(module, queries, k, v, call)
     expected = reference_attend(
         queries,
         k,
@@ -146,9 +147,7 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
         global_mask=chosen if module.capabilities.takes_globals else None,
         scaling=0.25,
     )
-    torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
-    for found, wanted in zip(*(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+    assert_equal_with_gradients(out, expected, (q, k, v), mask)
 
 
 @pytest.mark.thorough
@@ -174,12 +173,7 @@ def test_short_bands_on_a_cpu_are_one_masked_call(
         queries = q[:, :, -150:] if few_queries else q
         out = attend(queries, k, v, module, causal=causal)
         expected = reference_attend(queries, k, v, module, causal=causal)
-        torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
-        upstream = torch.randn_like(out)
-        for gradient, wanted in zip(
-            *(torch.autograd.grad(x, (q, k, v), upstream) for x in (out, expected)), strict=True
-        ):
-            torch.testing.assert_close(gradient, wanted, atol=1e-12, rtol=0)
+        assert_equal_with_gradients(out, expected, (q, k, v))
     assert len(masks_used) == 2
     assert masks_used[0] is masks_used[1]
 
@@ -195,14 +189,10 @@ def test_a_distance_bias_of_a_cpu_band_is_the_same_in_blocks_of_every_size(
     table = torch.randn(2, 81, dtype=torch.float64, requires_grad=True)
     module = build_mechanism("longformer", num_heads=2, head_dim=8, window=64)
     mask = masks(300, side)
-    rows = 1 if mask is None else mask[:, None, :, None]
     arguments: dict[str, Any] = {"padding_mask": mask, "score_mod": DistanceBias(table, 40)}
-    out, expected = attend(q, k, v, module, **arguments) * rows, reference_attend(q, k, v, module, **arguments) * rows
-    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)  # of the table in single precision
-    for found, wanted in zip(
-        *(torch.autograd.grad(x.square().sum(), (q, k, v, table)) for x in (out, expected)), strict=True
-    ):
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+    out, expected = (attention(q, k, v, module, **arguments) for attention in (attend, reference_attend))
+    # the table is in single precision
+    assert_equal_with_gradients(out, expected, (q, k, v, table), mask, atol=1e-6, gradients=1e-4, rtol=1e-5)
 
 
 def test_cpu_bands_choose_one_block_for_short_and_fixed_blocks_for_long_inputs() -> None:

@@ -18,10 +18,10 @@ from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.cuda.flex import BAND_BLOCK, BlockTable, Lists, band_block_mask, flex_block_table
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.functional import run_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
+from tests.comparisons import assert_equal_with_gradients, paths_of
 from tests.engines.eager_flex import by_the_lists
 from tests.reference.small_models import long_model, tokens
 from tests.shared_code import engine_of_form
@@ -104,26 +104,6 @@ def test_one_compiled_band_takes_changing_lengths(globals_: bool, padded: bool) 
             )
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.usefixtures("unfused_flex")
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("global_rows", [False, True])
-@pytest.mark.parametrize("q_len", [700, 130])
-def test_global_tokens_of_a_band_are_the_same_in_a_graph_and_outside(
-    q_len: int, global_rows: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pattern = Pattern(70, 0 if causal else 70, causal, has_globals=True, global_rows=global_rows)
-    q, k, v = inputs(700)
-    tokens = torch.arange(700) % 290 == torch.tensor([[3], [200]])
-    mask = torch.arange(700) < torch.tensor([[700], [650]])
-    call = AttentionCall(causal, Batch.of(mask), tokens, 0.25)
-    eager = flex.flex_band(q[:, :, -q_len:], k, v, pattern, call)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    in_graph = flex.flex_band(q[:, :, -q_len:], k, v, pattern, call)
-    real = mask[:, None, -q_len:, None]
-    torch.testing.assert_close(in_graph * real, eager * real, atol=1e-5, rtol=0)
-
-
 def test_block_masks_made_in_inference_mode_serve_calls_with_gradients() -> None:
     """Tensors made under inference mode cannot be saved for a backward pass."""
     with torch.inference_mode():
@@ -152,10 +132,7 @@ def test_mechanisms_on_paths_for_cuda_equal_definition(
     mask = torch.arange(300) < torch.tensor([[300], [250]])
     tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.capabilities.takes_globals else None
     call = AttentionCall(causal, Batch.of(mask), tokens)
-    expected = (
-        run_batch(module, q.double(), k.double(), v.double(), call, module.defined, per_sequence=True)
-        * mask[:, None, :, None]
-    )
+    expected = run_batch(module, q.double(), k.double(), v.double(), call, by_definition=True) * mask[:, None, :, None]
     torch._dynamo.reset()
     if in_graph:
         run = torch.compile(run_batch, backend="aot_eager", fullgraph=True)
@@ -207,12 +184,11 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
     ],
 )
 def test_each_call_on_cuda_takes_its_path(name: str, options: dict[str, Any], path: str) -> None:
-    answers: list[str] = []
     q, k, v = inputs(700)
-    with observe(lambda _, choice: answers.append(choice.path)), torch.no_grad():
-        attend(q, k, v, name, causal=name == "linear", **options)
-    assert answers[-1] == path
-    assert not [answer for answer in answers if answer.startswith("cpu")]
+    with torch.no_grad():
+        _, paths = paths_of(lambda: attend(q, k, v, name, causal=name == "linear", **options))
+    assert paths[-1] == path
+    assert not [one for one in paths if one.startswith("cpu")]
 
 
 # ---- A band with global tokens, padding, packed documents and grouped heads is one call.
@@ -279,19 +255,10 @@ def test_bands_with_global_tokens_are_one_exact_call(
     name: str, padding: str, causal: bool, tokens: str, packed: bool, heads: int
 ) -> None:
     module, tensors, arguments = calls(name, padding, causal, tokens, packed, heads)
-    paths: list[str] = []
-    with observe(lambda _, choice: paths.append(choice.path)):
-        out = attend(*tensors, module, **arguments)
-    assert [path for path in paths if path not in ("unchanged",)] == ["flex"]
+    out, paths = paths_of(lambda: attend(*tensors, module, **arguments))
+    assert [path for path in paths if path != "unchanged"] == ["flex"]
     expected = reference_attend(*tensors, module, **arguments)
-    real = real_tokens(padding)
-    rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype) * rows
-    torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
-    for grad, exact in zip(
-        torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True
-    ):
-        torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
+    assert_equal_with_gradients(out, expected, tensors, real_tokens(padding))
 
 
 def few_query_forms() -> list[tuple[str, bool]]:
@@ -326,11 +293,7 @@ def test_packed_documents_with_few_queries_on_paths_for_cuda_equal_the_definitio
     if module.capabilities.takes_hidden_states:
         arguments["hidden_states"] = torch.randn(2, LENGTH, module.sizes.hidden_size, dtype=torch.float64)
     out, expected = (attention(*tensors, module, **arguments) for attention in (attend, reference_attend))
-    rows = torch.ones_like(out) if real is None else real[:, None, -q_len:, None].double().expand_as(out)
-    torch.testing.assert_close(out * rows, expected * rows, atol=1e-6, rtol=0)
-    weights = torch.randn_like(out) * rows
-    found, exact = (torch.autograd.grad(x, tensors, weights, materialize_grads=True) for x in (out, expected))
-    torch.testing.assert_close(found, exact, atol=1e-5, rtol=0)
+    assert_equal_with_gradients(out, expected, tensors, real, atol=1e-6, gradients=1e-5)
 
 
 KERNELS = [
@@ -406,19 +369,11 @@ def test_blocks_of_bigbird_are_one_exact_call(
         arguments["global_mask"] = torch.rand(2, LENGTH, generator=generator) < 0.01
     if packed:
         arguments["documents"] = torch.bucketize(torch.arange(LENGTH), torch.tensor([130, 384])).expand(2, -1)
-    paths: list[str] = []
-    with observe(lambda _, choice: paths.append(choice.path)):
-        out = attend(*tensors, module, **arguments)
+    out, paths = paths_of(lambda: attend(*tensors, module, **arguments))
     if not packed:
         assert [path for path in paths if path not in ("unchanged", "aligned", "sparse")] == ["flex"]
-    expected, real = reference_attend(*tensors, module, **arguments), real_tokens(padding)
-    rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
-    weights = torch.randn(out.shape, generator=generator, dtype=out.dtype) * rows
-    torch.testing.assert_close(out * rows, expected * rows, atol=1e-6, rtol=0)
-    for grad, exact in zip(
-        torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True
-    ):
-        torch.testing.assert_close(grad, exact, atol=1e-5, rtol=0)
+    expected = reference_attend(*tensors, module, **arguments)
+    assert_equal_with_gradients(out, expected, tensors, real_tokens(padding), atol=1e-6, gradients=1e-5)
 
 
 def test_tables_of_one_length_are_kept_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,25 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn import attend, build_mechanism, explain, list_mechanisms
+from hf_longattn import attend, build_mechanism, enable_long_attention, explain, list_mechanisms
 from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
-from hf_longattn.engines.dispatch import GPU_RECORD, OBSERVERS, PATHS, PathChoice, first_path, observe, try_path
+from hf_longattn.engines.dispatch import OBSERVERS, PATHS, PathChoice, first_path, observe, try_path
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.functional import run_batch
+from hf_longattn.inspect.layers import FIRST_CHOICE
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
+from tests.comparisons import choices_of, paths_of
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
-
-
-def paths(run: Any) -> list[str]:
-    found: list[PathChoice] = []
-    with observe(lambda _, choice: found.append(choice)):
-        run()
-    return [choice.path for choice in found]
-
 
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "short": ("window", {"window": 32}, ["dense-masked"]),
@@ -74,7 +68,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 def test_attend_takes_the_expected_path(case: str) -> None:
     name, arguments, expected = CASES[case]
     x = torch.randn(1, 2, 200 if case == "short" else 300, 16)
-    found = paths(lambda: attend(x, x, x, name, **arguments))
+    _, found = paths_of(lambda: attend(x, x, x, name, **arguments))
     assert list(dict.fromkeys(found)) == list(dict.fromkeys(expected))
 
 
@@ -91,7 +85,8 @@ def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
         for causal in (False, True):
             if cls.causal not in ("both", causal):
                 continue
-            found = {*paths(lambda: attend(q, q, q, name, causal=causal, **arguments, **cls.about.sample))} - rows  # noqa: B023
+            _, paths = paths_of(lambda: attend(q, q, q, name, causal=causal, **arguments, **cls.about.sample))  # noqa: B023
+            found = {*paths} - rows
             if not found or "its own" in found:
                 nameless.append((name, causal, found))
     assert not nameless
@@ -107,7 +102,6 @@ def test_every_kind_of_request_has_a_path_that_takes_all() -> None:
 def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
     """Listeners are told once, of what ran."""
     context = DispatchContext("cuda", 512, 512, AttentionCall(), features=64)
-    answers = []
     out = torch.ones(1)
 
     def run(lacks: bool) -> torch.Tensor:
@@ -115,11 +109,14 @@ def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
             raise NoKernel("there is none")
         return out
 
-    with observe(lambda _, choice: answers.append((choice.path, choice.refused))):
-        assert try_path("blocks", context, {"flex": lambda: run(False)}) == (out, "flex")
-        assert try_path("blocks", context, {"flex": lambda: run(True)}) == (None, "tiles")
     elsewhere = ("cpu-blocks", "it is for another device")
-    assert answers == [("flex", (elsewhere,)), ("tiles", (elsewhere, ("flex", "there is none")))]
+    for lacks, result, refused in (
+        (False, (out, "flex"), (elsewhere,)),
+        (True, (None, "tiles"), (elsewhere, ("flex", "there is none"))),
+    ):
+        found, choices = choices_of(lambda: try_path("blocks", context, {"flex": lambda: run(lacks)}))  # noqa: B023
+        assert found == result
+        assert choices == [PathChoice(result[1], refused)]
 
 
 @pytest.mark.parametrize(
@@ -151,22 +148,6 @@ def test_a_model_is_explained_layer_by_layer() -> None:
     table = str(found).splitlines()
     assert table[0].split() == ["layer", "mechanism", "path", "reason"]
     assert any("cpu-band" in line and "no dense: the band leaves keys out" in line for line in table)
-
-
-def test_explain_says_which_paths_no_gpu_has_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record names paths that can run, and none that the CPU runs."""
-    on_gpu = {
-        (pattern_type, path) for pattern_type, table in PATHS.items() for path, _ in table if path in ("flash", "flex")
-    }
-    assert set(GPU_RECORD) < on_gpu
-    assert not [
-        answer
-        for answer in explain(long_model("bert", None, {"mechanism": "window", "window": 32}), tokens(1, 40))
-        if "GPU" in answer.reason
-    ]
-    monkeypatch.setitem(GPU_RECORD, ("band", "dense"), "never timed")
-    (answer, *_) = explain(long_model("bert", None, {"mechanism": "window", "window": 4000}), tokens(1, 40))
-    assert answer.reason.endswith("; never timed")
 
 
 def test_explain_names_the_decode_cache() -> None:
@@ -202,6 +183,16 @@ def test_a_graph_compiles_while_paths_are_recorded() -> None:
 def test_explain_refuses_a_model_without_mechanisms() -> None:
     with pytest.raises(BackendError, match=r'No attention of hf_longattn ran in .* attn_implementation="longattn"'):
         explain(plain_model("bert", "BertModel"), tokens(1, 8))
+
+
+def test_explain_names_what_a_stock_model_runs() -> None:
+    model = enable_long_attention(plain_model("bert"))
+    (whole,) = explain(model, tokens(2, 100))
+    assert (whole.path, whole.reason) == ("dense", FIRST_CHOICE)
+    (row,) = explain(model, {"input_ids": tokens(2, 100), "attention_mask": padding(2, 100)})
+    assert (row.path, row.reason) == ("dense-masked", "no dense: keys are padded")
+    (capped,) = explain(enable_long_attention(plain_model("gemma2")), tokens(2, 100))
+    assert (capped.path, capped.reason) == ("dense-masked", "no dense: scores are changed, or weights are returned")
 
 
 def test_explain_looks_into_a_model_of_sentence_transformers() -> None:

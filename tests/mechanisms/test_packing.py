@@ -15,12 +15,12 @@ from transformers import DataCollatorWithFlattening
 from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
 from hf_longattn.engines.batch import Batch, documents_from
 from hf_longattn.engines.dense_masks import documents_in_mask
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.capabilities import needs_whole_batch
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
+from tests.comparisons import paths_of
 from tests.grids import quickly
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 from tests.shared_code import engine_of_form
@@ -113,9 +113,8 @@ def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
     weight = torch.randn(tensors[0].shape, dtype=dtype)
     documents = torch.stack([numbers(sizes[0]), numbers([64, 257])])
     mask = torch.stack([torch.ones(321), torch.arange(321) < 256]).bool()
-    paths: list[str] = []
-    with observe(lambda _, choice: paths.append(choice.path)):
-        out = attend(*tensors, module, causal=causal, documents=documents, padding_mask=mask)
+    arguments = {"causal": causal, "documents": documents, "padding_mask": mask}
+    out, paths = paths_of(lambda: attend(*tensors, module, **arguments))
     assert paths[0] == "split"
     gradients = torch.autograd.grad(
         (out * weight)[mask[:, None, :, None].expand_as(out)].sum(), tensors, materialize_grads=True

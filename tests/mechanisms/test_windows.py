@@ -11,11 +11,11 @@ import torch
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism, leading_sinks
 from hf_longattn.positions.relative import Rotation
 from tests.cases import every_case
+from tests.comparisons import paths_of
 from tests.mechanisms.definition import assert_equals_its_definition, image, listed, visible
 
 
@@ -190,9 +190,8 @@ def test_turned_sinks_equal_their_formula_with_gradients(case: str, kind: str) -
     arguments |= {"score_mod": lambda score, *_: torch.tanh(score)} if kind == "cap" else {}
     arguments |= {} if learned is None else {"sink_scores": learned}
     q, k = rotated(x, place)[:, :, -queries:].to(dtype), rotated(y, place).to(dtype)
-    paths: list[str] = []
-    with observe(lambda _, choice: paths.append(choice.path)):
-        out = attend(q, k, v.to(dtype), module, **arguments) * real[:, None, -queries:, None]
+    out, paths = paths_of(lambda: attend(q, k, v.to(dtype), module, **arguments))
+    out = out * real[:, None, -queries:, None]
     assert kind == "cap" or "plain" not in paths
     leaves = [x, y, v] if learned is None else [x, y, v, learned]
     weight = torch.randn(out.shape, dtype=torch.float64)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ...names import look_up
-from ..batch import TRANSFORMED, in_graph, no_fused_kernels, transformed
+from ..batch import in_graph, no_fused_kernels
 from ..byte_cache import BYTE_CACHE
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
 from ..dense import products, unit_stride
@@ -56,8 +56,8 @@ def why_not(context: DispatchContext, *, drops: bool = False) -> str | None:
         return ELSEWHERE
     if context.exporting:
         return NOT_IN_AN_EXPORTED_GRAPH
-    if not torch.compiler.is_compiling() and transformed():
-        return TRANSFORMED
+    if (why := no_fused_kernels()) is not None:
+        return why
     if context.call.dropout and not drops:
         return "the fused kernel has no dropout"
     return None
@@ -278,7 +278,7 @@ def drops_in_tiles(context: DispatchContext) -> bool:
     terms are excluded, and probabilities that 16 bits round to 0 or 1.
     """
     call = context.call
-    if not call.dropout or context.device != "cpu" or torch.compiler.is_exporting() or call.score_mod is not None:
+    if not call.dropout or context.device != "cpu" or context.exporting or call.score_mod is not None:
         return False
     if not 0 < Dropout(call.dropout, 0).threshold < 1 << BITS:
         return False

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ...engines import accelerator
-from ...engines.batch import Batch, autocasts, first_real, in_graph, no_fused_kernels
-from ...engines.block_sparse import block_sparse_attention, documents_are_one_call
+from ...engines.batch import Batch, autocasts, first_real, in_graph
+from ...engines.block_sparse import block_sparse_attention, why_not_one_call
 from ...engines.byte_cache import BYTE_CACHE
-from ...engines.call import AttentionCall, DispatchContext, GatherTile, MaskMod, Pattern
+from ...engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ...engines.cpu.distance_band import chunked_distances
-from ...engines.cpu.kernels import cached_mask
 from ...engines.dense import (
     MAX_SCORES,
     dense_attention,
@@ -26,7 +25,7 @@ from ...engines.dense import (
     products,
     repeat_heads,
 )
-from ...engines.dispatch import choose, first_path
+from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
@@ -317,7 +316,7 @@ class SparseMechanism(MaskedMechanism):
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         by_labels = self.finds_starts and self.hides_padding(k, call) and accelerator.accelerated(k)
-        return by_labels and documents_are_one_call(k, self.pattern(call.causal), call)
+        return by_labels and why_not_one_call(k, k, self.pattern(call.causal), call) is None
 
     def hides_padding(self, k: Tensor, call: AttentionCall) -> bool:
         return self.forward_is_mask and self.relative is None
@@ -329,33 +328,6 @@ class SparseMechanism(MaskedMechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
-
-    def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
-        """The mask for an equivalent single fused call on batch rows without padding. ``key``: ``(B, H_kv, N, D)``.
-
-        ``True``: causality or no mask is enough. ``False``: no fused call is equivalent, or the band runs by another
-        path. Otherwise ``(1, 1, N, N)``, added to the scores.
-        """
-        length = key.shape[2]
-        if not self.forward_is_mask or self.global_token_ids is not None or has_hooks(self):
-            return False
-        if self.pattern(causal).covers(length, length):
-            return True
-        if no_fused_kernels() is not None or relative_of(self, key, AttentionCall(causal)) is not None:
-            return False
-
-        def make() -> Tensor | bool:
-            pattern = self.pattern(causal)
-            tokens = self.resolve_globals(key[:1], AttentionCall(pattern.causal)) if pattern.has_globals else None
-            call = AttentionCall(pattern.causal, global_mask=tokens)
-            context = DispatchContext.of(key, key, call, pattern=pattern, dtype=key.dtype, features=key.shape[3])
-            if key.device.type != "cpu" or first_path("band", context)[0] != "dense-masked":
-                return False
-            mask = cached_mask(length, length, pattern, call, key.dtype)
-            return False if mask is None else mask
-
-        name = ("fused mask", type(self), self.options, length, causal, key.dtype, key.device, torch.get_num_threads())
-        return BYTE_CACHE.get(name, make)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = self.pattern(causal)
@@ -449,7 +421,7 @@ class GatheredMechanism(MaskedMechanism):
         longest = max((span.length for span in call.batch.sequences), default=1)
         if not self.covers(longest, call.causal) or self.resolve_globals(k, call) is not None:
             return False
-        return documents_are_one_call(k, Pattern.everything(call.causal), call)
+        return why_not_one_call(k, k, Pattern.everything(call.causal), call) is None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if call.batch is not None and call.batch.documents is not None:

@@ -8,7 +8,6 @@ first to its last real token, or one packed document. Up to ``most`` tokens, it 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,47 +19,44 @@ from torch import Tensor
 from ...engines.batch import Batch, SequenceSpan, first_real, in_graph, last_real, of_any_length
 from ...engines.call import AttentionCall, AttentionFunction, clear_padding
 from ...engines.score_terms import ScoreTerm, chain_score_mods
-from ...engines.sequences import attend_per_sequence, rolled, stacked
+from ...engines.sequences import rolled, split, stacked
 from ...errors import OptionError
 from ...positions.relative import RelativePositions
 from .capabilities import largest_distances, reads_grid
 
 
-def by_length(
-    in_full: AttentionFunction,
-    by_mechanism: AttentionFunction,
-    most: int,
-    one_call: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    call: AttentionCall,
-) -> Tensor:
-    """Full attention (``in_full``) for sequences of at most ``most`` tokens, else ``by_mechanism``. Returns
-    ``(B, H, Nq, D)``.
+def in_full_if_short(
+    in_full: AttentionFunction, by_mechanism: AttentionFunction, most: int, one_call: bool
+) -> AttentionFunction:
+    """Full attention (``in_full``) for sequences of at most ``most`` tokens, else ``by_mechanism``.
 
     Args:
         one_call: whether all longer sequences must share one call of the mechanism.
     """
-    if in_graph():
-        return _in_graph(in_full, by_mechanism, most, q, k, v, call)
-    if call.batch is None:
-        return (in_full if k.shape[2] <= most else by_mechanism)(q, k, v, call)
-    batch = call.batch
-    sequences = batch.sequences
-    short = sum(span.length <= most for span in sequences)
-    if short in (0, len(sequences)):
-        return (in_full if short else by_mechanism)(q, k, v, call)
-    if not one_call:
-        return attend_per_sequence(
-            functools.partial(by_length, in_full, by_mechanism, most, one_call), q, k, v, call, "split"
-        )
-    q, k, v, call = clear_padding(q, k, v, call)
-    outs: dict[SequenceSpan, Tensor] = {}
-    for run, is_short in ((in_full, True), (by_mechanism, False)):
-        chosen = [span for span in sequences if (span.length <= most) == is_short]
-        outs |= zip(chosen, stacked(run, q, k, v, call, chosen), strict=True)
-    return batch.join([outs[span] for span in sequences], len(q), q.shape[2], k.shape[2])
+
+    def of_short(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return in_full(q, k, v, call.for_full_attention())
+
+    def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if in_graph():
+            return _in_graph(of_short, by_mechanism, most, q, k, v, call)
+        if call.batch is None:
+            return (of_short if k.shape[2] <= most else by_mechanism)(q, k, v, call)
+        batch = call.batch
+        sequences = batch.sequences
+        short = sum(span.length <= most for span in sequences)
+        if short in (0, len(sequences)):
+            return (of_short if short else by_mechanism)(q, k, v, call)
+        if not one_call:
+            return split(run)(q, k, v, call)
+        q, k, v, call = clear_padding(q, k, v, call)
+        outs: dict[SequenceSpan, Tensor] = {}
+        for attend, is_short in ((of_short, True), (by_mechanism, False)):
+            chosen = [span for span in sequences if (span.length <= most) == is_short]
+            outs |= zip(chosen, stacked(attend, q, k, v, call, chosen), strict=True)
+        return batch.join([outs[span] for span in sequences], len(q), q.shape[2], k.shape[2])
+
+    return run
 
 
 def _in_graph(
@@ -72,8 +68,8 @@ def _in_graph(
     v: Tensor,
     call: AttentionCall,
 ) -> Tensor:
-    """:func:`by_length` in a graph, which cannot read lengths. Both functions run on all rows, ``in_full`` on its
-    first ``most`` tokens."""
+    """:func:`in_full_if_short` in a graph, which cannot read lengths. Both functions run on all rows, ``in_full`` on
+    their first ``most`` tokens."""
     length, batch = k.shape[2], call.batch
     free = of_any_length(length)
     if batch is not None and batch.documents is not None:  # the mechanism's call refuses documents
