@@ -8,9 +8,10 @@ mask shows. :func:`longattn_mask` builds nothing of size N×N for padding and wi
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
-from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers.masking_utils as masking
@@ -22,15 +23,13 @@ from transformers.utils import output_capturing
 from ..engines.accelerator import accelerated
 from ..engines.batch import Batch, cached_on, fake_mode, for_one_pass, has_values, in_graph, on_host
 from ..engines.call import AttentionCall
-from ..engines.cpu.kernels import masked_attention
-from ..engines.dense import fused_attention, repeat_heads
 from ..engines.dispatch import OBSERVERS, report, running
 from ..engines.score_terms import ScoreMod
 from ..errors import BackendError, InputError
 from ..functional import check_trace, run_batch
 from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
-from ..mechanisms.common.masked import Columns, MaskedMechanism, SparseMechanism, steps_by_mask
+from ..mechanisms.common.masked import Columns, MaskedMechanism, steps_by_mask
 from ..mechanisms.common.shared_options import for_length
 from ..memory import AttentionCacheLayer
 from ..memory.attention_cache import unread_cache
@@ -45,7 +44,6 @@ from .keywords import (
     GRID,
     LAYER_INDEX,
     LAYER_INPUT,
-    MORE_THAN_PLAIN,
     NOT_COMPUTED,
     SCORE_TERMS,
     SINKS,
@@ -240,26 +238,67 @@ def longattn_attention_forward(
         return attend_as_declared(
             module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
         )
-    mechanism, mask, layer = _mask_and_cache(module, mechanism, query, key, attention_mask, causal, kwargs)
-    call = _new_call(mechanism, causal, scaling, dropout, kwargs)
+    call = _read(module, mechanism, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs)
+    route = _route_of(call)
     width = value.shape[-1]
-    if width < key.shape[-1]:  # latent attention (DeepSeek); zeros add nothing to an output
-        value = nn.functional.pad(value, (0, key.shape[-1] - width))
-
-    output = weights = None
-    if mask is None and not with_weights and MORE_THAN_PLAIN.isdisjoint(kwargs):
-        output = _attend_at_once(mechanism, query, key, value, layer, call)
-    if output is None and layer is not None:
-        output, weights = _attend_by_cache(layer, mechanism, query, key, value, mask, call, with_weights, kwargs)
-    if output is None:
-        key, value, call = _read_call(mechanism, query, key, value, mask, layer, call, kwargs)
-        if query.shape[2] == 1 and not with_weights and _steps_by_mask(mechanism, call):
-            output = _step(mechanism, query, key, value, call)
+    weights = None
+    if route == "cache":
+        output, weights = _attend_by_cache(call)
+    elif route == "slots":
+        output = _step_over_slots(call)
+    else:
+        key, value, arguments = _with_keys(call)
+        if query.shape[2] == 1 and not with_weights and _steps_by_mask(call.mechanism, arguments):
+            output = _step(call.mechanism, query, key, value, arguments)
         else:
-            output = run_batch(mechanism, query, key, value, call)
+            output = run_batch(call.mechanism, query, key, value, arguments)
         if with_weights:
-            weights = attention_weights(mechanism, query, key, call.replace(dropout=0.0))
+            weights = attention_weights(call.mechanism, query, key, arguments.replace(dropout=0.0))
     return output[..., :width].transpose(1, 2).contiguous(), weights
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCall:
+    """A call of an attention module with a mechanism.
+
+    query, key, value: as in :func:`longattn_attention_forward`, with values as wide as keys.
+    mask: padding ``(B, tokens)`` bool, pairs ``(B, 1 or H, Nq, Nk)``, or ``None``.
+    layer: the module's cache layer; ``None`` without one.
+    arguments: the call of the mechanism without its batch, global tokens and score terms, which depend on the route.
+    kwargs: those of :func:`longattn_attention_forward`.
+    """
+
+    mechanism: Mechanism
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    layer: Any
+    arguments: AttentionCall
+    with_weights: bool
+    kwargs: dict[str, Any]
+
+    @property
+    def padding(self) -> Tensor | None:
+        """The mask, if it is one of padding."""
+        return self.mask if self.mask is not None and self.mask.dim() == 2 else None
+
+    @property
+    def global_mask(self) -> Tensor | None:
+        """The global tokens ``(B, tokens)`` that the caller chose, for a mechanism that takes them."""
+        return self.kwargs.get("global_attention_mask") if self.mechanism.capabilities.takes_globals else None
+
+    def score_terms(self, pairs: Tensor | None, kv_len: int | Tensor) -> ScoreMod | None:
+        """The score terms of a mask over pairs and of the call, for ``kv_len`` tokens up to the last query."""
+        return score_terms(pairs, self.kwargs.get("position_bias"), self.kwargs.get("softcap"), self.query, kv_len)
+
+    def over_columns(self, kv_len: int | Tensor) -> AttentionCall:
+        """The arguments for all columns of the mask, as a cache takes them."""
+        padding, pairs = self.padding, self.mask
+        batch = None
+        if padding is not None:
+            pairs, batch = None, cached_on(padding, 0, lambda: Batch(padding.bool()))
+        return self.arguments.replace(batch=batch, score_mod=self.score_terms(pairs, kv_len))
 
 
 def _without_values(
@@ -269,47 +308,6 @@ def _without_values(
     if mechanism is not None and isinstance(mask, Tensor) and not has_values(mask):
         mask = None
     return mask, {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
-
-
-def _new_call(
-    mechanism: Mechanism, causal: bool, scaling: float | None, dropout: float, kwargs: dict[str, Any]
-) -> AttentionCall:
-    """The call without its batch and score terms."""
-    hidden_states = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
-    return AttentionCall(
-        causal=causal,
-        scale=scaling,
-        dropout=dropout,
-        hidden_states=hidden_states,
-        grid=kwargs.get(GRID),
-        sink_scores=kwargs.get(SINKS),
-    )
-
-
-def _attend_at_once(
-    mechanism: Mechanism, query: Tensor, key: Tensor, value: Tensor, layer: Any, call: AttentionCall
-) -> Tensor | None:
-    """The output ``(B, H, Nq, D)`` of one fused call, as in transformers' sdpa attention, for a call without padding,
-    cached keys or terms. ``None`` if one call does not suffice."""
-    if (
-        query.shape[2] != key.shape[2]
-        or isinstance(layer, (AttentionCacheLayer, StaticLayer))
-        or OBSERVERS
-        or in_graph()
-        or query.is_meta
-        or torch.is_autocast_enabled(query.device.type)
-    ):
-        return None
-    attending = for_length(mechanism, key.shape[2], call.causal)
-    visible = isinstance(attending, SparseMechanism) and attending.fused_mask(key, call.causal)
-    if visible is True and not (call.dropout and query.device.type == "cpu"):
-        is_causal = call.causal and key.shape[2] > 1
-        return fused_attention(query, key, value, dropout_p=call.dropout, is_causal=is_causal, scale=call.scale)
-    if isinstance(visible, Tensor) and not call.dropout:
-        heads = query.shape[1]
-        keys, values = repeat_heads(key, heads), repeat_heads(value, heads)
-        return masked_attention(query, keys, values, visible, call.causal, call.scale)
-    return None
 
 
 def mechanism_of(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
@@ -371,33 +369,35 @@ def weights_requested(kwargs: dict[str, Any], by_default: bool = False) -> bool:
     return bool(collector) and any("attentions" in name for name in collector)
 
 
-def _mask_and_cache(
+def _read(
     module: nn.Module,
     mechanism: Mechanism,
     query: Tensor,
     key: Tensor,
+    value: Tensor,
     mask: Any,
     causal: bool,
+    scaling: float | None,
+    dropout: float,
+    with_weights: bool,
     kwargs: dict[str, Any],
-) -> tuple[Mechanism, Tensor | None, Any]:
-    """The mechanism for this number of keys, the call's mask in its simplest form, and the module's cache layer, which
-    is removed from ``kwargs``.
+) -> LayerCall:
+    """The call of a module with the mechanism for this number of keys, and with the mask in its simplest form.
 
     Raises:
         BackendError: the cache did not reach the call, or has dropped keys that ``mechanism`` sees.
     """
     if torch.jit.is_tracing():
         check_trace(mechanism if SCORE_TERMS.isdisjoint(kwargs) else None, causal)
-    reads_prompt = kwargs.pop(READS_PROMPT, False)
     if causal:
-        mechanism = for_length(mechanism, key.shape[2], causal, 0 if reads_prompt else query.shape[2])
+        new_tokens = 0 if kwargs.get(READS_PROMPT, False) else query.shape[2]
+        mechanism = for_length(mechanism, key.shape[2], causal, new_tokens)
     if isinstance(mask, DeclaredMask):  # the tower's config has no mechanisms
         declared = mask
         mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
-    if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
+    has_cache, layer = CACHE_LAYER in kwargs, kwargs.get(CACHE_LAYER)
+    if not has_cache and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
-    has_cache = CACHE_LAYER in kwargs
-    layer = kwargs.pop(CACHE_LAYER, None)
     if mask is not None and mask.shape != (key.shape[0], key.shape[2]):
         _check_keys(mask, query, key, has_cache, layer)
     if isinstance(layer, DynamicSlidingWindowLayer) and not isinstance(layer, GrowingWindowLayer):
@@ -408,7 +408,18 @@ def _mask_and_cache(
     if mask is not None and mask.dim() == 4 and query.shape[2] > 1 and not in_graph():
         keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
         mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
-    return mechanism, mask, layer
+    if value.shape[-1] < key.shape[-1]:  # latent attention (DeepSeek); zeros add nothing to an output
+        value = nn.functional.pad(value, (0, key.shape[-1] - value.shape[-1]))
+    hidden_states = kwargs.get(LAYER_INPUT) if mechanism.capabilities.takes_hidden_states else None
+    arguments = AttentionCall(
+        causal=causal,
+        scale=scaling,
+        dropout=dropout,
+        hidden_states=hidden_states,
+        grid=kwargs.get(GRID),
+        sink_scores=kwargs.get(SINKS),
+    )
+    return LayerCall(mechanism, query, key, value, mask, layer, arguments, with_weights, kwargs)
 
 
 def _check_window(mechanism: Mechanism, layer: Any, width: int, key: Tensor) -> None:
@@ -440,20 +451,13 @@ def _check_keys(mask: Tensor, query: Tensor, key: Tensor, has_cache: bool, layer
         check_size(mask, key.shape[0], int(layer.get_seq_length()))  # keys that the cache has dropped, too
 
 
-def _read_call(
-    mechanism: Mechanism,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    layer: Any,
-    call: AttentionCall,
-    kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor, AttentionCall]:
-    """Keys, values, and ``call`` with the batch's sequences, global tokens and score terms."""
+def _with_keys(call: LayerCall) -> tuple[Tensor, Tensor, AttentionCall]:
+    """Keys and values without empty slots, and the arguments of the mechanism with batch, global tokens and score
+    terms."""
+    mechanism, query, key, value, mask = call.mechanism, call.query, call.key, call.value, call.mask
     q_len = query.shape[2]
-    if isinstance(layer, StaticLayer) and not isinstance(layer, AttentionCacheLayer):
-        key, value, mask = _filled(layer, query, key, value, mask)
+    if isinstance(call.layer, StaticLayer) and not isinstance(call.layer, AttentionCacheLayer):
+        key, value, mask = _filled(call.layer, query, key, value, mask)
     batch: Batch | None = None
     pairs: Tensor | None = None
     if mask is not None and mask.dim() == 2:
@@ -463,26 +467,24 @@ def _read_call(
         if mask.shape[1] < key.shape[2]:  # a static cache returns its reserved slots as well
             key, value = key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]]
     elif mask is not None:
-        pairs, kv_len = mask, key.shape[2]
-        if mask.dim() != 4 or mask.shape[3] < kv_len:
+        if mask.dim() != 4 or mask.shape[3] < key.shape[2]:
             raise InputError(
                 f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
                 "or four-dimensional "
-                f"(batch, 1 or heads, {q_len} queries, {kv_len} keys)."
+                f"(batch, 1 or heads, {q_len} queries, {key.shape[2]} keys)."
             )
-        if mask.shape[3] > kv_len:  # a sliding cache has dropped the first keys
-            pairs = mask[..., mask.shape[3] - kv_len :]
-    kv_len = key.shape[2]
-    if pairs is not None or not DOCUMENTS.isdisjoint(kwargs):
-        batch, pairs = with_documents(mechanism, batch, pairs, (key.shape[0], kv_len), call.causal, kwargs)
-    score_mod = None
-    if pairs is not None or not SCORE_TERMS.isdisjoint(kwargs):
-        score_mod = score_terms(pairs, kwargs.get("position_bias"), kwargs.get("softcap"), query, kv_len)
-        _check_terms(mechanism, pairs, score_mod, kv_len, call.causal, kwargs)
-    tokens = kwargs.get("global_attention_mask") if mechanism.capabilities.takes_globals else None
+        pairs = mask
+        if mask.shape[3] > key.shape[2]:  # a sliding cache has dropped the first keys
+            pairs = mask[..., mask.shape[3] - key.shape[2] :]
+    kv_len, causal = key.shape[2], call.arguments.causal
+    if pairs is not None or not DOCUMENTS.isdisjoint(call.kwargs):
+        batch, pairs = with_documents(mechanism, batch, pairs, (key.shape[0], kv_len), causal, call.kwargs)
+    score_mod = call.score_terms(pairs, kv_len)
+    _check_terms(mechanism, pairs, score_mod, kv_len, causal, call.kwargs)
+    tokens = call.global_mask
     if tokens is not None:
         tokens = globals_of_keys(tokens, mask, q_len, key)
-    return key, value, call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
+    return key, value, call.arguments.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
 
 
 def _check_terms(
@@ -514,77 +516,69 @@ def _check_terms(
         )
 
 
-def _attend_by_cache(
-    layer: Any,
-    mechanism: Mechanism,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    call: AttentionCall,
-    with_weights: bool,
-    kwargs: dict[str, Any],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Output ``(B, H, Nq, D)`` and weights of a step computed by the cache layer, or over all slots of a static cache.
+Route = Literal["cache", "slots", "keys"]
+"""What a call attends to: the state or the keys of its cache layer, which computes it; all slots of a static cache; or
+the keys of the call."""
 
-    Over all slots, shapes do not depend on the number of tokens. The output is ``None`` if only the filled slots
-    should be used, because that costs less or nothing else is possible.
-    """
-    q_len, kv_len = query.shape[2], key.shape[2]
+
+def _route_of(call: LayerCall) -> Route:
+    """What a call attends to. A cache layer is told the padding first."""
+    layer = call.layer
     if isinstance(layer, AttentionCacheLayer):
-        total: Tensor | int = kv_len
-    elif isinstance(layer, StaticLayer) and _runs_over_slots(layer, mechanism, query, key, call, with_weights):
-        total = tokens_in(layer)
-    else:
-        return None, None
-    batch = pairs = None
-    if mask is not None and mask.dim() == 2:
-        padding = mask
-        batch = cached_on(mask, 0, lambda: Batch(padding.bool()))
-    else:
-        pairs = mask
-    terms = score_terms(pairs, kwargs.get("position_bias"), kwargs.get("softcap"), query, total)
-    call = call.replace(batch=batch, score_mod=terms)
-    if not isinstance(layer, AttentionCacheLayer):
-        tokens = kwargs.get("global_attention_mask")
-        if tokens is not None and mechanism.capabilities.takes_globals:
-            width = kv_len if call.key_mask is None else call.key_mask.shape[1]
-            missing = width - tokens.shape[1]
-            globals_of_slots = cached_on(
-                tokens, ("slots", missing), lambda: for_one_pass(nn.functional.pad(tokens != 0, (0, missing)))
-            )
-            call = call.replace(global_mask=globals_of_slots)
-        return _step(mechanism, query, key, value, call, slot_columns(layer, q_len, kv_len)), None
-    layer.note_padding(call.key_mask)
-    if not layer.computes_attention:
-        return None, None
-    observed = OBSERVERS and not torch.compiler.is_compiling()
-    with running(mechanism) if observed else nullcontext():
-        if observed:
+        layer.note_padding(call.padding)
+        return "cache" if layer.computes_attention else "keys"
+    if isinstance(layer, StaticLayer) and _runs_over_slots(layer, call):
+        return "slots"
+    return "keys"
+
+
+def _attend_by_cache(call: LayerCall) -> tuple[Tensor, Tensor | None]:
+    """Output ``(B, H, Nq, D)`` and weights of a step that the cache layer computes."""
+    layer, mechanism = call.layer, call.mechanism
+    arguments = call.over_columns(call.key.shape[2])
+    attend = functools.partial(layer.attend, mechanism, call.query, call.key, call.value, arguments, call.with_weights)
+    if OBSERVERS and not torch.compiler.is_compiling():
+        with running(mechanism):
             report(f"cache of {layer.keeps}")
-        return layer.attend(mechanism, query, key, value, call, with_weights)
+            return attend()
+    return attend()
 
 
-def _runs_over_slots(
-    layer: StaticLayer, mechanism: Mechanism, query: Tensor, key: Tensor, call: AttentionCall, with_weights: bool
-) -> bool:
+def _step_over_slots(call: LayerCall) -> Tensor:
+    """The output ``(B, H, Nq, D)`` of a step over all slots of a static cache. Shapes do not depend on the number of
+    tokens."""
+    q_len, kv_len, tokens = call.query.shape[2], call.key.shape[2], call.global_mask
+    arguments = call.over_columns(tokens_in(call.layer))
+    if tokens is not None:
+        width = kv_len if call.padding is None else call.padding.shape[1]
+        missing = width - tokens.shape[1]
+        globals_of_slots = cached_on(
+            tokens, ("slots", missing), lambda: for_one_pass(nn.functional.pad(tokens != 0, (0, missing)))
+        )
+        arguments = arguments.replace(global_mask=globals_of_slots)
+    columns = slot_columns(call.layer, q_len, kv_len)
+    return _step(call.mechanism, call.query, call.key, call.value, arguments, columns)
+
+
+def _runs_over_slots(layer: StaticLayer, call: LayerCall) -> bool:
     """Whether a step runs over all slots of a static cache.
 
     Raises:
         BackendError: in a compiled graph, the mechanism cannot. There, a call cannot use only the filled slots.
     """
-    if key.shape[2] == query.shape[2]:  # the first tokens
+    q_len = call.query.shape[2]
+    if call.key.shape[2] == q_len:  # the first tokens
         return False
-    few_on_device = accelerated(query) and query.shape[2] <= FEW_QUERIES
+    few_on_device = accelerated(call.query) and q_len <= FEW_QUERIES
     if not in_graph() and not isinstance(layer, StaticWindowLayer) and not few_on_device:
         return False
-    if not with_weights and _steps_by_mask(mechanism, call):
+    if not call.with_weights and _steps_by_mask(call.mechanism, call.arguments):
         return True
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         raise BackendError(
-            f"With these options, mechanism {mechanism.name!r} decodes from this static cache with shapes that change "
-            "at every token, so one compiled graph cannot run all steps; do not compile (disable_compile=True in "
-            "generate), or choose a mechanism such as window or linear."
+            f"With these options, mechanism {call.mechanism.name!r} decodes from this static cache with shapes that "
+            "change at every token, so one compiled graph cannot run all steps; do not compile (disable_compile=True "
+            "in generate), or choose a mechanism such as window or linear."
         )
     return False
 

@@ -22,8 +22,6 @@ LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 VALUES_NEEDED = DOCUMENTS | {"global_attention_mask"}
 """Keywords whose values decide which keys are seen. They are ignored if tensors have shapes only."""
-MORE_THAN_PLAIN = VALUES_NEEDED | SCORE_TERMS | {SINKS, LAYER_INPUT}
-"""Keywords for anything besides plain attention of queries to keys."""
 WITHOUT_EFFECT = frozenset(
     (
         "input_ids",  # some models choose experts by them
@@ -46,5 +44,10 @@ NOT_COMPUTED = {
     "block_indices": "blocks chosen by an indexer",
 }
 """Keywords of attention that no mechanism computes (Inkling 2, DeepSeek-V3.2, MiniMax-M3), mapped to their meaning."""
-TENSORS = MORE_THAN_PLAIN | WITHOUT_EFFECT | {CACHE_LAYER, COLLECT_WEIGHTS, GRID, LAYER_INDEX, *NOT_COMPUTED}
+TENSORS = (
+    VALUES_NEEDED
+    | SCORE_TERMS
+    | WITHOUT_EFFECT
+    | {SINKS, LAYER_INPUT, CACHE_LAYER, COLLECT_WEIGHTS, GRID, LAYER_INDEX, *NOT_COMPUTED}
+)
 """Keywords with which attention may get a tensor."""

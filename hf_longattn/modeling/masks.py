@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..engines import accelerator
 from ..engines.batch import Batch, cached_on, documents_from, for_one_pass, in_graph, shape_in_words
-from ..engines.byte_cache import tensor_version
+from ..engines.byte_cache import BYTE_CACHE
 from ..engines.dense_masks import (
     batch_of_mask,
     documents_in_mask,
@@ -108,14 +108,9 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
     Masks that do more than hide pairs are returned unchanged. With ``keeps_pairs``, only a mask with one row for all
     queries becomes padding.
     """
-    # The result is stored on the mask until its values change, because models pass one mask to all layers.
-    version = None if mask.is_inference() else tensor_version(mask)
-    results: dict[tuple[bool, bool], Any]
-    stored_version, results = getattr(mask, "_long_simplified", (None, {}))
-    unchanged = stored_version == version and (version is not None or hasattr(mask, "_long_attention"))
-    if not unchanged:
-        results = {}
-    if (causal, keeps_pairs) not in results:
+
+    def make() -> tuple[Tensor | None, ...]:
+        """The result, or () for the mask itself: a cache that refers to it would keep it alive."""
         simplified: Tensor | None = mask
         if mask.shape[1:3] == (1, 1):
             simplified = padding_of_row(mask)
@@ -125,12 +120,19 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
                 simplified = as_batch.mask
             elif mask.dtype != torch.bool:
                 simplified = for_one_pass(~hidden_pairs(mask))
-        if isinstance(simplified, Tensor) and simplified.dim() == 2:
+        if simplified is mask:
+            return ()
+        if simplified is not None and simplified.dim() == 2:
             simplified = for_one_pass(simplified.expand(batch, -1))
-        # () stands for the mask itself: a mask that refers to itself would stay alive
-        results[causal, keeps_pairs] = () if simplified is mask else (simplified,)
-        mask._long_simplified = version, results  # type: ignore[attr-defined]
-    return next(iter(results[causal, keeps_pairs]), mask)
+        return (simplified,)
+
+    # Models pass one mask to all layers. In inference mode, a change of its values would not be noticed.
+    key = ("simplified", batch, causal, keeps_pairs)
+    if mask.is_inference():
+        result = cached_on(mask, key, make)
+    else:
+        result = BYTE_CACHE.of([mask], key, make, lambda _: 0)  # freed with the mask
+    return next(iter(result), mask)
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
@@ -151,7 +153,7 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
 
 
 def with_documents(
-    mechanism: Mechanism | None,
+    mechanism: Mechanism,
     batch: Batch | None,
     dense_mask: Tensor | None,
     shape: tuple[int, int],
@@ -177,7 +179,7 @@ def with_documents(
             )
             if masked is not None:
                 return masked, None
-        if mechanism is not None and not takes_masked_documents(mechanism, shape[1], causal):
+        if not takes_masked_documents(mechanism, shape[1], causal):
             if documents is not None:
                 raise InputError(packing_refused(mechanism))
             if cached_on(dense_mask, ("lowered", causal), lambda: lowers_sequences(dense_mask, causal)):
@@ -188,9 +190,20 @@ def with_documents(
                     "remembers along the whole row; fill the mask with torch.finfo(dtype).min, pass bool, or choose "
                     "for example window."
                 )
-    borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
-    if borders is None or (dense_mask is not None and in_graph()):  # the mask also separates the documents
+    if dense_mask is not None and in_graph():  # the mask also separates the documents
         return batch, dense_mask
+    return batch_of_documents(batch, shape, kwargs), dense_mask
+
+
+def batch_of_documents(batch: Batch | None, shape: tuple[int, int], kwargs: dict[str, Any]) -> Batch | None:
+    """``batch`` of ``shape (B, N)`` with the documents of a call's keywords, if there are several in a row.
+
+    Raises:
+        InputError: documents do not fit the tokens.
+    """
+    borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
+    if borders is None:
+        return batch
     padding = None if batch is None else batch.mask
 
     def make() -> Batch | None:
@@ -198,7 +211,7 @@ def with_documents(
         several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
         return Batch.of(padding, documents if several else None)
 
-    return cached_on(borders, (shape, id(padding)), make), dense_mask
+    return cached_on(borders, (shape, id(padding)), make)
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from ..engines.call import AttentionCall, Pattern
 from ..engines.cpu.visible_blocks import BLOCK, VisibleBlocks, visible_block_attention
 from ..engines.dense import fused_attention, masked_softmax, products, repeat_heads
 from ..engines.dense_masks import hidden_pairs, only_hides
-from ..engines.dispatch import OBSERVERS, choose
+from ..engines.dispatch import OBSERVERS, choose, report, running
 from ..errors import BackendError
 from ..functional import check_trace, run_batch
 from ..mechanisms.common.base import Mechanism
@@ -25,12 +26,82 @@ from ..mechanisms.common.options import LARGEST
 from ..mechanisms.common.registry import mechanism_from
 from .declared import BLOCK_PAIRS, PIECE_PAIRS, DeclaredMask, Region
 from .keywords import DOCUMENTS, SINKS
-from .masks import check_pairs, with_documents
+from .masks import batch_of_documents, check_pairs
 
+CHANGED = "scores are changed, or weights are returned"
 FEW_QUERIES = 32
 """Maximum new tokens for one masked call over all keys. Untuned."""
 MASK_EXTENDED_BY = "compressor"
 """The attribute of attention modules that append compressed keys, and scores for them to the mask (DeepSeek-V4)."""
+
+
+Route = Literal["one call", "engine", "blocks", "pairs"]
+"""How a stock module attends: one fused call without a mask; the engine of a band, padding and documents; the visible
+blocks of its mask; or all query-key pairs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StockCall:
+    """A call of a stock model's attention module.
+
+    query: ``(B, H, Nq, D)``; the last positions of the keys in use.
+    key, value: ``(B, H_kv, Nk, D)``; the value's width may differ.
+    mask: as in ``longattn_attention_forward``. Fewer axes broadcast.
+    documents: ``(B, Nk)``, given with the call; pairs of different documents are hidden.
+    region: the visible keys as a band, padding and documents; ``None`` if only the mask says them.
+    scale, dropout, sinks: factor on q·k, dropout probability, and the scores ``(H,)`` of sinks.
+    softcap: bound of the scores by tanh, before the bias and an additive mask are added.
+    bias: ``(B or 1, H or 1, Nq or 1, Nk)``, added to the scores.
+    with_weights: whether to return the weights ``(B, H, Nq, Nk)`` too.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | DeclaredMask | None
+    documents: Tensor | None
+    region: Region | None
+    scale: float | None
+    dropout: float
+    sinks: Tensor | None
+    softcap: float | None
+    bias: Tensor | None
+    with_weights: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keywords of :func:`fused_attention`."""
+        return {"dropout_p": self.dropout, "scale": self.scale, "sink_scores": self.sinks}
+
+    @property
+    def factor(self) -> float:
+        """The factor on q·k as a number."""
+        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+    def in_use(self) -> StockCall:
+        """This call without the empty slots of a static cache."""
+        assert self.region is not None
+        used = slice(self.region.keys)
+        return dataclasses.replace(self, key=self.key[:, :, used], value=self.value[:, :, used])
+
+    def of_one_width(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values with as many features as the widest (latent attention, DeepSeek). Zeros add nothing
+        to scores or outputs."""
+        tensors = self.query, self.key, self.value
+        if self.query.shape[-1] == self.value.shape[-1]:
+            return tensors
+        widest = max(x.shape[-1] for x in tensors)
+        query, key, value = (F.pad(x, (0, widest - x.shape[-1])) for x in tensors)
+        return query, key, value
+
+    def visible_blocks(self) -> VisibleBlocks | None:
+        """The mask and the documents reduced to blocks; ``None`` if a masked call costs less."""
+        if isinstance(self.mask, DeclaredMask):
+            return self.mask.visible_blocks(self.documents)
+        pairs = (1, self.query.shape[2], self.key.shape[2])
+        if self.mask is None or self.documents is not None or self.mask.shape[1:] != pairs:
+            return None
+        return _blocks_of_tensor(self.mask)
 
 
 def attend_as_declared(
@@ -50,30 +121,37 @@ def attend_as_declared(
     Without a mask, every query sees every key. Arguments, results and errors are those of
     ``longattn_attention_forward``.
     """
-    q_len, kv_len = query.shape[2], key.shape[2]
     _check_mask(module, query, key, mask, causal)
-    if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
-        mask = mask.dense()
-    region, documents = _region_of(mask, kv_len), None
-    if not DOCUMENTS.isdisjoint(kwargs) and q_len == (kv_len if region is None else region.keys):
-        packed, _ = with_documents(None, None, None, (query.shape[0], q_len), False, kwargs)
-        if packed is not None and packed.documents is not None:
-            documents = packed.documents
-            if isinstance(mask, DeclaredMask):
-                mask = mask.for_documents(documents)
-            region = _region_of(mask, kv_len, packed)
-
-    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "sink_scores": kwargs.get(SINKS)}
-    bias, softcap = kwargs.get("position_bias"), kwargs.get("softcap")
-    over_pairs = bias is not None or softcap is not None or with_weights
-    if torch.jit.is_tracing() and (over_pairs or region is None or region.pattern.bounded or documents is not None):
+    mask, documents, region = _visible_keys(query, key, mask, kwargs)
+    call = StockCall(
+        query,
+        key,
+        value,
+        mask,
+        documents,
+        region,
+        scale=scaling,
+        dropout=dropout,
+        sinks=kwargs.get(SINKS),
+        softcap=kwargs.get("softcap"),
+        bias=kwargs.get("position_bias"),
+        with_weights=with_weights,
+    )
+    route, reason = route_of(call)
+    simple = region is not None and not region.pattern.bounded and documents is None
+    if torch.jit.is_tracing() and (reason == CHANGED or not simple):
         check_trace(None, causal)
-    if over_pairs:
-        output, weights = _attend_pairs(query, key, value, mask, settings, documents, bias, softcap, with_weights)
-    elif region is None:
-        output, weights = _attend_mask(query, key, value, mask, settings, documents), None
+    if OBSERVERS and not torch.compiler.is_compiling():
+        _report(call, route, reason)
+    weights = None
+    if route == "one call":
+        output = _attend_at_once(call)
+    elif route == "engine":
+        output = _attend_in_engine(call)
+    elif route == "blocks":
+        output = _attend_blocks(call)
     else:
-        output, weights = _attend_region(query, key, value, mask, settings, documents, region), None
+        output, weights = _attend_pairs(call)
     return output.transpose(1, 2).contiguous(), weights
 
 
@@ -119,6 +197,25 @@ def _check_mask(
         )
 
 
+def _visible_keys(
+    query: Tensor, key: Tensor, mask: Tensor | DeclaredMask | None, kwargs: dict[str, Any]
+) -> tuple[Tensor | DeclaredMask | None, Tensor | None, Region | None]:
+    """The fields ``mask``, ``documents`` and ``region`` of a :class:`StockCall`."""
+    q_len, kv_len = query.shape[2], key.shape[2]
+    if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
+        mask = mask.dense()
+    region = _region_of(mask, kv_len)
+    in_use = kv_len if region is None else region.keys
+    if DOCUMENTS.isdisjoint(kwargs) or q_len != in_use:
+        return mask, None, region
+    packed = batch_of_documents(None, (query.shape[0], q_len), kwargs)
+    if packed is None or packed.documents is None:
+        return mask, None, region
+    if isinstance(mask, DeclaredMask):
+        mask = mask.for_documents(packed.documents)
+    return mask, packed.documents, _region_of(mask, kv_len, packed)
+
+
 def _region_of(mask: Tensor | DeclaredMask | None, kv_len: int, packed: Batch | None = None) -> Region | None:
     """The keys that a mask shows, within the documents of ``packed``. ``None`` if they have to be read from the mask
     itself, or if a graph would have to read the documents."""
@@ -129,56 +226,81 @@ def _region_of(mask: Tensor | DeclaredMask | None, kv_len: int, packed: Batch | 
     return Region(Pattern.everything(False), kv_len, packed) if mask is None else None
 
 
-def _attend_region(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | DeclaredMask | None,
-    settings: dict[str, Any],
-    documents: Tensor | None,
-    region: Region,
-) -> Tensor:
-    """Attention of a stock module to a band, padding and documents. Arguments as in :func:`_attend_pairs`.
-
-    The cheapest way runs: one unmasked call, as in transformers' sdpa attention; one masked call, for few queries or
-    for the padding of a different key sequence; or else an engine.
-    """
-    q_len, kv_len = query.shape[2], key.shape[2]
-    pattern, batch, exporting = region.pattern, region.batch, torch.compiler.is_exporting()
-    used = slice(region.keys)
-    if not OBSERVERS:
-        aligned = q_len in (1, region.keys) or not pattern.causal
-        any_length = exporting and pattern.bounded  # no window covers every length
-        one_call = batch is None and aligned and not any_length and pattern.covers(q_len, region.keys)
-        if one_call and not (settings["dropout_p"] and query.device.type == "cpu"):
-            is_causal = pattern.causal and q_len > 1
-            return fused_attention(query, key[:, :, used], value[:, :, used], is_causal=is_causal, **settings)
-        # an exported graph takes any number of queries
-        few = not exporting and q_len <= FEW_QUERIES and (documents is None or region.keys == kv_len)
-        if mask is not None and (few or (region.cross and batch is not None)):
-            return _attend_pairs(query, key, value, mask, settings, documents)[0]
-    return _attend_in_engine(query, key[:, :, used], value[:, :, used], settings, region)
+def route_of(call: StockCall) -> tuple[Route, str]:
+    """The cheapest way to compute a call, and why it is not one fused call."""
+    region, q_len = call.region, call.query.shape[2]
+    if call.with_weights or call.softcap is not None or call.bias is not None:
+        return "pairs", CHANGED
+    if region is None:
+        path = "dense-masked"
+        if not in_graph():
+            path = choose("mask", call.query, call.key, _attention_call(call), blocks=call.visible_blocks)
+        return "pairs" if path == "dense-masked" else "blocks", ""
+    pattern, exporting = region.pattern, torch.compiler.is_exporting()
+    aligned = q_len in (1, region.keys) or not pattern.causal
+    any_length = exporting and pattern.bounded  # no window covers every length
+    one_call = region.batch is None and aligned and not any_length and pattern.covers(q_len, region.keys)
+    if one_call and not (call.dropout and call.query.device.type == "cpu"):
+        return "one call", ""
+    if call.mask is None:
+        return "engine", ""
+    if region.cross and region.batch is not None:
+        return "pairs", "keys are padded"
+    # an exported graph takes any number of queries
+    if not exporting and q_len <= FEW_QUERIES and (call.documents is None or region.keys == call.key.shape[2]):
+        return "pairs", "keys are hidden, and there are few queries"
+    return "engine", ""
 
 
-def _attend_in_engine(query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any], region: Region) -> Tensor:
-    """Attention to a region in an engine. ``key, value``: those in use."""
-    pattern, width = region.pattern, value.shape[-1]
-    query, key, value, scale = _of_one_width(query, key, value, settings["scale"])
-    call = AttentionCall(
-        pattern.causal, region.batch, scale=scale, dropout=settings["dropout_p"], sink_scores=settings["sink_scores"]
-    )
+def _report(call: StockCall, route: Route, reason: str) -> None:
+    """Tell observers of a call without an engine. An engine reports its own path."""
+    if route == "engine" or (call.region is None and not reason):
+        return
+    mechanism = None if call.region is None else _mechanism_of(call, call.region)
+    with running(mechanism):
+        if route == "one call":
+            report("dense")
+        else:
+            report("dense-masked", [("dense", reason)])
+
+
+def _attend_at_once(call: StockCall) -> Tensor:
+    """One unmasked call, as in transformers' sdpa attention."""
+    assert call.region is not None
+    is_causal = call.region.pattern.causal and call.query.shape[2] > 1
+    call = call.in_use()
+    return fused_attention(call.query, call.key, call.value, is_causal=is_causal, **call.settings)
+
+
+def _attention_call(call: StockCall, region: Region | None = None) -> AttentionCall:
+    """The arguments of an engine."""
+    visible = {} if region is None else {"causal": region.pattern.causal, "batch": region.batch}
+    return AttentionCall(scale=call.factor, dropout=call.dropout, sink_scores=call.sinks, **visible)
+
+
+def _attend_in_engine(call: StockCall) -> Tensor:
+    """Attention to a band, padding and documents in an engine."""
+    region = call.region
+    assert region is not None
+    pattern, width, attention = region.pattern, call.value.shape[-1], _attention_call(call, region)
+    query, key, value = call.in_use().of_one_width()
     if in_graph():  # a graph cannot build a mechanism
-        return block_sparse_attention(query, key, value, pattern, call)[..., :width]
+        return block_sparse_attention(query, key, value, pattern, attention)[..., :width]
+    return run_batch(_mechanism_of(call, region), query, key, value, attention)[..., :width]
+
+
+def _mechanism_of(call: StockCall, region: Region) -> Mechanism:
+    """The mechanism that a stock model declares by the region of a call."""
+    pattern, q_len = region.pattern, call.query.shape[2]
     everything = not pattern.causal and not pattern.bounded
-    cross = region.cross or (query.shape[2] != region.keys and everything)
-    mechanism = _declared_mechanism(query.shape[1], query.shape[-1], pattern.left, pattern.right, cross)
-    return run_batch(mechanism, query, key, value, call)[..., :width]
+    cross = region.cross or (q_len != region.keys and everything)
+    width = max(call.query.shape[-1], call.value.shape[-1])
+    return _declared_mechanism(call.query.shape[1], width, pattern.left, pattern.right, cross)
 
 
 @functools.lru_cache(64)
 def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross: bool) -> Mechanism:
-    """The mechanism that a stock model declares: a band from ``query - left`` to ``query + right``, or full
-    attention."""
+    """A band from ``query - left`` to ``query + right``, or full attention."""
     bounded = left < LARGEST or 0 < right < LARGEST
     options = {"left": min(left, LARGEST), "right": min(right, LARGEST)} if bounded else {}
     mechanism = mechanism_from("window" if bounded else "full", options, num_heads=heads, head_dim=head_dim).eval()
@@ -186,16 +308,12 @@ def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross:
     return mechanism
 
 
-def _of_one_width(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Queries, keys and values with as many features as the widest (latent attention, DeepSeek), and the scale of the
-    scores. Zeros add nothing to scores or outputs."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    widest = max(query.shape[-1], value.shape[-1])
-    if query.shape[-1] != value.shape[-1]:
-        query, key, value = (F.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
-    return query, key, value, scale
+def _attend_blocks(call: StockCall) -> Tensor:
+    """Attention over the visible blocks of a mask."""
+    blocks = call.visible_blocks()
+    assert blocks is not None
+    output = visible_block_attention(*call.of_one_width(), blocks, _attention_call(call))
+    return output[..., : call.value.shape[-1]]
 
 
 def _blocks_of_tensor(mask: Tensor) -> VisibleBlocks | None:
@@ -220,85 +338,37 @@ def _blocks_of_tensor(mask: Tensor) -> VisibleBlocks | None:
     return BYTE_CACHE.of([mask], ("visible blocks",), make, lambda blocks: tensor_bytes(blocks) or 0)
 
 
-def _attend_mask(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | DeclaredMask | None,
-    settings: dict[str, Any],
-    documents: Tensor | None,
-) -> Tensor:
-    """Attention of a stock module by a mask of any kind: over its visible blocks, or else over pairs.
-
-    Arguments as in :func:`_attend_pairs`.
-    """
-
-    def blocks() -> VisibleBlocks | None:
-        if isinstance(mask, DeclaredMask):
-            return mask.visible_blocks(documents)
-        if mask is None or documents is not None or mask.shape[1:] != (1, query.shape[2], key.shape[2]):
-            return None
-        return _blocks_of_tensor(mask)
-
-    call = AttentionCall(scale=settings["scale"], dropout=settings["dropout_p"], sink_scores=settings["sink_scores"])
-    if in_graph() or choose("mask", query, key, call, blocks=blocks) != "cpu-visible-blocks":
-        return _attend_pairs(query, key, value, mask, settings, documents)[0]
-    width = value.shape[-1]
-    query, key, value, scale = _of_one_width(query, key, value, settings["scale"])
-    output = visible_block_attention(query, key, value, blocks(), call.replace(scale=scale))  # type: ignore[arg-type]
-    return output[..., :width]
-
-
-def _attend_pairs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | DeclaredMask | None,
-    settings: dict[str, Any],
-    documents: Tensor | None,
-    bias: Tensor | None = None,
-    softcap: float | None = None,
-    with_weights: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention ``(B, H, Nq, D)`` of a stock module by a mask over query-key pairs. Many pairs are computed in blocks
-    of queries.
-
-    Args:
-        mask: as in ``longattn_attention_forward``. Fewer axes broadcast.
-        settings: dropout, scale and sinks for :func:`fused_attention`.
-        documents: ``(B, Nk)``; pairs of different documents are hidden.
-        bias: ``(B or 1, H or 1, Nq or 1, Nk)``, added to the scores.
-        softcap: bound of the scores by tanh, before the bias and an additive mask are added.
-        with_weights: whether to return the weights ``(B, H, Nq, Nk)`` too.
-    """
-    (batch, heads, q_len, width), kv_len = query.shape, key.shape[2]
-    plain = softcap is not None or with_weights  # plain operations store all scores of a block
+def _attend_pairs(call: StockCall) -> tuple[Tensor, Tensor | None]:
+    """Attention ``(B, H, Nq, D)`` over query-key pairs, and the weights. Many pairs are computed in blocks of
+    queries."""
+    query, key, value = call.query, call.key, call.value
+    (batch, heads, q_len, _), kv_len = query.shape, key.shape[2]
+    plain = call.softcap is not None or call.with_weights  # plain operations store all scores of a block
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, first: int, last: int
     ) -> tuple[Tensor, Tensor | None]:
-        visible, added = _terms_of_block(mask, documents, bias, (start, stop, first, last), q.dtype)
+        visible, added = _terms_of_block(call, (start, stop, first, last))
         if not plain:
             if visible is None or added is None:
                 term = visible if added is None else added
             else:
                 term = torch.where(visible, added, torch.finfo(added.dtype).min)
-            return fused_attention(q, k, v, attn_mask=term, **settings), None
-        scale = width**-0.5 if settings["scale"] is None else settings["scale"]
-        scores = products(q, repeat_heads(k, heads)) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
+            return fused_attention(q, k, v, attn_mask=term, **call.settings), None
+        scores = products(q, repeat_heads(k, heads)) * call.factor
+        if call.softcap is not None:
+            scores = call.softcap * torch.tanh(scores / call.softcap)
         if added is not None:
             scores = scores + added
-        weights = masked_softmax(scores, visible, settings["sink_scores"]).to(v.dtype)
-        output = F.dropout(weights, settings["dropout_p"]) @ repeat_heads(v, heads)
-        return output, weights if with_weights else None
+        weights = masked_softmax(scores, visible, call.sinks).to(v.dtype)
+        output = F.dropout(weights, call.dropout) @ repeat_heads(v, heads)
+        return output, weights if call.with_weights else None
 
     rows = 16 * batch * heads if plain else batch  # four bytes a score, and several copies at once
-    if with_weights or rows * q_len * kv_len <= BLOCK_PAIRS:
+    if call.with_weights or rows * q_len * kv_len <= BLOCK_PAIRS:
         return attend(query, key, value, 0, q_len, 0, kv_len)
-    if isinstance(mask, DeclaredMask):
-        blocks = mask.blocks(rows)
+    if isinstance(call.mask, DeclaredMask):
+        blocks = call.mask.blocks(rows)
     else:
         size = max(1, BLOCK_PAIRS // (rows * kv_len))
         blocks = [(start, min(start + size, q_len), 0, kv_len) for start in range(0, q_len, size)]
@@ -313,16 +383,10 @@ def _attend_pairs(
     return torch.cat(outputs[::-1], 2), None
 
 
-def _terms_of_block(
-    mask: Tensor | DeclaredMask | None,
-    documents: Tensor | None,
-    bias: Tensor | None,
-    block: tuple[int, int, int, int],
-    dtype: torch.dtype,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The visible pairs (bool) of a block, and the sum that is added to its scores (``dtype``); ``None`` without any.
+def _terms_of_block(call: StockCall, block: tuple[int, int, int, int]) -> tuple[Tensor | None, Tensor | None]:
+    """The visible pairs (bool) of a block, and the sum that is added to its scores; ``None`` without any.
 
-    block: queries ``start … stop - 1`` and keys ``first … last - 1``. Other arguments as in :func:`_attend_pairs`.
+    block: queries ``start … stop - 1`` and keys ``first … last - 1``.
     """
     start, stop, first, last = block
 
@@ -330,19 +394,19 @@ def _terms_of_block(
         return term if term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]
 
     terms: list[Tensor] = []
-    if isinstance(mask, DeclaredMask):
-        terms.append(mask.rows(*block))
-    elif mask is not None:
-        terms.append(rows_of(mask))
-    if documents is not None:
-        terms.append((documents[:, start:stop, None] == documents[:, None, first:last])[:, None])
-    if bias is not None:
-        terms.append(rows_of(bias)[..., first:last])
+    if isinstance(call.mask, DeclaredMask):
+        terms.append(call.mask.rows(*block))
+    elif call.mask is not None:
+        terms.append(rows_of(call.mask))
+    if call.documents is not None:
+        terms.append((call.documents[:, start:stop, None] == call.documents[:, None, first:last])[:, None])
+    if call.bias is not None:
+        terms.append(rows_of(call.bias)[..., first:last])
     visible = added = None
     for term in terms:
         if term.dtype == torch.bool:
             visible = term if visible is None else visible & term
         else:
-            term = term.to(dtype)  # PyTorch's CPU kernel misreads masks of another dtype than the query's
+            term = term.to(call.query.dtype)  # PyTorch's CPU kernel misreads masks of another dtype than the query's
             added = term if added is None else added + term
     return visible, added

@@ -12,8 +12,6 @@ import pytest
 import torch
 import transformers
 import transformers.masking_utils as masking
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import (
     DeepseekV4Config,
     DynamicCache,
@@ -36,6 +34,7 @@ from hf_longattn.modeling import declared, stock_attention
 from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.modeling.declared import DeclaredMask
 from tests.cases import every_case
+from tests.comparisons import Largest
 
 LENGTH = 24
 SMALL: dict[str, Any] = {
@@ -358,20 +357,13 @@ def test_masks_in_blocks_of_queries_equal_whole_masks(size: int, monkeypatch: py
 
 @pytest.mark.parametrize("kind", ["window", "chunks", "around"])
 def test_windows_make_no_tensor_of_all_pairs(kind: str) -> None:
-    length, sizes = 1024, [0]
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = function(*args, **(kwargs or {}))
-            sizes.extend(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
-            return out
-
+    length = 1024
     real = torch.ones(2, length, dtype=torch.long)
     real[1, :100] = 0
     q, k, v = (torch.randn(2, heads, length, 8, requires_grad=True) for heads in (4, 2, 2))
-    with Sizes():
+    with Largest() as largest:
         longattn_attention_forward(torch.nn.Module(), q, k, v, declare(kind, length, real))[0].sum().backward()
-    assert max(sizes) < length**2 / 4
+    assert largest.elements < length**2 / 4
 
 
 def test_sinks_caps_and_weights_of_a_stock_module_equal_their_formula() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,15 @@ import torch.nn.functional as F
 import transformers.masking_utils as masking
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaModel
 
 from hf_longattn import explain
 from hf_longattn.engines.cpu import visible_blocks
-from hf_longattn.engines.dispatch import PathChoice, observe
 from hf_longattn.modeling import declared
 from hf_longattn.modeling.backend import longattn_attention_forward
 from hf_longattn.modeling.declared import DeclaredMask
 from tests.cases import every_case
+from tests.comparisons import Largest, assert_equal_with_gradients, paths_of
 
 LENGTH = 400
 BLOCKS, PAIRS = "cpu-visible-blocks", "dense-masked"
@@ -76,22 +75,13 @@ def tensors(queries: int = LENGTH, keys: int = LENGTH, dtype: torch.dtype = torc
 
 def attend(inputs: list[Tensor], mask: Any, **keywords: Any) -> tuple[Tensor, list[str]]:
     """Output ``(B, H, Nq, D)`` of a stock module, and the paths that ran."""
-    choices: list[PathChoice] = []
-    with observe(lambda _, choice: choices.append(choice)):
-        out = longattn_attention_forward(torch.nn.Module(), *inputs, mask, scaling=0.3, **keywords)[0]
-    return out.transpose(1, 2), [choice.path for choice in choices]
+    run = functools.partial(longattn_attention_forward, torch.nn.Module(), *inputs, mask, scaling=0.3, **keywords)
+    (out, _), paths = paths_of(run)
+    return out.transpose(1, 2), paths
 
 
 def sdpa(inputs: list[Tensor], mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*inputs, attn_mask=mask, scale=0.3, enable_gqa=True)
-
-
-def check_equal(found: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 1e-12) -> None:
-    """Compare outputs, and the gradients of queries, keys and values."""
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
-    upstream = torch.randn_like(expected)
-    for ours, theirs in zip(*(torch.autograd.grad(out, inputs, upstream) for out in (found, expected)), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
 @pytest.fixture
@@ -114,7 +104,7 @@ def test_a_mask_function_shows_the_keys_that_it_shows_in_sdpa_attention(name: st
     mask, inputs = declare(FUNCTIONS[name][0], padding() if padded else None), tensors()
     out, paths = attend(inputs, mask)
     assert paths == [BLOCKS]
-    check_equal(out, sdpa(inputs, mask.dense()), inputs)
+    assert_equal_with_gradients(out, sdpa(inputs, mask.dense()), inputs)
 
 
 @pytest.mark.usefixtures("by_blocks")
@@ -128,7 +118,7 @@ def test_a_tensor_of_pairs_shows_the_keys_that_it_shows_in_sdpa_attention(name: 
         mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, lowest)
     out, paths = attend(inputs, mask)
     assert paths == [PAIRS if kind != "bool" and hides_queries else BLOCKS]
-    check_equal(out, sdpa(inputs, mask), inputs)
+    assert_equal_with_gradients(out, sdpa(inputs, mask), inputs)
 
 
 @every_case("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -156,7 +146,7 @@ def test_queries_after_a_cache_and_empty_slots_of_a_static_cache(
     mask, inputs = declare(function, None, queries, slots, q_offset=keys - queries), tensors(queries, slots)
     out, paths = attend(inputs, mask)
     assert paths == [BLOCKS]
-    check_equal(out, sdpa(inputs, mask.dense()), inputs)
+    assert_equal_with_gradients(out, sdpa(inputs, mask.dense()), inputs)
 
 
 def test_documents_of_the_call_divide_what_a_mask_function_shows() -> None:
@@ -165,8 +155,8 @@ def test_documents_of_the_call_divide_what_a_mask_function_shows() -> None:
     out, paths = attend(inputs, mask, documents=documents)
     assert paths == [BLOCKS]
     together = documents[:, None, :, None] == documents[:, None, None]
-    check_equal(out, sdpa(inputs, mask.dense() & together), inputs)
-    check_equal(attend(inputs, mask)[0], sdpa(inputs, mask.dense()), inputs)
+    assert_equal_with_gradients(out, sdpa(inputs, mask.dense() & together), inputs)
+    assert_equal_with_gradients(attend(inputs, mask)[0], sdpa(inputs, mask.dense()), inputs)
 
 
 def test_sinks_take_weight_from_the_visible_keys() -> None:
@@ -177,7 +167,7 @@ def test_sinks_take_weight_from_the_visible_keys() -> None:
     q, k, v = inputs
     scores = (0.3 * q @ k.repeat_interleave(2, 1).mT).masked_fill(~mask.dense(), float("-inf"))
     weights = torch.cat([scores, sinks.view(1, 4, 1, 1).expand(2, -1, LENGTH, 1)], -1).softmax(-1)[..., :-1]
-    check_equal(out, weights @ v.repeat_interleave(2, 1), [*inputs, sinks])
+    assert_equal_with_gradients(out, weights @ v.repeat_interleave(2, 1), [*inputs, sinks])
 
 
 def test_dropout_drops_weights_of_visible_pairs_in_both_directions() -> None:
@@ -196,7 +186,7 @@ def test_dropout_drops_weights_of_visible_pairs_in_both_directions() -> None:
     torch.manual_seed(7)
     out, paths = attend(inputs, mask, dropout=probability)
     assert paths == [BLOCKS]
-    check_equal(out, weights * kept / (1 - probability) @ v.repeat_interleave(2, 1), inputs)
+    assert_equal_with_gradients(out, weights * kept / (1 - probability) @ v.repeat_interleave(2, 1), inputs)
 
 
 def test_values_may_have_another_width_than_keys() -> None:
@@ -225,7 +215,7 @@ def test_terms_of_scores_and_weights_are_computed_by_pairs(keywords: dict[str, A
         keywords["position_bias"] = torch.randn(1, 4, LENGTH, LENGTH).double()
     mask, inputs = declare(FUNCTIONS["prefix"][0]), tensors()
     out, paths = attend(inputs, mask, **keywords)
-    assert paths == []
+    assert paths == [PAIRS]
     torch.testing.assert_close(out, attend(inputs, mask.dense(), **keywords)[0], atol=1e-12, rtol=0)
 
 
@@ -259,13 +249,13 @@ def test_pairs_outside_the_band_are_not_evaluated() -> None:
     out, paths = attend(inputs, mask)
     assert paths == [BLOCKS]
     assert sum(evaluated) < length * 600
-    check_equal(out, sdpa(inputs, mask.dense()), inputs)
+    assert_equal_with_gradients(out, sdpa(inputs, mask.dense()), inputs)
 
 
 @every_case("name", ["random blocks", "lengths", "one key"])
 def test_no_tensor_of_all_pairs_is_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(declared, "PIECE_PAIRS", 1 << 16)
-    length, sizes = 2048, [0]
+    length = 2048
     number = torch.arange(length)
     functions: dict[str, Callable[..., Any]] = {
         "random blocks": lambda b, h, q, k: (q // 64 == k // 64) | (q // 64 == (k // 64 * 5 + 3) % 32),
@@ -273,19 +263,11 @@ def test_no_tensor_of_all_pairs_is_made(name: str, monkeypatch: pytest.MonkeyPat
         "one key": lambda b, h, q, k: k == (q + 700) % 2048,
     }
 
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = function(*args, **(kwargs or {}))
-            sizes.extend(x.untyped_storage().nbytes() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
-            return out
-
     inputs = tensors(length, length, torch.float32)
-    with Sizes():
-        out = longattn_attention_forward(
-            torch.nn.Module(), *inputs, declare(functions[name], None, length, length), scaling=0.3
-        )[0]
-        out.sum().backward()
-    assert max(sizes) < length**2 / 4
+    mask = declare(functions[name], None, length, length)
+    with Largest() as largest:
+        longattn_attention_forward(torch.nn.Module(), *inputs, mask, scaling=0.3)[0].sum().backward()
+    assert largest.elements < length**2 / 4
 
 
 def test_a_mask_of_many_mixed_blocks_keeps_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +276,7 @@ def test_a_mask_of_many_mixed_blocks_keeps_no_bits(monkeypatch: pytest.MonkeyPat
         mask, inputs = declare(FUNCTIONS[name][0]), tensors()
         out, paths = attend(inputs, mask)
         assert paths == [path]
-        check_equal(out, sdpa(inputs, mask.dense()), inputs)
+        assert_equal_with_gradients(out, sdpa(inputs, mask.dense()), inputs)
 
 
 @every_case("inference", [False, True])
@@ -313,13 +295,13 @@ def test_a_mask_that_lowers_scores_without_hiding_pairs_is_added() -> None:
         mask = torch.zeros(visible.shape).double().masked_fill(~visible, least)
         out, paths = attend(inputs, mask)
         assert paths == [PAIRS]
-        check_equal(out, sdpa(inputs, mask), inputs)
+        assert_equal_with_gradients(out, sdpa(inputs, mask), inputs)
     learned = torch.zeros(visible.shape).double().masked_fill(~visible, -1e30).requires_grad_()
-    check_equal(attend(inputs, learned)[0], sdpa(inputs, learned), [*inputs, learned])
+    assert_equal_with_gradients(attend(inputs, learned)[0], sdpa(inputs, learned), [*inputs, learned])
     of_heads = torch.rand(2, 4, LENGTH, LENGTH) < 0.5
     out, paths = attend(inputs, of_heads)
     assert paths == [PAIRS]
-    check_equal(out, sdpa(inputs, of_heads), inputs)
+    assert_equal_with_gradients(out, sdpa(inputs, of_heads), inputs)
 
 
 def test_fake_tensors_need_no_values_of_the_mask() -> None:
