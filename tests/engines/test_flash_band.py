@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,8 +20,8 @@ from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.engines.cuda.flash_band import Plan
-from hf_longattn.engines.dispatch import PathChoice, observe
 from tests.cases import every_case
+from tests.comparisons import assert_equal_with_gradients, choices_of, paths_of
 from tests.grids import grid
 
 from . import flash_operator
@@ -56,19 +55,6 @@ def padding(side: str) -> Tensor:
     return mask
 
 
-def assert_equal_with_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor], rows: Tensor) -> None:
-    torch.testing.assert_close(found * rows, expected * rows, atol=1e-12, rtol=0)
-    upstream = torch.randn_like(found) * rows
-    for gradient, wanted in zip(*(torch.autograd.grad(x, inputs, upstream) for x in (found, expected)), strict=True):
-        torch.testing.assert_close(gradient, wanted, atol=1e-12, rtol=0)
-
-
-def paths_of(run: Callable[[], Any]) -> tuple[Any, list[PathChoice]]:
-    choices: list[PathChoice] = []
-    with observe(lambda _, choice: choices.append(choice)):
-        return run(), choices
-
-
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 @pytest.mark.parametrize(
     ("visited", "causal", "side", "heads"),
@@ -86,9 +72,9 @@ def test_flash_attention_of_a_band_equals_the_definition_with_its_gradients(
     tokens = torch.arange(LENGTH) < 130 if causal else torch.rand(2, LENGTH) < 0.03
     tokens = tokens.expand(2, -1) if module.capabilities.takes_globals else None
     arguments = {"causal": causal, "padding_mask": mask, "global_mask": tokens, "scaling": 0.3}
-    out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
+    out, choices = choices_of(lambda: attend(*inputs, module, **arguments))
     assert {choice.path for choice in choices} - {"unchanged", "aligned"} == {"flash"}
-    assert_equal_with_gradients(out, reference_attend(*inputs, module, **arguments), inputs, mask[:, None, :, None])
+    assert_equal_with_gradients(out, reference_attend(*inputs, module, **arguments), inputs, mask)
 
 
 @pytest.mark.usefixtures("cuda_paths")
@@ -102,13 +88,13 @@ def test_packed_documents_are_one_call_of_flash_attention(visited: str, emulated
     )
     module = build_mechanism(name, num_heads=4, head_dim=12, **options).eval()
     arguments = {"padding_mask": mask, "documents": documents, "causal": True}
-    out, choices = paths_of(lambda: attend(*inputs, module, **arguments))
+    out, choices = choices_of(lambda: attend(*inputs, module, **arguments))
     assert [choice.path for choice in choices] == ["unchanged", "flash"]
     calls = [call for call in emulated_flash if call["q"][0] == 2 * LENGTH]
     assert len(calls) == len(choices) - 1
     assert calls[0]["offsets"].tolist() == [0, 70, 140, 200, 300, 307, 481, 600]
     assert calls[0]["most"] == (174, 174)
-    assert_equal_with_gradients(out, reference_attend(*inputs, module, **arguments), inputs, mask[:, None, :, None])
+    assert_equal_with_gradients(out, reference_attend(*inputs, module, **arguments), inputs, mask)
 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
@@ -116,7 +102,7 @@ def test_documents_without_flash_attention_are_separate_calls(monkeypatch: pytes
     inputs, documents = tensors(2), torch.arange(LENGTH)[None].expand(2, -1) // 150
     monkeypatch.setattr(flash_band, "_tried", lambda *_: "it is an old one")
     monkeypatch.setattr(flex_kernel, "why_not", lambda _: "there is none")
-    out, choices = paths_of(lambda: attend(*inputs, "window", window=64, documents=documents))
+    out, choices = choices_of(lambda: attend(*inputs, "window", window=64, documents=documents))
     assert [choice.path for choice in choices][:2] == ["unchanged", "split"]
     assert dict(choices[1].refused)["flash"] == "it is an old one"
     torch.testing.assert_close(
@@ -134,7 +120,7 @@ def test_flash_attention_drops_the_same_weights_in_both_passes(emulated_flash: l
     near = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs() <= 32
     weights = (q @ k.mT * 12**-0.5).masked_fill(~near, float("-inf")).softmax(-1) * kept
     assert (weights[0, 0][near] == 0).double().mean() == pytest.approx(0.25, abs=0.02)
-    assert_equal_with_gradients(out, weights @ v, [q, k, v], torch.ones(()))
+    assert_equal_with_gradients(out, weights @ v, [q, k, v])
 
 
 @pytest.mark.usefixtures("emulated_flash")
@@ -171,7 +157,7 @@ def test_flash_attention_is_part_of_a_whole_graph(dropout: float) -> None:
         if dropout:
             out.sum().backward()
         else:
-            assert_equal_with_gradients(out, reference_attend(*inputs, module), inputs, torch.ones(()))
+            assert_equal_with_gradients(out, reference_attend(*inputs, module), inputs)
     torch._dynamo.reset()
 
 
@@ -182,12 +168,15 @@ def test_the_flash_operator_of_pytorch_takes_our_arguments(monkeypatch: pytest.M
         for offsets, dropout in itertools.product((False, True), (0.0, 0.1)):
             q, k, v = (torch.empty(2, heads, 20, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2))
             batch = Batch(torch.empty(2, 20, device="cuda", dtype=torch.bool)) if offsets else None
-            places, longest = (None, 0) if batch is None else flash_band.sequence_offsets(batch, 2, 20, q.device)
-            settings = flash_band.Settings(7, 0, True, 0.125, dropout, longest)
+            part = None if batch is None else flash_band.part_of_sequences(batch, 2, 20, q.device)
+            settings = flash_band.Settings(7, 0, True, 0.125, dropout)
             rows = [x.transpose(1, 2) for x in (q, k, v)]
-            result = settings.run(*rows, places)
-            assert (result[0].shape, result[0].dtype, result[1].shape) == (rows[0].shape, q.dtype, (2, 4, 20))
-            gradients = settings.gradients(rows[0], *rows, *result[:2], places, *result[2:])
+            if part is not None:
+                rows = [x.flatten(0, 1) for x in rows]
+            result = settings.run(*rows, part)
+            of_rows = (2, 4, 20) if part is None else (4, 40)
+            assert (result[0].shape, result[0].dtype, result[1].shape) == (rows[0].shape, q.dtype, of_rows)
+            gradients = settings.gradients(rows[0], *rows, *result[:2], result[2:], part)
             assert [x.shape for x in gradients] == [x.shape for x in rows]
 
 
@@ -217,14 +206,14 @@ def test_a_flash_operator_that_refuses_is_left_for_the_next_path_with_a_warning(
     monkeypatch.setattr(block_sparse, "flex_band", blockwise_attention)
     inputs = tensors(head_dim=16)
     for _ in range(2):
-        out, choices = paths_of(lambda: attend(*inputs, "window", window=64))
+        out, choices = choices_of(lambda: attend(*inputs, "window", window=64))
         assert [choice.path for choice in choices] == ["flex"]
         assert dict(choices[0].refused)["flash"] == (str(error) or "AssertionError")
     torch.testing.assert_close(out, reference_attend(*inputs, "window", window=64), atol=1e-12, rtol=0)
     (warning,) = [record.getMessage() for record in caplog.records if record.name == flex_kernel.__name__]
     assert "heads of 16 in float64 on cpu" in warning
     assert len(tries) == 1
-    _, choices = paths_of(lambda: attend(*(x.detach() for x in inputs), "window", window=64))
+    _, choices = choices_of(lambda: attend(*(x.detach() for x in inputs), "window", window=64))
     assert [choice.path for choice in choices] == ["flash" if backward else "flex"]
 
 
@@ -236,7 +225,7 @@ def test_a_flash_operator_with_wrong_results_is_not_used(monkeypatch: pytest.Mon
         flash_band, "flash_forward", lambda *x, **settings: flash_operator.forward(*x, **settings | unbounded)
     )
     monkeypatch.setattr(flex_kernel, "why_not", lambda _: "there is none")
-    out, (choice,) = paths_of(lambda: attend(*tensors(), "window", window=64))
+    out, (choice,) = choices_of(lambda: attend(*tensors(), "window", window=64))
     assert "differ from the definition by" in dict(choice.refused)["flash"]
     torch.testing.assert_close(out, reference_attend(*tensors(), "window", window=64), atol=1e-12, rtol=0)
 
@@ -256,7 +245,7 @@ def test_a_lack_of_memory_in_flash_attention_is_raised_as_it_is(first: bool, mon
         patch.setattr(flash_band, "flash_forward", full)
         with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate"):
             attend(*inputs, "window", window=64)
-    _, (choice,) = paths_of(lambda: attend(*inputs, "window", window=64))
+    _, (choice,) = choices_of(lambda: attend(*inputs, "window", window=64))
     assert choice.path == "flash"
 
 
@@ -272,7 +261,7 @@ def test_flash_attention_runs_without_triton_and_with_narrow_heads(
 
     monkeypatch.setattr(flex_kernel, "compiled", lambda _: refuses)
     inputs = tensors(head_dim=head_dim, dtype=torch.bfloat16)
-    out, (choice,) = paths_of(lambda: attend(*inputs, "window", window=64))
+    out, (choice,) = choices_of(lambda: attend(*inputs, "window", window=64))
     assert choice.path == "flash"
     torch.testing.assert_close(out.double(), reference_attend(*inputs, "window", window=64), atol=2e-2, rtol=0)
 
@@ -363,20 +352,12 @@ def test_three_flash_calls_equal_the_definition_with_its_gradients(
     name: str, padding: str, causal: bool, tokens: str, packed: bool
 ) -> None:
     module, tensors, arguments = calls(name, padding, causal, tokens, packed, heads=2, width=WIDTH)
-    paths: list[str] = []
-    with observe(lambda _, choice: paths.append(choice.path)):
-        out = attend(*tensors, module, **arguments)
+    out, paths = paths_of(lambda: attend(*tensors, module, **arguments))
     in_front = tokens == "positions" and name != "five positions"
     if (in_front or not causal) and padding != "holes":
         assert paths[-1] == "flash"
-    expected, real = reference_attend(*tensors, module, **arguments), real_tokens(padding)
-    rows = torch.ones_like(out) if real is None else real[:, None, :, None].double().expand_as(out)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=out.dtype) * rows
-    torch.testing.assert_close(out * rows, expected * rows, atol=1e-12, rtol=0)
-    for grad, exact in zip(
-        torch.autograd.grad(out, tensors, weights), torch.autograd.grad(expected, tensors, weights), strict=True
-    ):
-        torch.testing.assert_close(grad, exact, atol=1e-12, rtol=0)
+    expected = reference_attend(*tensors, module, **arguments)
+    assert_equal_with_gradients(out, expected, tensors, real_tokens(padding))
 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
@@ -384,9 +365,7 @@ def test_three_flash_calls_equal_the_definition_with_its_gradients(
 def test_global_positions_count_once_in_any_order(positions: tuple[int, ...], causal: bool) -> None:
     _, tensors, _ = calls("longformer", "none", causal, "positions", False, heads=2, width=WIDTH)
     options: dict[str, Any] = {"window": 60, "global_tokens": positions, "causal": causal}
-    paths: list[str] = []
-    with observe(lambda _, choice: paths.append(choice.path)):
-        out = attend(*tensors, "longformer", **options)
+    out, paths = paths_of(lambda: attend(*tensors, "longformer", **options))
     assert paths == ["plain" if causal and max(positions) > 1 else "flash"]
     torch.testing.assert_close(out, reference_attend(*tensors, "longformer", **options), atol=1e-12, rtol=0)
 

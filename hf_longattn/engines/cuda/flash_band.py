@@ -86,6 +86,26 @@ def _why_not_sequences(context: DispatchContext) -> str | None:
     return None
 
 
+class Part(NamedTuple):
+    """Offsets of a call on concatenated rows: runs of queries and of keys, int32, and the longest run of each in
+    tokens."""
+
+    queries: Tensor
+    keys: Tensor
+    longest: tuple[int, int]
+
+    @classmethod
+    def of(cls, ends: Sequence[tuple[int, int]], device: torch.device) -> Part:
+        """The part with runs that end at ``ends`` (pairs of a query and a key). Empty runs are removed."""
+        ends = [(0, 0), *(end for end, before in zip(ends, [(0, 0), *ends], strict=False) if end != before)]
+        longest = [
+            max((later - earlier for earlier, later in itertools.pairwise(side)), default=0)
+            for side in zip(*ends, strict=True)
+        ]
+        queries, keys = (torch.tensor(side, dtype=torch.int32).to(device) for side in zip(*ends, strict=True))
+        return cls(queries, keys, (max(1, longest[0]), max(1, longest[1])))
+
+
 class Settings(NamedTuple):
     """The operator's arguments besides tensors. ``left`` and ``right`` are the sides of the window in tokens, -1 for
     unbounded."""
@@ -95,20 +115,13 @@ class Settings(NamedTuple):
     causal: bool
     scale: float
     dropout: float
-    longest: int
-    """Tokens of the longest sequence; 0 if every batch row is one sequence."""
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Output ``(B, Nq, H, D)``, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for
-        ``q (B, Nq, H, D)``."""
-        tensors, lengths = [q, k, v], (q.shape[1], k.shape[1])
-        if offsets is not None:
-            tensors, lengths = [x.flatten(0, 1) for x in tensors], (self.longest, self.longest)
+    def run(self, q: Tensor, k: Tensor, v: Tensor, part: Part | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Output, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for ``q (B, Nq, H, D)``. With
+        a part, tensors are ``(T, H, D)``, and the log-sum-exp is ``(H, T)``."""
         out, lse, *state, _ = flash_forward(
-            *tensors, offsets, offsets, *lengths, self.dropout, self.causal, False, **self.keywords()
+            q, k, v, *_offsets(q, k, part), self.dropout, self.causal, False, **self.keywords
         )
-        if offsets is not None:
-            out, lse = out.view(q.shape), lse.view(lse.shape[0], *q.shape[:2]).transpose(0, 1)
         return out, lse, *state
 
     def gradients(
@@ -119,56 +132,57 @@ class Settings(NamedTuple):
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        offsets: Tensor | None,
-        *state: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v. ``out`` and ``lse`` belong to the whole softmax, which may include global
-        columns."""
-        tensors, lengths = [grad, q, k, v, out], (q.shape[1], k.shape[1])
-        if offsets is not None:
-            lengths = self.longest, self.longest
-            tensors, lse = [x.flatten(0, 1) for x in tensors], lse.transpose(0, 1).flatten(1)
-        numbers = self.dropout, self.causal
-        gradients = flash_backward(
-            *tensors, lse.contiguous(), offsets, offsets, *lengths, *numbers, *state, **self.keywords()
-        )
-        dq, dk, dv = (x.view(like.shape) for x, like in zip(gradients, (q, k, v), strict=True))
-        return dq, dk, dv
+        state: Sequence[Tensor],
+        part: Part | None,
+    ) -> list[Tensor]:
+        """Gradients of q, k and v. ``out`` and ``lse`` belong to the whole softmax, which may include other parts."""
+        offsets = _offsets(q, k, part)
+        tensors, numbers = (grad, q, k, v, out, lse.contiguous()), (self.dropout, self.causal)
+        return flash_backward(*tensors, *offsets, *numbers, *state, **self.keywords)
 
-    def keywords(self, windowed: bool = True) -> dict[str, Any]:
-        sides = {"window_size_left": -1, "window_size_right": -1}
-        if windowed:
-            sides = {"window_size_left": self.left, "window_size_right": self.right}
-        return {"scale": self.scale, **sides}
+    @property
+    def keywords(self) -> dict[str, Any]:
+        return {"scale": self.scale, "window_size_left": self.left, "window_size_right": self.right}
+
+    def over_all(self, causal: bool = False) -> Settings:
+        """These settings without a window."""
+        return self._replace(left=-1, right=-1, causal=causal)
+
+
+def _offsets(q: Tensor, k: Tensor, part: Part | None) -> tuple[Any, ...]:
+    """The offsets of queries and keys, and their longest runs."""
+    if part is None:
+        return None, None, q.shape[1], k.shape[1]
+    return part.queries, part.keys, *part.longest
 
 
 class _Band(torch.autograd.Function):
-    """Attention over a band. q and the output are ``(B, Nq, H, D)``, k and v ``(B, Nk, H_kv, D)``. ``sinks (H,)`` are
-    scores of one more part, whose output is 0; ``None`` without it."""
+    """Attention over a band, for tensors as in :meth:`Settings.run`. ``sinks (H,)`` are scores of one more part, whose
+    output is 0; ``None`` without it."""
 
     @staticmethod
-    def forward(ctx, q, k, v, sinks, offsets, settings):  # type: ignore[no-untyped-def]
-        ctx.settings = settings
-        out, lse, *state = settings.run(q, k, v, offsets)
+    def forward(ctx, q, k, v, sinks, part, settings):  # type: ignore[no-untyped-def]
+        ctx.settings, ctx.part = settings, part
+        out, lse, *state = settings.run(q, k, v, part)
         if sinks is not None:
             total = torch.logaddexp(lse, at_least_fp32(sinks)[:, None])  # finite: a query sees itself in the band
             out, lse = out * _share(lse, total, out), total
-        ctx.save_for_backward(q, k, v, sinks, offsets, out, lse, *state)
+        ctx.save_for_backward(q, k, v, sinks, out, lse, *state)
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, sinks, offsets, out, lse, *state = ctx.saved_tensors
+        q, k, v, sinks, out, lse, *state = ctx.saved_tensors
         d_sinks = None
         if sinks is not None:
-            weights = _share(at_least_fp32(sinks)[:, None], lse, lse)
-            d_sinks = -(weights[..., 0] * (grad * at_least_fp32(out)).sum(-1)).sum((0, 1)).to(sinks.dtype)
-        return *ctx.settings.gradients(grad, q, k, v, out, lse, offsets, *state), d_sinks, None, None
+            weights = _share(at_least_fp32(sinks)[:, None], lse, lse)[..., 0] * (grad * at_least_fp32(out)).sum(-1)
+            d_sinks = -weights.flatten(0, -2).sum(0).to(sinks.dtype)
+        return *ctx.settings.gradients(grad, q, k, v, out, lse, state, ctx.part), d_sinks, None, None
 
 
 def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
-    """The weight ``(B, N, H, 1)`` of a part in the merged output, from log-sum-exps ``(B, H, N)``."""
-    return (part - total).exp().transpose(1, 2)[..., None].to(like.dtype)
+    """The weight ``(…, N, H, 1)`` of a part in the merged output, from log-sum-exps ``(…, H, N)``."""
+    return (part - total).exp().mT[..., None].to(like.dtype)
 
 
 def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -181,20 +195,26 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
     Raises:
         NoKernel: this machine has no such kernel; logged once.
     """
-    offsets, longest = None, 0
+    part = None
     if call.batch is not None:
-        offsets, longest = sequence_offsets(call.batch, len(k), k.shape[2], k.device)
-    rows, settings = prepared(q, k, v, pattern, call, offsets is not None, longest)
-    out: Tensor = _Band.apply(*rows, call.sink_scores, offsets, settings)
-    return out.transpose(1, 2)[..., : q.shape[3]]
+        part = part_of_sequences(call.batch, len(k), k.shape[2], k.device)
+    rows, settings = prepared(q, k, v, pattern, call, part is not None)
+    return _band(rows, call.sink_scores, part, settings).transpose(1, 2)[..., : q.shape[3]]
+
+
+def _band(rows: Sequence[Tensor], sinks: Tensor | None, part: Part | None, settings: Settings) -> Tensor:
+    """The output ``(B, Nq, H, D)`` of rows in the operator's layout."""
+    tensors = rows if part is None else [x.flatten(0, 1) for x in rows]
+    out: Tensor = _Band.apply(*tensors, sinks, part, settings)
+    return out.view(rows[0].shape)
 
 
 def prepared(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall, packed: bool, longest: int = 0
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall, packed: bool
 ) -> tuple[list[Tensor], Settings]:
     """The tensors ``(B, N, H, D)`` in the operator's layout, and its settings.
 
-    packed: whether the operator gets offsets of sequences. longest: tokens of the longest sequence.
+    packed: whether the operator gets offsets of sequences.
 
     Raises:
         NoKernel: this machine has no such kernel; logged once.
@@ -204,7 +224,7 @@ def prepared(
     left = index(pattern.left) if pattern.left < 1 << 31 else -1
     right = index(pattern.right) if pattern.right < 1 << 31 else -1
     padded_width = width + -width % WIDTH_STEP
-    settings = Settings(left, right, pattern.causal, call.scale_for(width), call.dropout, longest)
+    settings = Settings(left, right, pattern.causal, call.scale_for(width), call.dropout)
     needs_gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     properties = padded_width, groups != heads, left >= 0, right >= 0, pattern.causal, packed, call.dropout > 0
     reason = refused(q.device, q.dtype, *properties, needs_gradients)
@@ -221,21 +241,19 @@ def prepared(
     return rows, settings
 
 
-def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device) -> tuple[Tensor | None, int]:
-    """Offsets of sequences in the concatenated batch rows, int32, and the longest length in tokens. Each run of
-    padding counts as a sequence, and the last offset is the total length. ``None`` and 0 if every batch row is one
-    sequence."""
+def part_of_sequences(batch: Batch, rows: int, length: int, device: torch.device) -> Part | None:
+    """The sequences of a batch in its concatenated rows. Each run of padding counts as a sequence. ``None`` if every
+    batch row is one sequence."""
 
-    def make() -> tuple[Tensor | None, int]:
+    def make() -> Part | None:
         borders = {*range(0, rows * length + 1, length)}
         for span in batch.sequences:
             borders |= {span.row * length + span.start, span.row * length + span.stop}
         if len(borders) == rows + 1:
-            return None, 0
-        longest = max(later - earlier for earlier, later in itertools.pairwise(sorted(borders)))
-        return torch.tensor(sorted(borders), dtype=torch.int32).to(device), longest
+            return None
+        return Part.of([(border, border) for border in sorted(borders)], device)
 
-    return batch.cached(("offsets of sequences", length, device), make)
+    return batch.cached(("sequences as a part", length, device), make)
 
 
 # ---- global tokens
@@ -245,25 +263,6 @@ HIDDEN = 30_000.0
 into fp16."""
 FEATURES = 8
 """Features that lower scores. Only one is needed, but the operator takes widths in multiples of 8."""
-
-
-class Part(NamedTuple):
-    """The offsets of a call: pairs of runs of queries and keys, int32, and the longest run of each in tokens."""
-
-    queries: Tensor
-    keys: Tensor
-    longest: tuple[int, int]
-
-    @classmethod
-    def of(cls, ends: Sequence[tuple[int, int]], device: torch.device) -> Part:
-        """The part with runs that end at ``ends`` (pairs of a query and a key). Empty runs are removed."""
-        ends = [(0, 0), *(end for end, before in zip(ends, [(0, 0), *ends], strict=False) if end != before)]
-        longest = [
-            max((later - earlier for earlier, later in itertools.pairwise(side)), default=0)
-            for side in zip(*ends, strict=True)
-        ]
-        queries, keys = (torch.tensor(side, dtype=torch.int32).to(device) for side in zip(*ends, strict=True))
-        return cls(queries, keys, (max(1, longest[0]), max(1, longest[1])))
 
 
 class Plan(NamedTuple):
@@ -393,44 +392,6 @@ def flash_globals(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Atten
     return out.view(rows[0].shape).transpose(1, 2)[..., : q.shape[3]]
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, part: Part, settings: Settings, windowed: bool, causal: bool) -> Any:
-    """Output ``(T, H, D)``, log-sum-exp ``(H, T)`` and the two tensors of dropout's random state."""
-    return flash_forward(
-        q, k, v, part.queries, part.keys, *part.longest, settings.dropout, causal, False, **settings.keywords(windowed)
-    )[:4]
-
-
-def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    state: Sequence[Tensor],
-    part: Part,
-    settings: Settings,
-    windowed: bool,
-    causal: bool,
-) -> Any:
-    """Gradients of q, k and v, from the output and log-sum-exp of the whole softmax."""
-    return flash_backward(
-        grad,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        part.queries,
-        part.keys,
-        *part.longest,
-        settings.dropout,
-        causal,
-        *state,
-        **settings.keywords(windowed),
-    )
-
-
 def _merged(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, lacking: bool) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of two parts. If a query has no key in A, the log-sum-exp is +inf, and its gradients are
     zeros.
@@ -450,9 +411,9 @@ class _InFront(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, plan, settings):  # type: ignore[no-untyped-def]
-        a, lse_a, *state_a = _forward(q, k, v, plan.a, settings, True, settings.causal)
-        b, lse_b, *state_b = _forward(q, k, v, plan.b, settings, False, False)
-        c, lse_c, *state_c = _forward(q, k, v, plan.c, settings, False, settings.causal)
+        a, lse_a, *state_a = settings.run(q, k, v, plan.a)
+        b, lse_b, *state_b = settings.over_all().run(q, k, v, plan.b)
+        c, lse_c, *state_c = settings.over_all(settings.causal).run(q, k, v, plan.c)
         both, lse = _merged(a, lse_a, b, lse_b, plan.lacking)
         out = torch.where(plan.rows, c, both)
         ctx.save_for_backward(q, k, v, out, lse, lse_c, *state_a, *state_b, *state_c)
@@ -464,9 +425,9 @@ class _InFront(torch.autograd.Function):
         q, k, v, out, lse, lse_c, *states = ctx.saved_tensors
         plan, settings = ctx.plan, ctx.settings
         grad = grad.contiguous()
-        a = _backward(grad, q, k, v, out, lse, states[:2], plan.a, settings, True, settings.causal)
-        b = _backward(grad, q, k, v, out, lse, states[2:4], plan.b, settings, False, False)
-        c = _backward(grad, q, k, v, out, lse_c, states[4:], plan.c, settings, False, settings.causal)
+        a = settings.gradients(grad, q, k, v, out, lse, states[:2], plan.a)
+        b = settings.over_all().gradients(grad, q, k, v, out, lse, states[2:4], plan.b)
+        c = settings.over_all(settings.causal).gradients(grad, q, k, v, out, lse_c, states[4:], plan.c)
         return *(x.add_(y).add_(z) for x, y, z in zip(a, b, c, strict=True)), None, None
 
 
@@ -479,13 +440,13 @@ class _Gathered(torch.autograd.Function):
         (index, is_global), width = plan.gathered, q.shape[-1]
         ctx.plan, ctx.settings, ctx.global_rows = plan, settings, global_rows
         of_k, of_v = k[index], v[index]
-        a, lse_a, *state_a = _forward(*_lowered(q, k, v, is_global, settings.scale), plan.a, settings, True, False)
-        b, lse_b, *state_b = _forward(q, of_k, of_v, plan.b, settings, False, False)
+        a, lse_a, *state_a = settings.run(*_lowered(q, k, v, is_global, settings.scale), plan.a)
+        b, lse_b, *state_b = settings.over_all().run(q, of_k, of_v, plan.b)
         out, lse = _merged(a[..., :width], lse_a, b, lse_b, plan.lacking)
         c = lse_c = None
         state_c: list[Tensor] = []
         if global_rows:
-            c, lse_c, *state_c = _forward(q[index], k, v, plan.c, settings, False, False)
+            c, lse_c, *state_c = settings.over_all().run(q[index], k, v, plan.c)
             out, lse = out.index_copy_(0, index, c), lse.index_fill_(1, index, float("inf"))
         ctx.save_for_backward(q, k, v, out, lse, c, lse_c, *state_a, *state_b, *state_c)
         return out
@@ -496,26 +457,16 @@ class _Gathered(torch.autograd.Function):
         plan, settings, width = ctx.plan, ctx.settings, q.shape[-1]
         index, is_global = plan.gathered
         wide = [F.pad(x, (0, FEATURES)) for x in (grad, out)]
-        a = _backward(
-            wide[0],
-            *_lowered(q, k, v, is_global, settings.scale),
-            wide[1],
-            lse,
-            states[:2],
-            plan.a,
-            settings,
-            True,
-            False,
-        )
+        lowered = _lowered(q, k, v, is_global, settings.scale)
+        a = settings.gradients(wide[0], *lowered, wide[1], lse, states[:2], plan.a)
         dq, dk, dv = (x[..., :width] for x in a)
-        of_q, of_k, of_v = _backward(
-            grad.contiguous(), q, k[index], v[index], out, lse, states[2:4], plan.b, settings, False, False
+        everything = settings.over_all()
+        of_q, of_k, of_v = everything.gradients(
+            grad.contiguous(), q, k[index], v[index], out, lse, states[2:4], plan.b
         )
         dq, dk, dv = dq + of_q, dk.index_add(0, index, of_k), dv.index_add(0, index, of_v)
         if ctx.global_rows:
-            rows, of_k, of_v = _backward(
-                grad[index], q[index], k, v, c, lse_c, states[4:], plan.c, settings, False, False
-            )
+            rows, of_k, of_v = everything.gradients(grad[index], q[index], k, v, c, lse_c, states[4:], plan.c)
             dq, dk, dv = dq.index_copy_(0, index, rows), dk.add_(of_k), dv.add_(of_v)
         return dq, dk, dv, None, None, None
 
@@ -578,16 +529,16 @@ def _tried(
         drops: whether calls have dropout.
         gradients: whether to try the backward pass, too.
     """
-    pattern, settings = Pattern.everything(causal), Settings(-1, -1, causal, width**-0.5, 0.0, 0)
+    pattern, settings = Pattern.everything(causal), Settings(-1, -1, causal, width**-0.5, 0.0)
     if left:
         pattern, settings = dataclasses.replace(pattern, left=3), settings._replace(left=3)
     if right:
         ahead = 0 if causal else 2
         pattern, settings = dataclasses.replace(pattern, right=ahead), settings._replace(right=ahead)
-    ends, offsets = [0, 24], None
+    ends, part = [0, 24], None
     if packed:
-        ends, settings = [0, 15, 24], settings._replace(longest=15)
-        offsets = torch.tensor(ends, dtype=torch.int32).to(device)
+        ends = [0, 15, 24]
+        part = Part.of([(end, end) for end in ends], device)
     groups = 1 if grouped else 2
     *tensors, grad = (
         torch.sin(torch.arange(24 * heads * width, device=device) * step)
@@ -596,12 +547,12 @@ def _tried(
         .requires_grad_(gradients)
         for heads, step in ((2, 1.7), (groups, 0.9), (groups, 2.3), (2, 1.1))
     )
-    results = _with_gradients(_Band.apply(*tensors, None, offsets, settings), tensors, grad)
+    results = _with_gradients(_band(tensors, None, part, settings), tensors, grad)
     dropped: list[Tensor] = []
     if drops:
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            out = _Band.apply(*tensors, None, offsets, settings._replace(dropout=0.5))
+            out = _band(tensors, None, part, settings._replace(dropout=0.5))
             dropped = _with_gradients(out, tensors, grad)
     if not all(bool(x.isfinite().all()) for x in (*results, *dropped)):
         return "its results for a few tokens are not finite"
