@@ -341,32 +341,18 @@ class TestMechanismByName:
         self, name: str, options: dict[str, Any], dtype: torch.dtype
     ) -> None:
         assert self.call(name, options, Q.to(dtype)).dtype == dtype
-        arguments: dict[str, Any] = {
-            "causal": mechanism_class(name).causal in ("both", True),
-            "seed": 0,
-            "hidden_states": None,
-        }
-        arguments |= dict.fromkeys(("padding_mask", "global_mask", "scaling", "score_mod"))
         q = Q.to("meta", dtype)
-        module, _ = prepare(q, q, q, name, **options, **arguments)
+        module, _ = prepare(q, q, q, name, causal=mechanism_class(name).causal in ("both", True), **options)
         assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} <= {"meta"}
 
 
 def test_attend_builds_a_mechanism_once_and_still_checks_options() -> None:
-    options = {
-        "causal": False,
-        "padding_mask": None,
-        "global_mask": None,
-        "scaling": None,
-        "score_mod": None,
-        "seed": 0,
-    }
-    first, second = (prepare(Q, Q, Q, "window", **{"window": 1, **options})[0] for _ in range(2))
+    first, second = (prepare(Q, Q, Q, "window", window=1)[0] for _ in range(2))
     assert first is second
     with pytest.raises(OptionError, match="window"):  # True equals 1, and is not a number of tokens
         attend(Q, Q, Q, "window", window=True)
     longer = Q.repeat(1, 1, 2, 1)
-    assert prepare(longer, longer, longer, "window", **{"window": 1, **options})[0] is not first
+    assert prepare(longer, longer, longer, "window", window=1)[0] is not first
 
 
 def test_prototypes_of_mechanisms_are_few_and_without_storage() -> None:

@@ -28,7 +28,7 @@ from hf_longattn.engines.cuda import flash_band, flex
 from hf_longattn.mechanisms import Mechanism, check_options
 
 from . import flash_operator
-from .pretended_h100 import started
+from .pretended_cuda import started
 
 CUDA = torch.device("cuda", 0)
 LENGTH, BATCH, HEADS, HEAD_DIM = 700, 2, 4, 64
@@ -223,7 +223,7 @@ def pretend() -> None:
 
 def main() -> None:
     """Run the mechanisms named on the command line, or all, in a process of their own."""
-    if not started(__spec__.name, triton=False):
+    if not started(__spec__.name):
         return
 
     pretend()

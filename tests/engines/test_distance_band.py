@@ -14,9 +14,9 @@ from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cpu.softmax import softmax_forward
-from hf_longattn.engines.dispatch import PathChoice, observe
 from hf_longattn.engines.score_terms import DistanceTerm
 from tests.cases import every_case
+from tests.comparisons import assert_equal_with_gradients, paths_of
 
 HEADS, WIDTH = 4, 16
 Leaves = tuple[Tensor, ...]
@@ -49,17 +49,9 @@ def run(
     call = AttentionCall(
         pattern.causal, Batch.of(mask), tokens, scale=0.3, score_mod=term.written_out if plain else term
     )
-    choices: list[PathChoice] = []
-    with observe(lambda _, choice: choices.append(choice)):
-        out = block_sparse_attention(q, k, v, pattern, call)
-    assert choices[-1].path == ("plain" if plain else "cpu-distances")
+    out, paths = paths_of(lambda: block_sparse_attention(q, k, v, pattern, call))
+    assert paths[-1] == ("plain" if plain else "cpu-distances")
     return out if mask is None else out * mask[:, None, -q.shape[2] :, None]
-
-
-def same_gradients(out: Tensor, expected: Tensor, leaves: Leaves) -> None:
-    weight = torch.randn_like(out)
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
 def padding_mask(padding: str) -> Tensor | None:
@@ -84,53 +76,27 @@ PADDING = ["none", "right", "inside"]
 @every_case("band", BANDS, pairs=True)
 @every_case("padding", PADDING)
 @every_case("q_len", [520, 133])
-def test_a_band_with_distance_terms_equals_its_plain_form(band: tuple[int, int], padding: str, q_len: int) -> None:
-    left, right = band
-    leaves = leaves_of(q_len, 520, features=3, table_heads=1 if left % 2 else HEADS, rows=left + right + 1 - left // 3)
-    mask = padding_mask(padding)
-    pattern = Pattern(left, right, causal=right == 0)
-    out, expected = (run(leaves, pattern, right, mask, plain=plain) for plain in (False, True))
-    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
-    same_gradients(out, expected, leaves[:6])
-
-
-@pytest.mark.thorough
-@every_case("global_rows", [True, False], pairs=True)
-@every_case("band", [(20, 7), (64, 0), (150, 149)])
-@every_case("padding", PADDING)
-def test_global_tokens_beside_a_band_have_the_terms_of_their_distances(
-    band: tuple[int, int], padding: str, global_rows: bool
+@every_case("global_rows", [None, False, True])  # None: there are no global tokens
+@every_case("of_keys", [False, True])
+def test_a_band_with_distance_terms_equals_its_plain_form(
+    band: tuple[int, int], padding: str, q_len: int, global_rows: bool | None, of_keys: bool
 ) -> None:
+    """Also with terms of keys, and with fewer rows of the tables than distances."""
     left, right = band
-    leaves = leaves_of(450, 520, features=3, table_heads=1 if left == 20 else HEADS, rows=700 if right else 420)
-    mask = padding_mask(padding)
-    tokens = marked_tokens()
-    pattern = Pattern(left, right, causal=right == 0, has_globals=True, global_rows=global_rows)
+    has_globals = global_rows is not None
+    pattern = Pattern(left, right, right == 0, has_globals, bool(global_rows))
+    rows, ahead, buckets = left + right + 1 - left // 3, right, None
+    if of_keys:
+        rows, ahead, buckets = 24, 20, torch.randint(24, (90,))  # of the distances -20 … 69
+    features = 0 if of_keys and left == 64 else 3
+    leaves = leaves_of(q_len, 520, features, table_heads=1 if left % 2 else HEADS, rows=rows)
+    mask, tokens = padding_mask(padding), marked_tokens() if has_globals else None
     out, expected = (
-        run(leaves, pattern, 300 if right else 0, mask, plain=plain, tokens=tokens) for plain in (False, True)
-    )
-    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
-    same_gradients(out, expected, leaves[:6])
-
-
-@pytest.mark.thorough
-@every_case("with_tokens", [False, True], pairs=True)
-@every_case("band", [(20, 7), (64, 64), (150, 0), (5, 400)])
-@every_case("padding", PADDING)
-def test_distance_terms_of_keys_and_buckets_equal_their_plain_form(
-    band: tuple[int, int], padding: str, with_tokens: bool
-) -> None:
-    left, right = band
-    leaves = leaves_of(450, 520, features=0 if left == 64 else 3, table_heads=1 if left == 20 else HEADS, rows=24)
-    mask, tokens = padding_mask(padding), marked_tokens() if with_tokens else None
-    buckets = torch.randint(24, (90,))  # of the distances -20 … 69
-    pattern = Pattern(left, right, causal=right == 0, has_globals=with_tokens)
-    out, expected = (
-        run(leaves, pattern, 20, mask, plain=plain, tokens=tokens, of_keys=True, buckets=buckets)
+        run(leaves, pattern, ahead, mask, plain=plain, tokens=tokens, of_keys=of_keys, buckets=buckets)
         for plain in (False, True)
     )
-    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
-    same_gradients(out, expected, leaves)
+    differentiated = leaves if of_keys else leaves[:6]
+    assert_equal_with_gradients(out, expected, differentiated, gradients=1e-10, rtol=1e-10)
 
 
 def test_a_short_batch_with_distance_terms_of_keys_runs_together() -> None:
@@ -205,14 +171,10 @@ def test_chunks_with_relative_terms_are_fused_and_equal_definition(
     mask[0, 320:] = False
     mask[1, 200:230] = False
     leaves = (*(x.requires_grad_() for x in (q, k, v)), *mechanism.parameters())
-    choices: list[PathChoice] = []
-    with observe(lambda _, choice: choices.append(choice)):
-        out = attend(q, k, v, mechanism, causal=causal, padding_mask=mask)
-    assert {choice.path for choice in choices} & {"cpu-distances", "sparse", "dense"} == {"cpu-distances"}
+    out, paths = paths_of(lambda: attend(q, k, v, mechanism, causal=causal, padding_mask=mask))
+    assert {*paths} & {"cpu-distances", "sparse", "dense"} == {"cpu-distances"}
     expected = reference_attend(q, k, v, mechanism, causal=causal, padding_mask=mask)
-    real = mask[:, None, -301:, None]
-    torch.testing.assert_close(out * real, expected * real, atol=1e-12, rtol=0)
-    same_gradients(out * real, expected * real, leaves)
+    assert_equal_with_gradients(out, expected, leaves, mask, gradients=1e-10, rtol=1e-10)
 
 
 @every_case("relative", ["transformer_xl", "shaw:clip=9"])
@@ -226,15 +188,12 @@ def test_the_band_of_a_union_with_relative_terms_is_fused(relative: str) -> None
     for parameter in mechanism.relative.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     q, k, v = (torch.randn(1, HEADS, 300, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    choices: list[PathChoice] = []
-    with observe(lambda _, choice: choices.append(choice)):
-        out = attend(q, k, v, mechanism)
-    paths = {choice.path for choice in choices}
+    out, paths = paths_of(lambda: attend(q, k, v, mechanism))
     assert "cpu-distances" in paths
     assert "plain" not in paths
     expected = reference_attend(q, k, v, mechanism)
-    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
-    same_gradients(out, expected, (q, k, v, *mechanism.relative.parameters()))
+    leaves = (q, k, v, *mechanism.relative.parameters())
+    assert_equal_with_gradients(out, expected, leaves, atol=1e-10, gradients=1e-10, rtol=1e-10)
 
 
 @pytest.mark.thorough

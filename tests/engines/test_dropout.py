@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.cpu.kernels import BITS, Dropout, random_bits
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests.cases import every_case
+from tests.comparisons import paths_of
 from tests.reference.small_models import long_model
 
 # ---- The CPU's tiles.
@@ -158,11 +158,9 @@ def test_the_bits_of_cpu_dropout_are_uniform_and_independent() -> None:
 
 def test_dropout_too_rare_for_16_bits_or_certain_uses_plain_operations() -> None:
     (q, k, v), mechanism, arguments, _ = case("window", "")
-    paths: list[str] = []
-    with observe(lambda _mechanism, choice: paths.append(choice.path)):
-        for p in (P, 1e-4, 0.999, 1e-6, 1.0):
-            out = attend(q, k, v, mechanism, dropout_p=p, **arguments)
-    assert paths == [*["cpu-band"] * 3, "plain", "plain"]
+    for p in (P, 1e-4, 0.999, 1e-6, 1.0):
+        out, paths = paths_of(lambda: attend(q, k, v, mechanism, dropout_p=p, **arguments))  # noqa: B023
+        assert paths == ["plain" if p in (1e-6, 1.0) else "cpu-band"]
     assert not out.any()
 
 
@@ -194,11 +192,9 @@ def test_dropout_in_cross_attention_drops_no_query_for_padded_keys() -> None:
 def test_a_training_model_drops_in_cpu_tiles_for_short_texts_too() -> None:
     attention = {"mechanism": "longformer", "window": 32, "exact_length": 300}
     model = long_model("bert", None, attention, num_hidden_layers=1, attention_probs_dropout_prob=P).train()
-    paths: list[str] = []
-    with observe(lambda _mechanism, choice: paths.append(choice.path)):
-        for length in (300, 310):
-            model(input_ids=torch.ones(1, length, dtype=torch.long))
-    assert paths == ["cpu-band", "cpu-band"]
+    for length in (300, 310):
+        _, paths = paths_of(lambda: model(input_ids=torch.ones(1, length, dtype=torch.long)))  # noqa: B023
+        assert paths == ["cpu-band"]
 
 
 # ---- Compiled training, whose plain paths have shapes that Inductor can divide.

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines import dispatch
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.call import AttentionCall, Pattern
@@ -27,6 +26,7 @@ from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.modeling import masks
 from hf_longattn.positions.relative import RELATIVE, build_relative
 from tests.cases import every_case
+from tests.comparisons import choices_of, paths_of
 
 from .eager_flex import by_the_lists
 
@@ -144,7 +144,6 @@ def test_changing_shapes_compile_no_flex_kernel_up_to_the_limit(extra: str, grap
 @pytest.mark.usefixtures("cuda_paths")
 def test_changing_lengths_compile_no_kernel_of_selected_blocks_up_to_the_limit(graphs: list[tuple[str, Any]]) -> None:
     """Nor one for every length. None runs uncompiled, which would be refused and left for plain operations."""
-    answers: list[dispatch.PathChoice] = []
 
     def run(mode: str, padded: bool = False, **shape: Any) -> None:
         with MODES[mode]():
@@ -154,7 +153,7 @@ def test_changing_lengths_compile_no_kernel_of_selected_blocks_up_to_the_limit(g
             module = build_mechanism("block_top_k", num_heads=q.shape[1], head_dim=q.shape[3], num_blocks=2).eval()
             attend(q, k, v, module, causal=True, padding_mask=mask)
 
-    with dispatch.observe(lambda _, choice: answers.append(choice)):
+    def run_all() -> None:
         for length in (700, 1000):
             run("no_grad", length=length)
         of_lengths = len(graphs)
@@ -163,29 +162,23 @@ def test_changing_lengths_compile_no_kernel_of_selected_blocks_up_to_the_limit(g
         assert len(graphs) == of_lengths
         for number, shape in enumerate(("batch 1", "heads", "head width", "token-major", "bf16")):
             run(list(MODES)[number % 3], padded=number % 2 == 1, **SHAPES[shape])
+
+    _, paths = paths_of(run_all)
     assert compiled_at_most(4, graphs)
-    assert {answer.path for answer in answers if answer.path.startswith(("flex", "plain", "tiles"))} == {"flex"}
+    assert {path for path in paths if path.startswith(("flex", "plain", "tiles"))} == {"flex"}
 
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths", "graphs")
 def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
-    with (
-        torch.no_grad(),
-        torch._dynamo.config.patch(recompile_limit=1),
-        dispatch.observe(lambda *answer: answers.append(answer[1])),
-    ):
-        answers: list[dispatch.PathChoice] = []
-        for heads in (4, 4, 4):
-            q, k, v = tensors(length=len(answers) * 500 + 300, heads=heads)
-            torch.testing.assert_close(
-                attend(q, k, v, "window", window=160, causal=True),
-                blockwise_attention(q, k, v, PATTERN, AttentionCall()),
-                atol=1e-5,
-                rtol=0,
-            )
-    assert [answer.path for answer in answers] == ["flex", "plain", "plain"]
-    assert dict(answers[-1].refused)["flex"] == "Dynamo recompile limit exceeded"
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
+        for length, path in ((300, "flex"), (800, "plain"), (1300, "plain")):
+            q, k, v = tensors(length=length)
+            out, (choice,) = choices_of(lambda: attend(q, k, v, "window", window=160, causal=True))  # noqa: B023
+            expected = blockwise_attention(q, k, v, PATTERN, AttentionCall())
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+            assert choice.path == path
+    assert dict(choice.refused)["flex"] == "Dynamo recompile limit exceeded"
     (warning,) = [record.getMessage() for record in caplog.records if record.name == flex_kernel.__name__]
     assert "heads of 16 in float32 on cpu (Dynamo recompile limit exceeded)" in warning
 
@@ -266,11 +259,10 @@ def test_full_attention_without_a_flex_kernel_is_dense(monkeypatch: pytest.Monke
         raise REFUSALS[1]
 
     stub(monkeypatch, refuses)
-    answers: list[dispatch.PathChoice] = []
     q, k, v = tensors(length=300)
-    with torch.no_grad(), dispatch.observe(lambda _, choice: answers.append(choice)):
-        attend(q, k, v, "full", score_mod=lambda score, b, h, i, j: score.tanh())
-    assert [answer.path for answer in answers] == ["dense"]
+    with torch.no_grad():
+        _, paths = paths_of(lambda: attend(q, k, v, "full", score_mod=lambda score, b, h, i, j: score.tanh()))
+    assert paths == ["dense"]
 
 
 @every_case("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -18,10 +16,10 @@ from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import AttentionCall, GatherTile, rows_of
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.dense import masked_softmax
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.gathered import block_selected_attention, gathered_attention, selected_block_tiles
 from hf_longattn.engines.score_terms import DistanceTerm
 from tests.cases import every_case
+from tests.comparisons import Largest, assert_equal_with_gradients, paths_of
 from tests.grids import drawn
 from tests.largest_tensor import LargestTensor
 
@@ -127,11 +125,7 @@ def test_gathered_attention_equals_the_pairs_counted_one_by_one(path, case, stor
     parts, mask, q_len, kv_len = case
     x = inputs(q_len, kv_len, stored=stored)
     out, expected = path(*x, parts, AttentionCall.of(padding_mask=mask, scaling=0.4)), counted(*x, parts, mask, 0.4)
-    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
-    weight = torch.randn_like(expected)
-    got, wanted = (torch.autograd.grad((y * weight).sum(), x, allow_unused=True) for y in (out, expected))
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, atol=1e-9, rtol=0)
+    assert_equal_with_gradients(out, expected, x, atol=1e-10, gradients=1e-9)
 
 
 def test_gathered_tiles_may_list_nothing() -> None:
@@ -294,46 +288,25 @@ def test_attention_to_selected_blocks_equals_the_mask_with_its_gradients(
         size,
         AttentionCall.of(causal=causal, padding_mask=mask if padded else None, scaling=0.3, score_mod=same),
     )
-    torch.testing.assert_close(out, expected)
-    weight = torch.randn_like(out)
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-ON_CUDA: list[tuple[str, dict[str, Any], str]] = [
-    ("block_top_k", {"block_size": 32, "num_blocks": 4}, "flex"),
-    ("block_top_k", {"block_size": 256, "num_blocks": 2}, "flex"),
-]
+    assert_equal_with_gradients(out, expected, (q, k, v))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cuda_paths")
-@every_case(
-    ("name", "options", "path", "padded", "causal"),
-    [(*case, *how) for case in ON_CUDA for how in itertools.product([False, True], repeat=2)],
-    of=3,
-)
+@every_case(("size", "count"), [(32, 4), (256, 2)])
+@every_case("padded", [False, True])
+@every_case("causal", [False, True])
 def test_selected_blocks_on_the_paths_for_cuda_equal_the_definition(
-    name: str, options: dict[str, Any], path: str, padded: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
+    size: int, count: int, padded: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
-    torch.manual_seed(0)
-    module = build_mechanism(name, num_heads=4, head_dim=16, **options)
-    length = 600 if options["block_size"] >= 128 else 400
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) / 8)
+    module = build_mechanism("block_top_k", num_heads=4, head_dim=16, block_size=size, num_blocks=count)
+    length = 600 if size >= 128 else 400
     tensors = [torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2)]
     with torch.no_grad():
         tensors[1][:, :, 256:384] = tensors[1][:, :, :1] * 3  # blocks that most queries select
     mask = torch.arange(length) < torch.tensor([[length], [length - 130 * padded]])
-    rows = mask[:, None, :, None]
-    paths: list[str] = []
-    with observe(lambda _, choice: paths.append(choice.path)):
-        out = attend(*tensors, module, causal=causal, padding_mask=mask if padded else None)
-    assert path in paths
+    out, paths = paths_of(lambda: attend(*tensors, module, causal=causal, padding_mask=mask if padded else None))
+    assert "flex" in paths
     expected = reference_attend(*tensors, module, causal=causal, padding_mask=mask).float()
-    torch.testing.assert_close(out * rows, expected * rows, atol=2e-5, rtol=0)
-    upstream = torch.randn_like(out) * rows
-    for found, wanted in zip(*(torch.autograd.grad(x, tensors, upstream) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert_equal_with_gradients(out, expected, tensors, mask, atol=2e-5, gradients=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What is asked of a GPU, counted or compiled without one: operations, waits, kernels, devices of tensors."""
+"""What is asked of a GPU, counted without one: operations, waits, devices of tensors."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ from tests.cases import every_case
 
 from .eager_flex import by_the_lists
 from .launches import Counting
-from .lowering import BY_OPERATOR, CASES, REFUSED
-from .pretended_h100 import results
+from .pretended_cuda import results
 
 # ---- Operations of a layer: few, whatever the length; none waits for the device, none is in float64.
 
@@ -234,27 +233,6 @@ def test_a_decoding_step_adds_few_operations_and_no_wait(name: str, caplog: pyte
 @pytest.mark.parametrize("name", PLANS)
 def test_a_compiled_decoding_step_takes_no_more_graphs_than_the_base(name: str) -> None:
     assert graphs_of(model_of(PLANS[name])) == graphs_of(model_of(None))
-
-
-# ---- Kernels are generated for an H100 by PyTorch's own compiler.
-
-
-@pytest.fixture(scope="module")
-def lowered() -> Iterator[Callable[[str], dict[str, Any]]]:
-    with results("tests.engines.lowering", "case") as result_of:
-        yield result_of
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_each_flex_call_can_be_lowered_for_an_h100(case: str, lowered: Callable[[str], dict[str, Any]]) -> None:
-    result = lowered(case)
-    if case in REFUSED:
-        assert result["failure"].startswith("NoKernel: ")
-        return
-    assert not result["failure"]
-    fused = [name for name in result["kernels"] if name.startswith("triton_tem")]
-    assert len(fused) == (0 if case in BY_OPERATOR else 2 if case.endswith("gradients") else 1)
 
 
 # ---- No operation mixes tensors of a GPU with those of the CPU: tensors only claim to be on one.

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines import grid_windows
-from hf_longattn.engines.dispatch import observe
 from hf_longattn.engines.score_terms import GridBias
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
 from hf_longattn.functional import reference_attend
 from tests.cases import every_case
+from tests.comparisons import assert_equal_with_gradients, paths_of
 
 # ---- Windows by view: a few at a time without gradients, all at once with them.
 
@@ -77,7 +77,7 @@ def test_grid_windows_with_padding_equal_the_definition(
     gradients."""
     # which is preferred without a term
     monkeypatch.setattr(grid_windows, "why_not_tiles", lambda context: "its kernel is not built")
-    grid, paths = Grid(sizes, 2), []
+    grid = Grid(sizes, 2)
     generator = torch.Generator().manual_seed(0)
     real = torch.rand(2, grid.length, generator=generator) > 0.4
     real[0, : grid.length // 2] = False
@@ -92,16 +92,11 @@ def test_grid_windows_with_padding_equal_the_definition(
         inputs.append(table)
         arguments["score_mod"] = GridBias(table, (3,) * len(sizes))
     rows = real[:, None, :, None]
-    with observe(lambda _, choice: paths.append(choice.path)):
-        ours = attend(q, k, v, "window2d", **arguments)
+    ours, paths = paths_of(lambda: attend(q, k, v, "window2d", **arguments))
     assert "windows" in paths
     assert bool(ours.isfinite().all())
     theirs = reference_attend(q, k, v, "window2d", **arguments)
-    torch.testing.assert_close(ours * rows, theirs * rows)
-    weight = torch.randn(ours.shape, dtype=torch.double, generator=generator) * rows
-    gradients = [torch.autograd.grad((x * weight).sum(), inputs, retain_graph=True) for x in (ours, theirs)]
-    for mine, exact in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, exact)
+    assert_equal_with_gradients(ours, theirs, inputs, real)
     with torch.no_grad():
         torch.testing.assert_close(attend(q, k, v, "window2d", **arguments) * rows, ours * rows)
 
@@ -170,11 +165,7 @@ def test_a_grid_bias_and_its_gradient_equal_a_loop_over_pairs_on_every_path(
     if way == "bound grid":
         term = bias.on(grid)
     ours = attend(q, k, v, mechanism, grid=grid, score_mod=term, padding_mask=real if way == "with holes" else None)
-    weight = torch.randn_like(theirs) * real[:, None, :, None]
-    torch.testing.assert_close(ours * (weight != 0), theirs * (weight != 0))
-    gradients = (torch.autograd.grad((x * weight).sum(), (q, k, v, table)) for x in (ours, theirs))
-    for got, wanted in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, wanted)
+    assert_equal_with_gradients(ours, theirs, (q, k, v, table), real)
 
 
 def test_a_grid_bias_refuses_tables_and_grids_that_do_not_fit() -> None:

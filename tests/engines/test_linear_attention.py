@@ -9,6 +9,7 @@ from torch import Tensor
 from hf_longattn.engines import linear_attention as engine
 from hf_longattn.engines.linear_attention import absorb, empty_state, linear_attention, masked, read
 from tests.cases import every_case
+from tests.comparisons import assert_equal_with_gradients
 
 # ---- The engine.
 
@@ -52,12 +53,7 @@ def test_linear_attention_equals_its_quadratic_form_with_its_gradients(
     else:
         out = read(phi_q, absorb(empty_state(phi_k, v), phi_k, v), normalise)
     expected = quadratic(*leaves, causal, mask, normalise)
-    torch.testing.assert_close(out, expected)
-    upstream = torch.randn_like(out)
-    for found, wanted in zip(
-        torch.autograd.grad(out, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
-    ):
-        torch.testing.assert_close(found, wanted)
+    assert_equal_with_gradients(out, expected, leaves, atol=1e-7, gradients=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize("normalise", [False, True])

@@ -11,6 +11,7 @@ from hf_longattn.engines import accelerator
 from hf_longattn.engines import topk as engine
 from hf_longattn.engines.topk import pair_scores, pair_spread, pair_sum, search_keys, topk, topk_keys
 from tests.cases import every_case
+from tests.comparisons import assert_equal_with_gradients
 
 
 @every_case("k", [1, 3, 10, 40, 64])
@@ -134,8 +135,4 @@ def test_top_k_by_the_steps_of_a_gpu_equals_the_definition(causal: bool) -> None
     tensors = [torch.randn(2, heads, 1100, 16).requires_grad_() for heads in (4, 2, 2)]
     arguments = {"causal": causal, "padding_mask": torch.arange(1100) < torch.tensor([[1100], [900]])}
     out, expected = attend(*tensors, module, **arguments), reference_attend(*tensors, module, **arguments).float()
-    rows = arguments["padding_mask"][:, None, :, None]
-    torch.testing.assert_close(out * rows, expected * rows, atol=2e-6, rtol=0)
-    upstream = torch.randn_like(out) * rows
-    for found, wanted in zip(*(torch.autograd.grad(x, tensors, upstream) for x in (out, expected)), strict=True):
-        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
+    assert_equal_with_gradients(out, expected, tensors, arguments["padding_mask"], atol=2e-6, gradients=2e-5)

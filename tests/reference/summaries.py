@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM
 
+from hf_longattn.conversion import convert_checkpoint
+from tests.reports import tensor_counts
 from tests.trained import REAL_TEXT, tokenizer_of
 
 STEPS, BATCH = 16, 4
 FIRST = 5
 """The tokenizer's ids are moved up, so that the special tokens of a model have none of its pieces."""
-
-
-def with_tokenizer(folder: Path, length: int) -> None:
-    tokenizer_of("gpt2", length).save_pretrained(folder)
 
 
 @functools.cache
@@ -39,6 +39,50 @@ def real_texts(length: int, decoded: int, pad_token_id: int) -> dict[str, Tensor
         "attention_mask": mask,
         "labels": torch.stack([_cut(length, decoded), _cut(100 + 2 * length // 3, decoded)]),
     }
+
+
+def adopted(model: Any, folder: Path, length: int, decoded: int, source_length: int) -> tuple[Any, Any]:
+    """transformers' model, trained for a few steps and saved, and what it is converted to."""
+    train_briefly(model, source_length, decoded, model.config.pad_token_id)
+    model.save_pretrained(folder / "theirs")
+    tokenizer_of("gpt2", length).save_pretrained(folder / "theirs")
+    report = convert_checkpoint(folder / "theirs", folder / "long")
+    assert report.verified
+    assert not report.needs_training
+    assert tensor_counts(report)["kept"] == sum(tensor_counts(report).values())
+    assert all(check.status == "passed" for check in report.checks if "equal to the source" in check.name)
+    return model.eval(), AutoModelForSeq2SeqLM.from_pretrained(folder / "long").eval()
+
+
+def assert_same_summaries(
+    models: tuple[Any, Any],
+    inputs: dict[str, Tensor],
+    their_gradient: Callable[[str, Tensor | None], tuple[str, Tensor | None]],
+) -> None:
+    """Two models have the same states, logits and gradients. ``their_gradient`` says by the name and gradient of one
+    of the second model's parameters the name and gradient of the first's."""
+    for model in models:
+        model.zero_grad()
+    expected, found = (model(**inputs) for model in models)
+    real = inputs["attention_mask"].bool()
+    assert (expected.encoder_last_hidden_state - found.encoder_last_hidden_state)[real].abs().max() < 1e-4
+    assert (expected.logits - found.logits).abs().max() < 1e-4
+    for outputs in (expected, found):
+        outputs.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in models[0].named_parameters()}
+    for name, parameter in models[1].named_parameters():
+        source, got = their_gradient(name, parameter.grad)
+        wanted = gradients[source]
+        if wanted is None or got is None:  # a part that took none of the text
+            assert all(x is None or not x.any() for x in (wanted, got)), name
+        else:
+            assert (wanted - got).abs().max() < 1e-4, name
+
+
+def assert_same_texts(models: tuple[Any, Any], inputs: dict[str, Tensor], beams: int) -> None:
+    inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    arguments = {"max_new_tokens": 16, "min_new_tokens": 16, "num_beams": beams, "do_sample": False}
+    assert torch.equal(*(model.generate(**inputs, **arguments) for model in models))
 
 
 def train_briefly(model: Any, length: int, decoded: int, pad_token_id: int) -> None:

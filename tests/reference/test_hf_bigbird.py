@@ -15,12 +15,11 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdAttention, Big
 
 import hf_longattn.families as families
 from hf_longattn import attend, build_mechanism
-from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.families import FAMILIES
 from tests.cases import every_case
 from tests.grids import alternately
-from tests.reference.summaries import real_texts, train_briefly, with_tokenizer
-from tests.reports import tensor_counts
+from tests.reference.summaries import adopted as adopted_summarizer
+from tests.reference.summaries import assert_same_summaries, assert_same_texts, real_texts
 
 HEADS, DIM, BLOCK, RANDOM = 2, 8, 16, 2
 
@@ -228,39 +227,18 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model = transformers.BigBirdPegasusForConditionalGeneration(
         transformers.BigBirdPegasusConfig(**SIZES, use_bias=request.param)
     )
-    train_briefly(model, 16 * 12, DECODED, model.config.pad_token_id)
-    model.save_pretrained(folder / "theirs")
-    with_tokenizer(folder / "theirs", LENGTH)
-    report = convert_checkpoint(folder / "theirs", folder / "long")
-    assert report.verified
-    assert not report.needs_training
-    assert tensor_counts(report)["kept"] == sum(tensor_counts(report).values())
-    assert all(check.status == "passed" for check in report.checks if "equal to the source" in check.name)
-    return model.eval(), transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "long").eval()
+    return adopted_summarizer(model, folder, LENGTH, DECODED, 16 * 12)
 
 
 @pytest.mark.thorough
 def test_bigbird_pegasus_states_logits_and_gradients_equal_transformers(both: tuple[Any, Any]) -> None:
-    inputs = real_texts(LENGTH - 51, DECODED, 0)
-    real = inputs["attention_mask"].bool()
-    for model in both:
-        model.eval().zero_grad()
-    expected, found = (model(**inputs) for model in both)
-    assert (expected.encoder_last_hidden_state - found.encoder_last_hidden_state)[real].abs().max() < 1e-4
-    assert (expected.logits - found.logits).abs().max() < 1e-4
-    expected.loss.backward()
-    found.loss.backward()
-    theirs = {name: p.grad for name, p in both[0].named_parameters()}
-    for name, parameter in both[1].named_parameters():
-        assert (theirs[name] - parameter.grad).abs().max() < 1e-4, name
+    assert_same_summaries(both, real_texts(LENGTH - 51, DECODED, 0), lambda name, gradient: (name, gradient))
 
 
 @pytest.mark.thorough
 @every_case("beams", [1, 3])
 def test_bigbird_pegasus_generates_the_text_of_transformers(both: tuple[Any, Any], beams: int) -> None:
-    inputs = {name: value for name, value in real_texts(LENGTH - 51, DECODED, 0).items() if name != "labels"}
-    arguments = {"max_new_tokens": 16, "min_new_tokens": 16, "num_beams": beams, "do_sample": False}
-    assert torch.equal(*(model.generate(**inputs, **arguments) for model in both))
+    assert_same_texts(both, real_texts(LENGTH - 51, DECODED, 0), beams)
 
 
 @pytest.mark.thorough

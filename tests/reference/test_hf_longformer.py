@@ -16,7 +16,7 @@ from hf_longattn import attend, build_mechanism
 from hf_longattn.conversion import convert_checkpoint
 from tests.cases import every_case
 from tests.grids import quickly
-from tests.reference.summaries import real_texts, train_briefly, with_tokenizer
+from tests.reference.summaries import adopted, assert_same_summaries, assert_same_texts, real_texts
 from tests.trained import REAL_TEXT, tokenizer_of
 
 LENGTH, WINDOWS, STEPS = 320, [16, 32, 64], 24
@@ -239,14 +239,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     folder = tmp_path_factory.mktemp("led")
     torch.manual_seed(0)
     model = transformers.LEDForConditionalGeneration(transformers.LEDConfig(**SIZES))
-    train_briefly(model, LED_LENGTH // 4, DECODED, model.config.pad_token_id)
-    model.save_pretrained(folder / "led")
-    with_tokenizer(folder / "led", LED_LENGTH)
-    report = convert_checkpoint(folder / "led", folder / "long")
-    assert report.verified
-    assert not report.needs_training
-    assert all(check.status == "passed" for check in report.checks if "equal to the source" in check.name)
-    return model.eval(), transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "long").eval()
+    return adopted(model, folder, LED_LENGTH, DECODED, LED_LENGTH // 4)
 
 
 def inputs_of(model: Any, *, marked: bool) -> dict[str, Tensor]:
@@ -259,45 +252,29 @@ def inputs_of(model: Any, *, marked: bool) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("marked", [False, True], ids=["no global tokens", "global tokens"])
 def test_led_states_logits_and_gradients_equal_transformers(both: tuple[Any, Any], marked: bool) -> None:
-    led, ours = both
-    inputs = inputs_of(led, marked=marked)
-    real = inputs["attention_mask"].bool()
-    expected, found = led(**inputs), ours(**inputs)
-    assert (expected.encoder_last_hidden_state - found.encoder_last_hidden_state)[real].abs().max() < 1e-4
-    assert (expected.logits - found.logits).abs().max() < 1e-4
-    for model, outputs in ((led, expected), (ours, found)):
-        model.zero_grad()
-        outputs.loss.backward()
-    theirs = {name: p.grad for name, p in led.named_parameters()}
-    compared = 0
-    for name, parameter in ours.named_parameters():
-        source = name.replace("model.", "led.", 1) if name.startswith("model.") else name
-        if ".encoder.layers." in name and ".self_attn." in name:
-            source = source.replace("self_attn.out_proj", "self_attn.output")
-            source = source.replace(".long_attention.separate.", ".longformer_self_attn.")
-            if "separate" in name:
-                source = source.replace(".weight", "_global.weight").replace(".bias", "_global.bias")
-            for ours_name, theirs_name in GRADIENT_OF.items():
-                source = source.replace(f"self_attn.{ours_name}", f"self_attn.longformer_self_attn.{theirs_name}")
-        wanted, got = theirs[source], parameter.grad
-        if wanted is None or got is None:  # without global tokens their projections take no part
-            assert "separate" in name or "_global" in source, name
-            assert all(one is None or not one.any() for one in (wanted, got)), name
-            continue
-        got = got[2:] if "embed_positions" in name else got
-        assert (wanted - got).abs().max() < 1e-4, name
-        compared += 1
-    assert compared > 70
+    assert_same_summaries(both, inputs_of(both[0], marked=marked), gradient_of_led)
+
+
+def gradient_of_led(name: str, gradient: Tensor | None) -> tuple[str, Tensor | None]:
+    """The name of a parameter in LED, and its gradient there."""
+    source = name.replace("model.", "led.", 1) if name.startswith("model.") else name
+    if ".encoder.layers." in name and ".self_attn." in name:
+        source = source.replace("self_attn.out_proj", "self_attn.output")
+        source = source.replace(".long_attention.separate.", ".longformer_self_attn.")
+        if "separate" in name:
+            source = source.replace(".weight", "_global.weight").replace(".bias", "_global.bias")
+        for ours_name, theirs_name in GRADIENT_OF.items():
+            source = source.replace(f"self_attn.{ours_name}", f"self_attn.longformer_self_attn.{theirs_name}")
+    if gradient is not None and "embed_positions" in name:
+        gradient = gradient[2:]
+    return source, gradient
 
 
 @pytest.mark.thorough
 @every_case("beams", [1, 3])
 @every_case("marked", [False, True], ids=["no global tokens", "global tokens"])
 def test_led_generates_the_text_of_transformers(both: tuple[Any, Any], beams: int, marked: bool) -> None:
-    led, ours = both
-    inputs = {name: value for name, value in inputs_of(led, marked=marked).items() if name != "labels"}
-    arguments = {"max_new_tokens": 16, "min_new_tokens": 16, "num_beams": beams, "do_sample": False}
-    assert torch.equal(led.generate(**inputs, **arguments), ours.generate(**inputs, **arguments))
+    assert_same_texts(both, inputs_of(both[0], marked=marked), beams)
 
 
 def test_an_adopted_led_has_the_windows_and_lengths_of_its_source(both: tuple[Any, Any], tmp_path: Path) -> None:

@@ -19,18 +19,15 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
     AutoTokenizer,
     Trainer,
     TrainingArguments,
     pipeline,
 )
-from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
 from hf_longattn.errors import InputError
-from hf_longattn.evaluation.qa_reader import QAReader
 from scripts.dev.tools.small_models import small_values
 from tests.byte_tokenizer import train_tokenizer
 from tests.ranks import PAIR
@@ -92,19 +89,6 @@ def saved(tmp_path: Path) -> Any:
 
 
 TEXT = "The mechanism decides which keys a query can see. " * 60
-
-
-@pytest.mark.thorough
-def test_pipelines_of_transformers_run_on_long_encoders(saved: Any) -> None:
-    folder = str(saved("BertForMaskedLM"))
-    found = pipeline("fill-mask", model=folder)(TEXT + " Paris is the [MASK] of France.", top_k=3)
-    assert len(found) == 3
-    labels = pipeline("text-classification", model=str(saved("BertForSequenceClassification")))(TEXT)
-    assert 0 <= labels[0]["score"] <= 1
-    entities = pipeline("token-classification", model=str(saved("BertForTokenClassification")))("Short text.")
-    assert entities
-    features = pipeline("feature-extraction", model=str(saved("BertModel")))(TEXT, return_tensors=True)
-    assert features.shape[1:] == (len(AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]), 64)
 
 
 def test_pipelines_read_as_far_as_a_converted_model_and_refuse_longer_texts_to_classify(tmp_path: Path) -> None:
@@ -208,56 +192,16 @@ def test_sentence_transformers_encodes_with_a_long_model(saved: Any) -> None:
 LONG = 4096
 
 
-def converted(folder: Path, plain: Any, tokenizer: Any) -> Path:
-    """A plain model and its tokenizer as transformers saves them, converted to ``LONG`` tokens."""
-    plain.save_pretrained(folder / "short")
-    tokenizer.save_pretrained(folder / "short")
-    convert_checkpoint(folder / "short", folder / "long", mechanism="window", window=64, max_length=LONG, verify=False)
-    return folder / "long"
-
-
 def plain_bert(head: str) -> Any:
     return plain_model("bert", head, vocab_size=1000, num_hidden_layers=2)
-
-
-def test_a_converted_model_answers_questions_on_long_contexts(tmp_path: Path) -> None:
-    """Through the pipeline where transformers has one (5.23 has not), and by the reader of this package."""
-    folder = str(converted(tmp_path, plain_bert("BertForQuestionAnswering"), tokenizer_of("bert", 512)))
-    if "question-answering" in PIPELINE_REGISTRY.get_supported_tasks():
-        answer = pipeline("question-answering", model=folder)(
-            question="What decides?", context=TEXT * 3, max_seq_len=LONG
-        )
-        assert answer["answer"] in TEXT * 3
-    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
-    reader = QAReader(model, AutoTokenizer.from_pretrained(folder), max_answer_tokens=LONG)
-    answer = reader.answer({"id": "0", "question": "What decides?", "context": TEXT * 3})
-    assert answer
-    assert answer in TEXT * 3
 
 
 @pytest.mark.thorough
 def test_a_converted_sentence_encoder_encodes_4096_tokens(tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
-    words = [
-        "the",
-        "mechanism",
-        "decides",
-        "which",
-        "keys",
-        "a",
-        "query",
-        "can",
-        "see",
-        "while",
-        "the",
-        "river",
-        "runs",
-        "on",
-        "to",
-        "the",
-        "sea",
-    ]
-    tokenizer = tokenizer_of("bert", 512, texts=[" ".join(words)] * 50)  # each word is one piece
+    sentence = "the mechanism decides which keys a query can see while the river runs on to the sea"
+    words = sentence.split()
+    tokenizer = tokenizer_of("bert", 512, texts=[sentence] * 50)  # each word is one piece
     plain_bert("BertModel").save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     st.SentenceTransformer(str(tmp_path / "bert"), device="cpu").save(str(tmp_path / "short"))
