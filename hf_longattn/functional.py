@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from numbers import Integral
 from typing import Any
 
@@ -28,7 +29,7 @@ from .engines.call import DENSE_CELLS, AttentionCall, AttentionFunction, Dispatc
 from .engines.cpu.kernels import drops_in_tiles
 from .engines.dispatch import OBSERVERS, report, reporting, running
 from .engines.score_terms import GridBias, ScoreMod
-from .engines.sequences import LAYOUTS, check_documents, cleared
+from .engines.sequences import aligned_documents, check_documents, cleared, rolled, split
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import BackendError, InputError, OptionError
 from .mechanisms.common.base import Mechanism
@@ -385,9 +386,12 @@ def run_batch(
     """
     if call.causal or not mechanism.options.exact_length or (full := full_of(mechanism)) is None:
         return run_mechanism(mechanism, q, k, v, call, by_definition=by_definition)
+    if call.batch is None and not in_graph():
+        return run_mechanism(for_length(mechanism, k.shape[2]), q, k, v, call, by_definition=by_definition)
+    alone = functools.partial(run_batch, mechanism, by_definition=by_definition)
     by_mechanism = functools.partial(run_mechanism, mechanism, by_definition=by_definition)
     in_full = functools.partial(run_mechanism, full, by_definition=by_definition)
-    run = in_full_if_short(in_full, by_mechanism, full.sizes.max_length, needs_whole_batch(mechanism))
+    run = in_full_if_short(in_full, by_mechanism, alone, full.sizes.max_length, needs_whole_batch(mechanism))
     return run(q, k, v, call)
 
 
@@ -403,19 +407,20 @@ def run_mechanism(
     if call.grid is not None:
         call = call.with_term_on_grid()
     run: AttentionFunction = mechanism.defined if by_definition else mechanism
-    observed = OBSERVERS and not torch.compiler.is_compiling()
-    if observed:
+    observing: Any = nullcontext()
+    if OBSERVERS and not torch.compiler.is_compiling():
         run = reporting(mechanism, run)
-    if call.batch is not None:
-        run = functools.partial(_run_in_layout, mechanism, run, by_definition)
-    if observed:
-        run = running(mechanism)(run)
+        observing = running(mechanism)
+    without_values: Any = nullcontext()
     if q.is_meta and not in_graph():
-        run = runs_shapes()(run)
-    return run(q, k, v, call)
+        without_values = runs_shapes()
+    with observing, without_values:
+        if call.batch is not None:
+            run, call = _arranged(mechanism, run, by_definition, q, k, v, call)
+        return run(q, k, v, call)
 
 
-def _run_in_layout(
+def _arranged(
     mechanism: Mechanism,
     run: AttentionFunction,
     by_definition: bool,
@@ -423,30 +428,33 @@ def _run_in_layout(
     k: Tensor,
     v: Tensor,
     call: AttentionCall,
-) -> Tensor:
-    """Attention of a batch with padding or documents, in one of the layouts of :mod:`.engines.sequences`.
+) -> tuple[AttentionFunction, AttentionCall]:
+    """``run`` for a batch with padding or documents, in one of the layouts of :mod:`.engines.sequences`, and its call.
 
     run: the mechanism's ``forward``, or its definition.
     """
     assert call.batch is not None
-    cross, layout = mechanism.is_cross_attention, "unchanged"
+    cross, packed, layout = mechanism.is_cross_attention, call.batch.documents is not None, "unchanged"
     masks = isinstance(mechanism, MaskedMechanism) and not by_definition
     hides_padding = masks and mechanism.hides_padding(k, call)
     if aligns_sequences(mechanism, call):
         if not mechanism.capabilities.ignores_padding:
             call = call.replace(batch=call.batch.counting_padding())
         one_call = cross or (not by_definition and needs_whole_batch(mechanism))
-        if call.batch.documents is None:
-            layout, refused = _layout_of_rows(mechanism, by_definition, one_call, q, k, call)
-        else:
+        if packed:
             check_documents()
             layout, refused = _layout_of_documents(mechanism, by_definition, one_call, hides_padding, q, k, v, call)
+        else:
+            layout, refused = _layout_of_rows(mechanism, by_definition, one_call, q, k, call)
         if OBSERVERS:
             report(layout, refused)
-        run = LAYOUTS[layout](run)
+    if layout == "split":
+        run = functools.partial(split, run)
+    elif layout == "aligned":
+        run = functools.partial(aligned_documents if packed else rolled, run)
     if cross or not (hides_padding or layout == "split"):
         run = cleared(run, cross)
-    return run(q, k, v, call)
+    return run, call
 
 
 Layout = tuple[PathName, list[tuple[str, str]]]
@@ -457,47 +465,53 @@ def _layout_of_rows(
     mechanism: Mechanism, by_definition: bool, one_call: bool, q: Tensor, k: Tensor, call: AttentionCall
 ) -> Layout:
     """The layout of padded rows. ``one_call``: whether all rows must be in one call."""
-    reason = _why_not_split(mechanism, by_definition, one_call, q, k, call)
+    by_position = mechanism.capabilities.position_dependent
+    if isinstance(mechanism, SparseMechanism) and mechanism.finds_starts and accelerator.accelerated(q):
+        by_position = False
+    reason = _why_not_split(mechanism, by_definition, one_call, by_position, q, k, call)
     if reason is None:
         return "split", []
     refused = [("split", reason)]
-    if _rows_move(mechanism, q, call):
+    if by_position and _starts_later(call):
         return "aligned", [*refused, ("unchanged", "its positions count from each row's first token")]
     return "unchanged", refused
 
 
 def _why_not_split(
-    mechanism: Mechanism, by_definition: bool, one_call: bool, q: Tensor, k: Tensor, call: AttentionCall
+    mechanism: Mechanism,
+    by_definition: bool,
+    one_call: bool,
+    by_position: bool,
+    q: Tensor,
+    k: Tensor,
+    call: AttentionCall,
 ) -> str | None:
-    """Why padded rows do not run in separate calls."""
+    """Why padded rows do not run in separate calls.
+
+    by_position: whether the output depends on where a sequence starts in its row.
+    """
     if in_graph():
         return "a graph does not know where sequences start"
     if one_call:
         return "the mechanism draws or learns something once per call, or its queries belong to another sequence"
     # avoids copying all keys for few queries
-    if by_definition or (_by_position(mechanism, q) and q.shape[2] < k.shape[2]):
+    if by_definition or (by_position and q.shape[2] < k.shape[2]):
         return None
     if accelerator.accelerated(q):
         return "one call serves all rows of a batch on this device"
     if isinstance(mechanism, SparseMechanism) and mechanism.pattern(call.causal).bounded:
         drops_outside = call.dropout and not drops_in_tiles(DispatchContext.of(q, k, call))
-        if not drops_outside and not _rows_move(mechanism, q, call):
+        if not drops_outside and not (by_position and _starts_later(call)):
             return "the band engine cuts padding off every row by itself"
     if q.shape[2] * k.shape[2] <= DENSE_CELLS:
         return "one call with a mask costs less for so few pairs"
     return None
 
 
-def _by_position(mechanism: Mechanism, q: Tensor) -> bool:
-    """Whether the output depends on where a sequence starts in its row."""
-    finds_starts = isinstance(mechanism, SparseMechanism) and mechanism.finds_starts
-    return mechanism.capabilities.position_dependent and not (finds_starts and accelerator.accelerated(q))
-
-
-def _rows_move(mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-    """Whether padded rows must begin with a real token. A graph cannot read where the padding is."""
+def _starts_later(call: AttentionCall) -> bool:
+    """Whether some row begins with padding. A graph cannot read it."""
     assert call.batch is not None
-    return _by_position(mechanism, q) and (in_graph() or any(span.start > 0 for span in call.batch.sequences))
+    return in_graph() or any(span.start > 0 for span in call.batch.sequences)
 
 
 def _layout_of_documents(

@@ -9,7 +9,7 @@ from . import accelerator
 from .blockwise import blockwise_attention
 from .call import AttentionCall, DispatchContext, PathName, Pattern, clear_padding
 from .cpu.distance_band import distance_attention
-from .cpu.kernels import cached_mask, drops_in_tiles, masked_attention
+from .cpu.kernels import drops_in_tiles, masked_attention, shares_mask, visible_mask
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band, flash_globals
 from .cuda.flex import flex_band
@@ -48,7 +48,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         def of_document(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
             return block_sparse_attention(q, k, v, pattern, call)
 
-        return split(of_document)(q, k, v, call)
+        return split(of_document, q, k, v, call)
     out, path = try_path("band", context, kernels)
     if out is not None:
         return out
@@ -63,10 +63,11 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return dense_attention(q, k, v, call)
     if path == "plain":
         return blockwise_attention(q, k, v, pattern, call)
-    if context.device == "cpu":
-        mask = cached_mask(q_len, kv_len, pattern, call, q.dtype)
-        if mask is not None:
-            return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
+    if context.device == "cpu" and shares_mask(q_len, call):
+        tokens = None if global_mask is None else global_mask[0].nonzero()[:, 0]
+        dtype = torch.float32 if q.dtype == torch.float16 else q.dtype  # MASKED overflows float16
+        mask = visible_mask(q_len, kv_len, kv_len - q_len, pattern, tokens, dtype)
+        return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
     return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
 
 

@@ -113,7 +113,7 @@ class Pattern:
         of_rows = global_mask.dim() == 2
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            visible = self.band_mod(b, h, q_idx, kv_idx)
+            visible = (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
             visible = visible | (global_mask[b, kv_idx] if of_rows else global_mask[kv_idx])
             if self.global_rows:
                 visible = visible | (global_mask[b, q_idx] if of_rows else global_mask[q_idx])
@@ -250,8 +250,8 @@ class AttentionCall:
 
     def real(self, k: Tensor) -> Tensor:
         """:attr:`key_mask` for keys ``k (B, H, Nk, D)``, or all True if it is ``None``."""
-        if self.key_mask is not None:
-            return self.key_mask
+        if self.batch is not None and self.batch.mask is not None:
+            return self.batch.mask
         return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
 
     def cached(

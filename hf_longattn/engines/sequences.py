@@ -1,6 +1,6 @@
 """How the sequences of a batch become calls of a mechanism.
 
-Mechanisms expect sequences that start at index 0. One of three layouts (:data:`LAYOUTS`) arranges a batch for them.
+Mechanisms expect sequences that start at index 0. One of three layouts arranges a batch for them.
 :func:`hf_longattn.functional.run_mechanism` chooses it:
 
 - **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs only its real
@@ -36,46 +36,28 @@ from .batch import (
     roll_left,
     wrapped,
 )
-from .call import AttentionCall, AttentionFunction, PathName, State, clear_padding
+from .call import AttentionCall, AttentionFunction, State, clear_padding
 
 
-def split(run: AttentionFunction) -> AttentionFunction:
-    """``run`` in a separate call for each sequence, which clears its own padding."""
-
-    def run_each(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        batch = call.batch
-        assert batch is not None
-        outs = []
-        for queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):
-            if queries.shape[2]:
-                queries = run(queries, keys, values, sequence_call)
-            outs.append(queries)
-        if not outs:
-            return nothing_seen(q, k, v)
-        return batch.join(outs, len(q), q.shape[2], k.shape[2])
-
-    return run_each
+def split(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+    """The output of ``run`` in a separate call for each sequence, without its padding."""
+    batch = call.batch
+    assert batch is not None
+    outs = []
+    for queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):
+        if queries.shape[2]:
+            queries = run(queries, keys, values, sequence_call)
+        outs.append(queries)
+    if not outs:
+        return nothing_seen(q, k, v)
+    return batch.join(outs, len(q), q.shape[2], k.shape[2])
 
 
-def aligned(run: AttentionFunction) -> AttentionFunction:
-    """``run`` in one call on rows that all begin with a real token."""
-
-    def run_aligned(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        batch = call.batch
-        assert batch is not None
-        if batch.documents is None:
-            return rolled(run, q, k, v, call, batch)
-        return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
-
-    return run_aligned
-
-
-LAYOUTS: dict[PathName, Callable[[AttentionFunction], AttentionFunction]] = {
-    "split": split,
-    "unchanged": lambda run: run,
-    "aligned": aligned,
-}
-"""Layout -> the attention of a batch from attention of sequences that start at index 0."""
+def aligned_documents(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+    """The output of ``run`` in one call, with each packed document in a row of its own."""
+    batch = call.batch
+    assert batch is not None
+    return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
 
 
 def cleared(run: AttentionFunction, cross: bool = False) -> AttentionFunction:
@@ -103,9 +85,7 @@ def weights_per_sequence(
     if in_graph():
         assert batch.mask is not None
         start = first_real(batch.mask)
-        return rolled(
-            lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call), batch
-        )
+        return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call))
     full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
     missing = k.shape[2] - q.shape[2]
     for span, (queries, keys, _, sequence_call) in zip(
@@ -215,10 +195,11 @@ def stacked(
     return [out[number : number + 1, :, : span.length] for number, span in enumerate(sequences)]
 
 
-def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
+def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are
     put in front."""
-    length, tokens, hidden = k.shape[2], call.global_mask, call.hidden_states
+    batch, length, tokens, hidden = call.batch, k.shape[2], call.global_mask, call.hidden_states
+    assert batch is not None
     start, rolled_batch = batch.rolled()
     changes: dict[str, Any] = {"batch": rolled_batch}
     if tokens is not None:

@@ -283,11 +283,6 @@ class LayerCall:
         """The mask, if it is one of padding."""
         return self.mask if self.mask is not None and self.mask.dim() == 2 else None
 
-    @property
-    def global_mask(self) -> Tensor | None:
-        """The global tokens ``(B, tokens)`` that the caller chose, for a mechanism that takes them."""
-        return self.kwargs.get("global_attention_mask") if self.mechanism.capabilities.takes_globals else None
-
     def score_terms(self, pairs: Tensor | None, kv_len: int | Tensor) -> ScoreMod | None:
         """The score terms of a mask over pairs and of the call, for ``kv_len`` tokens up to the last query."""
         return score_terms(pairs, self.kwargs.get("position_bias"), self.kwargs.get("softcap"), self.query, kv_len)
@@ -479,9 +474,13 @@ def _with_keys(call: LayerCall) -> tuple[Tensor, Tensor, AttentionCall]:
     kv_len, causal = key.shape[2], call.arguments.causal
     if pairs is not None or not DOCUMENTS.isdisjoint(call.kwargs):
         batch, pairs = with_documents(mechanism, batch, pairs, (key.shape[0], kv_len), causal, call.kwargs)
-    score_mod = call.score_terms(pairs, kv_len)
-    _check_terms(mechanism, pairs, score_mod, kv_len, causal, call.kwargs)
-    tokens = call.global_mask
+    score_mod = None
+    if pairs is not None or not SCORE_TERMS.isdisjoint(call.kwargs):
+        score_mod = call.score_terms(pairs, kv_len)
+        _check_terms(mechanism, pairs, score_mod, kv_len, causal, call.kwargs)
+    tokens = call.kwargs.get("global_attention_mask")
+    if not mechanism.capabilities.takes_globals:
+        tokens = None
     if tokens is not None:
         tokens = globals_of_keys(tokens, mask, q_len, key)
     return key, value, call.arguments.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
@@ -547,9 +546,10 @@ def _attend_by_cache(call: LayerCall) -> tuple[Tensor, Tensor | None]:
 def _step_over_slots(call: LayerCall) -> Tensor:
     """The output ``(B, H, Nq, D)`` of a step over all slots of a static cache. Shapes do not depend on the number of
     tokens."""
-    q_len, kv_len, tokens = call.query.shape[2], call.key.shape[2], call.global_mask
+    q_len, kv_len = call.query.shape[2], call.key.shape[2]
     arguments = call.over_columns(tokens_in(call.layer))
-    if tokens is not None:
+    tokens = call.kwargs.get("global_attention_mask")
+    if tokens is not None and call.mechanism.capabilities.takes_globals:
         width = kv_len if call.padding is None else call.padding.shape[1]
         missing = width - tokens.shape[1]
         globals_of_slots = cached_on(

@@ -4,7 +4,7 @@
 l_p. The merged results are l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a
 score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023, FlashAttention-2, section 3.1). It depends only on the merged o
 and l, so the backward pass of a kernel runs separately for each p. The path ``dense-masked`` is a single call over all
-keys. Its mask combines the band and the global tokens (:func:`cached_mask`).
+keys. Its mask combines the band and the global tokens (:func:`visible_mask`).
 
 **Dropout.** The fused kernel has none, so weights are computed in tiles that stay in the CPU cache. A weight is
 dropped with probability p, if its 16 random bits are below round(65,536 p). The other weights are divided by the keep
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ...names import look_up
-from ..batch import in_graph, no_fused_kernels
+from ..batch import TRANSFORMED, in_graph, no_fused_kernels, transformed
 from ..byte_cache import BYTE_CACHE
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
 from ..dense import products, unit_stride
@@ -56,8 +56,8 @@ def why_not(context: DispatchContext, *, drops: bool = False) -> str | None:
         return ELSEWHERE
     if context.exporting:
         return NOT_IN_AN_EXPORTED_GRAPH
-    if (why := no_fused_kernels()) is not None:
-        return why
+    if not torch.compiler.is_compiling() and transformed():
+        return TRANSFORMED
     if context.call.dropout and not drops:
         return "the fused kernel has no dropout"
     return None
@@ -161,22 +161,17 @@ def plain_gradients(
     return torch.mul((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)), weights, out=memory), weights
 
 
-def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
-    """The cached additive mask of a dense call: a band, and global tokens that are equal in all batch rows. ``None``
-    for other calls."""
+def shares_mask(q_len: int, call: AttentionCall) -> bool:
+    """Whether a dense call's mask consists of a band, and of global tokens that are equal in all batch rows.
+
+    Such a mask is cached (:func:`visible_mask`).
+    """
     tokens = call.global_mask
     if q_len == 1 or in_graph() or no_fused_kernels() is not None:
-        return None
+        return False
     if call.key_mask is not None or call.score_mod is not None or call.dropout or call.sink_scores is not None:
-        return None
-    if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
-        return None
-    index = None
-    if tokens is not None:
-        index = tokens[0].nonzero()[:, 0]
-    if dtype == torch.float16:
-        dtype = torch.float32  # MASKED overflows float16
-    return visible_mask(q_len, kv_len, kv_len - q_len, pattern, index, dtype)
+        return False
+    return tokens is None or len(tokens) == 1 or bool((tokens == tokens[:1]).all())
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:

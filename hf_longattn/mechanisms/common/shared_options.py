@@ -26,11 +26,12 @@ from .capabilities import largest_distances, reads_grid
 
 
 def in_full_if_short(
-    in_full: AttentionFunction, by_mechanism: AttentionFunction, most: int, one_call: bool
+    in_full: AttentionFunction, by_mechanism: AttentionFunction, alone: AttentionFunction, most: int, one_call: bool
 ) -> AttentionFunction:
-    """Full attention (``in_full``) for sequences of at most ``most`` tokens, else ``by_mechanism``.
+    """Full attention (``in_full``) for sequences of a batch of at most ``most`` tokens, else ``by_mechanism``.
 
     Args:
+        alone: the attention of one sequence of any length.
         one_call: whether all longer sequences must share one call of the mechanism.
     """
 
@@ -40,15 +41,14 @@ def in_full_if_short(
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if in_graph():
             return _in_graph(of_short, by_mechanism, most, q, k, v, call)
-        if call.batch is None:
-            return (of_short if k.shape[2] <= most else by_mechanism)(q, k, v, call)
         batch = call.batch
+        assert batch is not None
         sequences = batch.sequences
         short = sum(span.length <= most for span in sequences)
         if short in (0, len(sequences)):
             return (of_short if short else by_mechanism)(q, k, v, call)
         if not one_call:
-            return split(run)(q, k, v, call)
+            return split(alone, q, k, v, call)
         q, k, v, call = clear_padding(q, k, v, call)
         outs: dict[SequenceSpan, Tensor] = {}
         for attend, is_short in ((of_short, True), (by_mechanism, False)):
@@ -98,9 +98,7 @@ def _in_graph(
 
     short = last_real(mask) - first_real(mask) < most
     full_call = call.for_full_attention().replace(batch=batch)
-    return torch.where(
-        short[:, None, None, None], rolled(of_first, q, k, v, full_call, batch), by_mechanism(q, k, v, call)
-    )
+    return torch.where(short[:, None, None, None], rolled(of_first, q, k, v, full_call), by_mechanism(q, k, v, call))
 
 
 def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
