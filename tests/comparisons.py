@@ -1,4 +1,4 @@
-"""What tests of engines compare: outputs with gradients, paths, and the size of the largest tensor."""
+"""What tests of engines compare: outputs with gradients, and paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines.dispatch import PathChoice, observe
 
@@ -44,16 +43,3 @@ def paths_of(run: Callable[[], Any]) -> tuple[Any, list[str]]:
     """The result of a call, and the names of its paths."""
     result, choices = choices_of(run)
     return result, [choice.path for choice in choices]
-
-
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that an operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operator(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(x, Tensor):
-                self.elements = max(self.elements, x.untyped_storage().nbytes() // x.element_size())
-        return result

@@ -30,7 +30,7 @@ from hf_longattn.engines.global_rows import overwrite_global_rows
 from hf_longattn.engines.score_terms import DistanceBias
 from hf_longattn.functional import run_batch
 from tests.cases import every_case
-from tests.comparisons import Largest, assert_equal_with_gradients
+from tests.comparisons import assert_equal_with_gradients
 from tests.grids import quickly
 from tests.largest_tensor import LargestTensor
 

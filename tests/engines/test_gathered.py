@@ -19,7 +19,7 @@ from hf_longattn.engines.dense import masked_softmax
 from hf_longattn.engines.gathered import block_selected_attention, gathered_attention, selected_block_tiles
 from hf_longattn.engines.score_terms import DistanceTerm
 from tests.cases import every_case
-from tests.comparisons import Largest, assert_equal_with_gradients, paths_of
+from tests.comparisons import assert_equal_with_gradients, paths_of
 from tests.grids import drawn
 from tests.largest_tensor import LargestTensor
 

@@ -34,7 +34,7 @@ from hf_longattn.modeling import declared, stock_attention
 from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.modeling.declared import DeclaredMask
 from tests.cases import every_case
-from tests.comparisons import Largest
+from tests.largest_tensor import LargestTensor
 
 LENGTH = 24
 SMALL: dict[str, Any] = {
@@ -361,7 +361,7 @@ def test_windows_make_no_tensor_of_all_pairs(kind: str) -> None:
     real = torch.ones(2, length, dtype=torch.long)
     real[1, :100] = 0
     q, k, v = (torch.randn(2, heads, length, 8, requires_grad=True) for heads in (4, 2, 2))
-    with Largest() as largest:
+    with LargestTensor() as largest:
         longattn_attention_forward(torch.nn.Module(), q, k, v, declare(kind, length, real))[0].sum().backward()
     assert largest.elements < length**2 / 4
 

@@ -20,7 +20,8 @@ from hf_longattn.modeling import declared
 from hf_longattn.modeling.backend import longattn_attention_forward
 from hf_longattn.modeling.declared import DeclaredMask
 from tests.cases import every_case
-from tests.comparisons import Largest, assert_equal_with_gradients, paths_of
+from tests.comparisons import assert_equal_with_gradients, paths_of
+from tests.largest_tensor import LargestTensor
 
 LENGTH = 400
 BLOCKS, PAIRS = "cpu-visible-blocks", "dense-masked"
@@ -265,7 +266,7 @@ def test_no_tensor_of_all_pairs_is_made(name: str, monkeypatch: pytest.MonkeyPat
 
     inputs = tensors(length, length, torch.float32)
     mask = declare(functions[name], None, length, length)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         longattn_attention_forward(torch.nn.Module(), *inputs, mask, scaling=0.3)[0].sum().backward()
     assert largest.elements < length**2 / 4
 
