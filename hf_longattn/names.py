@@ -216,12 +216,8 @@ def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
 @functools.cache
 def require(name: str) -> None:
     """Raise :class:`BackendError` if the installed version lacks one of the private names of the API ``name``."""
-    for which, where in enumerate(PRIVATE_APIS[name]):
-        module, _, path = where.partition(":")
-        try:
-            functools.reduce(getattr, path.split("."), importlib.import_module(module))
-        except (AttributeError, ImportError):
-            raise missing(name, which) from None
+    for which in range(len(PRIVATE_APIS[name])):
+        look_up(name, which)
 
 
 def missing(name: str, which: int = 0) -> BackendError:

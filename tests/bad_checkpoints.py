@@ -13,14 +13,11 @@ from tests.damage import (
     Cases,
     Damage,
     dangling,
-    edit_header,
     edit_json,
     edit_tensor,
     instead,
-    join,
     loop,
     outside,
-    parts,
     unreadable,
     weights,
     write,
@@ -63,15 +60,8 @@ INDICES: Cases = {
     "shard above": (shard_elsewhere, "of the same folder"),
     "absolute path": (index(a="/etc/model.safetensors"), "of the same folder"),
     "path upwards": (index(a="../../etc/passwd"), "of the same folder"),
-    "Windows path": (index(a="..\\model.safetensors"), "of the same folder|No such file"),
-    "no file name": (index(a=""), "of the same folder"),
     "two dots": (index(a=".."), "of the same folder"),
-    "zero in the name": (index(a="model\0.safetensors"), "of the same folder|No such file"),
     "a pickle": (index(a="pytorch_model.bin"), "of the same folder"),
-    "a folder": (instead(INDEX, Path.mkdir), "is a folder"),
-    "a link to nowhere": (instead(INDEX, dangling), "link"),
-    "a link to itself": (instead(INDEX, loop), "link"),
-    "not readable": (unreadable(INDEX), "cannot be read"),
 }
 
 
@@ -137,16 +127,12 @@ TOKENIZERS: Cases = {
         edit_json("tokenizer.json", model={"type": "WordLevel", "vocab": {"[UNK]": 10**6}, "unk_token": "[UNK]"}),
         "belongs to another model",
     ),
-    "a folder": (instead("tokenizer.json", Path.mkdir), "is a folder"),
-    "a link to nowhere": (instead("tokenizer.json", dangling), "link"),
-    "a link to itself": (instead("tokenizer.json", loop), "link"),
     "a link to another folder": (instead("tokenizer.json", outside), "outside"),
     "not readable": (unreadable("tokenizer.json"), "Permission denied"),
     "settings a list": (write("tokenizer_config.json", "[]"), "tokenizer|JSON object"),
     "settings nested too deeply": (write("tokenizer_config.json", '{"a":' * 100_000), "tokenizer|not valid JSON"),
     "settings name a number": (edit_json("tokenizer_config.json", tokenizer_class=3), "tokenizer"),
     "generation config no JSON": (write("generation_config.json", "{"), "generation_config.json"),
-    "generation config a folder": (instead("generation_config.json", Path.mkdir), "is a folder"),
     "another file is a link outside": (instead("special_tokens_map.json", outside), "link|outside"),
     "a licence that is a link outside": (lambda source: (source / "LICENSE").symlink_to("/etc/hostname"), "outside"),
 }
@@ -157,54 +143,13 @@ def cut(count: int) -> Damage:
     return lambda source: weights(source).write_bytes(weights(source).read_bytes()[:count])
 
 
-def header_length(change: int | None = None, exact: int = 0) -> Damage:
-    def damage(source: Path) -> None:
-        raw = weights(source).read_bytes()
-        length = exact if change is None else int.from_bytes(raw[:8], "little") + change
-        weights(source).write_bytes(length.to_bytes(8, "little") + raw[8:])
-
-    return damage
-
-
-def header_text(text: bytes) -> Damage:
-    return lambda source: join(weights(source), text, parts(weights(source))[1])
-
-
-def header_twice(source: Path) -> None:
-    """The header names its first tensor twice, as two different ones."""
-    header, data = parts(weights(source))
-    name = next(name for name in header if name != "__metadata__")
-    other = json.dumps({name: {**header[name], "shape": [1, *header[name]["shape"]]}})
-    join(weights(source), (json.dumps(header)[:-1] + ", " + other[1:]).encode(), data)
+def header_of_10_gigabytes(source: Path) -> None:
+    raw = weights(source).read_bytes()
+    weights(source).write_bytes((10 * 2**30).to_bytes(8, "little") + raw[8:])
 
 
 def instead_of_weights(content: bytes) -> Damage:
     return lambda source: weights(source).write_bytes(content)
-
-
-def field(name: str, value: Any) -> Damage:
-    """A field of the first tensor's entry in the header; `...` takes it out."""
-
-    def edit(header: dict[str, Any], tensor: str) -> None:
-        header[tensor] = {key: one for key, one in {**header[tensor], name: value}.items() if one is not ...}
-
-    return edit_header(edit)
-
-
-def shifted(start: int, end: int) -> Damage:
-    def edit(header: dict[str, Any], tensor: str) -> None:
-        a, b = header[tensor]["data_offsets"]
-        header[tensor]["data_offsets"] = [a + start, b + end]
-
-    return edit_header(edit)
-
-
-def overlapping(header: dict[str, Any], tensor: str) -> None:
-    """Every tensor of that size begins where the first does."""
-    for entry in header.values():
-        if entry.get("shape") == header[tensor]["shape"]:
-            entry["data_offsets"] = header[tensor]["data_offsets"]
-    header["again"] = header[tensor]
 
 
 def filled(value: float, match: str = "") -> Damage:
@@ -229,31 +174,10 @@ BROKEN = "cannot be loaded"
 
 WEIGHTS: Cases = {
     "one byte short": (cut(-1), BROKEN),
-    "header only": (cut(100), BROKEN),
     "no bytes": (cut(0), BROKEN),
-    "bytes too many": (lambda source: weights(source).write_bytes(weights(source).read_bytes() + b"more"), BROKEN),
-    "header length 0": (header_length(exact=0), BROKEN),
-    "header one byte shorter": (header_length(-1), BROKEN),
-    "header one byte longer": (header_length(1), BROKEN),
-    "header of 10 GB": (header_length(exact=10 * 2**30), BROKEN),
-    "header of 2^64 - 1 bytes": (header_length(exact=2**64 - 1), BROKEN),
-    "header no JSON": (header_text(b"{"), BROKEN),
-    "header a list": (header_text(b"[]"), BROKEN),
-    "header names a tensor twice": (header_twice, "has the shape"),
-    "metadata no text": (edit_header(lambda header, _: header.update(__metadata__={"format": 1})), BROKEN),
-    "no dtype": (field("dtype", ...), BROKEN),
-    "unknown dtype": (field("dtype", "F13"), BROKEN),
-    "dtype twice as wide": (field("dtype", "F64"), BROKEN),
-    "negative shape": (field("shape", [-1, 32]), BROKEN),
-    "shape of text": (field("shape", "32"), BROKEN),
-    "shape overflows": (field("shape", [2**62, 2**62]), BROKEN),
-    "offsets overlap": (edit_header(overlapping), BROKEN),
-    "offsets leave a gap": (shifted(0, -4), BROKEN),
-    "offsets beyond the file": (field("data_offsets", [10**9, 10**9 + 4]), BROKEN),
-    "offsets negative": (field("data_offsets", [-4, 0]), BROKEN),
+    "header of 10 GB": (header_of_10_gigabytes, BROKEN),
     "a web page": (instead_of_weights(b"<!DOCTYPE html><html><body>404: Not Found</body></html>"), BROKEN),
     "a Git LFS pointer": (instead_of_weights(LFS), "git lfs pull"),
-    "a pickle": (instead_of_weights(b"PK\x03\x04" + b"\0" * 200), BROKEN),
     "a folder": (instead("weights", Path.mkdir), "is a folder"),
     "a pipe": (instead("weights", os.mkfifo), "is not a regular file"),
     "a link to nowhere": (instead("weights", dangling), "link"),

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,30 +125,6 @@ Cases = dict[str, tuple[Damage, str]]
 def weights(source: Path) -> Path:
     """The only weight file, or the last shard."""
     return sorted(source.glob("*.safetensors"))[-1]
-
-
-def parts(file: Path) -> tuple[dict[str, Any], bytes]:
-    """Header and data of a safetensors file."""
-    raw = file.read_bytes()
-    end = 8 + int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8:end]), raw[end:]
-
-
-def join(file: Path, header: Mapping[str, Any] | bytes, data: bytes) -> None:
-    """Write a safetensors file, right or wrong."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
-def edit_header(edit: Callable[[dict[str, Any], str], object]) -> Damage:
-    """Change the header: `edit(header, name of its first tensor)`."""
-
-    def damage(source: Path) -> None:
-        header, data = parts(weights(source))
-        edit(header, next(name for name in header if name != "__metadata__"))
-        join(weights(source), header, data)
-
-    return damage
 
 
 def edit_tensor(edit: Callable[[torch.Tensor], torch.Tensor | None], match: str = "") -> Damage:

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -52,10 +51,6 @@ class Hub:
     repos: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-    """Parts of paths. The connection of the next request to each breaks."""
-    odd: dict[str, str] = field(default_factory=dict)
-    """End of a path -> what is answered there in place of what the Hub says; ``https://…`` is a redirect."""
     endpoint: str = ""
     trusted: tuple[str, ...] = ()
     """Organizations whose kernels load without being asked for by hand."""
@@ -102,43 +97,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
-        if not self._read(path):
-            return
-        for end, answer in self.hub.odd.items():
-            if path.endswith(end):
-                if answer.startswith("http"):
-                    self.send_response(307)
-                    self.send_header("Location", answer)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                return self._answer(200, answer.encode(), {"Content-Type": "application/json"})
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
             self._route(path, parse_qs(url.query))
         except Refusal as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
             content = json.dumps({"error": refusal.message}).encode()
             self._answer(refusal.status, content, {name: value for name, value in headers.items() if value})
-
-    def _read(self, path: str) -> bool:
-        """Read what is sent; ``False`` when the connection is to break."""
-        length = int(self.headers.get("Content-Length") or 0)
-        for part in self.hub.broken:
-            if part in path:
-                self.hub.broken.remove(part)
-                self.connection.shutdown(socket.SHUT_RDWR)
-                self.close_connection = True
-                return False
-        self.body = self.rfile.read(length)
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            self.body = b"".join(self._chunks())
-        return True
-
-    def _chunks(self) -> Iterator[bytes]:
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            yield self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
 
     def _route(self, path: str, query: dict[str, list[str]]) -> None:
         routes: dict[str, Callable[[], None]] = {
@@ -290,8 +255,6 @@ class _Handler(BaseHTTPRequestHandler):
                     if value["oid"] not in self.hub.objects:
                         raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
                     files[value["path"]] = self.hub.objects[value["oid"]]
-                case "deletedFile":
-                    files.pop(value["path"])
         repo.messages.append(message)
         repo.branches[revision] = files
         oid = repo.sha(revision)

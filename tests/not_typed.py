@@ -27,7 +27,7 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "make docs": "is tests/test_docs.py",
         "make format docs": "changes the clone",
         ".venv/bin/p": "is for the file that was added, and is these tests",
-        "from hf_longattn.modeling.family.input_spec": SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
+        "from typing import Any": SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
     },
     "docs/results/speed.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,

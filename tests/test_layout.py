@@ -29,7 +29,6 @@ LAYERS = (
     ("families",),
     ("data",),
     ("evaluation",),
-    ("inputs",),
     ("conversion", "training", "hub"),
     ("inspect",),
     ("export",),
@@ -42,14 +41,17 @@ PEERS = LAYER["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
-    ("settings",),
-    ("adopt",),
-    ("source_models",),
+    ("settings", "source", "running", "tokenizer"),
+    ("adopt", "seeded_inputs"),
+    ("architecture",),
+    ("load",),
     ("plan",),
     ("folders",),
-    ("native",),
     ("check",),
-    ("check_texts",),
+    ("modality",),
+    ("check_texts", "native", "sized"),
+    ("images", "plain", "sounds"),
+    ("towers",),
     ("convert",),
     ("__init__",),
 )
@@ -117,9 +119,6 @@ def forbidden(here: str, target: str) -> bool:
         return False
     if module not in LAYER:  # a name from the package's __init__, which imports every family
         return LAYER[here] < PEERS and module != "__version__"
-    # a modality's `plan` makes a ConversionPlan; only the registry is left of conversion
-    if (here, module) == ("inputs", "conversion"):
-        return False
     if LAYER[module] == PEERS and (
         LAYER[here] == PEERS or (here, module) in (("export", "training"), ("export", "hub"))
     ):
@@ -174,7 +173,6 @@ def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
 
 
 REGISTRIES = {
-    "inputs/modality.py": "inputs",
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",
     "training/tasks/__init__.py": "training.tasks",
@@ -288,6 +286,16 @@ def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
     assert not found, f"a mechanism's behaviour belongs into its own file: {'; '.join(found)}"
 
 
+def test_the_kind_of_input_is_asked_in_two_tables() -> None:
+    """Elsewhere, a field of the family's spec decides, or a function of the modality."""
+    asks = re.compile(r"\.reads\b|is(instance|subclass)\([^)]*(Text|Grid|Audio|Towers|Plain)Spec")
+    asking = [path for path in MODULES if asks.search(path.read_text(encoding="utf-8"))]
+    assert [path.relative_to(PACKAGE).as_posix() for path in asking] == [
+        "conversion/convert.py",
+        "conversion/towers.py",
+    ]
+
+
 def test_rules_of_layers_catch_imports_that_break_them() -> None:
     assert forbidden("engines", "hf_longattn.mechanisms.window")
     assert forbidden("conversion", "hf_longattn.hub.card")
@@ -299,8 +307,8 @@ def test_rules_of_layers_catch_imports_that_break_them() -> None:
     assert not forbidden("families", "hf_longattn.modeling.backend")
     assert forbidden("mechanisms", "hf_longattn.LongBertModel")
     assert not forbidden("cli", "hf_longattn.convert_checkpoint")
-    assert is_higher(CONVERSION_LAYER, "source_models", "plan")
-    assert not is_higher(CONVERSION_LAYER, "plan", "source_models")
+    assert is_higher(CONVERSION_LAYER, "source", "plan")
+    assert not is_higher(CONVERSION_LAYER, "plan", "source")
     evasions = "load_module('hub', 'card'); import_module('.hub', 'hf_longattn')"
     assert len(list(dynamic_imports(ast.parse(evasions)))) == 2
     assert not list(dynamic_imports(ast.parse("importlib.import_module('deepspeed.utils')")))

@@ -43,8 +43,8 @@ from transformers import (
 
 from hf_longattn import Embedder, cli, convert_checkpoint
 from hf_longattn.cli import app
+from hf_longattn.conversion.tokenizer import token_ids
 from hf_longattn.errors import CheckpointError
-from hf_longattn.inputs.tokenizer import token_ids
 from hf_longattn.loading import (
     call_tokenizer,
     check_token_ids,

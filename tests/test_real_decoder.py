@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longattn.cli import main
-from hf_longattn.conversion import check, convert_checkpoint, plan_conversion, source_models
+from hf_longattn.conversion import check, convert_checkpoint, load, plan_conversion
 from scripts.dev.benchmarks.memory import cache_bytes
 from scripts.dev.real import DECODER
 from tests.reports import check_of
@@ -48,13 +48,13 @@ def test_plan_keeps_windows_and_rotations() -> None:
 
 
 def test_conversion_measures_thousands_of_tokens_in_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads, load = list[Path](), source_models.load_checked
+    loads, load_checked = list[Path](), load.load_checked
 
     def counted(model_class: Any, folder: Path, *arguments: Any, **more: Any) -> Any:
         loads.append(folder)
-        return load(model_class, folder, *arguments, **more)
+        return load_checked(model_class, folder, *arguments, **more)
 
-    for module in (source_models, check):
+    for module in (load, check):
         monkeypatch.setattr(module, "load_checked", counted)
     started = time.process_time()
     report = convert_checkpoint(DECODER, tmp_path / "long", mechanism="auto")

@@ -26,8 +26,8 @@ from .terminal import Line, Part, facts, progress, show, table
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport
     from ..export import CompressionReport, ExportReport
-    from ..inputs.modality import InputSizes
     from ..modeling.costs import LengthCost
+    from ..modeling.family.input_spec import InputSizes
     from ..reports import Check
     from ..search.search import SearchResult
 
@@ -274,7 +274,7 @@ def _mechanisms_report(
             rows.append([name, *map(_flops, row["flops"][::step]), *_bytes(row["cache_bytes"])])
     if len(rows[0]) > len(columns):
         columns.append("decode cache")
-    noun = part.inputs.modality.noun
+    noun = part.inputs.spec.noun
     yield table(columns, rows, f"operations of the whole model for one {noun}, by mechanism with its default options")
     yield from (f"Not listed, since {why}: {', '.join(names)}." for why, names in left_out.items())
 
@@ -291,7 +291,7 @@ def _bytes(count: int | None) -> list[str]:
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
     columns = {
-        inputs.modality.noun: [cost.size.words for cost in costs if inputs.modality.units],
+        inputs.spec.noun: [cost.size.words for cost in costs if inputs.spec.units],
         "tokens": [f"{cost.length:,}" for cost in costs],
         "attention": [_flops(cost.attention_flops) for cost in costs],
         "full attention": [_flops(cost.full_attention_flops) for cost in costs],
@@ -301,7 +301,7 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         "decode cache": ["".join(_bytes(cost.cache_bytes)) for cost in costs],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    title = f"operations and memory for one {inputs.modality.noun}, computed from the model's shape"
+    title = f"operations and memory for one {inputs.spec.noun}, computed from the model's shape"
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
 
 

@@ -83,7 +83,7 @@ def inspect(
         flags.refuse_typed(
             context, ("text",), "counts a text's tokens, and INPUT measures one; leave one of them out."
         )
-    from ..conversion.source_models import open_source
+    from ..conversion.source import open_source
     from ..errors import check_extra
     from ..files import check_new_file, is_long
     from ..inspect import diagnose, inspect_checkpoint, inspect_stock
@@ -151,12 +151,12 @@ def _inspection_report(model: Inspection, texts: TextsInspection | None = None) 
     direction = "causal" if model.shape.causal else "bidirectional"
     yield {
         "model": f"{model.source.name}  ({class_name}, model type {model.model_type})",
-        "input": "" if model.tower_names else f"{longest}, {direction}",
+        "input": "" if model.towers else f"{longest}, {direction}",
         "parameters": f"{model.parameters:,}  ({decimal(model.parameters * model.shape.element_bytes)})",
         "heads kept": ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items()),
         "towers as in their class": ", ".join(model.other_towers),
     }
-    if model.tower_names:
+    if model.towers:
         for name, tower in model.towers.items():
             yield Styled(f"\ntower {name}", "bold")
             yield from _inspection_report(tower)
@@ -165,7 +165,7 @@ def _inspection_report(model: Inspection, texts: TextsInspection | None = None) 
     title = f"what runs on this machine for {planned_length(model):,} tokens in fp32, and why"
     yield table(COLUMNS, planned_paths(model).rows(), title, align="l")
     if texts is not None:
-        if not model.inputs.modality.units:
+        if not model.inputs.spec.units:
             yield costs_table(model.costs_at(texts.lengths), model.inputs)
         yield from _texts_report(texts)
         return

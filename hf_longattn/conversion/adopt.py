@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
-from ..inputs.running import floating_tensors
-from ..inputs.tokenizer import VerificationText
 from ..modeling.family.definition import FAMILIES
 from ..reports import Check, Difference, equality
+from .running import decoder_start, floating_tensors
+from .tokenizer import VerificationText
 
 DECODED, QUESTION = 24, 16
 """Maximum tokens of the decoder's text and of the question in the compared inputs. Untuned."""
@@ -145,12 +145,6 @@ def renamed(name: str, names: Mapping[str, Any]) -> str:
     for pattern, replacement in names.items():
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def decoder_start(config: Any) -> int:
-    """The decoder's start token. If the config has none (mBART, some T5), the end token or the padding token."""
-    named = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
-    return next((token for token in named if isinstance(token, int)), 0)
 
 
 HEAD_GLOBALS: dict[str, dict[str, Any]] = {

@@ -1,19 +1,17 @@
-"""Check the result of a conversion: load source and result, and compare their tensors and outputs."""
+"""Compare the result of a conversion with its source: both models, and their tensors."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import checkpoint_errors, listed
-from ..inputs.running import all_finite
+from ..errors import listed
 from ..loading import stored_tensors, tied_weights, unread_tensors
 from ..mechanisms.common.capabilities import projection_copies
 from ..mechanisms.common.shared_options import without_exact_length
@@ -22,11 +20,11 @@ from ..modeling.backend import BACKEND
 from ..modeling.family.definition import without_head
 from ..modeling.family.long_config import attention_implementation
 from ..positions.tables import DROPPED, extend_table, unchanged_rows
-from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
+from ..reports import FAILED, PASSED, Check
 from .adopt import renamed
-from .folders import POSITIONS, READY, UNKNOWN, VERDICT, StageProgress, no_progress
+from .load import added_modules, attached_mechanisms, load_checked, load_source, result_class, source_class
 from .plan import ConversionPlan
-from .source_models import added_modules, attached_mechanisms, load_checked, load_source, result_class, source_class
+from .running import all_finite
 
 AS_CONFIGURED = "as for texts of up to {}"
 MECHANISMS = "long attention"
@@ -35,6 +33,8 @@ BASE = "full attention instead of the mechanism"
 source's."""
 ROUNDED = 1e-2
 """Maximum relative difference of computed position rows from their values before rounding; bf16 has 4e-3."""
+
+
 FREE_SHARE = 0.75
 """Maximum share of the free memory for source and result in fp32. The rest is for activations and logits."""
 
@@ -104,52 +104,6 @@ def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
     )
 
 
-def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:
-    """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails."""
-    plan = comparison.plan
-    checks: list[Check] = []
-    towers = {} if plan.generic else plan.towers  # a plain class compares its towers itself
-    steps: list[Callable[[], list[Check]]] = [
-        lambda: check_tensors(comparison),
-        lambda: plan.modality.processor(plan, comparison.folder, comparison.inputs),
-        *(partial(check_tower, comparison, name) for name in towers),
-        lambda: plan.modality.check(comparison),
-    ]
-    progress("verify", 0, len(steps))
-    with checkpoint_errors(
-        "Verification failed, so nothing was kept: source or result does not run (--no-verify skips this)"
-    ):
-        for done, step in enumerate(steps, 1):
-            step_checks = step()
-            checks += step_checks
-            if any(check.status == FAILED for check in step_checks):
-                break
-            progress("verify", done, len(steps))
-    return labelled(plan, checks)
-
-
-def check_tower(comparison: Comparison, name: str) -> list[Check]:
-    checks = comparison.plan.towers[name].modality.check(comparison.tower(name))
-    return [replace(check, name=f"{name}: {check.name}") for check in checks]
-
-
-def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides whether
-    training is needed.
-
-    Without such a check, or if it cannot tell, warnings and differing outputs get the status "needs training".
-    """
-    label = NEEDS_TRAINING
-    warnings = [str(warning).rstrip(".") for warning in plan.warnings]
-    deciding = next((check for check in checks if VERDICT in check.values), None)
-    if deciding is not None and deciding.values[VERDICT] != UNKNOWN:
-        label = deciding.status
-        if label == MEASURED:
-            warnings = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
-    checks = [replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks]
-    return [*checks, *(Check(POSITIONS, label, warning) for warning in warnings)]
-
-
 def check_tensors(comparison: Comparison) -> list[Check]:
     """Check that the result has every tensor of the source, byte for byte, and new tensors only for mechanisms and
     memory tokens.
@@ -175,14 +129,9 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(added_modules(result))]
     for name in chosen.keys() & after.keys():
         wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
-    for prefix, mechanism in attached_mechanisms(result).items():
-        layer = result.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
-        for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
-            parameter = mechanism.get_parameter(name)
-            expected = copied(layer.get_parameter(copied.name)).view_as(parameter)
-            if f"{prefix}.{name}" in new and not _same_bytes(expected, parameter):
-                wrong.append(f"{prefix}.{name} is no copy of its layer's values")
+    wrong += wrong_copies(result, new)
     infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
+
     extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
     unused = dict.fromkeys(before.keys() - chosen.keys() - missing, "the result's attention has none")
     left_out = {**comparison.left_out, **unused}
@@ -192,20 +141,38 @@ def check_tensors(comparison: Comparison) -> list[Check]:
         "left out": len(left_out),
         "new": len(new),
     }
-    accounts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    status, detail = FAILED, f"{comparison.stored} tensors of the source accounted for: {accounts}"
-    for reason in sorted({*left_out.values()}):
-        parts = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
-        detail += f"; left out, {reason}: {parts}"
+    status, detail = PASSED, in_words(comparison.stored, counts, left_out)
     if wrong:
-        detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
+        status, detail = FAILED, f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
     elif infinite:
         advice = "so no output can be compared (--no-verify converts them)"
         detail = f"{len(infinite)} tensors hold NaN or infinite numbers, {advice}, the first: {infinite[0]}"
-    else:
-        status = PASSED
+        status = FAILED
     values = {**counts, "left_out": left_out, "wrong": wrong[:20], "not_finite": infinite[:20]}
     return [Check("tensors", status, detail, values)]
+
+
+def wrong_copies(result: Any, new: Set[str]) -> list[str]:
+    """The ``new`` parameters that should copy parameters of their layer, and do not, as clauses."""
+    wrong = []
+    for prefix, mechanism in attached_mechanisms(result).items():
+        layer = result.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
+        for name, copied in copied_parameters(layer, projection_copies(mechanism)).items():
+            parameter = mechanism.get_parameter(name)
+            expected = copied(layer.get_parameter(copied.name)).view_as(parameter)
+            if f"{prefix}.{name}" in new and not _same_bytes(expected, parameter):
+                wrong.append(f"{prefix}.{name} is no copy of its layer's values")
+    return wrong
+
+
+def in_words(stored: int, counts: Mapping[str, int], left_out: Mapping[str, str]) -> str:
+    """What became of the source's tensors. ``left_out``: name -> reason."""
+    accounts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    sentence = f"{stored} tensors of the source accounted for: {accounts}"
+    for reason in sorted({*left_out.values()}):
+        parts = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
+        sentence += f"; left out, {reason}: {parts}"
+    return sentence
 
 
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,30 +22,30 @@ from torch.nn import functional
 from torch.nn.functional import normalize
 
 from ..data.batching import MASKED, masked_tokens
-from ..data.tokenization import IGNORED
+from ..data.tokenization import IGNORED, text_encoding
 from ..evaluation.pooling import SentencePooling, sentence_pooling
-from ..evaluation.token_loss import NEGLIGIBLE, LossChange, in_chunks, token_losses, with_context
-from ..inputs.running import all_finite
-from ..inputs.tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText
+from ..evaluation.token_loss import NEGLIGIBLE, PARAGRAPHS, LossChange, in_chunks, token_losses, with_context
 from ..mechanisms import Mechanism
 from ..modeling.costs import ModelShape, affordable_length, cost_at, layer_mechanisms
-from ..modeling.family.registration import auto_class_name
+from ..modeling.family.definition import LANGUAGE_MODELS, UNLIMITED_LENGTH
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from ..reports import FAILED, MEASURED, NEEDS_TRAINING, SKIPPED, Check, Difference, equality
+from ..reports import FAILED, MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from .check import AS_CONFIGURED, BASE, MECHANISMS, Comparison, attending, check_finite
 from .folders import READY, TRAIN, UNKNOWN, VERDICT, WOULD_TELL
-from .plan import ConversionPlan
-from .source_models import outputs
+from .modality import Modality
+from .plan import ConversionPlan, plan_texts
+from .running import all_finite, outputs
+from .tokenizer import LONGER_TEXT, READABLE_TEXT, VerificationText, load_tokenizer, text_inputs, token_ids
 
 COMPARED, LONGEST, PADDED = 3e11, 1e12, 4e10
 """Maximum FLOPs of one forward pass at the old length, at the new length, and over a padded text. Untuned; BERT-base
 at 4,096 tokens is within the second."""
 SHORTEST_PADDED = 1024
 """Minimum tokens of a padded text, since engines compute shorter ones densely."""
-MEASUREMENT, PATIENCE = 4e12, 600.0
-"""Maximum FLOPs for measuring source and result on one text, and maximum seconds for the shortest text on which they
-can differ."""
-TEXTS, SECONDS = 4, 45.0
+MEASUREMENT, LEAST_MEASUREMENT = 4e12, 3e13
+"""Maximum FLOPs for measuring source and result on one text, and on the shortest text on which they can differ: some
+ten minutes on two cores. Untuned."""
+MOST_TEXTS, SECONDS = 4, 45.0
 """Maximum number of texts for a decoder's loss, and seconds after which no further text is begun."""
 STUDENT = {3: 4.303, 4: 3.182}
 """Number of texts -> Student's t for a 95 % interval of their mean."""
@@ -68,16 +69,11 @@ class Lengths:
     chunk: int  # tokens of that text that the source reads at once
     every: int  # a decoder's loss is measured at every `every`-th position
     needed: int  # minimum of `read` at which the result can differ from the source
-    seconds: float  # estimated time of reading `needed` tokens with both; 0 if the speed is not known
     at_once: bool  # whether the source reads the measured text in one pass, as the result does
 
 
-def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 0.0) -> Lengths:
-    """Choose the lengths for this model and text. They are shorter than planned if the model is large.
-
-    speed: measured FLOP/s of this machine. The shortest text that can show a difference may take :data:`PATIENCE`
-        seconds.
-    """
+def choose_lengths(plan: ConversionPlan, text: VerificationText) -> Lengths:
+    """Choose the lengths for this model and text. They are shorter than planned if the model is large."""
     old_length, new_length, shape = plan.old_length, plan.new_length, plan.shape
     layers = layer_mechanisms(plan.attention, shape, new_length)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
@@ -114,7 +110,7 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
         still too many."""
         count = count // chunk * chunk
         while count >= least:
-            most = max(MEASUREMENT, PATIENCE * speed) if count == least else MEASUREMENT
+            most = LEAST_MEASUREMENT if count == least else MEASUREMENT
             if operations(count) <= most and (shape.causal or count * rows * 4 <= LOGITS_BYTES):
                 return count
             if count == least:
@@ -146,7 +142,6 @@ def choose_lengths(plan: ConversionPlan, text: VerificationText, speed: float = 
         chunk=chunk,
         every=max(1, math.ceil(read * per_logits)),
         needed=needed,
-        seconds=operations(needed) / speed if speed else 0.0,
         at_once=read == chunk,
     )
 
@@ -203,7 +198,7 @@ class LanguageLoss:
     def compare(self, source: Any, result: Any) -> Check:
         """Measure both models, and judge the result. A decoder reads further texts while :data:`SECONDS` last."""
         started, lengths = time.monotonic(), self.lengths
-        texts = min(TEXTS, self.text.real_tokens() // lengths.read) if self.plan.shape.causal else 1
+        texts = min(MOST_TEXTS, self.text.real_tokens() // lengths.read) if self.plan.shape.causal else 1
         old: list[Tensor] = []
         new: list[Tensor] = []
         for number in range(max(1, texts)):
@@ -309,18 +304,23 @@ class LanguageLoss:
             values["interval_over_texts"] = [low, high]
             detail = f"{detail}, 95 % interval over the texts {low:+.3f} to {high:+.3f}"
         detail = f"{detail}; chance, from token frequencies alone, {gain.after:.3f}"
+        return self.verdict(change, gain, detail, values)
+
+    def verdict(self, change: LossChange, gain: LossChange, detail: str, values: dict[str, Any]) -> Check:
+        """Decide by the ``change`` of the loss from source to result, and the ``gain`` of the source over chance."""
+        plan, causal = self.plan, self.plan.shape.causal
         if not (gain.worse and gain.change >= self.least_gain * gain.after):
             detail = f"{detail}: the source does not predict this text much better than chance"
             return undecided(self.name, detail, READABLE_TEXT, values)
+        if change.worse and causal and change.change <= self.bearable * gain.change:
+            lost = f"{change.change / gain.change:.1%} of what the source gains over chance"
+            return decision(self.name, True, f"{detail}: the result loses {lost}", values)
         if change.worse:
-            if causal and change.change <= self.bearable * gain.change:
-                lost = f"{change.change / gain.change:.1%} of what the source gains over chance"
-                return decision(self.name, True, f"{detail}: the result loses {lost}", values)
             return decision(self.name, False, f"{detail}: the result is worse", values)
         if not max(NEGLIGIBLE, 2 * (change.error or 0.0)) <= gain.change / 2:
             detail = f"{detail}: losing half of the source's gain over chance could go unnoticed"
             return undecided(self.name, detail, LONGER_TEXT, values)
-        if lengths.at_once and plan.new_length > plan.old_length:
+        if self.lengths.at_once and plan.new_length > plan.old_length:
             task = "clm" if causal else "mlm"
             would_tell = f"the losses of source and result on long texts (longattn evaluate {task})"
             problem = f"the result is not worse, but no text of more than {plan.old_length:,} tokens was read"
@@ -487,7 +487,6 @@ def mean_cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(-1).mean())
 
 
-HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
 BEYOND = "beyond the old length"
 """Name of the check of texts that are too long for the source, for heads without a measurement."""
 PADDING = 37
@@ -499,7 +498,6 @@ DECODED = 32
 def check_texts(comparison: Comparison) -> list[Check]:
     """Run all output checks of a text model. A loss or embeddings are measured only if the outputs pass."""
     plan, source, result, text = comparison.plan, comparison.source, comparison.result, comparison.inputs
-    started = time.monotonic()
     lengths = choose_lengths(plan, text)
     if plan.architecture.converter is None:
         checks = compare_lengths(comparison, lengths)
@@ -507,8 +505,6 @@ def check_texts(comparison: Comparison) -> list[Check]:
         checks = compare_adopted(comparison, lengths.old)
     if any(check.status == FAILED for check in checks):
         return checks
-    if not lengths.read:  # a large model: how long would it take?
-        lengths = choose_lengths(plan, text, compared_flops(plan, checks) / max(time.monotonic() - started, 1e-3))
     purpose: Any = LanguageLoss(plan, text, lengths)
     pooling = sentence_pooling(comparison.folder) if plan.decoder is None else None  # None without a sentence encoder
     if pooling is not None:
@@ -537,16 +533,6 @@ def check_texts(comparison: Comparison) -> list[Check]:
     return [*checks, *deciding]
 
 
-def compared_flops(plan: ConversionPlan, checks: Sequence[Check]) -> float:
-    """FLOPs of the comparisons: the result was run at each length, and the source once at each different length."""
-    lengths = [check.values["length"] for check in checks if "length" in check.values]
-    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    head = plan.skeleton.get_output_embeddings()
-    head_flops = 0 if head is None else 2 * head.weight.numel()
-    passes = [*lengths, *{*lengths}]
-    return sum(cost_at(length, plan.shape, layers).total_flops + head_flops * length for length in passes)
-
-
 def why_not_measured(comparison: Comparison, purpose: LanguageLoss | Embeddings) -> list[Check] | None:
     """The checks (often none) that replace a measurement of loss or embeddings. ``None`` if the measurement is
     possible."""
@@ -555,10 +541,7 @@ def why_not_measured(comparison: Comparison, purpose: LanguageLoss | Embeddings)
     if purpose.lengths.covered == new:
         return []  # the result computes the source's attention at every length
     if isinstance(purpose, LanguageLoss):
-        # not ELECTRA
-        predicts = (
-            auto_class_name(plan.config, long_class) in HEADS and plan.skeleton.get_output_embeddings() is not None
-        )
+        predicts = long_class.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None
         if not predicts or plan.decoder is not None:  # its decoder predicts its own output
             problem = f"the source reads no more than {old:,} tokens, and {long_class} has no loss without labels"
             would_tell = f"its scores on labelled texts of up to {new:,} tokens (longattn evaluate)"
@@ -582,10 +565,7 @@ def why_not_measured(comparison: Comparison, purpose: LanguageLoss | Embeddings)
         return None
     if real < needed:
         return [undecided(purpose.name, f"{needed:,} tokens are needed, and the text has {real:,}", LONGER_TEXT)]
-    estimate = "too long"
-    if purpose.lengths.seconds:
-        estimate = f"about {purpose.lengths.seconds / 60:,.0f} minutes"
-    problem = f"{needed:,} tokens would take {estimate} with a model of this size"
+    problem = f"{needed:,} tokens would take too long with a model of this size"
     task = "clm" if plan.shape.causal else "mlm"
     return [undecided(purpose.name, problem, f"its loss on long texts (longattn evaluate {task})")]
 
@@ -726,3 +706,53 @@ def check_padding(plan: ConversionPlan, backbone: Any, ids: Tensor, decoded: int
         detail += f", with {' and '.join(name for name, is_added in added.items() if is_added)}"
     values = {"sides": sides, "length": length, "tokens": short}
     return equality(name, f"{detail}: largest difference", difference, values)
+
+
+MAX_TRUNCATED = 2**20
+"""Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
+
+
+def check_text_tokenizer(plan: ConversionPlan, folder: Path, inputs: VerificationText) -> list[Check]:
+    return check_tokenizer(plan, folder, inputs.tokenizer, inputs.text)
+
+
+def check_tokenizer(plan: ConversionPlan, result: Path, tokenizer: Any | None, text: str = PARAGRAPHS) -> list[Check]:
+    """Check that the written tokenizer gives the same ids as the source's, and truncates a longer text to the result's
+    length."""
+    name, start = "tokenizer", text[:20_000]
+    if tokenizer is None:
+        return [Check(name, SKIPPED, "the source has no tokenizer")]
+    written = load_tokenizer(result)
+    if written is None or token_ids(written, start) != token_ids(tokenizer, start):
+        classes = " and ".join(type(each).__name__ for each in (tokenizer, written))
+        advice = (
+            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with "
+            "AutoTokenizer.from_pretrained("
+            f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
+        )
+        return [Check(name, FAILED, advice)]
+    limit, length = written.model_max_length, plan.tokenizer_length
+    found, planned = (
+        f"model_max_length {number}" if number < UNLIMITED_LENGTH else "no maximum length"
+        for number in (limit, length)
+    )
+    detail = f"token ids equal to the source's, {found}"
+    if length and limit != length:
+        return [Check(name, FAILED, f"{detail} instead of {planned}")]
+    if not 0 < length <= MAX_TRUNCATED:
+        return [Check(name, PASSED, detail)]
+    longer = " ".join([start] * (length // max(1, len(token_ids(written, start, special_tokens=False))) + 2))
+    counts = {column: len(values) for column, values in text_encoding(written, longer, truncation=True).items()}
+    if set(counts.values()) == {length}:
+        return [Check(name, PASSED, f"{detail}; truncation cuts a longer text to {length:,} ({', '.join(counts)})")]
+    cut = " and ".join(f"{count:,} {column}" for column, count in counts.items())
+    return [Check(name, FAILED, f"{detail}; with truncation a longer text has {cut}")]
+
+
+TEXTS = Modality(
+    ("max_length", "max_decoder_length", "decoder_long_attention", "verify_text"),
+    plan_texts,
+    text_inputs,
+    check_text_tokenizer,
+    check_texts,
+)

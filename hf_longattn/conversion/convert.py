@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..configuration import LongAttentionConfig
+from ..errors import CheckpointError, OptionError, checkpoint_errors
 from ..evaluation.token_loss import verification_text
 from ..files import (
     CONVERSION_REPORT,
     EMBEDDINGS,
     RERANKER,
     TOKEN_VECTORS,
+    check_destination,
     destination_path,
     ending_cleanly,
     sentence_class,
@@ -20,10 +24,18 @@ from ..files import (
 from ..hub import write_remote_code
 from ..modeling.costs import layer_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
+from ..modeling.family.sliding_window import own_windows
+from ..modeling.generic import check_class
 from ..positions.tables import DROPPED
-from ..reports import NEEDS_TRAINING, Check
-from .check import check_result, load_both
+from ..reports import FAILED, MEASURED, NEEDS_TRAINING, Check
+from .architecture import Architecture, find_architecture
+from .check import Comparison, check_tensors, load_both
+from .check_texts import TEXTS
 from .folders import (
+    POSITIONS,
+    READY,
+    UNKNOWN,
+    VERDICT,
     WOULD_TELL,
     ConversionReport,
     StageProgress,
@@ -32,9 +44,21 @@ from .folders import (
     no_progress,
     train_command,
 )
-from .plan import Chooser, ConversionPlan, plan_conversion
+from .images import IMAGES
+from .load import load_as_result, quiet_libraries
+from .modality import SETTINGS, Modality
+from .plain import PLAIN
+from .plan import ConversionPlan, stack_lengths
 from .settings import AUTO, ConversionConfig
-from .source_models import load_as_result, open_source, quiet_libraries
+from .sounds import SOUNDS
+from .source import Source, open_source, with_weights
+from .towers import TOWERS
+
+MODALITIES: dict[str, Modality] = {"text": TEXTS, "grid": IMAGES, "sound": SOUNDS, "towers": TOWERS, "plain": PLAIN}
+"""What a family reads, as its spec names it -> its part of a conversion."""
+Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
+"""Function of an opened source and its settings that returns the chosen attention, and facts about the choice for
+reports."""
 
 
 @quiet_libraries()
@@ -71,13 +95,10 @@ def convert_checkpoint(
     target = destination_path(destination)
     text = verification_text(chosen.verify_text)
     with ending_cleanly():
-        if not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
-            first = chosen
-            if chosen.mechanism == AUTO:
-                first = chosen.without_search()
-            plan_conversion(source, target, first)
-        opened = open_source(source, revision=chosen.revision, token=chosen.token, allow_pickle=chosen.allow_pickle)
-        plan = plan_conversion(opened, target, chosen, choose=choose)
+        plan = plan_conversion(source, target, chosen, choose=choose)
+        opened = with_weights(plan.source, chosen.token, allow_pickle=chosen.allow_pickle)
+        plan = replace(plan, source=opened)
+        check_class(opened.name, opened.folder, opened.config, allow_pickle=opened.pickled)
         stored = sum(
             path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern)
         )
@@ -91,7 +112,8 @@ def convert_checkpoint(
             inputs = None
             if chosen.verify:
                 recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
-                inputs = plan.modality.inputs(plan.config, opened.folder, text, recording)
+                family = plan.architecture.family
+                inputs = modality_of(plan.architecture).inputs(family, plan.config, opened.folder, text, recording)
             model, missing = load_as_result(opened, plan.architecture, plan.config, None)
             progress("write", 0, plan.parameters * plan.shape.element_bytes)
             model.save_pretrained(
@@ -118,6 +140,137 @@ def convert_checkpoint(
                 text=described,
                 next_step=training_step(plan) if undecided else None,
             )
+
+
+@quiet_libraries()
+def plan_conversion(
+    source: str | Path | Source,
+    destination: str | Path | None = None,
+    config: ConversionConfig | None = None,
+    *,
+    choose: Chooser | None = None,
+    **settings: Any,
+) -> ConversionPlan:
+    """Plan a conversion without running it.
+
+    Args:
+        destination: if given, checked as in a conversion.
+        config: the settings; or its fields, and options of the mechanism, as keywords.
+        choose: the function that chooses mechanisms for ``mechanism="auto"``:
+            :func:`hf_longattn.search.choose_mechanisms`.
+
+    Raises:
+        LongAttentionError: the conversion would fail, for the reason in its sentence.
+    """
+    request = ConversionConfig.from_keywords(config, settings)
+    auto = request.mechanism == AUTO
+    # the default depends on the family
+    if not auto and (request.mechanism is not None or request.long_attention is not None):
+        request.attention()  # a mistyped name is refused before anything is fetched
+    opened = (
+        source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=False)
+    )
+    if destination is not None:
+        check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
+    architecture = find_architecture(opened, request)
+    modality = modality_of(architecture)
+    check_settings(modality, architecture, request)  # fail before the slow search
+    if not auto:
+        return modality.plan(opened, architecture, request)
+    chosen = chosen_for_decoder(opened, architecture, request)
+    if chosen is None:
+        if choose is None:
+            raise OptionError(
+                "mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism."
+            )
+        opened = with_weights(opened, request.token, allow_pickle=request.allow_pickle)
+        chosen = choose(opened, request)
+    attention, choice = chosen
+    request = replace(request.without_search(), long_attention=attention)
+    return replace(modality.plan(opened, architecture, request), choice=choice)
+
+
+def check_settings(modality: Modality, architecture: Architecture, request: ConversionConfig) -> None:
+    """Raise :class:`OptionError` for a setting that applies only to other models."""
+    for name, reason in SETTINGS.items():
+        applies = name in modality.settings and (architecture.encoder_decoder or "decoder" not in name)
+        if getattr(request, name) is not None and not applies:
+            predicate = modality.predicate or f"reads {architecture.family.spec.nouns}"
+            raise OptionError(f"{reason}, but a {architecture.source_class} {predicate}; leave it out.")
+
+
+def modality_of(architecture: Architecture) -> Modality:
+    return MODALITIES[architecture.family.spec.reads]
+
+
+DECODER_WINDOW, DECODER_SINKS = 1024, 4
+"""Window and sinks of a decoder with ``mechanism="auto"``, in tokens. The window is at most half of the old length."""
+
+
+def chosen_for_decoder(
+    opened: Source, architecture: Architecture, request: ConversionConfig
+) -> tuple[LongAttentionConfig | None, Mapping[str, Any]] | None:
+    """The attention of a decoder with ``mechanism="auto"``, and the reason: a window and sinks in every layer without
+    its own window.
+
+    ``None`` for encoders, for models with two stacks, and if a budget or an input for a search is given.
+    """
+    base = architecture.source_config
+    if request.budget is not None or request.search_input is not None or architecture.family.spec.noun != "text":
+        return None
+    if architecture.original_attention is not None or architecture.encoder_decoder:
+        return None
+    causal = architecture.long_config(None).attending[1]
+    if not causal:
+        return None
+    search = "--budget 0.25 would search for other mechanisms"
+    if None not in own_windows(base):
+        return None, {"reason": f"Every layer keeps its own window; {search}."}
+    window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
+    exception = "; layers with a window of their own keep it" if any(own_windows(base)) else ""
+    reason = (
+        f"window={window} with {DECODER_SINKS} sinks loses least without training in a cache of constant "
+        f"size{exception}; {search}."
+    )
+    return LongAttentionConfig("window", window=window, num_sinks=DECODER_SINKS), {"reason": reason}
+
+
+def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:
+    """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails."""
+    plan, modality = comparison.plan, modality_of(comparison.plan.architecture)
+    steps: list[Callable[[], list[Check]]] = [
+        lambda: check_tensors(comparison),
+        lambda: modality.check_processor(plan, comparison.folder, comparison.inputs),
+        lambda: modality.check(comparison),
+    ]
+    checks: list[Check] = []
+    progress("verify", 0, len(steps))
+    with checkpoint_errors(
+        "Verification failed, so nothing was kept: source or result does not run (--no-verify skips this)"
+    ):
+        for done, step in enumerate(steps, 1):
+            checks += step()
+            if any(check.status == FAILED for check in checks):
+                break
+            progress("verify", done, len(steps))
+    return labelled(plan, checks)
+
+
+def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
+    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides whether
+    training is needed.
+
+    Without such a check, or if it cannot tell, warnings and differing outputs get the status "needs training".
+    """
+    label = NEEDS_TRAINING
+    warnings = [str(warning).rstrip(".") for warning in plan.warnings]
+    deciding = next((check for check in checks if VERDICT in check.values), None)
+    if deciding is not None and deciding.values[VERDICT] != UNKNOWN:
+        label = deciding.status
+        if label == MEASURED:
+            warnings = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
+    checks = [replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks]
+    return [*checks, *(Check(POSITIONS, label, warning) for warning in warnings)]
 
 
 SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}

@@ -36,22 +36,14 @@ from ..files import (
 )
 from ..hub import next_step, write_model_card
 from ..modeling.family.definition import UNLIMITED_LENGTH
+from ..modeling.family.input_spec import tokenizer_files
 from ..modeling.family.registration import model_type_table
 from ..reports import FAILED, NEEDS_TRAINING, TOLERANCE, Check
 from .plan import ConversionPlan, StackLength
-from .source_models import Source, open_source
+from .source import Source, open_source
 
 REPLACED = matcher(("config.json", "*.index.json"))
 """Names of the files of a source that the result replaces, so they are not copied."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""
 VERDICT, READY, TRAIN, UNKNOWN = "verdict", "ready to use", "train before use", "cannot tell"
@@ -145,24 +137,10 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
     for name, file in sorted(files.items()):
         if not file.is_file() or REPLACED.match(name):
             continue
-        values: dict[str, Any] = {}
         if name == TOKENIZER_CONFIG:
             values = _tokenizer_settings(read_json_object(file), base_type, tokenizer_length)
-        elif name == "generation_config.json" and plan is not None:
-            values = read_json_object(file)
-            length = plan.decoder or StackLength(plan.old_length, plan.new_length)
-            if values.get("max_length") == length.old:  # a shorter limit is the author's choice
-                values["max_length"] = length.new
-        elif name == "tokenizer.json" and tokenizer_length:
-            values = read_json_object(file)
-            if not values.get("truncation"):
-                values = {}
-            elif tokenizer_length > UNLIMITED_LENGTH:
-                values["truncation"] = None
-            else:
-                values["truncation"]["max_length"] = tokenizer_length
-        elif plan is not None:
-            values = dict(plan.files.get(name, {}))
+        else:
+            values = {} if plan is None else changed_values(file, plan)
         if values:
             write_json(stage / name, values)
         else:
@@ -170,19 +148,45 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
     for name in SIDECAR_FOLDERS:
         if (source.folder / name).is_dir():
             shutil.copytree(source.folder / name, stage / name, copy_function=shutil.copyfile)  # without file modes
-    if not (stage / TOKENIZER_CONFIG).exists() and any((stage / name).exists() for name in TOKENIZER_FILES):
+    if tokenizer_files(stage) and not (stage / TOKENIZER_CONFIG).exists():
         write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
+    complete_config(stage, source, plan)
+    if source.root is not None:
+        write_modules(source.root, stage, max_length, longer=bool(tokenizer_length))
+
+
+def changed_values(file: Path, plan: ConversionPlan) -> dict[str, Any]:
+    """The new content of a copied JSON file; empty if it stays as it is."""
+    if file.name == "generation_config.json":
+        values = read_json_object(file)
+        length = plan.decoder or StackLength(plan.old_length, plan.new_length)
+        if values.get("max_length") == length.old:  # a shorter limit is the author's choice
+            values["max_length"] = length.new
+        return values
+    if file.name == "tokenizer.json" and plan.tokenizer_length:
+        values = read_json_object(file)
+        if not values.get("truncation"):
+            return {}
+        if plan.tokenizer_length > UNLIMITED_LENGTH:
+            values["truncation"] = None
+        else:
+            values["truncation"]["max_length"] = plan.tokenizer_length
+        return values
+    return dict(plan.files.get(file.name, {}))
+
+
+def complete_config(stage: Path, source: Source, plan: ConversionPlan | None) -> None:
+    """Remove the source's code from the written config, since it is not copied. A converted model is loaded with the
+    dtype of its source."""
     config = read_json_object(stage / "config.json")
     completed = dict(config)
     if not any(stage.glob("modeling_long_*.py")):
-        completed.pop("auto_map", None)  # code of the source is not copied
+        completed.pop("auto_map", None)
     dtype = source.config.get("dtype") or source.config.get("torch_dtype")
-    if plan is not None and dtype is not None:  # load with the same dtype as the source
+    if plan is not None and dtype is not None:
         completed["dtype"] = dtype
     if completed != config:
         write_json(stage / "config.json", completed)
-    if source.root is not None:
-        write_modules(source.root, stage, max_length, longer=bool(tokenizer_length))
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:

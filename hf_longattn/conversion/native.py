@@ -17,8 +17,6 @@ from ..errors import CheckpointError, checkpoint_errors
 from ..evaluation.token_loss import verification_text
 from ..files import is_long, staged_folder
 from ..hub import origin_of
-from ..inputs.modality import modality_of
-from ..inputs.tokenizer import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
 from ..mechanisms.common.capabilities import band_of
@@ -32,8 +30,11 @@ from ..modeling.family.sliding_window import band_around, with_base_windows
 from ..modeling.pruning import whole_shapes
 from ..reports import FAILED, PASSED, Check
 from .adopt import ADOPTIONS, HEAD_GLOBALS, Adoption, renamed
+from .architecture import NAMES, OWN_FIELDS, read_long
 from .folders import ConversionReport, StageProgress, add_source_files, complete_result, no_progress, open_for_writing
-from .source_models import NAMES, OWN_FIELDS, Source, load_checked, quiet_libraries, read_long, refuse_quantised
+from .load import load_checked, quiet_libraries
+from .source import Source, refuse_quantised
+from .tokenizer import VerificationText, text_inputs
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
@@ -329,7 +330,7 @@ def _write(source: Source, stage: Path, name: str, verify: bool, progress: Stage
     stock.save_pretrained(stage)
     add_source_files(source, stage, length)
 
-    text = modality_of(family).inputs(config, stage, verification_text(None))
+    text = text_inputs(family, config, stage, verification_text(None))
     checks: list[Check] = []
     described = "not verified"
     if verify:

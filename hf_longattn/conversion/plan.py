@@ -1,11 +1,12 @@
-"""The plan of a conversion: sizes, positions, mechanisms and costs of the result, from its settings and the source's
-config."""
+"""The plan of a conversion: every decision about the result, made before anything is written.
+
+Texts are planned in four steps: attention, lengths, positions, short texts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -20,13 +21,10 @@ from ..files import (
     TOKENIZER_CONFIG,
     TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
-    check_destination,
     read_json_object,
     sentence_class,
     sentence_values,
 )
-from ..inputs.modality import InputSizes, Modality, WithTowers
-from ..inputs.tokenizer import load_tokenizer
 from ..mechanisms import Mechanism
 from ..mechanisms.common.masked import SINK_POSITIONS, TEXT, has_sinks_in_text, leading_sinks, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
@@ -36,19 +34,20 @@ from ..mechanisms.full import Full
 from ..modeling.attach.attention_sites import layer_mechanisms as attached_mechanisms
 from ..modeling.attach.global_mask import chooses_by_ids, question_separator, takes_globals
 from ..modeling.costs import LengthCost, ModelShape, costs_of, layer_mechanisms, model_shape
+from ..modeling.family.input_spec import InputSizes
 from ..modeling.family.rotary import plan_rotary, positions_without_end
 from ..modeling.family.sliding_window import keeps_window, own_windows
+from ..modeling.family.towers_spec import TOWERS
 from ..modeling.generic import PlainFamily
 from ..positions import tables
 from ..positions.relative import relative_class, unchanged_tokens
 from ..positions.rope import RopePlan
 from ..positions.tables import ALIBI
 from ..positions.trained_distances import widest_span
+from .architecture import Architecture
 from .settings import AUTO, ConversionConfig
-from .source_models import Architecture, Source, find_architecture, open_source, quiet_libraries
-
-DECODER_WINDOW, DECODER_SINKS = 1024, 4
-"""Window and sinks of a decoder with ``mechanism="auto"``, in tokens. The window is at most half of the old length."""
+from .source import Source
+from .tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,289 @@ def warnings_of_layers(
             where = f"every {noun}"
         warnings.append(PositionWarning(f"{choice} in {where} {problems[numbers[0]]}", advice))
     return warnings
+
+
+def completed(
+    value: dict[str, Any], options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]
+) -> LongAttentionConfig:
+    """The configuration ``value``, with ``options`` added to every mechanism choice for which ``where(choice)`` is
+    true."""
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [inside(inner) for inner in value]
+        if not isinstance(value, Mapping):
+            return value
+        changed = {name: inside(inner) for name, inner in value.items()}
+        if where(value):
+            changed |= options
+        return changed
+
+    return LongAttentionConfig.from_dict(inside(value))
+
+
+@dataclass(frozen=True)
+class ShortTexts:
+    """Short texts that an encoder reads with full attention, as its source does, because of ``exact_length``."""
+
+    length: int = 0  # maximum length in tokens; 0 if there are none
+    # why outputs for short texts differ from the source's; empty if they do not, or if there are none
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"short ones are not read exactly as by the source: {self.reason}"
+        return f"of up to {self.length} tokens are read exactly as by the source" if self.length else ""
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """What sentence-transformers reads of a text with the source. Special tokens and a prompt count."""
+
+    tokens: int  # maximum tokens before it cuts the text, at most the source's length
+    method: str  # name of the method that reads texts
+
+    def __str__(self) -> str:
+        done = "scored" if self.method == "predict" else "embedded"
+        return (
+            f"of up to {self.tokens} tokens are {done} exactly as by the source; its {self.method} cuts longer ones "
+            "there, and the result reads on"
+        )
+
+
+class WithTowers:
+    """Facts about a model."""
+
+    towers: Mapping[str, Any]  # the same facts for each tower, by name; empty without towers
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The facts about every tower by name; without towers, these facts under an empty name."""
+        return self.towers or {"": self}
+
+    def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
+        """Report entry ``towers``: tower name -> result of ``describe``. Empty without towers."""
+        return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
+
+
+@dataclass
+class ConversionPlan(WithTowers):
+    """All decisions about a conversion, made before writing. Each tower's `attention`, `shape` and `costs` are in the
+    tower's plan.
+
+    Attributes:
+        modality: input type of source and result.
+        old_length, new_length: maximum tokens of source and result.
+        parameters: number of parameters of the result.
+        generic: whether the result keeps the source's class and has mechanisms.
+    """
+
+    source: Source
+    architecture: Architecture
+    config: Any  # the config of the result
+    inputs: InputSizes  # sizes of the inputs of source and result
+    positions: str  # the strategy for positions
+    attention: LongAttentionConfig
+    position_change: str  # reason why new positions change outputs below the old length; empty if they do not
+    skeleton: Any  # the result on the meta device
+    shape: ModelShape
+    costs: tuple[LengthCost, ...]
+    warnings: tuple[PositionWarning, ...] = ()  # warnings about positions that need training
+    short_texts: ShortTexts = field(default_factory=ShortTexts)
+    encoded: EncodedTexts | None = None  # what the source's encoder reads; None for other models
+    unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
+    decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
+    tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
+    looks_back: int | None = None  # positions that a query looks back if texts have no maximum length; otherwise None
+    # how to train the result, for the report; None: derived from head and texts
+    training: Mapping[str, Any] | None = None
+    choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
+    towers: Mapping[str, ConversionPlan] = field(default_factory=dict)
+    other_towers: tuple[str, ...] = ()  # towers of a plain class that keep its attention
+
+    def __post_init__(self) -> None:
+        self.old_length, self.new_length = self.inputs.old.tokens, self.inputs.new.tokens
+        self.parameters = sum(parameter.numel() for parameter in self.skeleton.parameters())
+        self.generic = isinstance(self.architecture.family, PlainFamily)
+
+    @property
+    def lengths_in_words(self) -> str:
+        """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is
+        nothing to say."""
+        if self.looks_back is not None:
+            return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
+        if self.encoded and self.encoded.tokens < self.short_texts.length and not self.short_texts.reason:
+            return str(self.encoded)
+        return str(self.short_texts)
+
+    def input_in_words(self, when: str) -> str:
+        """The maximum input of the "old" or the "new" model."""
+        return " and ".join(str(getattr(part.inputs, when)) for part in self.parts.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        attention = self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
+        old, new = self.input_in_words("old"), self.input_in_words("new")
+        lengths = new
+        if old != new:
+            lengths = f"{old} → {new}"
+        elif self.looks_back is not None:
+            lengths = f"{new} in training"
+        sizes = {
+            f"{when}_{name}": value
+            for part in self.parts.values()
+            for when, size in (("old", part.inputs.old), ("new", part.inputs.new))
+            for name, value in size.values.items()
+        }
+        decoder: dict[str, Any] = {}
+        if self.decoder is not None:
+            decoder = {
+                "long_attention": self.config.decoder_attention.to_dict(),
+                "old_length": self.decoder.old,
+                "new_length": self.decoder.new,
+            }
+        optional = {
+            "generic": self.generic,
+            "choice": dict(self.choice or {}),
+            "decoder": decoder,
+            "short_texts": self.lengths_in_words,
+            "warnings": [*map(str, self.warnings)],
+        }
+        return {
+            "source": self.source.name,
+            "source_class": self.architecture.source_class,
+            "original_architecture": None if self.architecture.converter is None else self.source.config["model_type"],
+            "long_class": self.architecture.long_class,
+            "model_type": self.config.model_type,
+            "long_attention": attention,
+            "old_length": self.old_length,
+            "new_length": self.new_length,
+            "input": lengths,
+            **sizes,
+            "positions": self.positions,
+            **{name: value for name, value in optional.items() if value},
+            "parameters": self.parameters,
+            "result_bytes": self.parameters * self.shape.element_bytes,
+            "costs": [cost.to_dict() for cost in self.costs],
+            **self.by_tower(lambda tower: tower.to_dict()),
+        }
+
+
+def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
+    """Plan a text model in four steps: attention, lengths, positions, short texts."""
+    base, original = architecture.source_config, architecture.original_attention
+    chosen = plan_attention(opened, architecture, request)
+    attention, decoder_attention = chosen.attention, chosen.decoder
+
+    length, decoder = stack_lengths(opened, architecture, request)
+
+    causal = causal_distances(architecture, chosen.config)
+    if causal is None:
+        attention = completed(attention.to_dict(), {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
+    positions = plan_positions(architecture, attention, request.positions, length, decoder, causal=causal)
+    if positions.strategy == ALIBI:
+        attention = with_relative(attention, ALIBI)
+        if decoder is not None:
+            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), ALIBI)
+    elif positions.rope is not None and positions.rope.relative:
+        attention = with_relative(attention, positions.rope.relative)
+    position_change, unchanged = positions.change((attention, decoder_attention), length.old)
+
+    short_texts = ShortTexts()
+    layers, is_causal = chosen.config.attending
+    if original is None and not is_causal:
+        windows = [None] * layers if decoder is not None else own_windows(base)  # none in a model with two stacks
+        attention, short_texts = with_short_texts(attention, windows, length, position_change)
+
+    config = architecture.long_config(
+        attention, decoder_attention, positions.lengths, positions.rope, positions.strategy
+    )
+    skeleton = architecture.skeleton(config)
+    looks_back = None
+    if causal is not None:
+        looks_back = positions_without_end(architecture.family, config)
+    if chosen.marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
+        config.question_separator_id = chosen.separator
+    shape = model_shape(config, skeleton)
+    warnings = position_warnings(
+        positions.strategy,
+        attention,
+        layer_mechanisms(attention, shape, length.new),
+        length,
+        causal=shape.causal,
+        scaled=positions.rope is not None and not positions.rope.exact,
+        auto=request.positions == AUTO,
+    )
+    if decoder is not None:
+        decoder_attention = config.decoder_attention
+        mechanisms = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
+        warnings += position_warnings(
+            positions.strategy, decoder_attention, mechanisms, decoder, causal=True, decoder=True
+        )
+    inputs = architecture.family.spec.between(config, length.old, length.new)
+    return ConversionPlan(
+        source=opened,
+        architecture=architecture,
+        config=config,
+        inputs=inputs,
+        positions=positions.strategy,
+        attention=attention,
+        position_change=position_change,
+        short_texts=short_texts,
+        encoded=None if chosen.saved_by is None else encoded_texts(opened, chosen.saved_by, length.old),
+        unchanged_tokens=unchanged,
+        skeleton=skeleton,
+        shape=shape,
+        costs=costs_of(inputs, attention, shape),
+        warnings=tuple(warnings),
+        decoder=decoder,
+        tokenizer_length=length.new if looks_back is None or request.max_length is not None else VERY_LARGE_INTEGER,
+        looks_back=looks_back,
+    )
+
+
+@dataclass(frozen=True)
+class TextAttention:
+    """The attention of a result that reads texts, before its positions are planned."""
+
+    config: Any  # the result's config with the source's positions
+    attention: LongAttentionConfig  # of the encoder, or of the only stack
+    decoder: LongAttentionConfig | None  # of the decoder beside an encoder; None for the default
+    saved_by: str | None  # the class of sentence-transformers that saved the source
+    marks_question: bool  # whether global tokens should be those of a question or query
+    separator: int | None  # the token after which the second text of a pair begins, if it is needed
+
+
+def plan_attention(opened: Source, architecture: Architecture, request: ConversionConfig) -> TextAttention:
+    """Choose the attention of a text model, and find the separator that its global tokens need."""
+    base, original = architecture.source_config, architecture.original_attention
+    attention = decoder = None
+    if original is not None or request.names_attention:
+        attention = request.attention(original)
+    if request.decoder_long_attention is not None:
+        decoder = LongAttentionConfig.from_dict(request.decoder_long_attention)
+    # the config fills in the family's default attention and the base's windows
+    config = architecture.long_config(attention, decoder)
+    attention = config.long_attention
+    saved_by = sentence_class(opened.card_folder)
+    if hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function"):
+        saved_by = saved_by or RERANKER  # a reranker without modules
+    pairs = architecture.source_class.endswith("ForQuestionAnswering") or saved_by == RERANKER
+    marks_question = pairs and original is None
+    unseparated = (
+        getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
+    )
+    separator = None
+    # Loading a large vocabulary takes seconds. If no separator is needed, the tokenizer is left to the check of the
+    # result, which loads it in any case.
+    if marks_question or unseparated or not request.verify:
+        tokenizer = load_tokenizer(opened.folder, base)
+        if tokenizer is not None and (marks_question or unseparated):
+            separator = question_separator(tokenizer)
+    if unseparated and separator is not None:
+        attention = with_separator(attention, separator)
+    return TextAttention(config, attention, decoder, saved_by, marks_question, separator)
 
 
 def stack_lengths(
@@ -282,35 +564,6 @@ def position_warnings(
     return warnings_of_layers(attention, problems, advice, noun)
 
 
-@dataclass(frozen=True)
-class ShortTexts:
-    """Short texts that an encoder reads with full attention, as its source does, because of ``exact_length``."""
-
-    length: int = 0  # maximum length in tokens; 0 if there are none
-    # why outputs for short texts differ from the source's; empty if they do not, or if there are none
-    reason: str = ""
-
-    def __str__(self) -> str:
-        if self.reason:
-            return f"short ones are not read exactly as by the source: {self.reason}"
-        return f"of up to {self.length} tokens are read exactly as by the source" if self.length else ""
-
-
-@dataclass(frozen=True)
-class EncodedTexts:
-    """What sentence-transformers reads of a text with the source. Special tokens and a prompt count."""
-
-    tokens: int  # maximum tokens before it cuts the text, at most the source's length
-    method: str  # name of the method that reads texts
-
-    def __str__(self) -> str:
-        done = "scored" if self.method == "predict" else "embedded"
-        return (
-            f"of up to {self.tokens} tokens are {done} exactly as by the source; its {self.method} cuts longer ones "
-            "there, and the result reads on"
-        )
-
-
 def encoded_texts(source: Source, saved_by: str, longest: int) -> EncodedTexts:
     """What sentence-transformers reads with a source that its class ``saved_by`` loads. ``longest``: maximum tokens of
     the source's model."""
@@ -338,26 +591,10 @@ def with_short_texts(
     anyway, are not changed.
     """
     changed = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)]
-    layers = [prototype(*attention.for_layer(number)) for number in changed]
     reason = change
-    may_set = length.new > length.old and not change and not option_values(attention, EXACT_LENGTH)
-    if may_set:
-        lacking = [layer for layer in layers if not layer.covers(length.old)]
-        for layer in lacking:
-            objection = why_not_in_full(layer)
-            if layer.capabilities.trains:
-                objection = "adds parameters that need training"
-            elif not layer.capabilities.takes_score_mod:
-                objection = "is not full attention over fewer keys"
-            if objection:
-                reason = f"{layer.name!r} {objection}"
-                break
-        if lacking and not reason:
-            names = {layer.name for layer in lacking}
-            attention = attention.with_option(
-                EXACT_LENGTH, length.old, lambda name, layer: name in names and (layer is None or layer in changed)
-            )
-            layers = [prototype(*attention.for_layer(number)) for number in changed]
+    if length.new > length.old and not change and not option_values(attention, EXACT_LENGTH):
+        attention, reason = with_exact_length(attention, changed, length.old)
+    layers = [prototype(*attention.for_layer(number)) for number in changed]
     exact_lengths = [layer.options.exact_length for layer in layers if layer.options.exact_length]
     if not exact_lengths:
         return attention, ShortTexts(0, reason)
@@ -369,314 +606,33 @@ def with_short_texts(
         )
     if not all(layer.options.exact_length or layer.covers(longest) for layer in layers):
         return attention, ShortTexts(0, "some layers have no exact_length")
-    replaces_windows = len(layers) > windows.count(None)
-    if not change and replaces_windows:
+    if not change and len(layers) > windows.count(None):
         change = "exact_length replaces windows of the source"
     return attention, ShortTexts(min(exact_lengths), change)
 
 
-Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
-"""Function of an opened source and its settings that returns the chosen attention, and facts about the choice for
-reports."""
-
-
-@dataclass
-class ConversionPlan(WithTowers):
-    """All decisions about a conversion, made before writing. Each tower's `attention`, `shape` and `costs` are in the
-    tower's plan.
-
-    Attributes:
-        modality: input type of source and result.
-        old_length, new_length: maximum tokens of source and result.
-        parameters: number of parameters of the result.
-        generic: whether the result keeps the source's class and has mechanisms.
-    """
-
-    source: Source
-    architecture: Architecture
-    config: Any  # the config of the result
-    inputs: InputSizes  # sizes of the inputs of source and result
-    positions: str  # the strategy for positions
-    attention: LongAttentionConfig
-    position_change: str  # reason why new positions change outputs below the old length; empty if they do not
-    skeleton: Any  # the result on the meta device
-    shape: ModelShape
-    costs: tuple[LengthCost, ...]
-    warnings: tuple[PositionWarning, ...] = ()  # warnings about positions that need training
-    short_texts: ShortTexts = field(default_factory=ShortTexts)
-    encoded: EncodedTexts | None = None  # what the source's encoder reads; None for other models
-    unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
-    decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
-    tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
-    looks_back: int | None = None  # positions that a query looks back if texts have no maximum length; otherwise None
-    # how to train the result, for the report; None: derived from head and texts
-    training: Mapping[str, Any] | None = None
-    choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
-    towers: Mapping[str, ConversionPlan] = field(default_factory=dict)
-    other_towers: tuple[str, ...] = ()  # towers of a plain class that keep its attention
-
-    def __post_init__(self) -> None:
-        self.modality: Modality = self.architecture.modality
-        self.old_length, self.new_length = self.inputs.old.tokens, self.inputs.new.tokens
-        self.parameters = sum(parameter.numel() for parameter in self.skeleton.parameters())
-        self.generic = isinstance(self.architecture.family, PlainFamily)
-
-    @property
-    def lengths_in_words(self) -> str:
-        """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is
-        nothing to say."""
-        if self.looks_back is not None:
-            return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
-        if self.encoded and self.encoded.tokens < self.short_texts.length and not self.short_texts.reason:
-            return str(self.encoded)
-        return str(self.short_texts)
-
-    def input_in_words(self, when: str) -> str:
-        """The maximum input of the "old" or the "new" model."""
-        return " and ".join(str(getattr(part.inputs, when)) for part in self.parts.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        attention = self.by_tower(lambda tower: tower.attention.to_dict()) or self.attention.to_dict()
-        old, new = self.input_in_words("old"), self.input_in_words("new")
-        lengths = new
-        if old != new:
-            lengths = f"{old} → {new}"
-        elif self.looks_back is not None:
-            lengths = f"{new} in training"
-        sizes = {
-            f"{when}_{name}": value
-            for part in self.parts.values()
-            for when, size in (("old", part.inputs.old), ("new", part.inputs.new))
-            for name, value in size.values.items()
-        }
-        decoder: dict[str, Any] = {}
-        if self.decoder is not None:
-            decoder = {
-                "long_attention": self.config.decoder_attention.to_dict(),
-                "old_length": self.decoder.old,
-                "new_length": self.decoder.new,
-            }
-        optional = {
-            "generic": self.generic,
-            "choice": dict(self.choice or {}),
-            "decoder": decoder,
-            "short_texts": self.lengths_in_words,
-            "warnings": [*map(str, self.warnings)],
-        }
-        return {
-            "source": self.source.name,
-            "source_class": self.architecture.source_class,
-            "original_architecture": None if self.architecture.converter is None else self.source.config["model_type"],
-            "long_class": self.architecture.long_class,
-            "model_type": self.config.model_type,
-            "long_attention": attention,
-            "old_length": self.old_length,
-            "new_length": self.new_length,
-            "input": lengths,
-            **sizes,
-            "positions": self.positions,
-            **{name: value for name, value in optional.items() if value},
-            "parameters": self.parameters,
-            "result_bytes": self.parameters * self.shape.element_bytes,
-            "costs": [cost.to_dict() for cost in self.costs],
-            **self.by_tower(lambda tower: tower.to_dict()),
-        }
-
-
-@quiet_libraries()
-def plan_conversion(
-    source: str | Path | Source,
-    destination: str | Path | None = None,
-    config: ConversionConfig | None = None,
-    *,
-    choose: Chooser | None = None,
-    **settings: Any,
-) -> ConversionPlan:
-    """Plan a conversion without running it.
-
-    Args:
-        destination: if given, checked as in a conversion.
-        config: the settings; or its fields, and options of the mechanism, as keywords.
-        choose: the function that chooses mechanisms for ``mechanism="auto"``:
-            :func:`hf_longattn.search.choose_mechanisms`.
-
-    Raises:
-        LongAttentionError: the conversion would fail, for the reason in its sentence.
-    """
-    request = ConversionConfig.from_keywords(config, settings)
-    auto = request.mechanism == AUTO
-    # the default depends on the family
-    if not auto and (request.mechanism is not None or request.long_attention is not None):
-        request.attention()  # a mistyped name is refused before anything is fetched
-    opened = (
-        source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=False)
-    )
-    if destination is not None:
-        check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
-    architecture = find_architecture(opened, request)  # fail before the slow search
-    if not auto:
-        return architecture.modality.plan(opened, architecture, request)
-    if (chosen := chosen_for_decoder(opened, architecture, request)) is None:
-        if choose is None:
-            raise OptionError(
-                "mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism."
-            )
-        if not isinstance(source, Source):
-            opened = open_source(source, request.revision, request.token)
-        chosen = choose(opened, request)
-    attention, choice = chosen
-    return replace(plan_source(opened, replace(request.without_search(), long_attention=attention)), choice=choice)
-
-
-def chosen_for_decoder(
-    opened: Source, architecture: Architecture, request: ConversionConfig
-) -> tuple[LongAttentionConfig | None, Mapping[str, Any]] | None:
-    """The attention of a decoder with ``mechanism="auto"``, and the reason: a window and sinks in every layer without
-    its own window.
-
-    ``None`` for encoders, for models with two stacks, and if a budget or an input for a search is given.
-    """
-    base = architecture.source_config
-    if request.budget is not None or request.search_input is not None or architecture.modality.noun != "text":
-        return None
-    if architecture.original_attention is not None or architecture.encoder_decoder:
-        return None
-    causal = architecture.long_config(None).attending[1]
-    if not causal:
-        return None
-    search = "--budget 0.25 would search for other mechanisms"
-    if None not in own_windows(base):
-        return None, {"reason": f"Every layer keeps its own window; {search}."}
-    window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
-    exception = "; layers with a window of their own keep it" if any(own_windows(base)) else ""
-    reason = (
-        f"window={window} with {DECODER_SINKS} sinks loses least without training in a cache of constant "
-        f"size{exception}; {search}."
-    )
-    return LongAttentionConfig("window", window=window, num_sinks=DECODER_SINKS), {"reason": reason}
-
-
-def plan_source(opened: Source, request: ConversionConfig) -> ConversionPlan:
-    architecture = find_architecture(opened, request)
-    return architecture.modality.plan(opened, architecture, request)
-
-
-@dataclass(frozen=True)
-class TextAttention:
-    """The attention of a result that reads texts, before its positions are planned."""
-
-    config: Any  # the result's config with the source's positions
-    attention: LongAttentionConfig  # of the encoder, or of the only stack
-    decoder: LongAttentionConfig | None  # of the decoder beside an encoder; None for the default
-    saved_by: str | None  # the class of sentence-transformers that saved the source
-    marks_question: bool  # whether global tokens should be those of a question or query
-    separator: int | None  # the token after which the second text of a pair begins, if it is needed
-
-
-def plan_attention(opened: Source, architecture: Architecture, request: ConversionConfig) -> TextAttention:
-    """Choose the attention of a text model, and find the separator that its global tokens need."""
-    base, original = architecture.source_config, architecture.original_attention
-    attention = decoder = None
-    if original is not None or request.names_attention:
-        attention = request.attention(original)
-    if request.decoder_long_attention is not None:
-        decoder = LongAttentionConfig.from_dict(request.decoder_long_attention)
-    # the config fills in the family's default attention and the base's windows
-    config = architecture.long_config(attention, decoder)
-    attention = config.long_attention
-    saved_by = sentence_class(opened.card_folder)
-    if hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function"):
-        saved_by = saved_by or RERANKER  # a reranker without modules
-    pairs = architecture.source_class.endswith("ForQuestionAnswering") or saved_by == RERANKER
-    marks_question = pairs and original is None
-    unseparated = (
-        getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
-    )
-    separator = None
-    # Loading a large vocabulary takes seconds. If no separator is needed, the tokenizer is left to the check of the
-    # result, which loads it in any case.
-    if marks_question or unseparated or not request.verify:
-        tokenizer = load_tokenizer(opened.folder, base)
-        if tokenizer is not None and (marks_question or unseparated):
-            separator = question_separator(tokenizer)
-    if unseparated and separator is not None:
-        attention = with_separator(attention, separator)
-    return TextAttention(config, attention, decoder, saved_by, marks_question, separator)
-
-
-def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
-    """Plan a text model in four steps: attention, lengths, positions, short texts."""
-    base, original = architecture.source_config, architecture.original_attention
-    chosen = plan_attention(opened, architecture, request)
-    attention, decoder_attention = chosen.attention, chosen.decoder
-
-    length, decoder = stack_lengths(opened, architecture, request)
-
-    causal = causal_distances(architecture, chosen.config)
-    if causal is None:
-        attention = completed(attention.to_dict(), {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
-    positions = plan_positions(architecture, attention, request.positions, length, decoder, causal=causal)
-    if positions.strategy == ALIBI:
-        attention = with_relative(attention, ALIBI)
-        if decoder is not None:
-            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), ALIBI)
-    elif positions.rope is not None and positions.rope.relative:
-        attention = with_relative(attention, positions.rope.relative)
-    position_change, unchanged = positions.change((attention, decoder_attention), length.old)
-
-    short_texts = ShortTexts()
-    layers, is_causal = chosen.config.attending
-    if original is None and not is_causal:
-        windows = [None] * layers if decoder is not None else own_windows(base)  # none in a model with two stacks
-        attention, short_texts = with_short_texts(attention, windows, length, position_change)
-
-    config = architecture.long_config(
-        attention, decoder_attention, positions.lengths, positions.rope, positions.strategy
-    )
-    skeleton = architecture.skeleton(config)
-    looks_back = None
-    if causal is not None:
-        looks_back = positions_without_end(architecture.family, config)
-    if chosen.marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
-        config.question_separator_id = chosen.separator
-    shape = model_shape(config, skeleton)
-    warnings = position_warnings(
-        positions.strategy,
-        attention,
-        layer_mechanisms(attention, shape, length.new),
-        length,
-        causal=shape.causal,
-        scaled=positions.rope is not None and not positions.rope.exact,
-        auto=request.positions == AUTO,
-    )
-    if decoder is not None:
-        decoder_attention = config.decoder_attention
-        mechanisms = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True), decoder.new)
-        warnings += position_warnings(
-            positions.strategy, decoder_attention, mechanisms, decoder, causal=True, decoder=True
+def with_exact_length(
+    attention: LongAttentionConfig, numbers: Sequence[int], length: int
+) -> tuple[LongAttentionConfig, str]:
+    """Give these layers ``exact_length``, unless they are full attention for such texts. Also returns why a layer
+    cannot have it; no layer gets it then."""
+    names = set()
+    for layer in (prototype(*attention.for_layer(number)) for number in numbers):
+        if layer.covers(length):
+            continue
+        objection = why_not_in_full(layer)
+        if layer.capabilities.trains:
+            objection = "adds parameters that need training"
+        elif not layer.capabilities.takes_score_mod:
+            objection = "is not full attention over fewer keys"
+        if objection:
+            return attention, f"{layer.name!r} {objection}"
+        names.add(layer.name)
+    if names:
+        attention = attention.with_option(
+            EXACT_LENGTH, length, lambda name, layer: name in names and (layer is None or layer in numbers)
         )
-    inputs = architecture.modality.between(config, length.old, length.new)
-    return ConversionPlan(
-        source=opened,
-        architecture=architecture,
-        config=config,
-        inputs=inputs,
-        positions=positions.strategy,
-        attention=attention,
-        position_change=position_change,
-        short_texts=short_texts,
-        encoded=None if chosen.saved_by is None else encoded_texts(opened, chosen.saved_by, length.old),
-        unchanged_tokens=unchanged,
-        skeleton=skeleton,
-        shape=shape,
-        costs=costs_of(inputs, attention, shape),
-        warnings=tuple(warnings),
-        decoder=decoder,
-        tokenizer_length=length.new if looks_back is None or request.max_length is not None else VERY_LARGE_INTEGER,
-        looks_back=looks_back,
-    )
+    return attention, ""
 
 
 def causal_distances(architecture: Architecture, config: Any) -> bool | None:
@@ -721,22 +677,3 @@ def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttent
         {option: separator},
         lambda choice: choice.get("global_first_segment") and choice.get(option) is None,
     )
-
-
-def completed(
-    value: dict[str, Any], options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]
-) -> LongAttentionConfig:
-    """The configuration ``value``, with ``options`` added to every mechanism choice for which ``where(choice)`` is
-    true."""
-
-    def inside(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [inside(inner) for inner in value]
-        if not isinstance(value, Mapping):
-            return value
-        changed = {name: inside(inner) for name, inner in value.items()}
-        if where(value):
-            changed |= options
-        return changed
-
-    return LongAttentionConfig.from_dict(inside(value))

@@ -55,16 +55,11 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and
         secrets are left out."""
-        values = {
-            entry: getattr(self, entry.name)
-            for entry in fields(self)
-            if entry.repr and getattr(self, entry.name) != entry.default
-        }
         written = {}
-        for entry, value in values.items():
-            written[entry.name] = value
-            if entry.metadata["type"] is Path:
-                written[entry.name] = Path(value).name
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.repr and value != entry.default:
+                written[entry.name] = Path(value).name if entry.metadata["type"] is Path else value
 
         def json_value(value: Any) -> Any:
             return value.to_dict() if hasattr(value, "to_dict") else str(value)

@@ -25,7 +25,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from ..conversion.folders import add_source_files, open_for_writing, versions, with_report, write_report
-from ..conversion.source_models import quiet_libraries, tensor_headers
+from ..conversion.load import quiet_libraries
+from ..conversion.source import tensor_headers
 from ..errors import CheckpointError, OptionError, check_extra, checkpoint_errors, nearest
 from ..evaluation.summaries import plus_minus
 from ..files import EMBEDDINGS, sentence_class, staged_folder

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 import hf_longattn
 
-from ..conversion.source_models import Source, outputs, quiet_libraries, refuse_quantised, without_random_pooler
+from ..conversion.load import quiet_libraries, without_random_pooler
+from ..conversion.running import outputs
+from ..conversion.source import Source, refuse_quantised
+from ..conversion.tokenizer import load_tokenizer, token_ids
 from ..data.batching import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, InputError, OptionError
 from ..evaluation.summaries import mean_and_error
 from ..evaluation.token_loss import verification_text
 from ..files import named_class
-from ..inputs.tokenizer import load_tokenizer, token_ids
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..modeling.generic import check_class, loading_class

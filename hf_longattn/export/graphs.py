@@ -20,19 +20,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from ..conversion.architecture import NAMES, OWN_FIELDS, class_of, read_long
 from ..conversion.folders import add_source_files, versions, with_report, write_report
-from ..conversion.source_models import (
-    NAMES,
-    OWN_FIELDS,
-    Source,
-    attached_mechanisms,
-    class_of,
-    load_checked,
-    open_source,
-    quiet_libraries,
-    read_long,
-    refuse_quantised,
-)
+from ..conversion.load import attached_mechanisms, load_checked, quiet_libraries
+from ..conversion.source import Source, open_source, refuse_quantised
+from ..conversion.tokenizer import VerificationText, load_tokenizer
 from ..errors import EXTRAS, BackendError, CheckpointError, check_extra, in_one_line, nearest
 from ..evaluation.pooling import SentencePooling, sentence_pooling, write_for_servers
 from ..evaluation.token_loss import verification_text
@@ -50,12 +42,11 @@ from ..files import (
     write_json,
 )
 from ..hub import AUTO_CLASSES, origin_of
-from ..inputs.running import reads_only_text
-from ..inputs.tokenizer import VerificationText, load_tokenizer
 from ..mechanisms.common.registry import why_not_exported
 from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.classes import check_interface
 from ..modeling.family.definition import known_family, known_length
+from ..modeling.family.plain_spec import reads_only_text
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_class, family_in

@@ -13,7 +13,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..files import GENERIC_CLASS
@@ -51,15 +51,7 @@ def __getattr__(name: str) -> Any:
     return _public_name(name)
 
 
-MODULE = """{about!r}
-
-from ..modeling.classes import Family, row_arguments
-
-FAMILY = Family(**row_arguments(__name__, {model_type!r}, {row}))
-"""
-
-
-class _RowModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+class _RowModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports the families without a file. Python asks it last, so a file takes precedence."""
 
     def find_spec(
@@ -76,18 +68,13 @@ class _RowModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         spec.has_location = True  # transformers reads the class's source file to see whether its attention can be set
         return spec
 
-    def get_source(self, name: str) -> str:
-        from ..modeling.family.definition import base_config_name, family_rows, long_prefix
+    def exec_module(self, module: ModuleType) -> None:
+        from ..modeling.classes import family_of_row
+        from ..modeling.family.definition import base_config_name, family_rows
 
-        model_type, row = family_rows()[name.rpartition(".")[2]]
-        config = base_config_name(model_type)
-        about = (
-            f"{long_prefix(model_type)}{config.removesuffix('Config')}: the models of {config} with long attention."
-        )
-        return MODULE.format(about=row.get("about", about), model_type=model_type, row={**row})
-
-    def get_code(self, name: str) -> CodeType:
-        return self.source_to_code(self.get_source(name), f"{name} from families.json")
+        model_type, row = family_rows()[module.__name__.rpartition(".")[2]]
+        module.__doc__ = row.get("about", f"The models of {base_config_name(model_type)} with long attention.")
+        vars(module)["FAMILY"] = family_of_row(module.__name__, model_type, row)
 
 
 sys.meta_path.append(_RowModules())

@@ -11,9 +11,10 @@ import re
 import shlex
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,14 +44,15 @@ from ..files import (
     sentence_class,
     staged_file,
 )
-from ..inputs.modality import Example, Modality, modality_in
 from ..loading import read_config
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.shared_options import is_full
-from ..modeling.family.definition import length_before_conversion, tower_field
+from ..modeling.family.definition import Family, length_before_conversion, tower_field
+from ..modeling.family.input_spec import PLAIN_TEXT, Example, InputSize, InputSpec
 from ..modeling.family.registration import MULTIMODAL_TYPE, auto_class_name
 from ..modeling.family.rotary import positions_without_end
-from ..modeling.generic import TOWERS
+from ..modeling.family.towers_spec import TOWERS
+from ..modeling.generic import family_in
 
 TASKS = {
     "AutoModelForMaskedLM": "fill-mask",
@@ -182,11 +184,12 @@ def model_card(
         rows = [checked_result(row) for row in results]
         plan = report.get("plan") or {}
         backbone = backbone_of(config)
-        modality = modality_in(backbone)
-        typed_config = modality.config_of(backbone)
-        length = int(plan.get("new_length") or modality.sizes(typed_config).new.tokens)
-        loading = Loading.of(folder, config, length)
-        attentions = attentions_of(backbone)
+        family, spec, typed_config = family_in(backbone), PLAIN_TEXT, SimpleNamespace(**backbone)
+        if family is not None:
+            spec, typed_config = family.spec, family.config_class.from_dict(dict(backbone))
+        length = int(plan.get("new_length") or spec.sizes(family, typed_config).new.tokens)
+        loading = Loading.of(folder, config, length, partial(spec.example, family, folder, typed_config))
+        attentions = attentions_of(backbone, family)
 
         converted_from = str(plan.get("source") or "")
         if source is None and not (folder / "README.md").is_file():
@@ -222,7 +225,7 @@ def model_card(
             remote_code=REMOTE_CODE if "auto_map" in config else "",
             layers={tower: layer_count(typed_config, tower) for tower in attentions},
             next_step=in_one_line(next_step(report.get("next_step") or {}, name)),
-            limits=limits_of(modality, typed_config, attentions),
+            limits=limits_of(family, typed_config, attentions),
             versions={"hf_longattn": __version__, **(report.get("versions") or {})},
         )
         text = re.sub(r"\n{3,}", "\n\n", str(card))
@@ -251,15 +254,15 @@ class Loading:
     library: str
 
     @classmethod
-    def of(cls, folder: Path, config: Mapping[str, Any], length: int) -> Loading:
-        """The loading of a saved model that reads ``length`` tokens."""
+    def of(cls, folder: Path, config: Mapping[str, Any], length: int, example_of: Callable[[int], Example]) -> Loading:
+        """The loading of a saved model that reads ``length`` tokens. ``example_of`` makes its example for a length."""
         architecture = named_class(config, "AutoModel")
         auto = auto_class_name(SimpleNamespace(model_type=config.get("model_type")), architecture) or ""
         if not auto and architecture.startswith("AutoModel"):
             auto = architecture
         if auto == "AutoModelForCausalLM":
             length -= NEW_TOKENS
-        example = modality_in(config).example(folder, config, length)
+        example = example_of(length)
         graph = graph_in(folder)
         sentences = sentence_class(folder)
         if sentences is None:
@@ -356,45 +359,48 @@ def layer_count(config: Any, tower: str) -> int:
     return sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)]))
 
 
-def attentions_of(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
+def attentions_of(config: Mapping[str, Any], family: Family | None) -> dict[str, LongAttentionConfig]:
     """Tower -> its attention. A model without towers has one entry with an empty name, a short model has none."""
     chosen = config.get("long_attention") or {}
     if chosen and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
-    parts = {
-        name: (config.get(tower_field(name)) or {}).get("long_attention") for name in modality_in(config).tower_names
-    }
-    parts = {name: part for name, part in parts.items() if part} or chosen.get(TOWERS, {})
-    return {name: LongAttentionConfig.from_dict(part) for name, part in parts.items()}
+    attentions = dict(chosen.get(TOWERS, {}))
+    for name in () if family is None else family.towers:
+        attentions[name] = (config.get(tower_field(name)) or {}).get("long_attention")
+    return {name: LongAttentionConfig.from_dict(attention) for name, attention in attentions.items() if attention}
 
 
-def limits_of(modality: Modality, config: Any, attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
+def limits_of(family: Family | None, config: Any, attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
     """The limits of a model, one or two sentences each: the longest input, and the maximum length with full
     attention."""
+    if family is None:
+        return [longest_in_words(PLAIN_TEXT, PLAIN_TEXT.sizes(None, config).new)]
     limits = list[str]()
-    for name, part in modality.parts.items():
-        of_part = getattr(config, tower_field(name)) if name else config
-        longest, tables = part.sizes(of_part).new, part.family is not None and part.family.position_tables
-        if tables and not longest.name and getattr(of_part, "position_embedding_type", "absolute") == "absolute":
+    for name, (part, of_part) in family.by_tower(config).items():
+        longest, nouns = part.spec.sizes(part, of_part).new, part.spec.nouns
+        by_table = part.position_tables and getattr(of_part, "position_embedding_type", "absolute") == "absolute"
+        back = positions_without_end(part, of_part) if hasattr(of_part, "attending") else None
+        if by_table and not longest.name:
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
-        elif hasattr(of_part, "attending") and (back := positions_without_end(part.family, of_part)) is not None:
+        elif back is not None:
             limits.append(
                 f"Its texts may be of any length: no query looks back more than {back:,} positions, its own included."
             )
         elif longest.tokens:
-            limits.append(
-                f"It was made for {part.nouns} of up to {longest.words}. Other sizes may run, but were not verified."
-            )
-        if name in attentions and not part.drawn:
-            whose = {"": "Its attention"}.get(name, f"The attention of the tower {name}")
+            limits.append(longest_in_words(part.spec, longest))
+        if name in attentions and not part.spec.on_grid:
+            whose = f"The attention of the tower {name}" if name else "Its attention"
             layers, causal = getattr(of_part, "attending", (1, False))
-            limits.append(
-                f"{whose} {equality_with_full(attentions[name], layers, causal, longest.tokens, part.nouns)}."
-            )
+            equal = equality_with_full(attentions[name], layers, causal, longest.tokens, nouns)
+            limits.append(f"{whose} {equal}.")
             if getattr(of_part, "decoder_long_attention", None) is not None:
                 of_decoder = equality_with_full(of_part.decoder_attention, of_part.decoder_layers, True, None, "texts")
                 limits.append(f"The self-attention of its decoder {of_decoder}.")
     return [*dict.fromkeys(limits)]
+
+
+def longest_in_words(spec: InputSpec, longest: InputSize) -> str:
+    return f"It was made for {spec.nouns} of up to {longest.words}. Other sizes may run, but were not verified."
 
 
 def equality_with_full(

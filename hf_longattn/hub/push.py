@@ -55,8 +55,8 @@ MOST_LISTED = 20
 """Maximum number of files that are named as left out."""
 SCANNED = 2**20
 """Bytes of a file that are searched for tokens at a time."""
-NAMED, NAME = "<!-- hf_longattn: ", re.compile(r'"(?:[^"\\]|\\.)*"')
-"""The start of the HTML comment that holds the model name in a card's code, and the pattern of the quoted name."""
+NAMED = re.compile(r'<!-- hf_longattn: [^"\n<]*("(?:[^"\\\n]|\\.)*")')
+"""The HTML comment that holds the model name in a card's code, up to the quoted name."""
 EMPTY_CARD = "This model card has been automatically generated"
 """Text in the placeholder card that transformers writes for a repository without a card."""
 
@@ -322,14 +322,8 @@ def card_for_repository(folder: Path, name: str) -> str:
 
 def quoted_name(card: str) -> str | None:
     """The model's name in the HTML comment of a card, in quotes as in JSON; ``None`` without such a comment."""
-    start = card.find(NAMED)
-    while start >= 0 and (end := card.find("-->", start)) >= 0:
-        comment = card[start:end]
-        quote = comment.find('"')
-        if quote >= 0 and "\n" not in comment and (match := NAME.match(comment, quote)):
-            return match[0]
-        start = card.find(NAMED, end)
-    return None
+    match = NAMED.search(card)
+    return None if match is None else match[1]
 
 
 # The file for `trust_remote_code`.

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from ..conversion.source_models import chosen_device, open_source, quiet_libraries, refuse_quantised
+from ..conversion.load import quiet_libraries
+from ..conversion.source import open_source, refuse_quantised
+from ..conversion.tokenizer import load_tokenizer
 from ..engines.token_grid import Grid
 from ..errors import InputError, OptionError
 from ..files import is_long
-from ..inputs.tokenizer import load_tokenizer
+from ..inspect.device import chosen_device
 from ..loading import load_weights
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.masked import needs_training_by

@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
-from ..conversion.source_models import Source, chosen_device, open_source, quiet_libraries, read_long, tower_of
+from ..conversion.architecture import read_long
+from ..conversion.load import quiet_libraries
+from ..conversion.plain import plain_parts
+from ..conversion.plan import StackLength, WithTowers
+from ..conversion.source import Source, open_source, tower_of
 from ..engines.dispatch import PathChoice, observe
 from ..errors import BackendError, CheckpointError, LongAttentionError
 from ..files import is_generic, is_long
 from ..functional import attend
-from ..inputs.modality import InputSizes, WithTowers, modality_in
-from ..inputs.plain_inputs import text_length, text_tower
+from ..inspect.device import chosen_device
 from ..mechanisms import Mechanism
 from ..mechanisms.common.shared_options import full_of
 from ..modeling.costs import (
@@ -34,6 +37,8 @@ from ..modeling.costs import (
     layer_mechanisms,
     model_shape,
 )
+from ..modeling.family.input_spec import USUAL_LENGTH, InputSizes
+from ..modeling.family.plain_spec import text_length, text_tower
 from ..modeling.family.rotary import positions_without_end
 from ..modeling.generic import read_attention, towers_of
 from ..modeling.pruning import KEPT_HEADS
@@ -140,7 +145,7 @@ def inspect_checkpoint(
 
 
 def _inspect(source: Source) -> Inspection:
-    config, class_name, _, skeleton = read_long(source)
+    config, class_name, family, skeleton = read_long(source)
     facts = {
         "source": source,
         "class_name": class_name,
@@ -149,18 +154,18 @@ def _inspect(source: Source) -> Inspection:
     }
     if is_generic(source.config):
         return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
-    modality = modality_in(source.config)
-    if modality.tower_names:
-        bases = {name: part.family.model_classes[part.family.base_model_name] for name, part in modality.parts.items()}
-        towers = {name: _inspect(tower_of(source, name, base)) for name, base in bases.items()}
-        texts = next(tower for name, tower in towers.items() if not modality.parts[name].units)
-        return replace(texts, **facts, towers=towers)
+    towers = {
+        name: _inspect(tower_of(source, name, tower.model_classes[tower.base_model_name]))
+        for name, tower in family.towers.items()
+    }
+    if towers:
+        return replace(towers[family.text_tower[0]], **facts, towers=towers)
     shape = model_shape(config, skeleton)
-    sizes = modality.sizes(config)
+    sizes = family.spec.sizes(family, config)
     attention = config.long_attention
     costs = costs_of(sizes, attention, shape)
     kept = getattr(config, KEPT_HEADS, None) or {}
-    back = positions_without_end(modality.family, config)
+    back = positions_without_end(family, config)
     return Inspection(
         **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=kept, look_back=back
     )
@@ -168,21 +173,23 @@ def _inspect(source: Source) -> Inspection:
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
     longest = text_length(config)
-    modality = modality_in(source.config)
     attention = read_attention(config.long_attention)
     if not isinstance(attention, dict):
         attention = {"": attention}
-    parts = modality.plain_parts(skeleton, attention, (min(512, longest), longest))  # type: ignore[attr-defined]
+    parts = plain_parts(skeleton, attention, StackLength(min(USUAL_LENGTH, longest), longest))
     towers = {
         name: Inspection(
-            **of_part,
             source=source,
-            class_name=type(module).__name__,
-            model_type=module.config.model_type,
-            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            class_name=type(part.module).__name__,
+            model_type=part.module.config.model_type,
+            parameters=sum(parameter.numel() for parameter in part.module.parameters()),
+            attention=part.attention,
+            inputs=part.inputs,
+            shape=part.shape,
+            costs=part.costs,
             generic=True,
         )
-        for name, (module, of_part) in parts.items()
+        for name, part in parts.items()
     }
     if "" in towers:
         return towers[""]

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..conversion.source_models import Source, quiet_libraries
+from ..conversion.load import quiet_libraries
+from ..conversion.source import Source
+from ..conversion.tokenizer import load_tokenizer, token_ids
 from ..errors import CheckpointError
 from ..evaluation.token_loss import text_of
 from ..files import SENTENCE_LIMIT, TRANSFORMER_SETTINGS, is_long, sentence_class, sentence_values
-from ..inputs.tokenizer import load_tokenizer, token_ids
 from ..loading import load_config
 from ..modeling.family.definition import UNLIMITED_LENGTH, known_family, longest_input
 from .layers import Inspection

@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..conversion.source_models import class_of, open_source, quiet_libraries
+from ..conversion.architecture import class_of
+from ..conversion.load import quiet_libraries
+from ..conversion.source import open_source
 from ..engines.call import UNBOUNDED
 from ..engines.cpu.band import band_plan
 from ..errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line

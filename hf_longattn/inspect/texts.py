@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conversion.tokenizer import excerpt, token_ids
 from ..data.tokenization import special_ids
 from ..errors import CheckpointError, InputError, OptionError
 from ..evaluation.token_loss import text_of
-from ..inputs.tokenizer import excerpt, token_ids
 
 MAX_FILE_NAME = 200
 """Maximum characters of a text that is refused if it is the name of a file."""

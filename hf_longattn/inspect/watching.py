@@ -24,8 +24,6 @@ from ..configuration import LongAttentionConfig
 from ..engines.call import AttentionCall
 from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError
-from ..inputs.modality import modality_of_model
-from ..inputs.plain_inputs import text_tower
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import full_of
@@ -34,9 +32,10 @@ from ..modeling.attach.attention_sites import AttentionSite, attention_sites, la
 from ..modeling.attach.memory_tokens import recursion_of
 from ..modeling.backend import BACKEND
 from ..modeling.classes import check_interface
-from ..modeling.family.definition import without_head
+from ..modeling.family.definition import known_family, without_head
 from ..modeling.family.grid_spec import INTERPOLATE_ARGUMENT, PIXELS
 from ..modeling.family.long_config import attention_implementation
+from ..modeling.family.plain_spec import text_tower
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import stacks_of, towers_of
@@ -67,8 +66,8 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
     """Raise :class:`BackendError` unless the ``stack`` of ``model`` reads texts."""
     read: Any = getattr(stack, "main_input_name", "input_ids")
     if read != "input_ids":
-        modality = modality_of_model(stack.config)
-        nouns = read if modality is None else modality.nouns
+        family = known_family(stack.config)
+        nouns = read if family is None else family.spec.nouns
         raise BackendError(
             f"{type(model).__name__} reads {nouns}, but attention is measured on texts alone; `longattn search` "
             "measures what mechanisms keep of it, and hf_longattn.explain(model, inputs) says what runs."
@@ -93,15 +92,15 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
         raise BackendError(
             f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained."
         )
-    modality = modality_of_model(model.config)
+    family = known_family(model.config)
     stack: Any = without_head(model)
     if getattr(model.config, "is_encoder_decoder", False):
         stack = model.get_encoder()
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not layer_mechanisms(stack):
-        if modality is not None and modality.timed:
-            long_class = modality.family.model_classes.get(type(model).__name__, "its Long class")
+        if family is not None and family.spec.timed:
+            long_class = family.model_classes.get(type(model).__name__, "its Long class")
             raise BackendError(
                 f"The attention of {type(model).__name__} can only be watched in {long_class}; load that class, with "
                 'long_attention={"mechanism": "full"} for its present attention.'
@@ -135,10 +134,10 @@ def watched_inputs(
     """
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
-    modality = modality_of_model(getattr(model, "config", None))
+    family = known_family(getattr(model, "config", None))
     stack = watched_layers(model)
-    if modality is not None and modality.timed:
-        spec = modality.spec
+    if family is not None and family.spec.timed:
+        spec = family.spec
         return stack, inputs, None, spec.frames(stack.config, spec.as_input(inputs[spec.input]).shape[1])
     of_grid = grid_spec(stack)
     grid = of_grid.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))

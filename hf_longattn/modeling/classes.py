@@ -1,7 +1,7 @@
 """Creates a family's Long classes, each from a mixin and its base class.
 
 Classes are created on first use, in the family's module, so that no model is imported earlier. A family without a file
-is a row of ``families.json`` (:func:`row_arguments`).
+is a row of ``families.json`` (:func:`family_of_row`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of :class:`Family` for a family without a file.
+def family_of_row(module: str, model_type: str, row: Mapping[str, Any]) -> Family:
+    """The family of a base without a file.
 
     Args:
         module: name of the family's module, which has its classes.
@@ -70,7 +70,7 @@ def row_arguments(module: str, model_type: str, row: Mapping[str, Any]) -> dict[
         modeling = importlib.import_module(f"{package}.modeling_{package.rpartition('.')[2]}")
         classes = {getattr(modeling, name): named(path) for name, path in replaced.items()}
         facts["mixin"] = replacing(module, classes, named(facts["mixin"]) if "mixin" in facts else ReplacedModules)
-    return facts
+    return Family(**facts)
 
 
 def give_classes(family: Family) -> None:

@@ -278,8 +278,7 @@ def affordable_length(
 
 
 def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input of an :class:`~hf_longattn.inputs.modality.InputSize`, with one of ``mechanisms``
-    per layer."""
+    """:func:`cost_at` for one input of this ``InputSize``, with one of ``mechanisms`` per layer."""
     return replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size)
 
 

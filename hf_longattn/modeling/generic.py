@@ -38,8 +38,8 @@ from .backend import BACKEND
 from .classes import check_interface, is_model_class
 from .family.definition import TOWER_CONFIG, Family, base_package
 from .family.definition import family_in as named_family
-from .family.input_spec import InputSpec
 from .family.long_config import LongConfig, attention_implementation, runs_mechanisms
+from .family.plain_spec import PlainSpec
 from .family.towers_spec import TOWERS
 
 OWN_STACK = "_model"
@@ -156,18 +156,9 @@ class PlainFamily(Family):
         return class_for_auto(name)
 
 
-class PlainSpec(InputSpec):
-    """Input spec of an architecture without Long classes: any arguments of its ``forward``."""
-
-    reads = "plain"
-
-
-PLAIN = PlainSpec()
-
-
 @cache
 def plain_family(config_class: Any) -> PlainFamily:
-    return PlainFamily(_generic_class(config_class), spec=PLAIN)
+    return PlainFamily(_generic_class(config_class), spec=PlainSpec())
 
 
 def family_in(values: Mapping[str, Any]) -> Family | None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..errors import LongAttentionError
-from ..inputs.modality import InputSizes
 from ..inspect import Candidate
 from ..inspect.candidates import USUAL_CAUSAL, read_candidates
 from ..mechanisms.common.options import write_numbers
 from ..mechanisms.common.registry import list_mechanisms, prototype
+from ..modeling.family.input_spec import InputSizes
 
 USUAL = (
     "window:window=32",
@@ -54,7 +54,7 @@ FULL = Candidate("full")
 def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
     """The default candidates for the model's inputs, including full attention. For decoders, also windows with
     sinks."""
-    if not sizes.modality.drawn:
+    if not sizes.spec.on_grid:
         return read_candidates((*USUAL, *USUAL_CAUSAL * causal, FULL), by_user=False)
     side = min(sizes.old.grid.sizes)
     named = read_candidates((f"window2d:window={side}", *USUAL_ON_GRIDS), by_user=False)

@@ -12,20 +12,22 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.adopt import ADOPTIONS
+from ..conversion.convert import modality_of
+from ..conversion.load import load_as_result
 from ..conversion.plan import ConversionPlan
 from ..conversion.settings import ConversionConfig
-from ..conversion.source_models import Source, load_as_result, open_source
+from ..conversion.source import Source, open_source
+from ..conversion.tokenizer import load_tokenizer
 from ..data.batching import masked_tokens
 from ..errors import CheckpointError, InputError
 from ..evaluation.token_loss import verification_text
 from ..files import is_generic, is_long
-from ..inputs.modality import modality_in
-from ..inputs.tokenizer import load_tokenizer
 from ..inspect import Candidate
 from ..inspect.texts import TextIds
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..modeling.family.sliding_window import base_attention, own_windows
+from ..modeling.generic import family_in
 from .design import Design
 
 
@@ -108,10 +110,10 @@ class SearchedModel:
 def check_one_stack(source: Source) -> None:
     """Raise :class:`CheckpointError` for a checkpoint with several towers or without a Long class."""
     model_type = str(source.config.get("model_type"))
-    modality = modality_in(source.config)
-    if modality.tower_names:
-        towers, first = " and ".join(modality.tower_names), modality.tower_names[0]
-        stack = modality.parts[first].family
+    family = family_in(source.config)
+    towers = "" if family is None else " and ".join(family.towers)
+    if family is not None and towers:
+        first, stack = next(iter(family.towers.items()))
         whole = f"transformers.{stack.base_model_name}"
         if is_long(source.config):
             whole = f"hf_longattn.{stack.model_classes[stack.base_model_name]}"
@@ -119,7 +121,7 @@ def check_one_stack(source: Source) -> None:
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example "
             f"{whole}.from_pretrained({source.name!r}).save_pretrained('{first}-tower'), and search that folder."
         )
-    known = modality.family is not None or model_type in ADOPTIONS or "long_attention" in source.config
+    known = family is not None or model_type in ADOPTIONS or "long_attention" in source.config
     if is_generic(source.config) or not known:
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn "
@@ -159,13 +161,13 @@ def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: 
     inputs.
 
     Raises:
-        DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.sized.UserFiles`.
+        DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.conversion.sized.UserFiles`.
     """
     plan = model.original
     if plan.inputs.new.name:
-        modality: Any = plan.modality
-        config = plan.architecture.source_config
-        return modality.inputs(config, plan.source.folder, None, text, count=pieces, model=plan.source.name)
+        files_class, architecture = modality_of(plan.architecture).files, plan.architecture
+        spec, config = architecture.family.spec, architecture.source_config
+        return files_class(spec, config, plan.source.folder, text, count=pieces, model=plan.source.name)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)
     if text is not None:
         return SearchText(text, model.tokenizer, pieces * model.length, vocabulary)

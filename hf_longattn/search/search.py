@@ -17,16 +17,18 @@ from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..conversion.folders import versions
+from ..conversion.load import quiet_libraries
 from ..conversion.settings import ConversionConfig
-from ..conversion.source_models import Source, chosen_device, quiet_libraries
+from ..conversion.sized import affordable_size
+from ..conversion.source import Source
 from ..errors import InputError, OptionError, in_a_line
 from ..evaluation.token_loss import LossChange
 from ..files import check_new_file, write_text
-from ..inputs.modality import InputSize
-from ..inputs.sized import affordable_size
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import read_candidates
+from ..inspect.device import chosen_device
+from ..modeling.family.input_spec import InputSize
 from .budget import BUDGET, Budget, SearchConfig, readable_seconds
 from .choice import choose, loss_change, measured_mass
 from .costs import FAILURES, LayerCosts
@@ -249,7 +251,7 @@ class Search:
             size = sizes.at(config.compare_at)
         if not 0 < size.tokens <= most.tokens:
             raise InputError(
-                f"Mechanisms are compared on {sizes.modality.nouns} of up to {most.words}, which the checkpoint "
+                f"Mechanisms are compared on {sizes.spec.nouns} of up to {most.words}, which the checkpoint "
                 f"reads, not of {size.words}; change --compare-at, or leave it out."
             )
         self.length: int | InputSize = size if size.name else size.tokens
@@ -295,7 +297,7 @@ class Search:
             if not why:
                 mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
                 planned, chosen = self.model.original.positions, self.conversion.positions
-                untrained = sizes.modality.untrained(sizes, mechanism, planned, chosen, shape.causal)
+                untrained = sizes.spec.untrained(sizes, mechanism, planned, chosen, shape.causal)
             if why or untrained:
                 self.reasons[str(candidate)] = why or f"{untrained}."
                 continue
@@ -370,5 +372,5 @@ class Search:
             loss_change=change,
             no_loss=no_loss,
             sizes=None if isinstance(self.length, int) else (sizes.new, self.length),
-            material=sizes.modality.nouns,
+            material=sizes.spec.nouns,
         )

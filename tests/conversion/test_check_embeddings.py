@@ -15,9 +15,9 @@ import transformers
 
 from hf_longattn.conversion import ConversionReport, check_texts, convert_checkpoint, plan_conversion
 from hf_longattn.conversion.check_texts import Embeddings, choose_lengths
+from hf_longattn.conversion.tokenizer import VerificationText, load_tokenizer
 from hf_longattn.evaluation.pooling import SentencePooling
 from hf_longattn.evaluation.token_loss import verification_text
-from hf_longattn.inputs.tokenizer import VerificationText, load_tokenizer
 from tests.cases import every_case
 from tests.reports import check_of
 from tests.trained import tokenizer_of
@@ -263,7 +263,7 @@ def test_short_passages_alone_do_not_make_a_longer_encoder_ready(
     report = convert_checkpoint(encoder, tmp_path / "half", mechanism="full", max_length=LENGTH * 3 // 2)
     assert measured(report)["document"]["chunk"] == LENGTH * 3 // 4
     monkeypatch.setattr(check_texts, "MEASUREMENT", 1)
-    monkeypatch.setattr(check_texts, "PATIENCE", 0)
+    monkeypatch.setattr(check_texts, "LEAST_MEASUREMENT", 1)
     costly = convert_checkpoint(encoder, tmp_path / "costly", mechanism="full", max_length=NEW)
     assert (costly.verdict, measured(costly)["would_tell"]) == (
         "cannot tell",

@@ -119,16 +119,6 @@ def test_plan_refuses_to_stretch_a_table_that_is_too_short(built: Callable[[str]
         plan_conversion(built("BertForMaskedLM"), max_length=4 * LENGTH, positions=f"stretch:{LENGTH}")
 
 
-def test_two_special_rows_of_roberta_are_kept_once(built: Callable[[str], Path], tmp_path: Path) -> None:
-    convert_checkpoint(built("RobertaForMaskedLM"), tmp_path / "long", max_length=4 * LENGTH, verify=False)
-    name = "roberta.embeddings.position_embeddings.weight"
-    old = load_file(built("RobertaForMaskedLM") / "model.safetensors")[name]
-    new = load_file(tmp_path / "long" / "model.safetensors")[name]
-    assert new.shape[0] == 4 * LENGTH + 2
-    assert torch.equal(new, torch.cat([old[:2], *[old[2:]] * 4]))
-    assert json.loads((tmp_path / "long" / "config.json").read_text())["max_position_embeddings"] == 4 * LENGTH + 2
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [("BertForMaskedLM", {"mechanism": "full"}), ("RobertaForMaskedLM", {"mechanism": "window", "window": 8})],

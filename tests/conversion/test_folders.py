@@ -426,54 +426,23 @@ Checkpoint = Callable[..., Path]
 ARGUMENTS = {"mechanism": "window", "window": 32, "max_length": 4 * LENGTH}
 SHORT = "Waiting, mostly."
 TEXT = "Measuring is mostly waiting, said the keeper of the lighthouse. "
+CUT = {"direction": "Right", "max_length": LENGTH // 4, "strategy": "LongestFirst", "stride": 0}
 
 
-@pytest.fixture
-def sentence_folder(checkpoint: Checkpoint, tmp_path: Path) -> Callable[[str], Path]:
-    """sentence_folder(path) -> a folder as sentence-transformers saves it, its transformer in the subfolder `path`."""
-
-    def build(path: str) -> Path:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.base.modules import Dense, Transformer
-        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-
-        torch.manual_seed(0)
-        modules = [
-            Transformer(str(checkpoint("BertModel", tokenizer="bert"))),
-            Pooling(32),
-            Dense(32, 16),
-            Normalize(),
-        ]
-        folder = tmp_path / "sentences"
-        SentenceTransformer(modules=modules).save(str(folder))
-        settings = json.loads((folder / "sentence_bert_config.json").read_text())
-        (folder / "sentence_bert_config.json").write_text(
-            json.dumps({**settings, "max_seq_length": LENGTH // 2, "do_lower_case": False})
-        )
-        if path:
-            listed = json.loads((folder / "modules.json").read_text())
-            (folder / "modules.json").write_text(json.dumps([{**listed[0], "path": path}, *listed[1:]]))
-            (folder / path).mkdir()
-            for file in [file for file in folder.iterdir() if file.is_file()]:
-                if file.name not in ("modules.json", "config_sentence_transformers.json", "README.md"):
-                    shutil.move(file, folder / path / file.name)
-        return folder
-
-    return build
+def make_encoder_with_limits(folder: Path, inside: str) -> None:
+    """Its limits are in the settings of its transformer and in its tokenizer.json, which servers read."""
+    make_encoder(folder, pooling="mean", inside=inside)
+    settings = folder / inside / "sentence_bert_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_seq_length": LENGTH // 2}))
+    words = folder / inside / "tokenizer.json"
+    words.write_text(json.dumps({**json.loads(words.read_text()), "truncation": CUT}))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", ["", "0_Transformer"])
-def test_converted_sentence_transformers_encode_longer_texts(
-    path: str, sentence_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    from sentence_transformers import SentenceTransformer
-
-    source = sentence_folder(path)
-    # cut there for programs that read it without transformers, as all-MiniLM-L6-v2's
-    words = next(source.rglob("tokenizer.json"))
-    cut = {"direction": "Right", "max_length": LENGTH // 4, "strategy": "LongestFirst", "stride": 0}
-    words.write_text(json.dumps({**json.loads(words.read_text()), "truncation": cut}))
+def test_converted_sentence_transformers_encode_longer_texts(path: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make_encoder_with_limits(source, path)
     report = convert_checkpoint(source, tmp_path / "long", **ARGUMENTS)
     assert re.match(
         r"longattn train embed --model \S+ --data YOUR_PAIRS\.jsonl --max-length \d+ --output ",
@@ -481,20 +450,17 @@ def test_converted_sentence_transformers_encode_longer_texts(
     )
     card = (tmp_path / "long" / "README.md").read_text()
     exec(compile(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0], "usage", "exec"), names := {})
-    assert isinstance(names["model"], SentenceTransformer)
+    assert isinstance(names["model"], st.SentenceTransformer)
     assert (tmp_path / "long" / "modules.json").is_file()
-    assert {"modules.json", "config_sentence_transformers.json", "1_Pooling", "2_Dense"} <= set(report.files)
-    old, new = (
-        SentenceTransformer(str(source), device="cpu"),
-        SentenceTransformer(str(tmp_path / "long"), device="cpu"),
-    )
+    assert {"modules.json", "config_sentence_transformers.json", "1_Pooling"} <= set(report.files)
+    old, new = (st.SentenceTransformer(str(folder), device="cpu") for folder in (source, tmp_path / "long"))
     assert (old.max_seq_length, new.max_seq_length) == (LENGTH // 2, 4 * LENGTH)
     assert [type(module) for module in new] == [type(module) for module in old]
     assert json.loads((tmp_path / "long" / "tokenizer.json").read_text())["truncation"] == {
-        **cut,
+        **CUT,
         "max_length": 4 * LENGTH,
     }
-    assert new.encode(TEXT).shape == (16,)
+    assert new.encode(TEXT).shape == (32,)
     assert abs(old.encode(SHORT) - new.encode(SHORT)).max() < 1e-5  # the window covers so short a text
     beginning, whole = TEXT * 8, TEXT * 30
     assert LENGTH < len(new.tokenizer(beginning)["input_ids"]) < 4 * LENGTH < len(new.tokenizer(whole)["input_ids"])
@@ -503,14 +469,10 @@ def test_converted_sentence_transformers_encode_longer_texts(
     assert type(transformers.AutoModel.from_pretrained(tmp_path / "long")).__name__ == "LongBertModel"
 
 
-def test_stock_sentence_encoder_reads_its_new_length_in_every_file(
-    sentence_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_stock_sentence_encoder_reads_its_new_length_in_every_file(tmp_path: Path) -> None:
     """Servers take the limit from different files; one that is left as it was cuts texts off."""
-    source, stock = sentence_folder("0_Transformer"), tmp_path / "stock"
-    words = source / "0_Transformer" / "tokenizer.json"
-    cut = {"direction": "Right", "max_length": LENGTH // 4, "strategy": "LongestFirst", "stride": 0}
-    words.write_text(json.dumps({**json.loads(words.read_text()), "truncation": cut}))
+    source, stock = tmp_path / "source", tmp_path / "stock"
+    make_encoder_with_limits(source, "0_Transformer")
     convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH, verify=False)
     export_native(tmp_path / "long", stock, verify=False)
     read = {

@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 import hf_longattn
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion.seeded_inputs import seeded_inputs
 from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError
 from hf_longattn.export import compress_checkpoint, export_checkpoint, export_native
-from hf_longattn.inputs.running import seeded_inputs
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
+from scripts.dev.tools.every_config import small_config
 from tests.cases import every_case
 from tests.conversion.conftest import change_config
 from tests.generic import load_generic
@@ -54,49 +55,6 @@ TEXT = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
-IMAGE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "image_size": 32,
-    "patch_size": 4,
-}
-IMAGE_MODEL = {**IMAGE, "image_size": [32, 32], "use_mid_position_embeddings": False}
-TWO_STACKS = {
-    "vocab_size": 200,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
-}
-SOUND = {
-    "d_model": 32,
-    "encoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "max_source_positions": 60,
-    "num_mel_bins": 8,
-}
-SAMPLES = {
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "pad_token_id": 1,
-    "encoder_num_hidden_layers": 2,
-    "decoder_num_hidden_layers": 2,
-    "encoder_num_attention_heads": 4,
-    "decoder_num_attention_heads": 4,
-}
 STEPS = {
     "patch_length": 8,
     "context_length": 128,
@@ -108,30 +66,6 @@ STEPS = {
     "head_dim": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-}
-STEPS_OF_CHANNELS = {
-    "patch_length": 8,
-    "patch_stride": 8,
-    "context_length": 128,
-    "prediction_length": 8,
-    "num_input_channels": 2,
-    "num_hidden_layers": 2,
-    "d_model": 32,
-    "num_attention_heads": 4,
-    "ffn_dim": 64,
-}
-STEPS_WITH_FEATURES = {
-    "prediction_length": 8,
-    "context_length": 32,
-    "lags_sequence": [1, 2, 7],
-    "num_time_features": 2,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
 }
 CODES = {
     "num_hidden_layers": 2,
@@ -182,26 +116,35 @@ DETECTOR = f"{IMAGES}ForObjectDetection"
 IMAGE_TYPE, OWN_ATTENTION_TYPE = (
     getattr(transformers, f"{name}Config").model_type for name in (IMAGES, OWN_ATTENTION)
 )
-CASES: dict[str, tuple[str, dict[str, Any], int]] = {
-    DETECTOR: (f"{IMAGES}Config", IMAGE_MODEL, 2),
-    f"{TEXT_AND_IMAGES}Model": (f"{TEXT_AND_IMAGES}Config", {"text_config": TEXT, "vision_config": IMAGE}, 4),
-    f"{ENCODER_DECODER}ForConditionalGeneration": (f"{ENCODER_DECODER}Config", TWO_STACKS, 6),
-    SPECTROGRAMS: (f"{SPECTROGRAMS}Config", SOUND, 2),
-    f"{SPEECH}Model": (f"{SPEECH}Config", SAMPLES, 6),
-    f"{DECODER}ForCausalLM": (f"{DECODER}Config", TEXT, 2),
-    f"{ROTARY}ForCausalLM": (f"{ROTARY}Config", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
-    f"{SERIES}ModelForPrediction": (f"{SERIES}Config", STEPS, 2),
-    f"{CHANNELS}ForPrediction": (f"{CHANNELS}Config", STEPS_OF_CHANNELS, 2),
-    f"{LAGS}ForPrediction": (f"{LAGS}Config", STEPS_WITH_FEATURES, 6),
-    f"{SYNTHESIS}ForConditionalGeneration": (f"{SYNTHESIS}Config", FRAMES, 8),
+CASES = {
+    DETECTOR: 2,
+    f"{TEXT_AND_IMAGES}Model": 4,
+    f"{ENCODER_DECODER}ForConditionalGeneration": 6,
+    SPECTROGRAMS: 2,
+    f"{SPEECH}Model": 6,
+    f"{DECODER}ForCausalLM": 2,
+    f"{ROTARY}ForCausalLM": 2,
+    f"{SERIES}ModelForPrediction": 2,
+    f"{CHANNELS}ForPrediction": 2,
+    f"{LAGS}ForPrediction": 6,
+    f"{SYNTHESIS}ForConditionalGeneration": 8,
 }
-"""Class -> its config, and how many attention modules it has."""
+"""Class -> how many attention modules it has."""
+VALUES: dict[str, dict[str, Any]] = {
+    f"{ROTARY}ForCausalLM": {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64},
+    f"{SERIES}ModelForPrediction": STEPS,
+    f"{SYNTHESIS}ForConditionalGeneration": FRAMES,
+}
 
 
 def saved(name: str, folder: Path, **changes: Any) -> Path:
-    config_class, values, _ = CASES[name] if name in CASES else (name.replace("ForCausalLM", "Config"), TEXT, 0)
+    model_class = getattr(transformers, name)
+    if name in CASES and name not in VALUES:
+        config: Any = small_config(model_class.config_class.model_type)
+    else:
+        config = model_class.config_class(**{**VALUES.get(name, TEXT), **changes})
     torch.manual_seed(0)
-    getattr(transformers, name)(getattr(transformers, config_class)(**{**values, **changes})).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
     return folder
 
 
@@ -230,7 +173,7 @@ def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_pat
     model = load_generic(tmp_path / "long")
     assert type(model) is getattr(transformers, name)
     assert model.config.model_type == plain_type  # transformers looks up weight conversions by it
-    assert sum(isinstance(module, Mechanism) for module in model.modules()) == CASES[name][2]
+    assert sum(isinstance(module, Mechanism) for module in model.modules()) == CASES[name]
     written = load_file(tmp_path / "long" / "model.safetensors")
     own = {key: values for key, values in written.items() if ".long_attention." in key}
     assert own

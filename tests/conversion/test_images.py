@@ -22,13 +22,12 @@ from transformers import (
 )
 
 import hf_longattn
-from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion import check_texts, convert_checkpoint, plan_conversion
+from hf_longattn.conversion.images import CROPS, processed_size, size_fields
+from hf_longattn.conversion.sized import FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, load_processor
 from hf_longattn.data.tokenization import text_encoding
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.inputs import tokenizer
-from hf_longattn.inputs.grid_inputs import CROPS, processed_size, size_fields
-from hf_longattn.inputs.sized import FILE, IMAGE_PROCESSOR, PROCESSOR_FILE, changed_file, load_processor
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.reports import Check
 from tests.families import test_whisper as whisper
@@ -344,37 +343,13 @@ def test_verification_fails_if_the_image_processor_scales_down(
     saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr("hf_longattn.inputs.grid_inputs.size_fields", lambda processor, size: {})
+    monkeypatch.setattr("hf_longattn.conversion.images.size_fields", lambda processor, size: {})
     with pytest.raises(CheckpointError, match="become inputs of 32 × 32 pixels instead of 64 × 64"):
         convert_checkpoint(saved(), tmp_path / "long", image_size=64)
     assert not (tmp_path / "long").exists()
 
 
-def test_files_of_image_processors_get_the_new_size(tmp_path: Path) -> None:
-    def after(file: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-        (tmp_path / FILE).write_text(json.dumps(file))
-        processor = load_processor(tmp_path, IMAGE_PROCESSOR)
-        changed = changed_file(tmp_path, IMAGE_PROCESSOR, processor, size_fields(processor, size))[FILE]
-        (tmp_path / FILE).write_text(json.dumps(changed))
-        assert processed_size(load_processor(tmp_path, IMAGE_PROCESSOR)) == size
-        assert all(
-            changed[name] == value
-            for name, value in file.items()
-            if name not in ("size", "crop_size", "feature_extractor_type")
-        )
-        assert changed["image_processor_type"] in ("ViTImageProcessor", "BitImageProcessor")
-        return changed
-
-    assert after({"feature_extractor_type": "ViTFeatureExtractor", "size": 224}, (512, 1024))["size"] == {
-        "height": 512,
-        "width": 1024,
-    }
-    crop = {
-        "image_processor_type": "BitImageProcessor",
-        "size": {"shortest_edge": 256},
-        "crop_size": {"height": 224, "width": 224},
-    }
-    assert after(crop, (448, 896))["size"] == {"shortest_edge": 1024}
+def test_image_processor_without_a_fixed_size_stays_as_it_is(tmp_path: Path) -> None:
     edge = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": False}
     (tmp_path / FILE).write_text(json.dumps(edge))
     assert size_fields(load_processor(tmp_path, IMAGE_PROCESSOR), (64, 64)) == {}
@@ -384,7 +359,7 @@ def test_short_vit_folder_loads_as_a_long_model_of_a_given_size(saved: Checkpoin
     model: Any = hf_longattn.LongViTForImageClassification.from_pretrained(
         saved(), long_image_size=[48, 64], position_extension="tile"
     )
-    assert model.family.spec.sizes(model.config)[1] == (48, 64)
+    assert model.family.spec.pixels(model.config)[1] == (48, 64)
     assert model(torch.zeros(1, 3, 48, 64)).logits.shape == (1, 5)
 
 
@@ -449,7 +424,8 @@ def test_verification_fails_if_the_processor_keeps_the_old_size(
 ) -> None:
     save, settings, _, made, size = CASES[name]
     save(tmp_path / "short")
-    monkeypatch.setattr("hf_longattn.inputs.sized.changed_file", lambda *_: {})
+    for module in ("images", "sounds"):
+        monkeypatch.setattr(f"hf_longattn.conversion.{module}.changed_file", lambda *_: {})
     with pytest.raises(CheckpointError, match=r"becomes? an? inputs? of 3 seconds|become inputs of .* instead of"):
         convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
     assert made(tmp_path / "short") != size
@@ -494,7 +470,7 @@ class TestText:
             outputs = text_encoding(*args, truncation=truncation, **settings)
             return {name: range(length) for name, length in lengths.items()} if truncation else outputs
 
-        monkeypatch.setattr(tokenizer, "text_encoding", encoded)
+        monkeypatch.setattr(check_texts, "text_encoding", encoded)
 
     def page(self, folder: Path) -> Path:
         """A LayoutLM of 60 words and boxes, with the tokenizer of its RoBERTa checkpoints."""

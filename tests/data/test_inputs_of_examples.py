@@ -23,11 +23,11 @@ from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hf_longattn.conversion.tokenizer import token_ids
 from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.qa_features import qa_rows
 from hf_longattn.data.tokenization import IGNORED, for_words, reads_words, special_ids, text_encoding, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
-from hf_longattn.inputs.tokenizer import token_ids
 from hf_longattn.training.tasks.classify import encode_documents
 from hf_longattn.training.tasks.embed import (
     EmbedDataArguments,

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoint
-from hf_longattn.conversion.source_models import outputs as run_model
+from hf_longattn.conversion.running import outputs as run_model
 from hf_longattn.errors import CheckpointError, InputError, MissingExtraError, OptionError
 from hf_longattn.export import compress, export_checkpoint, export_native
 from hf_longattn.export.compress import REPORT, accuracy

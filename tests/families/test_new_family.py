@@ -97,50 +97,29 @@ class OddConfig(BertConfig):
     model_type = "odd"
 
 
-class TestANewFamilyRefuses:
-    def test_a_config_without_a_model_type(self) -> None:
-        with pytest.raises(
-            OptionError, match=r"test_new_family\.py:\d+ .*LongOtherConfig needs model_type = 'long_bert'"
-        ):
-            Family(config_class(None), TABLE)
+@pytest.mark.parametrize(
+    ("config", "tables", "sentence"),
+    [
+        (config_class(None), TABLE, "LongOtherConfig needs model_type = 'long_bert'"),
+        (BertConfig, TABLE, r"class LongNewConfig\(LongConfig, NewConfig\)"),
+        (config_class(), (), "rope=True"),
+    ],
+)
+def test_a_new_family_refuses_an_incomplete_entry(config: Any, tables: Any, sentence: str) -> None:
+    with pytest.raises(OptionError, match=rf"The family in \S+ cannot be registered: .*{sentence}"):
+        Family(config, tables)
 
-    def test_a_config_that_is_not_a_long_one(self) -> None:
-        with pytest.raises(
-            OptionError, match=r"test_new_family\.py:\d+ .*class LongNewConfig\(LongConfig, NewConfig\)"
-        ):
-            Family(BertConfig, TABLE)
 
-    def test_neither_tables_nor_rotary_positions(self) -> None:
-        with pytest.raises(OptionError, match=r"test_new_family\.py:\d+ .*rope=True"):
-            Family(config_class())
-
-    def test_a_model_type_that_is_taken(self) -> None:
-        assert families.FAMILIES["bert"].base_model_type == "bert"
-        with pytest.raises(
-            OptionError,
-            match=r"test_new_family\.py:\d+ .*families\.bert from families\.json:\d+ already has the model type "
-            r"'long_bert'",
-        ):
-            Family(config_class(), TABLE)
-
-    @pytest.mark.parametrize(
-        ("content", "sentence"),
-        [
-            ({}, "has no FAMILY = "),
-            ({"FAMILY": families.FAMILIES["bert"]}, "has no import of Family from hf_longattn.modeling.classes"),
-            ({"FAMILY": families.FAMILIES["roberta"], "__getattr__": None}, "rename the file to roberta.py"),
-        ],
-    )
-    def test_a_file_that_is_not_complete(
-        self, content: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        module = ModuleType("bert")
-        vars(module).update(content, __file__="families/bert.py")
-        monkeypatch.setattr(families, "load_module", lambda *_: module)
-        with pytest.raises(
-            OptionError, match=rf"families/bert\.py:1 is named after the model type 'bert'.*{re.escape(sentence)}"
-        ):
-            families.FAMILIES["bert"]
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"FAMILY": families.FAMILIES["bert"]}, {"FAMILY": families.FAMILIES["roberta"], "__getattr__": None}],
+)
+def test_a_file_without_its_own_family_is_named(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("bert")
+    vars(module).update(content, __file__="families/bert.py")
+    monkeypatch.setattr(families, "load_module", lambda *_: module)
+    with pytest.raises(OptionError, match=r"families/bert\.py:1 is named after the model type 'bert'"):
+        families.FAMILIES["bert"]
 
 
 class Odd(nn.Module):
@@ -175,6 +154,7 @@ from transformers import ErnieForMaskedLM
 from hf_longattn import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
 from hf_longattn.inspect import inspect_checkpoint
+import genomes
 from scripts.dev.tools.small_models import Shape, small_config
 
 folder = Path(sys.argv[1])
@@ -196,7 +176,7 @@ print(inspect_checkpoint(folder / "long").longest_input)
 def test_the_example_of_a_new_modality_converts_a_checkpoint(checkout: Path, repository: Path) -> None:
     page = (repository / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a modality")[2]
     spec = page.partition("```python\n")[2].partition("```")[0]
-    shutil.copy(repository / "examples" / "extend" / "genome_inputs.py", checkout / "hf_longattn" / "inputs")
+    shutil.copy(repository / "examples" / "extend" / "genomes.py", checkout)
     family = checkout / "hf_longattn" / "families" / "ernie.py"
     entry = "FAMILY = Family(LongErnieConfig,"
     code = family.read_text(encoding="utf-8").replace(entry, f"{spec}\n\n{entry} spec=GenomeSpec(),")

@@ -755,10 +755,7 @@ def test_dates_and_numbers_among_tags_are_words(tags: str, tmp_path: Path) -> No
         "<!-- hf_longattn: x -->\n" * 50_000,
         "<!-- hf_longattn: " * 50_000,
         '<!-- hf_longattn: "' + '\\"' * 400_000 + " -->",
-        '<!-- hf_longattn: "a" ' * 50_000,
-        "<!-- hf_longattn: " + '"a" ' * 200_000,
         ('<!-- hf_longattn: "' + '\\"' * 50 + "-->") * 5000,
-        "<!-- " * 100_000 + "-->" * 100_000,
     ],
     ids=lambda text: f"{text[:30]}{len(text)}",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -175,7 +174,7 @@ def test_push_says_that_no_class_is_named_and_uploads(
         (model / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
         caplog.clear()
         push_model(model, REPO, token=WRITER)
-        said = [message for message in caplog.messages if f'write "architectures": ["{head}"] there' in message]
+        said = [message for message in caplog.messages if "its config.json names no class; write the class" in message]
         assert len(said) == lines
         assert json.loads(server.repos[REPO].branches["main"]["config.json"])["architectures"] == architectures
 
@@ -354,37 +353,6 @@ def test_convert_refuses_gated_source_in_one_sentence(
     server.add("writer/gated", model, gated=True)
     assert run("convert", "writer/gated", tmp_path / "out", "--token", STRANGER) == 1
     assert "gated repo" in capsys.readouterr().err
-
-
-@every_case("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'], of=2)
-@every_case(
-    "where", ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"]
-)
-def test_push_reports_odd_answers_of_the_hub_in_one_sentence(
-    where: str, answer: str, hub: Callable[[str], None], model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with serve(Hub()) as server:
-        hub(server.endpoint)
-        server.odd = {where: answer}
-        code = run("push", model, REPO, "--token", WRITER)
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    assert code == 0 or err.rstrip()[-1] in ".?!)"
-
-
-def test_push_sends_no_token_to_another_server(server: Hub, model: Path) -> None:
-    with serve(Hub()) as other:
-        oid = large(model / "model.safetensors")
-        server.odd = {f"/lfs/{oid}": f"{other.endpoint}/elsewhere"}
-        with pytest.raises(HubError) as refused:
-            push_model(model, REPO, token=WRITER)
-        assert not any(WRITER in line for line in other.requests)
-    assert str(refused.value)[-1] in ".)"
-    assert "/" in str(refused.value)
-
-
-def large(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_push_refuses_links_out_of_the_folder_and_follows_those_inside(server: Hub, model: Path) -> None:

@@ -23,8 +23,7 @@ LOUD = {
 
 
 def use_tokens(source: str, folder: str) -> None:
-    """Convert and push, push again over a broken connection, push without the right to; what arrives is written into
-    ``folder``."""
+    """Convert and push, push changed weights, push without the right to; what arrives is written into ``folder``."""
     sys.tracebacklimit = 100
     faulthandler.enable()
     long, convert = str(Path(folder) / "long"), ("--max-length", "128", "--no-verify", "--json")
@@ -34,7 +33,6 @@ def use_tokens(source: str, folder: str) -> None:
         server.add("writer/short", Path(source), private=True)
         say("convert", "writer/short", long, *convert, "--token", WRITER)
         say("push", long, REPO, "--token", WRITER)
-        server.broken = ["/lfs/"]
         (Path(long) / "model.safetensors").write_bytes((Path(source) / "model.safetensors").read_bytes())
         os.environ["HF_TOKEN"] = WRITER
         say("push", long, REPO)

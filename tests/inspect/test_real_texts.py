@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 import hf_longattn
 from hf_longattn import convert_checkpoint
-from hf_longattn.conversion.source_models import open_source
+from hf_longattn.conversion.source import open_source
 from hf_longattn.files import write_json
 from hf_longattn.inspect import inspect_checkpoint, inspect_stock
 from hf_longattn.inspect.real_texts import TextsInspection, inspect_texts

@@ -14,7 +14,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_longattn.families as families
-from hf_longattn.conversion.source_models import read_long
+from hf_longattn.conversion.architecture import read_long
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import (

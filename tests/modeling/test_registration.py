@@ -23,7 +23,6 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.family import registration
 from hf_longattn.modeling.family.registration import TABLES
 from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
@@ -146,21 +145,6 @@ print("as told")
 
 def test_the_import_takes_no_torch_and_no_peft_and_a_config_its_own_family_alone() -> None:
     assert in_a_new_process(IMPORTS) == "as told"
-
-
-@every_case("name", ["transformers.models.auto.moved_auto", "transformers.gone.pipelines", "peft.utils.moved"])
-def test_a_table_whose_module_has_moved_is_named_when_its_library_is_imported(
-    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    library = importlib.import_module(name.partition(".")[0])
-    check = registration.warn_of_moved_tables
-    assert TABLES.get(library.__name__, check) is check
-    check(library)
-    assert not caplog.messages
-    monkeypatch.setitem(TABLES, name, lambda module: None)
-    check(library)
-    (message,) = caplog.messages
-    assert f"has no module {name}, in which hf_longattn registers Long models; install" in message
 
 
 NOISE = """

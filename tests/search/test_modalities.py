@@ -14,12 +14,13 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.conversion import plan_conversion
+from hf_longattn.conversion.images import Images
 from hf_longattn.data.sources import DataError
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.inputs.modality import modality_of
 from hf_longattn.inspect import Candidate, captured_mass
+from hf_longattn.modeling.family.input_spec import PLAIN_TEXT
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.costs import LayerCosts
 from hf_longattn.search.design import FULL, unsuitable, usual_candidates
@@ -140,15 +141,13 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
     assert all(not candidate.by_user for candidate in usual)
     assert "sees neighbours along a text" in unsuitable(Candidate("window"), False, sizes)
     assert unsuitable(FULL, False, sizes) == ""
-    assert "the model reads a text" in unsuitable(
-        Candidate("window2d"), False, modality_of(None).between(None, 64, 64)
-    )
+    assert "the model reads a text" in unsuitable(Candidate("window2d"), False, PLAIN_TEXT.between(None, 64, 64))
 
 
 def test_searched_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:
     plan = plan_conversion(vit, image_size="48x64")
     config, folder = plan.architecture.source_config, plan.source.folder
-    pieces = plan.modality.inputs(config, folder, None, image_folder, count=3).pieces(plan.inputs.new)
+    pieces = Images(plan.inputs.spec, config, folder, image_folder, count=3).pieces(plan.inputs.new)
     sized = ViTImageProcessorPil.from_pretrained(vit, size={"height": 48, "width": 64})
     files = sorted(image_folder.rglob("*.png"))
     for piece, file in zip(pieces, (files[0], files[2], files[5]), strict=True):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 
 import hf_longattn
 from hf_longattn.cli import main
+from hf_longattn.conversion.tokenizer import load_tokenizer
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.search import choose_mechanisms, search_design
@@ -101,7 +102,7 @@ def test_no_design_within_the_budget_keeps_more_than_the_chosen_one(encoder: Pat
 def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Path) -> None:
     result = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1)
     model = AutoModelForMaskedLM.from_pretrained(encoder)
-    tokenizer = hf_longattn.inputs.tokenizer.load_tokenizer(encoder)
+    tokenizer = load_tokenizer(encoder)
     ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
     piece = torch.cat([ids[:63], ids[-1:]])
     mass = captured_mass(model, piece, CANDIDATES, seed=0).mass.mean(1)

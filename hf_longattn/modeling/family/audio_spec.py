@@ -9,6 +9,7 @@ import copy
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,11 +20,13 @@ from ...errors import InputError, OptionError
 from ...mechanisms.common.masked import MaskedMechanism
 from ...mechanisms.common.registry import prototype
 from .definition import without_head
-from .input_spec import InputSpec
+from .input_spec import Example, InputSize, InputSizes, InputSpec, has_processor
 from .long_config import LongEncoderConfig
 
 COUNTED_SECONDS = 10.0
 """Duration of the meta-device input on which the operations of convolutions are counted."""
+SHOWN_SECONDS = 30
+"""Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
 MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
 
@@ -92,7 +95,8 @@ class AudioSpec(InputSpec):
     reads_longer: whether the base reads sounds that are longer than those of its training.
     """
 
-    reads = "sound"
+    reads, noun, nouns, units = "sound", "sound", "sounds", "seconds"
+    timed = True
     mixins = ("LongAudioMixin", "LongAudioModelMixin")
     docstring = """{base} with the mechanisms of ``config.long_attention``.
 
@@ -120,13 +124,52 @@ class AudioSpec(InputSpec):
         trained, converted = self.trained_seconds(config), getattr(config, "long_audio_seconds", None)
         return trained, trained if converted is None else converted
 
+    def size(self, config: Any, value: Any) -> InputSize:
+        length = max(self.length(value), self.length_of(config, 1))
+        return InputSize(value, self.frames(config, length), duration(value), "audio_seconds")
+
+    def sizes(self, family: Any, config: Any) -> InputSizes:
+        return self.between(config, *self.durations(config), self.reads_longer)
+
+    def check_mechanism(self, mechanism: str, options: dict[str, Any]) -> None:
+        """Refuse mechanisms that need token ids, a grid, or segments with a memory."""
+        built = prototype(mechanism, options)
+        instead = "choose for example 'window'."
+        if built.capabilities.images == "segments":
+            raise OptionError(
+                f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, "
+                f"but frames of a sound see what comes after them; {instead}"
+            )
+        if built.capabilities.needs_grid:
+            raise OptionError(f"Mechanism {mechanism!r} reads an image's patches, but a sound is one line; {instead}")
+        if isinstance(built, MaskedMechanism) and built.global_token_ids is not None:
+            raise OptionError(
+                f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have "
+                "none; name them by position, for example with global_tokens=0."
+            )
+
+    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+        seconds, task = min(self.durations(config)[1], SHOWN_SECONDS), "feature-extraction"
+        if has_processor(folder):
+            lines = (
+                "samples = "
+                f"np.random.default_rng(0).standard_normal({round(seconds * self.sampling_rate)}).astype(np.float32)  "
+                f'# {seconds:g} s; or yours: soundfile.read("talk.wav")[0]\n'
+                f'inputs = processor(samples, sampling_rate={self.sampling_rate}, return_tensors="pt")'
+            )
+            return Example(task, ("processor", "AutoFeatureExtractor"), lines, ("import numpy as np",))
+        shape = [1, self.length(seconds)]
+        if self.features is not None:
+            shape.append(self.features(config))
+        line = (
+            f'inputs = {{"{self.input}": torch.randn{tuple(shape)}}}  # {seconds:g} s, normalised as the model was '
+            "trained"
+        )
+        return Example(task, None, line)
+
     def trained_seconds(self, config: Any) -> float:
         """Maximum duration in seconds in the checkpoints' training, for models without a limit."""
         return 15
-
-    def most_tokens(self, family: Any, config: Any) -> int:
-        """Number of frames in a sound of the duration for which the model was converted."""
-        return self.frames(config, self.length(self.durations(config)[1]))
 
     def further_operations(self, config: Any, skeleton: Any) -> int:
         """Multiply-accumulate operations of all convolutions per frame."""
@@ -265,6 +308,7 @@ class LongAudioConfig(LongEncoderConfig):
     """
 
     default_mechanism = "window"
+    input_spec = WAV2VEC2
     context_frames: ClassVar[int] = 512
     """Default number of frames that a frame sees on each side: 10.24 s, as in NeMo's ``att_context_size=[128, 128]``
     of 80 ms frames."""
@@ -279,15 +323,14 @@ class LongAudioConfig(LongEncoderConfig):
         self.long_audio_seconds = None if seconds is None else audio_seconds(seconds, "long_audio_seconds")
         super().__post_init__(**kwargs)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "long_attention":
-            for layer in range(self.num_hidden_layers):
-                check_mechanism_for_audio(*self.long_attention.for_layer(layer))
-
     @classmethod
     def default_attention(cls) -> LongAttentionConfig:
         return LongAttentionConfig("window", left=cls.context_frames, right=cls.context_frames)
+
+
+def duration(seconds: float) -> str:
+    """A duration as text, for example "15 seconds"."""
+    return f"{seconds:,.5g} seconds"
 
 
 def audio_seconds(seconds: Any, name: str) -> float:
@@ -302,23 +345,3 @@ def audio_seconds(seconds: Any, name: str) -> float:
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < float("inf"):
         raise OptionError(f"{name} is {seconds!r}, but must be a number of seconds above 0, for example 600.")
     return seconds
-
-
-def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that cannot read sound. It needs token ids, a grid, or segments with
-    a memory."""
-    built = prototype(mechanism, options)
-    instead = "choose for example 'window'."
-    if built.capabilities.images == "segments":
-        raise OptionError(
-            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, but "
-            "frames of a sound "
-            f"see what comes after them; {instead}"
-        )
-    if built.capabilities.needs_grid:
-        raise OptionError(f"Mechanism {mechanism!r} reads an image's patches, but a sound is one line; {instead}")
-    if isinstance(built, MaskedMechanism) and built.global_token_ids is not None:
-        raise OptionError(
-            f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have "
-            "none; name them by position, for example with global_tokens=0."
-        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -123,10 +122,9 @@ class Family:
         """Check and register the family, and let its module make the Long classes.
 
         Raises:
-            OptionError: the entry is incomplete, or another file has registered the same model type.
+            OptionError: the entry is incomplete.
         """
-        caller = traceback.extract_stack(limit=3)[0]
-        where, config = f"{caller.filename}:{caller.lineno}", self.config_class
+        config = self.config_class
         name, base = getattr(config, "__name__", repr(config)), getattr(config, "base_model_type", None)
         fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
         placed = self.rope or self.relative or self.no_positions or bool(self.position_tables)
@@ -141,7 +139,7 @@ class Family:
                 r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
             )
         if problem:
-            raise OptionError(f"The family at {where} cannot be registered: {problem}")
+            raise OptionError(f"The family in {config.__module__} cannot be registered: {problem}")
 
         base_config: Any = config.__bases__[-1]
         model_type = base_config.model_type
@@ -152,16 +150,7 @@ class Family:
             module=config.__module__,
             two_stacks=bool(getattr(base_config, "is_encoder_decoder", False)),
         )
-
-        # a module may register its family again if it is imported again, for example after an error
-        taken = _REGISTERED.get(model_type, (where, self))[0]
-        if taken.rpartition(":")[0] != caller.filename:
-            raise OptionError(
-                f"The family at {where} cannot be registered: {taken} already has the model type "
-                f"{config.model_type!r}; leave one of "
-                "them out."
-            )
-        _REGISTERED[model_type] = where, self
+        _REGISTERED[model_type] = self
         for enter in ENTERED:
             enter(self)
 
@@ -189,6 +178,17 @@ class Family:
         """Families of a model's towers, by name (CLIP: "text" and "vision")."""
         configs = getattr(self.config_class, "tower_classes", {})
         return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
+
+    def by_tower(self, config: Any) -> dict[str, tuple[Family, Any]]:
+        """Name -> family and config of each tower; a model without towers is one of an empty name."""
+        if not self.towers:
+            return {"": (self, config)}
+        return {name: (tower, getattr(config, tower_field(name))) for name, tower in self.towers.items()}
+
+    @property
+    def text_tower(self) -> tuple[str, Family]:
+        """Name and family of the tower that reads texts."""
+        return next((name, tower) for name, tower in self.towers.items() if tower.spec.counts_tokens)
 
     @cached_property
     def stacks(self) -> dict[str, str]:
@@ -374,15 +374,15 @@ def exported_names(base_model_type: str) -> tuple[str, ...]:
     return (f"{long_prefix(base_model_type)}{config}", *models) if defined else tuple(models)
 
 
-_REGISTERED: dict[str, tuple[str, Family]] = {}
-"""Model type of the base -> file and line of the entry, and the family; imported families only."""
+_REGISTERED: dict[str, Family] = {}
+"""Model type of the base -> the family; imported families only."""
 
 
 def attention_names(module: Any) -> AttentionNames:
     """The unusual names in an attention module, from its family. Families of one package share attention modules."""
     for parent in type(module).__mro__:
         package = parent.__module__.rpartition(".")[0]
-        for _, family in _REGISTERED.values():
+        for family in _REGISTERED.values():
             if family.base_package == package:
                 return family.attention
     return AttentionNames()
@@ -402,20 +402,12 @@ class _Families(Mapping[str, Family]):
         if base_model_type not in self._names:
             raise KeyError(base_model_type)
         module = load_module("families", module_name(base_model_type))
-        family = getattr(module, "FAMILY", None)
-        if not isinstance(family, Family) or "__getattr__" not in vars(module):
-            lacking = (
-                "import of Family from hf_longattn.modeling.classes"
-                if isinstance(family, Family)
-                else "FAMILY = Family(...)"
-            )
+        family: Any = vars(module).get("FAMILY")
+        complete = isinstance(family, Family) and "__getattr__" in vars(module)
+        if not complete or family.base_model_type != base_model_type:
             raise OptionError(
-                f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no {lacking}."
-            )
-        if family.base_model_type != base_model_type:
-            raise OptionError(
-                f"{module.__file__}:1 is named after the model type {base_model_type!r}, but its FAMILY is that of "
-                f"{family.base_model_type!r}; rename the file to {module_name(family.base_model_type)}.py."
+                f"{module.__file__}:1 is named after the model type {base_model_type!r}, so it must have the FAMILY = "
+                "Family(...) of that type, with Family from hf_longattn.modeling.classes."
             )
         return family
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor
 
 from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
+from ...mechanisms import Mechanism
+from ...mechanisms.common.capabilities import grid_blocks, on_grid
 from ...mechanisms.common.registry import prototype
-from .input_spec import InputSpec
+from .input_spec import Example, InputSize, InputSizes, InputSpec, has_processor
 from .long_config import LongEncoderConfig
 
 INTERPOLATE, TILE = "interpolate", "tile"
@@ -37,7 +41,7 @@ class GridSpec(InputSpec):
         crop by themselves, without prefix tokens.
     """
 
-    reads = "grid"
+    reads, noun, nouns, units = "grid", "image", "images", "pixels"
     mixins = ("LongGridMixin", "LongGridModelMixin")
     counts_tokens = False
     on_grid = True
@@ -68,15 +72,54 @@ class GridSpec(InputSpec):
         """A size as text, for example "768 × 1024 pixels"."""
         return f"{' × '.join(map(str, size))} pixels"
 
-    def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def pixels(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Two sizes in pixels: of the trained position table, and of the conversion."""
         trained = image_size(config.image_size)
         converted = getattr(config, "long_image_size", None)
         return trained, trained if converted is None else image_size(converted)
 
-    def most_tokens(self, family: Any, config: Any) -> int:
-        """Number of tokens of the largest image for which a model with this config was converted."""
-        return self.of_size(config, self.sizes(config)[1]).length
+    def size(self, config: Any, value: Any) -> InputSize:
+        """From pixels, height and width, or text such as "768x1024"."""
+        sides = value
+        if isinstance(value, str) and (typed := re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip().lower())):
+            sides = [int(side) for side in typed.groups(typed[1])]
+        if isinstance(sides, str) or len(size := image_size(sides)) != 2:
+            raise InputError(
+                f"An image size is {value!r:.40}, but must be pixels, or height and width: 1024, or 768x1024."
+            )
+        grid = self.of_size(config, size)
+        return InputSize(size, grid.length, self.describe(size), IMAGE_SIZE, grid)
+
+    def sizes(self, family: Any, config: Any) -> InputSizes:
+        return self.between(config, *self.pixels(config), reads_new=True)
+
+    def check_mechanism(self, mechanism: str, options: dict[str, Any]) -> None:
+        images = prototype(mechanism, options).capabilities.images
+        if images == "neighbours":
+            raise OptionError(
+                f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; choose a mechanism on "
+                "a grid such as 'window2d'."
+            )
+        if images == "segments":
+            raise OptionError(
+                f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, "
+                "and the patches of an image have no such order; choose a mechanism on a grid such as 'window2d'."
+            )
+
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        if positions == TILE and not fits_tiles(sizes, on_grid(mechanism, sizes.new.grid)):
+            return "sees cells of several repetitions of the tiled positions"
+        return ""
+
+    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+        (height, width), task = self.pixels(config)[1], "image-feature-extraction"
+        if has_processor(folder):
+            return image_example(task, height, width)
+        line = (
+            f'inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width}) * 2 - 1}}  # images, normalised as '
+            "the model was trained"
+        )
+        return Example(task, None, line)
 
     def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
         """A fixed random input of this size, ``(1, channels, …)``, from a normal distribution."""
@@ -143,6 +186,7 @@ class LongGridConfig(LongEncoderConfig):
     """
 
     default_mechanism = "window2d"
+    input_spec = GridSpec()
 
     if TYPE_CHECKING:
         long_image_size: list[int] | None
@@ -159,23 +203,19 @@ class LongGridConfig(LongEncoderConfig):
         self.long_image_size = None if size is None else list(image_size(size))
         super().__post_init__(**kwargs)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "long_attention":
-            for layer in range(self.num_hidden_layers):
-                check_mechanism_for_grid(*self.long_attention.for_layer(layer))
+
+def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
+    """Whether every cell sees only cells in its own tile, where the old position table is tiled over the new grid."""
+    blocks = grid_blocks(layer, sizes.new.grid)
+    return blocks is not None and all(
+        side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True)
+    )
 
 
-def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that reads sequences or segments instead of a grid."""
-    images = prototype(mechanism, options).capabilities.images
-    if images == "neighbours":
-        raise OptionError(
-            f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; choose a mechanism on a "
-            "grid such as 'window2d'."
-        )
-    if images == "segments":
-        raise OptionError(
-            f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and "
-            "the patches of an image have no such order; choose a mechanism on a grid such as 'window2d'."
-        )
+def image_example(task: str | None, height: int, width: int) -> Example:
+    """Code for a model card that prepares an input with the image processor."""
+    lines = (
+        f'image = Image.new("RGB", ({width}, {height}), "white")  # or yours: Image.open("photo.jpg").convert("RGB")\n'
+        'inputs = processor(image, return_tensors="pt")'
+    )
+    return Example(task, ("processor", "AutoImageProcessor"), lines, ("from PIL import Image",))

@@ -1,20 +1,130 @@
-"""Input specs of families: the spec of texts, and the base class for specs of grids, sound and towers."""
+"""What a family's models read: sizes of inputs, the spec of texts, and the base class for specs of grids, sound and
+towers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...mechanisms import Mechanism
+
+USUAL_LENGTH = 512
+"""Maximum tokens of most short models."""
+AUTO = "auto"
+"""The setting ``positions`` by which a conversion chooses how positions are extended."""
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken")
+
+
+def has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PROCESSOR_FILES)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """The size of one input."""
+
+    value: Any  # tokens, seconds, or pixels along each axis
+    tokens: int  # number of tokens in the layers
+    words: str  # the size in a sentence, for example "15 seconds"
+    name: str = ""  # the size's name in reports; empty if `value` counts tokens
+    grid: Any = None  # the Grid of the tokens; None for texts and sounds
+
+    def __str__(self) -> str:
+        """The size as text, for example "15 seconds, 749 tokens"."""
+        return f"{self.words}, {self.tokens:,} tokens" if self.name else self.words
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The size for a report, without the number of tokens. JSON-serialisable."""
+        values: dict[str, Any] = {}
+        if self.name:
+            values[self.name] = list(self.value) if isinstance(self.value, tuple) else self.value
+        if self.grid is not None:
+            values["grid"] = list(self.grid.sizes)
+        return values
+
+    def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
+        """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by
+        layer."""
+        from ...mechanisms.common.capabilities import on_grid
+
+        return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
+
+
+@dataclass(frozen=True)
+class InputSizes:
+    """Maximum input sizes of source and result. With several towers, sizes of the text tower."""
+
+    spec: InputSpec
+    at: Callable[[Any], InputSize]  # the size for a value, as a user may type it
+    old: InputSize  # of the source
+    new: InputSize  # of the result
+    reads_new: bool = False  # whether the source also reads inputs of the new size
+
+    @property
+    def grows(self) -> bool:
+        return self.new != self.old
+
+    def steps(self) -> list[InputSize]:
+        """The old size, its doublings, and the new size."""
+        sizes, largest = [self.old], self.new.value
+        while sizes[-1].value != largest:
+            value = sizes[-1].value
+            if isinstance(value, tuple):
+                double: Any = tuple(min(2 * side, most) for side, most in zip(value, largest, strict=True))
+            else:
+                double = min(2 * value, largest)
+            sizes.append(self.at(double))
+        return sizes
+
+    def check(self, mechanism: Mechanism) -> None:
+        """Raise :class:`LongAttentionError` if a layer cannot run the mechanism on inputs of these sizes."""
+        from ...mechanisms.common.capabilities import on_grid
+
+        self.spec.check_mechanism(mechanism.name, mechanism.options.to_dict())
+        if self.new.grid is not None:
+            on_grid(mechanism, self.new.grid, check=True)
+            on_grid(mechanism, self.old.grid).pairs(self.old.tokens)  # the result reads the old size, too
+
+
+@dataclass(frozen=True)
+class Example:
+    """The part of a model card's code that depends on what a model reads. ``hub/card.md`` has the rest and runs the
+    model."""
+
+    task: str | None  # the Hub's task name for a model without a head; None if these cards have no task
+    # variable and class name of the tokenizer or processor; None if the folder has neither
+    reader: tuple[str, str] | None = None
+    inputs: str = ""  # Python lines that make `inputs`, for `model(**inputs)`; empty if the card only loads the model
+    imports: tuple[str, ...] = ()  # import lines that `inputs` needs, besides those of torch and of transformers
 
 
 class InputSpec:
     """The input spec of a family's models, :attr:`.definition.Family.spec`."""
 
     reads: ClassVar[str]
-    """Name of the modality, such as "sound", and of its file in :mod:`hf_longattn.inputs`."""
+    """Name of the modality, such as "sound"."""
+    noun: ClassVar[str]
+    """Noun for one input, in messages and tables."""
+    nouns: ClassVar[str]
+    """The same noun in the plural."""
+    units: ClassVar[str] = ""
+    """What a size counts besides tokens."""
+    timed: ClassVar[bool] = False
+    """Whether inputs have a duration."""
     mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
     """Names of the mixins of models with a head, and of the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
@@ -36,16 +146,40 @@ class InputSpec:
     """Argument of ``forward`` with more integers per token -> their number per token, or the config field with the
     number."""
 
+    def size(self, config: Any, value: Any) -> InputSize:
+        """The size of an input for a model of one stack. ``value``: the size as typed by a user."""
+        raise NotImplementedError
+
+    def sizes(self, family: Any, config: Any) -> InputSizes:
+        """The sizes for which a model with this config was trained, and for which it was converted."""
+        raise NotImplementedError
+
+    def between(self, config: Any, old: Any, new: Any, reads_new: bool = False) -> InputSizes:
+        at = partial(self.size, config)
+        return InputSizes(self, at, at(old), at(new), reads_new)
+
+    def check_mechanism(self, mechanism: str, options: dict[str, Any]) -> None:
+        """Raise :class:`OptionError` for a mechanism that cannot read these inputs."""
+        from ...mechanisms.common.capabilities import reads_grid
+        from ...mechanisms.common.registry import prototype
+
+        if reads_grid(prototype(mechanism, options)):
+            raise OptionError(f"{mechanism} reads a grid, and the model reads a {self.noun}.")
+
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        """Why the planned ``strategy`` for positions (``positions`` in the settings) needs training with this
+        mechanism, or ""."""
+        return ""
+
+    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+        """Code for a card that makes an input of at most ``length`` tokens for the model in ``folder`` with this
+        config."""
+        return Example(None)
+
     def most_tokens(self, family: Any, config: Any) -> int:
         """Maximum number of tokens of one input, without special rows of a table. ``config``: of the family or of its
         base."""
-        alone = family.two_stacks and not config.is_encoder_decoder
-        table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
-        if table is None:
-            return int(config.max_position_embeddings)
-        if hasattr(config, table.field):
-            return table.tokens(config)
-        return family.base_length(config, table) - table.config_value(0, config)
+        return self.sizes(family, config).new.tokens
 
     def further_operations(self, config: Any, skeleton: Any) -> int:
         """Multiply-accumulate operations per token besides linear layers. ``skeleton``: the Long model on the meta
@@ -71,10 +205,51 @@ class InputSpec:
 class TextSpec(InputSpec):
     """Token ids and, in some families, more numbers per token (LayoutLM, MarkupLM)."""
 
-    reads = "text"
+    reads, noun, nouns = "text", "text", "texts"
     needs_positions = True
     flash_windows = True
     further: Mapping[str, int | str] = field(default_factory=dict, compare=False)
+
+    def size(self, config: Any, value: Any) -> InputSize:
+        return InputSize(value, value, f"{value} tokens" if value else "any number of tokens")
+
+    def sizes(self, family: Any, config: Any) -> InputSizes:
+        """Lengths from :data:`USUAL_LENGTH` to the maximum of this model. ``family``: ``None`` for other models."""
+        if family is not None:
+            longest = family.longest(config)
+        else:
+            longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return self.between(config, min(USUAL_LENGTH, longest or USUAL_LENGTH), longest or USUAL_LENGTH)
+
+    def most_tokens(self, family: Any, config: Any) -> int:
+        alone = family.two_stacks and not config.is_encoder_decoder
+        table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
+        if table is None:
+            return int(config.max_position_embeddings)
+        if hasattr(config, table.field):
+            return table.tokens(config)
+        return family.base_length(config, table) - table.config_value(0, config)
+
+    def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        from ...mechanisms.common.masked import needs_training_by
+
+        if strategy.startswith("rope:") and positions == AUTO:  # the conversion chooses rope scaling by the mechanism
+            return ""
+        return needs_training_by(mechanism, strategy, sizes.old.tokens, sizes.new.tokens, causal)
+
+    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+        """Code for a card. For models of pages with word boxes, it only loads the tokenizer."""
+        task = "feature-extraction"
+        if not tokenizer_files(folder):
+            return Example(task)
+        reader = ("tokenizer", "AutoTokenizer")
+        if self.further:
+            return Example(task, reader)
+        line = (
+            f'inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, '
+            'return_tensors="pt")'
+        )
+        return Example(task, reader, line)
 
 
 PLAIN_TEXT = TextSpec()

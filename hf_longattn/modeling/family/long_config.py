@@ -15,6 +15,7 @@ from ...errors import BackendError, OptionError
 from ...files import FORMAT, FORMAT_FIELD, check_config
 from ...names import BACKEND, LOGGER, missing
 from .definition import FAMILIES
+from .input_spec import InputSpec
 from .rotary import plan_rotary
 from .sliding_window import (
     BASE_WINDOWS,
@@ -85,6 +86,8 @@ class LongConfig(_Base):
     """The base's field with a cap on attention scores; ``None`` without one (Gemma 2 has one)."""
     always_causal: ClassVar[bool] = False
     """Whether every layer is causal, even if ``is_decoder`` is False (GPT-NeoX)."""
+    input_spec: ClassVar[InputSpec | None] = None
+    """The spec that checks the mechanisms; ``None`` for texts, which all mechanisms but those on a grid read."""
     writes_head_dim: ClassVar[bool] = False
     """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number
     (Mixtral)."""
@@ -160,6 +163,9 @@ class LongConfig(_Base):
             value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self.attending)
+            if self.input_spec is not None:
+                for layer in range(self.num_hidden_layers):
+                    self.input_spec.check_mechanism(*value.for_layer(layer))
             if not self._runs_mechanisms:  # another implementation may not compute the new mechanisms
                 setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
         elif name == IMPLEMENTATION_FIELD:

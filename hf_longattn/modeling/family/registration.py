@@ -25,13 +25,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from importlib.metadata import version
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from ...files import GENERIC_CLASS, GENERIC_TYPE
-from ...names import BACKEND, LOGGER, PRIVATE_APIS, TESTED, missing, warn_missing, warn_untested
+from ...names import BACKEND, PRIVATE_APIS, missing, warn_missing, warn_untested
 from .definition import FAMILIES, family_names, first_word, long_prefix, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
@@ -167,25 +165,7 @@ def register_attention(module: ModuleType) -> None:
     """Make ``attn_implementation="longattn"`` known to transformers. This is the first table that every program with
     models fills."""
     warn_untested()
-    warn_of_moved_tables(sys.modules["transformers"])
     importlib.import_module(f"{PACKAGE}.modeling.backend")
-
-
-def warn_of_moved_tables(library: ModuleType) -> None:
-    """Warn of each module in :data:`TABLES` that ``library`` lacks, since Long models are then unknown to it. Called
-    after its import. Nothing is imported for this."""
-    root = library.__name__
-    for name in TABLES:
-        package, _, last = name.rpartition(".")
-        if package.partition(".")[0] != root:
-            continue
-        paths = [str(Path(path, *package.split(".")[1:])) for path in library.__path__]
-        if importlib.machinery.PathFinder.find_spec(last, paths) is None:
-            lowest, highest = TESTED[root]
-            logging.getLogger(LOGGER).warning(
-                f"{root} {version(root)} has no module {name}, in which hf_longattn registers Long models; install "
-                f"{root} {lowest} to {highest}, with which it is tested."
-            )
 
 
 def register_adapters(constants: ModuleType) -> None:
@@ -294,10 +274,8 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.processing_auto": register_readers,
     "transformers.modeling_utils": register_attention,
     "transformers.pipelines": register_pipelines,
-    "peft": warn_of_moved_tables,
     "peft.utils.constants": register_adapters,
     "peft.utils.transformers_weight_conversion": partial(register_types, "expert_adapters"),
-    "sentence_transformers": warn_of_moved_tables,
     "sentence_transformers.base.modality": partial(register_types, "message_formats"),
     "sentence_transformers.base.modules.transformer": register_standalone_encoders,
 }

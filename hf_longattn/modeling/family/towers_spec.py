@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import SubConfigSpec
 
 from ...errors import OptionError, nearest
-from ...files import check_config
+from ...files import TOKENIZER_CONFIG, check_config
 from ...names import BACKEND
 from .definition import Family, tower_field
-from .input_spec import InputSpec
+from .input_spec import Example, InputSizes, InputSpec, has_processor
 from .long_config import DEFAULTS, LongConfig
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ TOWERS = "towers"
 class TowersSpec(InputSpec):
     """The inputs of several towers. Each tower has the spec of its family."""
 
-    reads = "towers"
+    reads, noun, nouns = "towers", "input", "texts and images"
     mixins = ("LongTowersMixin", "LongTowersMixin")
     docstring = """{base} whose towers have separate mechanisms, lengths and sizes.
 
@@ -36,10 +37,21 @@ They stand in ``config.text_config.long_attention`` and so on. ``forward`` takes
 :meth:`use_base_attention` computes the attention of {base} in every tower instead.
 """
 
-    def most_tokens(self, family: Family, config: Any) -> int:
-        """Maximum number of tokens of a text."""
-        towers = {name: tower for name, tower in family.towers.items() if tower.spec.counts_tokens}
-        return max((tower.longest(getattr(config, tower_field(name))) for name, tower in towers.items()), default=0)
+    def sizes(self, family: Family, config: Any) -> InputSizes:
+        name, tower = family.text_tower
+        return tower.spec.sizes(tower, getattr(config, tower_field(name)))
+
+    def example(self, family: Family, folder: Path, config: Any, length: int) -> Example:
+        task = "zero-shot-image-classification"
+        if not (folder / TOKENIZER_CONFIG).is_file() or not has_processor(folder):
+            return Example(task)
+        lines = (
+            'texts = ["A long caption starts here.", "Another one."]\n'
+            'image = Image.new("RGB", (640, 480))  # or yours: Image.open("photo.jpg").convert("RGB")\n'
+            'inputs = processor(text=texts, images=image, padding="max_length", truncation=True, '
+            f'max_length={length}, return_tensors="pt")'
+        )
+        return Example(task, ("processor", "AutoProcessor"), lines, ("from PIL import Image",))
 
 
 class LongTowersConfig(_Base):

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from hf_longattn.inputs.running import seeded_inputs
+from hf_longattn.conversion.seeded_inputs import seeded_inputs
 
 TOKENS, WIDTH, HEADS, HEAD_DIM, VOCABULARY, WINDOW = 24, 64, 4, 16, 200, 4
 KV_HEADS = re.compile(r".*(num_key_value_heads|num_kv_heads|n_kv_heads|multi_query_group_num)")

@@ -1,83 +1,25 @@
-"""Random inputs for a model of any modality, and one forward pass over them. Both are deterministic."""
+"""Random inputs for a model of any architecture, the same at every call."""
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from ..errors import CheckpointError
-from ..loading import LOADING
+from ..modeling.family.plain_spec import arguments_of
 from ..modeling.generic import towers_of
+from .running import DECODER_INPUT
 
-DECODER_INPUT = "decoder_input_ids"
-"""The argument of ``forward`` with the decoder's tokens."""
 TOKENS, DECODER_TOKENS = 48, 8
 SAMPLES, ROWS = 4000, 400
 """Audio samples for Wav2Vec2 and similar models, and rows of a spectrogram for Parakeet."""
+
+
 GRIDS = ((1, 4, 6), (1, 2, 4))
 """Frames, height and width of images of different sizes, in patches of the language model."""
-
-
-def arguments_of(model_class: Any) -> Any:
-    return inspect.signature(model_class.forward).parameters.keys()
-
-
-def reads_only_text(model_class: Any) -> bool:
-    others = {"pixel_values", "input_features", "input_values"}
-    return model_class.main_input_name == "input_ids" and not others & arguments_of(model_class)
-
-
-def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``forward``, with one start token for a decoder without tokens in ``inputs``."""
-    if (
-        DECODER_INPUT in inputs
-        or not model.config.is_encoder_decoder
-        or DECODER_INPUT not in arguments_of(type(model))
-    ):
-        return dict(inputs)
-    start = getattr(model.config, "decoder_start_token_id", None) or 0
-    return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
-
-
-@contextlib.contextmanager
-def seeded() -> Iterator[None]:
-    """Draw the same random numbers on the CPU at every call. The generator is the process's, so threads take turns."""
-    with LOADING, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs, too
-        yield
-
-
-def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point outputs of one forward pass, by name. The model draws the same random numbers at every
-    call."""
-    with torch.no_grad(), seeded():
-        return floating_tensors(model(**with_decoder_input(model, inputs), return_dict=True))
-
-
-def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The floating-point tensors among a model's outputs, by name. Tensors in tuples (a backbone's maps) are
-    ``name[index]``."""
-    tensors: dict[str, Tensor] = {}
-    for name, value in returned.items():
-        parts = {name: value}
-        if isinstance(value, tuple):
-            parts = {f"{name}[{index}]": part for index, part in enumerate(value)}
-        tensors |= {
-            name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()
-        }
-    return tensors
-
-
-def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there are tensors, and all of their values are finite."""
-    # the extremes of NaN are NaN, and take a tenth of isfinite's time
-    filled = (value for value in tensors.values() if value.numel())
-    return bool(tensors) and all(bool(torch.stack(value.aminmax()).isfinite().all()) for value in filled)
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
@@ -145,16 +87,6 @@ def _ids_with_images(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]
     return {"input_ids": with_images, "mm_token_type_ids": (with_images == config.image_token_id).int()}
 
 
-def _normal(random: Generator, *shape: int) -> Tensor:
-    """One input of normally distributed numbers, ``(1, *shape)``."""
-    return torch.randn(1, *shape, generator=random)
-
-
-def _ids(text: Any, random: Generator, *shape: int) -> Tensor:
-    """Token ids ``(1, *shape)``; the first few of a vocabulary are special tokens."""
-    return torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, *shape), generator=random)
-
-
 def _images(model: Any, random: Generator) -> dict[str, Tensor]:
     """Random images of the config's size, or two of different sizes if the class takes images of any size."""
     taken, vision = arguments_of(type(model)), getattr(model.config, "vision_config", model.config)
@@ -197,3 +129,13 @@ def _series(config: Any, random: Generator) -> dict[str, Any]:
         "future_values": _normal(random, future, *more),
         "freq": torch.zeros(1, 1, dtype=torch.long),
     }
+
+
+def _normal(random: Generator, *shape: int) -> Tensor:
+    """One input of normally distributed numbers, ``(1, *shape)``."""
+    return torch.randn(1, *shape, generator=random)
+
+
+def _ids(text: Any, random: Generator, *shape: int) -> Tensor:
+    """Token ids ``(1, *shape)``; the first few of a vocabulary are special tokens."""
+    return torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, *shape), generator=random)

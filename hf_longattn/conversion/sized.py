@@ -1,4 +1,4 @@
-"""Plans, processors and checks for a new size of images or sounds. The model's tensors stay the same at a new size."""
+"""Plans and checks for a new size of images or sounds. The model's tensors stay the same at a new size."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ import transformers
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
-from ..conversion.check import BASE, Comparison, attending, check_finite
-from ..conversion.folders import train_command
-from ..conversion.plan import ConversionPlan, PositionWarning
 from ..data.sources import files_of
 from ..errors import CheckpointError, OptionError
 from ..files import read_json_object
@@ -25,23 +22,26 @@ from ..mechanisms.common.registry import prototype
 from ..modeling.costs import costs_of, layer_mechanisms, model_shape
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_spec import TILE
+from ..modeling.family.input_spec import PROCESSOR_FILES, InputSize, InputSizes
 from ..modeling.grids import interpolating
 from ..reports import SKIPPED, Check, Difference, equality
-from .modality import InputSize, InputSizes, Modality
+from .architecture import Architecture
+from .check import BASE, Comparison, attending, check_finite
+from .folders import train_command
+from .plan import ConversionPlan, PositionWarning
 from .running import run_model
+from .source import Source
 
-FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+FILE, PROCESSOR_FILE = PROCESSOR_FILES
 IMAGE_PROCESSOR, FEATURE_EXTRACTOR = "image_processor", "feature_extractor"
+
+
 AUTO_CLASSES = {IMAGE_PROCESSOR: "AutoImageProcessor", FEATURE_EXTRACTOR: "AutoFeatureExtractor"}
 """Name of a part of :data:`PROCESSOR_FILE` -> the class of transformers that loads it from there or from
 :data:`FILE`."""
 FLOPS_AT_NEW_SIZE = 4e12
 """Maximum FLOPs of the checks at the new size: about a minute on two cores."""
 STATES = "last_hidden_state"
-
-
-def has_processor(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (FILE, PROCESSOR_FILE))
 
 
 def load_processor(folder: Path, part: str) -> Any | None:
@@ -62,8 +62,7 @@ def changed_file(folder: Path, part: str, processor: Any, fields: Mapping[str, A
 
 
 class UserFiles:
-    """A user's images or recordings as model inputs. They are processed by the given processor, or by that of the
-    model's folder.
+    """A user's images or recordings as model inputs, which the processor of the model's folder makes.
 
     At most ``count`` files are used, evenly spaced in a larger folder. Without files, inputs are random but seeded.
     """
@@ -74,15 +73,7 @@ class UserFiles:
     built_in: ClassVar[str]  # description of the seeded inputs, for a report
 
     def __init__(
-        self,
-        spec: Any,
-        config: Any,
-        folder: Path,
-        files: Any = None,
-        *,
-        count: int = 1,
-        model: str = "",
-        processor: Any | None = None,
+        self, spec: Any, config: Any, folder: Path, files: Any = None, *, count: int = 1, model: str = ""
     ) -> None:
         self.spec, self.config, self.folder, self.model, self.count = spec, config, folder, model, count
         self.name, self.files = self.built_in, list[Path]()
@@ -92,7 +83,7 @@ class UserFiles:
             self.needed()
         if len(self.files) > count:
             self.files = [self.files[number * (len(self.files) - 1) // max(1, count - 1)] for number in range(count)]
-        self.processor = processor or load_processor(folder, self.part)
+        self.processor = load_processor(folder, self.part)
 
     def needed(self) -> list[Path]:
         """The files; raises :class:`OptionError` if the user gave none."""
@@ -117,73 +108,64 @@ class UserFiles:
         return f"the {self.noun.removesuffix('s')} {self.name}" if self.files else self.built_in
 
 
-class SizedModality(Modality):
-    """Inputs whose size changes no tensor of a model."""
+def plan_sized(
+    source: Source,
+    architecture: Architecture,
+    sizes: InputSizes,
+    attention: LongAttentionConfig,
+    positions: str,
+    warnings: Sequence[PositionWarning],
+    files: Mapping[str, Mapping[str, Any]],
+    tasks: Mapping[str, tuple[str, ...]],
+) -> ConversionPlan:
+    """The plan for new sizes of images or sounds.
 
-    files: ClassVar[type[UserFiles]]
-    field: ClassVar[str]  # config field with the size for which a model was converted
-    trained_by: ClassVar[Mapping[str, tuple[str, ...]]]  # ending of a class's name -> arguments of `longattn train`
+    Args:
+        positions, warnings: the strategy for positions, and reasons against using the result without training.
+        files: new contents of copied files of the processor.
+        tasks: ending of a class's name -> the words after ``longattn train`` for training it.
+    """
+    lengths = {f"long_{sizes.new.name}": sizes.new.values[sizes.new.name]} if sizes.grows else {}
+    config = architecture.long_config(attention, lengths=lengths, strategy=positions)
+    skeleton = architecture.skeleton(config)
+    shape = model_shape(config, skeleton)
+    nouns = architecture.family.spec.nouns
+    training = {"advice": f"fine-tune {{model}} with transformers' Trainer on {nouns} of {sizes.new.words}"}
+    for ending, words in tasks.items():
+        if architecture.source_class.endswith(ending):
+            training = train_command(*words)
+    return ConversionPlan(
+        source=source,
+        architecture=architecture,
+        config=config,
+        inputs=sizes,
+        positions=positions,
+        attention=attention,
+        position_change="",
+        skeleton=skeleton,
+        shape=shape,
+        costs=costs_of(sizes, attention, shape),
+        warnings=tuple(warnings),
+        files=files,
+        training=training,
+    )
 
-    def layers(self, architecture: Any, attention: LongAttentionConfig, sizes: InputSizes) -> list[Mechanism]:
-        """The mechanism of every layer, for inputs of the new size. Raises an error if a mechanism cannot run at these
-        sizes."""
-        count = architecture.source_config.num_hidden_layers
-        attention.check_layers(count)
-        mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(count)]
-        for mechanism in mechanisms:
-            sizes.check(mechanism)
-        return sizes.new.bound(mechanisms)
 
-    def planned(
-        self,
-        source: Any,
-        architecture: Any,
-        sizes: InputSizes,
-        attention: LongAttentionConfig,
-        positions: str,
-        warnings: Sequence[PositionWarning],
-        processor: Any,
-        changes: Mapping[str, Any],
-    ) -> ConversionPlan:
-        """The plan for these sizes.
+def sized_layers(architecture: Architecture, attention: LongAttentionConfig, sizes: InputSizes) -> list[Mechanism]:
+    """The mechanism of every layer, for inputs of the new size. Raises an error if a mechanism cannot run at these
+    sizes."""
+    count = architecture.source_config.num_hidden_layers
+    attention.check_layers(count)
+    mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(count)]
+    for mechanism in mechanisms:
+        sizes.check(mechanism)
+    return sizes.new.bound(mechanisms)
 
-        Args:
-            positions, warnings: the strategy for positions, and reasons against using the result without training.
-            processor, changes: the source's processor, if any, and the fields that change in the result.
-        """
-        lengths = {self.field: sizes.new.values[sizes.new.name]} if sizes.grows else {}
-        config = architecture.long_config(attention, lengths=lengths, strategy=positions)
-        skeleton = architecture.skeleton(config)
-        shape = model_shape(config, skeleton)
-        task = next(
-            (words for ending, words in self.trained_by.items() if architecture.source_class.endswith(ending)), None
-        )
-        advice = f"fine-tune {{model}} with transformers' Trainer on {self.nouns} of {sizes.new.words}"
-        return ConversionPlan(
-            source=source,
-            architecture=architecture,
-            config=config,
-            inputs=sizes,
-            positions=positions,
-            attention=attention,
-            position_change="",
-            skeleton=skeleton,
-            shape=shape,
-            costs=costs_of(sizes, attention, shape),
-            warnings=tuple(warnings),
-            files=changed_file(source.folder, self.files.part, processor, changes) if changes else {},
-            training={"advice": advice} if task is None else train_command(*task),
-        )
 
-    def inputs(
-        self,
-        config: Any,
-        folder: Path,
-        text: tuple[str, str] | None = None,
-        files: Path | None = None,
-        **settings: Any,
-    ) -> Any:
-        return self.files(self.spec, config, folder, files, **settings)
+def without_processor(part: str, plan: ConversionPlan) -> Check:
+    name = part.replace("_", " ")
+    sentence = f"the source has no {name}, so make inputs of {plan.inputs.new.words} as in its training"
+    return Check(name, SKIPPED, sentence)
 
 
 def affordable_size(plan: ConversionPlan) -> InputSize:
@@ -197,52 +179,50 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = Non
 
     resizing, how: arguments with which the source reads the new size, and their description.
     """
-    plan, inputs, result = comparison.plan, comparison.inputs, comparison.result
-    sizes, noun, (source, measured) = plan.inputs, plan.inputs.modality.noun, comparison.compared
+    plan, result, sizes = comparison.plan, comparison.result, comparison.plan.inputs
+    source, measured = comparison.compared
     old, new = sizes.old, affordable_size(plan)
+    at_old, at_new = comparison.inputs.at(old), comparison.inputs.at(new)
     what, where = f"{comparison.outputs} at {old}", f"hidden states at {new}"
-    where += "" if new == sizes.new else f" (of {sizes.new.words}: a large model)"
-
-    def compare(name: str, size: InputSize, detail: str, expected: Any, outputs: Any, why: str = "") -> Check:
-        values = {**size.values, "tokens": size.tokens, "outputs": sorted(expected)}
-        return equality(
-            name, f"{detail}: largest difference from the source", Difference.of(expected, outputs), values, why
-        )
+    if new != sizes.new:
+        where += f" (of {sizes.new.words}: a large model)"
+    not_covered = f"the mechanism does not cover the {sizes.spec.noun}"
 
     def uncovered(size: InputSize) -> str:
         layers = size.bound(layer_mechanisms(plan.attention, plan.shape, size.tokens))
-        return "" if all(layer.covers(size.tokens) for layer in layers) else f"the mechanism does not cover the {noun}"
+        return "" if all(layer.covers(size.tokens) for layer in layers) else not_covered
 
-    at_old, at_new = inputs.at(old), inputs.at(new)
+    def compare(name: str, size: InputSize, detail: str, expected: Any, outputs: Any, why: str = "") -> Check:
+        values = {**size.values, "tokens": size.tokens, "outputs": sorted(expected)}
+        difference = Difference.of(expected, outputs)
+        return equality(name, f"{detail}: largest difference from the source", difference, values, why)
+
     expected, outputs, states = run_model(source, at_old), run_model(measured, at_old), hidden_states(result, at_new)
-    checks = []
-    if why := uncovered(old):
+    checks, name, why = [], "equal where the mechanism covers the input", uncovered(old)
+    if why:
         with attending(result, BASE):
             full = run_model(measured, at_old)
-        name = "equal at the old size with full attention"
-        checks.append(compare(name, old, f"{what}, full attention instead of the mechanism", expected, full))
-    name = "at the old size" if why else "equal where the mechanism covers the input"
+        detail = f"{what}, full attention instead of the mechanism"
+        checks.append(compare("equal at the old size with full attention", old, detail, expected, full))
+        name = "at the old size"
     checks.append(compare(name, old, f"{what}, long attention", expected, outputs, why))
     name = "equal at the new size with full attention"
     if new != old and not sizes.reads_new:
         checks.append(Check(name, SKIPPED, f"does not apply: the source does not read {new.words}"))
     elif new != old:
-        expected, tiled = hidden_states(comparison.source, {**at_new, **(resizing or {})}), plan.positions == TILE
+        tiled = plan.positions == TILE
+        expected = hidden_states(comparison.source, {**at_new, **(resizing or {})})
         with attending(result, BASE), interpolating(result) if tiled else contextlib.nullcontext():
             full = hidden_states(result, at_new)
-        interpolated = f" and interpolated positions, the source with {how}" if how else ""
-        checks.append(compare(name, new, f"{where}, full attention{interpolated}", expected, full))
-        detail = f"{where}, long attention, the source with full attention{f' and {how}' if how else ''}"
-        whys = [uncovered(new)]
-        if tiled:
-            whys = [uncovered(new) or f"the mechanism does not cover the {noun}", "positions are tiled"]
-        checks.append(compare("at the new size", new, detail, expected, states, " and ".join(whys)))
-    return [
-        *checks,
-        check_finite(
-            "finite at the new size", f"hidden states at {new}", states, {**new.values, "tokens": new.tokens}
-        ),
-    ]
+        detail, attention = f"{where}, full attention", f"{where}, long attention, the source with full attention"
+        if how:
+            detail += f" and interpolated positions, the source with {how}"
+            attention += f" and {how}"
+        checks.append(compare(name, new, detail, expected, full))
+        why = f"{not_covered} and positions are tiled" if tiled else uncovered(new)
+        checks.append(compare("at the new size", new, attention, expected, states, why))
+    values = {**new.values, "tokens": new.tokens}
+    return [*checks, check_finite("finite at the new size", f"hidden states at {new}", states, values)]
 
 
 def hidden_states(model: Any, arguments: Mapping[str, Any]) -> dict[str, Tensor]:

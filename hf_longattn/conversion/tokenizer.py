@@ -1,4 +1,4 @@
-"""Texts as token ids: a checkpoint's tokenizer, texts for verification, and the check of the written tokenizer."""
+"""Texts as token ids: a checkpoint's tokenizer, and texts for verification."""
 
 from __future__ import annotations
 
@@ -12,27 +12,12 @@ from transformers import AutoTokenizer
 
 from ..data.tokenization import between, special_ids, text_encoding
 from ..errors import CheckpointError
-from ..evaluation.token_loss import PARAGRAPHS
-from ..files import TOKENIZER_CONFIG
 from ..loading import check_token_ids, load_part
-from ..modeling.family.definition import UNLIMITED_LENGTH
-from ..reports import FAILED, PASSED, SKIPPED, Check
-from .modality import InputSize
+from ..modeling.family.definition import Family
+from ..modeling.family.input_spec import InputSize, tokenizer_files
 
 LARGEST_TOKENIZER = 256 * 2**20
 """Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges*",
-    "*.model",
-    "*.spm",
-    "*.tiktoken",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
-MAX_TRUNCATED = 2**20
-"""Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
 CHARACTERS_PER_TOKEN = 10
 """Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
 READABLE_TEXT, LONGER_TEXT = (
@@ -94,6 +79,17 @@ class VerificationText:
         return f"seeded token ids, since {self.why_seeded}" if self.why_seeded else self.origin
 
 
+def text_inputs(
+    family: Family, config: Any, folder: Path, text: tuple[str, str], recording: Path | None = None
+) -> VerificationText:
+    """The start of a text for a model with this config. ``text``: with its origin; ``recording``: not used."""
+    end = getattr(config, "eos_token_id", None)
+    if not isinstance(end, int) or end >= config.vocab_size:
+        end = None
+    tokenizer = load_tokenizer(folder, config)
+    return VerificationText(excerpt(text[0], family.longest(config)), text[1], tokenizer, config.vocab_size, end=end)
+
+
 def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
     return list(
         text_encoding(tokenizer, text, add_special_tokens=special_tokens, truncation=False, verbose=False)["input_ids"]
@@ -108,9 +104,10 @@ def excerpt(text: str, count: int) -> str:
 def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
     """The tokenizer of a checkpoint folder, if any. Refuses large or damaged files, and token ids beyond the model
     with ``config``."""
-    if not any((folder / name).is_file() for name in (TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json")):
+    files = tokenizer_files(folder)
+    if not files:
         return None
-    for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
+    for file in files:
         if file.stat().st_size > LARGEST_TOKENIZER:
             size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
             raise CheckpointError(
@@ -120,36 +117,3 @@ def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
     if config is not None:
         check_token_ids(tokenizer, config, folder)
     return tokenizer
-
-
-def check_tokenizer(plan: Any, result: Path, tokenizer: Any | None, text: str = PARAGRAPHS) -> list[Check]:
-    """Check that the written tokenizer gives the same ids as the source's, and truncates a longer text to the result's
-    length."""
-    name, start = "tokenizer", text[:20_000]
-    if tokenizer is None:
-        return [Check(name, SKIPPED, "the source has no tokenizer")]
-    written = load_tokenizer(result)
-    if written is None or token_ids(written, start) != token_ids(tokenizer, start):
-        classes = " and ".join(type(each).__name__ for each in (tokenizer, written))
-        advice = (
-            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with "
-            "AutoTokenizer.from_pretrained("
-            f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
-        )
-        return [Check(name, FAILED, advice)]
-    limit, length = written.model_max_length, plan.tokenizer_length
-    found, planned = (
-        f"model_max_length {number}" if number < UNLIMITED_LENGTH else "no maximum length"
-        for number in (limit, length)
-    )
-    detail = f"token ids equal to the source's, {found}"
-    if length and limit != length:
-        return [Check(name, FAILED, f"{detail} instead of {planned}")]
-    if not 0 < length <= MAX_TRUNCATED:
-        return [Check(name, PASSED, detail)]
-    longer = " ".join([start] * (length // max(1, len(token_ids(written, start, special_tokens=False))) + 2))
-    counts = {column: len(values) for column, values in text_encoding(written, longer, truncation=True).items()}
-    if set(counts.values()) == {length}:
-        return [Check(name, PASSED, f"{detail}; truncation cuts a longer text to {length:,} ({', '.join(counts)})")]
-    cut = " and ".join(f"{count:,} {column}" for column, count in counts.items())
-    return [Check(name, FAILED, f"{detail}; with truncation a longer text has {cut}")]

@@ -1,0 +1,94 @@
+"""Run a model once, always with the same random numbers: its outputs by name."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..loading import LOADING
+from ..modeling.family.definition import known_family
+
+DECODER_INPUT = "decoder_input_ids"
+"""The argument of ``forward`` with the decoder's tokens."""
+
+
+def decoder_start(config: Any) -> int:
+    """The decoder's start token. If the config has none (mBART, some T5), the end token or the padding token."""
+    named = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
+    return next((token for token in named if isinstance(token, int)), 0)
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Draw the same random numbers on the CPU at every call. The generator is the process's, so threads take turns."""
+    with LOADING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs, too
+        yield
+
+
+def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All floating-point outputs of one forward pass, by name. The model draws the same random numbers at every
+    call."""
+    with torch.no_grad(), seeded():
+        return floating_tensors(model(**with_decoder_input(model, inputs), return_dict=True))
+
+
+def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``forward``, with one start token for a decoder without tokens in ``inputs``."""
+    if (
+        DECODER_INPUT in inputs
+        or not model.config.is_encoder_decoder
+        or DECODER_INPUT not in inspect.signature(model.forward).parameters
+    ):
+        return dict(inputs)
+    start = getattr(model.config, "decoder_start_token_id", None) or 0
+    return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
+
+
+def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The floating-point tensors among a model's outputs, by name. Tensors in tuples (a backbone's maps) are
+    ``name[index]``."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in returned.items():
+        parts = {name: value}
+        if isinstance(value, tuple):
+            parts = {f"{name}[{index}]": part for index, part in enumerate(value)}
+        tensors |= {
+            name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()
+        }
+    return tensors
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are tensors, and all of their values are finite."""
+    # the extremes of NaN are NaN, and take a tenth of isfinite's time
+    filled = (value for value in tensors.values() if value.numel())
+    return bool(tensors) and all(bool(torch.stack(value.aminmax()).isfinite().all()) for value in filled)
+
+
+def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
+    """All tensors that one forward pass over ``ids (B, N)`` returns, by name.
+
+    A decoder beside an encoder gets the first ``decoder_tokens`` ids, shifted right by one. It gets all ids if that is
+    ``None``, and in sequence classifiers.
+    """
+    if "MultipleChoice" in type(model).__name__:
+        ids = ids.unsqueeze(1)
+    if model.config.is_encoder_decoder:
+        if type(model).__name__.endswith("ForSequenceClassification"):  # the head reads the end token's state
+            ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
+            decoder_tokens = None
+        start = torch.full_like(ids[:, :1], decoder_start(model.config))
+        count = min(ids.shape[1], decoder_tokens or ids.shape[1])
+        arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, :count]
+    family = known_family(model.config)
+    if family is not None:
+        arguments = {**family.spec.further_inputs(model.config, *ids.shape[:2]), **arguments}
+    with torch.no_grad():
+        returned = model(input_ids=ids, return_dict=True, **arguments)
+    return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
