@@ -97,7 +97,7 @@ def batched(folder: Path, implementation: str, lengths: Sequence[int]) -> dict[s
     model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
     torch.manual_seed(0)
     prompts = [torch.randint(3, 50000, (length,)).tolist() for length in lengths]
-    blocks = 2 * sum(-(-(length + NEW) // 32) for length in lengths)
+    blocks = sum(-(-(length + NEW) // 32) for length in lengths)
     batching = ContinuousBatchingConfig(num_blocks=blocks, page_size=32, max_batch_tokens=2048)
     generation = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
     tokens: list[list[int]] = []

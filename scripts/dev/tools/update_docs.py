@@ -23,7 +23,7 @@ from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FACTS
 from hf_longattn.names import TESTED
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import engines, onnx_graphs, stock_windows, unread_masks, whole_texts
+from scripts.dev.benchmarks import engines, kernel, onnx_graphs, padding, stock_windows, unread_masks, whole_texts
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
@@ -262,6 +262,8 @@ def left(table: str) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "stock-windows": lambda: stock_windows.markdown(stored("stock_windows")).strip(),
     "stock-windows-brief": lambda: stock_windows.brief(stored("stock_windows")),
+    "padding": lambda: padding.markdown(stored("padding")).strip(),
+    "kernel": lambda: kernel.table(stored("kernel")).strip(),
     "unread-masks": lambda: unread_masks.markdown(stored("unread_masks")).strip(),
     "benchmarks": benchmarks,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
