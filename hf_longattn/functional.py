@@ -435,8 +435,9 @@ def _arranged(
     """
     assert call.batch is not None
     cross, packed, layout = mechanism.is_cross_attention, call.batch.documents is not None, "unchanged"
-    masks = isinstance(mechanism, MaskedMechanism) and not by_definition
-    hides_padding = masks and mechanism.hides_padding(k, call)
+    hides_padding = False
+    if isinstance(mechanism, MaskedMechanism) and not by_definition:
+        hides_padding = mechanism.hides_padding(k, call)
     if aligns_sequences(mechanism, call):
         if not mechanism.capabilities.ignores_padding:
             call = call.replace(batch=call.batch.counting_padding())

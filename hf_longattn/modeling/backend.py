@@ -257,7 +257,7 @@ def longattn_attention_forward(
     return output[..., :width].transpose(1, 2).contiguous(), weights
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass  # not frozen, for decoding
 class LayerCall:
     """A call of an attention module with a mechanism.
 

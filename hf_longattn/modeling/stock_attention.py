@@ -40,7 +40,7 @@ Route = Literal["one call", "engine", "blocks", "pairs"]
 blocks of its mask; or all query-key pairs."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass  # not frozen, for decoding
 class StockCall:
     """A call of a stock model's attention module.
 
@@ -78,21 +78,11 @@ class StockCall:
         """The factor on q·k as a number."""
         return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
-    def in_use(self) -> StockCall:
-        """This call without the empty slots of a static cache."""
+    def in_use(self) -> tuple[Tensor, Tensor]:
+        """Keys and values without the empty slots of a static cache."""
         assert self.region is not None
         used = slice(self.region.keys)
-        return dataclasses.replace(self, key=self.key[:, :, used], value=self.value[:, :, used])
-
-    def of_one_width(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values with as many features as the widest (latent attention, DeepSeek). Zeros add nothing
-        to scores or outputs."""
-        tensors = self.query, self.key, self.value
-        if self.query.shape[-1] == self.value.shape[-1]:
-            return tensors
-        widest = max(x.shape[-1] for x in tensors)
-        query, key, value = (F.pad(x, (0, widest - x.shape[-1])) for x in tensors)
-        return query, key, value
+        return self.key[:, :, used], self.value[:, :, used]
 
     def visible_blocks(self) -> VisibleBlocks | None:
         """The mask and the documents reduced to blocks; ``None`` if a masked call costs less."""
@@ -268,22 +258,21 @@ def _attend_at_once(call: StockCall) -> Tensor:
     """One unmasked call, as in transformers' sdpa attention."""
     assert call.region is not None
     is_causal = call.region.pattern.causal and call.query.shape[2] > 1
-    call = call.in_use()
-    return fused_attention(call.query, call.key, call.value, is_causal=is_causal, **call.settings)
+    return fused_attention(call.query, *call.in_use(), is_causal=is_causal, **call.settings)
 
 
-def _attention_call(call: StockCall, region: Region | None = None) -> AttentionCall:
+def _attention_call(call: StockCall, causal: bool = False, batch: Batch | None = None) -> AttentionCall:
     """The arguments of an engine."""
-    visible = {} if region is None else {"causal": region.pattern.causal, "batch": region.batch}
-    return AttentionCall(scale=call.factor, dropout=call.dropout, sink_scores=call.sinks, **visible)
+    return AttentionCall(causal, batch, scale=call.factor, dropout=call.dropout, sink_scores=call.sinks)
 
 
 def _attend_in_engine(call: StockCall) -> Tensor:
     """Attention to a band, padding and documents in an engine."""
     region = call.region
     assert region is not None
-    pattern, width, attention = region.pattern, call.value.shape[-1], _attention_call(call, region)
-    query, key, value = call.in_use().of_one_width()
+    pattern, width = region.pattern, call.value.shape[-1]
+    attention = _attention_call(call, pattern.causal, region.batch)
+    query, key, value = _of_one_width(call.query, *call.in_use())
     if in_graph():  # a graph cannot build a mechanism
         return block_sparse_attention(query, key, value, pattern, attention)[..., :width]
     return run_batch(_mechanism_of(call, region), query, key, value, attention)[..., :width]
@@ -312,8 +301,19 @@ def _attend_blocks(call: StockCall) -> Tensor:
     """Attention over the visible blocks of a mask."""
     blocks = call.visible_blocks()
     assert blocks is not None
-    output = visible_block_attention(*call.of_one_width(), blocks, _attention_call(call))
+    tensors = _of_one_width(call.query, call.key, call.value)
+    output = visible_block_attention(*tensors, blocks, _attention_call(call))
     return output[..., : call.value.shape[-1]]
+
+
+def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with as many features as the widest (latent attention, DeepSeek). Zeros add nothing to
+    scores or outputs."""
+    if query.shape[-1] == value.shape[-1]:
+        return query, key, value
+    widest = max(query.shape[-1], value.shape[-1])
+    query, key, value = (F.pad(x, (0, widest - x.shape[-1])) for x in (query, key, value))
+    return query, key, value
 
 
 def _blocks_of_tensor(mask: Tensor) -> VisibleBlocks | None:
