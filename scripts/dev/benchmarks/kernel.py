@@ -1,9 +1,9 @@
 """The kernel of the Hub beside the import of the package, and continuous batching on a CPU beside sdpa.
 
-    PYTHONPATH=.kernel python -m scripts.dev.benchmarks.kernel  # ten minutes, after `make test-kernel`
-    PYTHONPATH=.kernel python -m scripts.dev.benchmarks.kernel --quick  # 512 tokens and four prompts; stores nothing
+    python -m scripts.dev.benchmarks.kernel  # ten minutes, after `make test-kernel`
+    python -m scripts.dev.benchmarks.kernel --quick  # 512 tokens and four prompts; stores nothing
 
-Models have the shapes of ModernBERT-base and Gemma 3 270M, with fewer layers and random weights. The outputs are
+It runs with the versions of transformers and kernels that `make test-kernel` puts into `.kernel`. Models have the shapes of ModernBERT-base and Gemma 3 270M, with fewer layers and random weights. The outputs are
 compared before anything is timed.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import transformers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -34,11 +35,11 @@ from transformers import (
 )
 
 from scripts.build_kernel import NAMES, write_kernel
-from scripts.dev import RESULTS
+from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks import report
 from scripts.dev.benchmarks.memory import growth
 
-OUTPUT = RESULTS / "kernel"
+OUTPUT, PACKAGES = RESULTS / "kernel", ROOT / ".kernel"
 KERNEL, IMPORT = f"me/{NAMES[0]}", "longattn"
 LENGTHS, QUICK_LENGTHS = (512, 2048, 8192), (512,)
 PROMPTS, QUICK_PROMPTS, SHORTEST, LONGEST, NEW = 32, 4, 64, 4096, 16
@@ -155,6 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = report.study_parser(__doc__, OUTPUT, "512 tokens and four prompts")
     options = parser.parse_args(arguments)
     output = report.output_of(options, OUTPUT)
+    if not Path(transformers.__file__).is_relative_to(PACKAGES):
+        if not PACKAGES.is_dir():
+            raise SystemExit(f"error: {PACKAGES} is missing; type make test-kernel first")
+        command = [sys.executable, "-m", "scripts.dev.benchmarks.kernel", *(arguments or sys.argv[1:])]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": str(PACKAGES)})
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     record: dict[str, Any] = {"machine": report.machine(), "commit": commit.stdout.strip(), "lengths": []}
     with tempfile.TemporaryDirectory() as scratch:
