@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +14,7 @@ from ..engines.token_grid import Grid
 from ..errors import BackendError
 from .backend import weights_requested
 from .family.definition import known_family
-from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PATCH_MASK, PIXELS, TILE, GridSpec, image_size
+from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PIXELS, TILE, GridSpec, image_size
 from .keywords import COLLECT_WEIGHTS, GRID
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
@@ -31,12 +30,7 @@ class LongGridMixin(LongAttentionMixin):
         refuse_text_arguments(self, arguments, REFUSED_ARGUMENTS)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        spec: Any = self.family.spec
-        head = type(self).__bases__[-1].__name__
-        pixels = arguments.get(PIXELS)
-        spec.check_head(head, self.config, arguments)
-        if head in spec.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
-            base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
+        self.family.spec.check_head(type(self).__bases__[-1].__name__, self.config, arguments)
         return super().call_base(base_forward, arguments)
 
 
@@ -74,20 +68,6 @@ def grid_spec(model: Any) -> GridSpec:
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
         raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
     return family.spec
-
-
-def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callable[..., Any]:
-    """``base_forward`` on a copy of the model whose config has this image size."""
-
-    def forward(model: Any, **arguments: Any) -> Any:
-        if size == image_size(model.config.image_size):
-            return base_forward(model, **arguments)
-        resized = copy.copy(model)  # shares modules, but gets its own config
-        resized.config = copy.copy(model.config)
-        resized.config.image_size = size[0]
-        return base_forward(resized, **arguments)
-
-    return forward
 
 
 def _tiled(embeddings: Any, patches: Tensor, height: int, width: int) -> Tensor:

@@ -142,7 +142,8 @@ class GridSpec(InputSpec):
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
 
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
-        """Raise :class:`InputError` for an image that the base's class ``head`` does not read."""
+        """Raise :class:`InputError` for an image that the base's class ``head`` does not read, or for which it has no
+        loss."""
         pixels = arguments.get(PIXELS)
         if pixels is None or head not in self.square:
             return
@@ -153,6 +154,12 @@ class GridSpec(InputSpec):
                 "pixels; "
                 f"crop or resize it, for example to {min(height, width)} × {min(height, width)}, or use a model "
                 "without this head."
+            )
+        trained = image_size(config.image_size)
+        if arguments.get(PATCH_MASK) is not None and (height, width) != trained:
+            raise InputError(
+                f"{head} computes its loss for images of {self.describe(trained)}, but this one has "
+                f"{height} × {width} pixels; resize it, or leave {PATCH_MASK} out."
             )
 
     def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | None:
