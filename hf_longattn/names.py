@@ -94,6 +94,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "pair_scores": (f"{ATEN}embedding_bag_per_sample_weights_backward",),
     "bf16_products": ("torch:ops.mkldnn._is_mkldnn_bf16_supported",),
     "int8_linear": ("torch:ops.onednn.qlinear_pointwise", "torch:ops.onednn.qlinear_prepack"),
+    "fp32_linear": ("torch:ops.mkldnn._linear_pointwise",),
     "amx": ("torch:cpu._is_amx_tile_supported",),
     "in_backward": ("torch:_C._current_graph_task_id",),
     "fake_tensors": ("torch:_C._get_dispatch_mode", "torch:_C._TorchDispatchModeKey.FAKE"),

@@ -108,6 +108,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "pair_scores": lambda: topk.pair_scores(row, row, torch.zeros(1, 1, 2, 1, dtype=torch.long)),
         "bf16_products": onednn.cpu_computes_bf16,
         "int8_linear": lambda: onednn.int8_product(ones, ones, ones, ones, torch.float32),
+        "fp32_linear": lambda: onednn.fp32_product(ones, ones, None),
         "amx": onednn.has_amx,
         "in_backward": performer.in_backward,
         "fake_tensors": lambda: apis.look_up("fake_tensors", when_called=True)(),

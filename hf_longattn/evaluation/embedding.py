@@ -35,7 +35,7 @@ from ..data.sources import DataError, files_of, saved_by_datasets
 from ..errors import BackendError, CheckpointError, OptionError, check_extra, flag, listed, visible
 from ..files import check_writable, locked, read_json_object, staged_file, write_text
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
-from ..modeling.inference import evaluating
+from ..modeling.inference import evaluating, use_fast_products
 from ..modeling.unpadding import unpad
 from ..names import LOGGER
 from .late_chunking import PIECE, read_tokens, token_states
@@ -246,6 +246,7 @@ def _load(name: str, of: str, device: str | None, key: str) -> Any:
     network = load_sentence_model(loader, name, complete=True, device=device)
     with suppress(BackendError):  # a model whose texts depend on padding keeps it
         unpad(network)
+    use_fast_products(network)
     # such as StaticEmbedding, or a model of images
     if getattr(network.transformers_model, "main_input_name", "") != "input_ids":
         raise CheckpointError(f"{name!r} is not a text encoder of transformers; give a model that reads token ids.")

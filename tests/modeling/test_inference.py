@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, BertModel, ViTConfig, ViTModel
+from transformers.pytorch_utils import Conv1D
 
 import hf_longattn
 from hf_longattn.engines.cpu import onednn
@@ -229,7 +230,52 @@ def test_optimised_fp32_is_fp32_whatever_the_loaded_dtype(loaded: torch.dtype, t
     assert {x.dtype for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()} == {torch.float32}
     assert model.config.dtype == torch.float32
     with torch.no_grad():
-        assert torch.equal(model(tokens(1, 40)).last_hidden_state, expected(tokens(1, 40)).last_hidden_state)
+        outputs = [x(tokens(1, 40)).last_hidden_state for x in (model, expected)]
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_layers_by_onednn_compute_what_plain_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimize, "mkl_is_slow", lambda: True)
+    products: list[Tensor] = []
+
+    def product(*arguments: Any) -> Tensor:
+        products.append(onednn.fp32_product(*arguments))
+        return products[-1]
+
+    monkeypatch.setattr(optimize, "fp32_product", product)
+    plain = nn.Sequential(nn.Linear(24, 40), Conv1D(40, 40), nn.GELU(), nn.Linear(40, 16, bias=False))
+    fast = copy.deepcopy(plain)
+    optimize.use_fast_products(fast)
+    assert [name for name, _ in fast.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    x = torch.randn(3, 50, 24)
+    with torch.no_grad():
+        for values in (x, x[:, ::2], x.transpose(0, 1), x[:0], x[0, 0]):
+            torch.testing.assert_close(fast(values), plain(values), rtol=1e-5, atol=1e-6)
+        assert len(products) == 12, "empty inputs are plain, all others by oneDNN"
+        torch.testing.assert_close(pickle.loads(pickle.dumps(fast))(x), plain(x), rtol=1e-5, atol=1e-6)
+        assert len(products) == 15
+
+        # all that follows is plain
+        assert torch.equal(copy.deepcopy(fast).double()(x.double()), copy.deepcopy(plain).double()(x.double()))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(fast(x), plain(x))
+        assert torch.equal(torch.func.vmap(fast)(x), torch.func.vmap(plain)(x))
+        exported = torch.export.export(fast, (x,)).module()
+        assert torch.equal(exported(x), plain(x))
+        assert fast.to("meta")(x.to("meta")).shape == (3, 50, 16)
+    assert len(products) == 15
+
+
+def test_linear_layers_by_onednn_give_gradients_of_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimize, "mkl_is_slow", lambda: True)
+    plain = nn.Linear(24, 40)
+    fast = copy.deepcopy(plain)
+    optimize.use_fast_products(fast)
+    x = torch.randn(3, 24, requires_grad=True)
+    gradients = [torch.autograd.grad(layer(x).square().sum(), (x, *layer.parameters())) for layer in (plain, fast)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    fast.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(fast(x).square().sum(), x)[0], gradients[0][0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("amx", [True, False])

@@ -47,8 +47,9 @@ NOT_IMPORTED = frozenset(("antigravity", "this", "idlelib", "test", "tkinter", "
 ENCODER, RERANKER, SHAPE = "all-MiniLM-L6-v2", "the same as a cross-encoder", f"ModernBERT-base, {LAYERS} of 22 layers"
 POSITIONS = {ENCODER: 512, RERANKER: 512, SHAPE: LONGEST}
 """Model -> length at which texts are cut."""
-UNPADDED, PADDED, SDPA, RUNTIME, LIBRARY = (
+UNPADDED, OPTIMISED, PADDED, SDPA, RUNTIME, LIBRARY = (
     "longattn, unpad",
+    "longattn, unpad, optimize_for_inference",
     "longattn, padded",
     "sdpa, padded",
     "ONNX Runtime, longattn export",
@@ -110,8 +111,10 @@ def runner(model: str, way: str, folder: Path, scratch: Path) -> Callable[[dict[
     else:
         stock = network(model, folder)
         stock.set_attn_implementation("sdpa" if way == SDPA else "longattn")
-        if way == UNPADDED:
+        if way in (UNPADDED, OPTIMISED):
             hf_longattn.unpad(stock)
+        if way == OPTIMISED:
+            hf_longattn.optimize_for_inference(stock, "fp32")
 
         def run(inputs: dict[str, Tensor]) -> Tensor:
             if model == SHAPE:
@@ -202,7 +205,7 @@ def compared(model: str, texts: list[str], folder: Path, scratch: Path) -> list[
     Raises:
         SystemExit: an output differs by more than :data:`TOLERANCE` of the largest.
     """
-    ways = [(way, order) for way in (SDPA, PADDED, UNPADDED) for order in ORDERS]
+    ways = [(way, order) for way in (SDPA, PADDED, UNPADDED, OPTIMISED) for order in ORDERS]
     if model == RERANKER:
         torch.manual_seed(0)
         reranker = BertForSequenceClassification.from_pretrained(folder, num_labels=1)
