@@ -53,7 +53,6 @@ EXTRAS = {
     "metrics": ("jiwer", "rouge_score", "seqeval"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "peft": ("peft",),
-    "plot": ("matplotlib",),
     "sentence": ("sentence_transformers",),
 }
 """Extra -> import names of its packages, as in pyproject.toml."""

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,10 +64,7 @@ def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, 
     from ..conversion import plan_conversion
 
     plan = plan_conversion(source, None, config, choose=_choose)
-    compared = {
-        name: _compare(part) for name, part in plan.parts.items() if part.costs and not (plan.generic and name)
-    }
-    show({**plan.to_dict(), "comparison": compared.get("", compared)}, _plan_report(plan, compared), as_json=as_json)
+    show(plan.to_dict(), _plan_report(plan), as_json=as_json)
 
 
 @flags.takes_settings(SearchConfig)
@@ -225,7 +221,7 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
     return choose_mechanisms(source, config)
 
 
-def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
+def _plan_report(plan: ConversionPlan) -> Iterator[Part]:
     positions = plan.positions
     if plan.position_change:
         positions += f"  ({plan.position_change}: needs training)"
@@ -250,43 +246,11 @@ def _plan_report(plan: ConversionPlan, compared: Mapping[str, Mapping[str, Any]]
             yield part.config.decoder_attention.table(part.config.decoder_layers)
         yield ""
         yield costs_table(part.costs, part.inputs)
-        if name in compared:
-            yield from _mechanisms_report(part, **compared[name])
-
-
-def _mechanisms_report(
-    part: ConversionPlan, sizes: Sequence[str], mechanisms: Sequence[Mapping[str, Any]]
-) -> Iterator[Part]:
-    """The mechanisms that work untrained and save operations or memory; the others by name."""
-    full = next(row for row in mechanisms if row["mechanism"] == "full")
-    step = 2 if len(sizes) > 4 else 1  # a terminal has room for four columns
-    columns = ["mechanism", *sizes[::step]]
-    rows: list[list[str]] = []
-    left_out: dict[str, list[str]] = {}
-    for row in mechanisms:
-        name = row["mechanism"]
-        saves = row["flops"][-1] < full["flops"][-1] or (row["cache_bytes"] or 0) < (full["cache_bytes"] or 0)
-        if row["needs_training"]:
-            left_out.setdefault("they need training", []).append(name)
-        elif not saves and name not in ("as planned", "full"):
-            left_out.setdefault("they save nothing here", []).append(name)
-        else:
-            rows.append([name, *map(_flops, row["flops"][::step]), *_bytes(row["cache_bytes"])])
-    if len(rows[0]) > len(columns):
-        columns.append("decode cache")
-    noun = part.inputs.spec.noun
-    yield table(columns, rows, f"operations of the whole model for one {noun}, by mechanism with its default options")
-    yield from (f"Not listed, since {why}: {', '.join(names)}." for why, names in left_out.items())
 
 
 def _flops(count: int) -> str:
     unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
     return f"{count / unit:.1f} {name}"
-
-
-def _bytes(count: int | None) -> list[str]:
-    """A list with a size in words, or an empty list."""
-    return [] if count is None else [decimal(count)]
 
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
@@ -298,54 +262,11 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
         "whole model": [_flops(cost.total_flops) for cost in costs],
         "activations": [decimal(cost.activation_bytes) for cost in costs],
-        "decode cache": ["".join(_bytes(cost.cache_bytes)) for cost in costs],
+        "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
     title = f"operations and memory for one {inputs.spec.noun}, computed from the model's shape"
     return table([*filled], zip(*filled.values(), strict=True), title, align="r")
-
-
-def _compare(part: ConversionPlan) -> dict[str, Any]:
-    """FLOPs of the whole model at each size, with the planned attention and with each mechanism's default options.
-
-    A decoder's layers keep their own windows, as in a conversion, and its table rows have the cache's bytes after the
-    longest text.
-    """
-    import torch
-
-    from ..configuration import LongAttentionConfig
-    from ..errors import LongAttentionError
-    from ..mechanisms.common.options import write_choice
-    from ..mechanisms.common.registry import list_mechanisms, prototype
-    from ..modeling.costs import cost_of, layer_mechanisms
-    from ..modeling.family.sliding_window import own_windows, with_own_windows
-
-    causal = part.shape.causal
-    costs = {"as planned": part.costs}
-    training = {"as planned": False}
-    choices: list[dict[str, Any]] = [{"mechanism": name} for name in list_mechanisms(causal=causal)]
-    windows = []
-    if causal:
-        choices.append({"mechanism": "window", "num_sinks": 4})
-        windows = [] if part.generic else own_windows(part.architecture.source_config)
-    for choice in choices:
-        with suppress(LongAttentionError):  # a mechanism may need options, or not read these inputs
-            name, options = LongAttentionConfig.from_dict(choice).for_layer(0)
-            part.inputs.check(built := prototype(name, options))
-            with torch.device("meta"):  # its parameters may be large
-                layers = layer_mechanisms(with_own_windows(choice, windows), part.shape, part.inputs.new.tokens)
-            costs[write_choice(choice)] = tuple(cost_of(cost.size, layers, part.shape) for cost in part.costs)
-            training[write_choice(choice)] = built.capabilities.trains or not built.capabilities.takes_score_mod
-    rows = [
-        {
-            "mechanism": name,
-            "flops": [cost.total_flops for cost in costs_by_size],
-            "cache_bytes": costs_by_size[-1].cache_bytes,
-            "needs_training": training[name],
-        }
-        for name, costs_by_size in costs.items()
-    ]
-    return {"sizes": [cost.size.words for cost in part.costs], "mechanisms": rows}
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:

@@ -1,5 +1,4 @@
-"""`longattn inspect MODEL [INPUT]`, which also draws attention patterns, `longattn mechanisms [NAME]` and `longattn
-recipes [NAME]`."""
+"""`longattn inspect MODEL [INPUT]`, `longattn mechanisms [NAME]` and `longattn recipes [NAME]`."""
 
 from __future__ import annotations
 
@@ -60,9 +59,6 @@ def inspect(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the attention patterns into this image file, which must not exist.")
-    ] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -71,23 +67,17 @@ def inspect(
 
     Of a stock model, show the windows that its layers declare, and the memory that transformers and
     attn_implementation="longattn" need for them. With --text, say what MODEL does with real texts. With INPUT, measure
-    instead the attention of every layer as INPUT grows, and what each mechanism would keep of it. With --plot, also
-    draw the layers' attention patterns.
+    instead the attention of every layer as INPUT grows, and what each mechanism would keep of it.
     """
     if file is None:
         flags.refuse_typed(context, ("candidate", "queries", "device"), "requires INPUT; give a text.")
     else:
         flags.refuse_typed(
-            context, ("plot",), "draws patterns of mechanisms, which no INPUT changes; leave it or INPUT out."
-        )
-        flags.refuse_typed(
             context, ("text",), "counts a text's tokens, and INPUT measures one; leave one of them out."
         )
     from ..conversion.source import open_source
-    from ..errors import check_extra
-    from ..files import check_new_file, is_long
+    from ..files import is_long
     from ..inspect import diagnose, inspect_checkpoint, inspect_stock
-    from ..inspect.drawing import draw_patterns, name_layers
     from ..inspect.real_texts import inspect_texts
     from ..inspect.texts import read_lengths
 
@@ -107,13 +97,9 @@ def inspect(
             )
         show(diagnosis.to_dict(), diagnosis_report(diagnosis), as_json=as_json)
         return
-    if plot is not None:
-        check_extra("plot")
-        check_new_file(plot)
     source = open_source(model, revision, token, weights=False)
     texts = None
     if not is_long(source.config):
-        flags.refuse_typed(context, ("plot",), "draws mechanisms, and MODEL has none; convert it.")
         stock = inspect_stock(model, revision=revision, token=token)
         tokens = read_lengths((lengths or "2K,8K,32K").split(","))
         values = {"model": model, **stock.to_dict(tokens)}
@@ -131,9 +117,6 @@ def inspect(
     if text:
         texts = inspect_texts(source, text, inspection)
         values["texts"] = texts.to_dict()
-    if plot is not None:
-        draw_patterns(name_layers(inspection.mechanisms, inspection.shape.causal), file=plot)
-        values["plot"] = str(plot)
     show(values, _inspection_report(inspection, texts), as_json=as_json)
 
 

@@ -47,8 +47,6 @@ MEASUREMENT, LEAST_MEASUREMENT = 4e12, 3e13
 ten minutes on two cores. Untuned."""
 MOST_TEXTS, SECONDS = 4, 45.0
 """Maximum number of texts for a decoder's loss, and seconds after which no further text is begun."""
-STUDENT = {3: 4.303, 4: 3.182}
-"""Number of texts -> Student's t for a 95 % interval of their mean."""
 SMALLEST_BUCKET = 256
 """Tokens in the first bucket of a decoder's loss by position; each further bucket ends at twice the position."""
 LOGITS_BYTES = 2**31
@@ -297,12 +295,6 @@ class LanguageLoss:
         where = f"beyond {same}" if same else "in all"
         detail = f"{detail}; {where} {change}"
         values |= {"change": change.to_dict(), "chance": gain.after}
-        if texts in STUDENT:
-            changes = (new - old).double().nanmean(1)
-            around = STUDENT[texts] * float(changes.std()) / math.sqrt(texts)
-            low, high = float(changes.mean()) - around, float(changes.mean()) + around
-            values["interval_over_texts"] = [low, high]
-            detail = f"{detail}, 95 % interval over the texts {low:+.3f} to {high:+.3f}"
         detail = f"{detail}; chance, from token frequencies alone, {gain.after:.3f}"
         return self.verdict(change, gain, detail, values)
 
@@ -332,8 +324,7 @@ class LanguageLoss:
 class Embeddings:
     """Sentence embeddings of short passages, and of a document that is longer than the source reads.
 
-    They are pooled and normalised as sentence-transformers does. Its ``encode`` may cut texts before the source's
-    maximum length. Beyond that, the cosine with ``encode`` is measured and decides nothing.
+    They are pooled and normalised as sentence-transformers does.
 
     The document's embedding is compared with the mean of its chunks' embeddings by the source, the usual way to embed
     a long text. The first chunk has old positions, so both leave it out, unless the pooling takes a single token.
@@ -350,8 +341,6 @@ class Embeddings:
     """Lengths of passages in tokens, used up to the source's maximum. The shortest is the length of a query."""
     most = 3
     """Maximum number of passages of each length."""
-    rounding = 1e-4
-    """Maximum cosine distance of equal embeddings; those of bf16 have 1e-5."""
     alike = 0.95
     """Maximum mean cosine of different passages. Above it, the source does not tell them apart. Untuned."""
     share = 1 / 3
@@ -360,8 +349,7 @@ class Embeddings:
     attention, random new rows 0.44 to 0.84."""
 
     def __post_init__(self) -> None:
-        """Choose ``passages`` (length -> number of passages), ``encoded`` (maximum tokens of the source's ``encode``),
-        ``cut`` (lengths that it cuts -> number of passages) and ``left_out`` (number of leading chunks that are not
+        """Choose ``passages`` (length -> number of passages) and ``left_out`` (number of leading chunks that are not
         compared)."""
         old, real, short = self.lengths.old, self.text.real_tokens(), self.plan.short_texts
         encoded = old
@@ -375,30 +363,16 @@ class Embeddings:
             for length in sizes
             if length > exact or length == sizes[-1] or length == encoded < old
         }
-        self.encoded = encoded
-        lengths = sorted({encoded + (old - encoded) * quarter // 4 for quarter in (1, 2, 4)} - {encoded})
-        self.cut = {length: min(self.most, real // length) for length in lengths if real >= length}
         # a single token: compare the first chunk too
         self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1
 
     def compare(self, source: Any, result: Any) -> Check:
-        cosines = self.cosines_of_cut_texts(source, result)
-        return self.judge(self.measure(source, self.lengths.chunk), self.measure(result, self.lengths.read), cosines)
+        return self.judge(self.measure(source, self.lengths.chunk), self.measure(result, self.lengths.read))
 
     def embed(self, model: Any, ids: Tensor, start: int = 0) -> Tensor:
         """Normalised embeddings ``(B, D)`` of texts ``(B, N)``, without their first ``start`` states."""
         states = outputs(model.base_model, ids)["last_hidden_state"][:, start:].float()
         return normalize(self.pooling(states, torch.ones(states.shape[:2])), dim=-1)
-
-    def cosines_of_cut_texts(self, source: Any, result: Any) -> dict[int, float]:
-        """Length -> cosine of the result's embedding with the one that the source's ``encode`` gives, which cuts."""
-        cosines: dict[int, float] = {}
-        after = len(self.text.special[1])
-        for length, count in self.cut.items():
-            ids = self.text.passages(count, length)
-            read = torch.cat([ids[:, : self.encoded - after], ids[:, length - after :]], dim=1)
-            cosines[length] = mean_cosine(self.embed(result, ids), self.embed(source, read))
-        return cosines
 
     def measure(self, model: Any, chunk: int) -> dict[int, Tensor]:
         """Passage length -> normalised embeddings ``(count, D)`` of the first passages. Lengths include special
@@ -415,30 +389,20 @@ class Embeddings:
             embeddings[chunk] = self.embed(model, self.text.passages(1, chunk), self.left_out * lengths.chunk)
         return embeddings
 
-    def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor], of_cut: Mapping[int, float]) -> Check:
-        """Judge embeddings from :meth:`measure`. ``of_cut``, from :meth:`cosines_of_cut_texts`, is reported only."""
+    def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor]) -> Check:
+        """Judge embeddings from :meth:`measure`."""
         longest = max(self.passages)
         different = float(torch.stack([a @ b for a, b in combinations(source[longest], 2)]).mean())
         least = self.required(different)
         cosines = {
             length: mean_cosine(result[length], source[length][:count]) for length, count in self.passages.items()
         }
-        whose = "the source's model" if of_cut else "the source's"
+        listed = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
         detail = (
-            f"cosine with {whose}: {listed_cosines(cosines)} tokens (at least {least:.2f} is required, since "
-            f"different passages have {different:.2f})"
+            f"cosine with the source's: {listed} tokens (at least {least:.2f} is required, since different passages "
+            f"have {different:.2f})"
         )
         values: dict[str, Any] = {"cosines": {str(length): cosine for length, cosine in cosines.items()}}
-        if of_cut:
-            valid = ""
-            if cosines.get(self.encoded, 0.0) > 1 - self.rounding:
-                valid = ", and an index of its vectors stays valid up to there"
-            detail += (
-                f"; the source's encode cuts at {self.encoded:,} tokens{valid}; beyond, the result also reads what "
-                f"encode leaves out, so the cosine with encode is {listed_cosines(of_cut)} tokens"
-            )
-            encode = {"tokens": self.encoded, "cosines": {str(length): cosine for length, cosine in of_cut.items()}}
-            values["encode"] = encode
         values |= {"different_passages": different, "least": least, "tokens": longest}
         ready = all(cosine >= least for cosine in cosines.values())  # false for NaN
         if not self.lengths.at_once:
@@ -476,10 +440,6 @@ class Embeddings:
             f"{without} (at least {least:.2f}, since the first chunk alone has {alone:.3f})"
         )
         return sentence, {"chunk": chunk, "cosine": cosine, "first_chunk": alone, "least": least}
-
-
-def listed_cosines(cosines: Mapping[int, float]) -> str:
-    return ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Metrics that load without a network, a question-answering reader for long documents, and document vectors.
+"""Metrics, a question-answering reader for long documents, and document vectors.
 
 Training uses the same inputs and metrics.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_longattn.errors import LongAttentionError, OptionError, nearest
-from hf_longattn.names import module_names
+from hf_longattn.errors import LongAttentionError, nearest
+from hf_longattn.names import load_module, module_names
 
 
 def load_metric(name: str) -> Any:
-    """Return an ``evaluate.Metric`` of this package, without a network and without files.
+    """Return a metric: ``load_metric("wer").compute(predictions=…, references=…)`` returns its scores by name.
 
     Args:
         name: "long_qa": exact match and F1 of extractive question answering, by document length;
@@ -21,19 +21,10 @@ def load_metric(name: str) -> Any:
 
     Raises:
         LongAttentionError: unknown name.
-        OptionError: the module of that name has no metric.
     """
     metrics = module_names("evaluation.metrics")
     if name not in metrics:
         raise LongAttentionError(
             f"Unknown metric {name!r}; the metrics are {', '.join(metrics)}.{nearest(name, metrics)}"
         )
-    from evaluate.loading import import_main_class
-
-    metric = import_main_class(f"{__name__}.metrics.{name}")
-    if metric is None:
-        raise OptionError(
-            f"The metric {name!r} ({__name__}.metrics.{name}) defines no class that derives from evaluate.Metric and "
-            "has all that its base asks for; write one in that file, as docs/extending.md shows."
-        )
-    return metric(keep_in_memory=True)
+    return load_module("evaluation.metrics", name)

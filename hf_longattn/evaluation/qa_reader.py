@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_longattn.data.qa_features import Offset, QACollator, qa_inputs
 from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation import load_metric
+from hf_longattn.evaluation.metrics.long_qa import compute, score_alias, score_answer
 from hf_longattn.files import write_json
 from hf_longattn.modeling.inference import evaluating
 from hf_longattn.modeling.unpadding import unpadded
@@ -255,7 +255,7 @@ def _scores(
         for number, (example, length) in enumerate(zip(examples, lengths or [-1] * len(examples), strict=True))
     ]
     scripts = ["trivia" if example.get("document") else "squad" for example in examples]
-    return load_metric("long_qa").compute(predictions=predictions, references=references, scripts=scripts)
+    return compute(predictions, references, scripts)
 
 
 def by_question(
@@ -287,9 +287,6 @@ def gold_of(example: Mapping[str, Any]) -> list[str]:
 def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
     """The threshold with the highest F1, and that F1 in per cent. As in SQuAD 2's evaluation script, spans become "no
     answer" in the order of their scores."""
-    # here, since evaluate takes long to import
-    from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer
-
     ranked = []
     for example, answer in zip(examples, answers, strict=True):
         gold = gold_of(example)

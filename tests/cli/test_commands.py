@@ -127,25 +127,7 @@ def test_plan_says_what_would_happen_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     assert [cost["length"] for cost in planned["costs"]] == [64, 128, 256, 512, 1024]
     assert planned["costs"][-1]["cache_bytes"] == planned["costs"][-2]["cache_bytes"]
-    rows = {row["mechanism"]: row for row in planned["comparison"]["mechanisms"]}
-    assert [*rows] == ["as planned", *list_mechanisms(causal=True, grid=False), "window:num_sinks=4"]
-    assert rows["window"]["cache_bytes"] < rows["window:num_sinks=4"]["cache_bytes"] < rows["full"]["cache_bytes"]
-    assert [rows[name]["needs_training"] for name in ("linear", "taylor", "window", "full")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    shown = output(capsys, "plan", source, *flags[:-1])
-    assert "rope:none" in shown
-    listed, _, left_out = shown.partition("operations of the whole model")[2].partition(
-        "Not listed, since they need training: "
-    )
-    assert " window:num_sinks=4 " in listed
-    assert [
-        name for name, row in rows.items() if row["needs_training"] and (f" {name} " in listed or name not in left_out)
-    ] == []
-    assert "since they save nothing here: top_k, " in left_out
+    assert "rope:none" in output(capsys, "plan", source, *flags[:-1])
 
 
 def test_inspect_shows_layers_parameters_state_and_cost(
@@ -176,31 +158,6 @@ def test_mechanisms_are_listed_and_described(
     words = output(capsys, "mechanisms", "longformer")
     assert "global_tokens" in words
     assert "Beltagy" in words
-
-
-def test_inspect_draws_the_layers_of_a_model(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
-    output(capsys, "inspect", long, "--plot", tmp_path / "pattern.svg")
-    assert (
-        "layers 0,2-3: window window=16" in (tmp_path / "pattern.svg").read_text()
-        or (tmp_path / "pattern.svg").stat().st_size > 1000
-    )
-
-
-def test_inspect_refuses_a_drawing_that_cannot_be_written(
-    long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
-    (tmp_path / "mine.png").write_text("mine")
-    refused = {
-        "pattern.xyz": "Cannot draw into",
-        "nowhere/pattern.png": "does not exist; make it",
-        "mine.png": "choose another file",
-    }
-    for file, sentence in refused.items():
-        code, out, err = run(capsys, "inspect", long, "--plot", tmp_path / file)
-        assert (code, out, err.count("\n"), sentence in err) == (1, "", 1, True), file
-    assert (tmp_path / "mine.png").read_text() == "mine"
 
 
 @pytest.mark.thorough

@@ -179,7 +179,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
         ("inspect {here} --queries 1024", "--queries"),
-        ("inspect {here} text.txt --plot here.png", "--plot"),
     ],
 )
 def test_commands_refuse_options_without_effect(

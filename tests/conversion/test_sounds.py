@@ -136,16 +136,12 @@ def test_inspection_plan_and_check_of_sound_count_seconds(
     plan = plan_conversion(source, audio_seconds=120)
     assert [cost.size.value for cost in plan.costs] == [15, 30, 60, 120]
     capsys.readouterr()
-    for flags in ((), ("--json",)):
-        with pytest.raises(SystemExit) as ended:
-            main(["plan", str(source), "--audio-seconds", "120", *flags])
-        assert not ended.value.code
-    shown, _, values = capsys.readouterr().out.partition("\n{")
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(source), "--audio-seconds", "120"])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
     assert "120 seconds, 5,999 tokens" in shown
     assert "one sound" in shown
-    comparison = json.loads("{" + values)["comparison"]
-    assert len(comparison["sizes"]) == len(comparison["mechanisms"][0]["flops"])
-    assert not {"recurrent_memory", "transformer_xl"} & {row["mechanism"] for row in comparison["mechanisms"]}
     convert_checkpoint(source, tmp_path / "long", audio_seconds=120, verify=False)
     inspected = inspect_checkpoint(tmp_path / "long")
     assert inspected.longest_input == "up to 120 seconds, 5,999 tokens"

@@ -154,8 +154,7 @@ def test_plan_convert_and_inspect_print_both_towers(
     assert "248 tokens and 64 × 64 pixels" in " ".join(shown.split())
     assert "window2d" in shown
     run(["plan", str(short("apart")), *flags, "--json"])
-    comparison = json.loads(capsys.readouterr().out)["comparison"]
-    assert comparison.keys() == {"text", "vision"}
+    assert json.loads(capsys.readouterr().out)["towers"].keys() == {"text", "vision"}
     run(["convert", str(short("apart")), str(tmp_path / "long"), *flags, "--no-verify"])
     assert "→ 248 tokens and 64 × 64 pixels" in " ".join(capsys.readouterr().out.split())
     run(["inspect", str(tmp_path / "long")])

@@ -180,11 +180,3 @@ def test_the_command_shows_windows_and_memory_of_a_stock_model(
     assert code == 0
     assert [row["length"] for row in values["memory"]] == [2048, 8192, 32768]
     assert [layer["left"] for layer in values["layers"]] == [7, None, 7, None]
-
-
-def test_the_command_refuses_to_draw_a_stock_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
-    inspected(tmp_path / "bert", "bert")
-    code, _, error = run(capsys, "inspect", tmp_path / "bert", "--plot", tmp_path / "layers.png")
-    assert code != 0
-    assert "MODEL has none" in error

@@ -108,7 +108,7 @@ class StandIns:
         written = [
             command[place + 1]
             for place, word in enumerate(command[:-1])
-            if word in ("--output", "--save", "--plot", "--html", ">")
+            if word in ("--output", "--save", "--html", ">")
         ]
         if command[0] == "longattn" and command[1] in WRITES:
             written += command[3:4]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 
 Entity = tuple[str, int, int]
@@ -17,7 +16,7 @@ EXAMPLE = ([["B-A", "O"]], [["B-A", "O"]], "f1")
 """Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
-class Entities(DescribedMetric):
+def compute(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Predictions and references are a list of tags for each document.
 
     Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues no entity of its type is ignored,
@@ -27,20 +26,16 @@ class Entities(DescribedMetric):
     Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten
     documents or more, and n, the number of documents.
     """
-
-    items = ["string"], ["string"]
-
-    def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        scheme = scheme_of(predictions, references)
-        counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
-        for tags, gold_tags in zip(predictions, references, strict=True):
-            entities, gold_entities = entities_of(tags, scheme), entities_of(gold_tags, scheme)
-            right = len(entities & gold_entities)
-            counts["precision"].append((right, len(entities)))
-            counts["recall"].append((right, len(gold_entities)))
-            counts["f1"].append((2 * right, len(entities) + len(gold_entities)))
-            counts["accuracy"].append((sum(a == b for a, b in zip(tags, gold_tags, strict=True)), len(gold_tags)))
-        return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predictions))
+    scheme = scheme_of(predictions, references)
+    counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
+    for tags, gold_tags in zip(predictions, references, strict=True):
+        entities, gold_entities = entities_of(tags, scheme), entities_of(gold_tags, scheme)
+        right = len(entities & gold_entities)
+        counts["precision"].append((right, len(entities)))
+        counts["recall"].append((right, len(gold_entities)))
+        counts["f1"].append((2 * right, len(entities) + len(gold_entities)))
+        counts["accuracy"].append((sum(a == b for a, b in zip(tags, gold_tags, strict=True)), len(gold_tags)))
+    return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predictions))
 
 
 def entities_of(tags: Sequence[str], scheme: str) -> set[Entity]:

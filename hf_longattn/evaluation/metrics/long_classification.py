@@ -10,28 +10,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import by_bucket, in_percent, mean_and_error, standard_error
 
 EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
 """Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
-class LongClassification(DescribedMetric):
+def compute(predictions: list[int], references: list[dict[str, int]]) -> dict[str, Any]:
     """Predictions are class numbers, references {label, length}. length: tokens of the document, -1 = unknown.
 
     Returns a dict: accuracy, macro_f1, their standard errors (accuracy_se, macro_f1_se) for ten documents or more, n,
     and buckets: {"<=512": the same, ...} without empty ones.
     """
-
-    items = "int64", {"label": "int64", "length": "int64"}
-
-    def _compute(self, predictions: list[int], references: list[dict[str, int]]) -> dict[str, Any]:
-        pairs: Any = [
-            (reference["label"], prediction) for reference, prediction in zip(references, predictions, strict=True)
-        ]
-        lengths = [reference["length"] for reference in references]
-        return {**summarise(pairs), "buckets": by_bucket(pairs, lengths, summarise)}
+    pairs: Any = [
+        (reference["label"], prediction) for reference, prediction in zip(references, predictions, strict=True)
+    ]
+    lengths = [reference["length"] for reference in references]
+    return {**summarise(pairs), "buckets": by_bucket(pairs, lengths, summarise)}
 
 
 def summarise(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:

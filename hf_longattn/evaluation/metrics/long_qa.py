@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from hf_longattn.data.qa_schemas import normalise, normalised_alias
-from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import by_bucket, means_in_percent
 
 EXAMPLE = (
@@ -19,7 +18,9 @@ EXAMPLE = (
 """Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
-class LongQA(DescribedMetric):
+def compute(
+    predictions: list[dict[str, Any]], references: list[dict[str, Any]], scripts: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Predictions are {id, prediction_text}, references {id, answers: {text, answer_start}, length}.
 
     An empty prediction means "no answer". length: tokens of the document, -1 = unknown.
@@ -29,29 +30,16 @@ class LongQA(DescribedMetric):
     Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and
     buckets: {"<=512": the same, ...} without empty ones.
     """
-
-    items = (
-        {"id": "string", "prediction_text": "string"},
-        {"id": "string", "answers": {"text": ["string"], "answer_start": ["int32"]}, "length": "int64"},
-    )
-    citation = """
-@inproceedings{rajpurkar2016squad, title={{SQuAD}: 100,000+ Questions for Machine Comprehension of Text},
-  author={Rajpurkar, Pranav and Zhang, Jian and Lopyrev, Konstantin and Liang, Percy}, booktitle={EMNLP}, year={2016}}
-"""
-
-    def _compute(
-        self, predictions: list[dict[str, Any]], references: list[dict[str, Any]], scripts: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        texts = {prediction["id"]: prediction["prediction_text"] for prediction in predictions}
-        scores = []
-        for reference, script in zip(references, scripts or ["squad"] * len(references), strict=True):
-            if reference["id"] not in texts:
-                raise ValueError(f"no prediction for question {reference['id']!r}; every reference needs one")
-            score = score_alias if script == "trivia" else score_answer
-            scores.append(score(texts[reference["id"]], reference["answers"]["text"]))
-        lengths = [reference["length"] for reference in references]
-        summarise = partial(means_in_percent, ("exact_match", "f1"))
-        return {**summarise(scores), "buckets": by_bucket(scores, lengths, summarise)}
+    texts = {prediction["id"]: prediction["prediction_text"] for prediction in predictions}
+    scores = []
+    for reference, script in zip(references, scripts or ["squad"] * len(references), strict=True):
+        if reference["id"] not in texts:
+            raise ValueError(f"no prediction for question {reference['id']!r}; every reference needs one")
+        score = score_alias if script == "trivia" else score_answer
+        scores.append(score(texts[reference["id"]], reference["answers"]["text"]))
+    lengths = [reference["length"] for reference in references]
+    summarise = partial(means_in_percent, ("exact_match", "f1"))
+    return {**summarise(scores), "buckets": by_bucket(scores, lengths, summarise)}
 
 
 def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]:

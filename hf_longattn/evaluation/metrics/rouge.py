@@ -10,7 +10,6 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import means_in_percent
 
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -18,7 +17,7 @@ EXAMPLE = (["a red fox"], ["a red fox"], "rougeL")
 """Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
-class Rouge(DescribedMetric):
+def compute(predictions: list[str], references: list[str]) -> dict[str, float]:
     """Predictions and references are texts; ROUGE-Lsum compares their lines.
 
     Returns a dict: rouge1, rouge2, rougeL and rougeLsum in per cent, their standard errors (rouge1_se, ...) for ten
@@ -26,20 +25,16 @@ class Rouge(DescribedMetric):
     not a-z, it is split into the words of BERT's tokenizer, where each Chinese character is a word; punctuation is
     dropped.
     """
+    check_extra("metrics", "rouge_score")
+    from rouge_score.rouge_scorer import RougeScorer
 
-    items = "string", "string"
-
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        check_extra("metrics", "rouge_score")
-        from rouge_score.rouge_scorer import RougeScorer
-
-        of_texts = []
-        for prediction, reference in zip(predictions, references, strict=True):
-            letters = [letter for letter in reference.lower() if letter.isalpha()]
-            other_script = 2 * sum(letter > "z" for letter in letters) > len(letters)
-            scores = RougeScorer(NAMES, tokenizer=AnyScript() if other_script else None).score(reference, prediction)
-            of_texts.append([scores[name].fmeasure for name in NAMES])
-        return means_in_percent(NAMES, of_texts)
+    of_texts = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        letters = [letter for letter in reference.lower() if letter.isalpha()]
+        other_script = 2 * sum(letter > "z" for letter in letters) > len(letters)
+        scores = RougeScorer(NAMES, tokenizer=AnyScript() if other_script else None).score(reference, prediction)
+        of_texts.append([scores[name].fmeasure for name in NAMES])
+    return means_in_percent(NAMES, of_texts)
 
 
 class AnyScript:

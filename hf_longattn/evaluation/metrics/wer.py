@@ -6,7 +6,6 @@ of the references."""
 from __future__ import annotations
 
 from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.metrics import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
 
 EXAMPLE = (["a red fox"], ["one big bear"], "wer")
@@ -14,25 +13,21 @@ EXAMPLE = (["a red fox"], ["one big bear"], "wer")
 tests."""
 
 
-class Wer(DescribedMetric):
+def compute(predictions: list[str], references: list[str]) -> dict[str, float]:
     """Predictions and references are texts.
 
     Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more,
     and n, the number of texts. Case and punctuation count; white space does not.
     """
+    check_extra("metrics", "jiwer")
+    from jiwer import process_characters, process_words
 
-    items = "string", "string"
-
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        check_extra("metrics", "jiwer")
-        from jiwer import process_characters, process_words
-
-        rates: dict[str, Estimate] = {}
-        for name, process in (("wer", process_words), ("cer", process_characters)):
-            pairs = []
-            for prediction, reference in zip(predictions, references, strict=True):
-                counts = process(reference, prediction)
-                wrong = counts.substitutions + counts.deletions
-                pairs.append((wrong + counts.insertions, wrong + counts.hits))
-            rates[name] = ratio_and_error(pairs)
-        return in_percent(rates, len(predictions))
+    rates: dict[str, Estimate] = {}
+    for name, process in (("wer", process_words), ("cer", process_characters)):
+        pairs = []
+        for prediction, reference in zip(predictions, references, strict=True):
+            counts = process(reference, prediction)
+            wrong = counts.substitutions + counts.deletions
+            pairs.append((wrong + counts.insertions, wrong + counts.hits))
+        rates[name] = ratio_and_error(pairs)
+    return in_percent(rates, len(predictions))

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from hf_longattn import list_mechanisms, mechanism_info
-from hf_longattn.inspect.drawing import DRAWN_GRID, draw_patterns
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.options import EXACT_LENGTH, RELATIVE
 from hf_longattn.mechanisms.common.registry import input_in_words, mechanism_class, mechanism_from
 from scripts.dev.benchmarks.report import markdown_table
+from scripts.dev.tools.drawing import DRAWN_GRID, draw_patterns
 
 LENGTH = 64
 MADE = "<!-- `make docs` writes this page from the registry -->"

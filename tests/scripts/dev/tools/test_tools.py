@@ -74,7 +74,7 @@ def test_ceiling_forbids_growth_and_follows_a_shrinking_project(tree: Path, name
     assert f"{size:,}; lower {name} of [tool.hf_longattn.size]" in wrong[slack]
 
 
-matplotlib = pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
+matplotlib = pytest.importorskip("matplotlib", reason="drawing needs it")
 
 
 def test_image_of_the_readme_is_the_same_bytes_and_leaves_figures_alone(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
 from typing import NamedTuple
@@ -10,20 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from ..engines.token_grid import Grid
-from ..errors import LongAttentionError, check_extra
-from ..files import staged_file
-from ..mechanisms import Mechanism
-from ..mechanisms.common.base import attention_weights
-from ..mechanisms.common.options import write_numbers
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.token_grid import Grid
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.mechanisms.common.base import attention_weights
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
 """The grid for drawing mechanisms on a grid: an image's patches and a class token."""
 TITLE = 46
 """Maximum characters of a panel's title."""
-SVG = {"svg.hashsalt": "longattn", "svg.fonttype": "none"}
-"""matplotlib settings for reproducible SVG files with text as text."""
 
 
 class Panel(NamedTuple):
@@ -32,19 +27,6 @@ class Panel(NamedTuple):
     title: str
     weights: Tensor
     query: tuple[int, int] | None = None
-
-
-def name_layers(mechanisms: Sequence[Mechanism], causal: bool) -> dict[str, tuple[Mechanism, bool]]:
-    """Mechanisms and their form by name, with equal layers grouped: "layers 0,2: window window=64"."""
-    groups: dict[str, list[int]] = {}
-    for index, mechanism in enumerate(mechanisms):
-        text = " ".join([mechanism.name, *(f"{name}={value}" for name, value in mechanism.options.to_dict().items())])
-        groups.setdefault(text, []).append(index)
-    names = {}
-    for text, layers in groups.items():
-        noun = "layers" if len(layers) > 1 else "layer"
-        names[f"{noun} {write_numbers(layers)}: {text}"] = (mechanisms[layers[0]], causal)
-    return names
 
 
 def panels_of(name: str, mechanism: Mechanism, length: int, causal: bool) -> list[Panel]:
@@ -79,13 +61,7 @@ def draw_patterns(patterns: Mapping[str, tuple[Mechanism, bool]], *, length: int
     """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible.
 
     patterns: title -> a mechanism, and whether its form is the causal one.
-
-    Raises:
-        LongAttentionError: matplotlib is not installed, or does not support the file's extension.
-        CheckpointError: the file cannot be written.
     """
-    check_extra("plot", "matplotlib")
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     drawn = [panels_of(name, mechanism, length, causal) for name, (mechanism, causal) in patterns.items()]
@@ -105,11 +81,4 @@ def draw_patterns(patterns: Mapping[str, tuple[Mechanism, bool]], *, length: int
                 axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
                 axis.set(xlabel="column", ylabel="row")
             axis.set_title(fill(title, TITLE), fontsize=8)
-    metadata = {"Date": None} if file.suffix.lower() == ".svg" else None
-    try:
-        with staged_file(file) as stage, rc_context(SVG):
-            figure.savefig(stage, format=file.suffix[1:].lower() or "without a name", dpi=120, metadata=metadata)
-    except LongAttentionError:
-        raise
-    except ValueError as error:
-        raise LongAttentionError(f"Cannot draw into {str(file)!r}: {error}.") from error
+    figure.savefig(file, dpi=120)
