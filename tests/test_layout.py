@@ -175,6 +175,7 @@ def test_the_package_imports_nothing_that_only_a_checkout_has() -> None:
 REGISTRIES = {
     "mechanisms/common/registry.py": "mechanisms",
     "modeling/family/definition.py": "families",
+    "evaluation/__init__.py": "evaluation.metrics",
     "training/tasks/__init__.py": "training.tasks",
 }
 """The file of each registry -> the folder whose modules it imports, each of which enters itself."""
