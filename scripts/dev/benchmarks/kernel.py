@@ -3,9 +3,9 @@
     python -m scripts.dev.benchmarks.kernel  # ten minutes, after `make test-kernel`
     python -m scripts.dev.benchmarks.kernel --quick  # 512 tokens and four prompts; stores nothing
 
-It runs with the versions of transformers and kernels that `make test-kernel` puts into `.kernel`. Models have the shapes
-of ModernBERT-base and Gemma 3 270M, with fewer layers and random weights. The outputs are compared before anything is
-timed.
+It runs with the versions of transformers and kernels that `make test-kernel` puts into `.kernel`. Models have the
+shapes of ModernBERT-base and Gemma 3 270M, with fewer layers and random weights. The outputs are compared before
+anything is timed.
 """
 
 from __future__ import annotations
