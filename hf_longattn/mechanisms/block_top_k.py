@@ -13,16 +13,17 @@ to the earlier block. Choices are made in float64, without gradients.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.call import AttentionCall, selection_mask
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import block_selected_attention
-from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
+from ..engines.topk import exact_dtype, ranking, topk_blocks
 from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import About
 from .common.layout import full_pairs
@@ -93,19 +94,8 @@ class BlockTopK(Mechanism):
         return block_selected_attention(q, k, v, chosen, size, call)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        size = self.options.block_size
-        means, filled = block_means(repeat_heads(k, q.shape[1]), call.key_mask, size)
-        blocks = torch.arange(means.shape[2], device=q.device)
-        block = torch.arange(k.shape[2], device=q.device) // size
-
-        def selected(rows: Tensor, scores: Tensor) -> Tensor:
-            own_block = block[rows][:, None]
-            gates = q[:, :, rows].to(means.dtype) @ means.mT
-            allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & filled[:, None]
-            chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
-            return selection_mask(chosen, own_block, len(blocks))[..., block]
-
-        return selected
+        selected = self.selected(q, repeat_heads(k, q.shape[1]), call)
+        return lambda rows, scores: selected(rows)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(
@@ -115,23 +105,33 @@ class BlockTopK(Mechanism):
         )
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees, by the definition: every query scores every
-        block."""
-        q_len, kv_len, size = q.shape[2], k.shape[2], self.options.block_size
-        block = torch.arange(kv_len, device=q.device) // size
-        # not -(-kv_len // size), because ONNX rounds quotients of negative numbers towards zero
-        total = (kv_len + size - 1) // size
-        members = (block == torch.arange(total, device=q.device)[:, None]) & call.real(k)[:, None]  # (B, n, Nk)
-        shares = members.to(exact_dtype(q.device))
-        shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
-        own_block = block[kv_len - q_len :, None]
-        gates = q.to(shares.dtype) @ (shares @ k.to(shares.dtype)).mT
-        blocks = torch.arange(total, device=q.device)
-        allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & members.any(-1)[:, None]
-        order = ranking(gates.masked_fill(~allowed[:, None], float("-inf")))
-        chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : self.options.num_blocks - 1], True)
-        chosen = (chosen & allowed[:, None]) | (blocks == own_block)
-        return chosen[..., block] & visible_to_all(q, k, call)
+        """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees."""
+        rows = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
+        return self.selected(q, k, call)(rows) & visible_to_all(q, k, call)
+
+    def selected(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        """The definition of the choice: every query scores every block.
+
+        Returns:
+            A function ``rows (n,)`` -> ``(B, H, n, Nk)`` bool: the keys of the chosen blocks of the queries at
+            positions ``rows``.
+        """
+        first, size = k.shape[2] - q.shape[2], self.options.block_size
+        means, filled = block_means(k, call.key_mask, size)
+        blocks = torch.arange(means.shape[2], device=q.device)
+        block = torch.arange(k.shape[2], device=q.device) // size
+
+        def keys_of(rows: Tensor) -> Tensor:
+            own_block = block[rows][:, None]
+            gates = q[:, :, rows - first].to(means.dtype) @ means.mT
+            others = (blocks < own_block) if call.causal else (blocks != own_block)
+            allowed = (others & filled[:, None])[:, None]
+            order = ranking(gates.masked_fill(~allowed, float("-inf")))
+            best = torch.zeros_like(order, dtype=torch.bool)
+            best = best.scatter(-1, order[..., : self.options.num_blocks - 1], True)
+            return ((best & allowed) | (blocks == own_block))[..., block]
+
+        return keys_of
 
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
-from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.buckets import BucketedMechanism, recent_in_bucket
 from .common.capabilities import About
 from .common.layout import full_pairs
 from .common.options import Options, option
@@ -186,55 +186,42 @@ class LSH(BucketedMechanism):
             bucket, scale = bucket + scale * index, scale * factor
         return bucket
 
-    def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        q_len, kv_len, size, real = q.shape[2], k.shape[2], self.options.bucket_size, call.real(k)
-        key_buckets = self.hashes(k)
-        query_buckets = key_buckets[..., -q_len:] if self.options.shared_qk else self.hashes(q)
-        if call.causal:
-            met = recent_in_bucket(query_buckets, key_buckets, real, size)
-        else:
-            listed, positions = real[:, None, None, :], torch.arange(kv_len, device=k.device)
-
-            def rank(buckets: Tensor, positions_of: Tensor) -> Tensor:
-                """Number of real keys that sort before (bucket, position), ``(B, H, R, n)``."""
-                rows, columns = buckets[..., :, None], key_buckets[..., None, :]
-                smaller = (columns < rows) | ((columns == rows) & (positions < positions_of[:, None]))
-                return (smaller & listed[..., None, :]).sum(-1)
-
-            count = listed.sum(-1, keepdim=True)
-            chunks = ((count + size - 1) // size).clamp(min=1)
-            query_chunks = rank(query_buckets, positions[-q_len:]).minimum((count - 1).clamp(min=0)) // size
-            key_chunks = rank(key_buckets, positions) // size
-            met = torch.zeros(*query_chunks.shape, kv_len, dtype=torch.bool, device=k.device)
-            for offset in chunk_offsets(**self.chunks, chunks=-(-kv_len // size)):
-                near = (query_chunks + offset) % chunks  # the last chunk is a neighbour of the first
-                met = met | (key_chunks[..., None, :] == near[..., :, None])
-            met = met & listed[..., None, :]
-        if self.options.shared_qk:
-            met = met & ~torch.eye(kv_len, dtype=torch.bool, device=k.device)[-q_len:]
-        return met.sum(2)
-
-    def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        query_buckets, key_buckets, size, real = self.hashes(q), self.hashes(k), self.options.bucket_size, call.real(k)
-        if call.causal:
-            return recent_by_rows(query_buckets, key_buckets, real, size)
-        length, listed = k.shape[2], real[:, None, None, :]
-        positions, padding_last = torch.arange(length, device=k.device), torch.iinfo(torch.int64).max
-        order = (key_buckets * length + positions).masked_fill(~listed, padding_last).sort(-1).values
-        count = listed.sum(-1, keepdim=True)
-        chunks = ((count + size - 1) // size).clamp(min=1)
-        query_chunks = (
-            torch.searchsorted(order, query_buckets * length + positions).minimum((count - 1).clamp(min=0)) // size
+    def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        length, size, rounds, shared = (
+            k.shape[2],
+            self.options.bucket_size,
+            self.options.num_hashes,
+            self.options.shared_qk,
         )
-        key_chunks = torch.searchsorted(order, key_buckets * length + positions) // size
+        first, real = length - q.shape[2], call.real(k)
+        key_buckets = self.hashes(k)
+        query_buckets = key_buckets[..., first:] if shared else self.hashes(q)
+        positions, listed = torch.arange(length, device=k.device), real[:, None, None, :]
+        if not call.causal:
+            # the real keys sorted by (bucket, position), and the number of real keys before each token
+            codes = key_buckets * length + positions
+            order = codes.masked_fill(~listed, torch.iinfo(torch.int64).max).sort(-1).values
+            query_ranks = torch.searchsorted(order, query_buckets * length + positions[first:])
+            count = listed.sum(-1, keepdim=True)
+            query_chunks = query_ranks.minimum((count - 1).clamp(min=0)) // size
+            key_chunks = torch.searchsorted(order, codes) // size
+            chunks = ((count + size - 1) // size).clamp(min=1)
+
+        def met_in(number: int, rows: Tensor) -> Tensor:
+            if call.causal:
+                buckets = query_buckets[:, :, number, rows - first]
+                return recent_in_bucket(buckets, key_buckets[:, :, number], real, size, rows)
+            met = torch.zeros(len(k), k.shape[1], len(rows), length, dtype=torch.bool, device=k.device)
+            for offset in chunk_offsets(**self.chunks, chunks=-(-length // size)):
+                near = (query_chunks[:, :, number, rows - first] + offset) % chunks[:, :, 0]
+                met = met | (near[..., None] == key_chunks[:, :, number, None, :])
+            return met & listed
 
         def met(rows: Tensor) -> Tensor:
-            met_keys = torch.zeros(*query_chunks.shape[:2], len(rows), length, dtype=torch.bool, device=real.device)
-            for number in range(query_chunks.shape[2]):
-                for offset in chunk_offsets(**self.chunks, chunks=-(-length // size)):
-                    near = (query_chunks[:, :, number, rows] + offset) % chunks[:, :, 0]
-                    met_keys |= near[..., None] == key_chunks[:, :, number, None, :]
-            return met_keys & listed
+            count = met_in(0, rows).int()
+            for number in range(1, rounds):
+                count = count + met_in(number, rows)
+            return count * (positions != rows[:, None]) if shared else count
 
         return met
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.batch import of_any_length, without_autocast
+from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..errors import InputError, OptionError
@@ -144,13 +144,9 @@ class Nystrom(Mechanism):
                 out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, call).to(dtype)
         if self.options.conv_kernel is None:
             return out
-        kernel: Tensor = self.conv
-        size = self.options.conv_kernel
-        if not of_any_length(length) and size // 2 >= length:  # the outer weights would meet nothing but zeros
-            outer = size // 2 - length + 1
-            kernel, size = kernel[:, outer : size - outer], 2 * length - 1
+        kernel = self.conv.to(v.dtype)[:, None, :, None]
         values = v if real is None else v * real[:, None, :, None]
-        convolved = F.conv2d(values, kernel.to(v.dtype)[:, None, :, None], padding=(size // 2, 0), groups=heads)
+        convolved = F.conv2d(values, kernel, padding=(self.options.conv_kernel // 2, 0), groups=heads)
         return out + (convolved if real is None else convolved * real[:, None, :, None])
 
     def _approximated(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, call: AttentionCall) -> Tensor:

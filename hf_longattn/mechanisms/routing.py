@@ -49,7 +49,7 @@ from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
 from ..engines.score_terms import add_term
 from ..engines.topk import exact_dtype, ranking, topk
-from .common.buckets import BucketedMechanism, recent_by_rows, recent_in_bucket
+from .common.buckets import BucketedMechanism, recent_in_bucket
 from .common.capabilities import About, NeedsWholeBatch
 from .common.layout import full_pairs
 from .common.options import Options, option
@@ -58,8 +58,6 @@ from .common.registry import register_mechanism
 DEFAULT_LENGTH = 4096
 """Length in tokens that sets the number of clusters if the longest input is unknown."""
 SINKHORN_STEPS = 8
-TOKENS_PER_PIECE, CLUSTERS_PER_PIECE = 4096, 16
-"""Tokens and clusters per step of a search that does not store all affinities."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,41 +171,17 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         with without_autocast(x):
             return (x.to(dtype) @ (centroids - centroids.mean(-1, keepdim=True)).transpose(-1, -2)).argmax(-1)
 
-    def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        real, offset = call.real(k), self.offsets(k, call)
-        cluster = self.clusters(q, offset)
+    def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        real, offset, first = call.real(k), self.offsets(k, call), k.shape[2] - q.shape[2]
+        query_clusters = self.clusters(q, offset)
         if call.causal:
-            met = recent_in_bucket(cluster[:, :, None], self.clusters(k, offset)[:, :, None], real, self.size)[:, :, 0]
-        else:
-            rank = ranking(self._ranked(k, offset, real)).argsort(-1)
-            member = (rank < self.size) & real[:, None, None]  # (B, H, clusters, Nk)
-            met = member.gather(2, cluster[..., None].expand(-1, -1, -1, k.shape[2]))
-        return (met & real[:, None, None, :]).int()
-
-    def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        real = call.real(k)
-        query_clusters = torch.cat([self.clusters(piece, None) for piece in q.split(TOKENS_PER_PIECE, 2)], 2)
-        if call.causal:
-            key_clusters = torch.cat([self.clusters(piece, None) for piece in k.split(TOKENS_PER_PIECE, 2)], 2)
-            clustered = recent_by_rows(query_clusters[:, :, None], key_clusters[:, :, None], real, self.size)
-        else:
-            # A few clusters at a time, because the affinities of all keys to all clusters would need too much memory.
-            middle = F.layer_norm(k.to(exact_dtype(k.device)), k.shape[-1:])
-            members = torch.cat(
-                [
-                    topk((part @ middle.mT).masked_fill(~real[:, None, None], float("-inf")), self.size)
-                    for part in self.centroids.to(middle.dtype).split(CLUSTERS_PER_PIECE, 1)
-                ],
-                2,
-            )  # (B, H, clusters, size)
-            members = torch.where(members < 0, k.shape[2], members)
-
-            def clustered(rows: Tensor) -> Tensor:
-                chosen = members.gather(2, query_clusters[:, :, rows, None].expand(-1, -1, -1, members.shape[-1]))
-                empty = torch.zeros(*chosen.shape[:3], k.shape[2] + 1, dtype=torch.bool, device=k.device)
-                return empty.scatter_(-1, chosen, True)[..., :-1]
-
-        return lambda rows: clustered(rows) & real[:, None, None, :]
+            key_clusters = self.clusters(k, offset)
+            return lambda rows: recent_in_bucket(
+                query_clusters[..., rows - first], key_clusters, real, self.size, rows
+            ).int()
+        rank = ranking(self._ranked(k, offset, real)).argsort(-1)
+        member = ((rank < self.size) & real[:, None, None]).int()  # (B, H, clusters, Nk)
+        return lambda rows: member.gather(2, query_clusters[..., rows - first, None].expand(-1, -1, -1, k.shape[2]))
 
     def counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
         if not self.learned:

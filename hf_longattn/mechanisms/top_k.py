@@ -20,7 +20,7 @@ from torch import Tensor
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
-from ..engines.topk import ranking, search_keys, selected_attention, topk, topk_keys
+from ..engines.topk import search_keys, selected_attention, topk, topk_keys
 from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import About
 from .common.options import Options, option
@@ -65,16 +65,16 @@ class TopK(Mechanism):
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        def selected(rows: Tensor, scores: Tensor) -> Tensor:
-            chosen = topk(scores, self.options.num_keys)
-            empty = torch.zeros(*scores.shape[:-1], scores.shape[-1] + 1, dtype=torch.bool, device=scores.device)
-            return empty.scatter_(-1, torch.where(chosen < 0, scores.shape[-1], chosen), True)[..., :-1]
+        return lambda rows, scores: self.best_keys(scores)
 
-        return selected
+    def best_keys(self, scores: Tensor) -> Tensor:
+        """Mask of the keys that are chosen by ``scores (…, N)``, which are -inf for hidden keys."""
+        chosen, length = topk(scores, self.options.num_keys), scores.shape[-1]
+        empty = torch.zeros(*scores.shape[:-1], length + 1, dtype=torch.bool, device=scores.device)
+        return empty.scatter_(-1, torch.where(chosen < 0, length, chosen), True)[..., :-1]
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q.double(), k.double(), call)
-        seen = visible_to_all(q, k, call).expand(scores.shape)
-        order = ranking(scores.detach().masked_fill(~seen, float("-inf")))
-        best = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
-        return softmax_over(scores, seen & best, call.sink_scores).to(q.dtype)
+        hidden = ~visible_to_all(q, k, call)
+        best = self.best_keys(scores.detach().masked_fill(hidden, float("-inf")))
+        return softmax_over(scores, best, call.sink_scores).to(q.dtype)

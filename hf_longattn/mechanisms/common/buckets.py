@@ -11,7 +11,6 @@ without gradients, in float64 if the device has it, so that neither batch shape 
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...engines.call import AttentionCall, GatherTile
-from ...engines.dense import dense_attention, index_grid, repeat_heads
+from ...engines.dense import dense_attention, repeat_heads
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import add_term
@@ -38,30 +37,23 @@ class BucketedMechanism(Mechanism):
     """Whether scores equal those of full attention: unchanged queries and keys, no affinity."""
 
     @abstractmethod
-    def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: the number of rounds in which query i meets key j, ``(B, H, Nq, Nk)`` int. Compares all
-        pairs.
+    def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        """The definition: in how many rounds queries meet each key.
 
         q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``.
+        Returns:
+            A function ``rows (n,)`` -> ``(B, H, n, Nk)`` int for the queries at positions ``rows``.
         """
 
     @abstractmethod
     def visits(
         self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall
     ) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The pairs of :meth:`meetings` as tiles without padding keys, found without comparing all pairs; and the
+        """The pairs of :meth:`meets` as tiles without padding keys, found without comparing all pairs; and the
         queries that meet no key.
 
         These are a mask ``(B, H, N)`` bool, arbitrary at padding, and ``None`` if every query meets a key.
         q, k: ``(B, H, N, D)``; only the last ``q_len`` tokens of ``q`` are queries.
-        """
-
-    @abstractmethod
-    def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        """Which keys some of the queries meet: a function ``rows (n,)`` -> ``(B, H, n, N)`` bool, in memory linear in
-        N.
-
-        q, k: ``(B, H, N, D)``.
         """
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,26 +63,24 @@ class BucketedMechanism(Mechanism):
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         if self.count_duplicates or not self.plain_scores:
             return None
-        meets, positions = (
-            self.met_by_rows(q, repeat_heads(k, q.shape[1]), call),
-            torch.arange(k.shape[2], device=k.device),
-        )
+        meets = self.meets(q, repeat_heads(k, q.shape[1]), call)
+        positions = torch.arange(k.shape[2], device=k.device)
 
-        def keeps(rows: Tensor, scores: Tensor) -> Tensor:
-            met = meets(rows)
+        def attended(rows: Tensor, scores: Tensor) -> Tensor:
+            met = meets(rows) > 0
             return met | (~met.any(-1, keepdim=True) & (rows[:, None] == positions))
 
-        return keeps
+        return attended
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The multiplicity M', ``(B, H, Nq, Nk)`` int; 0 at padding queries and keys. ``q`` and ``k`` as for
-        :meth:`meetings`."""
-        real, count = call.real(k), self.meetings(q, k, call)
-        _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+        :meth:`meets`."""
+        positions = torch.arange(k.shape[2], device=k.device)
+        rows = positions[k.shape[2] - q.shape[2] :]
+        count, real = self.meets(q, k, call)(rows), call.real(k)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
-        count = torch.where(no_visible_key & (q_idx == kv_idx), 1, count) * (
-            real[:, None, None, :] & real[:, None, -q.shape[2] :, None]
-        )
+        count = torch.where(no_visible_key & (rows[:, None] == positions), 1, count)
+        count = count * (real[:, None, None, :] & real[:, None, rows, None])
         return count if self.count_duplicates else count.clamp(max=1)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -133,31 +123,13 @@ class BucketedMechanism(Mechanism):
         return call.replace(score_mod=add_term(call.score_mod, lambda *_: logarithm))
 
 
-def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Callable[[Tensor], Tensor]:
-    """A function ``rows (n,)`` -> ``(B, H, n, N)`` bool: :func:`recent_in_bucket` in any round, for the queries at
-    ``rows``.
+def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor) -> Tensor:
+    """Mask ``(B, H, n, N)`` of the last ``size`` keys in each query's bucket, up to the query.
 
-    query_buckets, key_buckets: ``(B, H, R, N)``.
+    query_buckets: ``(B, H, n)``, of the queries at positions ``rows (n,)``; key_buckets: ``(B, H, N)``; real:
+    ``(B, N)`` bool.
     """
-    rounds = [*zip(query_buckets.split(1, 2), key_buckets.split(1, 2), strict=True)]
-
-    def met(rows: Tensor) -> Tensor:
-        of_rounds = (recent_in_bucket(queries[..., rows], keys, real, size, rows) for queries, keys in rounds)
-        return functools.reduce(torch.logical_or, of_rounds)[:, :, 0]
-
-    return met
-
-
-def recent_in_bucket(
-    query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor | None = None
-) -> Tensor:
-    """Mask ``(B, H, R, Nq, Nk)`` of the last ``size`` keys in each query's bucket, up to the query.
-
-    query_buckets: ``(B, H, R, Nq)``, of the queries at positions ``rows (Nq,)``, by default the last; key_buckets:
-    ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
-    """
-    positions = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
-    past = positions <= (positions[-query_buckets.shape[-1] :] if rows is None else rows)[:, None]
-    same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & past & real[:, None, None, None, :]
+    past = torch.arange(key_buckets.shape[-1], device=key_buckets.device) <= rows[:, None]
+    same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & past & real[:, None, None, :]
     newer = same.flip(-1).cumsum(-1).flip(-1)
     return same & (newer <= size)
