@@ -11,7 +11,7 @@ from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.options import read_choice, write_choice
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
-from ..mechanisms.common.shared_options import KeysOrWeights, check_form, keys_or_weights
+from ..mechanisms.common.shared_options import AttendedKeys, attended_keys_of, check_form
 from .layer_attention import LayerAttention
 
 USUAL = (
@@ -90,13 +90,12 @@ def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> l
     return list(unique.values())
 
 
-def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> KeysOrWeights | str:
+def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> AttendedKeys | str:
     """The keys that ``candidate`` retains in a layer. Mechanisms that select by content use the layer's queries and
     keys.
 
     Returns:
-        A function ``reading(rows, scores)`` that returns a mask of the retained keys, or the weights of all keys; or a
-        sentence why neither is defined.
+        A function ``reading(rows, scores)`` that returns a mask of the retained keys; or a sentence why there is none.
     Raises:
         LongAttentionError: a candidate from the user cannot be built for this layer.
     """
@@ -110,7 +109,7 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
         mechanism.layer = number
         check_form(mechanism, causal, "the model")
         call = layer.call if mechanism.capabilities.takes_globals else layer.call.replace(global_mask=None)
-        reading = keys_or_weights(mechanism, layer.q, layer.k, call)
+        reading = attended_keys_of(mechanism, layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:
             raise

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, grid_of, products, repeat_heads
 from ..engines.dense_masks import hidden_pairs
-from ..mechanisms.common.shared_options import KeysOrWeights
+from ..mechanisms.common.shared_options import AttendedKeys
 from ..positions.relative import RelativePositions
 
 SINK = 4
@@ -53,7 +53,7 @@ class LayerAttention:
     k: Tensor
     call: AttentionCall
     relative: RelativePositions | None = None
-    within: KeysOrWeights | None = None
+    within: AttendedKeys | None = None
     name: str = ""
     mechanism: str = ""
 
@@ -108,7 +108,7 @@ class RowSums:
         self.distance = torch.zeros(heads, len(self.bins), dtype=torch.float64)
         self.captured = torch.zeros(heads, candidates, dtype=torch.float64)
 
-    def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[KeysOrWeights | None]) -> None:
+    def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[AttendedKeys | None]) -> None:
         """Add the queries at ``rows``. For a candidate that is ``None``, the sum stays 0."""
         for block in layer.blocks(rows):
             scores = layer.scores(block)
@@ -133,9 +133,8 @@ class RowSums:
             self.distance += mass.double().sum((0, 2)).cpu()
             for number, reading in enumerate(candidates):
                 if reading is not None:
-                    keys = reading(block, scores)
-                    common = weights * keys if keys.dtype == torch.bool else torch.minimum(weights, keys)
-                    self.captured[:, number] += common.sum(-1).double().sum((0, 2)).cpu()
+                    mass = (weights * reading(block, scores)).sum(-1)
+                    self.captured[:, number] += mass.double().sum((0, 2)).cpu()
 
     def mean(self) -> Mapping[str, Tensor]:
         """:data:`MEANS` ``(H,)``, ``distance (H, bins)`` and ``captured (H, candidates)``, float64."""

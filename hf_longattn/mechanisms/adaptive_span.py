@@ -19,14 +19,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..engines import accelerator
 from ..engines.batch import in_graph
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.call import AttentionCall, GatherTile, Pattern, rows_of
-from ..engines.dense import dense_attention, grid_of, repeat_heads
-from ..engines.dispatch import choose
-from ..engines.gathered import gathered_attention
-from ..engines.score_terms import DistanceBias, add_term, chain_score_mods, remapped
+from ..engines.call import AttentionCall, Pattern
+from ..engines.dense import dense_attention, grid_of
+from ..engines.score_terms import DistanceBias, chain_score_mods
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
 from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
@@ -34,10 +31,7 @@ from .common.capabilities import About, AddsLoss
 from .common.layout import band_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import KeysOrWeights
-
-QUERIES_PER_BLOCK = 64
-"""Queries per block. The visited span is rounded up to a multiple of it."""
+from .common.shared_options import AttendedKeys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +62,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         summary="a learned soft span per head; keys beyond the longest span are skipped",
         paper="Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5",
         when="you train a decoder and want every head to learn how far it looks",
-        engine="gathered",
+        engine="block_sparse",
         cost="N·(longest span + ramp)",
         sample={"max_span": 40, "ramp": 8, "init_span": 20},
         covering=lambda length, causal: {"max_span": length},
@@ -124,65 +118,30 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
         return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
 
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
         positions = torch.arange(k.shape[2], device=k.device)
         return lambda rows, scores: (rows[:, None] - positions).abs() < reach
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        q_len, kv_len = q.shape[2], k.shape[2]
         longest = None
         if not in_graph():
             if self.training:
                 self.span_fraction.data.clamp_(0, 1)
             shortest, longest = self.extremes()
             learning = torch.is_grad_enabled() and self.span_fraction.requires_grad
-            if not learning and shortest >= kv_len:
+            if not learning and shortest >= k.shape[2]:
                 return dense_attention(q, k, v, call)
         dtype = torch.promote_types(q.dtype, torch.float32)
-        if choose("pairs", q, k, call) == "dense-masked":
-            term = add_term(call.score_mod, lambda b, h, i, j: logarithm(self.soft_mask((i - j).abs(), h, dtype)))
-            call = call.replace(score_mod=term)
-            return dense_attention(
-                q, k, v, call, mask_mod=lambda b, h, i, j: self.soft_mask((i - j).abs(), h, dtype) > 0
-            )
-        if accelerator.accelerated(q):
-            band = self.pattern(call.causal, longest)
-            distance = torch.arange(-band.right, band.left + 1, device=q.device)
-            soft = self.soft_mask(distance.abs(), torch.arange(self.num_heads, device=q.device)[:, None], dtype)
-            spans = DistanceBias(logarithm(soft).masked_fill(soft <= 0, float("-inf")), band.right)  # log m_z
-            term = spans if call.score_mod is None else chain_score_mods(call.score_mod, spans)
-            return block_sparse_attention(q, k, v, band, call.replace(score_mod=term))
-        part = self._part(q_len, kv_len, call.causal, dtype, q.device, longest)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        # tiles number the queries from 0
-        score_mod = remapped(call.score_mod, queries=lambda q_idx: q_idx + (kv_len - q_len))
-        return gathered_attention(q, k, v, [part], call.replace(score_mod=score_mod))
-
-    def _part(
-        self,
-        q_len: int,
-        kv_len: int,
-        causal: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-        longest: float | None = None,
-    ) -> GatherTile:
-        """A tile with one row per block of queries, and the keys within the longest span. All rows share one soft
-        mask."""
-        band, size = self.pattern(causal, longest), QUERIES_PER_BLOCK
-        left = -(-band.left // size) * size
-        left = left if left <= kv_len else kv_len  # a branch, because torch.compile would put a min into all shapes
-        right = 0 if causal else left
-        queries = rows_of(q_len, size, device)
-        first = torch.arange(queries.shape[2], device=device)[:, None] * size + (kv_len - q_len - left)
-        keys = first + torch.arange(left + size + right, device=device)
-        keys = torch.where((keys >= 0) & (keys < kv_len), keys, -1)
-        distance = torch.arange(size, device=device)[:, None] + left - torch.arange(left + size + right, device=device)
-        h = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1, 1)
-        mask = self.soft_mask(distance.abs(), h, dtype)
-        seen = (mask > 0) & ((distance >= 0) | (not causal))
-        return GatherTile(queries, keys[None, None], bias=logarithm(mask).masked_fill(~seen, float("-inf")))
+        band, reach = self.pattern(call.causal, longest), k.shape[2]
+        if band.left < reach:  # a branch, since torch.compile would keep a min in the shapes
+            reach = band.left
+        ahead = 0 if call.causal else reach
+        distance = torch.arange(-ahead, reach + 1, device=q.device)
+        soft = self.soft_mask(distance.abs(), torch.arange(self.num_heads, device=q.device)[:, None], dtype)
+        spans = DistanceBias(logarithm(soft).masked_fill(soft <= 0, float("-inf")), ahead)  # log m_z
+        term = spans if call.score_mod is None else chain_score_mods(call.score_mod, spans)
+        return block_sparse_attention(q, k, v, band, call.replace(score_mod=term))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         """Whether the current spans of all heads cover every distance."""

@@ -41,17 +41,11 @@ from ..positions.trained_distances import Locality
 from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import About
 from .common.global_tokens import global_tokens
-from .common.layout import full_pairs, tokens_of
+from .common.layout import block_sizes, full_pairs, tokens_of
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import KeysOrWeights
-
-TABLE_STEP = 64
-"""Number of blocks by which a decoding table grows. Untuned."""
-MAX_TABLE = 1 << 24
-"""Maximum entries (one byte each) of a layer's decoding table. For longer texts, every step draws the random blocks
-again. Untuned."""
+from .common.shared_options import AttendedKeys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +86,11 @@ class BigBirdOptions(Options):
                 "num_global_blocks=1 only, as in transformers; choose random_pattern='seeded'."
             )
 
+    @property
+    def full_blocks(self) -> int:
+        """Maximum number of blocks at which every query still sees every key, in the bidirectional form."""
+        return 2 * self.num_global_blocks + self.num_window_blocks + 2 * self.num_random_blocks
+
 
 @register_mechanism("bigbird")
 class BigBird(MaskedMechanism):
@@ -108,7 +107,6 @@ class BigBird(MaskedMechanism):
     capabilities = MaskedMechanism.capabilities.but(takes_globals=True)
     per_head_tensors = ()
     drawn_by_layer = True
-    _table_of_layer: tuple[Any, Tensor] | None = None
     options: BigBirdOptions
 
     def __init__(
@@ -120,12 +118,12 @@ class BigBird(MaskedMechanism):
         if o.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
         self.capabilities = self.capabilities.but(ignores_padding=o.blocks_over == "text")
-        self.full_blocks = 2 * o.num_global_blocks + o.num_window_blocks + 2 * o.num_random_blocks
-        """Maximum number of blocks at which every query still sees every key, in the bidirectional form."""
 
     def covers(self, length: int, causal: bool = False) -> bool:
         o = self.options
-        reached = o.num_global_blocks + o.num_window_blocks + o.num_random_blocks if causal else self.full_blocks
+        reached = o.full_blocks
+        if causal:
+            reached = o.num_global_blocks + o.num_window_blocks + o.num_random_blocks
         return -(-length // o.block_size) <= reached
 
     def locality(self, causal: bool) -> Locality | None:
@@ -139,53 +137,44 @@ class BigBird(MaskedMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         if self.covers(length, causal):
             return full_pairs(length, causal)
-        size, edge = self.options.block_size, self.options.num_global_blocks
-        total = (length + size - 1) // size
-        sizes = torch.full((total + 1,), size)
-        sizes[total - 1], sizes[total] = length - (total - 1) * size, 0  # index -1 stands for no block
-        blocks = self.blocks(torch.tensor([total]), total, causal, torch.device("cpu"))
-        listed = (sizes[blocks.seen()][0, 0].sum(-1) * sizes[:total])[
-            slice(None) if causal else slice(edge, total - edge)
-        ]
+        device = torch.device("cpu")
+        sizes = torch.tensor(block_sizes(length, self.options.block_size))
+        pattern = self.blocks(length, AttentionCall(causal), device)
+        seen = pattern.times(*index_grid(1, 1, len(sizes), len(sizes), device))[0, 0] > 0
         if causal:
-            return int(listed.sum() - (sizes * (sizes - 1) // 2).sum())
-        ends = int(sizes[:edge].sum() + sizes[total - edge : total].sum())
-        return int(listed.sum()) + ends * length
+            seen = seen.tril()
+        pairs = int((seen * sizes[:, None] * sizes).sum())
+        return pairs - int((sizes * (sizes - 1) // 2).sum()) if causal else pairs
 
-    def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
-        """The block pattern of sequences with ``count (B or 1,)`` blocks each. The longest sequence has ``rows``
-        blocks."""
-        o, seed = self.options, self.options.seed + self.layer + seed
-        if o.random_pattern == "seeded":
-            sizes = o.num_random_blocks, o.num_window_blocks, o.num_global_blocks
-            random = seeded_blocks(seed, self.num_heads, count, rows, *sizes, causal, device)
+    def blocks(self, length: int, call: AttentionCall, device: torch.device) -> Blocks:
+        """The block pattern of a call with ``length`` keys."""
+        o, seed = self.options, self.options.seed + self.layer + call.seed
+        rows = (length + o.block_size - 1) // o.block_size
+        texts = self.cut_texts(call)
+        if texts is None:
+            count = torch.full((1,), rows, device=device)
         else:
+            count = (last_real(texts) + o.block_size) // o.block_size
+
+        def draw() -> Tensor:
+            return seeded_blocks(seed, self.num_heads, count, rows, o, call.causal)
+
+        if o.random_pattern != "seeded":
             random = count.new_zeros(1, 1, rows, 0)
-        again = o.num_random_blocks - random.shape[-1]
-        return Blocks(
-            count,
-            rows,
-            o.block_size,
-            o.num_window_blocks,
-            o.num_global_blocks,
-            self.full_blocks,
-            random,
-            causal,
-            again,
-        )
+        elif texts is None:
+            key = ("bigbird blocks", seed, self.num_heads, o, rows, call.causal, device)
+            random = BYTE_CACHE.get(key, draw)
+        else:
+            random = draw()
+        return Blocks(o, count, rows, call.causal, random)
+
+    def cut_texts(self, call: AttentionCall) -> Tensor | None:
+        """The mask of real tokens if the blocks of each text depend on its length, else ``None``."""
+        return None if call.causal or self.options.blocks_over == "input" else call.key_mask
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        times, size = self.times(AttentionCall(causal), global_mask), self.options.block_size
-
-        def seen(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-            rows = -(-kv_idx.shape[-1] // (size * TABLE_STEP)) * TABLE_STEP
-            if not causal or rows * rows * self.num_heads > MAX_TABLE:
-                return times(b, h, q_idx, kv_idx) > 0
-            table = self._causal_table(rows, kv_idx.device)
-            visible = table[h, q_idx.clamp(min=0) // size, kv_idx.clamp(min=0) // size]
-            return visible if global_mask is None else visible | global_mask[b, q_idx] | global_mask[b, kv_idx]
-
-        return seen
+        times = self.times(AttentionCall(causal), global_mask)
+        return lambda *index: times(*index) > 0
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
         """A function that returns how often each key counts in a query's softmax. ``kv_idx`` must cover the whole
@@ -194,12 +183,7 @@ class BigBird(MaskedMechanism):
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             length = kv_idx.shape[-1]
-            if key_mask is None or self.options.blocks_over != "text":
-                ends = torch.tensor([length], device=kv_idx.device)
-            else:
-                ends = last_real(key_mask) + 1
-            rows = (length + size - 1) // size
-            pattern = self.blocks(-(-ends // size), rows, call.causal, kv_idx.device, call.seed)
+            pattern = self.blocks(length, call, kv_idx.device)
             query_block = q_idx.div(size, rounding_mode="floor")
             key_block = kv_idx.div(size, rounding_mode="floor")
             times = pattern.times(b, h, query_block, key_block)
@@ -211,7 +195,7 @@ class BigBird(MaskedMechanism):
 
         return count
 
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         times = self.times(call, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: times(b, h, rows.view(1, 1, -1, 1), kv_idx) > 0
@@ -267,125 +251,52 @@ class BigBird(MaskedMechanism):
         return out[:, :, kv_len - q_len :]
 
     def table(self, length: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        """The key blocks that each query block sees. The number of blocks of each text is read together with the
-        batch."""
-        size, batch = self.options.block_size, call.batch
-        rows = -(-length // size)
-        by_text = None if call.causal or self.options.blocks_over != "text" else call.key_mask
-        if by_text is None or batch is None:
-            counts = [rows]
-        elif in_graph():  # lengths cannot be read in a graph
-            return self._table_of(-(-(last_real(by_text) + 1) // size), rows, call, device)
-        else:
-            counts = [
-                *(
-                    dict.fromkeys(range(len(by_text)), rows)
-                    | {span.row: -(-span.stop // size) for span in batch.sequences}
-                ).values()
-            ]
-
-        key = (
-            "table of blocks",
-            type(self),
-            self.options,
-            self.num_heads,
-            self.layer + call.seed,
-            rows,
-            call.causal,
-            device,
-        )
-        of_count: dict[int, BlockTable] = {}
-        for count in dict.fromkeys(counts):  # the table of one count is cached for the process
-
-            def make(count: int = count) -> BlockTable:
-                return self._table_of(torch.full((1,), count, device=device), rows, call, device)
-
-            of_count[count] = BYTE_CACHE.get((*key, count), make)
-        if len(of_count) == 1:
-            return of_count[counts[0]]
-        added = [table.added for count in counts if (table := of_count[count]).added is not None]
-        return BlockTable(torch.cat([of_count[count].seen for count in counts]), torch.cat(added) if added else None)
-
-    def _causal_table(self, rows: int, device: torch.device) -> Tensor:
-        """The blocks that each block of a causal text sees, ``(H, rows, rows)`` bool. Stored for the next decoding
-        steps."""
-        key = (rows, device, self.layer)
-
-        def make() -> Tensor:
-            count = torch.full((1,), rows, device=device)
-            return (
-                self._table_of(count, rows, AttentionCall(causal=True), device).seen[0].expand(self.num_heads, -1, -1)
-            )
-
-        if in_graph():
-            return make()
-        keyed = self._table_of_layer  # read once, since another thread may put a table of another size there
-        if keyed is None or keyed[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                self._table_of_layer = keyed = key, make()
-        return keyed[1]
-
-    def _table_of(self, count: Tensor, rows: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        blocks = self.blocks(count, rows, call.causal, device, call.seed)
-        times = blocks.times(*index_grid(len(count), self.num_heads, rows, rows, device))
-        return BlockTable(times > 0, times.clamp(min=1).log() if blocks.again else None)
+        """The key blocks that each query block sees."""
+        pattern = self.blocks(length, call, device)
+        times = pattern.times(*index_grid(len(pattern.count), self.num_heads, pattern.rows, pattern.rows, device))
+        return BlockTable(times > 0, times.clamp(min=1).log() if pattern.again else None)
 
     def plan(
         self, length: int, tokens: Tensor | None, dtype: torch.dtype, call: AttentionCall, device: torch.device
     ) -> tuple[GatherTile, ...]:
         """The tiles of a call. They are cached if they depend only on the length."""
-        size, causal, seed = self.options.block_size, call.causal, call.seed
-        rows = -(-length // size)
-        by_text = None if causal or self.options.blocks_over != "text" else call.key_mask
-        if by_text is not None and call.batch is not None:
-            ends = last_real(by_text) + 1
-            shortest = 0 if in_graph() else call.batch.cached(("shortest text",), lambda: int(ends.min()))
-            if -(-shortest // size) < rows:
-                all_long = -(-shortest // size) > self.full_blocks
-                return self.blocks(-(-ends // size), rows, causal, device, seed).parts(
-                    length, tokens, dtype, all_long=all_long
-                )
+        rows = -(-length // self.options.block_size)
+        texts = self.cut_texts(call)
+        if texts is not None and call.batch is not None:
+            shortest = 0
+            if not in_graph():
+                shortest = call.batch.cached(("shortest text",), lambda: int(last_real(texts).min()) + 1)
+            shortest = -(-shortest // self.options.block_size)
+            if shortest < rows:
+                blocks = self.blocks(length, call, device)
+                return blocks.parts(length, tokens, dtype, all_long=shortest > self.options.full_blocks)
 
         def make() -> tuple[GatherTile, ...]:
-            count = torch.full((1,), rows, device=device)
-            return tuple(self.blocks(count, rows, causal, device, seed).parts(length, tokens, dtype, even=True))
+            return self.blocks(length, call.with_mask(None), device).parts(length, tokens, dtype, even=True)
 
         if tokens is not None:
             return make()
-        key = (type(self), self.options, self.num_heads, self.layer + seed, length, causal, device, dtype)
+        key = (type(self), self.options, self.num_heads, self.layer + call.seed, length, call.causal, device, dtype)
         return BYTE_CACHE.get(key, make)
 
 
-def seeded_blocks(
-    seed: int,
-    heads: int,
-    blocks: Tensor,
-    rows: int,
-    count: int,
-    window: int,
-    edge: int,
-    causal: bool,
-    device: torch.device,
-) -> Tensor:
-    """``count`` distinct key blocks per head and query block, outside the window and the global blocks.
+def seeded_blocks(seed: int, heads: int, blocks: Tensor, rows: int, options: BigBirdOptions, causal: bool) -> Tensor:
+    """Distinct random key blocks per head and query block, outside the window and the global blocks.
 
     A draw depends only on the seed, the head, the query block and, when not causal, the number of blocks in the
     sequence. So it is the same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd
-    1987) draws without replacement in ``count`` steps.
+    1987) draws without replacement in ``num_random_blocks`` steps.
 
     Args:
         blocks: ``(B or 1,)``, number of blocks of each sequence.
         rows: number of query blocks in the result.
-        window, edge: as in :class:`Blocks`.
     Returns:
-        ``(B or 1, H, rows, count)`` block indices; -1 in unused slots, if fewer than ``count`` blocks can be drawn.
+        ``(B or 1, H, rows, num_random_blocks)`` block indices; -1 in unused slots, if fewer blocks can be drawn.
     """
+    count, window, edge = options.num_random_blocks, options.num_window_blocks, options.num_global_blocks
+    device = blocks.device
     row = torch.arange(rows, device=device).view(1, 1, -1)
     head = torch.arange(heads, device=device).view(1, -1, 1)
-    hashes = BYTE_CACHE.get(
-        ("bigbird hashes", seed, heads, rows, count, device),
-        lambda: [_hash(seed, head, row, step) for step in range(count)],
-    )
     if causal:
         low = high = row - window + 1
         left = (low - edge).clamp(min=0)
@@ -396,7 +307,7 @@ def seeded_blocks(
     chosen: list[Tensor] = []
     for step in range(count):
         highest = left - count + step
-        drawn = (hashes[step] * (highest + 1).clamp(min=0)) >> 31
+        drawn = (_hash(seed, head, row, step) * (highest + 1).clamp(min=0)) >> 31
         for earlier in chosen:
             drawn = torch.where(earlier == drawn, highest, drawn)
         chosen.append(torch.where(highest >= 0, drawn, -1))
@@ -430,33 +341,34 @@ class Blocks:
 
     count: ``(B or 1,)``, number of blocks of each sequence.
     rows: blocks of the longest sequence.
-    size: tokens in a block.
-    window: blocks in the window.
-    edge: global blocks at each end; at the start only when causal.
-    full: maximum number of blocks at which a bidirectional sequence has full attention.
     random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 for none.
-    again: number of extra times that the first block counts for queries without full attention.
     """
 
+    options: BigBirdOptions
     count: Tensor
     rows: int
-    size: int
-    window: int
-    edge: int
-    full: int
-    random: Tensor
     causal: bool
-    again: int = 0
+    random: Tensor
+
+    @property
+    def edge(self) -> int:
+        """Number of global blocks at each end, or at the start when causal."""
+        return self.options.num_global_blocks
+
+    @property
+    def again(self) -> int:
+        """Number of extra times that the first block counts for queries without full attention."""
+        return self.options.num_random_blocks - self.random.shape[-1]
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """How many times keys of block ``j`` count in the softmax of queries of block ``i``. The caller hides keys
         after the query."""
-        total = self.count[b.clamp(max=self.count.shape[0] - 1)]
+        total, window = self.count[b.clamp(max=self.count.shape[0] - 1)], self.options.num_window_blocks
         if self.causal:
-            seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0
+            seen, ends = ((i - j < window) & (j <= i)) | (j < self.edge), i < 0
         else:
-            seen = ((i - j).abs() <= self.window // 2) | self._global(j, total)
-            ends = self._global(i, total) | (total <= self.full)
+            seen = ((i - j).abs() <= window // 2) | self._global(j, total)
+            ends = self._global(i, total) | (total <= self.options.full_blocks)
         counted = seen.int() + self.again * (j == 0).int()
         row = i.clamp(0, self.rows - 1)
         # a saved graph cannot unbind an empty axis
@@ -472,13 +384,14 @@ class Blocks:
     def seen(self) -> Tensor:
         """Key blocks of each non-global query block, ``(B or 1, H or 1, rows, K)``. Global blocks at the start come
         first; -1 for none."""
-        row, edge = torch.arange(self.rows, device=self.count.device).view(1, 1, -1, 1), self.edge
-        around, ends = torch.arange(self.window, device=row.device), torch.arange(edge, device=row.device)
+        edge, window, device = self.edge, self.options.num_window_blocks, self.count.device
+        row = torch.arange(self.rows, device=device).view(1, 1, -1, 1)
+        around, ends = torch.arange(window, device=device), torch.arange(edge, device=device)
         first = ends.expand(1, 1, self.rows, -1)
         if self.causal:
-            near = row - self.window + 1 + around
+            near = row - window + 1 + around
             return joined(torch.where(first <= row, first, -1), torch.where(near >= edge, near, -1), self.random)
-        near, total = row - self.window // 2 + around, self.count.view(-1, 1, 1, 1)
+        near, total = row - window // 2 + around, self.count.view(-1, 1, 1, 1)
         near = torch.where((near >= edge) & (near < total - edge), near, -1)
         return joined(first, near, (total - edge + ends).expand(-1, -1, self.rows, -1), self.random)
 
@@ -490,14 +403,15 @@ class Blocks:
         Args:
             tokens: ``(B, length)`` bool, tokens that are global in addition to the global blocks.
             dtype: dtype of the bias on the scores.
-            even: whether every sequence has ``rows`` blocks, more than ``full``.
-            all_long: whether every sequence has more than ``full`` blocks.
+            even: whether every sequence has ``rows`` blocks, more than ``full_blocks``.
+            all_long: whether every sequence has more than ``full_blocks`` blocks.
         """
         if tokens is not None and not in_graph() and not bool(tokens.any()):
             tokens = None
-        edge, rows, size, causal, total = self.edge, self.rows, self.size, self.causal, self.count.view(-1, 1, 1, 1)
+        edge, rows, causal, total = self.edge, self.rows, self.causal, self.count.view(-1, 1, 1, 1)
+        size, full = self.options.block_size, self.options.full_blocks
         row = torch.arange(rows, device=total.device).view(1, 1, -1, 1)
-        long = total > (0 if causal else self.full)
+        long = total > (0 if causal else full)
         inner = slice(None) if causal else slice(edge, rows - edge if even else rows)
         active = long & ((row >= 0) if causal else (row < total - edge))
         queries = tokens_of(torch.where(active, row, -1)[:, :, inner], size, length)
@@ -520,7 +434,7 @@ class Blocks:
         if ends is not None:
             parts.append(GatherTile(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
         if not (causal or all_long):
-            few = min(self.full, rows)
+            few = min(full, rows)
             short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
             parts.append(GatherTile(tokens_of(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))
         return tuple(parts)
@@ -528,19 +442,19 @@ class Blocks:
     def global_rows(self, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:
         """Positions of the queries that see everything, ``(B or 1, 1, R, size)``; -1 in empty slots. ``None`` without
         such queries."""
-        total, edge = self.count.view(-1, 1), self.edge
+        total, edge, size = self.count.view(-1, 1), self.edge, self.options.block_size
         ends = torch.arange(edge, device=total.device)
         if tokens is None:
             if self.causal or edge == 0:
                 return None
             block = torch.cat([ends.expand(total.shape[0], -1), total - edge + ends], -1)[:, None, :, None]
-            return tokens_of(torch.where(long, block, -1), self.size, length)
+            return tokens_of(torch.where(long, block, -1), size, length)
         if not self.causal:
-            block = torch.arange(length, device=total.device) // self.size
+            block = torch.arange(length, device=total.device) // size
             tokens = tokens | (self._global(block, total) & (block < total) & long.view(-1, 1))
         index, real = global_index(tokens)
-        index = torch.nn.functional.pad(torch.where(real, index, -1), (0, -index.shape[1] % self.size), value=-1)
-        return index.view(len(index), 1, -1, self.size)
+        index = torch.nn.functional.pad(torch.where(real, index, -1), (0, -index.shape[1] % size), value=-1)
+        return index.view(len(index), 1, -1, size)
 
 
 def without(positions: Tensor, tokens: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from .common.capabilities import About
 from .common.layout import full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import KeysOrWeights
+from .common.shared_options import AttendedKeys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class BlockTopK(Mechanism):
                 chosen = chosen.masked_fill(torch.arange(k.shape[2], device=q.device)[:, None] < first, -1)
         return block_selected_attention(q, k, v, chosen, size, call)
 
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         selected = self.selected(q, repeat_heads(k, q.shape[1]), call)
         return lambda rows, scores: selected(rows)
 

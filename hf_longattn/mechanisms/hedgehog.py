@@ -16,7 +16,6 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ..engines import accelerator
 from ..engines.call import AttentionCall
 from .common.capabilities import About
 from .common.feature_map import HeadwiseLinear, LinearMechanism
@@ -67,16 +66,10 @@ class Hedgehog(LinearMechanism):
         return self._features(self.key_map(self.scaled(k, call)))
 
     def _features(self, projected: Tensor) -> Tensor:
-        if accelerator.accelerated(projected):  # one multiplication for both halves, which takes longer on a CPU
-            signs = 1 - 2 * torch.arange(2, dtype=projected.dtype, device=projected.device)
-            both = (projected.unsqueeze(-2) * signs[:, None]).flatten(-2)
-        else:
-            both = torch.cat((projected, -projected), -1)
+        both = torch.cat((projected, -projected), -1)
         return both.unflatten(-1, (2, -1)).softmax(-1).flatten(-2)
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        left, right = (
-            self.scaled(q, call) @ self.query_map.weight.to(q.dtype),
-            self.scaled(k, call) @ self.key_map.weight.to(k.dtype),
-        )
+        left = self.scaled(q, call) @ self.query_map.weight.to(q.dtype)
+        right = self.scaled(k, call) @ self.key_map.weight.to(k.dtype)
         return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT

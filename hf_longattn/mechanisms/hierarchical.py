@@ -38,7 +38,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
 from .common.base import Mechanism, pad_queries, softmax_over, visible_to_all
 from .common.capabilities import About
-from .common.layout import full_pairs
+from .common.layout import block_sizes, full_pairs
 from .common.options import Options, option
 from .common.registry import register_mechanism
 
@@ -254,29 +254,13 @@ class Pyramid:
         return torch.where(seen, pools + sum(self.sizes[:level]), -1)
 
     def pairs(self, causal: bool) -> int:
-        total, half = 0, self.block // 2
-        for level in range(self.top + 1):
-            # Queries see the same pools if they share a block of the level below.
-            width = self.block << max(level - 1, 0)
-            for block, first in enumerate(range(0, self.length, width)):
-                queries = min(width, self.length - first)
-                if level == 0:
-                    low, high = max(0, first - width), min(self.length, first + 2 * width)
-                    if causal:
-                        total += queries * (first - low) + full_pairs(queries, True)
-                    else:
-                        total += queries * (high - low)
-                    continue
-                low, high = 0, self.sizes[level]
-                if level < self.top:
-                    low, high = max(0, (block // 2 - 1) * self.block), min(high, (block // 2 + 2) * self.block)
-                # the level below covers the pools near_start … near_stop - 1 of this level
-                near_start, near_stop = (block - 1) * half, (block + 2) * half
-                pools = max(0, near_start - low)
-                if not causal:
-                    pools += max(0, high - near_stop)
-                total += queries * pools
-        return total
+        """Number of visible pairs. A query and a pool are one pair."""
+        visited = 0
+        for tile in self.parts(causal, torch.device("cpu")):
+            visited += int(((tile.queries >= 0).sum(-1) * (tile.keys >= 0).sum(-1)).sum())
+        if causal:  # the later tokens of a query's own block
+            visited -= sum(size * (size - 1) // 2 for size in block_sizes(self.length, self.block))
+        return visited
 
 
 def _pairs(x: Tensor) -> Tensor:

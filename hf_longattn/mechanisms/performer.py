@@ -22,10 +22,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines import accelerator
 from ..engines.batch import in_graph
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
@@ -34,9 +32,6 @@ from .common.capabilities import About, NeedsWholeBatch
 from .common.feature_map import LinearMechanism, log_products
 from .common.options import Options, option
 from .common.registry import register_mechanism
-
-COLUMNS = 4
-"""Columns added to a matrix product, because GPUs load multiples of this many numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +136,7 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         if not self.logarithms:
             return (k @ directions.mT).relu()
         squares = k.square().sum(-1, keepdim=True)
-        if not accelerator.accelerated(k):
-            return torch.add(k @ directions.mT, squares, alpha=-scale / 2)
-        squares = squares.expand(*k.shape[:-1], COLUMNS)  # on a GPU, extra columns in the product add -|x'|²/2
-        return torch.cat((k, squares), -1) @ F.pad(directions, (0, COLUMNS), value=-scale / (2 * COLUMNS)).mT
+        return torch.add(k @ directions.mT, squares, alpha=-scale / 2)
 
     def _scaled_directions(self, x: Tensor, call: AttentionCall) -> Tensor:
         """√scale w_m, so that their products with x are w_m·x'."""

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
-from ..engines.dense import dense_attention, grid_of, index_grid, products, repeat_heads
-from ..engines.dispatch import choose
+from ..engines.dense import grid_of, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
 from ..positions.trained_distances import Locality
@@ -38,7 +37,6 @@ from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs,
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import KeysOrWeights
 
 
 class PooledKeys(NamedTuple):
@@ -143,25 +141,8 @@ class Segmented(GatheredMechanism):
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
         pooled = summarise(k, v, call.key_mask, self.options.block_size)
         k, v, call = pooled.appended(k, v, call.replace(causal=False))
-        if choose("pairs", q, k[:, :, :kv_len], call) == "dense-masked":
-            positions = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
-            return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=positions)
         parts = self.plan(kv_len, causal, q.device)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
-
-    def _extended_mod(self, length: int, causal: bool) -> MaskMod:
-        """Mask of the visible keys and of the visible summaries, which follow the keys."""
-        size = self.options.block_size
-
-        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            query_block, block = q_idx // size, kv_idx - length
-            inside = (kv_idx < length) & (kv_idx // size == query_block)
-            other_block = (block >= 0) & (block != query_block)
-            if causal:
-                return (inside & (kv_idx <= q_idx)) | (other_block & (block < query_block))
-            return inside | other_block
-
-        return mod
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises:
@@ -182,31 +163,6 @@ class Segmented(GatheredMechanism):
         seen = torch.cat([inside.expand(scores.shape), other_blocks.expand(pooled.shape)], -1)
         weights = softmax_over(torch.cat([scores, pooled], -1), seen)
         return weights[..., :kv_len] + weights[..., kv_len:] @ spread
-
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        if not self.summarises:
-            return super().attended_keys(q, k, call)
-        heads, length, size, scale = q.shape[1], k.shape[2], self.options.block_size, call.scale_for(q.shape[-1])
-        summaries = summarise(k, k, call.key_mask, size)
-        _, _, of_summaries = summaries.appended(k, k, call)
-        real, _ = in_blocks(call.key_mask, size, k)
-        shares = block_shares(real, torch.promote_types(k.dtype, torch.float32)).flatten(1)[:, None, :length]
-        keys, count = repeat_heads(summaries.keys, heads), summaries.keys.shape[2]
-        block = torch.arange(length, device=k.device) // size
-
-        def weights_of(rows: Tensor, scores: Tensor) -> Tensor:
-            b, h, _, kv_idx = index_grid(len(q), heads, 1, length + count, k.device)
-            summary_scores, q_idx = products(q[:, :, rows], keys) * scale, rows.view(1, 1, -1, 1)
-            if of_summaries.score_mod is not None:
-                summary_scores = of_summaries.score_mod(summary_scores, b, h, q_idx, kv_idx[..., length:])
-            away = torch.arange(count, device=rows.device) - block[rows][:, None]
-            others = (away < 0 if call.causal else away != 0) & summaries.real[:, None, None]
-            inside = (block == block[rows][:, None]) & (scores > float("-inf"))
-            seen = torch.cat([inside.expand(scores.shape), others.expand(summary_scores.shape)], -1)
-            weights = softmax_over(torch.cat([scores, summary_scores.to(scores.dtype)], -1), seen)
-            return weights[..., :length] + weights[..., length + block] * shares[:, :, None]
-
-        return weights_of
 
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.block_size

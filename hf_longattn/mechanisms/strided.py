@@ -73,7 +73,4 @@ class Strided(GatheredMechanism):
 def _strides_beyond(side: int, stride: int, length: int) -> int:
     """Total over all queries i of the keys on the stride that are more than ``side`` away: Σ_i max(0, ⌊i/s⌋ -
     ⌊side/s⌋)."""
-    steps = max(0, (length - 1) // stride - side // stride)
-    first = (side // stride + 1) * stride
-    # Query `first` has one such key, and each stride adds one. The length cuts the last stride short.
-    return 0 if not steps else stride * (steps * (steps - 1) // 2) + steps * (length - first - (steps - 1) * stride)
+    return int((torch.arange(length) // stride - side // stride).clamp(min=0).sum())

@@ -25,7 +25,7 @@ from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import KeysOrWeights
+from .common.shared_options import AttendedKeys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TopK(Mechanism):
                 )
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         return lambda rows, scores: self.best_keys(scores)
 
     def best_keys(self, scores: Tensor) -> Tensor:

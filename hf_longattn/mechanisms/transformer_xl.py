@@ -26,8 +26,7 @@ from torch import Tensor
 from ..engines.batch import differentiated
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
-from ..engines.dense import dense_attention, grid_of, repeat_heads
-from ..engines.dispatch import choose
+from ..engines.dense import grid_of, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import ScoreMod, chain_score_mods
 from ..positions.relative import build_relative
@@ -38,7 +37,7 @@ from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import KeysOrWeights, relative_term, with_dense_terms, with_relative
+from .common.shared_options import AttendedKeys, relative_term, with_dense_terms, with_relative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +46,13 @@ class TransformerXLOptions(Options):
     memory_length: int = option(512, "M, how many tokens before its segment a query sees", "tokens", least=0)
     bptt: bool = option(False, "whether gradients flow from a segment into its memory; the paper stops them")
 
+    @property
+    def stops_gradients(self) -> bool:
+        """Whether there is a memory into which gradients must not flow."""
+        return not self.bptt and self.memory_length > 0
+
     def is_mask(self) -> bool:
-        """Whether gradients may flow into the memory, if there is one."""
-        return self.bptt or self.memory_length == 0
+        return not self.stops_gradients
 
 
 @register_mechanism("transformer_xl")
@@ -78,8 +81,6 @@ class TransformerXL(GatheredMechanism):
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
         self.chunks = options.segment_length, options.memory_length
-        self.stops = not options.is_mask()
-        """Whether there is a memory into which gradients must not flow."""
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         size, memory = self.options.segment_length, self.options.memory_length
@@ -101,7 +102,7 @@ class TransformerXL(GatheredMechanism):
         memory = blocks[:, :1] + torch.arange(-memory_length, 0, device=device)
         return blocks, memory.clamp(min=-1)
 
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         return self.keys_by_mask(k, call)  # stopped gradients do not change which keys are attended
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
@@ -119,18 +120,15 @@ class TransformerXL(GatheredMechanism):
         k, v = torch.cat([k, old_k], 2), torch.cat([v, old_v], 2)
         if call.key_mask is not None:
             joint_call = joint_call.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
-        if choose("pairs", q, k[:, :, :length], joint_call) == "dense-masked":
-            positions = torch.arange(length, device=q.device).view(1, 1, -1, 1)
-            out = dense_attention(q, k, v, joint_call, mask_mod=self._joint_mask_mod(length, causal), q_idx=positions)
-        else:
-            name = (TransformerXL, "stopping parts", self.options, length, causal, q.device)
-            parts = BYTE_CACHE.get(name, partial(self._joint_parts, length, causal, q.device))
-            out = gathered_attention(q, k, v, parts, joint_call)
+        name = (TransformerXL, "stopping parts", self.options, length, causal, q.device)
+        parts = BYTE_CACHE.get(name, partial(self._joint_parts, length, causal, q.device))
+        out = gathered_attention(q, k, v, parts, joint_call)
         return out[:, :, length - q_len :]
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
         """Whether this pass has a memory into which gradients must not flow."""
-        return self.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
+        stops = self.options.stops_gradients and differentiated(k, v)
+        return stops and k.shape[2] > self.options.segment_length
 
     def _joint_score_mod(self, q: Tensor, k: Tensor, old_k: Tensor, call: AttentionCall) -> ScoreMod | None:
         """The score term, relative positions included, for the segments' keys ``k`` and the memory's keys after
@@ -168,22 +166,9 @@ class TransformerXL(GatheredMechanism):
         old_keys = torch.where(memory < 0, -1, memory + length)
         return (*cells(blocks, blocks, causal=causal), *cells(blocks, old_keys, causal=False))
 
-    def _joint_mask_mod(self, length: int, causal: bool) -> MaskMod:
-        """:meth:`mask_mod` with causality, for the segments' keys followed, from index ``length`` on, by the memory's
-        keys."""
-        mod, size = self.mask_mod(causal, None), self.options.segment_length
-
-        def joint(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            position = kv_idx % length
-            own_segment = position // size == q_idx // size
-            seen = mod(b, h, q_idx, position) & (own_segment == (kv_idx < length))
-            return seen & (position <= q_idx) if causal else seen
-
-        return joint
-
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition. Without ``bptt``, the memory's keys and values are constants."""
-        if not self.stops:
+        if not self.options.stops_gradients:
             return super().defined(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
         old_k, old_v = k.detach(), v.detach()

@@ -45,7 +45,7 @@ from .common.capabilities import About, CopiesProjections, OnGrid
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import KeysOrWeights, with_dense_terms
+from .common.shared_options import AttendedKeys, with_dense_terms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -215,7 +215,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return super(Window2d, self.on_grid(self.grid_for(q, k, call))).visible(q, k, call)
 
-    def keys_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def keys_by_mask(self, k: Tensor, call: AttentionCall) -> AttendedKeys:
         return super(Window2d, self.on_grid(self.grid_of(call, k.shape[2]))).keys_by_mask(k, call)
 
     def shared_prefix(self, grid: Grid) -> int:

@@ -28,11 +28,8 @@ from hf_longattn.inspect import (
 from hf_longattn.inspect.candidates import usual_candidates
 from hf_longattn.inspect.layer_attention import MEANS, LayerAttention, RowSums, distance_bins, sampled_rows
 from hf_longattn.inspect.texts import read_lengths
-from hf_longattn.inspect.watching import run_stack, watching
 from hf_longattn.mechanisms import list_mechanisms
-from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.layout import full_pairs
-from hf_longattn.mechanisms.common.registry import mechanism_from
 from tests.cases import every_case
 from tests.modeling.test_audio_models import Largest
 
@@ -232,22 +229,6 @@ def test_captured_mass_has_a_number_for_every_layer_head_and_candidate(checkpoin
     assert list(report.reasons) == ["linformer"]
     assert report.mass[..., 2].isnan().all()
     assert bool((report.mass[..., 0] <= report.mass[..., 1] + 1e-6).all())
-
-
-def test_the_mass_of_pooled_segments_is_what_they_share_with_the_softmax(checkpoint: Make) -> None:
-    model = transformers.AutoModel.from_pretrained(checkpoint("bert"))
-    ids = torch.randint(5, 300, (64,))
-    watched: list[LayerAttention] = []
-    with watching(model, lambda _, layer: watched.append(layer)):
-        run_stack(model, ids)
-    options = {"block_size": 16, "integration": "pooled"}
-    measured = captured_mass(model, ids, [Candidate("segmented", options)]).mass[..., 0]
-    for layer, mass in zip(watched, measured, strict=True):
-        mechanism = mechanism_from("segmented", options, num_heads=HEADS, head_dim=WIDTH)
-        softmax = (layer.q @ layer.k.mT / WIDTH**0.5).softmax(-1)
-        weights = attention_weights(mechanism, layer.q, layer.k, AttentionCall(causal=False))
-        expected = 1 - (softmax - weights)[0].abs().sum(-1).mean(-1) / 2
-        torch.testing.assert_close(mass.float(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_diagnosis_of_a_model_that_trains_has_no_dropout() -> None:

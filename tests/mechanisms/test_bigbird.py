@@ -30,7 +30,8 @@ def seen(mechanism: BigBird, length: int, causal: bool = False, padding_mask: Te
 
 
 def table(mechanism: BigBird, blocks: int, causal: bool = False, seed: int = 0) -> Tensor:
-    return mechanism.blocks(torch.tensor([blocks]), blocks, causal, torch.device("cpu"), seed).random[0]
+    length = blocks * mechanism.options.block_size
+    return mechanism.blocks(length, AttentionCall(causal, seed=seed), torch.device("cpu")).random[0]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -165,13 +166,3 @@ def test_bigbird_decodes_with_the_blocks_of_the_whole_pass_in_front_of_which_is_
     step = mechanism.attend_rows(q[:, :, -1:], k, v, call)
     expected = reference_attend(q, k, v, mechanism, causal=True, padding_mask=call.key_mask)
     torch.testing.assert_close(step, expected[:, :, -1:], atol=1e-12, rtol=0)
-
-
-def test_a_table_that_another_thread_keeps_meanwhile_is_not_read() -> None:
-    class Shared(BigBird):
-        _table_of_layer = property(lambda _: ("a table of another length", torch.zeros(0)), lambda _, table: None)  # type: ignore[assignment]
-
-    mechanism = bigbird()
-    expected = mechanism._causal_table(64, torch.device("cpu"))
-    mechanism.__class__ = Shared
-    assert torch.equal(mechanism._causal_table(64, torch.device("cpu")), expected)

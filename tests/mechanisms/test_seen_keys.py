@@ -14,7 +14,7 @@ from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common.base import attention_weights, scaled_scores, softmax_over, visible_to_all
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from hf_longattn.mechanisms.common.shared_options import keys_or_weights
+from hf_longattn.mechanisms.common.shared_options import attended_keys_of
 from tests.cases import every_case
 
 LENGTH, HEADS, WIDTH = 150, 4, 16
@@ -40,6 +40,7 @@ NOT_A_SELECTION = [
     ("routing", {"router": "learned"}),
     ("longformer", {"separate_global": True}),
     ("recurrent_memory", {}),
+    ("segmented", {"integration": "pooled"}),
 ]
 
 
@@ -69,8 +70,6 @@ def test_attended_keys_have_the_weights_of_the_definition(
     visible = visible_to_all(q, k, call)
     scores = scaled_scores(q, k, call).masked_fill(~visible, float("-inf"))[:, :, rows]
     kept = attended_keys(rows, scores).expand(scores.shape)
-    if kept.dtype != torch.bool:
-        return  # weights, below
     kept = kept & visible[:, :, rows]
     expected = softmax_over(scores, kept)
     with torch.no_grad():
@@ -92,24 +91,6 @@ def test_mechanisms_that_are_no_softmax_over_some_keys_name_no_attended_keys(
     assert mechanism.attended_keys(q, q, AttentionCall()) is None
 
 
-@every_case("causal", [False, True], ids=["both", "causal"])
-def test_segmented_summaries_have_the_weights_of_the_definition(causal: bool) -> None:
-    mechanism = built("segmented", {"block_size": 24, "integration": "pooled"})
-    q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
-    for padded, term in (
-        (False, None),
-        (True, None),
-        (False, lambda score, b, h, i, j: score - 0.01 * (h + 1) * (i - j).abs()),
-    ):
-        mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [97]])
-        call = AttentionCall.of(causal=causal, padding_mask=mask if padded else None, score_mod=term)
-        rows = torch.tensor([0, 1, 40, 63, 64, 95, 96])
-        scores = scaled_scores(q, k, call).masked_fill(~visible_to_all(q, k, call), float("-inf"))[:, :, rows]
-        weights = keys_or_weights(mechanism, q, k, call)(rows, scores)
-        torch.testing.assert_close(weights, mechanism.dense_weights(q, k, call)[:, :, rows], atol=1e-12, rtol=0)
-        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]).double())
-
-
 def test_attended_keys_on_a_grid_are_those_of_the_definition() -> None:
     grid = Grid((9, 14), prefix=2)
     mechanism = mechanism_from("window2d", {"window": 4}, num_heads=HEADS, head_dim=WIDTH, max_length=grid.length)
@@ -117,10 +98,10 @@ def test_attended_keys_on_a_grid_are_those_of_the_definition() -> None:
     call = AttentionCall(causal=False, grid=grid)
     scores, rows = scaled_scores(q, k, call), torch.tensor([0, 1, 2, 50, 127])
     weights = attention_weights(mechanism, q, k, call)[:, :, rows]
-    attended = keys_or_weights(mechanism, q, k, call)(rows, scores[:, :, rows]).expand(weights.shape)
+    attended = attended_keys_of(mechanism, q, k, call)(rows, scores[:, :, rows]).expand(weights.shape)
     torch.testing.assert_close(softmax_over(scores[:, :, rows], attended), weights, atol=1e-12, rtol=0)
     with pytest.raises(InputError):
-        keys_or_weights(mechanism, q, k, AttentionCall(causal=False))
+        attended_keys_of(mechanism, q, k, AttentionCall(causal=False))
 
 
 EXTENT = 240

@@ -63,7 +63,6 @@ def test_adaptive_span_output_and_gradients_equal_the_definition(
 def test_adaptive_span_visits_only_the_keys_that_the_longest_span_reaches() -> None:
     module = spanned(4096, 10, (0.01, 0.005))
     assert module.pattern(True).left == 50  # 40.96 + 10, rounded up, less the query itself
-    assert module._part(2048, 2048, True, torch.float32, torch.device("cpu")).keys.shape[-1] == 64 + 64
     with torch.no_grad():
         module.span_fraction.add_(0.01)
     assert module.pattern(True).left == 91, "read again when the parameter has changed"

@@ -35,7 +35,7 @@ from ...positions.trained_distances import Locality
 from .capabilities import About, Capabilities, aligns_sequences
 from .layout import full_pairs
 from .options import Options
-from .shared_options import KeysOrWeights, add_relative, full_of, weights_by_length, with_dense_terms
+from .shared_options import AttendedKeys, add_relative, full_of, weights_by_length, with_dense_terms
 
 DENSE_LIMIT = 4096
 """Maximum input length for which dense attention weights are returned, in tokens."""
@@ -189,9 +189,8 @@ class Mechanism(nn.Module, ABC):
         """The distances at which a query sees keys; ``None`` if unbounded or dependent on content."""
         return None
 
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        """A function that returns a mask of the attended keys, or the weights of all keys
-        (:data:`~.shared_options.KeysOrWeights`).
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys | None:
+        """A function that returns a mask of the attended keys (:data:`~.shared_options.AttendedKeys`).
 
         ``None`` if the output is not one softmax over keys. :mod:`hf_longattn.inspect` measures how much of full
         attention's weight falls on these keys. It calls the function for some queries at a time, in memory linear in

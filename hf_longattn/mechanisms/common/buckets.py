@@ -24,7 +24,7 @@ from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...engines.score_terms import add_term
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over
-from .shared_options import KeysOrWeights
+from .shared_options import AttendedKeys
 
 
 class BucketedMechanism(Mechanism):
@@ -60,7 +60,7 @@ class BucketedMechanism(Mechanism):
         """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
         return q, repeat_heads(k, q.shape[1])
 
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys | None:
         if self.count_duplicates or not self.plain_scores:
             return None
         meets = self.meets(q, repeat_heads(k, q.shape[1]), call)

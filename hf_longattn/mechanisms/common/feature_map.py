@@ -143,12 +143,6 @@ class LinearMechanism(Mechanism, Stateful):
             return out.to(q.dtype), {
                 name: at_least_fp32(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()
             }
-        if accelerator.accelerated(q):
-            rises: list[Tensor] = []
-            result = self.in_pieces(q, k, v, state, call, rises=rises)
-            # Read once, at the end: reading after every piece would wait for the device each time.
-            if not (rises and bool(torch.stack(rises).max() > MAX_LOG_RISE)):
-                return result
         return self.in_pieces(q, k, v, state, call, cuts=True)
 
     def in_pieces(
@@ -158,11 +152,9 @@ class LinearMechanism(Mechanism, Stateful):
         v: Tensor,
         state: State | None,
         call: AttentionCall,
-        rises: list[Tensor] | None = None,
         cuts: bool = False,
     ) -> tuple[Tensor, State]:
-        """The result of :meth:`run`, computed piece by piece. ``rises`` and ``cuts`` are those of
-        :meth:`causal_piece`."""
+        """The result of :meth:`run`, computed piece by piece. ``cuts`` as in :meth:`causal_piece`."""
         (batch, _, q_len, _), kv_len = q.shape, k.shape[2]
         first, causal = kv_len - q_len, call.causal and q_len > 1  # a single query sees every key
         outs: list[Tensor] = []
@@ -174,7 +166,7 @@ class LinearMechanism(Mechanism, Stateful):
             phi_q = self.queries(at_least_fp32(q[:, :, piece]), call)
             if causal:
                 tokens = slice(piece.start + first, piece.stop + first)
-                out, state = self.causal_piece(phi_q, *self.key_features(k, v, tokens, call), state, rises, cuts)
+                out, state = self.causal_piece(phi_q, *self.key_features(k, v, tokens, call), state, cuts)
             else:
                 assert state is not None
                 out = self.read(phi_q, state)
@@ -240,18 +232,15 @@ class LinearMechanism(Mechanism, Stateful):
         values: Tensor,
         real: Tensor | None,
         state: State | None,
-        rises: list[Tensor] | None,
         cuts: bool,
     ) -> tuple[Tensor, State]:
         """Causal attention of the next tokens, and the state after them. Features are ``(B, H, n, F)`` and
         ``(B, heads, n, F)``.
 
         real: ``(B, n)`` bool, True = real key; ``None`` if all are real.
-        rises: for logarithms, a list to which the largest difference between a key and the anchor A is appended,
-            without reading it.
-        cuts: whether to read that difference, and to end a part of the piece before a key that exceeds A by too much.
-            Every query then sees the keys from which A is taken, and its unnormalised weights sum to at least 1.
-            Without both, A includes the piece itself.
+        cuts: for logarithms, whether to end a part of the piece before a key that exceeds the anchor A by too much,
+            which reads values. Every query then sees the keys from which A is taken, and its unnormalised weights sum
+            to at least 1. Otherwise A includes the piece itself.
         """
         if not self.logarithms:
             return linear_attention(phi_q, phi_k, values, initial_state=state)
@@ -261,11 +250,7 @@ class LinearMechanism(Mechanism, Stateful):
             rest, count = phi_k[:, :, begin:], length - begin
             anchor = _anchor(rest, None if real is None else real[:, begin:], state)
             top = torch.maximum(rest.detach().amax(2), anchor)  # the largest logarithm of each feature
-            if rises is not None:
-                anchor = torch.minimum(anchor + MAX_LOG_RISE, top)  # all weights of the first key are exp(-60) or more
-                if count > 1:
-                    rises.append((top - anchor).max())
-            elif not cuts:
+            if not cuts:
                 anchor = top
             elif count > 1 and bool((top - anchor).max() > MAX_LOG_RISE):
                 over = (rest.detach() - anchor[:, :, None]).amax((0, 1, 3)) > MAX_LOG_RISE
@@ -273,7 +258,7 @@ class LinearMechanism(Mechanism, Stateful):
                 rest = rest[:, :, :count]
                 top = torch.maximum(rest.detach().amax(2), anchor)
             piece = slice(begin, begin + count)
-            if count == 1 and (cuts or rises is not None):  # this key may be far above all earlier ones
+            if count == 1 and cuts:  # this key may be far above all earlier ones
                 state = self.absorbed(state, rest, values[:, :, piece])
                 outs.append(self.read(phi_q[:, :, piece], state))
             else:

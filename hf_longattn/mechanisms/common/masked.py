@@ -35,7 +35,7 @@ from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_t
 from .global_tokens import GlobalTokenIds
 from .layout import band_pairs, full_pairs, global_parts
 from .options import Options
-from .shared_options import KeysOrWeights, relative_of, with_relative
+from .shared_options import AttendedKeys, relative_of, with_relative
 
 SINK_POSITIONS, CACHE, TEXT = "sink_positions", "cache", "text"
 """The option for the positions of sinks in rotary decoders, and its values."""
@@ -117,10 +117,10 @@ class MaskedMechanism(Mechanism):
         scores = scaled_scores(q, k, call)
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape), call.sink_scores)
 
-    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+    def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys | None:
         return self.keys_by_mask(k, call) if self.options.is_mask() and self.capabilities.recursion is None else None
 
-    def keys_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
+    def keys_by_mask(self, k: Tensor, call: AttentionCall) -> AttendedKeys:
         """:meth:`attended_keys` for a mechanism that only masks full attention."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)

@@ -187,16 +187,14 @@ def check_form(mechanism: Any, causal: bool, where: str) -> None:
         )
 
 
-KeysOrWeights = Callable[[Tensor, Tensor], Tensor]
-"""``(rows, scores)`` -> mask of the keys that queries attend to, ``(B, H, n, N)`` bool (broadcastable), or weights of
-all keys.
+AttendedKeys = Callable[[Tensor, Tensor], Tensor]
+"""``(rows, scores)`` -> mask of the keys that queries attend to, ``(B, H, n, N)`` bool (broadcastable).
 
 ``rows (n,)`` are the queries' indices. ``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; the
-mask may include these keys. If one softmax runs over keys and means of keys, the result is weights ``(B, H, n, N)``,
-which sum to 1 per query. The weight of a mean is divided among its keys."""
+mask may include these keys."""
 
 
-def keys_or_weights(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
+def attended_keys_of(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys | None:
     """:meth:`Mechanism.attended_keys` with the option ``exact_length`` applied."""
     if (full := for_length(mechanism, k.shape[2], call.causal)) is not mechanism:
         mechanism, call = full, call.replace(global_mask=None)
