@@ -20,7 +20,7 @@ class LongAttentionConfig:
         LongAttentionConfig("longformer", window=512)
         LongAttentionConfig("window", window=512, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
         LongAttentionConfig("window", layers="0-5:window=64;6-10:window=256;11=full")
-        LongAttentionConfig(layers="5*window:window=512,full")                     # five windowed layers, one full,
+        LongAttentionConfig(layers="window:window=512,window:window=512,full")     # two windowed layers, one full,
         and again
 
     A layer without a mechanism uses the default mechanism with its options, and may override some of them. A layer

@@ -81,7 +81,6 @@ SHORT_LINES = {
         11: ("full", None),
     },
     "window:window=8,full": {0: ("window", 8), 1: ("full", None), 10: ("window", 8), 11: ("full", None)},
-    "5*window:window=8,full": {4: ("window", 8), 5: ("full", None), 10: ("window", 8), 11: ("full", None)},
     "window:window=8;full;0=longformer:window=16,global_tokens=0+3": {
         0: ("longformer", 16),
         1: ("full", None),
@@ -103,7 +102,7 @@ def test_config_reads_layers_in_one_line(line: str) -> None:
 
 
 def test_layers_in_turn_need_no_default_and_print() -> None:
-    config = LongAttentionConfig(layers="2*window:window=8,full;0=full")
+    config = LongAttentionConfig(layers="window:window=8,window:window=8,full;0=full")
     assert config.mechanism == "window"
     assert config.to_dict() == {
         "mechanism": "window",
@@ -121,7 +120,7 @@ def test_layers_in_turn_need_no_default_and_print() -> None:
     ]
     as_list = LongAttentionConfig(layers=[{"mechanism": "window", "window": 8}, "window:window=8", "full"])
     assert as_list.for_layer(4) == ("window", {"window": 8})
-    assert as_list == LongAttentionConfig(layers="2*window:window=8,full")
+    assert as_list == LongAttentionConfig(layers="window:window=8,window:window=8,full")
 
 
 @every_case(

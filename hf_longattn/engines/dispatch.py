@@ -149,7 +149,7 @@ PATHS: dict[PatternType, Paths] = {
         ),
         *PAIR_PATHS,
     ),
-    "windows": (PAIR_PATHS[0], ("windows", grid_windows.why_not), *PAIR_PATHS[1:]),
+    "windows": (PAIR_PATHS[0], ("windows", grid_windows.why_not), ("dense-masked", _always_runs)),
     "band": (
         ("dense", _band_leaves_keys_out),
         ("dense-masked", _band_is_long),

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from .batch import differentiated, in_graph
 from .call import AttentionCall, DispatchContext
-from .cpu.kernels import why_not_tiles
 from .dense import fused_attention
 from .score_terms import PREFIX_PAIRS, GridBias
 from .token_grid import Grid
@@ -30,11 +29,9 @@ CALL_BYTES = 4 << 20
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this engine does not run, as a clause. ``None`` if it may run."""
-    if context.call.key_mask is not None and not context.few_pairs and why_not_tiles(context) is None:
-        return "padding lies between the cells, and the fused kernel runs the listed pairs"
     if "windows" in context.call.term.engines:
         return None
-    return "a score term other than a bias by distance on the grid is added to listed pairs"
+    return "a score term other than a bias by distance on the grid needs a mask over all pairs"
 
 
 class WindowRun(NamedTuple):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,35 +37,6 @@ from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs,
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-
-
-class PooledKeys(NamedTuple):
-    """M means over several tokens' keys and values, which share one softmax with the tokens.
-
-    ``real`` and ``position`` may have size 1 in the batch axis.
-    """
-
-    keys: Tensor
-    """``(B, H, M, D)``"""
-    values: Tensor
-    """``(B, H, M, D)``"""
-    real: Tensor
-    """Whether a pool has any token, ``(B, M)`` bool."""
-    position: Tensor
-    """Mean position of the pool's tokens, rounded down, ``(B, M)``. Score terms use it as the key's position."""
-
-    def appended(self, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-        """``k, v (B, H, N, D)`` followed by the pooled keys and values, and the call for them."""
-        length = k.shape[2]
-
-        def position(b: Tensor, h: Tensor, kv_idx: Tensor) -> Tensor:
-            b = b if len(self.position) > 1 else torch.zeros_like(b)
-            return torch.where(kv_idx < length, kv_idx, self.position[b, (kv_idx - length).clamp(min=0)])
-
-        call = call.replace(score_mod=remapped(call.score_mod, keys=position))
-        if call.key_mask is not None:
-            call = call.with_mask(torch.cat([call.key_mask, self.real], 1))
-        return torch.cat([k, self.keys], 2), torch.cat([v, self.values], 2), call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +110,16 @@ class Segmented(GatheredMechanism):
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
-        pooled = summarise(k, v, call.key_mask, self.options.block_size)
-        k, v, call = pooled.appended(k, v, call.replace(causal=False))
+        keys, values, real, positions = summarise(k, v, call.key_mask, self.options.block_size)
+
+        def position(b: Tensor, h: Tensor, kv_idx: Tensor) -> Tensor:
+            rows = b.clamp(max=len(positions) - 1)
+            return torch.where(kv_idx < kv_len, kv_idx, positions[rows, (kv_idx - kv_len).clamp(min=0)])
+
+        call = call.replace(causal=False, score_mod=remapped(call.score_mod, keys=position))
+        if call.key_mask is not None:
+            call = call.with_mask(torch.cat([call.key_mask, real], 1))
+        k, v = torch.cat([k, keys], 2), torch.cat([v, values], 2)
         parts = self.plan(kv_len, causal, q.device)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
@@ -197,30 +176,25 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
     yield GatherTile(rows[None, None], (length + other_blocks + (other_blocks >= row_block))[None, None])
 
 
-def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> PooledKeys:
-    """Summaries of ``k, v (B, H, N, D)`` in blocks of ``size`` tokens. Padding (``key_mask (B, N)`` is False) is left
-    out."""
-    real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
-    position = torch.arange(real.shape[1], device=k.device) * size + middle_of(real)
-    shares = block_shares(real, torch.promote_types(k.dtype, torch.float32))[:, None]
-    return PooledKeys(_average(shares, k_blocks), _average(shares, v_blocks), real.any(-1), position)
+def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summaries of ``k, v (B, H, N, D)`` in M blocks of ``size`` tokens, without padding (``key_mask (B, N)`` is
+    False).
 
-
-def in_blocks(key_mask: Tensor | None, size: int, *tokens: Tensor) -> tuple[Tensor, ...]:
-    """Mask of real tokens in blocks, ``(B or 1, M, size)``, and ``tokens (B, H, N, D)`` in blocks,
-    ``(B, H, M, size, D)``."""
-    length = tokens[0].shape[2]
+    Returns:
+        The mean keys and values, ``(B, H, M, D)``; whether a block has any token, ``(B or 1, M)`` bool; and the mean
+        position of its tokens, rounded down, which score terms use as the key's position.
+    """
+    length = k.shape[2]
     count = -(-length // size)
-    real = torch.ones(1, length, dtype=torch.bool, device=tokens[0].device) if key_mask is None else key_mask
-    if count * size > length:  # F.pad copies even where it adds nothing
-        tokens = tuple(F.pad(x, (0, 0, 0, count * size - length)) for x in tokens)
-    blocks = (x.unflatten(2, (count, size)) for x in tokens)
-    return F.pad(real, (0, count * size - length)).unflatten(1, (count, size)), *blocks
-
-
-def block_shares(real: Tensor, dtype: torch.dtype) -> Tensor:
-    """The shares ``(B or 1, M, size)`` of tokens in the summaries of their blocks, equal for the ``real`` tokens."""
-    return real.to(dtype) / real.sum(-1, keepdim=True).clamp(min=1)
+    missing = count * size - length
+    real = torch.ones(1, length, dtype=torch.bool, device=k.device) if key_mask is None else key_mask
+    if missing:  # F.pad copies even where it adds nothing
+        k, v, real = F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing)), F.pad(real, (0, missing))
+    real = real.unflatten(1, (count, size))
+    position = torch.arange(count, device=k.device) * size + middle_of(real)
+    shares = real.to(torch.promote_types(k.dtype, torch.float32)) / real.sum(-1, keepdim=True).clamp(min=1)
+    keys, values = (_average(shares[:, None], x.unflatten(2, (count, size))) for x in (k, v))
+    return keys, values, real.any(-1), position
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:

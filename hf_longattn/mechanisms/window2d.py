@@ -31,11 +31,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..engines.byte_cache import BYTE_CACHE
-from ..engines.call import AttentionCall, GatherTile, MaskMod
+from ..engines.call import AttentionCall, MaskMod
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
-from ..engines.gathered import gathered_attention
 from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..engines.score_terms import GridBias, ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
@@ -259,8 +257,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
             return dense_attention(q, k, v, call, mask_mod=self.mask_on(grid))
-        if path == "sparse":
-            return gathered_attention(q, k, v, self.plan(grid, q.device), call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         of_prefix = None
         if grid.prefix:
@@ -311,30 +307,6 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)
         weights = softmax_over(torch.cat([scaled_scores(q, k, call), scores], 3), visible)
         return weights[..., : grid.length], weights[..., grid.length :].sum(3, keepdim=True)
-
-    def plan(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles for the pairs of cells and of the prefix; cached. The first cell has position ``grid.prefix``."""
-
-        def make() -> tuple[GatherTile, ...]:
-            cells, tiles = torch.arange(grid.prefix, grid.length, device=device), []
-            for region in regions(grid, *self.windows(grid)):
-                part = cells.view(grid.sizes)[tuple(run.cells for run in region)]
-                # split each axis into windows and their cells, and move the axes of windows to the front
-                split = part.reshape([number for run in region for number in (run.windows, run.size)])
-                window_axes, cell_axes = range(0, 2 * grid.rank, 2), range(1, 2 * grid.rank, 2)
-                count = math.prod(run.windows for run in region)
-                windows = split.permute(*window_axes, *cell_axes).reshape(1, 1, count, -1)
-                tiles.append(GatherTile(windows, windows))
-            if grid.prefix:
-                mode = self.options.prefix_tokens
-                prefix = torch.arange(grid.prefix, device=device).view(1, 1, 1, -1)
-                if mode == GLOBAL:  # the cells of every tile see the prefix as well
-                    tiles.append(GatherTile(cells.view(1, 1, 1, -1), prefix))
-                everything = torch.arange(grid.length, device=device).view(1, 1, 1, -1)
-                tiles.append(GatherTile(prefix, prefix if mode == NONE else everything))
-            return tuple(tiles)
-
-        return BYTE_CACHE.get((type(self), self.options, self.shifted, grid, device), make)
 
     def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
         return None if self.shifted else tuple(self.windows(grid)[0])

@@ -71,12 +71,9 @@ def test_grid_windows_with_padding_equal_the_definition(
     options: dict[str, Any],
     prefix_tokens: str,
     term: str | None,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Windows without a real key among them; output and gradients of real cells, and all rows finite, with and without
     gradients."""
-    # which is preferred without a term
-    monkeypatch.setattr(grid_windows, "why_not_tiles", lambda context: "its kernel is not built")
     grid = Grid(sizes, 2)
     generator = torch.Generator().manual_seed(0)
     real = torch.rand(2, grid.length, generator=generator) > 0.4
@@ -143,7 +140,7 @@ CASES: list[tuple[str, dict[str, Any], Grid, Cell]] = [
 ]
 
 
-WAYS = ("fused", "with holes", "listed pairs", "bound grid")
+WAYS = ("fused", "with holes", "mask over pairs", "bound grid")
 
 
 @every_case(("name", "options", "grid", "sizes", "way"), [(*case, way) for case in CASES for way in WAYS], of=3)
@@ -161,7 +158,7 @@ def test_a_grid_bias_and_its_gradient_equal_a_loop_over_pairs_on_every_path(
     scores = (q @ k.transpose(-1, -2)) * DIM**-0.5 + bias_by_hand(table, sizes, grid)
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     theirs = torch.where(seen.any(-1, keepdim=True), weights, 0.0) @ v
-    term: Any = (lambda *arguments: bias.on(grid)(*arguments)) if way == "listed pairs" else bias
+    term: Any = (lambda *arguments: bias.on(grid)(*arguments)) if way == "mask over pairs" else bias
     if way == "bound grid":
         term = bias.on(grid)
     ours = attend(q, k, v, mechanism, grid=grid, score_mod=term, padding_mask=real if way == "with holes" else None)

@@ -106,25 +106,6 @@ def test_bigbird_attends_to_a_short_sequence_fully_in_any_batch() -> None:
     torch.testing.assert_close(out[1:, :, :36], alone, atol=1e-5, rtol=0)
 
 
-@every_case("blocks_over", ["text", "input"])
-@every_case("pattern", ["seeded", "hf_eval"])
-@every_case("with_globals", [False, True])
-def test_bigbird_equals_its_definition_for_every_pattern_and_cut_of_blocks(
-    pattern: str, blocks_over: str, with_globals: bool
-) -> None:
-    mechanism = bigbird(block_size=16, random_pattern=pattern, blocks_over=blocks_over)
-    q, k, v = torch.randn(3, 3, 2, 400, 8)
-    mask = torch.ones(3, 400, dtype=torch.bool)
-    mask[0, 333:] = mask[1, :77] = mask[2, 140:] = mask[2, 55] = False
-    arguments = {"padding_mask": mask, "global_mask": torch.rand(3, 400) < 0.02 if with_globals else None}
-    for training in (True, False):
-        mechanism.train(training)
-        out, expected = attend(q, k, v, mechanism, **arguments), reference_attend(q, k, v, mechanism, **arguments)
-        torch.testing.assert_close(
-            out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0
-        )
-
-
 @every_case("pattern", ["seeded", "hf_eval"])
 @every_case("side", ["left", "right", "inside"])
 @every_case("cut", [70, 400])
@@ -146,13 +127,6 @@ def test_blocks_over_the_input_of_a_packed_document_are_cut_with_its_padding(
         alone = torch.cat(pieces, 2)
         real = mask[:, None, :, None]
         torch.testing.assert_close(packed * real, alone * real, atol=1e-12, rtol=0)
-
-
-@every_case("causal", [False, True])
-@every_case("length", [1, 35, 37, 58, 81])
-def test_bigbird_pairs_are_the_number_of_visible_keys(length: int, causal: bool) -> None:
-    mechanism = bigbird(heads=1)
-    assert mechanism.pairs(length, causal) == seen(mechanism, length, causal).sum()
 
 
 @pytest.mark.parametrize("blocks_over", ["text", "input"])

@@ -16,8 +16,6 @@ from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
 from tests.cases import every_case
-from tests.grids import alternately
-from tests.mechanisms.definition import assert_equals_its_definition
 from tests.ranks import PAIR
 from tests.reference.small_models import long_config, plain_model, tokens
 
@@ -38,20 +36,6 @@ FORMS = [
 def inputs(length: int, q_len: int | None = None, heads: int = 4, grad: bool = False) -> list[Tensor]:
     shapes = [(2, heads, q_len or length, 16), (2, 2, length, 16), (2, 2, length, 16)]
     return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
-
-
-@every_case(("options", "causal"), alternately(FORMS), ids=str)
-def test_lsh_equals_its_definition_with_every_option(options: dict, causal: bool) -> None:
-    options = {**OPTIONS, **options}
-    q, k, v = inputs(320, grad=True)
-    mask = torch.ones(2, 320, dtype=torch.bool)
-    mask[0, :90] = False
-    mask[1, 200:230] = False
-    out = assert_equals_its_definition(
-        build_mechanism("lsh", num_heads=4, head_dim=16, **options), q, k, v, mask, causal=causal
-    )
-    few = attend(q[:, :, -250:], k, v, "lsh", causal=causal, padding_mask=mask, **options)
-    torch.testing.assert_close(few * mask[:, None, -250:, None], out[:, :, -250:], atol=1e-5, rtol=0)
 
 
 def test_the_number_of_lsh_buckets_follows_the_longest_input() -> None:
@@ -137,12 +121,6 @@ def test_long_keys_of_lsh_do_not_leave_the_range_of_fp16() -> None:
 
 
 ROUTING_OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
-ROUTING_FORMS = [
-    {"router": "learned"},
-    {"num_clusters": 3, "window_per_cluster": 500},
-    {"num_clusters": 40, "window_per_cluster": 1},
-    {"window_per_cluster": 300},
-]
 
 
 def routing_inputs(length: int, grad: bool = False, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -152,21 +130,6 @@ def routing_inputs(length: int, grad: bool = False, dtype: torch.dtype = torch.f
 
 def routing(**options: object) -> Routing:
     return build_mechanism("routing", num_heads=4, head_dim=16, **{**ROUTING_OPTIONS, **options})
-
-
-@every_case(("options", "causal"), alternately(ROUTING_FORMS), ids=str)
-def test_routing_equals_its_definition_with_every_option(options: dict, causal: bool) -> None:
-    module = routing(**options)
-    q, k, v = routing_inputs(320, grad=True)
-    mask = torch.ones(2, 320, dtype=torch.bool)
-    mask[0, :90] = False
-    mask[1, 200:230] = False
-    out, real = assert_equals_its_definition(module.eval(), q, k, v, mask, causal=causal), mask[:, None, :, None]
-    few = attend(q[:, :, -250:], k, v, module, causal=causal, padding_mask=mask)
-    torch.testing.assert_close(few * real[:, :, -250:], out[:, :, -250:], atol=1e-5, rtol=0)
-    if causal:
-        again = attend(q[:, :, :299], k[:, :, :299], v[:, :, :299], module, causal=True, padding_mask=mask[:, :299])
-        torch.testing.assert_close(again * real[:, :, :299], out[:, :, :299], atol=1e-5, rtol=0)
 
 
 @every_case("way", ["plain", "reentrant", "not reentrant"])

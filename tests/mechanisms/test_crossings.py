@@ -16,7 +16,6 @@ from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.capabilities import Stateful
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.positions.relative import RELATIVE
 from tests.cases import every_case
 from tests.grids import grid
 from tests.shared_code import engine_of_form
@@ -30,7 +29,6 @@ every_scored_form = every_case(("name", "causal"), SCORED, of=9, code=engine_of_
 every_engine = every_case(("name", "causal"), FORMS, of=9, code=engine_of_form)
 """The quick tests have a quarter of the forms that share an engine, in turn."""
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
-KINDS = sorted(RELATIVE)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
 HALVES = [*itertools.product(DTYPES[1:], (False, True), LENGTHS)]
 
@@ -81,45 +79,6 @@ def distance(found: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference, relative to what was expected."""
     found, expected = found.detach().double(), expected.detach()
     return float(((found - expected).square().mean() / expected.square().mean()).sqrt())
-
-
-@every_case(
-    ("form", "kind", "length"),
-    grid(
-        [
-            (form, kind, length)
-            for form, kind, length in itertools.product(SCORED, KINDS, LENGTHS)
-            if kind != "transformer_xl" or form[0] not in ("hierarchical", "segmented")
-        ],
-        lambda form, kind, length: (
-            form[0] == "window" or (kind, length) == turn(SCORED, form, [*itertools.product(KINDS, LENGTHS)])
-        ),
-    ),
-    ids=str,
-)
-def test_relative_terms_of_every_mechanism_are_those_of_the_definition(
-    form: tuple[str, bool], kind: str, length: int
-) -> None:
-    """Every kind at both lengths with `window`; with every other form, in turn."""
-    name, causal = form
-    q, k, v = qkv(length, grad=True)
-    mask = left_padding(length)
-    module = built(name, relative=kind).double()
-    parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
-    for parameter in module.relative.parameters() if module.relative is not None else ():
-        torch.nn.init.normal_(parameter, std=0.5)
-    arguments = {"causal": causal, "padding_mask": mask}
-    out, expected = attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments)
-    same(out, expected, mask)
-    weight = torch.randn_like(expected) * mask[:, None, :, None]
-    found, wanted = (
-        torch.autograd.grad((x * weight).sum(), (q, k, v, *parameters), allow_unused=True) for x in (out, expected)
-    )
-    for a, b in zip(found, wanted, strict=True):
-        if a is None or b is None:
-            assert all(x is None or not x.any() for x in (a, b))
-        else:
-            torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.thorough

@@ -130,7 +130,7 @@ def test_weights_with_exact_length_are_full_for_short_sequences_only() -> None:
         ),
         (
             lambda: build_mechanism("union", num_heads=2, head_dim=8, of="window:exact_length=8+strided"),
-            "give exact_length to 'union'",
+            "a member of mechanism 'union' has exact_length=8",
         ),
         (lambda: build_mechanism("window", num_heads=2, head_dim=8, exact_length=-1), "must be at least 0"),
         (

@@ -65,11 +65,14 @@ def test_the_memory_layout_of_inputs_and_gradients_changes_no_result(name: str, 
 @every_engine
 def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
-    out = attend(
-        q, k, v, built(name), padding_mask=torch.zeros(2, 300, dtype=torch.bool), **arguments_for(name, causal, 300)
-    )
+    mask = torch.zeros(2, 300, dtype=torch.bool)
+    out = attend(q, k, v, built(name), padding_mask=mask, **arguments_for(name, causal, 300))
     assert out.shape == q.shape
-    assert out.isfinite().all()
+    assert not out.any()
+    mask[0] = True
+    beside = attend(q, k, v, built(name), padding_mask=mask, **arguments_for(name, causal, 300))
+    assert beside[0].isfinite().all()
+    assert not beside[1].any()
     for x, grad in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v), materialize_grads=True), strict=True):
         assert torch.equal(grad, torch.zeros_like(x))
 

@@ -7,46 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.nystrom import pseudo_inverse
 from tests.cases import every_case
-from tests.mechanisms.definition import assert_equals_its_definition
 from tests.reference.small_models import long_config, long_like, plain_model
-
-LENGTH = 130
-
-
-def built(options: dict[str, Any], length: int | None = None) -> Any:
-    """A mechanism of four heads whose parameters are all different."""
-    from hf_longattn.mechanisms.common.registry import mechanism_from
-
-    torch.manual_seed(0)
-    module = mechanism_from("linformer", options, num_heads=4, head_dim=8, max_length=length)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return module
-
-
-def padding(side: str) -> Tensor | None:
-    mask = torch.ones(3, LENGTH, dtype=torch.bool)
-    if side == "none":
-        return None
-    mask[0, : 40 if side == "left" else 0] = False
-    mask[0, LENGTH - (40 if side == "right" else 0) :] = False
-    mask[1, 30 : 50 if side == "inside" else 30] = False
-    mask[2, 5:] = False  # fewer tokens than rows
-    return mask
-
-
-@every_case("side", ["none", "left", "right", "inside"])
-def test_linformer_equals_its_definition(side: str) -> None:
-    module, mask = built({"rank": 16, "max_length": 200}), padding(side)
-    q = torch.randn(3, 4, LENGTH, 8, requires_grad=True)
-    k, v = (torch.randn(3, 2, LENGTH, 8, requires_grad=True) for _ in range(2))
-    assert_equals_its_definition(module, q, k, v, mask)
 
 
 def test_linformer_refuses_a_text_longer_than_its_projection() -> None:
@@ -59,26 +25,6 @@ def nystrom_built(**options: Any) -> Any:
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return module
-
-
-def nystrom_padding(length: int) -> Tensor:
-    mask = torch.ones(4, length, dtype=torch.bool)
-    mask[1, : length // 3] = False
-    mask[2, 7:] = False  # fewer tokens than landmarks
-    mask[3] = False
-    return mask
-
-
-@every_case("start", ["exact", "original"])
-@every_case("conv_kernel", [None, 1, 9])
-@every_case("length", [12, 150])
-def test_nystrom_equals_its_definition_with_every_option(length: int, conv_kernel: int | None, start: str) -> None:
-    torch.manual_seed(0)
-    module = nystrom_built(num_landmarks=16, conv_kernel=conv_kernel, inv_coeff_init_option=start)
-    q = torch.randn(4, 4, length, 8, requires_grad=True)
-    k, v = (torch.randn(4, 2, length, 8, requires_grad=True) for _ in range(2))
-    for mask in (None, nystrom_padding(length)):
-        assert_equals_its_definition(module, q, k, v, mask)
 
 
 def test_empty_nystrom_landmarks_of_a_short_text_do_not_count_in_the_norm() -> None:
@@ -113,35 +59,6 @@ def synthesizer_built(variant: str, **options: Any) -> Any:
     for name, parameter in module.named_parameters():
         torch.nn.init.normal_(parameter, std=0.5 if "bias" in name else 1.0)
     return module
-
-
-@every_case("causal", [False, True])
-@every_case("variant", ["dense", "random"])
-def test_every_synthesizer_variant_equals_its_definition_with_all_gradients(variant: str, causal: bool) -> None:
-    module = synthesizer_built(variant, max_length=128)
-    leaves = [torch.randn(2, heads, 100, 8, requires_grad=True) for heads in (4, 2, 2)]
-    mask = torch.ones(2, 100, dtype=torch.bool)
-    mask[0, :30], mask[1, 80:], mask[1, 20:25] = False, False, False
-    real = mask[:, None, :, None]
-    out, expected = (f(*leaves, module, causal=causal, padding_mask=mask) for f in (attend, reference_attend))
-    torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
-    alone = attend(*(x[:1, :, 30:] for x in leaves), mechanism=module, causal=causal)
-    torch.testing.assert_close(out[:1, :, 30:], alone, atol=1e-5, rtol=0)
-    last = attend(leaves[0][:, :, -3:], *leaves[1:], module, causal=causal, padding_mask=mask)
-    torch.testing.assert_close(last * real[:, :, -3:], (out * real)[:, :, -3:], atol=1e-5, rtol=0)
-    leaves, module, weight = (
-        [x.detach().double().requires_grad_() for x in leaves],
-        module.double(),
-        torch.randn_like(expected) * real,
-    )
-    # in float64: what is added up here rounds by more than a mistake would show
-    wanted = [*leaves, *module.parameters()]
-    outputs = [f(*leaves, module, causal=causal, padding_mask=mask) for f in (attend, reference_attend)]
-    found, exact = (torch.autograd.grad((x * weight).sum(), wanted, allow_unused=True) for x in outputs)
-    for a, b in zip(found, exact, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
 @every_case(

@@ -177,20 +177,6 @@ def test_a_config_refuses_the_options_that_the_mechanism_refuses(name: str, opti
         assert accepted or built(name, dict(config.for_layer(0)[1])) is None
 
 
-VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3), st.floats())
-
-
-@pytest.mark.thorough
-@every_case("name", list_mechanisms())
-@drawn(40, quick=8)
-@given(st.data())
-def test_several_options_out_of_their_range_are_refused_or_computed_as_defined(name: str, data: st.DataObject) -> None:
-    known = [option.name for option in mechanism_info(name).options]
-    chosen = data.draw(st.dictionaries(st.sampled_from([*known, "unknown"]), VALUES, min_size=1, max_size=4))
-    if (module := built(name, {**mechanism_class(name).about.sample, **chosen})) is not None:
-        assert_right(module)
-
-
 @drawn(200)
 @given(
     st.sampled_from(list_mechanisms()),

@@ -227,50 +227,6 @@ def test_an_encoder_keeps_documents_apart(form: str) -> None:
         assert_packed_equals_alone(model, packed(way, False))
 
 
-@pytest.mark.thorough
-@every_case(
-    ("base", "head"),
-    [
-        ("roberta", None),
-        ("modernbert", None),
-        ("gpt2", None),
-        ("gpt_neox", None),
-        ("opt", None),
-        ("opt", "OPTForCausalLM"),
-    ],
-)
-def test_positions_start_anew_with_each_packed_document(base: str, head: str | None) -> None:
-    """Also where a head runs a module inside its base model, as OPT's does."""
-    model = long_model(base, head, {"mechanism": "window", "window": 32}).double().eval()
-    for way in ("position_ids", "position_ids and ones", "documents", "cu_seq_lens_q", "seq_idx"):
-        arguments = packed(way, False)
-        if "position_ids" in arguments:
-            arguments["position_ids"] += model.first_position_id
-        assert_packed_equals_alone(model, arguments)
-
-
-@pytest.mark.thorough
-@every_case("way", ["documents", "cu_seq_lens_q", "seq_idx"])
-@every_case("mode", [torch.no_grad, torch.inference_mode])
-def test_document_borders_in_a_reused_buffer_are_those_of_the_call(mode: Any, way: str) -> None:
-    """As in a server that keeps its buffers: in inference mode a tensor does not say that it was written to."""
-    model = long_model("bert", None, {"mechanism": "window", "window": 32}).double().eval()
-    ids, borders = tokens(1, LENGTH), packed(way, False)[way]
-    with mode():
-        buffer = (
-            torch.tensor([0, LENGTH // 2, LENGTH, LENGTH, LENGTH])
-            if way == "cu_seq_lens_q"
-            else torch.zeros_like(borders)
-        )
-        buffer = buffer.to(borders.dtype)
-        before = model(ids, **{way: buffer})[0]
-        buffer.copy_(borders)
-        found, expected = model(ids, **{way: buffer})[0], model(ids, **{way: borders})[0]
-    assert not torch.equal(before, expected)
-    assert torch.equal(found, expected)
-    assert not vars(buffer), "what is kept on it grows with every call"
-
-
 def test_no_square_mask_is_made_for_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import masking_utils
 
@@ -465,24 +421,3 @@ def test_a_padded_batch_costs_what_its_real_tokens_cost(name: str) -> None:
     )
     assert left <= 1.08 * right, "the tolerance is for the clock"
     assert right <= 0.7 * full
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_packed_documents_cost_what_they_cost_one_by_one(name: str) -> None:
-    module, tensors = built(name)
-    sizes = [700, 1000, 350, TIMED_LENGTH - 2050]
-    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes)).expand(2, -1)
-    alone = [
-        [x[row : row + 1, :, start : start + size].detach().requires_grad_() for x in tensors]
-        for row in range(2)
-        for start, size in zip([0, 700, 1700, 2050], sizes, strict=True)
-    ]
-    runs = [once(module, one) for one in alone]
-
-    def one_by_one() -> None:
-        for run in runs:
-            run()
-
-    packed, separately = fastest(once(module, tensors, documents=documents), one_by_one)
-    assert packed <= 1.1 * separately

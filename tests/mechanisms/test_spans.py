@@ -12,7 +12,6 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.mechanisms.common.capabilities import keys_per_query
 from tests.cases import every_case
-from tests.mechanisms.definition import assert_equals_its_definition, visible
 
 FRACTIONS = (0.0, 0.137, 0.771, 0.5)
 
@@ -32,32 +31,6 @@ def inputs(length: int, q_len: int | None = None, heads: int = 4) -> list[Tensor
     return [
         torch.randn(2, h, n, 16, requires_grad=True) for h, n in ((heads, q_len or length), (2, length), (2, length))
     ]
-
-
-@every_case("causal", [False, True], pairs=True)
-@every_case(("length", "q_len"), [(50, 50), (517, 517), (517, 290)])
-@every_case("moved", [False, True])
-def test_adaptive_span_output_and_gradients_equal_the_definition(
-    length: int, q_len: int, causal: bool, moved: bool
-) -> None:
-    module = spanned()
-    q, k, v = inputs(length, q_len)
-    mask = torch.ones(2, length, dtype=torch.bool)
-    mask[0, : length // 7] = False
-    mask[1, length - 10 :] = False
-
-    def nearer(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return score - 0.02 * (h + 1) * (i - j).abs()
-
-    arguments = {"causal": causal, "padding_mask": mask, "score_mod": nearer if moved else None}
-    out, expected = attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments)
-    real = mask[:, None, -q_len:, None]
-    torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
-    leaves, weight = (q, k, v, module.span_fraction), torch.randn_like(expected) * real
-    got, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
-    for a, b in zip(got[:3], wanted[:3], strict=True):
-        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
-    torch.testing.assert_close(got[3], wanted[3], atol=1e-3, rtol=1e-4)
 
 
 def test_adaptive_span_visits_only_the_keys_that_the_longest_span_reaches() -> None:
@@ -135,77 +108,8 @@ def test_the_level_of_a_pair_in_hierarchical_grows_with_its_distance() -> None:
     assert levels(64, 4, 1).max() == 0
 
 
-@every_case("causal", [False, True])
-@every_case("options", [{"levels": 2}, {"levels": 3}], ids=str)
-def test_hierarchical_options_with_padding_equal_the_definition(options: dict[str, Any], causal: bool) -> None:
-    q, k, v = [torch.randn(2, heads, 517, 16) for heads in (4, 2, 2)]
-    mask = torch.ones(2, 517, dtype=torch.bool)
-    mask[0, :77] = False
-    mask[1, 400:] = False
-    mask[1, 100:121] = False
-    module = build_mechanism("hierarchical", num_heads=4, head_dim=16, block_size=8, **options)
-    assert_equals_its_definition(module, *(x.requires_grad_() for x in (q, k, v)), mask, causal=causal)
-
-
 def test_pairs_of_hierarchical_grow_as_n_log_n() -> None:
     module = build_mechanism("hierarchical", num_heads=1, head_dim=8, block_size=64)
     per_token = [module.pairs(n) / n for n in (4096, 8192, 16384, 32768)]
     steps = [b - a for a, b in itertools.pairwise(per_token)]
     assert all(90 < step < 100 for step in steps), "one and a half blocks more for each doubling"
-
-
-def distance(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    return score - 0.1 * (i - j)
-
-
-@every_case("causal", [False, True])
-@every_case("length", [70, 400])
-@every_case("side", ["none", "left", "right"])
-def test_transformer_xl_gradients_stop_at_the_border_of_a_segment(length: int, causal: bool, side: str) -> None:
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 2, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    mask = torch.ones(2, length, dtype=torch.bool)
-    mask[0, : length // 3] = side != "left"
-    mask[0, length - length // 4 :] = side != "right"
-    arguments = {
-        "causal": causal,
-        "padding_mask": mask,
-        "score_mod": distance,
-        "segment_length": 16,
-        "memory_length": 24,
-    }
-    found, wanted = (
-        attend(q, k, v, "transformer_xl", **arguments),
-        reference_attend(q, k, v, "transformer_xl", **arguments),
-    )
-    crossing = attend(q, k, v, "transformer_xl", bptt=True, **arguments)
-    real = mask[:, None, :, None]
-    torch.testing.assert_close(found * real, wanted * real, atol=1e-9, rtol=0)
-    torch.testing.assert_close(found * real, crossing * real, atol=1e-9, rtol=0)
-    weight = torch.randn_like(found) * real
-    of_found, of_wanted, of_crossing = (
-        torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (found, wanted, crossing)
-    )
-    for a, b in zip(of_found, of_wanted, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
-    assert not torch.allclose(of_found[1], of_crossing[1])
-
-
-def test_transformer_xl_without_memory_equals_segments_alone() -> None:
-    q, k, v = (torch.randn(2, 2, 300, 8, requires_grad=True) for _ in range(3))
-    for causal in (False, True):
-        out = attend(q, k, v, "transformer_xl", causal=causal, segment_length=64, memory_length=0)
-        expected = attend(q, k, v, "segmented", causal=causal, block_size=64, integration="none")
-        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
-        weight = torch.randn_like(out)
-        gradients = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected))
-        for got, wanted in zip(*gradients, strict=True):
-            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
-
-
-def test_transformer_xl_pairs_are_the_number_of_visible_keys() -> None:
-    for causal in (False, True):
-        for length in (1, 24, 25, 100):
-            mechanism = build_mechanism("transformer_xl", num_heads=1, head_dim=4, segment_length=24, memory_length=40)
-            seen = visible(mechanism, length, causal)
-            assert mechanism.pairs(length, causal) == seen.sum()

@@ -149,7 +149,6 @@ def test_all_ways_to_write_a_union_are_one_config() -> None:
         [{"mechanism": "window", "window": 256}, {"mechanism": "longformer", "window": 8, "global_tokens": [0, 3]}],
         ["window:window=256", "longformer:window=8,global_tokens=0+3"],
         "window:window=256+longformer:window=8,global_tokens=0+3",
-        '[{"mechanism": "window", "window": 256}, {"mechanism": "longformer", "window": 8, "global_tokens": [0, 3]}]',
     ]
     configs = [LongAttentionConfig("union", of=way) for way in ways]
     assert all(config == configs[0] for config in configs)
@@ -168,7 +167,6 @@ def test_all_ways_to_write_a_union_are_one_config() -> None:
         ("longformer:separate_global=true", "not a mask over positions"),
         ([3], "each entry must name a mechanism"),
         (7, "must be a list of mechanisms"),
-        ("[{", "is not valid JSON"),
         ("window:window", "must read NAME=VALUE"),
         ("window:window=3,window=4", "given twice"),
     ],

@@ -184,7 +184,7 @@ def test_decoding_with_relative_positions_equals_the_full_forward_pass(form: str
 
 def test_members_of_a_union_have_no_relative_positions() -> None:
     """So that there is one term for a layer, which the cache of a union meets as that of any other mechanism."""
-    with pytest.raises(OptionError, match="give relative to 'union' itself"):
+    with pytest.raises(OptionError, match="a member of mechanism 'union' has relative='alibi'"):
         build_mechanism("union", num_heads=4, head_dim=16, of=[{"mechanism": "window", "relative": "alibi"}])
 
 

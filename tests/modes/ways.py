@@ -124,7 +124,7 @@ def in_reused_buffers(call: Call) -> Call:
                 name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()
             }
             for name, value in buffers.items():
-                if isinstance(value, Tensor) and name != "cu_seq_lens_q":
+                if isinstance(value, Tensor):
                     value.copy_(_another(name, value))
             call(model, dict(buffers))
             for name, value in arguments.items():
@@ -139,6 +139,8 @@ def _another(name: str, value: Tensor) -> Tensor:
     """Another valid content of an input."""
     if name in ("attention_mask", "position_ids"):
         return value
+    if name == "cu_seq_lens_q":
+        return torch.cat([value[:1], value[1:-1] - 1, value[-1:]])
     if name == "documents":
         middle = value.shape[1] // 3
         return torch.cat([torch.zeros_like(value[:, :middle]), torch.ones_like(value[:, middle:])], 1)

@@ -32,7 +32,7 @@ from tests.reference.definitions._relative import with_relative
 from tests.shared_code import engine_of_form
 
 CASES = (*range(12), 13)
-SHORT_CASES = ((0, 1, 2), (1, 2, 3))
+SHORT_CASES = ((0, 1, 2, 4, 5), (1, 2, 3, 6, 8))
 LONG_CASES = (7, 10)  # longer than what engines compute densely
 MEDIUM_CASE = 13  # longer than a block; the loops take a quarter of the time
 

@@ -12,6 +12,7 @@ from ...engines.batch import cached_on, first_real, for_one_pass
 from ...engines.byte_cache import BYTE_CACHE
 from ...engines.call import AttentionCall
 from ...errors import OptionError
+from .options import runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,20 +112,11 @@ def at_positions(
         begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
         counted = counted - torch.where(begins, counted, -1).cummax(-1).values
     chosen = torch.zeros_like(real)
-    for first, last in runs(positions):  # Python numbers: a compiled step would copy a tensor to a GPU every time
+    for first, last in runs(
+        sorted(positions)
+    ):  # Python numbers: a compiled step would copy a tensor to a GPU every time
         chosen = chosen | (counted == first if first == last else (counted >= first) & (counted <= last))
     return chosen & real
-
-
-def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The first and the last position of each run of consecutive ``positions``."""
-    spans: list[tuple[int, int]] = []
-    for position in sorted(positions):
-        if spans and position <= spans[-1][1] + 1:
-            spans[-1] = spans[-1][0], position
-        else:
-            spans.append((position, position))
-    return spans
 
 
 def global_tokens(

@@ -7,8 +7,7 @@ mechanism.
     MEMBERS  window:window=256+strided:stride=64
     LAYERS   0-5=window:window=64;6-11=full        numbered: layers, counted from 0
              0-5:window=64;11:mechanism=full       numbered, changing options of the default mechanism
-             window:window=256,window:window=256,full      or  2*window:window=256,full
-                                               not numbered: repeated in turn
+             window:window=256,window:window=256,full      not numbered: repeated in turn
     TOWERS   text=window:window=64,vision=full     towers of a model, each with a choice
 
 A value that contains these signs goes in brackets: ``union:of=[window:window=64,dilation=2+strided]``. Text becomes
@@ -39,23 +38,29 @@ FULL_DECODING = "full_decoding"
 MAX_LENGTH, SEED = "max_length", "seed"
 """Options that are also arguments of build_mechanism or attend. The argument sets the option."""
 RESERVED = frozenset(
-    (
-        *("name", "num_heads", "head_dim", "hidden_size", "generator"),
-        *(
-            "q",
-            "k",
-            "v",
-            "mechanism",
-            "causal",
-            "padding_mask",
-            "documents",
-            "cu_seqlens",
-            "global_mask",
-            "scaling",
-            "dropout_p",
-        ),
-        *("score_mod", "hidden_states", "grid", "prefix", "sink_scores"),
-    )
+    {
+        "name",
+        "num_heads",
+        "head_dim",
+        "hidden_size",
+        "generator",
+        "q",
+        "k",
+        "v",
+        "mechanism",
+        "causal",
+        "padding_mask",
+        "documents",
+        "cu_seqlens",
+        "global_mask",
+        "scaling",
+        "dropout_p",
+        "score_mod",
+        "hidden_states",
+        "grid",
+        "prefix",
+        "sink_scores",
+    }
 )
 """The other argument names of build_mechanism() and attend(), reserved: no option may have them."""
 
@@ -219,10 +224,7 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """All options in JSON types: tuples as lists, mechanisms as mappings. Options in :data:`COMMON` are omitted
         when unset."""
-        values = {info.name: getattr(self, info.name) for info in self.infos()}
-        plain: dict[str, Any] = {}
-        for name, value in values.items():
-            plain[name] = _plain(value)
+        plain = {info.name: _plain(getattr(self, info.name)) for info in self.infos()}
         return {name: value for name, value in plain.items() if name not in COMMON or value is not None}
 
     def changed(self) -> list[str]:
@@ -350,7 +352,6 @@ _READERS: dict[type, Callable[[Any], Any]] = {bool: _read_bool, int: _read_int, 
 
 
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
-REPEATED = re.compile(r"\s*(\d+)\s*\*(.*)", re.DOTALL | re.ASCII)
 HIGHEST_LAYER = 9999
 """Maximum layer number. No model has so many layers; it bounds the memory that a typo can allocate."""
 IN_TURN = "in_turn"
@@ -415,19 +416,14 @@ def read_layer_choices(text: str) -> list[tuple[list[int] | None, dict[str, Any]
             where, sign, what = numbered.groups()
             layers.append((read_numbers(where), read_choice(what) if sign == "=" else read_options(what)))
             continue
-        for choice in _joined(split(piece, ","), ",", lambda part: not OPTION.match(part)):
-            times = "1"
-            if repeated := REPEATED.fullmatch(choice):
-                times, choice = repeated.groups()
-            if len(times) > 4:
-                raise OptionError(
-                    f"{piece.strip()!r} repeats a mechanism more than {HIGHEST_LAYER} times, but no model has so many "
-                    "layers."
-                )
-            layers += [(None, read_choice(choice)) for _ in range(int(times))]
+        layers += [(None, read_choice(choice)) for choice in _joined(split(piece, ","), ",", _begins_choice)]
     if not layers:
         raise OptionError(f"{text!r} names no mechanism; write for example 0-5=window:window=64;6-11=full.")
     return layers
+
+
+def _begins_choice(piece: str) -> bool:
+    return not OPTION.match(piece)
 
 
 def read_towers(text: str) -> dict[str, dict[str, Any]]:
@@ -499,20 +495,25 @@ def write_choices(values: Sequence[Mapping[str, Any]]) -> str:
 
 def write_numbers(numbers: Sequence[int]) -> str:
     """``[0, 1, 2, 3, 7]`` as ``0-3,7``."""
-    runs: list[list[int]] = []
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs(numbers))
+
+
+def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """The first and the last of each run of consecutive ``numbers``, which ascend."""
+    spans: list[tuple[int, int]] = []
     for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+        if spans and number <= spans[-1][1] + 1:
+            spans[-1] = spans[-1][0], number
         else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+            spans.append((number, number))
+    return spans
 
 
 def split(text: str, sign: str) -> list[str]:
     """The non-empty pieces of ``text`` between occurrences of ``sign`` outside brackets."""
     pieces, depth = [""], 0
     for letter in text:
-        depth += (letter in "[{") - (letter in "]}")
+        depth += (letter == "[") - (letter == "]")
         if letter == sign and depth == 0:
             pieces.append("")
         else:
@@ -532,10 +533,6 @@ def _joined(pieces: list[str], sign: str, begins: Any) -> list[str]:
 
 
 def _unwrapped(text: str) -> str:
-    """``text`` without a pair of brackets around all of it, unless it is JSON."""
+    """``text`` without a pair of brackets around all of it."""
     text = text.strip()
-    return (
-        text[1:-1]
-        if text.startswith("[") and text.endswith("]") and not text[1:].lstrip().startswith(("{", "]"))
-        else text
-    )
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text

@@ -472,27 +472,19 @@ class MechanismSpec:
         values = dict(values)
         mechanism = mechanism_class(values.pop("mechanism")).name
         options = check_options(mechanism, values)
-        shared = {RELATIVE: "Relative positions belong", EXACT_LENGTH: "Texts attended in full belong"}
-        for option, what in {**shared, FULL_DECODING: "Full attention in decoding belongs"}.items():
+        for option in (RELATIVE, EXACT_LENGTH, FULL_DECODING):
             if setting := getattr(options, option, None):
-                advice = f"give {option} to {owner!r} itself" if option in shared else "leave it out"
                 raise OptionError(
-                    f"{what} to a whole layer, but a member of mechanism {owner!r} has {option}={setting!r}; {advice}."
+                    f"Option {option!r} belongs to a whole layer, but a member of mechanism {owner!r} has "
+                    f"{option}={setting!r}; leave it out of the member."
                 )
         return cls(mechanism, options, tuple(values))
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
-        """Parse a list of members, or a string: ``window:window=256+strided:stride=64`` or JSON."""
+        """Parse a list of members, or a string such as ``window:window=256+strided:stride=64``."""
         if isinstance(value, str):
-            if not value.lstrip().startswith(("[{", "[ {", "{")):
-                return tuple(cls.read(owner, name, member) for member in read_members(value))
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                raise OptionError(
-                    f"Option {name!r} of mechanism {owner!r} is {value!r}, which is not valid JSON: {error}."
-                ) from None
+            value = read_members(value)
         if isinstance(value, Mapping | MechanismSpec):
             value = [value]
         if not isinstance(value, list | tuple):
