@@ -118,18 +118,12 @@ def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
     return _Function(score_mod)
 
 
-def remapped(
-    score_mod: ScoreMod | None,
-    *,
-    queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
-    keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
-) -> ScoreMod | None:
-    """``score_mod`` for an engine whose indices are not positions. ``queries`` and ``keys`` map these indices to
-    positions."""
+def remapped(score_mod: ScoreMod | None, position: Callable[[Tensor, Tensor, Tensor], Tensor]) -> ScoreMod | None:
+    """``score_mod`` for an engine whose key indices are not positions: these are ``position(b, h, kv_idx)``."""
     if score_mod is None:
         return None
     inner = as_term(score_mod).written_out
-    return lambda score, b, h, q_idx, kv_idx: inner(score, b, h, queries(q_idx), keys(b, h, kv_idx))
+    return lambda score, b, h, q_idx, kv_idx: inner(score, b, h, q_idx, position(b, h, kv_idx))
 
 
 def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:

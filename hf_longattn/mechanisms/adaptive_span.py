@@ -26,7 +26,7 @@ from ..engines.dense import dense_attention, grid_of
 from ..engines.score_terms import DistanceBias, chain_score_mods
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
+from .common.base import LayerSizes, Mechanism, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import About, AddsLoss
 from .common.layout import band_pairs
 from .common.options import Options, option
@@ -71,11 +71,9 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     per_head_tensors = ("span_fraction",)
     options: AdaptiveSpanOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: AdaptiveSpanOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.span_fraction = nn.Parameter(torch.empty(num_heads))
+    def __init__(self, sizes: LayerSizes, options: AdaptiveSpanOptions) -> None:
+        super().__init__(sizes, options)
+        self.span_fraction = nn.Parameter(torch.empty(sizes.num_heads))
         """``(H,)``, each head's span divided by max_span."""
         self.reset_parameters()
 

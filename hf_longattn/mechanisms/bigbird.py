@@ -38,7 +38,7 @@ from ..engines.global_rows import global_index
 from ..engines.score_terms import add_term
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.base import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.base import LayerSizes, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import About
 from .common.global_tokens import global_tokens
 from .common.layout import block_sizes, full_pairs, tokens_of
@@ -109,10 +109,8 @@ class BigBird(MaskedMechanism):
     drawn_by_layer = True
     options: BigBirdOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: Options) -> None:
+        super().__init__(sizes, options)
         o = self.options
         self.definition_is_mask = o.random_pattern == "seeded"  # otherwise keys count more than once
         if o.random_pattern != "seeded":

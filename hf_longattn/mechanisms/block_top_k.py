@@ -80,18 +80,15 @@ class BlockTopK(Mechanism):
             with torch.no_grad():
                 seen = self.visible(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
-        return self.sparse_path(pad_queries(q, kv_len), k, v, call, kv_len - q_len)[:, :, kv_len - q_len :]
-
-    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, first: int) -> Tensor:
-        """Attention of whole sequences without comparing all pairs. Queries before ``first`` are padding."""
-        size = self.options.block_size
+        first, size = kv_len - q_len, self.options.block_size
+        q = pad_queries(q, kv_len)
         with torch.no_grad():
             means, filled = block_means(k, call.key_mask, size)
             count = min(self.options.num_blocks, means.shape[2]) - 1
             chosen = topk_blocks(q, means, filled, count, size, call.causal)
             if first:
-                chosen = chosen.masked_fill(torch.arange(k.shape[2], device=q.device)[:, None] < first, -1)
-        return block_selected_attention(q, k, v, chosen, size, call)
+                chosen = chosen.masked_fill(torch.arange(kv_len, device=q.device)[:, None] < first, -1)
+        return block_selected_attention(q, k, v, chosen, size, call)[:, :, first:]
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         selected = self.selected(q, repeat_heads(k, q.shape[1]), call)

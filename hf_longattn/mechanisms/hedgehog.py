@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..engines.call import AttentionCall
+from .common.base import LayerSizes
 from .common.capabilities import About
 from .common.feature_map import HeadwiseLinear, LinearMechanism
 from .common.options import Options, option
@@ -44,13 +45,11 @@ class Hedgehog(LinearMechanism):
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: HedgehogOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.features_per_head = options.feature_dim or 2 * head_dim
-        self.query_map = HeadwiseLinear(num_heads, head_dim, self.features_per_head // 2)
-        self.key_map = HeadwiseLinear(num_heads, head_dim, self.features_per_head // 2)
+    def __init__(self, sizes: LayerSizes, options: HedgehogOptions) -> None:
+        super().__init__(sizes, options)
+        self.features_per_head = options.feature_dim or 2 * sizes.head_dim
+        self.query_map = HeadwiseLinear(sizes.num_heads, sizes.head_dim, self.features_per_head // 2)
+        self.key_map = HeadwiseLinear(sizes.num_heads, sizes.head_dim, self.features_per_head // 2)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

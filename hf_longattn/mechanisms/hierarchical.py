@@ -124,10 +124,8 @@ class Hierarchical(Mechanism):
             weights = counts.to(dtype).clamp(min=1).log()
             # the first tile has no pools
             biases = (weights[:, tile.keys.clamp(min=0)[0, 0]][:, None, :, None] for tile in tiles[1:])
-            return (
-                tiles[0],
-                *(dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True)),
-            )
+            biased = (dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True))
+            return tiles[0], *biased
 
         if real is None:
             parts = BYTE_CACHE.get(("weighted pyramid", pyramid, call.causal, device, dtype), weighted)
@@ -137,7 +135,7 @@ class Hierarchical(Mechanism):
             centres = pyramid.centres(device)
             last = None if real is None else last_real(real)
             score_mod = remapped(
-                call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b])
+                call.score_mod, lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b])
             )
             call = call.replace(score_mod=score_mod)
         call = call.with_mask(None if real is None else counts > 0)

@@ -28,7 +28,7 @@ from ..engines.call import AttentionCall, Pattern, State
 from ..engines.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
-from .common.base import Mechanism, drop_keys, normalised, visible_to_all
+from .common.base import LayerSizes, Mechanism, drop_keys, normalised, visible_to_all
 from .common.capabilities import About, Stateful
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
@@ -86,15 +86,13 @@ class Hybrid(Mechanism, Stateful):
     capabilities = Mechanism.capabilities.but(trains=True, takes_score_mod=False, position_dependent=False)
     options: HybridOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HybridOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        linear = options.features.build(num_heads, head_dim, hidden_size, max_length)
+    def __init__(self, sizes: LayerSizes, options: HybridOptions) -> None:
+        super().__init__(sizes, options)
+        linear = options.features.build(sizes)
         assert isinstance(linear, LinearMechanism)
         self.linear = linear
         if options.mixing is None:
-            self.mixing = nn.Parameter(torch.empty(num_heads))
+            self.mixing = nn.Parameter(torch.empty(sizes.num_heads))
         if linear.per_head_tensors is not None:
             mixing = ["mixing"] if options.mixing is None else []
             self.per_head_tensors = (*mixing, *(f"linear.{name}" for name in linear.per_head_tensors))

@@ -22,7 +22,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..errors import InputError, OptionError
-from .common.base import Mechanism
+from .common.base import LayerSizes, Mechanism
 from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -63,11 +63,9 @@ class Linformer(Mechanism):
     per_head_tensors = ()
     options: LinformerOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LinformerOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        longest = options.max_length or max_length
+    def __init__(self, sizes: LayerSizes, options: LinformerOptions) -> None:
+        super().__init__(sizes, options)
+        longest = options.max_length or sizes.max_length
         if longest is None:
             raise OptionError(
                 "Mechanism 'linformer' learns a projection for every position, but neither the model nor the option "

@@ -29,6 +29,7 @@ from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..errors import InputError, OptionError
 from ..positions.relative import DistanceOnly, relative_class
+from .common.base import LayerSizes
 from .common.capabilities import About, CopiesProjections
 from .common.global_tokens import GlobalTokenIds, global_tokens
 from .common.layout import full_pairs
@@ -98,10 +99,8 @@ class Longformer(SparseMechanism, CopiesProjections):
     definition_is_mask = True
     options: LongformerOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LongformerOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: LongformerOptions) -> None:
+        super().__init__(sizes, options)
         self.capabilities = self.capabilities.but(
             takes_hidden_states=options.separate_global, takes_sinks=not options.separate_global
         )
@@ -113,7 +112,7 @@ class Longformer(SparseMechanism, CopiesProjections):
             )
         if options.separate_global:
             self.forward_is_mask = False
-            self.separate = GlobalProjections(num_heads, head_dim, hidden_size)
+            self.separate = GlobalProjections(sizes.num_heads, sizes.head_dim, sizes.hidden_size)
             self.copies = {
                 f"separate.{name}.{part}": f"{name}.{part}"
                 for name in ("query", "key", "value")

@@ -41,6 +41,7 @@ from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
+from .common.base import LayerSizes
 from .common.buckets import BucketedMechanism, recent_in_bucket
 from .common.capabilities import About
 from .common.layout import full_pairs
@@ -116,17 +117,15 @@ class LSH(BucketedMechanism):
     factors: tuple[int, ...]
     """How many values each hash has; the hashes combine into a bucket."""
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: LSHOptions) -> None:
+        super().__init__(sizes, options)
         self.count_duplicates, self.plain_scores = options.count_duplicates, not options.shared_qk
         self.chunks = {"before": options.num_chunks_before, "after": options.num_chunks_after}
         self.keys_in_chunks = options.bucket_size * (1 + options.num_chunks_before + options.num_chunks_after)
 
         # On long texts, a bucket of the largest power of two up to 2·length/bucket_size holds half a chunk to a chunk
         # on average (§2).
-        chunks = 2 * (max_length or DEFAULT_LENGTH) // options.bucket_size
+        chunks = 2 * (sizes.max_length or DEFAULT_LENGTH) // options.bucket_size
         self.num_buckets = options.num_buckets or 2 ** max(1, chunks.bit_length() - 1)
         power = self.num_buckets.bit_length() - 1
         # two hashes of about √num_buckets cost far less than one
@@ -135,7 +134,9 @@ class LSH(BucketedMechanism):
         else:
             self.factors = (self.num_buckets,) if self.num_buckets > 1 else ()
         self.register_buffer(
-            "rotations", torch.empty(num_heads, head_dim, options.num_hashes, sum(self.factors) // 2), persistent=False
+            "rotations",
+            torch.empty(self.num_heads, self.head_dim, options.num_hashes, sum(self.factors) // 2),
+            persistent=False,
         )
         self.reset_parameters()
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
-from ..errors import InputError, OptionError
-from .common.base import Mechanism, drop_keys, softmax_over
+from ..errors import OptionError
+from .common.base import LayerSizes, Mechanism, check_all_queries, drop_keys, softmax_over
 from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -70,17 +70,15 @@ class Nystrom(Mechanism):
     per_head_tensors: tuple[str, ...] | None = ()
     options: NystromOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: NystromOptions) -> None:
+        super().__init__(sizes, options)
         self.capabilities = self.capabilities.but(ignores_padding=options.inv_coeff_init_option == "exact")
         if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
             self.per_head_tensors = None
         elif options.conv_kernel is not None:
             self.per_head_tensors = ("conv",)
         if options.conv_kernel is not None:
-            self.conv = nn.Parameter(torch.empty(num_heads, options.conv_kernel))
+            self.conv = nn.Parameter(torch.empty(sizes.num_heads, options.conv_kernel))
             """``(H, conv_kernel)``, the convolution of each head's values."""
             self.reset_parameters()
 
@@ -91,7 +89,7 @@ class Nystrom(Mechanism):
             nn.init.zeros_(self.conv)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        self._check_lengths(q, k)
+        check_all_queries(self, q, k)
         k = repeat_heads(k, q.shape[1])
         count, scale, real = self.options.num_landmarks, call.scale_for(q.shape[3]), call.real(k)
         means = segment_matrix(real, count, q.dtype)[:, None]
@@ -103,11 +101,7 @@ class Nystrom(Mechanism):
         b = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
 
         # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
-        norm = a.sum(-2).amax(-1)[..., None, None].clamp(min=torch.finfo(a.dtype).tiny)
-        z = a.transpose(-1, -2) / (norm if self.options.inv_coeff_init_option == "exact" else norm.max())
-        eye = torch.eye(count, dtype=a.dtype, device=a.device)
-        for _ in range(self.options.iterations):
-            z = z @ (13 * eye - a @ z @ (15 * eye - a @ z @ (7 * eye - a @ z))) / 4
+        z = pseudo_inverse(a, self.options.iterations, self.options.inv_coeff_init_option == "exact")
         weights = f @ z @ b
         direct = softmax_over(scale * q @ k.transpose(-1, -2), real[:, None, None].expand(weights.shape))
         weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
@@ -121,16 +115,8 @@ class Nystrom(Mechanism):
         band = self.conv.to(weights.dtype)[:, step.clamp(0, self.options.conv_kernel - 1)] * inside
         return weights + band * (real[:, None, None, :] & real[:, None, :, None])
 
-    def _check_lengths(self, q: Tensor, k: Tensor) -> None:
-        if q.shape[2] != k.shape[2]:
-            raise InputError(
-                f"Mechanism 'nystrom' averages the queries of a whole text, but {q.shape[2]} queries came with "
-                f"{k.shape[2]} keys; "
-                "give as many queries as keys, or use mechanism='linformer'."
-            )
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        self._check_lengths(q, k)
+        check_all_queries(self, q, k)
         length, heads, dtype = k.shape[2], q.shape[1], q.dtype
         k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
         call = call.replace(dropout=0.0)

@@ -28,6 +28,7 @@ from ..engines.batch import in_graph
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall, State
 from ..names import warn_missing
+from .common.base import LayerSizes
 from .common.capabilities import About, NeedsWholeBatch
 from .common.feature_map import LinearMechanism, log_products
 from .common.options import Options, option
@@ -72,15 +73,13 @@ class Performer(LinearMechanism, NeedsWholeBatch):
     passes: Tensor
     """Number of training passes so far, which determines the number of draws."""
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerformerOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: PerformerOptions) -> None:
+        super().__init__(sizes, options)
         self.logarithms = options.kernel == "softmax"
         self.features_per_head = options.num_features
         self._known = (0, -1, 0)
         """Identity, version and value of ``passes`` when last read. Reading it again would wait for the device."""
-        self.register_buffer("projection", torch.empty(options.num_features, head_dim))
+        self.register_buffer("projection", torch.empty(options.num_features, sizes.head_dim))
         self.register_buffer("passes", torch.zeros((), dtype=torch.long))
         self.reset_parameters()
 

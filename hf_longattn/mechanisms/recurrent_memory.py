@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
+from .common.base import LayerSizes
 from .common.capabilities import About, Recursion
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
@@ -59,10 +60,8 @@ class RecurrentMemory(GatheredMechanism):
     capabilities = GatheredMechanism.capabilities.but(trains=True, takes_sinks=False, images="segments")
     options: RecurrentMemoryOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RecurrentMemoryOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: RecurrentMemoryOptions) -> None:
+        super().__init__(sizes, options)
         recursion = Recursion(options.segment_length, options.num_memory_tokens, options.bptt_depth)
         self.capabilities = self.capabilities.but(recursion=recursion)
 

@@ -49,6 +49,7 @@ from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
 from ..engines.score_terms import add_term
 from ..engines.topk import exact_dtype, ranking, topk
+from .common.base import LayerSizes
 from .common.buckets import BucketedMechanism, recent_in_bucket
 from .common.capabilities import About, NeedsWholeBatch
 from .common.layout import full_pairs
@@ -97,16 +98,14 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
     """Centroids after the last :func:`synchronise_centroids`, and sums of this process's tokens since then,
     ``(2, H, clusters, D + 1)``. ``None`` in a single process."""
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        length = max_length or DEFAULT_LENGTH
+    def __init__(self, sizes: LayerSizes, options: RoutingOptions) -> None:
+        super().__init__(sizes, options)
+        length = sizes.max_length or DEFAULT_LENGTH
         self.num_clusters = options.num_clusters or max(1, round(math.sqrt(length)))
         self.size = options.window_per_cluster or -(-length // self.num_clusters)
         self.learned = options.router == "learned"
         self.plain_scores = not self.learned
-        empty = torch.empty(num_heads, self.num_clusters, head_dim)
+        empty = torch.empty(self.num_heads, self.num_clusters, self.head_dim)
         if self.learned:
             self.router = nn.Parameter(empty)
             self.per_head_tensors = ("router",)

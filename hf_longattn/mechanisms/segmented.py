@@ -27,11 +27,12 @@ from torch import Tensor
 
 from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
-from ..engines.dense import grid_of, repeat_heads
+from ..engines.dense import dense_attention, grid_of, repeat_heads
+from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
 from ..positions.trained_distances import Locality
-from .common.base import pad_queries, softmax_over, visible_to_all
+from .common.base import LayerSizes, pad_queries, softmax_over, visible_to_all
 from .common.capabilities import About
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
@@ -73,10 +74,8 @@ class Segmented(GatheredMechanism):
     forward_is_mask = True
     definition_is_mask = True
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SegmentedOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: SegmentedOptions) -> None:
+        super().__init__(sizes, options)
         self.summarises = not options.is_mask()
         """Whether other blocks are seen as summaries."""
         self.forward_is_mask = self.forward_is_mask and not self.summarises
@@ -116,12 +115,30 @@ class Segmented(GatheredMechanism):
             rows = b.clamp(max=len(positions) - 1)
             return torch.where(kv_idx < kv_len, kv_idx, positions[rows, (kv_idx - kv_len).clamp(min=0)])
 
-        call = call.replace(causal=False, score_mod=remapped(call.score_mod, keys=position))
+        call = call.replace(causal=False, score_mod=remapped(call.score_mod, position))
         if call.key_mask is not None:
             call = call.with_mask(torch.cat([call.key_mask, real], 1))
+        path = choose("pairs", q, k, call)
         k, v = torch.cat([k, keys], 2), torch.cat([v, values], 2)
+        if path == "dense-masked":
+            rows = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
+            return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=rows)
         parts = self.plan(kv_len, causal, q.device)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
+
+    def _extended_mod(self, length: int, causal: bool) -> MaskMod:
+        """Mask of the visible keys and of the visible summaries, which follow the keys."""
+        size = self.options.block_size
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            query_block, block = q_idx // size, kv_idx - length
+            inside = (kv_idx < length) & (kv_idx // size == query_block)
+            other_block = (block >= 0) & (block != query_block)
+            if causal:
+                return (inside & (kv_idx <= q_idx)) | (other_block & (block < query_block))
+            return inside | other_block
+
+        return mod
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises:

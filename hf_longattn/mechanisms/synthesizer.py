@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..engines.dense import at_least_fp32, dense_attention, grid_of, masked_softmax, repeat_heads
+from ..engines.dense import at_least_fp32, dense_attention, grid_of, repeat_heads
 from ..errors import InputError, OptionError
-from .common.base import Mechanism, reset, softmax_over, visible_to_all
+from .common.base import LayerSizes, Mechanism, reset, softmax_over, visible_to_all
 from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -51,11 +51,9 @@ class Synthesizer(Mechanism):
     capabilities = Mechanism.capabilities.but(trains=True, images="any")
     options: SynthesizerOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        limit = options.max_length or max_length
+    def __init__(self, sizes: LayerSizes, options: SynthesizerOptions) -> None:
+        super().__init__(sizes, options)
+        limit = options.max_length or sizes.max_length
         if limit is None:
             raise OptionError(
                 "Mechanism 'synthesizer' has parameters for every position, but no length was given; for example "
@@ -63,9 +61,10 @@ class Synthesizer(Mechanism):
             )
         self.limit = limit
         if options.variant == "dense":
-            part: nn.Module = nn.ModuleDict({"mlp": TokenMLP(num_heads, head_dim, options.hidden or head_dim, limit)})
+            mlp = TokenMLP(self.num_heads, self.head_dim, options.hidden or self.head_dim, limit)
+            part: nn.Module = nn.ModuleDict({"mlp": mlp})
         else:
-            part = nn.ParameterDict({"matrix": nn.Parameter(torch.empty(num_heads, limit, limit))})
+            part = nn.ParameterDict({"matrix": nn.Parameter(torch.empty(self.num_heads, limit, limit))})
         self.kinds: Any = nn.ModuleDict({options.variant: part})
         """The parameters, under the names that saved models have for them."""
         self.per_head_tensors = tuple(name for name, _ in self.named_parameters() if not name.startswith("relative."))
@@ -114,10 +113,8 @@ class Synthesizer(Mechanism):
         v = repeat_heads(v, q.shape[1])
         if self.options.variant == "dense":
             return self._fused(q, v, call)
-        scores = self.scores(q, k).expand(len(q), q.shape[1], q.shape[2], k.shape[2])
-        if call.score_mod is not None:
-            scores = call.score_mod(scores, *grid_of(q, k))
-        return F.dropout(masked_softmax(scores, visible_to_all(q, k, call)), call.dropout).to(v.dtype) @ v
+        weights = self.dense_weights(at_least_fp32(q), k, call)
+        return F.dropout(weights, call.dropout).to(v.dtype) @ v
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = self.scores(q, k).to(q.dtype).expand(*q.shape[:3], k.shape[2])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall
+from .common.base import LayerSizes
 from .common.capabilities import About
 from .common.feature_map import HeadwiseLinear, LinearMechanism
 from .common.options import Options, option
@@ -53,14 +54,12 @@ class Taylor(LinearMechanism):
     per_head_tensors = ("query_map.weight", "key_map.weight")
     options: TaylorOptions
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TaylorOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.query_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
-        self.key_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
+    def __init__(self, sizes: LayerSizes, options: TaylorOptions) -> None:
+        super().__init__(sizes, options)
+        self.query_map = HeadwiseLinear(sizes.num_heads, sizes.head_dim, options.feature_dim)
+        self.key_map = HeadwiseLinear(sizes.num_heads, sizes.head_dim, options.feature_dim)
         self.features_per_head = 1 + options.feature_dim + options.feature_dim * (options.feature_dim + 1) // 2
-        self.factor = (head_dim / options.feature_dim) ** 0.5
+        self.factor = (sizes.head_dim / options.feature_dim) ** 0.5
         """s / (scale · x·y), for projected vectors x and y and the call's scale."""
         self.reset_parameters()
 

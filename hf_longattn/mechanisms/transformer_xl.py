@@ -28,16 +28,16 @@ from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.dense import grid_of, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.score_terms import ScoreMod, chain_score_mods
+from ..engines.score_terms import ScoreMod
 from ..positions.relative import build_relative
 from ..positions.trained_distances import Locality
-from .common.base import pad_queries, scaled_scores, softmax_over
+from .common.base import LayerSizes, pad_queries, scaled_scores, softmax_over
 from .common.capabilities import About
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
-from .common.shared_options import AttendedKeys, relative_term, with_dense_terms, with_relative
+from .common.shared_options import AttendedKeys, with_dense_terms, with_relative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +72,12 @@ class TransformerXL(GatheredMechanism):
     options: TransformerXLOptions
     forward_is_mask = True
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TransformerXLOptions
-    ) -> None:
+    def __init__(self, sizes: LayerSizes, options: TransformerXLOptions) -> None:
         # Terms that read keys (u·k) differ for segment and memory, so that `forward` adds them, not the base class.
-        super().__init__(num_heads, head_dim, hidden_size, max_length, dataclasses.replace(options, relative=None))
+        super().__init__(sizes, dataclasses.replace(options, relative=None))
         self.options = options
         if options.relative is not None:
-            self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
+            self.relative = build_relative(options.relative, sizes.num_heads, sizes.head_dim, sizes.hidden_size)
         self.chunks = options.segment_length, options.memory_length
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
@@ -134,12 +132,9 @@ class TransformerXL(GatheredMechanism):
         """The score term, relative positions included, for the segments' keys ``k`` and the memory's keys after
         them."""
         length = k.shape[2]
-        mods: list[ScoreMod | None] = [call.score_mod]
-        if self.relative is not None:
-            mods = [self._with_relative(q, k, call)]
-            if self.relative.reads_keys:
-                mods.append(self._with_relative(q, old_k, call))
-        segment, memory = mods[0], mods[-1]
+        segment = memory = with_relative(self, q, k, call).written_out().score_mod
+        if self.relative is not None and self.relative.reads_keys:
+            memory = with_relative(self, q, old_k, call).written_out().score_mod
         if segment is None or memory is None:
             return None
 
@@ -151,13 +146,6 @@ class TransformerXL(GatheredMechanism):
             return torch.where(kv_idx < length, of_segment, memory(score, b, h, q_idx, position))
 
         return joint
-
-    def _with_relative(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
-        """The call's score term, with the relative positions of ``k`` added."""
-        term = relative_term(self, q, k, call)
-        if term is None:
-            return call.score_mod
-        return chain_score_mods(term.written_out, call.score_mod)
 
     def _joint_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p

@@ -20,6 +20,7 @@ from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
+from .common.base import LayerSizes
 from .common.capabilities import About
 from .common.layout import band_tile, full_pairs, without
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
@@ -69,13 +70,11 @@ class Union(GatheredMechanism):
     forward_is_mask = True
     members: nn.ModuleList
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: UnionOptions) -> None:
+        super().__init__(sizes, options)
         self.members = nn.ModuleList()
         for choice in options.of:
-            member = choice.build(num_heads, head_dim, hidden_size, max_length)
+            member = choice.build(sizes)
             if isinstance(member, Window) and (member.max_dilation > 1 or member.options.num_sinks):
                 member.listed = True  # a union's band has neither dilation nor sinks, but tiles do
             self.members.append(member)

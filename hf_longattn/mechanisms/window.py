@@ -45,6 +45,7 @@ from ..engines.dense import repeat_heads
 from ..engines.score_terms import take_heads
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
+from .common.base import LayerSizes
 from .common.capabilities import About
 from .common.global_tokens import global_tokens
 from .common.layout import band_pairs, band_tile
@@ -141,16 +142,16 @@ class Window(SparseMechanism, GatheredMechanism):
     listed = False
     forward_is_mask = True
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if len(options.dilation) not in (1, num_heads):
+    def __init__(self, sizes: LayerSizes, options: WindowOptions) -> None:
+        super().__init__(sizes, options)
+        if len(options.dilation) not in (1, self.num_heads):
             raise OptionError(
-                f"Option 'dilation' of mechanism 'window' has {len(options.dilation)} entries for {num_heads} heads; "
-                "give one number, or one for each head."
+                f"Option 'dilation' of mechanism 'window' has {len(options.dilation)} entries for {self.num_heads} "
+                "heads; give one number, or one for each head."
             )
-        self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
+        self.dilations = options.dilation
+        if len(options.dilation) < self.num_heads:
+            self.dilations = options.dilation * self.num_heads
         self.max_dilation, different = max(self.dilations), sorted(set(self.dilations))
         self._groups: list[tuple[list[int], Window]] = []
         """The heads of each dilation, and a mechanism for them. The mechanisms have no tensors, so they need not be
@@ -159,7 +160,7 @@ class Window(SparseMechanism, GatheredMechanism):
             heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
             # relative positions are in the score term
             alike = dataclasses.replace(options, dilation=(dilation,), relative=None)
-            self._groups.append((heads, Window(len(heads), head_dim, hidden_size, max_length, alike)))
+            self._groups.append((heads, Window(sizes._replace(num_heads=len(heads)), alike)))
         self.listed = self.listed or (self.max_dilation > 1 and not self._groups)
         self.finds_starts = self.max_dilation == 1
         if options.full_decoding:

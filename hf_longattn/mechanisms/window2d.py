@@ -38,7 +38,7 @@ from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..engines.score_terms import GridBias, ScoreMod, ScoreTerm
 from ..engines.token_grid import Grid
 from ..errors import InputError
-from .common.base import scaled_scores, softmax_over
+from .common.base import LayerSizes, check_all_queries, scaled_scores, softmax_over
 from .common.capabilities import About, CopiesProjections, OnGrid
 from .common.masked import MaskedMechanism
 from .common.options import Options, option
@@ -101,16 +101,15 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
     grid: Grid | None = None
     """The grid bound by :meth:`on_grid`. Used by calls and methods that get no grid."""
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: Options) -> None:
+        super().__init__(sizes, options)
         self.pads = self.options.padding == ZEROS
         """Whether partial windows are padded."""
         self.per_head_tensors = ("pad_key", "pad_value") if self.pads else ()
         self.copies = {}
         if self.pads:
-            self.pad_key, self.pad_value = (nn.Parameter(torch.empty(num_heads, head_dim)) for _ in range(2))
+            self.pad_key = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
+            self.pad_value = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
             self.copies = {"pad_key": "key.bias", "pad_value": "value.bias"}
             self.reset_parameters()
 
@@ -178,12 +177,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         Raises:
             InputError: there are not as many queries as keys, so that they cannot be the tokens of the grid.
         """
-        if q.shape[2] != k.shape[2]:
-            raise InputError(
-                f"Mechanism {self.name!r} reads all tokens of a grid at once, but {q.shape[2]} queries came with "
-                f"{k.shape[2]} keys; give "
-                "as many queries as keys."
-            )
+        check_all_queries(self, q, k)
         return self.grid_of(call, k.shape[2])
 
     def sees(self, grid: Grid, query: Coordinates, key: Coordinates) -> Tensor:

@@ -146,7 +146,7 @@ def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
 def _measured(mechanism: Any, shape: ModelShape) -> int:
     """Bytes of the recurrent state, measured after one token; the size is constant."""
     dtype = DTYPES[shape.element_bytes]
-    layer = type(mechanism)(*mechanism.sizes, mechanism.options).to(dtype)  # ``mechanism`` may be on the meta device
+    layer = type(mechanism)(mechanism.sizes, mechanism.options).to(dtype)  # ``mechanism`` may be on the meta device
     layer.layer = mechanism.layer
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)

@@ -238,7 +238,7 @@ def test_a_compiled_decoding_step_takes_no_more_graphs_than_the_base(name: str) 
 # ---- No operation mixes tensors of a GPU with those of the CPU: tensors only claim to be on one.
 
 
-REFUSED_ON_A_GPU = {"nystrom": "InputError: Mechanism 'nystrom' averages the queries of a whole text"}
+REFUSED_ON_A_GPU = {"nystrom": "InputError: Mechanism 'nystrom' reads all tokens at once"}
 """What mechanisms refuse on every device."""
 
 

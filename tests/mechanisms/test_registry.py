@@ -56,7 +56,7 @@ WRONG = {
     "options that are no dataclass": (
         'class MineOptions(Options):\n    width: int = option(3, "width", "tokens")\n\n\n'
         '@register_mechanism("undecorated")\nclass Mine(Window):\n    options: MineOptions\n',
-        r"Option 'width' of mechanism 'undecorated' at .*theirs\.py:9 is not a dataclass field; decorate the class",
+        r"The options of mechanism 'undecorated' at .*theirs\.py:9 are not a frozen dataclass derived from Options",
     ),
     "options of another kind": (
         '@register_mechanism("dict_options")\nclass Mine(Window):\n    options: dict\n',

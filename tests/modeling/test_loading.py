@@ -274,7 +274,7 @@ def module_name(site: AttentionSite) -> str:
 
 def at_the_start(mechanism: Mechanism) -> dict[str, Tensor]:
     """The values of a new mechanism with these sizes and options."""
-    fresh = type(mechanism)(*mechanism.sizes, mechanism.options)
+    fresh = type(mechanism)(mechanism.sizes, mechanism.options)
     fresh.layer = mechanism.layer
     if (own := next(mechanism.parameters(), next(mechanism.buffers(), None))) is not None:
         fresh.to(own.dtype)

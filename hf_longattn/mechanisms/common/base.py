@@ -87,19 +87,16 @@ class Mechanism(nn.Module, ABC):
                 )
             cls._options_type = options_type
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
-    ) -> None:
+    def __init__(self, sizes: LayerSizes, options: Options) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.options = num_heads, head_dim, options
-        self.sizes = LayerSizes(num_heads, head_dim, hidden_size, max_length)
-        """The first arguments of this method: ``type(self)(*self.sizes, self.options)`` builds an equal mechanism."""
+        self.num_heads, self.head_dim, self.options = sizes.num_heads, sizes.head_dim, options
+        self.sizes = sizes
         self.is_cross_attention = False
         """Whether queries and keys belong to different sequences, so that the padding of keys says nothing about
         queries. Set for the mechanism of a cross-attention module."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
-            self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
+            self.relative = build_relative(options.relative, sizes.num_heads, sizes.head_dim, sizes.hidden_size)
             self.register_forward_pre_hook(add_relative)
 
     @property
@@ -301,6 +298,16 @@ def normalised(weights: Tensor) -> Tensor:
     """Non-negative ``weights (…, Nk)`` divided by their row sums; rows of zeros stay zeros."""
     total = weights.sum(-1, keepdim=True)
     return weights / torch.where(total == 0, 1.0, total)
+
+
+def check_all_queries(mechanism: Mechanism, q: Tensor, k: Tensor) -> None:
+    """Raise :class:`InputError` unless there are as many queries as keys. For mechanisms without the capability
+    ``takes_fewer_queries``."""
+    if q.shape[2] != k.shape[2]:
+        raise InputError(
+            f"Mechanism {mechanism.name!r} reads all tokens at once, but {q.shape[2]} queries came with {k.shape[2]} "
+            "keys; give as many queries as keys, or choose another mechanism."
+        )
 
 
 def pad_queries(q: Tensor, length: int) -> Tensor:

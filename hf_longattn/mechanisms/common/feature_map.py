@@ -39,7 +39,7 @@ from ...engines.linear_attention import (
     relative_queries,
 )
 from ...engines.topk import exact_dtype
-from .base import Mechanism, drop_keys, normalised, softmax_over, visible_to_all
+from .base import LayerSizes, Mechanism, drop_keys, normalised, softmax_over, visible_to_all
 from .capabilities import Stateful
 from .layout import full_pairs
 from .options import Options
@@ -79,11 +79,9 @@ class LinearMechanism(Mechanism, Stateful):
     features_per_head: int
     """F, the number of features per head, by default D. Sizes the state and the pieces."""
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.features_per_head = head_dim
+    def __init__(self, sizes: LayerSizes, options: Options) -> None:
+        super().__init__(sizes, options)
+        self.features_per_head = sizes.head_dim
 
     @abstractmethod
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:

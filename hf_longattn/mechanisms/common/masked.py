@@ -31,7 +31,7 @@ from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
 from ...positions.relative import Rotation, SinkPositions
 from ...positions.trained_distances import Locality, untrained_distances
-from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .base import LayerSizes, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .global_tokens import GlobalTokenIds
 from .layout import band_pairs, full_pairs, global_parts
 from .options import Options
@@ -286,10 +286,8 @@ class SparseMechanism(MaskedMechanism):
     """Whether :meth:`resolve_globals` finds the start of each sequence itself. Accelerators then need not move rows
     with left padding."""
 
-    def __init__(
-        self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options
-    ) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+    def __init__(self, sizes: LayerSizes, options: Options) -> None:
+        super().__init__(sizes, options)
         counts_tokens = self.relative is not None and self.relative.counts_tokens
         has_globals = self.pattern(self.causal is not False).has_globals
         self.capabilities = self.capabilities.but(position_dependent=has_globals or counts_tokens)

@@ -178,7 +178,7 @@ class Options:
         known = [info.name for info in cls.infos()]
         checked: dict[str, Any] = {}
         for name, value in values.items():
-            if name not in hints or name not in known:
+            if name not in known:
                 listed = ", ".join(known)
                 raise OptionError(
                     f"Mechanism {mechanism!r} has no option {name!r}; leave it out, also of a config.json, or choose "
@@ -198,9 +198,8 @@ class Options:
     def _check_value(cls, mechanism: str, name: str, value: Any) -> None:
         """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
         field = cls.__dataclass_fields__[name]
-        limits, known = field.metadata, type(field.default) in (int, float) and field.default != 0
-        example: Any = 4
-        if known:
+        limits, example = field.metadata, 4
+        if type(field.default) in (int, float) and field.default != 0:
             example = field.default
         elif field.default is None and limits.get("unit") == "tokens":
             example = 512
@@ -216,8 +215,8 @@ class Options:
                     wanted = f"at least {least}; for example {name}={example}."
                 elif abs(entry) > most:
                     wanted = f"at most {most}."
-                    if known:
-                        wanted = f"at most {most}; for example {name}={field.default}."
+                    if example == field.default:
+                        wanted = f"at most {most}; for example {name}={example}."
             if wanted:
                 raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
 
@@ -448,12 +447,11 @@ def read_towers(text: str) -> dict[str, dict[str, Any]]:
                 raise OptionError(f"The tower {name!r} has no mechanism; {example}.")
             towers[name] = value
         elif not towers or len(split(value, "=")) > 1:  # an option's value has no such sign outside brackets
-            meant = (
-                f"{name!r} is not a tower; expected {', '.join(TOWERS)}"
-                if sign
-                else f"{piece.strip()!r} names no tower"
+            if not sign:
+                raise OptionError(f"{piece.strip()!r} names no tower; {example}.")
+            raise OptionError(
+                f"{name!r} is not a tower; expected {', '.join(TOWERS)}; {example}.{nearest(name, TOWERS)}"
             )
-            raise OptionError(f"{meant}; {example}.{nearest(name, TOWERS) if sign else ''}")
         else:
             towers[next(reversed(towers))] += f",{piece}"
     if not towers:

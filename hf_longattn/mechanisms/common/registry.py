@@ -20,7 +20,7 @@ from ...engines.token_grid import Grid
 from ...errors import OptionError, nearest
 from ...names import load_module, module_names
 from ...positions.relative import relative_class
-from .base import Mechanism, reset
+from .base import LayerSizes, Mechanism, reset
 from .capabilities import About, Capabilities
 from .options import (
     EXACT_LENGTH,
@@ -152,16 +152,11 @@ def _check_class(name: str, cls: Any) -> None:
 def _check_options_class(name: str, options: Any) -> None:
     """Raise :class:`OptionError` unless ``options`` is a frozen dataclass whose options are described and have free
     names."""
-    if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+    frozen = isinstance(options, type) and getattr(vars(options).get("__dataclass_params__"), "frozen", False)
+    if not (frozen and issubclass(options, Options)):
         raise OptionError(
             f"The options of mechanism {name!r} at {defined_at(options)} are not a frozen dataclass derived from "
             "Options; write @dataclasses.dataclass(frozen=True) and class MyOptions(Options)."
-        )
-    undecorated = sorted(set(inspect.get_annotations(options)) - set(options.__dataclass_fields__))
-    if undecorated:
-        raise OptionError(
-            f"Option {undecorated[0]!r} of mechanism {name!r} at {defined_at(options)} is not a dataclass field; "
-            "decorate the class with @dataclasses.dataclass(frozen=True)."
         )
     if taken := sorted(RESERVED.intersection(options.__dataclass_fields__)):
         raise OptionError(
@@ -331,7 +326,7 @@ def _add_full(mechanism: Mechanism) -> None:
         )
     if length or getattr(mechanism.options, FULL_DECODING, None):
         sizes = mechanism.sizes._replace(max_length=length or 0)
-        mechanism._full = (mechanism_class("full")(*sizes, Options()),)
+        mechanism._full = (mechanism_class("full")(sizes, Options()),)
 
 
 @lru_cache(CACHED_PROTOTYPES)
@@ -339,7 +334,8 @@ def _prototype(name: str, options: str) -> Mechanism:
     chosen = check_options(name, json.loads(options))
     heads = chosen.min_heads()
     with torch.device("meta"):
-        built = mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length(), chosen)
+        sizes = LayerSizes(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length())
+        built = mechanism_class(name)(sizes, chosen)
     _add_full(built)
     return built
 
@@ -405,7 +401,7 @@ def mechanism_from(
             )
     width = hidden_size or num_heads * head_dim
     with torch.device("meta") if generator is not None else nullcontext():
-        built = cls(num_heads, head_dim, width, max_length, checked)
+        built = cls(LayerSizes(num_heads, head_dim, width, max_length), checked)
     _add_full(built)
     if generator is not None and has_tensors(built):
         with generator.device:  # reset also creates its intermediate tensors there
@@ -501,5 +497,5 @@ class MechanismSpec:
     def __str__(self) -> str:
         return write_choice(self.to_dict())
 
-    def build(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None) -> Mechanism:
-        return mechanism_class(self.mechanism)(num_heads, head_dim, hidden_size, max_length, self.options)
+    def build(self, sizes: LayerSizes) -> Mechanism:
+        return mechanism_class(self.mechanism)(sizes, self.options)

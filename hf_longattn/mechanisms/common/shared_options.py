@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...engines.batch import Batch, SequenceSpan, first_real, in_graph, last_real, of_any_length
 from ...engines.call import AttentionCall, AttentionFunction, clear_padding
-from ...engines.score_terms import ScoreTerm, chain_score_mods
+from ...engines.score_terms import chain_score_mods
 from ...engines.sequences import rolled, split, stacked
 from ...errors import OptionError
 from ...positions.relative import RelativePositions
@@ -218,18 +218,13 @@ def relative_of(mechanism: Any, k: Tensor, call: AttentionCall) -> RelativePosit
 def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
     """``call`` with the relative positions added. Code that attends without ``forward``, such as a decode cache, calls
     ``RelativePositions.term`` itself."""
-    if relative_of(mechanism, k, call) is None:
+    if (relative := relative_of(mechanism, k, call)) is None:
         return call
-    term = relative_term(mechanism, q, k, call)
+    visible = largest_distances(mechanism, q.shape[2], k.shape[2], call.causal)
+    term = relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
     if term is None:
         return call
     return call.replace(score_mod=chain_score_mods(term, call.score_mod))
-
-
-def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
-    """The score term for ``q (B, H, Nq, D)`` at the last positions of ``k (B, H_kv, Nk, D)``, or ``None``."""
-    visible = largest_distances(mechanism, q.shape[2], k.shape[2], call.causal)
-    return mechanism.relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
 
 
 def with_dense_terms(

@@ -187,7 +187,7 @@ class AttentionTransfer(Mechanism, NeedsWholeBatch):
     name = "attention_transfer"
 
     def __init__(self, student: Mechanism, softmax: Mechanism) -> None:
-        super().__init__(*student.sizes, student.options)
+        super().__init__(student.sizes, student.options)
         self.student, self.softmax = student, softmax
         self.causal, self.layer = student.causal, student.layer
         same = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod")
