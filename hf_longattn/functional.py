@@ -33,7 +33,7 @@ from .engines.sequences import aligned_documents, check_documents, cleared, roll
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import BackendError, InputError, OptionError
 from .mechanisms.common.base import Mechanism
-from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch, reads_grid
+from .mechanisms.common.capabilities import aligns_sequences, needs_whole_batch
 from .mechanisms.common.masked import MaskedMechanism, SparseMechanism
 from .mechanisms.common.options import LARGEST, SEED
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, why_not_exported, without_tensors
@@ -255,7 +255,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global "
             "tokens, for example 'longformer'."
         )
-    if call.grid is not None and not (reads_grid(mechanism) or isinstance(call.score_mod, GridBias)):
+    if call.grid is not None and not (mechanism.capabilities.needs_grid or isinstance(call.score_mod, GridBias)):
         raise InputError(
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose a mechanism on a grid: "
             "'window2d'."

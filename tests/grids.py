@@ -57,6 +57,17 @@ def grid(cells: Iterable[Sequence[Any]], quick: Callable[..., bool]) -> list[Any
     return [pytest.param(*cell, marks=() if quick(*cell) else pytest.mark.slow) for cell in cells]
 
 
+def pairwise(*axes: Sequence[Any]) -> list[Any]:
+    """The parameters of the product of the axes; those outside :func:`all_pairs` are for `make test-slow`."""
+    pairs = {*all_pairs(*map(len, axes))}
+    product = itertools.product(*map(range, map(len, axes)))
+    return [
+        pytest.param(*cell, marks=() if indices in pairs else pytest.mark.slow)
+        for indices in product
+        for cell in [[axis[index] for axis, index in zip(axes, indices, strict=True)]]
+    ]
+
+
 def alternately(values: Sequence[Any], first: bool = False) -> list[Any]:
     """The parameters of each value with ``False`` and with ``True``, of which in turn one is quick, beginning with
     ``first``."""

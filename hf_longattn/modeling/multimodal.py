@@ -27,7 +27,6 @@ from transformers.modeling_outputs import (
 from ..engines.token_grid import Grid
 from ..errors import BackendError, InputError, OptionError
 from ..loading import new_model
-from ..mechanisms.common.capabilities import reads_grid
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.global_mask import takes_globals
 from .family.definition import longest_input
@@ -500,7 +499,7 @@ def check_backbone(model: PreTrainedModel) -> None:
             "BERT."
         )
     if grids := sorted(
-        {mechanism.name for mechanism in with_members(layer_mechanisms(model)) if reads_grid(mechanism)}
+        {mechanism.name for mechanism in with_members(layer_mechanisms(model)) if mechanism.capabilities.needs_grid}
     ):
         raise BackendError(
             f"The mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches "

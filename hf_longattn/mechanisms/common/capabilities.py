@@ -14,7 +14,6 @@ from ...engines.token_grid import Grid
 from ...positions.trained_distances import Locality
 
 if TYPE_CHECKING:
-    from ...engines.call import AttentionCall
     from ...positions.relative import Span
 
 
@@ -176,11 +175,6 @@ def grid_blocks(mechanism: Any, grid: Grid) -> tuple[int, ...] | None:
     return mechanism.grid_blocks(grid) if isinstance(mechanism, OnGrid) else None
 
 
-def reads_grid(mechanism: Any) -> bool:
-    """Whether the grid coordinates of tokens matter."""
-    return mechanism.capabilities.needs_grid
-
-
 def needs_whole_batch(mechanism: Any) -> bool:
     """Whether all rows and packed documents of a batch must be in one call, in the current mode (training or eval)."""
     return isinstance(mechanism, NeedsWholeBatch) and mechanism.needs_one_call()
@@ -200,7 +194,7 @@ def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
         return False
     if call.batch.documents is not None:
         return True
-    return mechanism.capabilities.ignores_padding and not (call.grid is not None and reads_grid(mechanism))
+    return mechanism.capabilities.ignores_padding and not (call.grid is not None and mechanism.capabilities.needs_grid)
 
 
 def _distances(mechanism: Any, causal: bool) -> Locality | None:

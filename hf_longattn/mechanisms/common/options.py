@@ -198,7 +198,8 @@ class Options:
     def _check_value(cls, mechanism: str, name: str, value: Any) -> None:
         """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
         field = cls.__dataclass_fields__[name]
-        limits, example = field.metadata, 4
+        limits = field.metadata
+        example: Any = 4
         if type(field.default) in (int, float) and field.default != 0:
             example = field.default
         elif field.default is None and limits.get("unit") == "tokens":

@@ -22,7 +22,7 @@ from ...engines.score_terms import chain_score_mods
 from ...engines.sequences import rolled, split, stacked
 from ...errors import OptionError
 from ...positions.relative import RelativePositions
-from .capabilities import largest_distances, reads_grid
+from .capabilities import largest_distances
 
 
 def in_full_if_short(
@@ -160,7 +160,7 @@ def why_not_in_full(mechanism: Any) -> str:
     """Why ``mechanism`` cannot use full attention for short texts; empty if it can."""
     reasons = {
         "exists in the causal form only": mechanism.causal is True,
-        "reads a grid": reads_grid(mechanism),
+        "reads a grid": mechanism.capabilities.needs_grid,
         "passes memory tokens from segment to segment": mechanism.capabilities.recursion is not None,
         "counts padding with these options": not mechanism.capabilities.ignores_padding,
         "adds relative positions to the scores": mechanism.relative is not None,

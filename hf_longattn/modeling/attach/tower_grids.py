@@ -12,7 +12,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ...errors import OptionError
-from ...mechanisms.common.capabilities import reads_grid
 from ..family.definition import known_family
 from ..family.grid_spec import PIXELS
 from ..family.long_config import runs_mechanisms
@@ -37,7 +36,7 @@ def hook_grid(stack: PreTrainedModel) -> None:
     sites = attention_sites(stack)
     if packs_images(stack):
         mechanisms = [mechanism for site in sites for mechanism in mechanisms_on(site.module).values()]
-        if on_grid := next((mechanism.name for mechanism in mechanisms if reads_grid(mechanism)), None):
+        if on_grid := next((mechanism.name for mechanism in mechanisms if mechanism.capabilities.needs_grid), None):
             raise OptionError(
                 f"{type(stack).__name__} packs images of different sizes into one row, and mechanism {on_grid!r} "
                 "needs one grid for all; choose a mechanism without a grid, for example 'window' or 'block_top_k'."

@@ -160,10 +160,9 @@ class InputSpec:
 
     def check_mechanism(self, mechanism: str, options: dict[str, Any]) -> None:
         """Raise :class:`OptionError` for a mechanism that cannot read these inputs."""
-        from ...mechanisms.common.capabilities import reads_grid
         from ...mechanisms.common.registry import prototype
 
-        if reads_grid(prototype(mechanism, options)):
+        if prototype(mechanism, options).capabilities.needs_grid:
             raise OptionError(f"{mechanism} reads a grid, and the model reads a {self.noun}.")
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
