@@ -146,25 +146,59 @@ class BigBird(MaskedMechanism):
 
     def blocks(self, length: int, call: AttentionCall, device: torch.device) -> Blocks:
         """The block pattern of a call with ``length`` keys."""
-        o, seed = self.options, self.options.seed + self.layer + call.seed
+        o = self.options
         rows = (length + o.block_size - 1) // o.block_size
         texts = self.cut_texts(call)
         if texts is None:
             count = torch.full((1,), rows, device=device)
         else:
             count = (last_real(texts) + o.block_size) // o.block_size
-
-        def draw() -> Tensor:
-            return seeded_blocks(seed, self.num_heads, count, rows, o, call.causal)
-
         if o.random_pattern != "seeded":
             random = count.new_zeros(1, 1, rows, 0)
         elif texts is None:
-            key = ("bigbird blocks", seed, self.num_heads, o, rows, call.causal, device)
-            random = BYTE_CACHE.get(key, draw)
+            key = ("bigbird blocks", self.layer + call.seed, self.num_heads, o, rows, call.causal, device)
+            random = BYTE_CACHE.get(key, lambda: self.drawn_blocks(count, rows, call.causal, call.seed))
         else:
-            random = draw()
+            random = self.drawn_blocks(count, rows, call.causal, call.seed)
         return Blocks(o, count, rows, call.causal, random)
+
+    def drawn_blocks(self, count: Tensor, rows: int, causal: bool, seed: int) -> Tensor:
+        """Distinct random key blocks per head and query block, outside the window and the global blocks.
+
+        A draw depends only on the seed, the layer, the head, the query block and, when not causal, the number of blocks
+        in the sequence. So it is the same on every device, in every batch and after loading. Floyd's algorithm
+        (Bentley & Floyd 1987) draws without replacement in ``num_random_blocks`` steps.
+
+        Args:
+            count: ``(B or 1,)``, number of blocks of each sequence.
+            rows: number of query blocks in the result.
+        Returns:
+            ``(B or 1, H, rows, num_random_blocks)`` block indices; -1 in unused slots, if fewer blocks can be drawn.
+        """
+        o, device = self.options, count.device
+        window, edge, seed = o.num_window_blocks, o.num_global_blocks, o.seed + self.layer + seed
+        row = torch.arange(rows, device=device).view(1, 1, -1)
+        head = torch.arange(self.num_heads, device=device).view(1, -1, 1)
+        if causal:
+            low = high = row - window + 1
+            left = (low - edge).clamp(min=0)
+        else:
+            last = count.view(-1, 1, 1) - edge
+            low, high = (row - window // 2).clamp(min=edge), torch.minimum(row + window // 2 + 1, last)
+            left = (last - edge - (high - low).clamp(min=0)).clamp(min=0)
+        chosen: list[Tensor] = []
+        for step in range(o.num_random_blocks):
+            highest = left - o.num_random_blocks + step
+            drawn = (_hash(seed, head, row, step) * (highest + 1).clamp(min=0)) >> 31
+            for earlier in chosen:
+                drawn = torch.where(earlier == drawn, highest, drawn)
+            chosen.append(torch.where(highest >= 0, drawn, -1))
+        if not chosen:
+            return row.new_zeros(1, self.num_heads, rows, 0)
+        index = torch.stack(torch.broadcast_tensors(*chosen), -1)
+        block = index + edge
+        block = torch.where(block >= low[..., None], block + (high - low)[..., None], block)
+        return torch.where(index >= 0, block, -1)
 
     def cut_texts(self, call: AttentionCall) -> Tensor | None:
         """The mask of real tokens if the blocks of each text depend on its length, else ``None``."""
@@ -276,45 +310,6 @@ class BigBird(MaskedMechanism):
             return make()
         key = (type(self), self.options, self.num_heads, self.layer + call.seed, length, call.causal, device, dtype)
         return BYTE_CACHE.get(key, make)
-
-
-def seeded_blocks(seed: int, heads: int, blocks: Tensor, rows: int, options: BigBirdOptions, causal: bool) -> Tensor:
-    """Distinct random key blocks per head and query block, outside the window and the global blocks.
-
-    A draw depends only on the seed, the head, the query block and, when not causal, the number of blocks in the
-    sequence. So it is the same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd
-    1987) draws without replacement in ``num_random_blocks`` steps.
-
-    Args:
-        blocks: ``(B or 1,)``, number of blocks of each sequence.
-        rows: number of query blocks in the result.
-    Returns:
-        ``(B or 1, H, rows, num_random_blocks)`` block indices; -1 in unused slots, if fewer blocks can be drawn.
-    """
-    count, window, edge = options.num_random_blocks, options.num_window_blocks, options.num_global_blocks
-    device = blocks.device
-    row = torch.arange(rows, device=device).view(1, 1, -1)
-    head = torch.arange(heads, device=device).view(1, -1, 1)
-    if causal:
-        low = high = row - window + 1
-        left = (low - edge).clamp(min=0)
-    else:
-        last = blocks.view(-1, 1, 1) - edge
-        low, high = (row - window // 2).clamp(min=edge), torch.minimum(row + window // 2 + 1, last)
-        left = (last - edge - (high - low).clamp(min=0)).clamp(min=0)
-    chosen: list[Tensor] = []
-    for step in range(count):
-        highest = left - count + step
-        drawn = (_hash(seed, head, row, step) * (highest + 1).clamp(min=0)) >> 31
-        for earlier in chosen:
-            drawn = torch.where(earlier == drawn, highest, drawn)
-        chosen.append(torch.where(highest >= 0, drawn, -1))
-    if not chosen:
-        return row.new_zeros(1, heads, rows, 0)
-    index = torch.stack(torch.broadcast_tensors(*chosen), -1)
-    block = index + edge
-    block = torch.where(block >= low[..., None], block + (high - low)[..., None], block)
-    return torch.where(index >= 0, block, -1)
 
 
 def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:

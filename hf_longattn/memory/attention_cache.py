@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from ..engines.batch import Batch, first_real, has_values, in_graph
+from ..engines.batch import Batch, first_real, has_values, in_graph, transformed
 from ..engines.call import AttentionCall, State
 from ..engines.sequences import advanced
 from ..errors import BackendError, InputError
@@ -76,9 +76,18 @@ class AttentionCacheLayer(DynamicLayer):
         """
 
     def note_padding(self, mask: Tensor | None) -> None:
-        """Read the padding mask ``(B, tokens seen so far)``. Called before every step."""
+        """Read the padding mask ``(B, tokens seen so far)``. Called before every step.
+
+        Raises:
+            InputError: values of the mask cannot be read under ``torch.func.vmap``.
+        """
         if self._all_started:
             return
+        if mask is not None and not torch.compiler.is_compiling() and transformed() and in_graph():
+            raise InputError(
+                "This model's decode cache must read where each text starts, which torch.func.vmap hides; pass "
+                "use_cache=False."
+            )
         if self.starts is None:
             # on the device where the keys were before offloading
             self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.device)

@@ -175,7 +175,7 @@ def define_bigbird(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
     else:
         starts, lasts = [0] * batch, [length - 1] * batch
     counts = [(last - start) // size + 1 for start, last in zip(starts, lasts, strict=True)]
-    draws = drawn_blocks(module, counts, causal, seed)
+    draws = module.drawn_blocks(torch.tensor(counts), max(counts), causal, seed).tolist()
     tokens = (torch.zeros(batch, length, dtype=torch.bool) if global_mask is None else global_mask).tolist()
     first_block_again = options.random_pattern == "hf_eval"
 
@@ -197,11 +197,6 @@ def define_bigbird(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Cal
         return int(structure) + hits
 
     return masked_attention(q, k, v, times, call)
-
-
-def drawn_blocks(module: nn.Module, counts: list[int], causal: bool, seed: int) -> list[list[list[list[int]]]]:
-    """The module's random blocks of every sequence, head and block."""
-    return module.blocks(torch.tensor(counts), max(counts), causal, torch.device("cpu"), seed).random.tolist()
 
 
 def draw_options_bigbird(random: Random, length: int) -> dict[str, Any]:
