@@ -165,8 +165,8 @@ class BigBird(MaskedMechanism):
     def drawn_blocks(self, count: Tensor, rows: int, causal: bool, seed: int) -> Tensor:
         """Distinct random key blocks per head and query block, outside the window and the global blocks.
 
-        A draw depends only on the seed, the layer, the head, the query block and, when not causal, the number of blocks
-        in the sequence. So it is the same on every device, in every batch and after loading. Floyd's algorithm
+        A draw depends only on the seed, the layer, the head, the query block and, when not causal, the number of
+        blocks in the sequence. So it is the same on every device, in every batch and after loading. Floyd's algorithm
         (Bentley & Floyd 1987) draws without replacement in ``num_random_blocks`` steps.
 
         Args:

@@ -21,7 +21,7 @@ from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.files import FORMAT_FIELD as FIELD
-from hf_longattn.mechanisms.common.base import Mechanism, reset
+from hf_longattn.mechanisms.common.base import LayerSizes, Mechanism, reset
 from hf_longattn.mechanisms.common.capabilities import projection_copies
 from hf_longattn.mechanisms.common.options import Options
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
@@ -392,7 +392,7 @@ def test_a_mechanism_without_initial_values_is_refused() -> None:
             super().__init__(*args)
             self.gate = nn.Parameter(torch.ones(1))
 
-    built = Forgetful(2, 8, 16, None, Options())
+    built = Forgetful(LayerSizes(2, 8, 16, None), Options())
     with pytest.raises(
         OptionError, match=r"'forgetful' owns a tensor, 'gate', that nothing initialises.*define reset_parameters"
     ):
