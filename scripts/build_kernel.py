@@ -43,10 +43,14 @@ def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
     """The private function of PyTorch with this name in :data:`PRIVATE_APIS`."""
     module, _, path = PRIVATE_APIS[name][which].partition(":")
     return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+''',
+    f"{PACKAGE}.engines.cpu.onednn": '''\
+import torch
 
 
-def warn_missing(name: str) -> None:
-    """Without the function, results stay correct."""
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of matrices in bf16 (AMX). Blocks have another size then."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 ''',
     f"{PACKAGE}.engines.byte_cache": '''\
 def tensor_bytes(value: Tensor) -> int:
@@ -61,6 +65,8 @@ def tensor_version(tensor: Tensor) -> int:
 }
 """Module -> definitions for the kernel in place of the package's, whose further cases it does not have."""
 SUBSTITUTE = "in place of "
+NAMESPACE = "namespace_of_this_text"
+"""Stands for the namespace of operators, which follows from the text, until the text is there."""
 END_OF_DEFINITION = "\0"
 LEFT_OUT = {"ByteCache": ("of", "clear", "__len__"), "Group": ("queries", "keys")}
 """Class -> methods that the kernel never calls."""
@@ -244,6 +250,15 @@ from __future__ import annotations
 __all__ = {public}
 PRIVATE_APIS = {{
 {private}}}
+
+
+def free_namespace(name: str, number: int = 0) -> str:
+    """A namespace without operators: a process may load this file under two names, and each has its own."""
+    taken = hasattr(getattr(torch.ops, f"{{name}}_{{number}}"), "cpu_softmax")
+    return free_namespace(name, number + 1) if taken else f"{{name}}_{{number}}"
+
+
+OPERATORS = free_namespace("{NAMESPACE}")
 '''
     for home in collection.ordered():
         module = collection.modules[home]
@@ -255,8 +270,8 @@ PRIVATE_APIS = {{
                 if isinstance(statement, ast.FunctionDef | ast.ClassDef):
                     text += END_OF_DEFINITION
     text = text.removesuffix(END_OF_DEFINITION)
-    operators = f"longattn_{hashlib.sha256(text.encode()).hexdigest()[:8]}::"  # the package's have another namespace
-    text = text.replace(f'"{PACKAGE}::', f'"{operators}')
+    namespace = f"longattn_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    text = text.replace(f'"{PACKAGE}::', 'f"{OPERATORS}::').replace(NAMESPACE, namespace)
     if (count := text.count("\n")) > LINES:
         raise ValueError(f"The kernel has {count:,} lines, but may have at most {LINES:,}.")
     return text

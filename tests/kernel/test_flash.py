@@ -191,6 +191,14 @@ def module_of(file: Path) -> ModuleType:
     return module
 
 
+def test_a_process_may_load_the_file_under_two_names(repository: Path) -> None:
+    modules = [module_of(repository / "build" / variant / "__init__.py") for variant in ("torch-cpu", "torch-cuda")]
+    assert modules[0].OPERATORS != modules[1].OPERATORS
+    q = torch.randn(1, 50, 2, 8, requires_grad=True)
+    for module in modules:  # the first is still whole
+        module.flash_attn_func(q, q, q, window_size=(8, 8)).sum().backward()
+
+
 def test_the_built_file_runs_without_the_package_and_computes_the_same(repository: Path) -> None:
     file = repository / "build" / "torch-cpu" / "__init__.py"
     code = f"""
