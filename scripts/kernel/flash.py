@@ -79,11 +79,9 @@ class Varlen(Source):
     name = "varlen"
     sums_in_fp32 = False
 
-    def read_arguments(
-        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
-    ) -> None:
-        self.left, self.right = numbers
-        self.offsets_q, self.offsets_k = (offsets.tolist() for offsets in fixed if offsets is not None)
+    def read_arguments(self) -> None:
+        self.left, self.right = self.numbers
+        self.offsets_q, self.offsets_k = (offsets.tolist() for offsets in self.fixed if offsets is not None)
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
         out.zero_()  # of queries that see no key

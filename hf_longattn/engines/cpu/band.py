@@ -453,17 +453,15 @@ class Band(BandSource):
     name = "band"
     sums_in_fp32 = False
 
-    def read_arguments(
-        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
-    ) -> None:
-        self.key_mask, self.global_mask = fixed
-        left, right, causal, global_rows, ahead = numbers
+    def read_arguments(self) -> None:
+        self.key_mask, self.global_mask = self.fixed
+        left, right, causal, global_rows, ahead = self.numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
         self.bias: DistanceBias | None = None
         self.columns: Tensor | None = None
-        if not learned:
+        if not self.learned:
             return
-        like, table = learned, learned[0]
+        like, table = self.learned, self.learned[0]
         if table.dim() == 4:
             self.columns, like = table.to(self.dtype), token_major(self.dtype, table)
         else:

@@ -11,7 +11,7 @@ The tiles of the gathered engine take 1.8 times as long for the forward pass and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -100,11 +100,9 @@ class Blocks(Source):
     name = "blocks"
     may_see_nothing = True
 
-    def read_arguments(
-        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
-    ) -> None:
-        self.key_mask, chosen = fixed
-        self.size, self.causal = numbers
+    def read_arguments(self) -> None:
+        self.key_mask, chosen = self.fixed
+        self.size, self.causal = self.numbers
         assert chosen is not None
         own_block = (torch.arange(chosen.shape[2]) // self.size)[:, None].expand(*chosen.shape[:3], 1)
         self.chosen = chosen if self.causal else torch.cat([chosen, own_block], -1)

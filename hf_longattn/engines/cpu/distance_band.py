@@ -16,7 +16,7 @@ gradients of T are written through it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -260,13 +260,11 @@ class Distances(BandSource):
     name = "distances"
     plain_backward = True
 
-    def read_arguments(
-        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
-    ) -> None:
-        self.p, table, *of_keys = learned
+    def read_arguments(self) -> None:
+        self.p, table, *of_keys = self.learned
         self.e, key_table = (*of_keys, None, None)[:2]
-        buckets, self.key_mask, self.global_mask = fixed
-        ahead, left, right, causal, global_rows, self.chunk = numbers
+        buckets, self.key_mask, self.global_mask = self.fixed
+        ahead, left, right, causal, global_rows, self.chunk = self.numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
         heads = self.p.shape[1]
         by_head = None if key_table is None else key_table.expand(heads, -1, -1)

@@ -188,6 +188,7 @@ class Scope:
 class Source(ABC):
     """Generates the parts of one call. Subclasses read their arguments in :meth:`read_arguments`.
 
+    learned: tensors that may need gradients. fixed: tensors without gradients. numbers: integer settings.
     learns: whether the gradients of learned tensors are needed.
     totals: sums for these gradients, see :meth:`learned_gradients`.
     """
@@ -209,21 +210,14 @@ class Source(ABC):
         dropout: Dropout | None,
         learns: bool = False,
     ) -> None:
-        self.q, self.k, self.v, self.learned, self.dropout, self.dtype = q, k, v, learned, dropout, mask_dtype(q)
+        self.q, self.k, self.v, self.dropout, self.dtype = q, k, v, dropout, mask_dtype(q)
+        self.learned, self.fixed, self.numbers = learned, fixed, numbers
         self.learns, self.totals = learns, list[Tensor]()
-        self.read_arguments(learned, fixed, numbers)
+        self.read_arguments()
 
     @abstractmethod
-    def read_arguments(
-        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
-    ) -> None:
-        """Store the arguments of the call, whose meaning each subclass defines.
-
-        Args:
-            learned: tensors that may need gradients.
-            fixed: tensors without gradients.
-            numbers: integer settings.
-        """
+    def read_arguments(self) -> None:
+        """Read ``learned``, ``fixed`` and ``numbers``, whose meaning each subclass defines."""
 
     @abstractmethod
     def scopes(self, backward: bool) -> Iterator[Scope]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -419,12 +419,10 @@ class Tiles(Source):
     name = "tiles"
     may_see_nothing = True
 
-    def read_arguments(
-        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
-    ) -> None:
-        self.key_mask, *lists = fixed
-        count = len(numbers) // 4
-        bounds = [Bounds(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
+    def read_arguments(self) -> None:
+        self.key_mask, *lists = self.fixed
+        count = len(self.numbers) // 4
+        bounds = [Bounds(*self.numbers[4 * at : 4 * at + 4]) for at in range(count)]
         lists_of = lists[:count], lists[count : 2 * count], lists[2 * count :], bounds
         self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
 

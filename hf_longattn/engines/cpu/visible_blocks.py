@@ -188,10 +188,8 @@ class BlocksOfMask(Source):
     name = "visible blocks"
     may_see_nothing = True
 
-    def read_arguments(
-        self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]
-    ) -> None:
-        self.table, self.tiles = (x for x in fixed if x is not None)
+    def read_arguments(self) -> None:
+        self.table, self.tiles = (x for x in self.fixed if x is not None)
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
         if not bool(self.table.any(-1).all()):

@@ -325,8 +325,6 @@ def why_not_blocks(context: DispatchContext) -> str | None:
         return f"blocks of {size} tokens do not fit the kernel's blocks of {BAND_BLOCK}"
     if context.kv_len > MAX_TABLE_TOKENS:
         return f"beyond {MAX_TABLE_TOKENS:,} tokens its lists of blocks are large"
-    if selected and context.call.sink_scores is not None:
-        return "it merges no sinks"
     if selected and torch.compiler.is_compiling():
         return "its block lists need values, which a graph lacks"
     return why_not(context)
@@ -371,10 +369,7 @@ def flex_block_selected(
 
     mask = block_mask((length, length), mask_mod, by_query=by_query, by_key=by_key)
     signature = "chosen blocks", causal, key_mask is None, signature_of(score_mod)
-    out: Tensor = fused_flex(
-        signature, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1])
-    )
-    return out
+    return masked_flex(signature, q, k, v, mask, score_mod, call)
 
 
 class BlockTable(NamedTuple):
