@@ -34,7 +34,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
-    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3])
+    context = DispatchContext.of(q, k, call, pattern=pattern)
     flash = flash_band if global_mask is None else flash_globals
     kernels = {
         "flash": lambda: flash(q, k, v, pattern, call),
@@ -98,7 +98,7 @@ def _on_cpu(path: PathName, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, c
 
 def why_not_one_call(q: Tensor, k: Tensor, pattern: Pattern, call: AttentionCall) -> str | None:
     """Why no single kernel call computes a band within all packed documents. ``None`` if one does."""
-    context = DispatchContext.of(q, k, call, pattern=pattern, dtype=dtype_in_attention(q), features=q.shape[3])
+    context = DispatchContext.of(q, k, call, dtype_in_attention(q), pattern=pattern)
     path, refused = first_path("documents of a band", context)
     return refused[-1][1] if path == "split" else None
 
@@ -113,7 +113,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
         by_kernel = True
     if call.batch is not None and call.score_mod is None and accelerator.accelerated(q):
         # For padding or documents, the flash-attention operator needs no N×N mask.
-        context = DispatchContext.of(q, k, call, pattern=pattern, dtype=dtype_in_attention(q), features=q.shape[3])
+        context = DispatchContext.of(q, k, call, dtype_in_attention(q), pattern=pattern)
         by_kernel = by_kernel and call.batch.documents is None and first_path("band", context)[0] != "flash"
     if by_kernel and (cross or not (call.dropout and drops_in_tiles(DispatchContext.of(q, k, call)))):
         q, k, v, call = clear_padding(q, k, v, call)

@@ -388,9 +388,10 @@ class DispatchContext:
     """The band, required for bands. ``None`` by default since Dynamo cannot trace an object as default."""
     learned_bias: bool = False
     """Whether the tiles have a bias that needs gradients."""
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype = torch.float32
+    """The dtype of the queries."""
     features: int = 0
-    """Head dimension of the queries; for linear mechanisms, the larger of feature and value dimension."""
+    """Head dimension of the queries."""
     block_size: int = 0
     """Tokens in a block of a table; 0 if each query selects its blocks."""
     blocks: Callable[[], Any] | None = None
@@ -401,9 +402,12 @@ class DispatchContext:
     """``(path, reason)`` for each path whose kernel this machine lacks."""
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, call: AttentionCall, **more: Any) -> DispatchContext:
-        """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``."""
-        return cls(q.device.type, q.shape[2], k.shape[2], call, exporting=torch.compiler.is_exporting(), **more)
+    def of(
+        cls, q: Tensor, k: Tensor, call: AttentionCall, dtype: torch.dtype | None = None, **more: Any
+    ) -> DispatchContext:
+        """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``. ``dtype``: another one than that of ``q``."""
+        more |= {"dtype": dtype or q.dtype, "features": q.shape[3], "exporting": torch.compiler.is_exporting()}
+        return cls(q.device.type, q.shape[2], k.shape[2], call, **more)
 
     @property
     def few_pairs(self) -> Any:

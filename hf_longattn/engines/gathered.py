@@ -48,7 +48,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
         return nothing_seen(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    if choose("tiles", q, k, call, learned_bias=learned, features=q.shape[3]) == "cpu-gathered":
+    if choose("tiles", q, k, call, learned_bias=learned) == "cpu-gathered":
         fixed = [call.key_mask, *(getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles)]
         numbers = [number for tile in tiles for number in Bounds.of(tile)]
         return attend_parts(
@@ -70,7 +70,7 @@ def block_selected_attention(
     Returns:
         ``(B, H, N, D)``; zeros where a query sees no key.
     """
-    length, context = k.shape[2], DispatchContext.of(q, k, call, dtype=q.dtype, features=q.shape[3])
+    length, context = k.shape[2], DispatchContext.of(q, k, call)
     runs = {"flex": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out())}
     out, path = try_path("blocks", context, runs)
     if out is not None:

@@ -267,7 +267,7 @@ class BigBird(MaskedMechanism):
                 )
             return dense_attention(q, k, v, call, mask_mod=lambda *index: times(*index) > 0)
         padded, size = pad_queries(q, kv_len), self.options.block_size
-        context = DispatchContext.of(padded, k, call, dtype=q.dtype, features=q.shape[3], block_size=size)
+        context = DispatchContext.of(padded, k, call, block_size=size)
 
         def by_table() -> Tensor:
             table_call = call.replace(global_mask=tokens).written_out()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..engines.batch import cached_on, in_graph
 from ..engines.call import AttentionCall, MaskMod, Pattern
-from ..engines.dense import dense_attention, masked_softmax, products
+from ..engines.dense import both, dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..errors import InputError, OptionError
 from ..positions.relative import DistanceOnly, relative_class
@@ -264,8 +264,7 @@ class GlobalProjections(nn.Module):
         if call.score_mod is None and self.num_heads * index.shape[1] <= hidden.shape[-1] // 2 and bare:
             seen = None if key_mask is None else key_mask[:, None, None, :]
             if causal:
-                earlier = torch.arange(hidden.shape[1], device=hidden.device) <= positions
-                seen = earlier if seen is None else seen & earlier
+                seen = both(seen, torch.arange(hidden.shape[1], device=hidden.device) <= positions)
             rows = self._absorbed(q, hidden, seen, scale, call.dropout)
         else:
             k, v = self.heads(self.key(hidden)), self.heads(self.value(hidden))

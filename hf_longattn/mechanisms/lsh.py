@@ -163,19 +163,14 @@ class LSH(BucketedMechanism):
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:
         """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""
-        (batch, heads, length, _), exact, halves = (
-            x.shape,
-            exact_dtype(x.device),
-            [factor // 2 for factor in self.factors],
-        )
+        (batch, heads, length, _), exact = x.shape, exact_dtype(x.device)
+        halves = [factor // 2 for factor in self.factors]
         with without_autocast(x):
             rotations = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
             rotated = rotations.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
         rotated = rotated.view(batch, heads, self.options.num_hashes, sum(halves), length)
-        bucket, scale = (
-            torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device),
-            1,
-        )
+        bucket = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device)
+        scale = 1
         for columns, factor in zip(rotated.split(halves, -2), self.factors, strict=True) if halves else ():
             # argmax [x ; -x], by one comparison for each column x_f
             highest, index = columns[..., 0, :].abs(), (columns[..., 0, :] < 0).long() * (factor // 2)
@@ -188,13 +183,8 @@ class LSH(BucketedMechanism):
         return bucket
 
     def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        length, size, rounds, shared = (
-            k.shape[2],
-            self.options.bucket_size,
-            self.options.num_hashes,
-            self.options.shared_qk,
-        )
-        first, real = length - q.shape[2], call.real(k)
+        options, length, real = self.options, k.shape[2], call.real(k)
+        size, shared, first = options.bucket_size, options.shared_qk, length - q.shape[2]
         key_buckets = self.hashes(k)
         query_buckets = key_buckets[..., first:] if shared else self.hashes(q)
         positions, listed = torch.arange(length, device=k.device), real[:, None, None, :]
@@ -220,7 +210,7 @@ class LSH(BucketedMechanism):
 
         def met(rows: Tensor) -> Tensor:
             count = met_in(0, rows).int()
-            for number in range(1, rounds):
+            for number in range(1, options.num_hashes):
                 count = count + met_in(number, rows)
             return count * (positions != rows[:, None]) if shared else count
 
@@ -243,9 +233,7 @@ class LSH(BucketedMechanism):
         }
         if call.causal:
             key_buckets, count = buckets_of_documents(key_buckets, self.num_buckets, call.documents)
-            if shared:
-                query_buckets = key_buckets
-            else:
+            if not shared:
                 query_buckets, _ = buckets_of_documents(query_buckets, self.num_buckets, call.documents)
             rounds: Rounds = RecentRounds(query_buckets, key_buckets, count, **arguments)
         else:

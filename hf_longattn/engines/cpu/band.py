@@ -62,7 +62,6 @@ def why_not(context: DispatchContext) -> str | None:
 
 def plan_of(context: DispatchContext) -> Plan:
     """The cheapest plan for the call's band."""
-    assert context.dtype is not None
     band, kv_len = context.pattern, context.kv_len
     sizes = (context.q_len, kv_len, kv_len - context.q_len, min(band.left, kv_len), min(band.right, kv_len))
     return band_plan(*sizes, context.dtype, torch.get_num_threads(), tokens=context.call.global_mask is not None)

@@ -112,9 +112,8 @@ def at_positions(
         begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
         counted = counted - torch.where(begins, counted, -1).cummax(-1).values
     chosen = torch.zeros_like(real)
-    for first, last in runs(
-        sorted(positions)
-    ):  # Python numbers: a compiled step would copy a tensor to a GPU every time
+    # Python numbers: a compiled step would copy a tensor to a GPU every time
+    for first, last in runs(sorted(positions)):
         chosen = chosen | (counted == first if first == last else (counted >= first) & (counted <= last))
     return chosen & real
 
