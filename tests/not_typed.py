@@ -11,6 +11,7 @@ TIMES = "measures times for half an hour: tests/scripts/dev/benchmarks runs it o
 INSTALLED = "needs a package that only this page installs"
 SERVED = "needs a server in an environment of its own"
 ENGINE = "needs an engine of `make llama-cpp`: tests/export/test_engines.py runs its converter and server"
+KERNEL = "needs `kernels`, which fits another transformers: `make test-kernel` builds, loads and publishes"
 SERVICE = "needs an account of a service outside"
 
 NOT_TYPED: dict[str, dict[str, str]] = {
@@ -42,6 +43,12 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "python scripts/prepare_triviaqa.py": "reads TriviaQA from the Hub",
     },
     "docs/how-to/evaluate.md": {"python -c": INSTALLED},
+    "docs/how-to/kernel.md": {
+        "python scripts/build_kernel.py": KERNEL,
+        "python scripts/push_kernel.py": KERNEL,
+        "LOCAL_KERNELS=": KERNEL,
+        "from transformers": KERNEL,
+    },
     "docs/how-to/serve.md": {
         "vllm serve": "needs vLLM, which pins other versions: tests/modeling/test_vllm.py has a stand-in",
         "from sentence_transformers": SERVED,

@@ -47,6 +47,12 @@ from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import AttendedKeys
 
+TABLE_STEP = 64
+"""Number of blocks by which a decoding table grows. Untuned."""
+MAX_TABLE = 1 << 24
+"""Maximum entries (one byte each) of a layer's decoding table. For longer texts, every step draws the random blocks
+again. Untuned."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BigBirdOptions(Options):
@@ -153,14 +159,15 @@ class BigBird(MaskedMechanism):
             count = torch.full((1,), rows, device=device)
         else:
             count = (last_real(texts) + o.block_size) // o.block_size
-        if o.random_pattern != "seeded":
-            random = count.new_zeros(1, 1, rows, 0)
-        elif texts is None:
-            key = ("bigbird blocks", self.layer + call.seed, self.num_heads, o, rows, call.causal, device)
-            random = BYTE_CACHE.get(key, lambda: self.drawn_blocks(count, rows, call.causal, call.seed))
-        else:
+        return self.blocks_of(count, rows, call)
+
+    def blocks_of(self, count: Tensor, rows: int, call: AttentionCall) -> Blocks:
+        """The block pattern of sequences with ``count (B or 1,)`` blocks each, the longest with ``rows`` blocks."""
+        if self.options.random_pattern == "seeded":
             random = self.drawn_blocks(count, rows, call.causal, call.seed)
-        return Blocks(o, count, rows, call.causal, random)
+        else:
+            random = count.new_zeros(1, 1, rows, 0)
+        return Blocks(self.options, count, rows, call.causal, random)
 
     def drawn_blocks(self, count: Tensor, rows: int, causal: bool, seed: int) -> Tensor:
         """Distinct random key blocks per head and query block, outside the window and the global blocks.
@@ -186,10 +193,14 @@ class BigBird(MaskedMechanism):
             last = count.view(-1, 1, 1) - edge
             low, high = (row - window // 2).clamp(min=edge), torch.minimum(row + window // 2 + 1, last)
             left = (last - edge - (high - low).clamp(min=0)).clamp(min=0)
+        hashes = BYTE_CACHE.get(
+            ("bigbird hashes", seed, self.num_heads, rows, o.num_random_blocks, device),
+            lambda: [_hash(seed, head, row, step) for step in range(o.num_random_blocks)],
+        )
         chosen: list[Tensor] = []
         for step in range(o.num_random_blocks):
             highest = left - o.num_random_blocks + step
-            drawn = (_hash(seed, head, row, step) * (highest + 1).clamp(min=0)) >> 31
+            drawn = (hashes[step] * (highest + 1).clamp(min=0)) >> 31
             for earlier in chosen:
                 drawn = torch.where(earlier == drawn, highest, drawn)
             chosen.append(torch.where(highest >= 0, drawn, -1))
@@ -205,8 +216,18 @@ class BigBird(MaskedMechanism):
         return None if call.causal or self.options.blocks_over == "input" else call.key_mask
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        times = self.times(AttentionCall(causal), global_mask)
-        return lambda *index: times(*index) > 0
+        call, size = AttentionCall(causal), self.options.block_size
+        times = self.times(call, global_mask)
+
+        def seen(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+            rows = -(-kv_idx.shape[-1] // (size * TABLE_STEP)) * TABLE_STEP
+            if not causal or rows * rows * self.num_heads > MAX_TABLE:
+                return times(b, h, q_idx, kv_idx) > 0
+            table = self.table(rows * size, call, kv_idx.device).seen[0].expand(self.num_heads, -1, -1)
+            visible = table[h, q_idx.clamp(min=0) // size, kv_idx.clamp(min=0) // size]
+            return visible if global_mask is None else visible | global_mask[b, q_idx] | global_mask[b, kv_idx]
+
+        return seen
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
         """A function that returns how often each key counts in a query's softmax. ``kv_idx`` must cover the whole
@@ -283,10 +304,29 @@ class BigBird(MaskedMechanism):
         return out[:, :, kv_len - q_len :]
 
     def table(self, length: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        """The key blocks that each query block sees."""
-        pattern = self.blocks(length, call, device)
-        times = pattern.times(*index_grid(len(pattern.count), self.num_heads, pattern.rows, pattern.rows, device))
-        return BlockTable(times > 0, times.clamp(min=1).log() if pattern.again else None)
+        """The key blocks that each query block sees. The table of each number of blocks is cached for the process."""
+        size = self.options.block_size
+        rows = -(-length // size)
+        texts = self.cut_texts(call)
+        counts = [rows]
+        if texts is not None and call.batch is not None:
+            if in_graph():  # lengths cannot be read in a graph
+                return block_table(self.blocks(length, call, device))
+            counts *= len(texts)
+            for span in call.batch.sequences:
+                counts[span.row] = -(-span.stop // size)
+        key = ("bigbird table", self.options, self.num_heads, self.layer + call.seed, rows, call.causal, device)
+        tables: dict[int, BlockTable] = {}
+        for count in dict.fromkeys(counts):
+
+            def make(count: int = count) -> BlockTable:
+                return block_table(self.blocks_of(torch.full((1,), count, device=device), rows, call))
+
+            tables[count] = BYTE_CACHE.get((*key, count), make)
+        if len(tables) == 1:
+            return tables[counts[0]]
+        added = [table.added for count in counts if (table := tables[count]).added is not None]
+        return BlockTable(torch.cat([tables[count].seen for count in counts]), torch.cat(added) if added else None)
 
     def plan(
         self, length: int, tokens: Tensor | None, dtype: torch.dtype, call: AttentionCall, device: torch.device
@@ -310,6 +350,13 @@ class BigBird(MaskedMechanism):
             return make()
         key = (type(self), self.options, self.num_heads, self.layer + call.seed, length, call.causal, device, dtype)
         return BYTE_CACHE.get(key, make)
+
+
+def block_table(pattern: Blocks) -> BlockTable:
+    """The key blocks that each query block of a pattern sees, and what their repetition adds to scores."""
+    heads, device = pattern.random.shape[1], pattern.count.device
+    times = pattern.times(*index_grid(len(pattern.count), heads, pattern.rows, pattern.rows, device))
+    return BlockTable(times > 0, times.clamp(min=1).log() if pattern.again else None)
 
 
 def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:

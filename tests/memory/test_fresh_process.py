@@ -88,8 +88,8 @@ def remembering() -> bytes:
         tokens(2, 60),
     )
     with torch.no_grad():
-        outputs = pickle.loads(pickle.dumps(model(ids[:, :30], memory=model.new_memory())))
-        arguments = {"input_ids": ids[:, 30:], "memory": outputs.memory}
+        outputs = model(ids[:, :30], memory=model.new_memory())
+        arguments = {"input_ids": ids[:, 30:], "memory": pickle.loads(pickle.dumps(outputs.memory))}
         return pickle.dumps((model, arguments, model(**arguments).logits))
 
 

@@ -472,7 +472,7 @@ class MechanismSpec:
             if setting := getattr(options, option, None):
                 raise OptionError(
                     f"Option {option!r} belongs to a whole layer, but a member of mechanism {owner!r} has "
-                    f"{option}={setting!r}; leave it out of the member."
+                    f"{option}={setting!r}; give {option} to {owner!r} itself if it takes that, or leave it out."
                 )
         return cls(mechanism, options, tuple(values))
 

@@ -185,7 +185,7 @@ def kernel_checks() -> Iterator[DeviceCase]:
         rounds = DeviceCase(name, length=2048, causal=True)
         yield from (rounds, rounds.at(causal=False), rounds.at(padding="documents"))
     for name in ("strided", "union"):
-        yield DeviceCase(name, length=2048, causal=True, padding="documents", path="split")
+        yield DeviceCase(name, length=2048, causal=True, padding="documents")
     yield DeviceCase("strided", "compiled", length=2048, causal=True, dtype="fp32", padding="none")
 
 

@@ -30,7 +30,6 @@ from transformers import BertConfig, BertModel, DynamicCache, LlamaConfig, Llama
 
 from hf_longattn import build_mechanism, families, list_mechanisms
 from hf_longattn.engines import accelerator, batch, dense
-from hf_longattn.engines.byte_cache import BYTE_CACHE
 from hf_longattn.engines.call import DispatchContext
 from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.functional import prepare, run_batch
@@ -451,13 +450,13 @@ def decoding_step(words: Sequence[str], layers: int) -> Counts:
         model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
     else:
         model = families.LongLlamaForCausalLM(families.LongLlamaConfig(**settings, long_attention=plan)).eval()
-    text = torch.arange(600).expand(2, -1) % 100
+    lengths = itertools.count(600, 3)
 
     def step() -> list[Callable[[], Any]]:
+        text = torch.arange(next(lengths)).expand(2, -1) % 100  # each step is as long as none before
         cache = StaticCache(model.config, 1024) if "static cache" in words else DynamicCache(config=model.config)
         model(text, past_key_values=cache)
         model(text[:, :1], past_key_values=cache)
-        BYTE_CACHE.clear()  # each step is as long as none before
         return [functools.partial(model, text[:, :1], past_key_values=cache)]
 
     with torch.no_grad():
