@@ -7,7 +7,7 @@ linear mechanism,
     o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉
     W_i} κ(q_i, k_j))
 
-γ is the sigmoid of one learned number per head, or a fixed number. If the window covers the text, this is softmax
+γ is the sigmoid of one learned number per head. If the window covers the text, this is softmax
 attention. A kernel that estimates exp(s_ij) itself (Taylor's) is multiplied by exp(-c_i), which gives it the scale of
 the near terms, and γ starts near 1. The window slides, as in the equations; the authors' GPU kernels cut it into
 blocks ("terraced"). The bidirectional form is not in the paper.
@@ -55,15 +55,8 @@ class HybridOptions(Options):
         64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens", least=1
     )
     features: MechanismSpec = option(HEDGEHOG, "the linear mechanism for the other keys: hedgehog, taylor or linear")  # noqa: RUF009
-    mixing: float | None = option(
-        None, "γ, the weight of the window's terms, above 0; default: one per head is learned, initialised to 0.1"
-    )
 
     def check(self) -> None:
-        if self.mixing is not None and not self.mixing > 0:
-            raise OptionError(
-                f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it."
-            )
         chosen = mechanism_class(self.features.mechanism)
         if not (issubclass(chosen, LinearMechanism) and chosen.sums_beside_softmax):
             raise OptionError(
@@ -91,20 +84,18 @@ class Hybrid(Mechanism, Stateful):
         linear = options.features.build(sizes)
         assert isinstance(linear, LinearMechanism)
         self.linear = linear
-        if options.mixing is None:
-            self.mixing = nn.Parameter(torch.empty(sizes.num_heads))
+        self.mixing = nn.Parameter(torch.empty(sizes.num_heads))
+        """``(H,)``, whose sigmoid is γ."""
         if linear.per_head_tensors is not None:
-            mixing = ["mixing"] if options.mixing is None else []
-            self.per_head_tensors = (*mixing, *(f"linear.{name}" for name in linear.per_head_tensors))
+            self.per_head_tensors = ("mixing", *(f"linear.{name}" for name in linear.per_head_tensors))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set γ to 0.1, or to 0.9 if the kernel estimates exp(s_ij). The linear mechanism initialises its features."""
         super().reset_parameters(generator)
-        if self.options.mixing is None:
-            first = INITIAL_MIXING_OF_ESTIMATES if self.linear.estimates_exp else INITIAL_MIXING
-            nn.init.constant_(self.mixing, math.log(first / (1 - first)))
+        first = INITIAL_MIXING_OF_ESTIMATES if self.linear.estimates_exp else INITIAL_MIXING
+        nn.init.constant_(self.mixing, math.log(first / (1 - first)))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with without_autocast(q):
@@ -171,9 +162,8 @@ class Hybrid(Mechanism, Stateful):
             torch.where(near, self._gamma(q.dtype) * (scores - largest).exp(), far).masked_fill(~seen, 0.0)
         )
 
-    def _gamma(self, dtype: torch.dtype) -> Tensor | float:
-        fixed = self.options.mixing
-        return self.mixing.to(dtype).sigmoid()[:, None, None] if fixed is None else fixed
+    def _gamma(self, dtype: torch.dtype) -> Tensor:
+        return self.mixing.to(dtype).sigmoid()[:, None, None]
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return Pattern.window(self.options.window, causal).covers(length, length)

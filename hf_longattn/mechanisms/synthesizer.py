@@ -33,9 +33,6 @@ from .common.registry import register_mechanism
 class SynthesizerOptions(Options):
     variant: str = option("dense", "where scores come from: 'dense' or 'random'", choices=("dense", "random"))
     max_length: int | None = option(None, "longest input; none uses the model's", "tokens", least=1, most=65536)
-    hidden: int | None = option(
-        None, "units in the hidden layer of the dense variant; none uses the head size", "units", least=1, most=4096
-    )
 
 
 @register_mechanism("synthesizer")
@@ -61,8 +58,7 @@ class Synthesizer(Mechanism):
             )
         self.limit = limit
         if options.variant == "dense":
-            mlp = TokenMLP(self.num_heads, self.head_dim, options.hidden or self.head_dim, limit)
-            part: nn.Module = nn.ModuleDict({"mlp": mlp})
+            part: nn.Module = nn.ModuleDict({"mlp": TokenMLP(self.num_heads, self.head_dim, limit)})
         else:
             part = nn.ParameterDict({"matrix": nn.Parameter(torch.empty(self.num_heads, limit, limit))})
         self.kinds: Any = nn.ModuleDict({options.variant: part})
@@ -134,14 +130,14 @@ class Synthesizer(Mechanism):
 
 
 class TokenMLP(nn.Module):
-    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to ``columns`` (section 3.1). In at least fp32: rounding would move
-    ReLU's kink."""
+    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to D units to ``columns`` (section 3.1). In at least fp32: rounding
+    would move ReLU's kink."""
 
-    def __init__(self, heads: int, width: int, hidden: int, columns: int) -> None:
+    def __init__(self, heads: int, width: int, columns: int) -> None:
         super().__init__()
-        self.first = nn.Parameter(torch.empty(heads, width, hidden))
-        self.first_bias = nn.Parameter(torch.empty(heads, 1, hidden))
-        self.second = nn.Parameter(torch.empty(heads, columns, hidden))
+        self.first = nn.Parameter(torch.empty(heads, width, width))
+        self.first_bias = nn.Parameter(torch.empty(heads, 1, width))
+        self.second = nn.Parameter(torch.empty(heads, columns, width))
         self.second_bias = nn.Parameter(torch.empty(heads, columns))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -152,7 +148,7 @@ class TokenMLP(nn.Module):
         nn.init.zeros_(self.second_bias)
 
     def vectors(self, x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden units and a one, ``(B, H, N, hidden + 1)``, and the rows of W2 and b2 at ``columns``. Their
+        """The hidden units and a one, ``(B, H, N, D + 1)``, and the rows of W2 and b2 at ``columns``. Their
         products are the scores."""
         x = at_least_fp32(x)
         hidden = F.relu(x @ self.first.to(x.dtype) + self.first_bias.to(x.dtype))

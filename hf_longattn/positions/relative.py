@@ -60,6 +60,10 @@ class RelativePositions(nn.Module, ABC):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.hidden_size, self.values = num_heads, head_dim, hidden_size, dict(settings)
+        self.add_parameters()
+
+    def add_parameters(self) -> None:
+        """Create the parameters, as zeros. Called by the constructor."""
 
     @classmethod
     def check(cls, settings: Mapping[str, int]) -> None:
@@ -225,9 +229,8 @@ class T5Buckets(DistanceOnly):
     )
     rows_of_tables = ("num_buckets",)
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, settings)
-        self.table = nn.Parameter(torch.zeros(self.values["num_buckets"], num_heads))
+    def add_parameters(self) -> None:
+        self.table = nn.Parameter(torch.zeros(self.values["num_buckets"], self.num_heads))
 
     @classmethod
     def check(cls, settings: Mapping[str, int]) -> None:
@@ -261,10 +264,9 @@ class Shaw(QueryDependent):
     settings = MappingProxyType({"clip": (16, "distance in tokens beyond which all share one embedding")})
     rows_of_tables = ("clip",)
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, settings)
+    def add_parameters(self) -> None:
         self.position = self.content = None
-        self.keys = nn.Parameter(torch.zeros(2 * self.values["clip"] + 1, head_dim))
+        self.keys = nn.Parameter(torch.zeros(2 * self.values["clip"] + 1, self.head_dim))
 
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
         clip = self.values["clip"]
@@ -290,11 +292,10 @@ class TransformerXL(QueryDependent):
     reads_keys = True
     differs_by_head = True
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, settings)
-        self.projection = nn.Parameter(torch.zeros(num_heads, head_dim, hidden_size))
-        self.content = nn.Parameter(torch.zeros(num_heads, head_dim))
-        self.position = nn.Parameter(torch.zeros(num_heads, head_dim))
+    def add_parameters(self) -> None:
+        self.projection = nn.Parameter(torch.zeros(self.num_heads, self.head_dim, self.hidden_size))
+        self.content = nn.Parameter(torch.zeros(self.num_heads, self.head_dim))
+        self.position = nn.Parameter(torch.zeros(self.num_heads, self.head_dim))
 
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
         back, ahead = span
@@ -367,17 +368,18 @@ class SelfExtend(RelativePositions):
             "group": (8, "tokens that share a position in distant pairs"),
         }
     )
-    rotation: Rotation | Callable[[], Rotation] | None = None
-    """How the model rotates, or a function that returns it. Set when the mechanism is attached. ``None``: as Llama."""
+    rotation: Callable[[], Rotation] | None = None
+    """Returns how the model rotates. Set when the mechanism is attached. ``None``: as Llama."""
 
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
         """Queries and keys for distant pairs, then queries and keys for distant later keys, in unchanged shapes."""
         window, group = self.values["window"], self.values["group"]
-        rotation = self.rotation() if callable(self.rotation) else self.rotation
-        if rotation is None:
+        if self.rotation is None:
             rotation = Rotation(
                 10_000.0 ** -(torch.arange(0, self.head_dim // 2 * 2, 2, dtype=torch.float64) / self.head_dim)
             )
+        else:
+            rotation = self.rotation()
         shift = window - window // group
 
         # The later of the two tokens is at A, the earlier one at B.
@@ -472,7 +474,7 @@ class SinkPositions(RelativePositions):
         rotation: Callable[[], Rotation],
     ) -> None:
         """rotation: a function that returns the layer's rotation."""
-        super().__init__(num_heads, head_dim, hidden_size, {"sinks": sinks, "window": window})
+        super().__init__(num_heads, head_dim, hidden_size, {})
         self.sinks, self.last, self.rotation = sinks, sinks + window - 1, rotation
 
     def changes(self, kv_len: int, call: AttentionCall) -> bool:
@@ -542,8 +544,9 @@ class SinkPositions(RelativePositions):
         return hidden.expand(*term.shape[:3], -1).scatter_add(3, slots[:, :, None].expand(term.shape), term.to(dtype))
 
 
-RELATIVE: dict[str, type[RelativePositions]] = {cls.name: cls for cls in (Alibi, T5Buckets, Shaw, TransformerXL)}
-CLASSES: dict[str, type[RelativePositions]] = {**RELATIVE, SelfExtend.name: SelfExtend}
+CLASSES: dict[str, type[RelativePositions]] = {
+    cls.name: cls for cls in (Alibi, T5Buckets, Shaw, TransformerXL, SelfExtend)
+}
 
 
 def read_relative(value: str) -> str:

@@ -210,14 +210,15 @@ def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
 
 def test_softmax_estimates_of_hybrid_are_on_the_scale_of_the_window() -> None:
     q, k, v = inputs()
-    arguments = {"causal": True, "window": 16, "features": "taylor:feature_dim=16", "mixing": 1.0}
+    mechanism = build_mechanism("hybrid", num_heads=4, head_dim=16, window=16, features="taylor:feature_dim=16")
+    torch.nn.init.constant_(mechanism.mixing, 40.0)  # γ = 1
     small = 1e-3 * q  # the polynomial of small products is their exp, so that near and far terms are alike
     torch.testing.assert_close(
-        attend(small, k, v, "hybrid", **arguments), attend(small, k, v, "full", causal=True), atol=1e-6, rtol=0
+        attend(small, k, v, mechanism, causal=True), attend(small, k, v, "full", causal=True), atol=1e-6, rtol=0
     )
     for size in (-10.0, 10.0):  # scores of -400 and 400
         q, k = torch.full_like(q, size), torch.full_like(k, 10.0)
-        out, expected = attend(q, k, v, "hybrid", **arguments), reference_attend(q, k, v, "hybrid", **arguments)
+        out, expected = (run(q, k, v, mechanism, causal=True) for run in (attend, reference_attend))
         torch.testing.assert_close(out, expected.float(), atol=1e-4, rtol=0)
 
 

@@ -54,7 +54,7 @@ def test_the_iterations_of_nystrom_reach_the_pseudo_inverse() -> None:
 
 
 def synthesizer_built(variant: str, **options: Any) -> Any:
-    options = {"max_length": 40, "hidden": 6, **options}
+    options = {"max_length": 40, **options}
     module = build_mechanism("synthesizer", num_heads=4, head_dim=8, variant=variant, **options)
     for name, parameter in module.named_parameters():
         torch.nn.init.normal_(parameter, std=0.5 if "bias" in name else 1.0)

@@ -224,7 +224,6 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("fixed", {"block_size": 4, "num_summary": 5}, "give at most num_summary=4"),
     ("hedgehog", {"feature_dim": 7}, "'feature_dim' of mechanism 'hedgehog' is 7, but must be even"),
     ("hierarchical", {"block_size": 7}, "even and at least 2"),
-    ("hybrid", {"mixing": 0.0}, "must be above 0"),
     ("hybrid", {"features": "performer"}, "performer.*cannot be added to a softmax"),
     ("hybrid", {"features": "taylor:feature_dim=7"}, "feature_dim"),
     (

@@ -205,7 +205,6 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, mechanism_class(name).about.sample) for name in list_mechanisms(grid=False)),
     *((name, {}) for name in list_mechanisms(grid=False) if mechanism_class(name).about.sample and name not in SIZED),
     *(("window", {"relative": relative}) for relative in RELATIVE),
-    ("hybrid", {"mixing": 0.5}),
     ("hybrid", {"features": "taylor:feature_dim=4"}),
     ("hybrid", {"features": "taylor:feature_dim=8"}),
     ("linformer", {"rank": 4}),

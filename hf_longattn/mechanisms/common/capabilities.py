@@ -57,8 +57,7 @@ class Recursion:
     def text(self, causal: bool) -> int:
         """Number of text tokens in a segment. A causal segment contains the memory tokens twice: first to read, last
         to write."""
-        times = 1 + causal
-        return self.length - self.memory * times
+        return self.length - self.memory * (1 + causal)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,10 +85,9 @@ class OptionInfo:
 
     @property
     def type_in_words(self) -> str:
-        """The type in words: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for a mechanism's or head's
-        specification."""
+        """The type in words: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for one with its options."""
         plain = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", self.type.replace(" | ", " or "))
-        return re.sub(r"(Mechanism|Head)Spec", "mechanism", plain)
+        return plain.replace("MechanismSpec", "mechanism")
 
     def readable(self, value: Any) -> str:
         """A value of the option for readers. Lists of positions are labelled as such, since a bare 0 reads as
@@ -184,11 +183,12 @@ class Options:
                     f"Mechanism {mechanism!r} has no option {name!r}; leave it out, also of a config.json, or choose "
                     f"from its options: {listed}.{nearest(name, known)}"
                 )
-            read = COMMON.get(name)
-            if read is None or value in (None, "none", "None"):
-                checked[name] = _coerce(mechanism, name, value, hints[name])
+            if name == RELATIVE and value not in (None, "none", "None"):
+                from ...positions.relative import read_relative  # imports torch
+
+                checked[name] = read_relative(value)
             else:
-                checked[name] = read(value)
+                checked[name] = _coerce(mechanism, name, value, hints[name])
             cls._check_value(mechanism, name, checked[name])
         built = cls(**checked)
         built.check()
@@ -258,15 +258,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read_relative(value: Any) -> str:
-    from ...positions.relative import read_relative  # imports torch
-
-    return read_relative(value)
-
-
-COMMON: dict[str, Callable[[Any], str] | None] = {RELATIVE: _read_relative, EXACT_LENGTH: None}
-"""Options shared by all mechanisms -> their parsers; None parses by the field's type. Omitted from config.json when
-unset."""
+COMMON = (RELATIVE, EXACT_LENGTH)
+"""Options shared by all mechanisms. Omitted from config.json when unset."""
 
 
 @functools.cache
@@ -277,9 +270,9 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _type_name(hint: Any) -> str:
     args = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple and not hasattr(args[0], "__origin__"):
+    if typing.get_origin(hint) is tuple:
         return f"tuple[{args[0].__name__}, ...]"
-    if isinstance(hint, type) and not args:
+    if isinstance(hint, type):
         return hint.__name__
     return str(hint).replace("typing.", "")
 
@@ -416,14 +409,11 @@ def read_layer_choices(text: str) -> list[tuple[list[int] | None, dict[str, Any]
             where, sign, what = numbered.groups()
             layers.append((read_numbers(where), read_choice(what) if sign == "=" else read_options(what)))
             continue
-        layers += [(None, read_choice(choice)) for choice in _joined(split(piece, ","), ",", _begins_choice)]
+        choices = _joined(split(piece, ","), ",", lambda part: not OPTION.match(part))
+        layers += [(None, read_choice(choice)) for choice in choices]
     if not layers:
         raise OptionError(f"{text!r} names no mechanism; write for example 0-5=window:window=64;6-11=full.")
     return layers
-
-
-def _begins_choice(piece: str) -> bool:
-    return not OPTION.match(piece)
 
 
 def read_towers(text: str) -> dict[str, dict[str, Any]]:

@@ -274,32 +274,28 @@ def _exact_when(cls: type[Mechanism]) -> str:
 
 def _in_words(options: Mapping[str, Any]) -> str:
     """Options as they are typed on a command line."""
-    typed = {
-        name: "+".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in options.items()
-    }
-    return ", ".join(f"{name}={value}" for name, value in typed.items())
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def check_options(name: str, options: dict[str, Any]) -> Options:
     """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
     cls = mechanism_class(name)
     built = cls._options_type.build(name, options)
-    if built.relative is not None and not cls.capabilities.takes_score_mod:
+    if built.relative is None:
+        return built
+    relative = relative_class(built.relative)
+    if not cls.capabilities.takes_score_mod:
         raise OptionError(
             f"Mechanism {name!r} has no scores that relative positions could be added to, but "
             f"relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
         )
-    if built.relative is not None and relative_class(built.relative).reads_keys and built.pools_keys():
+    if relative.reads_keys and built.pools_keys():
         raise OptionError(
             f"Relative positions {built.relative!r} add a number for each key, but mechanism {name!r} with these "
             "options attends to means of keys; choose for example relative='alibi' or 'shaw', or mechanism 'window'."
         )
-    if (
-        built.relative is not None
-        and relative_class(built.relative).counts_tokens
-        and not issubclass(cls, mechanism_class("full"))
-    ):
+    if relative.counts_tokens and not issubclass(cls, mechanism_class("full")):
         raise OptionError(
             f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them "
             "out where a layer sees no further than the model was trained for, or choose 'full'."

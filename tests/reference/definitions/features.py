@@ -175,11 +175,7 @@ def define_hybrid(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: Call
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     outputs = []
     for head in heads(q, k, v, padding_mask):
-        gamma = (
-            options.mixing
-            if options.mixing is not None
-            else dict(module.named_parameters())["mixing"][head.h].double().sigmoid()
-        )
+        gamma = dict(module.named_parameters())["mixing"][head.h].double().sigmoid()
         weights, rows = kernel_hybrid(module, head, scaling), []
         for i, index in enumerate(head.queries):
             seen = head.seen(index, causal)
@@ -206,5 +202,4 @@ def draw_options_hybrid(random: Random, length: int) -> dict[str, Any]:
     return {
         "window": random.choice((1, 2, 3, 4, 9, 16, 2 * length)),
         "features": random.choice((*hedgehogs, *taylors, "linear", "linear:feature_map=relu")),
-        "mixing": random.choice((None, 0.3, 1.0)),
     }

@@ -140,5 +140,4 @@ def draw_options_synthesizer(random: Random, length: int) -> dict[str, Any]:
         "variant": random.choice(("dense", "random")),
         "longest_of_the_model": length + random.choice((0, 20)),
         "max_length": random.choice((None, None, length + random.randint(0, 20))),
-        "hidden": random.choice((None, 1, 5)),
     }
