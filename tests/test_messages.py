@@ -18,7 +18,6 @@ import typer
 
 from hf_longattn.cli import app, main
 from hf_longattn.errors import LongAttentionError, UsageError
-from hf_longattn.search.costs import LayerCosts
 from hf_longattn.training.recipes import ready_recipes
 from hf_longattn.training.tasks import load_task, task_names, task_parser
 from tests.cases import every_case
@@ -353,10 +352,10 @@ def test_plan_does_not_warn_of_what_inspect_chooses(
 def test_plan_does_not_warn_of_what_search_recommends(
     short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(self: LayerCosts, candidates: Any, progress: Any = None) -> dict[str, float]:
-        return {str(one): float(one.options.get("window", 256)) for one in candidates}
+    def layer_seconds(candidates: Any, *_: Any) -> tuple[dict[str, float], dict[str, str]]:
+        return {str(one): float(one.options.get("window", 256)) for one in candidates}, {}
 
-    monkeypatch.setattr(LayerCosts, "measure", measure)
+    monkeypatch.setattr("hf_longattn.search.search.layer_seconds", layer_seconds)
     monkeypatch.chdir(tmp_path)
     for candidates in ([], [*WIDTHS, *CONTENT]):
         out = run(

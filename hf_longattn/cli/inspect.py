@@ -99,25 +99,24 @@ def inspect(
         return
     source = open_source(model, revision, token, weights=False)
     texts = None
-    if not is_long(source.config):
+    if is_long(source.config):
+        flags.refuse_typed(
+            context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths."
+        )
+        inspection = inspect_checkpoint(model, revision=revision, token=token)
+        if text:
+            texts = inspect_texts(source, text, inspection)
+        values, report = inspection.to_dict(), _inspection_report(inspection, texts)
+    else:
         stock = inspect_stock(model, revision=revision, token=token)
         tokens = read_lengths((lengths or "2K,8K,32K").split(","))
-        values = {"model": model, **stock.to_dict(tokens)}
         if text:
             texts = inspect_texts(source, text, stock)
             tokens = tokens if lengths else texts.lengths
-            values = {"model": model, **stock.to_dict(tokens), "texts": texts.to_dict()}
-        show(values, _stock_report(model, stock, tokens, texts), as_json=as_json)
-        return
-    flags.refuse_typed(
-        context, ("lengths",), "requires INPUT; the cost of a long checkpoint is shown at several lengths."
-    )
-    inspection = inspect_checkpoint(model, revision=revision, token=token)
-    values = inspection.to_dict()
-    if text:
-        texts = inspect_texts(source, text, inspection)
+        values, report = {"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens, texts)
+    if texts is not None:
         values["texts"] = texts.to_dict()
-    show(values, _inspection_report(inspection, texts), as_json=as_json)
+    show(values, report, as_json=as_json)
 
 
 def _inspection_report(model: Inspection, texts: TextsInspection | None = None) -> Iterator[Part]:

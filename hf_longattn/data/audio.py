@@ -19,12 +19,11 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.utils import logging
 
-from hf_longattn.data.sources import DataError, path_and_content
-from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.errors import InputError, check_extra, in_a_line
-from hf_longattn.names import LOGGER
+from ..errors import InputError, check_extra, in_a_line
+from ..names import logger
+from .sources import DataError, path_and_content
+from .tokenization import IGNORED
 
 EXTRA = "audio"
 SAMPLES_PER_BLOCK = 1 << 20
@@ -39,7 +38,6 @@ LEAST_MISSING = 0.01
 ROWS_PER_SECOND = 100
 """Spectrogram rows per second of AST's feature extractor."""
 Samples: TypeAlias = NDArray[np.float32]
-logger = logging.get_logger(LOGGER)
 
 
 def read_audio(

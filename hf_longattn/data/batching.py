@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, PreTrainedModel
 
-from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.modeling.backend import BACKEND
-from hf_longattn.modeling.family.long_config import attention_implementation
-from hf_longattn.modeling.mixin import LongAttentionMixin
-from hf_longattn.modeling.packed_documents import refusal_of_documents
+from ..errors import CheckpointError, OptionError
+from ..modeling.backend import BACKEND
+from ..modeling.family.long_config import attention_implementation
+from ..modeling.mixin import LongAttentionMixin
+from ..modeling.packed_documents import refusal_of_documents
+from .tokenization import IGNORED
 
 if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
     from transformers import TrainingArguments

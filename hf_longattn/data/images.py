@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
-from hf_longattn.data.batching import EVALUATION, EpochAwareCollator
-from hf_longattn.data.sources import DataError, path_and_content
-from hf_longattn.errors import CheckpointError, check_extra, in_a_line
-from hf_longattn.names import LOGGER
+from ..errors import CheckpointError, check_extra, in_a_line
+from ..names import logger
+from .batching import EVALUATION, EpochAwareCollator
+from .sources import DataError, path_and_content
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -27,7 +26,6 @@ AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
 EXTRA = "images"
 Augmentation: TypeAlias = tuple[Callable[["PillowImage"], "PillowImage"], dict[str, Any]]
 """A random torchvision transform of an image, and arguments of the image processor for transformed images."""
-logger = logging.get_logger(LOGGER)
 
 
 def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str = "leave it out") -> PillowImage:

@@ -14,11 +14,11 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.batching import packed, pad_rows
-from hf_longattn.data.sources import DataError
-from hf_longattn.errors import InputError
-from hf_longattn.loading import call_tokenizer
-from hf_longattn.modeling.losses import IGNORED_LABEL
+from ..errors import InputError
+from ..loading import call_tokenizer
+from ..modeling.losses import IGNORED_LABEL
+from .batching import packed, pad_rows
+from .sources import DataError
 
 INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 """Unicode's categories of control and format characters, such as the zero-width space, and of white space."""
@@ -110,9 +110,15 @@ def qa_rows(
     examples: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, processes: int = 0
 ) -> Dataset:
     """The inputs of all examples; see :func:`qa_inputs`. ``processes`` more processes encode them, if above 0."""
-    settings: dict[str, Any] = {"batched": True, "batch_size": 100, "num_proc": processes or None}
     encode = partial(qa_inputs, tokenizer=tokenizer, length=length, stride=stride)
-    return examples.map(encode, with_indices=True, remove_columns=examples.column_names, **settings)
+    return examples.map(
+        encode,
+        with_indices=True,
+        batched=True,
+        batch_size=100,
+        remove_columns=examples.column_names,
+        num_proc=processes or None,
+    )
 
 
 def answerable(examples: Dataset) -> Dataset:

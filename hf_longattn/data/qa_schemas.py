@@ -18,14 +18,11 @@ from typing import Any
 from unicodedata import category, normalize
 
 from datasets import Dataset, Features, List, Value
-from transformers.utils import logging
 
-from hf_longattn.data.rows import as_number, chosen_columns
-from hf_longattn.data.sources import DataError, read_table
-from hf_longattn.errors import listed
-from hf_longattn.names import LOGGER
-
-logger = logging.get_logger(LOGGER)
+from ..errors import listed
+from ..names import logger
+from .rows import as_number, chosen_columns
+from .sources import DataError, read_table
 
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 EXAMPLE = Features(
@@ -107,13 +104,9 @@ def load_qa(
                 ) from error
         return {column: [example[column] for example in examples] for column in EXAMPLE}
 
-    settings: dict[str, Any] = {
-        "batched": True,
-        "batch_size": 100,
-        "remove_columns": data.column_names,
-        "features": EXAMPLE,
-    }
-    rows = data.map(convert, with_indices=True, **settings)
+    rows = data.map(
+        convert, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names, features=EXAMPLE
+    )
     if len(rows) < len(data):
         logger.warning(
             f"{len(data) - len(rows):,} of {len(data):,} questions of {name} cannot be used and are left out."
@@ -159,14 +152,16 @@ def _example(row: Mapping[str, Any], identity: str) -> dict[str, Any]:
         reason = "is_impossible" if impossible else "kind 'none'"
         raise DataError(f"It is marked as {reason}, but has the answer {gold[0]!r}; correct one of the two.")
     title, document = (value if isinstance(value, str) else "" for value in (row.get("title"), row.get("document")))
-    texts = {
+    return {
         "id": identity,
         "title": title,
         "document": document,
         "question": row["question"],
         "context": row["context"],
+        "answers": answers,
+        "gold": gold,
+        "kind": kind,
     }
-    return {**texts, "answers": answers, "gold": gold, "kind": kind}
 
 
 def _spans(answers: Any) -> list[tuple[str, Any]]:

@@ -19,14 +19,12 @@ from typing import Any
 
 from datasets import Audio, Dataset, Features, Image, List, Value, concatenate_datasets
 from pyarrow.compute import struct_field
-from transformers.utils import logging
 
-from hf_longattn.data.batching import shuffled
-from hf_longattn.data.sources import CELL, DataError, located, read_table
-from hf_longattn.errors import OptionError, nearest
-from hf_longattn.names import LOGGER
+from ..errors import OptionError, nearest
+from ..names import logger
+from .batching import shuffled
+from .sources import CELL, DataError, located, read_table
 
-logger = logging.get_logger(LOGGER)
 Roles = Mapping[str, Sequence[str]]
 """Role -> recognised column names. The first column that exists is used."""
 OPTIONAL = ("question", "negative", "score", "id")

@@ -33,9 +33,9 @@ from datasets import (
 )
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from hf_longattn import __version__
-from hf_longattn.errors import LongAttentionError, encoding_sentence, in_a_line, nearest
-from hf_longattn.files import AUDIO_SUFFIXES
+from .. import __version__
+from ..errors import LongAttentionError, encoding_sentence, in_a_line, nearest
+from ..files import AUDIO_SUFFIXES
 
 CONLL = (".conll", ".iob", ".bio", ".iob2")
 """Suffixes of files with one word and its tag per line."""

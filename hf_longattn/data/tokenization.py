@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.errors import OptionError
-from hf_longattn.loading import call_tokenizer, load_part
-from hf_longattn.modeling.family.definition import known_family, known_length
-from hf_longattn.modeling.family.definition import longest_input as longest_of_config
+from ..errors import OptionError
+from ..loading import call_tokenizer, load_part
+from ..modeling.family.definition import known_family, known_length
+from ..modeling.family.definition import longest_input as longest_of_config
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_longattn.errors import LongAttentionError, nearest
-from hf_longattn.names import load_module, module_names
+from ..errors import LongAttentionError, nearest
+from ..names import load_module, module_names
 
 
 def load_metric(name: str) -> Any:

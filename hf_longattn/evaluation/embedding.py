@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from datasets import Dataset
-from transformers.utils import logging
 
 from ..data import fingerprints
 from ..data.rows import chosen_columns, rows_of
@@ -37,10 +36,8 @@ from ..files import check_writable, locked, read_json_object, staged_file, write
 from ..loading import call_tokenizer, has_token_vectors, load_sentence_model
 from ..modeling.inference import evaluating, use_fast_products
 from ..modeling.unpadding import unpad
-from ..names import LOGGER
+from ..names import logger
 from .late_chunking import PIECE, read_tokens, token_states
-
-logger = logging.get_logger(LOGGER)
 
 FILE = 64
 """Documents per Parquet file. Untuned."""
@@ -175,7 +172,7 @@ class Embedder:
         texts = [text[: max(PIECE, 100 * longest)] for text in texts]
         counts = list(map(len, call_tokenizer(network.tokenizer, texts, verbose=False)["input_ids"]))
         if max(counts, default=0) > longest:
-            logger.warning_once(
+            logger.warning_once(  # type: ignore[attr-defined]
                 f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector "
                 "model reads on."
             )
@@ -313,7 +310,14 @@ def embed_documents(
     if state.is_main_process:
         settings = {
             "model": model,
-            **encoder_facts(network),
+            "weights": fingerprints.of_weights(network.state_dict()),
+            "config": fingerprints.of_config(network.transformers_model.config),
+            "tokenizer": fingerprints.of_tokenizer(network.tokenizer),
+            "modules": fingerprints.of_value(
+                [[type(module).__name__, module.get_config_dict()] for module in network]
+            ),
+            "max_seq_length": network.max_seq_length,
+            "prompts": dict(network.prompts),
             "vectors": embedder.vectors,
             "task": task,
             "text_column": text_column,
@@ -373,18 +377,6 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
             )
 
 
-def encoder_facts(network: Any) -> dict[str, Any]:
-    """What vectors depend on in a model of sentence-transformers, as JSON values."""
-    return {
-        "weights": fingerprints.of_weights(network.state_dict()),
-        "config": fingerprints.of_config(network.transformers_model.config),
-        "tokenizer": fingerprints.of_tokenizer(network.tokenizer),
-        "modules": fingerprints.of_value([[type(module).__name__, module.get_config_dict()] for module in network]),
-        "max_seq_length": network.max_seq_length,
-        "prompts": dict(network.prompts),
-    }
-
-
 DIFFERENCES = {
     "weights": "a model {model!r} with other weights",
     "config": "a model {model!r} with another config.json",
@@ -436,48 +428,35 @@ def write_file(file: Path, data: Dataset, rows: range, embedder: Embedder) -> No
     documents = data[rows.start : rows.stop]
     texts = list(map(fingerprints.of_text, documents["text"]))
     before: list[str] = []
-    old: Iterator[Any] = iter(())
+    old: Iterator[tuple[str, Iterator[Vector]]] = iter(())
     if file.is_file():
-        before = stored_texts(file)
+        before = ((pq.read_schema(file).metadata or {}).get(TEXTS) or b"").decode().split(",")
         old = stored_documents(file)
+
+    def vectors() -> Iterator[Vector]:
+        is_stored = [before[number : number + 1] == [text] for number, text in enumerate(texts)]
+        changed = [text for text, stored in zip(documents["text"], is_stored, strict=True) if not stored]
+        new = embedder.embed(changed) if changed else iter(())
+        for name, stored in zip(documents["id"], is_stored, strict=True):
+            _, kept = next(old, (name, iter(())))
+            if stored:
+                yield from kept
+            else:
+                yield from ((name, part, *row) for part, row in enumerate(next(new)))
+
     stage = file.with_suffix(".partial")
     if before != texts:
         stage.mkdir(exist_ok=True)
         refusal = f"Another process is writing {str(file)!r}; wait for it, or give another folder."
         with locked(stage / ".lock", refusal):
             with staged_file(stage / file.name) as staged:
-                _write(staged, _rows(documents, texts, before, old, embedder), texts)
+                _write(staged, vectors(), texts)
             (stage / file.name).replace(file)
     shutil.rmtree(stage, ignore_errors=True)
 
 
 Vector = tuple[str, int, int, int, np.ndarray]
 """A row of a file: the document's id, the number of the vector, its first and last character, and its values."""
-
-
-def _rows(
-    documents: Mapping[str, Sequence[str]],
-    texts: Sequence[str],
-    before: Sequence[str],
-    old: Iterator[tuple[str, Iterator[Vector]]],
-    embedder: Embedder,
-) -> Iterator[Vector]:
-    """The vectors of documents. ``old`` has those of the fingerprints ``before``, which are taken where ``texts`` has
-    the same."""
-    is_stored = [before[number : number + 1] == [text] for number, text in enumerate(texts)]
-    changed = [text for text, stored in zip(documents["text"], is_stored, strict=True) if not stored]
-    new = embedder.embed(changed) if changed else iter(())
-    for name, stored in zip(documents["id"], is_stored, strict=True):
-        _, vectors = next(old, (name, iter(())))
-        if stored:
-            yield from vectors
-        else:
-            yield from ((name, part, *row) for part, row in enumerate(next(new)))
-
-
-def stored_texts(file: Path) -> list[str]:
-    """The fingerprints of the texts whose vectors are in a file."""
-    return ((pq.read_schema(file).metadata or {}).get(TEXTS) or b"").decode().split(",")
 
 
 def stored_documents(file: Path) -> Iterator[tuple[str, Iterator[Vector]]]:

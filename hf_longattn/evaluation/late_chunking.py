@@ -75,10 +75,32 @@ def late_chunks(
         for number, (text, passages) in enumerate(zip(documents, spans, strict=True)):
             read = read_tokens(tokenizer, text, prefix)
             states, around = map(torch.cat, zip(*token_states(model, read, longest), strict=True))
-            means = torch.cat(
-                [states[:0], *(_mean(text, span, read.starts, states, around, number)[None] for span in passages)]
-            )
-            embeddings.append(F.normalize(means, dim=1))
+            means = [states[:0]]
+            for span in passages:
+                if not (
+                    isinstance(span, Sequence) and len(span) == 2 and all(hasattr(edge, "__index__") for edge in span)
+                ):
+                    raise LongAttentionError(
+                        "A passage is (start, end) in characters, and a document has a list of them, [(0, 120)]; not "
+                        f"{span!r}."
+                    )
+                start, end = map(int, span)
+                if not 0 <= start < end <= len(text):
+                    raise LongAttentionError(
+                        f"Document {number} has {len(text):,} characters and no passage {span}; give 0 <= start < end "
+                        "<= length."
+                    )
+                inside = (read.starts >= start) & (read.starts < end)
+                if not inside.any():
+                    raise LongAttentionError(
+                        f"No token of document {number} starts in the passage {span}, {text[start:end][:40]!r}; leave "
+                        "it out."
+                    )
+                averaged = states[inside]
+                if inside.all():
+                    averaged = torch.cat([states, around])
+                means.append(averaged.mean(0, keepdim=True))
+            embeddings.append(F.normalize(torch.cat(means), dim=1))
     return embeddings
 
 
@@ -160,25 +182,3 @@ def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None) ->
         if end < count:
             closing = closing[:0]
         yield inside[begin - first : end - first], torch.cat([opening, closing])
-
-
-def _mean(text: str, span: Span, starts: Tensor, states: Tensor, around: Tensor, number: int) -> Tensor:
-    """Average the states of a passage's tokens ``(hidden_size,)``. A passage with all tokens of the text also gets the
-    states ``around`` it."""
-    if not (isinstance(span, Sequence) and len(span) == 2 and all(hasattr(edge, "__index__") for edge in span)):
-        raise LongAttentionError(
-            f"A passage is (start, end) in characters, and a document has a list of them, [(0, 120)]; not {span!r}."
-        )
-    start, end = map(int, span)
-    if not 0 <= start < end <= len(text):
-        raise LongAttentionError(
-            f"Document {number} has {len(text):,} characters and no passage {span}; give 0 <= start < end <= length."
-        )
-    inside = (starts >= start) & (starts < end)
-    if not inside.any():
-        raise LongAttentionError(
-            f"No token of document {number} starts in the passage {span}, {text[start:end][:40]!r}; leave it out."
-        )
-    if inside.all():
-        return torch.cat([states, around]).mean(0)
-    return states[inside].mean(0)

@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from ..files import (
     MODULES,
     SENTENCE_LIMIT,
-    TOKENIZER_CONFIG,
-    TOKENIZER_LIMIT,
     TRANSFORMER_SETTINGS,
-    read_json_object,
     sentence_modules,
     sentence_values,
     write_json,
@@ -94,15 +91,11 @@ def write_for_servers(folder: Path, max_length: int) -> None:
 
     Args:
         folder: folder of an exported graph, with modules.json and the modules' folders.
-        max_length: maximum tokens of the graph.
+        max_length: maximum tokens of an input, by graph and tokenizer.
     """
     if not (folder / MODULES).is_file():
         return
     modules, pooling = sentence_modules(folder), sentence_pooling(folder)
-    if (folder / TOKENIZER_CONFIG).is_file():
-        limit = read_json_object(folder / TOKENIZER_CONFIG).get(TOKENIZER_LIMIT)
-        if isinstance(limit, int):
-            max_length = min(max_length, limit)
     for settings in folder.glob(TRANSFORMER_SETTINGS):
         values = {SENTENCE_LIMIT: max_length, **sentence_values(settings)}
         if pooling is not None:  # new fields that change nothing

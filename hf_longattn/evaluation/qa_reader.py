@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.qa_features import Offset, QACollator, qa_inputs
-from hf_longattn.data.tokenization import longest_input
-from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.metrics.long_qa import compute, score_alias, score_answer
-from hf_longattn.files import write_json
-from hf_longattn.modeling.inference import evaluating
-from hf_longattn.modeling.unpadding import unpadded
+from ..data.qa_features import Offset, QACollator, qa_inputs
+from ..data.tokenization import longest_input
+from ..errors import OptionError
+from ..files import write_json
+from ..modeling.inference import evaluating
+from ..modeling.unpadding import unpadded
+from .metrics.long_qa import score_alias, score_answer, summarise
+from .summaries import by_bucket
 
 EXAMPLES_AT_ONCE = 256
 """Examples whose inputs are sorted by length together."""
@@ -161,49 +162,28 @@ def best_answers(
     windows = groupby(zip(rows, starts, ends, strict=True), key=lambda window: window[0]["example"])
     answers = []
     for example, (_, group) in zip(examples, windows, strict=True):
-        of_rows, *scores = zip(*group, strict=True)
-        offsets = [[tuple(offset) for offset in row["offsets"]] for row in of_rows]
-        best, score = best_span(example["context"], offsets, *scores, most_tokens=most_tokens)
-        tokens = sorted({offset for window in offsets for offset in window if offset[0] >= 0})
+        text, best, tokens = "", -math.inf, set[Offset]()
+        for row, start_scores, end_scores in group:
+            offsets = [tuple(offset) for offset in row["offsets"]]
+            tokens.update(offset for offset in offsets if offset[0] >= 0)
+            inside = np.array([0 <= start < end for start, end in offsets])  # empty tokens are not answers
+            null = float(start_scores[0] + end_scores[0])
+            start_scores = np.where(inside, start_scores[: len(offsets)], -np.inf)
+            end_scores = np.where(inside, end_scores[: len(offsets)], -np.inf)
+            top_starts, top_ends = _largest(start_scores, CANDIDATES), _largest(end_scores, CANDIDATES)
+            scores = start_scores[top_starts][:, None] + end_scores[top_ends][None, :] - null
+            width = top_ends[None, :] - top_starts[:, None]
+            scores = np.where((width >= 0) & (width < most_tokens), scores, -np.inf)
+            flat = _largest(scores.ravel(), CANDIDATES)[0]
+            if scores.flat[flat] > best:
+                best = float(scores.flat[flat])
+                first, last = top_starts[flat // len(top_ends)], top_ends[flat % len(top_ends)]
+                text = example["context"][offsets[first][0] : offsets[last][1]].strip()
         position = -1
         if known := (example.get("answers") or {}).get("answer_start"):
-            position = bisect_right(tokens, (min(known), np.inf)) - 1
-        answers.append(Answer(best, best, score, len(tokens), position))
+            position = bisect_right(sorted(tokens), (min(known), np.inf)) - 1
+        answers.append(Answer(text, text, best, len(tokens), position))
     return answers
-
-
-def best_span(
-    context: str,
-    windows: Sequence[Sequence[Offset]],
-    start_scores: Sequence[np.ndarray],
-    end_scores: Sequence[np.ndarray],
-    *,
-    most_tokens: int = 30,
-) -> tuple[str, float]:
-    """The text and score of the best span over all windows of one document; see :class:`Answer`.
-
-    Args:
-        context: the document.
-        windows: per window, the characters of its tokens.
-        start_scores, end_scores: per window, an array (≥ L,) of logits; padding after L is ignored.
-        most_tokens: maximum length of a span.
-    """
-    text, best = "", -math.inf
-    for offsets, starts, ends in zip(windows, start_scores, end_scores, strict=True):
-        inside = np.array([0 <= start < end for start, end in offsets])  # empty tokens are not answers
-        null = float(starts[0] + ends[0])
-        starts = np.where(inside, starts[: len(offsets)], -np.inf)
-        ends = np.where(inside, ends[: len(offsets)], -np.inf)
-        top_starts, top_ends = _largest(starts, CANDIDATES), _largest(ends, CANDIDATES)
-        scores = starts[top_starts][:, None] + ends[top_ends][None, :] - null
-        width = top_ends[None, :] - top_starts[:, None]
-        scores = np.where((width >= 0) & (width < most_tokens), scores, -np.inf)
-        flat = _largest(scores.ravel(), CANDIDATES)[0]
-        if scores.flat[flat] > best:
-            best = float(scores.flat[flat])
-            first, last = top_starts[flat // len(top_ends)], top_ends[flat % len(top_ends)]
-            text = context[offsets[first][0] : offsets[last][1]].strip()
-    return text, best
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -227,35 +207,25 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
         A question with several documents (TriviaQA) counts once (:func:`by_question`).
     """
     examples, answers = by_question(examples, answers)
-    texts = [answer.text for answer in answers]
-    result = _scores(examples, texts, [answer.length for answer in answers])
-    result["by_length"] = result.pop("buckets")
-    result["by_position"] = _scores(examples, texts, [answer.position for answer in answers])["buckets"]
+    scores = [_score(example, answer.text) for example, answer in zip(examples, answers, strict=True)]
+    result: dict[str, Any] = {
+        **summarise(scores),
+        "by_length": by_bucket(scores, [answer.length for answer in answers], summarise),
+        "by_position": by_bucket(scores, [answer.position for answer in answers], summarise),
+    }
 
     # The names of SQuAD 2's script, where some questions have no answer.
-    pairs = [*zip(examples, answers, strict=True)]
-    with_answer = [pair for pair in pairs if gold_of(pair[0])]
-    without_answer = [pair for pair in pairs if not gold_of(pair[0])]
-    if with_answer and without_answer:
+    parts: dict[str, list[tuple[float, float]]] = {"HasAns": [], "NoAns": []}
+    for example, score in zip(examples, scores, strict=True):
+        parts["HasAns" if gold_of(example) else "NoAns"].append(score)
+    if all(parts.values()):
         result["best_f1_threshold"], result["best_f1"] = best_threshold(examples, answers)
-        for name, part in (("HasAns", with_answer), ("NoAns", without_answer)):
-            scores = _scores([example for example, _ in part], [answer.text for _, answer in part])
-            result[f"{name}_exact"] = scores["exact_match"]
-            result[f"{name}_f1"] = scores["f1"]
-            result[f"{name}_total"] = scores["n"]
+        for name, part in parts.items():
+            of_part = summarise(part)
+            result[f"{name}_exact"] = of_part["exact_match"]
+            result[f"{name}_f1"] = of_part["f1"]
+            result[f"{name}_total"] = of_part["n"]
     return result
-
-
-def _scores(
-    examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths: Sequence[int] | None = None
-) -> dict[str, Any]:
-    predictions = [{"id": str(number), "prediction_text": text} for number, text in enumerate(texts)]
-    references = [
-        {"id": str(number), "answers": {"text": gold_of(example), "answer_start": []}, "length": length}
-        for number, (example, length) in enumerate(zip(examples, lengths or [-1] * len(examples), strict=True))
-    ]
-    scripts = ["trivia" if example.get("document") else "squad" for example in examples]
-    return compute(predictions, references, scripts)
 
 
 def by_question(
@@ -284,14 +254,18 @@ def gold_of(example: Mapping[str, Any]) -> list[str]:
     return list(example.get("gold") or example["answers"]["text"])
 
 
+def _score(example: Mapping[str, Any], text: str) -> tuple[float, float]:
+    """Exact match and F1 of a text, by TriviaQA's script if the question has several documents, else by SQuAD's."""
+    score = score_alias if example.get("document") else score_answer
+    return score(text, gold_of(example))
+
+
 def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
     """The threshold with the highest F1, and that F1 in per cent. As in SQuAD 2's evaluation script, spans become "no
     answer" in the order of their scores."""
     ranked = []
     for example, answer in zip(examples, answers, strict=True):
-        gold = gold_of(example)
-        score_text = score_alias if example.get("document") else score_answer
-        ranked.append((answer.score, score_text(answer.best, gold)[1], float(not gold)))
+        ranked.append((answer.score, _score(example, answer.best)[1], float(not gold_of(example))))
     ranked.sort(key=lambda row: row[0])
     if not ranked:
         return -math.inf, 0.0

@@ -4,6 +4,7 @@
 ``conversion``, which imports nothing from here.
 """
 
+# ruff: noqa: F401 (names for other packages)
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -11,11 +12,9 @@ from typing import TYPE_CHECKING
 from ..names import public_names
 
 if TYPE_CHECKING:
-    from ..conversion.native import export_native as export_native
-    from .compress import CompressionReport as CompressionReport
-    from .compress import compress_checkpoint as compress_checkpoint
-    from .compression_input import CompressionConfig as CompressionConfig
-    from .graphs import ExportReport as ExportReport
-    from .graphs import export_checkpoint as export_checkpoint
+    from ..conversion.native import export_native
+    from .compress import CompressionReport, compress_checkpoint
+    from .compression_input import CompressionConfig
+    from .graphs import ExportReport, export_checkpoint
 
 __getattr__, __all__ = public_names(__name__)

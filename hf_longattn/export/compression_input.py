@@ -101,8 +101,7 @@ class CompressionInput:
                 f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or "
                 "transformers; set architectures to the class that saved it."
             )
-        with quiet_libraries():
-            model = _load(model_class, source.folder, dtype=torch.float32)
+        model = _load(model_class, source.folder, dtype=torch.float32)
         if model.main_input_name != "input_ids":
             raise OptionError(
                 f"{class_name} reads {model.main_input_name}, and a compression is measured on text; load the model "
@@ -126,8 +125,7 @@ class CompressionInput:
         return cls(source.folder, model, ids, tokenizer, config, origin, dtype)
 
     def load(self, folder: Path, **arguments: Any) -> Any:
-        with quiet_libraries():
-            return _load(loading_class(self.model), folder, **arguments)
+        return _load(loading_class(self.model), folder, **arguments)
 
     def outputs(self, model: Any, length: int) -> dict[str, Tensor]:
         """All outputs in fp32 for the first ``length`` tokens of the text; the decoder of an encoder-decoder reads 16
@@ -192,6 +190,7 @@ class CompressionInput:
         }
 
 
+@quiet_libraries()
 def _load(model_class: Any, folder: Path, **arguments: Any) -> Any:
     """Load a model from safetensors files. A pooler that is not in the files is removed."""
     model, info = load_weights(model_class, folder, local_files_only=True, output_loading_info=True, **arguments)

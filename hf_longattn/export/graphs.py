@@ -11,7 +11,7 @@ import io
 import shutil
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,14 @@ def export_checkpoint(
     is_local = Path(source.name).expanduser().exists()
     say(f"reading {in_one_line(source.folder.name if is_local else source.name)}")
     loaded = _load(source, model_class, task)
-    _check_mechanisms(loaded)
+    if any(site.causal for site in attention_sites(loaded)):
+        raise CheckpointError(
+            f"A graph is an encoder, and a {type(loaded).__name__} has a decoder; run it in PyTorch. A server takes "
+            "stock models, which --format native writes."
+        )
+    for mechanism in attached_mechanisms(loaded).values():
+        if (reason := why_not_exported(mechanism)) is not None:
+            raise CheckpointError(reason)
     max_length = known_length(loaded.config, None, loaded) or UNLIMITED
     words = VerificationText(
         *verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size
@@ -163,8 +170,12 @@ def export_checkpoint(
     check_space(target.parent, sum(weights.values()))
     with staged_folder(target, overwrite=overwrite) as stage:
         file = stage / GRAPHS[format]
-        with _static_experts(loaded):
-            outputs, used = write_graph(graph, file, format, max_length, opset, say)
+        experts = loaded.get_experts_implementation()
+        with contextlib.suppress(ValueError):  # the model has no experts
+            # one grouped product; other implementations loop over the experts that the example's tokens choose
+            loaded.set_experts_implementation("grouped_mm")
+        outputs, used = write_graph(graph, file, format, max_length, opset, say)
+        loaded.set_experts_implementation(experts)
         say(f"comparing {file.name} with the model")
         run = runner(file, outputs, format)
         checks = [
@@ -199,29 +210,6 @@ def export_checkpoint(
         )
         write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
     return report
-
-
-def _check_mechanisms(model: nn.Module) -> None:
-    """Refuse decoders, and mechanisms that cannot be exported. Raises :class:`CheckpointError`."""
-    if any(site.causal for site in attention_sites(model)):
-        raise CheckpointError(
-            f"A graph is an encoder, and a {type(model).__name__} has a decoder; run it in PyTorch. A server takes "
-            "stock models, which --format native writes."
-        )
-    for mechanism in attached_mechanisms(model).values():
-        if (reason := why_not_exported(mechanism)) is not None:
-            raise CheckpointError(reason)
-
-
-@contextlib.contextmanager
-def _static_experts(model: Any) -> Iterator[None]:
-    """Within the context, experts are one grouped product. Other implementations loop over the experts that the
-    example's tokens choose."""
-    experts = model.get_experts_implementation()
-    with contextlib.suppress(ValueError):  # the model has no experts
-        model.set_experts_implementation("grouped_mm")
-    yield
-    model.set_experts_implementation(experts)
 
 
 def _limit_tokenizer(stage: Path, model: Any, tokenizer: Any | None, max_length: int) -> None:
@@ -487,7 +475,26 @@ class ModelGraph(nn.Module):
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
         """Texts of different lengths, right-padded to ``(batch, length)``."""
-        return example_inputs(self.model, self.names, self.words, batch, length)
+        ids = self.words.tokens(length).repeat(batch, 1)
+        real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
+        mask = torch.arange(length)[None] < real
+        config = self.model.config
+        ids = torch.where(mask, ids, config.pad_token_id or 0)
+        separator = getattr(config, "question_separator_id", None)
+        if separator is not None and length > 2:  # adds a question, so that the graph must find it
+            ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
+        if getattr(config, "global_token_ids", None) and length > 4:
+            ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
+        family = known_family(config)
+        further = {} if family is None else family.spec.further_inputs(config, batch, length)
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), **further}
+        if "token_type_ids" in self.names:
+            second = torch.arange(length)[None] >= length // 2  # a pair of texts, if the model has two token types
+            inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
+        if "global_attention_mask" in self.names:
+            first = torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]
+            inputs["global_attention_mask"] = first.long() * mask
+        return inputs
 
 
 def compared(graph: ModelGraph, run: Runner, inputs: dict[str, Tensor]) -> Check:
@@ -509,31 +516,6 @@ def compared(graph: ModelGraph, run: Runner, inputs: dict[str, Tensor]) -> Check
         *({output: each[output][real[output]] for output in expected} for each in (expected, outputs))
     )
     return equality(name, f"{texts}: largest difference", difference, {**values, "difference": difference.relative})
-
-
-def example_inputs(
-    model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int
-) -> dict[str, Tensor]:
-    """See :meth:`ModelGraph.example`."""
-    ids = words.tokens(length).repeat(batch, 1)
-    real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
-    mask = torch.arange(length)[None] < real
-    config = model.config
-    ids = torch.where(mask, ids, config.pad_token_id or 0)
-    separator = getattr(config, "question_separator_id", None)
-    if separator is not None and length > 2:  # adds a question, so that the graph must find it
-        ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
-    if getattr(config, "global_token_ids", None) and length > 4:
-        ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
-    family = known_family(config)
-    further = {} if family is None else family.spec.further_inputs(config, batch, length)
-    inputs = {"input_ids": ids, "attention_mask": mask.long(), **further}
-    if "token_type_ids" in names:
-        second = torch.arange(length)[None] >= length // 2  # a pair of texts, if the model has two token types
-        inputs["token_type_ids"] = second.long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
-    if "global_attention_mask" in names:
-        inputs["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
-    return inputs
 
 
 def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:

@@ -114,18 +114,6 @@ REMOTE_CODE = (
 )
 
 
-NOTHING_MORE = {
-    "unit": "",
-    "task": None,
-    "metric_type": "",
-    "system": "",
-    "n": None,
-    "standard_error": None,
-    "split": None,
-}
-"""The fields that a measured result may have besides ``dataset``, ``metric`` and ``value``; see :func:`model_card`."""
-
-
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     """Write ``README.md`` into a saved model's folder; ``contents`` as for :func:`model_card`. Returns its path.
 
@@ -181,9 +169,11 @@ def model_card(
     with checkpoint_errors(
         f"No card of {str(folder)!r} can be made from its config.json, its {CONVERSION_REPORT} and these results"
     ):
-        rows = [checked_result(row) for row in results]
+        rows = list(results)
         plan = report.get("plan") or {}
-        backbone = backbone_of(config)
+        backbone, text_config = config, config.get("text_config")
+        if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict):
+            backbone = text_config  # what a multimodal model reads
         family, spec, typed_config = family_in(backbone), PLAIN_TEXT, SimpleNamespace(**backbone)
         if family is not None:
             spec, typed_config = family.spec, family.config_class.from_dict(dict(backbone))
@@ -263,7 +253,9 @@ class Loading:
         if auto == "AutoModelForCausalLM":
             length -= NEW_TOKENS
         example = example_of(length)
-        graph = graph_in(folder)
+        graph = None
+        if not any(folder.glob("*.safetensors")):
+            graph = next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
         sentences = sentence_class(folder)
         if sentences is None:
             task, library = task_of_head(architecture, auto, example.task), LIBRARIES.get(graph, "transformers")
@@ -288,42 +280,34 @@ class Loading:
         return {**merged, "tags": sorted(tags) or None, "pipeline_tag": self.task, "library_name": self.library}
 
 
-def checked_result(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A measured result with all its fields. Raises :class:`LongAttentionError` if it is not a finite number."""
-    value = row["value"]
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise LongAttentionError(
-            f"The result {row['metric']!r} on {row['dataset']!r} is {value!r}, but must be a finite number."
-        )
-    return {**NOTHING_MORE, **row}
-
-
 def evaluations(rows: Iterable[Mapping[str, Any]], task: str | None) -> list[EvalResult]:
-    """The measured results of this model for the card's metadata (``model-index``)."""
+    """The measured results of this model for the card's metadata (``model-index``).
+
+    Raises:
+        LongAttentionError: a result, of this model or another, is not a finite number.
+    """
     results = []
     for row in rows:
-        if row["system"]:
+        value = row["value"]
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise LongAttentionError(
+                f"The result {row['metric']!r} on {row['dataset']!r} is {value!r}, but must be a finite number."
+            )
+        if row.get("system"):
             continue
         dataset, metric = (re.sub(r"[\W_]+", "_", row[field].lower()).strip("_") for field in ("dataset", "metric"))
         results.append(
             EvalResult(
-                row["task"] or task or "other",
+                row.get("task") or task or "other",
                 dataset,
                 row["dataset"],
-                row["metric_type"] or metric,
-                float(f"{row['value']:.5g}"),
-                dataset_split=row["split"],
+                row.get("metric_type") or metric,
+                float(f"{value:.5g}"),
+                dataset_split=row.get("split"),
                 metric_name=row["metric"],
             )
         )
     return results
-
-
-def graph_in(folder: Path) -> str | None:
-    """File name of the exported graph in a folder, if it has no other weights."""
-    if any(folder.glob("*.safetensors")):
-        return None
-    return next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
 
 
 def task_of_head(architecture: str, auto: str, task_without_head: str | None) -> str | None:
@@ -336,14 +320,6 @@ def task_of_head(architecture: str, auto: str, task_without_head: str | None) ->
     if auto == "AutoModelForSeq2SeqLM" and not architecture.endswith("MTModel"):
         return task
     return TASKS.get(auto, task)
-
-
-def backbone_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config that says what a model reads: of a multimodal model its text model's, else its own."""
-    text_config = config.get("text_config")
-    if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict):
-        return text_config
-    return config
 
 
 def takes_global_tokens(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> bool:

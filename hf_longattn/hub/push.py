@@ -56,7 +56,7 @@ MOST_LISTED = 20
 SCANNED = 2**20
 """Bytes of a file that are searched for tokens at a time."""
 NAMED = re.compile(r'<!-- hf_longattn: [^"\n<]*("(?:[^"\\\n]|\\.)*")')
-"""The HTML comment that holds the model name in a card's code, up to the quoted name."""
+"""The HTML comment that holds the model name in a card's code, up to the name in quotes, as in JSON."""
 EMPTY_CARD = "This model card has been automatically generated"
 """Text in the placeholder card that transformers writes for a repository without a card."""
 
@@ -124,10 +124,9 @@ def push_model(
         logger.warning(problem)
     refuse_tokens(path, files, token)
     code = remote_code_files(path) if remote_code else {}
-    files = sorted({*files, *code})
-    sizes = {file: (path / file).stat().st_size for file in files if file not in code}
+    sizes = {file: (path / file).stat().st_size for file in files}
     sizes |= {file: len(text.encode()) for file, text in code.items()}
-    sizes = dict(sorted(sizes.items()))
+    files = sorted(sizes)
     print(visible(describe_files(path, sizes, left_out, repo_id, dry_run)), file=sys.stderr)
     branch = revision or "main"
     if dry_run:
@@ -268,7 +267,7 @@ def describe_files(folder: Path, sizes: Mapping[str, int], left_out: Collection[
     """The files of an upload with their sizes in bytes, and those that are left out, in lines."""
     begin = "Would upload" if dry_run else "Uploading"
     lines = [f"{begin} {len(sizes)} files, {sum(sizes.values()):,} bytes, from {folder} to {repo}:"]
-    lines += [f"{size:>18,}  {in_one_line(file)}" for file, size in sizes.items()]
+    lines += [f"{size:>18,}  {in_one_line(file)}" for file, size in sorted(sizes.items())]
     if "README.md" not in sizes:
         lines.append("A card is written if the repository has none.")
     if left_out:
@@ -305,7 +304,8 @@ def refuse_tokens(folder: Path, files: Collection[str], token: str | bool | None
 def card_for_repository(folder: Path, name: str) -> str:
     """The card of a folder, with a repository's name in its title, its metadata and its code."""
     text = read_text(folder / "README.md", LARGEST_CARD)
-    if quoted := quoted_name(text):
+    if match := NAMED.search(text):
+        quoted = match[1]
         with checkpoint_errors(f"The name of the model in {str(folder / 'README.md')!r} cannot be replaced"):
             step = read_report(folder).get("next_step") or {}
             if command := in_one_line(next_step(step, json.loads(quoted))):
@@ -318,12 +318,6 @@ def card_for_repository(folder: Path, name: str) -> str:
     if read_config(folder).get("auto_map") and "trust_remote_code" not in text:
         text = f"{text.rstrip()}\n\n{REMOTE_CODE}\n"
     return text
-
-
-def quoted_name(card: str) -> str | None:
-    """The model's name in the HTML comment of a card, in quotes as in JSON; ``None`` without such a comment."""
-    match = NAMED.search(card)
-    return None if match is None else match[1]
 
 
 # The file for `trust_remote_code`.

@@ -26,7 +26,7 @@ from ..mechanisms.common.masked import needs_training_by
 from ..modeling.attach.attention_sites import layer_mechanisms
 from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
 from ..positions.trained_distances import TILE
-from .candidates import Candidate, costs, read_candidates, reading_of, usual_candidates
+from .candidates import Candidate, read_candidates, reading_of, usual_candidates
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, sampled_rows
 from .texts import TextIds
@@ -163,7 +163,7 @@ def diagnose(
         reasons=reasons,
         lengths=tuple(measured),
         notes=tuple(notes),
-        untrained=untrained(stack, chosen, reasons, causal, *layers.shape),
+        untrained=untrained(stack, layers, causal),
         tower=tower,
     )
 
@@ -209,14 +209,7 @@ def _read_text(
     return source, lengths, notes
 
 
-def untrained(
-    stack: PreTrainedModel,
-    candidates: Sequence[Candidate],
-    reasons: Mapping[str, str],
-    causal: bool,
-    heads: int,
-    width: int,
-) -> dict[str, str]:
+def untrained(stack: PreTrainedModel, layers: MeasuredLayers, causal: bool) -> dict[str, str]:
     """Candidate as text -> why learned positions need training with it at twice the trained length. Other candidates
     are left out."""
     config: Any = stack.config
@@ -228,10 +221,10 @@ def untrained(
     trained = length_before_conversion(config) or limit
     longer = max(limit, 2 * trained)
     problems = {}
-    for candidate in candidates:
-        if str(candidate) in reasons:
+    for candidate in layers.candidates:
+        if str(candidate) in layers.reasons:
             continue
-        if why := needs_training_by(candidate.sized(longer, heads, width), rule, trained, longer, causal):
+        if why := needs_training_by(candidate.sized(longer, *layers.shape), rule, trained, longer, causal):
             problems[str(candidate)] = f"{why}."
     return problems
 
@@ -275,28 +268,21 @@ class MeasuredLayers:
     def __init__(
         self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor, grid: Grid | None = None
     ) -> None:
-        self.candidates = candidates
-        self.reasons = reasons
-        self.rows = rows
-        self.layout = grid
+        self.candidates, self.reasons, self.rows, self.grid = candidates, reasons, rows, grid
         self.sums: dict[int, RowSums] = {}
-        self.names: dict[int, tuple[str, str]] = {}
-        """Layer -> names of its attention module and mechanism."""
         self.shape = (1, 1)
         """Number of heads, and width of a head."""
 
     def see(self, number: int, layer: LayerAttention) -> None:
         """Add the queries at :attr:`rows` of one layer, which :func:`.watching.watching` reports."""
-        if self.layout is not None:
-            layer = replace(layer, call=layer.call.replace(grid=self.layout))
+        layer = replace(layer, call=layer.call.replace(grid=self.grid))
         readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):
                 self.reasons.setdefault(str(candidate), reason)
-        sums = self.sums.setdefault(number, RowSums(layer.length - 1, layer.heads, len(readings)))
+        sums = self.sums.setdefault(number, RowSums(layer, len(readings)))
         sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
-        self.names[number] = (layer.name, layer.mechanism)
 
     def means(self) -> list[dict[str, Tensor]]:
         """The means of every layer, in order; nan for a candidate that is not applicable in some layer."""
@@ -310,17 +296,22 @@ class MeasuredLayers:
         """All layers at one length. seconds: duration of the measurement."""
         layers = [
             LayerDiagnosis(
-                *self.names[number], {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"]
+                *self.sums[number].names, {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"]
             )
             for number, mean in zip(sorted(self.sums), self.means(), strict=True)
         ]
+        in_full = full_pairs(length, causal)
+        pairs = [in_full] * len(self.candidates)
+        for number, candidate in enumerate(self.candidates):
+            if str(candidate) not in self.reasons:
+                pairs[number] = candidate.sized(length, *self.shape).pairs(length, causal)
         return LengthDiagnosis(
             length=length,
             queries=len(self.rows),
             bins=tuple(self.sums[min(self.sums)].bins),
             layers=tuple(layers),
-            pairs=costs(self.candidates, self.reasons, length, causal, *self.shape),
-            full_pairs=full_pairs(length, causal),
+            pairs=tuple(pairs),
+            full_pairs=in_full,
             seconds=seconds,
         )
 

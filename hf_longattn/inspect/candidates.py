@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
-from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.options import read_choice, write_choice
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
 from ..mechanisms.common.shared_options import AttendedKeys, attended_keys_of, check_form
@@ -118,22 +117,3 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Atte
         what = mechanism_info(candidate.mechanism).summary
         return f"is not a softmax over some of the keys ({what}), so no part of the mass is kept or lost."
     return reading
-
-
-def costs(
-    candidates: Sequence[Candidate],
-    reasons: Mapping[str, str],
-    length: int,
-    causal: bool,
-    heads: int,
-    width: int,
-) -> tuple[int, ...]:
-    """Query–key products per head for each candidate; those of full attention for a candidate that is not
-    applicable."""
-    pairs = []
-    for candidate in candidates:
-        if str(candidate) in reasons:
-            pairs.append(full_pairs(length, causal))
-        else:
-            pairs.append(candidate.sized(length, heads, width).pairs(length, causal))
-    return tuple(pairs)

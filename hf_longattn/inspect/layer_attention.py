@@ -99,14 +99,18 @@ class LayerAttention:
 
 
 class RowSums:
-    """Sums of one layer's numbers over queries. ``mean`` divides them by the number of queries."""
+    """Sums of one layer's numbers over queries. ``mean`` divides them by the number of queries.
 
-    def __init__(self, furthest: int, heads: int, candidates: int) -> None:
-        self.bins = distance_bins(furthest)
+    names: names of the layer's attention module and mechanism.
+    """
+
+    def __init__(self, layer: LayerAttention, candidates: int) -> None:
+        self.names = (layer.name, layer.mechanism)
+        self.bins = distance_bins(layer.length - 1)
         self.count = 0
-        self.sums = {name: torch.zeros(heads, dtype=torch.float64) for name in MEANS}
-        self.distance = torch.zeros(heads, len(self.bins), dtype=torch.float64)
-        self.captured = torch.zeros(heads, candidates, dtype=torch.float64)
+        self.sums = {name: torch.zeros(layer.heads, dtype=torch.float64) for name in MEANS}
+        self.distance = torch.zeros(layer.heads, len(self.bins), dtype=torch.float64)
+        self.captured = torch.zeros(layer.heads, candidates, dtype=torch.float64)
 
     def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[AttendedKeys | None]) -> None:
         """Add the queries at ``rows``. For a candidate that is ``None``, the sum stays 0."""

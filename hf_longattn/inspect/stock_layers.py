@@ -258,15 +258,17 @@ class StockInspection:
         """Length in tokens, and bytes of the largest layer in transformers and in the engines. Inputs other than text
         have one length."""
         layers = {layer for _, layer in self.layers}
-        if layers and not any({TOKENS, DECODED} & {layer.queries, layer.keys} for layer in layers):
+        if not layers:
+            return []
+        if not any({TOKENS, DECODED} & {layer.queries, layer.keys} for layer in layers):
             lengths = [max(layer.queries for layer in layers)]
-        estimates = [
-            [(layer.stock_bytes(n, self.implementation), layer.longattn_bytes(n)) for layer in layers] for n in lengths
-        ]
         return [
-            (n, *map(max, zip(*of_layers, strict=True)))
-            for n, of_layers in zip(lengths, estimates, strict=True)
-            if of_layers
+            (
+                n,
+                max(layer.stock_bytes(n, self.implementation) for layer in layers),
+                max(layer.longattn_bytes(n) for layer in layers),
+            )
+            for n in lengths
         ]
 
     def to_dict(self, lengths: Sequence[int]) -> dict[str, Any]:

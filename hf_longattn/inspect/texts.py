@@ -30,7 +30,6 @@ class TextIds:
     """
 
     def __init__(self, text: str | Path | Tensor, tokenizer: Any | None, longest: int, vocabulary: int) -> None:
-        self.tokenizer = tokenizer
         self.prefix: list[int] = []
         self.suffix: list[int] = []
         self.name = text.name if isinstance(text, Path) else "text"
@@ -43,22 +42,20 @@ class TextIds:
             self.ids: list[int] = text.tolist()
         else:
             if isinstance(text, Path):
-                full_text = text_of(text)
+                text = text_of(text)
             elif len(text) < MAX_FILE_NAME and "\n" not in text and Path(text).is_file():
                 raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
             elif not text.strip():
                 raise CheckpointError("The text is empty.")
-            else:
-                full_text = text
             if tokenizer is None:
                 raise OptionError(
                     "The model has no tokenizer; pass one as processor=, or token ids in place of the text."
                 )
             self.prefix, self.suffix = special_ids(tokenizer)
-            beginning = excerpt(full_text, longest)
+            beginning = excerpt(text, longest)
             self.ids = token_ids(tokenizer, beginning, special_tokens=False)
-            if len(self.ids) < longest and len(beginning) < len(full_text):
-                self.ids = token_ids(tokenizer, full_text, special_tokens=False)
+            if len(self.ids) < longest and len(beginning) < len(text):
+                self.ids = token_ids(tokenizer, text, special_tokens=False)
         if self.ids and not 0 <= min(self.ids) <= max(self.ids) < vocabulary:
             raise CheckpointError(
                 f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; the tokenizer "

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..data.batching import masked_tokens
 from ..data.tokenization import special_ids
 from ..errors import OptionError
 from ..evaluation.token_loss import LossChange, in_chunks, token_losses, with_context
@@ -109,7 +110,10 @@ def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Des
     special = ([], []) if model.tokenizer is None else special_ids(model.tokenizer)
     causal = model.original.shape.causal
     texts = []
-    for ids, labels in text.predicted(model.length, pieces, causal=causal):
+    for number, ids in enumerate(text.pieces(model.length, pieces)):
+        labels = ids
+        if not causal:
+            ids, labels = masked_tokens(ids, model.tokenizer, number)
         chunk = min(len(ids), model.trained_length)
         tokens = len(ids) // chunk * chunk
         texts.append((ids[None, :tokens].to(model.device), labels[None, :tokens], chunk))

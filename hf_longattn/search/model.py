@@ -18,7 +18,6 @@ from ..conversion.plan import ConversionPlan
 from ..conversion.settings import ConversionConfig
 from ..conversion.source import Source, open_source
 from ..conversion.tokenizer import load_tokenizer
-from ..data.batching import masked_tokens
 from ..errors import CheckpointError, InputError
 from ..evaluation.token_loss import verification_text
 from ..files import is_generic, is_long
@@ -147,14 +146,6 @@ class SearchText(TextIds):
             )
         return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
 
-    def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Token ids and labels of each of the :meth:`pieces`. A causal model predicts every next token, another model
-        masked tokens."""
-        pieces = self.pieces(length, count)
-        if causal:
-            return [(piece, piece) for piece in pieces]
-        return [masked_tokens(piece, self.tokenizer, number) for number, piece in enumerate(pieces)]
-
 
 def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | Any:
     """The text, tokenised as far as needed for ``pieces``, or images or recordings. ``None`` selects built-in
@@ -169,9 +160,9 @@ def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: 
         spec, config = architecture.family.spec, architecture.source_config
         return files_class(spec, config, plan.source.folder, text, count=pieces, model=plan.source.name)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)
-    if text is not None:
-        return SearchText(text, model.tokenizer, pieces * model.length, vocabulary)
-    built_in, name = verification_text(None)
-    searched = SearchText(built_in, model.tokenizer, pieces * model.length, vocabulary)
-    searched.name = name
+    name = ""
+    if text is None:
+        text, name = verification_text(None)
+    searched = SearchText(text, model.tokenizer, pieces * model.length, vocabulary)
+    searched.name = name or searched.name
     return searched

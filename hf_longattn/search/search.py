@@ -31,7 +31,7 @@ from ..inspect.device import chosen_device
 from ..modeling.family.input_spec import InputSize
 from .budget import BUDGET, Budget, SearchConfig, readable_seconds
 from .choice import choose, loss_change, measured_mass
-from .costs import FAILURES, LayerCosts
+from .costs import FAILURES, layer_seconds
 from .design import FULL, CostedDesign, Design, unsuitable, usual_candidates
 from .model import SearchedModel, SearchText, read_inputs
 
@@ -221,10 +221,9 @@ class Search:
         progress: called with a sentence before each step.
         conversion: settings of the conversion, if ``config`` does not have them.
 
-    length: number of tokens at which candidates are compared, or the size of images or sounds.
-    inputs: pieces of the text, images or recordings of this length.
-    candidates: candidates that single layers can run. reasons: candidate as text -> why it was left out. notes: for
-    the report.
+    size: size of the inputs at which candidates are compared.
+    inputs: pieces of the text, images or recordings of this size.
+    candidates: candidates that single layers can run. reasons: candidate as text -> why it was left out.
     """
 
     def __init__(
@@ -254,28 +253,27 @@ class Search:
                 f"Mechanisms are compared on {sizes.spec.nouns} of up to {most.words}, which the checkpoint "
                 f"reads, not of {size.words}; change --compare-at, or leave it out."
             )
-        self.length: int | InputSize = size if size.name else size.tokens
+        self.size = size
         self.text = read_inputs(text, self.model, config.pieces)
         if isinstance(self.text, SearchText):
             self.inputs: list[Any] = self.text.pieces(size.tokens, config.pieces)
         else:
             self.inputs = self.text.pieces(size)
-        self.notes: list[str] = []
         self.reasons: dict[str, str] = {}
         self.candidates: list[Candidate] = []
 
     def run(self) -> SearchResult:
-        count = len(self.inputs)
-        if count < self.config.pieces:
-            self.notes.append(
-                f"There are {count} of {self.config.pieces} inputs to choose by; more or longer ones give a surer "
-                "choice."
-            )
         self._take_candidates()
         model = self.model
-        layers = LayerCosts(model.original.shape, model.length, model.device, model.original.inputs.new.grid)
-        seconds = layers.measure(read_candidates([*self.candidates, FULL]), self.progress)
-        self._leave_out(layers.refused, "No candidate could be measured ({why}); give others with --candidate.")
+        seconds, refused = layer_seconds(
+            read_candidates([*self.candidates, FULL]),
+            model.original.shape,
+            model.length,
+            model.device,
+            model.original.inputs.new.grid,
+            self.progress,
+        )
+        self._leave_out(refused, "No candidate could be measured ({why}); give others with --candidate.")
         scores, unjudged = measured_mass(model, self.inputs, self.candidates, self.progress)
         self._leave_out(unjudged, "No candidate can be judged by captured mass ({why}); give other candidates.")
         design = choose(scores, self.candidates, seconds, self.budget, model.named)
@@ -330,13 +328,18 @@ class Search:
 
         config, model, sizes = self.config, self.model, self.model.original.inputs
         conversion = self.conversion
-        compared = self.length if isinstance(self.length, int) else self.length.tokens
         recipe = design.recipe(
             max_length=conversion.max_length,
             image_size=None if conversion.image_size is None else "x".join(map(str, sizes.new.value)),
             audio_seconds=conversion.audio_seconds,
             positions=None if conversion.positions == "auto" else conversion.positions,
         )
+        notes: tuple[str, ...] = ()
+        if len(self.inputs) < config.pieces:
+            notes = (
+                f"There are {len(self.inputs)} of {config.pieces} inputs to choose by; more or longer ones give a "
+                "surer choice.",
+            )
         change = None  # change of the held-out loss at the target length
         no_loss = ""
         if isinstance(self.text, SearchText) and not model.predicts_tokens:
@@ -357,7 +360,7 @@ class Search:
             model=model.source.name,
             text=self.text.name,
             length=model.length,
-            compared_at=compared,
+            compared_at=self.size.tokens,
             budget=self.budget,
             full_seconds=model.layers * seconds[str(FULL)],
             chosen=costed(design),
@@ -368,9 +371,9 @@ class Search:
             reasons=self.reasons,
             machine=machine,
             recipe=recipe,
-            notes=tuple(self.notes),
+            notes=notes,
             loss_change=change,
             no_loss=no_loss,
-            sizes=None if isinstance(self.length, int) else (sizes.new, self.length),
+            sizes=(sizes.new, self.size) if self.size.name else None,
             material=sizes.spec.nouns,
         )

@@ -21,7 +21,7 @@ from hf_longattn.evaluation.metrics.long_qa import score_alias, score_answer
 from hf_longattn.evaluation.qa_reader import (
     Answer,
     QAReader,
-    best_span,
+    best_answers,
     best_threshold,
     by_question,
     score_answers,
@@ -126,7 +126,9 @@ def scores(**places: float) -> np.ndarray:
 def test_best_span_is_the_likeliest_of_at_most_three_tokens(
     windows: Any, starts: Any, ends: Any, expected: tuple[str, float]
 ) -> None:
-    assert best_span("aa bb cc dd", windows, starts, ends, most_tokens=3) == expected
+    rows = [{"example": 0, "offsets": offsets} for offsets in windows]
+    (best,) = best_answers([{"context": "aa bb cc dd"}], rows, starts, ends, most_tokens=3)
+    assert (best.best, best.score) == expected
 
 
 def record(number: int, text: str, **more: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_the_size_of_blocks_of_scores_changes_no_sum(causal: bool, monkeypatch: 
     means = []
     for cells in (1, 5000, 1 << 22):
         monkeypatch.setattr(layer_attention, "SCORES_IN_MEMORY", cells)
-        sums = RowSums(89, HEADS, 1)
+        sums = RowSums(attention, 1)
         sums.add(attention, torch.arange(90), [lambda rows, scores: rows[:, None] - torch.arange(90) < 8])
         means.append(sums.mean())
     for name, value in means[0].items():
@@ -64,7 +64,7 @@ def test_padding_is_neither_query_nor_key() -> None:
         *(torch.nn.functional.pad(x, (0, 0, 0, 10), value=3.0) for x in (whole.q, whole.k)),
         AttentionCall.of(padding_mask=mask),
     )
-    sums = [RowSums(63, HEADS, 0), RowSums(63, HEADS, 0)]
+    sums = [RowSums(whole, 0), RowSums(padded, 0)]
     for total, attention in zip(sums, (whole, padded), strict=True):
         total.add(attention, torch.arange(attention.length), [])
     for name, value in sums[0].mean().items():

@@ -19,7 +19,7 @@ from hf_longattn.inspect import Candidate
 from hf_longattn.modeling.costs import ModelShape
 from hf_longattn.search import costs
 from hf_longattn.search.choice import best_under_total
-from hf_longattn.search.costs import LayerCosts
+from hf_longattn.search.costs import layer_seconds
 from hf_longattn.search.design import Design
 
 CPU = torch.device("cpu")
@@ -44,17 +44,17 @@ def read(*texts: str) -> list[Candidate]:
 
 
 def test_a_window_is_cheaper_than_full_attention() -> None:
-    result = LayerCosts(shape(), 2048, CPU).measure(read("window:window=64", "full"))
+    result, _ = layer_seconds(read("window:window=64", "full"), shape(), 2048, CPU)
     assert 0 < result["window:window=64"] < result["full"]
 
 
 def test_candidates_that_cannot_run_are_left_out_unless_the_user_gave_them() -> None:
-    costs = LayerCosts(shape(), 256, CPU)
     wrong = Candidate("window", {"window": 64, "relative": "no_such"})
     with pytest.raises(LongAttentionError):
-        costs.measure([Candidate(wrong.mechanism, wrong.options, by_user=True)])
-    assert set(costs.measure([wrong, Candidate("full")])) == {"full"}
-    assert list(costs.refused) == [str(wrong)]
+        layer_seconds([Candidate(wrong.mechanism, wrong.options, by_user=True)], shape(), 256, CPU)
+    seconds, refused = layer_seconds([wrong, Candidate("full")], shape(), 256, CPU)
+    assert set(seconds) == {"full"}
+    assert list(refused) == [str(wrong)]
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 2.0), (2, 5.0)])

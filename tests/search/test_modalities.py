@@ -22,7 +22,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.modeling.family.input_spec import PLAIN_TEXT
 from hf_longattn.search import choose_mechanisms, search_design
-from hf_longattn.search.costs import LayerCosts
+from hf_longattn.search.costs import layer_seconds
 from hf_longattn.search.design import FULL, unsuitable, usual_candidates
 
 from ..grids import quickly
@@ -50,11 +50,11 @@ COSTS = dict(zip((*CANDIDATES, *SOUND_CANDIDATES), (0.2, 0.1, 0.15, 1.0, 0.1, 0.
 def _priced(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Costs that do not depend on the machine. Those of images are asked for on a grid."""
 
-    def measure(self: LayerCosts, candidates: Any, progress: Any = None) -> dict[str, float]:
-        assert (self.grid is not None) == ("image_folder" in request.fixturenames)
-        return {str(candidate): COSTS.get(str(candidate), 0.5) for candidate in candidates}
+    def priced(candidates: Any, shape: Any, length: int, device: Any, grid: Any, progress: Any) -> Any:
+        assert (grid is not None) == ("image_folder" in request.fixturenames)
+        return {str(candidate): COSTS.get(str(candidate), 0.5) for candidate in candidates}, {}
 
-    monkeypatch.setattr(LayerCosts, "measure", measure)
+    monkeypatch.setattr("hf_longattn.search.search.layer_seconds", priced)
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +159,8 @@ def test_searched_images_are_those_of_the_image_processor(vit: Path, image_folde
 def test_costs_of_images_are_measured_on_the_grid(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     shape, device = plan_conversion(vit).shape, torch.device("cpu")
-    costs = LayerCosts(shape, 65, device, Grid((8, 8), 1))
-    assert costs.measure([Candidate("window2d"), Candidate("top_k")]).keys() >= {"window2d"}
+    seconds, _ = layer_seconds([Candidate("window2d"), Candidate("top_k")], shape, 65, device, Grid((8, 8), 1))
+    assert seconds.keys() >= {"window2d"}
 
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [

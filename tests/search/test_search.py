@@ -18,7 +18,6 @@ from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, 
 from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.budget import Budget
-from hf_longattn.search.costs import LayerCosts
 
 
 @pytest.mark.parametrize(
@@ -74,10 +73,10 @@ SECONDS = {
 def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs that do not depend on the machine."""
 
-    def measure(self: LayerCosts, candidates: Any, progress: Any = None) -> dict[str, float]:
-        return {str(candidate): SECONDS[str(candidate)] for candidate in candidates}
+    def layer_seconds(candidates: Any, *_: Any) -> tuple[dict[str, float], dict[str, str]]:
+        return {str(candidate): SECONDS[str(candidate)] for candidate in candidates}, {}
 
-    monkeypatch.setattr(LayerCosts, "measure", measure)
+    monkeypatch.setattr("hf_longattn.search.search.layer_seconds", layer_seconds)
 
 
 @pytest.mark.thorough
@@ -267,10 +266,10 @@ def test_a_search_does_not_write_over_a_file(encoder: Path, text: Path, tmp_path
 def priced_by_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs by the width of a window."""
 
-    def measure(self: LayerCosts, candidates: Any, progress: Any = None) -> dict[str, float]:
-        return {str(candidate): float(candidate.options.get("window", 4096)) / 4096 for candidate in candidates}
+    def layer_seconds(candidates: Any, *_: Any) -> tuple[dict[str, float], dict[str, str]]:
+        return {str(candidate): float(candidate.options.get("window", 4096)) / 4096 for candidate in candidates}, {}
 
-    monkeypatch.setattr(LayerCosts, "measure", measure)
+    monkeypatch.setattr("hf_longattn.search.search.layer_seconds", layer_seconds)
 
 
 @pytest.mark.thorough

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
+from ...errors import check_extra
+from ..summaries import in_percent, ratio_and_error
 
 Entity = tuple[str, int, int]
 """Entity type, index of the first word, and index after the last word."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hf_longattn.evaluation.summaries import by_bucket, in_percent, mean_and_error, standard_error
+from ..summaries import by_bucket, in_percent, mean_and_error, standard_error
 
 EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
 """Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
@@ -50,7 +50,7 @@ def _macro_f1(counts: Counter[tuple[int, int]]) -> float:
     right: Counter[int] = Counter()
     total: Counter[int] = Counter()
     for (label, prediction), count in counts.items():
-        total.update({label: count})
-        total.update({prediction: count})
-        right.update({label: count * (label == prediction)})
+        total[label] += count
+        total[prediction] += count
+        right[label] += count * (label == prediction)
     return sum(2 * right[each] / total[each] for each in total) / max(1, len(total))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from hf_longattn.data.qa_schemas import normalise, normalised_alias
-from hf_longattn.evaluation.summaries import by_bucket, means_in_percent
+from ...data.qa_schemas import normalise, normalised_alias
+from ..summaries import by_bucket, means_in_percent
 
 EXAMPLE = (
     [{"id": "1", "prediction_text": "fox"}],
@@ -18,27 +18,24 @@ EXAMPLE = (
 """Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
-def compute(
-    predictions: list[dict[str, Any]], references: list[dict[str, Any]], scripts: Sequence[str] | None = None
-) -> dict[str, Any]:
+summarise = partial(means_in_percent, ("exact_match", "f1"))
+
+
+def compute(predictions: list[dict[str, Any]], references: list[dict[str, Any]]) -> dict[str, Any]:
     """Predictions are {id, prediction_text}, references {id, answers: {text, answer_start}, length}.
 
     An empty prediction means "no answer". length: tokens of the document, -1 = unknown.
 
-    scripts: for each reference the script that compares texts: "squad" (default), or "trivia", for which texts are
-        aliases.
     Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and
     buckets: {"<=512": the same, ...} without empty ones.
     """
     texts = {prediction["id"]: prediction["prediction_text"] for prediction in predictions}
     scores = []
-    for reference, script in zip(references, scripts or ["squad"] * len(references), strict=True):
+    for reference in references:
         if reference["id"] not in texts:
             raise ValueError(f"no prediction for question {reference['id']!r}; every reference needs one")
-        score = score_alias if script == "trivia" else score_answer
-        scores.append(score(texts[reference["id"]], reference["answers"]["text"]))
+        scores.append(score_answer(texts[reference["id"]], reference["answers"]["text"]))
     lengths = [reference["length"] for reference in references]
-    summarise = partial(means_in_percent, ("exact_match", "f1"))
     return {**summarise(scores), "buckets": by_bucket(scores, lengths, summarise)}
 
 

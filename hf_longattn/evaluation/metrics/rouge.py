@@ -9,8 +9,8 @@ from __future__ import annotations
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.summaries import means_in_percent
+from ...errors import check_extra
+from ..summaries import means_in_percent
 
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 EXAMPLE = (["a red fox"], ["a red fox"], "rougeL")

@@ -5,8 +5,8 @@ of the references."""
 
 from __future__ import annotations
 
-from hf_longattn.errors import check_extra
-from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
+from ...errors import check_extra
+from ..summaries import Estimate, in_percent, ratio_and_error
 
 EXAMPLE = (["a red fox"], ["one big bear"], "wer")
 """A prediction and a reference without a common word, and the name of the score that must then be 100. Used by
