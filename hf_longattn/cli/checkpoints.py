@@ -163,12 +163,23 @@ def compress(
     and compared. Its loss at short and long lengths, its time and its size are printed next to the source's, and
     written to compression_report.json.
     """
-    from ..export import CompressionConfig, compress_checkpoint
+    from ..export import compress_checkpoint
 
     if method != "prune-heads":
         flags.refuse_typed(context, ("share",), f"is for prune-heads, not for --method {method}; leave it out.")
-    config = CompressionConfig(method=method, share=share, text=text, length=length, documents=documents, seed=seed)
-    report = compress_checkpoint(model, destination, config, overwrite=overwrite, revision=revision, token=token)
+    report = compress_checkpoint(
+        model,
+        destination,
+        overwrite=overwrite,
+        revision=revision,
+        token=token,
+        method=method,
+        share=share,
+        text=text,
+        length=length,
+        documents=documents,
+        seed=seed,
+    )
     show(report.to_dict(), compression_report(report), as_json=as_json)
 
 

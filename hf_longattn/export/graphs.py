@@ -189,7 +189,12 @@ def export_checkpoint(
             )
         add_config(source, stage, loaded)
         add_source_files(source, stage, max_length)
-        _limit_tokenizer(stage, loaded, words.tokenizer, max_length)
+        # A runtime cannot say that a text is too long, so the tokenizer's files and those that servers read say it.
+        limit = known_length(loaded.config, words.tokenizer, loaded) or max_length
+        if words.tokenizer is not None and words.tokenizer.model_max_length > limit:
+            settings = read_json_object(stage / TOKENIZER_CONFIG)
+            write_json(stage / TOKENIZER_CONFIG, {**settings, TOKENIZER_LIMIT: limit})
+        write_for_servers(stage, limit)
         report = ExportReport(
             target,
             format,
@@ -210,16 +215,6 @@ def export_checkpoint(
         )
         write_report(stage, source, str(destination), report, REPORT, introduction=introduction)
     return report
-
-
-def _limit_tokenizer(stage: Path, model: Any, tokenizer: Any | None, max_length: int) -> None:
-    """Write the maximum length into the tokenizer's files, and those that servers read. A runtime cannot say that a
-    text is too long."""
-    limit = known_length(model.config, tokenizer, model) or max_length
-    if tokenizer is not None and tokenizer.model_max_length > limit:
-        settings = read_json_object(stage / TOKENIZER_CONFIG)
-        write_json(stage / TOKENIZER_CONFIG, {**settings, TOKENIZER_LIMIT: limit})
-    write_for_servers(stage, limit)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
@@ -366,8 +361,12 @@ def write_graph(
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             why = " ".join([f"{type(cause).__name__}:", *str(cause).strip().splitlines()[:1]])[:180]
-            module = running_module(cause, graph)
-            where = "" if module is None else f", because of its {type(module).__name__}"
+            where = ""
+            for frame, _ in traceback.walk_tb(cause.__traceback__):  # the innermost module that ran, not PyTorch's own
+                module = frame.f_locals.get("self")
+                is_own = isinstance(module, nn.Module) and not type(module).__module__.startswith("torch.")
+                if is_own and module is not graph:
+                    where = f", because of its {type(module).__name__}"
             advice = "run the model itself"
             if program is not None:
                 advice += ", or export it with --format torch"
@@ -379,16 +378,6 @@ def write_graph(
         # Weights in a file of their own, named as optimum's, which ONNX Runtime maps into memory in place of a copy.
         onnx_blocks.ir.save(onnx.model, file, external_data=f"{file.name}_data")
         return outputs, onnx.model.opset_imports[""]
-
-
-def running_module(error: BaseException, graph: nn.Module) -> nn.Module | None:
-    """The innermost module of a model that ran when ``error`` was raised, besides PyTorch's own modules."""
-    innermost = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        module = frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and module is not graph and not type(module).__module__.startswith("torch."):
-            innermost = module
-    return innermost
 
 
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]

@@ -258,7 +258,12 @@ class Loading:
             graph = next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
         sentences = sentence_class(folder)
         if sentences is None:
-            task, library = task_of_head(architecture, auto, example.task), LIBRARIES.get(graph, "transformers")
+            task, library = example.task, LIBRARIES.get(graph, "transformers")
+            if task is not None:  # else its cards have none
+                if "For" in architecture or "Heads" in architecture:
+                    task = None
+                if auto != "AutoModelForSeq2SeqLM" or architecture.endswith("MTModel"):  # others do many tasks
+                    task = TASKS.get(auto, task)
         else:
             task = "text-ranking" if sentences == RERANKER else "sentence-similarity"
             library = "sentence-transformers"
@@ -308,18 +313,6 @@ def evaluations(rows: Iterable[Mapping[str, Any]], task: str | None) -> list[Eva
             )
         )
     return results
-
-
-def task_of_head(architecture: str, auto: str, task_without_head: str | None) -> str | None:
-    """The task of a class, by its name on the Hub; ``None`` if it has none there, or does many tasks."""
-    if task_without_head is None:
-        return None
-    task: str | None = task_without_head
-    if "For" in architecture or "Heads" in architecture:
-        task = None
-    if auto == "AutoModelForSeq2SeqLM" and not architecture.endswith("MTModel"):
-        return task
-    return TASKS.get(auto, task)
 
 
 def takes_global_tokens(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> bool:

@@ -127,7 +127,14 @@ def push_model(
     sizes = {file: (path / file).stat().st_size for file in files}
     sizes |= {file: len(text.encode()) for file, text in code.items()}
     files = sorted(sizes)
-    print(visible(describe_files(path, sizes, left_out, repo_id, dry_run)), file=sys.stderr)
+    begin = "Would upload" if dry_run else "Uploading"
+    lines = [f"{begin} {len(sizes)} files, {sum(sizes.values()):,} bytes, from {path} to {repo_id}:"]
+    lines += [f"{sizes[file]:>18,}  {in_one_line(file)}" for file in files]
+    if "README.md" not in sizes:
+        lines.append("A card is written if the repository has none.")
+    if left_out:
+        lines.append(f"Left out: {in_one_line(listed(left_out, MOST_LISTED))}; `hf upload` sends a single file.")
+    print(visible("\n".join(lines)), file=sys.stderr)
     branch = revision or "main"
     if dry_run:
         card = "the folder's" if "README.md" in files else ""
@@ -261,18 +268,6 @@ def code_files(folder: Path) -> set[str]:
                 named.add(file.name)
                 waiting.append(file)
     return named
-
-
-def describe_files(folder: Path, sizes: Mapping[str, int], left_out: Collection[str], repo: str, dry_run: bool) -> str:
-    """The files of an upload with their sizes in bytes, and those that are left out, in lines."""
-    begin = "Would upload" if dry_run else "Uploading"
-    lines = [f"{begin} {len(sizes)} files, {sum(sizes.values()):,} bytes, from {folder} to {repo}:"]
-    lines += [f"{size:>18,}  {in_one_line(file)}" for file, size in sorted(sizes.items())]
-    if "README.md" not in sizes:
-        lines.append("A card is written if the repository has none.")
-    if left_out:
-        lines.append(f"Left out: {in_one_line(listed(left_out, MOST_LISTED))}; `hf upload` sends a single file.")
-    return "\n".join(lines)
 
 
 def refuse_tokens(folder: Path, files: Collection[str], token: str | bool | None) -> None:
