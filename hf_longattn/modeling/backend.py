@@ -231,7 +231,9 @@ def longattn_attention_forward(
         if cache_layer is not None:
             kwargs = {**kwargs, CACHE_LAYER: cache_layer}
     if not torch.compiler.is_compiling() and (query.is_meta or fake_mode() is not None):  # no values, without a call
-        attention_mask, kwargs = _without_values(mechanism, attention_mask, kwargs)
+        if mechanism is not None and isinstance(attention_mask, Tensor) and not has_values(attention_mask):
+            attention_mask = None
+        kwargs = {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
     with_weights = weights_requested(kwargs)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism is None:
@@ -294,15 +296,6 @@ class LayerCall:
         if padding is not None:
             pairs, batch = None, cached_on(padding, 0, lambda: Batch(padding.bool()))
         return self.arguments.replace(batch=batch, score_mod=self.score_terms(pairs, kv_len))
-
-
-def _without_values(
-    mechanism: Mechanism | None, mask: Tensor | DeclaredMask | None, kwargs: dict[str, Any]
-) -> tuple[Tensor | DeclaredMask | None, dict[str, Any]]:
-    """Mask and keywords of a call whose tensors have shapes only. What depends on values is left out."""
-    if mechanism is not None and isinstance(mask, Tensor) and not has_values(mask):
-        mask = None
-    return mask, {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
 
 
 def mechanism_of(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:

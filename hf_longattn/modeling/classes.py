@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 PACKAGE = __name__.rpartition(".modeling")[0]
 
 
+def named(path: str) -> Any:
+    """The object at a dotted path below this package."""
+    home, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
+
+
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` with tuples in place of lists, as fields of frozen dataclasses need them."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -41,11 +47,6 @@ def family_of_row(module: str, model_type: str, row: Mapping[str, Any]) -> Famil
         row: the family's row of ``families.json`` (:func:`.family.definition.family_rows`).
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    def named(path: str) -> Any:
-        """The object at a dotted path below this package."""
-        home, _, name = path.rpartition(".")
-        return getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
 
     facts = with_tuples(row)
     facts.pop("about", None)
@@ -120,10 +121,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     from transformers import PreTrainedModel
 
     from .attach.weights import register_loading
-    from .grids import LongGridMixin, LongGridModelMixin
-    from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongStackMixin
-    from .sounds import LongAudioMixin, LongAudioModelMixin
-    from .towers import LongTowersMixin
+    from .mixin import LongDecoderMixin, LongStackMixin
 
     package = family.base_package
     base_model = family.base_model_name
@@ -132,17 +130,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     if not facts_of_installed and family.base_model_type in stored_facts()["derived"]:
         check_interface(family.base_class(base_model))
     parts = family.stacks or family.inner  # classes that run in place of the base model
-    known_mixins = (
-        LongAttentionMixin,
-        LongBaseModelMixin,
-        LongGridMixin,
-        LongGridModelMixin,
-        LongAudioMixin,
-        LongAudioModelMixin,
-        LongTowersMixin,
-    )
-    by_name = {mixin.__name__: mixin for mixin in known_mixins}
-    usual, base_mixin = (by_name[name] for name in family.spec.mixins)
+    usual, base_mixin = map(named, family.spec.mixins)
     mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.backbone_classes), base_mixin)
     stack_mixins = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)

@@ -66,8 +66,8 @@ class ModelShape:
     hidden: int
     intermediate: int
     causal: bool
-    matrix_parameters: int  # weights that multiply every token: all matrices except the embeddings
-    element_bytes: int
+    matrix_parameters: int = 0  # weights that multiply every token: all matrices except the embeddings
+    element_bytes: int = 4
     cross_layers: int = 0  # number of cross-attention layers, which cache keys and values of all encoder tokens
 
     @property
@@ -76,11 +76,9 @@ class ModelShape:
         return 2 * self.kv_heads * self.head_dim * self.element_bytes
 
     @classmethod
-    def of(
-        cls, config: Any, *, causal: bool, matrix_parameters: int = 0, element_bytes: int = 4, cross_layers: int = 0
-    ) -> ModelShape:
+    def of(cls, config: Any, *, causal: bool, **further: int) -> ModelShape:
         """The shape from a transformers config. For an encoder-decoder, the decoder's if `causal`, otherwise the
-        encoder's."""
+        encoder's. ``further``: fields that the config does not have."""
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
         hidden, layers = config.hidden_size, getattr(config, f"{stack}_layers", config.num_hidden_layers)
@@ -95,9 +93,7 @@ class ModelShape:
             or getattr(config, "n_inner", None)
             or 4 * hidden,
             causal=causal,
-            matrix_parameters=matrix_parameters,
-            element_bytes=element_bytes,
-            cross_layers=cross_layers,
+            **further,
         )
 
 
@@ -226,12 +222,6 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
 
     max_length: the longest input in tokens; ``None`` if the config does not say, for example for images.
     """
-    sizes: dict[str, Any] = {
-        "num_heads": shape.heads,
-        "head_dim": shape.head_dim,
-        "hidden_size": shape.hidden,
-        "max_length": max_length,
-    }
     built: dict[str, Mechanism] = {}
     layers = []
     for name, options in map(attention.for_layer, range(shape.layers)):
@@ -240,7 +230,15 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
             # its own generator, since other threads may build models from the process's; on meta there are no values
             on_meta = torch.get_default_device().type == "meta"
             generator = None if on_meta else torch.Generator().manual_seed(0)
-            built[key] = mechanism_from(name, options, **sizes, generator=generator)
+            built[key] = mechanism_from(
+                name,
+                options,
+                num_heads=shape.heads,
+                head_dim=shape.head_dim,
+                hidden_size=shape.hidden,
+                max_length=max_length,
+                generator=generator,
+            )
         layers.append(built[key])
     return layers
 
@@ -277,11 +275,7 @@ def affordable_length(
     return length
 
 
-def cost_of(size: Any, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input of this ``InputSize``, with one of ``mechanisms`` per layer."""
-    return replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size)
-
-
 def costs_of(sizes: Any, attention: LongAttentionConfig, shape: ModelShape) -> tuple[LengthCost, ...]:
+    """:func:`cost_at` for one input of each ``InputSize`` of ``sizes``, an ``InputSizes``."""
     mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
-    return tuple(cost_of(size, mechanisms, shape) for size in sizes.steps())
+    return tuple(replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size) for size in sizes.steps())

@@ -278,14 +278,16 @@ class DeclaredMask(LazyTensor, PassCache):
             return self.padding[:, None, None, first:last]
 
         def evaluate() -> Tensor:
-            sizes = {
+            part = {
+                **self.arguments,
                 "q_length": stop - start,
                 "kv_length": last - first,
+                "q_offset": self.first_query + start,
+                "kv_offset": self.first_key + first,
                 "allow_is_causal_skip": False,
                 "allow_is_bidirectional_skip": False,
             }
-            offsets = {"q_offset": self.arguments["q_offset"] + start, "kv_offset": self.first_key + first}
-            return masking.sdpa_mask(**{**self.arguments, **sizes, **offsets})
+            return masking.sdpa_mask(**part)
 
         if 2 * (stop - start) * (last - first) >= self.queries * self.keys:
             return self.cached((start, stop, first, last), evaluate)

@@ -240,7 +240,11 @@ def _empty_config(base: Any) -> Any:
     return config_class.__new__(config_class)
 
 
-def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
+ModelAttention = LongAttentionConfig | Mapping[str, LongAttentionConfig]
+"""The attention of a model, or of its towers by name."""
+
+
+def mark_generic(config: Any, attention: ModelAttention) -> None:
     """Write ``long_attention`` (of the model, or by tower) into an architecture's config, and mark its file as
     generic."""
     setattr(config, FORMAT_FIELD, FORMAT)
@@ -253,9 +257,7 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
         config.__class__ = _generic_class(base)
 
 
-def read_attention(
-    chosen: Mapping[str, Any] | LongAttentionConfig,
-) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
+def read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> ModelAttention:
     """The attention of a model, or of each tower by name.
 
     Raises:
@@ -307,9 +309,7 @@ def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
 
 
-def _parts(
-    model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]
-) -> list[tuple[PreTrainedModel, LongAttentionConfig]]:
+def _parts(model: PreTrainedModel, attention: ModelAttention) -> list[tuple[PreTrainedModel, LongAttentionConfig]]:
     """The model, or its named towers, with the attention of each. Raises :class:`OptionError` if there is no such
     tower."""
     if isinstance(attention, LongAttentionConfig):
@@ -323,7 +323,7 @@ def _parts(
     return [(towers[name], tower_attention) for name, tower_attention in attention.items()]
 
 
-def _attach(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
+def _attach(model: PreTrainedModel, attention: ModelAttention) -> None:
     check_interface(type(model))
     for part, part_attention in _parts(model, attention):
         attach_mechanisms(part, part_attention)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
 class LongGridMixin(LongAttentionMixin):
     """Mixin before the base's model class that makes it a Long class for images."""
 
-    added_arguments: ClassVar[Mapping[str, str]] = {}
+    added_arguments = ()
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         refuse_text_arguments(self, arguments, REFUSED_ARGUMENTS)
@@ -42,7 +42,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
         if self.config.position_extension == TILE:
             for module in self.modules():
                 if hasattr(type(module), INTERPOLATE_ARGUMENT):
-                    setattr(module, INTERPOLATE_ARGUMENT, partial(_tiled, module))
+                    setattr(module, INTERPOLATE_ARGUMENT, partial(tiled_positions, module))
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         spec = self.family.spec
@@ -70,16 +70,6 @@ def grid_spec(model: Any) -> GridSpec:
     return family.spec
 
 
-def _tiled(embeddings: Any, patches: Tensor, height: int, width: int) -> Tensor:
-    """The positions of an image, from the table of the base's ``embeddings``. In place of their own method, which
-    interpolates the table."""
-    table = getattr(embeddings, "position_embeddings", None)  # of some bases, a layer called position_embedding
-    table = embeddings.position_embedding if table is None else table
-    return tiled_positions(
-        table if isinstance(table, Tensor) else table.weight[None], embeddings.patch_size, height, width
-    )
-
-
 @contextmanager
 def interpolating(model: Any) -> Iterator[None]:
     """Context in which a model with tiled positions interpolates them instead, as its base does."""
@@ -95,14 +85,18 @@ def interpolating(model: Any) -> Iterator[None]:
             setattr(module, INTERPOLATE_ARGUMENT, method)
 
 
-def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tensor:
-    """A square table ``(1, prefix + n·n, D)``, tiled for an image of ``height`` × ``width`` pixels.
+def tiled_positions(embeddings: Any, patches: Tensor, height: int, width: int) -> Tensor:
+    """The positions of an image of ``height`` × ``width`` pixels. Replaces the method of the base's ``embeddings``,
+    which interpolates their square table ``(1, prefix + n·n, D)``.
 
     Cell (r, c) has the position of (r mod n, c mod n). The prefix has its own positions."""
-    side = int((table.shape[1]) ** 0.5)
+    table = getattr(embeddings, "position_embeddings", None)
+    if table is None:  # in some bases, the table is a layer
+        table = embeddings.position_embedding.weight[None]
+    side = int(table.shape[1] ** 0.5)
     prefix = table.shape[1] - side * side
-    rows = height // image_size(patch)[0]
-    columns = width // image_size(patch)[1]
+    patch_height, patch_width = image_size(embeddings.patch_size)
+    rows, columns = height // patch_height, width // patch_width
     cells = tiled_cells(table[:, prefix:].unflatten(1, (side, side)), rows, columns)
     return torch.cat([table[:, :prefix], cells.flatten(1, 2)], 1)
 

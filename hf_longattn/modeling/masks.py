@@ -142,14 +142,10 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     Raises:
         InputError: the numbers or offsets do not fit the tokens.
     """
-    documents, offsets = kwargs.get("documents"), kwargs.get("cu_seq_lens_q")
+    documents = kwargs.get("documents")
     if documents is None:
         documents = kwargs.get("seq_idx")
-    if isinstance(documents, Tensor):
-        return documents_from(documents, None, shape)
-    if documents is None and isinstance(offsets, Tensor):
-        return documents_from(None, offsets, shape)
-    return None
+    return documents_from(documents, kwargs.get("cu_seq_lens_q") if documents is None else None, shape)
 
 
 def with_documents(

@@ -53,14 +53,6 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-LONG_ARGUMENTS: dict[str, str] = {
-    "global_attention_mask": "Tensor | None",
-    "documents": "Tensor | None",
-    "memory": "SegmentMemory | None",
-    "memory_reset": "Tensor | None",
-}
-"""Arguments of Long text models, with their types."""
-
 
 class HubMixin(_Base):
     """Saving and uploading of a model whose class only this package has."""
@@ -75,13 +67,12 @@ class HubMixin(_Base):
         if had_code and kwargs.get("is_main_process", True):
             importlib.import_module("hf_longattn.hub.push").write_remote_code(save_directory)
 
-    def push_to_hub(
-        self, repo_id: str, *args: Any, private: bool | None = None, token: str | bool | None = None, **arguments: Any
-    ) -> Any:
-        """As in transformers; ``private`` refuses a repository that exists and is public."""
-        if private:
-            importlib.import_module("hf_longattn.hub.push").check_login(repo_id, token, private=True)
-        return super().push_to_hub(repo_id, *args, private=private, token=token, **arguments)
+    def push_to_hub(self, repo_id: str, *args: Any, **arguments: Any) -> Any:
+        """As in transformers; ``private=True`` refuses a repository that exists and is public."""
+        if arguments.get("private"):
+            push = importlib.import_module("hf_longattn.hub.push")
+            push.check_login(repo_id, arguments.get("token"), private=True)
+        return super().push_to_hub(repo_id, *args, **arguments)
 
     def _upload_modified_files(
         self, working_dir: Any, repo_id: str, files_timestamps: Mapping[str, float], **arguments: Any
@@ -116,8 +107,8 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
     packs_documents: bool = True
     """Whether this head supports several documents in a row. For base models, see :func:`.refusal_of_documents`."""
 
-    added_arguments: ClassVar[Mapping[str, str]] = LONG_ARGUMENTS
-    """Keyword arguments of ``forward`` besides the base's, with their types."""
+    added_arguments: ClassVar[tuple[str, ...]] = ("global_attention_mask", "documents", "memory", "memory_reset")
+    """Keyword arguments of ``forward`` besides the base's."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -148,16 +139,12 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
             return self.call_base(base_forward, arguments)
 
         # Libraries read the signature: Trainer drops columns of a dataset that are not in it.
-        parameters = [*signature.parameters.values()]
-        further = parameters[-1:] if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-        added = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for name, annotation in cls.added_arguments.items()
-        ]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        added = [inspect.Parameter(name, kind, default=None) for name in cls.added_arguments]
+        # `**kwargs` come last
+        parameters = sorted([*signature.parameters.values(), *added], key=lambda parameter: parameter.kind)
         long_forward: Any = forward
-        long_forward.__signature__ = signature.replace(
-            parameters=[*parameters[: len(parameters) - len(further)], *added, *further]
-        )
+        long_forward.__signature__ = signature.replace(parameters=parameters)
         return long_forward
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
@@ -185,10 +172,9 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
         attach_mechanisms(self, attention, getattr(self.config, "decoder_attention", None))
         if (cap := self.config.score_cap) is not None and (value := getattr(self.config, cap)) is not None:
             refuse_scoreless(self, f"caps its attention scores ({cap}={value})")
-        models = [module for module in self.modules() if isinstance(module, LongAttentionMixin)]
-        for model in models:
-            if isinstance(model, LongBaseModelMixin):
-                model.after_attach()
+        for module in [*self.modules()]:
+            if isinstance(module, LongBaseModelMixin):
+                module.after_attach()
         super().post_init()
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
@@ -446,9 +432,8 @@ class LongGenerationMixin(_Base):
             if chosen is not None:
                 read = {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
                 kwargs["global_attention_mask"] = global_tokens_of(chosen, read)
-        base = self.running_base
         # segments have no cache: each step reads the text
-        if base is not None and base.recursion is not None:
+        if getattr(self.running_base, "recursion", None) is not None:
             if inputs_embeds is not None:
                 raise InputError(
                     "A model with memory tokens generates after input_ids, not after inputs_embeds; pass input_ids."
@@ -594,9 +579,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         positions = arguments.get("position_ids")
         mask = arguments.get("attention_mask")
         if tokens is not None and self.exact_length is not None and positions is None and mask is not None:
-            arguments["position_ids"] = self.own_positions(
-                arguments, (tokens.shape[0], tokens.shape[1]), tokens.device
-            )
+            arguments["position_ids"] = self.own_positions(arguments, tokens)
         if self.position_table is not None and (self.recursion is None or not runs):
             is_long = arguments.get(CACHE) is not None or (tokens is not None and tokens.shape[1] > self.longest)
             if is_long:  # the text may still fit, because padding has no position in some models
@@ -618,8 +601,8 @@ class LongBaseModelMixin(LongAttentionMixin):
         if is_padding_mask and tokens is not None and arguments.get(CACHE) is None and mask.shape != tokens.shape[:2]:
             check_size(mask, tokens.shape[0], tokens.shape[1])
 
-    def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
-        """Default ``position_ids (B, N)``, for calls without them.
+    def own_positions(self, kwargs: dict[str, Any], tokens: Tensor) -> Tensor:
+        """Default ``position_ids (B, N)`` of ``tokens (B, N)`` or ``(B, N, D)``, for calls without them.
 
         In batches longer than ``exact_length``, they start after left padding. Shorter batches have the source's
         positions.
@@ -634,11 +617,12 @@ class LongBaseModelMixin(LongAttentionMixin):
                 real = kwargs["input_ids"] != first - 1
             if real is not None:
                 return real.long().cumsum(1) * real.long() + first - 1
-        positions = torch.arange(first, first + shape[1], device=device).expand(shape)
+        batch, length = tokens.shape[:2]
+        positions = torch.arange(first, first + length, device=tokens.device).expand(batch, length)
         mask = kwargs.get("attention_mask")
-        free = torch.compiler.is_exporting() and of_any_length(shape[1])
+        free = torch.compiler.is_exporting() and of_any_length(length)
         if isinstance(mask, Tensor) and mask.dim() == 4 and not in_graph():
-            mask = simplified_mask(mask, shape[0], causal=False)
+            mask = simplified_mask(mask, batch, causal=False)
         if (
             getattr(self.config, BASE_ATTENTION, False)
             or self.exact_length is None
@@ -646,11 +630,11 @@ class LongBaseModelMixin(LongAttentionMixin):
             or mask.dim() != 2
         ):
             return positions
-        if not free and shape[1] <= self.exact_length:
+        if not free and length <= self.exact_length:
             return positions
         start = first_real(mask)
         if free:
-            start = start * (torch.full((), shape[1], device=device) > self.exact_length)
+            start = start * (torch.full((), length, device=tokens.device) > self.exact_length)
         return (positions - start[:, None]).clamp(min=first)
 
 

@@ -136,14 +136,10 @@ class LongMultimodalConfig(PreTrainedConfig):
         return inputs
 
     @property
-    def images(self) -> ImageInput | None:
-        return self.embedded.get("images")
-
-    @property
     def long_image_size(self) -> tuple[int, int] | None:
         """Height and width of the images that the model reads, under the name of this field in Long configs of
         images."""
-        return None if self.images is None else self.images.size
+        return getattr(self.embedded.get("images"), "size", None)
 
 
 @dataclass
@@ -275,8 +271,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         self.text_model = text_model
         check_backbone(self.text_model)
         width = self.text_model.get_input_embeddings().weight.shape[1]
-        images = config.images
-        sound = config.embedded.get("sound")
+        images, sound = (config.embedded.get(kind) for kind in ("images", "sound"))
         self.image_embedder = None if images is None else PatchEmbedder(images, width)
         self.audio_embedder = None if sound is None else FrameEmbedder(sound, width)
         self.longest = longest_input(self.text_model.config)
@@ -389,36 +384,39 @@ class LongMultimodalHead(LongMultimodalPreTrainedModel):
         multimodal: the model below the head; by default a new one from the config.
     """
 
+    output_class: ClassVar[Any]
+
     def __init__(self, config: LongMultimodalConfig, multimodal: LongMultimodalModel | None = None) -> None:
         super().__init__(config)
         self.multimodal = LongMultimodalModel(config) if multimodal is None else multimodal
         text_config = self.multimodal.text_model.config
         self.dropout = nn.Dropout(getattr(text_config, "hidden_dropout_prob", CLASS_DROPOUT))
-        self.classifier = nn.Linear(text_config.hidden_size, self.outputs_of(config))
+        self.classifier = nn.Linear(text_config.hidden_size, config.num_labels)
         self.post_init()
 
-    @staticmethod
-    def outputs_of(config: Any) -> int:
-        """Number of outputs of the head per token or per input."""
-        return int(config.num_labels)
+    def states(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """The states that the head classifies, of ``hidden (B, N, D)`` with the tokens' mask: those of all tokens."""
+        return hidden
+
+    def forward(self, labels: Tensor | None = None, **inputs: Any) -> Any:
+        """The class scores of each input, ``(B, classes)``, or of each token, ``(B, N, classes)``. With ``labels`` for
+        them (-100 = none), also the loss. ``inputs``: arguments of the model."""
+        outputs = self.multimodal(**inputs)
+        logits = self.classifier(self.dropout(self.states(outputs.last_hidden_state, outputs.token_mask)))
+        loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
+        return self.output_class(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class _OfInput(LongMultimodalHead):
     """A head with one class per input, from the mean of its tokens."""
 
-    def forward(self, labels: Tensor | None = None, **inputs: Any) -> SequenceClassifierOutput:
-        """The class scores of each input, ``(B, classes)``, and with ``labels (B,)`` the loss. ``inputs``: arguments
-        of the model."""
-        outputs = self.multimodal(**inputs)
-        hidden = outputs.last_hidden_state
-        mask = outputs.token_mask
+    output_class = SequenceClassifierOutput
+
+    def states(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
-            mean = hidden.mean(1)
-        else:
-            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        logits = self.classifier(self.dropout(mean.to(hidden.dtype)))
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+            return hidden.mean(1)
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return mean.to(hidden.dtype)
 
 
 class LongMultimodalForSequenceClassification(_OfInput):
@@ -440,21 +438,11 @@ class LongMultimodalForAudioClassification(_OfInput):
 class LongMultimodalForTokenClassification(LongMultimodalHead):
     """Classifies the tokens of texts."""
 
-    def forward(self, labels: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
-        """The class scores of each token, ``(B, N, classes)``, and the loss if there are ``labels (B, N)`` (-100 =
-        none)."""
-        outputs = self.multimodal(**inputs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+    output_class = TokenClassifierOutput
 
 
 class LongMultimodalForQuestionAnswering(LongMultimodalHead):
-    """Finds answers as spans of a text."""
-
-    @staticmethod
-    def outputs_of(config: Any) -> int:
-        return 2
+    """Finds answers as spans of a text. Its config has two labels, start and end."""
 
     def forward(
         self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs: Any

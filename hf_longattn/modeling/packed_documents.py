@@ -142,7 +142,7 @@ def _refusal_of_packing(model: Any, length: int, use_cache: bool | None) -> str 
     separates them. That suffices for mechanisms that depend only on distances and contents."""
     if model.mixes_beside_attention:
         return f"{MIXED} {OWN_ROWS}"
-    causal = any(is_causal(module) for module in model.modules() if hasattr(module, "long_attention"))
+    causal = any(map(is_causal, model.attention_modules))
     if not causal:
         return (
             f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or "

@@ -18,7 +18,7 @@ from ..errors import OptionError
 from ..loading import LOADING
 from ..mechanisms.common.base import Mechanism
 from .attach.attachment import HEAD_COUNTS, HEAD_DIMS, first_number
-from .attach.attention_sites import AttentionSite, attention_projections, attention_sites, own_projections
+from .attach.attention_sites import AttentionSite, attention_projections, attention_sites
 
 KEPT_HEADS = "kept_heads"
 """The field of a Long config with the number of heads of pruned layers."""
@@ -111,25 +111,19 @@ def heads_of(model: nn.Module) -> list[Heads]:
     for site in attention_sites(model):
         if site.cross:
             continue
-        parameters = own_projections(site.module)
-        names = [parameters[f"{part}.weight"] for part in ("query", "key", "value") if f"{part}.weight" in parameters]
-        parts: Any = [
-            site.module.get_submodule(projection.name.rpartition(".")[0])
-            for projection in names
-            if projection.part is None
-        ]
-        projections = attention_projections(model, site.name)
-        output: Any = model.get_submodule(projections[-1]) if len(projections) == 4 else None
+        projections: list[Any] = [model.get_submodule(name) for name in attention_projections(model, site.name)]
         widths = (getattr(site.module, name, None) for name in HEAD_DIMS)
         width = next((width for width in widths if isinstance(width, int)), None)
-        if len(parts) != 3 or type(output) is not nn.Linear or not width or site.shared:
+        if len(projections) != 4 or type(projections[3]) is not nn.Linear or not width or site.shared:
             raise OptionError(
                 f"The heads of {type(site.module).__name__} cannot be cut out, since queries, keys, values and "
                 "outputs are not projected by four linear layers; choose --method bf16."
             )
-        count = parts[1].out_features // width
-        queries = parts[0].out_features // parts[1].out_features
-        layers.append(Heads(site, tuple(parts), output, count, queries, width, queries * width))
+        query, key, value, output = projections
+        queries = query.out_features // key.out_features
+        layers.append(
+            Heads(site, (query, key, value), output, key.out_features // width, queries, width, queries * width)
+        )
     return layers
 
 

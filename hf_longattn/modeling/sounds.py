@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 from ..engines.batch import in_graph
 from ..errors import InputError
@@ -19,7 +19,7 @@ GLOBAL_MASK = "global_attention_mask"
 class LongAudioMixin(LongAttentionMixin):
     """Mixin before the base's model class that makes it a Long audio class."""
 
-    added_arguments: ClassVar[Mapping[str, str]] = {GLOBAL_MASK: "Tensor | None"}
+    added_arguments = (GLOBAL_MASK,)
     """Global frames, ``(B, frames)``."""
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:

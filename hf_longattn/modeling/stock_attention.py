@@ -345,10 +345,8 @@ def _attend_pairs(call: StockCall) -> tuple[Tensor, Tensor | None]:
     (batch, heads, q_len, _), kv_len = query.shape, key.shape[2]
     plain = call.softcap is not None or call.with_weights  # plain operations store all scores of a block
 
-    def attend(
-        q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, first: int, last: int
-    ) -> tuple[Tensor, Tensor | None]:
-        visible, added = _terms_of_block(call, (start, stop, first, last))
+    def attend(q: Tensor, k: Tensor, v: Tensor, *block: int) -> tuple[Tensor, Tensor | None]:
+        visible, added = _terms_of_block(call, *block)
         if not plain:
             if visible is None or added is None:
                 term = visible if added is None else added
@@ -383,19 +381,18 @@ def _attend_pairs(call: StockCall) -> tuple[Tensor, Tensor | None]:
     return torch.cat(outputs[::-1], 2), None
 
 
-def _terms_of_block(call: StockCall, block: tuple[int, int, int, int]) -> tuple[Tensor | None, Tensor | None]:
-    """The visible pairs (bool) of a block, and the sum that is added to its scores; ``None`` without any.
-
-    block: queries ``start … stop - 1`` and keys ``first … last - 1``.
-    """
-    start, stop, first, last = block
+def _terms_of_block(
+    call: StockCall, start: int, stop: int, first: int, last: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The visible pairs (bool) of queries ``start … stop - 1`` and keys ``first … last - 1``, and the sum that is
+    added to their scores; ``None`` without any."""
 
     def rows_of(term: Tensor) -> Tensor:  # a mask or bias may have one row for all queries
         return term if term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]
 
     terms: list[Tensor] = []
     if isinstance(call.mask, DeclaredMask):
-        terms.append(call.mask.rows(*block))
+        terms.append(call.mask.rows(start, stop, first, last))
     elif call.mask is not None:
         terms.append(rows_of(call.mask))
     if call.documents is not None:

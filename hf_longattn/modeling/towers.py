@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +23,7 @@ class LongTowersMixin(LongAttentionMixin):
     """Mixin before the base's model class with towers ``text_model``, ``vision_model`` …. They are named as in the
     config's ``tower_classes``."""
 
-    added_arguments: ClassVar[Mapping[str, str]] = {}
+    added_arguments = ()
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         """Refuse arguments for texts, because the base passes keywords to every tower. Require the input of every

@@ -17,8 +17,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
-from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from hf_longattn.errors import OptionError, check_extra, flag, in_a_line
+from ..engines.cpu.onednn import cpu_computes_bf16
+from ..errors import OptionError, check_extra, flag, in_a_line
 
 
 def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
@@ -108,7 +108,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         # imported here: datasets is slow to import, and --help reads this file
-        from hf_longattn.data.sources import check_exists
+        from ..data.sources import check_exists
 
         if not self.data:
             raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")
@@ -171,10 +171,16 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError("No output folder given; add --output with the folder to write to.")
         self.folder = Path(self.output_dir)
         check_least(
-            self, learning_rate=0, weight_decay=0, seed=0, dataloader_num_workers=0, gradient_accumulation_steps=1
-        )
-        check_least(
-            self, per_device_train_batch_size=1, tokens_per_batch=0, per_device_eval_batch_size=0, mini_batch_size=1
+            self,
+            learning_rate=0,
+            weight_decay=0,
+            seed=0,
+            dataloader_num_workers=0,
+            gradient_accumulation_steps=1,
+            per_device_train_batch_size=1,
+            tokens_per_batch=0,
+            per_device_eval_batch_size=0,
+            mini_batch_size=1,
         )
         if self.hub_strategy != "end":
             raise OptionError(

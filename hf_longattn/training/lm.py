@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -29,31 +29,31 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_longattn.data.batching import (
+from ..data.batching import (
     DataCollatorForPackedText,
     EpochSampler,
     RepeatableMasks,
     chosen_packing,
     shuffled,
 )
-from hf_longattn.data.rows import each_part, read_texts
-from hf_longattn.data.tokenization import input_length, to_documents, to_inputs
-from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.loading import fetch_model, load_config, load_model, load_padding_tokenizer, read_config
-from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
-from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
-from hf_longattn.modeling.generic import check_class
-from hf_longattn.modeling.inference import evaluating
-from hf_longattn.modeling.losses import deferred_logits
-from hf_longattn.training.arguments import (
+from ..data.rows import each_part, read_texts
+from ..data.tokenization import input_length, to_documents, to_inputs
+from ..errors import CheckpointError, OptionError
+from ..loading import fetch_model, load_config, load_model, load_padding_tokenizer, read_config
+from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS
+from ..modeling.family.registration import auto_mapping, mapped_names
+from ..modeling.generic import check_class
+from ..modeling.inference import evaluating
+from ..modeling.losses import deferred_logits
+from .arguments import (
     DataArguments,
     LongTrainingArguments,
     ModelArguments,
     argument,
     batch_size_argument,
 )
-from hf_longattn.training.run import begin, finish
-from hf_longattn.training.trainer import LongTrainer
+from .run import begin, finish
+from .trainer import LongTrainer
 
 HEADS: dict[str, Any] = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "hidden": AutoModel}
 """Objective -> the class that loads a model for it."""
@@ -63,7 +63,7 @@ HEADS: dict[str, Any] = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalL
 class TextDataArguments(DataArguments):
     """Plain text. A .txt file, and every file of a folder, is one document."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {"text": ("text",)}
+    roles = {"text": ("text",)}
 
     template: list[str] = argument(
         [],

@@ -12,10 +12,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from hf_longattn.data import fingerprints
-from hf_longattn.errors import CheckpointError, OptionError, flag
-from hf_longattn.files import read_json_object
-from hf_longattn.training.arguments import DataArguments, ModelArguments
+from ..data import fingerprints
+from ..errors import CheckpointError, OptionError, flag
+from ..files import read_json_object
+from .arguments import DataArguments, ModelArguments
 
 STATE = "trainer_state.json"
 """Name of the file that completes a checkpoint."""

@@ -33,8 +33,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 import hf_longattn
-from hf_longattn.data.sources import DataError
-from hf_longattn.errors import (
+
+from ..data.sources import DataError
+from ..errors import (
     CheckpointError,
     LongAttentionError,
     OptionError,
@@ -43,8 +44,8 @@ from hf_longattn.errors import (
     in_one_line,
     visible,
 )
-from hf_longattn.evaluation.summaries import plus_minus
-from hf_longattn.files import (
+from ..evaluation.summaries import plus_minus
+from ..files import (
     MODULES,
     check_writable,
     disk_errors,
@@ -54,15 +55,15 @@ from hf_longattn.files import (
     read_json_object,
     write_text,
 )
-from hf_longattn.hub import check_login, from_source, push_model, write_model_card
-from hf_longattn.loading import fetch_model, load_weights
-from hf_longattn.mechanisms import Mechanism
-from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
-from hf_longattn.modeling.unpadding import unpadded
-from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
-from hf_longattn.training.resume import STATE, RunRecord, check_same_run, run_facts
-from hf_longattn.training.tasks import parse_task
-from hf_longattn.training.trainer import LongTrainer
+from ..hub import check_login, from_source, push_model, write_model_card
+from ..loading import fetch_model, load_weights
+from ..mechanisms import Mechanism
+from ..modeling.attach.attention_sites import attention_projections, attention_sites
+from ..modeling.unpadding import unpadded
+from .arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
+from .resume import STATE, RunRecord, check_same_run, run_facts
+from .tasks import parse_task
+from .trainer import LongTrainer
 
 SCORES_NAME = "scores.json"
 """Name of an evaluation's result file."""
@@ -479,8 +480,13 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
     log["files"] = sorted({path.name for path in folder.iterdir() if path.is_file()} - others)
     write_text(folder / LOG_NAME, json.dumps(log, indent=1))
     if args.push_to_hub:
-        access = {"token": args.hub_token, "private": bool(args.hub_private_repo)}
-        push_model(folder, str(trainer.hub_model_id), revision=args.hub_revision, **access)
+        push_model(
+            folder,
+            str(trainer.hub_model_id),
+            revision=args.hub_revision,
+            token=args.hub_token,
+            private=bool(args.hub_private_repo),
+        )
 
 
 def remove_listed(folder: Path) -> None:
@@ -508,7 +514,7 @@ def training_sentence(log: Mapping[str, Any]) -> str:
 def complete_folder(folder: Path, source: str) -> None:
     """Copy files that a training does not save from the model's source: licence, processors, modules of a sentence
     encoder."""
-    from hf_longattn.conversion import write_modules
+    from ..conversion import write_modules
 
     try:
         origin = fetch_model(source)
@@ -529,12 +535,11 @@ def complete_folder(folder: Path, source: str) -> None:
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of a Trainer evaluation, without its prefix and its times."""
     named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-    names = (
-        name
-        for name in named
+    return {
+        name: value
+        for name, value in named.items()
         if name in ("loss", "loss_se", "n") or name.endswith("_n") or metric_of(name.removesuffix("_se"))
-    )
-    return {name: named[name] for name in names}
+    }
 
 
 def metric_of(name: str) -> str | None:

@@ -32,13 +32,13 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_longattn.data.batching import EpochAwareCollator, EpochSampler, TokenBudget
-from hf_longattn.errors import LongAttentionError, OptionError, in_a_line
-from hf_longattn.evaluation.summaries import ratio_and_error
-from hf_longattn.loading import translated_errors
-from hf_longattn.mechanisms.routing import synchronise_centroids
-from hf_longattn.modeling.attach.attachment import mark_for_zero3
-from hf_longattn.modeling.losses import deferred_logits, label_count, share_of_step
+from ..data.batching import EpochAwareCollator, EpochSampler, TokenBudget
+from ..errors import LongAttentionError, OptionError, in_a_line
+from ..evaluation.summaries import ratio_and_error
+from ..loading import translated_errors
+from ..mechanisms.routing import synchronise_centroids
+from ..modeling.attach.attachment import mark_for_zero3
+from ..modeling.losses import deferred_logits, label_count, share_of_step
 
 
 class DivergenceError(LongAttentionError):
@@ -124,8 +124,13 @@ class LongTrainer(Trainer):
         args, batches = self.args, self.train_batches()
         if batches is None:
             return super().get_train_dataloader()
-        loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
-        loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)
+        loader: Any = DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
         evens = self.accelerator.even_batches
         # batch sizes differ, but each process has the same number
         self.accelerator.even_batches = batches.batch_size is not None and evens
@@ -369,10 +374,8 @@ class SynchroniseCentroids(TrainerCallback):
     """Updates the centroids of ``routing`` from the tokens of all processes. Also works as a callback of transformers'
     Trainer."""
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        synchronise_centroids(model)
+    def on_substep_end(self, *_: Any, **about: Any) -> None:
+        synchronise_centroids(about["model"])
 
     on_optimizer_step = on_substep_end
 

@@ -65,7 +65,7 @@ class Positions(torch.nn.Module):
         self.model = model
 
     def forward(self, mask: torch.Tensor) -> torch.Tensor:
-        positions: torch.Tensor = self.model.own_positions({"attention_mask": mask}, tuple(mask.shape), mask.device)
+        positions: torch.Tensor = self.model.own_positions({"attention_mask": mask}, mask)
         return positions
 
 

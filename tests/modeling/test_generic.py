@@ -281,7 +281,7 @@ def build_towers(case: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 def mechanisms(tower: Any) -> set[str]:
-    return {mechanism.name for site in attention_sites(tower) for mechanism in mechanisms_on(site.module).values()}
+    return {mechanism.name for site in attention_sites(tower) for mechanism in mechanisms_on(site.module)}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,7 +111,8 @@ def test_windows_with_tiled_positions_are_the_base_on_each_crop(base: str, tmp_p
 
 def test_tiled_positions_are_repeated_along_both_axes() -> None:
     table = torch.arange(2 + 9.0).view(1, 11, 1)
-    rows = tiled_positions(table, 4, 16, 20)[0, :, 0]
+    embeddings = SimpleNamespace(position_embeddings=table, patch_size=4)
+    rows = tiled_positions(embeddings, table, 16, 20)[0, :, 0]
     assert rows[:2].tolist() == [0, 1]
     assert rows[2:].view(4, 5).tolist() == [[2, 3, 4, 2, 3], [5, 6, 7, 5, 6], [8, 9, 10, 8, 9], [2, 3, 4, 2, 3]]
 

@@ -281,7 +281,7 @@ def test_attention_transfer_gives_the_states_of_the_original(model: PreTrainedMo
     batch = padded(model, side)
     ids = batch["input_ids"]
     # the original alone would count padding
-    batch["position_ids"] = model.running_base.own_positions(batch, ids.shape, ids.device)
+    batch["position_ids"] = model.running_base.own_positions(batch, ids)
     with torch.no_grad():
         with with_transfers(model):
             found = model(**batch).logits

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import logging
 
 from ...configuration import LongAttentionConfig
 from ...errors import BackendError, OptionError
@@ -19,7 +18,6 @@ from ...mechanisms.common.registry import mechanism_from
 from ...mechanisms.common.shared_options import check_form
 from ...memory.attention_cache import SparseCacheLayer
 from ...memory.decode_cache import READS_PROMPT, find_cache
-from ...names import LOGGER
 from ...positions.relative import SelfExtend
 from ..backend import BACKEND
 from ..family.definition import attention_names
@@ -37,8 +35,6 @@ from .attention_sites import (
     input_width,
     mechanisms_on,
 )
-
-logger = logging.get_logger(LOGGER)
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
@@ -64,11 +60,7 @@ def attach_mechanisms(
             bidirectional) of its layer.
     """
     sites = attention_sites(model)
-    stacks = [
-        (decoder_attention if decoder_attention is not None and site.decoding else long_attention, site)
-        for site in sites
-    ]
-    self_attention = [(attention, site) for attention, site in stacks if not site.cross]
+    self_attention = [site for site in sites if not site.cross]
     if not self_attention:
         raise BackendError(
             f"{type(model).__name__} has no attention module on transformers' AttentionInterface, so no mechanism can "
@@ -76,16 +68,17 @@ def attach_mechanisms(
             "are on it."
         )
     check_layers_found(model, [site.name for site in sites])
-    for attention, _ in self_attention:
-        attention.check_layers(
-            1 + max(site.layer for attention_of_site, site in self_attention if attention_of_site is attention)
-        )
     config = getattr(model, "config", None)
     encoder_length = getattr(config, "max_position_embeddings", None)
     decoder_length = getattr(config, "max_decoder_position_embeddings", encoder_length)
-    for attention, site in stacks:
+    stacks = {False: (long_attention, encoder_length), True: (decoder_attention or long_attention, decoder_length)}
+    for attention, _ in stacks.values():
+        layers = [site.layer for site in self_attention if stacks[site.decoding][0] is attention]
+        if layers:
+            attention.check_layers(1 + max(layers))
+    for site in sites:
+        attention, max_length = stacks[site.decoding]
         name, options = (CROSS_MECHANISM, {}) if site.cross else attention.for_layer(site.layer)
-        max_length = decoder_length if site.decoding else encoder_length
         _attach(site, _built(model, site, name, options, max_length), model)
     if is_deepspeed_zero3_enabled():
         mark_for_zero3(model)
@@ -102,7 +95,7 @@ def _built(
     """
     heads = first_number(site.module, HEAD_COUNTS)
     head_dim = (
-        first_number(site.module, (attention_names(site.module).head_dim or HEAD_DIMS[0], *HEAD_DIMS))
+        first_number(site.module, (attention_names(site.module).head_dim, *HEAD_DIMS))
         or first_number(site.module, WIDTHS) // heads
     )
     width = input_width(site.module) or first_number(site.module, WIDTHS)
@@ -181,8 +174,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     layer = layers[index] if isinstance(index, int) and index < len(layers) else None
     if isinstance(layer, SparseCacheLayer):
         layer.share_step(layers)
-    added = {CACHE_LAYER: layer, READS_PROMPT: True} if getattr(cache, READS_PROMPT, False) else {CACHE_LAYER: layer}
-    return args, {**kwargs, **added}
+    return args, {**kwargs, CACHE_LAYER: layer, READS_PROMPT: getattr(cache, READS_PROMPT, False)}
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
@@ -199,7 +191,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
             f"{type(module).__name__} gets its input neither as the first argument nor as hidden_states, and its "
             "mechanism needs it; choose a mechanism that does not."
         )
-    if not any(mechanism.capabilities.takes_hidden_states for mechanism in mechanisms_on(module).values()):
+    if not any(mechanism.capabilities.takes_hidden_states for mechanism in mechanisms_on(module)):
         return None
     return args, {**kwargs, LAYER_INPUT: hidden}
 

@@ -135,16 +135,12 @@ def check_layers_found(model: nn.Module, sites: Collection[str]) -> None:
                 )
 
 
-def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
-    """Mechanisms of an attention module, by module name relative to it; empty for other modules."""
+def mechanisms_on(attention: nn.Module) -> list[Mechanism]:
+    """Mechanisms of an attention module, one for each layer that it serves; empty for other modules."""
     value = getattr(attention, MECHANISM_ATTRIBUTE, None)
     if isinstance(value, nn.ModuleDict):
-        return {
-            f"{MECHANISM_ATTRIBUTE}.{layer}": mechanism
-            for layer, mechanism in value.items()
-            if isinstance(mechanism, Mechanism)
-        }
-    return {MECHANISM_ATTRIBUTE: value} if isinstance(value, Mechanism) else {}
+        return [mechanism for mechanism in value.values() if isinstance(mechanism, Mechanism)]
+    return [value] if isinstance(value, Mechanism) else []
 
 
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
@@ -153,7 +149,7 @@ def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
     modules = model.__dict__.get("attention_modules")
     if modules is None:
         modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
-    return [mechanism for module in modules for mechanism in mechanisms_on(module).values()]
+    return [mechanism for module in modules for mechanism in mechanisms_on(module)]
 
 
 def with_members(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:
@@ -198,7 +194,7 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
     parameters: dict[str, OwnParameter] = {}
     unusual = attention_names(attention)
     for part, usual in SEPARATE_PROJECTIONS.items():
-        for name in (getattr(unusual, part) or usual[0], *usual):
+        for name in (getattr(unusual, part), *usual):
             if isinstance(linear := getattr(attention, name, None), nn.Linear):
                 parameters |= {
                     f"{part}.{parameter}": OwnParameter(f"{name}.{parameter}")
@@ -249,7 +245,7 @@ def attention_projections(model: nn.Module, attention: str) -> list[str]:
     names = [f"{attention}.{name}" for name in inner]
     if not names:
         return []
-    for name in (attention_names(module).output or OUTPUT[0], *OUTPUT):
+    for name in (attention_names(module).output, *OUTPUT):
         if isinstance(getattr(module, name, None), nn.Module):
             return [*names, f"{attention}.{name}"]
     beside = f"{attention.rpartition('.')[0]}.{OUTPUT_OF_PARENT}".removeprefix(".")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.utils import logging
 
 from ...engines.batch import Batch, in_graph
 from ...errors import InputError, OptionError, checkpoint_errors
@@ -18,11 +17,9 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.global_tokens import GlobalTokenIds
 from ...mechanisms.common.masked import MaskedMechanism
 from ...mechanisms.common.shared_options import for_length
-from ...names import LOGGER
+from ...names import logger
 from ..family.position_table import input_of
 from .attention_sites import layer_mechanisms, with_members
-
-logger = logging.get_logger(LOGGER)
 
 LONGEST_QUESTION = 512
 """Maximum tokens of a question. If the first text is longer than this and longer than the second, it is probably the
@@ -119,23 +116,16 @@ def question_separator(tokenizer: Any) -> int | None:
     return ids[first - 1] if int(question.sum()) == first else None
 
 
-def carry_question(model: nn.Module, tokenizer: Any) -> bool:
+def carry_question(model: nn.Module, tokenizer: Any) -> None:
     """Make the question before a document global in ``model``, now and when it is loaded again.
 
     Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
-
-    Returns:
-        Whether the model finds global tokens by id. False if it has none, or if the tokenizer does not separate two
-        texts.
     """
-    if not takes_globals(model):
-        return False
+    if not takes_globals(model) or chooses_by_ids(model):
+        return
     config: Any = model.config
-    if chooses_by_ids(model):
-        return True
     if getattr(config, "question_separator_id", None) is None:
         config.question_separator_id = question_separator(tokenizer)
-    return config.question_separator_id is not None
 
 
 def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
@@ -180,7 +170,7 @@ def _warn_of_question(chosen: GlobalTokenIds, ids: Tensor, real: Tensor) -> None
         return
     question = chosen.question(ids, real).sum(-1)
     if bool(((question > LONGEST_QUESTION) & (2 * question > real.sum(-1))).any()):
-        logger.warning_once(
+        logger.warning_once(  # type: ignore[attr-defined]
             "The first of the two texts is taken as the question, whose tokens are all global, but it is longer "
             "than the document; call tokenizer(question, document), or pass global_attention_mask (batch, tokens) "
             "with 1 for global tokens."

@@ -30,22 +30,14 @@ TOKEN_MEMORY_ARGUMENT = "segment_memory"
 class MemoryTokens(nn.Module):
     """The initial memory of a text's first segment. ``tokens (M, hidden_size)`` are learned and used as embeddings."""
 
-    def __init__(self, recursion: Recursion, hidden_size: int, std: float) -> None:
+    def __init__(self, count: int, hidden_size: int, std: float) -> None:
         super().__init__()
-        self.recursion = recursion
         self.std = std
-        self.tokens = nn.Parameter(torch.empty(recursion.memory, hidden_size))
+        self.tokens = nn.Parameter(torch.empty(count, hidden_size))
         self.reset_parameters()
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        nn.init.normal_(self.tokens, std=self.std, generator=generator)
-
-    def drawn(self, generator: torch.Generator) -> MemoryTokens:
-        """New memory tokens of this shape, initialised by ``generator`` on its device."""
-        with torch.device("meta"):
-            new = MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
-        new.to_empty(device=generator.device).reset_parameters(generator)
-        return new
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.tokens, std=self.std)
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:
@@ -90,7 +82,9 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
             f"give segment_length={table.tokens(stack.config)} or less."
         )
     std = getattr(stack.config, "initializer_range", 0.02)
-    stack.long_memory = MemoryTokens(recursion, weight.shape[1], std).to(device=weight.device, dtype=weight.dtype)
+    stack.long_memory = MemoryTokens(recursion.memory, weight.shape[1], std).to(
+        device=weight.device, dtype=weight.dtype
+    )
     return recursion
 
 

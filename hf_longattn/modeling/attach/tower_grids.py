@@ -35,7 +35,7 @@ def hook_grid(stack: PreTrainedModel) -> None:
     """
     sites = attention_sites(stack)
     if packs_images(stack):
-        mechanisms = [mechanism for site in sites for mechanism in mechanisms_on(site.module).values()]
+        mechanisms = [mechanism for site in sites for mechanism in mechanisms_on(site.module)]
         if on_grid := next((mechanism.name for mechanism in mechanisms if mechanism.capabilities.needs_grid), None):
             raise OptionError(
                 f"{type(stack).__name__} packs images of different sizes into one row, and mechanism {on_grid!r} "

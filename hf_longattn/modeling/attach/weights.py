@@ -176,6 +176,6 @@ class LoadsMechanisms(_Base):
             drop_tables(self, family)
         copying = [module for module in missing if isinstance(module, Mechanism) and projection_copies(module)]
         for attention in self.modules() if copying else ():
-            for mechanism in mechanisms_on(attention).values():
+            for mechanism in mechanisms_on(attention):
                 if any(mechanism is module for module in copying):
                     copy_projections(attention, mechanism)

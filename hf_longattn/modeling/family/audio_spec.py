@@ -97,7 +97,7 @@ class AudioSpec(InputSpec):
 
     reads, noun, nouns, units = "sound", "sound", "sounds", "seconds"
     timed = True
-    mixins = ("LongAudioMixin", "LongAudioModelMixin")
+    mixins = ("modeling.sounds.LongAudioMixin", "modeling.sounds.LongAudioModelMixin")
     docstring = """{base} with the mechanisms of ``config.long_attention``.
 
 ``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame.

@@ -55,16 +55,16 @@ class AttentionNames:
     """Unusual names in a base's attention modules. :mod:`hf_longattn.modeling.attach.attention_sites` has the usual
     ones.
 
-    query, key, value: names of the projections.
+    query, key, value: names of the projections; "" for the usual ones.
     output: name of the output projection.
     head_dim: name of the width of heads, in the module or its config.
     """
 
-    query: str | None = None
-    key: str | None = None
-    value: str | None = None
-    output: str | None = None
-    head_dim: str | None = None
+    query: str = ""
+    key: str = ""
+    value: str = ""
+    output: str = ""
+    head_dim: str = ""
 
 
 ENTERED: list[Callable[[Any], None]] = []

@@ -42,7 +42,7 @@ class GridSpec(InputSpec):
     """
 
     reads, noun, nouns, units = "grid", "image", "images", "pixels"
-    mixins = ("LongGridMixin", "LongGridModelMixin")
+    mixins = ("modeling.grids.LongGridMixin", "modeling.grids.LongGridModelMixin")
     counts_tokens = False
     on_grid = True
     prefix: int | Callable[[Any], int] = 0

@@ -125,8 +125,8 @@ class InputSpec:
     """What a size counts besides tokens."""
     timed: ClassVar[bool] = False
     """Whether inputs have a duration."""
-    mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
-    """Names of the mixins of models with a head, and of the base model."""
+    mixins: ClassVar[tuple[str, str]] = ("modeling.mixin.LongAttentionMixin", "modeling.mixin.LongBaseModelMixin")
+    """Paths below this package of the mixins of models with a head, and of the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
 
 ``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token,

@@ -30,7 +30,7 @@ class TowersSpec(InputSpec):
     """The inputs of several towers. Each tower has the spec of its family."""
 
     reads, noun, nouns = "towers", "input", "texts and images"
-    mixins = ("LongTowersMixin", "LongTowersMixin")
+    mixins = ("modeling.towers.LongTowersMixin", "modeling.towers.LongTowersMixin")
     docstring = """{base} whose towers have separate mechanisms, lengths and sizes.
 
 They stand in ``config.text_config.long_attention`` and so on. ``forward`` takes the arguments of {base}.

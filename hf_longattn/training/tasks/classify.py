@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import transformers
 from datasets import Dataset, concatenate_datasets
@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from hf_longattn.data.audio import AudioCollator, to_utterances
 from hf_longattn.data.batching import (
@@ -44,7 +43,7 @@ from hf_longattn.loading import (
 )
 from hf_longattn.modeling.attach.global_mask import carry_question
 from hf_longattn.modeling.family.registration import auto_mapping, mapped_names
-from hf_longattn.names import LOGGER
+from hf_longattn.names import logger
 from hf_longattn.training.arguments import (
     DataArguments,
     LongTrainingArguments,
@@ -55,21 +54,19 @@ from hf_longattn.training.arguments import (
 from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, highest
 
-logger = logging.get_logger(LOGGER)
-
 
 @dataclass
 class ClassificationDataArguments(DataArguments):
     """Documents, images or audio files with a label. A document may have a question, which the model reads first."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+    roles = {
         "text": ("text",),
         "question": (),
         "image": ("image", "file_name"),
         "audio": ("audio", "file_name"),
         "label": ("label",),
     }
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"augmentation": AUGMENTATIONS}
+    choices = {"augmentation": AUGMENTATIONS}
 
     packing: bool | None = argument(
         None,
@@ -111,8 +108,13 @@ def main(
             if modality is modalities[-1]:
                 raise
     head, _, inputs_of = modality
-    fields: dict[str, Any] = {"complete": not training_args.do_train, "problem_type": "single_label_classification"}
-    model, names = load_classifier(head, model_args.model, label_names(*parts), **fields)
+    model, names = load_classifier(
+        head,
+        model_args.model,
+        label_names(*parts),
+        complete=not training_args.do_train,
+        problem_type="single_label_classification",
+    )
     inputs = inputs_of(model, parts, names, data_args, training_args)
     by_length: dict[str, Any] = {}
     compute_metrics = partial(class_scores, lengths=inputs.pop("lengths", None), by_length=by_length)
@@ -168,9 +170,14 @@ def text_inputs(
     no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
     pack = chosen_packing(model, data_args.packing, args, no_pooling)
     padded = DataCollatorWithGlobals(tokenizer)
-    collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
-    data = {"train_dataset": train.remove_columns("document"), "eval_dataset": held_out.remove_columns("document")}
-    return {**data, "lengths": held_out["document"][:], "processing_class": tokenizer, **collators}
+    return {
+        "train_dataset": train.remove_columns("document"),
+        "eval_dataset": held_out.remove_columns("document"),
+        "lengths": held_out["document"][:],
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPacking() if pack else padded,
+        "eval_collator": padded,
+    }
 
 
 def image_inputs(
@@ -251,8 +258,7 @@ def encode_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: 
         if has_questions:
             texts = [rows["question"], *texts]
             columns |= {"return_token_type_ids": None, "split_special_tokens": True}
-        cut = {"truncation": True, "max_length": length}
-        encoded = call_tokenizer(tokenizer, *texts, **columns, **cut)
+        encoded = call_tokenizer(tokenizer, *texts, **columns, truncation=True, max_length=length)
         counts = {row: len(ids) for row, ids in enumerate(encoded["input_ids"])}
         if full := [row for row, count in counts.items() if count == length]:
             uncut = call_tokenizer(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
@@ -60,12 +60,12 @@ class UtteranceArguments(DataArguments):
     """Utterances with transcripts. Recognises the columns of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and
     NeMo."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+    roles = {
         "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
         "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
     }
 
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"letter_case": ("lower", "upper")}
+    choices = {"letter_case": ("lower", "upper")}
 
     letter_case: str = argument("", "Case of the letters of the transcripts, lower or upper; default: as they are.")
     max_seconds: float | None = argument(
@@ -152,9 +152,16 @@ def main(
         references = tokenizer.batch_decode([row[row != IGNORED] for row in evaluation.label_ids], group_tokens=False)
         return load_metric("wer").compute(predictions=predictions, references=references)
 
-    scored: dict[str, Any] = {"compute_metrics": error_rates, "preprocess_logits_for_metrics": highest}
-    processor = speech_processor(config, extractor, tokenizer)
-    trainer = LongTrainer(model, training_args, collator, rows, held_out, processor, **scored)
+    trainer = LongTrainer(
+        model,
+        training_args,
+        collator,
+        rows,
+        held_out,
+        speech_processor(config, extractor, tokenizer),
+        compute_metrics=error_rates,
+        preprocess_logits_for_metrics=highest,
+    )
     return finish(trainer, model_args, data_args, vocabulary=len(tokenizer), utterances=len(rows))
 
 

@@ -103,9 +103,10 @@ def main(
     def encode(data: Dataset) -> Dataset:
         if not hidden:
             return to_inputs(data, tokenizer, length)
-        cut = {"truncation": True, "max_length": length}
         return data.map(
-            lambda rows: call_tokenizer(tokenizer, rows["text"], **cut), batched=True, remove_columns="text"
+            lambda rows: call_tokenizer(tokenizer, rows["text"], truncation=True, max_length=length),
+            batched=True,
+            remove_columns="text",
         )
 
     rows, held_out = map(encode, read_texts(data_args, training_args.seed))

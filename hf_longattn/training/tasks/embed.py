@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 from datasets import Dataset, Features, Value
 from transformers import TrainingArguments
@@ -69,7 +69,7 @@ class EmbedDataArguments(DataArguments):
     ``max_length`` cuts the training texts alone.
     """
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+    roles = {
         "anchor": ("anchor", "query", "question", "sentence1"),
         "positive": ("positive", "document", "answer", "sentence2"),
         "negative": ("negative",),
@@ -124,25 +124,16 @@ def embedding_trainer(
     import sentence_transformers as st
     from sentence_transformers.sentence_transformer import evaluation, losses
 
-    encoder, trainer, arguments_class = (
-        st.SentenceTransformer,
-        st.SentenceTransformerTrainer,
-        st.SentenceTransformerTrainingArguments,
-    )
+    name = "SentenceTransformer"
     retriever, contrast = evaluation.InformationRetrievalEvaluator, losses.CachedMultipleNegativesRankingLoss
     if model_args.multi_vector:
         from sentence_transformers.multi_vector_encoder import evaluation as of_tokens
         from sentence_transformers.multi_vector_encoder.losses import CachedMultiVectorMultipleNegativesRankingLoss
 
-        encoder, trainer, arguments_class = (
-            st.MultiVectorEncoder,
-            st.MultiVectorEncoderTrainer,
-            st.MultiVectorEncoderTrainingArguments,
-        )
-        retriever, contrast = (
-            of_tokens.MultiVectorInformationRetrievalEvaluator,
-            CachedMultiVectorMultipleNegativesRankingLoss,
-        )
+        name = "MultiVectorEncoder"
+        retriever = of_tokens.MultiVectorInformationRetrievalEvaluator
+        contrast = CachedMultiVectorMultipleNegativesRankingLoss
+    encoder, trainer, arguments_class = (getattr(st, name + part) for part in ("", "Trainer", "TrainingArguments"))
     model = load_sentence_model(encoder, model_args.model, complete=not args.do_train, device=str(args.device))
     scored, quiet = "score" in pairs.column_names, {"batch_size": args.per_device_eval_batch_size, "write_csv": False}
     if scored:
@@ -152,12 +143,22 @@ def embedding_trainer(
     else:
         loss = contrast(model, mini_batch_size=args.mini_batch_size)
         evaluator = retriever(*retrieval(held_out, relevant_texts(pairs, held_out)), **quiet)
-    # a duplicate in a batch would be its own negative
-    more = {"batch_sampler": "no_duplicates", "prompts": prompts_of(model, scored)}
-    arguments = arguments_of(arguments_class, args, "spearman" if scored else "mrr", **more)
+    arguments = arguments_of(
+        arguments_class,
+        args,
+        "spearman" if scored else "mrr",
+        batch_sampler="no_duplicates",  # a duplicate in a batch would be its own negative
+        prompts=prompts_of(model, scored),
+    )
     arguments.max_length = training_length(model, data_args)  # sentence-transformers' collator truncates texts to it
-    data = {"train_dataset": pairs, "eval_dataset": held_out, "measure": partial(scores_of, evaluator, model)}
-    return type("EmbeddingTrainer", (LongTrainer, trainer), {})(model, arguments, loss=loss, **data)
+    return type("EmbeddingTrainer", (LongTrainer, trainer), {})(
+        model,
+        arguments,
+        loss=loss,
+        train_dataset=pairs,
+        eval_dataset=held_out,
+        measure=partial(scores_of, evaluator, model),
+    )
 
 
 def reranking_trainer(
@@ -198,10 +199,13 @@ def reranking_trainer(
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # DDP finds no tensors in what a cross-encoder returns
     evaluator = CrossEncoderRerankingEvaluator(samples, batch_size=args.per_device_eval_batch_size, write_csv=False)
-    arguments = arguments_of(CrossEncoderTrainingArguments, args, "mrr")
-    data = {"train_dataset": labelled_pairs(pairs, relevant, args.seed), "eval_dataset": held_out}
     return RerankingTrainer(
-        model, arguments, loss=BinaryCrossEntropyLoss(model), measure=partial(scores_of, evaluator, model), **data
+        model,
+        arguments_of(CrossEncoderTrainingArguments, args, "mrr"),
+        loss=BinaryCrossEntropyLoss(model),
+        train_dataset=labelled_pairs(pairs, relevant, args.seed),
+        eval_dataset=held_out,
+        measure=partial(scores_of, evaluator, model),
     )
 
 

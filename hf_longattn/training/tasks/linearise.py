@@ -140,12 +140,13 @@ def prepared_layers(model: PreTrainedModel) -> list[Layer]:
     base, layers = base_attention(own_windows(model.config)), []
     for site, mechanism in zip(sites, mechanisms, strict=True):
         name, options = base.for_layer(site.layer)
-        sizes = {
-            "num_heads": mechanism.num_heads,
-            "head_dim": mechanism.head_dim,
-            "max_length": mechanism.sizes.max_length,
-        }
-        softmax = mechanism_from(name, options, **sizes)
+        softmax = mechanism_from(
+            name,
+            options,
+            num_heads=mechanism.num_heads,
+            head_dim=mechanism.head_dim,
+            max_length=mechanism.sizes.max_length,
+        )
         learns = not learning.isdisjoint(mechanism.parameters())
         layers.append((site, mechanism, AttentionTransfer(mechanism, softmax) if learns else softmax))
     return layers

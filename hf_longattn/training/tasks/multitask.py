@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 from transformers import AutoModel, PreTrainedModel
-from transformers.utils import PROCESSOR_NAME, logging
+from transformers.utils import PROCESSOR_NAME
 
 from hf_longattn.data.batching import EpochAwareCollator, EpochSampler
 from hf_longattn.data.sources import DataError
@@ -37,7 +37,7 @@ from hf_longattn.modeling.multimodal import (
     LongMultimodalModel,
     without_pooler,
 )
-from hf_longattn.names import LOGGER
+from hf_longattn.names import logger
 from hf_longattn.training.arguments import (
     DataArguments,
     LongTrainingArguments,
@@ -194,7 +194,6 @@ KINDS["qa"] = (
 labels, and prepare Trainer's arguments."""
 
 
-logger = logging.get_logger(LOGGER)
 HEAD_FIELDS = ("question_separator_id", "no_answer_threshold")
 """Fields of a head's config that are saved with it, besides its labels."""
 IMAGE_SIZE, PATCH, MEL_BINS = 224, 16, 80
@@ -216,8 +215,13 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     if head not in heads:
         raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
     entry = heads[head]
-    options = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_fields(entry["labels"])}
-    model: PreTrainedModel = load_model(KINDS[entry["kind"]][0], name, complete=True, **options)
+    model: PreTrainedModel = load_model(
+        KINDS[entry["kind"]][0],
+        name,
+        complete=True,
+        key_mapping={rf"^heads\.{head}\.": ""},
+        **label_fields(entry["labels"]),
+    )
     for key in HEAD_FIELDS:
         if key in entry:
             setattr(model.config, key, entry[key])
@@ -266,8 +270,9 @@ class Backbone:
         if "audio" in kinds and "sound" not in embedded and not complete:
             new["sound"] = AudioInput(MEL_BINS)
             # The embedder normalises each frame. Normalising over the whole recording would remove a steady sound.
-            settings = {"feature_size": MEL_BINS, "num_mel_bins": MEL_BINS, "do_ceptral_normalize": False}
-            self.feature_extractor = transformers.Speech2TextFeatureExtractor(**settings)
+            self.feature_extractor = transformers.Speech2TextFeatureExtractor(
+                feature_size=MEL_BINS, num_mel_bins=MEL_BINS, do_ceptral_normalize=False
+            )
         self.model: Any = None
         if several:
             self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
@@ -493,13 +498,12 @@ class MultiTaskTrainer(LongTrainer):
         for name, task in self.tasks.items():
             self.compute_metrics = task.inputs["compute_metrics"]
             self.preprocess_logits_for_metrics = task.inputs.get("preprocess_logits_for_metrics", highest)
-            output = self.evaluation_loop(
-                self.get_eval_dataloader(name), name, metric_key_prefix=f"{metric_key_prefix}_{name}"
-            )
+            prefix = f"{metric_key_prefix}_{name}"
+            output = self.evaluation_loop(self.get_eval_dataloader(name), name, metric_key_prefix=prefix)
             metrics |= {key: value for key, value in output.metrics.items() if isinstance(value, (int, float))}
             metrics[f"{metric_key_prefix}_n"] += output.num_samples
-            scores = {key.removeprefix(f"{metric_key_prefix}_{name}_"): score for key, score in output.metrics.items()}
-            main_scores.append(scores["f1"] if "f1" in scores else scores["accuracy"])
+            f1 = output.metrics.get(f"{prefix}_f1")
+            main_scores.append(output.metrics[f"{prefix}_accuracy"] if f1 is None else f1)
         metrics[f"{metric_key_prefix}_mean"] = sum(main_scores) / len(main_scores)
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

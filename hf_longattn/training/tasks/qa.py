@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
@@ -42,7 +42,7 @@ from hf_longattn.training.trainer import LongTrainer
 class QADataArguments(DataArguments):
     """Questions about documents, in the schema of SQuAD or MRQA, or in columns question, context and answers."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {name: (name,) for name in ("id", "question", "context", "answers")}
+    roles = {name: (name,) for name in ("id", "question", "context", "answers")}
 
     stride: int = argument(
         128, "Tokens shared by windows of a document that is longer than --max-length, a quarter of that at most."
@@ -133,8 +133,9 @@ def question_inputs(
         "input_length": length,
         "questions": len(examples),
         "features": len(features),
+        "by_length": {},  # of the last evaluation
+        "by_position": {},
     }
-    facts |= {"by_length": {}, "by_position": {}}  # of the last evaluation
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
         spans = best_answers(questions, rows, *prediction.predictions)
@@ -149,13 +150,18 @@ def question_inputs(
         scores.pop("best_f1", None)
         return scores
 
-    data = {"train_dataset": features, "eval_dataset": rows, "processing_class": tokenizer}
-    collators = {"data_collator": QACollator(tokenizer, pack), "eval_collator": QACollator(tokenizer)}
-    measuring = {
+    return {
+        "train_dataset": features,
+        "eval_dataset": rows,
+        "processing_class": tokenizer,
+        "data_collator": QACollator(tokenizer, pack),
+        "eval_collator": QACollator(tokenizer),
         "compute_metrics": compute_metrics,
         "preprocess_logits_for_metrics": lambda logits, labels: logits[:2],
+        "compute_loss_func": span_loss,
+        "answers": answers,
+        "facts": facts,
     }
-    return {**data, **collators, **measuring, "compute_loss_func": span_loss, "answers": answers, "facts": facts}
 
 
 def span_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import transformers
@@ -41,7 +41,7 @@ EXTRAS = ("metrics",)
 class Seq2SeqDataArguments(UtteranceArguments):
     """Documents and their summaries, or utterances and their transcripts."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {**SUMMARIES, **UtteranceArguments.roles}
+    roles = {**SUMMARIES, **UtteranceArguments.roles}
 
     prefix: str = argument("", "Text before every document, as T5 needs it: 'summarize: '.")
     language: str = argument(

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoModelForTokenClassification, EvalPrediction, PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ class TokenDataArguments(DataArguments):
     """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each
     line."""
 
-    roles: ClassVar[dict[str, tuple[str, ...]]] = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
+    roles = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(
@@ -94,11 +94,16 @@ def tag_inputs(
     rows, held_out = each_part(encode, *parts)
     train, scored = (part.remove_columns(["word_ids", "document"]) for part in (rows, held_out))
     padded = DataCollatorWithGlobals(tokenizer)
-
-    collators = {"data_collator": DataCollatorWithPacking() if pack else padded, "eval_collator": padded}
-    data = {"train_dataset": train, "eval_dataset": scored, "processing_class": tokenizer}
-    metrics = {"compute_metrics": partial(tag_scores, rows=held_out, texts=parts[1], names=names)}
-    return {**data, **collators, **metrics, "input_length": length, "packed": pack}
+    return {
+        "train_dataset": train,
+        "eval_dataset": scored,
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPacking() if pack else padded,
+        "eval_collator": padded,
+        "compute_metrics": partial(tag_scores, rows=held_out, texts=parts[1], names=names),
+        "input_length": length,
+        "packed": pack,
+    }
 
 
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
@@ -161,17 +166,21 @@ def to_windows(
         ``run_ner``), ``word_ids`` (each token's word, -1 for none) and ``document`` (document number).
     """
     numbers = {name: number for number, name in enumerate(names)}
-    settings: dict[str, Any] = {
-        "truncation": True,
-        "max_length": length,
-        "stride": (share := min(stride, length // 4)),
-    }
-    settings |= {"return_overflowing_tokens": True, "return_attention_mask": False, "is_split_into_words": True}
+    share = min(stride, length // 4)
     joins = not reads_words(tokenizer)
 
     def encode(rows: dict[str, list[Any]], documents: list[int]) -> dict[str, list[Any]]:
         texts = [[f" {word}" if word and joins else word for word in words] for words in rows["words"]]
-        encoded = call_tokenizer(tokenizer, texts, **settings)
+        encoded = call_tokenizer(
+            tokenizer,
+            texts,
+            truncation=True,
+            max_length=length,
+            stride=share,
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+            is_split_into_words=True,
+        )
         owners = encoded.pop("overflow_to_sample_mapping")
         windows = [
             [-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))
