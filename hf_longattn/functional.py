@@ -165,7 +165,8 @@ def prepare(
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
     if torch.jit.is_tracing():
         check_trace(mechanism if isinstance(mechanism, Mechanism) and score_mod is None else None, causal)
-    _check_arguments(q, k, v, scaling, dropout_p, seed)
+    _check_tensors(q, k, v)
+    _check_numbers(scaling, dropout_p, seed)
     if isinstance(mechanism, Mechanism):
         if options:
             raise OptionError(
@@ -276,6 +277,7 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise OptionError(
             f"q, k and v are {type(q).__name__}, {type(k).__name__} and {type(v).__name__}, but must be tensors."
@@ -300,10 +302,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _check_arguments(q: Tensor, k: Tensor, v: Tensor, scaling: Any, dropout_p: Any, seed: Any) -> None:
-    """Raise :class:`InputError` for wrong shapes, and :class:`OptionError` for mixed dtypes or devices and for invalid
-    numbers."""
-    _check_tensors(q, k, v)
+def _check_numbers(scaling: Any, dropout_p: Any, seed: Any) -> None:
+    """Raise :class:`OptionError` for invalid numbers."""
     if scaling is not None and (
         isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)
     ):
@@ -466,53 +466,38 @@ def _layout_of_rows(
     mechanism: Mechanism, by_definition: bool, one_call: bool, q: Tensor, k: Tensor, call: AttentionCall
 ) -> Layout:
     """The layout of padded rows. ``one_call``: whether all rows must be in one call."""
+    assert call.batch is not None
+    # whether the output depends on where a sequence starts in its row
     by_position = mechanism.capabilities.position_dependent
     if isinstance(mechanism, SparseMechanism) and mechanism.finds_starts and accelerator.accelerated(q):
         by_position = False
-    reason = _why_not_split(mechanism, by_definition, one_call, by_position, q, k, call)
-    if reason is None:
+    # a graph cannot read where sequences start
+    starts_later = by_position and (in_graph() or any(span.start > 0 for span in call.batch.sequences))
+    if in_graph():
+        reason = "a graph does not know where sequences start"
+    elif one_call:
+        reason = "the mechanism draws or learns something once per call, or its queries belong to another sequence"
+    elif by_definition or (by_position and q.shape[2] < k.shape[2]):  # avoids copying all keys for few queries
+        return "split", []
+    elif accelerator.accelerated(q):
+        reason = "one call serves all rows of a batch on this device"
+    elif not starts_later and _cuts_padding(mechanism, q, k, call):
+        reason = "the band engine cuts padding off every row by itself"
+    elif q.shape[2] * k.shape[2] <= DENSE_CELLS:
+        reason = "one call with a mask costs less for so few pairs"
+    else:
         return "split", []
     refused = [("split", reason)]
-    if by_position and _starts_later(call):
+    if starts_later:
         return "aligned", [*refused, ("unchanged", "its positions count from each row's first token")]
     return "unchanged", refused
 
 
-def _why_not_split(
-    mechanism: Mechanism,
-    by_definition: bool,
-    one_call: bool,
-    by_position: bool,
-    q: Tensor,
-    k: Tensor,
-    call: AttentionCall,
-) -> str | None:
-    """Why padded rows do not run in separate calls.
-
-    by_position: whether the output depends on where a sequence starts in its row.
-    """
-    if in_graph():
-        return "a graph does not know where sequences start"
-    if one_call:
-        return "the mechanism draws or learns something once per call, or its queries belong to another sequence"
-    # avoids copying all keys for few queries
-    if by_definition or (by_position and q.shape[2] < k.shape[2]):
-        return None
-    if accelerator.accelerated(q):
-        return "one call serves all rows of a batch on this device"
-    if isinstance(mechanism, SparseMechanism) and mechanism.pattern(call.causal).bounded:
-        drops_outside = call.dropout and not drops_in_tiles(DispatchContext.of(q, k, call))
-        if not drops_outside and not (by_position and _starts_later(call)):
-            return "the band engine cuts padding off every row by itself"
-    if q.shape[2] * k.shape[2] <= DENSE_CELLS:
-        return "one call with a mask costs less for so few pairs"
-    return None
-
-
-def _starts_later(call: AttentionCall) -> bool:
-    """Whether some row begins with padding. A graph cannot read it."""
-    assert call.batch is not None
-    return in_graph() or any(span.start > 0 for span in call.batch.sequences)
+def _cuts_padding(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> bool:
+    """Whether the CPU's band engine runs this call, and skips the padding at the ends of its rows."""
+    if not isinstance(mechanism, SparseMechanism) or not mechanism.pattern(call.causal).bounded:
+        return False
+    return not call.dropout or drops_in_tiles(DispatchContext.of(q, k, call))
 
 
 def _layout_of_documents(
@@ -525,14 +510,30 @@ def _layout_of_documents(
     v: Tensor,
     call: AttentionCall,
 ) -> Layout:
-    """The layout of packed documents.
+    """The layout of packed documents. They run unchanged if the mechanism itself keeps them apart.
 
     one_call: whether all documents must be in one call.
     hides_padding: whether the mechanism itself keeps the values in padding from real tokens.
     """
+    assert call.batch is not None
     reason: str | None = "the mechanism does not keep packed documents apart"
-    if not (by_definition or mechanism.is_cross_attention):
-        reason = _why_documents_move(mechanism, hides_padding, q, k, v, call)
+    separates = not (by_definition or mechanism.is_cross_attention)
+    if separates and mechanism.labels_documents(k, v, call):
+        if q.shape[2] < k.shape[2]:
+            reason = "there are fewer queries than keys"
+        elif accelerator.accelerated(q):
+            reason = None
+        elif call.batch.has_holes:
+            reason = "there is padding between the tokens of a document"
+        else:
+            reason = no_fused_kernels()
+    elif (
+        separates
+        and hides_padding
+        and isinstance(mechanism, SparseMechanism)
+        and not mechanism.capabilities.position_dependent
+    ):
+        reason = why_not_one_call(q, k, mechanism.pattern(call.causal), call)
     if reason is None:
         return "unchanged", []
     refused = [("unchanged", reason)]
@@ -541,21 +542,3 @@ def _layout_of_documents(
     if call.grid is not None or q.shape[2] < k.shape[2]:
         return "split", [*refused, ("aligned", "documents have grids, or there are fewer queries than keys")]
     return "aligned", refused
-
-
-def _why_documents_move(
-    mechanism: Mechanism, hides_padding: bool, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall
-) -> str | None:
-    """Why packed documents do not run unchanged: one call, in which the mechanism itself separates the documents."""
-    assert call.batch is not None
-    if mechanism.labels_documents(k, v, call):
-        if q.shape[2] < k.shape[2]:
-            return "there are fewer queries than keys"
-        if accelerator.accelerated(q):
-            return None
-        if call.batch.has_holes:
-            return "there is padding between the tokens of a document"
-        return no_fused_kernels()
-    if hides_padding and isinstance(mechanism, SparseMechanism) and not mechanism.capabilities.position_dependent:
-        return why_not_one_call(q, k, mechanism.pattern(call.causal), call)
-    return "the mechanism does not keep packed documents apart"

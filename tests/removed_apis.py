@@ -87,7 +87,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from transformers.models.auto import modeling_auto
 
     from hf_longattn import loading
-    from hf_longattn.engines import byte_cache, global_rows, topk
+    from hf_longattn.engines import byte_cache, topk
     from hf_longattn.engines.cpu import onednn
     from hf_longattn.engines.cuda import flex_kernel
     from hf_longattn.families import wav2vec2_bert, wavlm
@@ -114,7 +114,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "fake_tensors": lambda: apis.look_up("fake_tensors", when_called=True)(),
         "functorch": lambda: apis.look_up("functorch", when_called=True)(),
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
-        "assume_in_graph": lambda: global_rows.assume_in_graph(True),
+        "assume_in_graph": lambda: apis.look_up("assume_in_graph", when_called=True)(True),
         "compile_errors": flex_kernel.compile_errors,
         "floats_as_constants": flex_kernel.floats_as_constants,
         "stays_in_place": lambda: attention_cache.stays_in_place(ones),

@@ -422,8 +422,6 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
     Raises:
         InputError: an argument does not fit the tokens, ``cu_seqlens`` does not ascend, or both are given.
     """
-    if documents is None and cu_seqlens is None:
-        return None
     if documents is not None and cu_seqlens is not None:
         raise InputError("documents and cu_seqlens say the same thing; pass one of them.")
     if documents is not None:
@@ -433,7 +431,8 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
                 f"(batch, tokens) = {shape}, the number of each token's document, ascending along each row."
             )
         return documents.long()
-    assert cu_seqlens is not None
+    if cu_seqlens is None:
+        return None
     batch, length = shape
     fits = (
         isinstance(cu_seqlens, Tensor)

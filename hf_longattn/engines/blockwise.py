@@ -38,8 +38,13 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(head_dim), call.score_mod
     device, offset = q.device, kv_len - q_len
     exporting = torch.compiler.is_exporting()
-    sizes_of = _blocks_in_graph if exporting else _blocks
-    block, blocks, left, right = sizes_of(pattern, q_len, kv_len, device)
+    if exporting:
+        block, blocks, left, right = _blocks_in_graph(pattern, q_len, kv_len, device)
+    else:
+        block, blocks = QUERIES_PER_BLOCK, -(-q_len // QUERIES_PER_BLOCK)
+        # Branches, since torch.compile would keep min in the shapes, and Inductor fails to divide by it.
+        left = pattern.left if pattern.left <= kv_len else kv_len
+        right = pattern.right if pattern.right <= kv_len else kv_len
     width = block + left + right
 
     def slices(x: Tensor, size: int, before: int) -> Tensor:
@@ -101,17 +106,12 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
 
 
-def _blocks(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
-    """Queries per block, number of blocks, and a slice's keys before and after its block."""
-    # Branches, since torch.compile would keep min and max in the shapes, and Inductor fails to divide by min and max.
-    left = pattern.left if pattern.left <= kv_len else kv_len
-    right = pattern.right if pattern.right <= kv_len else kv_len
-    return QUERIES_PER_BLOCK, -(-q_len // QUERIES_PER_BLOCK), left, right
-
-
 def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
-    """:func:`_blocks` in a graph for all lengths, with blocks no longer than the input. The graph computes the sizes
-    when it runs: if torch.export knew a size as a minimum of the length, it would add guards."""
+    """Queries per block, number of blocks, and a slice's keys before and after its block, in a graph for all lengths.
+
+    Blocks are no longer than the input. The graph computes the sizes when it runs: if torch.export knew a size as a
+    minimum of the length, it would add guards.
+    """
     queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
     block = queries.clamp(max=QUERIES_PER_BLOCK)
     return (

@@ -10,14 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .batch import (
-    Batch,
-    Derived,
-    DocumentLabels,
-    all_moderate,
-    cached_on,
-    in_graph,
-)
+from .batch import Batch, Derived, DocumentLabels, all_moderate, cached_on, in_graph
 from .byte_cache import BYTE_CACHE
 from .score_terms import NO_TERM, GridBias, ScoreMod, ScoreTerm, as_term
 from .token_grid import Grid
@@ -250,8 +243,8 @@ class AttentionCall:
 
     def real(self, k: Tensor) -> Tensor:
         """:attr:`key_mask` for keys ``k (B, H, Nk, D)``, or all True if it is ``None``."""
-        if self.batch is not None and self.batch.mask is not None:
-            return self.batch.mask
+        if self.key_mask is not None:
+            return self.key_mask
         return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
 
     def cached(

@@ -38,7 +38,7 @@ def dense_attention(
     q_idx: the queries' positions, broadcastable to ``(B, 1, Nq, 1)``; by default the last Nq positions of the keys.
     """
     causal, key_mask, score_mod = call.causal, call.key_mask, call.score_mod
-    (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
+    (batch, _, q_len, _), kv_len = q.shape, k.shape[2]
     last = q_idx is None
     settings: dict[str, Any] = {"dropout_p": call.dropout, "scale": call.scale, "sink_scores": call.sink_scores}
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
@@ -49,7 +49,7 @@ def dense_attention(
     if last and q_len == 1:
         causal = False
     if causal or mask_mod is not None or score_mod is not None:
-        b, h, rows, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
+        b, h, rows, kv_idx = grid_of(q, k)
         if q_idx is not None:
             rows = q_idx
         index = b, h, rows, kv_idx
@@ -61,12 +61,12 @@ def dense_attention(
     if score_mod is None and (last or not torch.compiler.is_exporting()):
         # a graph keeps a mask of one row for all queries
         if visible is not None and not torch.compiler.is_exporting():
-            visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
+            visible = visible.expand(batch, -1, q_len, kv_len)
         return fused_attention(q, k, v, attn_mask=visible, **settings)
-    return _in_pieces(q, k, v, call, mask_mod, index, visible, at_once=not last)
+    return _by_products(q, k, v, call, mask_mod, index, visible, at_once=not last)
 
 
-def _in_pieces(
+def _by_products(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -76,27 +76,22 @@ def _in_pieces(
     visible: Tensor | None,
     at_once: bool,
 ) -> Tensor:
-    """:func:`dense_attention` for at most :data:`MAX_SCORES` scores at a time, which the backward pass recomputes.
-    Graphs and ``torch.func`` get all scores at once, and so does a call ``at_once``."""
-    at_once = at_once or index is None or torch.compiler.is_compiling() or no_fused_kernels() is not None
-    if at_once or q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= MAX_SCORES:
-        return _by_products(q, k, v, call, index, visible)
-    assert index is not None
-    size = max(1, MAX_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
-    outs = []
-    for queries, at in zip(q.split(size, 2), index[2].split(size, 2), strict=True):
-        run = functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at)
-        if torch.is_grad_enabled():
-            outs.append(checkpoint(run, queries, k, v, use_reentrant=False))
-        else:
-            outs.append(run(queries, k, v))
-    return torch.cat(outs, 2)
+    """:func:`dense_attention` with scores in memory, at most :data:`MAX_SCORES` at a time, which the backward pass
+    recomputes. Graphs and ``torch.func`` get all scores at once, and so does a call ``at_once``.
 
-
-def _by_products(
-    q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: tuple[Tensor, ...] | None, visible: Tensor | None
-) -> Tensor:
-    """:func:`dense_attention` with all scores in memory. ``index``: b, h, q_idx and kv_idx for a score term."""
+    index: b, h, q_idx and kv_idx, if there is a score term.
+    """
+    at_once = at_once or torch.compiler.is_compiling() or no_fused_kernels() is not None
+    if index is not None and not at_once and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] > MAX_SCORES:
+        size = max(1, MAX_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+        outs = []
+        for queries, at in zip(q.split(size, 2), index[2].split(size, 2), strict=True):
+            run = functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at)
+            if torch.is_grad_enabled():
+                outs.append(checkpoint(run, queries, k, v, use_reentrant=False))
+            else:
+                outs.append(run(queries, k, v))
+        return torch.cat(outs, 2)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     scores = products(q, k) * call.scale_for(q.shape[3])
     if call.score_mod is not None and index is not None:

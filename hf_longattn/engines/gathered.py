@@ -49,7 +49,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if choose("tiles", q, k, call, learned_bias=learned) == "cpu-gathered":
-        fixed = [call.key_mask, *(getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles)]
+        fixed = [call.key_mask, *(x for tile in tiles for x in (tile.queries, tile.keys, tile.bias))]
         numbers = [number for tile in tiles for number in Bounds.of(tile)]
         return attend_parts(
             "tiles", q, k, v, call.scale_for(q.shape[-1]), (), fixed, numbers, call.dropout, call.sink_scores
@@ -84,25 +84,22 @@ def block_selected_attention(
     rows = BYTE_CACHE.get(("rows", length, block_size, q.device), lambda: rows_of(length, block_size, q.device))
     parts = [GatherTile(rows, rows, causal=call.causal)]
     if chosen.shape[3]:
-        parts += selected_block_tiles(
-            chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size)
-        )
+        parts += selected_block_tiles(chosen, block_size, length)
     return gathered_attention(q, k, v, parts, call)
 
 
-def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:
+def selected_block_tiles(chosen: Tensor, block_size: int, length: int) -> list[GatherTile]:
     """Tiles of the selected blocks: query i attends to every block in ``chosen[i]``.
 
     Args:
         chosen: ``(B, H, N, K)`` int64, block indices without duplicates per query; -1 is an empty slot.
-        blocks: number of blocks.
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
-        rows: maximum queries per tile row.
     Returns:
         At most K tiles, since a tile lists a query at most once. Tile j has the j-th lowest block of each query. So a
         tile covers few different blocks, and few of its rows are partly empty.
     """
     batch, heads, count, ranks = chosen.shape
+    blocks, rows = -(-length // block_size), min(MAX_ROW_QUERIES, block_size)
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
     block, query = chosen.sort(dim=-1, stable=True)
     size = chosen.new_zeros(ranks, batch, heads, blocks + 1).scatter_add(-1, chosen, torch.ones_like(chosen))

@@ -10,17 +10,19 @@ tokens, 8 of them global, 4 heads of 64, one CPU thread).
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..names import missing
+from ..names import look_up
 from .batch import cached_on
 from .call import AttentionCall
 from .dense import at_least_fp32, both, dense_attention, masked_softmax, products
+
+assume_in_graph = look_up("assume_in_graph", when_called=True)
+"""Tells torch.export that a condition holds for every input."""
 
 
 def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
@@ -135,7 +137,7 @@ def separate_rows(
         ``(B, H, N, D)`` with zeros for all other queries.
     """
     index, real = global_index(global_mask)
-    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    out = q.new_zeros(q.shape)
     if index.shape[1] == 0:
         return out
     weights, share = _weights_of_rows(gather_tokens(q, index), k, key_mask, index, causal, scale, dropout, seed)
@@ -211,14 +213,6 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     return (*separate_rows_backward(grad, *tensors, *ctx.settings, seed), *[None] * 6)
 
 
-empty_like = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
-separate_rows.register_fake(lambda q, *_: empty_like(q))
-separate_rows_backward.register_fake(lambda _grad, q, k, v, *_: (empty_like(q), empty_like(k), empty_like(v)))
+separate_rows.register_fake(lambda q, *_: q.new_empty(q.shape))
+separate_rows_backward.register_fake(lambda _grad, *tensors: tuple(x.new_empty(x.shape) for x in tensors[:3]))
 separate_rows.register_autograd(_backward, setup_context=_setup_context)
-
-
-def assume_in_graph(condition: Any) -> None:
-    """Tell torch.export that ``condition`` holds for every input."""
-    if not hasattr(torch, "_check"):
-        raise missing("assume_in_graph")
-    torch._check(condition)

@@ -111,7 +111,7 @@ def window_attention(
         ``(B, H, N, D)``, stored token-major, so that merging the heads is free. Cells that see no key are zeros.
     """
     keyed = [k, v] if call.key_mask is None else [k, v, call.key_mask[:, None, :, None]]
-    prefix = [x[:, :, grid.prefix - shared : grid.prefix] for x in keyed] if shared else None
+    prefix = [x[:, :, : grid.prefix] for x in keyed] if shared else None
     axes = [window_runs(*axis) for axis in zip(grid.sizes, window, shift, strict=True)]
     tensors = [x[:, :, grid.prefix :].unflatten(2, grid.sizes) for x in (q, *keyed)]
     recorded = differentiated(q, k, v) or (call.score_mod is not None and torch.is_grad_enabled())

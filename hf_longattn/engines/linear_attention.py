@@ -146,7 +146,32 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, kv, z, out = ctx.saved_tensors
         grad, grad_kv, grad_z = grads
-        return *_chunks_backward(q, k, v, kv, z, out, grad, grad_kv, grad_z, ctx.chunk, ctx.normalise), None, None
+        group, chunk = q.shape[1] // k.shape[1], ctx.chunk
+        with without_autocast(q):
+            rows, keys, values = in_rows(q, group, chunk), in_rows(k, 1, chunk), in_rows(v, 1, chunk)
+            before, _ = _running(keys.mT @ values, kv)
+            z_before, _ = _running(keys.sum(-2), z)
+            scores = _lower(rows @ keys.mT, group)
+            grad, shift = in_rows(grad, group, chunk), None
+            if ctx.normalise:
+                grad = grad * inverse_of(scores.sum(-1, keepdim=True) + rowwise(rows, z_before))
+                shift = -(grad * in_rows(out, group, chunk)).sum(-1, keepdim=True)
+            d_scores = grad @ values.mT
+            if shift is not None:
+                d_scores = d_scores + shift
+            d_scores = _lower(d_scores, group)
+            later, d_kv = _running(rows.mT @ grad, grad_kv, backwards=True)
+            d_q = d_scores @ keys + grad @ before.mT
+            d_k = d_scores.mT @ rows + values @ later.mT
+            d_z = grad_z
+            if shift is None:
+                d_k = d_k + grad_z[:, :, None, None, :]
+            else:
+                z_later, d_z = _running((rows.mT @ shift).squeeze(-1), grad_z, backwards=True)
+                d_q = d_q + shift * z_before[..., None, :]
+                d_k = d_k + z_later[..., None, :]
+            d_v = scores.mT @ grad + keys @ later
+        return from_rows(d_q, group), from_rows(d_k, 1), from_rows(d_v, 1), d_kv, d_z, None, None
 
 
 def _chunks(
@@ -171,48 +196,6 @@ def _chunks(
     if normalise:
         out.mul_(inverse_of(scores.sum(-1, keepdim=True).add_(rowwise(rows, z_before))))
     return from_rows(out, group), kv_after, z_after
-
-
-def _chunks_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kv: Tensor,
-    z: Tensor,
-    out: Tensor,
-    grad: Tensor,
-    grad_kv: Tensor,
-    grad_z: Tensor,
-    chunk: int,
-    normalise: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v, kv and z."""
-    group = q.shape[1] // k.shape[1]
-    with without_autocast(q):
-        rows, keys, values = in_rows(q, group, chunk), in_rows(k, 1, chunk), in_rows(v, 1, chunk)
-        before, _ = _running(keys.mT @ values, kv)
-        z_before, _ = _running(keys.sum(-2), z)
-        scores = _lower(rows @ keys.mT, group)
-        grad, shift = in_rows(grad, group, chunk), None
-        if normalise:
-            grad = grad * inverse_of(scores.sum(-1, keepdim=True) + rowwise(rows, z_before))
-            shift = -(grad * in_rows(out, group, chunk)).sum(-1, keepdim=True)
-        d_scores = grad @ values.mT
-        if shift is not None:
-            d_scores = d_scores + shift
-        d_scores = _lower(d_scores, group)
-        later, d_kv = _running(rows.mT @ grad, grad_kv, backwards=True)
-        d_q = d_scores @ keys + grad @ before.mT
-        d_k = d_scores.mT @ rows + values @ later.mT
-        d_z = grad_z
-        if shift is None:
-            d_k = d_k + grad_z[:, :, None, None, :]
-        else:
-            z_later, d_z = _running((rows.mT @ shift).squeeze(-1), grad_z, backwards=True)
-            d_q = d_q + shift * z_before[..., None, :]
-            d_k = d_k + z_later[..., None, :]
-        d_v = scores.mT @ grad + keys @ later
-    return from_rows(d_q, group), from_rows(d_k, 1), from_rows(d_v, 1), d_kv, d_z
 
 
 def filled(x: Tensor, chunk: int) -> Tensor:

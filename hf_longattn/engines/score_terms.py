@@ -62,7 +62,7 @@ class ScoreTerm:
         """The term as a function that looks up its products of queries or keys, instead of computing them per call."""
         return self
 
-    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> ScoreMod:
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> ScoreMod:
         """The term for ``heads`` only, renumbered from 0. ``device``: the queries' device."""
         inner, numbers = self.written_out, _numbers(tuple(heads), device)
         return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
@@ -155,7 +155,7 @@ def device_scalar(number: float, device: torch.device) -> float | Tensor:
     )
 
 
-def _numbers(heads: tuple[int, ...], device: torch.device | None) -> Tensor:
+def _numbers(heads: tuple[int, ...], device: torch.device) -> Tensor:
     """``heads`` as an index tensor, ``(len(heads),)`` int64 on ``device``; cached."""
     return BYTE_CACHE.get(("numbers of heads", heads, device), lambda: torch.tensor(heads).to(device))
 
@@ -187,7 +187,7 @@ class DistanceBias(ScoreTerm):
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
 
-    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceBias:
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> DistanceBias:
         return DistanceBias(take_heads(self.table, heads, 0), self.ahead)
 
     def over(self, distance: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ class DistanceTerm(ScoreTerm):
             return term
         return None
 
-    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> DistanceTerm:
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> DistanceTerm:
         chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
 
         def of_table(table: Tensor) -> Tensor:
@@ -398,7 +398,7 @@ class GridBias(ScoreTerm):
         """The sum of two biases for the same sizes."""
         return dataclasses.replace(self, table=self.table + other.table)
 
-    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> GridBias:
+    def of_heads(self, heads: Sequence[int], device: torch.device) -> GridBias:
         return dataclasses.replace(self, table=self.table[list(heads)])
 
     def entries(self, distances: Sequence[Tensor]) -> Tensor:

@@ -44,7 +44,7 @@ def split(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Attenti
     batch = call.batch
     assert batch is not None
     outs = []
-    for queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):
+    for _, queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):
         if queries.shape[2]:
             queries = run(queries, keys, values, sequence_call)
         outs.append(queries)
@@ -88,9 +88,7 @@ def weights_per_sequence(
         return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call))
     full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
     missing = k.shape[2] - q.shape[2]
-    for span, (queries, keys, _, sequence_call) in zip(
-        batch.sequences, _split_sequences(q, k, k, call, batch), strict=True
-    ):
+    for span, queries, keys, _, sequence_call in _split_sequences(q, k, k, call, batch):
         if queries.shape[2]:
             rows = slice(max(0, span.start - missing), span.stop - missing)
             full[span.row : span.row + 1, :, rows, span.start : span.stop] = run(queries, keys, sequence_call)
@@ -125,9 +123,7 @@ def advanced(
     first = torch.tensor(tuple(skipped), device=q.device)[:, None]
     batch = Batch(torch.arange(length, device=q.device) >= first)
     outs, states = [], {}
-    for span, (queries, keys, values, sequence_call) in zip(
-        batch.sequences, _split_sequences(q, k, v, call, batch), strict=True
-    ):
+    for span, queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):
         row = slice(span.row, span.row + 1)
         if call.key_mask is not None:
             sequence_call = sequence_call.replace(batch=Batch(call.key_mask[row, span.start :]))
@@ -146,8 +142,8 @@ def advanced(
 
 def _split_sequences(
     q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch
-) -> Iterator[tuple[Tensor, Tensor, Tensor, AttentionCall]]:
-    """Queries, keys, values and call of every sequence, as if it were alone."""
+) -> Iterator[tuple[SequenceSpan, Tensor, Tensor, Tensor, AttentionCall]]:
+    """Every sequence, and its queries, keys, values and call as if it were alone."""
     length = k.shape[2]
     split = functools.partial(batch.split, length=length)
     hidden: list[Any] = [None] * len(batch.sequences)
@@ -163,7 +159,7 @@ def _split_sequences(
             sequence_call = sequence_call.replace(global_mask=call.global_mask[tokens])
         if call.score_mod is not None:
             sequence_call = sequence_call.replace(score_mod=call.term.of_sequence(*span[:3]))
-        yield clear_padding(queries, keys, values, sequence_call)
+        yield span, *clear_padding(queries, keys, values, sequence_call)
 
 
 def stacked(

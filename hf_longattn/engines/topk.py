@@ -206,7 +206,12 @@ def _rows_at(x: Tensor, index: Tensor) -> Tensor:
 @torch.library.custom_op("hf_longattn::pair_scores", mutates_args=())
 def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
-    out, products = q.new_empty(index.shape, dtype=_dtype(q)), _pair_products()
+    out = q.new_empty(index.shape, dtype=_dtype(q))
+    try:
+        products = look_up("pair_scores")
+    except BackendError:
+        warn_missing("pair_scores")
+        products = None
     for queries, keys, listed, into in _heads(q, k, index, out, k.shape[2]):
         if products is not None:
             # One bag per query, as in embedding_bag. The operator takes each bag's offset, and each entry's bag.
@@ -220,17 +225,6 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
             for rows in _slices(listed, keys):
                 torch.matmul(keys[listed[rows]], queries[rows, :, None], out=into[rows, :, None])
     return out
-
-
-def _pair_products() -> Callable[..., Tensor] | None:
-    """PyTorch's operator for products of listed pairs; ``None``, with a warning, if this PyTorch has no such
-    operator."""
-    try:
-        operator: Callable[..., Tensor] = look_up("pair_scores")
-    except BackendError:
-        warn_missing("pair_scores")
-        return None
-    return operator
 
 
 @torch.library.custom_op("hf_longattn::pair_sum", mutates_args=())

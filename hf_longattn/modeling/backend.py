@@ -31,8 +31,7 @@ from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
 from ..mechanisms.common.masked import Columns, MaskedMechanism, steps_by_mask
 from ..mechanisms.common.shared_options import for_length
-from ..memory import AttentionCacheLayer
-from ..memory.attention_cache import unread_cache
+from ..memory.attention_cache import AttentionCacheLayer, unread_cache
 from ..memory.decode_cache import READS_PROMPT
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from ..names import BACKEND, warn_missing

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, OptionError
-from ..memory import CacheMemory, SegmentMemory, TokenMemory
 from ..memory.decode_cache import CACHE
+from ..memory.segment_memory import CacheMemory, SegmentMemory, TokenMemory
 from .attach.attention_sites import attention_sites
 from .attach.memory_tokens import TOKEN_MEMORY_ARGUMENT, MemoryTokens, wants_tuple
 from .backend import BACKEND

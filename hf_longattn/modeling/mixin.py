@@ -22,8 +22,8 @@ from ..mechanisms.common.capabilities import Recursion, Stateful
 from ..mechanisms.common.masked import has_sinks_in_text, steps_by_mask
 from ..mechanisms.common.options import FULL_DECODING
 from ..mechanisms.common.shared_options import full_of
-from ..memory import SegmentMemory
 from ..memory.decode_cache import CACHE, OTHER_CACHE, prompt_read
+from ..memory.segment_memory import SegmentMemory
 from ..names import require
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms

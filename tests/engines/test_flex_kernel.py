@@ -20,7 +20,7 @@ from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.cuda import flex, flex_kernel
-from hf_longattn.engines.cuda.flex_kernel import NoKernel
+from hf_longattn.engines.cuda.flex_kernel import MAX_KERNELS, Kernel, NoKernel
 from hf_longattn.engines.score_terms import ScoreMod, as_term
 from hf_longattn.families.deberta_v2 import disentangled
 from hf_longattn.modeling import masks
@@ -34,11 +34,20 @@ PATTERN = Pattern.window(160, causal=True)
 
 
 @pytest.fixture(autouse=True)
-def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_kernel, "_kernels", type(flex_kernel._kernels)())
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
+    """No kernel is there before a test; all that it makes."""
+    made: list[Kernel] = []
+
+    def noted() -> Kernel:
+        made.append(Kernel())
+        return made[-1]
+
+    monkeypatch.setattr(flex_kernel, "Kernel", noted)
+    flex_kernel._kernel.cache_clear()
     flex_kernel.warn_once.cache_clear()
     # the CPU may train here
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+    return made
 
 
 @pytest.fixture
@@ -183,10 +192,10 @@ def test_a_flex_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.
     assert "heads of 16 in float32 on cpu (Dynamo recompile limit exceeded)" in warning
 
 
-def test_flex_attention_never_runs_uncompiled() -> None:
+def test_flex_attention_never_runs_uncompiled(kernels: list[Kernel]) -> None:
     with torch.compiler.set_stance("force_eager"), pytest.raises(NoKernel, match="turned off"):
         flex.flex_band(*tensors(length=300), PATTERN, AttentionCall())
-    assert all(kernel.refusal is None for kernel in flex_kernel._kernels.values()), "it may be turned on again"
+    assert [kernel.refusal for kernel in kernels] == [None], "it may be turned on again"
 
 
 REFUSALS = [
@@ -268,7 +277,7 @@ def test_full_attention_without_a_flex_kernel_is_dense(monkeypatch: pytest.Monke
 @every_case("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
 @every_case("wrapped", [False, True])
 def test_errors_that_are_not_of_the_flex_kernel_are_raised(
-    error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch
+    error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch, kernels: list[Kernel]
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         if wrapped and not isinstance(error, RuntimeError | MemoryError):
@@ -278,7 +287,7 @@ def test_errors_that_are_not_of_the_flex_kernel_are_raised(
     stub(monkeypatch, fails)
     with torch.no_grad(), pytest.raises((type(error), RuntimeError)):
         flex.flex_band(*tensors(length=300), PATTERN, AttentionCall())
-    assert all(kernel.refusal is None for kernel in flex_kernel._kernels.values())
+    assert all(kernel.refusal is None for kernel in kernels)
 
 
 class _Backward(torch.autograd.Function):
@@ -336,36 +345,35 @@ def test_the_backward_pass_of_a_flex_kernel_is_tried_once(backward: type[_Backwa
 
 
 def test_a_try_of_a_flex_kernel_that_lacks_memory_changes_nothing(
-    backward: type[_Backward], monkeypatch: pytest.MonkeyPatch
+    backward: type[_Backward], monkeypatch: pytest.MonkeyPatch, kernels: list[Kernel]
 ) -> None:
     """A forward pass may fit without the backward pass, which nobody may want."""
     monkeypatch.setattr(backward, "error", torch.OutOfMemoryError("CUDA out of memory"))
     flex.flex_band(*(x.requires_grad_() for x in tensors(length=300)), PATTERN, AttentionCall())
-    assert not any(kernel.has_backward or kernel.refusal for kernel in flex_kernel._kernels.values())
+    assert not any(kernel.has_backward or kernel.refusal for kernel in kernels)
 
 
-def test_flex_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_kernel, "MAX_KERNELS", 3)
+def test_flex_kernels_are_bounded_and_freed(monkeypatch: pytest.MonkeyPatch, kernels: list[Kernel]) -> None:
     monkeypatch.setattr(
         flex_kernel,
         "compiled",
         lambda function: torch.compile(function, backend="eager", dynamic=True, fullgraph=True),
     )
-    codes = [weakref.ref(flex_kernel._kernel(window).run._torchdynamo_orig_callable.__code__) for window in range(5)]
-    flex_kernel._kernel(2)
-    flex_kernel._kernel(5)
+    for window in (*range(MAX_KERNELS), 0, MAX_KERNELS):
+        flex_kernel._kernel(window)
+    codes = [weakref.ref(kernel.run._torchdynamo_orig_callable.__code__) for kernel in kernels]
+    kernels.clear()
     gc.collect()
-    assert list(flex_kernel._kernels) == [4, 2, 5]
-    assert [code() is not None for code in codes] == [False, False, True, False, True]
+    assert [window for window, code in enumerate(codes) if code() is None] == [1]
 
 
-def test_a_users_graph_holds_flex_attention_itself(graphs: list[tuple[str, Any]]) -> None:
+def test_a_users_graph_holds_flex_attention_itself(graphs: list[tuple[str, Any]], kernels: list[Kernel]) -> None:
     with torch.no_grad():
         torch.compile(lambda *x: flex.flex_band(*x, PATTERN, AttentionCall()), backend="eager", fullgraph=True)(
             *tensors(length=300)
         )
     assert not graphs
-    assert not flex_kernel._kernels
+    assert not kernels
 
 
 @pytest.mark.thorough

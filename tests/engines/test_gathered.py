@@ -254,7 +254,7 @@ def test_the_memory_of_gathered_attention_is_linear(dropout_p: float, monkeypatc
 def test_tiles_of_selected_blocks_leave_few_slots_unfilled() -> None:
     torch.manual_seed(0)
     chosen = torch.rand(1, 4, 4096, 32).argsort(-1)[..., :3]
-    slots = sum(part.queries.numel() for part in selected_block_tiles(chosen, 32, 128, 4096, 64))
+    slots = sum(part.queries.numel() for part in selected_block_tiles(chosen, 128, 4096))
     assert slots < 1.5 * chosen.numel()
 
 

@@ -67,7 +67,7 @@ def arguments_of(name: str) -> tuple[Any, ...]:
         fixed, numbers = [None, None, torch.arange(100)[None] < 3], [10, 10, 10, 0, 1, 0]
     elif name == "tiles":
         rows = torch.arange(100).view(1, 1, 10, 10)
-        fixed, numbers = [None, rows, rows, rows, rows.flip(2), None, None], [-99, 99, 1, 0, -99, 99, 1, 0]
+        fixed, numbers = [None, rows, rows, None, rows, rows.flip(2), None], [-99, 99, 1, 0, -99, 99, 1, 0]
     elif name == "visible blocks":
         table = torch.tensor([[[MIXED, HIDDEN], [VISIBLE, MIXED]]], dtype=torch.int32)
         fixed, numbers = [table, torch.rand(1, BLOCK, BLOCK) < 0.5], [BLOCK]

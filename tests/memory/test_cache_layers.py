@@ -16,8 +16,8 @@ from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import BackendError, InputError, OptionError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.memory import decode_layer_types
 from hf_longattn.memory.attention_cache import SLACK
+from hf_longattn.memory.decode_cache import decode_layer_types
 from hf_longattn.modeling.attach import attachment
 from scripts.dev.benchmarks.memory import cache_bytes
 from tests.cases import every_case

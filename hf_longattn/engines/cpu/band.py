@@ -20,7 +20,7 @@ import functools
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -44,8 +44,6 @@ COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
 
 DROPOUT_BLOCK = 64
 """Queries per block with dropout. Forward and backward need equal blocks to draw the same weights."""
-
-Mask = TypeVar("Mask", Tensor, Tensor | None)
 BAND, COLUMNS, ROWS = range(3)
 """First entry of :attr:`Part.label`: whether a part computes the band, global columns or global rows."""
 
@@ -306,7 +304,7 @@ class Item(Scope):
         if self.hole is not None and "out" in results:
             self.into("out", results["out"]).masked_fill_(self.padding_of_queries, 0)
 
-    def with_hole(self, mask: Mask, keys: Side) -> Mask | Tensor:
+    def with_hole(self, mask: Tensor | None, keys: Side) -> Tensor | None:
         """``mask`` plus, if there is padding between real keys, the padding mask of the part's keys."""
         if self.hole is None:
             return mask
@@ -326,14 +324,14 @@ class Item(Scope):
 
         def make() -> tuple[list[Part], list[Part]]:
             """Columns, and rows: global queries over all keys or, if causal, all keys up to the query."""
-            rows = tokens - self.shift
-            rows = rows[(rows >= 0) & (rows < self.q_len)]
-            if not pattern.global_rows or not len(rows):
-                return [*self._columns(tokens)], []
-            part = Part(Listed(rows), Runs(0, self.kv_len), label=(ROWS, 0), overrides=True)
-            if pattern.causal:
-                part = part._replace(mask=additive_mask(self.distances(part) < 0, dtype)[None, None])
-            return [*self._columns(tokens)], [part]
+            queries, rows = tokens - self.shift, list[Part]()
+            queries = queries[(queries >= 0) & (queries < self.q_len)]
+            if pattern.global_rows and len(queries):
+                part = Part(Listed(queries), Runs(0, self.kv_len), label=(ROWS, 0), overrides=True)
+                if pattern.causal:
+                    part = part._replace(mask=additive_mask(self.distances(part) < 0, dtype)[None, None])
+                rows.append(part)
+            return [*self._columns(tokens)], rows
 
         columns, rows = BYTE_CACHE.get(
             ("far parts", self.q_len, self.kv_len, self.shift, pattern, tuple(tokens.tolist()), dtype), make
@@ -479,7 +477,7 @@ class Band(BandSource):
         return item.plan.most_blocks
 
     def parts(self, item: Item) -> Iterable[Part]:
-        near, far = self._near(item, item.plan), list[Part]()
+        near, far = self._near(item), list[Part]()
         in_band = item.plan.dense and self.columns is None  # a dense part has the global tokens, too
         if item.tokens is not None and not in_band:
             far = item.far_parts(item.tokens, self.is_backward)
@@ -501,9 +499,9 @@ class Band(BandSource):
                 part = part._replace(mask=item.with_hole(part.mask, part.keys))
             yield part
 
-    def _near(self, item: Item, plan: Plan) -> list[Part]:
+    def _near(self, item: Item) -> list[Part]:
         """Parts for the band. Their masks lack padding and score terms."""
-        shift, left, right = item.shift, self.pattern.left, self.pattern.right
+        plan, shift, left, right = item.plan, item.shift, self.pattern.left, self.pattern.right
         if plan.dense:
             tokens = item.tokens if self.columns is None else None
             visible = visible_mask(item.q_len, item.kv_len, shift, self.pattern, tokens, self.dtype)

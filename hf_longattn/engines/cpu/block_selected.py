@@ -111,51 +111,46 @@ class Blocks(Source):
         for item in range(len(self.q)):
             padding = padding_of(self.key_mask, item, self.dtype)
             if self.causal:
-                yield Scope(
-                    _own_blocks(self.q.shape[1], self.q.shape[2], self.size, padding, self.dtype),
-                    slice(item, item + 1),
-                )
+                yield Scope(self._own_blocks(padding), slice(item, item + 1))
             if self.chosen.shape[3]:
-                yield from _heads(item, self.chosen[item], self.size, padding, merges=bool(self.causal))
+                yield from self._heads(item, padding)
 
+    def _own_blocks(self, padding: Tensor | None) -> Iterator[Part]:
+        """Parts for causal queries and their own blocks. A part has as many blocks as fit the CPU cache. An incomplete
+        block comes last."""
+        size, heads, length = self.size, *self.q.shape[1:3]
+        full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
+        pieces = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
+        if length > full_blocks * size:
+            pieces.append((full_blocks * size, 1, length - full_blocks * size))
+        for first, count, width in pieces:
+            runs = Runs(first, width, count, width)
+            mask = visible_mask(width, width, 0, Pattern.everything(causal=True), None, self.dtype)
+            hidden = None if padding is None else runs.of(padding[None, None])[:, :, None]
+            if hidden is not None and bool(hidden.any()):
+                mask = mask + hidden
+            yield Part(runs, runs, mask)
 
-def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[Part]:
-    """Parts for causal queries and their own blocks. A part has as many blocks as fit the CPU cache. An incomplete
-    block comes last."""
-    full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
-    pieces = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
-    if length > full_blocks * size:
-        pieces.append((full_blocks * size, 1, length - full_blocks * size))
-    for first, count, width in pieces:
-        runs, mask = (
-            Runs(first, width, count, width),
-            visible_mask(width, width, 0, Pattern.everything(causal=True), None, dtype),
-        )
-        hidden = None if padding is None else runs.of(padding[None, None])[:, :, None]
-        if hidden is not None and bool(hidden.any()):
-            mask = mask + hidden
-        yield Part(runs, runs, mask)
-
-
-def _heads(item: int, chosen: Tensor, size: int, padding: Tensor | None, merges: bool) -> Iterator[_Head]:
-    """Every head's selections, from ``chosen (H, N, K)`` of one item."""
-    heads, length, choices = chosen.shape
-    blocks = -(-length // size)
-    numbers = chosen.flatten(1)
-    if blocks < 1 << 15:  # NumPy has a stable radix sort for 16 bits
-        by_block = torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
-    else:
-        by_block = numbers.argsort(dim=-1, stable=True)
-    hidden = [False] * blocks
-    if padding is not None:
-        hidden = F.pad(padding != 0, (0, blocks * size - length)).view(blocks, size).any(1).tolist()
-    for head in range(heads):
-        none, *counts = torch.bincount(chosen[head].flatten() + 1, minlength=blocks + 1).tolist()
-        end, parts = none, []
-        for block, count in enumerate(counts):
-            if count:
-                keys = Runs(block * size, min(size, length - block * size))
-                mask = keys.of(padding[None, None])[:, :, None] if padding is not None and hidden[block] else None
-                parts.append(Part(Runs(end, count, first_writer=True), keys, mask))
-            end += count
-        yield _Head(item, head, by_block[head], (length, choices), none, merges, parts)
+    def _heads(self, item: int, padding: Tensor | None) -> Iterator[_Head]:
+        """Every head's selections."""
+        size, chosen = self.size, self.chosen[item]
+        heads, length, choices = chosen.shape
+        blocks = -(-length // size)
+        numbers = chosen.flatten(1)
+        if blocks < 1 << 15:  # NumPy has a stable radix sort for 16 bits
+            by_block = torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
+        else:
+            by_block = numbers.argsort(dim=-1, stable=True)
+        hidden = [False] * blocks
+        if padding is not None:
+            hidden = F.pad(padding != 0, (0, blocks * size - length)).view(blocks, size).any(1).tolist()
+        for head in range(heads):
+            none, *counts = torch.bincount(chosen[head].flatten() + 1, minlength=blocks + 1).tolist()
+            end, parts = none, []
+            for block, count in enumerate(counts):
+                if count:
+                    keys = Runs(block * size, min(size, length - block * size))
+                    mask = keys.of(padding[None, None])[:, :, None] if padding is not None and hidden[block] else None
+                    parts.append(Part(Runs(end, count, first_writer=True), keys, mask))
+                end += count
+            yield _Head(item, head, by_block[head], (length, choices), none, bool(self.causal), parts)

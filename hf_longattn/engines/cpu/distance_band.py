@@ -23,7 +23,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import autocasts
 from ..call import AttentionCall, DispatchContext, Pattern
 from ..dense import repeat_heads, same_dtype
 from ..score_terms import DistanceTerm
@@ -379,8 +378,8 @@ class Distances(BandSource):
         if backward:  # gradients of terms are always computed
             of_queries, of_keys = self.tables.of_queries, self.tables.of_keys
             self.of_tables = self.tables._replace(
-                of_queries=torch.zeros_like(of_queries, memory_format=torch.contiguous_format),
-                of_keys=None if of_keys is None else torch.zeros_like(of_keys, memory_format=torch.contiguous_format),
+                of_queries=of_queries.new_zeros(of_queries.shape),
+                of_keys=None if of_keys is None else of_keys.new_zeros(of_keys.shape),
             )
             self.dp, self.drows = token_major(self.p.dtype, self.p)[0].zero_(), torch.zeros_like(self.rows)
             self.key_sums = None
@@ -445,8 +444,7 @@ def chunked_distances(
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
     """
-    heads = q.shape[1]
-    if autocasts(q):
-        q, k, v = same_dtype(q, k, v)
+    q, k, v = same_dtype(q, k, v)
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     pattern = Pattern(before + chunk - 1, 0 if call.causal else chunk - 1, call.causal)
-    return distance_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), term, pattern, call, chunk)
+    return distance_attention(q, k, v, term, pattern, call, chunk)

@@ -225,10 +225,7 @@ class Dropout(NamedTuple):
             q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
             mask: additive, broadcastable to ``(b, H, n, w)``.
         """
-        out, lse = (
-            torch.empty_like(q, memory_format=torch.contiguous_format),
-            q.new_empty(q.shape[:3], dtype=mask_dtype(q)),
-        )
+        out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
         keep_probability = 1 - self.threshold / (1 << BITS)
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
@@ -249,7 +246,7 @@ class Dropout(NamedTuple):
         scale: float,
     ) -> Gradients:
         """The gradients of q, k, v in :meth:`forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
-        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         dtype, keep_probability = lse.dtype, 1 - self.threshold / (1 << BITS)
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
@@ -320,14 +317,12 @@ def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[sl
     """Index and additive mask of every tile: some heads of a batch item, or several batch items."""
     batch, heads, rows, columns = *q.shape[:3], k.shape[2]
     fitting = max(1, MAX_TILE_PAIRS // (rows * columns))
+    if mask is not None:
+        mask = mask.expand(batch, heads, -1, -1)
     for item in range(0, batch, step := max(1, fitting // heads)):
         for head in range(0, heads, fitting):
-            items, some_heads, of_tile = slice(item, item + step), slice(head, head + fitting), mask
-            if of_tile is not None and of_tile.shape[0] > 1:
-                of_tile = of_tile[items]
-            if of_tile is not None and of_tile.shape[1] > 1:
-                of_tile = of_tile[:, some_heads]
-            yield (items, some_heads), of_tile
+            at = slice(item, item + step), slice(head, head + fitting)
+            yield at, None if mask is None else mask[at]
 
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -164,7 +164,7 @@ class Scope:
     whole: bool = False
     """Whether the scope has a single part with all queries and keys of the batch."""
 
-    def __init__(self, parts: Iterable[Part] = (), rows: slice | None = None) -> None:
+    def __init__(self, parts: Iterable[Part], rows: slice | None = None) -> None:
         """rows: the batch rows of the scope; ``None`` for all."""
         self.parts, self.rows = parts, rows
 

@@ -91,15 +91,17 @@ class Chunk(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Maximum size of a call: tokens times heads, of queries and of keys, and mask entries. Masks shared by all rows
-    do not count."""
+    """Maximum size of a call: tokens times heads, of queries and of keys."""
 
     queries: int
     keys: int
     """Maximum keys if they are gathered."""
     viewed: int
     """Maximum keys if they are read as a view."""
-    mask: int = 1 << 18
+
+
+MAX_MASK = 1 << 18
+"""Maximum mask entries of a call. Masks shared by all rows do not count."""
 
 
 class Layout(NamedTuple):
@@ -124,7 +126,7 @@ def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
 
 def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
-    needs = _needs(spec, [run is not None for run in key_runs or [None] * spec.keys.shape[2]])
+    needs = _needs(spec, [run is not None for run in key_runs])
     empty = (spec.queries < 0).any(-1).expand(needs.shape)
     per_head = max(needs.shape[1], spec.keys.shape[1]) > 1
     shared = needs.shape[:2] == (1, 1)
@@ -178,13 +180,11 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
     return need.masked_fill(never.all(-1), NO_PAIR).expand(shape)
 
 
-def _runs(index: Tensor) -> list[_Row | None] | None:
-    """Start, stride and size of each row of ``index (1, 1, R, T)``; ``None`` for a row that is not equally spaced.
-
-    Returns ``None`` if ``index`` has several items or heads, or if the step between rows changes often.
-    """
+def _runs(index: Tensor) -> list[_Row | None]:
+    """Start, stride and size of each row of ``index (B, H, R, T)``; ``None`` for a row that is not equally spaced, and
+    for every row if there are several items or heads, or if the step between rows changes often."""
     if index.shape[:2] != (1, 1):
-        return None
+        return [None] * index.shape[2]
     index = index[0, 0]
     real = index >= 0
     size, slot = real.sum(-1), real.int().argmax(-1)
@@ -200,24 +200,21 @@ def _runs(index: Tensor) -> list[_Row | None] | None:
         & (size > 0)
     )
     if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
-        return None
+        return [None] * len(index)
     numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
     return [_Row(a, d, n, at) if good else None for good, a, d, n, at in numbers]
 
 
-def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tuple[int, int, list[_Row | None]]]:
+def _groups(needs: list[int], *sides: list[_Row | None]) -> Iterator[tuple[int, int, list[_Row | None]]]:
     """Group neighbouring rows of equal shape, need and step.
 
     Yields the index of the first row, the number of rows, and for queries and keys the first :class:`_Row`, or
     ``None`` if the rows are not equally spaced.
     """
-    listed = [side for side in sides if side is not None]
-    shapes = [[None if row is None else row[1:4] for row in side] for side in listed]
+    shapes = [[None if row is None else row[1:4] for row in side] for side in sides]
     equal = list(zip(needs, *shapes, strict=True))
-    starts = [[0 if row is None else row.start for row in side] for side in listed]
-    steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True)) or [(0,)] * len(
-        needs
-    )
+    starts = [[0 if row is None else row.start for row in side] for side in sides]
+    steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True))
     first = 0
     while first < len(needs):
         last = first
@@ -230,11 +227,9 @@ def _groups(needs: list[int], *sides: list[_Row | None] | None) -> Iterator[tupl
             last += 1
         joined: list[_Row | None] = []
         for side in sides:
-            row = None
-            if side is not None:
-                row, following = side[first], side[min(first + 1, last)]
-                if row is not None and following is not None:
-                    row = row._replace(step=following.start - row.start)
+            row, following = side[first], side[min(first + 1, last)]
+            if row is not None and following is not None:
+                row = row._replace(step=following.start - row.start)
             joined.append(row)
         yield first, last + 1 - first, joined
         first = last + 1
@@ -259,16 +254,16 @@ def _cut(
     size, first_slot = spec.queries.shape[-1], 0
     if queries is not None:
         size, first_slot = queries.size, queries.slot
-    width, most_keys, key_slots = spec.keys.shape[-1], limits.keys, slice(0, spec.keys.shape[-1])
+    width, most_keys, key_slots = spec.keys.shape[-1], limits.keys, slice(None)
     if keys is not None:
         width, most_keys, key_slots = keys.size, limits.viewed, slice(keys.slot, keys.slot + keys.size)
     aligned = queries is not None and keys is not None and queries.step == keys.step
     slots = min(size, limits.queries)
     if need == PAIR_MASK:
-        slots = min(slots, max(32, limits.mask // width))
+        slots = min(slots, max(32, MAX_MASK // width))
     units = min(limits.queries // slots, most_keys // width)
     if need == PAIR_MASK and not aligned:
-        masks = limits.mask // (slots * width)
+        masks = MAX_MASK // (slots * width)
         if not per_head:  # one mask serves all heads
             masks *= heads
         units = min(units, masks)
@@ -411,8 +406,8 @@ class _Tile(Scope):
 class Tiles(Source):
     """Attention over the union of the tiles' pairs.
 
-    - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of all tiles, their keys, and their biases or None,
-      as in :class:`hf_longattn.engines.call.GatherTile`.
+    - fixed: key mask ``(B, Nk)`` bool, or None; then the queries of each tile, its keys, and its bias or None, as in
+      :class:`hf_longattn.engines.call.GatherTile`.
     - numbers: the four numbers of the :class:`Bounds` of each tile.
     """
 
@@ -421,10 +416,9 @@ class Tiles(Source):
 
     def read_arguments(self) -> None:
         self.key_mask, *lists = self.fixed
-        count = len(self.numbers) // 4
-        bounds = [Bounds(*self.numbers[4 * at : 4 * at + 4]) for at in range(count)]
-        lists_of = lists[:count], lists[count : 2 * count], lists[2 * count :], bounds
-        self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
+        bounds = [Bounds(*self.numbers[at : at + 4]) for at in range(0, len(self.numbers), 4)]
+        tiles = zip(lists[::3], lists[1::3], lists[2::3], bounds, strict=True)
+        self.tiles = [TileSpec(*tile) for tile in tiles]  # type: ignore[arg-type]
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
         first = layout(self.tiles[0], self.q.shape[1], self.q.shape[2], self.limits(backward=False))

@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn.attention import current_flash_attention_impl
 
 from ...names import look_up
-from ..batch import Batch, SequenceSpan, in_graph, no_fused_kernels, on_host
+from ..batch import Batch, SequenceSpan, differentiated, in_graph, no_fused_kernels, on_host
 from ..blockwise import blockwise_attention
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
 from ..dense import at_least_fp32, repeat_heads
@@ -68,20 +68,15 @@ def why_not(context: DispatchContext) -> str | None:
         return "the flash-attention operator computes in half precision only"
     if context.features > MAX_FEATURES:
         return f"the flash-attention operator takes heads of up to {MAX_FEATURES} numbers"
-    if call.batch is not None or call.global_mask is not None:
-        return no_fused_kernels() or _why_not_sequences(context)
-    return no_fused_kernels()
-
-
-def _why_not_sequences(context: DispatchContext) -> str | None:
-    batch = context.call.batch
+    if (why := no_fused_kernels()) is not None or (call.batch is None and call.global_mask is None):
+        return why
     if in_graph():
         return "a graph knows neither where sequences start nor how many tokens are global"
     if context.q_len != context.kv_len:
         return "the queries are some tokens of a batch with padding or global tokens"
-    if context.call.global_mask is not None and context.call.sink_scores is not None:
+    if call.global_mask is not None and call.sink_scores is not None:
         return "it merges global tokens or sinks, but not both"
-    if batch is not None and batch.has_holes:
+    if call.batch is not None and call.batch.has_holes:
         return "there is padding between the tokens of a sequence"
     return None
 
@@ -225,9 +220,8 @@ def prepared(
     right = index(pattern.right) if pattern.right < 1 << 31 else -1
     padded_width = width + -width % WIDTH_STEP
     settings = Settings(left, right, pattern.causal, call.scale_for(width), call.dropout)
-    needs_gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     properties = padded_width, groups != heads, left >= 0, right >= 0, pattern.causal, packed, call.dropout > 0
-    reason = refused(q.device, q.dtype, *properties, needs_gradients)
+    reason = refused(q.device, q.dtype, *properties, differentiated(q, k, v))
     if reason is not None:
         raise NoKernel(reason)
     rows = []
@@ -284,57 +278,38 @@ class Plan(NamedTuple):
 
 def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, device: torch.device) -> Plan | str:
     """The plan of a call with global tokens, or why there is none, as a clause. Cached for all layers, with one
-    transfer to the host."""
-    batch, tokens, positions = call.batch, call.global_mask, call.global_positions
-    assert tokens is not None
+    transfer to the host.
 
-    def make() -> Plan | str:
-        if batch is None:
-            spans: Sequence[SequenceSpan] = [SequenceSpan(row, 0, length, False) for row in range(rows)]
-        else:
-            spans = batch.sequences
-        if positions is not None:
-            tokens_of = [[span.start + position for position in positions if position < span.length] for span in spans]
-        else:
-            chosen = on_host(tokens)
-            tokens_of = [
-                (np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans
-            ]
-        in_front = all(
-            of_span == list(range(span.start, span.start + len(of_span)))
-            for span, of_span in zip(spans, tokens_of, strict=True)
-        )
-        if not in_front and pattern.causal:
-            return "the operator cannot hide global tokens after a query"
-        return _plan(
-            spans,
-            tokens_of,
-            rows * length,
-            length,
-            in_front and (pattern.causal or pattern.global_rows),
-            pattern,
-            device,
-        )
-
-    return call.cached(("three calls", pattern, rows, length, device), make, lambda _: 16 * rows * length)
-
-
-def _plan(
-    spans: Sequence[SequenceSpan],
-    tokens_of: Sequence[Sequence[int]],
-    total: int,
-    length: int,
-    in_front: bool,
-    pattern: Pattern,
-    device: torch.device,
-) -> Plan:
-    """Plan the parts A, B and C. Each list holds the ends of its runs, as the indices of a query and a key.
-
-    spans: the sequences of the batch.
-    tokens_of: for each sequence, the positions of its global tokens in the batch row.
-    total, length: tokens of all batch rows together, and of one row.
-    in_front: whether the global tokens stand in front of each sequence.
+    rows, length: batch rows, and tokens of a row.
     """
+    key = "three calls", pattern, rows, length, device
+    return call.cached(key, lambda: _plan(call, pattern, rows, length, device), lambda _: 16 * rows * length)
+
+
+def _plan(call: AttentionCall, pattern: Pattern, rows: int, length: int, device: torch.device) -> Plan | str:
+    """:func:`plan_of`. The lists of the parts A, B and C hold the ends of their runs, as the indices of a query and a
+    key."""
+    batch, tokens, positions, total = call.batch, call.global_mask, call.global_positions, rows * length
+    assert tokens is not None
+    if batch is None:
+        spans: Sequence[SequenceSpan] = [SequenceSpan(row, 0, length, False) for row in range(rows)]
+    else:
+        spans = batch.sequences
+    # for each sequence, the positions of its global tokens in the batch row
+    if positions is not None:
+        tokens_of = [[span.start + position for position in positions if position < span.length] for span in spans]
+    else:
+        chosen = on_host(tokens)
+        tokens_of = [
+            (np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans
+        ]
+    in_front = all(
+        of_span == list(range(span.start, span.start + len(of_span)))
+        for span, of_span in zip(spans, tokens_of, strict=True)
+    )
+    if pattern.causal and not in_front:
+        return "the operator cannot hide global tokens after a query"
+    in_front = in_front and (pattern.causal or pattern.global_rows)
     a: list[tuple[int, int]] = []
     b: list[tuple[int, int]] = []
     c: list[tuple[int, int]] = []

@@ -74,10 +74,8 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     """
     if call.padding_values == "any":  # a weight of zero does not hide NaN: 0 · NaN is NaN
         q, k, v, call = clear_padding(q, k, v, call)
-    score_mod, offset, batch = call.score_mod, _offset(q.shape[2], k.shape[2]), call.batch
-    shifted = None
-    if score_mod is not None:
-        shifted = _shifted(score_mod, offset)
+    score_mod, batch = call.score_mod, call.batch
+    shifted = _shifted(score_mod, _offset(q.shape[2], k.shape[2]))
     signature = (
         "band",
         pattern,
@@ -92,8 +90,10 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     return masked_flex(signature, q, k, v, mask, shifted, call)
 
 
-def _shifted(score_mod: ScoreMod, offset: int) -> ScoreMod:
+def _shifted(score_mod: ScoreMod | None, offset: int) -> ScoreMod | None:
     """``score_mod`` as a plain function for queries that begin at position ``offset``."""
+    if score_mod is None:
+        return None
     return lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j)
 
 
@@ -423,9 +423,7 @@ def flex_block_table(
         None if table.added is None else _axes_read(table.added),
         signature_of(inner),
     )
-    score_mod = None
-    if inner is not None:
-        score_mod = _shifted(inner, 0)
+    score_mod = _shifted(inner, 0)
     if table.added is not None:
         added_at = lookup(table.added)
 

@@ -12,9 +12,7 @@ import functools
 import itertools
 import logging
 import re
-import threading
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -24,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...names import warn_missing
-from ..batch import autocasts, no_fused_kernels
+from ..batch import autocasts, differentiated, no_fused_kernels
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 
 MAX_KERNELS = 256
@@ -93,7 +91,7 @@ class Kernel:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
         with nullcontext() if settings.get("score_mod") is None else floats_as_constants():
-            if not self.has_backward and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            if not self.has_backward and differentiated(q, k, v):
                 self.run_backward(q, k, v, **settings)
             return self.run(q, k, v, **settings)
 
@@ -115,10 +113,6 @@ class Kernel:
         except torch.OutOfMemoryError:  # without gradients, the forward pass alone may still fit
             return
         self.has_backward = True
-
-
-_kernels: OrderedDict[Hashable, Kernel] = OrderedDict()
-_lock = threading.Lock()
 
 
 def fused_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
@@ -163,15 +157,10 @@ def _variant(
     return q.device, scale, "return_aux" in settings, modes, q.shape[2] == k.shape[2], *lists, *layouts
 
 
+@functools.lru_cache(MAX_KERNELS)
 def _kernel(signature: Hashable) -> Kernel:
-    with _lock:
-        kernel = _kernels.get(signature)
-        if kernel is None:
-            kernel = _kernels[signature] = Kernel()
-            if len(_kernels) > MAX_KERNELS:
-                _kernels.popitem(last=False)
-        _kernels.move_to_end(signature)
-    return kernel
+    """The kernel for calls of one kind."""
+    return Kernel()
 
 
 def refusal(error: BaseException) -> str | None:

@@ -359,7 +359,7 @@ class LongConfig(_Base):
 
         This is the case in encoders; in decoders with cross-attention, because the cache of the encoder's keys uses
         the same config; with another attention implementation; and if no mechanism is bounded."""
-        from ...memory import decode_layer_types
+        from ...memory.decode_cache import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
         if not self._runs_mechanisms or not self._causal or crossing:
