@@ -197,12 +197,12 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
         with LOADING, without_questions(), checkpoint_errors(f"{subject} cannot be loaded"):
             yield
     except CheckpointError as error:
-        if "trust_remote_code" in str(error.__cause__):
+        cause = str(error.__cause__)
+        if "trust_remote_code" in cause:
             raise CheckpointError(
                 f"{subject} needs its own Python code, which this package never runs; give a checkpoint whose "
                 "model_type and classes transformers has, or load it in a program of yours and save it as one."
             ) from error
-        cause = str(error.__cause__)
         if isinstance(error.__cause__, OSError) and "file named" in cause and "safetensors" in cause:
             raise CheckpointError(no_weights(str(name))) from error
         raise
@@ -264,12 +264,12 @@ def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
         raise CheckpointError(
             f"The tokenizer of {str(name)!r} has no words; give a checkpoint with the files of its tokenizer."
         )
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise CheckpointError(
-            f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one (tokenizer.pad_token "
-            "= ...)."
-        )
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError(
+                f"The tokenizer of {str(name)!r} has neither a padding nor an end token; give it one "
+                "(tokenizer.pad_token = ...)."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     check_token_ids(tokenizer, config, name)
     return tokenizer
@@ -402,14 +402,8 @@ def load_model(loader: Any, name: str | Path, *, complete: bool = False, **argum
 
     complete: refuse checkpoints that lack weights (for use without training).
     """
-    options = {
-        "dtype": torch.float32,
-        "output_loading_info": True,
-        **arguments,
-    }
-    if complete:
-        options.setdefault("ignore_mismatched_sizes", True)
-    model, info = load_weights(loader, name, **options)
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": complete, **arguments}
+    model, info = load_weights(loader, name, output_loading_info=True, **options)
     if complete:
         check_complete(model, info, str(name))
     return model
@@ -469,26 +463,17 @@ def stored_tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def unread_tensors(
-    model_class: Any,
-    folder: Path,
-    name: str,
-    stored: Iterable[str],
-    *,
-    allow_pickle: bool = False,
-    **settings: Any,
-) -> dict[str, str]:
+def unread_tensors(model_class: Any, folder: Path, stored: Iterable[str], **settings: Any) -> dict[str, str]:
     """Name of each tensor that a class does not read from a folder -> the reason. No weights are kept in memory.
 
     Args:
         stored: names of the tensors in the files.
-        settings: further arguments of ``from_pretrained``, such as ``config``.
+        settings: further arguments of :func:`load_weights`, such as ``config``.
     """
     with without_load_report():
         model, info = load_weights(
             model_class,
             folder,
-            allow_pickle=allow_pickle,
             local_files_only=True,
             device_map="meta",
             output_loading_info=True,
@@ -497,11 +482,12 @@ def unread_tensors(
         )
     prefix = f"{model.base_model_prefix}."
     known = model.state_dict().keys()
-    ignored = ignored_weights(model)
+    patterns = [*ignored_weights(model), COMPUTED]
     unread = {*info["unexpected_keys"]}
     for tensor in {*stored} - unread:
-        if not {tensor, prefix + tensor, tensor.removeprefix(prefix)} & known:
-            unread |= {tensor for pattern in (*ignored, COMPUTED) if pattern.search(tensor)}
+        names = {tensor, prefix + tensor, tensor.removeprefix(prefix)}
+        if not names & known and any(pattern.search(tensor) for pattern in patterns):
+            unread.add(tensor)
     return {
         tensor: "computed by the model" if COMPUTED.search(tensor) else f"not in {type(model).__name__}"
         for tensor in sorted(unread)
@@ -525,7 +511,7 @@ def lost_head(name: str, folder: Path, base: Any, *, allow_pickle: bool, config:
     stored = stored_tensors(folder, name)
     text = config.get_text_config()
     lost = set()
-    for tensor in unread_tensors(base, folder, name, stored, allow_pickle=allow_pickle, config=config):
+    for tensor in unread_tensors(base, folder, stored, allow_pickle=allow_pickle, config=config):
         shape = stored.get(tensor, ())
         tied = text.tie_word_embeddings and shape[:1] == (getattr(text, "vocab_size", None),)
         if len(shape) > 1 and not (tied or COMPUTED.search(tensor) or LAYER.search(tensor)):
@@ -543,11 +529,12 @@ def without_load_report() -> Iterator[None]:
     def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    logging.getLogger("transformers.modeling_utils").addFilter(is_other)
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logging.getLogger("transformers.modeling_utils").removeFilter(is_other)
+        logger.removeFilter(is_other)
 
 
 def has_token_vectors(name: str) -> bool:
@@ -574,9 +561,9 @@ def check_activations(folder: Path, modules: Iterable[Mapping[str, Any]]) -> Non
 
 def _is_activation(name: str) -> bool:
     place, _, last = name.rpartition(".")
-    known = {"torch.nn.modules.activation": activation.__all__, "torch.nn.modules.linear": ["Identity"]}
-    known["torch.nn"] = [*activation.__all__, "Identity"]
-    return last in known.get(place, ())
+    if last == "Identity":
+        return place in ("torch.nn", "torch.nn.modules.linear")
+    return place in ("torch.nn", "torch.nn.modules.activation") and last in activation.__all__
 
 
 def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arguments: Any) -> Any:
@@ -589,8 +576,9 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
         complete: refuse checkpoints that lack weights (for use without training).
         arguments: more arguments of the loader. With ``num_labels``, a head of another size is replaced by a new one.
     """
-    modules = sentence_modules(fetch_model(name))
-    check_activations(fetch_model(name), modules)
+    folder = fetch_model(name)
+    modules = sentence_modules(folder)
+    check_activations(folder, modules)
     weights = {
         "dtype": torch.float32,
         "use_safetensors": True,
@@ -660,5 +648,4 @@ def check_sentence_weights(
             ignore_mismatched_sizes=True,
         )
     missing = {key for key in info["missing_keys"] if with_pooler or ".pooler." not in f".{key}"}
-    advice = "give a checkpoint that was saved with all of them"
-    check_complete(again, {**info, "missing_keys": missing}, name, advice)
+    check_complete(again, {**info, "missing_keys": missing}, name, "give a checkpoint that was saved with all of them")

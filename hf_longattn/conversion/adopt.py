@@ -47,7 +47,7 @@ class Probe:
                     tensors[key] = values[self.real]
             outputs.append(tensors)
         common = sorted(outputs[0].keys() & outputs[1].keys())
-        difference = Difference.of(*({key: tensors[key] for key in common} for tensors in outputs))
+        difference = Difference.of({key: outputs[0][key] for key in common}, outputs[1])
         length = self.real.shape[1]
         texts = f"outputs and hidden states of two texts of up to {length} tokens, {self.name}"
         facts = {"length": length, "tokens": int(self.real.sum()), "outputs": common}

@@ -96,9 +96,7 @@ def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
         result_class(architecture, plan.config), folder, str(folder), headless=True, dtype=dtype
     )
     stored = stored_tensors(source.folder, source.name)
-    left_out = unread_tensors(
-        source_class(architecture), source.folder, source.name, stored, allow_pickle=source.pickled
-    )
+    left_out = unread_tensors(source_class(architecture), source.folder, stored, allow_pickle=source.pickled)
     return Comparison(
         plan, original, result, folder, inputs, frozenset(missing), frozenset(lacking), len(stored), left_out
     )

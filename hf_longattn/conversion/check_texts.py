@@ -199,7 +199,7 @@ class LanguageLoss:
         texts = min(MOST_TEXTS, self.text.real_tokens() // lengths.read) if self.plan.shape.causal else 1
         old: list[Tensor] = []
         new: list[Tensor] = []
-        for number in range(max(1, texts)):
+        for number in range(texts):
             old.append(self.measure(source, lengths.chunk, number))
             new.append(self.measure(result, lengths.read, number))
             seconds = time.monotonic() - started
@@ -253,7 +253,6 @@ class LanguageLoss:
         """Judge the losses ``(texts, N)`` of source and result from :meth:`measure`."""
         plan, lengths, real = self.plan, self.lengths, self.text.real_tokens()
         causal = plan.shape.causal
-        old, new = torch.atleast_2d(old), torch.atleast_2d(new)
         texts, count = old.shape
         same = 0
         # up to the covered length, result and source are equal; these tokens would hide a loss from the mechanism
@@ -672,10 +671,6 @@ MAX_TRUNCATED = 2**20
 """Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
 
 
-def check_text_tokenizer(plan: ConversionPlan, folder: Path, inputs: VerificationText) -> list[Check]:
-    return check_tokenizer(plan, folder, inputs.tokenizer, inputs.text)
-
-
 def check_tokenizer(plan: ConversionPlan, result: Path, tokenizer: Any | None, text: str = PARAGRAPHS) -> list[Check]:
     """Check that the written tokenizer gives the same ids as the source's, and truncates a longer text to the result's
     length."""
@@ -713,6 +708,6 @@ TEXTS = Modality(
     ("max_length", "max_decoder_length", "decoder_long_attention", "verify_text"),
     plan_texts,
     text_inputs,
-    check_text_tokenizer,
+    lambda plan, folder, inputs: check_tokenizer(plan, folder, inputs.tokenizer, inputs.text),
     check_texts,
 )

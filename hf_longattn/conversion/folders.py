@@ -257,8 +257,8 @@ def open_for_writing(
     destination: str | Path,
     *,
     overwrite: bool,
-    revision: str | None = None,
-    token: str | bool | None = None,
+    revision: str | None,
+    token: str | bool | None,
 ) -> tuple[Source, Path]:
     """Open the source, and check the destination of the result. Returns the source and the absolute destination
     path."""

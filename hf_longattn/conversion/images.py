@@ -18,7 +18,7 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.capabilities import grid_blocks
 from ..mechanisms.window2d import GLOBAL
 from ..modeling.costs import layer_mechanisms
-from ..modeling.family.definition import Family, without_head
+from ..modeling.family.definition import without_head
 from ..modeling.family.grid_spec import IMAGE_SIZE, INTERPOLATE, INTERPOLATE_ARGUMENT, PIXELS, TILE, fits_tiles
 from ..modeling.family.input_spec import AUTO, InputSize, InputSizes
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
@@ -187,13 +187,6 @@ def image_positions(
     return strategy, warnings_of_layers(attention, [problem if changed else "" for changed in affected], advice)
 
 
-def image_inputs(
-    family: Family, config: Any, folder: Path, text: tuple[str, str], recording: Path | None = None
-) -> Images:
-    """Random images. ``text`` and ``recording`` are not used."""
-    return Images(family.spec, config, folder)
-
-
 def check_image_processor(plan: ConversionPlan, folder: Path, inputs: Images) -> list[Check]:
     """Check that the written image processor outputs the new size."""
     if inputs.processor is None:
@@ -260,4 +253,11 @@ def check_crops(comparison: Comparison) -> Check:
     return equality(CROPS, f"{what}: largest difference", difference, {"crops": len(expected), **new.values})
 
 
-IMAGES = Modality(("image_size",), plan_images, image_inputs, check_image_processor, check_images, Images)
+IMAGES = Modality(
+    ("image_size",),
+    plan_images,
+    lambda family, config, folder, text, recording: Images(family.spec, config, folder),
+    check_image_processor,
+    check_images,
+    Images,
+)

@@ -44,9 +44,7 @@ def source_class(architecture: Architecture) -> Any:
     return family.base_class(name) if name in family.model_classes else getattr(transformers, name)
 
 
-def load_source(
-    source: Source, architecture: Architecture, dtype: torch.dtype | str = torch.float32
-) -> tuple[Any, set[str]]:
+def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | str) -> tuple[Any, set[str]]:
     """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are
     random."""
     # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
@@ -206,24 +204,24 @@ def added_modules(model: nn.Module) -> tuple[str, ...]:
 
 
 _LOCK = threading.Lock()
-_USERS: list[object] = []
-"""Threads within the context. The first one changes the settings of the process, and the last one restores them."""
+_USERS: list[None] = []
+"""One entry for each thread within the context. The first one changes the settings of the process, and the last one
+restores them."""
 _RESTORE = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Context (or decorator) in which libraries log only errors, and draw no progress bars."""
-    user = object()
     with _LOCK:
         if not _USERS:
             _RESTORE.enter_context(_errors_only())
-        _USERS.append(user)
+        _USERS.append(None)
     try:
         yield
     finally:
         with _LOCK:
-            _USERS.remove(user)
+            _USERS.pop()
             if not _USERS:
                 _RESTORE.close()
 

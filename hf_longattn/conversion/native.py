@@ -274,8 +274,9 @@ def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
     ``reason``."""
     stocks = [stock(config, long_class, family) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
     stocks = [stock for stock in stocks if family.base_model_type in stock.families] or stocks[:1]
-    if (choice := next((stock for stock in stocks if not stock.reason), None)) or len(stocks) == 1:
-        return choice or stocks[0]
+    for stock in stocks:
+        if not stock.reason:
+            return stock
     odd = next((mechanism for mechanism in stocks[0].layers if not isinstance(mechanism, Full)), None)
     return next((stock for stock in stocks if isinstance(odd, stock.computes)), stocks[0])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..mechanisms import Mechanism
 from ..modeling.attach.tower_grids import packs_images
 from ..modeling.backend import BACKEND
 from ..modeling.costs import LengthCost, ModelShape, costs_of, generic_shape, layer_mechanisms
-from ..modeling.family.definition import Family, known_family, tower_field
+from ..modeling.family.definition import known_family, tower_field
 from ..modeling.family.input_spec import AUTO, InputSize, InputSizes
 from ..modeling.family.long_config import attention_implementation
 from ..modeling.family.plain_spec import PlainSpec, reads_only_text, text_length, text_tower
@@ -74,7 +73,6 @@ def plan_plain(source: Source, architecture: Architecture, request: ConversionCo
             inputs=part.inputs,
             positions=UNCHANGED,
             attention=part.attention,
-            position_change="",
             skeleton=part.module,
             shape=part.shape,
             costs=part.costs,
@@ -180,17 +178,6 @@ def plain_config(
     return config, UNCHANGED, ""
 
 
-def plain_inputs(
-    family: Family, config: Any, folder: Path, text: tuple[str, str], recording: Path | None = None
-) -> Any:
-    """Description only: :func:`check_plain` makes inputs by :func:`~.seeded_inputs.seeded_inputs`."""
-    return SimpleNamespace(describe=lambda: "seeded inputs")
-
-
-def check_plain_tokenizer(plan: ConversionPlan, folder: Path, inputs: Any) -> list[Check]:
-    return check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
-
-
 def check_plain(comparison: Comparison) -> list[Check]:
     """Compare outputs with the source's: with the class's attention, with all mechanisms, and with the mechanisms
     of one tower. With mechanisms, outputs must be finite."""
@@ -245,8 +232,9 @@ def _shapes(inputs: Mapping[str, Any]) -> str:
 PLAIN = Modality(
     ("max_length", "towers"),
     plan_plain,
-    plain_inputs,
-    check_plain_tokenizer,
+    # their description only: `check_plain` makes inputs by `seeded_inputs`
+    lambda family, config, folder, text, recording: SimpleNamespace(describe=lambda: "seeded inputs"),
+    lambda plan, folder, inputs: check_tokenizer(plan, folder, load_tokenizer(plan.source.folder)),
     check_plain,
     predicate="keeps its other sizes with --generic",
 )

@@ -181,10 +181,10 @@ class ConversionPlan(WithTowers):
     inputs: InputSizes  # sizes of the inputs of source and result
     positions: str  # the strategy for positions
     attention: LongAttentionConfig
-    position_change: str  # reason why new positions change outputs below the old length; empty if they do not
     skeleton: Any  # the result on the meta device
     shape: ModelShape
     costs: tuple[LengthCost, ...]
+    position_change: str = ""  # reason why new positions change outputs below the old length
     warnings: tuple[PositionWarning, ...] = ()  # warnings about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     encoded: EncodedTexts | None = None  # what the source's encoder reads; None for other models

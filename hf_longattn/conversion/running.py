@@ -33,21 +33,13 @@ def seeded() -> Iterator[None]:
 
 def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """All floating-point outputs of one forward pass, by name. The model draws the same random numbers at every
-    call."""
+    call. A decoder without tokens in ``inputs`` gets one start token."""
+    arguments, config = dict(inputs), model.config
+    if config.is_encoder_decoder and DECODER_INPUT in inspect.signature(model.forward).parameters:
+        start = getattr(config, "decoder_start_token_id", None) or 0
+        arguments.setdefault(DECODER_INPUT, torch.full((1, 1), min(start, config.vocab_size - 1)))
     with torch.no_grad(), seeded():
-        return floating_tensors(model(**with_decoder_input(model, inputs), return_dict=True))
-
-
-def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``forward``, with one start token for a decoder without tokens in ``inputs``."""
-    if (
-        DECODER_INPUT in inputs
-        or not model.config.is_encoder_decoder
-        or DECODER_INPUT not in inspect.signature(model.forward).parameters
-    ):
-        return dict(inputs)
-    start = getattr(model.config, "decoder_start_token_id", None) or 0
-    return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
+        return floating_tensors(model(**arguments, return_dict=True))
 
 
 def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:

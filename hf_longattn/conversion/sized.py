@@ -141,7 +141,6 @@ def plan_sized(
         inputs=sizes,
         positions=positions,
         attention=attention,
-        position_change="",
         skeleton=skeleton,
         shape=shape,
         costs=costs_of(sizes, attention, shape),

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..data.audio import Samples, read_audio
 from ..errors import CheckpointError, InputError, OptionError, checkpoint_errors
 from ..modeling.family.audio_spec import audio_seconds, duration
-from ..modeling.family.definition import Family
 from ..modeling.family.input_spec import AUTO, InputSize
 from ..reports import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from .architecture import Architecture
@@ -141,9 +140,10 @@ def plan_sounds(source: Source, architecture: Architecture, request: ConversionC
             "--needs-training and train it by longattn train seq2seq."
         )
     sizes = spec.between(config, old, new, spec.reads_longer)
-    attention = family.config_class.default_attention()
     if request.names_attention:
         attention = request.attention()
+    else:
+        attention = architecture.long_config(None).long_attention
     sized_layers(architecture, attention, sizes)
     if request.positions != AUTO:
         raise OptionError(f"A {name} has no position table or rotary positions; leave --positions out.")
@@ -154,13 +154,6 @@ def plan_sounds(source: Source, architecture: Architecture, request: ConversionC
     if extractor is not None and changes:
         files = changed_file(source.folder, FEATURE_EXTRACTOR, extractor, changes)
     return plan_sized(source, architecture, sizes, attention, str(spec.positions), warnings, files, TASKS)
-
-
-def sound_inputs(
-    family: Family, config: Any, folder: Path, text: tuple[str, str], recording: Path | None = None
-) -> Sounds:
-    """The user's recording, or random sounds. ``text`` is not used."""
-    return Sounds(family.spec, config, folder, recording)
 
 
 def check_extractor(plan: ConversionPlan, folder: Path, inputs: Sounds) -> list[Check]:
@@ -210,4 +203,11 @@ def check_padding(comparison: Comparison) -> Check:
     return equality(name, detail, Difference.of(alone, frames), {})
 
 
-SOUNDS = Modality(("audio_seconds", "verify_audio"), plan_sounds, sound_inputs, check_extractor, check_sounds, Sounds)
+SOUNDS = Modality(
+    ("audio_seconds", "verify_audio"),
+    plan_sounds,
+    lambda family, config, folder, text, recording: Sounds(family.spec, config, folder, recording),
+    check_extractor,
+    check_sounds,
+    Sounds,
+)

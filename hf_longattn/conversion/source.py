@@ -50,7 +50,6 @@ def open_source(
     token: str | bool | None = None,
     *,
     weights: bool = True,
-    allow_pickle: bool = False,
 ) -> Source:
     """Open a checkpoint, and read its config.
 
@@ -60,7 +59,6 @@ def open_source(
     Args:
         source: a folder, or a Hub repository id, which is downloaded into the Hub cache.
         weights: whether the weights are needed; a plan needs the config alone.
-        allow_pickle: whether .bin files are read where there are no safetensors. Only tensors are read from them.
     """
     name = str(source)
     root, folder = None, fetch_model(source, revision, token)
@@ -75,7 +73,7 @@ def open_source(
     refuse_adapter(folder, name)
     opened = Source(name, folder, read_config(folder), root)
     if weights:
-        opened = with_weights(opened, token, allow_pickle=allow_pickle)
+        opened = with_weights(opened, token)
     return opened
 
 

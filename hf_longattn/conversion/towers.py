@@ -114,7 +114,7 @@ def tower_requests(architecture: Architecture, request: ConversionConfig) -> dic
 
 
 def tower_inputs(
-    family: Family, config: Any, folder: Path, text: tuple[str, str], recording: Path | None = None
+    family: Family, config: Any, folder: Path, text: tuple[str, str], recording: Path | None
 ) -> InputsOfTowers:
     return InputsOfTowers(
         {

@@ -15,6 +15,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.big_bird.configuration_big_bird import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
+from ..configuration import LongAttentionConfig
 from ..memory.decode_cache import take_cache
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import Family
@@ -37,8 +38,8 @@ class BlockSparseConfig(LongConfig):
         self.attention_type = "original_full"
         super().__post_init__(**kwargs)
 
-    def _attention_without_choice(self) -> dict[str, Any]:
-        return {"mechanism": "bigbird", "block_size": self.block_size, "num_random_blocks": self.num_random_blocks}
+    def default_attention(self) -> LongAttentionConfig:
+        return LongAttentionConfig("bigbird", block_size=self.block_size, num_random_blocks=self.num_random_blocks)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

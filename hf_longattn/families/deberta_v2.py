@@ -168,17 +168,8 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
 class LongDebertaV2Embeddings(DebertaV2Embeddings):
     """DebertaV2Embeddings for a mask in which global tokens are annotated."""
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        return super().forward(
-            input_ids, token_type_ids, position_ids, None if mask is None else padding_mask(mask), inputs_embeds
-        )
+    def forward(self, *, mask: Tensor, **inputs: Any) -> Tensor:
+        return super().forward(mask=padding_mask(mask), **inputs)
 
 
 class LongDebertaV2Convolution(ConvLayer):

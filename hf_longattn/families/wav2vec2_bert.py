@@ -8,7 +8,7 @@ projected, as in the base.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers.models.wav2vec2_bert.configuration_wav2vec2_bert import Wav2Vec2BertConfig
@@ -28,15 +28,18 @@ from ..modeling.family.definition import AttentionNames
 from ..modeling.family.long_config import runs_mechanisms
 from ..names import missing
 
+if TYPE_CHECKING:
+    _Module: Any = nn.Module
+else:
+    _Module = object
+
 SinusoidsNear = Callable[[int, int], Tensor]
 """``(back, ahead) -> (distances, C)``: the sinusoids of the distances -ahead, …, back."""
 
 
-class NearSinusoids(nn.Module):
+class NearSinusoids(_Module):
     """Mixin before the base's ``…RelPositionalEmbedding``. Returns a function that computes sinusoids for visible
     distances only."""
-
-    config: Any
 
     def forward(self, hidden_states: Tensor) -> SinusoidsNear | Tensor:
         if not runs_mechanisms(self):
@@ -45,30 +48,14 @@ class NearSinusoids(nn.Module):
 
         def near(back: int, ahead: int) -> Tensor:
             furthest = back + ahead + 1  # at least the larger of both, and never 1, which graphs specialise on
-            table: Any = self.extend_pe(like.expand(1, furthest + 1))  # type: ignore[operator]
+            table: Tensor = self.extend_pe(like.expand(1, furthest + 1))
             return table[0, furthest - back : furthest + ahead + 1].flip(0)
 
         return near
 
 
-class ConformerAttention(nn.Module):
+class ConformerAttention(_Module):
     """Mixin before the base's ``…SelfAttention`` that runs the layer's mechanism."""
-
-    config: Any
-    long_attention: Any
-    linear_q: nn.Linear
-    linear_k: nn.Linear
-    linear_v: nn.Linear
-    linear_out: nn.Linear
-    linear_pos: nn.Linear
-    distance_embedding: nn.Embedding
-    pos_bias_u: Tensor
-    pos_bias_v: Tensor
-    position_embeddings_type: str | None
-    right_max_position_embeddings: int
-    head_size: int
-    scaling: float
-    dropout: nn.Dropout
 
     def forward(
         self,

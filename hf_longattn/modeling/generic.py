@@ -36,7 +36,7 @@ from .attach.tower_grids import hook_grid
 from .attach.weights import LoadsMechanisms
 from .backend import BACKEND
 from .classes import check_interface, is_model_class
-from .family.definition import TOWER_CONFIG, Family, base_package
+from .family.definition import TOWER_CONFIG, Family
 from .family.definition import family_in as named_family
 from .family.long_config import LongConfig, attention_implementation, runs_mechanisms
 from .family.plain_spec import PlainSpec
@@ -136,15 +136,10 @@ def loading_class(model: PreTrainedModel) -> Any:
 class PlainFamily(Family):
     """The family of an architecture without Long classes. It is not registered."""
 
+    two_stacks = False  # encoder and decoder have the same attention
+
     def __post_init__(self) -> None:
-        base_config: Any = self.config_class.__bases__[-1]
-        vars(self).update(
-            base_config_class=base_config,
-            base_model_type=base_config.model_type,
-            base_package=base_package(base_config.model_type),
-            module=self.config_class.__module__,
-            two_stacks=False,  # encoder and decoder have the same attention
-        )
+        """Replaces the check and the registration."""
 
     @cached_property
     def model_classes(self) -> dict[str, str]:

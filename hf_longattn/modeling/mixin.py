@@ -521,7 +521,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         LFM2)."""
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
         convolves = any(isinstance(module, nn.Conv1d) for module in self.modules())
-        return (recurrent or convolves) and self.family.spec.counts_tokens
+        return (recurrent or convolves) and not self.family.spec.units
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Check inputs, find documents and global tokens, and run ``base_forward``, in segments if there are memory

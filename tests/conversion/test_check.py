@@ -232,7 +232,7 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     assert "beyond 16 " in check.detail
 
     ids = text.tokens(found.read)[0]
-    chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()
+    chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()[None]
     loss = LanguageLoss(plan, text, found)
     equal = loss.judge(chance / 2, chance / 2)
     assert (equal.values["verdict"], "no text of more than 64 tokens was read" in equal.detail) == (
@@ -455,7 +455,7 @@ def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
     drawn = torch.randn(2, len(chance), generator=torch.Generator().manual_seed(0))
     source = share * chance + spread * (drawn[0] - drawn[0].mean())
     result = source + change + noise * (drawn[1] - drawn[1].mean())
-    check = measured.judge(source, result)
+    check = measured.judge(source[None], result[None])
     assert (check.values["verdict"], says in check.detail) == (verdict, True), check.detail
 
 
@@ -468,7 +468,7 @@ def test_decoder_may_lose_a_little_of_its_gain_over_chance(
     chance = -(
         text.tokens(text.real_tokens())[0].bincount()[text.tokens(measured.lengths.read)[0]] / text.real_tokens()
     ).log()
-    check = decoder.judge(0.5 * chance, (0.5 + 0.5 * share_of_gain) * chance)
+    check = decoder.judge(0.5 * chance[None], (0.5 + 0.5 * share_of_gain) * chance[None])
     assert check.values["verdict"] == verdict, check.detail
 
 
@@ -486,7 +486,7 @@ def measured(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Language
 def test_loss_of_too_few_predicted_tokens_decides_nothing(measured: LanguageLoss) -> None:
     read = measured.lengths.read
     for predicted in (0, 1, 9):
-        losses = torch.ones(read).masked_fill(torch.arange(read) >= predicted, float("nan"))
+        losses = torch.ones(1, read).masked_fill(torch.arange(read) >= predicted, float("nan"))
         check = measured.judge(losses, losses)
         assert (check.values["verdict"], "--verify-text FILE" in check.detail) == ("cannot tell", True)
 

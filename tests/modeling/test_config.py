@@ -156,7 +156,6 @@ def test_windows_of_the_base_are_those_that_transformers_computes() -> None:
     assert own_windows(transformers.ModernBertDecoderConfig(**sizes)) == [None, 6, 6]
     mistral = transformers.MistralConfig(num_hidden_layers=2, sliding_window=16)
     assert own_windows(mistral) == [16, 16]
-    assert own_windows(mistral, causal=False) == [32, 32]
 
 
 @pytest.mark.parametrize("width", [0, -1])

@@ -10,7 +10,7 @@ import transformers
 
 import hf_longattn.families as families
 from hf_longattn.errors import InputError, OptionError
-from hf_longattn.modeling.family.definition import known_length
+from hf_longattn.modeling.family.definition import known_length, longest_input
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 WINDOW = {"mechanism": "window", "window": 8}
@@ -87,12 +87,8 @@ def test_known_length_leaves_out_rows_that_are_no_positions(architecture: str, l
         model(torch.full((1, longest), 5))
 
 
-def test_known_length_reads_the_fields_of_led_mpt_and_bloom() -> None:
-    assert (
-        known_length(
-            transformers.LEDConfig(max_encoder_position_embeddings=64, max_decoder_position_embeddings=32), None
-        )
-        == 64
-    )
-    assert known_length(transformers.MptConfig(max_seq_len=96), None) == 96
-    assert known_length(transformers.BloomConfig(), None) is None
+def test_the_longest_input_of_led_mpt_and_bloom() -> None:
+    led = transformers.LEDConfig(max_encoder_position_embeddings=64, max_decoder_position_embeddings=32)
+    assert longest_input(led) == 64
+    assert longest_input(transformers.MptConfig(max_seq_len=96)) == 96
+    assert longest_input(transformers.BloomConfig()) is None

@@ -103,7 +103,6 @@ class AudioSpec(InputSpec):
 ``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame.
 :meth:`use_base_attention` computes the attention of {base} instead.
 """
-    counts_tokens = False
     input: str = "input_values"
     rate: int = 16_000
     features: Callable[[Any], int] | None = None
@@ -323,9 +322,8 @@ class LongAudioConfig(LongEncoderConfig):
         self.long_audio_seconds = None if seconds is None else audio_seconds(seconds, "long_audio_seconds")
         super().__post_init__(**kwargs)
 
-    @classmethod
-    def default_attention(cls) -> LongAttentionConfig:
-        return LongAttentionConfig("window", left=cls.context_frames, right=cls.context_frames)
+    def default_attention(self) -> LongAttentionConfig:
+        return LongAttentionConfig("window", left=self.context_frames, right=self.context_frames)
 
 
 def duration(seconds: float) -> str:

@@ -108,26 +108,16 @@ class Family:
     mixin: type | None = None
     spec: Any = PLAIN_TEXT
 
-    base_config_class: type[PreTrainedConfig] = field(init=False, repr=False, compare=False)
-    base_model_type: str = field(init=False, repr=False, compare=False)
-    """transformers' ``model_type`` of the base, such as ``"bert"``."""
-    base_package: str = field(init=False, repr=False, compare=False)
-    """transformers' package of the base, such as ``"transformers.models.xlm_roberta"``."""
-    module: str = field(init=False, repr=False, compare=False)
-    """The module of the family's classes, such as ``"hf_longattn.families.bert"``."""
-    two_stacks: bool = field(init=False, repr=False, compare=False)
-    """Whether the base has an encoder and a decoder, both with attention."""
-
     def __post_init__(self) -> None:
         """Check and register the family, and let its module make the Long classes.
 
         Raises:
             OptionError: the entry is incomplete.
         """
-        config = self.config_class
-        name, base = getattr(config, "__name__", repr(config)), getattr(config, "base_model_type", None)
-        fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        placed = self.rope or self.relative or self.no_positions or bool(self.position_tables)
+        config: Any = self.config_class
+        name, base = config.__name__, getattr(config, "base_model_type", None)
+        fields = {*config.__dataclass_fields__, *config.attribute_map}
+        placed = self.rope or self.relative or self.no_positions or self.position_tables
         problem = ""
         if base is None:
             problem = f"{name} is not a Long config; derive it as class LongNewConfig(LongConfig, NewConfig)."
@@ -141,18 +131,33 @@ class Family:
         if problem:
             raise OptionError(f"The family in {config.__module__} cannot be registered: {problem}")
 
-        base_config: Any = config.__bases__[-1]
-        model_type = base_config.model_type
-        vars(self).update(
-            base_config_class=base_config,
-            base_model_type=model_type,
-            base_package=base_package(model_type),
-            module=config.__module__,
-            two_stacks=bool(getattr(base_config, "is_encoder_decoder", False)),
-        )
-        _REGISTERED[model_type] = self
+        _REGISTERED[self.base_model_type] = self
         for enter in ENTERED:
             enter(self)
+
+    @property
+    def base_config_class(self) -> Any:
+        return self.config_class.__bases__[-1]
+
+    @cached_property
+    def base_model_type(self) -> str:
+        """transformers' ``model_type`` of the base, such as ``"bert"``."""
+        return str(self.base_config_class.model_type)
+
+    @cached_property
+    def base_package(self) -> str:
+        """transformers' package of the base, such as ``"transformers.models.xlm_roberta"``."""
+        return base_package(self.base_model_type)
+
+    @property
+    def module(self) -> str:
+        """The module of the family's classes, such as ``"hf_longattn.families.bert"``."""
+        return self.config_class.__module__
+
+    @property
+    def two_stacks(self) -> bool:
+        """Whether the base has an encoder and a decoder, both with attention."""
+        return bool(getattr(self.base_config_class, "is_encoder_decoder", False))
 
     @cached_property
     def model_classes(self) -> dict[str, str]:
@@ -188,7 +193,7 @@ class Family:
     @property
     def text_tower(self) -> tuple[str, Family]:
         """Name and family of the tower that reads texts."""
-        return next((name, tower) for name, tower in self.towers.items() if tower.spec.counts_tokens)
+        return next((name, tower) for name, tower in self.towers.items() if not tower.spec.units)
 
     @cached_property
     def stacks(self) -> dict[str, str]:
@@ -208,9 +213,6 @@ class Family:
 
     def has_encoder(self, head: str) -> bool:
         return self.two_stacks and not head.endswith(DECODER_ALONE)
-
-    def decoder_layers(self, config: Any) -> int:
-        return int(config.decoder_layers if hasattr(config, "decoder_layers") else config.num_decoder_layers)
 
     def base_length(self, config: Any, table: PositionTable | None = None) -> int:
         """The value of ``table.field`` in the base's config, special rows included. Without a table, the base's
@@ -471,7 +473,7 @@ def family_for_class(name: str) -> Family | None:
     # for example "gemma3" and "gemma3_text" for LongGemma3Model; families with a file come last, because they must be
     # imported
     bases = [base for base in FAMILIES if name.startswith(f"{long_prefix(base)}{first_word(base)}")]
-    for base in sorted(bases, key=lambda base: module_name(base) in files) if len(bases) > 1 else bases:
+    for base in sorted(bases, key=lambda base: module_name(base) in files):
         if name in exported_names(base):
             return FAMILIES[base]
     for base in bases:
@@ -486,13 +488,13 @@ def family_for_class(name: str) -> Family | None:
     return None
 
 
-def known_length(config: Any, tokenizer: Any | None, model: Any = None) -> int | None:
+def known_length(config: Any, tokenizer: Any | None, model: Any) -> int | None:
     """Maximum tokens of an input, special tokens included, by config and tokenizer. ``None`` if neither has a maximum.
 
     model: a model of any architecture. Positions may start after a padding row in its position table (Longformer).
     """
     lengths = [longest_input(config), getattr(tokenizer, "model_max_length", None)]
-    for name, table in () if model is None else model.named_modules():
+    for name, table in model.named_modules():
         if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
             lengths.append(table.num_embeddings - table.padding_idx - 1)
     return min((int(length) for length in lengths if length and 0 < length < UNLIMITED_LENGTH), default=None)

@@ -43,7 +43,6 @@ class GridSpec(InputSpec):
 
     reads, noun, nouns, units = "grid", "image", "images", "pixels"
     mixins = ("modeling.grids.LongGridMixin", "modeling.grids.LongGridModelMixin")
-    counts_tokens = False
     on_grid = True
     prefix: int | Callable[[Any], int] = 0
     interpolates: bool = True
@@ -59,14 +58,13 @@ class GridSpec(InputSpec):
         Raises:
             InputError: the config's ``patch_size`` is neither one number of pixels nor one number for each axis.
         """
-        size = config.patch_size
-        sides = [size, size] if isinstance(size, int) else size
-        is_pair = isinstance(sides, list | tuple) and len(sides) == 2
-        if not is_pair or not all(isinstance(side, int) and side > 0 for side in sides):
+        sides = sides_of(config.patch_size)
+        if len(sides) != 2:
             raise InputError(
-                f"The config says patch_size={size!r:.40}, but a patch is a number of pixels, or one for each axis."
+                f"The config says patch_size={config.patch_size!r:.40}, but a patch is a number of pixels, or one for "
+                "each axis."
             )
-        return tuple(sides)
+        return sides
 
     def describe(self, size: tuple[int, ...]) -> str:
         """A size as text, for example "768 × 1024 pixels"."""
@@ -168,17 +166,24 @@ class GridSpec(InputSpec):
         return None if pixels is None else self.of_size(config, tuple(pixels.shape[-2:]))
 
 
+def sides_of(size: Any) -> tuple[int, ...]:
+    """One number of pixels for both axes, or a list of several, as a tuple. Empty if ``size`` is neither."""
+    sides = [size, size] if isinstance(size, int) else size
+    if isinstance(sides, list | tuple) and all(type(side) is int and side > 0 for side in sides):
+        return tuple(sides)
+    return ()
+
+
 def image_size(size: Any) -> tuple[int, ...]:
     """A size in pixels, given as one number or several, as a tuple with the height first.
 
     Raises:
         InputError: ``size`` is neither.
     """
-    sides = [size, size] if isinstance(size, int) else size
-    is_list = isinstance(sides, list | tuple) and len(sides) > 0
-    if not is_list or not all(type(pixels) is int and pixels > 0 for pixels in sides):
+    sides = sides_of(size)
+    if not sides:
         raise InputError(f"An image size is {size!r}, but must be pixels, or height and width: 1024, or [768, 1024].")
-    return tuple(sides)
+    return sides
 
 
 class LongGridConfig(LongEncoderConfig):

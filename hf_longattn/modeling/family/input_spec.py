@@ -122,7 +122,7 @@ class InputSpec:
     nouns: ClassVar[str]
     """The same noun in the plural."""
     units: ClassVar[str] = ""
-    """What a size counts besides tokens."""
+    """What a size counts besides tokens; empty if it counts only tokens."""
     timed: ClassVar[bool] = False
     """Whether inputs have a duration."""
     mixins: ClassVar[tuple[str, str]] = ("modeling.mixin.LongAttentionMixin", "modeling.mixin.LongBaseModelMixin")
@@ -134,8 +134,6 @@ class InputSpec:
 :meth:`new_memory`. :meth:`use_base_attention` computes the attention of {base} instead.
 """
     """The docstring of Long classes; ``whose`` names the stack of an encoder-decoder."""
-    counts_tokens: ClassVar[bool] = True
-    """Whether the maximum length is stated in tokens."""
     on_grid: ClassVar[bool] = False
     """Whether tokens are the patches of an image."""
     needs_positions: ClassVar[bool] = False

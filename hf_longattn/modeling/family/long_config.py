@@ -127,15 +127,12 @@ class LongConfig(_Base):
                     f"{BASE_WINDOWS} is {base_windows!r}, but must be a mapping with some of "
                     f"{', '.join(SERVING_WINDOW_FIELDS)}."
                 )
-            fields = self.__dataclass_fields__
-            kwargs = {
-                name: value
-                for name, value in kwargs.items()
-                if name not in SERVING_WINDOW_FIELDS or name in base_windows
-            }
-            for name in base_windows.keys() & fields.keys():
-                setattr(self, name, base_windows[name])
-            kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
+            kwargs = {name: value for name, value in kwargs.items() if name not in SERVING_WINDOW_FIELDS}
+            for name, value in base_windows.items():
+                if name in self.__dataclass_fields__:
+                    setattr(self, name, value)
+                else:
+                    kwargs[name] = value
         check_config(kwargs)
         kwargs.pop(FORMAT_FIELD, None)  # from the file of an outer config, or written by `to_dict`
         if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
@@ -160,7 +157,7 @@ class LongConfig(_Base):
         if name == "long_attention" and not torch.compiler.is_compiling():
             if BASE_WINDOWS in self.__dict__:
                 self._show_windows({})
-            value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
+            value = with_own_windows(self.default_attention() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self.attending)
             if self.input_spec is not None:
@@ -187,7 +184,7 @@ class LongConfig(_Base):
         width = self.__dataclass_fields__.get("sliding_window")
         nullable = width is None or "None" in str(width.type)
         served = serving_window_fields(self.long_attention, *self.attending, base_windows, nullable=nullable)
-        changed = any(name not in base_windows or base_windows[name] != value for name, value in served.items())
+        changed = {**base_windows, **served} != base_windows
         own = {FORMAT_FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
         return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), **own}
 
@@ -255,15 +252,10 @@ class LongConfig(_Base):
         """Whether ``model.use_base_attention()`` was called, so that mechanisms do not run."""
         return bool(self.__dict__.get(BASE_ATTENTION))
 
-    @classmethod
-    def default_attention(cls) -> LongAttentionConfig | None:
-        """The default attention. ``None`` for the base's sliding window if all layers have one, otherwise Longformer's
-        defaults."""
-        return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
-
-    def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
-        """The attention of this config if the user chose none."""
-        return self.default_attention()
+    def default_attention(self) -> LongAttentionConfig | None:
+        """The attention if the user chose none. ``None`` for the base's sliding window if all layers have one,
+        otherwise Longformer's defaults."""
+        return None if self.default_mechanism is None else LongAttentionConfig(self.default_mechanism)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -290,11 +282,12 @@ class LongConfig(_Base):
 
         A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked."""
         check_config(config_dict)
-        chosen, values = kwargs.pop("long_attention", None), config_dict
-        result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
-        if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
+        chosen = kwargs.pop("long_attention", None)
+        values = config_dict if chosen is None else {**config_dict, "long_attention": chosen}
+        result = super().from_dict(values, **kwargs)
+        if "long_attention" not in config_dict and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
             config = result[0] if isinstance(result, tuple) else result
-            before = values.get("extended_from", {})
+            before = config_dict.get("extended_from", {})
             config._scale_rotary(before)
             if before.get("rope_parameters", ()) == getattr(config, "rope_parameters", None):
                 config.extended_from = {name: value for name, value in before.items() if name != "rope_parameters"}
@@ -410,15 +403,12 @@ class LongConfig(_Base):
 def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
     """``config_class`` with the ``layer_types`` of its caches."""
 
-    class View(config_class, view=True):  # type: ignore[valid-type, misc, call-arg]
-        layer_types = property(lambda self: self._decode_layer_types() or [FULL] * self.num_hidden_layers)
-
-    View.__name__, View.__qualname__, View.__module__ = (
-        config_class.__name__,
-        config_class.__qualname__,
-        config_class.__module__,
-    )
-    return View
+    attributes = {
+        "layer_types": property(lambda self: self._decode_layer_types() or [FULL] * self.num_hidden_layers),
+        "__module__": config_class.__module__,
+        "__qualname__": config_class.__qualname__,
+    }
+    return type(config_class.__name__, (config_class,), attributes, view=True)
 
 
 class LongEncoderConfig(LongConfig):

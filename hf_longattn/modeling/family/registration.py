@@ -103,15 +103,14 @@ def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
     entries, families = mapped_names(table), importlib.import_module(FAMILIES_MODULE)
     for names in _family_entries():
         entry = entries.get(names.base, names.base_model if complete and names.prefix != GENERIC_CLASS else None)
-        heads = (entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else ()
-        if entry is None or (long and not all(head.startswith(names.first_word) for head in heads)):
+        if entry is None:
             continue
         if long:
-            entry = (
-                f"{names.prefix}{entry}"
-                if isinstance(entry, str)
-                else tuple(f"{names.prefix}{head}" for head in heads)
-            )
+            heads = (entry,) if isinstance(entry, str) else entry
+            if not all(head.startswith(names.first_word) for head in heads):
+                continue
+            long_heads = tuple(f"{names.prefix}{head}" for head in heads)
+            entry = long_heads[0] if isinstance(entry, str) else long_heads
         enter_class(table, names.model_type, entry, names.config, names.module, families)
 
 
@@ -184,7 +183,7 @@ def register_adapters(constants: ModuleType) -> None:
 
 def register_types(name: str, module: ModuleType) -> None:
     """Enter every Long model type in the private table ``name`` of ``module``."""
-    _enter_types(model_type_table(name, module))
+    _enter_types(model_type_table(name, module) or {})
 
 
 def register_pipelines(pipelines: ModuleType) -> None:
@@ -258,11 +257,10 @@ def new_config(config_class: type[Any], *arguments: Any) -> Any:
     return config_class.__new__(config_class, *arguments)
 
 
-def _enter_types(table: dict[str, Any] | None) -> None:
+def _enter_types(table: dict[str, Any]) -> None:
     """Give every Long model type the entry of its base."""
-    known = {} if table is None else table
-    for base in family_names(known):
-        known.setdefault(f"long_{base}", known[base])
+    for base in family_names(table):
+        table.setdefault(f"long_{base}", table[base])
 
 
 TABLES: dict[str, Callable[[ModuleType], None]] = {
@@ -345,11 +343,10 @@ def lazy_mappings(module: ModuleType) -> list[Any]:
     """The tables of a transformers module in which Auto classes look up their classes. A warning if they have unknown
     attributes."""
     tables = [
-        table
-        for table in vars(module).values()
-        if hasattr(table, "_model_mapping") and hasattr(table, "_config_mapping")
+        value
+        for value in vars(module).values()
+        if hasattr(value, "_model_mapping") and hasattr(value, "_config_mapping") and not isinstance(value, type)
     ]
-    tables = [table for table in tables if not isinstance(table, type)]
     needed = ("_modules", "_reverse_config_mapping", "_load_attr_from_module")
     known = [table for table in tables if all(hasattr(table, name) for name in needed)]
     if len(known) < len(tables):
@@ -378,18 +375,18 @@ def auto_mapping(auto_class: Any) -> Any:
     return getattr(auto_class, "_model_mapping", None)
 
 
-def auto_classes() -> Iterator[tuple[str, Any]]:
+def auto_classes() -> list[tuple[str, Any]]:
     """Name and table of every ``AutoModel...``, sorted by name."""
     from transformers.models.auto import modeling_auto
 
-    tables = {
-        name: auto_mapping(value)
+    tables = [
+        (name, table)
         for name, value in sorted(vars(modeling_auto).items())
-        if name.startswith("AutoModel")
-    }
-    if all(table is None for table in tables.values()):
+        if name.startswith("AutoModel") and (table := auto_mapping(value)) is not None
+    ]
+    if not tables:
         raise missing("lazy_mapping")
-    yield from ((name, table) for name, table in tables.items() if table is not None)
+    return tables
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:

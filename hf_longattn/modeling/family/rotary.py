@@ -109,8 +109,8 @@ def plan_rotary(
     plans: dict[str, RopePlan] = {}
     for kind, parameters in kinds.items():
         distances = [distance for distance, layer_kind in zip(furthest, of_layers, strict=True) if layer_kind == kind]
-        planned, reach = plan(positions, parameters, distances), positions_in(distances)
-        plans[kind] = planned
+        plans[kind] = plan(positions, parameters, distances)
+        reach = positions_in(distances)
         if reach is not None and reach <= old_length:
             plans[kind] = plan("rope:none", parameters, distances)
     decisive = next(

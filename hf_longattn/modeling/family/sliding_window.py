@@ -63,16 +63,16 @@ UNTRIED_IN_VLLM = {
 that are then set."""
 
 
-def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
+def own_windows(config: Any) -> list[int | None]:
     """The width of every layer's window in the units of mechanism ``window``. ``None`` for full attention.
 
-    Args:
-        causal: whether the layers are causal. ``None`` derives it from the config: all are, except ModernBERT's.
+    Layers are causal, except ModernBERT's.
+
     Raises:
         CheckpointError: the config's width is not a number of tokens.
     """
     if getattr(config, "is_heterogeneous", False):  # each layer has a config in transformers' per_layer_config
-        return [own_windows(of_layer, causal)[layer] for layer, of_layer in enumerate(config.per_layer_config)]
+        return [own_windows(of_layer)[layer] for layer, of_layer in enumerate(config.per_layer_config)]
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     if width is None or getattr(config, "use_sliding_window", None) is False:  # Qwen2-MoE's width is then 0
         return [None] * layers
@@ -81,8 +81,7 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
             f"The config's sliding_window is {width}, but a window has at least 1 token; write a width, or null for "
             "full attention."
         )
-    if causal is None:
-        causal = not hasattr(config, "local_attention") or config.model_type.endswith("decoder")
+    causal = not hasattr(config, "local_attention") or config.model_type.endswith("decoder")
     if getattr(config, "use_bidirectional_attention", None):
         width = 2 * (width - 1)  # Gemma 3 gives the first distance that is not visible
     elif not causal:
@@ -135,7 +134,7 @@ def equals_base(attention: LongAttentionConfig, windows: list[int | None], causa
 
 
 def serving_window_fields(
-    attention: LongAttentionConfig, layers: int, causal: bool, base_fields: Collection[str], *, nullable: bool = True
+    attention: LongAttentionConfig, layers: int, causal: bool, base_fields: Collection[str], *, nullable: bool
 ) -> dict[str, Any]:
     """Values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines.
 
@@ -256,9 +255,8 @@ def vllm_windows(config: Any) -> dict[str, Any]:
 
 def _vllm_problem(config: Any, sizes: Sequence[int | None]) -> str:
     """Why vLLM would not compute windows of ``sizes``, one for each layer, and what to do. "" if it would."""
-    values, family = vars(config), known_family(config)
-    if family is None:
-        return ""
+    values = vars(config)
+    family: Any = known_family(config)
     elsewhere = f"use {BACKEND!r}, which transformers' own servers run."
     for name, fields in UNTRIED_IN_VLLM.items():
         if any(values.get(field) for field in fields):
