@@ -84,22 +84,21 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     if key_mask is not None:
         seen = seen & key_mask[b, kv_safe]
     scores = scored(q_blocks, k_slices, q_safe, kv_safe)
-    if global_mask is None:
-        weights = masked_softmax(scores, seen, call.sink_scores)
-        return first_rows((F.dropout(weights, call.dropout).to(v.dtype) @ v_slices).flatten(2, 3), q_len)
-
-    index, real = index_of_globals(call)
-    columns = index[:, None, None, None, :]
-    column_seen = real[:, None, None, None, :] & (q_idx < kv_len) & ~pattern.band_mod(b, h, q_idx, columns)
-    if pattern.causal:
-        column_seen = column_seen & (columns <= q_idx)
-    k_global, v_global = (
-        x[torch.arange(batch, device=device)[:, None], :, index].transpose(1, 2)[:, :, None] for x in (k, v)
-    )
-    scores = torch.cat([scores, scored(q_blocks, k_global, q_safe, columns)], -1)
-    shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
-    seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
+    if global_mask is not None:
+        index, real = index_of_globals(call)
+        columns = index[:, None, None, None, :]
+        column_seen = real[:, None, None, None, :] & (q_idx < kv_len) & ~pattern.band_mod(b, h, q_idx, columns)
+        if pattern.causal:
+            column_seen = column_seen & (columns <= q_idx)
+        k_global, v_global = (
+            x[torch.arange(batch, device=device)[:, None], :, index].transpose(1, 2)[:, :, None] for x in (k, v)
+        )
+        scores = torch.cat([scores, scored(q_blocks, k_global, q_safe, columns)], -1)
+        shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
+        seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
     weights = F.dropout(masked_softmax(scores, seen, call.sink_scores), call.dropout).to(v.dtype)
+    if global_mask is None:
+        return first_rows((weights @ v_slices).flatten(2, 3), q_len)
     out = first_rows((weights[..., :width] @ v_slices + weights[..., width:] @ v_global).flatten(2, 3), q_len)
     if not pattern.global_rows:
         return out

@@ -20,8 +20,8 @@ from torch import Tensor
 from . import grid_windows
 from .batch import in_graph
 from .call import DENSE_CELLS, AttentionCall, DispatchContext, PathName, PatternType
-from .cpu import band, block_selected, distance_band, tiles, visible_blocks
-from .cpu.kernels import drops_in_tiles
+from .cpu import band, block_selected, distance_band, visible_blocks
+from .cpu.kernels import drops_in_tiles, why_not_tiles
 from .cuda import flash_band, flex, flex_kernel
 from .cuda.flex_kernel import NoKernel
 
@@ -156,7 +156,7 @@ PATHS: dict[PatternType, Paths] = {
         *BAND_KERNELS,
         ("plain", _always_runs),
     ),
-    "tiles": (("cpu-gathered", tiles.why_not), ("plain", _always_runs)),
+    "tiles": (("cpu-gathered", why_not_tiles), ("plain", _always_runs)),
     "blocks": (("cpu-blocks", block_selected.why_not), ("flex", flex.why_not_blocks), ("tiles", _always_runs)),
     "mask": (("cpu-visible-blocks", visible_blocks.why_not), ("dense-masked", _always_runs)),
 }

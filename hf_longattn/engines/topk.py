@@ -56,13 +56,12 @@ def topk(scores: Tensor, k: int) -> Tensor:
     sorts_whole_rows = accelerator.accelerated(scores) and length <= MAX_SORTED
     if k >= length or sorts_whole_rows:
         values, index = scores.sort(dim=-1, descending=True, stable=True)
-        return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
-    if in_graph() or accelerator.accelerated(scores):  # without reading values
+    elif in_graph() or accelerator.accelerated(scores):  # without reading values
         values, index = _stable(scores, k)
-        return index.masked_fill(values == float("-inf"), -1)
-    values, index = scores.topk(k + 1, dim=-1)
-    if bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
-        values, index = _stable(scores, k)
+    else:
+        values, index = scores.topk(k + 1, dim=-1)
+        if bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
+            values, index = _stable(scores, k)
     return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
 
 
@@ -252,9 +251,7 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _heads(
-    a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Iterator[tuple[Tensor, ...]]:
     """Yield one head of one batch item at a time; on an accelerator, all at once. Casts a and b to the dtype of
     ``out``.
 
@@ -263,12 +260,7 @@ def _heads(
     if accelerator.accelerated(a):
         batch, heads = index.shape[:2]
         first = torch.arange(batch * heads, device=index.device).view(batch, heads, 1, 1) * length
-        yield (
-            a.to(out.dtype).flatten(0, 2),
-            b.to(out.dtype).flatten(0, 2),
-            (index + first).flatten(0, 2),
-            out.flatten(0, 2),
-        )
+        yield tuple(x.flatten(0, 2) for x in (a.to(out.dtype), b.to(out.dtype), index + first, out))
         return
     for item in range(index.shape[0]):
         for head in range(index.shape[1]):

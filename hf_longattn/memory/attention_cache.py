@@ -305,6 +305,7 @@ class SparseCacheLayer(AttentionCacheLayer):
 class StateLayer(AttentionCacheLayer):
     """The state that :meth:`Stateful.advance` returned, and the number of tokens in it."""
 
+    _layer_type = STATE_LAYER
     keeps = "a state"
     computes_attention = True  # the layer holds no keys
     is_unread = False
@@ -443,17 +444,10 @@ class StateLayer(AttentionCacheLayer):
         self._forget_steps()
 
 
-class DynamicStateLayer(StateLayer):
-    """The state layer for :class:`transformers.DynamicCache`."""
-
-    _layer_type = STATE_LAYER
-
-
 class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
     """The state layer for :class:`transformers.StaticCache`. The state never moves in memory, so all decoding steps
     are one graph."""
 
-    _layer_type = STATE_LAYER
     is_compileable = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

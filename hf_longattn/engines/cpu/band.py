@@ -29,7 +29,7 @@ from ..batch import all_moderate
 from ..byte_cache import BYTE_CACHE
 from ..call import DispatchContext, Pattern
 from ..score_terms import DistanceBias
-from .kernels import additive_mask, drops_in_tiles, token_major, visible_mask
+from .kernels import additive_mask, token_major, visible_mask
 from .kernels import why_not as why_no_kernel
 from .onednn import has_amx
 from .softmax import Listed, Part, Runs, Scope, Side, Source, source
@@ -50,8 +50,7 @@ BAND, COLUMNS, ROWS = range(3)
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
-    drops = bool(context.call.dropout) and drops_in_tiles(context)
-    if (why := why_no_kernel(context, drops=drops)) is not None:
+    if (why := why_no_kernel(context)) is not None:
         return why
     if context.call.score_mod is None or "cpu-band" in context.call.term.engines:
         return None

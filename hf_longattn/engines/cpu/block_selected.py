@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import DispatchContext, Pattern, inverse_permutation
-from .kernels import MASKED, padding_of, visible_mask, why_not_tiles
+from .kernels import MASKED, NO_DROPOUT, padding_of, visible_mask, why_not_tiles
 from .softmax import Part, Runs, Scope, Source, source
 
 MAX_OWN_QUERIES = 4096
@@ -27,7 +27,9 @@ MAX_OWN_QUERIES = 4096
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
-    return "the blocks are those of a table" if context.block_size else why_not_tiles(context)
+    if context.block_size:
+        return "the blocks are those of a table"
+    return why_not_tiles(context) or (NO_DROPOUT if context.call.dropout else None)
 
 
 class _Head(Scope):

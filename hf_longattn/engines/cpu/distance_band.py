@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from ..call import AttentionCall, DispatchContext, Pattern
 from ..dense import repeat_heads, same_dtype
 from ..score_terms import DistanceTerm
 from .band import BandSource, Group, Item, groups
-from .kernels import MASKED, mask_dtype, token_major
+from .kernels import MASKED, NO_DROPOUT, mask_dtype, token_major
 from .kernels import why_not as why_no_kernel
 from .softmax import Listed, Part, Runs, add_product, attend_parts, source
 
@@ -44,6 +44,8 @@ def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     if (why := why_no_kernel(context)) is not None:
         return why
+    if context.call.dropout:
+        return NO_DROPOUT
     if "cpu-distances" in context.call.term.engines:
         return None
     return "the score term is not known to depend only on the distance and the query or the key"
@@ -163,7 +165,8 @@ class _Tables(NamedTuple):
     """Every head's tables with W rows for distances: ``(H, W, F)`` for query terms, ``(H, W, G)`` for key terms."""
 
     of_queries: Tensor
-    of_keys: Tensor | None
+    of_keys: Any
+    """``None`` without key terms, as are the other attributes of keys of :class:`Distances`."""
     buckets: Tensor | None
     ahead: int
 
@@ -172,48 +175,6 @@ class _Tables(NamedTuple):
         if self.buckets is not None:
             return self.buckets[(distance + self.ahead).clamp(0, len(self.buckets) - 1)]
         return (distance + self.ahead).clamp(0, self.of_queries.shape[1] - 1)
-
-
-class _FarTerms(NamedTuple):
-    """Distance terms of a part with global tokens."""
-
-    entries: Tensor
-    """The table row of each pair, ``(queries, keys)``."""
-    of_rows: bool
-    """True for global rows, False for global columns."""
-
-    def over(self, p: Tensor, e: Tensor | None, tables: _Tables) -> Tensor:
-        """The terms ``(b, H, queries, keys)`` of ``p (b, H, queries, F)`` and ``e (b, H, keys, G)``."""
-        terms = _terms(p, tables.of_queries, self.entries, few=self.of_rows)
-        if e is not None and tables.of_keys is not None:
-            for keys in self._pieces():
-                terms[..., keys] += _terms(
-                    e[:, :, keys], tables.of_keys, self.entries[:, keys].T, few=not self.of_rows
-                ).mT
-        return terms
-
-    def backward(
-        self, of_scores: Tensor, p: Tensor, e: Tensor | None, tables: _Tables, totals: _Tables
-    ) -> tuple[Tensor, Tensor | None]:
-        """The gradients of p and e, from score gradients ``(b, H, queries, keys)``. Table gradients are added to
-        ``totals``."""
-        of_p = _gradients(of_scores, p, tables.of_queries, self.entries, totals.of_queries, few=self.of_rows)
-        if e is None or tables.of_keys is None or totals.of_keys is None:
-            return of_p, None
-        of_e = []
-        for keys in self._pieces():
-            of_terms, entries = of_scores[..., keys].mT, self.entries[:, keys].T
-            of_e.append(
-                _gradients(of_terms, e[:, :, keys], tables.of_keys, entries, totals.of_keys, few=not self.of_rows)
-            )
-        return of_p, torch.cat(of_e, 2)
-
-    def _pieces(self) -> Iterator[slice]:
-        """All keys, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. :func:`_few_queries` has already split
-        global columns."""
-        queries, keys = self.entries.shape
-        step = max(1, PAIRS_PER_COLUMN_CALL // queries)
-        return (slice(start, min(start + step, keys)) for start in range(0, keys, step))
 
 
 def _terms(x: Tensor, table: Tensor, index: Tensor, few: bool) -> Tensor:
@@ -237,6 +198,14 @@ def _gradients(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable
         return of_products @ table
     dtable.index_add_(1, index.flatten(), (of_terms[..., None] * x[..., None, :]).sum(0).flatten(1, 2))
     return (of_terms[..., None, :] @ table[:, index])[..., 0, :]
+
+
+def _pieces(entries: Tensor) -> Iterator[slice]:
+    """All keys of ``entries (queries, keys)``, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs.
+    :func:`_few_queries` has already split global columns."""
+    queries, keys = entries.shape
+    step = max(1, PAIRS_PER_COLUMN_CALL // queries)
+    return (slice(start, start + step) for start in range(0, keys, step))
 
 
 @source
@@ -272,7 +241,7 @@ class Distances(BandSource):
         # The rows of both tables for the distances left, …, -right: of a query's keys in order.
         self.index = self.tables.rows(torch.arange(left, -right - 1, -1))
         self.rows = self.tables.of_queries[:, self.index]
-        self.key_rows = None if by_head is None else by_head[:, self.index]
+        self.key_rows: Any = None if by_head is None else by_head[:, self.index]
 
     def most_blocks(self, item: Item) -> int:
         return -(-item.q_len // min(self.chunk or QUERIES_PER_BLOCK, QUERIES_PER_BLOCK))
@@ -290,26 +259,39 @@ class Distances(BandSource):
         e = None if self.e is None else self.e[item.by_key]
         for far_part in item.far_parts(item.tokens, rows_first=self.is_backward):
             for part in _few_queries(far_part):
-                terms = _FarTerms(self.tables.rows(item.distances(part)), part.overrides)
+                entries, few = self.tables.rows(item.distances(part)), part.overrides  # global rows are few
                 of_queries = part.queries.of(p)
                 of_keys = None if e is None else part.keys.of(e)
-                mask = terms.over(of_queries, of_keys, self.tables)
+                mask = _terms(of_queries, self.tables.of_queries, entries, few)
+                if of_keys is not None:
+                    for keys in _pieces(entries):
+                        terms = _terms(of_keys[:, :, keys], self.tables.of_keys, entries[:, keys].T, not few)
+                        mask[..., keys] += terms.mT
                 if part.mask is not None:
                     mask = mask + part.mask
                 part = part._replace(mask=item.with_hole(mask, part.keys))
                 if self.is_backward:
-                    add_gradients = partial(self._add_far_gradients, item, part, terms, of_queries, of_keys)
+                    add_gradients = partial(self._add_far_gradients, item, part, entries, of_queries, of_keys)
                     part = part._replace(of_scores=add_gradients)
                 yield part
 
     def _add_far_gradients(
-        self, item: Item, part: Part, terms: _FarTerms, p: Tensor, e: Tensor | None, of_scores: Tensor
+        self, item: Item, part: Part, entries: Tensor, p: Tensor, e: Tensor | None, of_scores: Tensor
     ) -> None:
-        """Add the gradients of a part with global tokens. ``p`` and ``e`` are those of the part's queries and keys."""
-        of_p, of_e = terms.backward(of_scores, p, e, self.tables, self.of_tables)
+        """Add the gradients of a part with global tokens.
+
+        entries: the table row of each pair, ``(queries, keys)``. p, e: those of the part's queries and keys.
+        """
+        tables, totals, few = self.tables, self.of_tables, part.overrides
+        of_p = _gradients(of_scores, p, tables.of_queries, entries, totals.of_queries, few)
         part.queries.add(self.dp[item.by_query], of_p)
-        if of_e is not None and self.key_sums is not None:
-            part.keys.add(self.key_sums[0][item.by_key], of_e)
+        if e is None:
+            return
+        of_e = []
+        for keys in _pieces(entries):
+            of_terms, rows = of_scores[..., keys].mT, entries[:, keys].T
+            of_e.append(_gradients(of_terms, e[:, :, keys], tables.of_keys, rows, totals.of_keys, not few))
+        part.keys.add(self.key_sums[0][item.by_key], torch.cat(of_e, 2))
 
     def _calls(self, item: Item) -> Iterator[tuple[_Terms, list[_Terms]]]:
         """Yield for each group of equal blocks its :class:`_Terms`, and a list of the :class:`_Terms` of its calls."""
@@ -333,7 +315,7 @@ class Distances(BandSource):
                 if stored is None or stored.shape[1] != blocks:
                     stored = terms.new(p[0], blocks, MASKED)
                 terms.add_products(stored, _queries_by_head(terms.group, p), self.rows)
-                if e is not None and self.key_rows is not None:
+                if e is not None:
                     stored[..., : terms.rows] += terms.diagonals(terms.key_products(e, self.key_rows))
                 yield Part(
                     terms.group.queries, terms.group.keys, item.with_hole(terms.pairs(stored), terms.group.keys)
@@ -353,23 +335,22 @@ class Distances(BandSource):
             scores, of_scores = shared.new(p[0], len(p), MASKED), shared.new(p[0], len(p), 0.0).zero_()
             of_terms, rows = of_scores[..., : shared.rows], shared.table(self.rows)[None]
             for call in calls:
-                by_key = None if e is None or self.key_rows is None else call.key_products(e, self.key_rows)
-                of_keys = None if by_key is None else torch.zeros_like(by_key)
-                diagonals, of_diagonals = (
-                    (None if x is None else call.diagonals(x).split(len(p), 1)) for x in (by_key, of_keys)
-                )
+                if e is not None:
+                    by_key = call.key_products(e, self.key_rows)
+                    of_keys = torch.zeros_like(by_key)
+                    diagonals, of_diagonals = (call.diagonals(x).split(len(p), 1) for x in (by_key, of_keys))
                 for number, block in enumerate(call.group.parts(1)):
                     terms, queries = call._replace(group=block), _queries_by_head(block, p)
                     terms.add_products(scores, queries, self.rows)
-                    if diagonals is not None:
+                    if e is not None:
                         scores[..., : terms.rows] += diagonals[number]
                     mask = item.with_hole(terms.pairs(scores), block.keys)
                     yield Part(block.queries, block.keys, mask, memory=terms.pairs(of_scores))
                     add_product(block.queries.of(dp), of_terms.transpose(0, 1), rows)
                     terms.table(self.drows).baddbmm_(of_terms.flatten(1, 2).mT, queries)
-                    if of_diagonals is not None:
+                    if e is not None:
                         of_diagonals[number].add_(of_terms)
-                if e is not None and of_keys is not None and self.key_sums is not None and self.key_rows is not None:
+                if e is not None:
                     inside, (de, drows) = call.inside(of_keys), self.key_sums
                     add_product(de[item.by_key][:, :, call.keys], inside, call.table(self.key_rows)[None])
                     call.table(drows).add_((inside.mT @ e[:, :, call.keys]).sum(0))
@@ -382,15 +363,14 @@ class Distances(BandSource):
                 of_keys=None if of_keys is None else of_keys.new_zeros(of_keys.shape),
             )
             self.dp, self.drows = token_major(self.p.dtype, self.p)[0].zero_(), torch.zeros_like(self.rows)
-            self.key_sums = None
-            if self.e is not None and self.key_rows is not None:
+            if self.e is not None:
                 self.key_sums = token_major(self.e.dtype, self.e)[0].zero_(), torch.zeros_like(self.key_rows)
         return super().scopes(backward)
 
     def learned_gradients(self) -> list[Tensor]:
         self.of_tables.of_queries.index_add_(1, self.index, self.drows)
         gradients = [self.dp, self.of_tables.of_queries.sum_to_size(self.learned[1].shape)]
-        if self.of_tables.of_keys is not None and self.key_sums is not None:
+        if self.e is not None:
             self.of_tables.of_keys.index_add_(1, self.index, self.key_sums[1])
             gradients += [self.key_sums[0], self.of_tables.of_keys.sum_to_size(self.learned[3].shape)]
         return gradients

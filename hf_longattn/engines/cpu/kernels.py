@@ -40,32 +40,29 @@ BITS = 16
 """Random bits per weight that dropout draws."""
 MAX_TILE_PAIRS = 1 << 20
 """Maximum query-key pairs in a tile with dropout, so that several arrays of this size fit into the CPU cache."""
+NO_DROPOUT = "the fused kernel has no dropout"
 flash, flash_backward = look_up("cpu_flash", when_called=True), look_up("cpu_flash", 1, when_called=True)
 """PyTorch's fused attention kernel for the CPU, and its backward pass."""
 Gradients = tuple[Tensor, Tensor, Tensor]
 """The gradients of q, k and v."""
 
 
-def why_not(context: DispatchContext, *, drops: bool = False) -> str | None:
-    """Why the fused kernel does not run, as a clause. Score terms are not checked.
-
-    Args:
-        drops: whether the path implements this call's dropout without the kernel.
-    """
+def why_not(context: DispatchContext) -> str | None:
+    """Why a path with the fused kernel and :class:`Dropout` does not run, as a clause. Score terms are not checked."""
     if context.device != "cpu":
         return ELSEWHERE
     if context.exporting:
         return NOT_IN_AN_EXPORTED_GRAPH
     if not torch.compiler.is_compiling() and transformed():
         return TRANSFORMED
-    if context.call.dropout and not drops:
-        return "the fused kernel has no dropout"
+    if context.call.dropout and not drops_in_tiles(context):
+        return NO_DROPOUT
     return None
 
 
-def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | None:
+def why_not_tiles(context: DispatchContext) -> str | None:
     """Why the fused kernel does not run tiles of listed queries and keys, as a clause."""
-    if (why := why_not(context, drops=drops)) is not None:
+    if (why := why_not(context)) is not None:
         return why
     if context.call.score_mod is not None:
         return "the fused kernel adds no score term"

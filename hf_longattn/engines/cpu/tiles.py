@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..byte_cache import BYTE_CACHE
-from ..call import DispatchContext, GatherTile
-from .kernels import MASKED, MAX_SHARED_CELLS, additive_mask, drops_in_tiles, padding_of, why_not_tiles
+from ..call import GatherTile
+from .kernels import MASKED, MAX_SHARED_CELLS, additive_mask, padding_of
 from .softmax import Part, Runs, Scope, Side, Source, source
 
 CHUNK_BYTES = 800
@@ -296,11 +296,6 @@ FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
 """Size limits of one kernel call, forward and backward. Results fit into the CPU cache, and the next call reuses their
 memory."""
-
-
-def why_not(context: DispatchContext) -> str | None:
-    """Why this path does not run, as a clause. ``None`` if it may run."""
-    return why_not_tiles(context, drops=drops_in_tiles(context))
 
 
 class TokenTable:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..byte_cache import BYTE_CACHE
 from ..call import AttentionCall, DispatchContext
 from ..dense import repeat_heads, same_dtype
-from .kernels import MASKED, MAX_TILE_PAIRS, additive_mask, drops_in_tiles, why_not_tiles
+from .kernels import MASKED, MAX_TILE_PAIRS, additive_mask, why_not_tiles
 from .softmax import Part, Runs, Scope, Side, Source, attend_parts, source
 
 BLOCK = 64
@@ -101,7 +101,7 @@ def _any_in_blocks(blocks: Tensor) -> Tensor:
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run. Reduces the mask if nothing else is against
     it."""
-    if (why := why_not_tiles(context, drops=drops_in_tiles(context))) is not None:
+    if (why := why_not_tiles(context)) is not None:
         return why
     if context.few_pairs or context.q_len < BLOCK:
         return "a mask costs less for few pairs"

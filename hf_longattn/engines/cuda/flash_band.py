@@ -310,10 +310,8 @@ def _plan(call: AttentionCall, pattern: Pattern, rows: int, length: int, device:
     if pattern.causal and not in_front:
         return "the operator cannot hide global tokens after a query"
     in_front = in_front and (pattern.causal or pattern.global_rows)
-    a: list[tuple[int, int]] = []
-    b: list[tuple[int, int]] = []
-    c: list[tuple[int, int]] = []
-    global_tokens: list[int] = []
+    a, b, c = (list[tuple[int, int]]() for _ in range(3))
+    global_tokens = list[int]()
     # Queries in padding see keys in padding. Without a key in A and B, the merge would compute inf - inf.
     last_c = 0  # the first key after C's last run
     for span, of_span in zip(spans, tokens_of, strict=True):

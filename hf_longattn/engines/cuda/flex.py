@@ -320,12 +320,11 @@ MAX_TABLE_TOKENS = 1 << 15
 def why_not_blocks(context: DispatchContext) -> str | None:
     """Why blocks of keys do not run, as a clause. ``None`` if they may run."""
     size = context.block_size
-    selected = not size
-    if not selected and BAND_BLOCK % size and size % BAND_BLOCK:
+    if size and BAND_BLOCK % size and size % BAND_BLOCK:
         return f"blocks of {size} tokens do not fit the kernel's blocks of {BAND_BLOCK}"
     if context.kv_len > MAX_TABLE_TOKENS:
         return f"beyond {MAX_TABLE_TOKENS:,} tokens its lists of blocks are large"
-    if selected and torch.compiler.is_compiling():
+    if not size and torch.compiler.is_compiling():
         return "its block lists need values, which a graph lacks"
     return why_not(context)
 
