@@ -41,18 +41,13 @@ class AdaptiveSpanOptions(Options):
         32, "R, tokens over which the weight falls from 1 to 0 at the end of the span", "tokens", least=1
     )
     init_span: int | None = option(None, "the initial span; default: max_span", "tokens")
-    span_loss_weight: float = option(2e-6, "λ, factor of the mean span in the loss")
+    span_loss_weight: float = option(2e-6, "λ, factor of the mean span in the loss", least=0)
 
     def check(self) -> None:
         if self.init_span is not None and not 0 <= self.init_span <= self.max_span:
             raise OptionError(
                 f"Option 'init_span' of mechanism 'adaptive_span' is {self.init_span}, but must be between 0 and "
                 f"max_span={self.max_span}."
-            )
-        if not 0 <= self.span_loss_weight < math.inf:
-            raise OptionError(
-                f"Option 'span_loss_weight' of mechanism 'adaptive_span' is {self.span_loss_weight}, but must be at "
-                "least 0; for example span_loss_weight=2e-6."
             )
 
 

@@ -61,7 +61,7 @@ class BigBirdOptions(Options):
         3, "random key blocks of each query block, drawn for each head", "blocks", most=64, least=0
     )
     num_window_blocks: int = option(
-        3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks"
+        3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks", odd=True
     )
     num_global_blocks: int = option(
         1, "global blocks at each end of the sequence, or at the start when causal", "blocks", least=0
@@ -81,11 +81,6 @@ class BigBirdOptions(Options):
     )
 
     def check(self) -> None:
-        if self.num_window_blocks < 1 or self.num_window_blocks % 2 == 0:
-            raise OptionError(
-                f"Option 'num_window_blocks' of mechanism 'bigbird' is {self.num_window_blocks}, but must be odd, "
-                "with the query's block in the middle; for example num_window_blocks=3."
-            )
         if self.random_pattern != "seeded" and (self.num_window_blocks, self.num_global_blocks) != (3, 1):
             raise OptionError(
                 f"random_pattern={self.random_pattern!r} of mechanism 'bigbird' exists for num_window_blocks=3 and "

@@ -48,8 +48,8 @@ class Hedgehog(LinearMechanism):
     def __init__(self, sizes: LayerSizes, options: HedgehogOptions) -> None:
         super().__init__(sizes, options)
         self.features_per_head = options.feature_dim or 2 * sizes.head_dim
-        self.query_map = HeadwiseLinear(sizes.num_heads, sizes.head_dim, self.features_per_head // 2)
-        self.key_map = HeadwiseLinear(sizes.num_heads, sizes.head_dim, self.features_per_head // 2)
+        self.query_map = HeadwiseLinear(sizes, self.features_per_head // 2)
+        self.key_map = HeadwiseLinear(sizes, self.features_per_head // 2)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

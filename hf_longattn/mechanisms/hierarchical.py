@@ -170,9 +170,9 @@ class Pyramid:
             level = level + ((q_idx.div(size, rounding_mode="floor") - kv_idx // size).abs() > 1)
         return level
 
-    def centre(self, level: Tensor | int, pool: Tensor) -> Tensor:
+    def centre(self, level: int, pool: Tensor) -> Tensor:
         """Position of a pool in score terms: its middle, or the token on level 0."""
-        width = 2 ** torch.as_tensor(level, device=pool.device)
+        width = 2**level
         return (pool * width + width // 2).clamp(max=self.length - 1)
 
     def centres(self, device: torch.device) -> Tensor:
@@ -218,8 +218,8 @@ class Pyramid:
         near = first + torch.arange((2 if causal else 3) * self.block, device=device)
         near = torch.where((near >= 0) & (near < self.length), near, -1)
         parts = [GatherTile(rows_of(self.length, self.block, device), near, causal=causal)]
-        for levels in ([1], list(range(2, self.top + 1))):
-            levels = [level for level in levels if level <= self.top]
+        levels_above = range(1, self.top + 1)
+        for levels in (levels_above[:1], levels_above[1:]):
             if levels:
                 size = self.block
                 while size * 2 <= QUERIES_PER_ROW and size < self.block << (levels[0] - 1):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..engines import accelerator
 from ..engines.batch import in_graph, without_autocast
 from ..engines.call import AttentionCall, Pattern, State
-from ..engines.dense import at_least_fp32, index_grid, repeat_heads
+from ..engines.dense import at_least_fp32, grid_of, repeat_heads
 from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
 from .common.base import LayerSizes, Mechanism, drop_keys, normalised, visible_to_all
@@ -145,7 +145,7 @@ class Hybrid(Mechanism, Stateful):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scale, k = call.scale_for(self.head_dim), repeat_heads(k, q.shape[1])
-        _, _, i, j = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+        _, _, i, j = grid_of(q, k)
         near = (
             Pattern.window(self.options.window, call.causal)
             .visible_mod(None)(0, 0, i, j)
@@ -227,7 +227,6 @@ def local_softmax_terms(
         The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros for queries that see no
         key.
     """
-    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     traced = in_graph()
     if not traced:  # a band wider than the text must not cost more than the text
         left, right = min(left, k.shape[2]), min(right, k.shape[2])
@@ -236,31 +235,29 @@ def local_softmax_terms(
             accelerator.numbers_at_a_time(q, 0) // (q.shape[0] * q.shape[1] * (left + right + QUERIES_PER_BLOCK)),
         )
     starts = range(0, q.shape[2], q.shape[2] if traced else size)
-    size, first = starts.step, k.shape[2] - q.shape[2]
+    size, first, reach = starts.step, k.shape[2] - q.shape[2], left + right
+    after = right + QUERIES_PER_BLOCK  # the last block may be filled up with queries
+    k, v = (F.pad(repeat_heads(x, q.shape[1]), (0, 0, left, after)) for x in (k, v))
+    real = F.pad(real, (left, after))
     pieces = []
     for start in starts:
         rows = q[:, :, start : start + size]
-        low, high = first + start - left, first + start + rows.shape[2] + right
-        at = slice(max(low, 0), min(high, k.shape[2]))
-        pieces.append(
-            _piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p)
-        )
+        blocks = -(-rows.shape[2] // QUERIES_PER_BLOCK)
+        at = slice(first + start, first + start + blocks * QUERIES_PER_BLOCK + reach)
+        pieces.append(_piece(rows, k[:, :, at], v[:, :, at], reach, real[:, at], scale, dropout_p))
     total, weight, largest = (torch.cat(parts, 2) for parts in zip(*pieces, strict=True))
     return total, weight, largest
 
 
 def _piece(
-    q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float
+    q: Tensor, k: Tensor, v: Tensor, reach: int, real: Tensor, scale: float, dropout_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`local_softmax_terms` for consecutive queries. ``k`` starts at their first key inside the text; the
-    ``missing`` positions before it are filled up. reach: left + right."""
-    length = q.shape[2]
-    blocks = -(-length // QUERIES_PER_BLOCK)
-    span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK
-    rest = rows + reach - missing - k.shape[2]
-    real = F.pad(real, (missing, rest)).unfold(1, span, QUERIES_PER_BLOCK)
-    keys, values = (F.pad(x, (0, 0, missing, rest)).unfold(2, span, QUERIES_PER_BLOCK) for x in (k, v))
-    query = F.pad(q, (0, 0, 0, rows - length)).unflatten(2, (blocks, QUERIES_PER_BLOCK))
+    """:func:`local_softmax_terms` for consecutive queries. ``k`` and ``v`` are the keys of all blocks of queries.
+    reach: left + right."""
+    length, span = q.shape[2], reach + QUERIES_PER_BLOCK
+    real = real.unfold(1, span, QUERIES_PER_BLOCK)
+    keys, values = (x.unfold(2, span, QUERIES_PER_BLOCK) for x in (k, v))
+    query = F.pad(q, (0, 0, 0, k.shape[2] - reach - length)).unflatten(2, (-1, QUERIES_PER_BLOCK))
     scores = (query @ keys) * scale
     apart = torch.arange(span, device=q.device) - torch.arange(QUERIES_PER_BLOCK, device=q.device)[:, None]
     seen = ((apart >= 0) & (apart <= reach)) & real[:, None, :, None, :]

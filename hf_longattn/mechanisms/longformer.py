@@ -106,9 +106,11 @@ class Longformer(SparseMechanism, CopiesProjections):
         )
         self.copies = {}
         if options.global_token_ids or options.global_first_segment:
-            first = options.global_first_segment
             self.global_token_ids = GlobalTokenIds(
-                options.global_tokens, options.global_token_ids, first, options.separator_token_id
+                options.global_tokens,
+                options.global_token_ids,
+                options.global_first_segment,
+                options.separator_token_id,
             )
         if options.separate_global:
             self.forward_is_mask = False

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
-from ..errors import OptionError
 from .common.base import LayerSizes, Mechanism, check_all_queries, drop_keys, softmax_over
 from .common.capabilities import About
 from .common.options import Options, option
@@ -36,20 +35,17 @@ class NystromOptions(Options):
     )
     iterations: int = option(6, "iterations of the pseudo-inverse", "steps", least=1, most=64)
     conv_kernel: int | None = option(
-        None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens", most=65535
+        None,
+        "width of the depthwise convolution of the values, odd; none leaves it out",
+        "tokens",
+        odd=True,
+        most=65535,
     )
     inv_coeff_init_option: str = option(
         "exact",
         "initial pseudo-inverse: exact divides by the norm of each matrix, original by the largest norm in the batch",
         choices=("exact", "original"),
     )
-
-    def check(self) -> None:
-        if self.conv_kernel is not None and (self.conv_kernel < 1 or self.conv_kernel % 2 == 0):
-            raise OptionError(
-                f"Option 'conv_kernel' of mechanism 'nystrom' is {self.conv_kernel}, but must be odd and at least 1, "
-                "or none; for example conv_kernel=33."
-            )
 
 
 @register_mechanism("nystrom")
@@ -72,8 +68,9 @@ class Nystrom(Mechanism):
 
     def __init__(self, sizes: LayerSizes, options: NystromOptions) -> None:
         super().__init__(sizes, options)
-        self.capabilities = self.capabilities.but(ignores_padding=options.inv_coeff_init_option == "exact")
-        if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
+        self.norm_per_matrix = options.inv_coeff_init_option == "exact"
+        self.capabilities = self.capabilities.but(ignores_padding=self.norm_per_matrix)
+        if not self.norm_per_matrix:  # the norm is a maximum over all heads
             self.per_head_tensors = None
         elif options.conv_kernel is not None:
             self.per_head_tensors = ("conv",)
@@ -101,7 +98,7 @@ class Nystrom(Mechanism):
         b = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
 
         # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
-        z = pseudo_inverse(a, self.options.iterations, self.options.inv_coeff_init_option == "exact")
+        z = pseudo_inverse(a, self.options.iterations, self.norm_per_matrix)
         weights = f @ z @ b
         direct = softmax_over(scale * q @ k.transpose(-1, -2), real[:, None, None].expand(weights.shape))
         weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
@@ -150,7 +147,7 @@ class Nystrom(Mechanism):
             middle = scores.softmax(-1)
         else:  # empty landmarks would change the norm of the batch
             middle = softmax_over(scores, (filled[:, None, :, None] & filled[:, None, None]).expand(scores.shape))
-        inverse = pseudo_inverse(middle, self.options.iterations, self.options.inv_coeff_init_option == "exact")
+        inverse = pseudo_inverse(middle, self.options.iterations, self.norm_per_matrix)
         values = inverse @ dense_attention(q_marks, k, v, call)
         if means is not None and real is not None:  # in texts of at most M tokens, every token is a landmark: exact
             values = torch.where(real.sum(-1)[:, None, None, None] > count, values, project_length(means, v))

@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines import accelerator
-from ..engines.batch import without_autocast
+from ..engines.batch import differentiated, without_autocast
 from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, buckets_of_documents, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import repeat_heads
@@ -229,7 +229,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if self.needs_one_call() and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        if self.needs_one_call() and differentiated(q, k, v):
             # The sums are taken now, with the centroids of this pass, which move after the backward pass.
             real = call.real(k)
             sums: list[Tensor] = []

@@ -210,17 +210,12 @@ def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> tuple
     real = real.unflatten(1, (count, size))
     position = torch.arange(count, device=k.device) * size + middle_of(real)
     shares = real.to(torch.promote_types(k.dtype, torch.float32)) / real.sum(-1, keepdim=True).clamp(min=1)
-    keys, values = (_average(shares[:, None], x.unflatten(2, (count, size))) for x in (k, v))
-    return keys, values, real.any(-1), position
-
-
-def _average(weights: Tensor, blocks: Tensor) -> Tensor:
-    """Weighted averages of ``blocks (B, H, M, size, D)``, with ``weights (B or 1, 1, M, size)``.
-
-    The sum is computed in at least fp32, and rounded once to the dtype of the blocks.
-    """
-    with without_autocast(blocks):
-        return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
+    means = []
+    for x in (k, v):
+        with without_autocast(x):  # sums in at least fp32
+            sums = shares[:, None, :, None] @ x.unflatten(2, (count, size)).to(shares.dtype)
+        means.append(sums[..., 0, :].to(x.dtype))
+    return means[0], means[1], real.any(-1), position
 
 
 def middle_of(real: Tensor) -> Tensor:

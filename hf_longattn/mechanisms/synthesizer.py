@@ -85,16 +85,6 @@ class Synthesizer(Mechanism):
         else:
             nn.init.normal_(self.matrix, generator=generator)
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """S by definition, ``(B or 1, H, Nq, Nk)`` in at least fp32. The queries are at the last positions of the
-        keys."""
-        columns = self._positions(k)
-        if self.options.variant == "dense":
-            hidden, rows = self.mlp.vectors(q, columns)
-            return hidden @ rows.mT
-        rows = columns[len(columns) - q.shape[2] :]
-        return at_least_fp32(self.matrix)[None, :, rows[:, None], columns]
-
     def _positions(self, k: Tensor) -> Tensor:
         """Indices of the keys, ``(Nk,)``. Slices would make an exported graph correct for one length only."""
         length = k.shape[2]
@@ -107,26 +97,29 @@ class Synthesizer(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         v = repeat_heads(v, q.shape[1])
-        if self.options.variant == "dense":
-            return self._fused(q, v, call)
-        weights = self.dense_weights(at_least_fp32(q), k, call)
-        return F.dropout(weights, call.dropout).to(v.dtype) @ v
+        if self.options.variant == "random":
+            weights = self.dense_weights(at_least_fp32(q), k, call)
+            return F.dropout(weights, call.dropout).to(v.dtype) @ v
+        # One fused call, in which hidden units are queries and rows of W2 are keys.
+        hidden, rows = self.mlp.vectors(q, self._positions(v))
+        rows = rows.expand(len(q), -1, -1, -1)
+        width = max(v.shape[-1], hidden.shape[-1])
+        hidden, rows, values = (F.pad(x, (0, width - x.shape[-1])) for x in (hidden, rows, v))
+        out = dense_attention(hidden, rows, values.to(hidden.dtype), call.replace(scale=1.0))
+        return out[..., : v.shape[-1]].to(v.dtype)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores = self.scores(q, k).to(q.dtype).expand(*q.shape[:3], k.shape[2])
+        columns = self._positions(k)
+        if self.options.variant == "dense":
+            hidden, rows = self.mlp.vectors(q, columns)
+            scores = hidden @ rows.mT
+        else:
+            rows = columns[len(columns) - q.shape[2] :]
+            scores = at_least_fp32(self.matrix)[None, :, rows[:, None], columns]
+        scores = scores.to(q.dtype).expand(*q.shape[:3], k.shape[2])
         if call.score_mod is not None:
             scores = call.score_mod(scores, *grid_of(q, k))
         return softmax_over(scores, visible_to_all(q, k, call).expand(scores.shape))
-
-    def _fused(self, q: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The dense variant in one fused call, in which hidden units are queries and rows of W2 are keys."""
-        hidden, rows = self.mlp.vectors(q, self._positions(v))
-        rows = rows.expand(len(q), -1, -1, -1)
-        width = max(q.shape[-1], v.shape[-1], hidden.shape[-1])
-        hidden = F.pad(hidden, (0, width - hidden.shape[-1]))
-        rows = F.pad(rows, (0, width - rows.shape[-1]))
-        values = F.pad(v, (0, width - v.shape[-1])).to(hidden.dtype)
-        return dense_attention(hidden, rows, values, call.replace(scale=1.0))[..., : v.shape[-1]].to(v.dtype)
 
 
 class TokenMLP(nn.Module):

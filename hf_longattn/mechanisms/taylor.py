@@ -56,8 +56,8 @@ class Taylor(LinearMechanism):
 
     def __init__(self, sizes: LayerSizes, options: TaylorOptions) -> None:
         super().__init__(sizes, options)
-        self.query_map = HeadwiseLinear(sizes.num_heads, sizes.head_dim, options.feature_dim)
-        self.key_map = HeadwiseLinear(sizes.num_heads, sizes.head_dim, options.feature_dim)
+        self.query_map = HeadwiseLinear(sizes, options.feature_dim)
+        self.key_map = HeadwiseLinear(sizes, options.feature_dim)
         self.features_per_head = 1 + options.feature_dim + options.feature_dim * (options.feature_dim + 1) // 2
         self.factor = (sizes.head_dim / options.feature_dim) ** 0.5
         """s / (scale · x·y), for projected vectors x and y and the call's scale."""

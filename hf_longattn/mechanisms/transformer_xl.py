@@ -29,7 +29,6 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.dense import grid_of, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import ScoreMod
-from ..positions.relative import build_relative
 from ..positions.trained_distances import Locality
 from .common.base import LayerSizes, pad_queries, scaled_scores, softmax_over
 from .common.capabilities import About
@@ -72,12 +71,11 @@ class TransformerXL(GatheredMechanism):
     options: TransformerXLOptions
     forward_is_mask = True
 
+    # Terms that read keys (u·k) differ for segment and memory, so that `forward` adds them.
+    _relative_by_hook = False
+
     def __init__(self, sizes: LayerSizes, options: TransformerXLOptions) -> None:
-        # Terms that read keys (u·k) differ for segment and memory, so that `forward` adds them, not the base class.
-        super().__init__(sizes, dataclasses.replace(options, relative=None))
-        self.options = options
-        if options.relative is not None:
-            self.relative = build_relative(options.relative, sizes.num_heads, sizes.head_dim, sizes.hidden_size)
+        super().__init__(sizes, options)
         self.chunks = options.segment_length, options.memory_length
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:

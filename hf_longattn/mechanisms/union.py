@@ -90,7 +90,12 @@ class Union(GatheredMechanism):
             takes_sinks=all(member.takes_sinks for member in capabilities),
             position_dependent=any(member.position_dependent for member in capabilities),
         )
-        self.per_head_tensors = self._per_head_tensors()
+        if all(member.per_head_tensors is not None for member in self.mechanisms):
+            self.per_head_tensors = tuple(
+                f"members.{index}.{name}"
+                for index, member in enumerate(self.mechanisms)
+                for name in member.per_head_tensors or ()
+            )
 
     def _common_form(self) -> bool | str:
         """The form, causal or bidirectional, that all members have."""
@@ -103,14 +108,6 @@ class Union(GatheredMechanism):
                 "no causal form; leave one of them out."
             )
         return forms.pop() if forms else "both"
-
-    def _per_head_tensors(self) -> tuple[str, ...] | None:
-        names: list[str] = []
-        for index, member in enumerate(self.mechanisms):
-            if member.per_head_tensors is None:
-                return None
-            names += [f"members.{index}.{name}" for name in member.per_head_tensors]
-        return tuple(names)
 
     def _enter(self, layer: int) -> None:
         for member in self.mechanisms:

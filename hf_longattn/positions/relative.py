@@ -41,16 +41,12 @@ class RelativePositions(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
-    paper: ClassVar[str]
-    settings: ClassVar[Mapping[str, tuple[int, str]]] = MappingProxyType({})
-    """Default and meaning of each setting, by name. All settings are whole numbers."""
+    settings: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    """The default of each setting, by name. All settings are whole numbers."""
     rows_of_tables: ClassVar[tuple[str, ...]] = ()
     """The settings that size a learned table."""
     reads_keys: ClassVar[bool] = False
     """Whether the term depends on the key's content as well as its position."""
-    changes_every_text: ClassVar[bool] = False
-    """Whether a converted checkpoint needs training because of the term."""
     differs_by_head: ClassVar[bool] = False
     """Whether the term depends on the head's number, or has parameters by heads."""
     counts_tokens: ClassVar[bool] = False
@@ -74,7 +70,7 @@ class RelativePositions(nn.Module, ABC):
             bound = "at least 1" if value < 1 else f"at most {MAX_ROWS}"
             raise OptionError(
                 f"Setting {name!r} of relative positions {cls.name!r} is {value}, but must be {bound}; "
-                f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
+                f"for example relative='{cls.name}:{name}={cls.settings[name]}'."
             )
 
     def changes(self, kv_len: int, call: AttentionCall) -> bool:
@@ -180,9 +176,6 @@ class Alibi(DistanceOnly):
     """
 
     name = "alibi"
-    summary = "a penalty linear in the distance, with a fixed slope for each head"
-    paper = "Press et al. 2022, Train Short, Test Long, §3"
-    changes_every_text = True
 
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
         power = 1 << (self.num_heads.bit_length() - 1)  # P
@@ -219,14 +212,7 @@ class T5Buckets(DistanceOnly):
     """
 
     name = "t5_buckets"
-    summary = "a learned number per head and bucket of distances, with buckets that grow logarithmically"
-    paper = "Raffel et al. 2020, T5, §2.1"
-    settings = MappingProxyType(
-        {
-            "num_buckets": (32, "number of buckets of distances"),
-            "max_distance": (128, "distance in tokens beyond which all share one bucket"),
-        }
-    )
+    settings = MappingProxyType({"num_buckets": 32, "max_distance": 128})
     rows_of_tables = ("num_buckets",)
 
     def add_parameters(self) -> None:
@@ -254,14 +240,13 @@ class Shaw(QueryDependent):
 
         score(i, j) = q_i · (k_j + a_{clip(j - i, -clip, clip)}) · scale
 
-    The embeddings a ``(2·clip + 1, D)`` are shared by the heads of a layer. Values are unchanged: the paper's ablation
-    (table 4) finds no gain from relative values in addition to relative keys.
+    Tokens further apart than ``clip`` share an embedding. The embeddings a ``(2·clip + 1, D)`` are shared by the heads
+    of a layer. Values are unchanged: the paper's ablation (table 4) finds no gain from relative values in addition to
+    relative keys.
     """
 
     name = "shaw"
-    summary = "the query's product with a learned embedding of the distance, clipped"
-    paper = "Shaw et al. 2018, Self-Attention with Relative Position Representations, eq. 4"
-    settings = MappingProxyType({"clip": (16, "distance in tokens beyond which all share one embedding")})
+    settings = MappingProxyType({"clip": 16})
     rows_of_tables = ("clip",)
 
     def add_parameters(self) -> None:
@@ -287,8 +272,6 @@ class TransformerXL(QueryDependent):
     """
 
     name = "transformer_xl"
-    summary = "the query's product with a projected sinusoid of the distance, and learned content and position biases"
-    paper = "Dai et al. 2019, Transformer-XL, §3.3"
     reads_keys = True
     differs_by_head = True
 
@@ -359,15 +342,8 @@ class SelfExtend(RelativePositions):
     """
 
     name = "self_extend"
-    summary = "rotary positions of distant tokens in groups, exact ones in a window"
-    paper = "Jin et al. 2024, LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning, §3"
     counts_tokens = True
-    settings = MappingProxyType(
-        {
-            "window": (1024, "distance in tokens from which a pair is distant"),
-            "group": (8, "tokens that share a position in distant pairs"),
-        }
-    )
+    settings = MappingProxyType({"window": 1024, "group": 8})
     rotation: Callable[[], Rotation] | None = None
     """Returns how the model rotates. Set when the mechanism is attached. ``None``: as Llama."""
 
@@ -589,7 +565,7 @@ def settings_in(value: str) -> tuple[type[RelativePositions], dict[str, int], di
             raise OptionError(
                 f"Setting {name!r} of relative positions {kind!r} is {number!r}, but must be a whole number."
             ) from None
-    return cls, given, {name: default for name, (default, _) in cls.settings.items()} | given
+    return cls, given, {**cls.settings, **given}
 
 
 def relative_class(value: str) -> type[RelativePositions]:
@@ -612,7 +588,7 @@ def unchanged_tokens(choice: str) -> int | None:
     cls, _, settings = settings_in(choice)
     if cls is SelfExtend:
         return None if settings["group"] == 1 else settings["window"]
-    return 0 if cls.changes_every_text else None
+    return 0 if cls is Alibi else None  # the other terms begin at zero
 
 
 def build_relative(choice: str, num_heads: int, head_dim: int, hidden_size: int) -> RelativePositions:

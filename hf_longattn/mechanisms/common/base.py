@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...engines.call import AttentionCall, clear_padding
-from ...engines.dense import grid_of, index_grid, repeat_heads, softmax_beside
+from ...engines.dense import grid_of, repeat_heads, softmax_beside
 from ...engines.sequences import weights_per_sequence
 from ...errors import InputError, OptionError
 from ...positions.relative import RelativePositions, build_relative
@@ -73,6 +73,7 @@ class Mechanism(nn.Module, ABC):
     _options_type: ClassVar[type[Options]] = (
         Options  # the class of `options`, from the annotation `options: MineOptions` of a subclass
     )
+    _relative_by_hook: ClassVar[bool] = True  # whether relative positions are added before `forward`, not inside it
     _layer: int = 0
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
@@ -97,7 +98,8 @@ class Mechanism(nn.Module, ABC):
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, sizes.num_heads, sizes.head_dim, sizes.hidden_size)
-            self.register_forward_pre_hook(add_relative)
+            if self._relative_by_hook:
+                self.register_forward_pre_hook(add_relative)
 
     @property
     def layer(self) -> int:
@@ -276,7 +278,7 @@ def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
 
 def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
     """Mask of the pairs that causality and padding leave visible, ``(B or 1, 1, Nq, Nk)`` bool."""
-    _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+    _, _, q_idx, kv_idx = grid_of(q, k)
     seen = (kv_idx <= q_idx) if call.causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
     if call.key_mask is not None:
         seen = seen & call.key_mask[:, None, None, :]

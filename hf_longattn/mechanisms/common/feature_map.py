@@ -49,9 +49,9 @@ class HeadwiseLinear(nn.Module):
     """A linear map per head, ``weight (H, D, F)``: from ``(B, H or H_kv, n, D)`` to ``(B, H, n, F)``, in the dtype of
     the input."""
 
-    def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
+    def __init__(self, sizes: LayerSizes, features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_heads, in_features, out_features))
+        self.weight = nn.Parameter(torch.empty(sizes.num_heads, sizes.head_dim, features))
 
     def forward(self, x: Tensor) -> Tensor:
         return repeat_heads(x, self.weight.shape[0]) @ self.weight.to(x.dtype)
@@ -131,7 +131,7 @@ class LinearMechanism(Mechanism, Stateful):
         A graph cannot cut pieces by values. It computes in float64, where exp() covers differences of about 700, or in
         float32 (about 80) on devices without float64.
         """
-        v = drop_keys(v, call.dropout) if call.dropout else v
+        v = drop_keys(v, call.dropout)
         if not (self.logarithms and call.causal and q.shape[2] > 1):
             return self.in_pieces(q, k, v, state, call)
         if in_graph() or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -157,10 +157,10 @@ class LinearMechanism(Mechanism, Stateful):
         first, causal = kv_len - q_len, call.causal and q_len > 1  # a single query sees every key
         outs: list[Tensor] = []
         output: Tensor | None = None
-        for piece in self.pieces(0, first if causal else kv_len, q):
+        for piece in self.pieces(first if causal else kv_len, q):
             phi_k, values, _ = self.key_features(k, v, piece, call)
             state = self.absorbed(state, phi_k, values)
-        for piece in self.pieces(0, q_len, q):
+        for piece in self.pieces(q_len, q):
             phi_q = self.queries(at_least_fp32(q[:, :, piece]), call)
             if causal:
                 tokens = slice(piece.start + first, piece.stop + first)
@@ -177,16 +177,16 @@ class LinearMechanism(Mechanism, Stateful):
             return output, state
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
-    def pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
-        """Slices of tokens whose features are computed together: at least two chunks, except at the end. In graphs, a
-        single slice."""
+    def pieces(self, stop: int, like: Tensor) -> Iterator[slice]:
+        """Slices of the tokens below ``stop`` whose features are computed together: at least two chunks, except at the
+        end. In graphs, a single slice."""
         if in_graph():
-            size = stop - start
+            size = stop
         else:
             features = like.shape[0] * like.shape[1] * self.features_per_head
             most = accelerator.numbers_at_a_time(like, FEATURES_PER_PIECE * torch.get_num_threads())
             size = max(2 * CHUNK, most // features // CHUNK * CHUNK)
-        at = start
+        at = 0
         while at < stop:
             yield slice(at, min(at + size, stop))
             at += size

@@ -20,6 +20,7 @@ from ...engines.dense import (
     MAX_SCORES,
     dense_attention,
     fused_attention,
+    grid_of,
     index_grid,
     masked_softmax,
     products,
@@ -110,8 +111,8 @@ class MaskedMechanism(Mechanism):
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
-        grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
-        return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
+        mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
+        return mod(*grid_of(q, k)) & visible_to_all(q, k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q, k, call)
@@ -140,8 +141,8 @@ class MaskedMechanism(Mechanism):
         retained = columns is not None and columns.layout[0] == RETAINED
         relative = self.relative if retained else relative_of(self, k, call)  # only some keys are retained
         plain = relative is None and call.score_mod is None
-        additive = plain and not in_graph() and not autocasts(q)
-        additive = additive and q.dtype != torch.float16  # scores can exceed its lowest number
+        # In half precision, scores can exceed the lowest number.
+        additive = plain and not in_graph() and not autocasts(q) and q.dtype != torch.float16
         if (
             plain
             and columns is None

@@ -23,7 +23,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import OptionError, nearest
@@ -69,6 +69,7 @@ POSITIONS = "positions"
 LARGEST = 2**31 - 1
 """Maximum of an integer option. Sums and products of positions then fit into 64 bits."""
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,7 @@ def option(
     least: int | None = None,
     most: int = LARGEST,
     even: bool = False,
+    odd: bool = False,
     choices: Sequence[str] = (),
     detail_of: str = "",
 ) -> Any:
@@ -123,11 +125,12 @@ def option(
             or time regardless of the input length: a typo is then refused at once. The default is the largest number
             that the engines' indices allow.
         even: whether a number must be even and at least 2.
+        odd: whether a number must be odd and at least 1.
         choices: the permitted strings.
         detail_of: the option without which this one has no effect. Tables then leave it out.
     """
-    limits = {"least": least, "most": most, "even": even, "choices": tuple(choices), "detail_of": detail_of}
-    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, **limits})
+    limits = {"least": least, "most": most, "even": even, "odd": odd, "choices": choices}
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "detail_of": detail_of, **limits})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,6 +215,8 @@ class Options:
                 least, most = limits.get("least"), limits.get("most", LARGEST)
                 if limits.get("even") and (entry < 2 or entry % 2):
                     wanted = f"even and at least 2; for example {name}=16."
+                elif limits.get("odd") and (entry < 1 or entry % 2 == 0):
+                    wanted = f"odd and at least 1; for example {name}=3."
                 elif least is not None and entry < least:
                     wanted = f"at least {least}; for example {name}={example}."
                 elif abs(entry) > most:
@@ -292,7 +297,7 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
     try:
         if origin is tuple:
             return tuple(_coerce(mechanism, name, entry, args[0]) for entry in _entries(value))
-        return _READERS[hint](value)
+        return _read(value, hint)
     except (TypeError, ValueError, OverflowError):
         wanted = {float: "a finite number", str: "a string"}.get(hint) or _type_name(hint)
         if args and args[0] is int:
@@ -311,37 +316,22 @@ def _entries(value: Any) -> Iterable[Any]:
     return [entry for entry in value if entry != ""]
 
 
-def _read_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    raise ValueError
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+def _read(value: Any, kind: type) -> Any:
+    """``value`` as a ``kind``: a bool, int, float or str. Raises an error of :func:`_coerce` if it is none."""
+    if kind is bool and isinstance(value, str):
+        value = _WORDS.get(value.lower())
+    if isinstance(value, bool) != (kind is bool):
         raise ValueError
-    if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
+    if kind is str and not isinstance(value, str):
         raise ValueError
-    return int(value)
-
-
-def _read_float(value: Any) -> float:
-    if isinstance(value, bool) or not math.isfinite(float(value)):
+    if kind is int and isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
         raise ValueError
-    return float(value)
-
-
-def _read_str(value: Any) -> str:
-    if not isinstance(value, str):
+    read = kind(value)
+    if isinstance(value, float) and read != value:  # a fraction, or no number
         raise ValueError
-    return value
-
-
-_READERS: dict[type, Callable[[Any], Any]] = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str}
-"""Types of options -> functions that convert a value, or raise ValueError."""
+    if kind is float and not math.isfinite(read):
+        raise ValueError
+    return read
 
 
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)

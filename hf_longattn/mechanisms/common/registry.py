@@ -327,13 +327,11 @@ def _add_full(mechanism: Mechanism) -> None:
 
 @lru_cache(CACHED_PROTOTYPES)
 def _prototype(name: str, options: str) -> Mechanism:
-    chosen = check_options(name, json.loads(options))
-    heads = chosen.min_heads()
+    values = json.loads(options)
+    chosen = check_options(name, values)
+    heads, length = chosen.min_heads(), chosen.sample_length()
     with torch.device("meta"):
-        sizes = LayerSizes(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length())
-        built = mechanism_class(name)(sizes, chosen)
-    _add_full(built)
-    return built
+        return mechanism_from(name, values, num_heads=heads, head_dim=PROTOTYPE_WIDTH, max_length=length)
 
 
 def build_mechanism(

@@ -122,10 +122,7 @@ def full_of(mechanism: Any) -> Any:
     either option."""
     if not mechanism._full or mechanism.is_cross_attention:
         return None
-    full = mechanism._full[0]
-    if full.layer != mechanism.layer:
-        full.layer = mechanism.layer
-    return full
+    return mechanism._full[0]
 
 
 @contextmanager
