@@ -40,6 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.dense import repeat_heads
 from ..engines.score_terms import take_heads
@@ -206,7 +207,9 @@ class Window(SparseMechanism, GatheredMechanism):
         if self.listed:
             return GatheredMechanism.forward(self, q, k, v, call)
         if not self._groups:
-            return super().forward(q, k, v, call)
+            if self.options.num_sinks:
+                return super().forward(q, k, v, call)
+            return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for heads, mechanism in self._groups:
