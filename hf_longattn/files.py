@@ -165,9 +165,7 @@ def check_checkpoint(folder: Path) -> None:
         CheckpointError: a file is not a regular one, a link is broken or leads outside, a file other than weights has
             a second name outside (a hard link), or a file names another one that is not in its folder.
     """
-    modules = []
-    if (folder / MODULES).is_file():
-        modules = [module["path"] for module in sentence_modules(folder) if module["path"]]
+    modules = [module["path"] for module in sentence_modules(folder) if module["path"]]
     names = {path for path in folder.iterdir() if SMALL_NAMES.match(path.name)}
     check_files(folder, [*folder.glob(SAFETENSORS), *folder.glob(PICKLED_WEIGHTS)])
     for inner in (*SIDECAR_FOLDERS, *modules):

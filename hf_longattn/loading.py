@@ -333,7 +333,7 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
                 charsmap = base64.b64decode(rule["precompiled_charsmap"])
                 texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
                 starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), following))
-        growth = 0.0
+        expands = backend.num_special_tokens_to_add(False) > MOST_SPECIAL
         for before, text, first in starts:
             size = max(1, len(before.encode()))
             for step, _ in steps[first:]:
@@ -343,8 +343,7 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
                     text = step.normalize_str(text)
                 else:
                     text = "".join(piece for piece, _ in step.pre_tokenize_str(text))
-            growth = max(growth, len(text.encode()) / size)
-        expands = growth > MOST_GROWTH or backend.num_special_tokens_to_add(False) > MOST_SPECIAL
+            expands |= len(text.encode()) > MOST_GROWTH * size
         templates = [rule.get(form) or [] for _, rule in _steps(backend.post_processor) for form in ("single", "pair")]
         for template in templates:
             texts = [piece["Sequence"]["id"] for piece in template if "Sequence" in piece]

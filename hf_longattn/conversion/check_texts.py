@@ -585,8 +585,8 @@ def compare_lengths(comparison: Comparison, lengths: Lengths) -> list[Check]:
 
 def compare_adopted(comparison: Comparison, length: int) -> list[Check]:
     plan, (source, result), text = comparison.plan, comparison.compared, comparison.inputs
-    architecture, adoption = plan.architecture, plan.architecture.converter
-    assert adoption is not None
+    architecture = plan.architecture
+    adoption: Any = architecture.converter
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
     takes_globals = any(layer.capabilities.takes_globals for layer in layers)
     why = plan.position_change

@@ -125,7 +125,8 @@ def plain_parts(
     """The model under an empty name, or its towers with mechanisms by name. ``length``: of texts."""
     modules, parts, spec = {**towers_of(skeleton), "": skeleton}, {}, PlainSpec()
     for name, chosen in attention.items():
-        module, stated = modules[name], text_length(modules[name].config)
+        module = modules[name]
+        stated = text_length(module.config)
         inputs = spec.between(None, stated, stated)
         if length.new and (not name or name == text_tower(skeleton.config, [name])):
             inputs = spec.between(None, length.old, length.new)

@@ -242,7 +242,7 @@ class ConversionPlan(WithTowers):
             }
         optional = {
             "generic": self.generic,
-            "choice": dict(self.choice or {}),
+            "choice": self.choice,
             "decoder": decoder,
             "short_texts": self.lengths_in_words,
             "warnings": [*map(str, self.warnings)],

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
-from ..files import MODULES, PICKLED_WEIGHTS, SAFETENSORS, read_json_object, sentence_modules
+from ..files import PICKLED_WEIGHTS, SAFETENSORS, read_json_object, sentence_modules
 from ..loading import WEIGHTS, fetch_model, no_weights, read_config, refuse_adapter
 from ..modeling.family.definition import tower_field
 
@@ -62,8 +62,8 @@ def open_source(
     """
     name = str(source)
     root, folder = None, fetch_model(source, revision, token)
-    if (folder / MODULES).is_file():
-        root, first = folder, sentence_modules(folder)[0]
+    if modules := sentence_modules(folder):
+        root, first = folder, modules[0]
         if not first["type"].endswith(".Transformer"):
             raise CheckpointError(
                 f"{str(root)!r} begins with a {first['type']!r}, but only models whose first module is Transformer "

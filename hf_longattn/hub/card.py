@@ -178,7 +178,7 @@ def model_card(
         if family is not None:
             spec, typed_config = family.spec, family.config_class.from_dict(dict(backbone))
         length = int(plan.get("new_length") or spec.sizes(family, typed_config).new.tokens)
-        loading = Loading.of(folder, config, length, partial(spec.example, family, folder, typed_config))
+        loading = Loading.of(folder, config, length, partial(spec.example, folder, typed_config))
         attentions = attentions_of(backbone, family)
 
         converted_from = str(plan.get("source") or "")

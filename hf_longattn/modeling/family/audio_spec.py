@@ -147,7 +147,7 @@ class AudioSpec(InputSpec):
                 "none; name them by position, for example with global_tokens=0."
             )
 
-    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+    def example(self, folder: Path, config: Any, length: int) -> Example:
         seconds, task = min(self.durations(config)[1], SHOWN_SECONDS), "feature-extraction"
         if has_processor(folder):
             lines = (

@@ -109,7 +109,7 @@ class GridSpec(InputSpec):
             return "sees cells of several repetitions of the tiled positions"
         return ""
 
-    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+    def example(self, folder: Path, config: Any, length: int) -> Example:
         (height, width), task = self.pixels(config)[1], "image-feature-extraction"
         if has_processor(folder):
             return image_example(task, height, width)

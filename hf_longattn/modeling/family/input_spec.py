@@ -168,7 +168,7 @@ class InputSpec:
         mechanism, or ""."""
         return ""
 
-    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+    def example(self, folder: Path, config: Any, length: int) -> Example:
         """Code for a card that makes an input of at most ``length`` tokens for the model in ``folder`` with this
         config."""
         return Example(None)
@@ -234,7 +234,7 @@ class TextSpec(InputSpec):
             return ""
         return needs_training_by(mechanism, strategy, sizes.old.tokens, sizes.new.tokens, causal)
 
-    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+    def example(self, folder: Path, config: Any, length: int) -> Example:
         """Code for a card. For models of pages with word boxes, it only loads the tokenizer."""
         task = "feature-extraction"
         if not tokenizer_files(folder):

@@ -46,8 +46,6 @@ class PlainSpec(TextSpec):
     """Input spec of an architecture without Long classes. Sizes are those of its texts, if its config has them."""
 
     reads, noun, nouns = "plain", "input", "inputs"
-    needs_positions = False
-    flash_windows = False
 
     def size(self, config: Any, value: Any) -> InputSize:
         if not value:
@@ -58,11 +56,13 @@ class PlainSpec(TextSpec):
         longest = text_length(config)
         return self.between(config, min(USUAL_LENGTH, longest), longest)
 
-    def example(self, family: Any, folder: Path, config: Any, length: int) -> Example:
+    def example(self, folder: Path, config: Any, length: int) -> Example:
         name = (config.architectures or [""])[0].removeprefix(GENERIC_CLASS)
-        model_class: Any = getattr(transformers, name) if name in family.model_classes else None
-        if model_class is not None and reads_only_text(model_class):
-            return super().example(family, folder, config, length)
-        if model_class is None or model_class.main_input_name != PIXELS or not has_processor(folder):
+        model_class: Any = getattr(transformers, name, None)
+        if not hasattr(model_class, "main_input_name"):
+            return Example(None)
+        if reads_only_text(model_class):
+            return super().example(folder, config, length)
+        if model_class.main_input_name != PIXELS or not has_processor(folder):
             return Example(None)
         return image_example(None, 480, 640)

@@ -153,7 +153,7 @@ def serving_window_fields(
     widths = []
     if None not in bands:
         widths = [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
-    different = {width for width in widths if width is not None}
+    different = {*widths} - {None}
     if len(different) != 1:
         no_windows = {"sliding_window": None, "layer_types": None} if nullable else {"layer_types": [FULL] * layers}
         neutral = {**no_windows, "use_sliding_window": False, "max_window_layers": layers}

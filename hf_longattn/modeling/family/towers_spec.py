@@ -41,7 +41,7 @@ They stand in ``config.text_config.long_attention`` and so on. ``forward`` takes
         name, tower = family.text_tower
         return tower.spec.sizes(tower, getattr(config, tower_field(name)))
 
-    def example(self, family: Family, folder: Path, config: Any, length: int) -> Example:
+    def example(self, folder: Path, config: Any, length: int) -> Example:
         task = "zero-shot-image-classification"
         if not (folder / TOKENIZER_CONFIG).is_file() or not has_processor(folder):
             return Example(task)
