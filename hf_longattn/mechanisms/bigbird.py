@@ -336,10 +336,10 @@ class BigBird(MaskedMechanism):
             shortest = -(-shortest // self.options.block_size)
             if shortest < rows:
                 blocks = self.blocks(length, call, device)
-                return blocks.parts(length, tokens, dtype, all_long=shortest > self.options.full_blocks)
+                return blocks.parts(length, tokens, dtype, shortest)
 
         def make() -> tuple[GatherTile, ...]:
-            return self.blocks(length, call.with_mask(None), device).parts(length, tokens, dtype, even=True)
+            return self.blocks(length, call.with_mask(None), device).parts(length, tokens, dtype, rows)
 
         if tokens is not None:
             return make()
@@ -430,16 +430,13 @@ class Blocks:
         near = torch.where((near >= edge) & (near < total - edge), near, -1)
         return joined(first, near, (total - edge + ends).expand(-1, -1, self.rows, -1), self.random)
 
-    def parts(
-        self, length: int, tokens: Tensor | None, dtype: torch.dtype, *, even: bool = False, all_long: bool = True
-    ) -> tuple[GatherTile, ...]:
+    def parts(self, length: int, tokens: Tensor | None, dtype: torch.dtype, shortest: int) -> tuple[GatherTile, ...]:
         """The tiles of an input of ``length`` tokens. All its sequences start at position 0.
 
         Args:
             tokens: ``(B, length)`` bool, tokens that are global in addition to the global blocks.
             dtype: dtype of the bias on the scores.
-            even: whether every sequence has ``rows`` blocks, more than ``full_blocks``.
-            all_long: whether every sequence has more than ``full_blocks`` blocks.
+            shortest: number of blocks of the shortest sequence; 0 if unknown.
         """
         if tokens is not None and not in_graph() and not bool(tokens.any()):
             tokens = None
@@ -447,7 +444,7 @@ class Blocks:
         size, full = self.options.block_size, self.options.full_blocks
         row = torch.arange(rows, device=total.device).view(1, 1, -1, 1)
         long = total > (0 if causal else full)
-        inner = slice(None) if causal else slice(edge, rows - edge if even else rows)
+        inner = slice(None) if causal else slice(edge, rows - edge if shortest == rows else rows)
         active = long & ((row >= 0) if causal else (row < total - edge))
         queries = tokens_of(torch.where(active, row, -1)[:, :, inner], size, length)
         keys = tokens_of(self.seen()[:, :, inner], size, length)
@@ -468,7 +465,7 @@ class Blocks:
         ends = self.global_rows(length, tokens, long)
         if ends is not None:
             parts.append(GatherTile(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
-        if not (causal or all_long):
+        if not causal and shortest <= full:
             few = min(full, rows)
             short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
             parts.append(GatherTile(tokens_of(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))

@@ -192,14 +192,12 @@ def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, sums: S
     """Σ_j φ_q·φ_k v_j over keys at least ``distance`` tokens before the query. ``sums`` covers the keys before
     ``phi_k``, which are zeros at padding."""
     seen = max(0, phi_k.shape[2] - distance)
-    rows = phi_q.shape[2] if sums is not None else min(phi_q.shape[2], seen)
+    rows = min(phi_q.shape[2], seen)
     nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])
     if not rows:
         return nothing
-    phi_k, values = phi_k[:, :, :seen], values[:, :, :seen]
-    if seen < rows:  # the first queries see no keys, only the sums
-        phi_k, values = (F.pad(x, (0, 0, rows - seen, 0)) for x in (phi_k, values))
-    out, _ = linear_attention(phi_q[:, :, -rows:], phi_k, values, normalise=False, initial_state=sums)
+    phi_q, phi_k, values = phi_q[:, :, -rows:], phi_k[:, :, :seen], values[:, :, :seen]
+    out, _ = linear_attention(phi_q, phi_k, values, normalise=False, initial_state=sums)
     return torch.cat([nothing, out], 2)
 
 

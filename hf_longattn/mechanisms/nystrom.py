@@ -200,11 +200,8 @@ def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:
-    """Means ``(B, H, M, D)`` of M = ``count`` segments of ``x (B, H, N, D)``, which has no padding. If N <= M, ``x``
-    itself."""
+    """Means ``(B, H, M, D)`` of M = ``count`` segments of ``x (B, H, N, D)``, which has no padding, and N > M."""
     length = x.shape[2]
-    if length <= count:
-        return x
     size = length // count
     shorter = (size + 1) * count - length
     means = [x[:, :, : shorter * size].unflatten(2, (shorter, size)).mean(3)]

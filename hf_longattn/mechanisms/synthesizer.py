@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, dense_attention, grid_of, repeat_heads
 from ..errors import InputError, OptionError
-from .common.base import LayerSizes, Mechanism, reset, softmax_over, visible_to_all
+from .common.base import LayerSizes, Mechanism, softmax_over, visible_to_all
 from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -81,7 +81,7 @@ class Synthesizer(Mechanism):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)
         if self.options.variant == "dense":
-            reset(self.mlp, generator)
+            self.mlp.reset_parameters(generator)
         else:
             nn.init.normal_(self.matrix, generator=generator)
 

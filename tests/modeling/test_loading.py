@@ -21,7 +21,7 @@ from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.files import FORMAT_FIELD as FIELD
-from hf_longattn.mechanisms.common.base import LayerSizes, Mechanism, reset
+from hf_longattn.mechanisms.common.base import LayerSizes, Mechanism
 from hf_longattn.mechanisms.common.capabilities import projection_copies
 from hf_longattn.mechanisms.common.options import Options
 from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class, prototype
@@ -278,7 +278,7 @@ def at_the_start(mechanism: Mechanism) -> dict[str, Tensor]:
     if (own := next(mechanism.parameters(), next(mechanism.buffers(), None))) is not None:
         fresh.to(own.dtype)
     torch.manual_seed(SEED)
-    reset(fresh, None)
+    fresh.reset_parameters()
     return tensors(fresh)
 
 

@@ -127,7 +127,7 @@ class Mechanism(nn.Module, ABC):
         """
         inside: set[int] = set()
         for part in _parts(self):
-            reset(part, generator)
+            part.reset_parameters(generator)
             inside |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
         owned = next(
             (name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if id(tensor) not in inside),
@@ -250,13 +250,6 @@ def attention_weights(
     if (real := call.key_mask) is not None and ignores_padding:
         matrix = matrix.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
     return matrix.to(dtype)
-
-
-def reset(module: Any, generator: torch.Generator | None) -> None:
-    """Call ``module.reset_parameters``, with ``generator`` if the method takes one. The methods of torch's modules do
-    not."""
-    takes = "generator" in inspect.signature(module.reset_parameters).parameters
-    module.reset_parameters(*([generator] if takes else []))
 
 
 def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...engines.call import GatherTile, MaskMod, Pattern, rows_of
+from ...engines.dense import both
 
 QUERIES_PER_ROW = 128
 """Maximum queries per row of a tile if its queries see different keys. Longer rows would mask more pairs."""
@@ -112,7 +113,7 @@ def prefixes(rows: Tensor, keys: Tensor, seen: Sequence[int]) -> Iterator[Gather
 
 
 def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> GatherTile:
-    """``part`` without the pairs that are in ``band`` or visible by any of ``mods``."""
+    """``part``, whose bias is a mask, without the pairs that are in ``band`` or visible by any of ``mods``."""
     mods = list(mods)
     if band is not None:
         low, high = -band.right, band.left
@@ -125,13 +126,7 @@ def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num
     if not mods:
         return part
     left_out = _any(mods, part.queries, part.keys, num_heads)
-    if part.bias is None:
-        bias = ~left_out
-    elif part.bias.dtype == torch.bool:
-        bias = part.bias & ~left_out
-    else:
-        bias = part.bias.masked_fill(left_out, float("-inf"))
-    return dataclasses.replace(part, bias=bias)
+    return dataclasses.replace(part, bias=both(part.bias, ~left_out))
 
 
 def global_parts(

@@ -20,7 +20,7 @@ from ...engines.token_grid import Grid
 from ...errors import OptionError, nearest
 from ...names import load_module, module_names
 from ...positions.relative import relative_class
-from .base import LayerSizes, Mechanism, reset
+from .base import LayerSizes, Mechanism
 from .capabilities import About, Capabilities
 from .options import (
     EXACT_LENGTH,
@@ -399,7 +399,7 @@ def mechanism_from(
     _add_full(built)
     if generator is not None and has_tensors(built):
         with generator.device:  # reset also creates its intermediate tensors there
-            reset(built.to_empty(device=generator.device), generator)
+            built.to_empty(device=generator.device).reset_parameters(generator)
     return built
 
 
@@ -451,8 +451,6 @@ class MechanismSpec:
     @classmethod
     def read(cls, owner: str, name: str, value: Any) -> MechanismSpec:
         """Parse one member. Error messages name the option ``name`` of mechanism ``owner``."""
-        if isinstance(value, cls):
-            return value
         values = read_choice(value) if isinstance(value, str) else value
         if not isinstance(values, Mapping) or not isinstance(values.get("mechanism"), str):
             raise OptionError(
@@ -475,7 +473,7 @@ class MechanismSpec:
         """Parse a list of members, or a string such as ``window:window=256+strided:stride=64``."""
         if isinstance(value, str):
             value = read_members(value)
-        if isinstance(value, Mapping | MechanismSpec):
+        if isinstance(value, Mapping):
             value = [value]
         if not isinstance(value, list | tuple):
             raise OptionError(
