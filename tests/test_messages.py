@@ -352,7 +352,7 @@ def test_plan_does_not_warn_of_what_inspect_chooses(
 def test_plan_does_not_warn_of_what_search_recommends(
     short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def layer_seconds(candidates: Any, *_: Any) -> tuple[dict[str, float], dict[str, str]]:
+    def layer_seconds(candidates: Any, *_: Any) -> Any:
         return {str(one): float(one.options.get("window", 256)) for one in candidates}, {}
 
     monkeypatch.setattr("hf_longattn.search.search.layer_seconds", layer_seconds)

@@ -82,7 +82,7 @@ def inspect(
     from ..inspect.texts import read_lengths
 
     if file is not None:
-        measured = None if lengths is None else read_lengths(lengths.split(","))
+        measured = None if lengths is None else read_lengths(lengths)
         with progress() as tell:
             diagnosis = diagnose(
                 model,
@@ -109,7 +109,7 @@ def inspect(
         values, report = inspection.to_dict(), _inspection_report(inspection, texts)
     else:
         stock = inspect_stock(model, revision=revision, token=token)
-        tokens = read_lengths((lengths or "2K,8K,32K").split(","))
+        tokens = read_lengths(lengths or "2K,8K,32K")
         if text:
             texts = inspect_texts(source, text, stock)
             tokens = tokens if lengths else texts.lengths

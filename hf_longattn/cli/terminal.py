@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -20,9 +20,6 @@ from ..errors import CONTROL, visible
 Part = RenderableType | Mapping[str, str]
 """A part of a report: a sentence, a :class:`Line`, a :func:`table`, or a mapping of facts. Facts without a value are
 left out."""
-
-
-JUSTIFY: Mapping[str, Literal["left", "right"]] = {"l": "left", "r": "right"}
 
 
 class Line(str):
@@ -79,7 +76,7 @@ def table(
         box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_style="dim", title_justify="left"
     )
     for column, letter in zip(columns, align.ljust(len(columns), align[-1]), strict=False):
-        grid.add_column(column, justify=JUSTIFY[letter], overflow="fold")
+        grid.add_column(column, justify="right" if letter == "r" else "left", overflow="fold")
     for row in rows:
         grid.add_row(*row)
     return grid if grid.row_count else ""

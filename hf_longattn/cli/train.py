@@ -31,9 +31,6 @@ def train(name: str, arguments: list[str] | None = None, command: str = "train")
     return run_task(task, sys.argv[1:] if arguments is None else arguments, f"longattn {command} {name}")
 
 
-evaluate = partial(train, command="evaluate")
-
-
 def run(context: typer.Context) -> None:
     """A task. Its own parser reads everything after its name, ``--help`` included."""
     assert context.parent is not None

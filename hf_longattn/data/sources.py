@@ -258,8 +258,8 @@ def _rows(
 @contextmanager
 def _opened(file: str) -> Iterator[TextIO]:
     """Open a text file, which may be compressed. Errors contain the file's name."""
-    layout: dict[str, Any] = {"encoding": "utf-8-sig", "newline": ""}  # Excel writes a byte-order mark first
-    with (gzip.open if file.lower().endswith(".gz") else open)(file, "rt", **layout) as text:
+    opener: Any = gzip.open if file.lower().endswith(".gz") else open
+    with opener(file, "rt", encoding="utf-8-sig", newline="") as text:  # Excel writes a byte-order mark first
         try:
             yield text
         except UnicodeDecodeError as error:

@@ -13,17 +13,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import OptionError
 from ..loading import call_tokenizer, load_part
 from ..modeling.family.definition import known_family, known_length
-from ..modeling.family.definition import longest_input as longest_of_config
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label of a token without loss."""
@@ -168,7 +166,7 @@ def decoder_length(model: PreTrainedModel) -> int | None:
     """Maximum number of tokens that the decoder of an encoder-decoder reads and writes; ``None`` without a limit."""
     config: Any = model.config
     if hasattr(config, "decoder"):  # two models in one, such as SpeechEncoderDecoder
-        return longest_of_config(config.decoder)
+        return known_length(config.decoder, None)
     family = known_family(config)
     if family is not None and family.relative:
         return None

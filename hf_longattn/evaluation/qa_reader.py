@@ -267,8 +267,6 @@ def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answ
     for example, answer in zip(examples, answers, strict=True):
         ranked.append((answer.score, _score(example, answer.best)[1], float(not gold_of(example))))
     ranked.sort(key=lambda row: row[0])
-    if not ranked:
-        return -math.inf, 0.0
     current = best = sum(span for _, span, _ in ranked)
     threshold = ranked[0][0] - 1.0
     scores = [score for score, _, _ in ranked]

@@ -11,7 +11,8 @@ from ..names import public_names
 if TYPE_CHECKING:
     from .attention import CapturedMass, captured_mass, diagnose
     from .candidates import Candidate
-    from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis
+    from .diagnosis import Diagnosis, LengthDiagnosis
+    from .layer_attention import LayerDiagnosis
     from .layers import Explanation, Inspection, explain, inspect_checkpoint
     from .stock_layers import StockInspection, inspect_stock
 

@@ -27,8 +27,8 @@ from ..modeling.attach.attention_sites import layer_mechanisms
 from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
 from ..positions.trained_distances import TILE
 from .candidates import Candidate, read_candidates, reading_of, usual_candidates
-from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, stack_heads
-from .layer_attention import MEANS, LayerAttention, RowSums, sampled_rows
+from .diagnosis import Diagnosis, LengthDiagnosis, stack_heads
+from .layer_attention import LayerAttention, LayerDiagnosis, RowSums, sampled_rows
 from .texts import TextIds
 from .watching import (
     is_causal,
@@ -256,7 +256,7 @@ def captured_mass(
     layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries, seed), grid)
     with watching(stack, layers.see):
         run_stack(stack, arguments)
-    return CapturedMass(tuple(chosen), stack_heads([means["captured"] for means in layers.means()]), reasons)
+    return CapturedMass(tuple(chosen), stack_heads([layer.captured for layer in layers.means()]), reasons)
 
 
 class MeasuredLayers:
@@ -284,22 +284,16 @@ class MeasuredLayers:
         sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
 
-    def means(self) -> list[dict[str, Tensor]]:
+    def means(self) -> list[LayerDiagnosis]:
         """The means of every layer, in order; nan for a candidate that is not applicable in some layer."""
         missing = [number for number, candidate in enumerate(self.candidates) if str(candidate) in self.reasons]
-        means = [dict(self.sums[number].mean()) for number in sorted(self.sums)]
-        for mean in means:
-            mean["captured"][:, missing] = torch.nan
-        return means
+        layers = [self.sums[number].mean() for number in sorted(self.sums)]
+        for layer in layers:
+            layer.captured[:, missing] = torch.nan
+        return layers
 
     def at_length(self, length: int, causal: bool, seconds: float) -> LengthDiagnosis:
         """All layers at one length. seconds: duration of the measurement."""
-        layers = [
-            LayerDiagnosis(
-                *self.sums[number].names, {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"]
-            )
-            for number, mean in zip(sorted(self.sums), self.means(), strict=True)
-        ]
         in_full = full_pairs(length, causal)
         pairs = [in_full] * len(self.candidates)
         for number, candidate in enumerate(self.candidates):
@@ -309,7 +303,7 @@ class MeasuredLayers:
             length=length,
             queries=len(self.rows),
             bins=tuple(self.sums[min(self.sums)].bins),
-            layers=tuple(layers),
+            layers=tuple(self.means()),
             pairs=tuple(pairs),
             full_pairs=in_full,
             seconds=seconds,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .candidates import Candidate
-from .layer_attention import MEANS, SINK
+from .layer_attention import MEANS, SINK, LayerDiagnosis
 
 FORMAT = 3
 """Version of the JSON form. It changes when a key is removed or changes its meaning."""
@@ -24,24 +24,6 @@ ENOUGH = 0.9
 """Minimum share of the attention mass that a chosen mechanism keeps, if possible; see :meth:`Diagnosis.chosen`."""
 DIGITS = 5
 """Number of significant digits in JSON."""
-
-
-@dataclass(frozen=True)
-class LayerDiagnosis:
-    """One layer at one length; every tensor is float64, with the heads first.
-
-    name: name of the attention module.
-    mechanism: name of the mechanism that runs in the layer.
-    numbers: :data:`~hf_longattn.inspect.layer_attention.MEANS` by name, ``(H,)``.
-    distance: mass in each bin of distances, ``(H, bins)``.
-    captured: mass that each candidate keeps, ``(H, candidates)``; nan for a candidate that is not applicable.
-    """
-
-    name: str
-    mechanism: str
-    numbers: Mapping[str, Tensor]
-    distance: Tensor
-    captured: Tensor
 
 
 @dataclass(frozen=True)

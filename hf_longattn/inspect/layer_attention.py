@@ -98,6 +98,24 @@ class LayerAttention:
         yield from rows.split(max(1, SCORES_IN_MEMORY // (self.heads * self.length)))
 
 
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One layer at one length; every tensor is float64, with the heads first.
+
+    name: name of the attention module.
+    mechanism: name of the mechanism that runs in the layer.
+    numbers: :data:`MEANS` by name, ``(H,)``.
+    distance: mass in each bin of distances, ``(H, bins)``.
+    captured: mass that each candidate keeps, ``(H, candidates)``; nan for a candidate that is not applicable.
+    """
+
+    name: str
+    mechanism: str
+    numbers: Mapping[str, Tensor]
+    distance: Tensor
+    captured: Tensor
+
+
 class RowSums:
     """Sums of one layer's numbers over queries. ``mean`` divides them by the number of queries.
 
@@ -140,11 +158,10 @@ class RowSums:
                     mass = (weights * reading(block, scores)).sum(-1)
                     self.captured[:, number] += mass.double().sum((0, 2)).cpu()
 
-    def mean(self) -> Mapping[str, Tensor]:
-        """:data:`MEANS` ``(H,)``, ``distance (H, bins)`` and ``captured (H, candidates)``, float64."""
+    def mean(self) -> LayerDiagnosis:
         count = max(1, self.count)
-        means = {name: total / count for name, total in self.sums.items()}
-        return {**means, "distance": self.distance / count, "captured": self.captured / count}
+        numbers = {name: total / count for name, total in self.sums.items()}
+        return LayerDiagnosis(*self.names, numbers, self.distance / count, self.captured / count)
 
 
 def sampled_rows(length: int, count: int, seed: int = 0) -> Tensor:

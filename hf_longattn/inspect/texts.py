@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +75,14 @@ class TextIds:
         return torch.tensor(self.prefix + self.ids[:body] + self.suffix)
 
 
-def read_lengths(texts: Sequence[str]) -> list[int]:
-    """Read lengths such as ``["512", "1K", "2048"]``, in ascending order without duplicates; K is 1,024.
+def read_lengths(typed: str) -> list[int]:
+    """Read lengths such as ``512,1K,2048``, in ascending order without duplicates; K is 1,024.
 
     Raises:
-        OptionError: a text is not a number of tokens.
+        OptionError: a part is not a number of tokens.
     """
     lengths = []
-    for text in texts:
+    for text in typed.split(","):
         match = re.fullmatch("([0-9]{1,9})([Kk]?)", text)
         if match is None or int(match[1]) == 0:
             raise OptionError(f"{text!r:.60} is not a number of tokens; give for example --lengths 512,2K,8K.")

@@ -24,7 +24,6 @@ from ..files import is_generic, is_long
 from ..inspect import Candidate
 from ..inspect.texts import TextIds
 from ..modeling.attach.attachment import attach_mechanisms
-from ..modeling.family.definition import LANGUAGE_MODELS
 from ..modeling.family.sliding_window import base_attention, own_windows
 from ..modeling.generic import family_in
 from .design import Design
@@ -62,13 +61,6 @@ class SearchedModel:
         self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
         self._model: Any = None
         self._key: object = None
-
-    @property
-    def predicts_tokens(self) -> bool:
-        config: Any = self.original.config
-        return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(
-            LANGUAGE_MODELS
-        )
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
         """The plan of a conversion with this attention (``None``: full attention).

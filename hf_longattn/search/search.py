@@ -28,6 +28,7 @@ from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import read_candidates
 from ..inspect.device import chosen_device
+from ..modeling.family.definition import LANGUAGE_MODELS
 from ..modeling.family.input_spec import InputSize
 from .budget import BUDGET, Budget, SearchConfig, readable_seconds
 from .choice import choose, loss_change, measured_mass
@@ -91,10 +92,10 @@ class SearchResult:
     @property
     def loss_sentence(self) -> str:
         """Effect of the design on predictions, or why that was not measured."""
-        if not self.loss_change and not self.no_loss:
-            return ""
-        if self.loss_change is None:
+        if self.no_loss:
             return f"No held-out loss was measured: {self.no_loss}"
+        if self.loss_change is None:
+            return ""
         verdict = "worse, so train after the conversion" if self.loss_change.worse else "not worse"
         return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
 
@@ -342,15 +343,19 @@ class Search:
             )
         change = None  # change of the held-out loss at the target length
         no_loss = ""
-        if isinstance(self.text, SearchText) and not model.predicts_tokens:
-            name = model.original.architecture.source_class
-            no_loss = f"{model.source.name!r} is a {name}, which predicts no tokens, so it has no held-out loss."
-        elif isinstance(self.text, SearchText):
-            self.progress(f"held-out loss of {design}")
-            try:
-                change = loss_change(model, self.text, config.pieces, design)
-            except FAILURES as error:
-                no_loss = f"{in_a_line(error)}."
+        if isinstance(self.text, SearchText):
+            original = model.original
+            source_class = original.architecture.source_class
+            if source_class.endswith(LANGUAGE_MODELS) and not getattr(original.config, "is_encoder_decoder", False):
+                self.progress(f"held-out loss of {design}")
+                try:
+                    change = loss_change(model, self.text, config.pieces, design)
+                except FAILURES as error:
+                    no_loss = f"{in_a_line(error)}."
+            else:
+                no_loss = (
+                    f"{model.source.name!r} is a {source_class}, which predicts no tokens, so it has no held-out loss."
+                )
         device = platform.processor() or platform.machine()
         if model.device.type == "cuda":
             device = torch.cuda.get_device_name(model.device)

@@ -73,7 +73,7 @@ SECONDS = {
 def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs that do not depend on the machine."""
 
-    def layer_seconds(candidates: Any, *_: Any) -> tuple[dict[str, float], dict[str, str]]:
+    def layer_seconds(candidates: Any, *_: Any) -> Any:
         return {str(candidate): SECONDS[str(candidate)] for candidate in candidates}, {}
 
     monkeypatch.setattr("hf_longattn.search.search.layer_seconds", layer_seconds)
@@ -266,7 +266,7 @@ def test_a_search_does_not_write_over_a_file(encoder: Path, text: Path, tmp_path
 def priced_by_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs by the width of a window."""
 
-    def layer_seconds(candidates: Any, *_: Any) -> tuple[dict[str, float], dict[str, str]]:
+    def layer_seconds(candidates: Any, *_: Any) -> Any:
         return {str(candidate): float(candidate.options.get("window", 4096)) / 4096 for candidate in candidates}, {}
 
     monkeypatch.setattr("hf_longattn.search.search.layer_seconds", layer_seconds)

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertIntermediate
 
-from hf_longattn.cli.train import evaluate
+from hf_longattn.cli.train import train
 from hf_longattn.training import load_multitask_head, run
 from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
@@ -60,7 +60,7 @@ def scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Scored:
     def run(task: str, *line: object) -> tuple[int, str, dict[str, Any]]:
         capsys.readouterr()
         output = tmp_path / "scored"
-        code = evaluate(task, [*map(str, line), "--output", str(output), "--overwrite", *USUAL])
+        code = train(task, [*map(str, line), "--output", str(output), "--overwrite", *USUAL], "evaluate")
         scores = json.loads((output / "scores.json").read_text()) if not code else {}
         return code, capsys.readouterr().err, scores
 
@@ -222,7 +222,7 @@ def test_evaluate_refuses_missing_data_and_options_of_training(
             wrong[line] = said
     assert wrong == {}
     monkeypatch.chdir(tmp_path / "model")
-    assert evaluate("classify", ["--model", model, "--data", data, *USUAL]) == 1
+    assert train("classify", ["--model", model, "--data", data, *USUAL], "evaluate") == 1
     assert (
         "The output '.' is the folder of --model, which would be overwritten; give another --output"
         in capsys.readouterr().err
@@ -244,7 +244,7 @@ def test_evaluate_in_two_processes_gives_scores_of_one(
     wrong = {}
     for task, line in lines.items():
         single, double = tmp_path / f"{task}-1", tmp_path / f"{task}-2"
-        assert evaluate(task, [*line, "--output", str(single), *USUAL]) == 0
+        assert train(task, [*line, "--output", str(single), *USUAL], "evaluate") == 0
         launched(["evaluate", task, *line, "--output", str(double), *USUAL], tmp_path)
         scores = [json.loads((folder / "scores.json").read_text())["metrics"]["after"] for folder in (single, double)]
         for numbers in scores:

@@ -20,7 +20,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_longattn.cli.train import evaluate, train
+from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments
@@ -392,14 +392,14 @@ def test_evaluate_gives_the_scores_of_the_end_of_training(
     typed += [] if task in NO_LENGTH else ["--max-length", "64"]
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     scored = tmp_path / "scored"
-    assert evaluate(task, [*typed, "--output", str(scored)]) == 0, capsys.readouterr().err
+    assert train(task, [*typed, "--output", str(scored)], "evaluate") == 0, capsys.readouterr().err
     assert capsys.readouterr().err.splitlines()[-1] == f"written to {scored / 'scores.json'}"
     scores = json.loads((scored / "scores.json").read_text())["metrics"]
     assert scores["before"] == {}
     assert scores["after"] == pytest.approx(run.log["metrics"]["after"], rel=1e-4)
     assert not [path for path in scored.rglob("*") if path.suffix in (".safetensors", ".bin", ".md")]
     assert before == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    assert evaluate(task, [*typed, "--output", str(scored)]) == 1
+    assert train(task, [*typed, "--output", str(scored)], "evaluate") == 1
     is_one_sentence(capsys.readouterr().err, "holds scores already; give another --output, or add --overwrite")
 
 
