@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
+from .mechanisms import Mechanism
 from .mechanisms.common.options import HIGHEST_LAYER, IN_TURN, read_choice, read_layer_choices
 from .mechanisms.common.registry import check_options, mechanism_class, prototype
 from .mechanisms.common.shared_options import check_form
@@ -65,6 +66,10 @@ class LongAttentionConfig:
         name, options = self._without_override(index)
         return name, {**options, **override}
 
+    def prototypes(self, layers: Iterable[int]) -> list[Mechanism]:
+        """The mechanisms of these layers, without tensors, for looking up their form, locality and capabilities."""
+        return [prototype(*self.for_layer(layer)) for layer in layers]
+
     def with_option(
         self, option: str, value: Any, where: Callable[[str, int | None], bool] = lambda mechanism, layer: True
     ) -> LongAttentionConfig:
@@ -95,9 +100,8 @@ class LongAttentionConfig:
         """Raise :class:`OptionError` if a layer's mechanism lacks the causal form (bidirectional form if ``causal`` is
         False). Overrides of layers from ``num_layers`` on are refused, too."""
         self.check_layers(num_layers)
-        for index in range(num_layers):
-            name, options = self.for_layer(index)
-            check_form(prototype(name, options), causal, f"layer {index}")
+        for index, mechanism in enumerate(self.prototypes(range(num_layers))):
+            check_form(mechanism, causal, f"layer {index}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""

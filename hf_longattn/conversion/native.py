@@ -20,7 +20,6 @@ from ..hub import origin_of
 from ..mechanisms import Mechanism
 from ..mechanisms.bigbird import BigBird
 from ..mechanisms.common.capabilities import band_of
-from ..mechanisms.common.registry import prototype
 from ..mechanisms.full import Full
 from ..mechanisms.longformer import Longformer, LongformerOptions
 from ..mechanisms.window import Window
@@ -70,7 +69,7 @@ class Stock:
         self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))
         self.class_name = self.stem + self.head if self.stem else self.base_class
         layers = config.attending[0] if family.base_model_type in self.families else 0
-        self.layers = tuple(prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
+        self.layers: list[Mechanism] = config.long_attention.prototypes(range(layers))
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
         """Values of the stock config for a layer that computes the same as ``mechanism``; ``None`` if that is

@@ -28,7 +28,7 @@ from ..files import (
 from ..mechanisms import Mechanism
 from ..mechanisms.common.masked import SINK_POSITIONS, TEXT, has_sinks_in_text, leading_sinks, needs_training_by
 from ..mechanisms.common.options import EXACT_LENGTH, RELATIVE, write_choice, write_numbers
-from ..mechanisms.common.registry import mechanism_class, prototype
+from ..mechanisms.common.registry import mechanism_class
 from ..mechanisms.common.shared_options import why_not_in_full
 from ..mechanisms.full import Full
 from ..modeling.attach.attention_sites import layer_mechanisms as attached_mechanisms
@@ -594,7 +594,7 @@ def with_short_texts(
     reason = change
     if length.new > length.old and not change and not option_values(attention, EXACT_LENGTH):
         attention, reason = with_exact_length(attention, changed, length.old)
-    layers = [prototype(*attention.for_layer(number)) for number in changed]
+    layers = attention.prototypes(changed)
     exact_lengths = [layer.options.exact_length for layer in layers if layer.options.exact_length]
     if not exact_lengths:
         return attention, ShortTexts(0, reason)
@@ -617,7 +617,7 @@ def with_exact_length(
     """Give these layers ``exact_length``, unless they are full attention for such texts. Also returns why a layer
     cannot have it; no layer gets it then."""
     names = set()
-    for layer in (prototype(*attention.for_layer(number)) for number in numbers):
+    for layer in attention.prototypes(numbers):
         if layer.covers(length):
             continue
         objection = why_not_in_full(layer)
@@ -641,8 +641,8 @@ def causal_distances(architecture: Architecture, config: Any) -> bool | None:
     layers, causal = config.attending
     if not causal or not architecture.family.scales_rotations(architecture.source_config):
         return bool(causal)
-    prototypes = (prototype(*config.long_attention.for_layer(layer)) for layer in range(layers))
-    if any(map(leading_sinks, prototypes)) and has_sinks_in_text(attached_mechanisms(architecture.skeleton(config))):
+    mechanisms = config.long_attention.prototypes(range(layers))
+    if any(map(leading_sinks, mechanisms)) and has_sinks_in_text(attached_mechanisms(architecture.skeleton(config))):
         return None
     return True
 

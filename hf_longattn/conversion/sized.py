@@ -18,7 +18,6 @@ from ..errors import CheckpointError, OptionError
 from ..files import read_json_object
 from ..loading import load_part
 from ..mechanisms import Mechanism
-from ..mechanisms.common.registry import prototype
 from ..modeling.costs import costs_of, layer_mechanisms, model_shape
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_spec import TILE
@@ -155,7 +154,7 @@ def sized_layers(architecture: Architecture, attention: LongAttentionConfig, siz
     sizes."""
     count = architecture.source_config.num_hidden_layers
     attention.check_layers(count)
-    mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(count)]
+    mechanisms = attention.prototypes(range(count))
     for mechanism in mechanisms:
         sizes.check(mechanism)
     return sizes.new.bound(mechanisms)

@@ -376,7 +376,7 @@ def equality_with_full(
     attention: LongAttentionConfig, layers: int, causal: bool, longest: int | None, nouns: str
 ) -> str:
     """Maximum length, at most ``longest``, at which the attention of a stack equals full attention, as a predicate."""
-    mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(layers)]
+    mechanisms = attention.prototypes(range(layers))
     lengths = range(1, 1 + (longest or 2**20))
     exact = bisect_left(
         lengths, True, key=lambda length: not all(is_full(mechanism, length, causal) for mechanism in mechanisms)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
 from ...errors import InputError, OptionError
+from ...mechanisms import Mechanism
 from ...mechanisms.common.masked import MaskedMechanism
-from ...mechanisms.common.registry import prototype
 from .definition import without_head
 from .input_spec import Example, InputSize, InputSizes, InputSpec, has_processor
 from .long_config import LongEncoderConfig
@@ -130,21 +130,22 @@ class AudioSpec(InputSpec):
     def sizes(self, family: Any, config: Any) -> InputSizes:
         return self.between(config, *self.durations(config), self.reads_longer)
 
-    def check_mechanism(self, mechanism: str, options: dict[str, Any]) -> None:
+    def check_mechanism(self, mechanism: Mechanism) -> None:
         """Refuse mechanisms that need token ids, a grid, or segments with a memory."""
-        built = prototype(mechanism, options)
         instead = "choose for example 'window'."
-        if built.capabilities.images == "segments":
+        if mechanism.capabilities.images == "segments":
             raise OptionError(
-                f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, "
-                f"but frames of a sound see what comes after them; {instead}"
+                f"Mechanism {mechanism.name!r} reads one segment of a text after the other and remembers the earlier "
+                f"ones, but frames of a sound see what comes after them; {instead}"
             )
-        if built.capabilities.needs_grid:
-            raise OptionError(f"Mechanism {mechanism!r} reads an image's patches, but a sound is one line; {instead}")
-        if isinstance(built, MaskedMechanism) and built.global_token_ids is not None:
+        if mechanism.capabilities.needs_grid:
             raise OptionError(
-                f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have "
-                "none; name them by position, for example with global_tokens=0."
+                f"Mechanism {mechanism.name!r} reads an image's patches, but a sound is one line; {instead}"
+            )
+        if isinstance(mechanism, MaskedMechanism) and mechanism.global_token_ids is not None:
+            raise OptionError(
+                f"The options of mechanism {mechanism.name!r} name global tokens by their ids, but frames of a sound "
+                "have none; name them by position, for example with global_tokens=0."
             )
 
     def example(self, folder: Path, config: Any, length: int) -> Example:

@@ -15,7 +15,6 @@ from ...engines.token_grid import Grid
 from ...errors import InputError, OptionError
 from ...mechanisms import Mechanism
 from ...mechanisms.common.capabilities import grid_blocks, on_grid
-from ...mechanisms.common.registry import prototype
 from .input_spec import Example, InputSize, InputSizes, InputSpec, has_processor
 from .long_config import LongEncoderConfig
 
@@ -91,17 +90,18 @@ class GridSpec(InputSpec):
     def sizes(self, family: Any, config: Any) -> InputSizes:
         return self.between(config, *self.pixels(config), reads_new=True)
 
-    def check_mechanism(self, mechanism: str, options: dict[str, Any]) -> None:
-        images = prototype(mechanism, options).capabilities.images
+    def check_mechanism(self, mechanism: Mechanism) -> None:
+        images = mechanism.capabilities.images
         if images == "neighbours":
             raise OptionError(
-                f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; choose a mechanism on "
-                "a grid such as 'window2d'."
+                f"Mechanism {mechanism.name!r} sees neighbours along a text, and an image has none; choose a "
+                "mechanism on a grid such as 'window2d'."
             )
         if images == "segments":
             raise OptionError(
-                f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, "
-                "and the patches of an image have no such order; choose a mechanism on a grid such as 'window2d'."
+                f"Mechanism {mechanism.name!r} reads one segment of a text after the other and remembers the earlier "
+                "ones, and the patches of an image have no such order; choose a mechanism on a grid such as "
+                "'window2d'."
             )
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:

@@ -94,7 +94,7 @@ class InputSizes:
         """Raise :class:`LongAttentionError` if a layer cannot run the mechanism on inputs of these sizes."""
         from ...mechanisms.common.capabilities import on_grid
 
-        self.spec.check_mechanism(mechanism.name, mechanism.options.to_dict())
+        self.spec.check_mechanism(mechanism)
         if self.new.grid is not None:
             on_grid(mechanism, self.new.grid, check=True)
             on_grid(mechanism, self.old.grid).pairs(self.old.tokens)  # the result reads the old size, too
@@ -156,12 +156,10 @@ class InputSpec:
         at = partial(self.size, config)
         return InputSizes(self, at, at(old), at(new), reads_new)
 
-    def check_mechanism(self, mechanism: str, options: dict[str, Any]) -> None:
+    def check_mechanism(self, mechanism: Mechanism) -> None:
         """Raise :class:`OptionError` for a mechanism that cannot read these inputs."""
-        from ...mechanisms.common.registry import prototype
-
-        if prototype(mechanism, options).capabilities.needs_grid:
-            raise OptionError(f"{mechanism} reads a grid, and the model reads a {self.noun}.")
+        if mechanism.capabilities.needs_grid:
+            raise OptionError(f"{mechanism.name} reads a grid, and the model reads a {self.noun}.")
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
         """Why the planned ``strategy`` for positions (``positions`` in the settings) needs training with this

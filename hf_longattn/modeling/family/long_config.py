@@ -161,8 +161,8 @@ class LongConfig(_Base):
             super().__setattr__(name, value)
             value.check_forms(*self.attending)
             if self.input_spec is not None:
-                for layer in range(self.num_hidden_layers):
-                    self.input_spec.check_mechanism(*value.for_layer(layer))
+                for mechanism in value.prototypes(range(self.num_hidden_layers)):
+                    self.input_spec.check_mechanism(mechanism)
             if not self._runs_mechanisms:  # another implementation may not compute the new mechanisms
                 setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
         elif name == IMPLEMENTATION_FIELD:

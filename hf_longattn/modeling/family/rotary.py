@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...configuration import LongAttentionConfig
 from ...errors import OptionError
 from ...mechanisms.common.masked import furthest_position
-from ...mechanisms.common.registry import mechanism_class, prototype
+from ...mechanisms.common.registry import mechanism_class
 from ...mechanisms.full import Full
 from ...positions.relative import relative_class
 from ...positions.rope import RopePlan, rope_parameters
@@ -22,10 +22,7 @@ def furthest_positions(config: Any, attention: LongAttentionConfig, causal: bool
 
     causal: whether the layers are causal; ``None`` if unknown, for the larger distance of both forms.
     """
-    layers = [
-        prototype(*attention.for_layer(layer))
-        for layer in range(getattr(config, "decoder_layers", config.num_hidden_layers))
-    ]
+    layers = attention.prototypes(range(getattr(config, "decoder_layers", config.num_hidden_layers)))
     forms = [
         [furthest_position(layer, form) for layer in layers]
         for form in ((True, False) if causal is None else (causal,))

@@ -144,7 +144,7 @@ def serving_window_fields(
         nullable: whether the base's ``sliding_window`` may be null. If not, only ``layer_types`` says that no layer
             has a window.
     """
-    mechanisms = [prototype(*attention.for_layer(layer)) for layer in range(layers)]
+    mechanisms = attention.prototypes(range(layers))
     if not causal:
         widths_around = [band_around(mechanism) for mechanism in mechanisms]
         return {"attention_window": widths_around} if all(widths_around) else {}
@@ -230,7 +230,7 @@ def window_sizes(config: Any) -> list[int | None]:
             f"the attention of {type(config).__name__}; use {BACKEND!r}, which transformers' own servers run."
         )
     layers, causal = config.attending
-    return [window_size(prototype(*config.long_attention.for_layer(layer)), causal) for layer in range(layers)]
+    return [window_size(mechanism, causal) for mechanism in config.long_attention.prototypes(range(layers))]
 
 
 def vllm_windows(config: Any) -> dict[str, Any]:
