@@ -8,7 +8,9 @@ than :data:`MAX_PAIRS` pairs are computed in pieces, which the eager backward pa
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,38 +134,26 @@ def first_rows(x: Tensor, count: int) -> Tensor:
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
     """The output of :func:`hf_longattn.engines.gathered.gathered_attention`. Supports dropout, any ``score_mod`` and
     learned biases."""
-    outs, lses = zip(*(plain_tile(q, k, v, tile, call) for tile in tiles), strict=True)
-    return merged(outs, lses, call.sink_scores)
-
-
-def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)`` of one tile. Log-sum-exps are -inf where a query sees no
-    key."""
     batch, heads, q_len, head_dim = q.shape
-    pieces = list(_split_tile(tile, batch * heads))
-    recomputed = (
-        len(pieces) > 1
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and no_fused_kernels() is None
-    )
-    outs, lses = [], []
-    for piece in pieces:
-        if recomputed:
-            out, lse = checkpoint(_rows, q, k, v, piece, call, use_reentrant=False)
-        else:
-            out, lse = _rows(q, k, v, piece, call)
-        outs.append(out.flatten(2, 3))
-        lses.append(lse.flatten(2))
-    # Empty slots go to an extra token after the last.
-    listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
-    index = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
-    out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
-    out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(
-        2, index[..., None].expand(-1, -1, -1, head_dim), out
-    )
-    lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, index, lse)
-    return out[:, :, :q_len], lse[:, :, :q_len]
+    outs, lses = [], []  # of each tile: (B, H, Nq, D), and (B, H, Nq), -inf where a query sees no key
+    for tile in tiles:
+        pieces = list(_split_tile(tile, batch * heads))
+        run: Any = _rows
+        eager = not torch.compiler.is_compiling() and no_fused_kernels() is None
+        if len(pieces) > 1 and torch.is_grad_enabled() and eager:
+            run = functools.partial(checkpoint, _rows, use_reentrant=False)
+        found = [run(q, k, v, piece, call) for piece in pieces]
+        # Empty slots go to an extra token after the last.
+        listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
+        index = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
+        out, lse = torch.cat([x.flatten(2, 3) for x, _ in found], 2), torch.cat([x.flatten(2) for _, x in found], 2)
+        out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(
+            2, index[..., None].expand(-1, -1, -1, head_dim), out
+        )
+        lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, index, lse)
+        outs.append(out[:, :, :q_len])
+        lses.append(lse[:, :, :q_len])
+    return merged(outs, lses, call.sink_scores)
 
 
 def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:

@@ -97,11 +97,11 @@ class Rounds(ABC):
         self.keys = Sorted.of(key_buckets, num_buckets, real)
         same = shared and self.first == 0
         self.queries = self.keys if same else Sorted.of(query_buckets, num_buckets, real, self.first)
-        number: dict[str, Any] = {"device": key_buckets.device, "dtype": self.keys.codes.dtype}
+        codes = self.keys.codes
         if real is None:
-            self.real = torch.full((1, 1, 1, 1), self.length, **number)
+            self.real = codes.new_full((1, 1, 1, 1), self.length)
         else:
-            self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
+            self.real = real.sum(-1, dtype=codes.dtype).view(-1, 1, 1, 1)
         # If queries and keys have the same order, a tile row is `size` consecutive ranks. Otherwise it also ends where
         # the group changes.
         self.aligned = same and size <= MAX_ROW_QUERIES

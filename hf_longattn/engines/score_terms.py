@@ -107,7 +107,7 @@ class _Function(ScoreTerm):
         return self.function
 
 
-NO_TERM = _Function(lambda score, b, h, q_idx, kv_idx: score, engines=("cpu-band", "dense", "windows"))
+NO_TERM = _Function(lambda score, *_: score, engines=("cpu-band", "dense", "windows"))
 
 
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
@@ -130,9 +130,9 @@ def add_term(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor,
     """``score_mod`` with ``term(b, h, q_idx, kv_idx)`` added to its score."""
     inner = as_term(score_mod).written_out
 
-    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        score = inner(score, b, h, q_idx, kv_idx)
-        return score + term(b, h, q_idx, kv_idx).to(score.dtype)
+    def mod(score: Tensor, *index: Tensor) -> Tensor:
+        score = inner(score, *index)
+        return score + term(*index).to(score.dtype)
 
     return mod
 
@@ -142,7 +142,7 @@ def chain_score_mods(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
     if second is None:
         return first
     inner = as_term(first).written_out
-    return lambda score, b, h, q_idx, kv_idx: second(inner(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
+    return lambda score, *index: second(inner(score, *index), *index)
 
 
 def device_scalar(number: float, device: torch.device) -> float | Tensor:

@@ -56,8 +56,8 @@ class AttentionCacheLayer(DynamicLayer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.starts: Tensor | None = None
-        """``(B,)``: column of the first real token; :data:`NOT_STARTED` if there is none yet."""
+        self.starts: Any = None
+        """``(B,)``: column of the first real token; :data:`NOT_STARTED` if there is none yet. ``None`` if unknown."""
         self._all_started = False
         """Whether every sequence has started."""
 
@@ -242,19 +242,14 @@ class SparseCacheLayer(AttentionCacheLayer):
 
     def positions(self) -> Tensor:
         """Position of each key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
-        assert self.starts is not None
         return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
 
     def _pruned(self) -> tuple[Tensor, Tensor]:
         """The slots of the keys that later tokens see, packed to the left in order, and their columns, ``(B, S)``."""
-        assert self.starts is not None
         positions = self.positions()
         upcoming = (self.cumulative_length - self.starts[:, None]).clamp(min=0)
-        mechanism = prototype(self.mechanism, self.options)
-        assert isinstance(mechanism, MaskedMechanism)
-        visible_later = mechanism.retained(positions, upcoming)
-        assert visible_later is not None
-        selected = visible_later & (positions >= 0)  # (B, S)
+        mechanism: Any = prototype(self.mechanism, self.options)
+        selected = mechanism.retained(positions, upcoming) & (positions >= 0)  # (B, S)
         size = int(selected.sum(1).max())
         order = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         return order, torch.where(selected.gather(1, order), self.columns.gather(1, order), -1)
@@ -267,7 +262,6 @@ class SparseCacheLayer(AttentionCacheLayer):
         mask, total = call.key_mask, self.cumulative_length
 
         def find() -> tuple[Tensor, Tensor]:
-            assert self.starts is not None
             keys = self.positions()
             real = keys >= 0
             if mask is not None:

@@ -125,7 +125,6 @@ def _enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[.
     ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``. Both must return instances of
     module-level classes, so that any process can unpickle a cache.
     """
-    dynamic_types: dict[str, Any] = cache_utils.DYNAMIC_LAYER_TYPE_MAPPING
-    static_types: dict[str, Any] = cache_utils.STATIC_LAYER_TYPE_MAPPING
-    dynamic_types[name], static_types[name] = growing, static
+    cache_utils.DYNAMIC_LAYER_TYPE_MAPPING[name] = growing
+    cache_utils.STATIC_LAYER_TYPE_MAPPING[name] = static
     return name

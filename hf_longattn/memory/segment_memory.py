@@ -105,8 +105,8 @@ class CacheMemory(SegmentMemory):
     """
 
     contents = ("mask", "positions")
-    mask: Tensor | None = None
-    positions: Tensor | None = None
+    mask: Any = None
+    positions: Any = None
 
     def __init__(self, config: PreTrainedConfig, continues: bool) -> None:
         self.cache = DynamicCache(config=config)
@@ -121,8 +121,6 @@ class CacheMemory(SegmentMemory):
         return following
 
     def _restart(self, rows: Tensor) -> None:
-        assert self.mask is not None
-        assert self.positions is not None
         rows = rows.to(self.mask.device)
         self.mask = self.mask & ~rows[:, None]
         self.positions = self.positions.masked_fill(rows, 0)
@@ -132,7 +130,7 @@ class CacheMemory(SegmentMemory):
 
     def extend(self, real: Tensor) -> dict[str, Any]:
         """Add the new tokens ``real (B, n)`` bool to mask and positions. Returns the model's arguments for them."""
-        if self.mask is None or self.positions is None:
+        if self.mask is None:
             self.mask, self.positions = real[:, :0], torch.zeros_like(real[:, 0], dtype=torch.long)
         self.mask = torch.cat([self.mask.to(real.device), real], 1)
         first = self.positions.to(real.device)
@@ -153,7 +151,6 @@ class CacheMemory(SegmentMemory):
             for name, value in vars(layer).items():
                 if isinstance(value, Tensor):
                     setattr(layer, name, value.detach())
-        assert self.mask is not None
         unused = min(layer.unused() if hasattr(layer, "unused") else 0 for layer in self.cache.layers)
         for layer in self.cache.layers if unused else ():
             layer.renumber(unused)

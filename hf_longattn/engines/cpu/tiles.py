@@ -138,8 +138,6 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
             signature = [max(map(max, need))] * len(need[0])
         chunks = []
         for first, count, (q_run, k_run) in _groups(signature, query_runs, key_runs):
-            if signature[first] == NO_PAIR:
-                continue
             for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
                 some_heads = need[chunk.heads] if len(need) > 1 else need
                 rows = [row for head in some_heads for row in head[chunk.rows]]

@@ -44,7 +44,7 @@ from ...names import look_up
 from ..batch import Batch, SequenceSpan, differentiated, in_graph, no_fused_kernels, on_host
 from ..blockwise import blockwise_attention
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
-from ..dense import at_least_fp32, repeat_heads
+from ..dense import at_least_fp32, repeat_heads, unit_stride
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
 flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up("cuda_flash", 1, when_called=True)
@@ -229,9 +229,7 @@ def prepared(
         row = x.transpose(1, 2)
         if width != padded_width:
             row = F.pad(row, (0, padded_width - width))
-        if row.stride(-1) != 1:
-            row = row.contiguous()
-        rows.append(row)
+        rows.append(unit_stride(row))
     return rows, settings
 
 

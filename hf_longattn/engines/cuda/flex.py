@@ -270,14 +270,15 @@ def _block_pairs(
     return BYTE_CACHE.get(("pairs of blocks", pattern.left, pattern.right, q_len, kv_len, every_pair, device), make)
 
 
+def sorted_blocks(chosen: Tensor) -> Lists:
+    """Block lists of the True entries of ``chosen (…, rows, columns)``, with a slot for every block."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32), order.to(torch.int32)
+
+
 def lists_of(partial: Tensor, full: Tensor) -> tuple[tuple[Lists, Lists], tuple[Lists, Lists]]:
     """(partial, full) lists by query block and by key block, of the True entries ``(B, H, rows, columns)``, with a
     slot for every block."""
-
-    def sorted_blocks(chosen: Tensor) -> Lists:
-        order = chosen.int().argsort(dim=-1, descending=True, stable=True)
-        return chosen.sum(-1, dtype=torch.int32), order.to(torch.int32)
-
     chosen = partial, full, partial.mT, full.mT
     if partial.shape[2] == partial.shape[3]:  # all at once, which launches fewer kernels
         a, b, c, d = zip(*sorted_blocks(torch.stack(chosen)), strict=True)
@@ -288,7 +289,7 @@ def lists_of(partial: Tensor, full: Tensor) -> tuple[tuple[Lists, Lists], tuple[
 
 def in_blocks(mask: Tensor) -> Tensor:
     """``mask (B, N)`` in blocks, ``(B, blocks, BAND_BLOCK)``. Positions past the end are False."""
-    return torch.nn.functional.pad(mask, (0, -mask.shape[1] % BAND_BLOCK)).unflatten(1, (-1, BAND_BLOCK))
+    return F.pad(mask, (0, -mask.shape[1] % BAND_BLOCK)).unflatten(1, (-1, BAND_BLOCK))
 
 
 def _offset(q_len: int, kv_len: int) -> int:
@@ -355,8 +356,7 @@ def flex_block_selected(
         touched = touched.tril()
     if key_mask is not None:
         touched = touched & in_blocks(key_mask).any(-1)[:, None, None]
-    index = torch.arange(touched.shape[3], device=q.device)
-    by_query, by_key = ((packed(x, index), None) for x in (touched, touched.mT))
+    by_query, by_key = ((sorted_blocks(x), None) for x in (touched, touched.mT.contiguous()))
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         seen = selected[b, h, q_idx, kv_idx // block_size]
