@@ -283,7 +283,6 @@ def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> 
         named = of_type
     if named == "TokenizersBackend":
         named = "PreTrainedTokenizerFast"  # its name in transformers 4
-    values = dict(values)
     if named is not None:
         values["tokenizer_class"] = named
     if length:

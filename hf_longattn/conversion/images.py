@@ -135,7 +135,7 @@ def plan_images(source: Source, architecture: Architecture, request: ConversionC
             request = replace(request, mechanism=default)
         window = list(sides) if len(set(sides)) > 1 else sides[0]
         attention = completed(
-            request.attention().to_dict(),
+            request.attention(),
             {"window": window},
             lambda choice: choice.get("mechanism") == default and "window" not in choice,
         )

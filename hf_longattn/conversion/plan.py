@@ -101,10 +101,9 @@ def warnings_of_layers(
 
 
 def completed(
-    value: dict[str, Any], options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]
+    attention: LongAttentionConfig, options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]
 ) -> LongAttentionConfig:
-    """The configuration ``value``, with ``options`` added to every mechanism choice for which ``where(choice)`` is
-    true."""
+    """``attention`` with ``options`` added to every mechanism choice for which ``where(choice)`` is true."""
 
     def inside(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -116,7 +115,7 @@ def completed(
             changed |= options
         return changed
 
-    return LongAttentionConfig.from_dict(inside(value))
+    return LongAttentionConfig.from_dict(inside(attention.to_dict()))
 
 
 @dataclass(frozen=True)
@@ -277,7 +276,7 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
 
     causal = causal_distances(architecture, chosen.config)
     if causal is None:
-        attention = completed(attention.to_dict(), {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
+        attention = completed(attention, {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
     positions = plan_positions(architecture, attention, request.positions, length, decoder, causal=causal)
     if positions.strategy == ALIBI:
         attention = with_relative(attention, ALIBI)
@@ -368,9 +367,7 @@ def plan_attention(opened: Source, architecture: Architecture, request: Conversi
         saved_by = saved_by or RERANKER  # a reranker without modules
     pairs = architecture.source_class.endswith("ForQuestionAnswering") or saved_by == RERANKER
     marks_question = pairs and original is None
-    unseparated = (
-        getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
-    )
+    unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0) != attention
     separator = None
     # Loading a large vocabulary takes seconds. If no separator is needed, the tokenizer is left to the check of the
     # result, which loads it in any case.
@@ -673,7 +670,7 @@ def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttent
     if attention.options.get(option) is not None:
         return attention
     return completed(
-        attention.to_dict(),
+        attention,
         {option: separator},
         lambda choice: choice.get("global_first_segment") and choice.get(option) is None,
     )

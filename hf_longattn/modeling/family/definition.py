@@ -123,7 +123,7 @@ class Family:
             problem = f"{name} is not a Long config; derive it as class LongNewConfig(LongConfig, NewConfig)."
         elif config.__dict__.get("model_type") != f"long_{base}":
             problem = f"{name} needs model_type = 'long_{base}'."
-        elif self.spec.needs_positions and not placed and "max_position_embeddings" in fields:
+        elif not (self.spec.units or placed) and "max_position_embeddings" in fields:
             problem = (
                 f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
                 r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."

@@ -136,10 +136,6 @@ class InputSpec:
     """The docstring of Long classes; ``whose`` names the stack of an encoder-decoder."""
     on_grid: ClassVar[bool] = False
     """Whether tokens are the patches of an image."""
-    needs_positions: ClassVar[bool] = False
-    """Whether a family must declare its type of positions if its config has a maximum length."""
-    flash_windows: ClassVar[bool] = False
-    """Whether FlashAttention of transformers can compute windows over the tokens."""
     further: Mapping[str, int | str] = {}
     """Argument of ``forward`` with more integers per token -> their number per token, or the config field with the
     number."""
@@ -201,8 +197,6 @@ class TextSpec(InputSpec):
     """Token ids and, in some families, more numbers per token (LayoutLM, MarkupLM)."""
 
     reads, noun, nouns = "text", "text", "texts"
-    needs_positions = True
-    flash_windows = True
     further: Mapping[str, int | str] = field(default_factory=dict, compare=False)
 
     def size(self, config: Any, value: Any) -> InputSize:

@@ -106,8 +106,8 @@ def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
         if entry is None:
             continue
         if long:
-            heads = (entry,) if isinstance(entry, str) else entry
-            if not all(head.startswith(names.first_word) for head in heads):
+            heads = (entry,) if isinstance(entry, str) else entry  # some are of another model
+            if not all(head.startswith(first_word(names.base)) for head in heads):
                 continue
             long_heads = tuple(f"{names.prefix}{head}" for head in heads)
             entry = long_heads[0] if isinstance(entry, str) else long_heads
@@ -119,7 +119,6 @@ class FamilyNames(NamedTuple):
 
     base, model_type: the model types of the base and of the family.
     base_model: the usual name of the base's class without a head.
-    first_word: :func:`first_word` of the base. Tables of heads may also list another model's head.
     prefix: the text before a base class's name in the name of its Long class.
     config: the name of the family's config class.
     module: the module name of the model type.
@@ -128,7 +127,6 @@ class FamilyNames(NamedTuple):
     base: str
     model_type: str
     base_model: str
-    first_word: str
     prefix: str
     config: str
     module: str
@@ -151,7 +149,6 @@ def _family_entries() -> list[FamilyNames]:
                     base,
                     model_type,
                     f"{stem}Model",
-                    first_word(base),
                     prefix,
                     f"{prefix}{config}",
                     module_name(model_type),

@@ -221,7 +221,7 @@ def window_sizes(config: Any) -> list[int | None]:
     family = known_family(config)
     if (
         family is None
-        or not family.spec.flash_windows
+        or family.spec.units  # images or sounds
         or family.two_stacks
         or family.mixin is not None
         or config.is_encoder_decoder
