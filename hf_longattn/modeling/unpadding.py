@@ -358,6 +358,13 @@ def _problem(body: PreTrainedModel, layer: nn.Module) -> str:
             hook.remove()
     if rows != {1}:
         return "its layers do not get the mask of the batch"
+    if getattr(padded, "last_hidden_state", None) is None:
+        return "its outputs have no last_hidden_state to compare"
+    return _change(unpadded, padded, real)
+
+
+def _change(unpadded: Any, padded: Any, real: Tensor) -> str:
+    """How the outputs of the ``real`` tokens differ; empty if they do not."""
     pairs = [(unpadded.last_hidden_state, padded.last_hidden_state)]
     pairs += zip(unpadded.get("hidden_states") or (), padded.get("hidden_states") or (), strict=True)
     if any(ours.shape != expected.shape for ours, expected in pairs):

@@ -17,7 +17,7 @@ import importlib.util
 import inspect
 import json
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedConfig, Pr
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hf_longattn import unpad
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.memory.decode_cache import CACHE
 from scripts.dev import RESULTS
@@ -60,7 +61,7 @@ NOT_RUN = {
     "vits": "its random weights make a minute of sound",
 }
 """Model types that are not compared -> why."""
-Mode = Callable[[PreTrainedModel], dict[str, Tensor]]
+Mode = partial[dict[str, Tensor]]
 """One way to call a model, and its outputs by name."""
 
 
@@ -298,6 +299,7 @@ def compare(model_type: str, implementation: str = "longattn") -> dict[str, Any]
     equal: names of what was compared, separated by semicolons; with ``window`` if its windows hide keys here.
     apart: the largest relative difference.
     refused: each sentence with the names of what it refused.
+    unpadded: whether a padded batch is ``equal`` after :func:`hf_longattn.unpad`, or the sentence that refuses it.
     own: whether no layer called the attention function; then its masks alone come from ``implementation``.
     not built: why there is nothing to compare.
     DIFFERS: what differs, by name. No entry has it.
@@ -326,7 +328,10 @@ def compare(model_type: str, implementation: str = "longattn") -> dict[str, Any]
 
     ALL_ATTENTION_FUNCTIONS[implementation] = counting
     try:
-        return _compared(model, config, modes, implementation) | ({} if calls else {"own": "run"})
+        entry = _compared(model, config, modes, implementation)
+        if not calls:
+            return entry | {"own": "run"}
+        return entry | _without_padding(model, config, modes)
     except KeyError as error:  # a table of classes by the name of the implementation
         if implementation not in str(error):
             raise
@@ -367,6 +372,39 @@ def _compared(
     entry: dict[str, Any] = {"equal": "; ".join(equal), "apart": f"{largest:.0e}"} if {*equal} - {"window"} else {}
     sentences = {sentence: "; ".join(names) for sentence, names in refused.items()}
     return entry | {word: values for word, values in {"refused": sentences, "DIFFERS": differs}.items() if values}
+
+
+def _without_padding(model: PreTrainedModel, config: PreTrainedConfig, modes: Mapping[str, Mode]) -> dict[str, Any]:
+    """What an entry says of :func:`hf_longattn.unpad`; nothing if no batch of texts has padding."""
+    taken = inspect.signature(type(model).forward).parameters
+    if "padded right" not in modes or "input_ids" not in taken:
+        return {}
+    other = build(type(model), config, "longattn")
+    other.load_state_dict(model.state_dict())
+    try:
+        unpad(other)
+    except LongAttentionError as error:
+        return {"unpadded": str(error)}
+    except Exception as error:
+        return {"DIFFERS": {"unpad": _reason(error, place=True)}}
+    differs = {}
+    for name in ("padded right", "padded left"):
+        mode = modes[name]
+        inputs = mode.keywords["inputs"] | ({"use_cache": False} if "use_cache" in taken else {})
+        mode = partial(padded, inputs=inputs, real=mode.keywords["real"])
+        backward = name == "padded right"
+        try:
+            expected = evaluate(model, mode, backward)
+        except Exception:  # eager attention cannot do it
+            continue
+        try:
+            apart, where = difference(expected, evaluate(other, mode, backward))
+        except Exception as error:
+            differs[f"{name}, unpadded"] = _reason(error, place=True)
+            continue
+        if apart >= TOLERANCE:
+            differs[f"{name}, unpadded"] = f"{apart:.1e} in {where}"
+    return {"DIFFERS": differs} if differs else {"unpadded": "equal"}
 
 
 def _windows_hide_keys(

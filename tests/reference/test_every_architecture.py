@@ -64,6 +64,7 @@ def check(model_type: str) -> dict[str, Any]:
         else:
             assert entry.keys() == expected.keys()
             assert (entry.get("equal"), entry.get("refused")) == (expected.get("equal"), expected.get("refused"))
+            assert (entry.get("unpadded") == "equal") == (expected.get("unpadded") == "equal")
     return entry
 
 

@@ -194,11 +194,18 @@ COMPARED = {"decoded": "texts, with decoding", "sounds": "sounds", "padded": "te
 def architectures() -> str:
     """What stock models of every type do under ``longattn``: equal, refused, without transformers' AttentionInterface,
     or not run."""
-    rows: dict[str, dict[str, list[str]]] = {"equal": {}, "refused": {}, "not built": {}}
+    rows: dict[str, dict[str, list[str]]] = {"equal": {}, "refused": {}, "not built": {}, "unpadded": {}}
     others: dict[str, list[str]] = {"own": [], "in": []}
     for name, entry in stored("architectures")["architectures"].items():
         windowed = f"**`{name}`**" if entry.get("equal", "").startswith("window") else f"`{name}`"
         kind = next(kind for kind in (*others, *rows) if kind in entry)
+        if "unpadded" in entry:
+            sentence = re.sub(
+                r"^\w+ (cannot run without padding: |(?=has no))|[.,] (Sort|so its) .*", "", entry["unpadded"]
+            )
+            sentence = re.sub(r"^\w+ of layer \d+ (.*), which .*|(it fails on three short texts).*", r"\1\2", sentence)
+            sentence = re.sub(r"\d+(\.\d+)?(e-\d+)?", "N", sentence)
+            rows["unpadded"].setdefault(sentence, []).append(f"`{name}`")
         if kind in others:
             others[kind].append(f"`{name}`")
         elif kind == "equal":
@@ -223,6 +230,9 @@ def architectures() -> str:
             f"Equal inside their model, in which they were compared: {', '.join(others['in'])}.",
             "Refused, in some or all of the modes:",
             table("refused", "the layer …"),
+            "After `hf_longattn.unpad`, batches with padding on either side are equal to 1e-9, too, or the model is "
+            "refused:",
+            table("unpadded", "without padding"),
             f"With their own attention code, whatever attn_implementation is ({len(others['own'])}): "
             f"{', '.join(others['own'])}.",
             "Not run by themselves:",
