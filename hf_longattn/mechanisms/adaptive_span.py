@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..engines.batch import in_graph
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, Pattern
-from ..engines.dense import dense_attention, grid_of
+from ..engines.dense import at_least_fp32, dense_attention, grid_of
 from ..engines.score_terms import DistanceBias, chain_score_mods
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
@@ -81,7 +81,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     def spans(self) -> Tensor:
         """z in tokens, ``(H,)``, clamped to [0, max_span], at least fp32. Gradients ignore the clamp, so that z can
         return to the range."""
-        fraction = self.span_fraction.to(torch.promote_types(self.span_fraction.dtype, torch.float32))
+        fraction = at_least_fp32(self.span_fraction)
         return (fraction + (fraction.clamp(0, 1) - fraction).detach()) * self.options.max_span
 
     def auxiliary_loss(self) -> Tensor:

@@ -16,7 +16,6 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.call import AttentionCall
@@ -26,7 +25,7 @@ from ..engines.gathered import block_selected_attention
 from ..engines.topk import exact_dtype, ranking, topk_blocks
 from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .common.capabilities import About
-from .common.layout import full_pairs
+from .common.layout import full_pairs, in_blocks
 from .common.options import Options, option
 from .common.registry import register_mechanism
 from .common.shared_options import AttendedKeys
@@ -138,8 +137,6 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     else:
         x = x.masked_fill(~real[:, None, :, None], 0)
-    missing = -x.shape[2] % size
-    x = F.pad(x, (0, 0, 0, missing)) if missing else x
-    sums = x.unflatten(2, (-1, size)).sum(3, dtype=exact_dtype(x.device))
-    count = F.pad(real, (0, missing)).unflatten(1, (-1, size)).sum(-1)
-    return sums / count.clamp(min=1)[:, None, :, None], count > 0
+    sums = in_blocks(x, size).sum(3, dtype=exact_dtype(x.device))
+    count = in_blocks(real[:, None, :, None], size).sum(3)
+    return sums / count.clamp(min=1), (count > 0)[:, 0, :, 0]

@@ -32,7 +32,7 @@ from torch import Tensor
 from ..engines.batch import in_graph, last_real
 from ..engines.byte_cache import BYTE_CACHE
 from ..engines.call import AttentionCall, GatherTile, rows_of
-from ..engines.dense import dense_attention, grid_of, repeat_heads
+from ..engines.dense import at_least_fp32, dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
@@ -106,8 +106,7 @@ class Hierarchical(Mechanism):
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
-            exact = torch.promote_types(q.dtype, torch.float32)
-            weights = self.dense_weights(q.to(exact), k.to(exact), call)
+            weights = self.dense_weights(at_least_fp32(q), at_least_fp32(k), call)
             return F.dropout(weights, call.dropout).to(v.dtype) @ repeat_heads(v, heads)
         pyramid, real, device = self.pyramid(kv_len), call.key_mask, q.device
         keys = torch.cat([k, pyramid.pooled(k, real)], 2)
@@ -202,7 +201,7 @@ class Pyramid:
     def pooled(self, x: Tensor, real: Tensor | None) -> Tensor:
         """The pools of ``x (B, H, N, D)`` on all levels above 0, concatenated: means of real tokens, or zeros."""
         counts = self.counts(real, x.device)
-        level = x.to(torch.promote_types(x.dtype, torch.float32))
+        level = at_least_fp32(x)
         if real is not None:
             level = level.masked_fill(~real[:, None, :, None], 0.0)
         levels = [level[:, :, :0]]  # torch.cat needs one tensor if there is no level above 0

@@ -38,7 +38,7 @@ from ..engines import accelerator
 from ..engines.batch import without_autocast
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents, chunk_offsets
 from ..engines.call import AttentionCall, GatherTile
-from ..engines.dense import repeat_heads
+from ..engines.dense import at_least_fp32, repeat_heads
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .common.base import LayerSizes
@@ -157,8 +157,8 @@ class LSH(BucketedMechanism):
             # The given queries take part with zero gradients, so that distributed training finds every parameter in
             # use.
             queries = queries + q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0.0)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares leave the range of fp16
-        return queries, x * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6).to(x.dtype)
+        squares = at_least_fp32(x).square()  # beyond the range of fp16
+        return queries, x * torch.rsqrt(squares.mean(-1, keepdim=True) + 1e-6).to(x.dtype)
 
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:

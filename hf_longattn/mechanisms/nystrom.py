@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..engines.batch import without_autocast
 from ..engines.call import AttentionCall
-from ..engines.dense import dense_attention, repeat_heads
+from ..engines.dense import at_least_fp32, dense_attention, repeat_heads
 from .common.base import LayerSizes, Mechanism, check_all_queries, drop_keys, softmax_over
 from .common.capabilities import About
 from .common.options import Options, option
@@ -114,7 +114,7 @@ class Nystrom(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         check_all_queries(self, q, k)
-        length, heads, dtype = k.shape[2], q.shape[1], q.dtype
+        length, heads = k.shape[2], q.shape[1]
         k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
         call = call.replace(dropout=0.0)
         real = call.key_mask
@@ -122,9 +122,8 @@ class Nystrom(Mechanism):
             out = dense_attention(q, k, v, call)
         else:
             # A⁺ has large entries of both signs that cancel, so its factors must not be in half precision.
-            precise = torch.promote_types(dtype, torch.float32)
             with without_autocast(q):
-                out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, call).to(dtype)
+                out = self._approximated(*map(at_least_fp32, (q, k, v)), real, call).to(q.dtype)
         if self.options.conv_kernel is None:
             return out
         kernel = self.conv.to(v.dtype)[:, None, :, None]

@@ -285,11 +285,11 @@ def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[T
 def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Tensor) -> Tensor:
     """The sum of each cluster's vectors, and their number in the last column: ``(H, clusters, D + 1)`` float32.
 
-    vectors: ``(B, H, N, D)``; clusters: ``(B, H, N)``; real: ``(B, N)`` bool, True = real token.
+    vectors: ``(B, H, N, D)`` float32; clusters: ``(B, H, N)``; real: ``(B, N)`` bool, True = real token.
     """
     counted = real[:, None, :, None].expand(*clusters.shape, 1).float()
     member = counted.new_zeros(*clusters.shape, num_clusters).scatter_(-1, clusters[..., None], counted)
-    return torch.cat([torch.einsum("bhnc,bhnd->hcd", member, vectors.float()), member.sum((0, 2))[..., None]], -1)
+    return torch.cat([torch.einsum("bhnc,bhnd->hcd", member, vectors), member.sum((0, 2))[..., None]], -1)
 
 
 def moved(centroids: Tensor, sums: Tensor, decay: float) -> Tensor:

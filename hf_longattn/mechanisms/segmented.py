@@ -34,7 +34,7 @@ from ..engines.score_terms import remapped
 from ..positions.trained_distances import Locality
 from .common.base import LayerSizes, pad_queries, softmax_over, visible_to_all
 from .common.capabilities import About
-from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
+from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_blocks, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -201,19 +201,14 @@ def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> tuple
         The mean keys and values, ``(B, H, M, D)``; whether a block has any token, ``(B or 1, M)`` bool; and the mean
         position of its tokens, rounded down, which score terms use as the key's position.
     """
-    length = k.shape[2]
-    count = -(-length // size)
-    missing = count * size - length
-    real = torch.ones(1, length, dtype=torch.bool, device=k.device) if key_mask is None else key_mask
-    if missing:  # F.pad copies even where it adds nothing
-        k, v, real = F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing)), F.pad(real, (0, missing))
-    real = real.unflatten(1, (count, size))
-    position = torch.arange(count, device=k.device) * size + middle_of(real)
+    real = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device) if key_mask is None else key_mask
+    real = in_blocks(real[:, None, :, None], size)[:, 0, ..., 0]
+    position = torch.arange(real.shape[1], device=k.device) * size + middle_of(real)
     shares = real.to(torch.promote_types(k.dtype, torch.float32)) / real.sum(-1, keepdim=True).clamp(min=1)
     means = []
     for x in (k, v):
         with without_autocast(x):  # sums in at least fp32
-            sums = shares[:, None, :, None] @ x.unflatten(2, (count, size)).to(shares.dtype)
+            sums = shares[:, None, :, None] @ in_blocks(x, size).to(shares.dtype)
         means.append(sums[..., 0, :].to(x.dtype))
     return means[0], means[1], real.any(-1), position
 

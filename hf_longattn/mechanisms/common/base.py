@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...engines.call import AttentionCall, clear_padding
-from ...engines.dense import grid_of, repeat_heads, softmax_beside
+from ...engines.dense import at_least_fp32, grid_of, repeat_heads, softmax_beside
 from ...engines.sequences import weights_per_sequence
 from ...errors import InputError, OptionError
 from ...positions.relative import RelativePositions, build_relative
@@ -226,12 +226,8 @@ def attention_weights(
         )
     if 0 in q.shape:
         return q.new_zeros(*q.shape[:3], k.shape[2])
-    dtype, precise = q.dtype, torch.promote_types(q.dtype, torch.float32)
-    q, k, call = (
-        q.to(precise),
-        k.to(precise),
-        (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid(),
-    )
+    dtype, q, k = q.dtype, at_least_fp32(q), at_least_fp32(k)
+    call = (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
     weights: Any = mechanism._weights
     if mechanism.is_cross_attention:
         q, k, _, call = clear_padding(q, k, k, call, cross=True)

@@ -91,6 +91,14 @@ def in_rows(cells: Tensor, row: int) -> Tensor:
     return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
 
 
+def in_blocks(x: Tensor, size: int) -> Tensor:
+    """``x (B, H, N, D)`` cut into blocks, ``(B, H, ceil(N / size), size, D)``. The last is filled up with zeros."""
+    missing = -x.shape[2] % size
+    if missing:  # F.pad copies even where it adds nothing
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.unflatten(2, (-1, size))
+
+
 def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
     """Positions of the tokens of ``blocks (…, K)``, shape ``(…, K·size)``; -1 where there is no block or no token."""
     position = blocks[..., None] * size + torch.arange(size, device=blocks.device)

@@ -251,16 +251,15 @@ class MaskedMechanism(Mechanism):
             return torch.cat(
                 [self.attend_with_terms(x, k, v, visible, at, keys, call) for x, visible, at in pieces], 2
             )
+        dtype = q.dtype
         if isinstance(self.relative, SinkPositions):
             mask = self.relative.mask(q, k, seen, rows, keys, scale, call)
-            return fused_attention(
-                q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores
-            )
-        term = self.relative.term(q, k, rows, keys, call.causal, scale)
-        # half precision would round the terms of distant keys to whole numbers
-        wide = torch.promote_types(q.dtype, term.dtype)
-        mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
-        q, k, v, dtype = q.to(wide), k.to(wide), v.to(wide), q.dtype
+        else:
+            term = self.relative.term(q, k, rows, keys, call.causal, scale)
+            # half precision would round the terms of distant keys to whole numbers
+            wide = torch.promote_types(dtype, term.dtype)
+            mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
+            q, k, v = q.to(wide), k.to(wide), v.to(wide)
         out = fused_attention(
             q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores
         )
