@@ -81,8 +81,12 @@ class Difference:
     @property
     def values(self) -> dict[str, Any]:
         """The numbers for a report, JSON-serialisable."""
-        numbers = {"max_abs_difference": self.largest, "scale": self.scale, "relative_difference": self.relative}
-        return {**numbers, "tolerance": self.tolerance}
+        return {
+            "max_abs_difference": self.largest,
+            "scale": self.scale,
+            "relative_difference": self.relative,
+            "tolerance": self.tolerance,
+        }
 
     def __str__(self) -> str:
         """For example "3.1e-06 of the largest value 0.028 (logits)"."""

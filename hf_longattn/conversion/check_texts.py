@@ -292,9 +292,8 @@ class LanguageLoss:
         if change is None or gain is None:
             return undecided(self.name, f"{detail}; no token is predicted by both", LONGER_TEXT, values)
         where = f"beyond {same}" if same else "in all"
-        detail = f"{detail}; {where} {change}"
         values |= {"change": change.to_dict(), "chance": gain.after}
-        detail = f"{detail}; chance, from token frequencies alone, {gain.after:.3f}"
+        detail = f"{detail}; {where} {change}; chance, from token frequencies alone, {gain.after:.3f}"
         return self.verdict(change, gain, detail, values)
 
     def verdict(self, change: LossChange, gain: LossChange, detail: str, values: dict[str, Any]) -> Check:
@@ -401,8 +400,12 @@ class Embeddings:
             f"cosine with the source's: {listed} tokens (at least {least:.2f} is required, since different passages "
             f"have {different:.2f})"
         )
-        values: dict[str, Any] = {"cosines": {str(length): cosine for length, cosine in cosines.items()}}
-        values |= {"different_passages": different, "least": least, "tokens": longest}
+        values: dict[str, Any] = {
+            "cosines": {str(length): cosine for length, cosine in cosines.items()},
+            "different_passages": different,
+            "least": least,
+            "tokens": longest,
+        }
         ready = all(cosine >= least for cosine in cosines.values())  # false for NaN
         if not self.lengths.at_once:
             sentence, document = self.judge_document(source, result, different)

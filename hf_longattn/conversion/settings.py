@@ -42,10 +42,15 @@ def setting(
         type, metavar: type of a value on the command line, and its placeholder in the help. ``list[str]``: the flag
             can be repeated.
     """
-    about = {"help": help, "unset": unset, "flag": flag, "metavar": metavar or None, "minimum": minimum or None}
-    return field(
-        default=default, repr=not secret, metadata={**about, "type": bool if isinstance(default, bool) else type}
-    )
+    about = {
+        "help": help,
+        "unset": unset,
+        "flag": flag,
+        "metavar": metavar or None,
+        "minimum": minimum or None,
+        "type": bool if isinstance(default, bool) else type,
+    }
+    return field(default=default, repr=not secret, metadata=about)
 
 
 @dataclass(frozen=True)

@@ -184,9 +184,10 @@ class LongConfig(_Base):
         width = self.__dataclass_fields__.get("sliding_window")
         nullable = width is None or "None" in str(width.type)
         served = serving_window_fields(self.long_attention, *self.attending, base_windows, nullable=nullable)
-        changed = {**base_windows, **served} != base_windows
-        own = {FORMAT_FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
-        return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), **own}
+        values |= {**served, FORMAT_FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
+        if {**base_windows, **served} != base_windows:
+            values[BASE_WINDOWS] = base_windows
+        return values
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
