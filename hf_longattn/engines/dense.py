@@ -250,7 +250,7 @@ def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
 
 def products(q: Tensor, k: Tensor) -> Tensor:
     """``q kᵀ`` in at least fp32, as in fused kernels. Half precision would round large scores to whole numbers."""
-    precise = torch.promote_types(q.dtype, torch.float32)
+    precise = precise_dtype(q)
     with without_autocast(q):
         return q.to(precise) @ k.to(precise).transpose(-1, -2)
 
@@ -283,8 +283,13 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def precise_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which scores, softmax and sums of ``x`` are computed: fp32, or fp64 if ``x`` is."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(precise_dtype(x))
 
 
 def dtype_in_attention(x: Tensor) -> torch.dtype:

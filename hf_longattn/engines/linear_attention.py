@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .batch import no_fused_kernels, without_autocast
 from .call import State
-from .dense import divided, inverse_of, repeat_heads
+from .dense import divided, inverse_of, precise_dtype, repeat_heads
 
 CHUNK = 64
 """Tokens per chunk of causal attention. Cost is quadratic inside a chunk."""
@@ -55,7 +55,7 @@ def linear_attention(
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
-    dtype = torch.promote_types(phi_q.dtype, torch.float32)
+    dtype = precise_dtype(phi_q)
     phi_q, phi_k = phi_q.to(dtype), phi_k.to(dtype)
     state = initial_state
     if state is None:

@@ -26,7 +26,7 @@ from ..names import look_up, warn_missing
 from . import accelerator
 from .batch import in_graph, no_fused_kernels
 from .call import AttentionCall
-from .dense import at_least_fp32, grid_of, masked_softmax, repeat_heads
+from .dense import at_least_fp32, grid_of, masked_softmax, precise_dtype, repeat_heads
 from .score_terms import ScoreMod
 
 SCORE_CELLS = 1 << 19
@@ -205,7 +205,7 @@ def _rows_at(x: Tensor, index: Tensor) -> Tensor:
 @torch.library.custom_op("hf_longattn::pair_scores", mutates_args=())
 def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
-    out = q.new_empty(index.shape, dtype=_dtype(q))
+    out = q.new_empty(index.shape, dtype=precise_dtype(q))
     try:
         products = look_up("pair_scores")
     except BackendError:
@@ -229,7 +229,7 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
 @torch.library.custom_op("hf_longattn::pair_sum", mutates_args=())
 def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
     """Σ_j w_ij v[index_ij]: ``(B, H, Nq, D)``, float32 at least."""
-    out = v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v))
+    out = v.new_empty((*index.shape[:3], v.shape[3]), dtype=precise_dtype(v))
     for shares, values, listed, into in _heads(weights, v, index, out, v.shape[2]):
         into.copy_(F.embedding_bag(listed, values, mode="sum", per_sample_weights=shares))
     return out
@@ -238,17 +238,13 @@ def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
 @torch.library.custom_op("hf_longattn::pair_spread", mutates_args=())
 def pair_spread(weights: Tensor, x: Tensor, index: Tensor, kv_len: int) -> Tensor:
     """Σ of w_ij x_i over the pairs with index_ij = m: ``(B, H, kv_len, D)``, float32 at least."""
-    out = x.new_zeros((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))
+    out = x.new_zeros((*index.shape[:2], kv_len, x.shape[3]), dtype=precise_dtype(x))
     for shares, rows_of_x, listed, into in _heads(weights, x, index, out, kv_len):
         for rows in _slices(listed, rows_of_x):
             into.index_add_(
                 0, listed[rows].flatten(), (shares[rows, :, None] * rows_of_x[rows, None, :]).flatten(0, 1)
             )
     return out
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Iterator[tuple[Tensor, ...]]:
@@ -299,10 +295,10 @@ def _spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
     return pair_scores(x, grad, index).to(weights.dtype), pair_sum(weights, grad, index).to(x.dtype), None, None
 
 
-pair_scores.register_fake(lambda q, k, index: q.new_empty(index.shape, dtype=_dtype(q)))
-pair_sum.register_fake(lambda weights, v, index: v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v)))
+pair_scores.register_fake(lambda q, k, index: q.new_empty(index.shape, dtype=precise_dtype(q)))
+pair_sum.register_fake(lambda weights, v, index: v.new_empty((*index.shape[:3], v.shape[3]), dtype=precise_dtype(v)))
 pair_spread.register_fake(
-    lambda weights, x, index, kv_len: x.new_empty((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))
+    lambda weights, x, index, kv_len: x.new_empty((*index.shape[:2], kv_len, x.shape[3]), dtype=precise_dtype(x))
 )
 pair_scores.register_autograd(_scores_backward, setup_context=_save)
 pair_sum.register_autograd(_sum_backward, setup_context=_save)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import DispatchContext, Pattern, inverse_permutation
+from ..dense import precise_dtype
 from .kernels import MASKED, NO_DROPOUT, padding_of, visible_mask, why_not_tiles
 from .softmax import Part, Runs, Scope, Source, source
 
@@ -69,7 +70,7 @@ class _Head(Scope):
             return x[None, None]
         count = len(self.queries)
         earlier = len(x) if self.merges and name != "dq" else 0
-        rows = x.new_empty(count + earlier, *x.shape[1:], dtype=torch.promote_types(x.dtype, torch.float32))
+        rows = x.new_empty(count + earlier, *x.shape[1:], dtype=precise_dtype(x))
         rows[: self.none] = MASKED if name == "lse" else 0
         if earlier:
             rows[count:] = x

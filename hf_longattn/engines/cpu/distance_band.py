@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from ..call import AttentionCall, DispatchContext, Pattern
-from ..dense import repeat_heads, same_dtype
+from ..dense import precise_dtype, repeat_heads, same_dtype
 from ..score_terms import DistanceTerm
 from .band import BandSource, Group, Item, groups
-from .kernels import MASKED, NO_DROPOUT, mask_dtype, token_major
+from .kernels import MASKED, NO_DROPOUT, token_major
 from .kernels import why_not as why_no_kernel
 from .softmax import Listed, Part, Runs, add_product, attend_parts, source
 
@@ -402,7 +402,7 @@ def distance_attention(
         chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys. If causal, keys after the
             query are hidden.
     """
-    scale, dtype, kv_len, dtype_of_output = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2], q.dtype
+    scale, dtype, kv_len, dtype_of_output = call.scale_for(q.shape[-1]), precise_dtype(q), k.shape[2], q.dtype
     learned = [term.queries, term.table, *(x for x in (term.of_keys, term.key_table) if x is not None)]
     if term.content is not None:  # a sum in half precision would round the query again
         q, k, v = (x.to(dtype) for x in (q, k, v))

@@ -28,7 +28,7 @@ from ...names import look_up
 from ..batch import TRANSFORMED, in_graph, no_fused_kernels, transformed
 from ..byte_cache import BYTE_CACHE
 from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
-from ..dense import products, unit_stride
+from ..dense import precise_dtype, products, unit_stride
 
 MASKED = -1e30
 """Additive mask value of hidden pairs. It is finite, so that queries without a visible key have finite outputs."""
@@ -69,11 +69,6 @@ def why_not_tiles(context: DispatchContext) -> str | None:
     if context.learned_bias:
         return "the bias of its tiles needs gradients"
     return None
-
-
-def mask_dtype(q: Tensor) -> torch.dtype:
-    """The dtype of the kernel's masks and log-sum-exps."""
-    return torch.promote_types(q.dtype, torch.float32)
 
 
 def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -222,7 +217,7 @@ class Dropout(NamedTuple):
             q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
             mask: additive, broadcastable to ``(b, H, n, w)``.
         """
-        out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
+        out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=precise_dtype(q))
         keep_probability = 1 - self.threshold / (1 << BITS)
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..batch import fake_mode, transformed
-from ..dense import unit_stride
+from ..dense import precise_dtype, unit_stride
 from .kernels import (
     MASKED,
     MAX_PLAIN_KEYS,
@@ -29,7 +29,6 @@ from .kernels import (
     few_keys,
     flash,
     flash_backward,
-    mask_dtype,
     merge_into,
     merge_sinks,
     plain_gradients,
@@ -210,7 +209,7 @@ class Source(ABC):
         dropout: Dropout | None,
         learns: bool = False,
     ) -> None:
-        self.q, self.k, self.v, self.dropout, self.dtype = q, k, v, dropout, mask_dtype(q)
+        self.q, self.k, self.v, self.dropout, self.dtype = q, k, v, dropout, precise_dtype(q)
         self.learned, self.fixed, self.numbers = learned, fixed, numbers
         self.learns, self.totals = learns, list[Tensor]()
         self.read_arguments()
@@ -502,7 +501,7 @@ def _empty_gradients(*arguments: Any) -> list[Tensor]:
     return gradients
 
 
-cpu_softmax.register_fake(lambda source_name, q, *_: empty_results(q, mask_dtype(q)))
+cpu_softmax.register_fake(lambda source_name, q, *_: empty_results(q, precise_dtype(q)))
 cpu_softmax_backward.register_fake(_empty_gradients)
 cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
 
