@@ -117,7 +117,7 @@ class Tokens(NamedTuple):
     after: list[int]
 
 
-def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "") -> Tokens:
+def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str) -> Tokens:
     """Tokenise a text. Long texts are tokenised in pieces, since Python's token lists take a hundred times the text's
     memory."""
     frame = call_tokenizer(tokenizer, "")["input_ids"]

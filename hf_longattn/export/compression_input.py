@@ -155,7 +155,7 @@ class CompressionInput:
         each."""
         ids, count = self.ids[0], self.config.documents
         last = len(ids) - length
-        starts = sorted({round(number * last / (count - 1)) for number in range(count)}) if count > 1 else [0]
+        starts = sorted({round(number * last / max(1, count - 1)) for number in range(count)})
         special = ([], []) if self.tokenizer is None else special_ids(self.tokenizer)
         return [between(ids[None, start : start + length], *special) for start in starts]
 

@@ -422,7 +422,7 @@ class ModelGraph(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None = None
+        self, model: nn.Module, words: VerificationText, names: tuple[str, ...], pooling: SentencePooling | None
     ) -> None:
         super().__init__()
         self.model: Any = model

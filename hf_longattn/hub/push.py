@@ -228,7 +228,7 @@ def push_loaded(folder: str | Path, repo_id: str, source: str, **arguments: Any)
     return f"{report.url}/commit/{report.commit}"
 
 
-def chosen_files(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[str], list[str]]:
+def chosen_files(folder: Path, leave_out: Collection[str]) -> tuple[list[str], list[str]]:
     """Relative paths of the files to upload, and of all other files. ``leave_out``: patterns of names to leave out."""
     homes = {PurePosixPath(home) for home in (*FOLDERS, *(module["path"] for module in sentence_modules(folder)))}
     homes.discard(PurePosixPath("."))

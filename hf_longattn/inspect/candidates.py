@@ -71,7 +71,7 @@ class Candidate:
         ).eval()
 
 
-def usual_candidates(causal: bool = False) -> list[Candidate]:
+def usual_candidates(causal: bool) -> list[Candidate]:
     """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default
     options."""
     usual = read_candidates((*USUAL, *USUAL_CAUSAL * causal), by_user=False)

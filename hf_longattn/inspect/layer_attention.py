@@ -65,10 +65,6 @@ class LayerAttention:
     def heads(self) -> int:
         return self.q.shape[1]
 
-    def distance(self, rows: Tensor) -> Tensor:
-        """Distances from the queries at ``rows (n,)`` to all keys, ``(n, N)``."""
-        return (rows[:, None] - torch.arange(self.length, device=rows.device)).abs()
-
     def scores(self, rows: Tensor) -> Tensor:
         """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""
         q = self.q[:, :, rows]
@@ -148,7 +144,8 @@ class RowSums:
             ):
                 self.sums[name] += values.double().sum((0, 2)).cpu()
             # the bin is the number of binary digits of the distance, exact below 2⁵²
-            of_bin = torch.frexp(layer.distance(block).double()).exponent.long()
+            distance = (block[:, None] - torch.arange(layer.length, device=block.device)).abs()
+            of_bin = torch.frexp(distance.double()).exponent.long()
             mass = weights.new_zeros(*weights.shape[:3], len(self.bins)).scatter_add_(
                 -1, of_bin.expand(weights.shape), weights
             )

@@ -114,7 +114,7 @@ def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Des
         labels = ids
         if not causal:
             ids, labels = masked_tokens(ids, model.tokenizer, number)
-        chunk = min(len(ids), model.trained_length)
+        chunk = min(len(ids), model.original.old_length)
         tokens = len(ids) // chunk * chunk
         texts.append((ids[None, :tokens].to(model.device), labels[None, :tokens], chunk))
     original = model.run_with(model.base_attention, short=True)

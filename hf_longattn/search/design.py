@@ -59,8 +59,8 @@ def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]
     side = min(sizes.old.grid.sizes)
     named = read_candidates((f"window2d:window={side}", *USUAL_ON_GRIDS), by_user=False)
     mechanisms = {candidate.mechanism for candidate in named}
-    others = [Candidate(name) for name in ("full", *list_mechanisms(grid=True)) if name not in mechanisms]
-    return read_candidates([*named, *others, FULL])
+    others = [Candidate(name) for name in list_mechanisms(grid=True) if name not in mechanisms]
+    return read_candidates([*named, FULL, *others])
 
 
 def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:

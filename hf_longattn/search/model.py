@@ -21,12 +21,10 @@ from ..conversion.tokenizer import load_tokenizer
 from ..errors import CheckpointError, InputError
 from ..evaluation.token_loss import verification_text
 from ..files import is_generic, is_long
-from ..inspect import Candidate
 from ..inspect.texts import TextIds
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.family.sliding_window import base_attention, own_windows
 from ..modeling.generic import family_in
-from .design import Design
 
 
 class SearchedModel:
@@ -39,9 +37,9 @@ class SearchedModel:
     Raises:
         CheckpointError: it has several towers, or no Long class.
 
-    trained_length, length: maximum lengths of the checkpoint and of the conversion's result, in tokens.
-    base_attention, base_design: attention of the layers before the conversion: full, with sliding windows, or a long
-        model's mechanisms.
+    length: maximum length of the conversion's result, in tokens.
+    base_attention: attention of the layers before the conversion: full, with sliding windows, or a long model's
+        mechanisms.
     named: as in :class:`.design.Design`.
     """
 
@@ -53,12 +51,10 @@ class SearchedModel:
         self.conversion, self.device = config, device
         plan = self.original = self.planned(None)
         self.tokenizer = load_tokenizer(self.source.folder)
-        self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
+        self.length, self.layers = plan.new_length, plan.shape.layers
         windows = own_windows(plan.architecture.source_config)
         self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
         self.base_attention: LongAttentionConfig = plan.architecture.original_attention or base_attention(windows)
-        chosen = map(self.base_attention.for_layer, range(self.layers))
-        self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
         self._model: Any = None
         self._key: object = None
 

@@ -302,8 +302,8 @@ class Search:
                 continue
             self.candidates.append(candidate)
         if str(FULL) in map(str, self.candidates):  # layers with a window in the base can keep it
-            base = self.model.base_design.layers
-            self.candidates += [base[layer] for layer in sorted(self.model.named)]
+            base = map(self.model.base_attention.for_layer, sorted(self.model.named))
+            self.candidates += [Candidate(name, options) for name, options in base]
         if not self.candidates:
             name, why = next(iter(self.reasons.items()))
             raise OptionError(
