@@ -175,9 +175,7 @@ def _parse_layers(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
     """Parse ``layers`` in any form: choices to take in turn, and overrides by layer number. Later overrides replace
     earlier ones."""
     if isinstance(layers, str):
-        choices = read_layer_choices(layers)
-        numbered = {index: values for where, values in choices if where is not None for index in where}
-        return [values for where, values in choices if where is None], numbered
+        return read_layer_choices(layers)
     if isinstance(layers, Mapping):
         rest = dict(layers)
         turns = rest.pop(IN_TURN, [])

@@ -87,13 +87,13 @@ class Hierarchical(Mechanism):
         heads, kv_len, real = q.shape[1], k.shape[2], call.key_mask
         pyramid = self.pyramid(kv_len)
         b, h, q_idx, kv_idx = grid_of(q, k)
-        level, centres, scores = pyramid.level_of(q_idx, kv_idx), kv_idx, None
-        for number, keys in enumerate([k, *pyramid.pooled(k, real).split(pyramid.sizes[1:], 2)]):
+        level, centres = pyramid.level_of(q_idx, kv_idx), kv_idx
+        scores = q @ repeat_heads(k, heads).transpose(-1, -2)
+        for number, keys in enumerate(pyramid.pooled(k, real).split(pyramid.sizes[1:], 2), 1):
             pool = kv_idx[0, 0, 0] >> number
             level_scores = (q @ repeat_heads(keys, heads).transpose(-1, -2))[..., pool]
-            scores = level_scores if scores is None else torch.where(level == number, level_scores, scores)
+            scores = torch.where(level == number, level_scores, scores)
             centres = torch.where(level == number, pyramid.centre(number, pool), centres)
-        assert scores is not None
         scores = scores * call.scale_for(q.shape[-1])
         if call.score_mod is not None:
             last = kv_len - 1 if real is None else last_real(real)[b]
@@ -117,14 +117,13 @@ class Hierarchical(Mechanism):
         counts, dtype = pyramid.counts(real, device), torch.promote_types(q.dtype, torch.float32)
 
         def weighted() -> tuple[GatherTile, ...]:
-            tiles = BYTE_CACHE.get(
-                ("pyramid", pyramid, call.causal, device), lambda: tuple(pyramid.parts(call.causal, device))
-            )
+            key = ("pyramid", pyramid, call.causal, device)
+            near, *far = BYTE_CACHE.get(key, lambda: pyramid.parts(call.causal, device))
             weights = counts.to(dtype).clamp(min=1).log()
-            # the first tile has no pools
-            biases = (weights[:, tile.keys.clamp(min=0)[0, 0]][:, None, :, None] for tile in tiles[1:])
-            biased = (dataclasses.replace(tile, bias=bias) for tile, bias in zip(tiles[1:], biases, strict=True))
-            return tiles[0], *biased
+            for number, tile in enumerate(far):
+                bias = weights[:, tile.keys.clamp(min=0)[0, 0]][:, None, :, None]
+                far[number] = dataclasses.replace(tile, bias=bias)
+            return near, *far
 
         if real is None:
             parts = BYTE_CACHE.get(("weighted pyramid", pyramid, call.causal, device, dtype), weighted)

@@ -94,10 +94,10 @@ class Linformer(Mechanism):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         self._check_length(k.shape[2])
-        real = call.real(k)[:, None, None]
-        position = torch.arange(k.shape[2], device=k.device)
-        down_k = self.key_projection[:, position].mT[None].to(k.dtype) * real
-        down_v = self.value_projection[:, position].mT[None].to(k.dtype) * real
+        down_k, down_v = (
+            self._real_rows(projection, k, call).mT[:, None].to(k.dtype)
+            for projection in (self.key_projection, self.value_projection)
+        )
         scores = q @ (down_k @ repeat_heads(k, q.shape[1])).mT * call.scale_for(q.shape[3])
         # A sequence without real tokens has zeros in down_v, and therefore no weights.
         return scores.softmax(-1) @ down_v

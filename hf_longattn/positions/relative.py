@@ -23,7 +23,7 @@ from ..engines.batch import in_graph, no_fused_kernels
 from ..engines.byte_cache import tensor_version
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, products, repeat_heads
-from ..engines.score_terms import ColumnTerm, DistanceBias, DistanceTerm, ScoreTerm
+from ..engines.score_terms import ColumnTerm, DistanceBias, DistanceTerm, ScoreTerm, remapped
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 
@@ -404,7 +404,7 @@ class SelfExtend(RelativePositions):
                 causal=False,
                 batch=None,
                 scale=call.scale_for(width),
-                score_mod=mod and (lambda score, b, h, q_idx, kv_idx: mod(score, b, h, q_idx, at[kv_idx])),
+                score_mod=remapped(mod, lambda b, h, kv_idx: at[kv_idx]),
             )
             keys, rows = torch.cat(listings, 2), rows.view(1, 1, -1, 1)
             return dense.dense_attention(queries, keys, values, inner, mask_mod=lambda *_: visible, q_idx=rows)[

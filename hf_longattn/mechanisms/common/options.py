@@ -391,19 +391,21 @@ def read_members(text: str) -> list[dict[str, Any]]:
     return [read_choice(piece) for piece in _joined(split(_unwrapped(text), "+"), "+", LETTER.match)]
 
 
-def read_layer_choices(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
-    """Choices for layers in order, each as layer numbers (``None``: layers in turn) and a mapping."""
-    layers: list[tuple[list[int] | None, dict[str, Any]]] = []
+def read_layer_choices(text: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+    """The choices that layers take in turn, and those by layer number. Later choices replace earlier ones."""
+    turns: list[dict[str, Any]] = []
+    numbered: dict[int, dict[str, Any]] = {}
     for piece in split(text, ";"):
-        if numbered := NUMBERED.fullmatch(piece):
-            where, sign, what = numbered.groups()
-            layers.append((read_numbers(where), read_choice(what) if sign == "=" else read_options(what)))
-            continue
-        choices = _joined(split(piece, ","), ",", lambda part: not OPTION.match(part))
-        layers += [(None, read_choice(choice)) for choice in choices]
-    if not layers:
+        if match := NUMBERED.fullmatch(piece):
+            where, sign, what = match.groups()
+            choice = read_choice(what) if sign == "=" else read_options(what)
+            numbered |= dict.fromkeys(read_numbers(where), choice)
+        else:
+            choices = _joined(split(piece, ","), ",", lambda part: not OPTION.match(part))
+            turns += map(read_choice, choices)
+    if not turns and not numbered:
         raise OptionError(f"{text!r} names no mechanism; write for example 0-5=window:window=64;6-11=full.")
-    return layers
+    return turns, numbered
 
 
 def read_towers(text: str) -> dict[str, dict[str, Any]]:
