@@ -174,7 +174,7 @@ def _inspect(source: Source) -> Inspection:
 def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
     longest = text_length(config)
     attention = read_attention(config.long_attention)
-    if not isinstance(attention, dict):
+    if not isinstance(attention, Mapping):
         attention = {"": attention}
     parts = plain_parts(skeleton, attention, StackLength(min(USUAL_LENGTH, longest), longest))
     towers = {
