@@ -29,7 +29,7 @@ from .engines.call import DENSE_CELLS, AttentionCall, AttentionFunction, Dispatc
 from .engines.cpu.kernels import drops_in_tiles
 from .engines.dispatch import OBSERVERS, report, reporting, running
 from .engines.score_terms import GridBias, ScoreMod
-from .engines.sequences import aligned_documents, check_documents, cleared, rolled, split
+from .engines.sequences import aligned_documents, cleared, rolled, split
 from .engines.token_grid import Grid, grid_of_argument
 from .errors import BackendError, InputError, OptionError
 from .mechanisms.common.base import Mechanism
@@ -443,7 +443,11 @@ def _arranged(
             call = call.replace(batch=call.batch.counting_padding())
         one_call = cross or (not by_definition and needs_whole_batch(mechanism))
         if packed:
-            check_documents()
+            if in_graph():
+                raise InputError(
+                    "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor "
+                    "torch.func.vmap knows; call the model without it, or give each document its own row with padding."
+                )
             layout, refused = _layout_of_documents(mechanism, by_definition, one_call, hides_padding, q, k, v, call)
         else:
             layout, refused = _layout_of_rows(mechanism, by_definition, one_call, q, k, call)

@@ -41,7 +41,14 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     device, offset = q.device, kv_len - q_len
     exporting = torch.compiler.is_exporting()
     if exporting:
-        block, blocks, left, right = _blocks_in_graph(pattern, q_len, kv_len, device)
+        # One graph for all lengths computes sizes when it runs, with blocks no longer than the input. If torch.export
+        # knew a size as a minimum of the length, it would add guards.
+        queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
+        size = queries.clamp(max=QUERIES_PER_BLOCK)
+        block = size_in_graph(size, 1, QUERIES_PER_BLOCK)
+        blocks = size_in_graph((queries + size - 1) // size, 1, UNBOUNDED)
+        left = size_in_graph(keys.clamp(max=pattern.left), 0, pattern.left)
+        right = size_in_graph(keys.clamp(max=pattern.right), 0, pattern.right)
     else:
         block, blocks = QUERIES_PER_BLOCK, -(-q_len // QUERIES_PER_BLOCK)
         # Branches, since torch.compile would keep min in the shapes, and Inductor fails to divide by it.
@@ -105,22 +112,6 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     if not pattern.global_rows:
         return out
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
-
-
-def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
-    """Queries per block, number of blocks, and a slice's keys before and after its block, in a graph for all lengths.
-
-    Blocks are no longer than the input. The graph computes the sizes when it runs: if torch.export knew a size as a
-    minimum of the length, it would add guards.
-    """
-    queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
-    block = queries.clamp(max=QUERIES_PER_BLOCK)
-    return (
-        size_in_graph(block, 1, QUERIES_PER_BLOCK),
-        size_in_graph((queries + block - 1) // block, 1, UNBOUNDED),
-        size_in_graph(keys.clamp(max=pattern.left), 0, pattern.left),
-        size_in_graph(keys.clamp(max=pattern.right), 0, pattern.right),
-    )
 
 
 def first_rows(x: Tensor, count: int) -> Tensor:

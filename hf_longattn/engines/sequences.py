@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
 from .batch import (
     Batch,
     SequenceSpan,
@@ -63,15 +62,6 @@ def aligned_documents(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, c
 def cleared(run: AttentionFunction, cross: bool = False) -> AttentionFunction:
     """``run`` after :func:`clear_padding`."""
     return lambda q, k, v, call: run(*clear_padding(q, k, v, call, cross=cross))
-
-
-def check_documents() -> None:
-    """Raise :class:`InputError` for packed documents in a graph."""
-    if in_graph():
-        raise InputError(
-            "Documents packed into one row are kept apart by their numbers, which neither a traced graph nor "
-            "torch.func.vmap knows; call the model without it, or give each document its own row with padding."
-        )
 
 
 def weights_per_sequence(

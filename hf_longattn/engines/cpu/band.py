@@ -202,7 +202,12 @@ def band_plan(
         tokens: whether there are global tokens.
         block: a block size to use instead of the cheapest.
     """
-    costs = _costs(dtype, threads, backward)
+    half = dtype.itemsize < 4
+    costs = BF16 if half else FP32
+    if backward:
+        costs = BF16_BACKWARD if half else FP32_BACKWARD
+    elif dtype == torch.bfloat16 and has_amx():
+        costs = BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
     sizes = [size for size in costs.sizes if size < q_len]
     if q_len <= MAX_BLOCK_QUERIES:
         sizes.append(q_len)
@@ -218,16 +223,6 @@ def band_plan(
             cost += costs.tokens
         cost_of_plan[plan] = cost
     return min(cost_of_plan, key=cost_of_plan.__getitem__)
-
-
-def _costs(dtype: torch.dtype, threads: int, backward: bool) -> Costs:
-    """The costs of one pass on this processor."""
-    half = dtype.itemsize < 4
-    if backward:
-        return BF16_BACKWARD if half else FP32_BACKWARD
-    if dtype == torch.bfloat16 and has_amx():
-        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own CPU cache
-    return BF16 if half else FP32
 
 
 def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
