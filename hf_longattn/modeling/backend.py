@@ -35,7 +35,7 @@ from ..memory.attention_cache import AttentionCacheLayer, unread_cache
 from ..memory.decode_cache import READS_PROMPT
 from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from ..names import BACKEND, warn_missing
-from .declared import DeclaredMask
+from .declared import AnyMask, DeclaredMask
 from .keywords import (
     CACHE_LAYER,
     COLLECT_WEIGHTS,
@@ -61,7 +61,7 @@ from .masks import (
     takes_masked_documents,
     with_documents,
 )
-from .stock_attention import FEW_QUERIES, attend_as_declared, in_words
+from .stock_attention import FEW_QUERIES, Attended, attend_as_declared, in_words
 from .streaming import StreamedKeys
 from .upstream import check_masks, problems
 
@@ -78,10 +78,10 @@ def longattn_mask(
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: Any = masking.causal_mask_function,
-    attention_mask: Tensor | DeclaredMask | None = None,
+    attention_mask: AnyMask = None,
     config: Any = None,
     **kwargs: Any,
-) -> Tensor | DeclaredMask | None:
+) -> AnyMask:
     """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
 
     Returns:
@@ -191,12 +191,12 @@ def longattn_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | DeclaredMask | None,
+    attention_mask: AnyMask,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> Attended:
     """Attention of ``module.long_attention``, or of a stock model's mask, with the signature of transformers'
     attention functions.
 
@@ -523,7 +523,7 @@ def _route_of(call: LayerCall) -> Route:
     return "keys"
 
 
-def _attend_by_cache(call: LayerCall) -> tuple[Tensor, Tensor | None]:
+def _attend_by_cache(call: LayerCall) -> Attended:
     """Output ``(B, H, Nq, D)`` and weights of a step that the cache layer computes."""
     layer, mechanism = call.layer, call.mechanism
     arguments = call.over_columns(call.key.shape[2])

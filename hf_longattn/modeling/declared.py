@@ -360,6 +360,10 @@ class DeclaredMask(LazyTensor, PassCache):
         return super().__torch_function__(function, types, args, kwargs)
 
 
+AnyMask = Tensor | DeclaredMask | None
+"""The mask of an attention module: the caller's or the model's tensor, or what a stock model declares."""
+
+
 def _longest_block(ids: Tensor) -> int:
     """Extent in tokens (from first to last) of the largest block; 0 without blocks. ``ids (B, N)``: each token's
     block, -1 for none."""

@@ -252,7 +252,9 @@ def mark_generic(config: Any, attention: ModelAttention) -> None:
         config.__class__ = _generic_class(base)
 
 
-def read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> ModelAttention:
+def read_attention(
+    chosen: Mapping[str, Any] | LongAttentionConfig,
+) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
     """The attention of a model, or of each tower by name.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ..engines.token_grid import Grid
 from ..errors import BackendError
-from .backend import weights_requested
 from .family.definition import known_family
 from .family.grid_spec import INTERPOLATE, INTERPOLATE_ARGUMENT, PIXELS, TILE, GridSpec, image_size
-from .keywords import COLLECT_WEIGHTS, GRID
+from .keywords import GRID
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
@@ -28,10 +27,7 @@ class LongGridMixin(LongAttentionMixin):
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         refuse_text_arguments(self, arguments, REFUSED_ARGUMENTS)
-
-    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         self.family.spec.check_head(type(self).__bases__[-1].__name__, self.config, arguments)
-        return super().call_base(base_forward, arguments)
 
 
 class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
@@ -44,7 +40,9 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
                 if hasattr(type(module), INTERPOLATE_ARGUMENT):
                     setattr(module, INTERPOLATE_ARGUMENT, partial(tiled_positions, module))
 
-    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
+        """Check the size of the images, and add their grid to ``arguments``. Positions are interpolated if a base does
+        so for images of another size."""
         spec = self.family.spec
         grid: Grid | None = spec.of_input(self.config, arguments)
         resizable = spec.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
@@ -53,11 +51,8 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
         pixels = arguments.get(PIXELS)
         if pixels is not None and pixels.is_floating_point():  # some bases convert images to their dtype, others fail
             arguments[PIXELS] = pixels.to(self.dtype)
-        if not self.runs_mechanisms:
-            return base_forward(self, **arguments)
-        if weights_requested(arguments, self.config.output_attentions):
-            arguments[COLLECT_WEIGHTS] = True
-        return base_forward(self, **{**arguments, GRID: grid})
+        if runs:
+            arguments[GRID] = grid
 
 
 def grid_spec(model: Any) -> GridSpec:

@@ -148,6 +148,11 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     return documents_from(documents, kwargs.get("cu_seq_lens_q") if documents is None else None, shape)
 
 
+def several_in_a_row(documents: Tensor) -> bool:
+    """Whether a row of ``documents (B, N)`` has several. A graph cannot tell, so any row may."""
+    return in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())
+
+
 def with_documents(
     mechanism: Mechanism,
     batch: Batch | None,
@@ -204,7 +209,7 @@ def batch_of_documents(batch: Batch | None, shape: tuple[int, int], kwargs: dict
 
     def make() -> Batch | None:
         documents = documents_of(kwargs, shape)
-        several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
+        several = documents is not None and several_in_a_row(documents)
         return Batch.of(padding, documents if several else None)
 
     return cached_on(borders, (shape, id(padding)), make)

@@ -76,7 +76,7 @@ class HubMixin(_Base):
 
     def _upload_modified_files(
         self, working_dir: Any, repo_id: str, files_timestamps: Mapping[str, float], **arguments: Any
-    ) -> str:
+    ) -> Any:
         """Upload as `longattn push` does, with our card instead of transformers' empty one. ``push_to_hub`` calls this
         with the folder.
 
@@ -88,8 +88,7 @@ class HubMixin(_Base):
             name for name, time in files_timestamps.items() if Path(working_dir, name).stat().st_mtime <= time
         ]
         push_loaded = importlib.import_module("hf_longattn.hub.push").push_loaded
-        address: str = push_loaded(working_dir, repo_id, self.config.name_or_path, leave_out=unchanged, **arguments)
-        return address
+        return push_loaded(working_dir, repo_id, self.config.name_or_path, leave_out=unchanged, **arguments)
 
 
 class LongAttentionMixin(LoadsMechanisms, HubMixin):
@@ -166,10 +165,9 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
             if long_class is not None:  # the Long class adds no state, so the instance can change its class
                 module.__class__ = long_class
                 module.after_class_swap()
-        attention = self.config.long_attention
         if getattr(self.config, KEPT_HEADS, None) is not None:
             cut_as_configured(self)
-        attach_mechanisms(self, attention, getattr(self.config, "decoder_attention", None))
+        attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
         if (cap := self.config.score_cap) is not None and (value := getattr(self.config, cap)) is not None:
             refuse_scoreless(self, f"caps its attention scores ({cap}={value})")
         for module in [*self.modules()]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import (
-    ModelOutput,
+    BaseModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
@@ -143,18 +143,13 @@ class LongMultimodalConfig(PreTrainedConfig):
 
 
 @dataclass
-class LongMultimodalOutput(ModelOutput):
-    """The outputs of :class:`LongMultimodalModel`.
+class LongMultimodalOutput(BaseModelOutput):
+    """The outputs of :class:`LongMultimodalModel`: the backbone's, and the mask of its tokens.
 
-    last_hidden_state: ``(B, N, D)``.
     token_mask: ``(B, N)``, 1 for real tokens; ``None`` if all are real.
-    hidden_states, attentions: the backbone's, if they are requested.
     """
 
-    last_hidden_state: Tensor | None = None
     token_mask: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class Embedder(nn.Module):
@@ -289,7 +284,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     ) -> LongMultimodalModel:
         """A model on a backbone, with new embedders."""
         inputs = {"image": images, "audio": sound}
-        fields = {name: None if kind is None else dataclasses.asdict(kind) for name, kind in inputs.items()}
+        fields = {name: dataclasses.asdict(kind) for name, kind in inputs.items() if kind is not None}
         # setting it in a config also sets it in its parts
         implementation = attention_implementation(text_model.config)
         config = LongMultimodalConfig(text_config=text_model.config, architectures=[cls.__name__], **fields)
@@ -338,16 +333,16 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
                 f"A batch is of one kind; give one of {', '.join(inputs)}, not {' and '.join(names) or 'none'}."
             )
         if input_ids is not None:
-            arguments = {TEXTS: input_ids, "attention_mask": attention_mask}
+            arguments = {TEXTS: input_ids}
         else:
             embeddings, attention_mask = self.embedded(pixel_values, input_features, attention_mask)
-            arguments = {"inputs_embeds": embeddings, "attention_mask": attention_mask}
+            arguments = {"inputs_embeds": embeddings}
             if takes_globals(self.text_model):
                 first = torch.arange(embeddings.shape[1], device=embeddings.device) == 0
                 arguments["global_attention_mask"] = first.long().expand(embeddings.shape[:2])
-        outputs = self.text_model(**arguments, **{**kwargs, "return_dict": True})
+        outputs = self.text_model(**arguments, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
         return LongMultimodalOutput(
-            outputs.last_hidden_state, attention_mask, outputs.get("hidden_states"), outputs.get("attentions")
+            outputs.last_hidden_state, outputs.get("hidden_states"), outputs.get("attentions"), attention_mask
         )
 
     def embedded(
@@ -444,7 +439,7 @@ class LongMultimodalForTokenClassification(LongMultimodalHead):
 class LongMultimodalForQuestionAnswering(LongMultimodalHead):
     """Finds answers as spans of a text. Its config has two labels, start and end."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs: Any
     ) -> QuestionAnsweringModelOutput:
         """Start and end scores of every token, ``(B, N)`` each, and the loss with ``start_positions`` and

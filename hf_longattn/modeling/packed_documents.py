@@ -17,7 +17,7 @@ from ..names import warn_missing
 from .attach.attention_sites import is_causal
 from .family.position_table import input_of
 from .keywords import DOCUMENTS
-from .masks import documents_of, packing_refused, takes_masked_documents
+from .masks import documents_of, packing_refused, several_in_a_row, takes_masked_documents
 
 PACKED_DOCUMENTS = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."
@@ -48,8 +48,7 @@ def find_documents(model: Any, arguments: dict[str, Any]) -> None:
         documents = _documents_of_positions(model, arguments, shape)
     if documents is None:
         return
-    single = not in_graph() and bool((documents[:, -1:] == documents[:, :1]).all())
-    if single:  # each row is one document
+    if not several_in_a_row(documents):
         return
     if (refusal := refusal_of_documents(model, arguments)) is not None:
         raise InputError(refusal)
@@ -87,7 +86,7 @@ def _restarts(arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
         return None
     if mask is None:
         return nn.functional.pad(positions[:, 1:] <= positions[:, :-1], (1, 0))
-    if mask.dim() != 2 or mask.shape != shape:
+    if mask.shape != shape:
         return None
     real, columns = mask.bool(), torch.arange(shape[1], device=positions.device)
     before = torch.where(real, columns, -1).cummax(1).values[:, :-1]
@@ -193,7 +192,7 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
         tokens = tokens.flatten(0, 1)
         numbers = {name: values.flatten(0, 1) for name, values in numbers.items()}
     documents = documents_of(numbers, (tokens.shape[0], tokens.shape[1]))
-    if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
+    if documents is not None and several_in_a_row(documents):
         raise InputError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
     for name in DOCUMENTS:
         arguments.pop(name, None)

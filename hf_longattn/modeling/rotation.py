@@ -103,7 +103,8 @@ def _planes(turn: Any, apply: Any) -> list[float] | None:
         rotated = apply(*vectors, cos=angles.cos(), sin=angles.sin())
     except (RuntimeError, TypeError):  # a function with other arguments
         return None
-    rotated = rotated[0] if isinstance(rotated, tuple) else rotated
+    if isinstance(rotated, tuple):
+        rotated = rotated[0]
     return planes if torch.allclose(rotated, expected, atol=1e-4) else None
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..engines.batch import in_graph
 from ..errors import InputError
 from .attach.global_mask import check_globals
-from .backend import weights_requested
 from .family.audio_spec import AudioSpec
-from .keywords import COLLECT_WEIGHTS
 from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 GLOBAL_MASK = "global_attention_mask"
@@ -21,10 +18,11 @@ class LongAudioMixin(LongAttentionMixin):
 
     added_arguments = (GLOBAL_MASK,)
     """Global frames, ``(B, frames)``."""
+    hands_globals_down = property(lambda self: self.family.spec.hands_keywords_down)
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         refuse_text_arguments(self, arguments)
-        if GLOBAL_MASK in arguments and not self.family.spec.hands_keywords_down:
+        if GLOBAL_MASK in arguments and not self.hands_globals_down:
             raise InputError(
                 f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global "
                 "frames by the mechanism's option, for example global_tokens=0."
@@ -32,17 +30,14 @@ class LongAudioMixin(LongAttentionMixin):
 
 
 class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
-    """Mixin before the base model: checks the input, and requests weights from its attention modules."""
+    """Mixin before the base model: checks the input."""
 
-    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
         spec: AudioSpec = self.family.spec
         spec.check(self.config, arguments, values=not in_graph())
         if (sound := arguments.get(spec.input)) is not None:
             arguments[spec.input] = sound.to(self.dtype)  # feature extractors return fp32
-        if not self.runs_mechanisms:
+        if runs:
+            check_globals(self, arguments)
+        else:
             arguments.pop(GLOBAL_MASK, None)
-            return base_forward(self, **arguments)
-        check_globals(self, arguments)
-        if spec.hands_keywords_down and weights_requested(arguments, self.config.output_attentions):
-            arguments[COLLECT_WEIGHTS] = True
-        return base_forward(self, **arguments)

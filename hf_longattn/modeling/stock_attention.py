@@ -24,7 +24,7 @@ from ..functional import check_trace, run_batch
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.options import LARGEST
 from ..mechanisms.common.registry import mechanism_from
-from .declared import BLOCK_PAIRS, PIECE_PAIRS, DeclaredMask, Region
+from .declared import BLOCK_PAIRS, PIECE_PAIRS, AnyMask, DeclaredMask, Region
 from .keywords import DOCUMENTS, SINKS
 from .masks import batch_of_documents, check_pairs
 
@@ -35,6 +35,8 @@ MASK_EXTENDED_BY = "compressor"
 """The attribute of attention modules that append compressed keys, and scores for them to the mask (DeepSeek-V4)."""
 
 
+Attended = tuple[Tensor, Tensor | None]
+"""The output of attention, and its weights if they are requested."""
 Route = Literal["one call", "engine", "blocks", "pairs"]
 """How a stock module attends: one fused call without a mask; the engine of a band, padding and documents; the visible
 blocks of its mask; or all query-key pairs."""
@@ -58,7 +60,7 @@ class StockCall:
     query: Tensor
     key: Tensor
     value: Tensor
-    mask: Tensor | DeclaredMask | None
+    mask: AnyMask
     documents: Tensor | None
     region: Region | None
     scale: float | None
@@ -99,13 +101,13 @@ def attend_as_declared(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | DeclaredMask | None,
+    mask: AnyMask,
     causal: bool,
     scaling: float | None,
     dropout: float,
     with_weights: bool,
     kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:
+) -> Attended:
     """The attention function of a stock model's ``module``: softmax attention to the keys that its mask shows.
 
     Without a mask, every query sees every key. Arguments, results and errors are those of
@@ -134,8 +136,10 @@ def attend_as_declared(
     if OBSERVERS and not torch.compiler.is_compiling():
         _report(call, route, reason)
     weights = None
-    if route == "one call":
-        output = _attend_at_once(call)
+    if route == "one call":  # as in transformers' sdpa attention
+        assert region is not None
+        is_causal = region.pattern.causal and query.shape[2] > 1
+        output = fused_attention(query, *call.in_use(), is_causal=is_causal, **call.settings)
     elif route == "engine":
         output = _attend_in_engine(call)
     elif route == "blocks":
@@ -151,9 +155,7 @@ def in_words(module: nn.Module) -> str:
     return f"{type(module).__name__} of layer {layer}" if isinstance(layer, int) else type(module).__name__
 
 
-def _check_mask(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | DeclaredMask | None, causal: bool
-) -> None:
+def _check_mask(module: nn.Module, query: Tensor, key: Tensor, mask: AnyMask, causal: bool) -> None:
     """Refuse masks whose meaning is unclear.
 
     Raises:
@@ -188,8 +190,8 @@ def _check_mask(
 
 
 def _visible_keys(
-    query: Tensor, key: Tensor, mask: Tensor | DeclaredMask | None, kwargs: dict[str, Any]
-) -> tuple[Tensor | DeclaredMask | None, Tensor | None, Region | None]:
+    query: Tensor, key: Tensor, mask: AnyMask, kwargs: dict[str, Any]
+) -> tuple[AnyMask, Tensor | None, Region | None]:
     """The fields ``mask``, ``documents`` and ``region`` of a :class:`StockCall`."""
     q_len, kv_len = query.shape[2], key.shape[2]
     if isinstance(mask, DeclaredMask) and mask.shape[2:] != (q_len, kv_len):  # one row for all queries (BridgeTower)
@@ -206,7 +208,7 @@ def _visible_keys(
     return mask, packed.documents, _region_of(mask, kv_len, packed)
 
 
-def _region_of(mask: Tensor | DeclaredMask | None, kv_len: int, packed: Batch | None = None) -> Region | None:
+def _region_of(mask: AnyMask, kv_len: int, packed: Batch | None = None) -> Region | None:
     """The keys that a mask shows, within the documents of ``packed``. ``None`` if they have to be read from the mask
     itself, or if a graph would have to read the documents."""
     if packed is not None and in_graph():
@@ -252,13 +254,6 @@ def _report(call: StockCall, route: Route, reason: str) -> None:
             report("dense")
         else:
             report("dense-masked", [("dense", reason)])
-
-
-def _attend_at_once(call: StockCall) -> Tensor:
-    """One unmasked call, as in transformers' sdpa attention."""
-    assert call.region is not None
-    is_causal = call.region.pattern.causal and call.query.shape[2] > 1
-    return fused_attention(call.query, *call.in_use(), is_causal=is_causal, **call.settings)
 
 
 def _attention_call(call: StockCall, causal: bool = False, batch: Batch | None = None) -> AttentionCall:
@@ -338,14 +333,14 @@ def _blocks_of_tensor(mask: Tensor) -> VisibleBlocks | None:
     return BYTE_CACHE.of([mask], ("visible blocks",), make, lambda blocks: tensor_bytes(blocks) or 0)
 
 
-def _attend_pairs(call: StockCall) -> tuple[Tensor, Tensor | None]:
+def _attend_pairs(call: StockCall) -> Attended:
     """Attention ``(B, H, Nq, D)`` over query-key pairs, and the weights. Many pairs are computed in blocks of
     queries."""
     query, key, value = call.query, call.key, call.value
     (batch, heads, q_len, _), kv_len = query.shape, key.shape[2]
     plain = call.softcap is not None or call.with_weights  # plain operations store all scores of a block
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *block: int) -> tuple[Tensor, Tensor | None]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *block: int) -> Attended:
         visible, added = _terms_of_block(call, *block)
         if not plain:
             if visible is None or added is None:

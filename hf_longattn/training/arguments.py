@@ -191,14 +191,15 @@ class LongTrainingArguments(TrainingArguments):
                 raise OptionError(
                     f"--max-minutes must be above 0, not {self.max_minutes:g}; --max-steps 1 takes a single step."
                 )
-            if getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type) != "linear":
+            if self.lr_scheduler_type != "linear":
                 raise OptionError(
                     "--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps "
                     "instead."
                 )
             if ours.max_steps <= 0:
                 ours.max_steps = 1_000_000  # the time limit ends the run earlier
-                ours.logging_steps = 20 if ours.logging_steps < 1 else ours.logging_steps
+                if ours.logging_steps < 1:
+                    ours.logging_steps = 20
         self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
         ours.use_cpu = ours.use_cpu or not torch.accelerator.is_available()
         if ours.use_cpu:

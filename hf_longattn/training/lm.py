@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +228,7 @@ class SegmentBatches(EpochSampler):
             for document in order
         )
         for batch in itertools.zip_longest(
-            *(chain.from_iterable(documents) for _ in range(self.rows * self.processes))
+            *(itertools.chain.from_iterable(documents) for _ in range(self.rows * self.processes))
         ):
             yield from (list(batch[first : first + self.rows]) for first in range(0, len(batch), self.rows))
 

@@ -248,10 +248,12 @@ class LongTrainer(Trainer):
         output.metrics.setdefault(f"{prefix}_n", output.num_samples)
         if f"{prefix}_loss" in output.metrics:
             values = [
-                (float(loss), size) for loss, size, labels in self.batch_losses if labels is None or bool(labels)
+                (float(loss) * size, size)
+                for loss, size, labels in self.batch_losses
+                if labels is None or bool(labels)
             ]
             gathered = gather_object(values) if self.args.world_size > 1 else values
-            mean, error = ratio_and_error([(value * size, size) for value, size in gathered])
+            mean, error = ratio_and_error(gathered)
             if not math.isfinite(output.metrics[f"{prefix}_loss"]) and gathered:
                 output.metrics[f"{prefix}_loss"] = mean
             if error is not None:

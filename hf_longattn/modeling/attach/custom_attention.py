@@ -14,6 +14,7 @@ from ...mechanisms.common.base import Mechanism
 from ..backend import BACKEND, longattn_attention_forward
 from ..family.long_config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
 from ..masks import padding_of_row
+from ..stock_attention import Attended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -40,7 +41,7 @@ def attend_by_mechanism(
     scaling: float | None = None,
     dropout: float | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> Attended:
     """Run the ``longattn`` backend on query, key, value and mask. Returns ``(B, N, width)``, and the weights if
     requested.
 
@@ -56,9 +57,7 @@ def attend_by_mechanism(
     return output.flatten(2), weights
 
 
-def attend_by_config(
-    module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
+def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> Attended:
     """Like :func:`attend_by_mechanism`, with the attention function from the module's config. ``eager``: the base's
     own function."""
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
@@ -69,9 +68,7 @@ class HandsKeywordsDown(_Module):
     """Mixin for attention modules that do not pass on keyword arguments (SigLIP). The base's modules are on the
     interface."""
 
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Attended:
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, **kwargs)
         query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)

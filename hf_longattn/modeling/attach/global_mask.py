@@ -152,7 +152,8 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         real = mask.bool()
     types = arguments.get("token_type_ids")
-    types = types if isinstance(types, Tensor) and types.shape == ids.shape else None
+    if not isinstance(types, Tensor) or types.shape != ids.shape:
+        types = None
     if chosen.question_separator is not None and not in_graph():
         _warn_of_question(chosen, ids, real)
     if documents is None:

@@ -21,7 +21,7 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.capabilities import Recursion
 from ...memory.decode_cache import CACHE
 from ..family.definition import PositionTable
-from .attention_sites import attention_sites
+from .attention_sites import attention_sites, is_causal
 
 TOKEN_MEMORY_ARGUMENT = "segment_memory"
 """Keyword by which a head passes a call's memory tokens to its inner model."""
@@ -177,7 +177,7 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
             "A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False."
         )
     text, further = _read_text(model, arguments)
-    causal = any(site.causal for site in attention_sites(model))
+    causal = any(map(is_causal, model.attention_modules))
     recursion = model.recursion
     start = first_real(text[MASK])
     padded = in_graph() or bool(start.any())
@@ -258,18 +258,6 @@ def _run_segment(
     return outputs, torch.where(real.any(1)[:, None, None], written, memory)  # rows that have ended keep their memory
 
 
-TOKENS, ROUTES, OTHER = "(B, N, …)", "(B·N, experts)", ""
-FIELDS: Mapping[str, str] = {
-    "last_hidden_state": TOKENS,
-    "hidden_states": TOKENS,
-    "pooler_output": OTHER,
-    "router_logits": ROUTES,
-    CACHE: OTHER,
-}
-"""Output fields of text base models without attentions -> the shape of a value for each token. A field with one value
-per layer is a tuple."""
-
-
 def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tensor]) -> Any:
     """Join the outputs of all segments to outputs of the text. They are stored in the first of ``parts``.
 
@@ -282,21 +270,24 @@ def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tenso
     outputs = parts[0]
     rows = len(outputs.last_hidden_state)
 
-    def join(values: Sequence[Any], shape: str) -> Any:
-        if isinstance(values[0], tuple | list):
-            return tuple(join(layers, shape) for layers in zip(*values, strict=True))
-        if shape == TOKENS:
-            return whole_text(values)
+    def routes(values: Sequence[Tensor]) -> Tensor:
+        """Join the scores of experts, ``(B·n, experts)``."""
         return whole_text([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)
 
+    joins = {"last_hidden_state": whole_text, "hidden_states": whole_text, "router_logits": routes}
     for name in list(outputs):
-        if name not in FIELDS:
+        if name in ("pooler_output", CACHE):  # not a value for each token
+            continue
+        if name not in joins:
             raise BackendError(
                 f"{type(outputs).__name__}.{name} cannot be returned with memory tokens; do not request it, or run "
                 "the model without."
             )
-        if FIELDS[name] != OTHER:
-            outputs[name] = join([part[name] for part in parts], FIELDS[name])
+        values = [part[name] for part in parts]
+        if isinstance(values[0], tuple | list):  # a value per layer
+            outputs[name] = tuple(map(joins[name], zip(*values, strict=True)))
+        else:
+            outputs[name] = joins[name](values)
     return outputs
 
 

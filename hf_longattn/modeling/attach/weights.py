@@ -177,5 +177,5 @@ class LoadsMechanisms(_Base):
         copying = [module for module in missing if isinstance(module, Mechanism) and projection_copies(module)]
         for attention in self.modules() if copying else ():
             for mechanism in mechanisms_on(attention):
-                if any(mechanism is module for module in copying):
+                if mechanism in copying:
                     copy_projections(attention, mechanism)

@@ -236,14 +236,14 @@ def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokeniz
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "vocab.json")
         path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        special = {
-            "unk_token": "[UNK]",
-            "pad_token": "[PAD]",
-            "word_delimiter_token": "|",
-            "bos_token": None,
-            "eos_token": None,
-        }
-        return transformers.Wav2Vec2CTCTokenizer(str(path), **special)
+        return transformers.Wav2Vec2CTCTokenizer(
+            str(path),
+            unk_token="[UNK]",
+            pad_token="[PAD]",
+            word_delimiter_token="|",
+            bos_token=None,
+            eos_token=None,
+        )
 
 
 def speech_processor(config: Any, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 
 from datasets import Dataset, Features, Value
 from transformers import TrainingArguments
-from transformers.trainer_utils import SaveStrategy
 
 from hf_longattn.data.rows import read_rows
 from hf_longattn.data.sources import DataError
@@ -99,7 +98,7 @@ def main(
             raise OptionError(
                 "Sentence-transformers loads no checkpoints of LoRA updates; leave --load-best-model-at-end out."
             )
-        training_args.save_strategy = SaveStrategy.NO
+        training_args.save_strategy = "no"
     pairs, held_out = read_rows(data_args, training_args.seed)
     if "score" in pairs.column_names and (model_args.reranker or model_args.multi_vector):
         raise DataError(
@@ -213,11 +212,12 @@ def scores_of(evaluator: Any, model: Any) -> dict[str, float]:
     """The scores of a sentence-transformers evaluator in per cent, by their names in a log."""
     results = evaluator(model)
     rows = next(len(getattr(evaluator, name)) for name in ("queries", "samples", "scores") if hasattr(evaluator, name))
-    named = {
-        name: next((100 * value for key, value in results.items() if key.endswith(end)), None)
-        for name, end in SCORES.items()
-    }
-    return {**{name: float(value) for name, value in named.items() if value is not None}, "n": rows}
+    scores = {}
+    for name, end in SCORES.items():
+        values = [value for key, value in results.items() if key.endswith(end)]
+        if values:
+            scores[name] = float(100 * values[0])
+    return {**scores, "n": rows}
 
 
 def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:

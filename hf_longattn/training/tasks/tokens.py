@@ -193,9 +193,11 @@ def to_windows(
                 before = [word for word in windows[window - 1] if word >= 0][-1 - share]
             labels.append([IGNORED] * len(words))
             for index, word in enumerate(words):
-                if word >= 0 and word != before:
+                if word < 0:
+                    continue
+                if word != before:
                     labels[-1][index] = numbers[rows["tags"][owner][word]]
-                before = word if word >= 0 else before
+                before = word
         return {**encoded, "labels": labels, "word_ids": windows, "document": [documents[owner] for owner in owners]}
 
     rows = data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
