@@ -377,10 +377,16 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
         allow_pickle: read tensors of .bin files where there are no safetensors.
         arguments: of ``from_pretrained``.
     """
-    safely = {**NO_CODE, "use_safetensors": None if allow_pickle else True, "weights_only": True}
     commit = {} if name is None else commit_of(name)
     with LOADING if name is None else loading_errors(name):
-        return loader.from_pretrained(name, **safely, **commit, **arguments)
+        return loader.from_pretrained(
+            name,
+            **NO_CODE,
+            use_safetensors=None if allow_pickle else True,
+            weights_only=True,
+            **commit,
+            **arguments,
+        )
 
 
 def commit_of(name: str | Path) -> dict[str, str]:
@@ -540,6 +546,14 @@ def has_token_vectors(name: str) -> bool:
     return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(fetch_model(name)))
 
 
+ACTIVATIONS = {
+    "torch.nn.Identity",
+    "torch.nn.modules.linear.Identity",
+    *(f"{place}.{name}" for place in ("torch.nn", "torch.nn.modules.activation") for name in activation.__all__),
+}
+"""Names under which the files of a sentence encoder or reranker may name an activation function of torch."""
+
+
 def check_activations(folder: Path, modules: Iterable[Mapping[str, Any]]) -> None:
     """Refuse a sentence encoder or reranker whose files name something else in torch as an activation function.
 
@@ -549,20 +563,14 @@ def check_activations(folder: Path, modules: Iterable[Mapping[str, Any]]) -> Non
         values = read_json_object(file) if file.is_file() else {}
         inner = values.get("sentence_transformers")
         names = [values.get("activation_function"), values.get("sbert_ce_default_activation_function")]
-        names += [inner.get("activation_fn")] if isinstance(inner, dict) else []
+        if isinstance(inner, dict):
+            names.append(inner.get("activation_fn"))
         for name in names:
-            if isinstance(name, str) and name.startswith("torch.") and not _is_activation(name):
+            if isinstance(name, str) and name.startswith("torch.") and name not in ACTIVATIONS:
                 raise CheckpointError(
                     f"{str(file)!r} names {shortened(name)!r} as an activation function; expected one of torch.nn, "
                     "such as torch.nn.Tanh."
                 )
-
-
-def _is_activation(name: str) -> bool:
-    place, _, last = name.rpartition(".")
-    if last == "Identity":
-        return place in ("torch.nn", "torch.nn.modules.linear")
-    return place in ("torch.nn", "torch.nn.modules.activation") and last in activation.__all__
 
 
 def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arguments: Any) -> Any:

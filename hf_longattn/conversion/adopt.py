@@ -190,8 +190,13 @@ class LEDAdoption(Adoption):
 
     def settings(self, config: Any, source_class: str) -> tuple[dict[str, Any], LongAttentionConfig]:
         values, attention = super().settings(config, source_class)
-        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART's defaults differ
-        return {**defaults, **values, "max_position_embeddings": config.max_encoder_position_embeddings}, attention
+        settings = {
+            "scale_embedding": False,  # BART's defaults differ
+            "forced_eos_token_id": None,
+            **values,
+            "max_position_embeddings": config.max_encoder_position_embeddings,
+        }
+        return settings, attention
 
 
 class BigBirdPegasusAdoption(Adoption):

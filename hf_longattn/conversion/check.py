@@ -131,8 +131,10 @@ def check_tensors(comparison: Comparison) -> list[Check]:
     infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
 
     extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
-    unused = dict.fromkeys(before.keys() - chosen.keys() - missing, "the result's attention has none")
-    left_out = {**comparison.left_out, **unused}
+    left_out = {
+        **comparison.left_out,
+        **dict.fromkeys(before.keys() - chosen.keys() - missing, "the result's attention has none"),
+    }
     counts = {
         "kept": comparison.stored - extended - len(left_out),
         "extended": extended,

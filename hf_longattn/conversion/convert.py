@@ -112,8 +112,9 @@ def convert_checkpoint(
             inputs = None
             if chosen.verify:
                 recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
-                family = plan.architecture.family
-                inputs = modality_of(plan.architecture).inputs(family, plan.config, opened.folder, text, recording)
+                inputs = modality_of(plan.architecture).inputs(
+                    plan.architecture.family, plan.config, opened.folder, text, recording
+                )
             model, missing = load_as_result(opened, plan.architecture, plan.config, None)
             progress("write", 0, plan.parameters * plan.shape.element_bytes)
             model.save_pretrained(
@@ -224,10 +225,11 @@ def chosen_for_decoder(
     if not causal:
         return None
     search = "--budget 0.25 would search for other mechanisms"
-    if None not in own_windows(base):
+    windows = own_windows(base)
+    if None not in windows:
         return None, {"reason": f"Every layer keeps its own window; {search}."}
     window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
-    exception = "; layers with a window of their own keep it" if any(own_windows(base)) else ""
+    exception = "; layers with a window of their own keep it" if any(windows) else ""
     reason = (
         f"window={window} with {DECODER_SINKS} sinks loses least without training in a cache of constant "
         f"size{exception}; {search}."

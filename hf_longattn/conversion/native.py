@@ -324,8 +324,14 @@ def _write(source: Source, stage: Path, name: str, verify: bool, progress: Stage
     long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
     stock_class: Any = getattr(transformers, choice.class_name)
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
-        tensors = {"config": choice.stock_config(), "state_dict": choice.state_dict(long)}
-        stock, _ = load_checked(stock_class, None, source.name, dtype=long.dtype, **tensors)
+        stock, _ = load_checked(
+            stock_class,
+            None,
+            source.name,
+            dtype=long.dtype,
+            config=choice.stock_config(),
+            state_dict=choice.state_dict(long),
+        )
     progress("write", 0, sum(path.stat().st_size for path in source.folder.glob("*.safetensors")))
     stock.save_pretrained(stage)
     add_source_files(source, stage, length)
@@ -371,7 +377,6 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
     adoption, checks = ADOPTIONS.get(stock.config.model_type) or Adoption(), list[Check]()
     takes_globals = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
-    greedy = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "num_beams": 1}
     for length in dict.fromkeys((min(SHORT_LENGTH, most), most)):
         progress("verify", length, most)
         for probe in adoption.probes(stock.config, type(stock).__name__, text, length, takes_globals):
@@ -388,7 +393,13 @@ def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progr
             ids = torch.stack([row[: len(real)].roll(len(real) - int(real.sum())) for row, real in pairs])
             before, after = (
                 model.generate(
-                    ids, attention_mask=mask.flip(-1), pad_token_id=model.config.pad_token_id or 0, **greedy
+                    ids,
+                    attention_mask=mask.flip(-1),
+                    pad_token_id=model.config.pad_token_id or 0,
+                    max_new_tokens=GENERATED,
+                    min_new_tokens=GENERATED,
+                    do_sample=False,
+                    num_beams=1,
                 )[:, -GENERATED:]
                 for model in (long, stock)
             )

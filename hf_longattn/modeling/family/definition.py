@@ -313,8 +313,10 @@ def long_prefix(base_model_type: str) -> str:
     (``LongT5Model``)."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    name, names = f"Long{CONFIG_MAPPING_NAMES[base_model_type]}", CONFIG_MAPPING_NAMES
-    taken = name in names.values() and any(names[known] == name for known in names if not known.startswith("long_"))
+    name = f"Long{CONFIG_MAPPING_NAMES[base_model_type]}"
+    taken = name in CONFIG_MAPPING_NAMES.values() and any(
+        config == name for known, config in CONFIG_MAPPING_NAMES.items() if not known.startswith("long_")
+    )
     return "LongAttention" if taken else "Long"
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ...configuration import LongAttentionConfig
 from ...errors import OptionError
 from ...mechanisms.common.masked import furthest_position
-from ...mechanisms.common.registry import mechanism_class
 from ...mechanisms.full import Full
 from ...positions.relative import relative_class
 from ...positions.rope import RopePlan, rope_parameters
@@ -71,20 +70,25 @@ def plan_rotary(
     old = config.rope_parameters or {}
 
     def plan(kind: str, parameters: dict[str, Any], distances: list[int | None]) -> RopePlan:
-        lengths = {"old_length": old_length, "new_length": new_length}
-        reach = positions_in(distances)
         frequencies = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0)) // 2
-        planned = rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
+        planned = rope_parameters(
+            kind,
+            parameters,
+            old_length=old_length,
+            new_length=new_length,
+            reach=positions_in(distances),
+            frequencies=frequencies,
+        )
         if planned.relative and relative_class(planned.relative).counts_tokens:
             # some layers must have full attention, and the others see no further than the old length
-            names = [attention.for_layer(layer)[0] for layer in range(len(furthest))]
+            mechanisms = attention.prototypes(range(len(furthest)))
             others = [
-                (name, seen)
-                for name, seen in zip(names, furthest, strict=True)
-                if not issubclass(mechanism_class(name), Full)
+                (mechanism.name, seen)
+                for mechanism, seen in zip(mechanisms, furthest, strict=True)
+                if not isinstance(mechanism, Full)
             ]
             far = next((name for name, distance in others if distance is None or distance >= old_length), None)
-            if far is not None or len(others) == len(names):
+            if far is not None or len(others) == len(furthest):
                 problem = (
                     "no layer has that"
                     if far is None
