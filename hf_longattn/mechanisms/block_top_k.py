@@ -76,8 +76,7 @@ class BlockTopK(Mechanism):
             return dense_attention(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         if path == "dense-masked":
-            with torch.no_grad():
-                seen = self.visible(q, k, call)
+            seen = self.visible(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
         first, size = kv_len - q_len, self.options.block_size
         q = pad_queries(q, kv_len)
@@ -96,10 +95,11 @@ class BlockTopK(Mechanism):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(
             scaled_scores(q, k, call),
-            self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call),
+            self.visible(q, repeat_heads(k, q.shape[1]), call),
             call.sink_scores,
         )
 
+    @torch.no_grad()
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees."""
         rows = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)

@@ -88,10 +88,10 @@ class Hierarchical(Mechanism):
         pyramid = self.pyramid(kv_len)
         b, h, q_idx, kv_idx = grid_of(q, k)
         level, centres = pyramid.level_of(q_idx, kv_idx), kv_idx
-        scores = q @ repeat_heads(k, heads).transpose(-1, -2)
+        scores = q @ repeat_heads(k, heads).mT
         for number, keys in enumerate(pyramid.pooled(k, real).split(pyramid.sizes[1:], 2), 1):
             pool = kv_idx[0, 0, 0] >> number
-            level_scores = (q @ repeat_heads(keys, heads).transpose(-1, -2))[..., pool]
+            level_scores = (q @ repeat_heads(keys, heads).mT)[..., pool]
             scores = torch.where(level == number, level_scores, scores)
             centres = torch.where(level == number, pyramid.centre(number, pool), centres)
         scores = scores * call.scale_for(q.shape[-1])

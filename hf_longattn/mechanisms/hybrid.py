@@ -152,7 +152,7 @@ class Hybrid(Mechanism, Stateful):
             .expand(*q.shape[:3], k.shape[2])
         )
         seen = visible_to_all(q, k, call)
-        scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~(near & seen), float("-inf"))
+        scores = (q @ k.mT * scale).masked_fill(~(near & seen), float("-inf"))
         largest = scores.amax(-1, keepdim=True)
         largest = largest.masked_fill(largest == float("-inf"), 0.0)
         far = self.linear.kernel(q, k, call)

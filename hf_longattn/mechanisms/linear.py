@@ -9,7 +9,6 @@ scales their product by scaling · √D.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,7 +68,13 @@ class Linear(LinearMechanism):
         return out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype), {"kv": kv, "z": z}
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        return FEATURES[self.options.feature_map](self.scaled(q, call))
+        x = self.scaled(q, call)
+        if self.options.feature_map == "relu":
+            return F.relu(x)
+        if no_fused_kernels() is not None:
+            return elu_plus_one(x)
+        features: Tensor = _EluPlusOne.apply(x)
+        return features
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         return self.queries(k, call)
@@ -96,9 +101,3 @@ class _EluPlusOne(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return grads[0] * ctx.saved_tensors[0].clamp(max=1)
-
-
-FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": lambda x: _EluPlusOne.apply(x) if no_fused_kernels() is None else elu_plus_one(x),
-    "relu": F.relu,
-}

@@ -167,7 +167,7 @@ class LSH(BucketedMechanism):
         halves = [factor // 2 for factor in self.factors]
         with without_autocast(x):
             rotations = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
-            rotated = rotations.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
+            rotated = rotations.transpose(1, 2) @ x.to(exact).mT
         rotated = rotated.view(batch, heads, self.options.num_hashes, sum(halves), length)
         bucket = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device)
         scale = 1

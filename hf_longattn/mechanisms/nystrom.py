@@ -92,15 +92,15 @@ class Nystrom(Mechanism):
         means = segment_matrix(real, count, q.dtype)[:, None]
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
-        f = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
+        f = softmax_over(scale * q @ k_marks.mT, filled[:, :, None].expand(-1, *q.shape[1:3], -1))
         both = filled[..., None] & filled[:, :, None]  # empty landmarks would change the norm of the batch
-        a = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), both.expand(-1, q.shape[1], count, -1))
-        b = softmax_over(scale * q_marks @ k.transpose(-1, -2), real[:, None, None].expand(-1, q.shape[1], count, -1))
+        a = softmax_over(scale * q_marks @ k_marks.mT, both.expand(-1, q.shape[1], count, -1))
+        b = softmax_over(scale * q_marks @ k.mT, real[:, None, None].expand(-1, q.shape[1], count, -1))
 
         # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
         z = pseudo_inverse(a, self.options.iterations, self.norm_per_matrix)
         weights = f @ z @ b
-        direct = softmax_over(scale * q @ k.transpose(-1, -2), real[:, None, None].expand(weights.shape))
+        direct = softmax_over(scale * q @ k.mT, real[:, None, None].expand(weights.shape))
         weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
         if self.options.conv_kernel is None:
             return weights
@@ -141,7 +141,7 @@ class Nystrom(Mechanism):
             means = segment_matrix(real, count, q.dtype).mT
             filled = (means > 0).any(1)
             q_marks, k_marks = project_length(means, q), project_length(means, k)
-        scores = q_marks @ k_marks.transpose(-1, -2) * scale
+        scores = q_marks @ k_marks.mT * scale
         if filled is None:
             middle = scores.softmax(-1)
         else:  # empty landmarks would change the norm of the batch

@@ -132,10 +132,9 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
     def logits(self, x: Tensor, exact: bool = True) -> Tensor:
         """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)``; float64 if ``exact``, else at least float32."""
         dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
+        centroids = self.router if self.learned else self.centroids
         with without_autocast(x):
-            return F.layer_norm(x.to(dtype), x.shape[-1:]) @ (self.router if self.learned else self.centroids).to(
-                dtype
-            ).transpose(-1, -2)
+            return F.layer_norm(x.to(dtype), x.shape[-1:]) @ centroids.to(dtype).mT
 
     @torch.no_grad()
     def offsets(self, k: Tensor, call: AttentionCall) -> Tensor | None:
@@ -168,7 +167,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         dtype = exact_dtype(x.device)
         centroids = self.centroids.to(dtype)
         with without_autocast(x):
-            return (x.to(dtype) @ (centroids - centroids.mean(-1, keepdim=True)).transpose(-1, -2)).argmax(-1)
+            return (x.to(dtype) @ (centroids - centroids.mean(-1, keepdim=True)).mT).argmax(-1)
 
     def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
         real, offset, first = call.real(k), self.offsets(k, call), k.shape[2] - q.shape[2]
@@ -186,7 +185,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         if not self.learned:
             return super().counted(q, k, call, count)
         offset = self.offsets(k, call)
-        share = self.shares(k, offset, exact=False).transpose(-1, -2)
+        share = self.shares(k, offset, exact=False).mT
         affinity = share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))  # log p_j(c(i))
         return call.replace(score_mod=add_term(call.score_mod, lambda *_: affinity))
 
@@ -225,7 +224,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
     @torch.no_grad()
     def _ranked(self, k: Tensor, offset: Tensor | None, real: Tensor | None) -> Tensor:
         """:meth:`shares`, transposed to ``(B, H, clusters, Nk)``, with -inf for padding."""
-        ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
+        ranked = self.shares(k, offset, exact=True).mT
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

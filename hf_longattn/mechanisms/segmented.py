@@ -152,7 +152,7 @@ class Segmented(GatheredMechanism):
         spread = softmax_over(torch.zeros_like(members, dtype=k.dtype), members)
         inside = (kv_idx // size == query_block) & visible_to_all(q, k, call)
         other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
-        scores, pooled = (q @ keys.transpose(-1, -2) * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
+        scores, pooled = (q @ keys.mT * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
         if call.score_mod is not None:
             scores = call.score_mod(scores, b, h, q_idx, kv_idx)
             pooled = call.score_mod(pooled, b, h, q_idx, middle_of(members)[:, :, None])

@@ -150,11 +150,11 @@ class QueryDependent(RelativePositions):
         vectors, ahead = self.rows(
             causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries
         )
-        table = queries @ vectors.transpose(-1, -2)
+        table = queries @ vectors.mT
         index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
         terms = table.gather(-1, index)
         if content is not None:
-            terms = terms + (repeat_heads(at_least_fp32(k), len(content)) @ content[..., None]).transpose(-1, -2)
+            terms = terms + (repeat_heads(at_least_fp32(k), len(content)) @ content[..., None]).mT
         return terms * scale
 
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceTerm:

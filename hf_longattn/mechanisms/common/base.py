@@ -259,7 +259,7 @@ def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
 
 def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
     """``q·k · scale`` for all pairs, with the call's score term applied, ``(B, H, Nq, Nk)``."""
-    scores = (q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)) * call.scale_for(q.shape[-1])
+    scores = (q @ repeat_heads(k, q.shape[1]).mT) * call.scale_for(q.shape[-1])
     if call.score_mod is not None:
         scores = call.score_mod(scores, *grid_of(q, k))
     return scores

@@ -234,8 +234,10 @@ class Options:
 
     def changed(self) -> list[str]:
         """``"name=value"`` of the options that are not at their defaults."""
-        usual = {name: field.default for name, field in self.__dataclass_fields__.items()}
-        return [f"{name}={value}" for name, value in self.to_dict().items() if getattr(self, name) != usual[name]]
+        fields = self.__dataclass_fields__
+        return [
+            f"{name}={value}" for name, value in self.to_dict().items() if getattr(self, name) != fields[name].default
+        ]
 
     def is_mask(self) -> bool:
         """Whether a masked mechanism with these options is plain softmax over the visible keys."""
