@@ -115,7 +115,7 @@ class Inspection(WithTowers):
             "long_attention": self.attention.to_dict(),
             "layers": [{"mechanism": mechanism.name, **mechanism.options.to_dict()} for mechanism in self.mechanisms],
             "decode_states": [asdict(state) for state in self.states],
-            "kept_heads": dict(self.kept_heads),
+            "kept_heads": self.kept_heads,
             "causal": self.shape.causal,
             "max_length": self.max_length,
             "look_back": self.look_back,
@@ -145,15 +145,10 @@ def inspect_checkpoint(
 
 
 def _inspect(source: Source) -> Inspection:
-    config, class_name, family, skeleton = read_long(source)
-    facts = {
-        "source": source,
-        "class_name": class_name,
-        "model_type": config.model_type,
-        "parameters": sum(parameter.numel() for parameter in skeleton.parameters()),
-    }
+    config, _, family, skeleton = read_long(source)
     if is_generic(source.config):
-        return _inspect_plain(source, config, skeleton, {**facts, "class_name": type(skeleton).__name__})
+        return _inspect_plain(source, config, skeleton)
+    facts = _facts(source, skeleton)
     towers = {
         name: _inspect(tower_of(source, name, tower.model_classes[tower.base_model_name]))
         for name, tower in family.towers.items()
@@ -171,7 +166,16 @@ def _inspect(source: Source) -> Inspection:
     )
 
 
-def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, Any]) -> Inspection:
+def _facts(source: Source, module: Any) -> dict[str, Any]:
+    return {
+        "source": source,
+        "class_name": type(module).__name__,
+        "model_type": module.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+    }
+
+
+def _inspect_plain(source: Source, config: Any, skeleton: Any) -> Inspection:
     longest = text_length(config)
     attention = read_attention(config.long_attention)
     if not isinstance(attention, Mapping):
@@ -179,10 +183,7 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, 
     parts = plain_parts(skeleton, attention, StackLength(min(USUAL_LENGTH, longest), longest))
     towers = {
         name: Inspection(
-            source=source,
-            class_name=type(part.module).__name__,
-            model_type=part.module.config.model_type,
-            parameters=sum(parameter.numel() for parameter in part.module.parameters()),
+            **_facts(source, part.module),
             attention=part.attention,
             inputs=part.inputs,
             shape=part.shape,
@@ -195,7 +196,7 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any, facts: dict[str, 
         return towers[""]
     return replace(
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
-        **facts,
+        **_facts(source, skeleton),
         towers=towers,
         other_towers=tuple(name for name in towers_of(skeleton) if name not in attention),
     )

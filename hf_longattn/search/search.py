@@ -119,7 +119,7 @@ class SearchResult:
             "chosen": self.chosen.to_dict(full),
             "reason": self.reason,
             "long_attention": self.chosen.design.attention().to_dict(),
-            "recipe": dict(self.recipe),
+            "recipe": self.recipe,
             "command": self.command,
             "full_seconds": full,
             "costs": {name: {"seconds": seconds} for name, seconds in self.costs.items()},
@@ -128,9 +128,9 @@ class SearchResult:
                 for name, row in zip(self.chosen.design.names, self.scores, strict=True)
             ],
             "uniform": [costed.to_dict(full) for costed in self.uniform],
-            "left_out": dict(self.reasons),
+            "left_out": self.reasons,
             "notes": list(self.notes),
-            "machine": dict(self.machine),
+            "machine": self.machine,
             "loss_change": None,
         }
         if self.loss_change is not None:
