@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.padding import Padding
 from rich.styled import Styled
 
+from ..mechanisms.common.options import write_numbers
 from . import flags
 from .checkpoints import costs_table
 from .terminal import Line, Part, progress, show, table
@@ -122,7 +123,6 @@ def inspect(
 def _inspection_report(model: Inspection, texts: TextsInspection | None = None) -> Iterator[Part]:
     """A checkpoint: its model, mechanisms, state and cost. With texts, the state and the cost are those of texts."""
     from ..inspect.layers import COLUMNS, planned_length, planned_paths
-    from ..mechanisms.common.options import write_numbers
 
     class_name = model.class_name
     if model.generic:
@@ -168,8 +168,6 @@ def _inspection_report(model: Inspection, texts: TextsInspection | None = None) 
 def _stock_report(
     name: str, model: StockInspection, lengths: Sequence[int], texts: TextsInspection | None = None
 ) -> Iterator[Part]:
-    from ..mechanisms.common.options import write_numbers
-
     attention = {}
     if model.layers:
         runs = model.implementation
@@ -316,10 +314,8 @@ def mechanisms(
     about: list[Part] = [facts]
     for option in info.options:
         unit = f", in {option.unit}" if option.unit else ""
-        about.append(
-            Styled(f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}", "bold")
-        )
-        about.append(Padding(option.help, (0, 0, 0, 4)))
+        heading = f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}"
+        about += [Styled(heading, "bold"), Padding(option.help, (0, 0, 0, 4))]
     show(asdict(info), about, as_json=as_json)
 
 

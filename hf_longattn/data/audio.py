@@ -89,7 +89,7 @@ def read_audio(
         total = frames
     else:
         total = round(count * int(sizes[1]) / max(1, int(sizes[2])))
-    if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
+    if total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
         raise InputError(
             f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or "
             f"{otherwise}."

@@ -81,9 +81,11 @@ class CompressionReport:
         for length, loss in before["loss"].items():
             values = [plus_minus(each["loss"], each["loss_se"], 3) for each in (loss, after["loss"][length])]
             rows.append((f"loss at {int(length):,} tokens, nats", *values))
-        rows.append(("one pass, seconds", f"{before['seconds']:,.2f}", f"{after['seconds']:,.2f}"))
-        rows.append(("weights, MB", f"{before['bytes'] / 1e6:,.1f}", f"{after['bytes'] / 1e6:,.1f}"))
-        return rows
+        return [
+            *rows,
+            ("one pass, seconds", f"{before['seconds']:,.2f}", f"{after['seconds']:,.2f}"),
+            ("weights, MB", f"{before['bytes'] / 1e6:,.1f}", f"{after['bytes'] / 1e6:,.1f}"),
+        ]
 
     def changed_in_words(self) -> str:
         """Number and size of the tensors that the method changed, as text."""

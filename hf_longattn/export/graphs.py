@@ -426,8 +426,9 @@ class ModelGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.model: Any = model
-        without_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-        self.fixed: dict[str, Any] = {**without_cache, "return_dict": True}
+        self.fixed: dict[str, Any] = {"return_dict": True}
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            self.fixed["use_cache"] = False
         self.words, self.names, self.pooling = words, names, pooling
 
     def forward(
