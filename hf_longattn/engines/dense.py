@@ -140,18 +140,18 @@ def fused_attention(
         and not torch.compiler.is_compiling()
     ):
         return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
-    if heads == groups or groups_are_fused(k, v, attn_mask):
-        # `heads != groups` would be symbolic for symbolic heads
-        grouped = {} if heads == groups else {"enable_gqa": True}
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
-    if q.shape[2] == 1 and not torch.compiler.is_compiling():
-        if attn_mask is not None and attn_mask.shape[1] == heads:
-            attn_mask = attn_mask[:, :, 0].unflatten(1, (groups, -1))
-        out = F.scaled_dot_product_attention(
-            q[:, :, 0].unflatten(1, (groups, -1)), k, v, attn_mask=attn_mask, **settings
-        )
-        return out.flatten(1, 2)[:, :, None]
-    k, v = repeat_heads(k, heads), repeat_heads(v, heads)
+    if heads != groups:
+        if groups_are_fused(k, v, attn_mask):
+            settings["enable_gqa"] = True  # `heads != groups` would be symbolic for symbolic heads
+        elif q.shape[2] == 1 and not torch.compiler.is_compiling():
+            if attn_mask is not None and attn_mask.shape[1] == heads:
+                attn_mask = attn_mask[:, :, 0].unflatten(1, (groups, -1))
+            out = F.scaled_dot_product_attention(
+                q[:, :, 0].unflatten(1, (groups, -1)), k, v, attn_mask=attn_mask, **settings
+            )
+            return out.flatten(1, 2)[:, :, None]
+        else:
+            k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **settings)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ def _in_place(
     q = tensors[0]
     front = 0 if of_prefix is None else of_prefix.shape[2]
     sizes = q.shape[2:-1]
-    out = None
+    out: Any = None
     for region in itertools.product(*axes):
         bias = _bias(call, region, prefix)
         for part in _few_windows(region, q.nbytes // math.prod(sizes)):
@@ -154,7 +154,6 @@ def _in_place(
             for axis, run in reversed([*enumerate(part, 1)]):
                 target = target.unflatten(axis, (run.windows, run.size))
             target.copy_(of_part)
-    assert out is not None
     if of_prefix is not None:
         out[:, :front] = of_prefix.transpose(1, 2)
     return out.transpose(1, 2)

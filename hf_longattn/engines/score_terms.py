@@ -69,7 +69,7 @@ class ScoreTerm:
 
     def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
         """The term of one batch row's keys ``start … stop - 1``, and of the queries at these positions."""
-        if not self.moves_with_tokens or not (start or row):
+        if not (start or row):
             return self
         return self._indexed(lambda b, position: (b + row, position + start))
 
@@ -80,12 +80,12 @@ class ScoreTerm:
             move: moves tensors that the term holds per token.
             index: maps rows and positions back, see :data:`Index`. Padding may map to any token.
         """
-        if not self.moves_with_tokens:
-            return self
         return self._indexed(index)
 
     def _indexed(self, index: Index) -> ScoreMod:
-        """The term as a function that looks up rows and positions by ``index``."""
+        """The term as a function that looks up rows and positions by ``index``; unchanged if it need not."""
+        if not self.moves_with_tokens:
+            return self
         inner = self.written_out
 
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -403,10 +403,9 @@ class GridBias(ScoreTerm):
 
     def entries(self, distances: Sequence[Tensor]) -> Tensor:
         """Table indices for distances, query - key, on every axis. The tensors broadcast."""
-        index: Tensor | int = 0
+        index: Any = 0
         for distance, size in zip(distances, self.sizes, strict=True):
             index = index * (2 * size - 1) + distance.clamp(1 - size, size - 1) + (size - 1)
-        assert isinstance(index, Tensor)
         return index
 
     def over(self, entries: Tensor) -> Tensor:

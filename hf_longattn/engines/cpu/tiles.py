@@ -114,42 +114,37 @@ class Layout(NamedTuple):
 
 def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
     """The layout of a tile, cached for its index tensors."""
+
+    def make() -> Layout:
+        query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
+        needs = _needs(spec, [run is not None for run in key_runs])
+        empty = (spec.queries < 0).any(-1).expand(needs.shape)
+        per_head = max(needs.shape[1], spec.keys.shape[1]) > 1
+        shared = needs.shape[:2] == (1, 1)
+        listed = int((spec.queries >= 0).sum((-1, -2)).min())
+        items = []
+        for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
+            signature = need[0]
+            if not shared:
+                signature = [max(map(max, need))] * len(need[0])
+            chunks = []
+            for first, count, (q_run, k_run) in _groups(signature, query_runs, key_runs):
+                for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
+                    some_heads = need[chunk.heads] if len(need) > 1 else need
+                    rows = [row for head in some_heads for row in head[chunk.rows]]
+                    highest = max(rows)
+                    if highest == NO_PAIR:
+                        continue
+                    if NO_PAIR in rows:
+                        highest = max(highest, KEY_MASK)
+                    has_holes = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
+                    chunks.append(chunk._replace(need=highest, holes=has_holes))
+            items.append(tuple(chunks))
+        return Layout(tuple(items), listed == q_len and not bool((needs == NO_PAIR).any()))
+
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
     key = ("layout", len(tensors), spec.bounds, heads, q_len, limits)
-    return BYTE_CACHE.of(
-        tensors,
-        key,
-        lambda: _lay_out(spec, heads, q_len, limits),
-        lambda made: CHUNK_BYTES * sum(map(len, made.chunks)),
-    )
-
-
-def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
-    query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
-    needs = _needs(spec, [run is not None for run in key_runs])
-    empty = (spec.queries < 0).any(-1).expand(needs.shape)
-    per_head = max(needs.shape[1], spec.keys.shape[1]) > 1
-    shared = needs.shape[:2] == (1, 1)
-    listed = int((spec.queries >= 0).sum((-1, -2)).min())
-    items = []
-    for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
-        signature = need[0]
-        if not shared:
-            signature = [max(map(max, need))] * len(need[0])
-        chunks = []
-        for first, count, (q_run, k_run) in _groups(signature, query_runs, key_runs):
-            for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
-                some_heads = need[chunk.heads] if len(need) > 1 else need
-                rows = [row for head in some_heads for row in head[chunk.rows]]
-                highest = max(rows)
-                if highest == NO_PAIR:
-                    continue
-                if NO_PAIR in rows:
-                    highest = max(highest, KEY_MASK)
-                has_holes = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
-                chunks.append(chunk._replace(need=highest, holes=has_holes))
-        items.append(tuple(chunks))
-    return Layout(tuple(items), listed == q_len and not bool((needs == NO_PAIR).any()))
+    return BYTE_CACHE.of(tensors, key, make, lambda made: CHUNK_BYTES * sum(map(len, made.chunks)))
 
 
 def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:

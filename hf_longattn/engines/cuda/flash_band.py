@@ -131,9 +131,8 @@ class Settings(NamedTuple):
         part: Part | None,
     ) -> list[Tensor]:
         """Gradients of q, k and v. ``out`` and ``lse`` belong to the whole softmax, which may include other parts."""
-        offsets = _offsets(q, k, part)
-        tensors, numbers = (grad, q, k, v, out, lse.contiguous()), (self.dropout, self.causal)
-        return flash_backward(*tensors, *offsets, *numbers, *state, **self.keywords)
+        tensors = grad, q, k, v, out, lse.contiguous(), *_offsets(q, k, part)
+        return flash_backward(*tensors, self.dropout, self.causal, *state, **self.keywords)
 
     @property
     def keywords(self) -> dict[str, Any]:

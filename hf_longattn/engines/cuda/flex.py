@@ -404,10 +404,49 @@ def flex_block_table(
     """
     q, k, v = same_dtype(q, k, v)
     length, causal, tokens, inner = q.shape[2], call.causal, call.global_mask, call.score_mod
+    key_mask = call.key_mask
 
     def made() -> tuple[BlockMask, BlockTable]:
         table = make()
-        return _table_mask(table, size, length, call), table
+        seen, blocks = table.seen, -(-length // BAND_BLOCK)
+        if size < BAND_BLOCK:
+            parts = BAND_BLOCK // size
+            missing = blocks * parts - seen.shape[3]
+            of_blocks = (
+                F.pad(seen, (0, missing, 0, missing)).unflatten(3, (blocks, parts)).unflatten(2, (blocks, parts))
+            )
+            touched, full = of_blocks.any(5).any(3), of_blocks.all(5).all(3)
+        else:
+            repeats = size // BAND_BLOCK
+            repeated = seen.repeat_interleave(repeats, 2).repeat_interleave(repeats, 3)
+            touched = full = repeated[:, :, :blocks, :blocks]
+        if length % BAND_BLOCK:
+            filled = torch.arange(blocks, device=q.device) < blocks - 1
+            full = full & (filled & filled[:, None])
+        if causal:
+            full = full.tril(-1)
+        if tokens is not None:
+            crossed = in_blocks(tokens).any(-1)
+            touched = touched | (crossed[:, None, None] | crossed[:, None, :, None])
+        if causal:
+            touched = touched.tril()
+        if key_mask is not None:
+            real = in_blocks(key_mask)
+            touched, full = touched & real.any(-1)[:, None, None], full & real.all(-1)[:, None, None]
+        by_query, by_key = lists_of(*torch.broadcast_tensors(touched ^ full, full))
+        at = lookup(seen)
+
+        def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            visible = at(b, h, q_idx // size, kv_idx // size)
+            if tokens is not None:
+                visible = visible | tokens[b, q_idx] | tokens[b, kv_idx]
+            if causal:
+                visible = visible & (kv_idx <= q_idx)
+            if key_mask is not None:
+                visible = visible & key_mask[b, kv_idx]
+            return visible
+
+        return block_mask((length, length), mask_mod, by_query=by_query, by_key=by_key), table
 
     mask, table = call.cached(
         ("block table", *key, size, length, causal, q.device), made, lambda x: tensor_bytes([vars(x[0]), [*x[1]]])
@@ -416,7 +455,7 @@ def flex_block_table(
         "block table",
         size,
         causal,
-        call.key_mask is None,
+        key_mask is None,
         tokens is None,
         _axes_read(table.seen),
         None if table.added is None else _axes_read(table.added),
@@ -434,44 +473,3 @@ def flex_block_table(
 
         score_mod = add_term(score_mod, added)
     return masked_flex(signature, q, k, v, mask, score_mod, call)
-
-
-def _table_mask(table: BlockTable, size: int, length: int, call: AttentionCall) -> BlockMask:
-    tokens, key_mask, causal, seen = call.global_mask, call.key_mask, call.causal, table.seen
-    blocks, device = -(-length // BAND_BLOCK), seen.device
-    if size < BAND_BLOCK:
-        parts = BAND_BLOCK // size
-        missing = blocks * parts - seen.shape[3]
-        of_blocks = F.pad(seen, (0, missing, 0, missing)).unflatten(3, (blocks, parts)).unflatten(2, (blocks, parts))
-        touched, full = of_blocks.any(5).any(3), of_blocks.all(5).all(3)
-    else:
-        repeats = size // BAND_BLOCK
-        repeated = seen.repeat_interleave(repeats, 2).repeat_interleave(repeats, 3)
-        touched = full = repeated[:, :, :blocks, :blocks]
-    if length % BAND_BLOCK:
-        filled = torch.arange(blocks, device=device) < blocks - 1
-        full = full & (filled & filled[:, None])
-    if causal:
-        full = full.tril(-1)
-    if tokens is not None:
-        crossed = in_blocks(tokens).any(-1)
-        touched = touched | (crossed[:, None, None] | crossed[:, None, :, None])
-    if causal:
-        touched = touched.tril()
-    if key_mask is not None:
-        real = in_blocks(key_mask)
-        touched, full = touched & real.any(-1)[:, None, None], full & real.all(-1)[:, None, None]
-    by_query, by_key = lists_of(*torch.broadcast_tensors(touched ^ full, full))
-    at = lookup(seen)
-
-    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        visible = at(b, h, q_idx // size, kv_idx // size)
-        if tokens is not None:
-            visible = visible | tokens[b, q_idx] | tokens[b, kv_idx]
-        if causal:
-            visible = visible & (kv_idx <= q_idx)
-        if key_mask is not None:
-            visible = visible & key_mask[b, kv_idx]
-        return visible
-
-    return block_mask((length, length), mask_mod, by_query=by_query, by_key=by_key)
