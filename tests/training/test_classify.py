@@ -126,7 +126,7 @@ def test_validation_labels_must_be_those_of_the_training_data(tmp_path: Path) ->
 
     def classes(held: str) -> list[str]:
         data_args = ClassificationDataArguments(data=[str(tmp_path / "train.csv")], validation=str(tmp_path / held))
-        return label_names(*read_labelled(data_args, "text", seed=0))
+        return label_names(*read_labelled(data_args, ("text", "question"), seed=0))
 
     for held in ("held.csv", "held.jsonl", "train.csv"):
         assert classes(held) == ["001", "010", "X99"]
@@ -290,7 +290,7 @@ def test_folder_of_images_may_have_a_table_of_metadata(photos: Path, tmp_path: P
     shutil.copytree(photos / "red", images)
     lines = [f"{number}.png,{number % 2:02}" for number in range(12)]
     (images / "metadata.csv").write_text("\n".join(["file_name,label", *lines]) + "\n")
-    train, held_out = read_labelled(ClassificationDataArguments(data=[str(images)]), "image", seed=0)
+    train, held_out = read_labelled(ClassificationDataArguments(data=[str(images)]), ("image",), seed=0)
     assert sorted((Path(row["name"]).stem, row["label"]) for part in (train, held_out) for row in part) == sorted(
         (str(number), f"{number % 2:02}") for number in range(12)
     )

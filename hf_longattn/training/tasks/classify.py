@@ -141,9 +141,9 @@ def class_scores(
     return scores
 
 
-def read_labelled(args: ClassificationDataArguments, role: str, seed: int) -> Parts:
-    """Training and evaluation rows: files or texts with labels. ``role`` is "text", "image" or "audio"."""
-    roles = {name: args.roles[name] for name in (role, *(("question",) if role == "text" else ()), "label")}
+def read_labelled(args: ClassificationDataArguments, inputs: tuple[str, ...], seed: int) -> Parts:
+    """Training and evaluation rows: files or texts with labels. ``inputs``: the roles of the other columns."""
+    roles = {name: args.roles[name] for name in (*inputs, "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
     check_classes(args, label_names(train), label_names(held_out))
     return train, held_out
@@ -282,11 +282,12 @@ class ClassificationTrainer(LongTrainer):
 
 
 MODALITIES: Any = (
-    (transformers.AutoModelForSequenceClassification, "text", text_inputs),
-    (transformers.AutoModelForImageClassification, "image", image_inputs),
-    (transformers.AutoModelForAudioClassification, "audio", audio_inputs),
+    (transformers.AutoModelForSequenceClassification, ("text", "question"), text_inputs),
+    (transformers.AutoModelForImageClassification, ("image",), image_inputs),
+    (transformers.AutoModelForAudioClassification, ("audio",), audio_inputs),
 )
-"""What models read: the class that loads them, the role of their column, and the function that makes their inputs."""
+"""What models read: the class that loads them, the roles of their columns, and the function that makes their
+inputs."""
 
 
 def load_classifier(

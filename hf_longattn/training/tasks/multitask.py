@@ -170,11 +170,11 @@ KINDS: dict[str, Any] = {
     kind: (
         loader,
         classify.ClassificationDataArguments,
-        partial(classify.read_labelled, role=role),
+        partial(classify.read_labelled, inputs=roles),
         label_names,
         make_inputs,
     )
-    for kind, (loader, role, make_inputs) in zip(("classify", "images", "audio"), classify.MODALITIES, strict=True)
+    for kind, (loader, roles, make_inputs) in zip(("classify", "images", "audio"), classify.MODALITIES, strict=True)
 }
 KINDS["tokens"] = (
     transformers.AutoModelForTokenClassification,
