@@ -63,6 +63,12 @@ def shuffled(count: int, seed: int | str) -> list[int]:
     return order
 
 
+def seed_of(*values: Any) -> int:
+    """A seed that depends on these values alone."""
+    digest = hashlib.blake2b(repr(values).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
     """``(B, length)`` of rows of numbers, padded with ``fill``."""
     padded = []
@@ -269,8 +275,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
 
     def create_rng(self, *args: Any) -> None:
         """Make a generator for the masks of one batch. The base class would make one generator per process."""
-        digest = hashlib.blake2b(self.drawn_from.encode(), digest_size=7).digest()
-        self.generator: torch.Generator | None = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        self.generator: torch.Generator | None = torch.Generator().manual_seed(self.batch_seed)
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         # the pass over the documents that a segment belongs to
@@ -278,7 +283,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
         if passes and self.epoch != EVALUATION:
             self.epoch = max(passes)
         rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # next-token labels need no draw
-        self.drawn_from = repr((self.seed, self.epoch, rows))
+        self.batch_seed = seed_of(self.seed, self.epoch, rows)
         self.generator = None  # makes the base call create_rng if there is a seed
         batch: dict[str, Any] = super().torch_call(examples)
         if not self.mlm:

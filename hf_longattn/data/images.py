@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, check_extra, in_a_line
 from ..names import logger
-from .batching import EVALUATION, EpochAwareCollator
+from .batching import EVALUATION, EpochAwareCollator, seed_of
 from .sources import DataError, path_and_content
 
 if TYPE_CHECKING:
@@ -114,8 +113,7 @@ class ImageCollator(EpochAwareCollator):
             transform, settings = self.augmentation
             with torch.random.fork_rng(devices=[]):
                 for number, row in enumerate(features):
-                    key = repr((self.seed, self.epoch, row["name"])).encode()
-                    drawn = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+                    drawn = seed_of(self.seed, self.epoch, row["name"])
                     torch.default_generator.manual_seed(drawn)  # torch.manual_seed would seed GPUs, too
                     images[number] = transform(images[number])
         pixels = [torch.as_tensor(image) for image in self.processor(images, **settings)["pixel_values"]]
