@@ -83,9 +83,9 @@ class LongAttentionConfig:
         def changed(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
             return {**choice, option: value} if "mechanism" in choice and where(choice["mechanism"], layer) else choice
 
-        turns: dict[Any, Any] = {IN_TURN: [changed(turn) for turn in self.turns]} if self.turns else {}
-        layers = {**turns, **{layer: changed(choice, layer) for layer, choice in self.layers.items()}}
-        return LongAttentionConfig(**changed({"mechanism": self.mechanism, **self.options}), layers=layers or None)
+        layers: dict[Any, Any] = {layer: changed(choice, layer) for layer, choice in self.layers.items()}
+        layers[IN_TURN] = [changed(turn) for turn in self.turns]
+        return LongAttentionConfig(**changed({"mechanism": self.mechanism, **self.options}), layers=layers)
 
     def check_layers(self, num_layers: int) -> None:
         """Raise :class:`OptionError` when an override names a layer that the model does not have."""

@@ -148,7 +148,7 @@ class BigBird(MaskedMechanism):
     def blocks(self, length: int, call: AttentionCall, device: torch.device) -> Blocks:
         """The block pattern of a call with ``length`` keys."""
         o = self.options
-        rows = (length + o.block_size - 1) // o.block_size
+        rows = -(-length // o.block_size)
         texts = self.cut_texts(call)
         if texts is None:
             count = torch.full((1,), rows, device=device)
@@ -232,9 +232,7 @@ class BigBird(MaskedMechanism):
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             length = kv_idx.shape[-1]
             pattern = self.blocks(length, call, kv_idx.device)
-            query_block = q_idx.div(size, rounding_mode="floor")
-            key_block = kv_idx.div(size, rounding_mode="floor")
-            times = pattern.times(b, h, query_block, key_block)
+            times = pattern.times(b, h, q_idx // size, kv_idx // size)
             if tokens is not None:
                 times = torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 1, times)
             if key_mask is not None and self._zeroes_padding(length):
@@ -398,19 +396,17 @@ class Blocks:
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """How many times keys of block ``j`` count in the softmax of queries of block ``i``. The caller hides keys
         after the query."""
-        total, window = self.count[b.clamp(max=self.count.shape[0] - 1)], self.options.num_window_blocks
+        total, window = self.count[b.clamp(max=len(self.count) - 1)], self.options.num_window_blocks
         if self.causal:
             seen, ends = ((i - j < window) & (j <= i)) | (j < self.edge), i < 0
         else:
             seen = ((i - j).abs() <= window // 2) | self._global(j, total)
             ends = self._global(i, total) | (total <= self.options.full_blocks)
         counted = seen.int() + self.again * (j == 0).int()
-        row = i.clamp(0, self.rows - 1)
-        # a saved graph cannot unbind an empty axis
-        for drawn in (self.random[..., number] for number in range(self.random.shape[-1])):
-            counted = (
-                counted + (drawn[b.clamp(max=drawn.shape[0] - 1), h.clamp(max=drawn.shape[1] - 1), row] == j).int()
-            )
+        batch, heads, _, count = self.random.shape
+        b, h, row = b.clamp(max=batch - 1), h.clamp(max=heads - 1), i.clamp(0, self.rows - 1)
+        for number in range(count):  # a saved graph cannot unbind an empty axis
+            counted = counted + (self.random[..., number][b, h, row] == j).int()
         return torch.where(ends, 1, counted)
 
     def _global(self, block: Tensor, total: Tensor) -> Tensor:

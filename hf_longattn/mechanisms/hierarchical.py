@@ -165,7 +165,7 @@ class Pyramid:
         level = torch.zeros((), dtype=torch.long, device=q_idx.device)
         for below in range(self.top):
             size = self.block << below
-            level = level + ((q_idx.div(size, rounding_mode="floor") - kv_idx // size).abs() > 1)
+            level = level + ((q_idx // size - kv_idx // size).abs() > 1)
         return level
 
     def centre(self, level: int, pool: Tensor) -> Tensor:

@@ -183,5 +183,5 @@ class TransformerXL(GatheredMechanism):
         total = 0
         for block, size in enumerate(block_sizes(length, self.options.segment_length)):
             remembered = min(self.options.memory_length, block * self.options.segment_length)
-            total += (full_pairs(size, causal)) + size * remembered
+            total += full_pairs(size, causal) + size * remembered
         return total

@@ -143,16 +143,10 @@ class MaskedMechanism(Mechanism):
         plain = relative is None and call.score_mod is None
         # In half precision, scores can exceed the lowest number.
         additive = plain and not in_graph() and not autocasts(q) and q.dtype != torch.float16
-        if (
-            plain
-            and columns is None
-            and q.shape[2] == 1
-            and call.key_mask is None
-            and self.covers(k.shape[2], causal=True)
-        ):
-            return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
         if columns is None:
             kv_len, first = k.shape[2], k.shape[2] - q.shape[2]
+            if plain and q.shape[2] == 1 and call.key_mask is None and self.covers(kv_len, causal=True):
+                return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
             columns = Columns(
                 ("all", kv_len),
                 lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device)),
@@ -188,9 +182,8 @@ class MaskedMechanism(Mechanism):
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
         if relative is not None:
             scores = scores + relative.term(q, k, rows, keys, True, call.scale_for(self.head_dim))
-        b, h = (torch.arange(size, device=q.device) for size in q.shape[:2])
-        index = b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_columns.view(1, 1, -1, 1), k_columns.view(1, 1, 1, -1)
-        scores = call.score_mod(scores, *index)
+        b, h, _, _ = grid_of(q, k)
+        scores = call.score_mod(scores, b, h, q_columns.view(1, 1, -1, 1), k_columns.view(1, 1, 1, -1))
         return masked_softmax(scores, seen, call.sink_scores).to(v.dtype) @ repeat_heads(v, q.shape[1])
 
     def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns, dtype: torch.dtype) -> Tensor:
