@@ -82,8 +82,9 @@ def _by_products(
     index: b, h, q_idx and kv_idx, if there is a score term.
     """
     at_once = at_once or torch.compiler.is_compiling() or no_fused_kernels() is not None
-    if index is not None and not at_once and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] > MAX_SCORES:
-        size = max(1, MAX_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+    of_one_query = q.shape[0] * q.shape[1] * k.shape[2]
+    if index is not None and not at_once and q.shape[2] * of_one_query > MAX_SCORES:
+        size = max(1, MAX_SCORES // of_one_query)
         outs = []
         for queries, at in zip(q.split(size, 2), index[2].split(size, 2), strict=True):
             run = functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at)

@@ -76,7 +76,7 @@ def weights_per_sequence(
         assert batch.mask is not None
         start = first_real(batch.mask)
         return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call))
-    full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
+    full = q.new_zeros(*q.shape[:3], k.shape[2])
     missing = k.shape[2] - q.shape[2]
     for span, queries, keys, _, sequence_call in _split_sequences(q, k, k, call, batch):
         if queries.shape[2]:

@@ -208,10 +208,12 @@ class SparseCacheLayer(AttentionCacheLayer):
 
     def share_step(self, layers: list[Any]) -> None:
         """Share with the cache's ``layers`` of equal settings what the first of them computes in a step."""
-        alike = (
-            layer for layer in layers if isinstance(layer, SparseCacheLayer) and layer.mechanism == self.mechanism
+        first = next(
+            layer
+            for layer in layers
+            if isinstance(layer, SparseCacheLayer)
+            and (layer.mechanism, layer.options) == (self.mechanism, self.options)
         )
-        first = next(layer for layer in alike if layer.options == self.options)
         self.step = Batch() if first is self and not in_graph() else first.step
 
     def _drop_unneeded(self) -> None:

@@ -103,7 +103,7 @@ class _Terms(NamedTuple):
         :attr:`keys` stay uninitialised; no pair reads them.
         """
         keys = self.group.blocks * self.group.block + self.rows - 1
-        by_key = e.new_empty(e.shape[0], e.shape[1], keys, self.rows)
+        by_key = e.new_empty(*e.shape[:2], keys, self.rows)
         inside, of_slices = self.inside(by_key), e[:, :, self.keys]
         if len(e) == 1:
             torch.bmm(of_slices[0], self.table(rows).mT, out=inside[0])

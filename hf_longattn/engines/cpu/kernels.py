@@ -86,9 +86,7 @@ def padding_of(key_mask: Tensor | None, item: int, dtype: torch.dtype) -> Tensor
 def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``. Merging the heads is then
     free."""
-    return tuple(
-        x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors
-    )
+    return tuple(x.new_empty(x.transpose(1, 2).shape, dtype=dtype).transpose(1, 2) for x in tensors)
 
 
 def empty_results(q: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -206,10 +206,12 @@ class Source(ABC):
         learned: Sequence[Tensor],
         fixed: Sequence[Tensor | None],
         numbers: Sequence[int],
-        dropout: Dropout | None,
+        dropout: float,
+        seed: Tensor | None,
         learns: bool = False,
     ) -> None:
-        self.q, self.k, self.v, self.dropout, self.dtype = q, k, v, dropout, precise_dtype(q)
+        self.q, self.k, self.v, self.dtype = q, k, v, precise_dtype(q)
+        self.dropout = None if seed is None else Dropout(dropout, int(seed))
         self.learned, self.fixed, self.numbers = learned, fixed, numbers
         self.learns, self.totals = learns, list[Tensor]()
         self.read_arguments()
@@ -336,10 +338,8 @@ def softmax_forward(
     Returns:
         Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
-    drops = None
-    if seed is not None:
-        drops = Dropout(dropout, int(seed))
-    parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, drops)
+    parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, dropout, seed)
+    drops = parts_of.dropout
     out, lse = empty_results(parts_of.q, parts_of.dtype)
     parts_of.prepare(out, lse)
     results: Any
@@ -416,10 +416,7 @@ def cpu_softmax_backward(
     seed: Tensor | None,
 ) -> list[Tensor]:
     """The gradients of q, k and v in :func:`cpu_softmax`, then those of the learned tensors if ``learns``."""
-    drops = None
-    if seed is not None:
-        drops = Dropout(dropout, int(seed))
-    parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, drops, learns)
+    parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, dropout, seed, learns)
     inputs = {"grad": grad, "q": parts_of.q, "k": k, "v": v, "out": out, "lse": lse}
     sums = parts_of.sums()
     results: list[Tensor] | None = None
@@ -431,7 +428,7 @@ def cpu_softmax_backward(
             of_part = tokens_of(
                 *((part.keys if name in ("k", "v") else part.queries, x) for name, x in tensors.items())
             )
-            gradients = part_backward(part, (number, *part.label), of_part, totals, scale, drops)
+            gradients = part_backward(part, (number, *part.label), of_part, totals, scale, parts_of.dropout)
             if gradients is not None:
                 if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
                     results = [*gradients]
