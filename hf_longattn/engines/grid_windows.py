@@ -80,12 +80,11 @@ def padded(x: Tensor, grid: Grid, larger: Grid, row: Tensor) -> Tensor:
 
 
 def cropped(x: Tensor, grid: Grid, larger: Grid) -> Tensor:
-    """Cut ``x (B, H, N, D)`` on a ``larger`` grid back to the tokens of ``grid``. Inverse of :func:`padded`."""
+    """The cells of ``grid``, ``(B, H, n, D)``, of ``x (B, H, N, D)`` on a ``larger`` grid; see :func:`padded`."""
     cells = x[:, :, grid.prefix :].unflatten(2, larger.sizes)
     for axis, size in enumerate(grid.sizes, 2):
         cells = cells.narrow(axis, 0, size)
-    cells = cells.flatten(2, 1 + grid.rank)
-    return torch.cat([x[:, :, : grid.prefix], cells], 2) if grid.prefix else cells
+    return cells.flatten(2, 1 + grid.rank)
 
 
 def window_attention(

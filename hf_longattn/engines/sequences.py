@@ -95,7 +95,7 @@ def advanced(
     v: Tensor,
     state: State | None,
     call: AttentionCall,
-    skipped: Sequence[int] | None,
+    skipped: Sequence[int],
 ) -> tuple[Tensor, State | None]:
     """Run ``run(q, k, v, state, call) -> (output, state)`` on the next tokens of a batch. Its rows may start at
     different times.
@@ -103,14 +103,14 @@ def advanced(
     Args:
         q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
         state: state of all rows, zeros for a row before its first token; ``None`` while no row has a token.
-        skipped: number of padding tokens before each row's first token; ``None`` if there are none.
+        skipped: number of padding tokens before each row's first token; empty if there are none.
     Returns:
         The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.
     """
-    if skipped is None or not any(skipped):
+    if not any(skipped):
         return run(q, k, v, state, call)
     length = q.shape[2]
-    first = torch.tensor(tuple(skipped), device=q.device)[:, None]
+    first = torch.tensor(skipped, device=q.device)[:, None]
     batch = Batch(torch.arange(length, device=q.device) >= first)
     outs, states = [], {}
     for span, queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):

@@ -239,10 +239,10 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         of_larger = (
             call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, grid, larger, q.device))
         )
-        out = cropped(self.attend_on(larger, queries, keys, values, of_larger), grid, larger)
+        cells = cropped(self.attend_on(larger, queries, keys, values, of_larger), grid, larger)
         if not grid.prefix:
-            return out
-        return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
+            return cells
+        return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2)
 
     def attend_on(self, grid: Grid, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Attention of the tokens of ``grid``, ``(B, H, N, D)``."""

@@ -392,9 +392,9 @@ class StateLayer(AttentionCacheLayer):
                 "the earlier keys; pass use_cache=False or output_attentions=False."
             )
         weights = attention_weights(mechanism, q, k, call.replace(causal=True)) if weights_wanted else None
-        padding = None  # tokens before each row's first real one
+        padding: list[int] = []  # tokens before each row's first real one, if there are any
         if self.starts is not None and self._latest > before:
-            padding = tuple((self.starts - before).clamp(0, q.shape[2]).tolist())
+            padding = (self.starts - before).clamp(0, q.shape[2]).tolist()
 
         def add(state: State | None, count: int) -> tuple[Tensor, State | None]:
             """The outputs of the first ``count`` new tokens, and the state after them."""
@@ -407,7 +407,7 @@ class StateLayer(AttentionCacheLayer):
                 v[:, :, tokens],
                 state,
                 added,
-                None if padding is None else [min(skipped, count) for skipped in padding],
+                [min(skipped, count) for skipped in padding],
             )
             return out, None if after is None else {name: compact(x.detach()) for name, x in after.items()}
 
