@@ -19,7 +19,13 @@ from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import for_length
-from .attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
+from .attach.attention_sites import (
+    MECHANISM_ATTRIBUTE,
+    AttentionSite,
+    attention_sites,
+    input_width,
+    self_attention,
+)
 from .family.definition import known_family
 
 PROBE_LENGTH = 45 << 16
@@ -196,9 +202,7 @@ def _weights_of_decoder_alone(skeleton: Any, crossing: Sequence[AttentionSite]) 
 
 def generic_shape(skeleton: nn.Module, whole: Any) -> ModelShape:
     """The shape of a plain model with mechanisms, or of a tower. ``whole``: the config of the whole model."""
-    sites = [
-        site for site in attention_sites(skeleton) if not site.cross and hasattr(site.module, MECHANISM_ATTRIBUTE)
-    ]
+    sites = [site for site in self_attention(skeleton) if hasattr(site.module, MECHANISM_ATTRIBUTE)]
     first: Any = sites[0].mechanism
     module: Any = sites[0].module
     config = getattr(module, "config", None)

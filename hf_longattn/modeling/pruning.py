@@ -18,7 +18,7 @@ from ..errors import OptionError
 from ..loading import LOADING
 from ..mechanisms.common.base import Mechanism
 from .attach.attachment import HEAD_COUNTS, HEAD_DIMS, first_number
-from .attach.attention_sites import AttentionSite, attention_projections, attention_sites
+from .attach.attention_sites import AttentionSite, attention_projections, self_attention
 
 KEPT_HEADS = "kept_heads"
 """The field of a Long config with the number of heads of pruned layers."""
@@ -108,9 +108,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
     """The heads of every self-attention. Raises :class:`OptionError` if there is a layer whose heads cannot be
     removed."""
     layers = []
-    for site in attention_sites(model):
-        if site.cross:
-            continue
+    for site in self_attention(model):
         projections: list[Any] = [model.get_submodule(name) for name in attention_projections(model, site.name)]
         widths = (getattr(site.module, name, None) for name in HEAD_DIMS)
         width = next((width for width in widths if isinstance(width, int)), None)

@@ -58,7 +58,7 @@ from ..files import (
 from ..hub import check_login, from_source, push_model, write_model_card
 from ..loading import fetch_model, load_weights
 from ..mechanisms import Mechanism
-from ..modeling.attach.attention_sites import attention_projections, attention_sites
+from ..modeling.attach.attention_sites import attention_projections, self_attention
 from ..modeling.unpadding import unpadded
 from .arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
 from .resume import STATE, RunRecord, check_same_run, run_facts
@@ -389,7 +389,7 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
 
     model = next(module for module in network.modules() if isinstance(module, PreTrainedModel))
     targets: list[Any] = []
-    for site in (site for site in attention_sites(model) if not site.cross):
+    for site in self_attention(model):
         if not (names := attention_projections(model, site.name)):
             raise OptionError(
                 f"No query, key and value projections are known in {site.name} ({type(site.module).__name__}), so "

@@ -111,6 +111,11 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     return sites
 
 
+def self_attention(model: nn.Module) -> list[AttentionSite]:
+    """:func:`attention_sites` without cross-attention."""
+    return [site for site in attention_sites(model) if not site.cross]
+
+
 def check_layers_found(model: nn.Module, sites: Collection[str]) -> None:
     """Warn if some of several layers of the same structure have an attention module that was found, and others have
     none.

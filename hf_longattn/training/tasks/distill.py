@@ -26,7 +26,7 @@ from hf_longattn.data.tokenization import input_length, longest_input, to_inputs
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.token_loss import kl_divergence
 from hf_longattn.loading import call_tokenizer
-from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_projections, attention_sites
+from hf_longattn.modeling.attach.attention_sites import attention_projections, self_attention
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.training.arguments import ModelArguments, argument
 from hf_longattn.training.lm import TextDataArguments, TextTrainingArguments, load_lm
@@ -193,10 +193,6 @@ class DistillTrainer(LongTrainer):
         if output_dir == str(self.args.folder) and hasattr(student, PROJECTION):
             delattr(student, PROJECTION)
         super().save_model(output_dir, _internal_call)
-
-
-def self_attention(model: nn.Module) -> list[AttentionSite]:
-    return [site for site in attention_sites(model) if not site.cross]
 
 
 @contextmanager

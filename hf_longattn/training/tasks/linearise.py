@@ -29,7 +29,7 @@ from hf_longattn.loading import fetch_model, load_config, load_model, load_paddi
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.capabilities import NeedsWholeBatch
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from hf_longattn.modeling.attach.attention_sites import AttentionSite, attention_sites, mechanisms_on
+from hf_longattn.modeling.attach.attention_sites import AttentionSite, mechanisms_on, self_attention
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.generic import check_class
@@ -124,7 +124,7 @@ def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
     """Freeze a base model except its mechanisms, and make the modules that replace the mechanisms during a step."""
-    sites = [site for site in attention_sites(model) if mechanisms_on(site.module) and not site.cross]
+    sites = [site for site in self_attention(model) if mechanisms_on(site.module)]
     mechanisms: list[Any] = [site.mechanism for site in sites]
     learning = {
         parameter for mechanism in mechanisms for parameter in mechanism.parameters() if parameter.requires_grad
