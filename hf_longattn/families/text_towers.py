@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from ..engines.batch import last_real
-from ..modeling.attach.custom_attention import ReplacedModules
-
-if TYPE_CHECKING:
-    _Module: Any = nn.Module
-else:
-    _Module = object
+from ..modeling.attach.custom_attention import ModuleMixin, ReplacedModules
 
 
-class TakesPackedRows(_Module):
+class TakesPackedRows(ModuleMixin):
     """Mixin before a base's text embeddings. Packed rows may be longer than the table, since positions restart with
     every text."""
 

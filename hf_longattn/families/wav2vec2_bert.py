@@ -8,9 +8,9 @@ projected, as in the base.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.wav2vec2_bert.configuration_wav2vec2_bert import Wav2Vec2BertConfig
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertFeedForward,
@@ -20,7 +20,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 
 from ..engines.score_terms import DistanceTerm
 from ..mechanisms.common.capabilities import largest_distances
-from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, replacing
+from ..modeling.attach.custom_attention import ModuleMixin, OnTheBackend, attend_by_mechanism, replacing
 from ..modeling.attach.sound_chunks import FramesInChunks
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_spec import AudioSpec, LongAudioConfig
@@ -28,16 +28,11 @@ from ..modeling.family.definition import AttentionNames
 from ..modeling.family.long_config import runs_mechanisms
 from ..names import missing
 
-if TYPE_CHECKING:
-    _Module: Any = nn.Module
-else:
-    _Module = object
-
 SinusoidsNear = Callable[[int, int], Tensor]
 """``(back, ahead) -> (distances, C)``: the sinusoids of the distances -ahead, …, back."""
 
 
-class NearSinusoids(_Module):
+class NearSinusoids(ModuleMixin):
     """Mixin before the base's ``…RelPositionalEmbedding``. Returns a function that computes sinusoids for visible
     distances only."""
 
@@ -54,7 +49,7 @@ class NearSinusoids(_Module):
         return near
 
 
-class ConformerAttention(_Module):
+class ConformerAttention(ModuleMixin):
     """Mixin before the base's ``…SelfAttention`` that runs the layer's mechanism."""
 
     def forward(

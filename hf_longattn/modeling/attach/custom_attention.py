@@ -19,9 +19,9 @@ from ..stock_attention import Attended
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
 
-    _Module: Any = nn.Module
+    ModuleMixin: Any = nn.Module
 else:
-    _Base = _Module = object
+    _Base = ModuleMixin = object
 
 
 def split_heads(module: Any, projected: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tens
     return attend_by_mechanism(module, *qkv_and_mask, function=interface, **kwargs)
 
 
-class HandsKeywordsDown(_Module):
+class HandsKeywordsDown(ModuleMixin):
     """Mixin for attention modules that do not pass on keyword arguments (SigLIP). The base's modules are on the
     interface."""
 
@@ -86,7 +86,7 @@ class HandsKeywordsDown(_Module):
         return self.out_proj(output), weights
 
 
-class ReadsPadding(_Module):
+class ReadsPadding(ModuleMixin):
     """Mixin before a base's encoder that receives an additive padding mask ``(B, 1, 1, N)``.
 
     If mechanisms run, its layers receive the padding mask ``(B, N)`` instead, also in graphs."""

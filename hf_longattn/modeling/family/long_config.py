@@ -32,9 +32,9 @@ from .sliding_window import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig as _Base
+    from transformers import PreTrainedConfig as ConfigMixin
 else:
-    _Base = object
+    ConfigMixin = object
 
 
 logger = logging.get_logger(LOGGER)
@@ -51,7 +51,7 @@ DEFAULTS = ("sdpa", "eager")
 """transformers' default implementations. Scripts often pass them without meaning to replace the mechanisms."""
 
 
-class LongConfig(_Base):
+class LongConfig(ConfigMixin):
     """Mixin before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, saved in ``config.json`` as a mapping. The

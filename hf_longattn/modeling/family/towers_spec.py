@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import SubConfigSpec
@@ -14,12 +14,7 @@ from ...files import TOKENIZER_CONFIG, check_config
 from ...names import BACKEND
 from .definition import Family, tower_field
 from .input_spec import Example, InputSizes, InputSpec, has_processor
-from .long_config import DEFAULTS, LongConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig as _Base
-else:
-    _Base = object
+from .long_config import DEFAULTS, ConfigMixin, LongConfig
 
 TOWERS = "towers"
 """The key of ``long_attention`` for separate towers:
@@ -54,7 +49,7 @@ They stand in ``config.text_config.long_attention`` and so on. ``forward`` takes
         return Example(task, ("processor", "AutoProcessor"), lines, ("from PIL import Image",))
 
 
-class LongTowersConfig(_Base):
+class LongTowersConfig(ConfigMixin):
     """Mixin before the base's config class: ``class LongCLIPConfig(LongTowersConfig, CLIPConfig)``.
 
     Each tower's config holds and saves the tower's mechanisms, lengths and sizes, for example
