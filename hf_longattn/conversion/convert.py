@@ -283,7 +283,7 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
     """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the
     model's name."""
     if plan.training is not None:
-        return dict(plan.training)
+        return plan.training
     saved_by = sentence_class(plan.source.card_folder)
     words = training_words(plan, saved_by)
     if words:

@@ -120,8 +120,11 @@ def versions(*further: str) -> dict[str, str]:
     """Versions of this package, Python, and the installed libraries, with ``further`` libraries added."""
     from .. import __version__
 
-    libraries = {name: version(name) for name in ("transformers", "torch", "safetensors", *further)}
-    return {"hf_longattn": __version__, **libraries, "python": platform.python_version()}
+    return {
+        "hf_longattn": __version__,
+        **{name: version(name) for name in ("transformers", "torch", "safetensors", *further)},
+        "python": platform.python_version(),
+    }
 
 
 def add_source_files(source: Source, stage: Path, max_length: int, plan: ConversionPlan | None = None) -> None:

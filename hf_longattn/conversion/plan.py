@@ -192,7 +192,7 @@ class ConversionPlan(WithTowers):
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
     looks_back: int | None = None  # positions that a query looks back if texts have no maximum length; otherwise None
     # how to train the result, for the report; None: derived from head and texts
-    training: Mapping[str, Any] | None = None
+    training: dict[str, Any] | None = None
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict)

@@ -172,10 +172,10 @@ def affordable_size(plan: ConversionPlan) -> InputSize:
     return [plan.inputs.old, *(size for size, flops in costs if flops <= FLOPS_AT_NEW_SIZE)][-1]
 
 
-def check_sizes(comparison: Comparison, resizing: Mapping[str, Any], how: str) -> list[Check]:
+def check_sizes(comparison: Comparison, resizing: Mapping[str, Any] | None = None, how: str = "") -> list[Check]:
     """Compare outputs at the old size, and hidden states at the new size (a smaller one for a large model).
 
-    resizing, how: arguments with which the source reads the new size, and their description; often none.
+    resizing, how: arguments with which the source reads the new size, and their description.
     """
     plan, result, sizes = comparison.plan, comparison.result, comparison.plan.inputs
     source, measured = comparison.compared
@@ -209,7 +209,7 @@ def check_sizes(comparison: Comparison, resizing: Mapping[str, Any], how: str) -
         checks.append(Check(name, SKIPPED, f"does not apply: the source does not read {new.words}"))
     elif new != old:
         tiled = plan.positions == TILE
-        expected = hidden_states(comparison.source, {**at_new, **resizing})
+        expected = hidden_states(comparison.source, {**at_new, **(resizing or {})})
         with attending(result, BASE), interpolating(result) if tiled else contextlib.nullcontext():
             full = hidden_states(result, at_new)
         detail, attention = f"{where}, full attention", f"{where}, long attention, the source with full attention"

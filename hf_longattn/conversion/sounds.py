@@ -181,7 +181,7 @@ def check_extractor(plan: ConversionPlan, folder: Path, inputs: Sounds) -> list[
 
 def check_sounds(comparison: Comparison) -> list[Check]:
     """Compare at both durations. Padding must change no frame."""
-    return [*check_sizes(comparison, {}, ""), check_padding(comparison)]
+    return [*check_sizes(comparison), check_padding(comparison)]
 
 
 def check_padding(comparison: Comparison) -> Check:
