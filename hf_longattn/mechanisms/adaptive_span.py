@@ -109,7 +109,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         scores = scaled_scores(q, k, call)
         _, h, q_idx, kv_idx = grid_of(q, k)
         mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
-        return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
+        return softmax_over(scores + logarithm(mask), (mask > 0) & visible_to_all(q, k, call))
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)

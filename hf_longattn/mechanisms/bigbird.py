@@ -260,9 +260,7 @@ class BigBird(MaskedMechanism):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores, times = scaled_scores(q, k, call), self.times(call, self.resolve_globals(k, call))
         counts = times(*grid_of(q, k)) * visible_to_all(q, k, call)
-        return softmax_over(
-            scores + counts.to(scores.dtype).log(), (counts > 0).expand(scores.shape), call.sink_scores
-        )
+        return softmax_over(scores + counts.to(scores.dtype).log(), counts > 0, call.sink_scores)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]

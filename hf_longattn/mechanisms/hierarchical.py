@@ -98,7 +98,7 @@ class Hierarchical(Mechanism):
         if call.score_mod is not None:
             last = kv_len - 1 if real is None else last_real(real)[b]
             scores = call.score_mod(scores, b, h, q_idx, centres.clamp(max=last))
-        return softmax_over(scores, visible_to_all(q, k, call).expand(scores.shape))
+        return softmax_over(scores, visible_to_all(q, k, call))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len, heads = q.shape[2], k.shape[2], q.shape[1]

@@ -92,15 +92,15 @@ class Nystrom(Mechanism):
         means = segment_matrix(real, count, q.dtype)[:, None]
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
-        f = softmax_over(scale * q @ k_marks.mT, filled[:, :, None].expand(-1, *q.shape[1:3], -1))
+        f = softmax_over(scale * q @ k_marks.mT, filled[:, :, None])
         both = filled[..., None] & filled[:, :, None]  # empty landmarks would change the norm of the batch
-        a = softmax_over(scale * q_marks @ k_marks.mT, both.expand(-1, q.shape[1], count, -1))
-        b = softmax_over(scale * q_marks @ k.mT, real[:, None, None].expand(-1, q.shape[1], count, -1))
+        a = softmax_over(scale * q_marks @ k_marks.mT, both)
+        b = softmax_over(scale * q_marks @ k.mT, real[:, None, None])
 
         # A⁺ by the iteration of equation 14. A text of at most M tokens has the weights of softmax attention.
         z = pseudo_inverse(a, self.options.iterations, self.norm_per_matrix)
         weights = f @ z @ b
-        direct = softmax_over(scale * q @ k.mT, real[:, None, None].expand(weights.shape))
+        direct = softmax_over(scale * q @ k.mT, real[:, None, None])
         weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
         if self.options.conv_kernel is None:
             return weights
@@ -145,7 +145,7 @@ class Nystrom(Mechanism):
         if filled is None:
             middle = scores.softmax(-1)
         else:  # empty landmarks would change the norm of the batch
-            middle = softmax_over(scores, (filled[:, None, :, None] & filled[:, None, None]).expand(scores.shape))
+            middle = softmax_over(scores, filled[:, None, :, None] & filled[:, None, None])
         inverse = pseudo_inverse(middle, self.options.iterations, self.norm_per_matrix)
         values = inverse @ dense_attention(q_marks, k, v, call)
         if means is not None and real is not None:  # in texts of at most M tokens, every token is a landmark: exact

@@ -119,7 +119,7 @@ class Synthesizer(Mechanism):
         scores = scores.to(q.dtype).expand(*q.shape[:3], k.shape[2])
         if call.score_mod is not None:
             scores = call.score_mod(scores, *grid_of(q, k))
-        return softmax_over(scores, visible_to_all(q, k, call).expand(scores.shape))
+        return softmax_over(scores, visible_to_all(q, k, call))
 
 
 class TokenMLP(nn.Module):

@@ -161,9 +161,7 @@ class TransformerXL(GatheredMechanism):
         in_segment, in_memory = (scaled_scores(*with_dense_terms(self, q, keys, call)) for keys in (k, old_k))
         _, _, q_idx, kv_idx = grid_of(q, k)
         own_segment = q_idx // size == kv_idx // size
-        weights = softmax_over(
-            torch.where(own_segment, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape)
-        )
+        weights = softmax_over(torch.where(own_segment, in_segment, in_memory), self.visible(q, k, call))
         from_segment = (weights * own_segment) @ repeat_heads(v, heads)
         return from_segment + (weights * ~own_segment) @ repeat_heads(old_v, heads)
 

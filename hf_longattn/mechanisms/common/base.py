@@ -275,7 +275,8 @@ def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
 
 
 def softmax_over(scores: Tensor, visible: Tensor, sink_scores: Tensor | None = None) -> Tensor:
-    """Softmax over the last axis of ``scores (B, H, …)`` where ``visible``; rows that see nothing are zeros.
+    """Softmax over the last axis of ``scores (B, H, …)`` where ``visible`` (broadcastable); rows that see nothing are
+    zeros.
 
     sink_scores: ``(H,)``, a further column of scores, whose weights are left out of the result.
     """

@@ -109,7 +109,7 @@ class LinearMechanism(Mechanism, Stateful):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         kernel = self.kernel(q, repeat_heads(k, q.shape[1]), call)
-        visible = visible_to_all(q, k, call).expand_as(kernel)
+        visible = visible_to_all(q, k, call)
         return softmax_over(kernel, visible) if self.logarithms else normalised(kernel.masked_fill(~visible, 0.0))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

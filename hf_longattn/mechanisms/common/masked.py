@@ -115,8 +115,7 @@ class MaskedMechanism(Mechanism):
         return mod(*grid_of(q, k)) & visible_to_all(q, k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores = scaled_scores(q, k, call)
-        return softmax_over(scores, self.visible(q, k, call).expand(scores.shape), call.sink_scores)
+        return softmax_over(scaled_scores(q, k, call), self.visible(q, k, call), call.sink_scores)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys | None:
         return self.keys_by_mask(k, call) if self.options.is_mask() and self.capabilities.recursion is None else None
