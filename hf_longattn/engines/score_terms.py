@@ -262,22 +262,22 @@ class DistanceTerm(ScoreTerm):
         return None
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> DistanceTerm:
-        chosen, sharing = list(heads), self.queries.shape[1] // self.keys.shape[1]
+        sharing = self.queries.shape[1] // self.keys.shape[1]
 
         def of_table(table: Tensor) -> Tensor:
             if len(table) == 1:
                 return table
-            return take_heads(table, chosen, 0)
+            return take_heads(table, heads, 0)
 
         changes = {
-            "queries": take_heads(self.queries, chosen),
+            "queries": take_heads(self.queries, heads),
             "table": of_table(self.table),
-            "keys": take_heads(self.keys, [head // sharing for head in chosen]),  # one key head per query head
+            "keys": take_heads(self.keys, [head // sharing for head in heads]),  # one key head per query head
         }
         if self.content is not None:
-            changes["content"] = take_heads(self.content, chosen, 0)
+            changes["content"] = take_heads(self.content, heads, 0)
         if self.of_keys is not None and self.key_table is not None:
-            changes |= {"of_keys": take_heads(self.of_keys, chosen), "key_table": of_table(self.key_table)}
+            changes |= {"of_keys": take_heads(self.of_keys, heads), "key_table": of_table(self.key_table)}
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:

@@ -23,8 +23,7 @@ from ..engines.call import AttentionCall, State
 from ..engines.sequences import advanced
 from ..errors import BackendError, InputError
 from ..mechanisms.common.base import Mechanism, attention_weights
-from ..mechanisms.common.capabilities import Stateful
-from ..mechanisms.common.masked import NO_TOKEN, RETAINED, Columns, MaskedMechanism
+from ..mechanisms.common.masked import NO_TOKEN, RETAINED, Columns
 from ..mechanisms.common.registry import prototype
 from ..names import BACKEND, TESTED, warn_missing
 from .key_cache import ReservedLayer, compact
@@ -257,9 +256,8 @@ class SparseCacheLayer(AttentionCacheLayer):
         return order, torch.where(selected.gather(1, order), self.columns.gather(1, order), -1)
 
     def attend(
-        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+        self, mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
-        assert isinstance(mechanism, MaskedMechanism)
         refuse_restricted_pairs(call)
         mask, total = call.key_mask, self.cumulative_length
 
@@ -378,10 +376,9 @@ class StateLayer(AttentionCacheLayer):
             self._latest = int(self.starts.max())
 
     def attend(
-        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+        self, mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
         refuse_restricted_pairs(call)
-        assert isinstance(mechanism, Stateful)
         total = int(self.cumulative_length)
         before = total - q.shape[2]
         if call.key_mask is not None:
@@ -452,7 +449,7 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
         stays_in_place(self.cumulative_length)
 
     def attend(
-        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+        self, mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
         if not self.started or self.state is None or not self._all_started or weights_wanted:
             out, weights = super().attend(mechanism, q, k, v, call, weights_wanted)
@@ -461,7 +458,6 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
                 stays_in_place(tensor)
             return out, weights
         refuse_restricted_pairs(call)
-        assert isinstance(mechanism, Stateful)
         if call.batch is not None and (mask := call.batch.mask) is not None:
             count, total = q.shape[2], self.cumulative_length
             new = call.batch.cached(

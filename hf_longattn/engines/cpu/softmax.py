@@ -462,14 +462,11 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, seed, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
-    gradients = cpu_softmax_backward(
+    dq, dk, dv, *of_learned = cpu_softmax_backward(
         grad, out, lse, learns, ctx.source_name, q, k, v, learned, fixed, *ctx.settings, seed
     )
-    dq, dk, dv, *of_learned = gradients
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
-    of_fixed: list[None] | None = [None] * len(fixed)
-    if any(x is None for x in fixed):
-        of_fixed = None
+    of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
     if not learns:
         of_learned = [None] * len(learned)
     of_sinks = None

@@ -517,21 +517,19 @@ def _tried(
         .requires_grad_(gradients)
         for heads, step in ((2, 1.7), (groups, 0.9), (groups, 2.3), (2, 1.1))
     )
-    results = _with_gradients(_band(tensors, None, part, settings), tensors, grad)
-    dropped: list[Tensor] = []
+    results = checked = _with_gradients(_band(tensors, None, part, settings), tensors, grad)
     if drops:
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             out = _band(tensors, None, part, settings._replace(dropout=0.5))
-            dropped = _with_gradients(out, tensors, grad)
-    if not all(bool(x.isfinite().all()) for x in (*results, *dropped)):
+            checked = [*results, *_with_gradients(out, tensors, grad)]
+    if not all(bool(x.isfinite().all()) for x in checked):
         return "its results for a few tokens are not finite"
     wide = [x.detach().float().requires_grad_(gradients) for x in tensors]
     q, k, v = (repeat_heads(x.transpose(1, 2), 2) for x in wide)
-    sequences = [slice(*pair) for pair in itertools.pairwise(ends)]
     parts = [
         blockwise_attention(q[:, :, at], k[:, :, at], v[:, :, at], pattern, AttentionCall(scale=settings.scale))
-        for at in sequences
+        for at in itertools.starmap(slice, itertools.pairwise(ends))
     ]
     expected = _with_gradients(torch.cat(parts, 2).transpose(1, 2), wide, grad.float())
     off = max(float((x.float() - y).abs().max()) for x, y in zip(results, expected, strict=True))

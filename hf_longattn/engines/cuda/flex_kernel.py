@@ -190,12 +190,8 @@ def warn_once(kernel: str, width: int, dtype: torch.dtype, device: torch.device,
     """Log that a kernel is missing."""
     name = str(dtype).removeprefix("torch.")
     logger.warning(
-        "%s has no kernel for heads of %d in %s on %s (%s); other operations run, which are slower.",
-        kernel,
-        width,
-        name,
-        device,
-        reason,
+        f"{kernel} has no kernel for heads of {width} in {name} on {device} ({reason}); other operations run, which "
+        "are slower."
     )
 
 
