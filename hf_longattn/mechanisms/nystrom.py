@@ -123,7 +123,8 @@ class Nystrom(Mechanism):
         else:
             # A⁺ has large entries of both signs that cancel, so its factors must not be in half precision.
             with without_autocast(q):
-                out = self._approximated(*map(at_least_fp32, (q, k, v)), real, call).to(q.dtype)
+                exact_v = at_least_fp32(v)
+                out = self._approximated(at_least_fp32(q), at_least_fp32(k), exact_v, real, call).to(q.dtype)
         if self.options.conv_kernel is None:
             return out
         kernel = self.conv.to(v.dtype)[:, None, :, None]
