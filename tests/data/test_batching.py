@@ -27,7 +27,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_longattn import LongAttentionConfig
 from hf_longattn.data.batching import (
     DataCollatorForPackedText,
     DataCollatorWithGlobals,
@@ -41,40 +40,14 @@ from hf_longattn.data.batching import (
 )
 from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import OptionError
-from hf_longattn.families import (
-    LongBertConfig,
-    LongBertForSequenceClassification,
-    LongBigBirdConfig,
-    LongBigBirdForQuestionAnswering,
-    LongBigBirdForTokenClassification,
-    LongDebertaV2Config,
-    LongDebertaV2ForSequenceClassification,
-    LongDistilBertConfig,
-    LongDistilBertForSequenceClassification,
-    LongElectraConfig,
-    LongElectraForSequenceClassification,
-    LongGPT2Config,
-    LongGPT2ForSequenceClassification,
-    LongRobertaConfig,
-    LongRobertaForSequenceClassification,
-)
 from hf_longattn.training.tasks import task_names
+from tests.reference.small_models import long_model
 from tests.training import test_options
 from tests.training.conftest import FAST, converted, quick, start_task, write_rows
 from tests.training.speech import spoken
 from tests.training.test_options import DATA
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "pad_token_id": 1,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "max_position_embeddings": 66,
-}
+WINDOW = {"mechanism": "window", "window": 8}
 
 
 def documents(count: int = 4, longest: int = 40) -> list[dict[str, Any]]:
@@ -89,17 +62,9 @@ def padded(data: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize(
-    ("model_class", "config_class"),
-    [
-        (LongBertForSequenceClassification, LongBertConfig),
-        (LongRobertaForSequenceClassification, LongRobertaConfig),
-        (LongElectraForSequenceClassification, LongElectraConfig),
-    ],
-)
-def test_classifiers_give_packed_documents_the_logits_of_padded_ones(model_class: Any, config_class: Any) -> None:
-    torch.manual_seed(0)
-    model = model_class(config_class(long_attention=LongAttentionConfig(mechanism="window", window=8), **SIZES)).eval()
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "Electra"])
+def test_classifiers_give_packed_documents_the_logits_of_padded_ones(name: str) -> None:
+    model = long_model(name.lower(), f"{name}ForSequenceClassification", WINDOW, pad_token_id=1)
     data = documents()
     lengths = torch.tensor([len(row["input_ids"]) for row in data])
     with first_tokens(model, lengths):
@@ -110,17 +75,11 @@ def test_classifiers_give_packed_documents_the_logits_of_padded_ones(model_class
 
 
 def test_packing_is_refused_for_heads_that_pick_the_token_themselves() -> None:
-    attention = LongAttentionConfig(mechanism="window", window=8)
-    small = {"vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    assert pooling_module(LongGPT2ForSequenceClassification(LongGPT2Config(long_attention=attention, **small))) is None
-    tiny = {"vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
-    deberta = LongDebertaV2ForSequenceClassification(LongDebertaV2Config(long_attention=attention, **SIZES))
+    for base, head in (("gpt2", "GPT2"), ("distilbert", "DistilBert")):
+        assert pooling_module(long_model(base, f"{head}ForSequenceClassification", WINDOW)) is None
+    deberta = long_model("deberta-v2", "DebertaV2ForSequenceClassification", WINDOW)
     with pytest.raises(OptionError, match="cannot tell its attention where each starts"):
         chosen_packing(deberta, True, TrainingArguments(report_to=[], use_cpu=True))
-    assert (
-        pooling_module(LongDistilBertForSequenceClassification(LongDistilBertConfig(long_attention=attention, **tiny)))
-        is None
-    )
 
 
 @pytest.mark.parametrize(
@@ -134,14 +93,11 @@ def test_packing_is_refused_for_heads_that_pick_the_token_themselves() -> None:
 )
 def test_packed_documents_do_not_see_each_other(options: dict[str, Any]) -> None:
     """Bit for bit: the other document's tokens change, and this one's outputs do not."""
-    torch.manual_seed(0)
-    model = LongBertForSequenceClassification(
-        LongBertConfig(long_attention=LongAttentionConfig(**options), **SIZES)
-    ).eval()
+    model = long_model("bert", None, options)
     first, second = documents(2)
     with torch.no_grad():
         found = [
-            model.bert(**packed([first, other, first])).last_hidden_state
+            model(**packed([first, other, first])).last_hidden_state
             for other in (second, {"input_ids": second["input_ids"][::-1]})
         ]
     size = len(first["input_ids"])
@@ -235,17 +191,9 @@ def test_token_budget_batches_hold_every_row_within_the_budget(pads: bool, proce
 
 def test_packing_is_refused_for_questions_of_a_bigbird() -> None:
     """Its head takes one question in a row out of its answers; other heads read several documents in a row."""
-    shape = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "vocab_size": 99,
-    }
-    config = LongBigBirdConfig(**shape, long_attention={"mechanism": "window", "window": 16})
     args: Any = SimpleNamespace(torch_compile=False, n_gpu=1)
-    assert chosen_packing(LongBigBirdForTokenClassification(config), None, args) is True
-    model = LongBigBirdForQuestionAnswering(config)
+    assert chosen_packing(long_model("big_bird", "BigBirdForTokenClassification", WINDOW), None, args) is True
+    model = long_model("big_bird", "BigBirdForQuestionAnswering", WINDOW)
     assert chosen_packing(model, None, args) is False
     with pytest.raises(
         OptionError, match=r"--packing cannot be used here; leave it out\. A LongBigBirdForQuestionAnswering reads one"

@@ -21,7 +21,7 @@ import torch
 import transformers
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_longattn.conversion.tokenizer import token_ids
 from hf_longattn.data.batching import DataCollatorForPackedText, RepeatableMasks
@@ -38,6 +38,7 @@ from hf_longattn.training.tasks.embed import (
 from hf_longattn.training.tasks.seq2seq import to_summaries
 from hf_longattn.training.tasks.tokens import to_windows
 from hf_longattn.training.trainer import row_lengths
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 from tests.trained import REAL_TEXT, tokenizer_of
@@ -440,14 +441,7 @@ def test_summary_inputs_are_those_of_run_summarization(prefix: str, tokenizer: P
 def embedder(kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
     """A folder of a tiny BERT with the tokenizer."""
     torch.manual_seed(0)
-    shape = {
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 8,
-        "max_position_embeddings": 2000,
-    }
-    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
+    BertModel(small_config("bert", Shape(tokens=2000, vocabulary=len(tokenizer)))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     return tmp_path
 
@@ -476,8 +470,9 @@ def test_embedding_pairs_are_read_as_by_sentence_transformers(
         assert batch[f"{column}_attention_mask"].tolist() == expected["attention_mask"]
 
 
-WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
-BYTE_PIECES = train_tokenizer([" ".join(WORDS)] * 3, 300)
+TEXT = "Payment of the invoice 12345 is due by the end of June"
+WORDS = TEXT.split()
+BYTE_PIECES = train_tokenizer([TEXT] * 3, 300)
 VOCABULARY = json.loads(BYTE_PIECES.backend_tokenizer.to_str())["model"]["vocab"]
 OF_PAGES = ("LayoutLMv2Tokenizer", "MarkupLMTokenizer")
 SPECIAL = {
@@ -498,15 +493,15 @@ def tokenizer_of_pages(name: str) -> PreTrainedTokenizerBase:
 
 @pytest.mark.parametrize("name", OF_PAGES)
 def test_tokenizers_of_pages_read_text_as_words_of_a_page(name: str) -> None:
-    tokenizer, text = tokenizer_of_pages(name), " ".join(WORDS)
+    tokenizer = tokenizer_of_pages(name)
     places = (
         {"xpaths": ["/html/body/p"] * len(WORDS)}
         if name == "MarkupLMTokenizer"
         else {"boxes": [[0, 0, 1000, 1000]] * len(WORDS)}
     )
-    assert token_ids(tokenizer, text) == tokenizer(WORDS, **places)["input_ids"]
+    assert token_ids(tokenizer, TEXT) == tokenizer(WORDS, **places)["input_ids"]
     assert special_ids(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
-    assert token_ids(tokenizer, text, special_tokens=False) == token_ids(tokenizer, text)[1:-1]
+    assert token_ids(tokenizer, TEXT, special_tokens=False) == token_ids(tokenizer, TEXT)[1:-1]
 
 
 def test_other_tokenizers_read_text_as_it_is() -> None:

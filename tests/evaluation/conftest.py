@@ -4,9 +4,10 @@ import socket
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
 from hf_longattn import convert_checkpoint
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.trained import tokenizer_of
 from tests.training.conftest import texts, tiny_model, tokenizer
 
@@ -23,14 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
     tokenizer = tokenizer_of("bert", 64)
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 64,
-    }
-    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)).save_pretrained(place / "plain")
+    config = small_config("bert", Shape(vocabulary=len(tokenizer)), initializer_range=0.2)
+    BertModel(config).save_pretrained(place / "plain")
     tokenizer.save_pretrained(place / "plain")
     modules = [Transformer(str(place / "plain")), Pooling(32), Normalize()]
     prompts = {"query": "query: ", "document": "about "}

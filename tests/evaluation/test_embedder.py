@@ -20,6 +20,7 @@ from hf_longattn import Embedder
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import embedding
 from hf_longattn.evaluation.embedding import embed_documents
+from scripts.dev.tools.small_models import small_image_config
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 from tests.trained import REAL_TEXT
@@ -168,15 +169,7 @@ def test_embedder_refuses_folders_that_are_no_text_encoders(folder: str, tmp_pat
     shutil.copytree(Path(folder).parent / "short", tmp_path / "no tokenizer")
     for file in (tmp_path / "no tokenizer").glob("*token*"):
         file.unlink()
-    vit = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "image_size": 32,
-        "patch_size": 16,
-    }
-    transformers.ViTModel(transformers.ViTConfig(**vit)).save_pretrained(tmp_path / "images")
+    transformers.ViTModel(small_image_config("vit")).save_pretrained(tmp_path / "images")
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "images")
     (tmp_path / "empty").mkdir()
     for name, words in (

@@ -16,6 +16,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import hf_longattn
+from scripts.dev.tools.small_models import Shape, small_config
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; pip install lm-eval==0.4.13")
 
@@ -42,19 +43,8 @@ RUN = "import hf_longattn; from lm_eval.__main__ import cli_evaluate; cli_evalua
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 512 positions."""
     folder = tmp_path_factory.mktemp("harness") / "short"
-    config = transformers.LlamaConfig(
-        vocab_size=260,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=48,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.3,
-    )
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = small_config("llama", Shape(tokens=512, vocabulary=260), **ends, initializer_range=0.3)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     symbols = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     of_bytes = Tokenizer(models.BPE({one: number for number, one in enumerate(symbols)}, []))
@@ -104,19 +94,9 @@ def test_lm_eval_computes_the_log_likelihoods_of_the_model(
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "local_passkey.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
     command = ["-m", "lm_eval"] if trusted else ["-c", RUN]
-    typed = [
-        sys.executable,
-        *command,
-        "run",
-        "--model",
-        "hf",
-        "--model_args",
-        f"pretrained={long},dtype=float32",
-        "--device",
-        "cpu",
-    ]
-    typed += ["--tasks", "local_passkey", "--include_path", str(tmp_path / "tasks"), "--batch-size", "2"]
-    typed += ["--output_path", str(tmp_path / "out"), "--log_samples", *(["--trust_remote_code"] if trusted else [])]
+    line = f"""run --model hf --model_args pretrained={long},dtype=float32 --device cpu --tasks local_passkey
+        --include_path {tmp_path / "tasks"} --batch-size 2 --output_path {tmp_path / "out"} --log_samples"""
+    typed = [sys.executable, *command, *line.split(), *(["--trust_remote_code"] if trusted else [])]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(typed, capture_output=True, text=True, env=environment, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

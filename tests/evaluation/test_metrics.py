@@ -155,7 +155,7 @@ def example_of(name: str) -> tuple[Any, Any, str]:
 
 
 @every_case("name", module_names("evaluation.metrics"))
-def test_every_metric_loads_by_name(name: str, no_network: None) -> None:
+def test_every_metric_loads_by_name(name: str) -> None:
     check_metric(load_metric(name), name)
 
 
@@ -178,7 +178,7 @@ def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(f"{metrics.__name__}.{file.stem}", None)
 
 
-def test_metric_file_dropped_in_place_is_found_by_name(dropped: Path, no_network: None) -> None:
+def test_metric_file_dropped_in_place_is_found_by_name(dropped: Path) -> None:
     shutil.copy(ROOT / "examples" / "extend" / "same_length.py", dropped)
     assert "same_length" in module_names("evaluation.metrics")
     result = load_metric("same_length").compute(predictions=["ab", "c"] * 5, references=["xy", "xyz"] * 5)

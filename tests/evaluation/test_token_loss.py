@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from hf_longattn.data.batching import masked_tokens
 from hf_longattn.data.tokenization import IGNORED
@@ -21,33 +20,21 @@ from hf_longattn.evaluation.token_loss import (
     token_losses,
     with_context,
 )
+from tests.reference.small_models import plain_model
 from tests.trained import tokenizer_of
-
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-}
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_mean_of_token_losses_is_the_loss_of_transformers(causal: bool) -> None:
-    if causal:
-        model: torch.nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
-    else:
-        model = transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).eval()
-    ids = torch.randint(0, 50, (1, 600))
+    model = plain_model(*(("llama", "LlamaForCausalLM") if causal else ("bert", "BertForMaskedLM")))
+    ids = torch.randint(0, 50, (1, 512))
     labels = ids if causal else ids.masked_fill(torch.rand(ids.shape) < 0.8, IGNORED)
-    part = slice(None) if causal else slice(0, 512)
-    ids, labels = ids[:, part], labels[:, part]
     losses = token_losses(model, ids, labels, causal=causal)
-    assert losses.shape == (ids.shape[1],)
+    assert losses.shape == (512,)
     with torch.no_grad():
         assert losses.nanmean() == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-5)
-    pieces = zip(*(x[:, :512].split(128, 1) for x in (ids, labels)), strict=True)
-    chunks = token_losses(model, *in_chunks(ids[:, :512], labels[:, :512], 128), causal=causal)
+    pieces = zip(ids.split(128, 1), labels.split(128, 1), strict=True)
+    chunks = token_losses(model, *in_chunks(ids, labels, 128), causal=causal)
     torch.testing.assert_close(
         chunks, torch.cat([token_losses(model, *pair, causal=causal) for pair in pieces]), equal_nan=True
     )

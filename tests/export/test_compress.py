@@ -16,10 +16,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    BertConfig,
     BertForMaskedLM,
     PreTrainedTokenizerFast,
-    RobertaConfig,
     RobertaForMaskedLM,
 )
 
@@ -35,6 +33,7 @@ from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling import inference as optimize
 from hf_longattn.modeling.pruning import heads_of
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
 from tests.grids import quickly
 from tests.reference.small_models import BASES, LANGUAGE_MODELS, TEXT_FAMILIES, long_model, tokens
@@ -257,10 +256,7 @@ def test_compression_keeps_dtype_and_tokenizer_and_measures_a_given_text(saved: 
 
 
 def test_plain_model_is_compressed_but_for_its_heads(tmp_path: Path) -> None:
-    plain = BertForMaskedLM(
-        BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=99)
-    )
-    plain.save_pretrained(tmp_path / "bert")
+    BertForMaskedLM(small_config("bert", Shape(tokens=96))).save_pretrained(tmp_path / "bert")
     assert compress_checkpoint(tmp_path / "bert", tmp_path / "int8", method="int8", **QUICK).difference <= 1e-4
     with pytest.raises(OptionError, match="convert it first"):
         compress_checkpoint(tmp_path / "bert", tmp_path / "heads", method="prune-heads", **QUICK)
@@ -269,14 +265,7 @@ def test_plain_model_is_compressed_but_for_its_heads(tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_compression_does_not_count_rows_of_roberta_that_are_no_positions(tmp_path: Path) -> None:
     """RoBERTa's table has two rows more than it reads tokens."""
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "vocab_size": 99,
-    }
-    RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=66)).save_pretrained(tmp_path / "roberta")
+    RobertaForMaskedLM(small_config("roberta", max_position_embeddings=66)).save_pretrained(tmp_path / "roberta")
     report = compress_checkpoint(tmp_path / "roberta", tmp_path / "bf16", method="bf16", documents=2)
     assert list(report.measured["after"]["loss"]) == ["64"]
     with pytest.raises(InputError, match="--length is 66, but the model takes 64 tokens"):

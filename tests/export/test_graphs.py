@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+import string
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from transformers.models.bert import modeling_bert
 import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn import reports as checks
-from hf_longattn.cli import main
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, MissingExtraError
 from hf_longattn.export import graphs
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.cli.test_commands import output
 from tests.hub_server import Hub
 from tests.reference.small_models import padding, tokens
 from tests.stock_cases import save_long
+from tests.training.conftest import change_json, label_config
 
 from .conftest import LENGTH, saved
 
@@ -153,19 +154,7 @@ def test_export_refuses_a_decoder_and_an_encoder_decoder(tmp_path: Path) -> None
         CheckpointError, match=r"A graph is an encoder, and a LongGPT2LMHeadModel has a decoder; .*--format native"
     ):
         export_checkpoint(saved(tmp_path / "gpt2", "full", "gpt2", "LongGPT2LMHeadModel"), tmp_path / "graph")
-    config = families.LongBartConfig(
-        vocab_size=200,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=LENGTH,
-        long_attention={"mechanism": "window", "window": 32},
-    )
-    families.LongBartForConditionalGeneration(config).save_pretrained(tmp_path / "long")
+    save_long(tmp_path / "long", "bart", {"mechanism": "window"})
     with pytest.raises(CheckpointError, match="a LongBartForConditionalGeneration has a decoder"):
         export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
 
@@ -219,36 +208,19 @@ def test_a_graph_of_experts_equals_the_model_that_loops_over_them(experts: Path,
     assert [check.status for check in report.checks] == ["passed"] * 3
 
 
-def sentence_encoder(folder: Path, small: Path | None = None) -> Path:
-    """A checkpoint as sentence-transformers saves it; by default a BERT of one layer for 1,024 tokens with a window of
-    64."""
+def sentence_encoder(folder: Path) -> Path:
+    """A checkpoint as sentence-transformers saves it, with a tokenizer that knows the letters."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     from sentence_transformers.base.modules import Transformer
 
-    small = saved(folder / "small", "window", window=64) if small is None else small
-    with_tokenizer(small)
+    small = saved(folder / "small", "full")
+    vocabulary = small / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]))
+    transformers.BertTokenizerFast(vocab=str(vocabulary), model_max_length=LENGTH).save_pretrained(small)
     chosen = [Transformer(str(small)), modules.Pooling(32, "mean"), modules.Normalize()]
     sentence_transformers.SentenceTransformer(modules=chosen).save(str(folder / "encoder"))
     return folder / "encoder"
-
-
-def with_tokenizer(folder: Path) -> None:
-    """Few words and the letters."""
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"abcdefghijklmnopqrstuvwxyz",
-        "long",
-        "text",
-        "river",
-        "tree",
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=LENGTH).save_pretrained(folder)
 
 
 @pytest.mark.thorough
@@ -257,14 +229,9 @@ def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the command. Types are an input even if the tokenizer does not know the text."""
-    encoder = sentence_encoder(tmp_path, saved(tmp_path / "small", "full"))
-    settings = json.loads((encoder / "tokenizer_config.json").read_text())
-    (encoder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": LENGTH // 2}))
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(["export", str(encoder), str(tmp_path / "graph"), "--format", "torch", "--json"])
-    assert not ended.value.code
-    report = json.loads(capsys.readouterr().out)
+    encoder = sentence_encoder(tmp_path)
+    change_json(encoder / "tokenizer_config.json", model_max_length=LENGTH // 2)
+    report = json.loads(output(capsys, "export", encoder, tmp_path / "graph", "--format", "torch", "--json"))
     assert report["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
     assert report["class_name"] == "LongBertModel"
     with pytest.raises(CheckpointError, match="--overwrite"):
@@ -308,8 +275,7 @@ def small_classifier(folder: Path, checkpoints: Path, labels: list[str], base: s
         intermediate_size=48,
         initializer_range=0.5,
         pad_token_id=0,
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
+        **label_config(labels),
     )
     getattr(transformers, f"BertFor{base}")(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -336,9 +302,8 @@ def test_exported_re_ranker_scores_as_the_cross_encoder_does(
     plain = small_classifier(tmp_path / "plain", repository / "model_cards", ["relevant"])
     source = tmp_path / "source"
     if activation == "of old files":  # no list of modules, and the activation in the config
-        config = json.loads((plain / "config.json").read_text())
-        config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.1"}
-        (plain / "config.json").write_text(json.dumps(config))
+        old = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.1"}
+        change_json(plain / "config.json", sentence_transformers=old)
         source = plain
     else:
         function = getattr(torch.nn, activation)()
@@ -360,10 +325,10 @@ def test_exported_re_ranker_scores_as_the_cross_encoder_does(
 
 
 REPO = "someone/long-llama"
-COMMANDS: dict[str, Callable[[Path], list[str]]] = {
-    "inspect": lambda out: ["inspect", REPO],
-    "native": lambda out: ["export", REPO, str(out), "--format", "native"],
-    "compress": lambda out: ["compress", REPO, str(out), "--method", "bf16", "--length", "64"],
+COMMANDS = {
+    "inspect": f"inspect {REPO}",
+    "native": f"export {REPO} {{out}} --format native",
+    "compress": f"compress {REPO} {{out}} --method bf16 --length 64",
 }
 
 
@@ -375,6 +340,4 @@ def test_commands_download_a_long_model_of_the_hub(
     save_long(tmp_path / "long", "llama", {"mechanism": "full"}, num_hidden_layers=1, max_position_embeddings=128)
     server.add(REPO, tmp_path / "long")
     assert not Path(constants.HF_HUB_CACHE).exists()
-    with pytest.raises(SystemExit) as ended:
-        main(COMMANDS[command](tmp_path / "out"))
-    assert ended.value.code == 0, capsys.readouterr().err
+    output(capsys, *COMMANDS[command].format(out=tmp_path / "out").split())

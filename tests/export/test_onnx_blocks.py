@@ -15,6 +15,7 @@ import transformers
 
 from hf_longattn import export_checkpoint
 from hf_longattn.errors import CheckpointError
+from scripts.dev.tools.small_models import small_config
 from tests.reference.small_models import padding, tokens
 
 onnx, onnxruntime, openvino = (pytest.importorskip(name) for name in ("onnx", "onnxruntime", "openvino"))
@@ -127,21 +128,8 @@ def test_graph_of_a_real_sentence_encoder_returns_what_encode_returns(real_folde
 
 
 def test_export_refuses_stock_models_whose_graph_would_hold_all_scores_or_two_stacks(tmp_path: Path) -> None:
-    mpnet = transformers.MPNetConfig(
-        vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
-    )
-    transformers.MPNetModel(mpnet).save_pretrained(tmp_path / "mpnet")
-    bart = transformers.BartConfig(
-        vocab_size=200,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-    )
-    transformers.BartModel(bart).save_pretrained(tmp_path / "bart")
+    for base in ("mpnet", "bart"):
+        transformers.AutoModel.from_config(small_config(base)).save_pretrained(tmp_path / base)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text(json.dumps({"model_type": "newer", "architectures": ["NewerModel"]}))
     for name, sentence in {

@@ -17,7 +17,6 @@ from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForMaskedLM,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Trainer,
@@ -25,34 +24,28 @@ from transformers import (
 )
 
 import hf_longattn
-from hf_longattn.cli import main
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, HubError, LongAttentionError
-from hf_longattn.families import FAMILIES, LongGPT2Config
+from hf_longattn.families import FAMILIES
 from hf_longattn.files import public_name
 from hf_longattn.hub import model_card, push_model, write_model_card
 from hf_longattn.hub.card import inherited_metadata, read_card
 from hf_longattn.hub.push import NAMED, push_loaded
 from hf_longattn.training.trainer import LongTrainer
+from scripts.dev.tools.small_models import Shape, small_config, small_values
 from tests.cases import every_case
+from tests.cli.test_commands import output
 from tests.conversion.conftest import LENGTH
 from tests.grids import every_other, quickly
 from tests.hub_server import WRITER, Hub, serve
 from tests.stock_cases import save_long
 from tests.trained import tokenizer_of
-from tests.training.conftest import start_task
+from tests.training.conftest import quick
 
 PAGES = tuple(base for base, family in FAMILIES.items() if family.spec.further)
 CHECK = {"name": "tensors", "status": "passed", "detail": "2 of 2"}
 EXACT = {"dataset": "lookup", "metric": "exact match", "unit": "%"}
-SIZES = {
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -69,20 +62,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def saved(folder: Path, kind: str) -> Path:
+    base = next((base for base in ("gpt2", *PAGES) if kind in FAMILIES[base].model_classes), "bert")
     attention = {"mechanism": "longformer", "window": 8, "layers": {1: {"window": 16}}}
-    family = next((FAMILIES[base] for base in PAGES if kind in FAMILIES[base].model_classes), FAMILIES["bert"])
-    sizes = {**SIZES, "hidden_size": 24, "coordinate_size": 4, "shape_size": 4} if family.spec.further else SIZES
-    config = family.config_class(**sizes, max_position_embeddings=64, long_attention=attention)
-    if kind.startswith("GPT2"):
-        config = LongGPT2Config(
-            vocab_size=16,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            n_positions=64,
-            long_attention={"mechanism": "window", "window": 8},
-        )
-    FAMILIES[config.model_type.removeprefix("long_")].model_class(f"Long{kind}")(config).save_pretrained(folder)
+    if base == "gpt2":
+        attention = {"mechanism": "window", "window": 8}
+    values = small_values(base, Shape(vocabulary=16))
+    config = FAMILIES[base].config_class(**values, long_attention=attention)
+    FAMILIES[base].model_class(f"Long{kind}")(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
@@ -393,8 +379,8 @@ def test_card_of_a_fine_tuned_model_names_its_base_lengths_and_labels_and_rounds
     ],
 )
 def test_card_says_whether_longer_inputs_are_refused(base: str, mechanism: str, sentence: str, tmp_path: Path) -> None:
-    config = FAMILIES[base].config_class(**SIZES, max_position_embeddings=64, long_attention={"mechanism": mechanism})
-    config.save_pretrained(tmp_path)
+    values = small_values(base)
+    FAMILIES[base].config_class(**values, long_attention={"mechanism": mechanism}).save_pretrained(tmp_path)
     assert sentence in write_model_card(tmp_path).read_text()
 
 
@@ -547,8 +533,7 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = {"num_hidden_layers": 1, "max_position_embeddings": 128, "vocab_size": 1000}
     for name in ("long", "plain"):
         save_long(place / name, "llama", {"mechanism": "full"}, **small)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
-    LlamaForCausalLM(LlamaConfig(**small, **shape)).save_pretrained(place / "short")
+    LlamaForCausalLM(small_config("llama", **small)).save_pretrained(place / "short")
     tokenizer = tokenizer_of("gpt2", 128)
     for name in ("long", "short"):
         tokenizer.save_pretrained(place / name)
@@ -563,9 +548,7 @@ def test_pushed_files_name_no_folder_of_this_machine(
 ) -> None:
     monkeypatch.chdir(private)
     at, out = Path("../secret client") if command == "native" else private, private / command
-    with pytest.raises(SystemExit) as ended:
-        main([word.format(at=at, out=out) for word in COMMANDS[command].split()])
-    assert not ended.value.code, capsys.readouterr().err
+    output(capsys, *(word.format(at=at, out=out) for word in COMMANDS[command].split()))
     push_model(out, REPO, token=WRITER)
     sent = server.repos[REPO].branches["main"]
     places = [private.name, *(str(Path(package.__file__ or "").parent) for package in (hf_longattn, torch))]
@@ -664,14 +647,8 @@ def test_longattn_training_pushes_its_card(server: Hub, folder: Path, tmp_path: 
     (tmp_path / "texts").mkdir()
     for number in range(4):
         (tmp_path / "texts" / f"{number}.txt").write_text(BIRDS * (number + 1))
-    given = {
-        "model": str(folder),
-        "output_dir": str(tmp_path / "run"),
-        "data": [str(tmp_path / "texts")],
-        "max_length": 64,
-        "bf16": False,
-    }
-    start_task("mlm", **given, max_steps=1, push_to_hub=True, hub_model_id=TUNED)
+    run = {"max_length": 64, "max_steps": 1, "push_to_hub": True, "hub_model_id": TUNED}
+    quick("mlm", folder, tmp_path / "run", tmp_path / "texts", **run)
     card = pushed_card(server, tmp_path)
     assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
     assert f"Fine-tuned from `someone/small-bert`, extended from {LENGTH} to 256 tokens" in card.text

@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
@@ -25,6 +24,7 @@ from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 from tests.hub.verbose_commands import LOUD, MARK, use_tokens
 from tests.hub_server import READER, STRANGER, WRITER, Hub, serve
+from tests.training.conftest import change_json
 
 REPO = "writer/long-bert"
 
@@ -73,7 +73,7 @@ def test_push_sends_the_whole_folder_in_one_commit(server: Hub, model: Path) -> 
 def test_pushed_card_names_the_repository_where_it_loads_the_model(server: Hub, model: Path) -> None:
     place = model.rename(model.with_name("mon modèle"))
     command = "longattn train mlm --model {model} --data long.txt --output {model}-trained"
-    set_next_step(place, {"command": command.split()})
+    change_json(place / "conversion_report.json", next_step={"command": command.split()})
     write_model_card(place)
     with open(place / "README.md", "a", encoding="utf-8") as card:
         card.write(f"Ask me about {place.name}.\n")
@@ -90,11 +90,6 @@ def test_push_changes_no_text_of_a_card_whose_comment_is_gone(server: Hub, model
     (model / "README.md").write_text("\n".join(line for line in text.splitlines() if "<!-- hf_longattn" not in line))
     push_model(model, REPO, token=WRITER)
     assert f'from_pretrained("{REPO}")' not in server.repos[REPO].branches["main"]["README.md"].decode()
-
-
-def set_next_step(folder: Path, step: dict[str, object]) -> None:
-    file = folder / "conversion_report.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "next_step": step}))
 
 
 def test_push_to_a_name_alone_goes_to_the_owner_of_the_token(
@@ -168,10 +163,8 @@ def test_push_without_a_connection_is_one_sentence(hub: Callable[[str], None], m
 def test_push_says_that_no_class_is_named_and_uploads(
     server: Hub, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = json.loads((model / "config.json").read_text())
-    (head,) = config["architectures"]
-    for architectures, lines in ((None, 1), ([head], 0)):
-        (model / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+    for architectures, lines in ((None, 1), (["LongBertForMaskedLM"], 0)):
+        change_json(model / "config.json", architectures=architectures)
         caplog.clear()
         push_model(model, REPO, token=WRITER)
         said = [message for message in caplog.messages if "its config.json names no class; write the class" in message]
@@ -281,10 +274,6 @@ def test_push_sends_the_files_of_a_model_and_no_others(server: Hub, model: Path)
     report = push_model(model, REPO, token=WRITER)
     assert set(report.files) == set(server.repos[REPO].branches["main"]) == expected
     assert set(report.left_out) == {*KEPT_HERE.split(), "conversion_report.json"}
-
-
-def change_json(file: Path, **fields: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
 def test_every_file_of_a_tokenizer_or_processor_of_transformers_belongs_to_a_model() -> None:

@@ -19,6 +19,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import LongBertConfig, LongBertForMaskedLM, LongBertModel, LongMultimodalModel
 from hf_longattn.hub import push_model, write_remote_code
+from scripts.dev.tools.small_models import small_values
 
 from ..fresh_processes import run_fresh
 from ..hub_server import WRITER, Hub, serve
@@ -157,21 +158,15 @@ def test_remote_code_is_saved_with_a_model_that_was_loaded_beside_it(
 
 
 def test_remote_code_is_saved_with_a_model_of_several_modalities(tmp_path: Path) -> None:
-    config = LongBertConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30
+    images, again = tmp_path / "images", tmp_path / "saved"
+    LongMultimodalModel.of(LongBertModel(LongBertConfig(**small_values("bert")))).save_pretrained(images)
+    assert write_remote_code(images) == ["modeling_long_multimodal.py", "config.json"]
+    LongMultimodalModel.from_pretrained(images).save_pretrained(again)
+    first, second = (
+        ((folder / "modeling_long_multimodal.py").read_text(), json.loads((folder / "config.json").read_text()))
+        for folder in (images, again)
     )
-    LongMultimodalModel.of(LongBertModel(config)).save_pretrained(tmp_path / "images")
-    assert write_remote_code(tmp_path / "images") == ["modeling_long_multimodal.py", "config.json"]
-    LongMultimodalModel.from_pretrained(tmp_path / "images").save_pretrained(tmp_path / "saved")
-    files = [
-        (folder / "modeling_long_multimodal.py").read_text() for folder in (tmp_path / "images", tmp_path / "saved")
-    ]
-    assert files[0] == files[1]
-    maps = [
-        json.loads((folder / "config.json").read_text())["auto_map"]
-        for folder in (tmp_path / "images", tmp_path / "saved")
-    ]
-    assert maps[0] == maps[1]
+    assert (first[0], first[1]["auto_map"]) == (second[0], second[1]["auto_map"])
 
 
 def test_writing_remote_code_again_replaces_its_file_alone(converted: Callable[[str], Path], tmp_path: Path) -> None:

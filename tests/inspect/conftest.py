@@ -11,6 +11,7 @@ import transformers
 
 from hf_longattn.evaluation.token_loss import PARAGRAPHS
 from hf_longattn.inspect import Diagnosis, diagnose
+from scripts.dev.tools.small_models import Shape, language_model, small_config
 from tests.trained import tokenizer_of
 
 LENGTH = 256
@@ -25,21 +26,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         if base not in made:
             tokenizer = tokenizer_of("bert" if base == "bert" else "gpt2")
             made[base] = tmp_path_factory.mktemp("short") / base
-            sizes = {
-                "vocab_size": len(tokenizer),
-                "hidden_size": 32,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "intermediate_size": 32,
-                "max_position_embeddings": LENGTH,
-                "initializer_range": 0.3,
-            }
+            shape = Shape(layers=3, inner=32, tokens=LENGTH, vocabulary=len(tokenizer))
+            config = small_config(base, shape, initializer_range=0.3, num_key_value_heads=2)
             torch.manual_seed(0)
-            if base == "bert":
-                model: transformers.PreTrainedModel = transformers.BertForMaskedLM(transformers.BertConfig(**sizes))
-            else:
-                model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_key_value_heads=2))
-            model.save_pretrained(made[base])
+            getattr(transformers, language_model(base))(config).save_pretrained(made[base])
             tokenizer.save_pretrained(made[base])
         return made[base]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ from hf_longattn.inspect.layer_attention import MEANS, LayerAttention, RowSums, 
 from hf_longattn.inspect.texts import read_lengths
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.layout import full_pairs
+from scripts.dev.tools.small_models import small_config
 from tests.cases import every_case
 from tests.modeling.test_audio_models import Largest
+from tests.reference.small_models import long_model
+from tests.training.conftest import change_json
 
 HEADS, WIDTH = 4, 8
 
@@ -235,16 +239,7 @@ def test_captured_mass_has_a_number_for_every_layer_head_and_candidate(checkpoin
 
 
 def test_a_diagnosis_of_a_model_that_trains_has_no_dropout() -> None:
-    sizes = {
-        "vocab_size": 99,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 32,
-    }
-    longer = hf_longattn.LongBertModel(
-        hf_longattn.LongBertConfig(**sizes, hidden_dropout_prob=0.5, long_attention={"mechanism": "window"})
-    )
+    longer = long_model("bert", None, {"mechanism": "window"}, hidden_dropout_prob=0.5)
     ids = torch.randint(5, 99, (64,))
     report = [
         diagnose(longer.train(mode), ids, lengths=[48], candidates=["full"]).last.number("effective_tokens")
@@ -322,14 +317,8 @@ def test_a_diagnosis_refuses_texts_lengths_and_options_that_do_not_fit(
 
 
 def test_a_diagnosis_of_a_quantised_checkpoint_is_refused(checkpoint: Make, text: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "quantised"
-    folder.mkdir()
-    for file in checkpoint("bert").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
-    )
+    folder = shutil.copytree(checkpoint("bert"), tmp_path / "quantised")
+    change_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(CheckpointError, match="quantised weights"):
         diagnose(folder, text, lengths=[64])
 
@@ -379,10 +368,7 @@ def test_a_diagnosis_makes_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_refused_diagnosis_leaves_the_model_unchanged() -> None:
-    config = transformers.BertConfig(
-        vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
-    )
-    model = transformers.BertModel(config).train()
+    model = transformers.BertModel(small_config("bert")).train()
     before = {name for name, _ in model.named_modules()}
     with pytest.raises(OptionError):
         diagnose(
@@ -397,15 +383,10 @@ def test_a_refused_diagnosis_leaves_the_model_unchanged() -> None:
 
 
 def test_layers_with_different_numbers_of_heads_are_diagnosed(capsys: pytest.CaptureFixture[str]) -> None:
-    window = {"mechanism": "window", "window": 16}
-    config = hf_longattn.LongBertConfig(
-        **{**SMALL, "num_hidden_layers": 2}, kept_heads={"0": 1}, long_attention=window
-    )
+    model = long_model("bert", None, {"mechanism": "window", "window": 16}, kept_heads={"0": 1})
     ids = torch.randint(5, 99, (128,))
-    report = diagnose(
-        hf_longattn.LongBertModel(config), ids, lengths=[64, 128], candidates=["window:window=16"], queries=16
-    )
-    assert (~report.last.number("effective_tokens").isnan()).sum(1).tolist() == [1, 2]
+    report = diagnose(model, ids, lengths=[64, 128], candidates=["window:window=16"], queries=16)
+    assert (~report.last.number("effective_tokens").isnan()).sum(1).tolist() == [1, 4, 4]
     assert report.mass(0) == pytest.approx(
         float(torch.cat([layer.captured[:, 0] for layer in report.last.layers]).mean())
     )

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoFeatureExtractor, ViTConfig, ViTForImageClassification
+from transformers import AutoFeatureExtractor, ViTForImageClassification
 
-from hf_longattn.cli import main
 from hf_longattn.data.audio import read_audio
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError
 from hf_longattn.inspect import captured_mass, diagnose
 from hf_longattn.inspect.watching import tower_of_texts
 from hf_longattn.mechanisms.common.registry import mechanism_from
+from scripts.dev.tools.small_models import small_image_config
 from tests.cases import every_case
+from tests.cli.test_commands import run
 from tests.modeling.audio_models import (
     EVERY_FAMILY,
     RATE,
@@ -29,20 +30,11 @@ from tests.modeling.audio_models import (
 from tests.modeling.test_generic import build_towers
 from tests.towers import LINES, SHAPE, save_clip
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "patch_size": 4,
-    "image_size": 32,
-}
-
 
 @pytest.fixture(scope="module")
 def vit() -> ViTForImageClassification:
     torch.manual_seed(0)
-    return ViTForImageClassification(ViTConfig(**SIZES, initializer_range=0.3)).eval()
+    return ViTForImageClassification(small_image_config("vit", initializer_range=0.3)).eval()
 
 
 def test_masses_of_images_are_those_of_the_whole_softmax(vit: ViTForImageClassification) -> None:
@@ -102,12 +94,10 @@ def test_the_inspect_command_refuses_to_measure_images_and_sounds(
     model = vit if base == "vit" else small_model("wav2vec2", "Wav2Vec2Model")
     model.save_pretrained(tmp_path)
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\xff")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(["inspect", str(tmp_path), str(tmp_path / "photo.png")])
-    assert ended.value.code == 1
+    code, _, error = run(capsys, "inspect", tmp_path, tmp_path / "photo.png")
     nouns = "images" if base == "vit" else "sounds"
-    assert f"reads {nouns}, but attention is measured on texts alone; `longattn search`" in capsys.readouterr().err
+    assert code == 1
+    assert f"reads {nouns}, but attention is measured on texts alone; `longattn search`" in error
 
 
 @pytest.fixture(scope="module")

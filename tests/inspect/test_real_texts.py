@@ -41,9 +41,7 @@ def inspected(folder: Path, *files: Path) -> TextsInspection:
 
 def sentence_folder(folder: Path, target: Path, length: int) -> Path:
     """The model under the modules of sentence-transformers, which cut at ``length``."""
-    target.mkdir()
-    for file in folder.iterdir():
-        shutil.copyfile(file, target / file.name)
+    shutil.copytree(folder, target)
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     write_json(target / "modules.json", modules)
     write_json(target / "sentence_bert_config.json", {"max_seq_length": length})

@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from hf_longattn import LongAttentionConfig, convert_checkpoint
-from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.inspect import Candidate
 from hf_longattn.modeling.costs import ModelShape
@@ -21,6 +20,7 @@ from hf_longattn.search import costs
 from hf_longattn.search.choice import best_under_total
 from hf_longattn.search.costs import layer_seconds
 from hf_longattn.search.design import Design
+from tests.cli.test_commands import output
 
 CPU = torch.device("cpu")
 
@@ -121,13 +121,13 @@ def test_the_candidate_of_most_layers_is_the_default() -> None:
 @pytest.mark.parametrize(
     "layers", [(NARROW, WIDE, FULL), (NESTED, NESTED, GLOBALS), (GLOBALS, NESTED, NESTED), (FULL, FULL, FULL)], ids=str
 )
-def test_a_recipe_converts_to_the_same_attention(layers: tuple[Candidate, ...], encoder: Path, tmp_path: Path) -> None:
+def test_a_recipe_converts_to_the_same_attention(
+    layers: tuple[Candidate, ...], encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     design = Design(layers)
     file = tmp_path / "design.yaml"
     file.write_text(yaml.safe_dump(design.recipe(max_length=128)), encoding="utf-8")
-    with pytest.raises(SystemExit) as ended:
-        main(["convert", str(encoder), str(tmp_path / "long"), "--config", str(file), "--no-verify"])
-    assert not ended.value.code
+    output(capsys, "convert", encoder, tmp_path / "long", "--config", file, "--no-verify")
     written = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
     assert written["max_position_embeddings"] == 128
     typed = LongAttentionConfig.from_dict(written["long_attention"])

@@ -12,7 +12,6 @@ import yaml
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import hf_longattn
-from hf_longattn.cli import main
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.conversion.images import Images
 from hf_longattn.data.sources import DataError
@@ -25,6 +24,7 @@ from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.costs import layer_seconds
 from hf_longattn.search.design import FULL, unsuitable, usual_candidates
 
+from ..cli.test_commands import output
 from ..grids import quickly
 from ..modeling import grid_models
 from ..modeling.audio_models import recording, saved, with_extractor
@@ -106,16 +106,14 @@ def test_auto_without_images_asks_for_them(vit: Path) -> None:
 def test_a_searched_design_of_images_is_converted_by_command(
     vit: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, candidates = tmp_path / "design.yaml", [word for text in CANDIDATES for word in ("--candidate", text)]
-    typed = ["search", str(vit), str(image_folder), "--output", str(output), "--image-size", "64", *candidates]
-    assert _run(typed) == 0
-    assert "length 64 × 64 pixels, 257 tokens" in " ".join(capsys.readouterr().out.split())
-    assert yaml.safe_load(output.read_text())["image_size"] == "64x64"
-    output.unlink()
-    assert _run([*typed, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["image_size"], report["length"], report["command"].split()[-1]) == ([64, 64], 257, str(output))
-    assert _run(["convert", str(vit), str(tmp_path / "long"), "--config", str(output), "--no-verify"]) == 0
+    file, candidates = tmp_path / "design.yaml", [word for text in CANDIDATES for word in ("--candidate", text)]
+    typed = ["search", vit, image_folder, "--output", file, "--image-size", "64", *candidates]
+    assert "length 64 × 64 pixels, 257 tokens" in " ".join(output(capsys, *typed).split())
+    assert yaml.safe_load(file.read_text())["image_size"] == "64x64"
+    file.unlink()
+    report = json.loads(output(capsys, *typed, "--json"))
+    assert (report["image_size"], report["length"], report["command"].split()[-1]) == ([64, 64], 257, str(file))
+    output(capsys, "convert", vit, tmp_path / "long", "--config", file, "--no-verify")
     model = hf_longattn.LongViTForImageClassification.from_pretrained(tmp_path / "long")
     assert model.config.long_attention.to_dict() == report["long_attention"]
 
@@ -207,12 +205,6 @@ def test_captured_mass_of_a_model_of_images_in_memory(vit: Path, tmp_path: Path)
     assert measured.mass.shape == (4, model.config.num_attention_heads, 2)
     with pytest.raises(BackendError, match="reads no images on a grid of patches"):
         captured_mass(hf_longattn.LongBertModel(hf_longattn.LongBertConfig(num_hidden_layers=1)), {}, ["full"])
-
-
-def _run(words: list[str]) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    return int(ended.value.code or 0)
 
 
 CTC = "Wav2Vec2ForCTC"

@@ -16,20 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForQuestionAnswering,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
+import transformers
+from transformers import BertForQuestionAnswering, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.training.run import LOG_NAME
 from hf_longattn.training.tasks import load_task
+from scripts.dev.tools.small_models import Shape, language_model, small_config
 from tests.byte_tokenizer import train_tokenizer
 from tests.ranks import free_port
 
@@ -57,15 +50,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture
 def tiny_model() -> BertForQuestionAnswering:
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=1024,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=512,
-    )
-    return BertForQuestionAnswering(config)
+    shape = Shape(width=16, layers=3, heads=2, inner=32, tokens=512, vocabulary=1024)
+    return BertForQuestionAnswering(small_config("bert", shape))
 
 
 @pytest.fixture
@@ -82,30 +68,16 @@ def written_texts(folder: Path, most: int | None = None) -> str:
     return str(folder)
 
 
-def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A tiny short checkpoint: BERT ("mlm"), GPT-2 ("clm") or Llama ("llama")."""
+def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> str:
+    """A tiny short checkpoint: BERT ("mlm"), GPT-2 ("clm") or Llama ("llama"), with changes of its config."""
     torch.manual_seed(0)
-    if kind == "mlm":
-        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape)).save_pretrained(
-            folder
-        )
-    elif kind == "clm":
+    base = {"mlm": "bert", "clm": "gpt2"}.get(kind, kind)
+    if base != "bert":
         ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
-        config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, **ends)
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    else:
-        ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
-        shape = {
-            "hidden_size": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "intermediate_size": 32,
-        }
-        LlamaForCausalLM(
-            LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **ends, **shape)
-        ).save_pretrained(folder)
+        changes = {"num_key_value_heads": 1, **ends, **changes}
+    shape = Shape(width=16, layers=2, heads=2, inner=32, vocabulary=len(tokenizer))
+    model = getattr(transformers, language_model(base))(small_config(base, shape, **changes))
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -125,6 +97,11 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> str:
     return str(path)
 
 
+def change_json(file: Path, **fields: Any) -> None:
+    """Give the object in a JSON file other values of these fields."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
 def losses(run: dict[str, Any] | Path) -> list[float]:
     """The losses of a log, or of the log in a folder."""
     log = json.loads((run / LOG_NAME).read_text()) if isinstance(run, Path) else run
@@ -133,14 +110,10 @@ def losses(run: dict[str, Any] | Path) -> list[float]:
 
 def launched(words: Sequence[str], folder: Path, processes: int = 2) -> None:
     """Run ``longattn WORDS`` in a folder, in several processes on the CPU."""
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(processes),
-        "--master_port",
-        str(free_port()),
-    ] * (processes > 1)
+    launcher = []
+    if processes > 1:
+        line = f"-m torch.distributed.run --nproc_per_node {processes} --master_port {free_port()}"
+        launcher = line.split()
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -87,9 +87,7 @@ def test_settings_hold_the_options_given_without_secrets(tmp_path: Path) -> None
 @every_case(
     ("kind", "changes", "message"),
     [
-        (ModelArguments, {}, "No model given"),
         (ModelArguments, {"model": "m", "lora_rank": -1}, "--lora-rank must be at least 0"),
-        (DataArguments, {}, "No data given"),
         (DataArguments, {"data": ["d"], "max_length": 1}, "--max-length must be at least 2"),
         (DataArguments, {"data": ["d"], "max_train_samples": 0}, "--max-train-samples must be at least 1"),
         (LongTrainingArguments, {}, "No output folder"),
@@ -153,12 +151,12 @@ def test_wrong_usage_is_one_sentence_with_exit_code_2(
 
 def test_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
-        "model: a\noutput: 2026-01-01\ndata: [x, y]\nlearning-rate: 1e-4\neval_strategy: no\nbf16: no\nmax_steps: "
+        "model: a\noutput: 2026-01-01\ndata: [5, y]\nlearning-rate: 1e-4\neval_strategy: no\nbf16: no\nmax_steps: "
         "3\nmax_length:\nlr_scheduler_kwargs: {power: 2.0}\nlr_scheduler_type: polynomial\nreport_to: none\n"
     )
     line = ["--config", str(tmp_path / "r.yaml"), "--model", "c", "--max-steps", "7"]
     model_args, data_args, args = parse_task(load_task("mlm"), line, "longattn train mlm")
-    assert (model_args.model, args.output_dir, data_args.data, args.max_steps) == ("c", "2026-01-01", ["x", "y"], 7)
+    assert (model_args.model, args.output_dir, data_args.data, args.max_steps) == ("c", "2026-01-01", ["5", "y"], 7)
     assert (args.learning_rate, args.lr_scheduler_kwargs, args.eval_strategy, args.bf16) == (
         1e-4,
         {"power": 2.0},
@@ -183,25 +181,15 @@ LINE_OF_TASK = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose modules are tasks."""
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    monkeypatch.setattr(hf_longattn.training.tasks, "__path__", [*hf_longattn.training.tasks.__path__, str(folder)])
-    return folder
-
-
-def put_in_place(folder: Path) -> None:
-    """Copy the example into the folder."""
-    shutil.copy(ROOT / "examples" / "extend" / "score.py", folder)
-
-
 @pytest.mark.thorough
 def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
-    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    put_in_place(folder)
+    shutil.copy(ROOT / "examples" / "extend" / "score.py", tmp_path)
+    monkeypatch.setattr(hf_longattn.training.tasks, "__path__", [*hf_longattn.training.tasks.__path__, str(tmp_path)])
     assert "score" in task_names()
     assert task_summary("score") == "Fine-tune to predict a number for each document."
     with pytest.raises(SystemExit, match="0"):

@@ -23,7 +23,6 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedTokenizerBase,
-    ViTConfig,
     ViTForImageClassification,
 )
 
@@ -44,6 +43,7 @@ from hf_longattn.training.tasks.classify import (
     label_names,
     read_labelled,
 )
+from scripts.dev.tools.small_models import Shape, small_image_config
 from tests.grids import quickly
 from tests.training.conftest import checkpoint, converted, quick, write_rows
 
@@ -217,14 +217,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     short one."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "image_size": 16,
-    }
-    ViTForImageClassification(ViTConfig(patch_size=4, **sizes)).save_pretrained(folder / "short")
+    config = small_image_config("vit", Shape(width=16, heads=2, inner=32), side=4)
+    ViTForImageClassification(config).save_pretrained(folder / "short")
     for name, (height, width) in {"short": (16, 16), "long": (32, 48), "disagreeing": (16, 16)}.items():
         if name != "short":
             settings: dict[str, Any] = {

@@ -20,8 +20,6 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    BertConfig,
-    BertForMaskedLM,
     BertModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,26 +33,13 @@ from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, 
 from hf_longattn.training.tasks import distill
 from hf_longattn.training.tasks.distill import METHODS, DistillTrainer, score_error
 from hf_longattn.training.tasks.linearise import AttentionTransfer, prepared_layers, transferring
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
 from tests.grids import quickly
 from tests.largest_tensor import LargestTensor
 from tests.modeling.test_sliding_window import CASES
 from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
 from tests.training.conftest import checkpoint, launched, losses, quick
-
-
-def small(folder: Path, tokenizer: PreTrainedTokenizerBase, **shape: Any) -> str:
-    torch.manual_seed(1)
-    usual = {
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "max_position_embeddings": 64,
-    }
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **{**usual, **shape})).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("kind", quickly(["mlm", "llama"], ["mlm"]))
@@ -81,7 +66,7 @@ def test_distill_brings_a_student_near_its_teacher(
         # untrained, it predicts all tokens alike: no distance to learn
         certain.cls.predictions.bias.copy_(4 * torch.randn(len(tokenizer)))
     certain.save_pretrained(teacher)
-    student = small(tmp_path / "student", tokenizer)
+    student = checkpoint("mlm", tmp_path / "student", tokenizer, hidden_size=8, num_hidden_layers=1)
     run = {"teacher": teacher, "method": method, "max_steps": 30, "learning_rate": 1e-2, "max_train_samples": 4}
     log = quick("distill", student, tmp_path / "out", texts, **run)
     assert losses(log)[-1] < 0.95 * losses(log)[0]
@@ -136,14 +121,7 @@ def test_distill_brings_a_sentence_encoder_with_alibi_closer_to_its_teacher(
 def test_distill_loss_of_hidden_states_leaves_padding_out() -> None:
     """The loss of two texts of other lengths is the mean over their tokens."""
     torch.manual_seed(0)
-    shape = {
-        "hidden_size": 8,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "vocab_size": 50,
-        "hidden_dropout_prob": 0.0,
-    }
-    config = BertConfig(**shape, num_hidden_layers=2, attention_probs_dropout_prob=0.0)
+    config = small_config("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     teacher, student = BertModel(config).double(), BertModel(config).double()
     accelerator = SimpleNamespace(unwrap_model=lambda model: model)
     trainer: Any = SimpleNamespace(accelerator=accelerator, compared=METHODS["hidden"], teacher=teacher, layers=[1, 2])
@@ -161,7 +139,9 @@ def test_distill_maps_layers_evenly(
     texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distill, "finish", lambda trainer, *_, **__: {"layers": trainer.layers})
-    student, teacher = (small(tmp_path / str(layers), tokenizer, num_hidden_layers=layers) for layers in (4, 12))
+    student, teacher = (
+        checkpoint("mlm", tmp_path / str(layers), tokenizer, num_hidden_layers=layers) for layers in (4, 12)
+    )
     log = quick("distill", student, tmp_path / "out", texts, teacher=teacher, method="tinybert")
     assert log["layers"] == [3, 6, 9, 12]
 
@@ -170,8 +150,8 @@ def test_distill_refuses_methods_and_options_that_do_not_fit(
     texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]
 ) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
-    student = small(tmp_path / "student", tokenizer, num_attention_heads=4)
-    given = ["--method", "tinybert", "--model", student, "--output", str(tmp_path / "o"), "--data", texts]
+    student = checkpoint("mlm", tmp_path / "student", tokenizer, num_attention_heads=4)
+    given = f"--method tinybert --model {student} --output {tmp_path / 'o'} --data {texts}".split()
     assert train("distill", [*given, "--method", "tinybret"]) == 2
     assert "--method: invalid choice: 'tinybret'" in capfd.readouterr().err
     for more, words in (
@@ -198,10 +178,8 @@ def test_distill_refuses_sharded_weights(
         self.is_fsdp_enabled = True
 
     monkeypatch.setattr(DistillTrainer, "create_accelerator_and_postprocess", sharded)
-    assert (
-        train("distill", ["--model", teacher, "--teacher", teacher, "--data", texts, "--output", str(tmp_path / "o")])
-        == 1
-    )
+    line = f"--model {teacher} --teacher {teacher} --data {texts} --output {tmp_path / 'o'}"
+    assert train("distill", line.split()) == 1
     assert "This does not run under FSDP or DeepSpeed" in capfd.readouterr().err
 
 
@@ -391,10 +369,7 @@ def converted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[..
 
 def linearised(model: str, texts: str, output: Path, line: str = "") -> dict[str, Any]:
     """The log of a run."""
-    assert (
-        train("linearise", ["--model", model, "--data", texts, *LINE.split(), *line.split(), "--output", str(output)])
-        == 0
-    )
+    assert train("linearise", f"--model {model} --data {texts} --output {output} {LINE} {line}".split()) == 0
     log: dict[str, Any] = json.loads((output / "training_log.json").read_text())
     return log
 
@@ -438,14 +413,7 @@ def test_linearise_leaves_layers_without_parameters_as_they_are(
 def test_linearise_keeps_a_sentence_encoder(texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Without a head, and with the other modules of sentence-transformers."""
     torch.manual_seed(0)
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "vocab_size": len(tokenizer),
-    }
-    words = BertModel(BertConfig(**small, max_position_embeddings=64))
+    words = BertModel(small_config("bert", Shape(vocabulary=len(tokenizer))))
     for parameter in words.parameters():
         torch.nn.init.normal_(parameter)
     words.save_pretrained(tmp_path / "words")
@@ -484,10 +452,8 @@ def test_linearise_refuses_models_without_anything_to_learn(
         ),
     )
     for model, words in cases:
-        assert (
-            train("linearise", ["--model", model, "--data", texts, *LINE.split(), "--output", str(tmp_path / "out")])
-            == 1
-        )
+        line = f"--model {model} --data {texts} --output {tmp_path / 'out'} {LINE}"
+        assert train("linearise", line.split()) == 1
         error = capsys.readouterr().err
         assert words in error
         assert "Traceback" not in error
@@ -498,20 +464,9 @@ def test_linearise_refuses_models_without_anything_to_learn(
 def test_linearise_in_two_processes_equals_one(
     mechanism: str, converted: Callable[..., str], texts: str, tmp_path: Path
 ) -> None:
-    line = [
-        "train",
-        "linearise",
-        "--model",
-        converted("clm", mechanism),
-        "--data",
-        texts,
-        *LINE.split(),
-        "--max-steps",
-        "4",
-        "--use-cpu",
-    ]
+    line = f"train linearise --model {converted('clm', mechanism)} --data {texts} {LINE} --max-steps 4 --use-cpu"
     for processes in (1, 2):
-        launched([*line, "--batch-size", str(4 // processes), "--output", f"of {processes}"], tmp_path, processes)
-    one, two = (load_file(tmp_path / f"of {processes}" / "model.safetensors") for processes in (1, 2))
+        launched(f"{line} --batch-size {4 // processes} --output {processes}".split(), tmp_path, processes)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4, msg=name)

@@ -119,18 +119,10 @@ def test_deepspeed_zero_trains_packed_texts_in_2_ranks(
 ) -> None:
     """The processes' batches hold different numbers of documents, and the loss is measured before training."""
     model = converted("mlm", tmp_path, tokenizer, max_length=256, window=32)
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(CONFIGS / "accelerate" / f"zero{stage}.yaml"),
-        ),
-        *("--num_processes", "2", "--mixed_precision", "no", "-m", "hf_longattn", "train", "mlm", "--model", model),
-        *("--data", texts, "--output-dir", str(tmp_path / "out"), "--max-steps", "6", "--learning-rate", "3e-3"),
-        *("--warmup-steps", "1", "--gradient-accumulation-steps", "1"),
-    ]
+    command = f"""{sys.executable} -m accelerate.commands.launch --config_file {CONFIGS}/accelerate/zero{stage}.yaml
+        --num_processes 2 --mixed_precision no -m hf_longattn train mlm --model {model} --data {texts}
+        --output-dir {tmp_path / "out"} --max-steps 6 --learning-rate 3e-3 --warmup-steps 1
+        --gradient-accumulation-steps 1""".split()
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

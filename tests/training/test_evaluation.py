@@ -15,15 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoTokenizer,
-    BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
-    GPT2Config,
     GPT2Model,
     PreTrainedTokenizerBase,
-    T5Config,
     T5EncoderModel,
     Wav2Vec2Model,
 )
@@ -32,8 +29,9 @@ from transformers.models.bert.modeling_bert import BertIntermediate
 from hf_longattn.cli.train import train
 from hf_longattn.training import load_multitask_head, run
 from hf_longattn.training.tasks import task_names
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
-from tests.training.conftest import checkpoint, label_config, launched, quick
+from tests.training.conftest import change_json, checkpoint, label_config, launched, quick
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_classify import WORDS, rows, table
 from tests.training.test_multitask import three_tasks
@@ -44,13 +42,8 @@ CLASSES = ["good", "bad", "fair"]
 Multitask = tuple[str, list[str]]
 """A checkpoint with several heads, and what is typed after --tasks."""
 Scored = Callable[..., tuple[int, str, dict[str, Any]]]
-SHAPE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 64,
-}
+SHAPE = Shape(width=16, layers=1, heads=2, inner=32, vocabulary=1024)
+"""With the vocabulary of the tokenizer."""
 
 
 @pytest.fixture
@@ -67,23 +60,24 @@ def scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Scored:
     return run
 
 
-def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase, names: list[str] | None = None) -> str:
-    """A BERT with a head for classes of these names, or for three without names; what it answers depends on the
-    document."""
+UNNAMED = [f"LABEL_{number}" for number in range(3)]
+
+
+def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase, names: list[str] = UNNAMED) -> str:
+    """A BERT with a head for classes of these names; what it answers depends on the document."""
+    return with_head(BertForSequenceClassification, names, folder, tokenizer)
+
+
+def with_head(head: Any, names: list[str], folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     torch.manual_seed(0)
-    named = {"num_labels": 3} if names is None else label_config(names)
-    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SHAPE, **named)
-    BertForSequenceClassification(config).save_pretrained(folder)
+    head(small_config("bert", SHAPE, initializer_range=0.5, **label_config(names))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 def batches(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Any]:
     """One document each, cut as the models here cut it."""
-    return [
-        tokenizer(text, truncation=True, max_length=SHAPE["max_position_embeddings"], return_tensors="pt")
-        for text in texts
-    ]
+    return [tokenizer(text, truncation=True, max_length=SHAPE.tokens, return_tensors="pt") for text in texts]
 
 
 def answers(model: str, texts: list[str]) -> list[int]:
@@ -100,19 +94,9 @@ def test_evaluate_refuses_checkpoints_without_weights_of_head(
     torch.manual_seed(0)
     base = checkpoint("mlm", tmp_path / "mlm", tokenizer)
     for name, model in (
-        ("bert", BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE))),
-        (
-            "gpt2",
-            GPT2Model(
-                GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False)
-            ),
-        ),
-        (
-            "t5",
-            T5EncoderModel(
-                T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-            ),
-        ),
+        ("bert", BertModel(small_config("bert", SHAPE))),
+        ("gpt2", GPT2Model(small_config("gpt2", SHAPE, tie_word_embeddings=False))),
+        ("t5", T5EncoderModel(small_config("t5", SHAPE))),
     ):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
@@ -142,10 +126,7 @@ def test_evaluate_refuses_a_head_of_another_size(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
 ) -> None:
     model = classifier(tmp_path / "model", tokenizer)
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(
-        json.dumps({**config, "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}})
-    )
+    change_json(tmp_path / "model" / "config.json", **label_config(["a", "b"]))
     code, said, _ = scored("classify", "--model", model, "--data", table(tmp_path, [{"text": "for", "label": "a"}]))
     assert code == 1
     assert "lacks weights of BertForSequenceClassification: classifier of this size; give a checkpoint" in said
@@ -189,15 +170,11 @@ def test_evaluate_classify_matches_labels_with_the_class_names_of_the_model(
 def test_evaluate_tokens_matches_tags_with_the_names_of_model(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
 ) -> None:
-    torch.manual_seed(0)
-    names = {0: "I-THING", 1: "O", 2: "B-THING"}
-    BertForTokenClassification(BertConfig(vocab_size=len(tokenizer), id2label=names, **SHAPE)).save_pretrained(
-        tmp_path / "model"
-    )
-    tokenizer.save_pretrained(tmp_path / "model")
+    names = ["I-THING", "O", "B-THING"]
+    model = with_head(BertForTokenClassification, names, tmp_path / "model", tokenizer)
     outside = [{"tokens": ["for", "while"], "ner_tags": ["O", "O"]}] * 12
-    code, said, scores = scored("tokens", "--model", tmp_path / "model", "--data", table(tmp_path, outside))
-    assert (code, scores.get("tags")) == (0, ["I-THING", "O", "B-THING"]), said
+    code, said, scores = scored("tokens", "--model", model, "--data", table(tmp_path, outside))
+    assert (code, scores.get("tags")) == (0, names), said
 
 
 def test_evaluate_refuses_missing_data_and_options_of_training(
@@ -354,16 +331,13 @@ def test_evaluations_compute_no_padding_and_have_the_same_scores(
             for number, text in enumerate(words)
         ],
     }
-    heads: dict[str, Any] = {"tokens": BertForTokenClassification, "qa": BertForQuestionAnswering}
-    if task == "classify":
-        classifier(tmp_path / "model", tokenizer, CLASSES)
-    else:
-        torch.manual_seed(0)
-        labels = label_config(["O", "B-name"])
-        config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SHAPE, **labels)
-        heads[task](config).save_pretrained(tmp_path / "model")
-        tokenizer.save_pretrained(tmp_path / "model")
-    line = ("--model", tmp_path / "model", "--data", table(tmp_path, data[task]), "--per-device-eval-batch-size", 4)
+    head, names = {
+        "classify": (BertForSequenceClassification, CLASSES),
+        "tokens": (BertForTokenClassification, ["O", "B-name"]),
+        "qa": (BertForQuestionAnswering, ["O", "B-name"]),
+    }[task]
+    model = with_head(head, names, tmp_path / "model", tokenizer)
+    line = ("--model", model, "--data", table(tmp_path, data[task]), "--per-device-eval-batch-size", 4)
     sizes: list[int] = []
     forward = BertIntermediate.forward
 

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 import hf_longattn
 from hf_longattn import LongBertForMaskedLM
@@ -27,6 +27,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.arguments import LongTrainingArguments
 from hf_longattn.training.lm import SegmentBatches, Segments, SegmentTrainer, load_lm
 from hf_longattn.training.run import LOG_NAME
+from scripts.dev.tools.small_models import Shape, small_values
 from tests.byte_tokenizer import train_tokenizer
 from tests.grids import quickly
 from tests.training.conftest import SOURCES, checkpoint, converted, launched, losses, quick, written_texts
@@ -93,20 +94,10 @@ DOCUMENTS = [
 XL = {"mechanism": "transformer_xl", "segment_length": 16, "memory_length": 16}
 
 
-def small_model(long_attention: dict[str, Any] = XL, vocabulary: int = 700) -> Any:
+def small_model(long_attention: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    config = hf_longattn.LongGPT2Config(
-        vocab_size=vocabulary,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        n_positions=64,
-        resid_pdrop=0,
-        embd_pdrop=0,
-        attn_pdrop=0,
-        long_attention=long_attention,
-    )
-    return hf_longattn.LongGPT2LMHeadModel(config)
+    values = small_values("gpt2", Shape(width=16, heads=2, vocabulary=700), resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    return hf_longattn.LongGPT2LMHeadModel(hf_longattn.LongGPT2Config(**values, long_attention=long_attention))
 
 
 def segments(length: int = 4, documents: list[dict[str, Any]] = DOCUMENTS) -> Segments:
@@ -219,28 +210,16 @@ def test_segment_training_learns_and_evaluates_with_memory(tmp_path: Path) -> No
     assert abs(total / count - run.evaluate()["eval_loss"]) < 0.02
 
 
-def checkpoint_with_memory(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    torch.manual_seed(0)
-    without_dropout = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, **without_dropout)
-    GPT2LMHeadModel(config).save_pretrained(folder / "short")
-    tokenizer.save_pretrained(folder / "short")
-    options = {"segment_length": 32, "memory_length": 32}
-    convert_checkpoint(
-        str(folder / "short"), folder / "long", mechanism="transformer_xl", max_length=64, verify=False, **options
-    )
-    written_texts(folder / "texts", 8000)
-    return str(folder / "long")
-
-
 @pytest.mark.slow
 def test_segment_training_in_two_processes_shares_rows_and_resumes(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    model = checkpoint_with_memory(tmp_path, tokenizer)
+    short = checkpoint("clm", tmp_path / "short", tokenizer, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    options = {"segment_length": 32, "memory_length": 32}
+    convert_checkpoint(short, tmp_path / "long", mechanism="transformer_xl", max_length=64, verify=False, **options)
     line = f"""train clm --segments 32 --max-steps 12 --save-steps 6 --logging-steps 1 --learning-rate 3e-3
         --warmup-steps 1 --gradient-accumulation-steps 1 --no-bf16 --disable-tqdm True
-        --model {model} --data {tmp_path / "texts"}""".split()
+        --model {tmp_path / "long"} --data {written_texts(tmp_path / "texts", 8000)}""".split()
     launched([*line, "--output", "two", "--batch-size", "1"], tmp_path)
     launched([*line, "--output", "one", "--batch-size", "2", "--use-cpu"], tmp_path, processes=1)
     assert len(losses(tmp_path / "two")) == 12

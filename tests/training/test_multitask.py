@@ -18,10 +18,8 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoTokenizer,
-    BartConfig,
     BartModel,
     PreTrainedTokenizerBase,
-    T5Config,
     T5ForQuestionAnswering,
     T5ForTokenClassification,
 )
@@ -35,8 +33,10 @@ from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.tasks import classify, multitask
 from hf_longattn.training.tasks.multitask import MultiTaskDataArguments, MultiTaskModel, TaskBatches
+from scripts.dev.tools.small_models import small_config, small_values
 from tests.training.conftest import checkpoint, converted, launched, losses, quick, write_rows
 from tests.training.test_classify import COLOURS, image_of, rows, table
+from tests.training.test_options import DATA
 from tests.training.test_tokens import tagged
 
 
@@ -57,18 +57,9 @@ def test_multitask_batches_are_of_one_task_drawn_by_the_root_of_its_size() -> No
 
 def three_tasks(folder: Path) -> list[str]:
     """Tasks of three kinds, with their data in a folder."""
-    records = [
-        {
-            "id": str(n),
-            "question": "which?",
-            "context": "for " * n + "tree",
-            "answers": {"text": ["tree"], "answer_start": [4 * n]},
-        }
-        for n in range(10, 30)
-    ]
-    write_rows(records, folder / "qa.jsonl")
+    questions = write_rows(DATA["qa"][6:26], folder / "qa.jsonl")
     tags = write_rows(tagged(), folder / "tags.jsonl")
-    return [f"topic=classify:{table(folder, rows())}", f"names=tokens:{tags}", f"ask=qa:{folder / 'qa.jsonl'}"]
+    return [f"topic=classify:{table(folder, rows())}", f"names=tokens:{tags}", f"ask=qa:{questions}"]
 
 
 @pytest.mark.thorough
@@ -103,7 +94,6 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "No tasks given; add --tasks NAME=KIND:DATA"),
         ({"tasks": ["a=classify:x", "a=qa:y"]}, "with a name that no other task has"),
         ({"tasks": ["a=classify:x", "b=token:y"]}, "Did you mean 'tokens'"),
         ({"tasks": ["a=classify:x", "b"]}, "A task is NAME=KIND:DATA"),
@@ -149,30 +139,14 @@ def test_multitask_in_two_processes_equals_one_with_its_evaluations(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Of two held-out rows of a task, the second process has none in the last batch."""
-    model = checkpoint("mlm", tmp_path / "short", tokenizer)
-    config = json.loads((tmp_path / "short" / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
-    line = [
-        "train",
-        "multitask",
-        "--model",
-        model,
-        "--tasks",
-        *three_tasks(tmp_path),
-        "--max-steps",
-        "4",
-        "--max-length",
-        "60",
-    ]
-    line += ["--no-bf16", "--use-cpu", "--learning-rate", "1e-3", "--logging-steps", "1", "--batch-size", "2"]
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = checkpoint("mlm", tmp_path / "short", tokenizer, **still)
+    line = f"""train multitask --model {model} --tasks {" ".join(three_tasks(tmp_path))} --max-steps 4 --max-length 60
+        --no-bf16 --use-cpu --learning-rate 1e-3 --logging-steps 1 --batch-size 2"""
     for processes in (1, 2):
-        launched(
-            [*line, "--gradient-accumulation-steps", str(2 // processes), "--output", f"of {processes}"],
-            tmp_path,
-            processes,
-        )
-    one, two = (tmp_path / f"of {processes}" for processes in (1, 2))
+        more = f"--gradient-accumulation-steps {2 // processes} --output {processes}"
+        launched(f"{line} {more}".split(), tmp_path, processes)
+    one, two = tmp_path / "1", tmp_path / "2"
     assert losses(one) == pytest.approx(losses(two), rel=1e-5)
     scores = [json.loads((output / "training_log.json").read_text())["metrics"]["after"] for output in (one, two)]
     assert scores[0] == pytest.approx(scores[1])
@@ -197,7 +171,7 @@ def test_multitask_qa_head_keeps_its_no_answer_threshold(tmp_path: Path, tokeniz
 
 def test_multitask_refuses_heads_without_a_common_backbone() -> None:
     """T5's question answering holds both stacks itself, and its token classification an encoder."""
-    config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=99)
+    config = small_config("t5")
     models = {"names": T5ForTokenClassification(config), "ask": T5ForQuestionAnswering(config)}
     heads: Any = {name: SimpleNamespace(model=model) for name, model in models.items()}
     for tasks in (heads, {"ask": heads["ask"]}):
@@ -392,21 +366,8 @@ def test_multimodal_model_refuses_inputs_without_an_embedder(backbone: str) -> N
 
 def test_multimodal_model_refuses_encoder_decoders_and_grid_mechanisms() -> None:
     """Encoder-decoders, and mechanisms that compare places on a grid."""
-    shape = {"vocab_size": 99, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-    bart = BartModel(
-        BartConfig(
-            **shape, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64
-        )
-    )
     with pytest.raises(BackendError, match="BartModel is not an encoder or decoder of texts that takes inputs_embeds"):
-        LongMultimodalModel.of(bart)
-    sizes = {
-        "vocab_size": 99,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
+        LongMultimodalModel.of(BartModel(small_config("bart")))
     attention = {"mechanism": "window2d", "window": 3}
     with pytest.raises(LongAttentionError, match="grid"):
-        LongMultimodalModel.of(LongBertModel(LongBertConfig(**sizes, long_attention=attention)))
+        LongMultimodalModel.of(LongBertModel(LongBertConfig(**small_values("bert"), long_attention=attention)))

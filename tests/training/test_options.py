@@ -379,16 +379,7 @@ def test_evaluate_gives_the_scores_of_the_end_of_training(
     code, run = runner(task, more=["--validation", *validation])
     assert code == 0, run.said
     typed += ["--tasks", f"one=classify:{data}", f"two=classify:{data}"] if task == "multitask" else ["--data", data]
-    typed += [
-        "--model",
-        str(run.folder),
-        "--no-bf16",
-        "--disable-tqdm",
-        "True",
-        "--batch-size",
-        "2",
-        *FITTING.get(task, []),
-    ]
+    typed += f"--model {run.folder} --no-bf16 --disable-tqdm True --batch-size 2".split() + FITTING.get(task, [])
     typed += [] if task in NO_LENGTH else ["--max-length", "64"]
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     scored = tmp_path / "scored"

@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForQuestionAnswering,
     BertForQuestionAnswering,
     PreTrainedTokenizerBase,
-    RobertaConfig,
     RobertaForQuestionAnswering,
 )
 
@@ -27,6 +26,7 @@ from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.training.tasks.qa import load_qa_model, span_loss
+from scripts.dev.tools.small_models import small_config
 from tests.training.conftest import quick, write_rows
 
 
@@ -60,27 +60,19 @@ def data(tmp_path: Path) -> str:
 def test_qa_model_makes_its_question_global_where_it_can(
     mechanism: str, separated: bool, checkpoint: str, data: str, tmp_path: Path
 ) -> None:
-    convert_checkpoint(checkpoint, tmp_path / "long", mechanism=mechanism, window=16, max_length=700, verify=False)
-    quick("qa", tmp_path / "long", tmp_path / "out", data, max_steps=1)
+    quick("qa", converted(checkpoint, tmp_path, mechanism), tmp_path / "out", data, max_steps=1)
     saved = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
     assert (saved.config.question_separator_id is not None) == separated
 
 
 def test_longest_input_of_roberta_is_its_table_without_the_padding_row() -> None:
-    config = RobertaConfig(
-        vocab_size=16,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=8,
-        max_position_embeddings=34,
-    )
+    model = RobertaForQuestionAnswering(small_config("roberta", max_position_embeddings=34))
     tokenizer: Any = SimpleNamespace(model_max_length=16)
-    assert longest_input(RobertaForQuestionAnswering(config), tokenizer) == 32
+    assert longest_input(model, tokenizer) == 32
 
 
-def converted(checkpoint: str, folder: Path) -> str:
-    convert_checkpoint(checkpoint, folder / "long", mechanism="longformer", window=16, max_length=700, verify=False)
+def converted(checkpoint: str, folder: Path, mechanism: str = "longformer") -> str:
+    convert_checkpoint(checkpoint, folder / "long", mechanism=mechanism, window=16, max_length=700, verify=False)
     return str(folder / "long")
 
 

@@ -39,18 +39,12 @@ from transformers import (
 )
 
 from hf_longattn.cli import main
-from hf_longattn.training.recipes import CONFIGS, Recipe, read_recipe, ready_recipes, recipe_words
+from hf_longattn.training.recipes import CONFIGS, Recipe, read_recipe, ready_recipes
 from tests.cases import every_case
+from tests.cli.test_commands import output, run
 
 READY = ready_recipes()
 TRAININGS = {name: recipe for name, recipe in READY.items() if recipe.command.startswith("train")}
-
-
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    assert stopped.value.code == 0
-    return capsys.readouterr().out
 
 
 def commands(recipe: Recipe) -> list[str]:
@@ -93,30 +87,17 @@ def test_longattn_recipes_prints_the_list_and_one_recipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    listed = told(capsys, "recipes")
+    listed = output(capsys, "recipes")
     assert max(map(len, listed.splitlines())) <= 80
     assert {word for one in READY.values() for word in (*one.command.split(), one.name, *one.title.split())} <= {
         *listed.split()
     }
-    assert told(capsys, "recipes", "fsdp2") == (CONFIGS / "accelerate" / "fsdp2.yaml").read_text()
-
-
-def test_words_of_a_recipe_are_values_as_they_are_written(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(
-        "model: 5\noutput: 2026-01-01\ndata: [a, b]\nlearning-rate: 3e-5\nmax_length:\nlr_scheduler_kwargs: {power: "
-        "2.0}\neval_strategy: no"
-    )
-    line = (
-        '--model 5 --output 2026-01-01 --data a b --learning_rate 3e-5 --lr_scheduler_kwargs {"power":2.0} '
-        "--eval_strategy no"
-    )
-    assert [word.replace(": ", ":") for word in recipe_words(str(tmp_path / "r.yaml"))] == line.split()
+    assert output(capsys, "recipes", "fsdp2") == (CONFIGS / "accelerate" / "fsdp2.yaml").read_text()
 
 
 def test_ready_recipe_of_another_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "clm", "--config", "longformer-triviaqa"])
-    assert "The recipe 'longformer-triviaqa' is for longattn train qa; give another one" in capsys.readouterr().err
+    _, _, error = run(capsys, "train", "clm", "--config", "longformer-triviaqa")
+    assert "The recipe 'longformer-triviaqa' is for longattn train qa; give another one" in error
 
 
 def test_read_recipe_takes_the_path_of_a_file(repository: Path) -> None:

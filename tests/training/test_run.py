@@ -31,6 +31,7 @@ from tests.trained import REAL_TEXT
 from tests.training.conftest import checkpoint, converted, losses, quick, write_rows
 from tests.training.kills import POINTS, Ending, run
 from tests.training.test_classify import rows, table
+from tests.training.test_options import DATA
 
 Start = Callable[..., dict[str, Any]]
 
@@ -129,24 +130,8 @@ def test_ctrl_c_in_training_says_how_to_resume(
     start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del start  # made the model
-    line = [
-        "--model",
-        str(tmp_path / "short"),
-        "--data",
-        texts,
-        "--output",
-        str(tmp_path / "out"),
-        "--max-steps",
-        "4",
-        "--save-steps",
-        "2",
-        "--no-eval-on-start",
-        "--max-train-samples",
-        "8",
-        "--no-bf16",
-        "--disable-tqdm",
-        "True",
-    ]
+    line = f"""--model {tmp_path / "short"} --data {texts} --output {tmp_path / "out"} --max-steps 4 --save-steps 2
+        --no-eval-on-start --max-train-samples 8 --no-bf16 --disable-tqdm True""".split()
     with Ending("half model", 2, interrupt):
         assert train("mlm", line) == 130
     assert (
@@ -203,9 +188,9 @@ def test_second_training_into_one_output_is_refused_until_the_first_ends(
     texts: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = checkpoint("mlm", tmp_path / "short", tokenizer)
-    line = ["--model", str(model), "--data", texts, "--output", str(tmp_path / "new" / "out"), "--max-steps", "1"]
-    line += ["--per-device-train-batch-size", "1", "--disable-tqdm", "true", "--bf16", "false"]
     out, context = tmp_path / "new" / "out", multiprocessing.get_context("spawn")
+    line = f"""--model {model} --data {texts} --max-steps 1 --per-device-train-batch-size 1 --disable-tqdm true
+        --bf16 false --output {out}""".split()
     ready = context.Event()
     first = context.Process(target=hold, args=(out, ready))
     first.start()
@@ -220,7 +205,7 @@ def test_second_training_into_one_output_is_refused_until_the_first_ends(
     first.join()
     assert train("mlm", line) == 0
     assert not (out / ".lock").exists()
-    assert train("mlm", [*line[:-8], str(tmp_path / "none" / "out"), "--max-steps", "x"]) == 2
+    assert train("mlm", [*line[:-1], str(tmp_path / "none" / "out"), "--max-steps", "x"]) == 2
     assert not (tmp_path / "none").exists()
 
 
@@ -315,21 +300,11 @@ def same(one: Path, two: Path) -> None:
 @pytest.fixture
 def data(tmp_path: Path, texts: str) -> dict[str, list[str]]:
     """The data of each task, as on the command line."""
-    records = [
-        {
-            "id": str(n),
-            "question": "which?",
-            "context": "for " * n + "tree",
-            "answers": {"text": ["tree"], "answer_start": [4 * n]},
-        }
-        for n in range(10, 30)
-    ]
-    write_rows(records, tmp_path / "qa.jsonl")
-    labelled = table(tmp_path, rows())
+    questions, labelled = write_rows(DATA["qa"][6:26], tmp_path / "qa.jsonl"), table(tmp_path, rows())
     return {
         "mlm": ["--data", texts],
-        "qa": ["--data", str(tmp_path / "qa.jsonl"), "--stride", "8"],
-        "multitask": ["--tasks", f"topic=classify:{labelled}", f"ask=qa:{tmp_path / 'qa.jsonl'}"],
+        "qa": ["--data", questions, "--stride", "8"],
+        "multitask": ["--tasks", f"topic=classify:{labelled}", f"ask=qa:{questions}"],
     }
 
 

@@ -10,13 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    MBartConfig,
-    MBartForConditionalGeneration,
-    PreTrainedTokenizerBase,
-)
+from transformers import BartForConditionalGeneration, MBartForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
 import hf_longattn
@@ -26,6 +20,7 @@ from hf_longattn.data.tokenization import decoder_length
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.tasks import seq2seq
 from hf_longattn.training.tasks.seq2seq import write_in_one_language
+from scripts.dev.tools.small_models import Shape, small_config, small_values
 from tests.trained import tokenizer_of
 from tests.training.conftest import checkpoint, quick, write_rows
 
@@ -57,11 +52,8 @@ def bart(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
         "decoder_start_token_id": tokenizer.sep_token_id,
         "forced_eos_token_id": tokenizer.sep_token_id,
     }
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-    shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64, **heads}
-    BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), dropout=0.0, **shape, **ends)).save_pretrained(
-        folder / "short"
-    )
+    shape = Shape(width=16, layers=1, heads=2, inner=32, vocabulary=len(tokenizer))
+    BartForConditionalGeneration(small_config("bart", shape, dropout=0.0, **ends)).save_pretrained(folder / "short")
     tokenizer.save_pretrained(folder / "short")
     convert_checkpoint(
         folder / "short", folder / "long", mechanism="longformer", window=16, max_length=128, verify=False
@@ -145,31 +137,10 @@ def test_summaries_are_at_most_as_long_as_the_decoder_reads(
 
 
 def test_decoder_length_is_that_of_the_decoder_positions() -> None:
-    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 99}
-    stack = {
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "vocab_size": 99,
-    }
-    encoder = transformers.BertConfig(**stack, max_position_embeddings=40)
-    joined = [
-        (transformers.BertConfig(**stack, max_position_embeddings=50, is_decoder=True, add_cross_attention=True), 50),
-        # two are padding
-        (
-            transformers.RobertaConfig(**stack, max_position_embeddings=50, is_decoder=True, add_cross_attention=True),
-            48,
-        ),
-        (
-            transformers.GPT2Config(
-                n_embd=8, n_layer=1, n_head=2, n_positions=30, vocab_size=99, add_cross_attention=True
-            ),
-            30,
-        ),
-    ]
-    for config, length in joined:
-        both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, config)
+    joined = {"max_position_embeddings": 50, "is_decoder": True, "add_cross_attention": True}
+    for base, length in (("bert", 50), ("roberta", 48), ("gpt2", 50)):  # two of RoBERTa's are padding
+        config = small_config(base, **joined)
+        both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(small_config("bert"), config)
         assert decoder_length(transformers.EncoderDecoderModel(both)) == length
     led = transformers.LEDConfig(**{**STACKS, "attention_window": 4}, max_decoder_position_embeddings=32)
     assert decoder_length(transformers.LEDForConditionalGeneration(led)) == 32
@@ -182,7 +153,7 @@ def test_decoder_length_is_that_of_the_decoder_positions() -> None:
     # positions are distances
     for place, name in ((transformers, "T5"), (transformers, "MT5"), (hf_longattn, "LongAttentionT5")):
         model_class = getattr(place, f"{name}ForConditionalGeneration")
-        assert decoder_length(model_class(model_class.config_class(**shape))) is None
+        assert decoder_length(model_class(model_class.config_class(**small_values("t5")))) is None
     whisper = transformers.WhisperConfig(
         **{**STACKS, "max_target_positions": 20, "num_mel_bins": 8, "max_source_positions": 10}
     )
@@ -234,15 +205,7 @@ def test_seq2seq_refuses_columns_lengths_and_models_that_do_not_fit(
 def test_multilingual_seq2seq_model_writes_in_the_language_it_reads(language: str) -> None:
     tokenizer = tokenizer_of("mbart")
     tokenizer.src_lang = language
-    shape = {
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 1,
-        "decoder_attention_heads": 1,
-        "d_model": 8,
-    }
-    config = MBartConfig(vocab_size=len(tokenizer), encoder_ffn_dim=8, decoder_ffn_dim=8, **shape)
-    config.decoder_start_token_id = None
+    config = small_config("mbart", Shape(vocabulary=len(tokenizer)), decoder_start_token_id=None)
     model = MBartForConditionalGeneration(config)
     write_in_one_language(model, tokenizer)
     code = tokenizer.convert_tokens_to_ids(language)
@@ -251,10 +214,6 @@ def test_multilingual_seq2seq_model_writes_in_the_language_it_reads(language: st
 
 
 def test_seq2seq_model_without_a_decoder_start_token_is_refused() -> None:
-    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
-    model = BartForConditionalGeneration(
-        BartConfig(vocab_size=9, d_model=8, encoder_layers=1, decoder_layers=1, **heads)
-    )
-    model.config.decoder_start_token_id = None
+    model = BartForConditionalGeneration(small_config("bart", decoder_start_token_id=None))
     with pytest.raises(CheckpointError, match=r"set decoder_start_token_id in config\.json"):
         write_in_one_language(model, tokenizer_of("bart"))

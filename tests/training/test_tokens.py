@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores, tagged_rows, to_windows
-from tests.training.conftest import checkpoint, converted, quick, write_rows
+from tests.training.conftest import change_json, checkpoint, converted, quick, write_rows
 
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
 
@@ -53,9 +52,7 @@ def test_tagging_scores_and_tags_do_not_depend_on_the_padding_side(
     names = ["B-PLACE", "O", "B-THING", "I-THING"]
     AutoModelForTokenClassification.from_pretrained(short, id2label=dict(enumerate(names))).save_pretrained(short)
     shutil.copytree(short, tmp_path / "left")
-    settings = json.loads((tmp_path / "left" / "tokenizer_config.json").read_text())
-    sides = {"padding_side": "left", "truncation_side": "left"}
-    (tmp_path / "left" / "tokenizer_config.json").write_text(json.dumps({**settings, **sides}))
+    change_json(tmp_path / "left" / "tokenizer_config.json", padding_side="left", truncation_side="left")
     data = write_rows(tagged(8), tmp_path / "data.jsonl")
     held = write_rows(
         [*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "I-THING"]}], tmp_path / "held.jsonl"

@@ -21,9 +21,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
-    BertConfig,
     BertForTokenClassification,
-    MixtralConfig,
     MixtralForCausalLM,
     SchedulerType,
     TrainerCallback,
@@ -42,9 +40,11 @@ from hf_longattn.training.arguments import LongTrainingArguments
 from hf_longattn.training.run import load_renamed
 from hf_longattn.training.tasks import task_names
 from hf_longattn.training.trainer import DivergenceError, LongTrainer, Minutes, SeededGroups, SetEpoch, row_lengths
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
 from tests.ranks import Ranks, announce
 from tests.training import test_options
+from tests.training.conftest import label_config
 from tests.training.test_options import DATA, Runner, is_one_sentence
 
 
@@ -111,16 +111,21 @@ def test_resumed_epoch_has_the_row_order_of_an_uninterrupted_one(kind: str, proc
     assert len(passes[1]) > 6
 
 
-class Slow(torch.nn.Module):
-    """A step takes longer in the second process."""
-
+class Quick(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(4, 1)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        time.sleep(0.01 + 0.03 * dist.get_rank())
         return {"loss": self.layer(x).pow(2).mean()}
+
+
+class Slow(Quick):
+    """A step takes longer in the second process."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        time.sleep(0.01 + 0.03 * dist.get_rank())
+        return super().forward(x)
 
 
 class Rates(TrainerCallback):
@@ -209,15 +214,6 @@ def test_schedules_learn_in_the_first_step_and_warm_up_to_the_full_rate(kind: st
         assert ours(step) == pytest.approx(min(1, plain(step) + 1 / warmup) if step < warmup else plain(step))
 
 
-class Quick(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(4, 1)
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"loss": self.layer(x).pow(2).mean()}
-
-
 def test_resumed_run_follows_the_schedule_of_its_new_length(tmp_path: Path) -> None:
     """A run that had ended stored a rate of 0. With as many steps as before, the rates are those of a run that nothing
     stopped."""
@@ -296,8 +292,7 @@ def test_checkpoint_whose_tensors_have_the_names_of_older_versions_is_loaded(tmp
     """transformers saves a mixture's experts under the names of older versions, and its Trainer leaves out what has
     another name."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
-    model = MixtralForCausalLM(MixtralConfig(vocab_size=64, num_hidden_layers=1, num_local_experts=2, **sizes))
+    model = MixtralForCausalLM(small_config("mixtral"))
     model.save_pretrained(tmp_path)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     for parameter in model.parameters():
@@ -311,22 +306,9 @@ def tagging(folder: str, labels: Sequence[int], batch: int, nan_in: int | None =
     """A trainer of tags for rows with these numbers of labels; ``nan_in``: the row whose tokens have embeddings of
     NaN."""
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    model = BertForTokenClassification(
-        BertConfig(
-            **sizes,
-            max_position_embeddings=16,
-            num_labels=3,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    )
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    shape = Shape(width=16, layers=1, heads=2, inner=16, tokens=16, vocabulary=40)
+    model = BertForTokenClassification(small_config("bert", shape, **still, **label_config(list("abc"))))
     rows = []
     for number, count in enumerate(labels):
         tags = torch.arange(12).remainder(3).where(torch.arange(12) < count, -100)
