@@ -20,6 +20,7 @@ from hf_longattn.data.qa_features import QACollator, answer_tokens, qa_inputs
 from hf_longattn.data.qa_schemas import load_qa, occurrences
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import InputError
+from hf_longattn.files import write_json
 from hf_longattn.training.tasks.classify import encode_documents
 from scripts import prepare_natural_questions, prepare_triviaqa
 from tests.cases import every_case
@@ -47,30 +48,20 @@ HOTPOT = {
 }
 
 
-@every_case("form", ["squad.json", "records.json", "data.jsonl", "spans.csv", "data.parquet", "dataset", "splits"])
-def test_questions_are_the_same_from_every_kind_of_file(form: str, tmp_path: Path) -> None:
-    path = tmp_path / form
+def test_questions_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "squad.json", NESTED)
+    write_json(tmp_path / "records.json", [RECORD])
+    write_rows([RECORD], tmp_path / "data.jsonl")
+    flat = {name: RECORD[name] for name in ("id", "context", "question")}
+    write_csv(tmp_path / "spans.csv", {**flat, "answer": "fox", "answer_start": 4})
     data = Dataset.from_list([RECORD])
-    if form == "squad.json":
-        path.write_text(json.dumps(NESTED))
-    elif form == "records.json":
-        path.write_text(json.dumps([RECORD]))
-    elif form == "data.jsonl":
-        write_rows([RECORD], path)
-    elif form == "spans.csv":
-        write_csv(
-            path,
-            {**{name: RECORD[name] for name in ("id", "context", "question")}, "answer": "fox", "answer_start": 4},
-        )
-    elif form == "data.parquet":
-        data.to_parquet(str(path))
-    elif form == "dataset":
-        data.save_to_disk(str(path))
-    else:
-        DatasetDict({"train": data, "test": data}).save_to_disk(str(path))
-    (record,) = load_qa(path, "train").to_list()
-    assert {key: record[key] for key in RECORD} == RECORD
-    assert (record["gold"], record["kind"]) == (["fox"], "span")
+    data.to_parquet(str(tmp_path / "data.parquet"))
+    data.save_to_disk(str(tmp_path / "dataset"))
+    DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "splits"))
+    for path in tmp_path.iterdir():
+        (record,) = load_qa(path, "train").to_list()
+        assert {key: record[key] for key in RECORD} == RECORD, path
+        assert (record["gold"], record["kind"]) == (["fox"], "span")
 
 
 def write_csv(path: Path, *records: dict) -> None:
@@ -120,30 +111,29 @@ def test_questions_are_read_from_the_columns_that_are_named(tmp_path: Path) -> N
         load_qa(tmp_path / "rows.csv", named={**named, "question": "fragen"})
 
 
+ROW = {"id": "1", "question": "?", "context": "Ada built it."}
+
+
 def test_empty_answer_makes_a_question_without_an_answer(tmp_path: Path) -> None:
     """In nested and flat files, in the common schema and in tables, wherever it starts."""
-    row = {"id": "1", "question": "?", "context": "Ada built it."}
     qas = [{"id": "1", "question": "?", "answers": answers, "is_impossible": True} for answers in EMPTY_ANSWERS]
-    (tmp_path / "nested.json").write_text(
-        json.dumps({"data": [{"paragraphs": [{"context": row["context"], "qas": qas}]}]})
-    )
-    flat = [{**row, "answers": answers} for answers in EMPTY_ANSWERS]
+    write_json(tmp_path / "nested.json", {"data": [{"paragraphs": [{"context": ROW["context"], "qas": qas}]}]})
+    flat = [{**ROW, "answers": answers} for answers in EMPTY_ANSWERS]
     common = [{**each, "gold": [""], "kind": "span"} for each in flat]
-    starts = [{**row, "answer": "", "answer_start": start} for start in ("", "0", "-1", "-1.0")]
+    starts = [{**ROW, "answer": "", "answer_start": start} for start in ("", "0", "-1", "-1.0")]
     write_csv(tmp_path / "starts.csv", *starts)
     tables = [load_qa(tmp_path / name).to_list() for name in ("nested.json", "starts.csv")]
     assert [*map(len, tables)] == [len(qas), len(starts)]
     for example in chain(*tables, read(flat, tmp_path), read(common, tmp_path)):
         assert (example["kind"], example["gold"], example["answers"]["text"]) == ("none", [], []), example
     answers = {"text": ["", "Ada"], "answer_start": [-1, 0]}
-    assert read([{**row, "answers": answers}], tmp_path)[0]["answers"] == {"text": ["Ada"], "answer_start": [0]}
+    assert read([{**ROW, "answers": answers}], tmp_path)[0]["answers"] == {"text": ["Ada"], "answer_start": [0]}
     with pytest.raises(DataError, match=r"Question 1 of .*: It is marked as is_impossible, but has the answer 'Ada'"):
-        read([{**row, "answers": answers, "is_impossible": True}], tmp_path)
+        read([{**ROW, "answers": answers, "is_impossible": True}], tmp_path)
 
 
 def test_answer_counts_in_either_of_the_columns_answer_and_answers(tmp_path: Path) -> None:
     """In rows and in tables, row by row."""
-    row = {"id": "1", "question": "?", "context": "Ada built it."}
     spans, text = {"text": ["Ada"], "answer_start": [0]}, {"answer": "Ada"}
     answered = [
         text,
@@ -161,11 +151,11 @@ def test_answer_counts_in_either_of_the_columns_answer_and_answers(tmp_path: Pat
     unanswered = [{"answers": empty, "answer": other} for empty in EMPTY_ANSWERS for other in ("", None, [])] + [
         {"answer": ""}
     ]
-    write_csv(tmp_path / "rows.csv", *({**row, "answers": cell, **text} for cell in ("", " ", "Ada")))
-    starts = {**row, "answers": "", **text, "answer_start": "0"}
+    write_csv(tmp_path / "rows.csv", *({**ROW, "answers": cell, **text} for cell in ("", " ", "Ada")))
+    starts = {**ROW, "answers": "", **text, "answer_start": "0"}
     write_csv(tmp_path / "starts.csv", starts, {**starts, "answer_start": ""})
     tables = [load_qa(tmp_path / name).to_list() for name in ("rows.csv", "starts.csv")]
-    flat = [read([{**row, **each} for each in rows], tmp_path) for rows in (answered, unanswered)]
+    flat = [read([{**ROW, **each} for each in rows], tmp_path) for rows in (answered, unanswered)]
     for example in chain(*tables, flat[0]):
         assert (example["kind"], example["gold"], example["answers"]) == ("span", ["Ada"], spans), example
     for example in flat[1]:
@@ -173,20 +163,17 @@ def test_answer_counts_in_either_of_the_columns_answer_and_answers(tmp_path: Pat
 
 
 def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> None:
-    row, answer = (
-        {"id": "1", "question": "?", "context": "Ada built it."},
-        {"answers": {"text": ["Ada"], "answer_start": [0]}},
-    )
+    answer = {"answers": {"text": ["Ada"], "answer_start": [0]}}
     for mark in (True, 1.0, "TRUE ", " yes", "1"):
-        assert read([{**row, "answers": [], "is_impossible": mark}], tmp_path)[0]["kind"] == "none"
+        assert read([{**ROW, "answers": [], "is_impossible": mark}], tmp_path)[0]["kind"] == "none"
         with pytest.raises(DataError, match=r"Question 1 of .*: .*marked as is_impossible, but has the answer 'Ada'"):
-            read([{**row, **answer, "is_impossible": mark}], tmp_path)
+            read([{**ROW, **answer, "is_impossible": mark}], tmp_path)
     for mark in (False, 0, "NO ", None, ""):
         assert [
             one["kind"]
-            for one in read([{**row, **each, "is_impossible": mark} for each in (answer, {"answers": []})], tmp_path)
+            for one in read([{**ROW, **each, "is_impossible": mark} for each in (answer, {"answers": []})], tmp_path)
         ] == ["span", "none"]
-    common = {**row, **answer, "gold": ["Ada"], "kind": "none"}
+    common = {**ROW, **answer, "gold": ["Ada"], "kind": "none"}
     for changes in ({}, {"gold": []}, {"answers": []}):
         with pytest.raises(
             DataError, match=r"Question 1 of .*: It is marked as kind 'none', but has the answer 'Ada'"
@@ -199,14 +186,13 @@ def test_questions_marked_as_impossible_must_have_no_answer(tmp_path: Path) -> N
 
 
 def test_answer_start_must_be_a_whole_number(tmp_path: Path) -> None:
-    row = {"id": "1", "question": "?", "context": "Ada built it."}
     for start in (float("nan"), 0.5, "x", True, float("inf")):
         answers = {"text": ["Ada"], "answer_start": [start]}
         with pytest.raises(
             DataError, match=r"Question 1 of .*: The answer 'Ada' has the answer_start .*; it must be a whole number"
         ):
-            read([{**row, "answers": answers}], tmp_path)
-    assert read([{**row, "context": "in 1920", "answers": {"text": [1920], "answer_start": [3]}}], tmp_path)[0][
+            read([{**ROW, "answers": answers}], tmp_path)
+    assert read([{**ROW, "context": "in 1920", "answers": {"text": [1920], "answer_start": [3]}}], tmp_path)[0][
         "gold"
     ] == ["1920"]
     for start in (6, 6.0):
@@ -214,13 +200,13 @@ def test_answer_start_must_be_a_whole_number(tmp_path: Path) -> None:
             {"answers": {"text": "it", "answer_start": 10}},
             {"answer": "built", "answer_start": start - 2},
         ):
-            assert read([{**row, **changes}], tmp_path)[0]["answers"]["answer_start"] == [
+            assert read([{**ROW, **changes}], tmp_path)[0]["answers"]["answer_start"] == [
                 changes.get("answer_start", 10)
             ]
-    write_csv(tmp_path / "rows.csv", {**row, "answer": "built", "answer_start": "5"})
+    write_csv(tmp_path / "rows.csv", {**ROW, "answer": "built", "answer_start": "5"})
     with pytest.raises(DataError, match="is not at character 5"):
         load_qa(tmp_path / "rows.csv")
-    write_csv(tmp_path / "rows.csv", {**row, "answer": "built", "answer_start": "4.0"})
+    write_csv(tmp_path / "rows.csv", {**ROW, "answer": "built", "answer_start": "4.0"})
     assert load_qa(tmp_path / "rows.csv")["answers"][0]["answer_start"] == [4]
 
 
@@ -378,7 +364,7 @@ def trivia(folder: Path, name: str, **changes: Any) -> Path:
     for document, text in EVIDENCE.items():
         (folder / "evidence" / document).parent.mkdir(parents=True, exist_ok=True)
         (folder / "evidence" / document).write_text(text, encoding="utf-8")
-    (folder / f"{name}.json").write_text(json.dumps({**TRIVIA, **changes}))
+    write_json(folder / f"{name}.json", {**TRIVIA, **changes})
     output = folder / f"{name}.jsonl"
     prepare_triviaqa.main([str(folder / f"{name}.json"), str(output), "--evidence", str(folder / "evidence")])
     return output
@@ -684,9 +670,7 @@ def test_answers_of_a_table_may_be_json_or_python_text(tmp_path: Path) -> None:
         " {'text': ['fox']}",
     ):
         path = tmp_path / "pandas.csv"
-        with path.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerows([["id", "question", "context", "answers"], ["1", "What?", RECORD["context"], written]])
+        write_csv(path, {"id": "1", "question": "What?", "context": RECORD["context"], "answers": written})
         assert load_qa(path)["answers"][0] == right, written
     for written in ("{'text': array(['fox'], dtype=object), 'answer_start': array([4], dtype=int32)}", "['fox'"):
         path.write_text(path.read_text().splitlines()[0] + f'\n1,What?,{RECORD["context"]},"{written}"\n')
@@ -695,8 +679,7 @@ def test_answers_of_a_table_may_be_json_or_python_text(tmp_path: Path) -> None:
         ):
             load_qa(path)
     code = {"question": "What?", "context": "Type ['fox'] here.", "answers": "['fox']"}
-    (tmp_path / "code.jsonl").write_text(json.dumps(code))
-    assert load_qa(tmp_path / "code.jsonl")["answers"][0] == {"text": ["['fox']"], "answer_start": [5]}
+    assert read([code], tmp_path)[0]["answers"] == {"text": ["['fox']"], "answer_start": [5]}
 
 
 def test_answer_without_text_is_the_token_where_it_starts() -> None:

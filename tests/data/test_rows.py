@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
@@ -21,6 +20,8 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.rows import read_texts, rows_of, split_held_out, trained_rows
 from hf_longattn.data.sources import DataError, files_of, read_hub, read_table
 from hf_longattn.errors import OptionError
+from hf_longattn.files import write_json
+from hf_longattn.training.lm import TextDataArguments
 from hf_longattn.training.tasks.tokens import TokenDataArguments, tagged_rows
 from tests.cases import every_case
 from tests.training.conftest import write_rows
@@ -45,22 +46,6 @@ PAIRS = {
 }
 
 
-def arguments(*data: str, **changes: Any) -> Any:
-    """The data arguments of a task."""
-    values = {
-        "data": list(data),
-        "named": {},
-        "roles": TEXTS,
-        "split": "train",
-        "validation": "",
-        "template": [],
-        "only_scores": False,
-        "max_train_samples": None,
-        "max_eval_samples": None,
-    }
-    return SimpleNamespace(**{**values, **changes})
-
-
 def texts_of(source: str) -> Dataset:
     return rows_of(source, "train", TEXTS, {})
 
@@ -75,7 +60,9 @@ def pairs(source: str) -> Dataset:
 
 def written(source: str, *template: str) -> list[str]:
     """All texts of a template."""
-    return read_texts(arguments(source, template=list(template), only_scores=True), 0)[0]["text"][:]
+    arguments = TextDataArguments(data=[source], template=list(template))
+    arguments.only_scores = True
+    return read_texts(arguments, 0)[0]["text"][:]
 
 
 @pytest.fixture
@@ -125,9 +112,9 @@ def test_template_with_a_number_format_refuses_texts(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_templates_are_refused(tmp_path: Path, template: str, kind: type[Exception], sentence: str) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"task": "Add"}\n')
+    source = write_rows([{"task": "Add"}], tmp_path / "rows.jsonl")
     with pytest.raises(kind, match=sentence):
-        written(str(tmp_path / "rows.jsonl"), template)
+        written(source, template)
 
 
 def write(file: Path, text: str) -> str:
@@ -424,12 +411,13 @@ def test_split_keeps_the_rows_of_a_unit_together_within_each_source() -> None:
 
 def test_validation_texts_are_used_whole(tmp_path: Path) -> None:
     """As many as the training documents' hundredth were used once."""
-    files = [tmp_path / name for name in ("train.jsonl", "held.jsonl")]
-    for file, count in zip(files, (300, 200), strict=True):
-        write_rows([{"text": f"{file.stem} {number}"} for number in range(count)], file)
-    train, held_out = read_texts(arguments(str(files[0]), validation=str(files[1])), 0)
+    files = [
+        write_rows([{"text": f"{name} {number}"} for number in range(count)], tmp_path / f"{name}.jsonl")
+        for name, count in (("train", 300), ("held", 200))
+    ]
+    train, held_out = read_texts(TextDataArguments(data=files[:1], validation=files[1]), 0)
     assert (len(train), len(held_out)) == (300, 200)
-    train, held_out = read_texts(arguments(*map(str, files)), 0)
+    train, held_out = read_texts(TextDataArguments(data=files), 0)
     assert [sum(text.startswith(name) for text in held_out["text"]) for name in ("train", "held")] == [30, 20]
 
 
@@ -476,9 +464,7 @@ def test_file_names_are_no_patterns_and_encodings_beside_utf8_are_refused(
 def test_too_long_text_is_refused_with_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "LARGEST_TEXT", 1_000_000)
     long, rows = "ü" * 1_500_000, ["a", "b"]
-    (tmp_path / "rows.jsonl").write_text(
-        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (*rows, long))
-    )
+    write_rows([{"text": text} for text in (*rows, long)], tmp_path / "rows.jsonl")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "book.txt").write_text(long)
     for name, place in {"rows.jsonl": 3, "folder": 1, "folder/book.txt": 1}.items():
@@ -486,8 +472,7 @@ def test_too_long_text_is_refused_with_its_row(tmp_path: Path, monkeypatch: pyte
             DataError, match=f"^Row {place} of .*{name} has a text of 1,500,000 characters, but at most 1,000,000 are"
         ):
             texts_of(str(tmp_path / name))
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": long[:500_000]}))
-    assert len(texts_of(str(tmp_path / "rows.jsonl"))) == 1
+    assert len(texts_of(write_rows([{"text": long[:500_000]}], tmp_path / "rows.jsonl"))) == 1
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
@@ -600,7 +585,7 @@ def test_trained_rows_are_found_by_content(tmp_path: Path) -> None:
 def test_trained_questions_are_found_whatever_their_ids_and_schema(tmp_path: Path) -> None:
     question: dict[str, Any] = {"question": "which?", "answers": [{"text": "tree", "answer_start": 2}]}
     nested = {"data": [{"title": "t", "paragraphs": [{"context": "a tree", "qas": [{**question, "id": "x"}]}]}]}
-    (tmp_path / "a.json").write_text(json.dumps(nested))
+    write_json(tmp_path / "a.json", nested)
     flat = {"question": "which?", "context": "a tree", "answers": {"text": ["tree"], "answer_start": [2]}}
     write_rows([flat, {**flat, "question": "who?"}], tmp_path / "b.jsonl")
     assert trained_rows(load_qa(tmp_path / "a.json"), load_qa(tmp_path / "b.jsonl")) == 1

@@ -29,7 +29,7 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import embedding, late_chunking
 from hf_longattn.evaluation.embedding import embed_documents, read_documents
 from hf_longattn.evaluation.late_chunking import late_chunks, read_tokens
-from hf_longattn.files import locked
+from hf_longattn.files import locked, read_json, write_json
 from hf_longattn.loading import load_sentence_model
 from tests.cases import every_case
 from tests.cli.test_commands import run
@@ -217,9 +217,9 @@ def test_embed_into_vectors_of_another_setting_is_refused(
     elif changed == "config":
         change_json(model / "config.json", layer_norm_eps=0.1)
     elif changed == "tokenizer":
-        rules = json.loads((model / "tokenizer.json").read_text())
+        rules = read_json(model / "tokenizer.json")
         rules["model"]["vocab"] |= {"the": rules["model"]["vocab"]["of"], "of": rules["model"]["vocab"]["the"]}
-        (model / "tokenizer.json").write_text(json.dumps(rules))
+        write_json(model / "tokenizer.json", rules)
     elif changed == "prompts":
         change_json(model / "config_sentence_transformers.json", prompts={"document": "search: "})
     elif changed == "weights":
@@ -238,8 +238,8 @@ def test_embed_completes_a_folder_whose_model_was_moved_and_written_again(folder
     data = write_rows([{"id": "a", "text": "some words"}], tmp_path / "data.jsonl")
     embed_documents(folder, data, tmp_path / "out")
     moved = shutil.copytree(folder, tmp_path / "moved")
-    config = json.loads((moved / "config.json").read_text())
-    (moved / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
+    config = read_json(moved / "config.json")
+    write_json(moved / "config.json", dict(reversed(config.items())))
     (moved / "README.md").write_text("another card")
     stored = files(tmp_path / "out")
     embed_documents(str(moved), data, tmp_path / "out")
@@ -308,7 +308,7 @@ def test_embed_refuses_damaged_files_of_a_sentence_transformers_folder(
 ) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(Path(folder).parent / "short", damaged)
-    (damaged / file).write_text(json.dumps(content))
+    write_json(damaged / file, content)
     with pytest.raises(LongAttentionError, match=words):
         embed_documents(str(damaged), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -332,9 +332,9 @@ def test_embed_refuses_a_token_beyond_the_table_of_the_model(
     vectors: str, folder: str, data: str, tmp_path: Path
 ) -> None:
     shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
-    values = json.loads((tmp_path / "short" / "tokenizer.json").read_text())
+    values = read_json(tmp_path / "short" / "tokenizer.json")
     values["model"]["vocab"]["the"] = 999_999
-    (tmp_path / "short" / "tokenizer.json").write_text(json.dumps(values))
+    write_json(tmp_path / "short" / "tokenizer.json", values)
     with pytest.raises(LongAttentionError, match=r"token ids up to 999999 \('the'\), but its model has 900 embedd"):
         embed_documents(str(tmp_path / "short"), data, tmp_path / "out", vectors=vectors)
     assert not (tmp_path / "out").exists()

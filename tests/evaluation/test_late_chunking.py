@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ import hf_longattn.families as families
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError
 from hf_longattn.evaluation.late_chunking import late_chunks
 from hf_longattn.evaluation.pooling import OLD_KEYS, SentencePooling, sentence_pooling, write_for_servers
+from hf_longattn.files import read_json, write_json
 from tests.cases import every_case
 from tests.reference.small_models import long_config
 from tests.trained import tokenizer_of
@@ -177,7 +177,7 @@ def test_pooling_is_that_of_sentence_transformers(mode: str | tuple[str, ...], l
         {"path": "1_Pooling", "type": "x.Pooling"},
         {"path": "2_Normalize", "type": "x.Normalize"},
     ]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    write_json(tmp_path / "modules.json", modules)
     ours = sentence_pooling(tmp_path)
     assert isinstance(ours, SentencePooling)
     states, mask = torch.randn(3, 10, 8), torch.ones(3, 10, dtype=torch.long)
@@ -186,24 +186,24 @@ def test_pooling_is_that_of_sentence_transformers(mode: str | tuple[str, ...], l
     features = {"token_embeddings": states, "attention_mask": mask}
     expected = st.Normalize()(theirs(features))["sentence_embedding"]
     torch.testing.assert_close(ours(states, mask), expected)
-    (tmp_path / "modules.json").write_text(json.dumps(modules[:2]))
+    write_json(tmp_path / "modules.json", modules[:2])
     assert not sentence_pooling(tmp_path).normalize  # type: ignore[union-attr]
 
 
 def test_pooling_reads_old_files_and_none_of_other_modules(tmp_path: Path) -> None:
     assert sentence_pooling(tmp_path) is None
     modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    write_json(tmp_path / "modules.json", modules)
     assert sentence_pooling(tmp_path) is None
     (tmp_path / "1_Pooling").mkdir()
     settings = tmp_path / "1_Pooling" / "config.json"
-    settings.write_text(
-        json.dumps({"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True})
+    write_json(
+        settings, {"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
     )
     assert sentence_pooling(tmp_path).modes == ("cls", "mean")  # type: ignore[union-attr]
-    settings.write_text(json.dumps({"pooling_mode": "mean", "include_prompt": False}))
+    write_json(settings, {"pooling_mode": "mean", "include_prompt": False})
     assert sentence_pooling(tmp_path) is None
-    (tmp_path / "modules.json").write_text(json.dumps([*modules, {"path": "2_Dense", "type": "x.Dense"}]))
+    write_json(tmp_path / "modules.json", [*modules, {"path": "2_Dense", "type": "x.Dense"}])
     assert sentence_pooling(tmp_path) is None
     (tmp_path / "modules.json").write_text("[")
     with pytest.raises(CheckpointError):
@@ -224,19 +224,17 @@ def test_pooling_files_for_servers_have_the_old_form(mode: str | tuple[str, ...]
             "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
         },
     ]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    write_json(tmp_path / "modules.json", modules)
     settings = tmp_path / "sentence_bert_config.json"
-    settings.write_text(
-        json.dumps({"transformer_task": "feature-extraction", "do_lower_case": True, "modality_config": {}})
-    )
+    write_json(settings, {"transformer_task": "feature-extraction", "do_lower_case": True, "modality_config": {}})
     write_for_servers(tmp_path, 4096)
-    assert json.loads(settings.read_text()) == {"max_seq_length": 4096, "do_lower_case": True}
-    written = json.loads((tmp_path / "modules.json").read_text())
+    assert read_json(settings) == {"max_seq_length": 4096, "do_lower_case": True}
+    written = read_json(tmp_path / "modules.json")
     assert [one["type"] for one in written] == [
         "sentence_transformers.models.Transformer",
         "sentence_transformers.models.Pooling",
     ]
-    values = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
+    values = read_json(tmp_path / "1_Pooling" / "config.json")
     assert (values["word_embedding_dimension"], values["pooling_mode_mean_tokens"]) == (8, mode == "mean")
     assert sum(value for name, value in values.items() if name.startswith("pooling_mode")) == (
         1 if mode == "mean" else 2
@@ -252,9 +250,9 @@ def test_pooling_files_for_servers_have_the_old_form(mode: str | tuple[str, ...]
 
 def test_pooling_files_for_servers_keep_the_task_of_a_cross_encoder(tmp_path: Path) -> None:
     write_for_servers(tmp_path, 64)
-    (tmp_path / "modules.json").write_text(json.dumps([{"path": "", "type": "a.Transformer"}]))
+    write_json(tmp_path / "modules.json", [{"path": "", "type": "a.Transformer"}])
     settings = tmp_path / "sentence_bert_config.json"
-    settings.write_text(json.dumps({"transformer_task": "sequence-classification"}))
+    write_json(settings, {"transformer_task": "sequence-classification"})
     write_for_servers(tmp_path, 64)
-    assert json.loads(settings.read_text()) == {"max_seq_length": 64, "transformer_task": "sequence-classification"}
-    assert json.loads((tmp_path / "modules.json").read_text()) == [{"path": "", "type": "a.Transformer"}]
+    assert read_json(settings) == {"max_seq_length": 64, "transformer_task": "sequence-classification"}
+    assert read_json(tmp_path / "modules.json") == [{"path": "", "type": "a.Transformer"}]

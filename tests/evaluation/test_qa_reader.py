@@ -3,7 +3,6 @@ predictions."""
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from hf_longattn.evaluation.qa_reader import (
     score_answers,
     write_predictions,
 )
+from hf_longattn.files import read_json
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 
@@ -186,7 +186,7 @@ def test_qa_scores_are_split_by_length_position_and_missing_answers() -> None:
 def test_write_predictions_writes_answers_and_odds(tmp_path: Path) -> None:
     records = [record(0, "fox"), record(1, "")]
     write_predictions(tmp_path, records, [Answer("fox", "fox", 2.0), Answer("", "wolf", -3.0)])
-    read = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    read = {path.name: read_json(path) for path in tmp_path.iterdir()}
     assert read["predictions.json"] == {"0": "fox", "1": ""}
     assert read["null_odds.json"] == {"0": -2.0, "1": 3.0}
 
@@ -213,7 +213,7 @@ def test_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Pa
     _, (first, *_) = by_question(records, answers)
     assert (first.score, first.length, first.position) == (3.0, 700, 7)
     write_predictions(tmp_path, records, answers)
-    read = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    read = {path.name: read_json(path) for path in tmp_path.iterdir()}
     assert read["predictions.json"] == {"3": "the ‘St.Petersburg’", "4": "A red-fox", "5": "bird"}
 
 

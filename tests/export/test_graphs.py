@@ -23,6 +23,7 @@ from hf_longattn import reports as checks
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, MissingExtraError
 from hf_longattn.export import graphs
+from hf_longattn.files import read_json
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cli.test_commands import output
 from tests.hub_server import Hub
@@ -236,7 +237,7 @@ def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(
     assert report["class_name"] == "LongBertModel"
     with pytest.raises(CheckpointError, match="--overwrite"):
         export_checkpoint(encoder, tmp_path / "graph", format="torch")
-    assert json.loads((tmp_path / "graph" / "sentence_bert_config.json").read_text())["max_seq_length"] == LENGTH // 2
+    assert read_json(tmp_path / "graph" / "sentence_bert_config.json")["max_seq_length"] == LENGTH // 2
     program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
     inputs = {"input_ids": tokens(1, 40), "attention_mask": torch.ones(1, 40, dtype=torch.long)}
     first, second = (
@@ -311,7 +312,7 @@ def test_exported_re_ranker_scores_as_the_cross_encoder_does(
     convert_checkpoint(source, tmp_path / "long", mechanism="longformer", window=64, max_length=2048)
     report = export_checkpoint(tmp_path / "long", tmp_path / "graph")
     assert report.inputs == ("input_ids", "attention_mask", "token_type_ids")
-    config = json.loads((tmp_path / "graph" / "config.json").read_text())
+    config = read_json(tmp_path / "graph" / "config.json")
     assert (config["id2label"], config["architectures"]) == ({"0": "relevant"}, ["BertForSequenceClassification"])
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
         assert (tmp_path / "graph" / name).is_file() == (source / name).is_file()

@@ -3,7 +3,6 @@ of N×N."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import transformers
 
 from hf_longattn import export_checkpoint
 from hf_longattn.errors import CheckpointError
+from hf_longattn.files import read_json, write_json
 from scripts.dev.tools.small_models import small_config
 from tests.reference.small_models import padding, tokens
 
@@ -76,9 +76,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_graph_of_a_stock_model_equals_eager_attention_at_every_length_with_padding(base: str, tmp_path: Path) -> None:
     source = stock(tmp_path / base, base)
     export_checkpoint(source, tmp_path / "graph")
-    assert json.loads((tmp_path / "graph" / "config.json").read_text()) == json.loads(
-        (source / "config.json").read_text()
-    )
+    assert read_json(tmp_path / "graph" / "config.json") == read_json(source / "config.json")
     loops = [
         node
         for node in onnx.load(tmp_path / "graph" / "model.onnx", load_external_data=False).graph.node
@@ -106,7 +104,7 @@ def test_largest_tensor_of_a_graph_grows_with_the_length_and_not_its_square(tmp_
         options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
         session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"), options)
         session.run(None, {"input_ids": tokens(1, length).numpy(), "attention_mask": np.ones((1, length), np.int64)})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = read_json(Path(session.end_profiling()))
         largest.append(max(int(event.get("args", {}).get("output_size", 0)) for event in events))
     assert largest[0] >= 4 * 256 * 32
     assert largest[1] <= 4.5 * largest[0]  # the last block is padded
@@ -131,7 +129,7 @@ def test_export_refuses_stock_models_whose_graph_would_hold_all_scores_or_two_st
     for base in ("mpnet", "bart"):
         transformers.AutoModel.from_config(small_config(base)).save_pretrained(tmp_path / base)
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "config.json").write_text(json.dumps({"model_type": "newer", "architectures": ["NewerModel"]}))
+    write_json(tmp_path / "new" / "config.json", {"model_type": "newer", "architectures": ["NewerModel"]})
     for name, sentence in {
         "mpnet": "its graph would hold all N×N scores; type longattn convert .* DST, and export DST",
         "bart": "a BartModel has a decoder",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -28,7 +27,7 @@ from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, HubError, LongAttentionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.files import public_name
+from hf_longattn.files import public_name, write_json
 from hf_longattn.hub import model_card, push_model, write_model_card
 from hf_longattn.hub.card import inherited_metadata, read_card
 from hf_longattn.hub.push import NAMED, push_loaded
@@ -103,7 +102,7 @@ def test_card_of_sentence_transformers_loads_encoders_and_rerankers(
 ) -> None:
     folder = saved(tmp_path / "model", "BertModel")
     (folder / "modules.json").write_text("[]")
-    (folder / "config_sentence_transformers.json").write_text(json.dumps({"model_type": kind}))
+    write_json(folder / "config_sentence_transformers.json", {"model_type": kind})
     card = ModelCard.load(write_model_card(folder))
     assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", task)
     assert f"model = {kind}(" in card.text
@@ -146,13 +145,11 @@ def test_card_of_every_class_of_every_family_loads_it(tmp_path: Path) -> None:
             "model_type": family.config_class.model_type,
             "architectures": [long],
         }
-        (tmp_path / "config.json").write_text(json.dumps(values))
+        write_json(tmp_path / "config.json", values)
         if loads.search(str(model_card(tmp_path, name="me/long"))) is None:
             without.append(long)
     assert not without
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "long_marian", "architectures": ["LongMarianMTModel"]})
-    )
+    write_json(tmp_path / "config.json", {"model_type": "long_marian", "architectures": ["LongMarianMTModel"]})
     card = model_card(tmp_path)
     assert "AutoModelForSeq2SeqLM" in card.text
     assert card.data.pipeline_tag == "translation"
@@ -201,8 +198,9 @@ def test_card_says_the_given_metadata_results_and_texts(tmp_path: Path) -> None:
 
 
 def test_card_of_a_plain_model_states_nothing_that_was_not_given(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"], "max_position_embeddings": 512})
+    write_json(
+        tmp_path / "config.json",
+        {"model_type": "bert", "architectures": ["BertForMaskedLM"], "max_position_embeddings": 512},
     )
     text = write_model_card(tmp_path, name="folder/small").read_text()
     assert "import hf_longattn" not in text
@@ -256,7 +254,7 @@ def test_card_says_up_to_which_length_the_model_equals_full_attention(
         "max_position_embeddings": 4096,
         "num_hidden_layers": 2,
     }
-    (tmp_path / "config.json").write_text(json.dumps({**config, "long_attention": options}))
+    write_json(tmp_path / "config.json", {**config, "long_attention": options})
     assert f"- Its attention {sentence}\n" in write_model_card(tmp_path).read_text()
 
 
@@ -271,7 +269,7 @@ def test_card_names_the_stack_that_equals_full_attention(tmp_path: Path) -> None
         "text_config": text,
         "vision_config": vision,
     }
-    (tmp_path / "config.json").write_text(json.dumps(towers))
+    write_json(tmp_path / "config.json", towers)
     card = write_model_card(tmp_path).read_text()
     assert "- The attention of the tower text equals full attention at every length.\n" in card
     assert "Its attention" not in card
@@ -282,7 +280,7 @@ def test_card_names_the_stack_that_equals_full_attention(tmp_path: Path) -> None
         "architectures": ["LongBartForConditionalGeneration"],
         "long_attention": {"mechanism": "full"},
     }
-    (tmp_path / "config.json").write_text(json.dumps({**decodes, **shared, "decoder_long_attention": window}))
+    write_json(tmp_path / "config.json", {**decodes, **shared, "decoder_long_attention": window})
     card = write_model_card(tmp_path).read_text()
     assert "- Its attention equals full attention at every length.\n" in card
     assert "- The self-attention of its decoder equals full attention on texts of up to 8 tokens.\n" in card
@@ -360,7 +358,7 @@ def test_card_of_a_fine_tuned_model_names_its_base_lengths_and_labels_and_rounds
         ({"0": "bad", "1": "good"}, "Labels: `bad`, `good`."),
         (names, f"Labels: {', '.join(f'`topic {number}`' for number in range(20))} and 1 more."),
     ):
-        (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": labels}))
+        write_json(tmp_path / "config.json", {**config, "id2label": labels})
         scores = [{**EXACT, "value": 50 / 3}]
         card = ModelCard.load(
             write_model_card(tmp_path, base_model="some/bert", training="Trained for 2 steps.", results=scores)
@@ -405,7 +403,7 @@ def test_card_refuses_a_conversion_report_of_odd_types(
     report: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
-    (folder / "conversion_report.json").write_text(json.dumps(report))
+    write_json(folder / "conversion_report.json", report)
     with pytest.raises(CheckpointError, match=sentence):
         write_model_card(folder)
 
@@ -666,9 +664,9 @@ def test_public_repository_is_refused_before_a_private_training(
     server.add(TUNED)
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(BIRDS)
-    texts = ["--data", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt")]
-    line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no-bf16"]
-    assert train("mlm", [*line, "--push-to-hub", "--hub-model-id", TUNED, "--hub-private-repo", "True"]) == 1
+    line = f"""--model {folder} --data {tmp_path}/one.txt --validation {tmp_path}/two.txt --output {tmp_path}/run
+        --no-bf16 --push-to-hub --hub-model-id {TUNED} --hub-private-repo True"""
+    assert train("mlm", line.split()) == 1
     assert "'writer/tuned' is public, but it was to be private" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.safetensors").exists()
 

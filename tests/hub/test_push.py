@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
-from hf_longattn.files import MODEL_FILES, belongs
+from hf_longattn.files import MODEL_FILES, belongs, write_json
 from hf_longattn.hub import check_login, push_model, write_model_card
 from hf_longattn.loading import TOKEN, translated_errors
 from tests.cases import every_case
@@ -204,7 +204,7 @@ def name_token(model: Path, held: str) -> None:
 def module_folder(model: Path, path: str, text: str = "{}") -> None:
     """Add a module of sentence-transformers with a config."""
     modules = [{"path": "", "type": "a.Transformer"}, {"path": path, "type": "a.Pooling"}]
-    (model / "modules.json").write_text(json.dumps(modules))
+    write_json(model / "modules.json", modules)
     (model / path).mkdir(parents=True, exist_ok=True)
     (model / path / "config.json").write_text(text)
 
@@ -266,7 +266,7 @@ def test_push_sends_the_files_of_a_model_and_no_others(server: Hub, model: Path)
     (model / "modeling_mine.py").write_text("from .helper import x\n")
     module_folder(model, "2_Dense")
     modules = [{"path": path, "type": "a.B"} for path in ("", "1_Pooling", "2_Dense")]
-    (model / "modules.json").write_text(json.dumps(modules))
+    write_json(model / "modules.json", modules)
     with open(model / "README.md", "a", encoding="utf-8") as card:
         card.write("![chart](images/chart.png) ![secret](.images/hidden.png)\n")
     before = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

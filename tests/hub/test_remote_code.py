@@ -3,7 +3,6 @@ class."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ import transformers
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import LongBertConfig, LongBertForMaskedLM, LongBertModel, LongMultimodalModel
+from hf_longattn.files import read_json, write_json
 from hf_longattn.hub import push_model, write_remote_code
 from scripts.dev.tools.small_models import small_values
 
@@ -74,7 +74,7 @@ def test_remote_code_loads_a_model_where_the_package_is_not_imported(
         expected = model(torch.tensor(IDS))[0]
     for found in loaded_elsewhere(repo, CASES[name].auto, tmp_path):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    auto_map = json.loads((repo / "config.json").read_text())["auto_map"]
+    auto_map = read_json(repo / "config.json")["auto_map"]
     assert {"AutoConfig", "AutoModel", CASES[name].auto} <= set(auto_map)
     assert set(auto_map.values()) <= {
         f"modeling_long_{name}.{line}" for line in dir(sys.modules[type(model).__module__])
@@ -148,13 +148,11 @@ def test_remote_code_is_saved_with_a_model_that_was_loaded_beside_it(
         model.save_pretrained(tmp_path / folder, **settings)
     assert not (tmp_path / "elsewhere" / "modeling_long_bert.py").exists()
     assert (tmp_path / "saved" / "modeling_long_bert.py").read_bytes() == (repo / "modeling_long_bert.py").read_bytes()
-    maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (repo, tmp_path / "saved")]
+    maps = [read_json(folder / "config.json")["auto_map"] for folder in (repo, tmp_path / "saved")]
     assert maps[0] == maps[1]
     (repo / "modeling_long_bert.py").unlink()
     LongBertForMaskedLM.from_pretrained(repo).save_pretrained(tmp_path / "without")
-    assert "auto_map" not in json.loads((tmp_path / "without" / "config.json").read_text()), (
-        "it would name files that are not there"
-    )
+    assert "auto_map" not in read_json(tmp_path / "without" / "config.json"), "it would name files that are not there"
 
 
 def test_remote_code_is_saved_with_a_model_of_several_modalities(tmp_path: Path) -> None:
@@ -163,7 +161,7 @@ def test_remote_code_is_saved_with_a_model_of_several_modalities(tmp_path: Path)
     assert write_remote_code(images) == ["modeling_long_multimodal.py", "config.json"]
     LongMultimodalModel.from_pretrained(images).save_pretrained(again)
     first, second = (
-        ((folder / "modeling_long_multimodal.py").read_text(), json.loads((folder / "config.json").read_text()))
+        ((folder / "modeling_long_multimodal.py").read_text(), read_json(folder / "config.json"))
         for folder in (images, again)
     )
     assert (first[0], first[1]["auto_map"]) == (second[0], second[1]["auto_map"])
@@ -196,7 +194,7 @@ def test_remote_code_refuses_a_folder_without_a_long_model(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"config.json' cannot be read: No such file"):
         write_remote_code(tmp_path)
     for model_type in ("bert", "long_generic_bert"):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "long_attention": {}}))
+        write_json(tmp_path / "config.json", {"model_type": model_type, "long_attention": {}})
         with pytest.raises(CheckpointError, match="needs no code of this package"):
             write_remote_code(tmp_path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 
 from hf_longattn import LongAttentionConfig, convert_checkpoint
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.files import read_json
 from hf_longattn.inspect import Candidate
 from hf_longattn.modeling.costs import ModelShape
 from hf_longattn.search import costs
@@ -128,9 +128,9 @@ def test_a_recipe_converts_to_the_same_attention(
     file = tmp_path / "design.yaml"
     file.write_text(yaml.safe_dump(design.recipe(max_length=128)), encoding="utf-8")
     output(capsys, "convert", encoder, tmp_path / "long", "--config", file, "--no-verify")
-    written = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
+    written = read_json(tmp_path / "long" / "config.json")
     assert written["max_position_embeddings"] == 128
     typed = LongAttentionConfig.from_dict(written["long_attention"])
     convert_checkpoint(encoder, tmp_path / "same", long_attention=design.attention(), max_length=128, verify=False)
-    config = json.loads((tmp_path / "same" / "config.json").read_text(encoding="utf-8"))
+    config = read_json(tmp_path / "same" / "config.json")
     assert typed == LongAttentionConfig.from_dict(config["long_attention"])

@@ -18,6 +18,7 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.files import read_json
 from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.modeling.family.input_spec import PLAIN_TEXT
 from hf_longattn.search import choose_mechanisms, search_design
@@ -85,7 +86,7 @@ def test_auto_for_images_chooses_what_the_search_chooses_and_says_why(
     chosen = search_design(vit, image_folder, budget="0.3", image_size=64).chosen
     assert report.verified
     assert hf_longattn.LongAttentionConfig.from_dict(report.plan["long_attention"]) == chosen.design.attention()
-    choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
+    choice = read_json(tmp_path / "long" / "conversion_report.json")["plan"]["choice"]
     assert choice["reason"].endswith("keeps the most of the layers' attention within 0.3 of full attention's time.")
     assert (choice["images"], choice["compared_at"], choice["compared_image_size"]) == (
         image_folder.name,
@@ -235,7 +236,7 @@ def test_auto_for_sound_chooses_by_recordings_and_says_why(wav2vec2: Path, talks
     }
     report = hf_longattn.convert_checkpoint(wav2vec2, tmp_path / "long", choose=choose_mechanisms, **settings)
     assert report.verified
-    choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
+    choice = read_json(tmp_path / "long" / "conversion_report.json")["plan"]["choice"]
     assert (choice["sounds"], choice["compared_audio_seconds"], choice["compared_at"]) == ("a.wav", 16, 799)
     model = hf_longattn.LongWav2Vec2ForCTC.from_pretrained(tmp_path / "long")
     assert model.config.long_audio_seconds == 16

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 import hf_longattn
 from hf_longattn.conversion.tokenizer import load_tokenizer
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
+from hf_longattn.files import read_json
 from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.budget import Budget
@@ -281,9 +282,9 @@ def test_plan_and_report_say_what_auto_chose_and_why(encoder: Path, text: Path, 
     assert report.plan["choice"] == json.loads(json.dumps(plan.to_dict()["choice"]))
     assert report.config["mechanism"] == "auto"
     assert report.config["budget"] == "0.03"
-    written = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
+    written = read_json(tmp_path / "long" / "config.json")
     assert hf_longattn.LongAttentionConfig.from_dict(written["long_attention"]) == plan.attention
-    stored = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))
+    stored = read_json(tmp_path / "long" / "conversion_report.json")
     assert stored["plan"]["choice"]["reason"] == plan.choice["reason"]
 
 

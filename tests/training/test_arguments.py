@@ -4,7 +4,6 @@ own."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import runpy
 import shutil
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, Trai
 import hf_longattn.training.tasks
 from hf_longattn.cli.train import train
 from hf_longattn.errors import OptionError, UsageError, flag
+from hf_longattn.files import read_json
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments, changed
 from hf_longattn.training.tasks import load_task, parse_task, task_names, task_summary
 from tests.cases import every_case
@@ -207,15 +207,12 @@ def test_task_file_dropped_in_place_is_a_command_that_trains_and_resumes(
     assert train("score", line) == 0
     assert "held out" in capsys.readouterr().err
     assert "data.jsonl" in (out / "README.md").read_text(encoding="utf-8")
-    assert json.loads((out / "config.json").read_text())["problem_type"] == "regression"
+    assert read_json(out / "config.json")["problem_type"] == "regression"
     assert train("score", [*line, "--max-steps", "3", "--resume"]) == 0
-    assert json.loads((out / "training_log.json").read_text())["history"][-1]["step"] == 3
+    assert read_json(out / "training_log.json")["history"][-1]["step"] == 3
     line += [*OPTIONS_OF_ALL_TASKS.split(), "--output", str(tmp_path / "options")]
     assert train("score", line) == 0
-    assert (
-        json.loads((tmp_path / "options" / "training_log.json").read_text())["settings"]["per_device_train_batch_size"]
-        == 2
-    )
+    assert read_json(tmp_path / "options" / "training_log.json")["settings"]["per_device_train_batch_size"] == 2
 
 
 def test_copies_of_tasks_run_with_the_lines_of_the_page(

@@ -4,7 +4,6 @@ sentence."""
 from __future__ import annotations
 
 import io
-import json
 import random
 import shutil
 import struct
@@ -33,6 +32,7 @@ from hf_longattn.data.images import Augmentation, ImageCollator, augmentation_of
 from hf_longattn.data.rows import rows_of
 from hf_longattn.data.sources import CELL, DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
+from hf_longattn.files import read_json, write_json
 from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.run import LOG_NAME
 from hf_longattn.training.tasks import classify
@@ -80,7 +80,7 @@ def test_converted_model_learns_two_classes_of_documents(
     assert all(entry["loss"] < 0.8 for entry in log["history"] if "loss" in entry)
     assert log["metrics"]["after"]["accuracy"] == 100.0
     assert sum(bucket["n"] for bucket in log["by_length"].values()) == 4
-    assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["by_length"] == log["by_length"]
+    assert read_json(tmp_path / "out" / LOG_NAME)["by_length"] == log["by_length"]
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert trained.config.id2label == {0: "files", 1: "loops"}
     assert trained.config.pad_token_id is not None
@@ -227,7 +227,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             }
             LongViTForImageClassification.from_pretrained(folder / "short", **settings).save_pretrained(folder / name)
         values = {"size": {"height": height, "width": width}, "image_processor_type": "ViTImageProcessor"}
-        (folder / name / "preprocessor_config.json").write_text(json.dumps(values))
+        write_json(folder / name / "preprocessor_config.json", values)
     return {name: str(folder / name) for name in ("short", "long", "disagreeing")}
 
 

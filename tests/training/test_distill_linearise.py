@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from hf_longattn import attend, reference_attend
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.convert import training_step
+from hf_longattn.files import read_json
 from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
 from hf_longattn.training.tasks import distill
 from hf_longattn.training.tasks.distill import METHODS, DistillTrainer, score_error
@@ -370,7 +370,7 @@ def converted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[..
 def linearised(model: str, texts: str, output: Path, line: str = "") -> dict[str, Any]:
     """The log of a run."""
     assert train("linearise", f"--model {model} --data {texts} --output {output} {LINE} {line}".split()) == 0
-    log: dict[str, Any] = json.loads((output / "training_log.json").read_text())
+    log: dict[str, Any] = read_json(output / "training_log.json")
     return log
 
 
@@ -394,7 +394,7 @@ def test_linearise_brings_every_layer_closer_and_changes_mechanisms_alone(
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
         name for name in before if ".long_attention." in name
     }
-    configs = [json.loads(Path(folder, "config.json").read_text()) for folder in (long, tmp_path / "out")]
+    configs = [read_json(Path(folder, "config.json")) for folder in (long, tmp_path / "out")]
     assert all(configs[0][name] == configs[1][name] for name in ("architectures", "long_attention"))
 
 
@@ -406,7 +406,7 @@ def test_linearise_leaves_layers_without_parameters_as_they_are(
     assert [name for name in log["history"][0] if name.startswith("eval_layer") and not name.endswith("_se")] == [
         "eval_layer_0"
     ]
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = read_json(tmp_path / "out" / "config.json")
     assert config["long_attention"] == {"mechanism": "hedgehog", "layers": {"1": {"mechanism": "window", "window": 8}}}
 
 
@@ -433,7 +433,7 @@ def test_linearise_keeps_a_sentence_encoder(texts: str, tmp_path: Path, tokenize
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hedgehog", "out"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert (set(after), changed) == (set(before), {name for name in before if ".long_attention." in name})
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LongBertModel"]
+    assert read_json(tmp_path / "out" / "config.json")["architectures"] == ["LongBertModel"]
     model, theirs = (SentenceTransformer(str(tmp_path / folder), device="cpu") for folder in ("out", "hedgehog"))
     assert (model.max_seq_length, model.prompts) == (theirs.max_seq_length, theirs.prompts)
     assert [type(module) for module in model] == [type(module) for module in theirs]

@@ -18,6 +18,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.rows import read_rows
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import OptionError
+from hf_longattn.files import read_json
 from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.training.tasks.embed import (
     EmbedDataArguments,
@@ -30,6 +31,7 @@ from hf_longattn.training.tasks.embed import (
 from scripts import prepare_longembed
 from tests.grids import quickly
 from tests.training.conftest import change_json, checkpoint, converted, losses, quick, write_rows
+from tests.training.test_options import DATA
 
 
 @pytest.mark.slow
@@ -109,7 +111,7 @@ def lengths_of(folder: Path, reranker: bool) -> tuple[int, int, int]:
     """The config's positions, the limit of the tokenizer's file, and what sentence-transformers reads."""
     import sentence_transformers as st
 
-    config, tokenizer = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "tokenizer_config"))
+    config, tokenizer = (read_json(folder / f"{name}.json") for name in ("config", "tokenizer_config"))
     loaded = (st.CrossEncoder if reranker else st.SentenceTransformer)(str(folder), device="cpu")
     return config["max_position_embeddings"], tokenizer["model_max_length"], loaded.max_seq_length
 
@@ -150,15 +152,13 @@ def test_embedding_models_keep_the_converted_length_after_shorter_training(
     assert {name: lengths_of(tmp_path / name, reranker) for name in lengths_by_folder} == lengths_by_folder
     card = (out / "README.md").read_text()
     assert "input length 128" in card
-    assert (json.loads((out / "tokenizer.json").read_text())["truncation"] or {"max_length": 128})["max_length"] == 128
+    assert (read_json(out / "tokenizer.json")["truncation"] or {"max_length": 128})["max_length"] == 128
 
 
 def test_embed_refuses_a_max_length_beyond_the_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("sentence_transformers")
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    data = write_rows(
-        [{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl"
-    )
+    data = write_rows(DATA["embed"], tmp_path / "pairs.jsonl")
     for reranker in (False, True):
         with pytest.raises(
             OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model takes; convert it"
@@ -176,9 +176,7 @@ def test_embed_trains_a_half_precision_checkpoint_in_float32(
     head = {"num_labels": 3, "problem_type": "single_label_classification"} if reranker else {}
     loader = AutoModelForSequenceClassification if reranker else AutoModel
     loader.from_pretrained(folder, **head).half().save_pretrained(folder)
-    data = write_rows(
-        [{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl"
-    )
+    data = write_rows(DATA["embed"], tmp_path / "pairs.jsonl")
     run = {"reranker": reranker, "max_steps": 3, "learning_rate": 1e-6, "per_device_train_batch_size": 4}
     quick("embed", folder, tmp_path / "out", data, **run)
     name = "encoder.layer.0.attention.self.query.weight"
@@ -287,10 +285,7 @@ def test_embed_refuses_sources_of_different_columns(tmp_path: Path) -> None:
 def test_reranker_refuses_scored_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("sentence_transformers")
     folder = checkpoint("mlm", tmp_path / "short", tokenizer)
-    data = write_rows(
-        [{"anchor": f"query {number}", "positive": f"text {number}", "score": 0.5} for number in range(8)],
-        tmp_path / "p.jsonl",
-    )
+    data = write_rows([{**row, "score": 0.5} for row in DATA["embed"]], tmp_path / "p.jsonl")
     for kind in ("reranker", "multi_vector"):
         with pytest.raises(DataError, match=r"not from a score, which .*p\.jsonl has; leave it out"):
             quick("embed", folder, tmp_path / "out", data, **{kind: True})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertIntermediate
 
 from hf_longattn.cli.train import train
+from hf_longattn.files import read_json
 from hf_longattn.training import load_multitask_head, run
 from hf_longattn.training.tasks import task_names
 from scripts.dev.tools.small_models import Shape, small_config
@@ -54,7 +54,7 @@ def scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Scored:
         capsys.readouterr()
         output = tmp_path / "scored"
         code = train(task, [*map(str, line), "--output", str(output), "--overwrite", *USUAL], "evaluate")
-        scores = json.loads((output / "scores.json").read_text()) if not code else {}
+        scores = read_json(output / "scores.json") if not code else {}
         return code, capsys.readouterr().err, scores
 
     return run
@@ -223,7 +223,7 @@ def test_evaluate_in_two_processes_gives_scores_of_one(
         single, double = tmp_path / f"{task}-1", tmp_path / f"{task}-2"
         assert train(task, [*line, "--output", str(single), *USUAL], "evaluate") == 0
         launched(["evaluate", task, *line, "--output", str(double), *USUAL], tmp_path)
-        scores = [json.loads((folder / "scores.json").read_text())["metrics"]["after"] for folder in (single, double)]
+        scores = [read_json(folder / "scores.json")["metrics"]["after"] for folder in (single, double)]
         for numbers in scores:
             numbers.pop("loss_se", None)  # over batches, of which several processes fill the last one
         if scores[0] != pytest.approx(scores[1], rel=1e-5):

@@ -3,7 +3,6 @@ losses."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import re
@@ -257,10 +256,7 @@ def test_plain_trainer_of_the_page_has_the_losses_of_the_command(
     convert_checkpoint(
         checkpoint("mlm", tmp_path / "short", tokenizer), "bert-4096", mechanism="window", max_length=128, verify=False
     )
-    with open("reviews.csv", "w", newline="") as file:
-        table = csv.DictWriter(file, ["text", "label"])
-        table.writeheader()
-        table.writerows(rows())
+    Dataset.from_list(rows()).to_csv("reviews.csv", index=False)
     assert train("classify", ["--model", "bert-4096", "--data", "reviews.csv", "--output", "out", *LINE.split()]) == 0
     page = (repository / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
     (code,) = re.findall(

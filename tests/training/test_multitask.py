@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +26,7 @@ from transformers import (
 from hf_longattn import LongBertConfig, LongBertModel
 from hf_longattn.data.audio import AudioCollator
 from hf_longattn.errors import BackendError, CheckpointError, InputError, LongAttentionError, OptionError
+from hf_longattn.files import read_json
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.attach.global_mask import global_token_ids
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
@@ -87,7 +87,7 @@ def test_multitask_run_trains_all_heads_and_each_loads_singly(
     assert int(topic.eval()(input_ids=ids).logits.argmax()) == 1
     with pytest.raises(OptionError, match=r"has the heads ask, names, topic, not 'topics'\. Did you mean 'topic'"):
         load_multitask_head(str(tmp_path / "out"), "topics")
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = read_json(tmp_path / "out" / "config.json")
     assert config["multitask_heads"]["names"]["kind"] == "tokens"
 
 
@@ -148,7 +148,7 @@ def test_multitask_in_two_processes_equals_one_with_its_evaluations(
         launched(f"{line} {more}".split(), tmp_path, processes)
     one, two = tmp_path / "1", tmp_path / "2"
     assert losses(one) == pytest.approx(losses(two), rel=1e-5)
-    scores = [json.loads((output / "training_log.json").read_text())["metrics"]["after"] for output in (one, two)]
+    scores = [read_json(output / "training_log.json")["metrics"]["after"] for output in (one, two)]
     assert scores[0] == pytest.approx(scores[1])
 
 

@@ -6,7 +6,6 @@ The list of tasks is that of `longattn train`, so that a new task is tried on ar
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from transformers import TrainerCallback
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
+from hf_longattn.files import read_json
 from hf_longattn.training.arguments import DataArguments, LongTrainingArguments, ModelArguments
 from hf_longattn.training.tasks import load_task, task_names
 from tests.training.conftest import checkpoint, write_rows
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def log(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "training_log.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(self.folder / "training_log.json")
         return found
 
     @property
@@ -385,7 +385,7 @@ def test_evaluate_gives_the_scores_of_the_end_of_training(
     scored = tmp_path / "scored"
     assert train(task, [*typed, "--output", str(scored)], "evaluate") == 0, capsys.readouterr().err
     assert capsys.readouterr().err.splitlines()[-1] == f"written to {scored / 'scores.json'}"
-    scores = json.loads((scored / "scores.json").read_text())["metrics"]
+    scores = read_json(scored / "scores.json")["metrics"]
     assert scores["before"] == {}
     assert scores["after"] == pytest.approx(run.log["metrics"]["after"], rel=1e-4)
     assert not [path for path in scored.rglob("*") if path.suffix in (".safetensors", ".bin", ".md")]

@@ -25,6 +25,7 @@ from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.tokenization import longest_input
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
+from hf_longattn.files import read_json
 from hf_longattn.training.tasks.qa import load_qa_model, span_loss
 from scripts.dev.tools.small_models import small_config
 from tests.training.conftest import quick, write_rows
@@ -88,7 +89,7 @@ def test_qa_reader_gives_the_predictions_of_the_evaluation(checkpoint: str, data
     )
     held, model = str(tmp_path / "some.jsonl"), converted(checkpoint, tmp_path)
     log = quick("qa", model, tmp_path / "out", held, validation=held, max_steps=20, learning_rate=1e-2)
-    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    predictions = read_json(tmp_path / "out" / "predictions.json")
     model, tokenizer = load_qa_model(str(tmp_path / "out"))
     reader = QAReader(model, tokenizer)
     assert reader.length == log["input_length"] == 700
@@ -121,7 +122,7 @@ def test_evaluate_qa_uses_the_no_answer_threshold_of_the_model(checkpoint: str, 
     config.save_pretrained(model)
     log = quick("qa", model, tmp_path / "scored", tmp_path / "some.jsonl", do_train=False)
     assert (log["metrics"]["after"]["HasAns_f1"], log["metrics"]["after"]["NoAns_f1"]) == (0.0, 100.0)
-    assert set(json.loads((tmp_path / "scored" / "predictions.json").read_text()).values()) == {""}
+    assert set(read_json(tmp_path / "scored" / "predictions.json").values()) == {""}
 
 
 def test_qa_reads_long_documents_in_windows(checkpoint: str, data: str, tmp_path: Path) -> None:

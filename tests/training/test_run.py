@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.files import read_json, write_json
 from hf_longattn.hub import write_model_card
 from hf_longattn.training.run import LOG_NAME, describe, measured, newest_checkpoint, only_writer
 from tests.cases import every_case
@@ -108,7 +109,7 @@ def test_half_written_model_has_no_training_log(overwrite: bool, start: Start, t
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert not (tmp_path / "out" / LOG_NAME).exists()
     log = start(resume=True)
-    assert json.loads((tmp_path / "out" / LOG_NAME).read_text()) == json.loads(json.dumps(log))
+    assert read_json(tmp_path / "out" / LOG_NAME) == json.loads(json.dumps(log))
 
 
 def test_overwriting_a_model_removes_the_files_of_the_old_one(start: Start, tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_saved_tokenizer_keeps_no_truncation_or_padding_of_the_training(start: S
     words(["def tree"] * 2, truncation=True, padding="max_length", max_length=20)
     words.save_pretrained(tmp_path / "short")
     start(**SHORT)
-    values = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    values = read_json(tmp_path / "out" / "tokenizer.json")
     assert (values["truncation"], values["padding"]) == (None, None)
     assert not (tmp_path / "out" / "training_args.bin").exists()
 
@@ -403,7 +404,7 @@ def test_a_run_with_other_data_model_or_options_is_not_resumed(
     if "model" in changed:
         changed = {"model": str(shutil.copytree(source, tmp_path / "copy"))}
     if name == "other config":
-        (source / "config.json").write_text(json.dumps({**json.loads(config), "layer_norm_eps": 0.1}))
+        write_json(source / "config.json", {**json.loads(config), "layer_norm_eps": 0.1})
     with pytest.raises(OptionError, match=words):
         start(**{"data": [data], **changed, "resume": True, "max_steps": 6})
     (source / "config.json").write_text(config)
@@ -418,8 +419,8 @@ def test_a_run_is_resumed_with_moved_data_and_more_steps(start: Start, tmp_path:
     log = start(data=[moved], resume=True, max_steps=6, save_steps=3, learning_rate=1e-3)
     assert max(entry["step"] for entry in log["history"]) == 6
     state = tmp_path / "out" / "checkpoint-6" / "trainer_state.json"
-    values = json.loads(state.read_text())
+    values = read_json(state)
     del values["stateful_callbacks"]["RunRecord"]  # as transformers' Trainer writes it
-    state.write_text(json.dumps(values))
+    write_json(state, values)
     with pytest.raises(CheckpointError, match="was not written by longattn train"):
         start(data=[moved], resume=True, max_steps=7)

@@ -77,6 +77,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 start = partial(quick, "ctc", max_steps=2)
 
 
+def loaded(folder: str | Path) -> tuple[Any, Any]:
+    """The model in a folder, and its processor."""
+    return AutoModelForCTC.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
 @pytest.fixture
 def trainer_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """As ``start``, but returns the Trainer before its first step."""
@@ -104,10 +109,7 @@ def test_ctc_trains_a_model_that_reads_spectrograms(recordings: Path, tmp_path: 
     log = start(str(tmp_path / "model"), tmp_path / "out", recordings, **run)
     assert log["utterances"] == log["scored_rows"]["n"] == 24
     assert log["metrics"]["after"]["loss"] < 0.7 * log["metrics"]["before"]["loss"]
-    trained, processor = (
-        AutoModelForCTC.from_pretrained(tmp_path / "out").eval(),
-        AutoProcessor.from_pretrained(tmp_path / "out"),
-    )
+    trained, processor = loaded(tmp_path / "out")
     assert type(trained) is type(model)
     inputs = processor([speech("ab ba", 99)], sampling_rate=RATE, return_tensors="pt")
     assert set(processor.tokenizer.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
@@ -120,10 +122,7 @@ def test_ctc_model_learns_to_transcribe(recordings: Path, models: dict[str, str]
     assert log["utterances"] == log["scored_rows"]["n"] == 24
     assert log["metrics"]["after"]["loss"] < 0.5 * log["metrics"]["before"]["loss"]
     assert log["metrics"]["after"]["cer"] < 20 < log["metrics"]["before"]["cer"]
-    trained, processor = (
-        AutoModelForCTC.from_pretrained(tmp_path / "out").eval(),
-        AutoProcessor.from_pretrained(tmp_path / "out"),
-    )
+    trained, processor = loaded(tmp_path / "out")
     assert isinstance(trained, LongWav2Vec2ForCTC)
     inputs = processor(speech("ab ba", 99), sampling_rate=RATE, return_tensors="pt")
     assert set(processor.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
@@ -138,10 +137,7 @@ def test_ctc_makes_a_new_vocabulary_for_a_model_without_a_head(
     with pytest.raises(CheckpointError, match="has no vocabulary; add --new-vocabulary"):
         start(models["headless"], tmp_path / "out", recordings)
     log = start(models["headless"], tmp_path / "out", recordings, new_vocabulary=True)
-    model, processor = (
-        AutoModelForCTC.from_pretrained(tmp_path / "out"),
-        AutoProcessor.from_pretrained(tmp_path / "out"),
-    )
+    model, processor = loaded(tmp_path / "out")
     assert log["vocabulary"] == model.config.vocab_size == 5
     assert processor.tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3, "b": 4}
     assert model.config.pad_token_id == processor.tokenizer.pad_token_id == 0
@@ -174,9 +170,9 @@ def test_ctc_command_prints_error_rates_and_utterances_left_out(
     for number, text in enumerate(sentences(8)):
         soundfile.write(tmp_path / "speech" / f"{number}.flac", speech(text, number), RATE)
         (tmp_path / "speech" / f"{number}.txt").write_text(text if number else "ab" * 200)
-    line = ["--model", models["ctc"], "--data", str(tmp_path / "speech"), "--validation", str(recordings)]
-    line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--max-seconds", "0.5"]
-    assert train("ctc", line) == 0
+    line = f"""--model {models["ctc"]} --data {tmp_path / "speech"} --validation {recordings}
+        --output {tmp_path / "out"} --max-steps 1 --max-seconds 0.5"""
+    assert train("ctc", line.split()) == 0
     said = capsys.readouterr().err
     assert "word error rate" in said
     assert re.search(r"3 of 8 utterances are longer than 0\.5 seconds or .* the first is .*0\.flac", caplog.text)
@@ -226,10 +222,7 @@ def test_ctc_batches_are_what_the_processor_of_transformers_makes(
 ) -> None:
     """As in transformers' example: the feature extractor pads the sound, and labels are padded with -100; a row's
     length is that of its logits."""
-    processor, model = (
-        AutoProcessor.from_pretrained(models["ctc"]),
-        AutoModelForCTC.from_pretrained(models["ctc"]).eval(),
-    )
+    model, processor = loaded(models["ctc"])
     trainer = trainer_of(models["ctc"], tmp_path / "out", recordings, validation=str(recordings))
     rows = trainer.train_dataset
     batch = trainer.data_collator([rows[0], rows[3]])

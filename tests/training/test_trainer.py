@@ -4,7 +4,6 @@ labels."""
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from hf_longattn.data.batching import TokenBudget
 from hf_longattn.engines.cpu import onednn
 from hf_longattn.errors import OptionError
+from hf_longattn.files import read_json, write_json
 from hf_longattn.training import trainer as trainer_module
 from hf_longattn.training.arguments import LongTrainingArguments
 from hf_longattn.training.run import load_renamed
@@ -527,11 +527,11 @@ def test_accumulated_batches_are_one_batch(
 def without_dropout(folder: Path) -> None:
     """Two passes of a model give the same."""
     for path in folder.rglob("config.json"):
-        config = json.loads(path.read_text())
+        config = read_json(path)
         still = {
             name: 0.0 for name in config if "drop" in name or (name.startswith("mask_") and name.endswith("prob"))
         }
-        path.write_text(json.dumps({**config, **still}))
+        write_json(path, {**config, **still})
 
 
 @torch.no_grad()
