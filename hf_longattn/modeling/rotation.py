@@ -137,19 +137,24 @@ def rotation_by_config(attention: nn.Module) -> ModelRotation | None:
     """
     config: Any = attention.config
     parameters = getattr(config, "rope_parameters", None)
+    name = type(attention).__name__
     if not parameters:
+        if any(hasattr(sys.modules[base.__module__], ROTATION) for base in type(attention).__mro__):
+            raise OptionError(f"{name} rotates queries and keys, and its config does not say how")
         return None
     kinds = {part.get("rope_type") for part in (parameters, *parameters.values()) if isinstance(part, Mapping)}
     rotary_class = None
     for base in type(attention).__mro__:
-        name = base.__name__.removesuffix("Attention") + "RotaryEmbedding"
-        rotary_class = rotary_class or getattr(sys.modules[base.__module__], name, None)
+        rotary = base.__name__.removesuffix("Attention") + "RotaryEmbedding"
+        rotary_class = rotary_class or getattr(sys.modules[base.__module__], rotary, None)
     planes = _planes_of(attention)
-    if planes is None or rotary_class is None or not kinds.isdisjoint(BY_LENGTH):
-        raise OptionError(f"The rotary positions of {type(attention).__name__} cannot be moved")
-    rotary = rotary_class(config)
+    if not kinds.isdisjoint(BY_LENGTH):
+        raise OptionError(f"The rotary positions of {name} depend on the length of the text")
+    if planes is None or rotary_class is None:
+        raise OptionError(f"{name} does not rotate queries and keys by rotate_half alone, alike in every layer")
+    module = rotary_class(config)
     names = _frequency_names(attention, int(attention.layer_idx))  # type: ignore[arg-type]
-    return ModelRotation(rotary, next(name for name in names if hasattr(rotary, name)), planes == INTERLEAVED)
+    return ModelRotation(module, next(name for name in names if hasattr(module, name)), planes == INTERLEAVED)
 
 
 def _frequency_names(attention: nn.Module, layer: int) -> list[str]:

@@ -54,10 +54,14 @@ class StreamingCache(Cache):
     """
 
     def __init__(self, window: int = 1024, sinks: int = 4) -> None:
+        for name, value in (("window", window), ("sinks", sinks)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(
+                    f"{name} of a StreamingCache is {value!r}, but must be a whole number of tokens, at least 1; for "
+                    "example StreamingCache(window=1024, sinks=4)."
+                )
         self.options = {"num_sinks": sinks, "window": window}
         mechanism_from(MECHANISM, self.options, num_heads=1, head_dim=2)
-        if not sinks:
-            raise OptionError("sinks is 0, but must be at least 1; without sinks, decoders lose the thread.")
         self.mechanisms: dict[Any, Mechanism] = {}
         """The mechanism of each kind of layer, made at the first call."""
         super().__init__(layers=[])
@@ -77,6 +81,15 @@ class StreamingCache(Cache):
         keys, values = super().update(key_states, value_states, layer_idx)
         return StreamedKeys(self, layer_idx, keys), values
 
+    def refuse_states(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise BackendError(
+            "The model has layers with a state in place of keys (convolutions or a recurrence), which a StreamingCache "
+            "does not hold; leave it out."
+        )
+
+    get_conv_state = get_recurrent_state = update_conv_state = update_recurrent_state = refuse_states
+    has_previous_state = refuse_states
+
     def keep_own_window(self, layer_idx: int, window: int) -> None:
         """Store the last ``window`` tokens in a layer, which has seen only one call, as the model's own cache does."""
         before = self.layers[layer_idx]
@@ -93,7 +106,7 @@ class StreamingCache(Cache):
             try:
                 rotation = rotation_by_config(module)
             except OptionError as error:
-                raise BackendError(f"{error}, so a StreamingCache cannot keep sinks; leave it out.") from None
+                raise BackendError(f"{error}, so a StreamingCache cannot move its sinks; leave it out.") from None
             if rotation is not None:
                 mechanism.turn_sinks(rotation)
             self.mechanisms[kind, keys.shape[-1]] = mechanism
@@ -108,8 +121,9 @@ class StreamedKeys:
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise BackendError(
-            f"A StreamingCache needs the attention {BACKEND!r}, in a model that changes no keys in its cache; load "
-            f"the model with attn_implementation={BACKEND!r}, or leave the cache out."
+            f"A StreamingCache needs the attention {BACKEND!r}, in a model that takes its attention from transformers' "
+            "AttentionInterface and changes no keys in its cache (BLOOM and DeepSeek are no such models); load the "
+            f"model with attn_implementation={BACKEND!r}, or leave the cache out."
         )
 
     __getattr__ = __getitem__ = __torch_function__ = refuse
@@ -129,6 +143,11 @@ class StreamedKeys:
             raise BackendError(
                 f"{in_words(module)} has a mechanism with a cache of its own; leave StreamingCache out, or load the "
                 "stock model."
+            )
+        if isinstance(mask, Tensor):
+            raise BackendError(
+                f"{in_words(module)} got a mask of pairs of tokens, which a StreamingCache does not follow; pass an "
+                "attention_mask (batch, tokens), or leave the cache out if the model makes such a mask itself."
             )
         if not isinstance(layer, SparseCacheLayer):
             return None, keys, None

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from hf_longattn import StreamingCache
 from hf_longattn.errors import BackendError, InputError, OptionError
 from hf_longattn.memory.decode_cache import CACHE
+from scripts.dev.tools.every_config import model_class, small_config
 from tests.cases import every_case
 from tests.reference.small_models import in_pieces, long_like, padding, plain_model, singly, tokens
 from tests.reference.test_streaming import DECODERS, assert_equal, by_definition, models
@@ -89,7 +90,9 @@ def test_beams_copies_and_saved_prompts_go_on_alike() -> None:
         ("llama, sdpa", "LlamaForCausalLM", "attn_implementation='longattn'"),
         ("llama, eager", "LlamaForCausalLM", "attn_implementation='longattn'"),
         ("llama, long", "LlamaForCausalLM", "has a mechanism"),
-        ("llama, dynamic", "LlamaForCausalLM", "cannot be moved"),
+        ("llama, dynamic", "LlamaForCausalLM", "depend on the length of the text"),
+        ("gptj", "GPTJForCausalLM", "its config does not say how"),
+        ("gpt_oss", "GptOssForCausalLM", "by rotate_half alone"),
     ],
 )
 def test_models_that_the_cache_does_not_know_are_refused(base: str, head: str, words: str) -> None:
@@ -104,7 +107,25 @@ def test_models_that_the_cache_does_not_know_are_refused(base: str, head: str, w
         model.generate(tokens(1, 20), **{CACHE: StreamingCache(9, 3)}, **GREEDY)
 
 
+@every_case(
+    ("model_type", "words"),
+    [
+        ("codegen", "its config does not say how"),
+        ("doge", "a mask of pairs of tokens"),
+        ("lfm2", "layers with a state"),
+        ("bloom", "AttentionInterface"),
+    ],
+)
+def test_models_without_long_classes_that_the_cache_does_not_know_are_refused(model_type: str, words: str) -> None:
+    config = small_config(model_type)
+    if model_type == "lfm2":
+        config.layer_types = ["conv", "full_attention"]
+    model = model_class(model_type)._from_config(config, attn_implementation="longattn").eval()
+    with pytest.raises(BackendError, match=words):
+        model(tokens(1, 20) % config.vocab_size, use_cache=True, **{CACHE: StreamingCache(9, 3)})
+
+
 @every_case("sizes", [(0, 4), (-3, 4), (8, 0), (8, -1), (8.5, 4), (True, 4)])
 def test_impossible_sizes_are_refused(sizes: tuple[Any, Any]) -> None:
-    with pytest.raises(OptionError):
+    with pytest.raises(OptionError, match="of a StreamingCache is"):
         StreamingCache(*sizes)
