@@ -160,17 +160,15 @@ class _Handler(BaseHTTPRequestHandler):
         user, role = self._user(needed=True)
         asked = json.loads(self.body)
         name = f"{asked.get('organization') or user}/{asked['name']}"
+        if role != "write" or name.split("/")[0] != user:
+            raise Refusal(403, "You don't have the rights to create a model under this namespace")
         if name in self.hub.repos:
-            if role != "write" or self.hub.repos[name].owner != user:
-                raise Refusal(403, "You don't have the rights to create a model under this namespace")
             content = {
                 "error": "You already created this model repo",
                 "url": f"{self.hub.endpoint}/{name}",
                 "name": name,
             }
             return self._json(content, 409)
-        if role != "write" or name.split("/")[0] != user:
-            raise Refusal(403, "You don't have the rights to create a model under this namespace")
         self.hub.add(name, private=asked.get("visibility") == "private" or bool(asked.get("private")))
         self._json({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name})
 

@@ -16,6 +16,11 @@ def statuses(report: Any) -> dict[str, str]:
     return {check.name: check.status for check in report.checks}
 
 
+def needing_training(report: Any) -> list[str]:
+    """The names of the checks that ask for training."""
+    return [check.name for check in report.checks if check.status == "needs training"]
+
+
 def check_of(report: Any, name: str) -> Any:
     """The check with this name."""
     return next(check for check in report.checks if check.name == name)

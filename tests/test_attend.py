@@ -293,8 +293,6 @@ def test_attend_takes_hidden_states_for_mechanisms_that_need_them() -> None:
     call = {"separate_global": True, "global_tokens": 0, "window": 4, "hidden_states": hidden}
     expected = reference_attend(Q, Q, Q, "longformer", **call).float()
     torch.testing.assert_close(attend(Q, Q, Q, "longformer", **call), expected, atol=1e-5, rtol=0)
-    with pytest.raises(OptionError, match="leave hidden_states out"):
-        attend(Q, Q, Q, "window", window=4, hidden_states=hidden)
 
 
 DRAWN = [

@@ -63,9 +63,9 @@ from hf_longattn.training.lm import load_lm
 from hf_longattn.training.tasks.qa import load_qa_model
 from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
-from tests.conversion.conftest import change_config
 from tests.hostile import Room, answer
 from tests.hub_server import Hub
+from tests.saved import change_json, read_json
 from tests.training.conftest import SOURCES, checkpoint, label_config, written_texts
 
 
@@ -141,7 +141,7 @@ def test_sentence_model_that_lacks_weights_is_refused_but_may_lack_a_pooler(fold
         shutil.move(Path(folder, name), beside / name)
     for file in Path(folder).glob("*token*"):
         shutil.copy(file, beside / file.name)
-    modules = json.loads(Path(folder, "modules.json").read_text())
+    modules = read_json(Path(folder), "modules.json")
     Path(folder, "modules.json").write_text(json.dumps([{**modules[0], "path": beside.name}, *modules[1:]]))
     tensors = load_file(beside / "model.safetensors")
     for name in [name for name in tensors if "pooler" in name]:
@@ -376,7 +376,7 @@ def test_panics_of_a_tokenizer_are_one_sentence(tmp_path: Path) -> None:
 def test_load_part_refuses_a_tokenizer_that_makes_a_text_far_longer(tmp_path: Path) -> None:
     tokenizer_with().save_pretrained(tmp_path)
     assert load_part(AutoTokenizer, tmp_path)("a").input_ids == [1]
-    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    values = read_json(tmp_path, "tokenizer.json")
     values["normalizer"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "a b " * 100}
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="makes a text more than 32 times as long"):
@@ -405,11 +405,11 @@ def test_no_command_loses_the_head_of_a_checkpoint_that_names_no_class(
     texts = tmp_path / "texts"
     out = tmp_path / "out"
     if "{long}" in COMMANDS[command]:
-        change_config(Path(folder), architectures=["BertForMaskedLM"])
+        change_json(Path(folder), architectures=["BertForMaskedLM"])
         convert_checkpoint(folder, long, mechanism="hedgehog", max_length=128, verify=False, overwrite=True)
     if "{texts}" in COMMANDS[command] and not texts.exists():
         written_texts(texts, 12_000)
-    change_config(long if "{long}" in COMMANDS[command] else Path(folder), architectures=None)
+    change_json(long if "{long}" in COMMANDS[command] else Path(folder), architectures=None)
     capfd.readouterr()
     with pytest.raises(SystemExit) as stopped:
         cli.main(COMMANDS[command].format(short=folder, long=long, texts=texts, out=out).split())
@@ -423,7 +423,7 @@ def test_no_command_loses_the_head_of_a_checkpoint_that_names_no_class(
 
 def test_class_problem_is_told_by_the_classes_that_a_config_names(folder: str) -> None:
     def problem(architectures: Any) -> str:
-        change_config(Path(folder), architectures=architectures)
+        change_json(Path(folder), architectures=architectures)
         return class_problem("source", Path(folder), read_config(Path(folder)))
 
     for one in (["BertModel"], ["BertForMaskedLM"], ["BertForMaskedLM", "BertForMaskedLM"]):

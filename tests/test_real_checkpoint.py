@@ -6,7 +6,6 @@ Texts are Python's own language reference.
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel, TorchAoConfig
 
 import hf_longattn
 from tests.grids import grid
+from tests.saved import read_json
 
 REFERENCE = " ".join(topics[name] for name in sorted(topics))
 
@@ -47,7 +47,7 @@ def ids(tokens: int, folder: Path) -> torch.Tensor:
 
 
 def test_real_minilm_passes_every_check_of_its_conversion(real_long: Path) -> None:
-    report = json.loads((real_long / "conversion_report.json").read_text(encoding="utf-8"))
+    report = read_json(real_long, "conversion_report.json")
     statuses = {check["name"]: check["status"] for check in report["checks"]}
     assert set(statuses.values()) == {"passed", "measured"}
     assert statuses["embeddings"] == "measured"

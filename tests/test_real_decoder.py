@@ -3,7 +3,6 @@ length, trained."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -18,6 +17,7 @@ from hf_longattn.conversion import check, convert_checkpoint, load, plan_convers
 from scripts.dev.benchmarks.memory import cache_bytes
 from scripts.dev.real import DECODER
 from tests.reports import check_of
+from tests.saved import read_json
 
 pytestmark = [
     pytest.mark.slow,
@@ -96,11 +96,9 @@ def ids(streaming: Path) -> torch.Tensor:
 
 
 def test_recipe_keeps_the_rotations_and_fails_no_check(streaming: Path) -> None:
-    report = json.loads((streaming / "conversion_report.json").read_text(encoding="utf-8"))
+    report = read_json(streaming, "conversion_report.json")
     assert "failed" not in {check["status"] for check in report["checks"]}
-    source, result = (
-        json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (DECODER, streaming)
-    )
+    source, result = (read_json(folder) for folder in (DECODER, streaming))
     assert result["rope_parameters"] == source["rope_parameters"]
 
 

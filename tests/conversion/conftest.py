@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -260,10 +259,3 @@ def damaged(save: Callable[..., None]) -> Callable[..., None]:
             file.write(b"\x7f")
 
     return damage
-
-
-def change_config(folder: Path, **values: Any) -> Path:
-    """The checkpoint ``folder``, whose config.json gets other values."""
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-    return folder

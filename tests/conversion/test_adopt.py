@@ -3,7 +3,6 @@ heads and settings."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.adopt import ADOPTIONS
 from hf_longattn.errors import CheckpointError, InputError
 from tests.cases import every_case
-from tests.conversion.conftest import change_config
 from tests.reports import statuses
+from tests.saved import change_json, read_json
 
 LENGTH = 192
 ENCODER: dict[str, Any] = {
@@ -116,7 +115,7 @@ def test_every_head_is_adopted_with_equal_outputs(stem: str, head: str, saved: S
         assert check.values["max_abs_difference"] <= 1e-4
         assert any("hidden_states[2]" in output for output in check.values["outputs"])
     if f"{stem}{head}" in ATTENTION:
-        config = json.loads((tmp_path / "long" / "config.json").read_text())
+        config = read_json(tmp_path / "long")
         assert config["long_attention"] == ATTENTION[f"{stem}{head}"]
 
 
@@ -218,7 +217,7 @@ def test_big_bird_decoder_is_adopted_if_full_and_refused_if_block_sparse(saved: 
     assert not report.needs_training
     assert report.plan["long_attention"] == {"mechanism": "full"}
     with pytest.raises(CheckpointError, match="sees future tokens in long texts"):
-        plan_conversion(change_config(source, attention_type="block_sparse"))
+        plan_conversion(change_json(source, attention_type="block_sparse"))
 
 
 def test_bigbird_pegasus_loads_as_a_long_model_without_a_conversion(saved: Saved, tmp_path: Path) -> None:
@@ -264,4 +263,4 @@ def test_verification_finds_swapped_global_projections(
 )
 def test_adoption_refuses_a_wrong_config_in_one_sentence(config: dict[str, Any], sentence: str, saved: Saved) -> None:
     with pytest.raises(CheckpointError, match=sentence):
-        plan_conversion(change_config(saved("Longformer", "Model"), **config))
+        plan_conversion(change_json(saved("Longformer", "Model"), **config))

@@ -4,7 +4,6 @@ no destination."""
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -41,8 +40,9 @@ from hf_longattn.evaluation.token_loss import verification_text
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 from hf_longattn.reports import Check, Difference, equality
-from tests.conversion.conftest import LENGTH, change_config, damaged
+from tests.conversion.conftest import LENGTH, damaged
 from tests.reports import check_of
+from tests.saved import change_json, change_tensors, read_json
 from tests.trained import tokenizer_of
 
 pytestmark = pytest.mark.usefixtures("own_registry")
@@ -64,16 +64,6 @@ def test_verification_finds_a_damaged_value(built: Built, tmp_path: Path, monkey
     source = built("BertModel")
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", damaged(save_file))
     refused(source, tmp_path, "differs from the source's values")
-
-
-def test_verification_finds_position_rows_that_the_extension_lost(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reverse(weight: torch.Tensor, rows: int, **arguments: Any) -> torch.Tensor:
-        return weight.flip(0).repeat(4, 1)[:rows]
-
-    monkeypatch.setattr("hf_longattn.modeling.attach.weights.extend_table", reverse)
-    refused(built("BertModel"), tmp_path, "lost its first 64 rows")
 
 
 def broken(name: str, **methods: Any) -> str:
@@ -117,8 +107,7 @@ def test_verification_finds_a_model_changed_by_padding_on_one_side(
     report = convert_checkpoint(
         built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, max_length=256
     )
-    values = next(check.values for check in report.checks if check.name == "padding changes nothing")
-    assert values["sides"] == ["right", "left"]
+    assert check_of(report, "padding changes nothing").values["sides"] == ["right", "left"]
     monkeypatch.setattr(check_texts, "outputs", changed)
     message = (
         r"padded to 256 on the right and on the left: largest difference .* of the largest value .*, but they "
@@ -140,12 +129,9 @@ def test_verification_skips_padding_for_a_base_without_hidden_states(
 
     monkeypatch.setattr(check_texts, "outputs", pooled)
     report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="window", window=16, max_length=256)
-    checks = {check.name: check for check in report.checks}
-    assert (checks["finite at the new length"].status, checks["padding changes nothing"].status) == (
-        "passed",
-        "skipped",
-    )
-    assert checks["padding changes nothing"].detail == "the base returns no hidden states"
+    padding = check_of(report, "padding changes nothing")
+    assert (check_of(report, "finite at the new length").status, padding.status) == ("passed", "skipped")
+    assert padding.detail == "the base returns no hidden states"
 
 
 def test_verification_finds_a_wrong_tokenizer_limit(
@@ -182,7 +168,7 @@ def test_loss_is_measured_on_a_text_that_does_not_repeat(checkpoint: Checkpoint,
 
 def test_verification_does_not_compare_a_head_that_the_source_lacks(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertModel")
-    change_config(source, architectures=["BertForQuestionAnswering"])
+    change_json(source, architectures=["BertForQuestionAnswering"])
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=128)
     assert any("hidden states (the source has no weights for its head)" in check.detail for check in report.checks)
 
@@ -221,9 +207,7 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     assert predicted.nonzero().flatten().tolist() == [*range(4, LENGTH, 4)]
     torch.testing.assert_close(fourth[predicted], every[predicted])
 
-    check = next(
-        check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS
-    )
+    check = check_of(convert_checkpoint(source, tmp_path / "long", **settings), LOSS)
     buckets = [(bucket["from"], bucket["to"], bucket["predicted"]) for bucket in check.values["buckets"]]
     assert buckets == [(0, 16, 4 * 15), (16, 32, 4 * 16), (32, 64, 4 * 32)]  # of four texts
     first, *others = check.values["buckets"]
@@ -287,37 +271,30 @@ def test_loss_of_a_decoder_is_listed_by_powers_of_two(checkpoint: Checkpoint) ->
     assert "2 texts of 1500 tokens" in check.detail
 
 
-def spoiled(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Change the tensors of a written folder."""
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, {"format": "pt"})
-
-
 def configured(folder: Path, **fields: Any) -> None:
     """Change options of the mechanism in a written folder."""
-    values = json.loads((folder / "config.json").read_text())
-    values["long_attention"].update(fields)
-    (folder / "config.json").write_text(json.dumps(values))
+    change_json(folder, long_attention={**read_json(folder)["long_attention"], **fields})
 
 
 LAYER, ROWS = "bert.encoder.layer.0.attention.self.", "bert.embeddings.position_embeddings.weight"
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "changed": (lambda folder: spoiled(folder, lambda t: t[f"{LAYER}key.weight"][0].add_(1e-6)), "differs from"),
+    "changed": (
+        lambda folder: change_tensors(folder, lambda t: t[f"{LAYER}key.weight"][0].add_(1e-6)),
+        "differs from",
+    ),
     "swapped": (
-        lambda folder: spoiled(folder, lambda t: t["qa_outputs.weight"].copy_(t["qa_outputs.weight"].flip(0))),
+        lambda folder: change_tensors(folder, lambda t: t["qa_outputs.weight"].copy_(t["qa_outputs.weight"].flip(0))),
         "differs from",
     ),
     "not finite": (
-        lambda folder: spoiled(folder, lambda t: t["qa_outputs.bias"].fill_(float("nan"))),
+        lambda folder: change_tensors(folder, lambda t: t["qa_outputs.bias"].fill_(float("nan"))),
         "qa_outputs.bias differs from",
     ),
-    "rows": (lambda folder: spoiled(folder, lambda t: t[ROWS][40:42].zero_()), "lost its first 64 rows"),
-    "new rows": (lambda folder: spoiled(folder, lambda t: t[ROWS][-1].zero_()), f"{ROWS} differs from"),
-    "lost": (lambda folder: spoiled(folder, lambda t: t.pop(f"{LAYER}key.bias")), "key.bias is missing"),
+    "rows": (lambda folder: change_tensors(folder, lambda t: t[ROWS][40:42].zero_()), "lost its first 64 rows"),
+    "new rows": (lambda folder: change_tensors(folder, lambda t: t[ROWS][-1].zero_()), f"{ROWS} differs from"),
+    "lost": (lambda folder: change_tensors(folder, lambda t: t.pop(f"{LAYER}key.bias")), "key.bias is missing"),
     "copies": (
-        lambda folder: spoiled(folder, lambda t: t[f"{LAYER}long_attention.separate.key.weight"].add_(1)),
+        lambda folder: change_tensors(folder, lambda t: t[f"{LAYER}long_attention.separate.key.weight"].add_(1)),
         "is no copy of",
     ),
     "short texts": (lambda folder: configured(folder, exact_length=8), "as for texts of up to 64"),
@@ -402,7 +379,7 @@ def test_source_that_does_not_read_the_text_gets_no_verdict(
     report = convert_checkpoint(checkpoint(name, tokenizer=tokenizer), tmp_path / "long", **settings)
     check = check_of(report, LOSS)
     assert check.values["chance"] < check.values["change"]["before"]
-    written = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
+    written = read_json(tmp_path / "long", "conversion_report.json")
     assert report.verdict == written["verdict"] == "cannot tell"
     assert [check.detail for check in report.checks if check.name == POSITIONS] == [
         *(
@@ -500,9 +477,7 @@ def test_loss_is_not_measured_on_a_text_of_unknown_tokens(checkpoint: Checkpoint
         file.unlink()
     BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=LENGTH).save_pretrained(source)
     settings = {"mechanism": "window", "window": 16, "max_length": 4 * LENGTH}
-    check = next(
-        check for check in convert_checkpoint(source, tmp_path / "long", **settings).checks if check.name == LOSS
-    )
+    check = check_of(convert_checkpoint(source, tmp_path / "long", **settings), LOSS)
     assert (check.status, check.values["verdict"]) == ("skipped", "cannot tell")
     assert check.detail.startswith("the source's tokenizer does not know most of the built-in English text")
     assert check.detail.endswith("--verify-text FILE with text that the source was trained to read would")
@@ -600,8 +575,7 @@ def test_model_without_its_pooler_is_compared_by_its_other_outputs(
     checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = checkpoint("BertModel")
-    tensors = {name: value for name, value in load_file(source / "model.safetensors").items() if "pooler" not in name}
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    change_tensors(source, lambda tensors: [tensors.pop(f"pooler.dense.{name}") for name in ("weight", "bias")])
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     check = check_of(report, "equal at the old length with full attention")
     assert check.status == "passed"

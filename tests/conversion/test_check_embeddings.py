@@ -20,6 +20,7 @@ from hf_longattn.evaluation.pooling import SentencePooling
 from hf_longattn.evaluation.token_loss import verification_text
 from tests.cases import every_case
 from tests.reports import check_of
+from tests.saved import read_json
 from tests.trained import tokenizer_of
 
 from .conftest import LENGTH
@@ -64,7 +65,7 @@ def verification_of(folder: Path) -> VerificationText:
 
 
 def measured(report: ConversionReport) -> dict[str, Any]:
-    return next(check.values for check in report.checks if check.name == Embeddings.name)
+    return check_of(report, Embeddings.name).values
 
 
 HALF = LENGTH // 2
@@ -97,7 +98,7 @@ def limited(encoder: Path, folder: Path, saved_by: str | None, settings: dict[st
     """A copy of the encoder with these settings and limits."""
     shutil.copytree(encoder, folder)
     (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer = read_json(folder, "tokenizer_config.json")
     tokenizer.pop("model_max_length", None)
     if limit is not None:
         tokenizer["model_max_length"] = limit
@@ -146,7 +147,7 @@ def test_converted_encoders_read_the_new_length_whatever_cut_them(encoder: Path,
         convert_checkpoint(
             source, tmp_path / f"{saved_by}-long", mechanism="window", window=16, max_length=NEW, verify=False
         )
-        written = json.loads((tmp_path / f"{saved_by}-long" / "sentence_bert_config.json").read_text())
+        written = read_json(tmp_path / f"{saved_by}-long", "sentence_bert_config.json")
         expected = {name: 8 if name == "query_length" else NEW for name in settings}
         assert written == expected, saved_by
 
@@ -166,7 +167,7 @@ def test_report_asks_for_training_by_the_embeddings(encoder: Path, tmp_path: Pat
         cosines = [*values["cosines"].values(), values["document"]["cosine"]]
         enough = min(cosines[:-1]) >= values["least"] and cosines[-1] >= values["document"]["least"]
         facts = (report.verdict == "ready to use", not report.needs_training, report.train_command is None, enough)
-        written = json.loads((tmp_path / name / "conversion_report.json").read_text())
+        written = read_json(tmp_path / name, "conversion_report.json")
         read = (tmp_path / name / "README.md").read_text()
         facts += (written["verdict"] == "ready to use", "train it before use" not in read)
         if set(facts) != {ready}:
@@ -205,7 +206,7 @@ def test_encoder_that_does_not_tell_passages_apart_gets_no_verdict(
     assert report.verdict == "cannot tell"
     assert report.needs_training == (positions == "interpolate")
     assert measured(report)["different_passages"] > 0.95
-    assert "--verify-text FILE" in next(check.detail for check in report.checks if check.name == Embeddings.name)
+    assert "--verify-text FILE" in check_of(report, Embeddings.name).detail
 
 
 @pytest.mark.thorough

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.training.tasks import task_names
 from tests.cases import every_case
 from tests.conversion.conftest import CLASSES, LENGTH
-from tests.reports import statuses, tensor_counts
-from tests.trained import tokenizer_of
+from tests.reports import check_of, needing_training, statuses, tensor_counts
+from tests.saved import change_json, change_tensors, read_json
 
 Checkpoint = Callable[..., Path]
 WINDOW = {"mechanism": "window", "window": 16}
@@ -42,13 +41,13 @@ def test_every_head_is_converted_and_verified(name: str, built: Callable[[str], 
     assert found["tensors"] == found["padding changes nothing"] == found["finite at the new length"] == "passed"
     assert found["equal where the mechanism covers the input"] == "passed"
     assert found["equal at the old length with full attention"] == "passed"
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    config = read_json(tmp_path / "long")
     assert config["architectures"] == [f"Long{name}"]
     assert config["model_type"].startswith("long_")
     assert config["long_attention"].items() >= WINDOW.items()
     in_full = "exact_length" in config["long_attention"]
     assert found["at the old length"] == ("measured" if in_full else "needs training")
-    assert json.loads((tmp_path / "long" / "conversion_report.json").read_text())["verified"]
+    assert read_json(tmp_path / "long", "conversion_report.json")["verified"]
 
 
 @every_case("name", ["BertForQuestionAnswering", "LlamaForCausalLM"])
@@ -62,9 +61,7 @@ def test_full_attention_needs_training_only_beyond_the_old_length(
     report = convert_checkpoint(
         built(name), tmp_path / name / "long", mechanism="full", max_length=200, positions=positions
     )
-    assert {check.name for check in report.checks if check.status == "needs training"} == {
-        "positions at the new length"
-    }
+    assert needing_training(report) == ["positions at the new length"]
     assert report.train_command
 
 
@@ -128,13 +125,12 @@ def test_stretched_positions_are_equal_for_short_texts_and_change_longer_ones(
 ) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=200, positions="stretch", **options)
     assert report.needs_training
-    checks = {check.name: check for check in report.checks}
-    equal = checks["equal where positions are unchanged"]
+    equal = check_of(report, "equal where positions are unchanged")
     assert (equal.status, equal.values["length"]) == ("passed", 21)
-    changed = [check for check in report.checks if check.status == "needs training"]
-    assert changed
-    assert all("stretch:20 changes the old positions after the first 21" in check.detail for check in changed)
-    assert json.loads((tmp_path / "long" / "config.json").read_text())["position_extension"] == "stretch:20"
+    assert needing_training(report)
+    for name in needing_training(report):
+        assert "stretch:20 changes the old positions after the first 21" in check_of(report, name).detail
+    assert read_json(tmp_path / "long")["position_extension"] == "stretch:20"
 
 
 ROTARY = [name for name, (config, _) in CLASSES.items() if FAMILIES[getattr(transformers, config).model_type].rope]
@@ -155,7 +151,7 @@ def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str
     )
     # a layer with a window never looks beyond the old length
     assert kinds.get("sliding_attention") == old.get("sliding_attention")
-    report = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
+    report = read_json(tmp_path / "long", "conversion_report.json")
     assert "rope:yarn changes the old positions too" in json.dumps(report["checks"])
 
 
@@ -171,22 +167,13 @@ def test_tied_weights_stay_tied_and_are_stored_once_by_a_conversion(
 @pytest.mark.thorough
 def test_conversion_leaves_out_buffers_of_the_old_length(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("GPT2LMHeadModel")
-    tensors = load_file(source / "model.safetensors")
-    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
-    tensors["transformer.position_ids"] = torch.arange(LENGTH)[None]
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    buffers = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril(),
+        "transformer.position_ids": torch.arange(LENGTH)[None],
+    }
+    change_tensors(source, lambda tensors: tensors.update(buffers))
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128)
     assert "transformer.h.0.attn.bias" not in load_file(tmp_path / "long" / "model.safetensors")
-
-
-def renamed(source: Path, rename: Callable[[str], str]) -> None:
-    """Store the tensors of a checkpoint under other names."""
-    tensors = load_file(source / "model.safetensors")
-    save_file(
-        {rename(name): tensor for name, tensor in tensors.items()},
-        source / "model.safetensors",
-        metadata={"format": "pt"},
-    )
 
 
 @pytest.mark.thorough
@@ -207,19 +194,16 @@ def test_conversion_understands_tensor_names_of_old_checkpoints(
     name: str, rename: Callable[[str], str], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     source = checkpoint(name)
-    renamed(source, rename)
+    tensors = load_file(source / "model.safetensors")
+    save_file({rename(old): tensor for old, tensor in tensors.items()}, source / "model.safetensors", {"format": "pt"})
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert tensor_counts(report)["extended"] == 1
-    assert "equal" in next(
-        check.detail for check in report.checks if check.name == "equal at the old length with full attention"
-    )
+    assert "equal" in check_of(report, "equal at the old length with full attention").detail
 
 
 def test_causal_bert_is_planned_and_verified_as_a_decoder(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM")
-    config = json.loads((source / "config.json").read_text())
-    changed = {**config, "architectures": ["BertLMHeadModel"], "is_decoder": True, "add_cross_attention": False}
-    (source / "config.json").write_text(json.dumps(changed))
+    change_json(source, architectures=["BertLMHeadModel"], is_decoder=True, add_cross_attention=False)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert report.plan["costs"][0]["cache_bytes"] is not None
 
@@ -230,9 +214,7 @@ def test_rotary_positions_of_esm_cannot_be_scaled(built: Callable[[str], Path], 
         convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200, positions="rope:yarn")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200)
     assert report.plan["positions"] == "rope:none"
-    assert [check.name for check in report.checks if check.status == "needs training"] == [
-        "positions at the new length"
-    ]
+    assert needing_training(report) == ["positions at the new length"]
 
 
 def test_converted_esm_predicts_the_contacts_of_its_source(built: Callable[[str], Path], tmp_path: Path) -> None:
@@ -256,9 +238,7 @@ def test_converted_modernbert_keeps_its_own_attention_by_default(built: Callable
     """Its local layers keep their window and the others attend to everything; rotary positions go on."""
     source = built("ModernBertForMaskedLM")
     report = convert_checkpoint(source, tmp_path / "long", max_length=256, positions="rope:none")
-    assert [check.name for check in report.checks if check.status == "needs training"] == [
-        "positions at the new length"
-    ]
+    assert needing_training(report) == ["positions at the new length"]
     local = {"mechanism": "window", "window": 10}
     assert report.plan["long_attention"] == {"mechanism": "full", "layers": {"1": local, "2": local}}
     plain = transformers.AutoModelForMaskedLM.from_pretrained(source, max_position_embeddings=256)
@@ -296,7 +276,7 @@ def test_conversion_extends_the_encoder_and_keeps_the_decoder(built: Built, tmp_
     old, new = tables(built(BART)), tables(tmp_path / "long")
     assert torch.equal(new["decoder"], old["decoder"])
     assert torch.equal(new["encoder"], torch.cat([old["encoder"][:2], *[old["encoder"][2:]] * 4])[:202])
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    config = read_json(tmp_path / "long")
     assert (config["max_position_embeddings"], config["max_decoder_position_embeddings"]) == (200, LENGTH)
     assert report.plan["decoder"] == {
         "long_attention": {"mechanism": "full"},
@@ -341,7 +321,7 @@ def test_decoder_that_reads_the_text_becomes_as_long_as_the_encoder(built: Built
 def test_decoder_alone_is_converted_and_refuses_settings_of_two_stacks(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("BartForCausalLM"), tmp_path / "long", **WINDOW, max_length=200)
     assert "decoder" not in report.plan
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    config = read_json(tmp_path / "long")
     assert config["max_decoder_position_embeddings"] == 200
     assert not config["is_encoder_decoder"]
     assert inspect_checkpoint(tmp_path / "long").max_length == 200
@@ -370,12 +350,7 @@ def test_checkpoint_without_computed_position_tables_is_converted(
 ) -> None:
     """As the first ones of Pegasus were stored."""
     source = checkpoint(PEGASUS)
-    kept = {
-        name: tensor
-        for name, tensor in load_file(source / "model.safetensors").items()
-        if "embed_positions" not in name
-    }
-    save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
+    change_tensors(source, lambda tensors: [tensors.pop(f"model.{side}.embed_positions.weight") for side in SIDES])
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200)
     assert tensor_counts(report)["extended"] == 0
     assert (report.plan["old_length"], report.plan["new_length"]) == (LENGTH, 200)
@@ -388,7 +363,7 @@ def test_tokenizer_and_generation_lengths_of_two_stacks_follow(
     source = checkpoint(BART, tokenizer="gpt2")
     (source / "generation_config.json").write_text(json.dumps({"max_length": LENGTH, "num_beams": 2}))
     convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, max_decoder_length=90)
-    assert json.loads((tmp_path / "long" / "generation_config.json").read_text())["max_length"] == 90
+    assert read_json(tmp_path / "long", "generation_config.json")["max_length"] == 90
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "long").model_max_length == 200
 
 
@@ -402,9 +377,8 @@ def test_conversion_of_two_stacks_refuses_wrong_lengths_layers_and_tables(
     with pytest.raises(OptionError, match="layer 7"):
         plan_conversion(built(BART), decoder_long_attention={**WINDOW, "layers": {7: {"window": 3}}})
     source = checkpoint(BART)
-    tensors = load_file(source / "model.safetensors")
-    tensors["model.decoder.embed_positions.weight"] = torch.zeros(40, 32)
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    table = {"model.decoder.embed_positions.weight": torch.zeros(40, 32)}
+    change_tensors(source, lambda tensors: tensors.update(table))
     with pytest.raises(CheckpointError, match=r"decoder\.embed_positions\.weight' of .* has the shape"):
         convert_checkpoint(source, tmp_path / "long")
 
@@ -413,17 +387,15 @@ LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 16}
 
 
 def separator_in(folder: Path) -> int | None:
-    return json.loads((folder / "config.json").read_text()).get("question_separator_id")
+    return read_json(folder).get("question_separator_id")
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "name", ["BertForQuestionAnswering", "BartForQuestionAnswering", "DistilBertForQuestionAnswering"]
-)
+@pytest.mark.parametrize("name", ["Bert", "Bart", "DistilBert"])
 def test_converted_question_answering_head_makes_questions_global(
-    name: str, built: Callable[[str], Path], tmp_path: Path
+    name: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    source = with_tokenizer(built(name), tmp_path / "source")
+    source = checkpoint(f"{name}ForQuestionAnswering", tokenizer=name.lower())
     tokenizer = AutoTokenizer.from_pretrained(source)
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
     assert separator_in(tmp_path / "long") == tokenizer.sep_token_id
@@ -446,18 +418,17 @@ def test_converted_question_answering_head_makes_questions_global(
 @pytest.mark.thorough
 @pytest.mark.parametrize("saved", ["with modules", "sentence_transformers", "sbert_ce_default_activation_function"])
 def test_converted_cross_encoder_makes_the_first_text_global(
-    saved: str, built: Callable[[str], Path], tmp_path: Path
+    saved: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     st = pytest.importorskip("sentence_transformers")
-    source = with_tokenizer(built("BertForQuestionAnswering"), tmp_path / "source")
+    source = checkpoint("BertForQuestionAnswering", tokenizer="bert")
     AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(source)
     if saved == "with modules":
         st.CrossEncoder(str(source), device="cpu").save(str(tmp_path / "ranks"))
         source = tmp_path / "ranks"
     else:
-        config = json.loads((source / "config.json").read_text())
         value = {"version": "5.0.0"} if saved == "sentence_transformers" else "torch.nn.modules.linear.Identity"
-        (source / "config.json").write_text(json.dumps({**config, saved: value}))
+        change_json(source, **{saved: value})
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, max_length=200)
     encoder = st.CrossEncoder(str(tmp_path / "long"), device="cpu")
     assert separator_in(tmp_path / "long") == encoder.tokenizer.sep_token_id
@@ -471,30 +442,23 @@ def test_converted_cross_encoder_makes_the_first_text_global(
         assert torch.equal(network(**inputs).logits, network(**inputs, global_attention_mask=marks).logits)
 
 
-def with_tokenizer(model: Path, folder: Path) -> Path:
-    shutil.copytree(model, folder)
-    config = json.loads((model / "config.json").read_text())
-    tokenizer_of(config["model_type"], 64).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [("BertForQuestionAnswering", {"mechanism": "window", "window": 16}), ("BertForMaskedLM", LONGFORMER)],
 )
 def test_other_heads_and_mechanisms_get_no_question_separator(
-    name: str, options: dict[str, Any], built: Callable[[str], Path], tmp_path: Path
+    name: str, options: dict[str, Any], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    source = with_tokenizer(built(name), tmp_path / "source")
+    source = checkpoint(name, tokenizer="bert")
     convert_checkpoint(source, tmp_path / "long", **options, max_length=200, verify=False)
     assert separator_in(tmp_path / "long") is None
 
 
 @pytest.mark.thorough
-def test_separator_of_a_global_first_segment_is_that_of_the_tokenizer(
-    built: Callable[[str], Path], tmp_path: Path
-) -> None:
-    source = with_tokenizer(built("BertForMaskedLM"), tmp_path / "source")
+def test_separator_of_a_global_first_segment_is_that_of_the_tokenizer(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, global_first_segment=True, max_length=200)
-    attention = json.loads((tmp_path / "long" / "config.json").read_text())["long_attention"]
-    assert attention["separator_token_id"] == AutoTokenizer.from_pretrained(source).sep_token_id
+    assert (
+        read_json(tmp_path / "long")["long_attention"]["separator_token_id"]
+        == AutoTokenizer.from_pretrained(source).sep_token_id
+    )

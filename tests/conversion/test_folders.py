@@ -29,6 +29,7 @@ from hf_longattn.export.compress import METHODS
 from hf_longattn.files import GRAPHS
 from tests.cases import every_case
 from tests.conversion.conftest import BERT, LENGTH, ROTARY
+from tests.saved import change_json, read_json, run_card
 from tests.trained import tokenizer_of
 
 st = pytest.importorskip("sentence_transformers")
@@ -88,7 +89,7 @@ def make_encoder(folder: Path, *, pooling: str = "cls", inside: str = "") -> Non
     model.save(str(folder))
     shutil.rmtree(folder / "plain")
     if inside:  # as older versions saved it
-        listed = json.loads((folder / "modules.json").read_text())
+        listed = read_json(folder, "modules.json")
         (folder / "modules.json").write_text(json.dumps([{**listed[0], "path": inside}, *listed[1:]]))
         (folder / inside).mkdir()
         for file in [file for file in folder.iterdir() if file.is_file() and file.name not in AROUND]:
@@ -122,7 +123,7 @@ AROUND = ("modules.json", "config_sentence_transformers.json", "README.md", "LIC
 
 def embeddings(folder: Path) -> torch.Tensor:
     if (file := graph_of(folder)) is not None:
-        settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+        settings = read_json(folder, "config_sentence_transformers.json")
         prompt = settings["prompts"][settings["default_prompt_name"]]
         return run_graph(file, [prompt + text for text in TEXTS])["sentence_embedding"]
     model = st.SentenceTransformer(str(folder), device="cpu")
@@ -352,7 +353,7 @@ def test_every_command_writes_a_whole_folder_that_answers_as_its_source(
         torch.testing.assert_close(found, expected, atol=writer.tolerance, rtol=writer.tolerance)
     else:
         assert found.isfinite().all()
-    assert_usage_runs(result)
+    run_card(result)
 
 
 @pytest.mark.thorough
@@ -372,15 +373,7 @@ def test_card_shows_a_hostile_folder_name_as_text(
     assert "\u202e" not in card
     assert not [line for line in card.splitlines() if line.startswith("# owned")]
     assert len(re.findall(r"^```", card, flags=re.MULTILINE)) % 2 == 0
-    assert_usage_runs(result)
-
-
-def assert_usage_runs(folder: Path) -> None:
-    """The card's own example runs."""
-    for code in re.findall(
-        r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
-    ):
-        exec(compile(code, "usage", "exec"), {})
+    run_card(result)
 
 
 TRAINED = {"embed": "encoder", "embed --reranker": "reranker", "classify": "reranker", "clm": "instruct"}
@@ -432,10 +425,8 @@ CUT = {"direction": "Right", "max_length": LENGTH // 4, "strategy": "LongestFirs
 def make_encoder_with_limits(folder: Path, inside: str) -> None:
     """Its limits are in the settings of its transformer and in its tokenizer.json, which servers read."""
     make_encoder(folder, pooling="mean", inside=inside)
-    settings = folder / inside / "sentence_bert_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_seq_length": LENGTH // 2}))
-    words = folder / inside / "tokenizer.json"
-    words.write_text(json.dumps({**json.loads(words.read_text()), "truncation": CUT}))
+    change_json(folder / inside, "sentence_bert_config.json", max_seq_length=LENGTH // 2)
+    change_json(folder / inside, "tokenizer.json", truncation=CUT)
 
 
 @pytest.mark.thorough
@@ -448,15 +439,13 @@ def test_converted_sentence_transformers_encode_longer_texts(path: str, tmp_path
         r"longattn train embed --model \S+ --data YOUR_PAIRS\.jsonl --max-length \d+ --output ",
         report.train_command or "",
     )
-    card = (tmp_path / "long" / "README.md").read_text()
-    exec(compile(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0], "usage", "exec"), names := {})
-    assert isinstance(names["model"], st.SentenceTransformer)
+    assert isinstance(run_card(tmp_path / "long")["model"], st.SentenceTransformer)
     assert (tmp_path / "long" / "modules.json").is_file()
     assert {"modules.json", "config_sentence_transformers.json", "1_Pooling"} <= set(report.files)
     old, new = (st.SentenceTransformer(str(folder), device="cpu") for folder in (source, tmp_path / "long"))
     assert (old.max_seq_length, new.max_seq_length) == (LENGTH // 2, 4 * LENGTH)
     assert [type(module) for module in new] == [type(module) for module in old]
-    assert json.loads((tmp_path / "long" / "tokenizer.json").read_text())["truncation"] == {
+    assert read_json(tmp_path / "long", "tokenizer.json")["truncation"] == {
         **CUT,
         "max_length": 4 * LENGTH,
     }
@@ -475,16 +464,15 @@ def test_stock_sentence_encoder_reads_its_new_length_in_every_file(tmp_path: Pat
     make_encoder_with_limits(source, "0_Transformer")
     convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH, verify=False)
     export_native(tmp_path / "long", stock, verify=False)
-    read = {
-        name: json.loads((stock / f"{name}.json").read_text())
-        for name in ("config", "sentence_bert_config", "tokenizer_config", "tokenizer")
-    }
-    assert read["config"]["architectures"] == ["BertModel"]
-    limits = (read["config"]["max_position_embeddings"], read["sentence_bert_config"]["max_seq_length"])
-    assert {*limits, read["tokenizer_config"]["model_max_length"], read["tokenizer"]["truncation"]["max_length"]} == {
-        4 * LENGTH
-    }
-    assert json.loads((stock / "modules.json").read_text())[0]["path"] == ""
+    config = read_json(stock)
+    assert config["architectures"] == ["BertModel"]
+    assert {
+        config["max_position_embeddings"],
+        read_json(stock, "sentence_bert_config.json")["max_seq_length"],
+        read_json(stock, "tokenizer_config.json")["model_max_length"],
+        read_json(stock, "tokenizer.json")["truncation"]["max_length"],
+    } == {4 * LENGTH}
+    assert read_json(stock, "modules.json")[0]["path"] == ""
     old, new = (st.SentenceTransformer(str(folder), device="cpu") for folder in (source, stock))
     assert [type(module) for module in new] == [type(module) for module in old]
     assert abs(old.encode(SHORT) - new.encode(SHORT)).max() < 1e-6

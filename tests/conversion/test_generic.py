@@ -25,9 +25,10 @@ from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.every_config import small_config
 from tests.cases import every_case
-from tests.conversion.conftest import change_config
+from tests.damage import edit_json
 from tests.generic import load_generic
 from tests.reports import statuses, tensor_counts
+from tests.saved import change_json, read_json
 from tests.trained import tokenizer_of
 from tests.unsupported import (
     CHANNELS,
@@ -163,8 +164,8 @@ def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_pat
     assert statuses(report)["equal with the source's attention"] == "passed"
     assert report.plan["generic"]
     assert tensor_counts(report)["new"] >= 4
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
-    plain_type = json.loads((source / "config.json").read_text())["model_type"]
+    config = read_json(tmp_path / "long")
+    plain_type = read_json(source)["model_type"]
     assert (config["model_type"], config["architectures"]) == (f"long_generic_{plain_type}", [f"LongGeneric{name}"])
     assert config["long_attention"] == {"mechanism": "hedgehog"}
     config = transformers.AutoConfig.from_pretrained(tmp_path / "long")
@@ -182,7 +183,7 @@ def test_generic_result_has_the_mechanism_with_its_parameters(name: str, tmp_pat
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert again.keys() == written.keys()
     assert all(torch.equal(again[key], values) for key, values in written.items())
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == f"long_generic_{plain_type}"
+    assert read_json(tmp_path / "again")["model_type"] == f"long_generic_{plain_type}"
     read = load_generic(tmp_path / "again").state_dict()
     assert all(torch.equal(read[key], values) for key, values in model.state_dict().items())
 
@@ -324,7 +325,7 @@ def test_conversion_refuses_layers_of_timm(tmp_path: Path) -> None:
 class TestLoading:
     def test_loading_refuses_a_generic_folder_without_a_mechanism(self, tmp_path: Path) -> None:
         broken = saved(DETECTOR, tmp_path / "plain")
-        change_config(
+        change_json(
             broken,
             model_type=f"long_generic_{IMAGE_TYPE}",
             architectures=[f"LongGeneric{IMAGES}Model"],
@@ -398,10 +399,7 @@ def test_compress_takes_a_generic_folder_and_export_refuses_its_decoder(tmp_path
 def test_tokenizer_of_a_generic_folder_is_found_without_the_model_type(tmp_path: Path) -> None:
     source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain", vocab_size=900)
     tokenizer_of("gpt2").save_pretrained(source)
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-    (source / "tokenizer_config.json").write_text(
-        json.dumps({key: one for key, one in settings.items() if key != "tokenizer_class"})
-    )
+    edit_json("tokenizer_config.json", tokenizer_class=...)(source)
     convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", verify=False)
     before, after = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "long"))
     assert type(after) is type(before)

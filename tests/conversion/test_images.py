@@ -35,6 +35,7 @@ from tests.grids import every_other
 from tests.modeling import grid_models
 from tests.modeling.audio_models import whisper_processor
 from tests.reports import statuses, tensor_counts
+from tests.saved import read_json, run_card
 
 SIZES = {
     "hidden_size": 32,
@@ -45,19 +46,12 @@ SIZES = {
     "patch_size": 4,
 }
 SQUARE = {"height": 32, "width": 32}
+CROPPED_SQUARE = {"size": {"height": 36, "width": 36}, "crop_size": SQUARE}
 CROPPED = {"size": {"shortest_edge": 36}, "crop_size": SQUARE}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViTForImageClassification": ("ViT", "ViTImageProcessor", {"size": SQUARE}),
-    "DeiTForImageClassification": (
-        "DeiT",
-        "DeiTImageProcessor",
-        {"size": {"height": 36, "width": 36}, "crop_size": SQUARE},
-    ),
-    "DeiTForImageClassificationWithTeacher": (
-        "DeiT",
-        "DeiTImageProcessor",
-        {"size": {"height": 36, "width": 36}, "crop_size": SQUARE},
-    ),
+    "DeiTForImageClassification": ("DeiT", "DeiTImageProcessor", CROPPED_SQUARE),
+    "DeiTForImageClassificationWithTeacher": ("DeiT", "DeiTImageProcessor", CROPPED_SQUARE),
     "Dinov2Model": ("Dinov2", "BitImageProcessor", CROPPED),
     "Dinov2ForImageClassification": ("Dinov2", "BitImageProcessor", CROPPED),
     "SiglipVisionModel": ("SiglipVision", "SiglipImageProcessor", {"size": SQUARE}),
@@ -84,18 +78,11 @@ def saved(tmp_path: Path) -> Checkpoint:
     return save
 
 
-def values(folder: Path, file: str) -> dict[str, Any]:
-    return json.loads((folder / file).read_text())
-
-
 @pytest.mark.parametrize("name", every_other(MODELS))
 def test_image_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     source, long = saved(name), tmp_path / "long"
-    report = (
-        convert_checkpoint(source, long, image_size=64, prefix_tokens="none")
-        if name != "SiglipVisionModel"
-        else convert_checkpoint(source, long, image_size=64)
-    )
+    prefix = {} if name == "SiglipVisionModel" else {"prefix_tokens": "none"}
+    report = convert_checkpoint(source, long, image_size=64, **prefix)
     checks = statuses(report)
     assert {
         "tensors",
@@ -105,7 +92,7 @@ def test_image_model_is_converted_and_verified(name: str, saved: Checkpoint, tmp
         "finite at the new size",
     } <= {check for check, status in checks.items() if status == "passed"}
     assert tensor_counts(report)["kept"] == sum(tensor_counts(report).values())
-    config = values(long, "config.json")
+    config = read_json(long)
     assert (config["image_size"], config["long_image_size"], config["position_extension"]) == (32, [64, 64], "tile")
     assert config["long_attention"]["window"] == [8]
     assert (report.plan["old_grid"], report.plan["new_grid"]) == ([8, 8], [16, 16])
@@ -118,8 +105,7 @@ def test_every_family_of_images_is_converted_and_loads_by_its_card(base: str, tm
     grid_models.saved(base, head, tmp_path / head)
     report = convert_checkpoint(tmp_path / head, tmp_path / "long", image_size=64)
     checks = statuses(report)
-    example = (tmp_path / "long" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    exec(compile(example, "card", "exec"), {})
+    run_card(tmp_path / "long")
     assert (
         checks["equal where the mechanism covers the input"]
         == checks["equal at the new size with full attention"]
@@ -194,13 +180,12 @@ def test_card_of_an_image_model_names_its_task_and_its_example_runs(saved: Check
     assert "pipeline_tag: image-classification" in card
     assert "extended from images of 32 × 32 to 64 × 64 pixels (65 to 257 tokens; positions: tile)" in card
     assert "It was made for images of up to 64 × 64 pixels." in card
-    example = card.partition("```python\n")[2].partition("```")[0]
-    exec(compile(example, "card", "exec"), {})
+    run_card(tmp_path / "long")
     convert_checkpoint(saved("Dinov2Model", processor=False), tmp_path / "states", image_size=64, verify=False)
     card = (tmp_path / "states" / "README.md").read_text()
     assert "pipeline_tag: image-feature-extraction" in card
     assert "AutoImageProcessor" not in card
-    exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
+    run_card(tmp_path / "states")
 
 
 def test_report_says_that_a_source_has_no_image_processor(saved: Checkpoint, tmp_path: Path) -> None:
@@ -414,8 +399,7 @@ def test_nested_processor_makes_inputs_of_the_new_size(name: str, tmp_path: Path
     save(tmp_path / "short")
     assert not (tmp_path / "short" / FILE).exists()
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
-    checks = {check.name: check for check in report.checks}
-    assert (checks[check].status, made(tmp_path / "long")) == ("passed", size)
+    assert (statuses(report)[check], made(tmp_path / "long")) == ("passed", size)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,7 +3,6 @@ reason."""
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from hf_longattn.files import FORMAT_FIELD
 from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
 from tests.cases import every_case
-from tests.conversion.conftest import change_config
+from tests.saved import change_json, read_json
 from tests.shared_code import code_of_family
 from tests.stock_cases import long_attention, long_values, save_long
 
@@ -81,7 +80,7 @@ def test_stock_checkpoint_computes_the_same_and_can_be_adopted_again(case: str, 
     )
     stock = getattr(transformers, name)
     assert any(check.name.startswith("generates the same") for check in report.checks) == stock.can_generate()
-    written = json.loads((tmp_path / "stock" / "config.json").read_text())
+    written = read_json(tmp_path / "stock")
     assert (written["architectures"], written["model_type"]) == ([name], stock.config_class.model_type)
     assert not {FORMAT_FIELD, "long_attention", "base_windows", "position_extension", "extended_from"} & written.keys()
     # back: adopted as any stock checkpoint is, the same outputs are required of it, and its stock checkpoint is this
@@ -271,7 +270,7 @@ def test_stock_checkpoint_with_other_outputs_is_not_kept(tmp_path: Path, monkeyp
 
 def test_stock_checkpoint_of_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     save_long(tmp_path / "long", "llama", WINDOW, "LlamaModel")
-    change_config(tmp_path / "long", architectures=["LongLlamaForSequenceClassification"])
+    change_json(tmp_path / "long", architectures=["LongLlamaForSequenceClassification"])
     with pytest.raises(
         CheckpointError, match=r"LongLlamaForSequenceClassification needs are missing in .*'score.weight'"
     ):
@@ -306,8 +305,8 @@ def test_stock_checkpoint_loads_where_hf_longattn_is_not_installed(
     convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
     report = export_native(tmp_path / "long", tmp_path / "stock")
     assert "generates the same after 24 tokens" in {check.name for check in report.checks}
-    assert json.loads((tmp_path / "stock" / "native_report.json").read_text())["plan"]["class"] == "MistralForCausalLM"
-    assert json.loads((tmp_path / "stock" / "generation_config.json").read_text())["temperature"] == 0.5
+    assert read_json(tmp_path / "stock", "native_report.json")["plan"]["class"] == "MistralForCausalLM"
+    assert read_json(tmp_path / "stock", "generation_config.json")["temperature"] == 0.5
     run = subprocess.run(
         [sys.executable, "-c", BLOCKER, str(tmp_path / "stock"), str(tmp_path / "logits")],
         capture_output=True,

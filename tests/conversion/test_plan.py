@@ -23,7 +23,8 @@ from hf_longattn.modeling.family.definition import FAMILIES
 from hf_longattn.positions.tables import DROPPED
 from tests.cases import every_case
 from tests.conversion.conftest import CLASSES, LENGTH
-from tests.reports import tensor_counts
+from tests.reports import check_of, needing_training, statuses, tensor_counts
+from tests.saved import read_json
 
 FIELDS = {one.name: one for one in dataclasses.fields(ConversionConfig)}
 
@@ -64,7 +65,7 @@ def test_conversion_config_does_what_keywords_do(built: Callable[[str], Path], t
     keywords = {"mechanism": "window", "window": 16, "layers": layers, "max_length": 200}
     assert plan.to_dict() == plan_conversion(built("BertForMaskedLM"), **keywords).to_dict()
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", config)
-    written = json.loads((tmp_path / "long" / "conversion_report.json").read_text())["config"]
+    written = read_json(tmp_path / "long", "conversion_report.json")["config"]
     assert written == report.config == json.loads(json.dumps(config.to_dict()))
     assert written["layers"] == {"0": {"mechanism": "full"}}
 
@@ -186,11 +187,11 @@ def test_dropped_position_table_keeps_its_mean_untrained(
     )
     assert report.needs_training
     assert report.train_command
-    found = {check.name: check for check in report.checks}
-    assert found["equal where the mechanism covers the input"].status == "needs training"
-    assert f"{positions} changes the old positions too" in found["equal where the mechanism covers the input"].detail
-    assert found["padding changes nothing"].status == "passed"
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    covered = check_of(report, "equal where the mechanism covers the input")
+    assert covered.status == "needs training"
+    assert f"{positions} changes the old positions too" in covered.detail
+    assert statuses(report)["padding changes nothing"] == "passed"
+    config = read_json(tmp_path / "long")
     relative = {} if positions == "none" else {"relative": positions}
     assert config["long_attention"] == {"mechanism": "window", "window": 16, **relative}
     if "Conditional" in name:
@@ -239,8 +240,8 @@ def test_relative_positions_are_added_beside_a_position_table(built: Callable[[s
     assert not report.needs_training  # they begin at zero
     assert tensor_counts(report)["new"] == 2
     report = convert_checkpoint(source, tmp_path / "alibi", mechanism="full", relative="alibi")
-    (check,) = [check for check in report.checks if check.status == "needs training"]
-    assert "relative=alibi changes every score" in check.detail
+    (name,) = needing_training(report)
+    assert "relative=alibi changes every score" in check_of(report, name).detail
     model = hf_longattn.LongBertForMaskedLM.from_pretrained(tmp_path / "alibi")
     assert all(table.any() and table.requires_grad for table in tables(model).values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
 from scripts.dev.tools.small_models import IN_FULL
 from tests.cases import every_case
-from tests.conversion.conftest import change_config
 from tests.grids import quickly
 from tests.reference.small_models import tokens
+from tests.reports import check_of
+from tests.saved import change_json, read_json
 from tests.stock_cases import long_attention
 
 OLD, NEW = 64, 200
@@ -106,7 +106,7 @@ def test_positions_after_any_padding_id_are_extended_and_read_as_before(
     report = convert_checkpoint(source, tmp_path / "long", **FULL, max_length=NEW, **how)
     assert (report.plan["old_length"], report.plan["new_length"]) == (OLD, NEW)
     assert inspect_checkpoint(tmp_path / "long").max_length == NEW
-    values = json.loads((tmp_path / "long" / "config.json").read_text())
+    values = read_json(tmp_path / "long")
     assert values["max_position_embeddings"] == NEW + pad + 1
 
     auto_class = getattr(transformers, f"AutoModel{head_of(base)}")
@@ -187,7 +187,7 @@ def test_longformer_with_any_padding_id_is_adopted(pad: int, tmp_path: Path) -> 
 @pytest.mark.parametrize("pad", [None, 65, 500, -2])
 def test_conversion_refuses_a_padding_id_after_which_no_position_follows(pad: int | None, tmp_path: Path) -> None:
     source = saved(tmp_path / "short", "roberta", 1)
-    change_config(source, pad_token_id=pad)
+    change_json(source, pad_token_id=pad)
     with pytest.raises(
         CheckpointError, match=f"says pad_token_id={pad}, after which a RobertaForMaskedLM counts its positions"
     ):
@@ -354,9 +354,7 @@ def test_a_rotary_decoder_of_windows_and_sinks_has_no_end(
     )
     report = convert_checkpoint(folder, tmp_path / "long", **settings)
     assert report.plan["short_texts"] == "of any length: no query looks back more than 20 positions, its own included"
-    assert [
-        check.values["length"] for check in report.checks if check.name == "equal where the mechanism covers the input"
-    ] == [20]
+    assert check_of(report, "equal where the mechanism covers the input").values["length"] == 20
     assert (
         "- Its texts may be of any length: no query looks back more than 20 positions"
         in (tmp_path / "long" / "README.md").read_text()

@@ -19,7 +19,8 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inspect import inspect_checkpoint
-from tests.reports import statuses, tensor_counts
+from tests.reports import check_of, statuses, tensor_counts
+from tests.saved import read_json, run_card
 
 from ..grids import every_other, quickly
 from ..modeling import audio_models
@@ -52,10 +53,6 @@ def noise(samples: int) -> Any:
     return np.random.default_rng(0).standard_normal(samples).astype(np.float32)
 
 
-def values(folder: Path, file: str = "config.json") -> dict[str, Any]:
-    return json.loads((folder / file).read_text())
-
-
 @pytest.mark.parametrize("mechanism", quickly(MECHANISMS, ("window",)))
 def test_sound_model_is_converted_and_verified(mechanism: str, saved: Checkpoint, tmp_path: Path) -> None:
     source, long = saved(), tmp_path / "long"
@@ -69,7 +66,7 @@ def test_sound_model_is_converted_and_verified(mechanism: str, saved: Checkpoint
     assert tensor_counts(report)["kept"] == sum(tensor_counts(report).values())
     assert (report.plan["old_audio_seconds"], report.plan["new_audio_seconds"]) == (15, 20)
     assert shlex.split(report.train_command or "")[:3] == ["longattn", "train", "ctc"]
-    config = values(long)
+    config = read_json(long)
     assert config["long_audio_seconds"] == 20
     assert config["long_attention"]["mechanism"] == mechanism
 
@@ -83,16 +80,15 @@ def test_every_family_of_sound_is_converted_and_loads_by_its_card(base: str, tmp
     report = convert_checkpoint(tmp_path / head, tmp_path / "long", audio_seconds=20)
     checks = statuses(report)
     assert checks["equal at the new size with full attention"] == "passed"
-    card = (tmp_path / "long" / "README.md").read_text()
-    exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
+    run_card(tmp_path / "long")
 
 
 @pytest.mark.thorough
 def test_padding_is_not_checked_where_a_layer_sees_the_whole_sound(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(feat_extract_norm="group"), tmp_path / "long", audio_seconds=16)
-    said = {check.name: check.detail for check in report.checks}
-    assert "feat_extract_norm='group'" in said["padding changes nothing"]
-    assert statuses(report)["padding changes nothing"] == "skipped"
+    padding = check_of(report, "padding changes nothing")
+    assert padding.status == "skipped"
+    assert "feat_extract_norm='group'" in padding.detail
 
 
 @pytest.mark.thorough

@@ -22,8 +22,10 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.loading import load_model, read_config
 from tests.cases import every_case
-from tests.conversion.conftest import change_config, source_config
+from tests.conversion.conftest import source_config
 from tests.hub_server import Hub, serve
+from tests.reports import check_of
+from tests.saved import change_json, change_tensors, read_json
 
 Checkpoint = Callable[..., Path]
 WINDOW = {"mechanism": "window", "window": 16, "max_length": 128}
@@ -38,13 +40,13 @@ def refusal(folder: Path) -> str:
 
 def test_conversion_refuses_a_config_with_other_shapes_or_layers(checkpoint: Checkpoint) -> None:
     source = checkpoint("BertForMaskedLM")
-    change_config(source, num_hidden_layers=4)
+    change_json(source, num_hidden_layers=4)
     assert refusal(source).startswith("32 tensors that a LongBertForMaskedLM needs are missing in ")
-    change_config(source, num_hidden_layers=1)
+    change_json(source, num_hidden_layers=1)
     assert "has tensors of layers that its config.json does not have, the first is 'bert.encoder.layer.1." in refusal(
         source
     )
-    change_config(source, num_hidden_layers=2, intermediate_size=96)
+    change_json(source, num_hidden_layers=2, intermediate_size=96)
     assert re.search(
         r"intermediate\.dense\.\w+' of .* has the shape \(.*, but its config requires \(", refusal(source)
     )
@@ -69,7 +71,7 @@ def test_head_without_weights_stays_without_and_hidden_states_are_compared(
     }
     config = config_class(**sizes, **more.get(body, {}))
     getattr(transformers, body)(config).save_pretrained(tmp_path / "short")
-    change_config(tmp_path / "short", architectures=[head])
+    change_json(tmp_path / "short", architectures=[head])
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
     assert any("the source has no weights for its head" in check.detail for check in report.checks)
     written = load_file(tmp_path / "long" / "model.safetensors")
@@ -97,14 +99,14 @@ def test_every_tensor_keeps_its_dtype_and_the_config_the_one_that_it_names(
     tensors = load_file(source / "model.safetensors")
     tensors = {name: value.bfloat16() if name.startswith(narrow) else value for name, value in tensors.items()}
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    change_config(source, dtype=named)
+    change_json(source, dtype=named)
     convert_checkpoint(source, tmp_path / "long", **WINDOW)
     written = load_file(tmp_path / "long" / "model.safetensors")
     assert {name: value.dtype for name, value in written.items()} == {
         name: value.dtype for name, value in tensors.items()
     }
     assert all(torch.equal(written[name][: len(value)], value) for name, value in tensors.items())
-    assert json.loads((tmp_path / "long" / "config.json").read_text())["dtype"] == named
+    assert read_json(tmp_path / "long")["dtype"] == named
 
 
 def test_experts_of_a_mixture_are_those_of_the_source(tmp_path: Path) -> None:
@@ -121,18 +123,15 @@ def test_checkpoint_without_the_name_of_its_class_becomes_the_base_model(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     source = checkpoint("BertModel")
-    change_config(source, architectures=None)
+    change_json(source, architectures=None)
     convert_checkpoint(source, tmp_path / "long", **WINDOW)
-    assert json.loads((tmp_path / "long" / "config.json").read_text())["architectures"] == ["LongBertModel"]
+    assert read_json(tmp_path / "long")["architectures"] == ["LongBertModel"]
 
 
 def test_conversion_refuses_a_config_of_a_far_larger_model_before_it_takes_memory(checkpoint: Checkpoint) -> None:
     source = checkpoint("BertForMaskedLM")
-    change_config(source, intermediate_size=40_000_000)
+    change_json(source, intermediate_size=40_000_000)
     assert "bytes; does it belong to another model?" in refusal(source)
-
-
-ARGUMENTS = {"mechanism": "window", "window": 16, "max_length": 128}
 
 
 def pickled(folder: Path, *, shards: int = 1, zipped: bool = True) -> Path:
@@ -158,12 +157,10 @@ def test_pickled_checkpoint_is_converted_only_if_allowed(
     source, folder = pickled(checkpoint("GPT2LMHeadModel"), shards=shards, zipped=zipped), tmp_path / "results"
     folder.mkdir()
     with pytest.raises(CheckpointError, match="add --allow-pickle"):
-        convert_checkpoint(source, folder / "long", **ARGUMENTS)
-    report = convert_checkpoint(source, folder / "long", allow_pickle=True, **ARGUMENTS)
+        convert_checkpoint(source, folder / "long", **WINDOW)
+    report = convert_checkpoint(source, folder / "long", allow_pickle=True, **WINDOW)
     assert report.plan["source"] == str(source)
-    assert "equal" in next(
-        check.detail for check in report.checks if check.name == "equal at the old length with full attention"
-    )
+    assert "equal" in check_of(report, "equal at the old length with full attention").detail
     assert [path.name for path in folder.iterdir()] == ["long"]
     assert [path.name for path in (folder / "long").glob("*.safetensors")] == ["model.safetensors"]
     assert not list((folder / "long").glob("*.bin"))
@@ -173,8 +170,8 @@ def test_pickled_weights_of_another_dtype_than_the_config_are_rounded_as_it_says
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     source = pickled(checkpoint("BertForMaskedLM"))
-    change_config(source, dtype="bfloat16")
-    convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS)
+    change_json(source, dtype="bfloat16")
+    convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **WINDOW)
     written = load_file(tmp_path / "long" / "model.safetensors")
     assert {value.dtype for value in written.values()} == {torch.bfloat16}
 
@@ -215,7 +212,7 @@ def test_pickle_of_anything_but_tensors_is_refused_and_runs_no_code(
         r"needs are missing"
     )
     with pytest.raises(CheckpointError, match=sentence):
-        convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS)
+        convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **WINDOW)
     assert not [*tmp_path.iterdir()]
 
 
@@ -314,7 +311,7 @@ def test_convert_refuses_quantised_source(
     settings: dict[str, Any], method: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = checkpoint("LlamaForCausalLM")
-    change_config(source, quantization_config=settings)
+    change_json(source, quantization_config=settings)
     for refuse in (plan_conversion, convert_checkpoint):
         with pytest.raises(
             CheckpointError,
@@ -345,7 +342,7 @@ def test_source_that_names_no_class_is_refused_if_it_has_a_head(head: str, chang
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     named = {"empty": [], "unknown": ["Evil"]}.get(changed)
-    change_config(folder, architectures=named)
+    change_json(folder, architectures=named)
     sentence = refusal(folder)
     assert f'or "architectures": ["{FAMILIES[base].base_model_name}"] to leave them out' in sentence
     assert ("names the class 'Evil', which is not supported" if named else "names no class") in sentence
@@ -355,14 +352,13 @@ def test_pickled_source_that_names_no_class_is_refused_if_it_has_a_head(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     source = pickled(checkpoint("BertForMaskedLM"))
-    change_config(source, architectures=None)
+    change_json(source, architectures=None)
     with pytest.raises(CheckpointError, match="weights that a BertModel does not read, cls"):
-        convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **ARGUMENTS)
+        convert_checkpoint(source, tmp_path / "long", allow_pickle=True, **WINDOW)
 
 
 def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
-    stored = load_file(folder / "model.safetensors")
-    save_file({**stored, **tensors}, folder / "model.safetensors", {"format": "pt"})
+    change_tensors(folder, lambda stored: stored.update(tensors))
 
 
 def test_matrix_beside_the_model_that_no_class_reads_is_left_out_only_if_the_class_is_named(
@@ -371,11 +367,11 @@ def test_matrix_beside_the_model_that_no_class_reads_is_left_out_only_if_the_cla
     """Such as ColBERT's projection of the hidden states."""
     source = checkpoint("BertModel")
     add_tensors(source, **{"linear.weight": torch.ones(8, 32)})
-    change_config(source, architectures=None)
+    change_json(source, architectures=None)
     assert "weights that a BertModel does not read, linear, and" in refusal(source)
-    change_config(source, architectures=["BertModel"])
+    change_json(source, architectures=["BertModel"])
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW)
-    (check,) = [check for check in report.checks if check.name == "tensors"]
+    check = check_of(report, "tensors")
     assert check.values["left_out"] == {"linear.weight": "not in BertModel"}
     assert "left out, not in BertModel: linear" in check.detail
 
@@ -389,9 +385,9 @@ def test_tensors_of_the_files_are_counted_and_those_left_out_are_named(tmp_path:
         tmp_path / "short",
         **{"bert.embeddings.position_ids": torch.arange(512)[None], "note": torch.ones(3)},
     )
-    change_config(tmp_path / "short", architectures=["BertForMaskedLM"])
+    change_json(tmp_path / "short", architectures=["BertForMaskedLM"])
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=16, max_length=1024)
-    (check,) = [check for check in report.checks if check.name == "tensors"]
+    check = check_of(report, "tensors")
     stored = load_file(tmp_path / "short" / "model.safetensors")
     unread = {name for name in stored if re.search("seq_relationship|pooler|note", name)}
     assert check.values["left_out"] == {
@@ -410,9 +406,9 @@ def test_source_that_names_no_class_leaves_out_what_is_computed_or_no_head(
 ) -> None:
     source = checkpoint("BertModel")
     add_tensors(source, **{"embeddings.position_ids": torch.arange(64)[None], "note": torch.ones(3)})
-    change_config(source, architectures=None)
+    change_json(source, architectures=None)
     report = convert_checkpoint(source, tmp_path / "long", **WINDOW)
-    (check,) = [check for check in report.checks if check.name == "tensors"]
+    check = check_of(report, "tensors")
     assert check.values["left_out"].keys() == {"embeddings.position_ids", "note"}
 
 
@@ -420,7 +416,7 @@ def test_copy_of_tied_embeddings_is_no_head(checkpoint: Checkpoint, tmp_path: Pa
     source = checkpoint("GPT2LMHeadModel")
     embeddings = load_file(source / "model.safetensors")["transformer.wte.weight"]
     add_tensors(source, **{"lm_head.weight": embeddings.clone()})
-    change_config(source, architectures=None)
+    change_json(source, architectures=None)
     convert_checkpoint(source, tmp_path / "copy", **WINDOW)
 
 
@@ -428,10 +424,10 @@ def test_copy_of_tied_embeddings_is_no_head(checkpoint: Checkpoint, tmp_path: Pa
 def test_decoder_without_its_untied_head_is_refused(base: str, head: str, tmp_path: Path) -> None:
     folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "short"
     getattr(transformers, head)(source_config(base)).base_model.save_pretrained(folder)
-    change_config(folder, architectures=[head], tie_word_embeddings=False)
+    change_json(folder, architectures=[head], tie_word_embeddings=False)
     sentence = refusal(folder)
     assert f"has no lm_head.weight, the head of a {head}" in sentence
-    change_config(folder, architectures=[FAMILIES[base].base_model_name])
+    change_json(folder, architectures=[FAMILIES[base].base_model_name])
     convert_checkpoint(folder, folder.parent / "long", mechanism="full")
 
 

@@ -21,13 +21,12 @@ from hf_longattn.cli import main
 from hf_longattn.cli.app import app
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.inspect import inspect_checkpoint
-from hf_longattn.modeling.generic import towers_of
 from scripts.dev.tools.small_models import small_towers_config
 from tests.cases import every_case
 from tests.generic import load_generic
 from tests.grids import quickly
-from tests.modeling.test_generic import build_towers, mechanisms, output
-from tests.reports import statuses
+from tests.modeling.test_generic import build_towers, output, tower_mechanisms
+from tests.reports import check_of, statuses
 from tests.towers import SHAPE, save_clip
 
 NEW_SIZE, NEW_LENGTH = 64, 248
@@ -56,9 +55,8 @@ def test_clip_is_converted_verified_and_runs_in_a_pipeline(
     source = short(processor)
     settings: dict[str, Any] = {"towers": TOWERS, "max_length": NEW_LENGTH, "image_size": NEW_SIZE}
     report = convert_checkpoint(source, tmp_path / "long", **settings)
-    checks = {check.name: check for check in report.checks}
     assert report.needs_training
-    assert {name for name, check in checks.items() if check.status == "passed"} >= {
+    assert {name for name, status in statuses(report).items() if status == "passed"} >= {
         "tensors",
         "tokenizer",
         "image processor",
@@ -69,7 +67,7 @@ def test_clip_is_converted_verified_and_runs_in_a_pipeline(
         "similarities of text and image equal",
         "finite at the new sizes",
     }
-    assert checks["similarities of text and image equal"].values["relative_difference"] <= 1e-5
+    assert check_of(report, "similarities of text and image equal").values["relative_difference"] <= 1e-5
     assert report.plan["towers"]["text"]["positions"] == "stretch:20"
     assert report.plan["long_attention"]["towers"]["vision"]["mechanism"] == "window2d"
     assert report.plan["new_length"] == NEW_LENGTH
@@ -173,10 +171,9 @@ def test_converted_siglip_reads_captions_of_the_old_length_as_before(tmp_path: P
     source = tmp_path / "short"
     transformers.SiglipModel(config).save_pretrained(source)
     report = convert_checkpoint(source, tmp_path / "long", towers=TOWERS, max_length=256, image_size=NEW_SIZE)
-    checks = {check.name: check for check in report.checks}
+    check = check_of(report, "similarities of text and image equal")
     assert report.plan["towers"]["text"]["positions"] == "tile"
-    assert checks["similarities of text and image equal"].values["length"] == 64
-    assert checks["similarities of text and image equal"].status == "passed"
+    assert (check.values["length"], check.status) == (64, "passed")
 
 
 @every_case("generic", [False, True])
@@ -205,26 +202,22 @@ def test_generic_towers_are_each_planned_written_compared_and_loaded(case: str, 
     report = convert_checkpoint(
         tmp_path / "plain", tmp_path / "long", generic=True, towers={"text": text, "vision": {"mechanism": "full"}}
     )
-    checks = {check.name: check for check in report.checks}
-    assert checks["equal with the source's attention"].status == "passed"
-    assert checks["with the mechanism of the tower text"].status == "needs training"
-    assert checks["with the mechanism"].status == "needs training"
-    assert checks["finite"].status == "passed"
+    checks = statuses(report)
+    assert checks["equal with the source's attention"] == checks["finite"] == "passed"
+    assert checks["with the mechanism of the tower text"] == checks["with the mechanism"] == "needs training"
     assert set(report.plan["towers"]) == {"text", "vision"}
     assert report.plan["long_attention"] == {"towers": {"text": text, "vision": {"mechanism": "full"}}}
     card = (tmp_path / "long" / "README.md").read_text()
     assert "`window` attention in the tower text and `full` attention in the tower vision" in card
     assert "import hf_longattn  # registers the model with transformers" in card
     loaded = load_generic(tmp_path / "long")
-    assert {name: mechanisms(tower) for name, tower in towers_of(loaded).items()} == {
+    assert tower_mechanisms(loaded) == {
         "text": {"window"},
         "vision": {"full"},
     }
     hf_longattn.enable_long_attention(model, {"towers": {"text": text, "vision": {"mechanism": "full"}}})
     assert torch.allclose(output(loaded, inputs), output(model, inputs), rtol=0, atol=1e-6)
-    assert {
-        name: mechanisms(tower) for name, tower in towers_of(AutoModel.from_pretrained(tmp_path / "long")).items()
-    } == {name: mechanisms(tower) for name, tower in towers_of(model).items()}
+    assert tower_mechanisms(AutoModel.from_pretrained(tmp_path / "long")) == tower_mechanisms(model)
 
 
 @pytest.mark.parametrize("case", quickly(CASES, ("siglip", "llava", "qwen2_5_vl")))
@@ -236,7 +229,7 @@ def test_full_attention_in_every_generic_tower_equals_the_source(case: str, tmp_
     )
     assert not report.needs_training
     names = ["with the mechanism of the tower text", "with the mechanism of the tower vision", "with the mechanism"]
-    assert [check.status for check in report.checks if check.name in names] == ["passed"] * 3
+    assert [statuses(report)[name] for name in names] == ["passed"] * 3
     written = load_file(tmp_path / "long" / "model.safetensors")
     assert all(
         torch.equal(written[name], values)

@@ -4,7 +4,6 @@ one."""
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from tests.cases import every_case
 from tests.conversion.conftest import LENGTH
 from tests.fresh_processes import run_fresh
 from tests.reports import statuses
+from tests.saved import change_json, read_json
 
 Checkpoint = Callable[..., Path]
 TOKENIZER_OF = {
@@ -65,15 +65,13 @@ def test_wrong_tokenizer_class_becomes_that_of_transformers(
 ) -> None:
     """DeepSeek-R1-Distill-Qwen names LlamaTokenizerFast; for Qwen2, transformers knows better."""
     source = checkpoint(name, tokenizer=tokenizer)
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "LlamaTokenizerFast"}))
+    change_json(source, "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert statuses(report)["tokenizer"] == "passed"
-    config = json.loads((tmp_path / "long" / "config.json").read_text())
     text = "The keeper's notebooks, in 1987:\n  forty years."
     expected = AutoTokenizer.from_pretrained(source)(text)["input_ids"]
-    for model_type in (config["model_type"], "unknown"):  # the latter as where hf_longattn is not imported
-        (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    for model_type in (read_json(tmp_path / "long")["model_type"], "unknown"):  # as where hf_longattn is not imported
+        change_json(tmp_path / "long", model_type=model_type)
         assert AutoTokenizer.from_pretrained(tmp_path / "long")(text)["input_ids"] == expected
 
 
@@ -123,7 +121,7 @@ def test_generation_length_follows_if_it_was_the_limit_of_model(
     source = checkpoint("GPT2LMHeadModel")
     GenerationConfig(max_length=before, do_sample=True, top_k=7).save_pretrained(source)
     convert_checkpoint(source, tmp_path / "long", mechanism="window", max_length=200, verify=False)
-    written = json.loads((tmp_path / "long" / "generation_config.json").read_text())
+    written = read_json(tmp_path / "long", "generation_config.json")
     assert written.get("max_length", 20) == after
     assert written["top_k"] == 7
 

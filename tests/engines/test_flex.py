@@ -24,6 +24,7 @@ from tests.cases import every_case
 from tests.comparisons import assert_equal_with_gradients, paths_of
 from tests.engines.eager_flex import by_the_lists
 from tests.reference.small_models import long_model, tokens
+from tests.samples import sampled
 from tests.shared_code import engine_of_form
 
 # ---- Block lists and bands.
@@ -279,10 +280,7 @@ def few_query_forms() -> list[tuple[str, bool]]:
 def test_packed_documents_with_few_queries_on_paths_for_cuda_equal_the_definition(
     q_len: int, padding: str, name: str, causal: bool
 ) -> None:
-    module = build_mechanism(
-        name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample}
-    )
-    module = module.eval().double()
+    module = sampled(name, LENGTH).double()
     lengths = ((4, q_len), (2, LENGTH), (2, LENGTH))
     tensors = [torch.randn(2, heads, n, 16, dtype=torch.float64, requires_grad=True) for heads, n in lengths]
     documents = torch.bucketize(torch.arange(LENGTH), torch.tensor([130, 384, 390, 650])).expand(2, -1)

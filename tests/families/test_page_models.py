@@ -21,6 +21,7 @@ from tests.grids import quickly
 from tests.modes.crossings import Crossing
 from tests.modes.ways import WAYS
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+from tests.reports import statuses
 
 BASE = "layoutlm"
 OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "router logits"), "none")}
@@ -78,7 +79,7 @@ def test_a_layoutlm_checkpoint_is_converted_and_verified_with_boxes(tmp_path: Pa
     )
     assert report.verified
     assert " --data YOUR_QUESTIONS.json " in str(report.train_command)
-    names = {check.name: check.status for check in report.checks}
+    names = statuses(report)
     assert names["equal where the mechanism covers the input"] == names["padding changes nothing"] == "passed"
     model = transformers.AutoModelForDocumentQuestionAnswering.from_pretrained(tmp_path / "long").eval()
     assert model.config.long_attention == LongAttentionConfig("longformer", window=128)
@@ -160,7 +161,7 @@ def test_a_markuplm_folder_is_converted_by_its_own_tokenizer(tmp_path: Path) -> 
     feature_extractor = {"feature_extractor_type": "MarkupLMFeatureExtractor", "processor_class": "MarkupLMProcessor"}
     (source / "preprocessor_config.json").write_text(json.dumps(feature_extractor))
     report = convert_checkpoint(source, result, mechanism="longformer", window=128, max_length=256)
-    assert {check.name: check.status for check in report.checks}["tokenizer"] == "passed"
+    assert statuses(report)["tokenizer"] == "passed"
     assert "English text" in report.text
     assert (result / "preprocessor_config.json").read_bytes() == (source / "preprocessor_config.json").read_bytes()
     model, written = (

@@ -22,6 +22,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import Shape, language_model, small_values
 from tests.cases import every_case
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
+from tests.modeling.two_stacks import inputs_of
 from tests.reference.small_models import checkpoint_activations, tokens
 from tests.shared_code import engine_of_form
 
@@ -29,8 +30,6 @@ BASES = ("t5", "mt5")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].model_classes]
 SHAPE = Shape(width=32, layers=2, heads=4, inner=40, tokens=96, vocabulary=200)
 EOS = 3
-WHOLE = ("ForSequenceClassification", "ForQuestionAnswering", "EncoderModel", "ForTokenClassification")
-"""Heads that read the text alone."""
 
 
 def values_of(base: str, **changes: Any) -> dict[str, Any]:
@@ -60,16 +59,6 @@ def long_like(plain: Any, base: str, long_attention: Any, **changes: Any) -> Any
     assert not left.unexpected_keys
     assert all(".long_attention." in name for name in left.missing_keys)
     return model
-
-
-def inputs_of(head: str = "", length: int = 40) -> dict[str, Tensor]:
-    """Two texts, the second shorter, with one end token each."""
-    ids, mask = tokens(2, length), torch.ones(2, length, dtype=torch.long)
-    mask[1, length - 11 :] = 0
-    ids = torch.where(mask.bool(), ids, 1)
-    ids[0, -1] = ids[1, length - 12] = EOS
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    return inputs if head.endswith(WHOLE) else {**inputs, "decoder_input_ids": tokens(2, 9, seed=2)}
 
 
 def equal(a: Tensor, b: Tensor) -> None:
@@ -127,14 +116,6 @@ class TestT5(EncoderDecoderContract):
 
     def test_left_padding_changes_nothing(self, base: str) -> None:
         self.padding_changes_nothing(base, left=True)
-
-    def test_mechanisms_are_in_the_encoder_and_full_attention_elsewhere(self, base: str) -> None:
-        model = long_like(plain_model(base), base, {**WINDOW, "layers": {1: {"window": 4}}})
-        found = {name: m.long_attention for name, m in model.named_modules() if hasattr(m, "long_attention")}
-        encoder = [m.options.window for name, m in found.items() if name.startswith("encoder")]
-        assert encoder == [8, 4]
-        assert [m.name for name, m in found.items() if name.startswith("decoder")] == ["full"] * 6
-        assert [m.is_cross_attention for name, m in found.items() if name.startswith("decoder")] == [False, True] * 3
 
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_gradients_are_the_base_s_with_checkpointing_too(self, base: str, reentrant: bool) -> None:

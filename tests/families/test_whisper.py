@@ -25,7 +25,7 @@ from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import LongWhisperConfig
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.modeling.audio_models import defined, long_model, seeing, tensors
-from tests.reports import tensor_counts
+from tests.reports import statuses, tensor_counts
 from tests.whisper import SIZES
 
 HEADS: tuple[type[Any], ...] = (WhisperModel, WhisperForConditionalGeneration, WhisperForAudioClassification)
@@ -191,7 +191,7 @@ class TestConversionOfWhisper:
         report = convert_checkpoint(
             tmp_path / "short", tmp_path / "long", audio_seconds=2, mechanism="full", needs_training=True
         )
-        checks = {check.name: check.status for check in report.checks}
+        checks = statuses(report)
         assert report.verified
         assert checks["equal where the mechanism covers the input"] == checks["finite at the new size"] == "passed"
         assert tensor_counts(report)["kept"] == sum(tensor_counts(report).values())

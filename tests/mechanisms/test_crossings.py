@@ -17,6 +17,7 @@ from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.capabilities import Stateful
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
+from tests.comparisons import assert_equal_with_gradients
 from tests.grids import grid
 from tests.shared_code import engine_of_form
 
@@ -123,13 +124,7 @@ def test_large_scores_give_finite_outputs_and_gradients_of_the_definition(form: 
     mask = left_padding(length)
     module = built(name).double()
     out, expected = (run(q, k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend))
-    same(out, expected, mask)
-    weight = torch.randn_like(out) * mask[:, None, :, None]
-    for a, b in zip(
-        *(torch.autograd.grad((x * weight).sum(), (q, k, v), materialize_grads=True) for x in (out, expected)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+    assert_equal_with_gradients(out, expected, (q, k, v), mask, atol=1e-9, gradients=1e-7, rtol=1e-6)
     module = built(name)
     q, k, v = (x.detach().float() for x in (q, k, v))
     out, expected = (run(q, k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend))
@@ -186,13 +181,7 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
     out, expected = (
         run(q[:, :, -150:], k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend)
     )
-    same(out, expected)
-    weight = torch.randn_like(out)
-    for a, b in zip(
-        *(torch.autograd.grad((x * weight).sum(), (q, k, v), materialize_grads=True) for x in (out, expected)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+    assert_equal_with_gradients(out, expected, (q, k, v), atol=1e-9, gradients=1e-9, rtol=1e-9)
 
 
 @pytest.mark.thorough

@@ -20,12 +20,14 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
-from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from, prototype
+from hf_longattn.mechanisms.common.registry import mechanism_class, prototype
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.cases import every_case
 from tests.grids import ONLY_QUICK, grid
 from tests.reference.small_models import long_model
+from tests.reports import check_of
+from tests.samples import sampled
 from tests.shared_code import kind_of_family
 
 SIZES: dict[str, Any] = {
@@ -50,8 +52,7 @@ NAMES = [name for name in list_mechanisms(causal=False, grid=False) if served(na
 
 def built(name: str) -> Mechanism:
     torch.manual_seed(0)
-    options = {**mechanism_class(name).about.sample, "exact_length": EXACT}
-    return mechanism_from(name, options, num_heads=4, head_dim=16, max_length=4 * LENGTH).eval()
+    return sampled(name, 4 * LENGTH, exact_length=EXACT)
 
 
 def layouts() -> dict[str, tuple[dict[str, Tensor], list[tuple[int, int, int]]]]:
@@ -83,8 +84,7 @@ def test_exact_length_gives_short_sequences_full_attention_in_any_batch(layout: 
     rows, length = next(iter(arguments.values())).shape
     failed = []
     for name in NAMES[[*layouts()].index(layout) :: 2] if ONLY_QUICK else NAMES:
-        module, options = built(name), mechanism_class(name).about.sample
-        plain = mechanism_from(name, options, num_heads=4, head_dim=16, max_length=4 * LENGTH).eval()
+        module, plain = built(name), sampled(name, 4 * LENGTH)
         plain.load_state_dict(module.state_dict())
         q, k, v = (torch.randn(rows, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
         more: dict[str, Tensor] = (
@@ -162,7 +162,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.thorough
 def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_path: Path) -> None:
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=8, max_length=512)
-    (check,) = [check for check in report.checks if check.name == "equal for short texts"]
+    check = check_of(report, "equal for short texts")
     assert check.status == "passed"
     assert "at 64 tokens, as for texts of up to 64" in check.detail
     assert report.plan["short_texts"] == "of up to 64 tokens are read exactly as by the source"

@@ -16,6 +16,7 @@ from hf_longattn.mechanisms.common.feature_map import LinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.performer import Performer, orthogonal_gaussian
 from tests.cases import every_case
+from tests.comparisons import assert_equal_with_gradients
 
 LINEAR = [name for name in list_mechanisms(grid=False) if issubclass(mechanism_class(name), LinearMechanism)]
 FORMS = [*((name, {}) for name in LINEAR), ("hedgehog", {"feature_dim": 20}), ("taylor", {"feature_dim": 24})]
@@ -112,12 +113,7 @@ def test_exponential_features_of_large_keys_have_the_gradients_of_the_definition
     q, k, v = ((20 * torch.randn(1, heads, 100, 16, dtype=torch.float64)).requires_grad_() for heads in (4, 2, 2))
     module = built("performer")
     out, expected = attend(q, k, v, module, causal=causal), reference_attend(q, k, v, module, causal=causal)
-    for a, b in zip(
-        torch.autograd.grad(out.sin().sum(), (q, k, v)),
-        torch.autograd.grad(expected.sin().sum(), (q, k, v)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    assert_equal_with_gradients(out, expected, (q, k, v), atol=1e-7, gradients=1e-7, rtol=1e-7)
 
 
 def performer_built(**options: object) -> Performer:

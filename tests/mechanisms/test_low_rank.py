@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn import LongGPT2Model, attend, build_mechanism, reference_attend
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.nystrom import pseudo_inverse
 from tests.cases import every_case
-from tests.reference.small_models import long_config, long_like, plain_model
+from tests.reference.small_models import long_config, plain_model
 
 
 def test_linformer_refuses_a_text_longer_than_its_projection() -> None:
@@ -73,12 +73,9 @@ def test_tensors_of_synthesizer_have_the_names_of_saved_models(variant: str, nam
 
 
 def test_a_plain_checkpoint_loads_into_synthesizer_with_drawn_values(tmp_path: Path) -> None:
-    plain = plain_model("gpt2")
-    plain.save_pretrained(tmp_path)
+    plain_model("gpt2").save_pretrained(tmp_path)
     attention = {"mechanism": "synthesizer", "variant": "random"}
-    longer = type(long_like(plain, "gpt2", {"mechanism": "full"})).from_pretrained(
-        tmp_path, config=long_config("gpt2", attention)
-    )
+    longer = LongGPT2Model.from_pretrained(tmp_path, config=long_config("gpt2", attention))
     matrices = [value for name, value in longer.state_dict().items() if name.endswith("kinds.random.matrix")]
     assert len(matrices) == 3
     assert all(0.9 < value.std() < 1.1 for value in matrices)

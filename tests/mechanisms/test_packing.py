@@ -18,11 +18,11 @@ from hf_longattn.engines.dense_masks import documents_in_mask
 from hf_longattn.errors import InputError
 from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.capabilities import needs_whole_batch
-from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
 from tests.comparisons import paths_of
 from tests.grids import quickly
-from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+from tests.reference.small_models import long_model, padding, plain_model, tokens
+from tests.samples import sample_of, sampled
 from tests.shared_code import engine_of_form
 
 SIZES = [60, 45, 1, 190]
@@ -80,9 +80,7 @@ def one_by_one(
 @pytest.mark.thorough
 @every_case(("name", "causal"), FORMS, of=9, code=engine_of_form, ids=str)
 def test_each_packed_document_is_bit_for_bit_as_alone(name: str, causal: bool) -> None:
-    module = build_mechanism(
-        name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample}
-    ).eval()
+    module = sampled(name, LENGTH)
     sizes = [SIZES, [100, LENGTH - 100]]
     tensors = [token_major(2, heads, LENGTH, grad=True) for heads in (4, 2, 2)]
     arguments: dict[str, Any] = {"causal": causal}
@@ -125,7 +123,7 @@ def test_packed_linear_attention_in_pieces_beside_padding_is_as_alone(
 
 @every_case("name", ["window", "bigbird", "linear", "lsh"])
 def test_packed_documents_with_padding_and_few_queries_equal_the_definition(name: str) -> None:
-    module = build_mechanism(name, num_heads=4, head_dim=16, **mechanism_class(name).about.sample).eval()
+    module = sampled(name, LENGTH)
     q, k, v = (token_major(2, heads, LENGTH) for heads in (4, 2, 2))
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
     mask[0, :7], mask[1, -20:], mask[0, 90:110] = False, False, False
@@ -210,12 +208,12 @@ def assert_packed_equals_alone(model: Any, arguments: dict[str, Any]) -> None:
 
 def forms(causal: bool) -> dict[str, dict[str, Any]]:
     names = [name for name in list_mechanisms(causal=causal, grid=False) if name != "recurrent_memory"]
-    return {**{name: {"mechanism": name, **mechanism_class(name).about.sample} for name in names}, **VARIANTS}
+    return {**{name: sample_of(name) for name in names}, **VARIANTS}
 
 
 @every_case("form", forms(True), of=9, code=lambda form: form in VARIANTS or engine_of_form(form))
 def test_a_decoder_keeps_documents_apart(form: str) -> None:
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", forms(True)[form]).double().eval()
+    model = long_model("llama", "LlamaForCausalLM", forms(True)[form]).double().eval()
     for way in WAYS if form in ("window", "linear") else ("position_ids", "bool mask"):
         assert_packed_equals_alone(model, packed(way, True) | ({"use_cache": False} if "mask" in way else {}))
 
@@ -234,14 +232,14 @@ def test_no_square_mask_is_made_for_packed_rows(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("a mask of N×N pairs was made")
 
     monkeypatch.setattr(masking_utils, "sdpa_mask", never)
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "window", "window": 32})
+    model = long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 32})
     model(tokens(1, LENGTH), **packed("position_ids", True))
 
 
 def test_a_model_reads_what_the_flattening_collator_of_transformers_makes() -> None:
     features = [{"input_ids": document[0].tolist()} for document in tokens(1, LENGTH).split(SIZES, 1)]
-    attention = {"mechanism": "segmented", **mechanism_class("segmented").about.sample}
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", attention).double()
+    attention = sample_of("segmented")
+    model = long_model("llama", "LlamaForCausalLM", attention).double()
     expected = torch.cat([model(torch.tensor([feature["input_ids"]])).logits for feature in features], 1)
     batch = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True, return_seq_idx=True)(
         features
@@ -253,11 +251,7 @@ def test_a_model_reads_what_the_flattening_collator_of_transformers_makes() -> N
 
 
 def test_positions_of_one_document_do_not_count_as_packed() -> None:
-    model = long_like(
-        plain_model("llama", "LlamaForCausalLM"),
-        "llama",
-        {"mechanism": "bigbird", **mechanism_class("bigbird").about.sample},
-    )
+    model = long_model("llama", "LlamaForCausalLM", sample_of("bigbird"))
     ids, places = tokens(2, 90), torch.arange(90)[None]
     expected = model(ids, use_cache=False).logits
     lengths = {"cu_seq_lens_k": torch.tensor([0, 90]), "seq_idx": torch.zeros(2, 90, dtype=torch.int32)}
@@ -271,28 +265,19 @@ def test_positions_of_one_document_do_not_count_as_packed() -> None:
 
 def test_a_model_by_enable_long_attention_keeps_documents_apart() -> None:
     model = enable_long_attention(plain_model("llama", "LlamaForCausalLM"), {"mechanism": "linear"}).double().eval()
-    ids = tokens(1, LENGTH)
-    expected = torch.cat([model(document, use_cache=False).logits for document in ids.split(SIZES, 1)], 1)
-    torch.testing.assert_close(
-        model(ids, **packed("position_ids", True), use_cache=False).logits, expected, atol=1e-5, rtol=0
-    )
+    assert_packed_equals_alone(model, {**packed("position_ids", True), "use_cache": False})
 
 
 def test_models_refuse_packed_rows_and_masks_that_they_cannot_keep_apart() -> None:
-    memory = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "recurrent_memory"})
+    memory = long_model("llama", "LlamaForCausalLM", {"mechanism": "recurrent_memory"})
     with pytest.raises(InputError, match="runs in segments with memory tokens; give each document its own row"):
         memory(tokens(1, LENGTH), **packed("position_ids", True))
-    causal = torch.ones(60, 60, dtype=torch.bool).tril()
-    without_a_pair, prefix = causal.clone(), causal.clone()
-    without_a_pair[40, 3], prefix[:, :10] = False, True
-    linear = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"})
-    for mask, sentence in (
-        (without_a_pair, "A four-dimensional attention_mask was given, but mechanism"),
-        (prefix, "shows later keys"),
-    ):
-        with pytest.raises(InputError, match=sentence):
-            linear(tokens(1, 60), attention_mask=mask[None, None], use_cache=False)
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "window", "window": 32})
+    without_a_pair = torch.ones(1, 1, 60, 60, dtype=torch.bool).tril()
+    without_a_pair[..., 40, 3] = False
+    linear = long_model("llama", "LlamaForCausalLM", {"mechanism": "linear"})
+    with pytest.raises(InputError, match="A four-dimensional attention_mask was given, but mechanism"):
+        linear(tokens(1, 60), attention_mask=without_a_pair, use_cache=False)
+    model = long_model("llama", "LlamaForCausalLM", {"mechanism": "window", "window": 32})
     with pytest.raises(InputError, match="documents must ascend"):
         model(tokens(1, 6), documents=torch.tensor([[0, 0, 1, 1, 0, 2]]))
 
@@ -344,27 +329,20 @@ def test_a_dense_mask_tells_documents_from_other_patterns(name: str) -> None:
 
 def learning() -> list[str]:
     """The mechanisms that draw or learn something once per call while they are trained."""
-    sizes = {"num_heads": 4, "head_dim": 16, "max_length": LENGTH}
-    built = {
-        name: build_mechanism(name, **{**sizes, **mechanism_class(name).about.sample})
-        for name in list_mechanisms(grid=False)
-    }
-    return [name for name, module in built.items() if needs_whole_batch(module)]
+    return [name for name in list_mechanisms(grid=False) if needs_whole_batch(sampled(name, LENGTH).train())]
 
 
 @pytest.mark.parametrize("name", learning())
 def test_documents_are_one_call_of_a_mechanism_that_learns_once_per_call(name: str) -> None:
     """On the CPU as on a GPU; the output is that of a call for each."""
-    module = build_mechanism(
-        name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).about.sample}
-    )
+    module = sampled(name, LENGTH)
     tensors, causal, calls = (
         [token_major(1, heads, LENGTH, grad=True) for heads in (4, 2, 2)],
         module.causal is True,
         [],
     )
     weight = torch.randn_like(tensors[0])
-    expected = one_by_one(module.eval(), [SIZES], tensors, weight, causal=causal)
+    expected = one_by_one(module, [SIZES], tensors, weight, causal=causal)
     module.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     out = attend(*tensors, module.train(), causal=causal, documents=numbers(SIZES)[None])
     assert calls == [len(SIZES)]

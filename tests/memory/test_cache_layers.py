@@ -15,7 +15,6 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import BackendError, InputError, OptionError
 from hf_longattn.mechanisms.common import registry
-from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory.attention_cache import SLACK
 from hf_longattn.memory.decode_cache import decode_layer_types
 from hf_longattn.modeling.attach import attachment
@@ -23,16 +22,15 @@ from scripts.dev.benchmarks.memory import cache_bytes
 from tests.cases import every_case
 from tests.grids import alternately, grid
 from tests.reference.small_models import (
-    LANGUAGE_MODELS,
     in_one_pass,
     in_pieces,
     long_config,
-    long_like,
+    long_model,
     padding,
-    plain_model,
     singly,
     tokens,
 )
+from tests.samples import sample_of
 
 
 def test_cache_bytes_count_shared_memory_once() -> None:
@@ -70,10 +68,7 @@ def test_decoding_refuses_a_cache_layer_that_attention_never_reads(
     mechanism: str, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where transformers passes the cache in a way that this package does not know."""
-    plain = plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1)
-    model = long_like(
-        plain, "llama", {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}, num_hidden_layers=1
-    )
+    model = long_model("llama", "LlamaForCausalLM", sample_of(mechanism), num_hidden_layers=1)
     settings = {
         "max_new_tokens": 4,
         "do_sample": False,
@@ -91,12 +86,7 @@ def test_decoding_refuses_a_cache_layer_that_attention_never_reads(
 
 
 def test_a_model_takes_a_cache_by_either_name_of_the_argument() -> None:
-    model = long_like(
-        plain_model("llama", "LlamaForCausalLM", num_hidden_layers=1),
-        "llama",
-        {"mechanism": "linear"},
-        num_hidden_layers=1,
-    )
+    model = long_model("llama", "LlamaForCausalLM", {"mechanism": "linear"}, num_hidden_layers=1)
     ids, logits = tokens(2, 30), []
     for name in ("cache", "past_key_values"):
         cache = DynamicCache(config=model.config)
@@ -120,16 +110,12 @@ def test_layers_of_windows_have_window_cache_types() -> None:
     assert decode_layer_types(LongAttentionConfig("full"), 3) is None
 
 
-def linear_and_window(base: str) -> Any:
-    return long_like(
-        plain_model(base, LANGUAGE_MODELS[base]),
-        base,
-        {"mechanism": "linear", "layers": {1: {"mechanism": "window", "window": 9}}},
-    )
+def linear_and_window() -> Any:
+    return long_model("gpt2", "GPT2LMHeadModel", STATES["linear beside a window"])
 
 
 def test_a_cached_state_is_copied_and_moved_but_not_cropped_unless_recorded() -> None:
-    longer, ids = linear_and_window("gpt2"), tokens(2, 40)
+    longer, ids = linear_and_window(), tokens(2, 40)
     cache = DynamicCache(config=longer.config)
     with torch.no_grad():
         longer(ids, past_key_values=cache)
@@ -153,7 +139,7 @@ def test_a_cached_state_is_copied_and_moved_but_not_cropped_unless_recorded() ->
 
 
 def test_a_cached_state_refuses_attentions_masks_and_score_terms() -> None:
-    longer, ids = linear_and_window("gpt2"), tokens(2, 20)
+    longer, ids = linear_and_window(), tokens(2, 20)
     cache = DynamicCache(config=longer.config)
     longer(ids, past_key_values=cache)
     with pytest.raises(InputError, match="keeps a state in place of the earlier keys"):
@@ -190,8 +176,7 @@ ALL_KEPT: dict[str, dict[str, Any]] = {
 def test_decoding_static_patterns_equals_the_full_forward_pass(pattern: str, left: bool) -> None:
     length = 170
     attention = PATTERNS[pattern][0] if pattern in PATTERNS else ALL_KEPT[pattern]
-    plain = plain_model("gpt2", "GPT2LMHeadModel", num_hidden_layers=2)
-    longer, ids = long_like(plain, "gpt2", attention, num_hidden_layers=2), tokens(3, length)
+    longer, ids = long_model("gpt2", "GPT2LMHeadModel", attention, num_hidden_layers=2), tokens(3, length)
     mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
     cache = DynamicCache(config=longer.config)
     steps = in_pieces(longer, cache, ids, mask, [(0, 60), (60, 67), *singly(67, 90), (90, 140), *singly(140, length)])
@@ -203,7 +188,7 @@ def test_decoding_static_patterns_equals_the_full_forward_pass(pattern: str, lef
 @every_case("pattern", PATTERNS)
 def test_a_cache_of_a_static_pattern_is_as_large_as_its_reach(pattern: str) -> None:
     attention, reachable = PATTERNS[pattern]
-    cache = DynamicCache(config=long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention).config)
+    cache = DynamicCache(config=long_model("gpt2", "GPT2LMHeadModel", attention).config)
     for _ in range(400):
         new = torch.randn(1, 4, 1, 16)
         cache.update(new, new, 0)
@@ -237,8 +222,7 @@ IN_TURN = {(pattern, [*REMOVED][number % len(REMOVED)]) for number, pattern in e
 )
 def test_a_recording_cache_continues_after_removed_tokens_as_if_they_had_never_been(pattern: str, steps: str) -> None:
     attention = STATES[pattern] if pattern in STATES else PATTERNS[pattern][0]
-    plain = plain_model("gpt2", "GPT2LMHeadModel", num_hidden_layers=2)
-    longer = long_like(plain, "gpt2", attention, num_hidden_layers=2)
+    longer = long_model("gpt2", "GPT2LMHeadModel", attention, num_hidden_layers=2)
     length = sum(right for right, _, _ in REMOVED[steps])
     ids, wrong_ids, mask = tokens(3, length), tokens(3, 200, seed=2), padding(3, length, left=True)
     cache, logits, end = DynamicCache(config=longer.config), [], 0
@@ -268,7 +252,7 @@ def test_a_recording_cache_of_sinks_drops_keys_once_tokens_can_no_longer_be_remo
 
 
 def test_attentions_from_a_cache_of_retained_keys_stand_at_their_columns() -> None:
-    longer, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", PATTERNS["sinks"][0]), tokens(2, 150)
+    longer, ids = long_model("gpt2", "GPT2LMHeadModel", PATTERNS["sinks"][0]), tokens(2, 150)
     cache = DynamicCache(config=longer.config)
     in_pieces(longer, cache, ids, torch.ones_like(ids), [(0, 100), *singly(100, 149)])
     with torch.no_grad():

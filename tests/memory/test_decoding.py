@@ -27,12 +27,12 @@ from tests.reference.small_models import (
     LANGUAGE_MODELS,
     in_one_pass,
     in_pieces,
-    long_like,
+    long_model,
     padding,
-    plain_model,
     singly,
     tokens,
 )
+from tests.samples import sample_of
 from tests.shared_code import code_of_form, engine_of_form
 
 NAMES = [name for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"]
@@ -42,8 +42,7 @@ CASES = [(base, name) for name in NAMES for base in DECODERS]
 
 
 def model(base: str, name: str) -> Any:
-    plain = plain_model(base, LANGUAGE_MODELS[base], num_hidden_layers=2)
-    return long_like(plain, base, {"mechanism": name, **mechanism_class(name).about.sample}, num_hidden_layers=2)
+    return long_model(base, LANGUAGE_MODELS[base], sample_of(name), num_hidden_layers=2)
 
 
 FLOAT32 = ("window", "fixed", "top_k", "linear", "full")
@@ -99,9 +98,7 @@ WITH_TERMS = [
     for name in list_mechanisms(causal=True, grid=False)
     if mechanism_class(name).capabilities.takes_score_mod and name != "recurrent_memory"
 ]
-FORMS: dict[str, dict[str, Any]] = {
-    name: {"mechanism": name, **mechanism_class(name).about.sample} for name in WITH_TERMS
-} | {
+FORMS: dict[str, dict[str, Any]] = {name: sample_of(name) for name in WITH_TERMS} | {
     "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
     "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},
     "lsh, counted": {
@@ -121,12 +118,7 @@ LENGTH = 100
 def model_with_terms(base: str, form: str, kind: str) -> Any:
     """With terms that matter: their parameters are initialised to zeros. Two layers, since positions are asked of a
     cache to whose first layer the new tokens have been added."""
-    built = long_like(
-        plain_model(base, LANGUAGE_MODELS[base], num_hidden_layers=2),
-        base,
-        {**FORMS[form], "relative": kind},
-        num_hidden_layers=2,
-    )
+    built = long_model(base, LANGUAGE_MODELS[base], {**FORMS[form], "relative": kind}, num_hidden_layers=2)
     for module in built.modules():
         if isinstance(module, Mechanism) and module.relative is not None:
             for parameter in module.relative.parameters():

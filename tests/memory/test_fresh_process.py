@@ -12,18 +12,17 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn import list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cases import every_case
 from tests.fresh_processes import run_fresh
 from tests.memory.test_cache_layers import PATTERNS
-from tests.reference.small_models import long_like, plain_model, tokens
+from tests.reference.small_models import long_model, tokens
+from tests.samples import sample_of, sampled
 
 FORMS: dict[str, dict[str, Any]] = {
-    name: {"mechanism": name, **mechanism_class(name).about.sample}
-    for name in list_mechanisms(causal=True, grid=False)
-    if name != "recurrent_memory"
+    name: sample_of(name) for name in list_mechanisms(causal=True, grid=False) if name != "recurrent_memory"
 }
 FORMS |= {pattern: attention for pattern, (attention, _) in PATTERNS.items()}
 FORMS["relative"] = {"mechanism": "block_top_k", "block_size": 16, "num_blocks": 2, "relative": "t5_buckets"}
@@ -52,7 +51,7 @@ def decoding(attention: dict[str, Any], static: bool) -> bytes:
     """A model with its cache after a few steps, and what it says next."""
     layers = {"num_hidden_layers": 2}
     model, ids = (
-        long_like(plain_model("gpt2", "GPT2LMHeadModel", **layers), "gpt2", attention, **layers),
+        long_model("gpt2", "GPT2LMHeadModel", attention, **layers),
         tokens(2, LENGTH),
     )
     cache = StaticCache(config=model.config, max_cache_len=LENGTH) if static else DynamicCache(config=model.config)
@@ -72,9 +71,7 @@ def decoding(attention: dict[str, Any], static: bool) -> bytes:
 def alone(name: str) -> bytes:
     """A mechanism, and what it makes of some tensors."""
     causal = mechanism_class(name).causal is not False
-    built = build_mechanism(
-        name, num_heads=4, head_dim=16, **{"max_length": 300, **mechanism_class(name).about.sample}
-    ).eval()
+    built = sampled(name, 300)
     q, k, v = torch.randn(3, 1, 4, 300, 16)
     with torch.no_grad():
         call = AttentionCall(causal=causal)
@@ -84,7 +81,7 @@ def alone(name: str) -> bytes:
 def remembering() -> bytes:
     """A model with its memory of a first segment, and what it says of a second."""
     model, ids = (
-        long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", {"mechanism": "window", "window": 9}),
+        long_model("gpt2", "GPT2LMHeadModel", {"mechanism": "window", "window": 9}),
         tokens(2, 60),
     )
     with torch.no_grad():

@@ -18,7 +18,8 @@ from hf_longattn.mechanisms.common.registry import mechanism_class, prototype
 from hf_longattn.modeling import backend
 from tests.cases import every_case
 from tests.grids import grid, quickly
-from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, tokens
+from tests.reference import small_models
+from tests.reference.small_models import in_one_pass, in_pieces, padding, plain_model, tokens
 
 LENGTH, STEPS, ROOM = 60, 6, 100
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "max_new_tokens": STEPS}
@@ -72,7 +73,7 @@ class Graphs:
 def long_model(plan: dict[str, Any]) -> Any:
     """Two layers where they differ: the graph of two alike takes twice as long."""
     layers = {"num_hidden_layers": 1 + ("layers" in plan)}
-    return long_like(plain_model("llama", "LlamaForCausalLM", **layers), "llama", plan, **layers)
+    return small_models.long_model("llama", "LlamaForCausalLM", plan, **layers)
 
 
 @torch.no_grad()

@@ -70,6 +70,13 @@ class EncoderDecoderContract(ABC):
         self.equal(encoded[real], found.encoder_last_hidden_state[real])
         self.equal(expected, found[self.answer])
 
+    def test_mechanisms_are_in_the_encoder_and_full_attention_elsewhere(self, base: str) -> None:
+        model = self.long_like(self.plain(base), base, {**WINDOW, "layers": {1: {"window": 4}}})
+        found = {name: m.long_attention for name, m in model.named_modules() if hasattr(m, "long_attention")}
+        decoder = [(m.name, m.is_cross_attention) for name, m in found.items() if name.startswith("decoder")]
+        assert [m.options.window for name, m in found.items() if name.startswith("encoder")] == [8, 4]
+        assert decoder == [("full", False), ("full", True)] * self.decoder_layers
+
     def test_right_padding_changes_nothing(self, base: str) -> None:
         self.padding_changes_nothing(base, left=False)
 

@@ -12,7 +12,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_fr
 from hf_longattn.memory.attention_cache import SLACK
 from hf_longattn.modeling.costs import DecodeState, ModelShape, decode_states, model_shape
 from tests.cases import every_case
-from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
+from tests.reference.small_models import LANGUAGE_MODELS, long_model, tokens
 from tests.shared_code import code_of_form
 
 SHAPE = ModelShape(
@@ -44,7 +44,7 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
 )
 def test_planned_decoding_state_is_what_the_cache_holds(name: str) -> None:
     sample = mechanism_class(name).about.sample
-    longer = long_like(plain_model("llama", LANGUAGE_MODELS["llama"]), "llama", {"mechanism": name, **sample})
+    longer = long_model("llama", LANGUAGE_MODELS["llama"], {"mechanism": name, **sample})
     cache, ids = DynamicCache(config=longer.config), tokens(1, LENGTH)
     for first in range(0, LENGTH, 50):
         longer(ids[:, first : first + 50], past_key_values=cache)

@@ -200,16 +200,15 @@ def test_a_step_with_a_static_cache_is_a_tensor_for_the_compiled_graph() -> None
     assert torch.equal(step, (torch.arange(40) <= 10).expand(2, 1, 1, 40))
 
 
-def attend(mask: Any, causal: bool = False, **keywords: Any) -> torch.Tensor:
+def qkv() -> list[torch.Tensor]:
     torch.manual_seed(0)
+    return [torch.randn(2, heads, LENGTH, 8).double() for heads in (4, 2, 2)]
+
+
+def attend(mask: Any, causal: bool = False, **keywords: Any) -> torch.Tensor:
     module = torch.nn.Module()
     module.is_causal = causal
-    q, k, v = (
-        torch.randn(2, 4, LENGTH, 8).double(),
-        torch.randn(2, 2, LENGTH, 8).double(),
-        torch.randn(2, 2, LENGTH, 8).double(),
-    )
-    return longattn_attention_forward(module, q, k, v, mask, scaling=0.3, **keywords)[0]
+    return longattn_attention_forward(module, *qkv(), mask, scaling=0.3, **keywords)[0]
 
 
 @every_case("few", [0, 100])  # in an engine, and by the mask
@@ -367,13 +366,7 @@ def test_windows_make_no_tensor_of_all_pairs(kind: str) -> None:
 
 
 def test_sinks_caps_and_weights_of_a_stock_module_equal_their_formula() -> None:
-    mask, sinks = declare("window"), torch.randn(4).double()
-    torch.manual_seed(0)
-    q, k, v = (
-        torch.randn(2, 4, LENGTH, 8).double(),
-        torch.randn(2, 2, LENGTH, 8).double(),
-        torch.randn(2, 2, LENGTH, 8).double(),
-    )
+    mask, sinks, (q, k, v) = declare("window"), torch.randn(4).double(), qkv()
     scores = 2.0 * torch.tanh(0.3 * q @ k.repeat_interleave(2, 1).mT / 2.0)
     scores = torch.cat(
         [scores.masked_fill(~mask.dense(), float("-inf")), sinks.view(1, 4, 1, 1).expand(2, -1, LENGTH, 1)], -1

@@ -55,13 +55,6 @@ class TestEveryBase(EncoderDecoderContract):
     def unchanged(self, a: Tensor, b: Tensor) -> None:
         assert torch.equal(a, b)
 
-    def test_mechanisms_are_in_the_encoder_and_full_attention_elsewhere(self, base: str) -> None:
-        model = long_like(plain_model(base), base, {**WINDOW, "layers": {1: {"window": 4}}})
-        found = {name: m.long_attention for name, m in model.named_modules() if hasattr(m, "long_attention")}
-        assert [found[f"encoder.layers.{i}.self_attn"].options.window for i in range(2)] == [8, 4]
-        others = [mechanism.name for name, mechanism in found.items() if name.startswith("decoder")]
-        assert others == ["full"] * 4
-
     def test_a_decoder_alone_generates_with_the_window(self, base: str) -> None:
         head = GENERATING[base].replace("ForConditionalGeneration", "ForCausalLM").replace("MTModel", "ForCausalLM")
         model = long_like(plain_model(base, head), base, WINDOW)

@@ -4,7 +4,6 @@ is."""
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from tests.modeling.two_stacks import (
     plain_model,
 )
 from tests.reference.small_models import tokens
+from tests.saved import read_json
 
 
 @pytest.mark.thorough
@@ -79,7 +79,7 @@ def test_a_config_has_the_lengths_of_both_sides_when_it_is_read(base: str, tmp_p
     config = long_config(base, WINDOW, decoder_long_attention={"mechanism": "window", "window": 6})
     assert config.max_decoder_position_embeddings == ROWS
     config.save_pretrained(tmp_path)
-    written = json.loads((tmp_path / "config.json").read_text())
+    written = read_json(tmp_path)
     assert written["decoder_long_attention"] == {"mechanism": "window", "window": 6}
     for read in (
         type(config).from_pretrained(tmp_path),

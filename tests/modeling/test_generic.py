@@ -21,6 +21,7 @@ from tests.cases import every_case
 from tests.conversion.test_generic import FRAMES
 from tests.generic import load_generic
 from tests.reference.small_models import plain_model, tokens
+from tests.reports import statuses
 from tests.unsupported import SYNTHESIS
 
 CASES = ("bert", "albert", "modernbert", "gpt2", "mistral", "bart", "t5", "vit", "whisper", "wav2vec2")
@@ -177,17 +178,16 @@ def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(tmp_path:
     getattr(transformers, f"{SYNTHESIS}ForConditionalGeneration")(config).save_pretrained(tmp_path / "plain")
     towers = {"backbone": {"mechanism": "window", "window": 8}}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=256)
-    statuses = {check.name: check.status for check in report.checks}
-    assert statuses["equal with the source's attention"] == "passed"
-    assert statuses["with the mechanism"] == "needs training"  # windows are shorter than the input
+    checks = statuses(report)
+    assert checks["equal with the source's attention"] == "passed"
+    assert checks["with the mechanism"] == "needs training"  # windows are shorter than the input
     model = load_generic(tmp_path / "long")
-    parts = towers_of(model)
-    assert {name: mechanisms(part) for name, part in parts.items()} == {
+    assert tower_mechanisms(model) == {
         "backbone": {"window"},
         "depth_decoder": set(),
         "codec": set(),
     }
-    assert {name: part.config._attn_implementation for name, part in parts.items()} == {
+    assert {name: part.config._attn_implementation for name, part in towers_of(model).items()} == {
         "backbone": "longattn",
         "depth_decoder": "sdpa",
         "codec": "sdpa",
@@ -280,8 +280,12 @@ def build_towers(case: str) -> tuple[Any, dict[str, Tensor]]:
     return getattr(transformers, f"{prefix}Model")(config).eval(), {"input_ids": ids, **pixels}
 
 
-def mechanisms(tower: Any) -> set[str]:
-    return {mechanism.name for site in attention_sites(tower) for mechanism in mechanisms_on(site.module)}
+def tower_mechanisms(model: Any) -> dict[str, set[str]]:
+    """The names of the mechanisms in each tower."""
+    return {
+        name: {mechanism.name for site in attention_sites(tower) for mechanism in mechanisms_on(site.module)}
+        for name, tower in towers_of(model).items()
+    }
 
 
 @torch.no_grad()
@@ -299,7 +303,7 @@ def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
     enable_long_attention(model, {"towers": {"text": FULL, "vision": FULL}})
     assert torch.allclose(output(model, inputs), expected, rtol=0, atol=1e-5)
     enable_long_attention(model, {"towers": {"text": FULL, "vision": NARROW}})
-    assert {name: mechanisms(tower) for name, tower in towers_of(model).items()} == {
+    assert tower_mechanisms(model) == {
         "text": {"full"},
         "vision": {"window"},
     }
@@ -307,10 +311,7 @@ def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
     assert not torch.allclose(windowed, expected, rtol=0, atol=1e-5)
     model.save_pretrained(tmp_path)
     again = load_generic(tmp_path)
-    assert {name: mechanisms(tower) for name, tower in towers_of(again).items()} == {
-        "text": {"full"},
-        "vision": {"window"},
-    }
+    assert tower_mechanisms(again) == tower_mechanisms(model)
     assert torch.allclose(output(again, inputs), windowed, rtol=0, atol=1e-6)
     model.set_attn_implementation("sdpa")
     assert torch.equal(output(model, inputs), expected)

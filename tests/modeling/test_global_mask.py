@@ -25,6 +25,7 @@ from hf_longattn.modeling.attach.global_mask import (
 from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import long_model, padding, plain_model, tokens
+from tests.samples import sample_of
 
 SEPARATOR, PADDING = 2, 1
 LENGTH = 48
@@ -57,7 +58,7 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
 def test_a_config_with_a_separator_marks_the_question_as_a_mask_does(
     mechanism: str, separators: int, side: str
 ) -> None:
-    attention = {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}
+    attention = sample_of(mechanism)
     model = long_model("bert", "BertForQuestionAnswering", attention)
     inputs, before = question_and_document(separators, side)
     with torch.no_grad():

@@ -28,10 +28,8 @@ from tests.reference.small_models import (
     base_class,
     checkpoint_activations,
     in_float64,
-    long_like,
     long_model,
     padding,
-    plain_model,
     tokens,
 )
 from tests.shared_code import kind_of_family
@@ -41,7 +39,7 @@ XL = {"mechanism": "transformer_xl", "segment_length": SIZE, "memory_length": ME
 
 
 def model(base: str, head: str | None = None, **options: Any) -> Any:
-    return in_float64(long_like(plain_model(base, head), base, {**XL, **options}))
+    return in_float64(long_model(base, head, {**XL, **options}))
 
 
 def gradients_of(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import AutoModel, ViTModel
 from transformers.pytorch_utils import Conv1D
 
 import hf_longattn
@@ -28,9 +28,10 @@ from hf_longattn.modeling.inference import (
     evaluating,
     quantise,
 )
-from scripts.dev.tools.small_models import TEXT_FAMILIES
+from scripts.dev.tools.small_models import TEXT_FAMILIES, small_image_config
 from tests.cases import every_case
-from tests.reference.small_models import CAUSAL, long_model, padding, tokens
+from tests.reference.small_models import CAUSAL, long_model, padding, plain_model, tokens
+from tests.samples import sample_of
 from tests.shared_code import engine_of_form, kind_of_family
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -73,7 +74,7 @@ def test_an_int8_model_is_the_checkpoint_loaded_in_bf16_with_rounded_linear_laye
 @every_case("name", list_mechanisms(grid=False), of=9, code=engine_of_form)
 def test_every_mechanism_runs_in_an_optimised_model(name: str) -> None:
     base = "llama" if mechanism_class(name).causal is True else "bert"
-    model = long_model(base, None, {"mechanism": name, **mechanism_class(name).about.sample})
+    model = long_model(base, None, sample_of(name))
     inputs = {**batch(150), **({"use_cache": False} if base in CAUSAL else {})}
     with torch.no_grad():
         fast = hf_longattn.optimize_for_inference(model, "int8")
@@ -127,22 +128,13 @@ def test_int8_models_run_their_own_layers_in_pieces(monkeypatch: pytest.MonkeyPa
 
 
 def test_models_without_a_long_class_are_optimised() -> None:
-    plain = BertModel(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48))
-    expected = plain.eval()(tokens(2, 30)).last_hidden_state
+    plain = plain_model("bert", initializer_range=0.02)
+    expected = plain(tokens(2, 30)).last_hidden_state
     found = hf_longattn.optimize_for_inference(plain, "int8")(tokens(2, 30)).last_hidden_state
     assert (found - expected).norm() / expected.norm() < 0.05
-    vit = ViTModel(
-        ViTConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=48,
-            image_size=64,
-            patch_size=8,
-        )
-    )
-    hf_longattn.enable_long_attention(vit.eval(), WINDOW)
-    pixels = torch.randn(1, 3, 64, 64)
+    vit = ViTModel(small_image_config("vit")).eval()
+    hf_longattn.enable_long_attention(vit, WINDOW)
+    pixels = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         expected = vit(pixels).last_hidden_state
         found = hf_longattn.optimize_for_inference(copy.deepcopy(vit), "int8")(pixels).last_hidden_state

@@ -45,7 +45,7 @@ from tests.reference.small_models import (
     head_inputs,
     is_quick_head,
     long_config,
-    long_like,
+    long_model,
     plain_config,
     plain_model,
     tokens,
@@ -139,7 +139,7 @@ def test_the_position_table_is_extended_by_the_strategy_of_the_config(
 @pytest.mark.thorough
 @pytest.mark.parametrize("head", ["RobertaForMaskedLM", "RobertaModel"])
 def test_a_tokenizer_s_padding_token_does_not_move_the_positions(head: str, tmp_path: Path) -> None:
-    model = long_like(plain_model("roberta", head), "roberta", {"mechanism": "window", "window": 16})
+    model = long_model("roberta", head, {"mechanism": "window", "window": 16})
     ids = tokens(1, 50)
     with torch.no_grad():
         expected = model(ids)[0]

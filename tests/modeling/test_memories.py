@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hf_longattn import LongBartConfig, LongBartModel, enable_long_attention, list_mechanisms
 from hf_longattn.errors import BackendError, InputError, OptionError
-from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory.decode_cache import CACHE
 from tests.cases import every_case
 from tests.grids import grid
@@ -28,6 +27,7 @@ from tests.reference.small_models import (
     plain_model,
     tokens,
 )
+from tests.samples import sample_of
 from tests.shared_code import engine_of_form
 
 MEMORY = 3
@@ -76,21 +76,15 @@ def test_segments_equal_a_loop_over_the_plain_model(base: str) -> None:
         assert (found.pooler_output - longer.pooler(expected)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("depth", [None, 0, 1, 2])
-def test_gradients_flow_back_over_bptt_depth_segments(depth: int | None) -> None:
+@pytest.mark.parametrize(("depth", "segments"), [(None, 4), (0, 1), (1, 2), (2, 3)])
+def test_gradients_flow_back_over_bptt_depth_segments(depth: int | None, segments: int) -> None:
     _, longer = pair("gpt2", bptt_depth=depth)
     text = 40 - 2 * MEMORY
     embeddings = longer.get_input_embeddings()(tokens(1, 4 * text)).detach().requires_grad_()
     longer(inputs_embeds=embeddings).last_hidden_state[:, -5:].sum().backward()
     reached = [bool((part != 0).any()) for part in embeddings.grad.split(text, 1)]
-    assert (
-        reached
-        == {None: [True] * 4, 0: [False] * 3 + [True], 1: [False, False, True, True], 2: [False, True, True, True]}[
-            depth
-        ]
-    )
-    reaches_the_beginning = depth is None
-    assert bool((longer.long_memory.tokens.grad != 0).any()) == reaches_the_beginning
+    assert reached == [False] * (4 - segments) + [True] * segments
+    assert bool((longer.long_memory.tokens.grad != 0).any()) == reached[0]
 
 
 HEADED = [
@@ -187,7 +181,7 @@ def test_memory_tokens_refuse_inputs_options_and_models_that_do_not_fit() -> Non
     with pytest.raises(InputError, match="batch of 2, but the input has 3 rows"):
         longer(tokens(3, 100), memory=memory)
     with pytest.raises(InputError, match="another kind of model"):
-        long_like(plain_model("gpt2"), "gpt2", {"mechanism": "full"})(ids, memory=memory)
+        long_model("gpt2", None, {"mechanism": "full"})(ids, memory=memory)
     with pytest.raises(InputError, match="there is no cache; pass use_cache=False"):
         longer(ids, use_cache=True)
     with pytest.raises(OptionError, match="Attentions were asked for"):
@@ -214,7 +208,7 @@ XL = {"mechanism": "transformer_xl", "segment_length": 32, "memory_length": 48}
 
 
 def model(base: str, long_attention: dict[str, Any] = XL, **changes: Any) -> Any:
-    return long_like(plain_model(base, LANGUAGE_MODELS[base], **changes), base, long_attention, **changes)
+    return long_model(base, LANGUAGE_MODELS[base], long_attention, **changes)
 
 
 def segment_by_segment(
@@ -288,7 +282,7 @@ def test_positions_of_segments_continue_where_rotary_and_restart_with_a_table() 
 @every_case("name", list_mechanisms(causal=True, grid=False), of=9, code=engine_of_form)
 def test_a_row_of_a_memory_begins_anew_and_leaves_the_others(name: str) -> None:
     """Row 0 reads a second document; row 1 goes on with its first, as if nothing had happened."""
-    longer = model("gpt2", {"mechanism": name, **mechanism_class(name).about.sample})
+    longer = model("gpt2", sample_of(name))
     ids = tokens(2, 180)
     size = 60
     memory = longer.new_memory()
@@ -336,7 +330,7 @@ def test_a_memory_carries_no_gradient_of_earlier_calls() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["transformer_xl", "linear", "window", "recurrent_memory", "full"])
 def test_a_memory_is_saved_and_read(name: str) -> None:
-    longer = model("llama", {"mechanism": name, **mechanism_class(name).about.sample})
+    longer = model("llama", sample_of(name))
     ids = tokens(2, 300)
     memory = longer.new_memory()
     for first in range(0, 200, 40):
@@ -380,7 +374,7 @@ def test_a_memory_refuses_batches_masks_and_models_that_do_not_fit() -> None:
     with pytest.raises(OptionError, match="positions is 'absolute'"):
         longer.new_memory("absolute")
     with pytest.raises(InputError, match="is not a decoder"):
-        long_like(plain_model("bert"), "bert", {"mechanism": "window"}).new_memory()
+        long_model("bert", None, {"mechanism": "window"}).new_memory()
     longer.transformer.gradient_checkpointing = True
     with pytest.raises(InputError, match="Gradient checkpointing"):
         longer.train()(ids, memory=memory)

@@ -14,12 +14,12 @@ import hf_longattn
 from hf_longattn import list_mechanisms
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.family.long_config import LongEncoderConfig
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
 from scripts.dev.tools.derived import WITHOUT_POSITIONS
 from tests.cases import every_case
 from tests.reference.small_models import long_model, tokens
+from tests.samples import sample_of
 
 
 def short(base: str, folder: Path, **config: Any) -> Any:
@@ -133,7 +133,7 @@ def outputs(base: str, attention: dict[str, Any], masks: str, **changes: Any) ->
 
 @every_case(("base", "mechanism"), GRID, of=11)
 def test_left_padding_changes_no_rotary_encoder(base: str, mechanism: str) -> None:
-    alone, padded = outputs(base, {"mechanism": mechanism, **mechanism_class(mechanism).about.sample}, "tokens")
+    alone, padded = outputs(base, sample_of(mechanism), "tokens")
     assert (alone - padded).abs().max() < 1e-4 * alone.abs().max()
 
 

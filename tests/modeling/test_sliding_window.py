@@ -4,7 +4,6 @@ windows."""
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from transformers import (
     AutoConfig,
     CwmConfig,
     DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
 )
 
@@ -32,6 +29,7 @@ from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import small_values
 from tests.cases import every_case
 from tests.reference.small_models import LANGUAGE_MODELS, long_config, long_like, padding, plain_model, tokens
+from tests.saved import change_json, read_json
 
 from .test_mixin import IDS, built, config_of, hidden
 
@@ -251,7 +249,7 @@ def test_a_file_tells_serving_engines_what_the_mechanisms_compute(case: str, tmp
     base, changes, attention, told = TOLD[case]
     config = families.FAMILIES[base].config_class(**{**small_values(base), "long_attention": attention, **changes})
     config.save_pretrained(tmp_path)
-    written = json.loads((tmp_path / "config.json").read_text())
+    written = read_json(tmp_path)
     assert {name: written.get(name) for name in told} == told
     if not told:
         assert not {"attention_window", "base_windows", "sliding_window"} & written.keys()
@@ -276,7 +274,7 @@ def test_a_width_that_cannot_be_null_stays_and_no_layer_has_it(tmp_path: Path) -
     for mechanism in ("full", "longformer", "window"):
         config = LongCwmConfig(num_hidden_layers=2, long_attention={"layers": f"{mechanism},{mechanism}"})
         config.save_pretrained(tmp_path)
-        written = json.loads((tmp_path / "config.json").read_text())
+        written = read_json(tmp_path)
         types = ["sliding_attention" if mechanism == "window" else "full_attention"] * 2
         assert (isinstance(written["sliding_window"], int), written["layer_types"]) == (True, types), mechanism
         assert LongCwmConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
@@ -284,18 +282,10 @@ def test_a_width_that_cannot_be_null_stays_and_no_layer_has_it(tmp_path: Path) -
 
 def test_layers_of_different_sizes_are_refused(tmp_path: Path) -> None:
     """transformers' ``per_layer_config``, whose windows are read, and which Long classes refuse."""
-    small: dict[str, Any] = {
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "vocab_size": 99,
-    }
-    config = MistralConfig(**small, per_layer_config={0: {"sliding_window": 8}, 1: {"sliding_window": None}})
-    assert own_windows(config) == [8, None]
-    LlamaForCausalLM(LlamaConfig(**small)).save_pretrained(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**values, "per_layer_config": {"0": {"intermediate_size": 64}}}))
+    layers = {0: {"sliding_window": 8}, 1: {"sliding_window": None}}
+    assert own_windows(MistralConfig(num_hidden_layers=2, per_layer_config=layers)) == [8, None]
+    plain_model("llama", "LlamaForCausalLM").save_pretrained(tmp_path)
+    change_json(tmp_path, per_layer_config={"0": {"intermediate_size": 64}})
     with pytest.raises(
         CheckpointError, match="has per_layer_config: its layers differ in size, which no Long class supports; give a"
     ):
@@ -391,20 +381,12 @@ def test_flash_attention_is_told_the_window_of_each_layer(
 @pytest.mark.parametrize("base", ["gpt2", "mistral"])
 def test_generation_by_flash_attention_keeps_what_the_widest_layer_sees(base: str) -> None:
     """Mistral's own window, by which its caches would be cropped, is narrower."""
-    from hf_longattn.families import FAMILIES
-
     torch.manual_seed(0)
     head = {"gpt2": "LongGPT2LMHeadModel", "mistral": "LongMistralForCausalLM"}[base]
     changes = {"sliding_window": 8} if base == "mistral" else {}
     attention = {"mechanism": "window", "window": 20, "layers": {1: {"mechanism": "full"}}}
-    model = FAMILIES[base].model_class(head)(config_of(base, long_attention=attention, **changes)).eval()
-    arguments = {
-        "max_new_tokens": 12,
-        "do_sample": False,
-        "pad_token_id": 1,
-        "eos_token_id": None,
-        "attention_mask": MASK,
-    }
+    model = families.FAMILIES[base].model_class(head)(config_of(base, long_attention=attention, **changes)).eval()
+    arguments = {**GREEDY, "pad_token_id": 1, "attention_mask": MASK}
     expected = model.generate(IDS, **arguments)
     assert torch.equal(chosen(model).generate(IDS, **arguments), expected)
     assert 20 in WINDOWS
@@ -440,12 +422,6 @@ def test_mechanisms_changed_under_flash_attention_are_checked_again() -> None:
 
 
 def test_flash_attention_of_a_stock_model_is_left_as_it_is() -> None:
-    from transformers import BertConfig, BertModel
-
     chosen(built("bert", long_attention={"mechanism": "window", "window": 6}))
-    plain = BertModel(
-        BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    ).eval()
-    plain.config._attn_implementation = FLASH
-    plain(IDS)
+    chosen(plain_model("bert", num_hidden_layers=1))(IDS)
     assert WINDOWS == [None]

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 import transformers.masking_utils as masking
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import LlamaConfig, LlamaModel
 
 from hf_longattn import explain
 from hf_longattn.engines.cpu import visible_blocks
@@ -22,6 +21,7 @@ from hf_longattn.modeling.declared import DeclaredMask
 from tests.cases import every_case
 from tests.comparisons import assert_equal_with_gradients, paths_of
 from tests.largest_tensor import LargestTensor
+from tests.reference.small_models import plain_model
 
 LENGTH = 400
 BLOCKS, PAIRS = "cpu-visible-blocks", "dense-masked"
@@ -312,17 +312,7 @@ def test_fake_tensors_need_no_values_of_the_mask() -> None:
 
 
 def test_a_stock_model_runs_and_explains_a_mask_of_its_caller() -> None:
-    config = LlamaConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=16,
-        vocab_size=99,
-        attn_implementation="sdpa",
-    )
-    torch.manual_seed(0)
-    model = LlamaModel(config).eval()
+    model = plain_model("llama", initializer_range=0.02)
     ids, visible = torch.randint(0, 99, (2, LENGTH)), declare(FUNCTIONS["prefix of each row"][0]).dense().clone()
     for mask in (visible, torch.zeros(visible.shape).masked_fill(~visible, float("-inf"))):
         model.set_attn_implementation("sdpa")

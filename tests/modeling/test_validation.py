@@ -11,7 +11,7 @@ import transformers
 import hf_longattn.families as families
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.modeling.family.definition import known_length, longest_input
-from tests.reference.small_models import long_config, long_like, plain_model, tokens
+from tests.reference.small_models import long_config, long_model, plain_model, tokens
 
 WINDOW = {"mechanism": "window", "window": 8}
 
@@ -36,7 +36,7 @@ def test_a_text_longer_than_the_position_table_is_refused(base: str, name: str, 
     ("base", "pad", "filled"), [("roberta", 1, 1), ("roberta", 0, 0), ("roberta", 4, 4), ("mpnet", 0, 1)]
 )
 def test_padding_of_roberta_and_mpnet_takes_no_position(base: str, pad: int, filled: int) -> None:
-    model = long_like(plain_model(base, pad_token_id=pad), base, WINDOW, pad_token_id=pad)
+    model = long_model(base, None, WINDOW, pad_token_id=pad)
     length = 512 if base == "mpnet" else 513 - pad  # the table has 514 rows
     ids = tokens(1, length).clamp(min=5)
     padded = torch.cat([ids, torch.full((1, 10), filled)], 1)

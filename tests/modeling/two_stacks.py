@@ -30,6 +30,8 @@ CHANGES: dict[str, Any] = {
     "decoder_start_token_id": TOKENS["eos_token_id"],
     "forced_eos_token_id": None,
 }
+WHOLE = ("ForCausalLM", "EncoderModel", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""Heads that read the text alone."""
 COVERING = {"mechanism": "window", "window": 4096}
 
 
@@ -59,6 +61,4 @@ def inputs_of(head: str = "", length: int = 40) -> dict[str, Tensor]:
     ids = torch.where(mask.bool(), ids, TOKENS["pad_token_id"])
     ids[0, -1] = ids[1, length - 12] = TOKENS["eos_token_id"]
     inputs = {"input_ids": ids, "attention_mask": mask}
-    # the decoder reads the text, too
-    whole = head.endswith(("ForCausalLM", "ForSequenceClassification", "ForQuestionAnswering"))
-    return inputs if whole else {**inputs, "decoder_input_ids": tokens(2, 9, seed=2)}
+    return inputs if head.endswith(WHOLE) else {**inputs, "decoder_input_ids": tokens(2, 9, seed=2)}
