@@ -8,7 +8,7 @@ real tokens of all texts, and the mask keeps the texts apart.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import pairwise
@@ -135,10 +135,11 @@ class UnpaddedLayer:
     """The ``forward`` of a layer without padding.
 
     ends: whether padding comes back after this layer.
+    own: the layer's forward before, if it is not that of its class; a hook of accelerate, for example.
     """
 
-    def __init__(self, layer: nn.Module, ends: bool) -> None:
-        self.layer, self.ends = layer, ends
+    def __init__(self, layer: nn.Module, ends: bool, own: Callable[..., Any] | None) -> None:
+        self.layer, self.ends, self.own = layer, ends, own
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -146,7 +147,7 @@ class UnpaddedLayer:
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forward = type(self.layer).forward.__get__(self.layer)
+        forward = self.own or type(self.layer).forward.__get__(self.layer)
         call = self.__signature__.bind(*args, **kwargs)
         mask = call.arguments.get(MASK, call.kwargs.get(MASK))
         tokens = None if _padded.get() or in_graph() else _real_tokens(mask)
@@ -240,55 +241,85 @@ def unpad(model: Model) -> Model:
     """
     require("record_outputs")
     network: Any = model if isinstance(model, nn.Module) else getattr(model, "model", None)
-    stacks = _stacks(network) if isinstance(network, nn.Module) else {}
+    if not isinstance(network, nn.Module):
+        raise BackendError(
+            f"unpad takes a model of transformers, a pipeline, a SentenceTransformer or a CrossEncoder, but got a "
+            f"{type(model).__name__}."
+        )
+    stacks = _stacks(network)
     if not stacks:
         raise BackendError(
             f"{type(model).__name__} has no text encoder on transformers' AttentionInterface, so its padding stays; "
             "sort texts by length, so that batches have little of it."
         )
+    before = _state(network)
     inside: set[nn.Module] = set()
-    for part in network.modules():
-        if isinstance(part, PreTrainedModel) and part not in inside:
-            inside.update(part.modules())
-            if attention_implementation(part.config) != BACKEND:
-                enable_long_attention(part)
-    for body, layers in stacks.items():
-        problem = ""
-        for ends in (layers[-1:], layers):  # some models read what stands between their layers
-            for layer in layers:
-                layer.forward = UnpaddedLayer(layer, layer in ends)
-            problem = _problem(body, layers[0])
-            if not problem:
-                break
-        if problem:
-            for layer in layers:
-                del layer.forward
-            raise BackendError(
-                f"{type(body).__name__} cannot run without padding: {problem}. Sort texts by length, so that batches "
-                "have little of it."
-            )
+    try:
+        for part in network.modules():
+            if isinstance(part, PreTrainedModel) and part not in inside:
+                inside.update(part.modules())
+                if attention_implementation(part.config) != BACKEND:
+                    enable_long_attention(part)
+        for body, layers in stacks.items():
+            own = [
+                forward.own if isinstance(forward, UnpaddedLayer) else forward for forward in map(own_forward, layers)
+            ]
+            problem = ""
+            for ends in (layers[-1:], layers):  # some models read what stands between their layers
+                for layer, forward in zip(layers, own, strict=True):
+                    layer.forward = UnpaddedLayer(layer, layer in ends, forward)
+                problem = _problem(body, layers[0])
+                if not problem:
+                    break
+            if problem:
+                raise BackendError(
+                    f"{type(body).__name__} cannot run without padding: {problem}. Sort texts by length, so that "
+                    "batches have little of it."
+                )
+    except BackendError:
+        _restore(before)
+        raise
     return model
+
+
+State = tuple[list[tuple[nn.Module, Any]], list[tuple[PreTrainedModel, str | None]]]
+"""The forward of each layer that is not its class's, or None, and the attention implementation of each model."""
+
+
+def own_forward(layer: nn.Module) -> Any:
+    return vars(layer).get("forward")
+
+
+def _state(network: nn.Module) -> State:
+    """What :func:`unpad` changes."""
+    layers = [layer for of_body in _stacks(network).values() for layer in of_body]
+    parts = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
+    return (
+        [(layer, own_forward(layer)) for layer in layers],
+        [(part, attention_implementation(part.config)) for part in parts],
+    )
+
+
+def _restore(state: State) -> None:
+    for layer, forward in state[0]:
+        vars(layer).pop("forward", None)
+        if forward is not None:
+            layer.forward = forward
+    for part, implementation in state[1]:
+        if attention_implementation(part.config) != implementation:
+            part.set_attn_implementation(implementation)
 
 
 @contextmanager
 def unpadded(network: nn.Module) -> Iterator[None]:
     """Within the context, the layers of ``network`` compute no padding, unless :func:`unpad` refuses it."""
-    layers = [layer for of_body in _stacks(network).values() for layer in of_body]
-    forwards = [vars(layer).get("forward") for layer in layers]
-    parts = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
-    implementations = [attention_implementation(part.config) for part in parts]
+    before = _state(network)
     try:
         with suppress(BackendError):
             unpad(network)
         yield
     finally:
-        for layer, forward in zip(layers, forwards, strict=True):
-            vars(layer).pop("forward", None)
-            if forward is not None:
-                layer.forward = forward
-        for part, implementation in zip(parts, implementations, strict=True):
-            if attention_implementation(part.config) != implementation:
-                part.set_attn_implementation(implementation)
+        _restore(before)
 
 
 def _stacks(network: nn.Module) -> dict[PreTrainedModel, list[nn.Module]]:
@@ -320,10 +351,15 @@ def _problem(body: PreTrainedModel, layer: nn.Module) -> str:
     """
     if any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in body.modules()):
         return "batch norm counts padding in training"
-    device = next(body.parameters()).device
-    lengths = torch.tensor([TRIAL_TOKENS, TRIAL_TOKENS // 2, TRIAL_TOKENS // 3], device=device)
-    real = torch.arange(TRIAL_TOKENS, device=device) < lengths[:, None]
-    ids = torch.arange(3 * TRIAL_TOKENS, device=device).view(3, -1) % 20 + 5
+    device = next(
+        (x.device for x in body.parameters() if not x.is_meta), torch.device("cpu")
+    )  # the others are offloaded
+    longest = min(TRIAL_TOKENS, (getattr(body.config, "max_position_embeddings", None) or TRIAL_TOKENS + 2) - 2)
+    lengths = torch.tensor([longest, longest // 2, longest // 3], device=device)
+    real = torch.arange(longest, device=device) < lengths[:, None]
+    vocabulary = getattr(body.config, "vocab_size", None) or 25
+    first = min(5, vocabulary - 1)
+    ids = torch.arange(3 * longest, device=device).view(3, -1) % min(20, vocabulary - first) + first
     padding_id = getattr(body.config, "pad_token_id", None)
     arguments = {"input_ids": torch.where(real, ids, padding_id or 0), MASK: real.long(), "return_dict": True}
     if not body._can_record_outputs:  # its forward stores what stands between layers, which collectors would tell us

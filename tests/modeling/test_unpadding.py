@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from hf_longattn import unpad
@@ -68,9 +69,11 @@ def test_hidden_states_and_pooler_equal_the_padded_batch(base: str) -> None:
 @every_case("base", REFUSED)
 def test_models_that_depend_on_padding_are_refused_and_stay_as_they_were(base: str) -> None:
     model = plain_model(base)
+    before = model.config._attn_implementation
     with pytest.raises(BackendError, match=REFUSED[base]):
         unpad(model)
     assert not any("forward" in vars(module) for module in model.modules())
+    assert model.config._attn_implementation == before
 
 
 @every_case("name", ["T5EncoderModel", "XmodModel", "ViTModel", "batch norm"])
@@ -108,8 +111,10 @@ def test_models_are_as_before_after_the_context(base: str) -> None:
 
 
 def test_what_holds_no_model_is_refused() -> None:
-    with pytest.raises(BackendError, match="list has no text encoder"):
+    with pytest.raises(BackendError, match="unpad takes a model of transformers, .* but got a list"):
         unpad([])
+    with pytest.raises(BackendError, match="Linear has no text encoder"):
+        unpad(nn.Linear(2, 2))
 
 
 @every_case("base", ["bert", "modernbert", "llama"])
@@ -206,6 +211,34 @@ def test_heads_copies_and_pickles_run_without_padding() -> None:
         assert layer.forward.layer is layer
         with torch.no_grad():
             assert_close(model(**inputs).logits, padded(**inputs).logits)
+
+
+@every_case("case", ["hooks of accelerate", "a function in place of a forward", "twice"])
+def test_layers_keep_a_forward_of_their_own(case: str) -> None:
+    model, inputs = plain_model("bert"), batch()
+    model.set_attn_implementation("longattn")
+    layer, calls = model.encoder.layer[0], []
+    with torch.no_grad():
+        expected = model(**inputs).pooler_output
+        if case == "hooks of accelerate":
+            cpu_offload(model, execution_device=torch.device("cpu"))
+        else:
+            own = layer.forward
+            layer.forward = lambda *args, **kwargs: calls.append(args[0].shape[0]) or own(*args, **kwargs)
+        if case == "twice":
+            unpad(model)
+        unpad(model)
+        calls.clear()
+        assert_close(model(**inputs).pooler_output, expected)
+    assert calls == ([] if case == "hooks of accelerate" else [1])
+
+
+def test_models_of_few_tokens_and_positions_are_compared_on_shorter_texts() -> None:
+    model = plain_model("bert", vocab_size=4, max_position_embeddings=12)
+    inputs = {"input_ids": tokens(3, 10) % 4, "attention_mask": padding(3, 10)}
+    with torch.no_grad():
+        expected = model(**inputs).pooler_output
+        assert_close(unpad(model)(**inputs).pooler_output, expected)
 
 
 def test_pipelines_and_sentence_encoders_are_unpadded_inside(real_folder: Any) -> None:
