@@ -28,7 +28,7 @@ CONVERSION = {"files": 68, "depth": 25}
 
 Calls of a module's first import, lambdas and comprehensions do not count, but a lambda counts as a step of the depth.
 """
-LIMITS = {"window": (60, 9), "bert": (111, 16), "load": (379, 20)}
+LIMITS = {"window": (60, 9), "bert": (111, 16), "load": (382, 20)}
 """Walk -> maximum calls and files, as measured when they fell last. Calls vary by a few with the number of threads."""
 
 

@@ -200,6 +200,19 @@ class Options:
     @classmethod
     def _check_value(cls, mechanism: str, name: str, value: Any) -> None:
         """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
+        choices = cls.__dataclass_fields__[name].metadata.get("choices")
+        for entry in value if isinstance(value, tuple) else (value,):
+            wanted = ""
+            if isinstance(entry, str) and choices and entry not in choices:
+                wanted = f"one of: {', '.join(choices)}.{nearest(entry, choices)}"
+            elif isinstance(entry, int | float):
+                wanted = cls._wanted_number(name, entry)
+            if wanted:
+                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
+
+    @classmethod
+    def _wanted_number(cls, name: str, number: float) -> str:
+        """What an option's number must be, with an example; empty if ``number`` is that."""
         field = cls.__dataclass_fields__[name]
         limits = field.metadata
         example: Any = 4
@@ -207,24 +220,16 @@ class Options:
             example = field.default
         elif field.default is None and limits.get("unit") == "tokens":
             example = 512
-        for entry in value if isinstance(value, tuple) else (value,):
-            wanted, choices = "", limits.get("choices")
-            if isinstance(entry, str) and choices and entry not in choices:
-                wanted = f"one of: {', '.join(choices)}.{nearest(entry, choices)}"
-            elif isinstance(entry, int | float):
-                least, most = limits.get("least"), limits.get("most", LARGEST)
-                if limits.get("even") and (entry < 2 or entry % 2):
-                    wanted = f"even and at least 2; for example {name}=16."
-                elif limits.get("odd") and (entry < 1 or entry % 2 == 0):
-                    wanted = f"odd and at least 1; for example {name}=3."
-                elif least is not None and entry < least:
-                    wanted = f"at least {least}; for example {name}={example}."
-                elif abs(entry) > most:
-                    wanted = f"at most {most}."
-                    if example == field.default:
-                        wanted = f"at most {most}; for example {name}={example}."
-            if wanted:
-                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
+        least, most = limits.get("least"), limits.get("most", LARGEST)
+        if limits.get("even") and (number < 2 or number % 2):
+            return f"even and at least 2; for example {name}=16."
+        if limits.get("odd") and (number < 1 or number % 2 == 0):
+            return f"odd and at least 1; for example {name}=3."
+        if least is not None and number < least:
+            return f"at least {least}; for example {name}={example}."
+        if abs(number) > most:
+            return f"at most {most}; for example {name}={example}." if example == field.default else f"at most {most}."
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """All options in JSON types: tuples as lists, mechanisms as mappings. Options in :data:`COMMON` are omitted
