@@ -72,14 +72,9 @@ def test_late_chunk_of_a_whole_text_is_the_vector_of_sentence_transformers(
     model: PreTrainedModel, tokenizer: BertTokenizerFast, tmp_path: Path
 ) -> None:
     st = pytest.importorskip("sentence_transformers")
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    encoder = st.SentenceTransformer(
-        modules=[Transformer(str(tmp_path)), Pooling(model.config.hidden_size)], device="cpu"
-    )
+    encoder = st.SentenceTransformer(str(tmp_path), device="cpu")
     for prefix in ("", "the value "):
         for text in ("tree", DOCUMENT[:70]):
             ((chunk,),) = late_chunks(model, tokenizer, [text], [[(0, len(text))]], prefix=prefix)

@@ -15,12 +15,12 @@ import transformers
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
 from hf_longattn.files import MODEL_FILES, belongs, write_json
 from hf_longattn.hub import check_login, push_model, write_model_card
 from hf_longattn.loading import TOKEN, translated_errors
 from tests.cases import every_case
+from tests.cli.test_commands import run
 from tests.fresh_processes import run_fresh
 from tests.hub.verbose_commands import LOUD, MARK, use_tokens
 from tests.hub_server import READER, STRANGER, WRITER, Hub, serve
@@ -44,12 +44,6 @@ def model(converted: Callable[[str], Path], tmp_path: Path) -> Path:
 
 def local_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 def test_push_sends_the_whole_folder_in_one_commit(server: Hub, model: Path) -> None:
@@ -146,8 +140,9 @@ def test_push_without_access_is_one_sentence(
     server.requests.clear()
     server.add("writer/closed", private=True)
     server.add(REPO)
-    assert run("push", model, repo, *(["--token", token] if token else [])) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    code, _, said = run(capsys, "push", model, repo, *(["--token", token] if token else []))
+    error = said.strip().splitlines()[-1]
+    assert code == 1
     assert error.startswith("Error: ")
     assert sentence in error
     assert token is None or token not in error
@@ -293,8 +288,8 @@ def test_push_lists_the_files_before_it_sends_one(
 ) -> None:
     (model / "id_rsa").write_text("secret")
     hub("http://127.0.0.1:9")
-    assert run("push", model, REPO, "--token", WRITER) == 1
-    said = capsys.readouterr().err
+    code, _, said = run(capsys, "push", model, REPO, "--token", WRITER)
+    assert code == 1
     for path in model.iterdir():
         listed = re.search(rf"^ +{path.stat().st_size:,}  {re.escape(path.name)}$", said, re.MULTILINE)
         assert (listed is None) == (path.name in ("id_rsa", "conversion_report.json")), path.name
@@ -305,17 +300,17 @@ def test_dry_run_lists_the_files_and_asks_the_hub_nothing(
     server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = local_files(model)
-    assert run("push", model, REPO, "--dry-run", "--remote-code", "--json") == 0
-    said = capsys.readouterr()
-    report = json.loads(said.out)
+    code, out, said = run(capsys, "push", model, REPO, "--dry-run", "--remote-code", "--json")
+    assert code == 0
+    report = json.loads(out)
     assert set(report["files"]) == {*before, "modeling_long_bert.py"} - {"conversion_report.json"}
     assert (report["commit"], report["url"]) == ("", "")
-    assert all(name in said.err for name in report["files"])
+    assert all(name in said for name in report["files"])
     assert local_files(model) == before
     assert not server.requests
     (model / "LICENSE").write_text("hf_" + "a1B2" * 9)
-    assert run("push", model, REPO, "--dry-run") == 1
-    assert "contains what looks like a Hub token" in capsys.readouterr().err
+    code, _, error = run(capsys, "push", model, REPO, "--dry-run")
+    assert (code, "contains what looks like a Hub token" in error) == (1, True)
 
 
 def test_push_refuses_a_folder_without_config_or_weights(server: Hub, model: Path, tmp_path: Path) -> None:
@@ -340,8 +335,8 @@ def test_convert_refuses_gated_source_in_one_sentence(
     server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.add("writer/gated", model, gated=True)
-    assert run("convert", "writer/gated", tmp_path / "out", "--token", STRANGER) == 1
-    assert "gated repo" in capsys.readouterr().err
+    code, _, error = run(capsys, "convert", "writer/gated", tmp_path / "out", "--token", STRANGER)
+    assert (code, "gated repo" in error) == (1, True)
 
 
 def test_push_refuses_links_out_of_the_folder_and_follows_those_inside(server: Hub, model: Path) -> None:

@@ -17,29 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from transformers import (
-    AutoConfig,
-    BartConfig,
-    BartForConditionalGeneration,
-    BigBirdConfig,
-    BigBirdForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LongformerConfig,
-    LongformerForMaskedLM,
-    PegasusConfig,
-    PegasusForConditionalGeneration,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from hf_longattn.cli import main
 from hf_longattn.training.recipes import CONFIGS, Recipe, read_recipe, ready_recipes
+from scripts.dev.tools.small_models import Shape, language_model, small_config, small_values
 from tests.cases import every_case
 from tests.cli.test_commands import output, run
 
@@ -108,73 +92,42 @@ def test_read_recipe_takes_the_path_of_a_file(repository: Path) -> None:
 
 # Checkpoints, by their names on the Hub
 
-ENCODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-BOTH = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, **HEADS}
-
-
-def roberta(ids: dict[str, Any]) -> PreTrainedModel:
-    return RobertaForMaskedLM(RobertaConfig(**ENCODER, **ids, max_position_embeddings=64 + ids["pad_token_id"] + 1))
-
-
-def longformer(ids: dict[str, Any]) -> PreTrainedModel:
-    reserved = ids["pad_token_id"] + 1
-    return LongformerForMaskedLM(
-        LongformerConfig(**ENCODER, **ids, attention_window=[16, 16], max_position_embeddings=512 + reserved)
-    )
-
-
-def big_bird(ids: dict[str, Any]) -> PreTrainedModel:
-    return BigBirdForMaskedLM(
-        BigBirdConfig(**ENCODER, **ids, block_size=16, num_random_blocks=3, max_position_embeddings=512)
-    )
-
-
-def bart(ids: dict[str, Any]) -> PreTrainedModel:
-    ends = {"decoder_start_token_id": ids["eos_token_id"], "forced_eos_token_id": ids["eos_token_id"]}
-    return BartForConditionalGeneration(BartConfig(**BOTH, **ids, **ends, max_position_embeddings=1024))
-
-
-def pegasus(ids: dict[str, Any]) -> PreTrainedModel:
-    ends = {"decoder_start_token_id": ids["pad_token_id"], "forced_eos_token_id": ids["eos_token_id"]}
-    return PegasusForConditionalGeneration(PegasusConfig(**BOTH, **ids, **ends, max_position_embeddings=1024))
-
-
-def llama(ids: dict[str, Any]) -> PreTrainedModel:
-    rope = {"rope_theta": 500_000.0, "rope_type": "default"}
-    return LlamaForCausalLM(
-        LlamaConfig(**ENCODER, **ids, num_key_value_heads=1, max_position_embeddings=512, rope_parameters=rope)
-    )
-
-
-def gpt2(ids: dict[str, Any]) -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(**ids, n_embd=16, n_layer=2, n_head=2, n_positions=512))
-
-
-CHECKPOINTS: dict[str, Callable[[dict[str, Any]], PreTrainedModel]] = {
-    "FacebookAI/roberta-base": roberta,
-    "allenai/longformer-base-4096": longformer,
-    "google/bigbird-roberta-base": big_bird,
-    "facebook/bart-base": bart,
-    "facebook/bart-large": bart,
-    "google/pegasus-large": pegasus,
-    "meta-llama/Meta-Llama-3-8B": llama,
-    "meta-llama/Meta-Llama-3-8B-Instruct": llama,
-    "openai-community/gpt2-medium": gpt2,
+CHECKPOINTS = {
+    "FacebookAI/roberta-base": ("roberta", 64),
+    "allenai/longformer-base-4096": ("longformer", 512),
+    "google/bigbird-roberta-base": ("big_bird", 512),
+    "facebook/bart-base": ("bart", 1024),
+    "facebook/bart-large": ("bart", 1024),
+    "google/pegasus-large": ("pegasus", 1024),
+    "meta-llama/Meta-Llama-3-8B": ("llama", 512),
+    "meta-llama/Meta-Llama-3-8B-Instruct": ("llama", 512),
+    "openai-community/gpt2-medium": ("gpt2", 512),
 }
+"""Architecture, and tokens that it reads."""
 
 
 def save_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """A tiny checkpoint of the same architecture, in the folder of its name."""
-    torch.manual_seed(0)
-    ids = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
+    base, length = CHECKPOINTS[name]
+    first, end, padding = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    values = {
+        "pad_token_id": padding,
+        "bos_token_id": first,
+        "eos_token_id": end,
+        "sep_token_id": end,
+        "decoder_start_token_id": padding if base == "pegasus" else end,
+        "forced_eos_token_id": end,
+        "block_size": 16,
+        "rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"},
     }
-    CHECKPOINTS[name](ids).save_pretrained(name)
+    shape = Shape(width=16, heads=2, inner=32, tokens=length, vocabulary=len(tokenizer))
+    torch.manual_seed(0)
+    if base == "longformer":  # a RoBERTa with windows
+        config = transformers.LongformerConfig(**small_values("roberta", shape, **values), attention_window=[16, 16])
+        model = transformers.LongformerForMaskedLM(config)
+    else:
+        model = getattr(transformers, language_model(base))(small_config(base, shape, **values))
+    model.save_pretrained(name)
     tokenizer.save_pretrained(name)
 
 
