@@ -152,12 +152,12 @@ def instead_of_weights(content: bytes) -> Damage:
     return lambda source: weights(source).write_bytes(content)
 
 
-def filled(value: float, match: str = "") -> Damage:
+def filled(value: float) -> Damage:
     def edit(weight: torch.Tensor) -> torch.Tensor:
         weight[1, 2] = value
         return weight
 
-    return edit_tensor(edit, match)
+    return edit_tensor(edit)
 
 
 def only_pickles(source: Path) -> None:

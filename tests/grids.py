@@ -68,15 +68,13 @@ def pairwise(*axes: Sequence[Any]) -> list[Any]:
     ]
 
 
-def alternately(values: Sequence[Any], first: bool = False) -> list[Any]:
+def alternately(values: Sequence[Any]) -> list[Any]:
     """The parameters of each value with ``False`` and with ``True``, of which in turn one is quick, beginning with
-    ``first``."""
-    cells = [
-        (value, second, bool(number % 2) ^ first) for number, value in enumerate(values) for second in (False, True)
-    ]
+    ``False``."""
     return [
-        pytest.param(value, second, marks=() if second == quick else pytest.mark.slow)
-        for value, second, quick in cells
+        pytest.param(value, second, marks=() if second == bool(number % 2) else pytest.mark.slow)
+        for number, value in enumerate(values)
+        for second in (False, True)
     ]
 
 
@@ -85,18 +83,14 @@ def quickly(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
 
 
-def every_other(values: Iterable[Any], first: int = 0) -> list[Any]:
+def every_other(values: Iterable[Any]) -> list[Any]:
     """The parameters of one axis, of which every other is quick: for families that another quick test runs, or that
     share their code."""
     return [
-        pytest.param(value, marks=() if number % 2 == first else pytest.mark.slow)
-        for number, value in enumerate(values)
+        pytest.param(value, marks=() if number % 2 == 0 else pytest.mark.slow) for number, value in enumerate(values)
     ]
 
 
-def drawn(count: int, quick: int | None = None, **more: Any) -> settings:
-    """hypothesis' settings for ``count`` examples, always the same; of them the quick tests try the first ``quick``,
-    or half."""
-    return settings(
-        max_examples=(quick or (count + 1) // 2) if ONLY_QUICK else count, deadline=None, derandomize=True, **more
-    )
+def drawn(count: int) -> settings:
+    """hypothesis' settings for ``count`` examples, always the same; the quick tests try the first half."""
+    return settings(max_examples=(count + 1) // 2 if ONLY_QUICK else count, deadline=None, derandomize=True)

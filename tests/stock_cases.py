@@ -35,12 +35,12 @@ def long_attention(mechanism: str) -> dict[str, Any]:
     return {"mechanism": mechanism, **STOCK.get(mechanism, {})}
 
 
-def long_values(base: str, tokens: int = 64) -> dict[str, Any]:
+def long_values(base: str) -> dict[str, Any]:
     """The values of the config of a small long model."""
     padding = {"pad_token_id": 1 if base in ONES else 0}
     activation = {} if base.startswith(("gemma", "llama", "mistral", "qwen", "smol", "phi")) else SCALE
     return small_values(
-        base, Shape(tokens=tokens), **padding, **ANSWER, **{**activation, "init_std": 0.2, "initializer_range": 0.2}
+        base, Shape(), **padding, **ANSWER, **{**activation, "init_std": 0.2, "initializer_range": 0.2}
     )
 
 

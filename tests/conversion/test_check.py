@@ -184,6 +184,13 @@ def test_verified_lengths_are_those_covered_and_affordable(built: Built, monkeyp
     assert LENGTH <= choose_lengths(plan, text).new < 4096
 
 
+def chance_of(loss: LanguageLoss) -> Tensor:
+    """The loss of each token that is read, by the tokens' frequencies alone."""
+    text = loss.text
+    frequencies = text.tokens(text.real_tokens())[0].bincount() / text.real_tokens()
+    return -frequencies[text.tokens(loss.lengths.read)[0]].log()
+
+
 def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,9 +222,8 @@ def test_loss_of_a_decoder_is_compared_where_both_read_the_text_at_once(
     assert all(bucket["result"] != bucket["source_on_chunks"] for bucket in others)
     assert "beyond 16 " in check.detail
 
-    ids = text.tokens(found.read)[0]
-    chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()[None]
     loss = LanguageLoss(plan, text, found)
+    chance = chance_of(loss)[None]
     equal = loss.judge(chance / 2, chance / 2)
     assert (equal.values["verdict"], "no text of more than 64 tokens was read" in equal.detail) == (
         "cannot tell",
@@ -426,9 +432,7 @@ def test_loss_decides_only_well_below_that_of_the_tokens_frequencies(
 ) -> None:
     """The source's loss is ``share`` of chance, with a standard deviation of ``spread``; the result's is that and
     ``change``."""
-    text = measured.text
-    ids = text.tokens(measured.lengths.read)[0]
-    chance = -(text.tokens(text.real_tokens())[0].bincount()[ids] / text.real_tokens()).log()
+    chance = chance_of(measured)
     drawn = torch.randn(2, len(chance), generator=torch.Generator().manual_seed(0))
     source = share * chance + spread * (drawn[0] - drawn[0].mean())
     result = source + change + noise * (drawn[1] - drawn[1].mean())
@@ -441,11 +445,8 @@ def test_decoder_may_lose_a_little_of_its_gain_over_chance(
     share_of_gain: float, verdict: str, measured: LanguageLoss
 ) -> None:
     decoder = replace(measured, plan=replace(measured.plan, shape=replace(measured.plan.shape, causal=True)))
-    text = measured.text
-    chance = -(
-        text.tokens(text.real_tokens())[0].bincount()[text.tokens(measured.lengths.read)[0]] / text.real_tokens()
-    ).log()
-    check = decoder.judge(0.5 * chance[None], (0.5 + 0.5 * share_of_gain) * chance[None])
+    chance = chance_of(measured)[None]
+    check = decoder.judge(0.5 * chance, (0.5 + 0.5 * share_of_gain) * chance)
     assert check.values["verdict"] == verdict, check.detail
 
 

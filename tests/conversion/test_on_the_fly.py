@@ -17,12 +17,12 @@ from torch import Tensor
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.families import FAMILIES
-from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.family.registration import auto_class_name
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.cases import every_case
 from tests.grids import grid
 from tests.reference.small_models import plain_model
+from tests.samples import sample_of
 from tests.shared_code import code_of_family
 
 from .conftest import LENGTH, Short, head_of
@@ -237,7 +237,7 @@ def test_loading_gives_mechanisms_the_initial_values_of_a_conversion(
     check(
         short(base, head_of(base)),
         tmp_path / "long",
-        **{"window": None, "mechanism": mechanism, **mechanism_class(mechanism).about.sample},
+        **{"window": None, **sample_of(mechanism)},
     )
 
 

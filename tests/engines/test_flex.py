@@ -30,9 +30,9 @@ from tests.shared_code import engine_of_form
 # ---- Block lists and bands.
 
 
-def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
+def pairs(lists: Lists) -> list[tuple[int, int]]:
     """What the lists say, as sorted (row, block)."""
-    counts, indices = (x[item % x.shape[0], head % x.shape[1]] for x in lists)
+    counts, indices = (x[0, 0] for x in lists)
     return sorted((row, int(block)) for row, count in enumerate(counts.tolist()) for block in indices[row, :count])
 
 

@@ -14,11 +14,9 @@ from tests.comparisons import assert_equal_with_gradients
 # ---- The engine.
 
 
-def features(
-    q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, ...]:
+def features(q_len: int, kv_len: int, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    shapes = (2, heads, q_len, 6), (2, kv_heads, kv_len, 6), (2, kv_heads, kv_len, 5)
+    shapes = (2, 4, q_len, 6), (2, kv_heads, kv_len, 6), (2, kv_heads, kv_len, 5)
     q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
     return q.exp(), k.exp(), v
 

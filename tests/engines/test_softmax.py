@@ -119,11 +119,11 @@ def inputs(
     return q, k, v
 
 
-def with_column(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sinks: Tensor, scale: float | None = None) -> Tensor:
+def with_column(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sinks: Tensor) -> Tensor:
     """transformers' ``eager_attention_forward`` of gpt_oss in float64; rows that see no key are 0."""
     q, k, v, sinks = (x.double() for x in (q, k, v, sinks))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (q @ k.mT) * q.shape[-1] ** -0.5
     scores = scores.masked_fill(~seen, float("-inf"))
     column = sinks.reshape(1, -1, 1, 1).expand(len(q), -1, q.shape[2], -1)
     return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ from torch import Tensor
 import hf_longattn.families as families
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.dense import dense_attention
-from hf_longattn.engines.dispatch import PathChoice, observe
 from hf_longattn.errors import InputError, OptionError
 from tests.cases import every_case
+from tests.comparisons import paths_of
 from tests.grids import grid
 from tests.reference.small_models import padding, tokens
 from tests.reference.test_hf_attention import values_of
@@ -57,14 +56,6 @@ def definition_of(model: Any) -> Any:
     return definition
 
 
-def paths_of(run: Callable[[], Any]) -> tuple[set[str], Any]:
-    """The paths of bands that a call takes, and its result."""
-    choices: list[PathChoice] = []
-    with observe(lambda _, choice: choices.append(choice)):
-        result = run()
-    return {choice.path for choice in choices} - {"unchanged", "split"}, result
-
-
 @every_case(
     ("changes", "attention"),
     grid(
@@ -79,8 +70,8 @@ def test_bands_of_deberta_are_fused_and_equal_their_definition_with_gradients(
     model = model_of(attention, **changes)
     definition, ids, mask = definition_of(model), tokens(2, LENGTH), padding(2, LENGTH)
     inputs = {"attention_mask": mask, **({"global_attention_mask": global_mask()} if attention is LONGFORMER else {})}
-    paths, out = paths_of(lambda: model(ids, **inputs).last_hidden_state)
-    assert paths == {"cpu-distances"}
+    out, paths = paths_of(lambda: model(ids, **inputs).last_hidden_state)
+    assert {*paths} - {"unchanged", "split"} == {"cpu-distances"}
     expected = definition(ids, **inputs).last_hidden_state
     torch.testing.assert_close(out[mask.bool()], expected[mask.bool()], atol=1e-10, rtol=0)
     weight = torch.randn_like(out) * mask[..., None]

@@ -24,6 +24,7 @@ from tests.cases import every_case
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
 from tests.modeling.two_stacks import inputs_of
 from tests.reference.small_models import checkpoint_activations, tokens
+from tests.samples import sample_of
 from tests.shared_code import engine_of_form
 
 BASES = ("t5", "mt5")
@@ -173,9 +174,7 @@ class TestT5(EncoderDecoderContract):
 
 
 CROSSED = {
-    name: {"mechanism": name, **mechanism_class(name).about.sample}
-    for name in list_mechanisms(grid=False)
-    if mechanism_class(name).capabilities.takes_score_mod
+    name: sample_of(name) for name in list_mechanisms(grid=False) if mechanism_class(name).capabilities.takes_score_mod
 }
 
 

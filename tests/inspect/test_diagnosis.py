@@ -33,7 +33,7 @@ from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.layout import full_pairs
 from scripts.dev.tools.small_models import small_config
 from tests.cases import every_case
-from tests.modeling.test_audio_models import Largest
+from tests.largest_tensor import LargestTensor
 from tests.reference.small_models import long_model
 from tests.training.conftest import change_json
 
@@ -361,7 +361,7 @@ def test_a_diagnosis_makes_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatc
     model = transformers.BertModel(transformers.BertConfig(**SMALL, max_position_embeddings=2048)).eval()
     largest = []
     for length in (1024, 2048):
-        with Largest() as mode:
+        with LargestTensor() as mode:
             diagnose(model, torch.randint(5, 99, (length,)), lengths=[length], queries=16)
         largest.append(mode.elements)
     assert largest[1] < 2.1 * largest[0], largest

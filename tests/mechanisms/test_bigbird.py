@@ -25,8 +25,8 @@ def bigbird(heads: int = 2, **options: object) -> BigBird:
     return mechanism
 
 
-def seen(mechanism: BigBird, length: int, causal: bool = False, padding_mask: Tensor | None = None) -> Tensor:
-    return visible(mechanism, length, causal, padding_mask)
+def seen(mechanism: BigBird, length: int, padding_mask: Tensor | None = None) -> Tensor:
+    return visible(mechanism, length, False, padding_mask)
 
 
 def table(mechanism: BigBird, blocks: int, causal: bool = False, seed: int = 0) -> Tensor:

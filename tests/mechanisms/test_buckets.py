@@ -33,9 +33,8 @@ FORMS = [
 ]
 
 
-def inputs(length: int, q_len: int | None = None, heads: int = 4, grad: bool = False) -> list[Tensor]:
-    shapes = [(2, heads, q_len or length, 16), (2, 2, length, 16), (2, 2, length, 16)]
-    return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
+def inputs(length: int, grad: bool = False) -> list[Tensor]:
+    return [torch.randn(2, heads, length, 16).requires_grad_(grad) for heads in (4, 2, 2)]
 
 
 def test_the_number_of_lsh_buckets_follows_the_longest_input() -> None:
@@ -123,18 +122,13 @@ def test_long_keys_of_lsh_do_not_leave_the_range_of_fp16() -> None:
 ROUTING_OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
 
 
-def routing_inputs(length: int, grad: bool = False, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    shapes = [(2, 4, length, 16), (2, 2, length, 16), (2, 2, length, 16)]
-    return [torch.randn(shape, dtype=dtype).requires_grad_(grad) for shape in shapes]
-
-
 def routing(**options: object) -> Routing:
     return build_mechanism("routing", num_heads=4, head_dim=16, **{**ROUTING_OPTIONS, **options})
 
 
 @every_case("way", ["plain", "reentrant", "not reentrant"])
 def test_routing_centroids_follow_the_tokens_once_for_each_backward_pass(way: str) -> None:
-    module, (q, k, v) = routing(decay=0.9), routing_inputs(300, grad=True)
+    module, (q, k, v) = routing(decay=0.9), inputs(300, grad=True)
     before = module.centroids.clone()
     vectors = [F.layer_norm(x, (16,)) for x in (q.detach(), k.detach().repeat_interleave(2, 1))]
     expected = before.clone()
@@ -159,7 +153,7 @@ def test_routing_centroids_follow_the_tokens_once_for_each_backward_pass(way: st
 
 
 def test_routing_centroids_rest_without_training_or_gradients() -> None:
-    module, (q, k, v) = routing(decay=0.5), routing_inputs(300, grad=True)
+    module, (q, k, v) = routing(decay=0.5), inputs(300, grad=True)
     before = module.centroids.clone()
     with torch.no_grad():
         attend(q, k, v, module)
@@ -180,7 +174,7 @@ def test_a_routing_centroid_of_queries_alone_moves_by_their_half() -> None:
 
 def test_padding_moves_no_routing_centroid() -> None:
     first, second = routing(decay=0.5), routing(decay=0.5)
-    q, k, v = routing_inputs(100, grad=True)
+    q, k, v = inputs(100, grad=True)
     attend(q, k, v, first).sum().backward()
     padded = [F.pad(x.detach(), (0, 0, 40, 0), value=9.0).requires_grad_() for x in (q, k, v)]
     attend(*padded, mechanism=second, padding_mask=(torch.arange(140) >= 40).expand(2, -1)).sum().backward()
@@ -190,7 +184,7 @@ def test_padding_moves_no_routing_centroid() -> None:
 @pytest.mark.slow
 def test_compiled_training_moves_the_routing_centroids_as_well() -> None:
     plain, compiled = routing(decay=0.5), routing(decay=0.5)
-    q, k, v = routing_inputs(300, grad=True)
+    q, k, v = inputs(300, grad=True)
     attend(q, k, v, plain).sum().backward()
     torch.compile(lambda *x: attend(*x, mechanism=compiled), fullgraph=True, backend="aot_eager")(
         q, k, v
@@ -213,7 +207,7 @@ def centroids_of_this_process() -> dict[str, Tensor]:
     """Of a mechanism that does not meet the others, of one where the second process skips a batch, and in
     DistributedDataParallel."""
     rank = dist.get_rank()
-    batches = [[x.split(1)[rank].detach().requires_grad_() for x in routing_inputs(60)] for _ in range(3)]
+    batches = [[x.split(1)[rank].detach().requires_grad_() for x in inputs(60)] for _ in range(3)]
     alone, skipping = routing(decay=0.5), routing(decay=0.5)
     for number, batch in enumerate(batches):
         attend(*batch, mechanism=alone).sum().backward()
@@ -237,7 +231,7 @@ def test_routing_centroids_of_several_processes_are_those_of_one() -> None:
     torch.manual_seed(0)
     whole, without_a_row = routing(decay=0.5), routing(decay=0.5)
     for number in range(3):
-        batch = routing_inputs(60, grad=True)
+        batch = inputs(60, grad=True)
         attend(*batch, whole).sum().backward()
         attend(*(x[:1] if number == 1 else x for x in batch), mechanism=without_a_row).sum().backward()
     for centroids, expected in zip(
@@ -250,7 +244,7 @@ def test_the_learned_router_of_routing_is_balanced_and_trained() -> None:
     module = routing(router="learned")
     assert [name for name, _ in module.named_parameters()] == ["router"]
     assert not list(routing().parameters())
-    q, k, v = routing_inputs(400, grad=True)
+    q, k, v = inputs(400, grad=True)
     # a common direction: without balance few clusters get all
     keys = k.detach().repeat_interleave(2, 1) + 2.0 * torch.randn(16)
     offset = module.offsets(keys, AttentionCall())

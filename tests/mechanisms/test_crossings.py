@@ -39,22 +39,17 @@ def turn(forms: Sequence[Any], form: Any, values: Sequence[Any]) -> Any:
     return values[forms.index(form) % len(values)]
 
 
-def qkv(
-    length: int, dtype: torch.dtype = torch.float64, size: float = 1.0, width: int = 16, grad: bool = False
-) -> list[Tensor]:
+def qkv(length: int, dtype: torch.dtype = torch.float64, size: float = 1.0, grad: bool = False) -> list[Tensor]:
     sizes = (size, size, 1.0)
     drawn = [
-        x * torch.randn(2, heads, length, width, dtype=torch.float64)
-        for heads, x in zip((4, 2, 2), sizes, strict=True)
+        x * torch.randn(2, heads, length, 16, dtype=torch.float64) for heads, x in zip((4, 2, 2), sizes, strict=True)
     ]
     return [x.to(dtype).requires_grad_(grad) for x in drawn]
 
 
-def built(name: str, width: int = 16, **options: Any) -> Mechanism:
+def built(name: str, **options: Any) -> Mechanism:
     torch.manual_seed(0)
-    return build_mechanism(
-        name, num_heads=4, head_dim=width, **{**mechanism_class(name).about.sample, **options}
-    ).eval()
+    return build_mechanism(name, num_heads=4, head_dim=16, **{**mechanism_class(name).about.sample, **options}).eval()
 
 
 def left_padding(length: int) -> Tensor:

@@ -17,6 +17,7 @@ from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests.cases import every_case
 from tests.grids import grid
+from tests.samples import sampled
 from tests.shared_code import engine_of_form
 
 ON_GRIDS = list_mechanisms(grid=True)
@@ -28,7 +29,7 @@ GRIDS = {60: Grid((7, 8), 4), 300: Grid((12, 24), 12)}
 
 
 def built(name: str) -> Mechanism:
-    return mechanism_from(name, mechanism_class(name).about.sample, num_heads=4, head_dim=16, max_length=300).eval()
+    return sampled(name, 300)
 
 
 def arguments_for(name: str, causal: bool, length: int) -> dict[str, object]:

@@ -199,13 +199,9 @@ def test_the_error_of_performer_falls_with_the_root_of_the_number_of_features() 
         assert 0.35 < many / few < 0.65, "four times the features halve the error"
 
 
-def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
-    torch.manual_seed(0)
-    return [torch.randn(2, 4, length, 16, requires_grad=grad) for _ in range(3)]
-
-
 def test_softmax_estimates_of_hybrid_are_on_the_scale_of_the_window() -> None:
-    q, k, v = inputs()
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 90, 16)
     mechanism = build_mechanism("hybrid", num_heads=4, head_dim=16, window=16, features="taylor:feature_dim=16")
     torch.nn.init.constant_(mechanism.mixing, 40.0)  # γ = 1
     small = 1e-3 * q  # the polynomial of small products is their exp, so that near and far terms are alike

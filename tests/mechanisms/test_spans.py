@@ -27,10 +27,8 @@ def spanned(
     return module
 
 
-def inputs(length: int, q_len: int | None = None, heads: int = 4) -> list[Tensor]:
-    return [
-        torch.randn(2, h, n, 16, requires_grad=True) for h, n in ((heads, q_len or length), (2, length), (2, length))
-    ]
+def inputs(length: int, heads: int = 4) -> list[Tensor]:
+    return [torch.randn(2, count, length, 16, requires_grad=True) for count in (heads, 2, 2)]
 
 
 def test_adaptive_span_visits_only_the_keys_that_the_longest_span_reaches() -> None:

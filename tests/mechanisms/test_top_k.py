@@ -56,17 +56,11 @@ def test_top_k_saves_n_times_k_numbers_for_the_backward_pass() -> None:
     out.sum().backward()
 
 
-def random(length: int, heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.randn(2, heads, length, 8) for _ in range(3))  # type: ignore[return-value]
-
-
-def seen(length: int, **options: object) -> Tensor:
+def seen(length: int, causal: bool, **options: object) -> Tensor:
     """Which keys each query weighs, ``(B, H, N, N)``, and the blocks' gates."""
-    q, k, _ = random(length)
-    causal = bool(options.pop("causal", False))
-    return (
-        attention_weights(build_mechanism("block_top_k", num_heads=2, head_dim=8, **options), q, k, causal=causal) > 0
-    )
+    q, k = torch.randn(2, 2, 2, length, 8)
+    module = build_mechanism("block_top_k", num_heads=2, head_dim=8, **options)
+    return attention_weights(module, q, k, causal=causal) > 0
 
 
 def test_block_top_k_chooses_the_earlier_of_equal_blocks() -> None:

@@ -64,8 +64,8 @@ def _two_more(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cls, "name", name, raising=False)
 
 
-def inputs(length: int = LENGTH) -> list[Tensor]:
-    return [torch.randn(2, heads, length, 8) for heads in (4, 2, 2)]
+def inputs() -> list[Tensor]:
+    return [torch.randn(2, heads, LENGTH, 8) for heads in (4, 2, 2)]
 
 
 def union_of(names: tuple[str, ...]) -> list[dict[str, Any]]:

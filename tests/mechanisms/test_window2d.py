@@ -84,9 +84,9 @@ def expected(options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> Te
     return definition(sizes, prefix, mode, tuple(options.items()))
 
 
-def qkv(grid: Grid, batch: int = 2, dtype: torch.dtype = torch.double) -> list[Tensor]:
+def qkv(grid: Grid) -> list[Tensor]:
     torch.manual_seed(0)
-    return [torch.randn(batch, HEADS, grid.length, DIM, dtype=dtype, requires_grad=True) for _ in range(3)]
+    return [torch.randn(2, HEADS, grid.length, DIM, dtype=torch.double, requires_grad=True) for _ in range(3)]
 
 
 same = functools.partial(assert_equal_with_gradients, atol=1e-7, gradients=1e-7, rtol=1e-7)

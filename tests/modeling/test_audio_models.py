@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_longattn
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
@@ -19,6 +18,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import TEXT_ARGUMENTS
 from tests.cases import every_case
 from tests.grids import alternately, grid
+from tests.largest_tensor import LargestTensor
 from tests.modeling.audio_models import (
     BASES,
     EVERY_FAMILY,
@@ -108,19 +108,6 @@ def test_gradient_checkpointing_of_sound_changes_no_gradient(base: str, reentran
         torch.testing.assert_close(grads[1][name], grad, msg=name)
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that an operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for value in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(value, Tensor):
-                self.elements = max(self.elements, value.untyped_storage().nbytes() // value.element_size())
-        return output
-
-
 @pytest.mark.thorough
 @every_case(("base", "masked"), alternately(BASES), of=4)
 def test_sound_with_a_window_makes_no_tensor_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
@@ -129,7 +116,7 @@ def test_sound_with_a_window_makes_no_tensor_of_frames_times_frames(base: str, m
     model = long_model(base, base_model(base), tmp_path, long_attention=BAND)
     largest = []
     for seconds in (20, 40):
-        with Largest() as mode:
+        with LargestTensor() as mode:
             model(
                 **inputs_of(base, (seconds, seconds / 2) if masked else (seconds,))
             ).last_hidden_state.sum().backward()

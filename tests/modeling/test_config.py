@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hf_longattn.modeling.family.sliding_window import own_windows, with_own_win
 from hf_longattn.names import LOGGER
 from tests.cases import every_case
 from tests.reference.small_models import BASES, long_config, plain_config
+from tests.saved import change_json, read_json
 
 CHOSEN = {
     "mechanism": "longformer",
@@ -34,7 +34,7 @@ class TestEveryFamily:
     def test_a_saved_long_config_is_read_as_it_was(self, base: str, tmp_path: Path) -> None:
         config = long_config(base, CHOSEN, position_extension="interpolate")
         config.save_pretrained(tmp_path)
-        written = json.loads((tmp_path / "config.json").read_text())
+        written = read_json(tmp_path)
         assert written["long_attention"] == chosen_in(base).to_dict()
         assert written["model_type"] == f"long_{base}"
         for read in (type(config).from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
@@ -142,8 +142,7 @@ def test_a_warning_about_an_implementation_names_the_model_s_mechanism(
     messages: list[str] = []
     monkeypatch.setattr(logging.get_logger(LOGGER), "warning_once", messages.append)
     families.LongBertModel(long_config("bert", {"mechanism": "window", "window": 8})).save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "attn_implementation": "sdpa"}))
+    change_json(tmp_path, attn_implementation="sdpa")
     families.LongBertModel.from_pretrained(tmp_path)
     assert messages
     assert all("would leave out the mechanism 'window'" in message for message in messages)

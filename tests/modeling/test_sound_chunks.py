@@ -15,8 +15,8 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach import sound_chunks
 from hf_longattn.modeling.attach.sound_chunks import FeatureEncoderInChunks, FramesInChunks, InChunks
 from tests.cases import every_case
+from tests.largest_tensor import LargestTensor
 from tests.modeling.audio_models import BASES, base_model, inputs_of, long_model, saved
-from tests.modeling.test_audio_models import Largest
 
 SIZE = 8
 """Frames of a chunk in these tests."""
@@ -87,7 +87,7 @@ def test_features_of_a_long_sound_take_no_more_than_chunks_and_frames(base: str,
         _, encoder = encoders(base, norm, tmp_path / norm)
         channels = max(encoder.config.conv_dim)
         samples = 6 * sound_chunks.FRAMES_PER_CHUNK * 320
-        with Largest() as mode:
+        with LargestTensor() as mode:
             features = encoder(torch.randn(1, samples))
         assert mode.elements <= max(features.numel(), samples, 66 * channels * sound_chunks.FRAMES_PER_CHUNK)
 

@@ -147,12 +147,11 @@ def serve(config: Any, weights: dict[str, Tensor], texts: Sequence[Tensor]) -> l
     return list(outputs[0][0].split(lengths))
 
 
-def difference(config: Any, texts: Sequence[Tensor] | None = None, model: Any = None) -> float:
-    """The largest difference of the served states of ``texts`` and those of the Long model run on each alone."""
-    texts = [tokens(1, length, seed=length)[0] for length in LENGTHS] if texts is None else texts
-    if model is None:
-        torch.manual_seed(0)
-        model = AutoModel.from_config(copy.deepcopy(config)).eval()
+def difference(config: Any) -> float:
+    """The largest difference of the served states of texts and those of the Long model run on each alone."""
+    texts = [tokens(1, length, seed=length)[0] for length in LENGTHS]
+    torch.manual_seed(0)
+    model: Any = AutoModel.from_config(copy.deepcopy(config)).eval()
     served = serve(config, model.state_dict(), texts)
     with torch.no_grad():
         alone = [model(text[None]).last_hidden_state[0] for text in texts]

@@ -188,12 +188,12 @@ def singly(begin: int, end: int) -> list[tuple[int, int]]:
     return [(i, i + 1) for i in range(begin, end)]
 
 
-def head_inputs(head: str, batch: int = 3, length: int = 100, pad_token: int = 1) -> dict[str, Tensor]:
+def head_inputs(head: str, length: int = 100, pad_token: int = 1) -> dict[str, Tensor]:
     """input_ids with padding and attention_mask, with boxes where pages are read, in the shape that the head takes."""
-    mask = padding(batch, length)
+    mask = padding(3, length)
     base = next((base for base, family in TEXT_FAMILIES.items() if head in family.model_classes), None)
-    pages = {} if base is None else TEXT_FAMILIES[base].spec.further_inputs(plain_config(base), batch, length)
-    inputs = {"input_ids": torch.where(mask.bool(), tokens(batch, length), pad_token), "attention_mask": mask, **pages}
+    pages = {} if base is None else TEXT_FAMILIES[base].spec.further_inputs(plain_config(base), 3, length)
+    inputs = {"input_ids": torch.where(mask.bool(), tokens(3, length), pad_token), "attention_mask": mask, **pages}
     if head.endswith(("MultipleChoice", "DoubleHeadsModel")):
         return {name: value[:, None].expand(-1, 2, -1).contiguous() for name, value in inputs.items()}
     return inputs
