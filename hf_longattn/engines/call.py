@@ -157,6 +157,11 @@ class GatherTile:
         return visible
 
 
+def precise_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which scores, softmax and sums of ``x`` are computed: fp32, or fp64 if ``x`` is."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
     """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row padded with -1."""
     count = -(-length // size)

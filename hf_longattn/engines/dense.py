@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .batch import autocasts, no_fused_kernels, without_autocast
-from .call import AttentionCall, MaskMod
+from .call import AttentionCall, MaskMod, precise_dtype
 
 MAX_SCORES = 1 << 24
 """Maximum scores of a score term's call in one piece, over all heads and batch items. Untuned."""
@@ -282,11 +282,6 @@ def softmax_beside(scores: Tensor, sink_scores: Tensor | None) -> Tensor:
 def unit_stride(x: Tensor) -> Tensor:
     """``x`` with stride 1 in its last axis, which kernels assume. Copied only if necessary."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def precise_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which scores, softmax and sums of ``x`` are computed: fp32, or fp64 if ``x`` is."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import no_fused_kernels, without_autocast
-from .call import State
-from .dense import divided, inverse_of, precise_dtype, repeat_heads
+from .call import State, precise_dtype
+from .dense import divided, inverse_of, repeat_heads
 
 CHUNK = 64
 """Tokens per chunk of causal attention. Cost is quadratic inside a chunk."""

@@ -25,8 +25,8 @@ from ..errors import BackendError
 from ..names import look_up, warn_missing
 from . import accelerator
 from .batch import in_graph, no_fused_kernels
-from .call import AttentionCall
-from .dense import at_least_fp32, grid_of, masked_softmax, precise_dtype, repeat_heads
+from .call import AttentionCall, precise_dtype
+from .dense import at_least_fp32, grid_of, masked_softmax, repeat_heads
 from .score_terms import ScoreMod
 
 SCORE_CELLS = 1 << 19

@@ -61,7 +61,7 @@ class BigBirdOptions(Options):
         3, "random key blocks of each query block, drawn for each head", "blocks", most=64, least=0
     )
     num_window_blocks: int = option(
-        3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks", odd=True
+        3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks", parity="odd"
     )
     num_global_blocks: int = option(
         1, "global blocks at each end of the sequence, or at the start when causal", "blocks", least=0

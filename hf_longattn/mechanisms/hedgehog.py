@@ -27,7 +27,11 @@ from .common.registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class HedgehogOptions(Options):
     feature_dim: int | None = option(
-        None, "features per head, both halves together; default: twice the head size", "features", even=True, most=4096
+        None,
+        "features per head, both halves together; default: twice the head size",
+        "features",
+        parity="even",
+        most=4096,
     )
 
 

@@ -45,7 +45,7 @@ from .common.registry import register_mechanism
 
 @dataclasses.dataclass(frozen=True)
 class HierarchicalOptions(Options):
-    block_size: int = option(64, "tokens in a block of level 0, an even number", "tokens", even=True)
+    block_size: int = option(64, "tokens in a block of level 0, an even number", "tokens", parity="even")
     levels: int | None = option(
         None, "maximum number of levels, the exact one included; default: what the length needs", "levels", least=1
     )

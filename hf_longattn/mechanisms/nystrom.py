@@ -38,7 +38,7 @@ class NystromOptions(Options):
         None,
         "width of the depthwise convolution of the values, odd; none leaves it out",
         "tokens",
-        odd=True,
+        parity="odd",
         most=65535,
     )
     inv_coeff_init_option: str = option(

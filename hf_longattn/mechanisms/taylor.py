@@ -33,7 +33,7 @@ class TaylorOptions(Options):
         16,
         "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows",
         "features",
-        even=True,
+        parity="even",
         most=64,
     )
 

@@ -83,8 +83,8 @@ class StreamingCache(Cache):
 
     def refuse_states(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise BackendError(
-            "The model has layers with a state in place of keys (convolutions or a recurrence), which a StreamingCache "
-            "does not hold; leave it out."
+            "The model has layers with a state in place of keys (convolutions or a recurrence), which a "
+            "StreamingCache does not hold; leave it out."
         )
 
     get_conv_state = get_recurrent_state = update_conv_state = update_recurrent_state = refuse_states
@@ -121,9 +121,9 @@ class StreamedKeys:
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise BackendError(
-            f"A StreamingCache needs the attention {BACKEND!r}, in a model that takes its attention from transformers' "
-            "AttentionInterface and changes no keys in its cache (BLOOM and DeepSeek are no such models); load the "
-            f"model with attn_implementation={BACKEND!r}, or leave the cache out."
+            f"A StreamingCache needs the attention {BACKEND!r}, in a model that takes its attention from "
+            "transformers' AttentionInterface and changes no keys in its cache (BLOOM and DeepSeek are no such "
+            f"models); load the model with attn_implementation={BACKEND!r}, or leave the cache out."
         )
 
     __getattr__ = __getitem__ = __torch_function__ = refuse

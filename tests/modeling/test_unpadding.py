@@ -111,7 +111,7 @@ def test_models_are_as_before_after_the_context(base: str) -> None:
 
 
 def test_what_holds_no_model_is_refused() -> None:
-    with pytest.raises(BackendError, match="unpad takes a model of transformers, .* but got a list"):
+    with pytest.raises(BackendError, match=r"unpad takes a model of transformers, .* but got a list"):
         unpad([])
     with pytest.raises(BackendError, match="Linear has no text encoder"):
         unpad(nn.Linear(2, 2))

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..call import DispatchContext, Pattern, inverse_permutation
-from ..dense import precise_dtype
+from ..call import DispatchContext, Pattern, inverse_permutation, precise_dtype
 from .kernels import MASKED, NO_DROPOUT, padding_of, visible_mask, why_not_tiles
 from .softmax import Part, Runs, Scope, Source, source
 

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..call import AttentionCall, DispatchContext, Pattern
-from ..dense import precise_dtype, repeat_heads, same_dtype
+from ..call import AttentionCall, DispatchContext, Pattern, precise_dtype
+from ..dense import repeat_heads, same_dtype
 from ..score_terms import DistanceTerm
 from .band import BandSource, Group, Item, groups
 from .kernels import MASKED, NO_DROPOUT, token_major

@@ -27,8 +27,8 @@ from torch import Tensor
 from ...names import look_up
 from ..batch import TRANSFORMED, in_graph, no_fused_kernels, transformed
 from ..byte_cache import BYTE_CACHE
-from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
-from ..dense import precise_dtype, products, unit_stride
+from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern, precise_dtype
+from ..dense import products, unit_stride
 
 MASKED = -1e30
 """Additive mask value of hidden pairs. It is finite, so that queries without a visible key have finite outputs."""

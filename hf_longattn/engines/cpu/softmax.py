@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..batch import fake_mode, transformed
-from ..dense import precise_dtype, unit_stride
+from ..call import precise_dtype
+from ..dense import unit_stride
 from .kernels import (
     MASKED,
     MAX_PLAIN_KEYS,

@@ -68,6 +68,8 @@ POSITIONS = "positions"
 """The unit of options that list tokens by their positions."""
 LARGEST = 2**31 - 1
 """Maximum of an integer option. Sums and products of positions then fit into 64 bits."""
+PARITIES: dict[str, tuple[Any, Any]] = {"even": (2, 16), "odd": (1, 3)}
+"""Parity that an option may ask for -> the lowest such number, and an example."""
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -112,8 +114,7 @@ def option(
     *,
     least: int | None = None,
     most: int = LARGEST,
-    even: bool = False,
-    odd: bool = False,
+    parity: str = "",
     choices: Sequence[str] = (),
     detail_of: str = "",
 ) -> Any:
@@ -124,12 +125,11 @@ def option(
         least, most: bounds of a number, or of each number of a tuple. Set ``most`` for numbers that determine memory
             or time regardless of the input length: a typo is then refused at once. The default is the largest number
             that the engines' indices allow.
-        even: whether a number must be even and at least 2.
-        odd: whether a number must be odd and at least 1.
+        parity: "even" or "odd", if a number must be that. It must then be at least 2 or 1.
         choices: the permitted strings.
         detail_of: the option without which this one has no effect. Tables then leave it out.
     """
-    limits = {"least": least, "most": most, "even": even, "odd": odd, "choices": choices}
+    limits = {"least": least, "most": most, "parity": parity, "choices": choices}
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "detail_of": detail_of, **limits})
 
 
@@ -200,19 +200,6 @@ class Options:
     @classmethod
     def _check_value(cls, mechanism: str, name: str, value: Any) -> None:
         """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
-        choices = cls.__dataclass_fields__[name].metadata.get("choices")
-        for entry in value if isinstance(value, tuple) else (value,):
-            wanted = ""
-            if isinstance(entry, str) and choices and entry not in choices:
-                wanted = f"one of: {', '.join(choices)}.{nearest(entry, choices)}"
-            elif isinstance(entry, int | float):
-                wanted = cls._wanted_number(name, entry)
-            if wanted:
-                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
-
-    @classmethod
-    def _wanted_number(cls, name: str, number: float) -> str:
-        """What an option's number must be, with an example; empty if ``number`` is that."""
         field = cls.__dataclass_fields__[name]
         limits = field.metadata
         example: Any = 4
@@ -220,16 +207,23 @@ class Options:
             example = field.default
         elif field.default is None and limits.get("unit") == "tokens":
             example = 512
-        least, most = limits.get("least"), limits.get("most", LARGEST)
-        if limits.get("even") and (number < 2 or number % 2):
-            return f"even and at least 2; for example {name}=16."
-        if limits.get("odd") and (number < 1 or number % 2 == 0):
-            return f"odd and at least 1; for example {name}=3."
-        if least is not None and number < least:
-            return f"at least {least}; for example {name}={example}."
-        if abs(number) > most:
-            return f"at most {most}; for example {name}={example}." if example == field.default else f"at most {most}."
-        return ""
+        for entry in value if isinstance(value, tuple) else (value,):
+            wanted, choices, parity = "", limits.get("choices"), limits.get("parity", "")
+            if isinstance(entry, str) and choices and entry not in choices:
+                wanted = f"one of: {', '.join(choices)}.{nearest(entry, choices)}"
+            elif isinstance(entry, int | float):
+                least, most = limits.get("least"), limits.get("most", LARGEST)
+                lowest, fitting = PARITIES.get(parity, (None, None))
+                if lowest is not None and (entry < lowest or entry % 2 != lowest % 2):
+                    wanted = f"{parity} and at least {lowest}; for example {name}={fitting}."
+                elif least is not None and entry < least:
+                    wanted = f"at least {least}; for example {name}={example}."
+                elif abs(entry) > most:
+                    wanted = f"at most {most}."
+                    if example == field.default:
+                        wanted = f"at most {most}; for example {name}={example}."
+            if wanted:
+                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
         """All options in JSON types: tuples as lists, mechanisms as mappings. Options in :data:`COMMON` are omitted
