@@ -86,7 +86,8 @@ class WholeReader:
         if task == GLINER:
             self.limit = int(reader.config.max_len)
         else:
-            self.tokenizer = reader.tokenizer
+            self.tokenizer = copy(reader.tokenizer)
+            self.tokenizer.truncation_side = "right"  # windows are numbered from the text's beginning
             self.model = reader[0].model if task == "CrossEncoder" else reader.model
             self.limit = reader.length if task == "QAReader" else longest_input(self.model, self.tokenizer)
             if not self.tokenizer.is_fast:
@@ -238,7 +239,7 @@ def score_pair(whole: WholeReader, pair: Sequence[str], **kwargs: Any) -> Any:
 def answer_question(whole: WholeReader, example: Mapping[str, Any]) -> Any:
     windows = whole.windows_of(example["context"], example["question"], is_second=True)
     reader = copy(whole.reader)
-    reader.stride = whole.stride
+    reader.tokenizer, reader.stride = whole.tokenizer, whole.stride
     return with_windows({"answer": reader.answer(example)}, windows.spans)
 
 

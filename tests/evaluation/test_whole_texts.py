@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ def test_texts_of_one_pass_have_the_results_of_the_pipeline(task: str, tokenizer
     assert result.windows == [(0, len(text))]
     both = read_whole(reader)([text, text], **arguments)
     assert len(both) == 2
+
+
+@every_case("task", ["text-classification", "token-classification", "feature-extraction", "fill-mask", "QAReader"])
+def test_results_do_not_depend_on_the_side_where_a_tokenizer_cuts(task: str, tokenizer: Any) -> None:
+    from_left = copy(tokenizer)
+    from_left.truncation_side = "left"
+    text: Any = LONG.replace("treaty", "[MASK]", 1) + " and the [MASK] of Geneva."
+    if task == "QAReader":
+        text = {"question": "Who ruled?", "context": LONG}
+        readers = [QAReader(small(BertForQuestionAnswering), each) for each in (tokenizer, from_left)]
+    else:
+        readers = [short_task(task, each)[0] for each in (tokenizer, from_left)]
+    merge = "mean" if task == "text-classification" else None
+    right, left = (read_whole(reader, merge=merge, stride=STRIDE)(text) for reader in readers)
+    assert str_rounded(left) == str_rounded(right)
+    assert left.windows == right.windows
+    assert from_left.truncation_side == "left"
 
 
 def str_rounded(value: Any) -> Any:
