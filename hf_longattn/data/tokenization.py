@@ -166,7 +166,7 @@ def decoder_length(model: PreTrainedModel) -> int | None:
     """Maximum number of tokens that the decoder of an encoder-decoder reads and writes; ``None`` without a limit."""
     config: Any = model.config
     if hasattr(config, "decoder"):  # two models in one, such as SpeechEncoderDecoder
-        return known_length(config.decoder, None, None)
+        return known_length(config.decoder, None, model.decoder)
     family = known_family(config)
     if family is not None and family.relative:
         return None

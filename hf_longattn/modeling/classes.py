@@ -99,12 +99,16 @@ def is_model_class(value: Any) -> bool:
 
 def check_interface(model_class: Any) -> None:
     """Raise :class:`BackendError` for a class whose attention is not on the AttentionInterface."""
-    if is_model_class(model_class):
-        if not hasattr(model_class, "_can_set_attn_implementation"):
-            raise missing("set_implementation")
-        from_timm = model_class.__name__.startswith("TimmWrapper")  # its layers are those of the package timm
-        if not from_timm and model_class._can_set_attn_implementation():
-            return
+    if not is_model_class(model_class):
+        raise BackendError(
+            f"{model_class.__name__} is no model of transformers; pass the model inside it, or load it with "
+            "model_kwargs={'attn_implementation': 'longattn'}."
+        )
+    if not hasattr(model_class, "_can_set_attn_implementation"):
+        raise missing("set_implementation")
+    from_timm = model_class.__name__.startswith("TimmWrapper")  # its layers are those of the package timm
+    if not from_timm and model_class._can_set_attn_implementation():
+        return
     raise BackendError(
         f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be "
         "replaced; on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, "

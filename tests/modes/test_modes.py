@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.attach.memory_tokens import FIELDS
+from hf_longattn.memory.decode_cache import CACHE
 from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
 from hf_longattn.modeling.mixin import LongBaseModelMixin
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_audio_config, small_image_config
@@ -186,7 +186,8 @@ def uncached(model: Any) -> dict[str, Any]:
 @pytest.mark.thorough
 @every_case("base", TEXT_FAMILIES, of=4, code=kind_of_family)
 def test_segments_know_every_field_of_a_base_s_output(base: str) -> None:
-    """Segments give back the fields that :data:`FIELDS` knows, and refuse others."""
+    """Segments give back these fields, and refuse others."""
+    joined = {"last_hidden_state", "hidden_states", "pooler_output", "router_logits", CACHE}
     family = FAMILIES[base]
     names: set[str] = set()
     head = next(head for head in family.model_classes if head.endswith("Model"))
@@ -197,7 +198,7 @@ def test_segments_know_every_field_of_a_base_s_output(base: str) -> None:
     routers = {"output_router_logits": True} if hasattr(model.config, "output_router_logits") else {}
     with torch.no_grad():
         model(**inputs_of(model, head), output_hidden_states=True, **routers)
-    assert names <= {*FIELDS}
+    assert names <= joined
 
 
 IMAGES, SOUNDS = grid_models.BASES, audio_models.BASES
