@@ -7,10 +7,11 @@ and their results are merged as the task needs. Each token belongs to one window
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Pipeline
@@ -19,35 +20,18 @@ from transformers.modeling_outputs import BaseModelOutput
 from ..data.tokenization import longest_input
 from ..errors import InputError, OptionError, listed
 from ..modeling.inference import evaluating
-from .windows import Spans, Windows, text_windows
+from .windows import Windows, text_windows, with_windows
 
 BATCH = 8
 """Windows in a forward pass."""
 GLINER = "GLiNER"
+Settings = Mapping[str, Any]
+"""What a pipeline passes to its first step, or to its last."""
 MERGES: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda odds: odds.mean(0), "max": lambda odds: odds.amax(0)}
 """How the log odds ``(windows, labels)`` of a text become one row."""
 
 
-class ReadDict(dict[str, Any]):
-    windows: Spans
-
-
-class ReadList(list[Any]):
-    windows: Spans
-
-
-class ReadScore(float):
-    windows: Spans
-
-
-def with_windows(result: Any, spans: Spans) -> Any:
-    """``result`` with an attribute ``windows``."""
-    read: Any = {dict: ReadDict, list: ReadList, float: ReadScore}[type(result)](result)
-    read.windows = spans
-    return read
-
-
-def read_whole(reader: Any, *, merge: str | None = None, stride: int = 128) -> WholeReader:
+def read_whole(reader: Any, *, merge: str | None = None, stride: int | None = None) -> WholeReader:
     """Let a pipeline read texts of any length, in one pass where the model can, else in windows.
 
         tagger = hf_longattn.read_whole(pipeline("token-classification", "dslim/bert-base-NER"))
@@ -61,11 +45,14 @@ def read_whole(reader: Any, *, merge: str | None = None, stride: int = 128) -> W
         reader: a pipeline of transformers with a fast tokenizer, a CrossEncoder of sentence-transformers, a
             :class:`~hf_longattn.evaluation.qa_reader.QAReader`, or a GLiNER.
         merge: "mean" or "max", for tasks that score a text as a whole. Without it, a longer text is refused.
-        stride: tokens that two windows share, or words for GLiNER; at most a quarter of a window.
+        stride: tokens that two windows share, or words for GLiNER; at most a quarter of a window. 128, or a quarter
+            of a shorter window, if not given. A long question or label leaves less of a window: half of that is the
+            most that windows share.
 
     Raises:
-        OptionError: another kind of reader, an unknown ``merge``, or a tokenizer that does not tell where tokens are.
-        InputError: at a call, a text would be cut, because ``merge`` is not given or a question leaves no room.
+        OptionError: another kind of reader, a ``merge`` or ``stride`` that it cannot have, or a tokenizer that does
+            not tell where tokens are; at a call, settings that windows cannot follow.
+        InputError: at a call, no text, or one that would be cut: ``merge`` is not given or a question leaves no room.
     """
     return WholeReader(reader, merge, stride)
 
@@ -73,16 +60,19 @@ def read_whole(reader: Any, *, merge: str | None = None, stride: int = 128) -> W
 class WholeReader:
     """The function that :func:`read_whole` returns. It takes the reader's arguments: a text, or a list of texts."""
 
-    def __init__(self, reader: Any, merge: str | None, stride: int) -> None:
+    def __init__(self, reader: Any, merge: str | None, stride: int | None) -> None:
         name = reader.task if isinstance(reader, Pipeline) else type(reader).__name__
         task = GLINER if hasattr(reader, "predict_entities") else name
         if task not in TASKS:
-            raise OptionError(f"read_whole takes pipelines and readers for {listed(sorted(TASKS))}, not {task!r}.")
+            raise OptionError(
+                f"read_whole takes pipelines and readers for {listed(TASKS, len(TASKS))}, not {task!r}; wrap a "
+                "model in pipeline(task, model, tokenizer=tokenizer)."
+            )
         if merge is not None and merge not in MERGES:
             raise OptionError(f"merge is {merge!r}; give {listed([repr(name) for name in MERGES])}.")
-        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 0:
-            raise OptionError(f"stride is {stride!r}, but must be a number of tokens, 0 or more.")
-        self.reader, self.merge, self.read = reader, merge, TASKS[task]
+        self.reader, self.task, self.merge, self.read = reader, task, merge, TASKS[task]
+        if merge is not None and self.read not in MERGING:
+            raise OptionError(f"{task} has no scores of whole texts to merge; leave merge={merge!r} out.")
         if task == GLINER:
             self.limit = int(reader.config.max_len)
         else:
@@ -90,6 +80,8 @@ class WholeReader:
             self.tokenizer.truncation_side = "right"  # windows are numbered from the text's beginning
             self.model = reader[0].model if task == "CrossEncoder" else reader.model
             self.limit = reader.length if task == "QAReader" else longest_input(self.model, self.tokenizer)
+            if task == "CrossEncoder":
+                self.limit = min(self.limit, self.tokenizer.model_max_length or self.limit)
             if not self.tokenizer.is_fast:
                 raise OptionError(
                     f"{type(self.tokenizer).__name__} does not tell where in a text its tokens are; load the fast "
@@ -97,19 +89,37 @@ class WholeReader:
                 )
             if self.tokenizer.pad_token is None:
                 raise OptionError("The tokenizer has no padding token; set tokenizer.pad_token, and the model's, too.")
-        self.stride = min(stride, self.limit // 4)
+        most = self.limit // 4
+        self.stride = min(128, most) if stride is None else stride
+        if isinstance(stride, bool) or not isinstance(self.stride, int) or not 0 <= self.stride <= most:
+            raise OptionError(
+                f"stride is {stride!r}, but must be a number of tokens from 0 to {most}, a quarter of a window."
+            )
 
     def __call__(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
-        """The result of one text, or a list with that of each."""
-        is_pair = self.read is score_pair and len(texts) == 2 and isinstance(texts[0], str)
-        if isinstance(texts, str | Mapping) or is_pair:
-            return self.read(self, texts, *args, **kwargs)
-        return [self.read(self, text, *args, **kwargs) for text in texts]
+        """The result of one text, or a list with that of each, nested as the reader's."""
+        is_pair = isinstance(texts, list | tuple | np.ndarray) and len(texts) == 2 and isinstance(texts[0], str)
+        is_one = texts is None or isinstance(texts, str | bytes | Mapping) or (self.read is score_pair and is_pair)
+        each = [texts] if is_one else list(texts)
+        for text in each:
+            if not all(isinstance(part, str) for part in parts(self.read, text)):
+                raise InputError(
+                    f"{self.task} reads {INPUTS.get(self.read, 'a text')}, or a list of such, not {text!r}."
+                )
+        if not isinstance(self.reader, Pipeline):
+            results = [self.read(self, text, *args, **kwargs) for text in each]
+            return results[0] if is_one else results
+        if not each:
+            return []
+        # the pipeline's own call finds the settings and nests the results
+        caller: Any = copy(self.reader)
+        caller.run_single = lambda text, before, _, after: self.read(self, text, before, after)
+        caller.get_iterator = lambda texts, *steps: (self.read(self, text, steps[2], steps[4]) for text in texts)
+        result = caller(texts if is_one else each, *args, **kwargs)
+        return with_windows(result, result[0].windows) if is_one and type(result) is list else result
 
-    def windows_of(self, text: str, beside: str | None = None, *, is_second: bool = False, spared: int = 0) -> Windows:
-        """:func:`.text_windows`. spared: tokens that windows leave free."""
-        limit = self.limit - spared
-        return text_windows(self.tokenizer, text, beside, limit=limit, stride=self.stride, is_second=is_second)
+    def windows_of(self, text: str, beside: str | None = None, **settings: Any) -> Windows:
+        return text_windows(self.tokenizer, text, beside, limit=self.limit, stride=self.stride, **settings)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The model's first output for the inputs of every window, in float32 on the CPU."""
@@ -130,17 +140,16 @@ class WholeReader:
             )
         return odds[0] if len(odds) == 1 else MERGES[str(self.merge)](odds)
 
-    def settings(self, text: Any, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of the pipeline's first and last step for a call, which would run with them."""
-        probe, settings = copy(self.reader), list[dict[str, Any]]()
 
-        def note(inputs: Any, *steps: Any) -> Iterator[None]:
-            settings.extend(steps[-3:])
-            return iter([None])
-
-        probe.run_single = probe.get_iterator = note
-        probe(text, *args, **kwargs)
-        return settings[0], settings[2]
+def parts(read: Callable[..., Any], text: Any) -> Any:
+    """The texts of an input, ``[None]`` if it is of a form that the reader does not take."""
+    if read is score_pair:
+        return text if isinstance(text, list | tuple | np.ndarray) and len(text) == 2 else [None]
+    if read is answer_question:
+        return [text.get("question"), text.get("context")] if isinstance(text, Mapping) else [None]
+    if read is classify_text and isinstance(text, Mapping):
+        return [text.get("text"), text.get("text_pair") or ""]
+    return [text]
 
 
 def log_odds(scores: Tensor) -> Tensor:
@@ -150,30 +159,28 @@ def log_odds(scores: Tensor) -> Tensor:
     return scores - others.logsumexp(-1)
 
 
-def classify_text(whole: WholeReader, text: Any, **kwargs: Any) -> Any:
-    _, after = whole.settings(text, **kwargs)
-    parts = text if isinstance(text, Mapping) else {"text": text}
-    windows = whole.windows_of(parts["text"], parts.get("text_pair"))
+def classify_text(whole: WholeReader, text: Any, before: Settings, after: Settings) -> Any:
+    pair = text if isinstance(text, Mapping) else {"text": text}
+    windows = whole.windows_of(pair["text"], pair.get("text_pair") or None, called="text_pair")
     logits, config = whole.run(windows.inputs), whole.model.config
     if len(logits) > 1:
         function = getattr(after.get("function_to_apply"), "value", None)
         one_label = config.num_labels > 1 and config.problem_type in (None, "single_label_classification")
         if function == "softmax" or (function is None and one_label):
             logits, after = log_odds(logits), {**after, "function_to_apply": "sigmoid"}
-    result = whole.reader.postprocess({"logits": whole.merged(logits)[None]}, **after)
-    read = with_windows(result, windows.spans)
-    return read if "top_k" in kwargs or isinstance(text, Mapping) else with_windows([read], windows.spans)
+    return with_windows(whole.reader.postprocess({"logits": whole.merged(logits)[None]}, **after), windows.spans)
 
 
-def classify_by_hypotheses(whole: WholeReader, text: str, *labels: Any, **kwargs: Any) -> Any:
-    before, after = whole.settings(text, *labels, **kwargs)
-    names, entailment = before["candidate_labels"], whole.reader.entailment_id
+def classify_by_hypotheses(whole: WholeReader, text: str, before: Settings, after: Settings) -> Any:
+    names, entailment = before.get("candidate_labels", []), whole.reader.entailment_id
     contradiction = -1 if entailment == 0 else 0
-    hypotheses = [before.get("hypothesis_template", "This example is {}.").format(name) for name in names]
+    # refuses missing labels, and a template without a place for them
+    pairs, _ = whole.reader._args_parser(text, names, before.get("hypothesis_template", "This example is {}."))
+    hypotheses = [hypothesis for _, hypothesis in pairs]
     lengths = [len(whole.tokenizer(hypothesis)["input_ids"]) for hypothesis in hypotheses]
     scores = []
     for hypothesis, length in zip(hypotheses, lengths, strict=True):  # all have the same windows
-        windows = whole.windows_of(text, hypothesis, spared=max(lengths) - length)
+        windows = whole.windows_of(text, hypothesis, called="longest label", spared=max(lengths) - length)
         scores.append(whole.run(windows.inputs)[:, [contradiction, entailment]])
     logits = torch.stack(scores, 1)  # (windows, labels, 2)
     by_itself = after.get("multi_label") or len(names) == 1
@@ -183,8 +190,13 @@ def classify_by_hypotheses(whole: WholeReader, text: str, *labels: Any, **kwargs
     return with_windows(result, windows.spans)
 
 
-def tag_tokens(whole: WholeReader, text: str, **kwargs: Any) -> Any:
-    _, after = whole.settings(text, **kwargs)
+def tag_tokens(whole: WholeReader, text: str, before: Settings, after: Settings) -> Any:
+    if before.get("is_split_into_words") or "offset_mapping" in before:
+        raise OptionError(
+            "read_whole reads texts; join the words with spaces, and leave is_split_into_words and offset_mapping out."
+        )
+    if "tokenizer_params" in before:
+        raise OptionError("The pipeline has a stride of its own; leave it out, and give read_whole(..., stride=128).")
     windows = whole.windows_of(text)
     by_token = getattr(after.get("aggregation_strategy"), "value", "none") == "none"
     read = windows.in_text & windows.owned if by_token else windows.in_text
@@ -203,16 +215,14 @@ def tag_tokens(whole: WholeReader, text: str, **kwargs: Any) -> Any:
     return with_windows(entities, windows.spans)
 
 
-def extract_features(whole: WholeReader, text: str, **kwargs: Any) -> Any:
-    _, after = whole.settings(text, **kwargs)
+def extract_features(whole: WholeReader, text: str, before: Settings, after: Settings) -> Any:
     windows = whole.windows_of(text)
     states = whole.run(windows.inputs)[windows.owned]
     result = whole.reader.postprocess(BaseModelOutput(last_hidden_state=states[None]), **after)
     return result if isinstance(result, Tensor) else with_windows(result, windows.spans)
 
 
-def fill_masks(whole: WholeReader, text: str, **kwargs: Any) -> Any:
-    _, after = whole.settings(text, **kwargs)
+def fill_masks(whole: WholeReader, text: str, before: Settings, after: Settings) -> Any:
     windows, mask_id = whole.windows_of(text), whole.tokenizer.mask_token_id
     masked = (windows.inputs["input_ids"] == mask_id) & windows.owned
     if not masked.any():
@@ -230,16 +240,23 @@ def fill_masks(whole: WholeReader, text: str, **kwargs: Any) -> Any:
     return with_windows(result, windows.spans)
 
 
-def score_pair(whole: WholeReader, pair: Sequence[str], **kwargs: Any) -> Any:
-    windows = whole.windows_of(pair[1], pair[0], is_second=True)
-    score = kwargs.get("activation_fn", whole.reader.activation_fn)(whole.merged(whole.run(windows.inputs)))
+def score_pair(
+    whole: WholeReader, pair: Sequence[str], *, activation_fn: Any = None, apply_softmax: bool = False, **others: Any
+) -> Any:
+    if others:
+        raise OptionError(f"read_whole follows activation_fn and apply_softmax; leave {listed(others)} out.")
+    windows = whole.windows_of(pair[1], pair[0], called="first text of the pair", is_second=True)
+    activation = whole.reader.activation_fn if activation_fn is None else activation_fn
+    score = activation(whole.merged(whole.run(windows.inputs))[None])[0]
+    if apply_softmax and len(score) > 1:
+        score = score.softmax(0)
     return with_windows(score.item() if len(score) == 1 else score.tolist(), windows.spans)
 
 
 def answer_question(whole: WholeReader, example: Mapping[str, Any]) -> Any:
-    windows = whole.windows_of(example["context"], example["question"], is_second=True)
+    windows = whole.windows_of(example["context"], example["question"], called="question", is_second=True)
     reader = copy(whole.reader)
-    reader.tokenizer, reader.stride = whole.tokenizer, whole.stride
+    reader.tokenizer, reader.stride = whole.tokenizer, windows.shared
     return with_windows({"answer": reader.answer(example)}, windows.spans)
 
 
@@ -272,3 +289,10 @@ TASKS: dict[str, Callable[..., Any]] = {
     GLINER: find_entities,
 }
 """What reads one text, by a pipeline's task or a reader's class."""
+MERGING = (classify_text, classify_by_hypotheses, score_pair)
+INPUTS: dict[Callable[..., Any], str] = {
+    classify_text: "a text, or {'text': ..., 'text_pair': ...}",
+    score_pair: "a pair of two texts, such as ('Where?', 'In Geneva.')",
+    answer_question: "{'question': ..., 'context': ...}",
+}
+"""What a reader takes if it is not a text."""

@@ -15,6 +15,25 @@ Spans = list[tuple[int, int]]
 """First and last character, exclusive, of each window."""
 
 
+class ReadDict(dict[str, Any]):
+    windows: Spans
+
+
+class ReadList(list[Any]):
+    windows: Spans
+
+
+class ReadScore(float):
+    windows: Spans
+
+
+def with_windows(result: Any, spans: Spans) -> Any:
+    """``result`` with an attribute ``windows``."""
+    read: Any = {dict: ReadDict, list: ReadList, float: ReadScore}[type(result)](result)
+    read.windows = spans
+    return read
+
+
 def token_windows(count: int, size: int, shared: int) -> Iterator[tuple[int, int, int]]:
     """Windows of a text of ``count`` tokens. Each has ``size`` tokens, and shares ``shared`` with the next one.
 
@@ -39,6 +58,7 @@ class Windows:
     in_text: ``(windows, n)`` bool, tokens of the text; others are special ones, padding, or a question.
     owned: ``(windows, n)`` bool, tokens that belong to this window: with special ones at the text's ends, each once.
     first: number of each window's first token in the text.
+    shared: tokens of the text that two windows share.
     """
 
     inputs: dict[str, Tensor]
@@ -46,6 +66,7 @@ class Windows:
     in_text: Tensor
     owned: Tensor
     first: list[int]
+    shared: int
 
     @property
     def spans(self) -> Spans:
@@ -57,36 +78,50 @@ class Windows:
 
 
 def text_windows(
-    tokenizer: Any, text: str, beside: str | None, *, limit: int, stride: int, is_second: bool = False
+    tokenizer: Any,
+    text: str,
+    beside: str | None,
+    *,
+    limit: int,
+    stride: int,
+    called: str = "other text",
+    is_second: bool = False,
+    spared: int = 0,
 ) -> Windows:
     """The windows of ``text``, each with the text ``beside``, a question or hypothesis that is never cut.
 
     Args:
+        tokenizer: one that cuts on the right.
         limit: tokens of a window, those beside the text included.
-        stride: tokens of the text that two windows share.
+        stride: tokens of the text that two windows share, or half of its tokens in a window, if that is less.
+        called: what messages call ``beside``.
         is_second: whether ``text`` stands behind the other one.
+        spared: tokens that windows leave free.
 
     Raises:
         InputError: ``beside`` leaves no room.
     """
-    try:
-        encoded = tokenizer(
-            *((beside, text) if is_second else (text, beside)),
-            truncation="only_second" if is_second else "only_first",
-            max_length=limit,
-            stride=stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            return_attention_mask=True,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
-    except Exception as error:  # the tokenizers library has no class of its own
-        taken = len(tokenizer(beside)["input_ids"])
+    # lists, since a tokenizer drops an empty text beside one that is not in a list
+    others = [] if beside is None else [[beside]]
+    taken = len(tokenizer(*others, [""], verbose=False)["input_ids"][0]) + spared
+    room = limit - taken
+    if room < 1:
         raise InputError(
-            f"The other text takes {taken:,} of {limit:,} tokens, which leaves no room; shorten it."
-        ) from error
+            f"The {called} takes {taken:,} of {limit:,} tokens, which leaves no room for the text; shorten it."
+        )
+    stride = min(stride, room // 2)
+    encoded = tokenizer(
+        *([*others, [text]] if is_second else [[text], *others]),
+        truncation="only_second" if is_second else "only_first",
+        max_length=limit - spared,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=True,
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
     rows = [encoded.sequence_ids(window) for window in range(len(encoded["input_ids"]))]
     in_text = torch.tensor([[number == int(is_second) for number in row] for row in rows])
     size = int(in_text[0].sum())
@@ -99,4 +134,4 @@ def text_windows(
     at_ends = torch.where(seen == 0, window == 0, window == len(rows) - 1)
     owned = torch.where(in_text, (begin <= token) & (token < end), at_ends) & encoded["attention_mask"].bool()
     inputs = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
-    return Windows(inputs, encoded["offset_mapping"], in_text, owned, first[:, 0].tolist())
+    return Windows(inputs, encoded["offset_mapping"], in_text, owned, first[:, 0].tolist(), stride)

@@ -8,6 +8,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -99,8 +100,22 @@ def test_texts_of_one_pass_have_the_results_of_the_pipeline(task: str, tokenizer
     assert type(expected).__name__ in str(type(result).__mro__)
     assert str_rounded(result) == str_rounded(expected)
     assert result.windows == [(0, len(text))]
-    both = read_whole(reader)([text, text], **arguments)
-    assert len(both) == 2
+    for texts in ([text], [text, text]):
+        assert str_rounded(read_whole(reader)(texts, **arguments)) == str_rounded(reader(texts, **arguments))
+    assert len(read_whole(reader)(iter([text, text]), **arguments)) == 2
+    assert read_whole(reader)([], **arguments) == []
+
+
+@every_case("constructed", [{}, {"top_k": None}, {"top_k": 2}])
+def test_classes_nest_as_those_of_the_pipeline(constructed: dict[str, Any], tokenizer: Any) -> None:
+    model = short_task("text-classification", tokenizer)[0].model
+    reader = pipeline("text-classification", model, tokenizer=tokenizer, device="cpu", **constructed)
+    pair = {"text": SHORT, "text_pair": "Who ruled?"}
+    for settings in ({}, {"top_k": None}, {"top_k": 1}):
+        for texts in (SHORT, "", [SHORT], [SHORT, "b"], pair, [pair], [pair, {"text": "b", "text_pair": ""}]):
+            result = read_whole(reader)(texts, **settings)
+            assert str_rounded(result) == str_rounded(reader(texts, **settings))
+            assert hasattr(result[0] if isinstance(texts, list) else result, "windows")
 
 
 @every_case("task", ["text-classification", "token-classification", "feature-extraction", "fill-mask", "QAReader"])
@@ -231,6 +246,12 @@ def test_answers_and_pairs_are_read_in_windows_of_the_second_text(tokenizer: Any
     assert reader.stride is None
     with pytest.raises(InputError, match="leaves no room"):
         read_whole(reader)({"question": LONG, "context": LONG})
+    long_question = {"question": "Who ruled " + "in Geneva " * 22, "context": LONG}  # leaves less than the stride
+    result = read_whole(reader, stride=STRIDE)(long_question)
+    room = LIMIT - len(tokenizer(long_question["question"], "a")["input_ids"]) + 1
+    assert 4 < room < STRIDE
+    assert result["answer"] == QAReader(model, tokenizer, stride=room // 2).answer(long_question)
+    assert result.windows[-1][1] == len(LONG.strip())
 
 
 def test_cross_encoders_score_all_windows_of_a_document(tokenizer: Any, tmp_path: Path) -> None:
@@ -247,6 +268,33 @@ def test_cross_encoders_score_all_windows_of_a_document(tokenizer: Any, tmp_path
     assert long == pytest.approx(float(torch.tensor(max(logits)).sigmoid()), abs=1e-5)
     assert whole(("Who ruled?", LONG)) == long
     assert len(long.windows) == len(windows)
+    pairs = [("Who ruled?", ""), ("", SHORT), ("", ""), ("Who ruled?", SHORT)]
+    for settings in ({}, {"activation_fn": torch.nn.Identity()}, {"activation_fn": None, "apply_softmax": True}):
+        expected = pytest.approx(encoder.predict(pairs, **settings), abs=1e-5)
+        assert whole((pair for pair in pairs), **settings) == expected
+        assert whole(np.array(pairs), **settings) == expected
+    with pytest.raises(OptionError, match="follows activation_fn and apply_softmax; leave batch_size out"):
+        whole(pairs, batch_size=4)
+    for wrong in ("abc", None, ("Who ruled?",), ("a", "b", "c"), [("a", None)], {"text": "a", "text_pair": "b"}):
+        with pytest.raises(InputError, match=r"CrossEncoder reads a pair of two texts, such as .*, not "):
+            whole(wrong)
+    with pytest.raises(InputError, match=r"first text of the pair takes .* of 64 tokens, which leaves no room"):
+        whole((LONG, SHORT))
+    encoder.max_seq_length = 32
+    lower = read_whole(encoder, merge="max")
+    assert (lower.limit, lower.stride) == (32, 8)
+    assert len(lower(("Who ruled?", LONG)).windows) > len(windows)
+
+
+def test_cross_encoders_with_labels_have_the_scores_of_the_encoder(tokenizer: Any, tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
+    small(BertForSequenceClassification, num_labels=3).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = CrossEncoder(str(tmp_path), device="cpu")
+    for settings in ({}, {"apply_softmax": True}, {"activation_fn": torch.nn.Softmax(dim=1)}):
+        expected = encoder.predict(("Who ruled?", SHORT), **settings)
+        assert read_whole(encoder)(("Who ruled?", SHORT), **settings) == pytest.approx(expected, abs=1e-5)
 
 
 class Names:
@@ -285,10 +333,16 @@ def test_entities_of_gliner_are_found_once_at_their_places(flat: bool) -> None:
 @every_case(
     ("reader", "settings", "words"),
     [
-        ("model", {}, "takes pipelines and readers for CrossEncoder"),
+        (
+            "model",
+            {},
+            "CrossEncoder, GLiNER, QAReader, .*, zero-shot-classification, not .*; wrap a model in pipeline",
+        ),
         ("pipeline", {"merge": "median"}, "give 'max', 'mean'"),
         ("pipeline", {"stride": -1}, "stride is -1"),
         ("pipeline", {"stride": True}, "stride is True"),
+        ("pipeline", {"stride": 17}, "stride is 17, but must be a number of tokens from 0 to 16, a quarter"),
+        ("pipeline", {"merge": "max"}, "has no scores of whole texts to merge; leave merge='max' out"),
     ],
 )
 def test_other_readers_and_settings_are_refused(
@@ -298,3 +352,80 @@ def test_other_readers_and_settings_are_refused(
     chosen = model if reader == "model" else pipeline("token-classification", model, tokenizer=tokenizer, device="cpu")
     with pytest.raises(OptionError, match=words):
         read_whole(chosen, **settings)
+
+
+@every_case(
+    ("task", "text", "settings", "words"),
+    [
+        ("token-classification", None, {}, "token-classification reads a text, or a list of such, not None"),
+        ("feature-extraction", b"bytes", {}, "reads a text, or a list of such, not b'bytes'"),
+        ("fill-mask", [["a [MASK]"]], {}, "reads a text, or a list of such, not ['a [MASK]']"),
+        ("token-classification", {"text": "a"}, {}, "reads a text, or a list of such, not {'text': 'a'}"),
+        (
+            "text-classification",
+            {"txt": "a"},
+            {},
+            "reads a text, or {'text': ..., 'text_pair': ...}, or a list of such",
+        ),
+        ("text-classification", [["a", "b"]], {}, "or a list of such, not ['a', 'b']"),
+        ("text-classification", {"text": "a", "text_pair": "a " * 61}, {}, "The text_pair takes 64 of 64 tokens"),
+        (
+            "zero-shot-classification",
+            SHORT,
+            {"candidate_labels": ["a", "a " * 61]},
+            "The longest label takes 68 of 64 tokens",
+        ),
+        ("zero-shot-classification", SHORT, {"candidate_labels": []}, "must include at least one label"),
+        ("zero-shot-classification", SHORT, {"candidate_labels": ""}, "must include at least one label"),
+        ("zero-shot-classification", SHORT, {}, "must include at least one label"),
+        (
+            "zero-shot-classification",
+            SHORT,
+            {"candidate_labels": ["a"], "hypothesis_template": "x"},
+            "not able to be formatted",
+        ),
+        ("token-classification", ["a", "b"], {"is_split_into_words": True}, "join the words with spaces"),
+        (
+            "token-classification",
+            "a",
+            {"offset_mapping": [(0, 1)]},
+            "leave is_split_into_words and offset_mapping out",
+        ),
+        (
+            "token-classification",
+            "a",
+            {"stride": 8, "aggregation_strategy": "simple"},
+            "has a stride of its own; leave it out, and give read_whole(..., stride=128)",
+        ),
+        (
+            "QAReader",
+            {"question": "a"},
+            {},
+            "QAReader reads {'question': ..., 'context': ...}, or a list of such, not",
+        ),
+        ("QAReader", SHORT, {}, "QAReader reads {'question': ..., 'context': ...}"),
+        (
+            "QAReader",
+            {"question": "a " * 61, "context": SHORT},
+            {},
+            "The question takes 64 of 64 tokens, which leaves no room",
+        ),
+    ],
+)
+def test_texts_and_settings_that_windows_cannot_have_are_refused(
+    task: str, text: Any, settings: dict[str, Any], words: str, tokenizer: Any
+) -> None:
+    if task == "QAReader":
+        reader: Any = QAReader(small(BertForQuestionAnswering), tokenizer)
+    else:
+        reader = short_task(task, tokenizer)[0]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_whole(reader)(text, **settings)
+
+
+def test_a_stride_that_the_pipeline_was_made_with_is_refused(tokenizer: Any) -> None:
+    model = small(BertForTokenClassification)
+    settings = {"stride": 8, "aggregation_strategy": "simple"}
+    reader = pipeline("token-classification", model, tokenizer=tokenizer, device="cpu", **settings)
+    with pytest.raises(OptionError, match="has a stride of its own"):
+        read_whole(reader)(LONG)
