@@ -294,11 +294,20 @@ def write_kernel(out: Path, name: str = NAMES[0]) -> None:
     """Write a kernel repository with this name to a folder that does not exist yet, or is empty.
 
     Raises:
-        SystemExit: the folder has files.
+        SystemExit: the folder has files, or cannot be made.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise SystemExit(f"error: {out} exists; choose a folder that does not exist, or delete it first.")
-    text, python_name = kernel_source(), name.replace("-", "_")
+    text = kernel_source()
+    try:
+        if out.is_file() or (out.is_dir() and any(out.iterdir())):
+            raise SystemExit(f"error: {out} exists; choose a folder that does not exist, or delete it first.")
+        write_files(out, name, text)
+    except OSError as error:
+        raise SystemExit(f"error: {out} cannot be written ({error}); choose a folder that you may write.") from error
+
+
+def write_files(out: Path, name: str, text: str) -> None:
+    """Write the files of a kernel repository with this name, whose kernel has this text."""
+    python_name = name.replace("-", "_")
     number = hashlib.sha256(text.encode()).hexdigest()[:8]
     for variant, backend in VARIANTS.items():
         folder = out / "build" / variant

@@ -25,11 +25,17 @@ def push(org: str, name: str, upload: bool) -> None:
     """Upload one kernel repository, or say what would be uploaded.
 
     Raises:
-        SystemExit: the Hub refuses.
+        SystemExit: the Hub refuses, or no temporary folder can be made.
     """
     repo = f"{org}/{name}"
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / name
+    try:
+        scratch = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise SystemExit(
+            f"error: no temporary folder ({error}); set TMPDIR to a folder that you may write."
+        ) from error
+    with scratch:
+        folder = Path(scratch.name) / name
         write_kernel(folder, name)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in files)
