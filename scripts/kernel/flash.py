@@ -45,12 +45,24 @@ class Texts(NamedTuple):
     number: int
 
 
-def texts_of(offsets_q: Sequence[int], offsets_k: Sequence[int], left: int, right: int) -> Iterator[Texts]:
-    """The texts between neighbouring offsets, without queries that see no key."""
+def texts_of(q: Tensor, k: Tensor, offsets: Sequence[Tensor], left: int, right: int) -> Iterator[Texts]:
+    """The texts between neighbouring offsets in ``q, k (1, H, N, D)``, without queries that see no key.
+
+    Raises:
+        ValueError: offsets decrease, or are not in q and k.
+    """
     texts: Texts | None = None
+    offsets_q, offsets_k = (x.tolist() for x in offsets)
+    end_q, end_k = q.shape[2], k.shape[2]
     for text in range(len(offsets_q) - 1):
         first, last = offsets_q[text], offsets_q[text + 1]
-        first_key, keys = offsets_k[text], offsets_k[text + 1] - offsets_k[text]
+        first_key, last_key = offsets_k[text], offsets_k[text + 1]
+        if not (0 <= first <= last <= end_q and 0 <= first_key <= last_key <= end_k):
+            raise ValueError(
+                f"Text {text} has cu_seqlens_q {first} to {last} and cu_seqlens_k {first_key} to {last_key}; offsets "
+                f"may not decrease, nor leave the {end_q} queries and {end_k} keys."
+            )
+        keys = last_key - first_key
         first += max(0, last - first - keys - right)  # queries before it end before the first key
         if first >= last or not keys:
             continue
@@ -81,14 +93,14 @@ class Varlen(Source):
 
     def read_arguments(self) -> None:
         self.left, self.right = self.numbers
-        self.offsets_q, self.offsets_k = (offsets.tolist() for offsets in self.fixed if offsets is not None)
+        self.offsets = [offsets for offsets in self.fixed if offsets is not None]
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
         out.zero_()  # of queries that see no key
         lse.zero_()
 
     def scopes(self, backward: bool) -> Iterator[Scope]:
-        for texts in texts_of(self.offsets_q, self.offsets_k, self.left, self.right):
+        for texts in texts_of(self.q, self.k, self.offsets, self.left, self.right):
             yield Scope([*self.parts(texts, backward)])
 
     def parts(self, texts: Texts, backward: bool) -> Iterator[Part]:
@@ -150,6 +162,8 @@ class Settings(NamedTuple):
         sinks: Tensor | None,
     ) -> Settings:
         """The settings for arguments of flash-attn."""
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout_p is {dropout}, but must be at least 0 and less than 1.")
         left, right = (UNBOUNDED if size is None or size < 0 else int(size) for size in window)
         if causal:
             right = 0
@@ -164,7 +178,7 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, offsets: Sequence[Tensor],
     """
     left, right = settings.left, settings.right
     outs, done = [], 0
-    for texts in texts_of(offsets[0].tolist(), offsets[1].tolist(), left, right):
+    for texts in texts_of(q, k, offsets, left, right):
         shift, width = texts.keys - texts.queries, min(texts.keys, left + right + 256)
         block = max(16, min(texts.queries, BLOCK_SCORES // (q.shape[1] * width)))
         for text in range(texts.number):
@@ -183,6 +197,9 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, offsets: Sequence[Tensor],
                     outs.append(checkpoint(attend_block, *inputs, use_reentrant=False))
                 else:
                     outs.append(attend_block(*inputs))
+    if not outs:  # zeros with gradients, which are zeros too
+        nothing = [x[..., :0].sum() for x in (q, k, v, settings.sinks) if x is not None]
+        return torch.zeros_like(q) + sum(nothing)
     return torch.cat([*outs, torch.zeros_like(q[:, :, done:])], 2)
 
 
@@ -203,12 +220,7 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, settings: Sett
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Sequence[Tensor],
-    longest: tuple[int, int],
-    settings: Settings,
+    q: Tensor, k: Tensor, v: Tensor, offsets: Sequence[Tensor], longest: tuple[int, int], settings: Settings
 ) -> Tensor:
     """Attention of texts that stand one after the other, by the engine that the device and the call allow.
 
@@ -217,22 +229,20 @@ def attend(
         offsets: ``(n + 1,)`` integers each: where the queries and the keys of each text begin, then their numbers.
         longest: maximum queries and keys of a text.
     """
-    check(q, k, v, settings.sinks)
-    left, right = settings.left, settings.right
+    left, right, scale, _, dropout, sinks = settings
     if varlen_flash_runs(q, settings):
         from torch.nn.attention.varlen import varlen_attn
 
         limits = (-1 if left == UNBOUNDED else left, -1 if right == UNBOUNDED else right)
         starts_q, starts_k = (x.to(q.device, torch.int32) for x in offsets)
-        grouped: dict[str, Any] = {"scale": settings.scale, "enable_gqa": q.shape[1] != k.shape[1]}
+        grouped: dict[str, Any] = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
         out = varlen_attn(q, k, v, starts_q, starts_k, longest[0], longest[1], window_size=limits, **grouped)
         return out if isinstance(out, Tensor) else out[0]
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     if q.device.type != "cpu" or settings.softcap or transformed():
         return attend_in_blocks(q, k, v, offsets, settings)[0].transpose(0, 1)
-    if settings.dropout or differentiated(q, k, v):  # the fused kernel groups heads, but not the products beside it
+    if dropout or differentiated(q, k, v):  # the fused kernel groups heads, but not the products beside it
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    _, _, scale, _, dropout, sinks = settings
     return attend_parts("varlen", q, k, v, scale, (), offsets, (left, right), dropout, sinks)[0].transpose(0, 1)
 
 
@@ -249,13 +259,16 @@ def varlen_flash_runs(q: Tensor, settings: Settings) -> bool:
     return "window_size" in varlen_attn.__annotations__
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, s_aux: Tensor | None) -> None:
-    """Refuse what no engine here computes.
+def check(q: Tensor, k: Tensor, v: Tensor, s_aux: Tensor | None, axes: tuple[int, int] = (4, 4)) -> None:
+    """Refuse what no engine here computes. ``axes``: how many q has, and how many k and v have.
 
     Raises:
         ValueError: shapes that do not fit.
         TypeError: dtypes that differ, or without an engine, such as fp8.
     """
+    if q.dim() != axes[0] or not k.dim() == v.dim() == axes[1]:
+        shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        raise ValueError(f"q must have {axes[0]} axes, and k and v {axes[1]}; their shapes are {shapes}.")
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise TypeError(
             f"longattn computes attention in float16, bfloat16, float32 and float64, with equal dtypes of q, k and v; "
@@ -265,7 +278,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, s_aux: Tensor | None) -> None:
         raise ValueError(
             f"longattn needs equal head sizes; q, k and v have {q.shape[-1]}, {k.shape[-1]} and {v.shape[-1]}."
         )
-    if k.shape[:-1] != v.shape[:-1] or q.shape[-2] % k.shape[-2]:
+    if k.shape[:-1] != v.shape[:-1] or not k.shape[-2] or q.shape[-2] % k.shape[-2]:
         raise ValueError(
             "longattn needs as many keys as values, and heads of q that are a multiple of theirs; shapes are "
             f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}."
@@ -276,6 +289,14 @@ def check(q: Tensor, k: Tensor, v: Tensor, s_aux: Tensor | None) -> None:
         raise ValueError(
             f"s_aux has shape {tuple(s_aux.shape)}, but must have one number for each of {q.shape[-2]} heads."
         )
+
+
+def check_integers(name: str, x: Any, axes: int = 1) -> None:
+    """Refuse offsets, lengths and tables of blocks that are not integers in a tensor with this number of axes."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor of integers, but is {x!r:.80}.")
+    if x.dtype not in (torch.int32, torch.int64) or x.dim() != axes:
+        raise ValueError(f"{name} must be int32 or int64 in {axes} axes; it is {x.dtype} of shape {tuple(x.shape)}.")
 
 
 def refuse(**arguments: Any) -> None:
@@ -317,7 +338,10 @@ def flash_attn_func(
     """
     refuse(alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs)
     settings = Settings.of(q, dropout_p, softmax_scale, causal, window_size, softcap, s_aux)
+    check(q, k, v, s_aux)
     batch, q_len, kv_len = q.shape[0], q.shape[1], k.shape[1]
+    if len(k) != batch:
+        raise ValueError(f"q has a batch of {batch} rows, but k and v have {len(k)}; they must have equal numbers.")
     offsets = [torch.arange(batch + 1) * length for length in (q_len, kv_len)]
     q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
     out = attend(q, k, v, offsets, (q_len, kv_len), settings)
@@ -356,35 +380,45 @@ def flash_attn_varlen_func(
     """
     refuse(alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs)
     settings = Settings.of(q, dropout_p, softmax_scale, causal, window_size, softcap, s_aux)
-    if len(cu_seqlens_q) != len(cu_seqlens_k):
-        raise ValueError(
-            f"cu_seqlens_q names {len(cu_seqlens_q) - 1} texts and cu_seqlens_k {len(cu_seqlens_k) - 1}; they must be "
-            "the same texts."
-        )
+    check(q, k, v, s_aux, (3, 3 + (block_table is not None)))
+    check_integers("cu_seqlens_q", cu_seqlens_q)
+    check_integers("cu_seqlens_k", cu_seqlens_k)
+    of_q, of_k = len(cu_seqlens_q) - 1, len(cu_seqlens_k) - 1
+    if of_q != of_k:
+        raise ValueError(f"cu_seqlens_q names {of_q} texts and cu_seqlens_k {of_k}; they must be the same texts.")
     if block_table is not None:
-        k, v = keys_of_blocks(k, v, cu_seqlens_k.diff().tolist(), block_table)
+        check_integers("block_table", block_table, 2)
+        lengths = cu_seqlens_k.diff().tolist()
+        k, v = keys_of_blocks(k, v, lengths, blocks_in_use(k, lengths, block_table))
     offsets, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
     return attend(q, k, v, offsets, longest, settings)
 
 
-def keys_of_blocks(k: Tensor, v: Tensor, lengths: Sequence[int], block_table: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values ``(sum of lengths, H_kv, D)`` of texts in caches of blocks ``(blocks, block size, H_kv, D)``.
+def blocks_in_use(k: Tensor, lengths: Sequence[int], block_table: Tensor) -> list[Tensor]:
+    """The blocks of each text with this number of keys, from a cache of blocks ``(blocks, block size, H_kv, D)``.
 
     Raises:
-        ValueError: the table has another shape than one row for each text, with blocks for its keys.
+        ValueError: the table has another shape than one row for each text, with blocks for its keys, or a block that
+            the cache does not have. On a GPU, the blocks are not read.
     """
     size, longest = k.shape[1], max(lengths, default=0)
-    if block_table.dim() != 2 or len(block_table) != len(lengths) or block_table.shape[1] * size < longest:
+    if len(block_table) != len(lengths) or block_table.shape[1] * size < longest or min(lengths, default=0) < 0:
         raise ValueError(
-            f"block_table has shape {tuple(block_table.shape)}, but needs a row for each of {len(lengths)} texts "
-            f"with at least {-(-longest // size)} blocks of {size} tokens."
+            f"block_table, or the cache without one, has shape {tuple(block_table.shape)}, but needs a row for each "
+            f"of {len(lengths)} texts, with blocks of {size} for {min(lengths, default=0)} to {longest} keys."
         )
     tables = [table[: -(-length // size)] for table, length in zip(block_table, lengths, strict=True)]
-    texts = [
-        tuple(x[blocks].flatten(0, 1)[:length] for x in (k, v)) for blocks, length in zip(tables, lengths, strict=True)
-    ]
-    keys, values = zip(*texts, strict=True)
-    return torch.cat(keys), torch.cat(values)
+    used = [block for table in tables if table.is_cpu for block in table.tolist()]
+    if used and not 0 <= min(used) <= max(used) < len(k):
+        raise ValueError(f"block_table has blocks {min(used)} to {max(used)}; the cache has 0 to {len(k) - 1}.")
+    return tables
+
+
+def keys_of_blocks(k: Tensor, v: Tensor, lengths: Sequence[int], tables: list[Tensor]) -> Iterator[Tensor]:
+    """Keys and values ``(sum of lengths, H_kv, D)`` of texts in these blocks of caches."""
+    for x in (k, v):
+        texts = [x[blocks].flatten(0, 1)[:length] for blocks, length in zip(tables, lengths, strict=True)]
+        yield torch.cat([x[:0].flatten(0, 1), *texts])
 
 
 def flash_attn_with_kvcache(
@@ -424,37 +458,38 @@ def flash_attn_with_kvcache(
         NotImplementedError: rotation, rows by index, padding on the left, ALiBi, or the log-sum-exp.
         ValueError: there is no room for the new keys.
     """
-    refuse(
-        rotary_cos=rotary_cos,
-        rotary_sin=rotary_sin,
-        cache_batch_idx=cache_batch_idx,
-        cache_leftpad=cache_leftpad,
-        alibi_slopes=alibi_slopes,
-        return_softmax_lse=return_softmax_lse,
-    )
+    refuse(rotary_cos=rotary_cos, rotary_sin=rotary_sin, cache_batch_idx=cache_batch_idx)
+    refuse(cache_leftpad=cache_leftpad, alibi_slopes=alibi_slopes, return_softmax_lse=return_softmax_lse)
     settings = Settings.of(q, 0.0, softmax_scale, causal, window_size, softcap, s_aux)
+    check(q, k_cache, v_cache, s_aux)
     batch, q_len = q.shape[:2]
+    size, new = k_cache.shape[1], 0
     if block_table is None:
-        block_table = torch.arange(batch, device=q.device)[:, None]  # a row is one block
-    size = k_cache.shape[1]
-    if len(block_table) != batch:
-        raise ValueError(f"block_table has {len(block_table)} rows, but q has {batch}.")
+        block_table = torch.arange(len(k_cache), device=q.device)[:batch, None]  # a row is one block
+    check_integers("block_table", block_table, 2)
+    if k is not None or v is not None:
+        if k is None or v is None:
+            raise ValueError("k and v must be given together: new keys, and a value for each.")
+        if not k.shape == v.shape == (batch, *k.shape[1:2], *k_cache.shape[2:]):
+            shapes = f"{tuple(k.shape)} and {tuple(v.shape)}; q has {tuple(q.shape)}, k_cache {tuple(k_cache.shape)}"
+            raise ValueError(f"New k and v must have the rows of q and the heads of the cache; they have {shapes}.")
+        new = k.shape[1]
+    room = block_table.shape[1] * size
     if cache_seqlens is None:
-        cache_seqlens = block_table.shape[1] * size
+        cache_seqlens = room
     if isinstance(cache_seqlens, int):
         cache_seqlens = torch.full((batch,), cache_seqlens)
-    lengths = cache_seqlens.tolist()
+    check_integers("cache_seqlens", cache_seqlens)
+    lengths = [length + new for length in cache_seqlens.tolist()]
+    if len(lengths) != batch or min(lengths, default=new) < new or max(lengths, default=0) > room:
+        had = cache_seqlens.tolist()
+        raise ValueError(f"cache_seqlens {had} plus {new} new keys must be {batch} numbers from {new} to {room}.")
+    tables = blocks_in_use(k_cache, lengths, block_table)
     if k is not None and v is not None:
-        if max(lengths) + k.shape[1] > block_table.shape[1] * size:
-            raise ValueError(
-                f"The cache has room for {block_table.shape[1] * size} keys in a row, but {max(lengths)} and "
-                f"{k.shape[1]} new ones are to stand in it."
-            )
-        at = cache_seqlens.to(q.device)[:, None] + torch.arange(k.shape[1], device=q.device)
+        at = cache_seqlens.to(q.device)[:, None] + torch.arange(new, device=q.device)
         blocks = block_table.gather(1, at // size).long()
         k_cache[blocks, at % size], v_cache[blocks, at % size] = k, v
-        lengths = [length + k.shape[1] for length in lengths]
-    keys, values = keys_of_blocks(k_cache, v_cache, lengths, block_table)
+    keys, values = keys_of_blocks(k_cache, v_cache, lengths, tables)
     offsets = torch.arange(batch + 1) * q_len, F.pad(torch.tensor(lengths).cumsum(0), (1, 0))
-    out = attend(q.reshape(-1, *q.shape[2:]), keys, values, offsets, (q_len, max(lengths)), settings)
+    out = attend(q.reshape(-1, *q.shape[2:]), keys, values, offsets, (q_len, max(lengths, default=0)), settings)
     return out.view(batch, q_len, *out.shape[1:])

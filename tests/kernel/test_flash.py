@@ -150,6 +150,11 @@ def test_transformations_of_torch_func_compute_the_same() -> None:
         ({"q": torch.ones(1, 8, 4, 16)}, ValueError, "head sizes"),
         ({"q": torch.ones(1, 8, 3, 8)}, ValueError, "multiple"),
         ({"q": torch.ones(1, 8, 4, 8, device="meta")}, ValueError, "different devices"),
+        ({"q": torch.ones(2, 8, 4, 8)}, ValueError, "a batch of 2 rows, but k and v have 1"),
+        ({"q": torch.ones(8, 4, 8)}, ValueError, "must have 4 axes"),
+        ({"k": torch.ones(8, 2, 8)}, ValueError, "must have 4 axes"),
+        ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0"),
+        ({"dropout_p": -0.1}, ValueError, "dropout_p is -0.1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -161,17 +166,104 @@ def test_bad_input_is_one_sentence(arguments: dict[str, Any], error: type[Except
 
 def test_a_table_of_another_shape_and_a_full_cache_are_refused() -> None:
     q, cache = torch.ones(2, 1, 4, 8), torch.ones(6, 16, 2, 8)
-    with pytest.raises(ValueError, match="block_table has 1 rows, but q has 2"):
+    with pytest.raises(ValueError, match=r"block_table.* has shape \(1, 3\), but needs a row for each of 2 texts"):
         flash.flash_attn_with_kvcache(q, cache, cache, cache_seqlens=3, block_table=torch.zeros(1, 3).long())
-    table = torch.zeros(2, 1, dtype=torch.long)
-    with pytest.raises(ValueError, match="at least 2 blocks of 16 tokens"):
-        flash.flash_attn_with_kvcache(q, cache, cache, cache_seqlens=20, block_table=table)
     new = torch.ones(2, 1, 2, 8)
-    with pytest.raises(ValueError, match="room for 16 keys"):
-        flash.flash_attn_with_kvcache(q, cache, cache, new, new, cache_seqlens=16, block_table=table)
     offsets = torch.tensor([0, 2]), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="the same texts"):
         flash.flash_attn_varlen_func(q[:, 0], new[:, 0], new[:, 0], *offsets, 2, 1)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"cu_seqlens_k": torch.tensor([0, 6, 12])}, ValueError, "leave the 8 queries and 9 keys"),
+        ({"cu_seqlens_q": torch.tensor([0, 4, 9])}, ValueError, "cu_seqlens_q 4 to 9"),
+        ({"cu_seqlens_q": torch.tensor([-4, 0, 4])}, ValueError, "cu_seqlens_q -4 to 0"),
+        ({"cu_seqlens_q": torch.tensor([0, 6, 4])}, ValueError, "may not decrease"),
+        ({"cu_seqlens_k": torch.tensor([0, 6, 4])}, ValueError, "may not decrease"),
+        ({"cu_seqlens_q": torch.tensor([[0, 4, 8]])}, ValueError, r"in 1 axes; it is torch.int64 of shape \(1, 3\)"),
+        ({"cu_seqlens_k": torch.tensor([0.0, 6.0, 9.0])}, ValueError, "torch.float32"),
+        ({"cu_seqlens_q": [0, 4, 8]}, TypeError, r"a tensor of integers, but is \[0, 4, 8\]"),
+        ({"q": torch.ones(1, 8, 4, 8)}, ValueError, "q must have 3 axes, and k and v 3"),
+        ({"block_table": torch.tensor([[0], [1]])}, ValueError, "q must have 3 axes, and k and v 4"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_offsets_are_one_sentence(
+    arguments: dict[str, Any], error: type[Exception], message: str, softcap: float | None
+) -> None:
+    q, k = torch.ones(8, 4, 8), torch.ones(9, 2, 8)
+    given = {"cu_seqlens_q": torch.tensor([0, 4, 8]), "cu_seqlens_k": torch.tensor([0, 5, 9])}
+    with pytest.raises(error, match=message):
+        flash.flash_attn_varlen_func(
+            **{"q": q, "k": k, "v": k, "max_seqlen_q": 4, "max_seqlen_k": 9, "softcap": softcap, **given, **arguments}
+        )
+
+
+TABLE = torch.tensor([[4, 0, 2], [1, 5, 3]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": torch.ones(2, 1, 2, 8)}, "k and v must be given together"),
+        ({"v": torch.ones(2, 1, 2, 8)}, "k and v must be given together"),
+        ({"k": torch.ones(1, 1, 2, 8), "v": torch.ones(1, 1, 2, 8)}, "New k and v must have the rows of q"),
+        ({"k": torch.ones(2, 2, 2, 8), "v": torch.ones(2, 1, 2, 8)}, "New k and v must have the rows of q"),
+        ({"q": torch.ones(2, 4, 8)}, "q must have 4 axes"),
+        ({"q": torch.ones(7, 1, 4, 8), "block_table": None}, "the cache without one, has shape"),
+        ({"cache_seqlens": -1}, r"cache_seqlens \[-1, -1\] plus 0 new keys must be 2 numbers from 0 to 48"),
+        ({"cache_seqlens": torch.tensor([3, -1])}, r"cache_seqlens \[3, -1\]"),
+        ({"cache_seqlens": 49}, "from 0 to 48"),
+        ({"cache_seqlens": 17, "block_table": None}, "from 0 to 16"),
+        ({"cache_seqlens": torch.tensor([3, 3, 3])}, "must be 2 numbers"),
+        ({"cache_seqlens": torch.tensor([3.0, 3.0])}, "torch.float32"),
+        ({"cache_seqlens": 48, "k": torch.ones(2, 1, 2, 8), "v": torch.ones(2, 1, 2, 8)}, "from 1 to 48"),
+        ({"block_table": TABLE[0]}, "block_table must be int32 or int64 in 2 axes"),
+        ({"block_table": TABLE.float()}, "block_table must be int32 or int64"),
+        ({"block_table": TABLE - 1}, "block_table has blocks -1 to 4; the cache has 0 to 5"),
+        ({"block_table": TABLE + 1}, "block_table has blocks 1 to 6"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_cache_is_one_sentence_and_stays_as_it_was(arguments: dict[str, Any], message: str) -> None:
+    cache = torch.zeros(6, 16, 2, 8)
+    given = {"q": torch.ones(2, 1, 4, 8), "k_cache": cache, "v_cache": cache, "block_table": TABLE}
+    with pytest.raises(ValueError, match=message):
+        flash.flash_attn_with_kvcache(**{**given, **arguments})
+    assert not cache.any()
+
+
+def test_blocks_that_are_not_in_use_may_have_any_number() -> None:
+    q, cache = torch.randn(2, 1, 4, 8), torch.randn(6, 16, 2, 8)
+    outs = []
+    for unused in (-1, 2, 99):
+        table = TABLE.where(TABLE != 3, unused)
+        outs.append(
+            flash.flash_attn_with_kvcache(q, cache, cache, cache_seqlens=torch.tensor([40, 32]), block_table=table)
+        )
+    assert outs[0].equal(outs[1])
+    assert outs[0].equal(outs[2])
+
+
+def test_a_call_may_have_no_texts() -> None:
+    q, cache, table = torch.ones(0, 4, 8), torch.ones(6, 16, 2, 8), TABLE[:0]
+    offsets = torch.tensor([0])
+    out = flash.flash_attn_varlen_func(q, cache, cache, offsets, offsets, 0, 0, block_table=table)
+    assert out.shape == q.shape
+    assert flash.flash_attn_with_kvcache(q[:, None], cache, cache, block_table=table).shape == (0, 1, 4, 8)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_texts_without_keys_have_gradients_of_zero(softcap: float | None) -> None:
+    q, sinks = torch.randn(1, 4, 4, 8, requires_grad=True), torch.randn(4, requires_grad=True)
+    k, v = (torch.randn(1, 0, 2, 8, requires_grad=True) for _ in "kv")
+    out = flash.flash_attn_func(q, k, v, softcap=softcap, s_aux=sinks)
+    assert not out.any()
+    for grad in torch.autograd.grad(out.sum(), (q, k, v, sinks)):
+        assert not grad.any()
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +331,16 @@ def test_every_build_has_the_same_file_of_at_most_1500_lines_and_its_metadata(re
 def test_a_folder_with_files_is_not_overwritten(repository: Path) -> None:
     with pytest.raises(SystemExit, match="exists; choose a folder"):
         build_kernel.main([str(repository)])
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit, match=r"cannot be written .* choose a folder that you may write"):
+        build_kernel.main([str(file / "kernel")])
+    monkeypatch.setattr("tempfile.tempdir", str(file))
+    with pytest.raises(SystemExit, match=r"no temporary folder .* set TMPDIR"):
+        push_kernel.main(["writer"])
 
 
 def test_the_kernel_is_pushed_to_the_branches_that_transformers_reads(

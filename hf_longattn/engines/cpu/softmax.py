@@ -474,17 +474,8 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     if sinks is not None:  # a sink has the value 0, so the gradient of its score is -weight · (grad · out)
         weights = (sinks.to(lse.dtype)[:, None] - lse).exp()
         of_sinks = -(weights * (grad.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
-    return (
-        None,
-        dq,
-        dk,
-        dv,
-        of_learned,
-        of_fixed,
-        *[None] * len(ctx.settings),
-        None,
-        of_sinks,
-    )
+    of_settings = [None] * len(ctx.settings)
+    return None, dq, dk, dv, of_learned, of_fixed, *of_settings, None, of_sinks
 
 
 def _empty_gradients(*arguments: Any) -> list[Tensor]:
