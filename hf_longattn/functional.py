@@ -21,8 +21,8 @@ from .engines.batch import (
     in_graph,
     no_fused_kernels,
     nothing_seen,
-    runs_shapes,
     shape_in_words,
+    shapes_only,
 )
 from .engines.block_sparse import why_not_one_call
 from .engines.call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, PathName
@@ -399,10 +399,10 @@ def run_mechanism(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, by_definition: bool = False
 ) -> Tensor:
     """:func:`run_batch` without ``exact_length``: the mechanism runs at every length."""
-    if torch.compiler.is_exporting():
-        if (reason := why_not_exported(mechanism)) is not None:
-            raise BackendError(reason)
-    elif 0 in q.shape:
+    exporting = torch.compiler.is_exporting()
+    if exporting and (reason := why_not_exported(mechanism)) is not None:
+        raise BackendError(reason)
+    if not exporting and 0 in q.shape:  # an export has sizes without values
         return nothing_seen(q, k, v)
     if call.grid is not None:
         call = call.with_term_on_grid()
@@ -413,14 +413,14 @@ def run_mechanism(
         observing = running(mechanism)
     without_values: Any = nullcontext()
     if q.is_meta and not in_graph():
-        without_values = runs_shapes()
+        without_values = shapes_only()
     with observing, without_values:
         if call.batch is not None:
-            run, call = _arranged(mechanism, run, by_definition, q, k, v, call)
+            run, call = _in_layout_of_batch(mechanism, run, by_definition, q, k, v, call)
         return run(q, k, v, call)
 
 
-def _arranged(
+def _in_layout_of_batch(
     mechanism: Mechanism,
     run: AttentionFunction,
     by_definition: bool,

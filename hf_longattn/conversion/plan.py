@@ -187,7 +187,7 @@ class ConversionPlan(WithTowers):
     warnings: tuple[PositionWarning, ...] = ()  # warnings about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     encoded: EncodedTexts | None = None  # what the source's encoder reads; None for other models
-    unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
+    unchanged_tokens: int = 0  # if position_change: texts of up to this length keep their outputs; 0: none do
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
     looks_back: int | None = None  # positions that a query looks back if texts have no maximum length; otherwise None

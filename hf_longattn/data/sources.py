@@ -228,9 +228,12 @@ def _dataset(files: Sequence[str], ending: str, **options: Any) -> Dataset:
     if not names:
         raise DataError(f"{files[0]} has no rows; give other data.")
     feature: Any = Json() if ending.startswith((".json", *CONLL)) else Value("string")
-    stamp = (__version__, *((status.st_mtime_ns, status.st_size) for status in (Path(file).stat() for file in files)))
+    cache_key = (
+        __version__,
+        *((status.st_mtime_ns, status.st_size) for status in (Path(file).stat() for file in files)),
+    )
     return Dataset.from_generator(
-        _rows, features=Features(dict.fromkeys(names, feature)), gen_kwargs={**options, "stamp": stamp}
+        _rows, features=Features(dict.fromkeys(names, feature)), gen_kwargs={**options, "cache_key": cache_key}
     )
 
 
@@ -240,9 +243,13 @@ def _rows(
     *,
     separator: str = "",
     flat: Callable[[Any], Iterable[Any]] | None = None,
-    stamp: object = None,
+    cache_key: object = None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of files. Texts and CSV cells are unchanged, JSON values are JSON texts."""
+    """The rows of files. Texts and CSV cells are unchanged, and each JSON value becomes a string of JSON.
+
+    ``cache_key`` is not read here: ``datasets`` hashes it with the other arguments, so that a changed file is read
+    again.
+    """
     for file in files:
         with _opened(file) as text:
             if ending == ".txt":

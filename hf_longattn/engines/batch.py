@@ -318,7 +318,7 @@ class _Split(torch.autograd.Function):
 def in_graph() -> bool:
     """Whether tensor values cannot be read: a graph is traced, ``torch.func.vmap`` batches them, or they do not exist.
 
-    Values do not exist in PyTorch's FakeTensorMode and on the meta device (:func:`runs_shapes`).
+    Values do not exist in PyTorch's FakeTensorMode and on the meta device (:func:`shapes_only`).
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _shapes_only.get() or fake_mode() is not None:
         return True
@@ -334,7 +334,7 @@ def has_values(x: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def runs_shapes() -> Iterator[None]:
+def shapes_only() -> Iterator[None]:
     """Context in which :func:`in_graph` is true, for a call with tensors on the meta device."""
     before = _shapes_only.set(True)
     try:

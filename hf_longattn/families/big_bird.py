@@ -48,11 +48,12 @@ class BlockSparseConfig(LongConfig):
 
     @classmethod
     def equivalent_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Config fields for a Long model that equals transformers' model with this ``config.json``.
+        """Config fields with which a Long model computes in eval mode what transformers' model with this
+        ``config.json`` does.
 
-        In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In
-        training it draws random blocks, which a Long model does not. It cuts blocks from the padded input, and has no
-        dropout on attention weights.
+        They reproduce transformers' block-sparse attention: it counts the first block once more for each random block,
+        cuts blocks from the padded input, and has no dropout on attention weights. One difference remains: in
+        training, transformers draws random blocks, and a Long model does not.
         """
         defaults = cls.stock()
         if values.get("attention_type", defaults.attention_type) == "original_full":

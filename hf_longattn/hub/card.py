@@ -258,11 +258,14 @@ class Loading:
             graph = next((file for file in GRAPHS.values() if (folder / file).is_file()), None)
         sentences = sentence_class(folder)
         if sentences is None:
-            task, library = example.task, LIBRARIES.get(graph, "transformers")
-            if task is not None:  # else its cards have none
+            library = LIBRARIES.get(graph, "transformers")
+            task = example.task  # of a model without a head; None if cards for this kind of input name no task
+            if task is not None:
                 if "For" in architecture or "Heads" in architecture:
                     task = None
-                if auto != "AutoModelForSeq2SeqLM" or architecture.endswith("MTModel"):  # others do many tasks
+                # an encoder-decoder may be trained for any task; of these, only Marian's are all for translation
+                for_many_tasks = auto == "AutoModelForSeq2SeqLM" and not architecture.endswith("MTModel")
+                if not for_many_tasks:
                     task = TASKS.get(auto, task)
         else:
             task = "text-ranking" if sentences == RERANKER else "sentence-similarity"

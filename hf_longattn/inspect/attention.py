@@ -78,7 +78,7 @@ def diagnose(
 ) -> Diagnosis:
     """Measure how the attention of every layer and head spreads as a text grows.
 
-    The diagnosis also says how much of the attention mechanisms would retain.
+    The diagnosis also says which share of this attention each candidate mechanism would retain.
 
         print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
 
@@ -146,6 +146,7 @@ def diagnose(
         with watching(stack, layers.see):
             run_stack(stack, source.plain(length))
         measured.append(layers.at_length(length, causal, time.perf_counter() - start))
+    problems = untrained(stack, layers, causal)  # by the sizes of the model, so that any length will do
     device_name = str(stack.device)
     if stack.device.type == "cuda":
         device_name = torch.cuda.get_device_name(stack.device)
@@ -163,7 +164,7 @@ def diagnose(
         reasons=reasons,
         lengths=tuple(measured),
         notes=tuple(notes),
-        untrained=untrained(stack, layers, causal),
+        untrained=problems,
         tower=tower,
     )
 

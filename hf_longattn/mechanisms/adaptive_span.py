@@ -26,7 +26,7 @@ from ..engines.dense import at_least_fp32, dense_attention, grid_of
 from ..engines.score_terms import DistanceBias, chain_score_mods
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.base import LayerSizes, Mechanism, scaled_scores, softmax_over, visible_to_all
+from .common.base import LayerSizes, Mechanism, scaled_scores, softmax_over, visible_in_full_attention
 from .common.capabilities import About, AddsLoss
 from .common.layout import band_pairs
 from .common.options import Options, option
@@ -109,7 +109,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         scores = scaled_scores(q, k, call)
         _, h, q_idx, kv_idx = grid_of(q, k)
         mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
-        return softmax_over(scores + logarithm(mask), (mask > 0) & visible_to_all(q, k, call))
+        return softmax_over(scores + logarithm(mask), (mask > 0) & visible_in_full_attention(q, k, call))
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)

@@ -38,7 +38,7 @@ from ..engines.global_rows import global_index
 from ..engines.score_terms import add_term
 from ..errors import OptionError
 from ..positions.trained_distances import Locality
-from .common.base import LayerSizes, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.base import LayerSizes, pad_queries, scaled_scores, softmax_over, visible_in_full_attention
 from .common.capabilities import About
 from .common.global_tokens import global_tokens
 from .common.layout import block_sizes, full_pairs, tokens_of
@@ -259,7 +259,7 @@ class BigBird(MaskedMechanism):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores, times = scaled_scores(q, k, call), self.times(call, self.resolve_globals(k, call))
-        counts = times(*grid_of(q, k)) * visible_to_all(q, k, call)
+        counts = times(*grid_of(q, k)) * visible_in_full_attention(q, k, call)
         return softmax_over(scores + counts.to(scores.dtype).log(), counts > 0, call.sink_scores)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

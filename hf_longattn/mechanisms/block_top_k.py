@@ -23,7 +23,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import block_selected_attention
 from ..engines.topk import exact_dtype, ranking, topk_blocks
-from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .common.base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_in_full_attention
 from .common.capabilities import About
 from .common.layout import full_pairs, in_blocks
 from .common.options import Options, option
@@ -103,7 +103,7 @@ class BlockTopK(Mechanism):
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees."""
         rows = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
-        return self.selected(q, k, call)(rows) & visible_to_all(q, k, call)
+        return self.selected(q, k, call)(rows) & visible_in_full_attention(q, k, call)
 
     def selected(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
         """The definition of the choice: every query scores every block.

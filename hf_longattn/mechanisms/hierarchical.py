@@ -36,7 +36,7 @@ from ..engines.dense import at_least_fp32, dense_attention, grid_of, repeat_head
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
-from .common.base import Mechanism, pad_queries, softmax_over, visible_to_all
+from .common.base import Mechanism, pad_queries, softmax_over, visible_in_full_attention
 from .common.capabilities import About
 from .common.layout import block_sizes, full_pairs
 from .common.options import Options, option
@@ -98,7 +98,7 @@ class Hierarchical(Mechanism):
         if call.score_mod is not None:
             last = kv_len - 1 if real is None else last_real(real)[b]
             scores = call.score_mod(scores, b, h, q_idx, centres.clamp(max=last))
-        return softmax_over(scores, visible_to_all(q, k, call))
+        return softmax_over(scores, visible_in_full_attention(q, k, call))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len, heads = q.shape[2], k.shape[2], q.shape[1]

@@ -28,7 +28,7 @@ from ..engines.call import AttentionCall, Pattern, State
 from ..engines.dense import at_least_fp32, grid_of, repeat_heads
 from ..engines.linear_attention import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
-from .common.base import LayerSizes, Mechanism, drop_keys, normalised, visible_to_all
+from .common.base import LayerSizes, Mechanism, drop_keys, normalised, visible_in_full_attention
 from .common.capabilities import About, Stateful
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
@@ -151,7 +151,7 @@ class Hybrid(Mechanism, Stateful):
             .visible_mod(None)(0, 0, i, j)
             .expand(*q.shape[:3], k.shape[2])
         )
-        seen = visible_to_all(q, k, call)
+        seen = visible_in_full_attention(q, k, call)
         scores = (q @ k.mT * scale).masked_fill(~(near & seen), float("-inf"))
         largest = scores.amax(-1, keepdim=True)
         largest = largest.masked_fill(largest == float("-inf"), 0.0)

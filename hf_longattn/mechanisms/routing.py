@@ -163,7 +163,8 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         """The cluster of every vector, ``(B, H, N)``."""
         if self.learned:
             return self.shares(x, offset, exact=True).argmax(-1)
-        # Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)), and scaling a vector does not change its nearest cluster.
+        # Layer norm of x is not needed. Its division does not change the nearest cluster of a vector. Its subtraction
+        # of the mean is moved to the centroids: Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)).
         dtype = exact_dtype(x.device)
         centroids = self.centroids.to(dtype)
         with without_autocast(x):

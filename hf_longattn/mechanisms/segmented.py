@@ -32,7 +32,7 @@ from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.score_terms import remapped
 from ..positions.trained_distances import Locality
-from .common.base import LayerSizes, pad_queries, softmax_over, visible_to_all
+from .common.base import LayerSizes, pad_queries, softmax_over, visible_in_full_attention
 from .common.capabilities import About
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_blocks, in_rows, prefixes
 from .common.masked import GatheredMechanism
@@ -150,7 +150,7 @@ class Segmented(GatheredMechanism):
         members = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
         # equal shares for the tokens of a block
         spread = softmax_over(torch.zeros_like(members, dtype=k.dtype), members)
-        inside = (kv_idx // size == query_block) & visible_to_all(q, k, call)
+        inside = (kv_idx // size == query_block) & visible_in_full_attention(q, k, call)
         other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
         scores, pooled = (q @ keys.mT * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
         if call.score_mod is not None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..engines.call import AttentionCall
 from ..engines.dense import at_least_fp32, dense_attention, grid_of, repeat_heads
 from ..errors import InputError, OptionError
-from .common.base import LayerSizes, Mechanism, softmax_over, visible_to_all
+from .common.base import LayerSizes, Mechanism, softmax_over, visible_in_full_attention
 from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -119,7 +119,7 @@ class Synthesizer(Mechanism):
         scores = scores.to(q.dtype).expand(*q.shape[:3], k.shape[2])
         if call.score_mod is not None:
             scores = call.score_mod(scores, *grid_of(q, k))
-        return softmax_over(scores, visible_to_all(q, k, call))
+        return softmax_over(scores, visible_in_full_attention(q, k, call))
 
 
 class TokenMLP(nn.Module):

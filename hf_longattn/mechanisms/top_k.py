@@ -21,7 +21,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.topk import search_keys, selected_attention, topk, topk_keys
-from .common.base import Mechanism, scaled_scores, softmax_over, visible_to_all
+from .common.base import Mechanism, scaled_scores, softmax_over, visible_in_full_attention
 from .common.capabilities import About
 from .common.options import Options, option
 from .common.registry import register_mechanism
@@ -75,6 +75,6 @@ class TopK(Mechanism):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q.double(), k.double(), call)
-        hidden = ~visible_to_all(q, k, call)
+        hidden = ~visible_in_full_attention(q, k, call)
         best = self.best_keys(scores.detach().masked_fill(hidden, float("-inf")))
         return softmax_over(scores, best, call.sink_scores).to(q.dtype)

@@ -102,13 +102,13 @@ class TransformerXL(GatheredMechanism):
         return self.keys_by_mask(k, call)  # stopped gradients do not change which keys are attended
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return super().labels_documents(k, v, call) and not self._stops(k, v)
+        return super().labels_documents(k, v, call) and not self._stops_gradients(k, v)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if not self._stops(k, v):
+        if not self._stops_gradients(k, v):
             return super().forward(q, k, v, with_relative(self, q, k, call))
-        # The memory's keys follow those of the segments; each query sees a token at most once, as a key of its segment
-        # or of the memory.
+        # Keys and values of the memory are a second, detached copy after those of the segments. Each query sees a
+        # token at most once: in its segment, or in the memory.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
         old_k, old_v = k.detach(), v.detach()
         joint_call = call.replace(score_mod=self._joint_score_mod(q, k, old_k, call), causal=False)
@@ -116,12 +116,12 @@ class TransformerXL(GatheredMechanism):
         k, v = torch.cat([k, old_k], 2), torch.cat([v, old_v], 2)
         if call.key_mask is not None:
             joint_call = joint_call.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
-        name = (TransformerXL, "stopping parts", self.options, length, causal, q.device)
+        name = (TransformerXL, "parts with stopped gradients", self.options, length, causal, q.device)
         parts = BYTE_CACHE.get(name, partial(self._joint_parts, length, causal, q.device))
         out = gathered_attention(q, k, v, parts, joint_call)
         return out[:, :, length - q_len :]
 
-    def _stops(self, k: Tensor, v: Tensor) -> bool:
+    def _stops_gradients(self, k: Tensor, v: Tensor) -> bool:
         """Whether this pass has a memory into which gradients must not flow."""
         stops = self.options.stops_gradients and differentiated(k, v)
         return stops and k.shape[2] > self.options.segment_length

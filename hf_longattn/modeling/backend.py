@@ -486,7 +486,8 @@ def _check_terms(
     causal: bool,
     kwargs: dict[str, Any],
 ) -> None:
-    """Raise :class:`InputError` for score terms that ``mechanism`` cannot add."""
+    """Raise :class:`InputError` for score terms that ``mechanism`` cannot add, and for a mask in a graph that may hide
+    documents short enough for ``exact_length``."""
     if score_mod is not None and not mechanism.capabilities.takes_score_mod:
         terms = {"four-dimensional attention_mask": pairs, "position bias": kwargs.get("position_bias")}
         term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
@@ -494,16 +495,14 @@ def _check_terms(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
-    if (
-        pairs is not None
-        and in_graph()
-        and not causal
-        and for_length(mechanism, 0) is not for_length(mechanism, kv_len)
-    ):
+    if pairs is None or causal or not in_graph():
+        return
+    for_short_documents, for_whole_row = for_length(mechanism, 0), for_length(mechanism, kv_len)
+    if for_short_documents is not for_whole_row:
         raise InputError(
-            "A four-dimensional attention_mask in a compiled graph may keep documents apart, and exact_length cannot "
-            "tell which are short; give each document its own row with padding, leave torch.compile out, or set "
-            "exact_length=0."
+            "A four-dimensional attention_mask in a compiled graph may keep documents apart, and the graph cannot "
+            "tell which of them are short enough for exact_length; give each document its own row with padding, leave "
+            "torch.compile out, or set exact_length=0."
         )
 
 

@@ -196,8 +196,9 @@ def _refuse_second_derivatives(gradient: Tensor) -> None:
     constant."""
     if torch.is_grad_enabled():
         raise InputError(
-            "create_graph=True was given, but a loss in pieces of the logits has no second derivatives; call the "
-            "model without labels, and torch.nn.functional.cross_entropy with its logits."
+            "create_graph=True was given, but the loss that the model computes from labels has no second derivatives, "
+            "because the logits are computed piece by piece; call the model without labels, and pass its logits to "
+            "torch.nn.functional.cross_entropy."
         )
 
 

@@ -402,8 +402,8 @@ class LongMultimodalHead(LongMultimodalPreTrainedModel):
         return self.output_class(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
-class _OfInput(LongMultimodalHead):
-    """A head with one class per input, from the mean of its tokens."""
+class _ForWholeInput(LongMultimodalHead):
+    """Base class of heads that classify an input as a whole, from the mean of its tokens' states."""
 
     output_class = SequenceClassifierOutput
 
@@ -414,17 +414,17 @@ class _OfInput(LongMultimodalHead):
         return mean.to(hidden.dtype)
 
 
-class LongMultimodalForSequenceClassification(_OfInput):
+class LongMultimodalForSequenceClassification(_ForWholeInput):
     """Classifies texts."""
 
 
-class LongMultimodalForImageClassification(_OfInput):
+class LongMultimodalForImageClassification(_ForWholeInput):
     """Classifies images."""
 
     main_input_name = IMAGES
 
 
-class LongMultimodalForAudioClassification(_OfInput):
+class LongMultimodalForAudioClassification(_ForWholeInput):
     """Classifies recordings."""
 
     main_input_name = SOUND

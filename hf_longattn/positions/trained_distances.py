@@ -39,8 +39,12 @@ class Locality:
 
     @property
     def width(self) -> int:
-        """``width_of_keys``, or its default. With blocks, a query that sees further back in its block sees less of it
-        ahead."""
+        """``width_of_keys``, or its default.
+
+        ``back`` and ``ahead`` are maxima over all queries. In blocks of ``period`` tokens no query reaches both,
+        because the later it stands in its block, the less of the block lies ahead. So their sum is ``period`` - 1 too
+        large.
+        """
         if self.width_of_keys is not None:
             return self.width_of_keys
         return self.back + self.ahead - (self.period - 1 if self.ahead else 0)

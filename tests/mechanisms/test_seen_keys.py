@@ -12,7 +12,12 @@ from hf_longattn import Mechanism, list_mechanisms
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.token_grid import Grid
 from hf_longattn.errors import InputError
-from hf_longattn.mechanisms.common.base import attention_weights, scaled_scores, softmax_over, visible_to_all
+from hf_longattn.mechanisms.common.base import (
+    attention_weights,
+    scaled_scores,
+    softmax_over,
+    visible_in_full_attention,
+)
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.common.shared_options import attended_keys_of
 from tests.cases import every_case
@@ -67,7 +72,7 @@ def test_attended_keys_have_the_weights_of_the_definition(
         assert options is None or (causal and "wrap" in options), "one of the selections above"
         return
     rows = torch.tensor([0, 1, 40, 63, 64, 95, 96])  # real in both
-    visible = visible_to_all(q, k, call)
+    visible = visible_in_full_attention(q, k, call)
     scores = scaled_scores(q, k, call).masked_fill(~visible, float("-inf"))[:, :, rows]
     kept = attended_keys(rows, scores).expand(scores.shape)
     kept = kept & visible[:, :, rows]

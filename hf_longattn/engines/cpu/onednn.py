@@ -49,10 +49,10 @@ def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype:
 
 @cache
 def mkl_is_slow() -> bool:
-    """Whether PyTorch's products in fp32 leave half of the processor unused.
+    """Whether PyTorch's fp32 products leave half of the processor unused: on AMD processors with AVX-512.
 
-    They are MKL's, which uses AVX-512 on processors of Intel alone. oneDNN's use it on those of AMD, too: 230 against
-    520 GFLOP/s on two cores of an EPYC with AVX-512.
+    PyTorch takes these products from MKL, which uses AVX-512 on Intel processors only. oneDNN uses it on AMD's, too.
+    On two cores of such an EPYC, MKL reaches 230 GFLOP/s and oneDNN 520.
     """
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         warn_missing("fp32_linear")

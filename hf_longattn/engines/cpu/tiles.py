@@ -300,10 +300,10 @@ class TokenTable:
         uneven = any(n > 1 and step % self.width for n, step in zip(x.shape[:3], x.stride(), strict=False))
         if uneven or (x.dim() == 4 and x.stride(3) != 1):
             x = x.contiguous()
-        self.x = x
+        self.values = x
         self.steps = tuple(step // self.width for step in x.stride()[:3])
         rows = 1 + sum((n - 1) * step for n, step in zip(x.shape[:3], self.steps, strict=True))
-        self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
+        self.rows = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
 
 @dataclasses.dataclass
@@ -314,11 +314,11 @@ class _Viewed(Side):
     """Slices of the batch axis and of the heads."""
     runs: Runs
 
-    def of(self, x: TokenTable) -> Tensor:
-        return self.runs.of(x.x[self.at])
+    def of(self, table: TokenTable) -> Tensor:
+        return self.runs.of(table.values[self.at])
 
-    def add(self, x: TokenTable, values: Tensor) -> None:
-        self.runs.add(x.x[self.at], values)
+    def add(self, table: TokenTable, values: Tensor) -> None:
+        self.runs.add(table.values[self.at], values)
 
     def positions(self) -> Tensor:
         """``(rows, heads or 1, T)`` int32."""
@@ -341,35 +341,39 @@ class _Gathered(Side):
 
     copies: ClassVar[bool] = True
 
-    def index(self, x: TokenTable) -> Tensor:
-        if x.steps not in self.indices:
-            by_item, by_head, by_token = x.steps
+    def index(self, table: TokenTable) -> Tensor:
+        if table.steps not in self.indices:
+            by_item, by_head, by_token = table.steps
             offset = torch.arange(self.heads.start, self.heads.stop) * by_head + self.item * by_item
-            self.indices[x.steps] = (self.listed.clamp(min=0) * by_token + offset).flatten()
-        return self.indices[x.steps]
+            self.indices[table.steps] = (self.listed.clamp(min=0) * by_token + offset).flatten()
+        return self.indices[table.steps]
 
-    def of(self, x: TokenTable) -> Tensor:
-        """The tokens. Empty slots hold an arbitrary token, and their log-sum-exp is so large that their weights are
-        0."""
-        index = self.index(x)
-        if x.buffer.numel() < (size := len(index) * x.width):
-            x.buffer = x.x.new_empty(size)
-        flat = x.buffer[:size].view(len(index), *x.x.shape[3:])
-        torch.index_select(x.table, 0, index, out=flat)
-        tokens = flat.view(*self.listed.shape[:2], self.heads.stop - self.heads.start, *x.x.shape[3:])
-        if self.holes and x.name == "lse":
-            tokens.masked_fill_(self.listed < 0, -MASKED)
+    def of(self, table: TokenTable) -> Tensor:
+        """The listed tokens of ``table``, ``(rows, heads, T, …)``.
+
+        An empty slot holds an arbitrary token. In a table of log-sum-exps it holds 1e30, so that its weights are 0.
+        """
+        index = self.index(table)
+        if table.buffer.numel() < (size := len(index) * table.width):
+            table.buffer = table.values.new_empty(size)
+        flat = table.buffer[:size].view(len(index), *table.values.shape[3:])
+        torch.index_select(table.rows, 0, index, out=flat)
+        tokens = flat.view(*self.listed.shape[:2], self.heads.stop - self.heads.start, *table.values.shape[3:])
+        if self.holes and table.name == "lse":
+            tokens.masked_fill_(self.listed < 0, -MASKED)  # MASKED is negative
         return tokens.transpose(1, 2)
 
-    def put(self, x: TokenTable, values: Tensor) -> None:
-        index, values = self.index(x), values.transpose(1, 2).reshape(-1, *x.x.shape[3:])
+    def put(self, table: TokenTable, values: Tensor) -> None:
+        index, values = self.index(table), values.transpose(1, 2).reshape(-1, *table.values.shape[3:])
         if self.holes:
             filled = (self.listed >= 0).expand(-1, -1, self.heads.stop - self.heads.start).flatten()
             index, values = index[filled], values[filled]
-        x.table.index_copy_(0, index, values)
+        table.rows.index_copy_(0, index, values)
 
-    def add(self, x: TokenTable, values: Tensor) -> None:
-        x.table.index_add_(0, self.index(x), values.to(x.x.dtype).transpose(1, 2).reshape(-1, x.width))
+    def add(self, table: TokenTable, values: Tensor) -> None:
+        table.rows.index_add_(
+            0, self.index(table), values.to(table.values.dtype).transpose(1, 2).reshape(-1, table.width)
+        )
 
     def positions(self) -> Tensor:
         return self.listed.transpose(1, 2).to(torch.int32)

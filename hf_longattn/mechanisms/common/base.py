@@ -265,7 +265,7 @@ def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
     return scores
 
 
-def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+def visible_in_full_attention(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
     """Mask of the pairs that causality and padding leave visible, ``(B or 1, 1, Nq, Nk)`` bool."""
     _, _, q_idx, kv_idx = grid_of(q, k)
     seen = (kv_idx <= q_idx) if call.causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)

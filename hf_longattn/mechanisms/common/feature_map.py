@@ -39,7 +39,7 @@ from ...engines.linear_attention import (
     relative_queries,
 )
 from ...engines.topk import exact_dtype
-from .base import LayerSizes, Mechanism, drop_keys, normalised, softmax_over, visible_to_all
+from .base import LayerSizes, Mechanism, drop_keys, normalised, softmax_over, visible_in_full_attention
 from .capabilities import Stateful
 from .layout import full_pairs
 from .options import Options
@@ -109,7 +109,7 @@ class LinearMechanism(Mechanism, Stateful):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         kernel = self.kernel(q, repeat_heads(k, q.shape[1]), call)
-        visible = visible_to_all(q, k, call)
+        visible = visible_in_full_attention(q, k, call)
         return softmax_over(kernel, visible) if self.logarithms else normalised(kernel.masked_fill(~visible, 0.0))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

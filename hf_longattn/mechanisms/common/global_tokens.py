@@ -59,8 +59,8 @@ class GlobalTokenIds:
         """Mask ``(B, N)`` bool of the global tokens. ids: ``(B, N)``. real: ``(B, N)`` bool, False for padding. types:
         ``(B, N)``, 1 in the second text."""
         chosen = at_positions(self.positions, real)
-        ids = self._between_texts(ids, real, types)
-        if self.question_separator is not None:
+        ids = self._without_inner_separators(ids, real, types)
+        if self.question_separator is not None:  # a question replaces `positions` in the rows that have one
             question = self.question(ids, real)
             chosen = question | (chosen & ~question.any(-1, keepdim=True))
         if self.token_ids:
@@ -70,7 +70,7 @@ class GlobalTokenIds:
             chosen = chosen | ((ends.cumsum(-1) == 0) & ends.any(-1, keepdim=True))
         return chosen & real
 
-    def _between_texts(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
+    def _without_inner_separators(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
         """``ids`` with separators inside the first text replaced by -1. The first text ends before the first token of
         type 1, if a separator precedes it, or else at two separators in a row (RoBERTa)."""
         separator = self.separator if self.question_separator is None else self.question_separator

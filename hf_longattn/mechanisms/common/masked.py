@@ -32,7 +32,7 @@ from ...engines.score_terms import DistanceTerm
 from ...names import warn_missing
 from ...positions.relative import Rotation, SinkPositions
 from ...positions.trained_distances import Locality, untrained_distances
-from .base import LayerSizes, Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .base import LayerSizes, Mechanism, pad_queries, scaled_scores, softmax_over, visible_in_full_attention
 from .global_tokens import GlobalTokenIds
 from .layout import band_pairs, full_pairs, global_parts
 from .options import Options
@@ -112,7 +112,7 @@ class MaskedMechanism(Mechanism):
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The keys that each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
-        return mod(*grid_of(q, k)) & visible_to_all(q, k, call)
+        return mod(*grid_of(q, k)) & visible_in_full_attention(q, k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(scaled_scores(q, k, call), self.visible(q, k, call), call.sink_scores)
@@ -289,7 +289,10 @@ class SparseMechanism(MaskedMechanism):
         """The band and the global rows and columns that the engine visits. It may depend on ``self.options`` alone."""
 
     def turn_sinks(self, rotation: Callable[[], Rotation]) -> None:
-        """Give :func:`leading_sinks` their positions in StreamingLLM. ``rotation`` returns the layer's rotation."""
+        """Give :func:`leading_sinks` the positions that StreamingLLM gives them.
+
+        rotation: returns the layer's rotation.
+        """
         sizes, sinks = self.sizes, leading_sinks(self)
         self.relative = SinkPositions(*sizes[:3], sinks, self.pattern(True).left + 1, rotation)
         self.finds_starts = False  # the positions of queries count from the start, too

@@ -281,16 +281,19 @@ class LongConfig(ConfigMixin):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The base's ``from_dict``, for a dictionary in this format (:func:`hf_longattn.files.check_config`).
 
-        A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked."""
+        A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked. For a
+        base's values, rotary positions are scaled, unless the keyword arguments set them."""
         check_config(config_dict)
         chosen = kwargs.pop("long_attention", None)
         values = config_dict if chosen is None else {**config_dict, "long_attention": chosen}
         result = super().from_dict(values, **kwargs)
-        if "long_attention" not in config_dict and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
+        is_base = "long_attention" not in config_dict
+        if is_base and kwargs.keys().isdisjoint(ROPE_FIELDS):
             config = result[0] if isinstance(result, tuple) else result
             before = config_dict.get("extended_from", {})
             config._scale_rotary(before)
-            if before.get("rope_parameters", ()) == getattr(config, "rope_parameters", None):
+            rope = getattr(config, "rope_parameters", None)
+            if "rope_parameters" in before and before["rope_parameters"] == rope:  # extended_from has changes only
                 config.extended_from = {name: value for name, value in before.items() if name != "rope_parameters"}
         return result
 

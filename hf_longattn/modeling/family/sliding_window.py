@@ -102,13 +102,17 @@ def base_attention(windows: list[int | None]) -> LongAttentionConfig:
 def with_own_windows(
     chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]
 ) -> LongAttentionConfig:
-    """``chosen`` (``None``: the default), with the base's windows (:func:`own_windows`) in the layers that keep
-    them."""
+    """``chosen`` (``None``: the default) for a base whose layers have ``windows`` (:func:`own_windows`).
+
+    If only some layers have one, they keep it, unless ``chosen`` names the layer or lists mechanisms in turn. If all
+    have one, ``chosen`` replaces it; the default is then the base's window, if all are equal.
+    """
     attention = LongAttentionConfig.from_dict(chosen)
     widths = [width for width in windows if width is not None]
     if chosen is None and widths and len(set(windows)) == 1:
         return LongAttentionConfig("window", window=widths[0])
-    if not widths or attention.turns or len(widths) == len(windows):
+    in_some_layers = 0 < len(widths) < len(windows)
+    if not in_some_layers or attention.turns:
         return attention
     return LongAttentionConfig(
         attention.mechanism, {**base_attention(windows).layers, **attention.layers}, **attention.options

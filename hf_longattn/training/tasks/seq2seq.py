@@ -131,13 +131,13 @@ def main(
         )
         references = held_out["text"][:]
     else:
-        data, summaries = read_rows(data_args, training_args.seed, SUMMARIES)
-        references = summaries["summary"][:]
+        documents, held_out_documents = read_rows(data_args, training_args.seed, SUMMARIES)
+        references = held_out_documents["summary"][:]
         length = input_length(model, tokenizer, data_args.max_length, decoded=False)
         encode = partial(
             to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, length=length, summary_length=target_length
         )
-        rows, held_out = each_part(encode, data, summaries)
+        rows, held_out = each_part(encode, documents, held_out_documents)
         processor, collator = tokenizer, transformers.DataCollatorForSeq2Seq(tokenizer, model)
 
     # Metric: uses the full references, because labels may be truncated and some tokenizers lose line breaks.
