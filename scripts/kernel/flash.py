@@ -278,7 +278,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, s_aux: Tensor | None, axes: tuple[int
         raise ValueError(
             f"longattn needs equal head sizes; q, k and v have {q.shape[-1]}, {k.shape[-1]} and {v.shape[-1]}."
         )
-    if k.shape[:-1] != v.shape[:-1] or not k.shape[-2] or q.shape[-2] % k.shape[-2]:
+    if k.shape[:-1] != v.shape[:-1] or 0 in q.shape[-2:] + k.shape[-2:] or q.shape[-2] % k.shape[-2]:
         raise ValueError(
             "longattn needs as many keys as values, and heads of q that are a multiple of theirs; shapes are "
             f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}."
@@ -483,7 +483,7 @@ def flash_attn_with_kvcache(
     lengths = [length + new for length in cache_seqlens.tolist()]
     if len(lengths) != batch or min(lengths, default=new) < new or max(lengths, default=0) > room:
         had = cache_seqlens.tolist()
-        raise ValueError(f"cache_seqlens {had} plus {new} new keys must be {batch} numbers from {new} to {room}.")
+        raise ValueError(f"cache_seqlens {had} must be {batch} numbers from 0; {room} at most with {new} new keys.")
     tables = blocks_in_use(k_cache, lengths, block_table)
     if k is not None and v is not None:
         at = cache_seqlens.to(q.device)[:, None] + torch.arange(new, device=q.device)
