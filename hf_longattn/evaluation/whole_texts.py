@@ -25,8 +25,7 @@ from .windows import Windows, text_windows, with_windows
 BATCH = 8
 """Windows in a forward pass."""
 GLINER = "GLiNER"
-Settings = Mapping[str, Any]
-"""What a pipeline passes to its first step, or to its last."""
+Settings = Mapping[str, Any]  # what a pipeline passes to its first step, or to its last
 MERGES: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda odds: odds.mean(0), "max": lambda odds: odds.amax(0)}
 """How the log odds ``(windows, labels)`` of a text become one row."""
 
@@ -45,9 +44,8 @@ def read_whole(reader: Any, *, merge: str | None = None, stride: int | None = No
         reader: a pipeline of transformers with a fast tokenizer, a CrossEncoder of sentence-transformers, a
             :class:`~hf_longattn.evaluation.qa_reader.QAReader`, or a GLiNER.
         merge: "mean" or "max", for tasks that score a text as a whole. Without it, a longer text is refused.
-        stride: tokens that two windows share, or words for GLiNER; at most a quarter of a window. 128, or a quarter
-            of a shorter window, if not given. A long question or label leaves less of a window: half of that is the
-            most that windows share.
+        stride: tokens that two windows share, or words for GLiNER; at most a quarter of a window, and half of what a
+            question or label leaves of it. If not given, 128, or a quarter of a shorter window.
 
     Raises:
         OptionError: another kind of reader, a ``merge`` or ``stride`` that it cannot have, or a tokenizer that does
@@ -82,6 +80,10 @@ class WholeReader:
             self.limit = reader.length if task == "QAReader" else longest_input(self.model, self.tokenizer)
             if task == "CrossEncoder":
                 self.limit = min(self.limit, self.tokenizer.model_max_length or self.limit)
+                if len(reader) > 1 or reader.default_prompt_name:
+                    raise OptionError(
+                        "A CrossEncoder must be of one module without a prompt; set default_prompt_name to None."
+                    )
             if not self.tokenizer.is_fast:
                 raise OptionError(
                     f"{type(self.tokenizer).__name__} does not tell where in a text its tokens are; load the fast "

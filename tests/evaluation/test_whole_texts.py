@@ -295,6 +295,9 @@ def test_cross_encoders_with_labels_have_the_scores_of_the_encoder(tokenizer: An
     for settings in ({}, {"apply_softmax": True}, {"activation_fn": torch.nn.Softmax(dim=1)}):
         expected = encoder.predict(("Who ruled?", SHORT), **settings)
         assert read_whole(encoder)(("Who ruled?", SHORT), **settings) == pytest.approx(expected, abs=1e-5)
+    prompted = CrossEncoder(str(tmp_path), device="cpu", prompts={"law": "Law: "}, default_prompt_name="law")
+    with pytest.raises(OptionError, match="of one module without a prompt; set default_prompt_name to None"):
+        read_whole(prompted)
 
 
 class Names:
