@@ -93,7 +93,7 @@ class WholeReader:
                 raise OptionError("The tokenizer has no padding token; set tokenizer.pad_token, and the model's, too.")
         most = self.limit // 4
         self.stride = min(128, most) if stride is None else stride
-        if isinstance(stride, bool) or not isinstance(self.stride, int) or not 0 <= self.stride <= most:
+        if type(self.stride) is not int or not 0 <= self.stride <= most:
             raise OptionError(
                 f"stride is {stride!r}, but must be a number of tokens from 0 to {most}, a quarter of a window."
             )
