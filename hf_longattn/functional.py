@@ -341,8 +341,8 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
         refuse_zeros: whether a float mask of only zeros is an error. It could be an additive mask, in which 0 means
             visible.
     Raises:
-        InputError: shape or device are wrong, or there are floats other than 0 and 1. The check of floats synchronises
-            with the device.
+        InputError: shape or device are wrong, or there are floats other than 0 and 1, or any floats in a graph. The
+            check of floats synchronises with the device.
     """
     if mask is None:
         return None
@@ -358,11 +358,10 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
         return None
     if mask.is_floating_point():
         chosen = mask == 1
-        if (
-            in_graph()
-            or not bool((chosen | (mask == 0)).all())
-            or (refuse_zeros and mask.numel() and not bool(chosen.any()))
-        ):
+        accepted = not in_graph() and bool((chosen | (mask == 0)).all())  # a graph cannot read values
+        if accepted and refuse_zeros and mask.numel():
+            accepted = bool(chosen.any())
+        if not accepted:
             raise InputError(
                 f"{name} has dtype {mask.dtype}, whose values may be added to the scores; pass booleans with True for "
                 "the chosen tokens, "

@@ -361,7 +361,7 @@ class Embeddings:
             for length in sizes
             if length > exact or length == sizes[-1] or length == encoded < old
         }
-        # a single token: compare the first chunk too
+        # the first chunk is left out, unless the pooling takes a single token
         self.left_out = 0 if {"cls", "lasttoken"} & {*self.pooling.modes} else 1
 
     def compare(self, source: Any, result: Any) -> Check:

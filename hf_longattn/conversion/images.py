@@ -204,8 +204,8 @@ def check_image_processor(plan: ConversionPlan, folder: Path, inputs: Images) ->
 
 
 def check_images(comparison: Comparison) -> list[Check]:
-    """Compare at both sizes. Where positions are tiled, windows of the old size are also compared with the
-    source's crops."""
+    """Compare at both sizes. A larger size is also compared by crops (:func:`check_crops`, which reports if that does
+    not apply)."""
     if comparison.inputs.spec.interpolates:
         checks = check_sizes(comparison, {INTERPOLATE_ARGUMENT: True}, f"{INTERPOLATE_ARGUMENT}=True")
     else:

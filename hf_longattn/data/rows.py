@@ -226,9 +226,9 @@ def rows_of(
         data = data.select_columns([*dict.fromkeys(column for column, _ in values.values())])
         features = Features({role: TYPES.get(role, Value("string")) for role in values})
         parts.append(data.map(convert, with_indices=True, remove_columns=data.column_names, features=features))
-    texts = [role for role in values if role not in VALUES and leave_out]
     rows = concatenate_datasets(parts, axis=1)
-    return with_texts(rows, texts, source) if texts else rows
+    texts = [role for role in values if role not in VALUES]  # VALUES lists the roles that are not texts
+    return with_texts(rows, texts, source) if leave_out and texts else rows
 
 
 def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:

@@ -95,8 +95,8 @@ class Batch(PassCache):
     documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is
         one document.
     host_mask: ``mask`` in the host's memory, if it has been read already.
-    counts_padding: whether a document includes the padding after it, and the first one of a row also the padding
-        before it.
+    counts_padding: whether documents include padding. It belongs to the document before it; at the start of a row, to
+        the first document.
     """
 
     mask: Tensor | None = None

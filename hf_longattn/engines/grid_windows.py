@@ -117,12 +117,12 @@ def window_attention(
     if q.device.type == "cpu" and not recorded and not in_graph():
         return _in_place(tensors, axes, prefix, call, of_prefix)
     cut = zip(*(_cut(x, axes) for x in tensors), strict=True)
-    outs = []
+    outs = []  # one per region, (B, *cells, H, D); regions next to each other on the last axis follow one another
     for region, part in zip(itertools.product(*axes), cut, strict=True):
         out = _region(part, region, prefix, call, _bias(call, region, prefix), recorded=True)
         outs.append(out.reshape(out.shape[0], *(run.windows * run.size for run in region), *out.shape[-2:]))
-    for axis, along in reversed([*enumerate(axes, 1)]):  # join the regions, the last axis first
-        if (count := len(along)) > 1:
+    for axis, runs in reversed([*enumerate(axes, 1)]):  # join along the last axis, then along the one before it
+        if (count := len(runs)) > 1:
             outs = [torch.cat(outs[at : at + count], axis) for at in range(0, len(outs), count)]
     cells = outs[0].flatten(1, grid.rank)
     return (cells if of_prefix is None else torch.cat([of_prefix.transpose(1, 2), cells], 1)).transpose(1, 2)

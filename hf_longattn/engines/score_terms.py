@@ -299,7 +299,7 @@ class DistanceTerm(ScoreTerm):
     def written_out(self) -> ScoreMod:
         """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, table rows)`` memory
         each."""
-        # two caches: a search without gradients may be first
+        # two caches: a lookup that was first made without gradients cannot be used with them
         return self._differentiable if torch.is_grad_enabled() else self._constant
 
     _differentiable = graph_property(lambda self: self._lookup())

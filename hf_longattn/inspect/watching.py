@@ -231,9 +231,9 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
     changed."""
     if layer_mechanisms(stack):
         running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
-        if not running <= {None, BACKEND}:
+        if others := running - {None, BACKEND}:
             raise BackendError(
-                f"{type(stack).__name__} attends by {sorted(map(str, running))[0]!r}, not by its mechanisms; call "
+                f"{type(stack).__name__} attends by {min(map(str, others))!r}, not by its mechanisms; call "
                 f"model.set_attn_implementation({BACKEND!r}) first."
             )
         yield

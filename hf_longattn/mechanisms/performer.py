@@ -9,9 +9,9 @@ for m random directions w_m, Gaussian and orthogonal in blocks. The checkpoint h
 
 Query exponents are relative to the query's largest one, key exponents to the largest one so far of the same feature.
 Both offsets cancel in the quotient. A text in pieces, or token by token, therefore gives the output of the whole text
-for any size of q and k, up to the rounding of exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile,
-export) computes the causal form in float64, where key exponents may be up to some 700 apart. There, a query outputs
-zeros if all its keys' exponents are further below the largest.
+for any size of q and k, up to rounding: exponents, for keys about -scale |k|² / 2, are in fp32. In a graph
+(torch.compile, export), the causal form is computed in float64, where exp() covers differences of some 700. A query
+outputs zeros there if the exponents of all its keys are further than that below the largest one.
 
 Nothing is added to the features, whereas the authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. A
 query therefore outputs zeros if its relu features share no direction with those of its keys.

@@ -330,12 +330,14 @@ class Rotation(NamedTuple):
 class SelfExtend(RelativePositions):
     """Self-Extend (Jin et al. 2024, LLM Maybe LongLM, section 3): distant tokens share rotary positions in groups.
 
-        score(i, j) = (R(A(i)) q_i) · (R(B(j)) k_j) · scale                  for a key j before the query i, with i - j
-        >= window A(i) = ⌊i / group⌋ + window - ⌊window / group⌋,   B(j) = ⌊j / group⌋
+        score(i, j) = (R(A(i)) q_i) · (R(B(j)) k_j) · scale      for a key j with i - j >= window
+        A(i) = ⌊i / group⌋ + window - ⌊window / group⌋
+        B(j) = ⌊j / group⌋
 
     R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. The shift of A lets distances go on where the
     window ends. Texts of up to L tokens have distances below ``(L - window) / group + window``, about. Nothing is
-    learned. For keys after the query, in encoders, both change places: the distance is minus that of the pair (j, i).
+    learned. For keys after the query, in encoders, the query is at B(i) and the key at A(j): the distance is minus
+    that of the pair (j, i).
 
     Queries and keys come from the model rotated to their own positions, and so do the keys in a cache. Rotations add
     up, so a further rotation by A(i) - i gives the vector at A(i).
@@ -425,8 +427,7 @@ class SinkPositions(RelativePositions):
     """The positions of sinks in StreamingLLM (Xiao et al. 2023, Efficient Streaming Language Models with Attention
     Sinks, section 3.2).
 
-        score(i, j) = (R(min(i, s + w - 1)) q_i) · (R(j) k_j) · scale                  for a sink j < s outside of the
-        query's window
+        score(i, j) = (R(min(i, s + w - 1)) q_i) · (R(j) k_j) · scale      for a sink j < s outside of i's window
 
     R(n) rotates by n positions, and w is the number of keys in a window. These are the positions inside a cache of s
     sinks and w keys, so no distance is larger than s + w - 1. Pairs in the window are unchanged, and so are texts of

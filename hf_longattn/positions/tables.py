@@ -54,7 +54,7 @@ def _interpolate(old: Tensor, rows: int) -> Tensor:
 
 
 def check_stretch(rows: int, unchanged: int) -> None:
-    """Refuse to stretch a table of ``rows`` positions that has fewer than two after the first ``unchanged``.
+    """Refuse a table of ``rows`` positions with fewer than two to stretch. The first ``unchanged`` are kept.
 
     Raises:
         OptionError: the message has the number of positions that can be kept.

@@ -77,7 +77,8 @@ class LongTrainer(Trainer):
     data_collator: Any
     shards = True
     """Whether weights may be split over processes by FSDP or DeepSpeed."""
-    # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
+    # Trainer reads this. Its training_step does not divide the loss by the number of accumulated batches, since
+    # :meth:`compute_loss` returns a share of the mean over all their labels.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -109,7 +110,8 @@ class LongTrainer(Trainer):
         if hasattr(inner, "get_base_model"):  # peft wraps the model
             inner = inner.get_base_model()
         self.head = type(inner).__name__
-        # None for torch's DataParallel, which copies a changed head to all devices, and gathers tensors only
+        # For deferred_logits, which changes the head. None for torch's DataParallel: it would copy the changed head to
+        # all devices, and it gathers only tensors.
         self.inner = inner if self.args.n_gpu < 2 else None
         if is_deepspeed_zero3_enabled():
             mark_for_zero3(inner)

@@ -219,3 +219,17 @@ def test_the_features_of_hybrid_stand_in_a_configuration() -> None:
     written = config.to_dict()
     assert written["features"] == {"mechanism": "taylor", "feature_dim": 8}
     assert LongAttentionConfig.from_dict(written) == config
+
+
+def test_the_state_of_a_bf16_text_in_a_graph_is_that_outside_of_one() -> None:
+    """Not rounded to bf16."""
+    mechanism = build_mechanism("performer", num_heads=2, head_dim=8, num_features=16).eval()
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (3 * torch.randn(1, 2, 24, 8, generator=generator).bfloat16() for _ in range(3))
+
+    def run(*qkv: Tensor) -> dict[str, Tensor]:
+        return mechanism.run(*qkv, None, AttentionCall(causal=True))[1]
+
+    expected, state = run(q, k, v), torch.compile(run, backend="eager")(q, k, v)
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-4)

@@ -322,7 +322,10 @@ class Distances(BandSource):
                 )
 
     def _near_backward(self, item: Item) -> Iterator[Part]:
-        """Yield parts for the band, one per block. After each part, the gradients of its terms are added.
+        """Yield one part for each block of the band.
+
+        The caller writes a part's score gradients into the part's ``memory``. When it asks for the next part, they are
+        added to the gradients of the terms.
 
         Scores overwrite the terms in memory, and score gradients share memory with term gradients. A version with
         several blocks per part, and separate masks and gradients, takes 6 to 18 % longer forward and backward, and 33

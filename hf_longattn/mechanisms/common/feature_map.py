@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ...engines import accelerator
 from ...engines.batch import in_graph, without_autocast
-from ...engines.call import AttentionCall, State
+from ...engines.call import AttentionCall, State, precise_dtype
 from ...engines.dense import at_least_fp32, repeat_heads
 from ...engines.linear_attention import (
     CHUNK,
@@ -139,7 +139,7 @@ class LinearMechanism(Mechanism, Stateful):
             wider = None if state is None else {name: x.to(exact) for name, x in state.items()}
             out, after = self.in_pieces(q.to(exact), k.to(exact), v.to(exact), wider, call)
             return out.to(q.dtype), {
-                name: at_least_fp32(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()
+                name: x.to(precise_dtype(q)) if x.is_floating_point() else x for name, x in after.items()
             }
         return self.in_pieces(q, k, v, state, call, cuts=True)
 
