@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Pipeline
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.pipelines import Pipeline, ZeroShotClassificationArgumentHandler
 
 from ..data.tokenization import longest_input
 from ..errors import InputError, OptionError, listed
@@ -177,11 +177,11 @@ def classify_by_hypotheses(whole: WholeReader, text: str, before: Settings, afte
     names, entailment = before.get("candidate_labels", []), whole.reader.entailment_id
     contradiction = -1 if entailment == 0 else 0
     # refuses missing labels, and a template without a place for them
-    pairs, _ = whole.reader._args_parser(text, names, before.get("hypothesis_template", "This example is {}."))
-    hypotheses = [hypothesis for _, hypothesis in pairs]
-    lengths = [len(whole.tokenizer(hypothesis)["input_ids"]) for hypothesis in hypotheses]
+    template = before.get("hypothesis_template", "This example is {}.")
+    pairs, _ = ZeroShotClassificationArgumentHandler()(text, names, template)
+    lengths = [len(whole.tokenizer(hypothesis)["input_ids"]) for _, hypothesis in pairs]
     scores = []
-    for hypothesis, length in zip(hypotheses, lengths, strict=True):  # all have the same windows
+    for (_, hypothesis), length in zip(pairs, lengths, strict=True):  # all have the same windows
         windows = whole.windows_of(text, hypothesis, called="longest label", spared=max(lengths) - length)
         scores.append(whole.run(windows.inputs)[:, [contradiction, entailment]])
     logits = torch.stack(scores, 1)  # (windows, labels, 2)
