@@ -133,11 +133,14 @@ def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile],
         eager = not torch.compiler.is_compiling() and no_fused_kernels() is None
         if len(pieces) > 1 and torch.is_grad_enabled() and eager:
             run = functools.partial(checkpoint, _rows, use_reentrant=False)
-        found = [run(q, k, v, piece, call) for piece in pieces]
+        results = [run(q, k, v, piece, call) for piece in pieces]
         # Empty slots go to an extra token after the last.
         listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
         index = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
-        out, lse = torch.cat([x.flatten(2, 3) for x, _ in found], 2), torch.cat([x.flatten(2) for _, x in found], 2)
+        out, lse = (
+            torch.cat([x.flatten(2, 3) for x, _ in results], 2),
+            torch.cat([x.flatten(2) for _, x in results], 2),
+        )
         out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(
             2, index[..., None].expand(-1, -1, -1, head_dim), out
         )

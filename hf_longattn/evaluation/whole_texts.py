@@ -198,7 +198,7 @@ def tag_tokens(whole: WholeReader, text: str, before: Settings, after: Settings)
             "read_whole reads texts; join the words with spaces, and leave is_split_into_words and offset_mapping out."
         )
     if "tokenizer_params" in before:
-        raise OptionError("The pipeline has a stride of its own; leave it out, and give read_whole(..., stride=128).")
+        raise OptionError("The pipeline sets a stride; remove it there, and pass it to read_whole(..., stride=128).")
     windows = whole.windows_of(text)
     by_token = getattr(after.get("aggregation_strategy"), "value", "none") == "none"
     read = windows.in_text & windows.owned if by_token else windows.in_text

@@ -189,7 +189,7 @@ def export_checkpoint(
             )
         add_config(source, stage, loaded)
         add_source_files(source, stage, max_length)
-        # A runtime cannot say that a text is too long, so the tokenizer's files and those that servers read say it.
+        # ONNX Runtime does not report a text that is too long. The tokenizer and servers read the limit from files.
         limit = known_length(loaded.config, words.tokenizer, loaded) or max_length
         if words.tokenizer is not None and words.tokenizer.model_max_length > limit:
             settings = read_json_object(stage / TOKENIZER_CONFIG)

@@ -393,7 +393,7 @@ class _RealTokens(TorchFunctionMode):
                 index = torch.empty(0, first.ndim, dtype=torch.long, device="meta")
                 return index.unbind(1) if (kwargs or {}).get("as_tuple") else index
             if name in ("__bool__", "__int__", "__index__", "__float__", "item"):
-                # every condition holds (a number is 1), but any() asks for exceptions, of which there are none
+                # Conditions are true, numbers are 1. Only any() is false: it looks for exceptions; there are none.
                 return not getattr(first, "of_any", False)
             if name == "__contains__":
                 return False

@@ -101,7 +101,7 @@ def check_interface(model_class: Any) -> None:
     """Raise :class:`BackendError` for a class whose attention is not on the AttentionInterface."""
     if not is_model_class(model_class):
         raise BackendError(
-            f"{model_class.__name__} is no model of transformers; pass the model inside it, or load it with "
+            f"{model_class.__name__} is not a model of transformers; pass the model inside it, or load it with "
             "model_kwargs={'attn_implementation': 'longattn'}."
         )
     if not hasattr(model_class, "_can_set_attn_implementation"):

@@ -252,7 +252,7 @@ def unpad(model: Model) -> Model:
             f"{type(model).__name__} has no text encoder on transformers' AttentionInterface, so its padding stays; "
             "sort texts by length, so that batches have little of it."
         )
-    before = _state(network)
+    before = _state(network, stacks)
     inside: set[nn.Module] = set()
     try:
         for part in network.modules():
@@ -261,12 +261,11 @@ def unpad(model: Model) -> Model:
                 if attention_implementation(part.config) != BACKEND:
                     enable_long_attention(part)
         for body, layers in stacks.items():
-            own = [
-                forward.own if isinstance(forward, UnpaddedLayer) else forward for forward in map(own_forward, layers)
-            ]
+            forwards = [vars(layer).get("forward") for layer in layers]
+            forwards = [forward.own if isinstance(forward, UnpaddedLayer) else forward for forward in forwards]
             problem = ""
             for ends in (layers[-1:], layers):  # some models read what stands between their layers
-                for layer, forward in zip(layers, own, strict=True):
+                for layer, forward in zip(layers, forwards, strict=True):
                     layer.forward = UnpaddedLayer(layer, layer in ends, forward)
                 problem = _problem(body, layers[0])
                 if not problem:
@@ -286,16 +285,12 @@ State = tuple[list[tuple[nn.Module, Any]], list[tuple[PreTrainedModel, str | Non
 """The forward of each layer that is not its class's, or None, and the attention implementation of each model."""
 
 
-def own_forward(layer: nn.Module) -> Any:
-    return vars(layer).get("forward")
-
-
-def _state(network: nn.Module) -> State:
-    """What :func:`unpad` changes."""
-    layers = [layer for of_body in _stacks(network).values() for layer in of_body]
+def _state(network: nn.Module, stacks: dict[PreTrainedModel, list[nn.Module]]) -> State:
+    """What :func:`unpad` changes. stacks: :func:`_stacks` of ``network``."""
+    layers = [layer for of_body in stacks.values() for layer in of_body]
     parts = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
     return (
-        [(layer, own_forward(layer)) for layer in layers],
+        [(layer, vars(layer).get("forward")) for layer in layers],
         [(part, attention_implementation(part.config)) for part in parts],
     )
 
@@ -313,7 +308,7 @@ def _restore(state: State) -> None:
 @contextmanager
 def unpadded(network: nn.Module) -> Iterator[None]:
     """Within the context, the layers of ``network`` compute no padding, unless :func:`unpad` refuses it."""
-    before = _state(network)
+    before = _state(network, _stacks(network))
     try:
         with suppress(BackendError):
             unpad(network)

@@ -41,9 +41,9 @@ class Locality:
     def width(self) -> int:
         """``width_of_keys``, or its default.
 
-        ``back`` and ``ahead`` are maxima over all queries. In blocks of ``period`` tokens no query reaches both,
-        because the later it stands in its block, the less of the block lies ahead. So their sum is ``period`` - 1 too
-        large.
+        ``back`` and ``ahead`` are maxima over all queries. In blocks of ``period`` tokens no query reaches both: the
+        further it is from the start of its block, the fewer tokens of the block are ahead of it. The width is
+        therefore ``period`` - 1 less than their sum.
         """
         if self.width_of_keys is not None:
             return self.width_of_keys

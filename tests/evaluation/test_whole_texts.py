@@ -398,7 +398,7 @@ def test_other_readers_and_settings_are_refused(
             "token-classification",
             "a",
             {"stride": 8, "aggregation_strategy": "simple"},
-            "has a stride of its own; leave it out, and give read_whole(..., stride=128)",
+            "sets a stride; remove it there, and pass it to read_whole(..., stride=128)",
         ),
         (
             "QAReader",
@@ -430,5 +430,5 @@ def test_a_stride_that_the_pipeline_was_made_with_is_refused(tokenizer: Any) -> 
     model = small(BertForTokenClassification)
     settings = {"stride": 8, "aggregation_strategy": "simple"}
     reader = pipeline("token-classification", model, tokenizer=tokenizer, device="cpu", **settings)
-    with pytest.raises(OptionError, match="has a stride of its own"):
+    with pytest.raises(OptionError, match="The pipeline sets a stride"):
         read_whole(reader)(LONG)

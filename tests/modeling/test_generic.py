@@ -157,7 +157,7 @@ def test_enable_long_attention_refuses_unknown_mechanisms_and_models() -> None:
         enable_long_attention(model, {"mechanism": "windw"})
     with pytest.raises(OptionError, match="layer 5"):
         enable_long_attention(model, {"mechanism": "window", "layers": {5: {"window": 4}}})
-    with pytest.raises(BackendError, match="is no model of transformers"):
+    with pytest.raises(BackendError, match="is not a model of transformers"):
         enable_long_attention(torch.nn.Linear(2, 2), {"mechanism": "window"})  # type: ignore[type-var]
     off = transformers.DebertaModel(
         transformers.DebertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
