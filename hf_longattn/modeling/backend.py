@@ -2,8 +2,8 @@
 
 A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention. The
 function passes q, k, v to the mechanism ``module.long_attention``, which the Long* classes or
-:func:`hf_longattn.enable_long_attention` set. A module of a stock model has none, and attends to the keys that its
-mask shows. :func:`longattn_mask` builds nothing of size N×N for padding and windows.
+:func:`hf_longattn.enable_long_attention` set. A module of a stock model has no mechanism; it attends to the keys that
+its mask shows. For padding and windows, :func:`longattn_mask` builds nothing of size N×N.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ from .upstream import check_masks, problems
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 EAGER_MASKS = ("gemma4_audio", "informer")
-"""Model types that add the mask to scores themselves, although their file also has modules on transformers'
-AttentionInterface."""
+"""Model types with attention modules that add the mask to their scores by themselves. They need a float mask, although
+other modules of their file use transformers' AttentionInterface."""
 
 
 def longattn_mask(
@@ -82,23 +82,28 @@ def longattn_mask(
     config: Any = None,
     **kwargs: Any,
 ) -> AnyMask:
-    """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
+    """The mask for :func:`longattn_attention_forward`, made once per forward pass from the arguments that
+    transformers gives every mask function.
 
     Returns:
-        For a model with mechanisms :func:`mechanism_mask`. For a stock model a :class:`DeclaredMask`; in a decoding
-        step with a static cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. Models outside the
-        AttentionInterface get the float tensor of eager attention.
+        For a model with mechanisms, the result of :func:`mechanism_mask`. For a stock model, a :class:`DeclaredMask`,
+        or, in a decoding step with a static cache, the bool tensor ``(B, 1, 1, Nk)`` of sdpa attention. For models
+        outside the AttentionInterface, the float tensor of eager attention.
+
+    Raises:
+        BackendError: the masks of the installed transformers mean something else than this package reads.
+        InputError: ``attention_mask`` has another shape, or is for other tokens.
     """
     if problems:
         raise BackendError(problems[0])
-    if isinstance(attention_mask, DeclaredMask):  # ``generate`` has made it for a static cache
+    if isinstance(attention_mask, DeclaredMask):  # with a static cache, ``generate`` makes the mask before the call
         return attention_mask
     if attention_mask is not None and attention_mask.dim() != 2:
         raise InputError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real "
             "tokens, or (batch, 1 or heads, queries, keys) to restrict single pairs."
         )
-    if attention_mask is not None and not has_values(attention_mask):  # its tokens count as real
+    if attention_mask is not None and not has_values(attention_mask):  # a tensor of shape only: all tokens are real
         attention_mask = None
     arguments = {
         "batch_size": batch_size,
@@ -133,13 +138,16 @@ def mechanism_mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """:func:`longattn_mask` for mechanisms, which replace the window of a model's own sliding layers (``local_size``).
+    """:func:`longattn_mask` for layers with mechanisms. A mechanism replaces the window of the base's sliding layers
+    (``local_size``), so this window does not appear in the mask.
 
     Returns:
-        ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or
-        ``(B, 1, Nq, Nk)`` bool if the model masks more than padding and causality (packed sequences, prefix blocks),
+        ``None`` if every token is real. Otherwise the padding mask ``(B, tokens seen so far)`` bool, True = real. If
+        the model masks more than padding and causality (packed sequences, prefix blocks), ``(B, 1, Nq, Nk)`` bool,
         which costs N×N memory.
     """
+    # transformers sets one of the two unless documents, blocks or a function of the model hide pairs as well; in a
+    # decoding step with a static cache it sets neither
     skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
     own_window = kwargs.get("local_size") is not None and skippable
     if mask_function not in PLAIN_MASKS and not own_window:
@@ -163,25 +171,28 @@ def mechanism_mask(
     if causal and kv_length + kv_offset > total:  # a static cache has reserved slots after the last token
         if attention_mask is None:
             return for_one_pass(torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device")))
-        return for_one_pass(attention_mask)  # its layer cuts it, and one without a cache refuses it
+        return for_one_pass(attention_mask)  # a layer with the cache cuts it to the tokens, others refuse it
     if attention_mask is None or in_graph():
         return attention_mask
     real = on_host(attention_mask != 0)
     if real.all():
-        # Keys of another number are an encoder's, or the mask is for another text; the attention function knows.
-        return None if kv_length + kv_offset == total else for_one_pass(attention_mask, {0: None})
-    # the batch of all keys, see _batch
+        if kv_length + kv_offset == total:
+            return None
+        # The keys are an encoder's, or the mask is for another text. The attention function checks the mask's width.
+        return for_one_pass(attention_mask, {0: None})
+    # _with_keys looks up the batch of all keys under 0
     return for_one_pass(attention_mask, {0: Batch(attention_mask.bool(), host_mask=real)})
 
 
 def _on_the_interface(config_class: type[Any]) -> bool:
-    """Whether the modeling file for a config uses transformers' AttentionInterface."""
+    """Whether the modeling file of a config class uses transformers' AttentionInterface."""
     if getattr(config_class, "model_type", None) in EAGER_MASKS:
         return False
     for base in config_class.__mro__:
-        package, beside, name = base.__module__.rpartition(".configuration_")
+        # modeling_bert.py, for example, stands beside configuration_bert.py
+        package, separator, name = base.__module__.rpartition(".configuration_")
         modeling = sys.modules.get(f"{package}.modeling_{name}")
-        if beside and modeling is not None:
+        if separator and modeling is not None:
             return hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
     return False
 
@@ -197,16 +208,16 @@ def longattn_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> Attended:
-    """Attention of ``module.long_attention``, or of a stock model's mask, with the signature of transformers'
-    attention functions.
+    """Attention with the mechanism ``module.long_attention``; for a stock model, attention to the keys that its mask
+    shows. The signature is that of transformers' attention functions.
 
     Args:
         module: the attention module; ``module.is_causal`` says whether later keys are hidden, unless the mask is a
             :class:`DeclaredMask`.
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
-        attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool,
-            True = visible, or additive). Such a mask restricts the mechanism's pattern further. If it consists of
+        attention_mask: the result of :func:`longattn_mask`, or a mask ``(B, 1 or H, Nq, Nk)`` from the caller (bool,
+            True = visible, or additive). A caller's mask restricts the mechanism's pattern further. If it consists of
             padding, causality and documents, it is converted to these.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
@@ -217,11 +228,11 @@ def longattn_attention_forward(
             them.
 
     Returns:
-        ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` if attentions are requested, otherwise ``None``.
+        The output ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` if they are requested, otherwise ``None``.
 
     Raises:
-        BackendError: the module requests an unsupported computation, lacks the mechanism of its model, or is causal
-            without a mask.
+        BackendError: the module requests an unsupported computation, has no mechanism in a model with mechanisms, or
+            is causal and gets no mask.
         InputError: the mask has the wrong shape or dtype, or does not hide documents from each other completely.
     """
     mechanism = mechanism_of(module, kwargs)
@@ -229,19 +240,22 @@ def longattn_attention_forward(
         mechanism, key, cache_layer = key.for_module(module, attention_mask, kwargs)
         if cache_layer is not None:
             kwargs = {**kwargs, CACHE_LAYER: cache_layer}
-    if not torch.compiler.is_compiling() and (query.is_meta or fake_mode() is not None):  # no values, without a call
+    if not torch.compiler.is_compiling() and (query.is_meta or fake_mode() is not None):
+        # tensors have shapes only, so arguments whose values decide what is visible are ignored
         if mechanism is not None and isinstance(attention_mask, Tensor) and not has_values(attention_mask):
             attention_mask = None
         kwargs = {name: value for name, value in kwargs.items() if name not in VALUES_NEEDED}
     with_weights = weights_requested(kwargs)
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", False)
+    causal = bool(is_causal)
     if mechanism is None:
         return attend_as_declared(
             module, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs
         )
     call = _read(module, mechanism, query, key, value, attention_mask, causal, scaling, dropout, with_weights, kwargs)
     route = _route_of(call)
-    width = value.shape[-1]
+    width = value.shape[-1]  # mechanisms get values padded to the width of keys
     weights = None
     if route == "cache":
         output, weights = _attend_by_cache(call)
@@ -263,10 +277,11 @@ class LayerCall:
     """A call of an attention module with a mechanism.
 
     query, key, value: as in :func:`longattn_attention_forward`, with values as wide as keys.
-    mask: padding ``(B, tokens)`` bool, pairs ``(B, 1 or H, Nq, Nk)``, or ``None``.
-    layer: the module's cache layer; ``None`` without one.
-    arguments: the call of the mechanism without its batch, global tokens and score terms, which depend on the route.
-    kwargs: those of :func:`longattn_attention_forward`.
+    mask: a padding mask ``(B, tokens)`` bool, a mask over pairs ``(B, 1 or H, Nq, Nk)``, or ``None``.
+    layer: the module's cache layer; ``None`` without a cache.
+    arguments: the arguments of the mechanism, without batch, global tokens and score terms. These depend on the route.
+    with_weights: whether to return the attention weights.
+    kwargs: the keywords of :func:`longattn_attention_forward`.
     """
 
     mechanism: Mechanism
@@ -281,20 +296,23 @@ class LayerCall:
 
     @property
     def padding(self) -> Tensor | None:
-        """The mask, if it is one of padding."""
+        """The padding mask ``(B, tokens)``; ``None`` if the call has no mask, or a mask over pairs."""
         return self.mask if self.mask is not None and self.mask.dim() == 2 else None
 
     def score_terms(self, pairs: Tensor | None, kv_len: int | Tensor) -> ScoreMod | None:
-        """The score terms of a mask over pairs and of the call, for ``kv_len`` tokens up to the last query."""
+        """The score terms of the mask ``pairs (B, 1 or H, Nq, Nk)`` and of the call's keywords.
+
+        kv_len: number of tokens up to the last query.
+        """
         return score_terms(pairs, self.kwargs.get("position_bias"), self.kwargs.get("softcap"), self.query, kv_len)
 
     def over_columns(self, kv_len: int | Tensor) -> AttentionCall:
-        """The arguments for all columns of the mask, as a cache takes them."""
-        padding, pairs = self.padding, self.mask
-        batch = None
-        if padding is not None:
-            pairs, batch = None, cached_on(padding, 0, lambda: Batch(padding.bool()))
-        return self.arguments.replace(batch=batch, score_mod=self.score_terms(pairs, kv_len))
+        """The mechanism's arguments with the whole mask, including columns of empty cache slots."""
+        padding = self.padding
+        if padding is None:
+            return self.arguments.replace(score_mod=self.score_terms(self.mask, kv_len))
+        batch = cached_on(padding, 0, lambda: Batch(padding.bool()))
+        return self.arguments.replace(batch=batch, score_mod=self.score_terms(None, kv_len))
 
 
 def mechanism_of(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
@@ -317,7 +335,7 @@ def mechanism_of(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
                 "attn_implementation='eager'."
             )
     mechanism = getattr(module, "long_attention", None)
-    if isinstance(mechanism, nn.ModuleDict):
+    if isinstance(mechanism, nn.ModuleDict):  # layers share the module, and each has its own mechanism
         mechanism = mechanism[str(kwargs[LAYER_INDEX])]
     if not isinstance(mechanism, Mechanism):
         if vars(getattr(module, "config", module)).get("long_attention") is not None:
@@ -330,17 +348,16 @@ def mechanism_of(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism | None:
     if kwargs.get(SINKS) is not None and not mechanism.capabilities.takes_sinks:
         raise BackendError(
             f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism "
-            f"{mechanism.name!r} with these "
-            "options is not one softmax over keys; choose for example window."
+            f"{mechanism.name!r} with these options is not one softmax over keys; choose for example window."
         )
     return mechanism
 
 
 def weights_requested(kwargs: dict[str, Any], by_default: bool = False) -> bool:
-    """Whether a call returns attention weights: a keyword requests them, or transformers collects them from the
-    running model, as it does hidden_states and other outputs of layers.
+    """Whether a call returns attention weights, because a keyword requests them, or because transformers collects them
+    from the running model, as it collects hidden_states and other outputs of layers.
 
-    by_default: whether the model's config requests them in calls without the keyword.
+    by_default: whether the model's config requests weights in calls without the keyword ``output_attentions``.
     """
     requested = kwargs.get("output_attentions")
     if requested is None:
@@ -369,20 +386,24 @@ def _read(
     with_weights: bool,
     kwargs: dict[str, Any],
 ) -> LayerCall:
-    """The call of a module with the mechanism for this number of keys, and with the mask in its simplest form.
+    """The :class:`LayerCall` of a module, with the mechanism for this number of keys and the mask in its simplest
+    form.
 
     Raises:
-        BackendError: the cache did not reach the call, or has dropped keys that ``mechanism`` sees.
+        BackendError: the cache layer did not reach the module, or has dropped keys that ``mechanism`` sees.
+        InputError: the mask is for other queries or keys.
     """
     if torch.jit.is_tracing():
         check_trace(mechanism if SCORE_TERMS.isdisjoint(kwargs) else None, causal)
     if causal:
         new_tokens = 0 if kwargs.get(READS_PROMPT, False) else query.shape[2]
         mechanism = for_length(mechanism, key.shape[2], causal, new_tokens)
-    if isinstance(mask, DeclaredMask):  # the tower's config has no mechanisms
+    if isinstance(mask, DeclaredMask):  # the mask of a tower with a config of its own, which names no mechanism
         declared = mask
         mask = declared.cached("for mechanisms", lambda: mechanism_mask(**declared.arguments))
-    has_cache, layer = CACHE_LAYER in kwargs, kwargs.get(CACHE_LAYER)
+    # check the mask and the cache against the keys
+    has_cache = CACHE_LAYER in kwargs
+    layer = kwargs.get(CACHE_LAYER)
     if not has_cache and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
     if mask is not None and mask.shape != (key.shape[0], key.shape[2]):
@@ -391,8 +412,8 @@ def _read(
         _check_window(mechanism, layer, layer.sliding_window, key)
     elif isinstance(layer, StaticSlidingWindowLayer):
         _check_window(mechanism, layer, layer.max_cache_len, key)
-    # keep a mask over pairs if the mechanism can use it
     if mask is not None and mask.dim() == 4 and query.shape[2] > 1 and not in_graph():
+        # a mechanism that can use a mask over pairs keeps it
         keeps_pairs = takes_masked_documents(mechanism, mask.shape[3], causal)
         mask = simplified_mask(mask, query.shape[0], causal, keeps_pairs=keeps_pairs)
     if value.shape[-1] < key.shape[-1]:  # latent attention (DeepSeek); zeros add nothing to an output
@@ -410,22 +431,25 @@ def _read(
 
 
 def _check_window(mechanism: Mechanism, layer: Any, width: int, key: Tensor) -> None:
-    """Raise :class:`BackendError` if the sliding layer of a model's own cache has dropped keys that ``mechanism``
-    sees."""
-    seen, reach = layer.get_seq_length(), keys_per_query(mechanism)
+    """Raise :class:`BackendError` if a sliding ``layer`` of the base's cache has dropped keys that ``mechanism`` sees.
+    The layer keeps ``width`` tokens. In a graph, whether it has dropped keys is unknown, so a wider mechanism is
+    refused."""
+    seen = layer.get_seq_length()
+    reach = keys_per_query(mechanism)
     if (reach is None or reach > width) and (in_graph() or int(seen) > key.shape[2]):
         raise BackendError(
             f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism "
-            f"{mechanism.name!r} sees more; load the checkpoint with a Long class, choose a window of at most "
+            f"{mechanism.name!r} sees more tokens; load the checkpoint with a Long class, choose a window of at most "
             f"{width}, or pass use_cache=False."
         )
 
 
 def _check_keys(mask: Tensor, query: Tensor, key: Tensor, has_cache: bool, layer: Any) -> None:
-    """Raise :class:`InputError` if a mask is for other queries or keys than a module's. Compares numbers that the host
-    knows.
+    """Raise :class:`InputError` if a mask is for other queries or keys than those of the module's call. No check waits
+    for the device.
 
-    has_cache: whether the call has a cache. ``layer`` is ``None`` then if another module's layer has the keys.
+    has_cache: whether the call has a cache. With a cache, ``layer`` is ``None`` if the keys are in the cache layer of
+        another module.
     """
     if mask.dim() == 4:
         check_pairs(mask, query)
@@ -435,16 +459,21 @@ def _check_keys(mask: Tensor, query: Tensor, key: Tensor, has_cache: bool, layer
     if not has_cache:
         check_size(mask, key.shape[0], key.shape[2])
     elif layer is not None and not may_have_empty_slots and not in_graph():
-        check_size(mask, key.shape[0], int(layer.get_seq_length()))  # keys that the cache has dropped, too
+        check_size(mask, key.shape[0], int(layer.get_seq_length()))  # counts keys that the cache has dropped, too
 
 
 def _with_keys(call: LayerCall) -> tuple[Tensor, Tensor, AttentionCall]:
-    """Keys and values without empty slots, and the arguments of the mechanism with batch, global tokens and score
-    terms."""
+    """Keys and values ``(B, H_kv, Nk, D)`` without empty slots, and the arguments of the mechanism with batch, global
+    tokens and score terms.
+
+    Raises:
+        InputError: the mask or another argument does not fit the keys, or the mechanism cannot use it.
+    """
     mechanism, query, key, value, mask = call.mechanism, call.query, call.key, call.value, call.mask
     q_len = query.shape[2]
     if isinstance(call.layer, StaticLayer) and not isinstance(call.layer, AttentionCacheLayer):
         key, value, mask = _filled(call.layer, query, key, value, mask)
+    # a padding mask becomes the batch, a mask over pairs a score term
     batch: Batch | None = None
     pairs: Tensor | None = None
     if mask is not None and mask.dim() == 2:
@@ -457,8 +486,7 @@ def _with_keys(call: LayerCall) -> tuple[Tensor, Tensor, AttentionCall]:
         if mask.dim() != 4 or mask.shape[3] < key.shape[2]:
             raise InputError(
                 f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
-                "or four-dimensional "
-                f"(batch, 1 or heads, {q_len} queries, {key.shape[2]} keys)."
+                f"or four-dimensional (batch, 1 or heads, {q_len} queries, {key.shape[2]} keys)."
             )
         pairs = mask
         if mask.shape[3] > key.shape[2]:  # a sliding cache has dropped the first keys
@@ -470,12 +498,12 @@ def _with_keys(call: LayerCall) -> tuple[Tensor, Tensor, AttentionCall]:
     if pairs is not None or not SCORE_TERMS.isdisjoint(call.kwargs):
         score_mod = call.score_terms(pairs, kv_len)
         _check_terms(mechanism, pairs, score_mod, kv_len, causal, call.kwargs)
-    tokens = call.kwargs.get("global_attention_mask")
+    global_mask = call.kwargs.get("global_attention_mask")
     if not mechanism.capabilities.takes_globals:
-        tokens = None
-    if tokens is not None:
-        tokens = globals_of_keys(tokens, mask, q_len, key)
-    return key, value, call.arguments.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
+        global_mask = None
+    if global_mask is not None:
+        global_mask = globals_of_keys(global_mask, mask, q_len, key)
+    return key, value, call.arguments.replace(batch=batch, global_mask=global_mask, score_mod=score_mod)
 
 
 def _check_terms(
@@ -486,8 +514,12 @@ def _check_terms(
     causal: bool,
     kwargs: dict[str, Any],
 ) -> None:
-    """Raise :class:`InputError` for score terms that ``mechanism`` cannot add, and for a mask in a graph that may hide
-    documents short enough for ``exact_length``."""
+    """Refuse score terms that ``mechanism`` cannot use.
+
+    Raises:
+        InputError: the mechanism has no scores to which terms could be added; or a mask in a graph may separate
+            documents, and the mechanism would treat documents of up to ``exact_length`` tokens differently.
+    """
     if score_mod is not None and not mechanism.capabilities.takes_score_mod:
         terms = {"four-dimensional attention_mask": pairs, "position bias": kwargs.get("position_bias")}
         term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
@@ -507,12 +539,12 @@ def _check_terms(
 
 
 Route = Literal["cache", "slots", "keys"]
-"""What a call attends to: the state or the keys of its cache layer, which computes it; all slots of a static cache; or
-the keys of the call."""
+"""How a call is computed: ``cache``, by its cache layer, from a state or from the keys in the layer; ``slots``, over
+all slots of a static cache, filled or empty; ``keys``, over the keys of the call."""
 
 
 def _route_of(call: LayerCall) -> Route:
-    """What a call attends to. A cache layer is told the padding first."""
+    """The route of a call. Stores the padding in a cache layer of this package, for later steps."""
     layer = call.layer
     if isinstance(layer, AttentionCacheLayer):
         layer.note_padding(call.padding)
@@ -536,15 +568,16 @@ def _attend_by_cache(call: LayerCall) -> Attended:
 
 def _step_over_slots(call: LayerCall) -> Tensor:
     """The output ``(B, H, Nq, D)`` of a step over all slots of a static cache. Shapes do not depend on the number of
-    tokens."""
+    tokens in the cache, so that one graph computes every step."""
     q_len, kv_len = call.query.shape[2], call.key.shape[2]
     arguments = call.over_columns(tokens_in(call.layer))
-    tokens = call.kwargs.get("global_attention_mask")
-    if tokens is not None and call.mechanism.capabilities.takes_globals:
+    global_mask = call.kwargs.get("global_attention_mask")
+    if global_mask is not None and call.mechanism.capabilities.takes_globals:
+        # later slots are not global
         width = kv_len if call.padding is None else call.padding.shape[1]
-        missing = width - tokens.shape[1]
+        missing = width - global_mask.shape[1]
         globals_of_slots = cached_on(
-            tokens, ("slots", missing), lambda: for_one_pass(nn.functional.pad(tokens != 0, (0, missing)))
+            global_mask, ("slots", missing), lambda: for_one_pass(nn.functional.pad(global_mask != 0, (0, missing)))
         )
         arguments = arguments.replace(global_mask=globals_of_slots)
     columns = slot_columns(call.layer, q_len, kv_len)
@@ -552,13 +585,13 @@ def _step_over_slots(call: LayerCall) -> Tensor:
 
 
 def _runs_over_slots(layer: StaticLayer, call: LayerCall) -> bool:
-    """Whether a step runs over all slots of a static cache.
+    """Whether a step runs over all slots of a static cache, filled or empty.
 
     Raises:
-        BackendError: in a compiled graph, the mechanism cannot. There, a call cannot use only the filled slots.
+        BackendError: in a compiled graph, which cannot select the filled slots, the mechanism cannot use all slots.
     """
     q_len = call.query.shape[2]
-    if call.key.shape[2] == q_len:  # the first tokens
+    if call.key.shape[2] == q_len:  # the first call, whose keys are those of its own tokens
         return False
     few_on_device = accelerated(call.query) and q_len <= FEW_QUERIES
     if not in_graph() and not isinstance(layer, StaticWindowLayer) and not few_on_device:
@@ -575,8 +608,8 @@ def _runs_over_slots(layer: StaticLayer, call: LayerCall) -> bool:
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall) -> bool:
-    """Whether new tokens use ``attend_rows`` (mechanisms/common/masked.py) instead of ``forward``, unless weights are
-    requested."""
+    """Whether ``attend_rows`` (mechanisms/common/masked.py) can compute new tokens in place of ``forward``. It returns
+    no weights."""
     return (
         steps_by_mask(mechanism)
         and call.causal
@@ -606,22 +639,24 @@ def _step(
 def _filled(
     layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values and mask of a static cache's filled slots.
+    """Keys, values and mask of the filled slots of a static cache.
 
-    A padding mask becomes ``(B, tokens)``. Waits for the device; with a mask, once per forward pass."""
+    A padding mask becomes ``(B, tokens)``. Reading the number of tokens waits for the device. With a mask, it is read
+    once per forward pass, otherwise in every layer."""
     q_len, kv_len = query.shape[2], key.shape[2]
     total: Any = kv_len if kv_len == q_len else tokens_in(layer)
     if isinstance(total, Tensor):
-        tensor = total
-        total = int(tensor) if mask is None else cached_on(mask, "tokens", lambda: int(tensor))
+        on_device = total
+        total = int(on_device) if mask is None else cached_on(mask, "tokens", lambda: int(on_device))
     if isinstance(layer, StaticWindowLayer) and kv_len != q_len:
         key, value = in_text_order(layer, key, value, q_len)
     elif kv_len > total:
         key, value = key[:, :, :total], value[:, :, :total]
-    if mask is None or mask.dim() == 4:
-        return key, value, mask if mask is None else mask[..., :total]
-    wide = mask
-    return key, value, cached_on(wide, ("filled", total), lambda: for_one_pass(wide[:, :total]))
+    if mask is None:
+        return key, value, None
+    if mask.dim() == 4:
+        return key, value, mask[..., :total]
+    return key, value, cached_on(mask, ("filled", total), lambda: for_one_pass(mask[:, :total]))
 
 
 AttentionInterface.register(BACKEND, longattn_attention_forward)

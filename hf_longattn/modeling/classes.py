@@ -1,4 +1,4 @@
-"""Creates a family's Long classes, each from a mixin and its base class.
+"""Creates a family's Long classes. Each derives from a mixin and from a model class of transformers, its base.
 
 Classes are created on first use, in the family's module, so that no model is imported earlier. A family without a file
 is a row of ``families.json`` (:func:`family_of_row`).
@@ -28,9 +28,9 @@ PACKAGE = __name__.rpartition(".modeling")[0]
 
 
 def named(path: str) -> Any:
-    """The object at a dotted path below this package."""
-    home, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(f"{PACKAGE}.{home}"), name)
+    """The object with a dotted path below this package: ``modeling.grids.LongGridMixin``, for example."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,32 +39,36 @@ def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def family_of_row(module: str, model_type: str, row: Mapping[str, Any]) -> Family:
-    """The family of a base without a file.
+    """The family that a row of ``families.json`` describes.
 
     Args:
-        module: name of the family's module, which has its classes.
+        module: name of the family's module, in which its classes are created.
         model_type: model type of the base.
-        row: the family's row of ``families.json`` (:func:`.family.definition.family_rows`).
+        row: the row (:func:`.family.definition.family_rows`).
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     facts = with_tuples(row)
     facts.pop("about", None)
+    # the config class
     attributes = {**facts.pop("attributes", {})}
     if towers := facts.pop("towers", None):
         attributes["tower_classes"] = {name: FAMILIES[tower].config_class for name, tower in towers.items()}
     mixin = named(facts.pop("config", "modeling.family.long_config.LongConfig"))
     facts["config_class"] = long_config(module, mixin, CONFIG_MAPPING[model_type], **attributes)
+    # objects in place of JSON values
     if tables := facts.get("position_tables"):
         facts["position_tables"] = tuple(PositionTable(**table) for table in tables)
     if width := facts.pop("head_dim", None):
         facts["attention"] = AttentionNames(head_dim=width)
-    if "spec" in facts:
+    if "spec" in facts:  # a class with its fields, or an object with the fields that differ
         path, changes = facts["spec"]
         spec = named(path)
         change = spec if isinstance(spec, type) else partial(replace, spec)
         facts["spec"] = change(**with_tuples(changes))
-    if replaced := facts.pop("replaced", None):  # using only the config must not import the base's models
+    # the mixin for attention modules that this package replaces
+    if replaced := facts.pop("replaced", None):
+        # imported here, so that the config alone does not import the base's models
         from .attach.custom_attention import ReplacedModules, replacing
 
         package = base_package(model_type)
@@ -75,8 +79,7 @@ def family_of_row(module: str, model_type: str, row: Mapping[str, Any]) -> Famil
 
 
 def give_classes(family: Family) -> None:
-    """Give the config's module the config class and the Long classes. A ``__getattr__`` makes the latter on first
-    use."""
+    """Add the config class to its module, with a ``__getattr__`` that makes the Long model classes on first use."""
     module = sys.modules[family.config_class.__module__]
 
     def module_getattr(name: str) -> Any:
@@ -98,7 +101,7 @@ def is_model_class(value: Any) -> bool:
 
 
 def check_interface(model_class: Any) -> None:
-    """Raise :class:`BackendError` for a class whose attention is not on the AttentionInterface."""
+    """Raise :class:`BackendError` for a class that does not call attention by transformers' AttentionInterface."""
     if not is_model_class(model_class):
         raise BackendError(
             f"{model_class.__name__} is not a model of transformers; pass the model inside it, or load it with "
@@ -129,11 +132,12 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
     package = family.base_package
     base_model = family.base_model_name
+    # Another version of transformers may not have this base on the AttentionInterface (GPT-J before 5.24).
     facts_of_installed = stored_facts()["transformers"]["version"] == importlib.metadata.version("transformers")
-    # GPT-J before 5.24, for example
     if not facts_of_installed and family.base_model_type in stored_facts()["derived"]:
         check_interface(family.base_class(base_model))
-    parts = family.stacks or family.inner  # classes that run in place of the base model
+    # The class that runs the layers gets ``base_mixin``: the base model, or its stacks or its inner model.
+    parts = family.stacks or family.inner
     usual, base_mixin = map(named, family.spec.mixins)
     mixins: dict[str, type] = {base_model: usual if parts else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.backbone_classes), base_mixin)
@@ -148,13 +152,14 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))
-        # a ForCausalLM has no encoder
+        # tables are extended for the base model, and for an encoder-decoder's ForCausalLM, which has the decoder alone
         extends = base_name == base_model or bool(family.stacks and base_name.endswith("ForCausalLM"))
         register_loading(family, base, classes[long_name], extends=extends)
     return classes
 
 
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:
+    """The Long class ``name`` of ``base``, with ``mixin`` and the family's own mixin before it."""
     from transformers import GenerationMixin
 
     from .losses import LOSS_BY_ROW
@@ -164,22 +169,20 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
     if family.mixin is not None:
         bases.insert(0, family.mixin)
     if issubclass(base, GenerationMixin):
-        # transformers looks for the latter among the direct bases
+        # transformers looks for GenerationMixin among the direct bases
         bases = [LongGenerationMixin, *bases, GenerationMixin]
+    decodes = issubclass(mixin, LongDecoderMixin)
+    tables = (table for table in family.position_tables if table.decoder == decodes)
     namespace: dict[str, Any] = {
         "__module__": family.module,
-        "__doc__": family.spec.docstring.format(
-            base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""
-        ),
+        "__doc__": family.spec.docstring.format(base=base.__name__, whose=" of the encoder" if decodes else ""),
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,
-        # transformers reads the source code of a class, and finds none of this one
+        # transformers' method reads the source code of its class, and this class has none
         "_can_set_experts_implementation": base._can_set_experts_implementation,
         "accepts_loss_kwargs": not base.__name__.endswith(LOSS_BY_ROW),  # read by transformers' Trainer
-        "position_table": next(
-            (table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None
-        ),
+        "position_table": next(tables, None),
     }
     if family.config_class.score_cap is not None:
         namespace["_supports_sdpa"] = False  # sdpa ignores the cap on scores; transformers before 5.23 allows it
@@ -189,13 +192,14 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
 
 
 def record_outputs(model_class: Any) -> None:
-    """Register the recordable outputs of ``model_class`` with transformers.
+    """Tell transformers which outputs of layers, such as attentions, it can collect from ``model_class``.
 
-    transformers does this when an instance is built, but the model inside a head becomes a Long model only later.
+    transformers notes this when it builds an instance, but the model inside a head becomes a Long model only later.
     """
     from transformers.utils import output_capturing
 
     if not hasattr(output_capturing, "_CAN_RECORD_REGISTRY") or not hasattr(model_class, "_can_record_outputs"):
         warn_missing("record_outputs")
         return
+    # the registry's own __setitem__ takes an instance, and would look up the class of this class
     dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(model_class), model_class._can_record_outputs)

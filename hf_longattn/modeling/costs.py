@@ -32,20 +32,29 @@ PROBE_LENGTH = 45 << 16
 """Tokens at which growth of the decode cache is measured: longer than windows, and a multiple of most block and
 segment sizes."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+"""Bytes of an element -> a dtype of that size."""
 
 
 @dataclass(frozen=True)
 class LengthCost:
-    """Cost of one input: a row in a table of costs. size: an ``InputSize``; ``None`` for a text."""
+    """Cost of a forward pass over one input. A row in a table of costs.
+
+    length: number of tokens.
+    attention_flops, full_attention_flops: FLOPs of attention in all layers, with the mechanisms and with full
+        attention.
+    other_flops: FLOPs of everything besides attention.
+    activation_bytes: activations of the largest layer in inference, which are its input, q, k, v, output and the
+        intermediate activation.
+    cache_bytes: size of the KV cache for decoding; ``None`` if the model does not decode.
+    size: the input's ``InputSize``; ``None`` for a text.
+    """
 
     length: int
     attention_flops: int
     full_attention_flops: int
     other_flops: int
-    activation_bytes: (
-        int  # bytes of the largest layer in inference: input, q, k, v, output and the intermediate activation
-    )
-    cache_bytes: int | None  # KV cache for decoding; None if the model does not decode
+    activation_bytes: int
+    cache_bytes: int | None
     size: Any = None
 
     @property
@@ -83,21 +92,25 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any, *, causal: bool, **further: int) -> ModelShape:
-        """The shape from a transformers config. For an encoder-decoder, the decoder's if `causal`, otherwise the
-        encoder's. ``further``: fields that the config does not have."""
+        """The shape that a config of transformers describes.
+
+        Args:
+            config: the config. For an encoder-decoder, the shape is the decoder's if ``causal``, else the encoder's.
+            causal: whether later tokens are hidden.
+            further: values of fields about which the config says nothing, such as ``matrix_parameters``.
+        """
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
-        hidden, layers = config.hidden_size, getattr(config, f"{stack}_layers", config.num_hidden_layers)
+        hidden = config.hidden_size
+        # the first of the usual names that has a number
+        widths = (getattr(config, name, None) for name in (f"{stack}_ffn_dim", "intermediate_size", "n_inner"))
         return cls(
-            layers=layers,
+            layers=getattr(config, f"{stack}_layers", config.num_hidden_layers),
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or hidden // heads,
             hidden=hidden,
-            intermediate=getattr(config, f"{stack}_ffn_dim", None)
-            or getattr(config, "intermediate_size", None)
-            or getattr(config, "n_inner", None)
-            or 4 * hidden,
+            intermediate=next(filter(None, widths), 4 * hidden),
             causal=causal,
             **further,
         )
@@ -115,13 +128,13 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: in
     """The decode cache of every layer after ``length`` tokens of one sequence."""
     layers = list(mechanisms)
     states = {}
-    for layer in set(layers):
+    for layer in set(layers):  # layers with equal options share a mechanism
         growth = 0
         if not isinstance(layer, Stateful) and keys_per_query(layer) is None:
-            # Average growth over many tokens, once windows and segments are full. Less than a thousandth of a token's
-            # bytes is rounding.
-            near = state_bytes(layer, shape, PROBE_LENGTH)
-            added = state_bytes(layer, shape, 2 * PROBE_LENGTH) - near
+            # Measure the average growth per token, from a length at which windows and segments are full. Growth by
+            # less than a thousandth of a token's bytes is rounding.
+            before = state_bytes(layer, shape, PROBE_LENGTH)
+            added = state_bytes(layer, shape, 2 * PROBE_LENGTH) - before
             if added > PROBE_LENGTH * shape.token_bytes // 1000:
                 growth = added // PROBE_LENGTH
         states[layer] = DecodeState(state_bytes(layer, shape, length), growth)
@@ -131,22 +144,23 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: in
 def state_bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
     """Bytes of one layer's decode cache after ``length`` tokens of one sequence."""
     if mechanism.capabilities.recursion is not None:
-        return 0  # every step reads the whole text
+        return 0  # there is no cache, because every step reads the whole text
     if isinstance(mechanism, Stateful):
         return _measured(mechanism, shape)
     reach = keys_per_query(mechanism)
     if reach is not None:
         return min(length, reach) * shape.token_bytes
-    none = torch.zeros(1, 1, dtype=torch.long)
-    if not isinstance(mechanism, MaskedMechanism) or mechanism.retained(none, none) is None:
-        return length * shape.token_bytes
+    first = torch.zeros(1, 1, dtype=torch.long)
+    if not isinstance(mechanism, MaskedMechanism) or mechanism.retained(first, first) is None:
+        return length * shape.token_bytes  # all keys
+    # the cache is largest before or after the last step; ``None`` stands for all keys
     positions = torch.arange(length)[None]
     retained = [mechanism.retained(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
-    return shape.token_bytes * max(length if positions is None else int(positions.sum()) for positions in retained)
+    return shape.token_bytes * max(length if keys is None else int(keys.sum()) for keys in retained)
 
 
 def _measured(mechanism: Any, shape: ModelShape) -> int:
-    """Bytes of the recurrent state, measured after one token; the size is constant."""
+    """Bytes of a mechanism's recurrent state. It is measured after one token, because its size is constant."""
     dtype = DTYPES[shape.element_bytes]
     layer = type(mechanism)(mechanism.sizes, mechanism.options).to(dtype)  # ``mechanism`` may be on the meta device
     layer.layer = mechanism.layer
@@ -171,9 +185,11 @@ def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
     sites = attention_sites(skeleton)
     causal = all(site.causal for site in sites if not site.cross)
     crossing = [] if causal else [site for site in sites if site.cross]
+    # weights that multiply no token of the input: embeddings, and those of a decoder beside the encoder
     unused = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
     if crossing:
         unused |= _weights_of_decoder_alone(skeleton, crossing)
+    # weights of a module that several layers share count once for each layer
     shared = Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
     times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
     used = [p for p in skeleton.parameters() if p.ndim == 2 and id(p) not in unused]
@@ -191,17 +207,22 @@ def model_shape(config: Any, skeleton: nn.Module) -> ModelShape:
 
 
 def _weights_of_decoder_alone(skeleton: Any, crossing: Sequence[AttentionSite]) -> set[int]:
-    """The ids of the weights that the text does not pass: those outside the encoder, except the key and value
-    projections of cross-attention."""
-    passed = {id(p) for p in skeleton.base_model.get_encoder().parameters()}
+    """The ids of an encoder-decoder's weights that do not multiply the tokens of the encoder's text. These are all
+    weights outside the encoder, except the key and value projections of cross-attention (``crossing``)."""
+    encoding = {id(p) for p in skeleton.base_model.get_encoder().parameters()}
     for site in crossing:
         projections = site.module.named_parameters()
-        passed |= {id(p) for name, p in projections if name.startswith(("k_proj", "v_proj"))}
-    return {id(p) for p in skeleton.parameters()} - passed
+        encoding |= {id(p) for name, p in projections if name.startswith(("k_proj", "v_proj"))}
+    return {id(p) for p in skeleton.parameters()} - encoding
 
 
 def generic_shape(skeleton: nn.Module, whole: Any) -> ModelShape:
-    """The shape of a plain model with mechanisms, or of a tower. ``whole``: the config of the whole model."""
+    """The shape of a model without a Long class on which mechanisms are attached, or of one of its towers.
+
+    Args:
+        skeleton: the model or the tower.
+        whole: the config of the whole model.
+    """
     sites = [site for site in self_attention(skeleton) if hasattr(site.module, MECHANISM_ATTRIBUTE)]
     first: Any = sites[0].mechanism
     module: Any = sites[0].module
@@ -231,7 +252,7 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
     for name, options in map(attention.for_layer, range(shape.layers)):
         key = json.dumps([name, options], sort_keys=True)
         if key not in built:
-            # its own generator, since other threads may build models from the process's; on meta there are no values
+            # a separate generator, because other threads may use the process's; tensors on meta need no random values
             on_meta = torch.get_default_device().type == "meta"
             generator = None if on_meta else torch.Generator().manual_seed(0)
             built[key] = mechanism_from(
@@ -248,22 +269,26 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
 
 
 def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> LengthCost:
-    """Operations (a multiply–add counts as two) and bytes for one sequence of `length` tokens."""
+    """Operations (a multiply–add counts as two) and bytes for one sequence of ``length`` tokens.
+
+    mechanisms: the mechanism of every layer.
+    """
     layers = list(mechanisms)
     per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
-    dense = full_pairs(length, shape.causal)
+    all_pairs = full_pairs(length, shape.causal)
+    # numbers per token in a layer: input, q, attention's output, the layer's output; k, v; the intermediate activation
     width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
     pairs = {layer: for_length(layer, length, shape.causal).pairs(length, shape.causal) for layer in set(layers)}
     cache = None
     if shape.causal:
         bytes_of = {layer: state_bytes(layer, shape, length) for layer in pairs}
         cache = sum(bytes_of[layer] for layer in layers)
-    elif shape.cross_layers:
+    elif shape.cross_layers:  # keys and values of the encoder's tokens
         cache = shape.cross_layers * length * 2 * shape.hidden * shape.element_bytes
     return LengthCost(
         length=length,
         attention_flops=per_pair * sum(pairs[layer] for layer in layers),
-        full_attention_flops=per_pair * dense * len(layers),
+        full_attention_flops=per_pair * all_pairs * len(layers),
         other_flops=2 * shape.matrix_parameters * length,
         activation_bytes=length * width * shape.element_bytes,
         cache_bytes=cache,
@@ -273,13 +298,17 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
 def affordable_length(
     length: int, shape: ModelShape, mechanisms: Sequence[Mechanism], limit: float, least: int = 64
 ) -> int:
-    """Halve ``length``, down to ``least`` tokens, while a forward pass takes more than ``limit`` FLOPs."""
+    """The length, at most ``length`` tokens, at which a forward pass takes at most ``limit`` FLOPs. It is found by
+    halving, and not below ``least`` tokens."""
     while length > least and cost_at(length, shape, mechanisms).total_flops > limit:
         length = max(least, length // 2)
     return length
 
 
 def costs_of(sizes: Any, attention: LongAttentionConfig, shape: ModelShape) -> tuple[LengthCost, ...]:
-    """:func:`cost_at` for one input of each ``InputSize`` of ``sizes``, an ``InputSizes``."""
+    """The cost of one input of each size between the source's and the result's.
+
+    sizes: an ``InputSizes``; ``sizes.steps()`` lists the sizes.
+    """
     mechanisms = layer_mechanisms(attention, shape, sizes.new.tokens)
     return tuple(replace(cost_at(size.tokens, shape, size.bound(mechanisms)), size=size) for size in sizes.steps())

@@ -2,8 +2,8 @@
 
 transformers makes a mask from a function over positions: causality, a sliding window, chunks, packed documents, blocks
 that see each other. :class:`DeclaredMask` reads that function instead of evaluating it for every pair, so that nothing
-of size N×N is built for a window. A function that it cannot read is evaluated by transformers, for a block of queries
-at a time.
+of size N×N is built for a window. If it cannot read a function, transformers evaluates that function, for one block of
+queries at a time.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from ..mechanisms.common.options import LARGEST
 from .lazy_tensor import LazyTensor
 
 BLOCK_PAIRS = 1 << 26
-"""Maximum query-key pairs, over all batch rows, of a mask that is evaluated at once. Untuned."""
+"""Maximum query-key pairs, over all batch rows, of the part of a mask that is evaluated at once. Untuned."""
 PIECE_PAIRS = 1 << 22
-"""Maximum query-key pairs, over all batch rows, of a piece of a mask that is reduced to blocks. Small pieces are
-evaluated faster, since they stay in the CPU cache."""
+"""Maximum query-key pairs, over all batch rows, of the part that is evaluated at once while a mask is reduced to
+:class:`VisibleBlocks`. Small parts are evaluated faster, since they stay in the CPU cache."""
 FEWEST_ROWS = 128
 """Minimum queries per block. Untuned."""
 MaskFunction = Callable[[Any, Any, Any, Any], Any]
 """``mask_function(batch, head, query, key) -> bool`` of transformers, over absolute positions."""
 ADDITIONS = (Tensor.add, Tensor.__add__, torch.add, Tensor.add_, Tensor.__iadd__)
+"""Functions by which models add a mask to scores."""
 
 
 def _code(name: str, *arguments: Any) -> Any:
-    """The code object of the mask functions that transformers' ``name`` creates. If this version has no ``name``, an
-    object that is no function's code."""
-    make = getattr(masking, name, None)
-    return object() if make is None else make(*arguments).__code__
+    """The code object that all mask functions created by transformers' function ``name`` share, by which they are
+    recognised. If this version of transformers lacks ``name``, an object that equals no code."""
+    create = getattr(masking, name, None)
+    return object() if create is None else create(*arguments).__code__
 
 
 ALL_OF = _code("and_masks", masking.causal_mask_function)
@@ -53,10 +54,11 @@ BLOCKS = _code("blockwise_overlay", torch.zeros(1, 1))
 PACKED = _code("packed_sequence_mask_function", torch.zeros(1, 1))
 MOVED = _code("remap_positions_for_packed_sequence", masking.causal_mask_function, torch.zeros(1, 1))
 KNOWN = {ALL_OF, ANY_OF, WINDOW, WINDOW_AROUND, CHUNKS, BLOCKS, PACKED, MOVED}
+"""Code objects of the mask functions that :class:`DeclaredMask` reads."""
 
 
 def _settings(function: MaskFunction) -> dict[str, Any]:
-    """Arguments with which transformers created a mask function, by name."""
+    """The arguments with which transformers created a mask function, by name. They are read from its closure."""
     return {
         name: cell.cell_contents
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -66,9 +68,10 @@ def _settings(function: MaskFunction) -> dict[str, Any]:
 class Region(NamedTuple):
     """Visible keys of a stock model, described by a band, padding and documents.
 
-    keys: number of keys in use. Later keys are empty slots of a static cache. The queries are the last of the keys in
-        use.
-    cross: whether queries may be a different sequence, so that the key padding says nothing about queries.
+    keys: number of keys in use. Keys after them are empty slots of a static cache. The queries belong to the last
+        tokens in use.
+    cross: whether the queries may be from another sequence than the keys (cross-attention). The padding of keys then
+        says nothing about queries.
     """
 
     pattern: Pattern
@@ -93,15 +96,16 @@ class DeclaredMask(LazyTensor, PassCache):
     chunk: int | None = None
 
     def __init__(self, *, traced: bool | None = None, **arguments: Any) -> None:
-        """Read the mask for transformers' ``arguments``.
+        """Read the mask that transformers' ``arguments`` for mask functions describe.
 
-        traced: whether to read it as in a graph, which cannot inspect the mask function. By default, if this call
-            is in a graph.
+        traced: whether to read the mask without inspecting the mask function, which a graph cannot do. The default is
+            whether this call is in a graph.
         """
         self.arguments = arguments
         self.queries, self.keys = arguments["q_length"], arguments["kv_length"]
         offset = arguments["q_offset"]
-        if isinstance(offset, Tensor):  # a static cache changes its offset before the mask is evaluated
+        if isinstance(offset, Tensor):
+            # copied, because a static cache changes its offset in place before the mask is evaluated
             arguments["q_offset"] = offset.clone() if in_graph() or not has_values(offset) else int(offset)
         self.first_query, self.first_key = arguments["q_offset"], arguments["kv_offset"]
         self.shape = torch.Size((arguments["batch_size"], 1, self.queries, self.keys))
@@ -121,9 +125,10 @@ class DeclaredMask(LazyTensor, PassCache):
             self.padding = arguments["attention_mask"] = None
 
     def _read(self, function: MaskFunction, positions: Tensor | None) -> None:
-        """Narrow the band to ``function``, and collect its documents. An unknown function does not change the band.
+        """Narrow the band to the keys that ``function`` shows, and collect its labels of documents. An unknown
+        function does not change the band, and makes it inexact.
 
-        positions: ``(B, N)``, the positions that the function uses instead of token indices.
+        positions: ``(B, N)``, the positions that the function uses in place of token indices.
         """
         code = getattr(function, "__code__", None)
         settings = _settings(function) if code in KNOWN else {}
@@ -149,6 +154,7 @@ class DeclaredMask(LazyTensor, PassCache):
         elif code is PACKED:
             self._labels.append(settings["packed_sequence_mask"])
         elif code is ANY_OF and len(parts) == 2 and getattr(parts[1], "__code__", None) is BLOCKS:
+            # tokens of a block also see each other, so the band has to reach across the longest block
             self._read(parts[0], positions)
             numbers = _settings(parts[1])["block_sequence_ids"]
             reach = _longest_block(numbers) - 1 if has_values(numbers) else 0
@@ -159,11 +165,12 @@ class DeclaredMask(LazyTensor, PassCache):
             self.exact = False
 
     def _read_in_graph(self, function: MaskFunction) -> None:
-        """Like :meth:`_read`, from transformers' other arguments, because a graph cannot inspect a function."""
+        """Like :meth:`_read`, for a graph, which cannot inspect the function. It reads the band from the other
+        arguments of the mask."""
         config: Any = self.arguments.get("config")
         local_size = self.arguments.get("local_size")
         causal = bool(self.arguments.get("allow_is_causal_skip"))
-        # no documents, blocks or functions of a model
+        # transformers sets neither flag if documents, blocks or a function of the model change the mask
         usual = causal or self.arguments.get("allow_is_bidirectional_skip")
         if function is masking.causal_mask_function:
             self.right = 0
@@ -179,11 +186,11 @@ class DeclaredMask(LazyTensor, PassCache):
             self.left, self.right = (local_size - 1, 0) if causal else (local_size, local_size)
 
     def for_documents(self, documents: Tensor) -> DeclaredMask:
-        """This mask with chunks that begin anew in each document of ``documents (B, Nq)``. It does not hide other
-        documents; the documents of the call do.
+        """This mask with chunks that begin anew in each document of ``documents (B, Nq)``. The mask itself does not
+        hide other documents: the caller does.
 
         Raises:
-            BackendError: in a graph, the mask has more than chunks, and cannot be made anew.
+            BackendError: in a graph, the mask has more than chunks and causality, so its function cannot be changed.
         """
         if self.chunk is None:
             return self
@@ -196,13 +203,14 @@ class DeclaredMask(LazyTensor, PassCache):
             # chunks are counted from the first real token of a document
             start = torch.full_like(number, LARGEST).scatter_reduce(1, number, real, "amin").gather(1, number)
             chunks = F.pad((index - start) // size, (0, self.keys - index.shape[1]))
-            arguments = {**self.arguments, "mask_function": self._function_of(chunks)}
+            arguments = {**self.arguments, "mask_function": self._with_chunks(chunks)}
             return DeclaredMask(**arguments)
 
         return self.cached("for documents", make)
 
-    def _function_of(self, chunks: Tensor) -> MaskFunction:
-        """The mask function with the given chunk of each token, ``(B, Nk)``, unless positions say where chunks are."""
+    def _with_chunks(self, chunks: Tensor) -> MaskFunction:
+        """The mask function, in which tokens see each other if they have the same number in ``chunks (B, Nk)``. A
+        function that takes its positions from the call (``MOVED``) keeps its own chunks."""
         same_chunk = masking.packed_sequence_mask_function(chunks)
         if in_graph():
             if not self.arguments.get("allow_is_causal_skip"):
@@ -229,13 +237,16 @@ class DeclaredMask(LazyTensor, PassCache):
         return self.exact and not self._labels and min(self.left, self.right) == UNBOUNDED
 
     def region(self, documents: Tensor | None = None) -> Region | None:
-        """The visible keys. ``documents (B, Nq)`` of the call separate tokens, in addition to those of the mask.
+        """The visible keys as a :class:`Region`. ``None`` if a band, padding and documents do not describe them, or if
+        a graph does not know the offset of the queries.
 
-        ``None`` if a band, padding and documents do not describe the keys, or if a graph does not know their offsets.
+        documents: ``(B, Nq)``, the documents of the call. They separate tokens in addition to the mask's documents.
         """
 
         def make() -> Region | None:
-            pattern, keys = Pattern(self.left, self.right, self.right == 0), self.keys
+            pattern = Pattern(self.left, self.right, self.right == 0)
+            # the keys up to the last query are in use, and further ones only if the mask hides nothing but padding
+            keys = self.keys
             if not self.hides_padding_alone:
                 if not self.exact or isinstance(self.first_query, Tensor):
                     return None
@@ -243,10 +254,10 @@ class DeclaredMask(LazyTensor, PassCache):
                 in_a_static_cache = pattern.causal and 0 < keys < self.keys
                 if keys != self.keys and not in_a_static_cache:
                     return None
+            # a document ends wherever one of its labels changes
             labels = [label.expand(self.shape[0], -1)[:, :keys] for label in self._labels]
             if documents is not None:
                 labels.append(documents)
-            # a document ends wherever one of its labels changes
             changes = [label[:, 1:] != label[:, :-1] for label in labels if has_values(label)]
             numbers = None
             if changes:
@@ -269,10 +280,10 @@ class DeclaredMask(LazyTensor, PassCache):
         return torch.where(self.dense(), hidden, torch.finfo(dtype).min)
 
     def rows(self, start: int, stop: int, first: int, last: int) -> Tensor:
-        """The part of :meth:`dense` for queries ``start … stop - 1`` and keys ``first … last - 1``. Cached if it is at
-        least half.
+        """The part of :meth:`dense` for queries ``start … stop - 1`` and keys ``first … last - 1``. It is cached for
+        the other layers if it is at least half of the mask.
 
-        ``(B, 1, 1, keys)`` if all queries see the same keys.
+        ``(B, 1, queries, keys)`` bool, or ``(B, 1, 1, keys)`` if all queries see the same keys.
         """
         if self.hides_padding_alone and self.padding is not None:
             return self.padding[:, None, None, first:last]
@@ -294,16 +305,19 @@ class DeclaredMask(LazyTensor, PassCache):
         return evaluate()
 
     def blocks(self, rows: int, pairs: int | None = None, multiple: int = 1) -> list[tuple[int, int, int, int]]:
-        """Queries ``start … stop - 1`` with the keys ``first … last - 1`` that they may see.
+        """Divide the queries into blocks of a limited size. Each is ``(start, stop, first, last)``: queries
+        ``start … stop - 1`` see only keys among ``first … last - 1``.
 
         rows: the number of masks or of score matrices in memory at once.
-        pairs: about how many pairs these have for a block; :data:`BLOCK_PAIRS` by default.
+        pairs: the approximate number of pairs that a block has in all of these together; :data:`BLOCK_PAIRS` by
+            default.
         multiple: ``start`` and ``first`` are multiples of this number.
         """
         left = right = UNBOUNDED
-        shift = 0
+        shift = 0  # the key at a query's position, minus the query
         if not isinstance(self.first_query, Tensor):
             left, right, shift = self.left, self.right, self.first_query - self.first_key
+        # a block is at most as long as the band is wide, so that most of its pairs are visible
         reach = min(self.keys, left + right)
         size = max(FEWEST_ROWS, min((pairs or BLOCK_PAIRS) // (rows * max(reach, FEWEST_ROWS)), reach))
         size += -size % multiple
@@ -313,12 +327,14 @@ class DeclaredMask(LazyTensor, PassCache):
             first = max(0, start + shift - left)
             first -= first % multiple
             last = min(self.keys, stop + shift + right)
-            blocks.append((start, stop, first, max(last, first + 1)))
+            blocks.append((start, stop, first, max(last, first + 1)))  # at least one key
         return blocks
 
     def visible_blocks(self, documents: Tensor | None) -> VisibleBlocks | None:
-        """The mask reduced to blocks, once for all layers. ``documents`` as in :meth:`region`. ``None`` if a masked
-        call costs less."""
+        """The mask as :class:`VisibleBlocks`, made once for all layers. ``None`` if a masked call costs less.
+
+        documents: as in :meth:`region`.
+        """
 
         def pieces() -> Iterator[tuple[int, int, Tensor]]:
             for start, stop, first, last in self.blocks(self.shape[0], PIECE_PAIRS, BLOCK):
@@ -361,16 +377,19 @@ class DeclaredMask(LazyTensor, PassCache):
 
 
 AnyMask = Tensor | DeclaredMask | None
-"""The mask of an attention module: the caller's or the model's tensor, or what a stock model declares."""
+"""The mask of an attention module: a tensor from the caller or the model, or a stock model's :class:`DeclaredMask`."""
 
 
 def _longest_block(ids: Tensor) -> int:
-    """Extent in tokens (from first to last) of the largest block; 0 without blocks. ``ids (B, N)``: each token's
-    block, -1 for none."""
+    """Tokens from the first to the last one of the longest block; 0 without blocks.
+
+    ids: ``(B, N)``, the number of each token's block in its row, -1 outside blocks.
+    """
     row, column = (ids >= 0).nonzero(as_tuple=True)
     if not len(row):
         return 0
-    block = row * (int(ids.max()) + 1) + ids[row, column]
-    ends = column.new_zeros(2, int(block.max()) + 1)
-    first = ends[0].scatter_reduce(0, block, column, "amin", include_self=False)
-    return int((ends[1].scatter_reduce(0, block, column, "amax", include_self=False) - first).max()) + 1
+    block = row * (int(ids.max()) + 1) + ids[row, column]  # numbers that differ between rows
+    zeros = column.new_zeros(int(block.max()) + 1)
+    first = zeros.scatter_reduce(0, block, column, "amin", include_self=False)
+    last = zeros.scatter_reduce(0, block, column, "amax", include_self=False)
+    return int((last - first).max()) + 1
