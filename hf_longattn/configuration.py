@@ -16,23 +16,23 @@ Layers = str | Sequence[Any] | Mapping[Any, Any]
 
 
 class LongAttentionConfig:
-    """A default mechanism, mechanisms that layers use in turn, and overrides for single layers.
+    """A default mechanism, a list of mechanisms that the layers use in turn, and overrides for single layers.
 
         LongAttentionConfig("longformer", window=512)
         LongAttentionConfig("window", window=512, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
         LongAttentionConfig("window", layers="0-5:window=64;6-10:window=256;11=full")
-        LongAttentionConfig(layers="window:window=512,window:window=512,full")     # two windowed layers, one full,
-        and again
+        LongAttentionConfig(layers="window:window=512,window:window=512,full")  # repeats: 2 windowed layers, 1 full
 
     A layer without a mechanism uses the default mechanism with its options, and may override some of them. A layer
     with a mechanism starts from that mechanism's defaults. ``config.json`` stores the configuration as
     ``long_attention``.
 
     Args:
-        mechanism: the default mechanism. If not given, the first one that layers take in turn, otherwise
-            ``longformer``.
-        layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
-            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see
+        mechanism: the default mechanism. Without it, the first mechanism in the list of ``layers`` is the default.
+            Without such a list, ``longformer`` is.
+        layers: the mechanisms of single layers. This is a mapping of layer numbers to overrides (``{0: {...}}``), a
+            list that the layers use in turn (``[{...}, {...}]``), a mapping with both (``{"in_turn": [...], 11:
+            {...}}``), or a string such as ``"0-5:window=64;11=full"`` (see
             :mod:`hf_longattn.mechanisms.common.options`).
         options: options of the default mechanism.
 
@@ -52,14 +52,14 @@ class LongAttentionConfig:
             self.layers[index] = _override(override, self._without_override(index)[0])
 
     def _without_override(self, index: int) -> tuple[str, dict[str, Any]]:
+        """The mechanism's name and options of layer ``index``, before its override applies."""
         turn = dict(self.turns[index % len(self.turns)]) if self.turns else {}
         if "mechanism" in turn:
             return turn.pop("mechanism"), turn
         return self.mechanism, {**self.options, **turn}
 
     def for_layer(self, index: int) -> tuple[str, dict[str, Any]]:
-        """The mechanism's name and the explicit options of layer ``index``. Other options have the mechanism's
-        defaults."""
+        """The mechanism's name and the options of layer ``index``. Options that are not set anywhere are left out."""
         override = dict(self.layers.get(index, {}))
         if "mechanism" in override:
             return override.pop("mechanism"), override
@@ -67,21 +67,24 @@ class LongAttentionConfig:
         return name, {**options, **override}
 
     def prototypes(self, layers: Iterable[int]) -> list[Mechanism]:
-        """The mechanisms of these layers, without tensors, for looking up their form, locality and capabilities."""
+        """The mechanism of each layer, as a module without tensors. It tells form, locality and capabilities."""
         return [prototype(*self.for_layer(layer)) for layer in layers]
 
     def with_option(
         self, option: str, value: Any, where: Callable[[str, int | None], bool] = lambda mechanism, layer: True
     ) -> LongAttentionConfig:
-        """A copy with the option set in the default and in every choice that names a mechanism.
+        """A copy in which an option is set for the default mechanism, and for every layer that names a mechanism.
 
         Args:
-            where: function of a mechanism's name and the overridden layer (or ``None``): whether this choice gets the
-                option.
+            where: returns whether a mechanism gets the option. Its arguments are the mechanism's name, and the number
+                of the overridden layer. The number is ``None`` for the default mechanism and for the list that layers
+                use in turn.
         """
 
         def changed(choice: dict[str, Any], layer: int | None = None) -> dict[str, Any]:
-            return {**choice, option: value} if "mechanism" in choice and where(choice["mechanism"], layer) else choice
+            if "mechanism" in choice and where(choice["mechanism"], layer):
+                return {**choice, option: value}
+            return choice
 
         layers: dict[Any, Any] = {layer: changed(choice, layer) for layer, choice in self.layers.items()}
         layers[IN_TURN] = [changed(turn) for turn in self.turns]
@@ -89,7 +92,7 @@ class LongAttentionConfig:
 
     def check_layers(self, num_layers: int) -> None:
         """Raise :class:`OptionError` when an override names a layer that the model does not have."""
-        beyond = sorted(i for i in self.layers if i >= num_layers)
+        beyond = sorted(layer for layer in self.layers if layer >= num_layers)
         if beyond:
             raise OptionError(
                 f"long_attention overrides layer {beyond[0]}, but the model has {num_layers} layers: use 0 to "
@@ -97,17 +100,27 @@ class LongAttentionConfig:
             )
 
     def check_forms(self, num_layers: int, causal: bool) -> None:
-        """Raise :class:`OptionError` if a layer's mechanism lacks the causal form (bidirectional form if ``causal`` is
-        False). Overrides of layers from ``num_layers`` on are refused, too."""
+        """Check every layer's mechanism and its number.
+
+        Raises:
+            OptionError: a mechanism has no causal form. If ``causal`` is False, it has no bidirectional form.
+            OptionError: an override names a layer from ``num_layers`` on.
+        """
         self.check_layers(num_layers)
         for index, mechanism in enumerate(self.prototypes(range(num_layers))):
             check_form(mechanism, causal, f"layer {index}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""
-        turns = {IN_TURN: [dict(turn) for turn in self.turns]} if self.turns else {}
-        layers = {**turns, **{str(index): dict(self.layers[index]) for index in sorted(self.layers)}}
-        return {"mechanism": self.mechanism, **self.options, **({"layers": layers} if layers else {})}
+        layers: dict[str, Any] = {}
+        if self.turns:
+            layers[IN_TURN] = [dict(turn) for turn in self.turns]
+        for index in sorted(self.layers):
+            layers[str(index)] = dict(self.layers[index])
+        values = {"mechanism": self.mechanism, **self.options}
+        if layers:
+            values["layers"] = layers
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | LongAttentionConfig | None) -> LongAttentionConfig:
@@ -124,23 +137,30 @@ class LongAttentionConfig:
         return cls(**values)
 
     def table(self, num_layers: int) -> str:
-        """Table with one line per run of equal layers, with all options, defaults included. Options without effect are
-        left out."""
-        rows: list[tuple[int, int, str]] = []
+        """A table for reading. Consecutive layers with equal mechanism and options share a line.
+
+        A line has all options, with defaults. Unset options, and details of an option that is off, are left out.
+        """
+        rows: list[tuple[int, int, str]] = []  # first layer, last layer, mechanism and options
         for index in range(num_layers):
             name, options = self.for_layer(index)
-            full = check_options(name, options)
-            infos, values = {info.name: info for info in full.infos()}, full.to_dict()
-            in_force = [
-                key for key, value in values.items() if value is not None and values.get(infos[key].detail_of, True)
+            checked = check_options(name, options)
+            values = checked.to_dict()
+            words = [
+                f"{info.name}={info.readable(values[info.name])}"
+                for info in checked.infos()
+                if values.get(info.name) is not None and values.get(info.detail_of, True)
             ]
-            text = f"{name:<14}" + "  ".join(f"{key}={infos[key].readable(values[key])}" for key in in_force)
+            text = f"{name:<14}" + "  ".join(words)
+            first = index
             if rows and rows[-1][2] == text:
-                rows[-1] = (rows[-1][0], index, text)
-            else:
-                rows.append((index, index, text))
-        lines = [f"{f'{first}-{last}' if last > first else first!s:<8}{text}".rstrip() for first, last, text in rows]
-        return "\n".join(["layers  mechanism     options", *lines])
+                first = rows.pop()[0]
+            rows.append((first, index, text))
+        lines = ["layers  mechanism     options"]
+        for first, last, text in rows:
+            numbers = f"{first}-{last}" if last > first else str(first)
+            lines.append(f"{numbers:<8}{text}".rstrip())
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"LongAttentionConfig(**{self.to_dict()!r})"
@@ -153,13 +173,18 @@ class LongAttentionConfig:
 
 
 def _checked_options(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate options and return them in JSON types. Defaults stay implicit."""
-    built = check_options(mechanism, dict(options)).to_dict()
-    return {name: built.get(name) for name in options}
+    """Validate options, and return them in JSON types. Options that are not given are not added."""
+    checked = check_options(mechanism, dict(options)).to_dict()
+    return {name: checked.get(name) for name in options}
 
 
 def _override(override: Any, default: str) -> dict[str, Any]:
-    """One checked override. ``default``: the mechanism if the override does not name one."""
+    """An override with checked mechanism and options, in JSON types.
+
+    Args:
+        override: options of a layer, perhaps with the key ``mechanism``.
+        default: name of the mechanism that the options belong to if the override names none.
+    """
     if not isinstance(override, Mapping):
         raise OptionError(
             f"A layer of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', "
@@ -167,26 +192,28 @@ def _override(override: Any, default: str) -> dict[str, Any]:
         )
     values = dict(override)
     name = mechanism_class(values.pop("mechanism", default)).name
-    named = {"mechanism": name} if "mechanism" in override else {}
-    return {**named, **_checked_options(name, values)}
+    checked = _checked_options(name, values)
+    return {"mechanism": name, **checked} if "mechanism" in override else checked
 
 
 def _parse_layers(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
-    """Parse ``layers`` in any form: choices to take in turn, and overrides by layer number. Later overrides replace
-    earlier ones."""
+    """Parse the argument ``layers`` of :class:`LongAttentionConfig`.
+
+    Returns the list of mechanisms that layers use in turn, and the overrides by layer number.
+    """
     if isinstance(layers, str):
         return read_layer_choices(layers)
     if isinstance(layers, Mapping):
-        rest = dict(layers)
-        turns = rest.pop(IN_TURN, [])
-        for key in rest:
+        overrides = dict(layers)
+        turns = overrides.pop(IN_TURN, [])
+        for key in overrides:
             if not str(key).isdecimal() or len(str(key)) > len(str(HIGHEST_LAYER)):
                 raise OptionError(
                     f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {HIGHEST_LAYER}, "
                     "for example layers={0: {'window': 64}}."
                 )
         if isinstance(turns, list | tuple):
-            return list(turns), {int(key): override for key, override in rest.items()}
+            return list(turns), {int(key): override for key, override in overrides.items()}
     elif layers is None or isinstance(layers, list | tuple):
         return [read_choice(turn) if isinstance(turn, str) else turn for turn in layers or []], {}
     raise OptionError(

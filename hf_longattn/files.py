@@ -1,8 +1,8 @@
-"""Reads files of checkpoints safely, and writes files and folders completely or not at all.
+"""Read files of checkpoints safely, and write files and folders completely or not at all.
 
-Checkpoint files are read if they are regular, inside their folder and of a limited size. The types of their fields are
-left to the libraries that read them. Output is written beside its destination and renamed once it is complete. A
-refusal is a :class:`CheckpointError` of one sentence.
+A file of a checkpoint is read only if it is a regular file of limited size inside the checkpoint's folder. The
+libraries that use its fields check their types. Output is written beside its destination, and renamed to it when it is
+complete. A file or destination is refused by a :class:`CheckpointError` of one sentence.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ CONVERSION_REPORT = "conversion_report.json"
 GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
 """Format of an exported graph -> its file in the folder."""
 TAGS = ("hf_longattn", "long-context")
-"""The tags of every long model on the Hub."""
+"""Tags in the model card of every converted model."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-# Files of a folder: which belong to a model, and which may be opened.
+# The files of a folder that belong to a model, and the checks before they are opened.
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MODULES, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
 """Files of a sentence-transformers folder: the list of its modules, and its settings."""
 TRANSFORMER_SETTINGS = "sentence_*_config.json"
-"""Files with the settings of a sentence-transformers Transformer; old versions put the architecture's name in the
-middle."""
+"""Files with the settings of the Transformer module of sentence-transformers. Its old versions put the architecture's
+name in place of the star, such as ``sentence_bert_config.json``."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 SIDECARS = (
     "config.json",
@@ -95,8 +95,8 @@ SIDECARS = (
     "idf.json",
     *LICENCES,
 )
-"""Names of the files beside the weights that belong to a model: configs, labels, tokenizer, templates, licence. No
-other file is downloaded, copied or uploaded, except the card and weights."""
+"""Names of the small files that belong to a model: configs, labels, tokenizer, templates and licence. Apart from them,
+only the card and the weights are downloaded, copied or uploaded."""
 SMALL_FILES = (*SIDECARS, "README.md")
 SIDECAR_FOLDERS = ("additional_chat_templates",)
 SAFETENSORS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
@@ -118,7 +118,7 @@ WEIGHTS = (
 )
 TEXTS = ("README*.md", "USE_POLICY*", "CITATION*", "COPYING*")
 MODEL_FILES = (*SIDECARS, *TEXTS, *WEIGHTS)
-"""Names of all files that belong to a model, except its code and the pictures of its card."""
+"""Names of all files that belong to a model, without its Python code and the pictures of its card."""
 RECORDS = (
     "*_report.json",
     "*_results.json",
@@ -134,19 +134,22 @@ RECORDS = (
     "events.out.tfevents.*",
     "modeling_long_*.py",
 )
-"""Names of further files that this package and a training write beside a model."""
+"""Names of the files that this package and a training write into a model's folder, beside :data:`MODEL_FILES`."""
 NAMED_FILES = (
     ("*.index.json", "weight_map"),
     (TOKENIZER_CONFIG, "fast_tokenizer_files"),
     ("config.json", "configuration_files"),
     ("router_config.json", "types"),
 )
-"""Files that name other files of their folder, and the field with the names: a list, the keys of an object (modules
-of a router) or its values (files of tensors)."""
+"""Files that name other files of their folder, and the field that holds the names.
+
+The field is a list of names, or an object. The names are the object's values, such as ``weight_map``'s files of
+tensors. In a router's ``types``, the keys are names, too.
+"""
 
 
 def matcher(patterns: Iterable[str]) -> re.Pattern[str]:
-    """A regular expression for the names that match one of ``patterns``, hidden ones too."""
+    """A regular expression for file names that match one of the glob ``patterns``. Names may begin with a dot."""
     return re.compile("|".join(map(fnmatch.translate, patterns)))
 
 
@@ -154,31 +157,37 @@ SMALL_NAMES = matcher(SMALL_FILES)
 
 
 def belongs(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file name matches one of ``patterns``. A hidden file never does."""
+    """Whether a file name matches one of the glob ``patterns``, and does not begin with a dot."""
     return not name.startswith(".") and matcher(patterns).match(name) is not None
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Check a checkpoint's folder before its files are loaded or copied: nothing in it may lead out of it.
+    """Check a checkpoint's folder before its files are loaded or copied: no file of it may lead out of the folder.
 
     Raises:
-        CheckpointError: a file is not a regular one, a link is broken or leads outside, a file other than weights has
-            a second name outside (a hard link), or a file names another one that is not in its folder.
+        CheckpointError: a file is not a regular file, or it names a file in another folder.
+        CheckpointError: a link is broken or leads out of the folder.
+        CheckpointError: a file other than weights has a second name outside of the folder (a hard link).
     """
     modules = [module["path"] for module in sentence_modules(folder) if module["path"]]
-    names = {path for path in folder.iterdir() if SMALL_NAMES.match(path.name)}
     check_files(folder, [*folder.glob(SAFETENSORS), *folder.glob(PICKLED_WEIGHTS)])
+    small = {path for path in folder.iterdir() if SMALL_NAMES.match(path.name)}
     for inner in (*SIDECAR_FOLDERS, *modules):
         check_link(folder / inner, folder)
-        names.update(path for path in (folder / inner).rglob("*") if path.is_symlink() or not path.is_dir())
-    check_files(folder, names, hard_links=False)
-    for home in ("", *modules):
+        small.update(path for path in (folder / inner).rglob("*") if path.is_symlink() or not path.is_dir())
+    check_files(folder, small, hard_links=False)
+
+    # files that name other files
+    for place in ("", *modules):
         for pattern, field in NAMED_FILES:
-            for file in (folder / home).glob(f"**/{pattern}" if home else pattern):
-                named = read_json_object(file).get(field)
-                if isinstance(named, dict):
-                    named = [*named, *named.values()] if field == "types" else list(named.values())
-                for name in named if isinstance(named, list) else ():
+            for file in (folder / place).glob(f"**/{pattern}" if place else pattern):
+                value = read_json_object(file).get(field)
+                names = value if isinstance(value, list) else []
+                if isinstance(value, dict):
+                    names = list(value.values())
+                    if field == "types":
+                        names = [*value, *names]
+                for name in names:
                     if isinstance(name, str) and (name in (".", "..") or re.search(r"[/\\]", name)):
                         raise CheckpointError(
                             f"{str(file)!r} names {shortened(name)!r}, but may only name files of the same folder; "
@@ -187,24 +196,27 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def check_files(folder: Path, paths: Iterable[Path], *, hard_links: bool = True) -> None:
-    """Refuse anything but regular files that lie in a checkpoint's folder, without opening them.
+    """Check that files of a checkpoint are regular files inside its folder. The files are not opened.
 
     Args:
         folder: the checkpoint.
-        paths: the files in it that may be read, copied or sent.
+        paths: the files in it that may be read, copied or uploaded.
         hard_links: whether a file may have a second name outside of the folder.
 
     Raises:
-        CheckpointError: a link that is broken or leads outside, or something that is not a regular file.
+        CheckpointError: a path is a link that is broken or leads out of the folder, or it is not a regular file.
+        CheckpointError: a file has a second name outside of the folder, and ``hard_links`` is False.
     """
     root = folder.resolve()
     for path in sorted(paths):
         check_link(path, folder)
-        about = _check_regular(path)
-        if hard_links or about.st_nlink == 1 or root not in path.resolve().parents:  # a blob of the Hub's cache
+        status = _check_regular(path)
+        # only a link into the blobs of the Hub's cache may lead out of the folder
+        if hard_links or status.st_nlink == 1 or root not in path.resolve().parents:
             continue
-        names = (other for other in root.rglob("*") if not other.is_symlink())
-        if sum(os.path.samestat(about, other.stat()) for other in names) < about.st_nlink:
+        others = (other for other in root.rglob("*") if not other.is_symlink())
+        names_inside = sum(os.path.samestat(status, other.stat()) for other in others)
+        if names_inside < status.st_nlink:
             raise CheckpointError(
                 f"{str(path)!r} is also the name of a file outside of its checkpoint (a hard link); replace it with a "
                 "copy of that file."
@@ -212,9 +224,9 @@ def check_files(folder: Path, paths: Iterable[Path], *, hard_links: bool = True)
 
 
 def check_link(path: Path, folder: Path) -> None:
-    """Refuse a link that is broken or leads out of a checkpoint's folder, which would copy a local file into a result.
+    """Refuse a link that is broken or leads out of a checkpoint's folder. It could copy a private file into a result.
 
-    Links of a snapshot in the Hub's cache may also lead to the repository's blobs.
+    A link in a snapshot of the Hub's cache may lead to the repository's blobs.
     """
     if not path.is_symlink():
         return
@@ -225,9 +237,8 @@ def check_link(path: Path, folder: Path) -> None:
         raise CheckpointError(
             f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist; put a file there."
         ) from error
-    if root not in target.parents and not (
-        root.parent.name == "snapshots" and root.parent.parent / "blobs" in target.parents
-    ):
+    in_cache = root.parent.name == "snapshots" and root.parent.parent / "blobs" in target.parents
+    if root not in target.parents and not in_cache:
         raise CheckpointError(
             f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; replace it with a copy of that "
             "file."
@@ -235,30 +246,31 @@ def check_link(path: Path, folder: Path) -> None:
 
 
 def _check_regular(path: Path) -> os.stat_result:
-    """Refuse anything but a regular file. Opening a pipe, for example, would block."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
-        raise CheckpointError(f"{str(path)!r} is {what}; remove it, or give another file.")
-    return about
+    """The status of a regular file. A folder, pipe or device is refused: opening a pipe, for example, would block."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise CheckpointError(f"{str(path)!r} is {kind}; remove it, or give another file.")
+    return status
 
 
-# Text and JSON, within limits.
+# Reading text and JSON of limited size.
 
 LARGEST_JSON = 256 * 2**20
 """Maximum size of a text file, in bytes. The index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
 LARGEST_CARD = 2 * 2**20
-"""Maximum size of a model card, in bytes. The largest ones, with the scores of some hundred data sets, have 1 MB."""
+"""Maximum size of a model card, in bytes. The largest cards, with scores on some hundred data sets, have 1 MB."""
 MOST_LAYERS, MOST_LABELS = 1000, 1_000_000
-"""Maximum number of modules in a stack, and of labels."""
+"""Maximum of a config's numbers of layers, blocks or experts, and maximum number of labels."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
-"""Fields of a config that count modules to build."""
+"""Fields of a config that count the modules to build, such as ``num_hidden_layers``."""
 
 
 def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
     """The UTF-8 text of a regular file of at most `largest` bytes."""
     try:
-        if (size := _check_regular(path).st_size) > largest:
+        size = _check_regular(path).st_size
+        if size > largest:
             raise CheckpointError(
                 f"{str(path)!r} has {size / 1e6:,.0f} MB, but at most {largest / 1e6:,.0f} MB are read."
             )
@@ -270,13 +282,16 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file, whose text can be encoded as UTF-8."""
+    """The value in a JSON file. Invalid JSON, and strings that cannot be encoded as UTF-8, are refused."""
+
+    def infinite(values: dict[str, Any]) -> Any:
+        # transformers writes infinite numbers and NaN as {"__float__": "Infinity"}
+        return float(values["__float__"]) if [*values] == ["__float__"] else values
+
     text = read_text(path)
-    try:  # transformers writes infinite numbers and NaN as {"__float__": "Infinity"}
-        value = json.loads(
-            text, object_hook=lambda values: float(values["__float__"]) if [*values] == ["__float__"] else values
-        )
-        if re.search(r"\\u[dD][89a-fA-F]", text):  # perhaps half of a surrogate pair
+    try:
+        value = json.loads(text, object_hook=infinite)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # an escaped surrogate; encoding fails without its other half
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} is not valid JSON ({in_a_line(error)}).") from error
@@ -293,20 +308,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
 # config.json.
 
 FORMAT_FIELD, FORMAT = "long_attention_format", 1
-"""The field of ``config.json`` with the version of this package's fields, and the current version.
+"""The field of ``config.json`` that tells the version of this package's fields, and the current version.
 
-A new name, option or default of a mechanism needs a new version, because options that are not written have the
-default.
+Options that are not written have their defaults. A new default of a mechanism's option therefore needs a new version,
+and so does a new mechanism or option.
 """
 GENERIC_TYPE, GENERIC_CLASS = "long_generic_", "LongGeneric"
-"""Prefixes of model type and class name of a plain architecture with mechanisms. Only this package registers them."""
+"""Prefixes of model type and class name for an architecture without Long classes, converted with ``--generic``. Only
+this package registers them with transformers."""
 
 
 def check_config(values: Mapping[str, Any]) -> None:
-    """Refuse a ``config.json`` if it, or a nested config, has a version other than :data:`FORMAT` or would fill the
-    memory.
+    """Check the version and the sizes in a ``config.json``, and in the configs inside it.
 
-    A missing version is accepted. The numbers of modules and labels are limited.
+    Raises:
+        CheckpointError: the version is not :data:`FORMAT`. A missing version is accepted.
+        CheckpointError: there are so many layers or labels that building the model would fill the memory.
     """
     written = values.get(FORMAT_FIELD, FORMAT)
     if type(written) is not int or written != FORMAT:
@@ -343,14 +360,14 @@ def is_generic(values: Mapping[str, Any]) -> bool:
 # Files of tokenizers, processors and sentence-transformers.
 
 TOKENIZER_LIMIT, SENTENCE_LIMIT, DOCUMENT_LIMIT = "model_max_length", "max_seq_length", "document_length"
-"""Maximum tokens of a text: a field of the tokenizer's config, and two of sentence-transformers', the second for
-documents of a MultiVectorEncoder."""
+"""Fields with the maximum number of tokens in a text. The first is in the tokenizer's config, the others are in
+settings of sentence-transformers. The third is for the documents of a MultiVectorEncoder."""
 EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "MultiVectorEncoder"
-"""The classes of sentence-transformers that load a folder."""
+"""Names of the classes of sentence-transformers that load a folder."""
 
 
 def sentence_class(folder: Path) -> str | None:
-    """The class of sentence-transformers that loads a folder; ``None`` without modules."""
+    """Name of the sentence-transformers class that loads a folder; ``None`` for a folder without ``modules.json``."""
     if not (folder / MODULES).is_file():
         return None
     file = folder / SETTINGS_FILE
@@ -362,6 +379,8 @@ def sentence_class(folder: Path) -> str | None:
 def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, the transformer first; empty for other folders.
 
+    Each module is a mapping with ``path``, its folder ("" for ``folder`` itself), and ``type``, the name of its class.
+
     Raises:
         CheckpointError: the list is damaged or names a folder outside of ``folder``, or the maximum length is not a
             number.
@@ -370,7 +389,9 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     modules = read_json(file)
-    fields = [entry.get(field) for entry in modules for field in ("path", "type")] if isinstance(modules, list) else []
+    fields = []
+    if isinstance(modules, list):
+        fields = [entry.get(field) for entry in modules for field in ("path", "type")]
     if not fields or not all(isinstance(field, str) for field in fields):
         raise CheckpointError(
             f"{str(file)!r} must hold a list of modules, each with a path and a type; save the model again."
@@ -390,39 +411,40 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def sentence_values(file: Path) -> dict[str, Any]:
-    """The values of a small file in a sentence-transformers folder. Checks that the maximum length is a number of
-    tokens."""
+    """The values of a settings file of sentence-transformers. Its maximum length must be a whole number, or unset."""
     values = read_json_object(file)
     if type(values.get(SENTENCE_LIMIT)) not in (int, type(None)):
         raise CheckpointError(
-            f"{str(file)!r} says {SENTENCE_LIMIT}={values[SENTENCE_LIMIT]!r:.60}, which must be a whole number."
+            f"{str(file)!r} says {SENTENCE_LIMIT}={values[SENTENCE_LIMIT]!r:.60}, but it must be a whole number."
         )
     return values
 
 
-# Build a folder or a file next to its destination, and rename it once it is complete.
+# Building a folder or a file next to its destination, and renaming it when it is complete.
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
-"""This machine's name in the names of unfinished folders: on a shared file system, another machine's are left
-alone."""
-STAGES, ACTIVE = itertools.count(), set[Path]()
-"""Numbers of this process's unfinished folders, so that its threads do not share one, and those folders."""
+"""This machine's name, which is part of the names of its unfinished folders. On a shared file system, a machine does
+not remove the folders of others."""
+STAGES = itertools.count()
+"""Numbers for the names of unfinished folders, so that threads of this process do not share a folder."""
+ACTIVE = set[Path]()
+"""The folders that this process is building."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that ask a process to end. Without a handler, the process ends immediately."""
+"""Signals that ask a process to end. Without a handler, the process ends at once, and leaves unfinished files."""
 
 
 @contextlib.contextmanager
 def ending_cleanly() -> Iterator[None]:
-    """Raise ``SystemExit`` at a signal that asks the process to end. Unfinished files are then removed.
+    """Raise ``SystemExit`` when a signal asks the process to end, so that unfinished files are removed.
 
-    Ctrl-C raises ``KeyboardInterrupt`` in the same way. Signals that are handled or ignored already are left alone. So
-    are all signals outside the main thread, where no handler can be set.
+    Signals that the program already handles or ignores are left alone. Outside the main thread, Python allows no
+    handlers, so nothing changes there.
     """
     main = threading.current_thread() is threading.main_thread()
     handled = [number for number in ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
 
     def end(number: int, frame: FrameType | None) -> None:
-        for ending in handled:  # a second signal does not interrupt the clean-up
+        for ending in handled:  # a second signal must not interrupt the removal of files
             signal.signal(ending, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
@@ -436,7 +458,7 @@ def ending_cleanly() -> Iterator[None]:
 
 
 def destination_path(destination: str | Path) -> Path:
-    """The absolute path of a destination; links are not resolved."""
+    """The absolute path of a destination. A link stays a link."""
     return Path(os.path.abspath(Path(destination).expanduser()))
 
 
@@ -444,10 +466,11 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
     """Refuse a destination that must not be written.
 
     Raises:
-        CheckpointError: it exists, and `overwrite` is off or it is neither an empty nor a checkpoint folder.
-        CheckpointError: it is a source, contains one, or lies within one.
+        CheckpointError: it exists, and `overwrite` is False.
+        CheckpointError: it exists, but is neither an empty folder nor a checkpoint.
+        CheckpointError: it is one of `sources`, contains one, or lies within one.
     """
-    resolved = Path(os.path.realpath(destination))  # Path.resolve raises for a link to itself
+    resolved = Path(os.path.realpath(destination))  # Path.resolve would raise for a link to itself
     for source in sources:
         origin = Path(os.path.realpath(source))
         if origin == resolved or resolved in origin.parents or origin in resolved.parents:
@@ -472,18 +495,17 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 
 
 def _no_model_files(folder: Path) -> list[str]:
-    """Hidden folders, and files that neither belong to a model nor are written beside one."""
+    """Relative paths of the hidden folders in ``folder``, and of files that do not belong to a model or a training."""
     others = []
     for place, folders, files in os.walk(folder):
         inside = Path(place).relative_to(folder)
-        hidden = [name for name in folders if name.startswith(".") and name != ".cache"]  # of a download
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names = [
-            name
-            for name in files
-            if name not in (".gitattributes", ".lock") and not belongs(name, (*MODEL_FILES, *RECORDS))
-        ]
-        others += [str(inside / name) for name in (*hidden, *names)]
+        for name in folders:
+            if name.startswith(".") and name != ".cache":  # a download from the Hub leaves .cache
+                others.append(str(inside / name))
+        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk does not enter the removed ones
+        for name in files:
+            if name not in (".gitattributes", ".lock") and not belongs(name, (*MODEL_FILES, *RECORDS)):
+                others.append(str(inside / name))
     return others
 
 
@@ -499,7 +521,7 @@ def check_new_file(file: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be created or written in, before slow work. No file is left in it."""
+    """Refuse a folder that cannot be created or written in. No file is left in it."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     with disk_errors(existing), tempfile.TemporaryFile(dir=existing):
         pass
@@ -514,12 +536,13 @@ FULL = (
     "problem writing element",
     "requested and",
 )
-"""Messages about a full disk, a quota, or a limit on file sizes: of the system, of torch ("basic_ios::clear: iostream
-error"), and of numpy ("96 requested and 0 written")."""
+"""Parts of error messages about a full disk, a quota, or a limit on file sizes. The first three are the system's. The
+others are from torch ("basic_ios::clear: iostream error") and numpy ("96 requested and 0 written")."""
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, is about a full disk. Libraries raise it without a number."""
+    """Whether an error, or an error that caused it, is about a full disk. Only the messages are compared, because
+    libraries raise errors without an ``errno``."""
     cause: BaseException | None = error
     while cause is not None and not any(words in str(cause) for words in FULL):
         cause = cause.__cause__ or cause.__context__
@@ -527,9 +550,10 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuse a disk with fewer free bytes than needed, before slow work. torch ends the process if a disk is full."""
+    """Refuse a disk with fewer than ``needed`` free bytes. On a full disk, torch would end the process."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if (free := shutil.disk_usage(existing).free) < needed:
+    free = shutil.disk_usage(existing).free
+    if free < needed:
         raise CheckpointError(
             f"The disk of {str(folder)!r} has {free / 1e6:,.1f} MB left, and {needed / 1e6:,.1f} MB are needed; free "
             "some space or choose another folder."
@@ -538,7 +562,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an error for a full disk, no permission, a mount point or a link to itself into one sentence."""
+    """Turn an error about a full disk or a path that cannot be written into a :class:`CheckpointError`."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -566,23 +590,24 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder next to `destination`, renamed to it when the block succeeds. All its files get the mode of a new
-    file.
+    """A new folder next to `destination`. When the block ends, the folder is renamed to `destination`.
 
-    It is removed when the block fails or the process is asked to end. This machine's folders of killed runs are
-    removed first. With `overwrite`, an existing destination is renamed aside and the new folder renamed into its
-    place. A run killed between the two renames leaves the old folder aside, and the next run restores it.
+    The folder is removed when the block raises an error or the process is asked to end. Unfinished folders of this
+    machine's killed runs are removed first. All files in the folder get the permissions of a new file.
+
+    With `overwrite`, an existing destination is renamed to a hidden folder, and removed when the new folder has its
+    name. If a run is killed between the two renames, the next run restores the old folder.
 
     Raises:
-        CheckpointError: the destination exists (again), or was created by another process; not enough disk space; or
-            no permission.
+        CheckpointError: the destination exists, or another process created it meanwhile.
+        CheckpointError: the disk is full, or the folder cannot be written.
     """
     parent = Path(os.path.realpath(destination.parent))
     name = destination.name
     new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     number = next(STAGES)
     stage, aside = (parent / f".{name}.{use}-{MACHINE}-{os.getpid()}-{number}" for use in ("partial", "replaced"))
-    with ending_cleanly():  # also covers the removal of the stage
+    with ending_cleanly():  # the outermost block, since a signal must not interrupt the removal of the stage either
         ACTIVE.update((stage, aside))
         try:
             with disk_errors(parent):
@@ -595,10 +620,13 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
                     )
                 stage.mkdir()
                 yield stage
+
                 mode = stat.S_IMODE(stage.stat().st_mode)  # safetensors writes files that only their owner can read
                 for path in [*stage.rglob("*"), stage]:
                     path.chmod(mode if path.is_dir() else mode & 0o666)
                     _sync(path)
+
+                # two renames; if the second fails, the old folder gets its name back
                 if os.path.lexists(destination):
                     if not overwrite:
                         raise CheckpointError(
@@ -614,26 +642,31 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
                     raise
                 shutil.rmtree(aside, ignore_errors=True)
                 _sync(parent)
-        except LongAttentionError as error:  # the message may name the stage, which is removed
+        except LongAttentionError as error:
             if str(stage) not in str(error):
                 raise
+            # the message names the stage, which will be removed: name the destination instead
             raise type(error)(str(error).replace(str(stage), str(destination))) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
             ACTIVE.difference_update((stage, aside))
-            for folder in new_parents:  # parents of a result that failed
-                with contextlib.suppress(OSError):  # not empty, or never created
+            for folder in new_parents:  # after an error, they are empty
+                with contextlib.suppress(OSError):  # a finished result is in them, or they were never created
                     folder.rmdir()
 
 
 def _clean(parent: Path, name: str) -> None:
-    """Remove folders of this machine's killed runs. Restore a destination that one of them renamed aside and did not
-    replace. Anything else with such a name is left alone."""
+    """Remove folders that killed runs of this machine left in ``parent``, where they wrote the destination ``name``.
+
+    If a killed run renamed the destination and did not replace it, the destination is restored. Folders of running
+    processes, links and files are left alone.
+    """
     import psutil
 
     pattern = re.compile(rf"\.{re.escape(name)}\.(partial|replaced)-{MACHINE}-([0-9]{{1,9}})(-[0-9]{{1,9}})?")
     for leftover in sorted(parent.iterdir()):
-        if (match := pattern.fullmatch(leftover.name)) is None:
+        match = pattern.fullmatch(leftover.name)
+        if match is None:
             continue
         process = int(match[2])
         if leftover in ACTIVE or (process != os.getpid() and psutil.pid_exists(process)):
@@ -648,14 +681,14 @@ def _clean(parent: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def staged_file(file: Path) -> Iterator[Path]:
-    """A new file next to `file`, renamed to it when the block succeeds.
+    """A new file next to `file`, with the same extension. When the block ends, the new file is renamed to `file`.
 
-    The new file has the same extension. It is removed if the block fails. A link is replaced, not its target.
+    The new file is removed if the block raises an error. If `file` is a link, the link is replaced, not its target.
 
     Raises:
-        CheckpointError: not enough disk space, or no permission.
+        CheckpointError: the disk is full, or the folder cannot be written.
     """
-    # cut at the start of a character
+    # the last 100 bytes of the name, without the rest of a UTF-8 character that the cut divides
     ending = os.fsdecode(os.fsencode(file.name)[-100:].lstrip(bytes(range(0x80, 0xC0))))
     stage = file.absolute().with_name(f".partial-{MACHINE}-{os.getpid()}-{ending}")
     try:
@@ -669,10 +702,10 @@ def staged_file(file: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(file: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock ``file``, and remove it afterwards. The lock of a process that was killed is free.
+    """Hold a lock on ``file``, and remove the file afterwards. The system frees the lock of a killed process.
 
     Raises:
-        CheckpointError: another process holds it (``refusal`` is the message), or it cannot be written.
+        CheckpointError: another process holds the lock (``refusal`` is the message), or the file cannot be written.
     """
     lock = FileLock(file, timeout=0)
     try:
@@ -688,13 +721,13 @@ def locked(file: Path, refusal: str) -> Iterator[None]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a complete UTF-8 file or nothing, by :func:`staged_file`."""
+    """Write a UTF-8 file by :func:`staged_file`: completely or not at all."""
     with staged_file(file) as stage:
         stage.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON. Bytes of a file name that are not UTF-8 become escapes of JSON."""
+    """Write indented JSON. A file name's bytes that are not UTF-8 are written as escapes of JSON."""
     path.write_text(
         json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
     )
@@ -708,16 +741,19 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-# Names of local files and folders in cards, without their parent folders.
+# Names of local files and folders in model cards.
 
 
 def public_name(source: str) -> str:
-    """The name of a source in a card. Hub names and addresses do not change; local paths lose their parent folders.
+    """The name of a model or data set for a model card, which may be published.
+
+    Local paths lose their parent folders. Names on the Hub and web addresses do not change.
 
     Args:
-        source: the source as typed by the user, possibly NAME=KIND:DATA.
+        source: a path, Hub name or address as typed by the user. In a multitask training, it is NAME=KIND:DATA.
     """
-    if (task := re.match(r"[A-Za-z_]\w*=(?:\w+:)?", source)) is not None:
+    task = re.match(r"[A-Za-z_]\w*=(?:\w+:)?", source)
+    if task is not None:
         return task[0] + public_name(source[task.end() :])
     is_file = os.path.exists(source) or Path(source).suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
     is_name = not is_file and HUB_ID.fullmatch(source.partition(":")[0]) is not None

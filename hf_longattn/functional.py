@@ -61,7 +61,7 @@ def attend(
     sink_scores: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Attention of ``mechanism`` from queries to keys and values, ``(B, H, Nq, D)``.
+    """Run the attention of a mechanism on queries, keys and values.
 
     An argument that the mechanism does not support raises an error. :func:`hf_longattn.mechanism_info` lists the
     supported arguments.
@@ -70,10 +70,10 @@ def attend(
         q: ``(B, H, Nq, D)``.
         k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H, in the dtype and on the device of q. With Nq < Nk the queries
             are the last Nq positions.
-        mechanism: a registered name, run in eval mode, or a module from :func:`hf_longattn.build_mechanism`, used as
-            is; call ``.eval()`` yourself, since a new module is in training mode. Within
-            ``torch.compile(fullgraph=True)`` it must be a module.
-        causal: position i ignores the keys after i.
+        mechanism: a registered name, or a module from :func:`hf_longattn.build_mechanism`. A name runs in eval mode. A
+            module runs in the mode that it is in; a new module is in training mode, so call ``.eval()`` yourself.
+            Within ``torch.compile(fullgraph=True)``, a module is required.
+        causal: whether position i ignores the keys after i.
         padding_mask: ``(B, Nk)``, bool with True = real token, or numbers with 1 = real token. Additive masks are
             refused.
         documents: ``(B, Nk)`` integers, the document id of each token, ascending along each row. Tokens attend within
@@ -85,14 +85,14 @@ def attend(
         dropout_p: dropout probability on the weights, from 0 to 1.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
         seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. If a module draws
-            random numbers in every call, the seed is added to the module's own. Other modules ignore it.
+            random numbers in every call, this seed is added to the module's seed. Other modules ignore it.
         hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that need it besides q,
             k and v.
-        grid: the grid of every sequence, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, or a
-            :class:`Grid`. Tokens are in raster order, the last axis fastest.
-        prefix: number of tokens before the grid (a class token, for example), if ``grid`` is given as sizes.
-        sink_scores: ``(H,)``, score of an additional softmax column without a value, as in gpt-oss (``s_aux`` in
-            transformers). It is neither scaled nor masked, and may require gradients.
+        grid: the grid of every sequence, for mechanisms on a grid: sizes such as ``(64, 64)``, or a :class:`Grid`.
+            Tokens are in raster order, the last axis fastest.
+        prefix: number of tokens before the grid, such as a class token, if ``grid`` is given as sizes.
+        sink_scores: ``(H,)``, the score of an additional softmax column without a value, as in gpt-oss (``s_aux`` in
+            transformers). The score is neither scaled nor masked, and may require gradients.
         options: the mechanism's options, when it is given by name.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Outputs at padding are
@@ -130,7 +130,7 @@ def reference_attend(
 ) -> Tensor:
     """The float64 reference for :func:`attend`, computed with the full N×N matrix of weights.
 
-    Arguments and errors are those of :func:`attend`, without dropout.
+    It takes the arguments of :func:`attend` except dropout, and raises the same errors.
     """
     if dropout_p:
         raise OptionError(
@@ -162,7 +162,7 @@ def prepare(
     sink_scores: Tensor | None = None,
     **options: Any,
 ) -> tuple[Mechanism, AttentionCall]:
-    """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
+    """Check the arguments of :func:`attend`. Returns the mechanism's module, and the other arguments as a call."""
     if torch.jit.is_tracing():
         check_trace(mechanism if isinstance(mechanism, Mechanism) and score_mod is None else None, causal)
     _check_tensors(q, k, v)
@@ -189,13 +189,14 @@ def prepare(
         }
         module = _build_named(mechanism, options, sizes, seed, q.device)
         if seed and SEED in options_of(mechanism):
-            seed = 0  # the module was built with it
+            seed = 0  # it is an option of the module already
     batch = None
     if padding_mask is not None or documents is not None or cu_seqlens is not None:
         mask = check_mask("padding_mask", padding_mask, k, refuse_zeros=True)
         labels = documents_from(documents, cu_seqlens, (k.shape[0], k.shape[2]))
-        # without values, each row is one document
-        batch = Batch.of(mask, labels if labels is None or has_values(labels) else None)
+        if labels is not None and not has_values(labels):  # a fake tensor, on which each row counts as one document
+            labels = None
+        batch = Batch.of(mask, labels)
     call = AttentionCall(
         causal=causal,
         batch=batch,
@@ -213,12 +214,18 @@ def prepare(
 
 
 def check_trace(mechanism: Mechanism | None, causal: bool) -> None:
-    """In ``torch.jit.trace``, raise :class:`BackendError` unless ``mechanism`` is full attention at every
-    length. Only full attention without score terms is one operation for all lengths. ``None`` is anything else."""
+    """Refuse ``torch.jit.trace`` except for full attention, which is one operation for all lengths.
+
+    Args:
+        mechanism: the mechanism; ``None`` for a mechanism given by name, or with a ``score_mod``.
+
+    Raises:
+        BackendError: the mechanism is not full attention at every length, or it adds terms to the scores.
+    """
     if torch.compiler.is_compiling():
         return
-    plain = mechanism is not None and mechanism.relative is None and not mechanism.options.exact_length
-    if not plain or not is_full(mechanism, LARGEST, causal):
+    without_terms = mechanism is not None and mechanism.relative is None and not mechanism.options.exact_length
+    if not without_terms or not is_full(mechanism, LARGEST, causal):
         raise BackendError(
             "torch.jit.trace, which torch.onnx.export(dynamo=False) runs too, stores the choices that attention makes "
             "for the example's length, so the graph would compute something else for other lengths; type longattn "
@@ -228,7 +235,7 @@ def check_trace(mechanism: Mechanism | None, causal: bool) -> None:
 
 def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
     """Raise an error for arguments of :func:`attend` that ``mechanism`` does not support."""
-    name, hidden = mechanism.name, call.hidden_states
+    name = mechanism.name
     if call.causal or mechanism.causal != "both":
         check_form(mechanism, call.causal, "this call")
     if call.score_mod is not None and not mechanism.capabilities.takes_score_mod:
@@ -261,16 +268,16 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
             f"Mechanism {name!r} with these options reads no grid; leave grid out, or choose a mechanism on a grid: "
             "'window2d'."
         )
+    hidden = call.hidden_states
     if hidden is None:
         return
     if not mechanism.capabilities.takes_hidden_states:
         raise OptionError(
             f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out."
         )
-    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [
-        (len(k), x.shape[2], mechanism.sizes.hidden_size) for x in (k, q)
-    ]:
-        expected = (len(k), k.shape[2], mechanism.sizes.hidden_size)
+    expected = (len(k), k.shape[2], mechanism.sizes.hidden_size)
+    of_queries = (len(k), q.shape[2], mechanism.sizes.hidden_size)  # accepted, too
+    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in (expected, of_queries):
         raise InputError(
             f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}."
         )
@@ -295,15 +302,15 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
     if not (q.device == k.device == v.device):
         raise OptionError(f"q, k and v are on {q.device}, {k.device} and {v.device}; move them to one device.")
-    cast = q.dtype == k.dtype == v.dtype or autocasts(q)
-    if not (cast and q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
+    one_dtype = q.dtype == k.dtype == v.dtype or autocasts(q)  # autocast converts them
+    if not (one_dtype and q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
         raise OptionError(
             f"q, k and v have dtypes {q.dtype}, {k.dtype} and {v.dtype}; convert them to one floating-point dtype."
         )
 
 
 def _check_numbers(scaling: Any, dropout_p: Any, seed: Any) -> None:
-    """Raise :class:`OptionError` for invalid numbers."""
+    """Raise :class:`OptionError` unless ``scaling``, ``dropout_p`` and ``seed`` are numbers in their ranges."""
     if scaling is not None and (
         isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)
     ):
@@ -319,10 +326,16 @@ def _check_numbers(scaling: Any, dropout_p: Any, seed: Any) -> None:
 def _build_named(
     name: str, options: dict[str, Any], sizes: dict[str, Any], seed: int, device: torch.device
 ) -> Mechanism:
-    """The mechanism ``name`` in eval mode. Mechanisms without tensors are built once and cached."""
+    """A module of the mechanism ``name``, in eval mode. A module without tensors is built once and cached.
+
+    Args:
+        sizes: ``num_heads``, ``head_dim``, ``hidden_size`` and ``max_length``.
+        seed: seed for new parameters, and for the option ``seed`` if the mechanism has one.
+        device: device of the parameters.
+    """
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
-    # options of these types can be keys of a cache
+    # only options of these types can be keys of the cache
     if not torch.compiler.is_compiling() and {*map(type, options.values())} <= {type(None), bool, int, float, str}:
         module = without_tensors(name, *sizes.values(), **options)
         if module is not None:
@@ -333,16 +346,17 @@ def _build_named(
 
 
 def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool = False) -> Tensor | None:
-    """Check ``mask (B, Nk)`` for keys ``k (B, H_kv, Nk, D)``, and return it as bool.
+    """Check a mask ``(B, Nk)`` for keys ``k (B, H_kv, Nk, D)``, and return it as bool.
 
-    A mask without values becomes ``None``: its tokens count as real.
+    A mask on the meta device or in a fake mode has no values. It becomes ``None``: all tokens count as real.
 
     Args:
+        name: name of the argument, for messages.
         refuse_zeros: whether a float mask of only zeros is an error. It could be an additive mask, in which 0 means
             visible.
     Raises:
-        InputError: shape or device are wrong, or there are floats other than 0 and 1, or any floats in a graph. The
-            check of floats synchronises with the device.
+        InputError: the shape or device is wrong, or a float is neither 0 nor 1. A graph refuses all float masks,
+            because their values cannot be checked there. The check synchronises with the device.
     """
     if mask is None:
         return None
@@ -364,8 +378,7 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
         if not accepted:
             raise InputError(
                 f"{name} has dtype {mask.dtype}, whose values may be added to the scores; pass booleans with True for "
-                "the chosen tokens, "
-                f"or for an additive mask {name}=(mask == 0)."
+                f"the chosen tokens, or for an additive mask {name}=(mask == 0)."
             )
     return mask if mask.dtype == torch.bool else mask != 0
 
@@ -373,19 +386,23 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool 
 def run_batch(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, by_definition: bool = False
 ) -> Tensor:
-    """Attention of a batch with padding anywhere and packed documents.
+    """Run a mechanism on a batch, which may have padding anywhere and packed documents.
 
-    The mechanism itself runs on sequences that start at index 0.
+    The mechanism itself gets sequences that start at index 0. With its option ``exact_length``, sequences up to that
+    length get full attention.
 
     Args:
         by_definition: whether the mechanism's ``defined`` runs in place of its ``forward``. Every sequence then runs
             in a separate call, on any device and at any length.
     Returns:
-        ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
+        ``(B, H, Nq, D)``. Outputs at padding are finite but meaningless. Gradients of an empty output are zeros.
     """
-    if call.causal or not mechanism.options.exact_length or (full := full_of(mechanism)) is None:
+    full = None
+    if not call.causal and mechanism.options.exact_length:
+        full = full_of(mechanism)
+    if full is None:
         return run_mechanism(mechanism, q, k, v, call, by_definition=by_definition)
-    if call.batch is None and not in_graph():
+    if call.batch is None and not in_graph():  # all sequences have the same length
         return run_mechanism(for_length(mechanism, k.shape[2]), q, k, v, call, by_definition=by_definition)
     alone = functools.partial(run_batch, mechanism, by_definition=by_definition)
     by_mechanism = functools.partial(run_mechanism, mechanism, by_definition=by_definition)
@@ -397,11 +414,13 @@ def run_batch(
 def run_mechanism(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, by_definition: bool = False
 ) -> Tensor:
-    """:func:`run_batch` without ``exact_length``: the mechanism runs at every length."""
+    """As :func:`run_batch`, but ignore ``exact_length``: the mechanism runs at every length."""
     exporting = torch.compiler.is_exporting()
-    if exporting and (reason := why_not_exported(mechanism)) is not None:
-        raise BackendError(reason)
-    if not exporting and 0 in q.shape:  # an export has sizes without values
+    if exporting:
+        reason = why_not_exported(mechanism)
+        if reason is not None:
+            raise BackendError(reason)
+    elif 0 in q.shape:  # not in an export, where sizes may be symbols
         return nothing_seen(q, k, v)
     if call.grid is not None:
         call = call.with_term_on_grid()
@@ -428,13 +447,20 @@ def _in_layout_of_batch(
     v: Tensor,
     call: AttentionCall,
 ) -> tuple[AttentionFunction, AttentionCall]:
-    """``run`` for a batch with padding or documents, in one of the layouts of :mod:`.engines.sequences`, and its call.
+    """Adapt a mechanism's function to a batch with padding or packed documents.
 
-    run: the mechanism's ``forward``, or its definition.
+    :mod:`.engines.sequences` explains the three layouts of a batch: "split", "unchanged" and "aligned".
+
+    Args:
+        run: the mechanism's ``forward``, or its definition if ``by_definition``.
+    Returns:
+        The function that brings a batch into the layout and calls ``run``, and the call to pass to it.
     """
     assert call.batch is not None
-    cross, packed, layout = mechanism.is_cross_attention, call.batch.documents is not None, "unchanged"
-    hides_padding = False
+    cross = mechanism.is_cross_attention
+    packed = call.batch.documents is not None
+    layout = "unchanged"
+    hides_padding = False  # whether the mechanism itself keeps values in padding from real tokens
     if isinstance(mechanism, MaskedMechanism) and not by_definition:
         hides_padding = mechanism.hides_padding(k, call)
     if aligns_sequences(mechanism, call):
@@ -462,25 +488,32 @@ def _in_layout_of_batch(
 
 
 Layout = tuple[PathName, list[tuple[str, str]]]
-"""A layout, and ``(layout, reason)`` for each one that was considered before it."""
+"""The chosen layout, and ``(layout, reason)`` for each layout that was refused before it."""
 
 
 def _layout_of_rows(
     mechanism: Mechanism, by_definition: bool, one_call: bool, q: Tensor, k: Tensor, call: AttentionCall
 ) -> Layout:
-    """The layout of padded rows. ``one_call``: whether all rows must be in one call."""
+    """Choose the layout of padded rows.
+
+    Args:
+        by_definition: whether the mechanism's definition runs, which needs a call for each sequence.
+        one_call: whether all rows must be in one call.
+    """
     assert call.batch is not None
-    # whether the output depends on where a sequence starts in its row
+    # whether the output depends on the index at which a sequence starts in its row
     by_position = mechanism.capabilities.position_dependent
     if isinstance(mechanism, SparseMechanism) and mechanism.finds_starts and accelerator.accelerated(q):
         by_position = False
-    # a graph cannot read where sequences start
+    # whether a row may have padding before its first token; a graph cannot read the padding
     starts_later = by_position and (in_graph() or any(span.start > 0 for span in call.batch.sequences))
+
+    # "split" is the first choice: it returns unless there is a reason against it
     if in_graph():
         reason = "a graph does not know where sequences start"
     elif one_call:
         reason = "the mechanism draws or learns something once per call, or its queries belong to another sequence"
-    elif by_definition or (by_position and q.shape[2] < k.shape[2]):  # avoids copying all keys for few queries
+    elif by_definition or (by_position and q.shape[2] < k.shape[2]):  # "aligned" would copy all keys for few queries
         return "split", []
     elif accelerator.accelerated(q):
         reason = "one call serves all rows of a batch on this device"
@@ -513,12 +546,15 @@ def _layout_of_documents(
     v: Tensor,
     call: AttentionCall,
 ) -> Layout:
-    """The layout of packed documents. They run unchanged if the mechanism itself keeps them apart.
+    """Choose the layout of packed documents. They run unchanged if the mechanism itself keeps them apart.
 
-    one_call: whether all documents must be in one call.
-    hides_padding: whether the mechanism itself keeps the values in padding from real tokens.
+    Args:
+        by_definition: whether the mechanism's definition runs, which needs a call for each document.
+        one_call: whether all documents must be in one call.
+        hides_padding: whether the mechanism itself keeps the values in padding from real tokens.
     """
     assert call.batch is not None
+    # the reason against "unchanged"; None if there is none
     reason: str | None = "the mechanism does not keep packed documents apart"
     separates = not (by_definition or mechanism.is_cross_attention)
     if separates and mechanism.labels_documents(k, v, call):

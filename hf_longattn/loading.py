@@ -1,9 +1,9 @@
-"""Load what a user names: configs, tokenizers, processors and models, from a folder or the Hub.
+"""Load configs, tokenizers, processors and models that a user names, from a folder or the Hub.
 
-No other file calls ``from_pretrained`` on user input. transformers and huggingface_hub do the work; this file adds
-limits and messages. A checkpoint's Python code never runs, whatever standard input contains. Pickled weights are read
-only if the caller allows it, and only as tensors. A tokenizer with rules that could fill the memory is refused. Every
-refusal is a :class:`CheckpointError` of one sentence.
+No other file calls ``from_pretrained`` on user input. transformers and huggingface_hub load the files; this module
+adds limits and messages. A checkpoint's Python code never runs. Pickled weights are read only if the caller allows
+them, and only as tensors. A tokenizer with rules that could fill the memory is refused. Every refusal is a
+:class:`CheckpointError` of one sentence.
 """
 
 from __future__ import annotations
@@ -40,34 +40,40 @@ from .files import (
 from .names import warn_missing
 
 NO_CODE = {"trust_remote_code": False}
-"""Arguments of every load."""
+"""Arguments of every call of ``from_pretrained`` and ``from_config``."""
 LOADING = threading.RLock()
-"""Held while transformers builds a model. transformers is not safe in threads there: ``from_pretrained`` sets torch's
-default dtype, and replaces ``PreTrainedModel.tie_weights``, ``torch.linspace`` and ``torch.nn.init``'s functions for
-all threads. Two overlapping loads would mix dtypes, leave weights untied, and restore the replaced functions for good.
+"""A lock that is held while transformers builds a model, which is not safe in threads.
+
+For all threads, ``from_pretrained`` sets torch's default dtype, and replaces ``PreTrainedModel.tie_weights``,
+``torch.linspace`` and functions of ``torch.nn.init``. Two overlapping loads would mix dtypes, leave weights untied,
+and leave the replacements in place for good.
 """
 MOST_GROWTH = 32
-"""Maximum output bytes per input byte for the rules of a tokenizer.json. Unicode's compatibility forms reach 11
-(U+FDFA)."""
+"""Maximum output bytes per input byte for the rules of a tokenizer.json. Unicode's compatibility normalisation reaches
+11, for the character U+FDFA."""
 MOST_SPECIAL = 500
 """Maximum special tokens around a text."""
 SAMPLE = "Ünïcode \ufdfa 字 a.b, 1's\n"
+"""A text for measuring how much a tokenizer's rules expand."""
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
+"""A token for access to the Hub."""
 
 
-# Where a checkpoint is.
+# Finding the folder of a checkpoint.
 
 
 def fetch_model(
     model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: Iterable[str] = ()
 ) -> Path:
-    """The folder ``model``, or the cached folder of a Hub repository with its :data:`SMALL_FILES`.
+    """The folder of a checkpoint. From a Hub repository, the small files (:data:`SMALL_FILES`) are downloaded.
 
-    Without a connection, transformers would try for half a minute.
+    This is a separate step because without a connection, transformers would try for half a minute.
 
     Args:
-        revision, token: of a Hub repository.
-        weights: patterns of further files to download.
+        model: a folder, or a Hub repository id.
+        revision: branch, tag or commit of a Hub repository.
+        token: access token for a Hub repository.
+        weights: glob patterns of further files to download.
 
     Raises:
         CheckpointError: no such folder or repository, no model in it, no access, or no connection.
@@ -84,7 +90,7 @@ def fetch_model(
         raise CheckpointError(f"{name!r} is a file; give the folder of a checkpoint, or a Hub repository id.")
     if not folder.is_dir():
         with translated_errors(name, token, CheckpointError):
-            small = [*SMALL_FILES, *(f"*/{pattern}" for pattern in SMALL_FILES)]  # and those of modules
+            small = [*SMALL_FILES, *(f"*/{pattern}" for pattern in SMALL_FILES)]  # also in the folders of modules
             folder = Path(snapshot_download(name, revision=revision, token=token, allow_patterns=[*small, *weights]))
     if not any(os.path.lexists(folder / file) for file in ("config.json", MODULES)):
         refuse_adapter(folder, name)
@@ -96,6 +102,7 @@ def fetch_model(
 
 
 def refuse_adapter(folder: Path, name: str) -> None:
+    """Raise :class:`CheckpointError` for a folder with an adapter of peft."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{name!r} holds an adapter, not a model; merge it first: load its base with transformers, and type "
@@ -104,10 +111,11 @@ def refuse_adapter(folder: Path, name: str) -> None:
 
 
 def no_weights(name: str, folder: Path | None = None) -> str:
-    """The message for a folder or repository without model.safetensors, which may have weights in other files.
+    """The message for a checkpoint without readable weights. It depends on the other files of weights in the folder.
 
     Args:
-        folder: the folder, or the cached folder of the repository. ``None`` if it is unknown.
+        name: folder or Hub repository id, as typed by the user.
+        folder: the folder, or the cached folder of the repository. Without it, ``name`` is taken as a folder.
     """
     folder = Path(name).expanduser() if folder is None else folder
     tensors = [file.name for file in folder.glob("*.safetensors")]
@@ -119,37 +127,43 @@ def no_weights(name: str, folder: Path | None = None) -> str:
     return (
         f"{name!r} has no weights, or holds its weights only as pickle ({PICKLED_WEIGHTS}), a format that can carry "
         "code; give a folder with model.safetensors or all files of its index, or add --allow-pickle "
-        "(allow_pickle=True) to longattn convert, which then reads the tensors in it, and nothing else."
+        "(allow_pickle=True) to longattn convert, which then reads only the tensors in it."
     )
 
 
-# Errors of the Hub and of loading, each in one sentence.
+# Turning errors of the Hub and of loading into one sentence.
 
 
 @contextlib.contextmanager
 def translated_errors(
     repo_id: str, token: str | bool | None = None, raised: type[LongAttentionError] = HubError
 ) -> Iterator[None]:
-    """Raise errors of the Hub in one sentence without tokens.
+    """Turn any error of the Hub's libraries into one sentence, without access tokens.
 
     Args:
-        raised: class of the errors: HubError for an upload, CheckpointError for a download.
+        repo_id: the repository, for the message.
+        token: the access token, which is removed from the message.
+        raised: class of the error: HubError for an upload, CheckpointError for a download.
     """
     try:
         yield
     except LongAttentionError:
         raise
     except Exception as error:  # an unexpected response can raise any error
-        chain: list[BaseException] = [error]
-        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-            chain.append(cause)
-        local = next((cause for cause in chain if isinstance(cause, OSError) and cause.filename is not None), None)
-        if local is not None:
-            raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
-        answer = next((cause for cause in chain if isinstance(cause, errors.HfHubHTTPError)), None)
+        # the error and its causes: one of a local file, one with the server's answer, one with the server's address
+        answer = None
+        address = ""
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.filename is not None:
+                raise CheckpointError(f"{str(cause.filename)!r}: {cause.strerror or type(cause).__name__}.") from error
+            if answer is None and isinstance(cause, errors.HfHubHTTPError):
+                answer = cause
+            address = address or _server(cause)
+            cause = cause.__cause__ or cause.__context__
         reason = in_a_line(answer or error)
-        if answer is None:  # no connection: the reason names no address
-            reason += next(filter(None, map(_server, chain)), "")
+        if answer is None:  # there was no connection, and the message names no address
+            reason += address
         failure = "is not a folder, and it cannot be downloaded"
         if raised is HubError:
             failure = "cannot be uploaded"
@@ -160,9 +174,11 @@ def translated_errors(
 
 
 def _server(error: BaseException) -> str:
-    """The server that an error of the HTTP library is about, in parentheses and without the path, which may hold a
-    secret. Empty for other errors."""
-    with contextlib.suppress(AttributeError, RuntimeError):  # an error without a request
+    """Scheme and name of the server in an error of the HTTP library, such as " (https://huggingface.co)".
+
+    The path of the address is left out, since it may hold a secret. Other errors give an empty text.
+    """
+    with contextlib.suppress(AttributeError, RuntimeError):  # the error has no request
         url: Any = error.request.url  # type: ignore[attr-defined]
         return f" ({url.scheme}://{url.netloc.decode()})"
     return ""
@@ -170,12 +186,12 @@ def _server(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def without_questions() -> Iterator[None]:
-    """Within the context, transformers refuses a checkpoint's code at once, and does not ask whether to run it.
+    """Within the context, transformers refuses a checkpoint's code without asking whether to run it.
 
-    :data:`NO_CODE` would not do alone: models that load inner models do not pass ``trust_remote_code`` on.
+    :data:`NO_CODE` alone is not enough, because models that load inner models do not pass ``trust_remote_code`` on.
     """
     seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer
     try:
         yield
     finally:
@@ -184,11 +200,11 @@ def without_questions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading_errors(name: object, what: str = "") -> Iterator[None]:
-    """Refuse a checkpoint's code, and turn any error of loading it into one sentence.
+    """Within the context, a checkpoint's code is refused, and any error of loading becomes one sentence.
 
     Args:
         name: a folder or a Hub repository id.
-        what: the part that is loaded, such as "tokenizer"; default: the whole checkpoint.
+        what: the part that is loaded, such as "tokenizer". By default, the whole checkpoint.
     """
     subject = repr(str(name))
     if what:
@@ -212,8 +228,8 @@ def loading_errors(name: object, what: str = "") -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run
-    its code."""
+    """The values of a checkpoint's config.json. The field ``auto_map``, which names code, is removed from all inner
+    configs, since transformers would offer to run it."""
     values = read_json_object(folder / "config.json")
     check_config(values)
     inner = list(values.values())
@@ -237,17 +253,18 @@ def label_fields(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def load_part(loader: Any, name: str | Path, what: str = "", **arguments: Any) -> Any:
-    """A part of a checkpoint other than its weights.
+    """Load a part of a checkpoint other than its weights, such as the tokenizer or the config.
 
     Args:
         loader: ``AutoTokenizer``, ``AutoImageProcessor``, ``AutoConfig`` or another class with ``from_pretrained``.
         name: a folder or a Hub repository id.
         what: the part's name in a message, such as "tokenizer".
-        arguments: of ``from_pretrained``.
+        arguments: further arguments of ``from_pretrained``.
     """
     with loading_errors(name, what):
         part = loader.from_pretrained(name, **NO_CODE, **arguments)
-    if isinstance(tokenizer := getattr(part, "tokenizer", part), PreTrainedTokenizerBase):
+    tokenizer = getattr(part, "tokenizer", part)  # a processor has a tokenizer
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
         check_tokenizer(tokenizer, str(name))
     return part
 
@@ -258,8 +275,11 @@ def load_padding_tokenizer(name: str | Path, config: Any) -> Any:
 
 
 def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
-    """The tokenizer; without a padding token, it pads with its end token. Refuses one without words, or with ids
-    beyond the model."""
+    """Check that a tokenizer fits its model, and return it. A tokenizer without a padding token gets its end token.
+
+    Raises:
+        CheckpointError: the tokenizer has no words or cannot pad, or it gives ids that the model does not have.
+    """
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one for a folder without a tokenizer
         raise CheckpointError(
             f"The tokenizer of {str(name)!r} has no words; give a checkpoint with the files of its tokenizer."
@@ -276,23 +296,25 @@ def fit_tokenizer(tokenizer: Any, config: Any, name: str | Path) -> Any:
 
 
 def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
-    """Refuse a tokenizer with ids beyond the model's table of token embeddings. A table with more rows is usual.
+    """Refuse a tokenizer with ids beyond the model's table of token embeddings. The table may have more rows than the
+    tokenizer has ids.
 
-    Placeholders of images and sounds are not counted, because only processors write them. (Gemma 3's text models have
-    no row for ``image_token``.)
+    Placeholder tokens for images and sounds may be beyond the table, because only processors write them. Gemma 3's
+    text models, for example, have no row for ``image_token``.
     """
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
         return
-    usual = PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES
-    named = tokenizer.special_tokens_map
-    placeholders = set(named.values()) - {named.get(role) for role in usual}
-    beyond = {
+    special = tokenizer.special_tokens_map  # role, such as "pad_token" or "image_token" -> token
+    text_roles = PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES
+    placeholders = set(special.values()) - {special.get(role) for role in text_roles}
+    beyond = {  # token id -> token
         number: token
         for token, number in tokenizer.get_vocab().items()
         if number >= rows and token not in placeholders
     }
-    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:  # its template may have ids of its own
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # its template around a text may have ids that are not in the vocabulary
         with checkpoint_errors(f"The tokenizer.json of {str(name)!r} is damaged"):
             around = {*backend.encode("").ids, *backend.encode("", "").ids}
         beyond |= {number: "around each text" for number in around - {*beyond} if number >= rows}
@@ -305,49 +327,54 @@ def check_token_ids(tokenizer: Any, config: Any, name: str | Path) -> None:
 
 
 def call_tokenizer(tokenizer: Any, *texts: Any, **options: Any) -> Any:
-    """``tokenizer(*texts, **options)``. Its errors, for example of a regular expression that takes too long, become
-    one sentence."""
+    """Call ``tokenizer(*texts, **options)``. An error of the tokenizer becomes one sentence. A regular expression that
+    takes too long raises an error, for example."""
     with checkpoint_errors("The tokenizer is damaged, or does not fit the text"):
         return tokenizer(*texts, **options)
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer with rules that expand a text enormously.
+    """Refuse a tokenizer with rules that make a text much longer.
 
-    A token takes about 200 bytes, so a few rules could fill the memory with the tokens of a short text. Each rule is
-    run on a sample and on the output of the earlier rules. A match of a regular expression counts as one byte.
+    A token takes about 200 bytes, so a few such rules could fill the memory with the tokens of a short text. All rules
+    run one after the other on a sample. A rule that inserts text also starts with the longest text that it inserts,
+    which then goes through the later rules.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return
     with checkpoint_errors(f"The tokenizer.json of {name!r} is damaged"):
         steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
-        starts = [(SAMPLE, SAMPLE, 0)]  # a text, the same after some rules, and the number of the next rule
+        starts = [(SAMPLE, SAMPLE, 0)]  # a text, its form after some rules, and the index of the next rule
         for following, (_, rule) in enumerate(steps, 1):
             if rule["type"] == "Replace":
+                # a match of a regular expression counts as one byte
                 starts.append((rule["pattern"].get("String", ""), rule["content"], following))
             elif rule["type"] == "Prepend":
                 starts.append(("", rule["prepend"], following))
             elif rule["type"] == "Precompiled" and rule["precompiled_charsmap"]:
-                # the size of a trie, the trie, texts that end in a zero
+                # 4 bytes with the size of a trie, the trie, and replacement texts that end in a zero
                 charsmap = base64.b64decode(rule["precompiled_charsmap"])
                 texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
                 starts.append(("\ufdfa", max(texts, key=len).decode(errors="replace"), following))
+
         expands = backend.num_special_tokens_to_add(False) > MOST_SPECIAL
-        for before, text, first in starts:
-            size = max(1, len(before.encode()))
-            for step, _ in steps[first:]:
-                if len(text.encode()) > MOST_GROWTH * size:
+        for before, text, following in starts:
+            limit = MOST_GROWTH * max(1, len(before.encode()))
+            for step, _ in steps[following:]:
+                if len(text.encode()) > limit:
                     break  # the next step could fill the memory
                 if hasattr(step, "normalize_str"):
                     text = step.normalize_str(text)
                 else:
                     text = "".join(piece for piece, _ in step.pre_tokenize_str(text))
-            expands |= len(text.encode()) > MOST_GROWTH * size
+            expands |= len(text.encode()) > limit
+
+        # a template of the post-processor must not repeat a text
         templates = [rule.get(form) or [] for _, rule in _steps(backend.post_processor) for form in ("single", "pair")]
         for template in templates:
-            texts = [piece["Sequence"]["id"] for piece in template if "Sequence" in piece]
-            expands |= len(texts) > len(set(texts))
+            inserted = [piece["Sequence"]["id"] for piece in template if "Sequence" in piece]
+            expands |= len(inserted) > len(set(inserted))
     if expands:
         raise CheckpointError(
             f"The tokenizer.json of {name!r} makes a text more than {MOST_GROWTH} times as long, or repeats it; give "
@@ -356,8 +383,10 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
 
 
 def _steps(part: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The steps of a tokenizer part, each with its rule in tokenizer.json. None for a part in Python, which no file
-    can contain."""
+    """Each step of a tokenizer's part, such as its normalizer, with the step's rule as in tokenizer.json.
+
+    A step that is written in Python is skipped, because no file can contain it.
+    """
     if type(part).__name__ == "Sequence":
         for inner in part:
             yield from _steps(inner)
@@ -369,13 +398,13 @@ def _steps(part: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = False, **arguments: Any) -> Any:
-    """Call ``loader.from_pretrained`` without running code, and return its result.
+    """Load a model by ``loader.from_pretrained``, without running a checkpoint's code.
 
     Args:
         loader: a model class, or an Auto class of models.
-        name: a folder or a Hub repository id; ``None`` if ``arguments`` give config and state_dict.
-        allow_pickle: read tensors of .bin files where there are no safetensors.
-        arguments: of ``from_pretrained``.
+        name: a folder or a Hub repository id; ``None`` if ``arguments`` have a config and a state_dict.
+        allow_pickle: read the tensors of .bin files if there are no safetensors.
+        arguments: further arguments of ``from_pretrained``.
     """
     commit = {} if name is None else commit_of(name)
     with LOADING if name is None else loading_errors(name):
@@ -390,9 +419,9 @@ def load_weights(loader: Any, name: str | Path | None, *, allow_pickle: bool = F
 
 
 def commit_of(name: str | Path) -> dict[str, str]:
-    """The argument ``revision`` for the newest commit of a Hub repository; no argument for a folder.
+    """The argument ``revision`` of ``from_pretrained`` for a Hub repository's newest commit. Empty for a folder.
 
-    For a branch without safetensors, transformers would request their conversion with the user's token.
+    A branch would not do: if it has no safetensors, transformers would request a conversion with the user's token.
     """
     return {} if Path(name).expanduser().is_dir() else {"revision": fetch_model(name).name}
 
@@ -403,9 +432,11 @@ def new_model(loader: Any, config: Any, **arguments: Any) -> Any:
 
 
 def load_model(loader: Any, name: str | Path, *, complete: bool = False, **arguments: Any) -> Any:
-    """A model from :func:`load_weights`, in float32 unless ``arguments`` name another dtype.
+    """Load a model in float32, or in the ``dtype`` in ``arguments``.
 
-    complete: refuse checkpoints that lack weights (for use without training).
+    Args:
+        loader, name, arguments: as for :func:`load_weights`.
+        complete: refuse a checkpoint that lacks weights. A model that is not trained first needs all of them.
     """
     options = {"dtype": torch.float32, "ignore_mismatched_sizes": complete, **arguments}
     model, info = load_weights(loader, name, output_loading_info=True, **options)
@@ -417,7 +448,7 @@ def load_model(loader: Any, name: str | Path, *, complete: bool = False, **argum
 def check_complete(
     model: Any, info: Mapping[str, Any], name: str, advice: str = "give a checkpoint that was saved with its head"
 ) -> None:
-    """Refuse a model with new weights, unless they are tied to others.
+    """Refuse a model with weights that the checkpoint does not have. Weights that are tied to others may be missing.
 
     Args:
         info: the loading info from ``from_pretrained(output_loading_info=True)``.
@@ -426,22 +457,25 @@ def check_complete(
     """
     resized = (key for key, *_ in info["mismatched_keys"])
     new = {"": {*info["missing_keys"]} - {*tied_weights(model)}, " of this size": {*resized}}
-    lost = [f"{listed(key.rpartition('.')[0] or key for key in keys)}{which}" for which, keys in new.items() if keys]
-    if lost:
-        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lost)}; {advice}.")
+    lacking = []
+    for suffix, keys in new.items():
+        if keys:
+            lacking.append(listed(key.rpartition(".")[0] or key for key in keys) + suffix)
+    if lacking:
+        raise CheckpointError(f"{name!r} lacks weights of {type(model).__name__}: {' and '.join(lacking)}; {advice}.")
 
 
-# Tensors of the files: each is read by the model's class, or left out for a reason.
+# The tensors in the files of a checkpoint, and those that the model's class does not read.
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-"""The file of the weights, or of the names of their shards. transformers reads one of them."""
+"""The file with all weights, and the file with the names of its shards. transformers reads one of them."""
 COMPUTED = re.compile(
     r"(^|\.)(position_ids|token_type_ids|\w*inv_freq|masked_bias|relative_position_index|num_batches_tracked)$"
     r"|\.(attn|attention|self_attn)\.bias$"
 )
-"""Buffers that old versions of transformers saved, and that models compute."""
+"""Names of buffers that old versions of transformers saved. Models compute them now."""
 LAYER = re.compile(r"\.\d+\.")
-"""Part of the name of a tensor in one of several layers."""
+"""The number of a layer in the name of a tensor, such as ``.11.``."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -455,7 +489,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor in the files of a model. Pickles are read as tensors only."""
+    """Name -> shape of each tensor in the files of a model. Pickles are read as tensors only.
+
+    Args:
+        folder: the checkpoint.
+        name: the checkpoint as typed by the user, for messages.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     with checkpoint_errors(f"The weights of {name!r} cannot be read"):
         for file in weight_files(folder):
@@ -469,11 +508,15 @@ def stored_tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
 
 
 def unread_tensors(model_class: Any, folder: Path, stored: Iterable[str], **settings: Any) -> dict[str, str]:
-    """Name of each tensor that a class does not read from a folder -> the reason. No weights are kept in memory.
+    """The tensors in a checkpoint's files that a model class does not read. No weights are loaded into memory.
 
     Args:
+        model_class: the class that loads the checkpoint.
+        folder: the checkpoint.
         stored: names of the tensors in the files.
         settings: further arguments of :func:`load_weights`, such as ``config``.
+    Returns:
+        Name of each tensor that is not read -> the reason, as a phrase.
     """
     with without_load_report():
         model, info = load_weights(
@@ -489,6 +532,7 @@ def unread_tensors(model_class: Any, folder: Path, stored: Iterable[str], **sett
     known = model.state_dict().keys()
     patterns = [*ignored_weights(model), COMPUTED]
     unread = {*info["unexpected_keys"]}
+    # transformers does not report the tensors that it ignores by their names
     for tensor in {*stored} - unread:
         names = {tensor, prefix + tensor, tensor.removeprefix(prefix)}
         if not names & known and any(pattern.search(tensor) for pattern in patterns):
@@ -500,7 +544,7 @@ def unread_tensors(model_class: Any, folder: Path, stored: Iterable[str], **sett
 
 
 def ignored_weights(model: Any) -> list[re.Pattern[str]]:
-    """Patterns of tensors that transformers leaves out without a word."""
+    """Patterns for the names of tensors that transformers does not read and does not report."""
     if not hasattr(model, "_keys_to_ignore_on_load_unexpected"):
         warn_missing("unread_weights")
         return []
@@ -508,29 +552,36 @@ def ignored_weights(model: Any) -> list[re.Pattern[str]]:
 
 
 def lost_head(name: str, folder: Path, base: Any, *, allow_pickle: bool, config: Any) -> set[str]:
-    """Names of the modules with matrices in a checkpoint's files that its class without a head, ``base``, does not
-    read.
+    """Names of the modules of a head whose weights a checkpoint has, and that would be lost without the head.
 
-    Layers do not count, nor do buffers that models compute and tables that are tied to the embeddings.
+    A module counts if it has a matrix that ``base`` does not read. Modules inside numbered layers, buffers that models
+    compute, and tables that are tied to the embeddings do not count.
+
+    Args:
+        name: the checkpoint as typed by the user, for messages.
+        folder: the checkpoint.
+        base: the model's class without a head.
     """
     stored = stored_tensors(folder, name)
-    text = config.get_text_config()
+    text_config = config.get_text_config()
     lost = set()
     for tensor in unread_tensors(base, folder, stored, allow_pickle=allow_pickle, config=config):
         shape = stored.get(tensor, ())
-        tied = text.tie_word_embeddings and shape[:1] == (getattr(text, "vocab_size", None),)
+        tied = text_config.tie_word_embeddings and shape[:1] == (getattr(text_config, "vocab_size", None),)
         if len(shape) > 1 and not (tied or COMPUTED.search(tensor) or LAYER.search(tensor)):
             lost.add(tensor.rpartition(".")[0] or tensor)
     return lost
 
 
 def tied_weights(model: Any) -> Mapping[str, str]:
-    """Name of a tied weight -> name of the weight that it shares."""
+    """Name of a tied weight -> name of the weight to which it is tied."""
     return getattr(model, "all_tied_weights_keys", None) or {}
 
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
+    """Within the context, transformers does not log its report about missing and unexpected weights."""
+
     def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
@@ -543,6 +594,7 @@ def without_load_report() -> Iterator[None]:
 
 
 def has_token_vectors(name: str) -> bool:
+    """Whether a MultiVectorEncoder of sentence-transformers was saved as this checkpoint."""
     return any(entry["type"].endswith(".MultiVectorMask") for entry in sentence_modules(fetch_model(name)))
 
 
@@ -551,13 +603,13 @@ ACTIVATIONS = {
     "torch.nn.modules.linear.Identity",
     *(f"{place}.{name}" for place in ("torch.nn", "torch.nn.modules.activation") for name in activation.__all__),
 }
-"""Names under which the files of a sentence encoder or reranker may name an activation function of torch."""
+"""The activation functions that the files of a sentence encoder or reranker may name."""
 
 
 def check_activations(folder: Path, modules: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse a sentence encoder or reranker whose files name something else in torch as an activation function.
+    """Refuse a sentence encoder or reranker if it names a torch object that is no activation function.
 
-    sentence-transformers imports and calls whatever begins with "torch.".
+    sentence-transformers would import and call any name that begins with "torch.".
     """
     for file in (folder / "config.json", *(folder / module["path"] / "config.json" for module in modules)):
         values = read_json_object(file) if file.is_file() else {}
@@ -574,14 +626,15 @@ def check_activations(folder: Path, modules: Iterable[Mapping[str, Any]]) -> Non
 
 
 def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arguments: Any) -> Any:
-    """A model of sentence-transformers in float32.
+    """Load a model of sentence-transformers in float32.
 
     Args:
         loader: ``SentenceTransformer``, ``CrossEncoder`` or ``MultiVectorEncoder``. If another class saved the folder,
-            ``MultiVectorEncoder`` uses the token states, without the random projection that it would add.
+            a ``MultiVectorEncoder`` is built from the token states, without the random projection that
+            sentence-transformers would add.
         name: a folder or a Hub repository id.
-        complete: refuse checkpoints that lack weights (for use without training).
-        arguments: more arguments of the loader. With ``num_labels``, a head of another size is replaced by a new one.
+        complete: refuse a checkpoint that lacks weights. A model that is not trained first needs all of them.
+        arguments: further arguments of the loader. With ``num_labels``, a new head replaces a head of another size.
     """
     folder = fetch_model(name)
     modules = sentence_modules(folder)
@@ -614,7 +667,10 @@ def load_sentence_model(loader: Any, name: str, *, complete: bool = False, **arg
 
 
 def refuse_pickled_modules(name: str, modules: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse modules after the transformer whose weights are in a pickle only; sentence-transformers would read it."""
+    """Refuse a module that has its weights only in a pickle, which sentence-transformers would read.
+
+    The transformer is not checked here, since it is loaded with ``use_safetensors``.
+    """
     for module in modules:
         if module["type"].endswith(".Transformer"):
             continue
@@ -625,7 +681,14 @@ def refuse_pickled_modules(name: str, modules: Iterable[Mapping[str, Any]]) -> N
 
 
 def _from_token_states(loader: Any, name: str, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
-    """A MultiVectorEncoder of the token states of another sentence encoder, without a projection."""
+    """A MultiVectorEncoder that returns the normalised token states of a sentence encoder, without a projection.
+
+    Args:
+        loader: the class ``MultiVectorEncoder``.
+        name: folder or Hub repository id of the sentence encoder.
+        options: arguments for loading the sentence encoder.
+        arguments: further arguments of ``loader``.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -639,16 +702,22 @@ def _from_token_states(loader: Any, name: str, options: Mapping[str, Any], argum
 def check_sentence_weights(
     network: Any, name: str, modules: Iterable[Mapping[str, Any]], *, with_pooler: bool
 ) -> None:
-    """Refuse a sentence encoder without all weights of its transformer. Its loader does not say which are new.
+    """Refuse a sentence encoder if its checkpoint lacks weights of its transformer.
 
-    Many encoders are saved without the pooler, because sentence-transformers pools the last hidden states itself.
+    The loader of sentence-transformers does not report new weights, so the checkpoint is opened a second time.
+
+    Args:
+        network: the transformer, as loaded.
+        modules: the modules of :func:`~hf_longattn.files.sentence_modules`.
+        with_pooler: whether the weights of the pooler are needed. Many encoders are saved without them, because
+            sentence-transformers pools the last hidden states itself.
     """
     folder = next((entry["path"] for entry in modules if entry["type"].endswith(".Transformer")), "")
     with without_load_report():
         again, info = load_weights(
             type(network),
             name,
-            device_map="meta",  # keeps no second copy of the weights
+            device_map="meta",  # reads the names only, so there is no second copy of the weights
             config=network.config,
             subfolder=folder,
             output_loading_info=True,

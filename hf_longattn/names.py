@@ -1,11 +1,11 @@
-"""Names: of the backend and the logger, public names that are imported on first use, and private names of other
-libraries.
+"""Names of this package that are imported on first use, and private names of other libraries that it uses.
 
-A private name can change with any version of its library. Each one is therefore in :data:`PRIVATE_APIS`, and a missing
-name breaks no import: it gives a :class:`BackendError` on use (:func:`look_up`, :func:`missing`), or a warning if
-results stay correct (:func:`warn_missing`). The function that uses a name is in the module that needs it.
-``tests/test_private_apis.py`` checks that the package uses no other private name, finds each name in the versions of
-:data:`TESTED`, and removes each name to check the message.
+A private name can change with any version of its library, so :data:`PRIVATE_APIS` lists them all. The package can be
+imported if a name is missing. Using the name then raises a :class:`BackendError` (:func:`look_up`, :func:`missing`).
+If results stay correct without it, the package only warns (:func:`warn_missing`).
+
+``tests/test_private_apis.py`` checks that the package uses no private name outside of the list, and that all names
+exist in the versions of :data:`TESTED`. It also removes each name, and checks the message.
 """
 
 from __future__ import annotations
@@ -27,47 +27,46 @@ from typing import Any, NoReturn
 from .errors import BackendError
 
 BACKEND = "longattn"
-"""The ``attn_implementation`` of Long models, and the name of the mask function. Names of cache layer types start with
-it, too."""
+"""The ``attn_implementation`` of Long models. The mask function has the same name in transformers, and the names of
+this package's cache layer types start with it."""
 LOGGER = "transformers.hf_longattn"
-"""The logger's name. It is below transformers' logger, whose verbosity then applies."""
+"""Name of the package's logger. As a child of transformers' logger, it has the verbosity set for transformers."""
 logger = logging.getLogger(LOGGER)
 
 
 def public_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
-    """``__getattr__`` and ``__all__`` of a package, whose modules are imported on first use of their names.
+    """The functions ``__getattr__`` and the list ``__all__`` for a package that imports its modules on first use.
 
-    Its source imports these names under ``if TYPE_CHECKING``; they are listed nowhere else.
+    The names are those that the package's source imports relatively under ``if TYPE_CHECKING``.
     """
     tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
-    blocks = [
-        node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
-    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom) and node.level]
-    homes = {
-        alias.name: "." * node.level + str(node.module)
-        for node in imports
-        for alias in node.names
-        if alias.name != "*"
-    }
+    modules: dict[str, str] = {}  # public name -> relative name of its module, such as ".errors"
+    for block in tree.body:
+        if not isinstance(block, ast.If) or ast.unparse(block.test) != "TYPE_CHECKING":
+            continue
+        for node in block.body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                module = "." * node.level + str(node.module)
+                modules |= {alias.name: module for alias in node.names if alias.name != "*"}
 
     def load(name: str) -> Any:
-        if name not in homes:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name], package), name)
+        return getattr(importlib.import_module(modules[name], package), name)
 
-    return load, sorted(homes)
+    return load, sorted(modules)
 
 
 def module_names(package: str) -> list[str]:
-    """Module names of a sub-package (``mechanisms``, ``families``), sorted. A new file is a new module.
+    """The names of all modules in a sub-package such as ``mechanisms``, sorted.
 
     The sub-package is not imported for this, since its imports may be slow.
     """
     imported = sys.modules.get(f"hf_longattn.{package}")
-    folders = (
-        [str(Path(__file__).parent.joinpath(*package.split(".")))] if imported is None else list(imported.__path__)
-    )
+    if imported is None:
+        folders = [str(Path(__file__).parent.joinpath(*package.split(".")))]
+    else:
+        folders = list(imported.__path__)
     return sorted(module.name for module in pkgutil.iter_modules(folders) if not module.ispkg)
 
 
@@ -166,7 +165,8 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "expert_adapters": ("peft.utils.transformers_weight_conversion:_MODEL_TO_CONVERSION_PATTERN",),
     "target_modules": ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),
 }
-"""Our name of an API -> the private names that it needs, as ``"module:name"`` or ``"module:Class.name"``."""
+"""This package's name of an API -> the private names that it consists of, as ``"module:name"`` or
+``"module:Class.name"``."""
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -175,10 +175,11 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def warn_untested() -> None:
-    """Log one line if installed libraries are newer than the tested versions."""
-    newer, tested = [], []
+    """Log one warning if installed libraries are newer than the tested versions."""
+    newer = []
+    tested = []
     for library, (_, newest) in TESTED.items():
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an optional library
             installed = importlib.metadata.version(library)
             if release(installed) > release(newest):
                 newer.append(f"{library} {installed} (tested up to {newest})")
@@ -191,15 +192,16 @@ def warn_untested() -> None:
 
 
 def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
-    """The object of the API ``name``.
+    """The object that a private name stands for, such as a function or a class.
 
     Args:
-        which: index into the private names of the API.
-        when_called: whether a missing function is replaced by one that raises when it is called. Otherwise the look-up
+        name: a key of :data:`PRIVATE_APIS`.
+        which: index into the private names under this key.
+        when_called: for a missing function, return a function that raises the error. By default, the look-up itself
             raises.
 
     Raises:
-        BackendError: the installed version lacks it.
+        BackendError: the installed version of the library has no such object.
     """
     module, _, path = PRIVATE_APIS[name][which].partition(":")
     try:
@@ -216,13 +218,13 @@ def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
 
 @functools.cache
 def require(name: str) -> None:
-    """Raise :class:`BackendError` if the installed version lacks one of the private names of the API ``name``."""
+    """Raise :class:`BackendError` if a private name of the API ``name`` is missing in the installed library."""
     for which in range(len(PRIVATE_APIS[name])):
         look_up(name, which)
 
 
 def missing(name: str, which: int = 0) -> BackendError:
-    """The error to raise where the API ``name`` is used, for a version of a library without it."""
+    """The error for the use of an API that the installed library does not have. It names versions that have it."""
     where = PRIVATE_APIS[name][which]
     library = where.split(":")[0].split(".")[0]
     lowest, highest = TESTED[library]
@@ -234,5 +236,5 @@ def missing(name: str, which: int = 0) -> BackendError:
 
 @functools.cache
 def warn_missing(name: str) -> None:
-    """Warn once per process that the API ``name`` is missing. For cases in which results stay correct."""
+    """Warn once per process that the API ``name`` is missing. Use this where results stay correct without it."""
     logger.warning(str(missing(name)))

@@ -1,4 +1,4 @@
-"""Parts of reports: differences between outputs, checks of a result, and Markdown tables."""
+"""What reports consist of: differences between outputs, checks of a result, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ if TYPE_CHECKING:
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, without a newline at its end."""
+    """A table in Markdown, without a newline at its end. Empty rows are left out."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows) if cells)
 
 
-TOLERANCE, ROUNDINGS = 1e-4, 8
-"""Largest relative difference that counts as equal: in fp32, and in units of rounding for models that are too large
-for fp32."""
+TOLERANCE = 1e-4
+"""Maximum relative difference of outputs that count as equal."""
+ROUNDINGS = 8
+"""Maximum relative difference of equal outputs in bf16 or fp16, in units of the dtype's machine epsilon. Models that
+are too large for fp32 are compared in these dtypes."""
 MASKED = 1e4
-"""Values of this magnitude or more are compared relative to themselves. Logits masked with -1e6 would otherwise set
-the scale of all."""
+"""Values of this magnitude or more are compared relative to themselves. Otherwise, logits masked with -1e6 would set
+the scale for all values."""
 BLOCK = 2**24
-"""Values that are compared at once, so that the logits of a large vocabulary take little more memory."""
+"""Number of values that are compared at once. It limits the memory for comparing the logits of a large vocabulary."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference between outputs of two models, and the output that has it.
+    """The difference between two models in one output, usually the output with the largest relative difference.
 
-    largest: absolute difference.
-    scale: largest magnitude of that output of the source, in values below :data:`MASKED`.
-    relative: difference relative to the scale; infinite for NaN, for another shape, and where the source has zeros
-        only.
-    output: name of that output; empty if nothing was compared.
-    tolerance: the largest relative difference that counts as equal.
+    Attributes:
+        largest: the largest absolute difference.
+        scale: the largest magnitude in the source's output, among values below :data:`MASKED`.
+        relative: the largest difference relative to the scale. It is infinite for NaN, for different shapes, and for
+            differences from an output of zeros.
+        output: name of the output; empty if nothing was compared.
+        tolerance: the maximum of ``relative`` at which the outputs count as equal.
     """
 
     largest: float = math.inf
@@ -46,9 +49,13 @@ class Difference:
 
     @classmethod
     def of(cls, expected: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> Difference:
-        """The relatively largest difference between outputs of source and result.
+        """Compare each output of the source with the result's output of the same name.
 
-        An output that the result lacks counts as different, and so do empty comparisons.
+        Args:
+            expected: name -> output of the source.
+            measured: name -> output of the result. An output that is missing here counts as infinitely different.
+        Returns:
+            The difference in the output with the largest relative difference. It is infinite if nothing was compared.
         """
         import torch
 
@@ -56,18 +63,21 @@ class Difference:
         for name, values in expected.items():
             if not values.numel():
                 continue
-            blocks, other = values.detach().reshape(-1).split(BLOCK), measured.get(name)
+            other = measured.get(name)
+            blocks = values.detach().reshape(-1).split(BLOCK)
             magnitudes = (block.float().abs() for block in blocks)
             scale = max(float(size.masked_fill(size >= MASKED, 0.0).max()) for size in magnitudes)
             largest = relative = math.inf
             if other is not None and other.shape == values.shape:
                 largest = relative = 0.0
                 for before, after in zip(blocks, other.detach().reshape(-1).split(BLOCK), strict=True):
-                    differs = before.float() != after.float()  # infinite values may be equal
+                    # equal infinite values have no difference; inf - inf would be NaN
+                    differs = before.float() != after.float()
                     if bool(differs.any()):
                         size = before.float()[differs].abs()
                         difference = (before.float() - after.float())[differs].abs()
                         ratio = difference / size.where(size >= MASKED, scale)
+                        # NaN counts as an infinite difference
                         largest = max(largest, float(difference.nan_to_num(math.inf, math.inf).max()))
                         relative = max(relative, float(ratio.nan_to_num(math.inf, math.inf).max()))
             rounding = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
@@ -98,7 +108,7 @@ PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs t
 
 @dataclass(frozen=True)
 class Check:
-    """One check of the result."""
+    """One check of a converted or exported model, for its report."""
 
     name: str
     status: str  # "passed", "failed", "needs training", "measured" or "skipped"
@@ -116,13 +126,15 @@ def equality(name: str, comparison: str, difference: Difference, values: dict[st
     """A check of outputs that should be equal.
 
     Args:
-        name, comparison: name of the check, and description of the comparison.
-        difference: difference of the outputs.
-        values: values for the report.
-        why: reason why outputs may differ; the result then needs training unless another check decides otherwise.
-            Empty: must be equal.
+        name: name of the check.
+        comparison: what was compared, as the start of a sentence that ends with the difference.
+        difference: the difference of the outputs.
+        values: further values for the report.
+        why: the reason why the outputs may differ, as a clause. If they differ, the status is "needs training". If
+            this is empty, the outputs must be equal, and the check fails otherwise.
     """
-    values, detail = {**values, **difference.values}, f"{comparison} {difference}"
+    values = {**values, **difference.values}
+    detail = f"{comparison} {difference}"
     if difference.output and not difference.scale and not difference.largest:
         return Check(name, SKIPPED, f"{comparison} is that of zeros, since the source's outputs are all zero", values)
     if why and math.isfinite(difference.largest):
