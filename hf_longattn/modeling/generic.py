@@ -2,8 +2,8 @@
 AutoModel loads.
 
 The ``config.json`` of a saved model has a ``model_type`` and a class name that only this package registers with
-transformers. Without it, AutoModel and serving engines refuse the folder, instead of computing the architecture's own
-attention with its weights.
+transformers. Where this package is not imported, AutoModel and serving engines therefore refuse the folder. They do
+not run its weights with the architecture's own attention.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from .family.plain_spec import PlainSpec
 from .family.towers_spec import TOWERS
 
 OWN_STACK = "_model"
-"""Suffix of the name of a tower that uses the model's own config."""
+"""Suffix of the attribute of a tower that has the model's own config. It is left out of the tower's name."""
 
 
 class GenericConfig:
-    """Mixin before an architecture's config class. It marks saved files as those of a model with mechanisms.
+    """Mixin before an architecture's config class that marks saved files as those of a model with mechanisms.
 
-    In memory the model type is still the architecture's, because transformers looks up weight conversions and
-    processors by it.
+    In memory, the model type is still the architecture's, because transformers looks up weight conversions and
+    processors by the model type.
     """
 
     score_cap: ClassVar[None] = None
@@ -61,8 +61,9 @@ class GenericConfig:
         """The architecture's ``from_dict``, for a ``config.json`` that :meth:`to_json_string` wrote."""
         check_config(config_dict)
         classes = [str(name).removeprefix(GENERIC_CLASS) for name in config_dict.get("architectures") or []]
-        plain = {"model_type": str(config_dict.get("model_type")).removeprefix(GENERIC_TYPE), "architectures": classes}
-        return super().from_dict({**config_dict, **plain}, **kwargs)  # type: ignore[misc]
+        model_type = str(config_dict.get("model_type")).removeprefix(GENERIC_TYPE)
+        values = {**config_dict, "model_type": model_type, "architectures": classes}
+        return super().from_dict(values, **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The text of ``config.json``, with the names of a model with mechanisms."""
@@ -72,25 +73,25 @@ class GenericConfig:
             values["architectures"] = [GENERIC_CLASS + str(name) for name in values["architectures"]]
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # the class is created on first use, outside any module
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # pickle finds the architecture's config class by name, but not this class, which is created on first use
         return _empty_config, (type(self).__mro__[2],), self.__dict__
 
 
 @cache
 def _generic_class(base: Any) -> Any:
-    """The config class of an architecture with the mixin :class:`GenericConfig`. Registers its name with
-    transformers."""
-    # without __init__, transformers would generate one
+    """The config class of an architecture with the mixin :class:`GenericConfig`. ``registered_type`` is the name under
+    which transformers knows it."""
+    # transformers generates an __init__ for config classes without one
     members = {"__module__": base.__module__, "__init__": base.__init__}
     members["registered_type"] = f"{GENERIC_TYPE}{base.model_type}"
     return type(GENERIC_CLASS + base.__name__, (GenericConfig, base), members)
 
 
 class GenericModel(LoadsMechanisms):
-    """Mixin before an architecture's model class. After loading, or creation from a config, an instance gets the plain
-    class.
+    """Mixin before an architecture's model class that attaches mechanisms while the model is built.
 
-    plain_class: the architecture's class.
+    Once an instance is loaded or created from a config, its class becomes ``plain_class``, the architecture's class.
     """
 
     plain_class: ClassVar[Any]
@@ -120,14 +121,15 @@ class GenericModel(LoadsMechanisms):
 
 @cache
 def generic_model_class(base: Any) -> Any:
-    """The model class of an architecture with the mixin :class:`GenericModel`. transformers looks up renamed weights
-    by its name."""
+    """The model class of an architecture with the mixin :class:`GenericModel`. It has the architecture's name, by
+    which transformers looks up renamed weights."""
     require("overridden_methods")
     members = {"__module__": base.__module__, "plain_class": base, "config_class": _generic_class(base.config_class)}
     return type(base.__name__, (GenericModel, base), members)
 
 
 def loading_class(model: PreTrainedModel) -> Any:
+    """The class whose ``from_pretrained`` loads a model like ``model``, mechanisms included."""
     base: Any = type(model)
     return generic_model_class(base) if isinstance(model.config, GenericConfig) else base
 
@@ -136,10 +138,10 @@ def loading_class(model: PreTrainedModel) -> Any:
 class PlainFamily(Family):
     """The family of an architecture without Long classes. It is not registered."""
 
-    two_stacks = False  # encoder and decoder have the same attention
+    two_stacks = False  # ``long_attention`` holds for the layers of encoder and decoder alike
 
     def __post_init__(self) -> None:
-        """Replaces the check and the registration."""
+        """Leave out the check and the registration of :class:`Family`."""
 
     @cached_property
     def model_classes(self) -> dict[str, str]:
@@ -166,20 +168,22 @@ def family_in(values: Mapping[str, Any]) -> Family | None:
 
 
 def class_problem(name: str, folder: Path, values: Mapping[str, Any], *, allow_pickle: bool = False) -> str:
-    """Why a checkpoint must name its class, as a sentence; empty if it names one, or would lose no head.
+    """Why a checkpoint must name the class that saved it, as a sentence. Empty if it names one class, or if its
+    weights have no head that would be lost without a name.
 
-    A folder without weights loses none. Plans of Hub repositories have no weights, for example.
+    A folder without weights loses no head. Plans of Hub repositories have no weights, for example.
 
     Args:
         name: name of the checkpoint, as the user typed it.
+        folder: the checkpoint's folder.
         values: its config.json.
         allow_pickle: whether tensors of .bin files are read.
     """
-    given = values.get("architectures")
-    if isinstance(given, list) and len({*map(str, given)}) > 1:
+    classes = values.get("architectures")
+    if isinstance(classes, list) and len({*map(str, classes)}) > 1:
         return (
-            f"The config.json of {name!r} names the classes {given!r:.200}, and several are not supported; leave the "
-            "one that saved the files in architectures."
+            f"The config.json of {name!r} names the classes {classes!r:.200}, and several are not supported; leave "
+            "the one that saved the files in architectures."
         )
     named = named_class(values, "")
     converted = is_long(values)
@@ -194,43 +198,45 @@ def class_problem(name: str, folder: Path, values: Mapping[str, Any], *, allow_p
         return ""
     if files[0].suffix != ".safetensors" and not allow_pickle:
         return ""
+    # compare the weights with the class without a head
     config_class: Any = family.base_config_class
     base = family.base_class(family.base_model_name)
-    names = {name: name for name in family.model_classes}
+    loadable = {name: name for name in family.model_classes}
     if converted:
         config_class = family.config_class
         base = family.model_class(family.base_model_name)
-        names = {**family.model_classes}
+        loadable = {**family.model_classes}
     with checkpoint_errors(f"The config.json of {name!r} is not valid for {model_type}"):
         config = config_class.from_dict(dict(values))
-    problem = "its config.json names no class"
-    if named:
-        problem = f"its config.json names the class {named!r:.99}, which is not supported"
     head = lost_head(name, folder, base, allow_pickle=allow_pickle, config=config)
     if not head:
         return ""
-    headless = names.pop(family.base_model_name)
+    problem = "its config.json names no class"
+    if named:
+        problem = f"its config.json names the class {named!r:.99}, which is not supported"
+    headless = loadable.pop(family.base_model_name)
     return (
         f"{name!r} has weights that a {headless} does not read, {listed(head)}, and {problem}; write the class that "
-        f'saved them there as "architectures", one of {listed(names.values())}, or "architectures": ["{headless}"] to '
-        "leave them out."
+        f'saved them there as "architectures", one of {listed(loadable.values())}, or "architectures": '
+        f'["{headless}"] to leave them out.'
     )
 
 
 def check_class(name: str, folder: Path, values: Mapping[str, Any], *, allow_pickle: bool = False) -> None:
-    """Raise :class:`CheckpointError` with a :func:`class_problem`."""
+    """Raise :class:`CheckpointError` if a checkpoint must name its class; see :func:`class_problem`."""
     if problem := class_problem(name, folder, values, allow_pickle=allow_pickle):
         raise CheckpointError(problem)
 
 
 def class_for_auto(name: str) -> Any:
-    """The config or model class by its registered name. ``LongGenericYolosModel`` loads and makes instances of
-    ``YolosModel``."""
+    """The config or model class with a registered name. The class ``LongGenericYolosModel``, for example, loads
+    instances of ``YolosModel``."""
     base = getattr(transformers, name.removeprefix(GENERIC_CLASS))
     return _generic_class(base) if issubclass(base, PreTrainedConfig) else generic_model_class(base)
 
 
 def _empty_config(base: Any) -> Any:
+    """A config of ``base`` with :class:`GenericConfig`, whose fields pickle sets afterwards."""
     config_class = _generic_class(base)
     return config_class.__new__(config_class)
 
@@ -240,8 +246,8 @@ ModelAttention = LongAttentionConfig | Mapping[str, LongAttentionConfig]
 
 
 def mark_generic(config: Any, attention: ModelAttention) -> None:
-    """Write ``long_attention`` (of the model, or by tower) into an architecture's config, and mark its file as
-    generic."""
+    """Write ``attention`` into an architecture's config as ``long_attention``. A file saved from this config is marked
+    by :class:`GenericConfig`."""
     setattr(config, FORMAT_FIELD, FORMAT)
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
@@ -255,7 +261,7 @@ def mark_generic(config: Any, attention: ModelAttention) -> None:
 def read_attention(
     chosen: Mapping[str, Any] | LongAttentionConfig,
 ) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
-    """The attention of a model, or of each tower by name.
+    """Parse a ``long_attention``. Returns the attention of a model, or of each tower by name.
 
     Raises:
         OptionError: no mechanism is named, or there are towers and also a mechanism for all of them.
@@ -274,16 +280,18 @@ def read_attention(
 
 
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """The parts of a model with separate configs, by the config's name: ``vision_config`` is the tower ``vision``.
+    """The towers of a model by name. A tower is a part with a config of its own, and has the config's name: the part
+    with ``vision_config`` is the tower ``vision``.
 
-    A part with the model's own config, beside towers and without towers inside, is a tower too. It is named after its
-    attribute: CSM's ``backbone_model`` is the tower ``backbone``.
+    If there are such parts, further parts that share the model's config and contain no tower are towers too. They are
+    named after their attribute: CSM's ``backbone_model`` is the tower ``backbone``.
     """
     towers: dict[str, PreTrainedModel] = {}
+    inner_models = [part for part in stacks_of(model) if part is not model]
     for field in model.config.sub_configs:
         config = getattr(model.config, field, None)
-        parts = (module for module in model.modules() if module is not model and isinstance(module, PreTrainedModel))
-        if (tower := next((part for part in parts if part.config is config), None)) is not None:
+        tower = next((part for part in inner_models if part.config is config), None)
+        if tower is not None:
             towers[field.removesuffix(TOWER_CONFIG)] = tower
     if not towers:
         return {}
@@ -295,20 +303,23 @@ def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
 
 
 def set_implementation(part: PreTrainedModel, implementation: str | None, *, is_tower: bool) -> None:
-    """Set the attention implementation of a model, or of a single tower. A tower's config may contain other towers'
-    configs."""
+    """Set the attention implementation of a model, or of a single tower.
+
+    is_tower: whether only the tower's own config is set. Its config may contain configs of other towers.
+    """
     for stack in stacks_of(part):
         stack.set_attn_implementation({"": implementation} if is_tower else implementation)
 
 
 def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
-    """A model and its parts that are models themselves. They may have configs of their own."""
+    """The model itself, and those of its modules that are models of transformers, too. Each may have its own
+    config."""
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
 
 
 def _parts(model: PreTrainedModel, attention: ModelAttention) -> list[tuple[PreTrainedModel, LongAttentionConfig]]:
-    """The model, or its named towers, with the attention of each. Raises :class:`OptionError` if there is no such
-    tower."""
+    """The model with its attention, or each tower that ``attention`` names with the tower's attention. Raises
+    :class:`OptionError` if the model has no tower of that name."""
     if isinstance(attention, LongAttentionConfig):
         return [(model, attention)]
     towers = towers_of(model)
@@ -337,30 +348,31 @@ def enable_long_attention(
         model = ViTModel.from_pretrained(...)
         enable_long_attention(model, {"mechanism": "window", "window": 64})
 
-    Without ``long_attention``, the model computes what it declares, as with ``attn_implementation="longattn"``.
+    Without ``long_attention``, the model computes its own attention, as with ``attn_implementation="longattn"``.
 
     Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The
     mechanism also replaces sliding windows. ``save_pretrained`` writes a folder that AutoModel reads after
     ``import hf_longattn``. ``model.set_attn_implementation("sdpa")`` switches back in memory.
 
-    Unlike Long classes, such a model has the base's cache, and ``generate`` is transformers'. Where the base has
-    sliding windows, its cache keeps one window, and decoding with a mechanism that sees more is refused. For RoBERTa's
-    decoders, ``generate`` counts positions from 0, but their forward pass starts them after the padding id, as
-    ``LongRobertaForCausalLM`` does in both.
+    Unlike Long classes, the model keeps transformers' cache and ``generate``. In a layer with a sliding window, the
+    cache keeps one window, so decoding with a mechanism that sees more tokens is refused. For RoBERTa's decoders,
+    ``generate`` counts positions from 0, although the forward pass counts them from the padding id on
+    (``LongRobertaForCausalLM`` counts from the padding id in both).
 
     Args:
         model: any model of transformers.
         long_attention: the mechanism of each layer; ``None`` for the model's own attention. Layers of encoder and
             decoder are counted separately. In a model with several towers (CLIP, LLaVA),
-            ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets the mechanism of a tower; all others
-            keep the base's attention. Images packed into one row (Pixtral, Qwen-VL) are separate sequences without a
-            grid. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
+            ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets the mechanism of one tower; the
+            other towers keep the base's attention. Images packed into one row (Pixtral, Qwen-VL) are separate
+            sequences without a grid. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
 
     Returns:
         The same model.
 
     Raises:
-        BackendError: the architecture is not on the AttentionInterface, or has no attention; or it is a Long model.
+        BackendError: the architecture is not on the AttentionInterface or has no attention, or the model is a Long
+            model.
         OptionError: ``long_attention`` is invalid, or names a tower that does not exist.
     """
     if isinstance(getattr(model, "config", None), LongConfig):
@@ -382,10 +394,10 @@ def enable_long_attention(
 
 
 def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig) -> Model:
-    """Make ``model`` run its attached mechanisms, and store them in its config.
+    """Make ``model`` run its attached mechanisms, and store them in its config. Returns the model.
 
     Raises:
-        BackendError: a part keeps its own attention, or a mechanism has memory tokens.
+        BackendError: a part of the model cannot switch to ``longattn``, or a mechanism has memory tokens.
     """
     chosen = read_attention(long_attention)
     parts = [part for part, _ in _parts(model, chosen)]
@@ -407,6 +419,7 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
             )
     model.register_forward_pre_hook(_check_globals, with_kwargs=True)
     if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(model)):
+        # ``generate`` has to tell the mechanisms apart pieces of a prompt and generated tokens
         model._prefill = partial(_prefill, model)
     mark_generic(model.config, chosen)
     return model
@@ -415,13 +428,14 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
 def _prefill(
     model: Any, input_ids: Tensor, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """``_prefill`` of a model with ``full_decoding`` and without a Long class, as in
-    :class:`~.mixin.LongGenerationMixin`."""
+    """Run transformers' ``_prefill``, the pass of ``generate`` over a prompt, without counting pieces of the prompt as
+    decoding steps. :class:`~.mixin.LongGenerationMixin` does the same for Long classes."""
     with prompt_read(model.config, input_ids, generation_config, model_kwargs):
         return type(model)._prefill(model, input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of a model without a Long class: checks global tokens for all its attention modules."""
+    """Forward pre-hook of a model without a Long class. Raises :class:`InputError` for a ``global_attention_mask``
+    that no layer takes."""
     if kwargs.get("global_attention_mask") is not None and runs_mechanisms(model):
         check_globals(model, arguments_by_name(model, args, kwargs))

@@ -31,9 +31,10 @@ class LongGridMixin(LongAttentionMixin):
 
 
 class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
-    """Mixin before the base model: finds the grid of its input for its attention modules."""
+    """Mixin before the base model. Passes the grid of its input to its attention modules."""
 
     def after_attach(self) -> None:
+        """Also replace the base's interpolation of positions, if the config says that positions are tiled."""
         super().after_attach()
         if self.config.position_extension == TILE:
             for module in self.modules():
@@ -41,23 +42,26 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
                     setattr(module, INTERPOLATE_ARGUMENT, partial(tiled_positions, module))
 
     def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
-        """Check the size of the images, and add their grid to ``arguments``. Positions are interpolated if a base does
-        so for images of another size."""
+        """Check the size of the images, and add their grid to ``arguments``. Images of another size than the trained
+        one also get ``interpolate_pos_encoding=True``, if the base takes it."""
         spec = self.family.spec
         grid: Grid | None = spec.of_input(self.config, arguments)
-        resizable = spec.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
-        if resizable and tuple(arguments[PIXELS].shape[-2:]) != image_size(self.config.image_size):
+        can_interpolate = spec.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
+        if can_interpolate and tuple(arguments[PIXELS].shape[-2:]) != image_size(self.config.image_size):
             arguments[INTERPOLATE_ARGUMENT] = True
         pixels = arguments.get(PIXELS)
-        if pixels is not None and pixels.is_floating_point():  # some bases convert images to their dtype, others fail
-            arguments[PIXELS] = pixels.to(self.dtype)
+        if pixels is not None and pixels.is_floating_point():
+            arguments[PIXELS] = pixels.to(self.dtype)  # some bases fail if images have another dtype than the weights
         if runs:
             arguments[GRID] = grid
 
 
 def grid_spec(model: Any) -> GridSpec:
-    """The grid spec of a model of images, Long or not. Raises :class:`BackendError` if the model does not read images
-    on a grid of patches."""
+    """The :class:`GridSpec` of a model of images, with or without a Long class.
+
+    Raises:
+        BackendError: the model does not read images on a grid of patches.
+    """
     family: Any = known_family(model.config)
     if family is None or not hasattr(family.spec, "of_input"):
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
@@ -67,8 +71,9 @@ def grid_spec(model: Any) -> GridSpec:
 
 @contextmanager
 def interpolating(model: Any) -> Iterator[None]:
-    """Context in which a model with tiled positions interpolates them instead, as its base does."""
+    """Context in which a model with tiled positions interpolates its position table instead, as its base does."""
     extension = model.config.position_extension
+    # an attribute of an instance hides the base's method; after_attach sets one for tiles
     modules = [module for module in model.modules() if INTERPOLATE_ARGUMENT in vars(module)]
     methods = [vars(module).pop(INTERPOLATE_ARGUMENT) for module in modules]
     model.config.position_extension = INTERPOLATE
@@ -81,10 +86,11 @@ def interpolating(model: Any) -> Iterator[None]:
 
 
 def tiled_positions(embeddings: Any, patches: Tensor, height: int, width: int) -> Tensor:
-    """The positions of an image of ``height`` × ``width`` pixels. Replaces the method of the base's ``embeddings``,
-    which interpolates their square table ``(1, prefix + n·n, D)``.
+    """Tiled positions ``(1, prefix + rows · columns, D)`` for an image of ``height`` × ``width`` pixels. Replaces the
+    method by which the base's module ``embeddings`` interpolates its table ``(1, prefix + n·n, D)``.
 
-    Cell (r, c) has the position of (r mod n, c mod n). The prefix has its own positions."""
+    The patch in row r and column c has the position of row r mod n and column c mod n in the table. Tokens of the
+    prefix (before the patches) keep their positions."""
     table = getattr(embeddings, "position_embeddings", None)
     if table is None:  # in some bases, the table is a layer
         table = embeddings.position_embedding.weight[None]
@@ -97,7 +103,7 @@ def tiled_positions(embeddings: Any, patches: Tensor, height: int, width: int) -
 
 
 def tiled_cells(cells: Tensor, *sizes: int) -> Tensor:
-    """``cells (B, *cells of the table, D)`` repeated along every axis, ``(B, *sizes, D)``."""
+    """``cells (B, n, …, D)``, repeated along every axis of the grid and cut to ``(B, *sizes, D)``."""
     repeats = [-(-size // side) for size, side in zip(sizes, cells.shape[1:-1], strict=True)]
     cells = cells.repeat(1, *repeats, 1)
     for axis, size in enumerate(sizes, 1):

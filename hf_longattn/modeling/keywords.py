@@ -7,21 +7,23 @@ DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 SINKS = "s_aux"
 """The keyword for the scores ``(H,)`` of sinks, one more column of the softmax (gpt-oss)."""
 SCORE_TERMS = frozenset(("position_bias", "softcap"))
+"""Keywords for changes of the scores: a bias, and a bound by tanh."""
 CACHE_LAYER = "long_cache_layer"
 """The keyword for a module's cache layer, passed by a pre-hook."""
 TAKES_CACHE_LAYER = "takes_cache_layer"
-"""The attribute of attention modules that have this pre-hook."""
+"""The attribute of attention modules with the pre-hook that passes the cache layer."""
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 COLLECT_WEIGHTS = "attention_weights"
-"""The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the
-collector."""
+"""The keyword that requests attention weights. A layer that gradient checkpointing recomputes in the backward pass
+needs it, because transformers' collector is no longer active then."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 VALUES_NEEDED = DOCUMENTS | {"global_attention_mask"}
-"""Keywords whose values decide which keys are seen. They are ignored if tensors have shapes only."""
+"""Keywords for tensors whose values decide which keys are visible. They are ignored if tensors have shapes only (on
+the meta device)."""
 WITHOUT_EFFECT = frozenset(
     (
         "input_ids",  # some models choose experts by them

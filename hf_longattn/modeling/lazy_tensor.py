@@ -11,14 +11,14 @@ OPERATORS = (
     "abs add and array bool contains eq float ge getitem gt int invert iter le len lt matmul mul ne neg or pow radd "
     "rand rmatmul rmul ror rpow rsub rtruediv rxor sub truediv xor"
 )
-"""Python's special methods of tensors, which Python looks up in the class."""
+"""Names of the operators of tensors. Python looks up their methods in the class, not by ``__getattr__``."""
 
 
 class LazyTensor:
     """Base class of objects that models use like a tensor.
 
-    A subclass defines what it knows without computing the tensor, such as its shape. Every other attribute, operator
-    and function of torch gets the tensor.
+    A subclass defines the attributes that it knows without computing the tensor, such as ``shape``. Every other
+    attribute, every operator and every function of torch computes the tensor first.
     """
 
     @abstractmethod
@@ -47,6 +47,7 @@ def computed(value: Any) -> Any:
 
 
 def _operator(name: str) -> Any:
+    """A special method that computes the tensor, and calls the tensor's method ``name``."""
     return lambda self, *args, **kwargs: getattr(self.dense(), name)(*computed(args), **kwargs)
 
 

@@ -1,5 +1,5 @@
-"""A head's loss: in pieces of the logits, with auxiliary losses of mechanisms, and as a batch's share of a step's
-loss."""
+"""Losses of heads: computed from a part of the logits at a time, with auxiliary losses of mechanisms, and as a batch's
+share of a training step's loss."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ LOSS_BY_ROW = ("ForCTC", "ForRNNT", "ForTDT", "ForQuestionAnswering", "ForQuesti
 
 
 def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
-    """Number of labels over which a head averages; ``None`` if it averages over rows.
+    """Number of labels over which a head's loss is a mean. ``None`` if there are no labels, or if the loss is a mean
+    over rows.
 
     Args:
         head: the name of the model class.
-        inputs: the batch, with ``labels`` (or ``shift_labels``, as Trainer counts them).
+        inputs: the batch, with ``labels`` or ``shift_labels``.
     """
     labels = inputs.get("shift_labels")
-    if labels is None and isinstance(labels := inputs.get("labels"), Tensor) and head.endswith(CAUSAL_LANGUAGE_MODELS):
-        labels = labels[..., 1:]  # the first token is not predicted
+    if labels is None:
+        labels = inputs.get("labels")
+        if isinstance(labels, Tensor) and head.endswith(CAUSAL_LANGUAGE_MODELS):
+            labels = labels[..., 1:]  # the first token is not predicted
     if not isinstance(labels, Tensor) or head.endswith(LOSS_BY_ROW):
         return None
     return ((labels != IGNORED_LABEL) | labels.is_floating_point()).sum()  # every float is a number to predict
@@ -52,27 +55,33 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
 
 
 def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
-    """A batch's part of a step's mean, ``loss`` times ``count / items``. ``loss`` is a mean over ``count`` labels.
+    """A batch's share of the mean loss of a training step of several batches, ``loss · count / items``. The shares of
+    all batches add up to the step's mean.
 
-    The parts of all batches add up to that mean. A batch without labels has a part of 0; its mean is NaN.
+    Args:
+        loss: the batch's mean loss; NaN without labels, for a share of 0.
+        count: number of labels in the batch.
+        items: number of labels in the step.
     """
     share = count / torch.where(count > 0, torch.as_tensor(items, device=count.device), 1)
     return torch.where(count > 0, loss, 0.0) * share.to(loss)
 
 
 LOGITS_AT_ONCE = 2**28
-"""Maximum bytes of the logits that a loss holds at a time. Untuned."""
+"""Maximum bytes of the logits that are in memory at a time while a loss is computed. Untuned."""
 
 
 @dataclass(frozen=True, eq=False)
 class Logits(LazyTensor):
     """Logits ``(…, vocabulary)`` of a language model that are computed when they are read.
 
-    ``torch.nn.functional.cross_entropy`` of them never holds all logits in memory. Copies are tensors.
+    ``torch.nn.functional.cross_entropy`` computes their loss without holding all logits in memory. A copy or a pickle
+    is an ordinary tensor.
 
     Args:
-        head: the projection to the vocabulary. hidden: its input ``(…, width)``.
-        steps: linear functions of the logits that the model applies after the projection: scaling, and
+        head: the projection to the vocabulary.
+        hidden: the input of the projection, ``(…, width)``.
+        steps: the functions that the model applies to the logits after the projection: scaling by a number, and
             ``Tensor.float``.
     """
 
@@ -86,7 +95,7 @@ class Logits(LazyTensor):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the logits and of their loss."""
+        """The dtype of the logits and of their loss."""
         if Tensor.float in self.steps:
             return torch.float32
         return torch.get_autocast_dtype(self.device.type) if autocasts(self.hidden) else self.head.weight.dtype
@@ -100,7 +109,7 @@ class Logits(LazyTensor):
         return torch.Size((*self.hidden.shape[:-1], self.head.out_features))
 
     def then(self, step: Callable[[Tensor], Tensor]) -> Logits:
-        """The logits after a further linear function."""
+        """The logits after a further function ``step``."""
         return replace(self, steps=(*self.steps, step))
 
     def float(self) -> Logits:
@@ -134,6 +143,7 @@ class Logits(LazyTensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # the arguments of cross_entropy that the method below supports
         if (
             function is F.cross_entropy
             and isinstance(args[0], cls)
@@ -146,18 +156,20 @@ class Logits(LazyTensor):
         return super().__torch_function__(function, types, args, kwargs)
 
     def cross_entropy(self, target: Tensor, reduction: str, ignore_index: int) -> Tensor:
-        """The cross-entropy of logits ``(n, vocabulary)`` and ``target (n,)``, as PyTorch's.
+        """The cross-entropy of logits ``(n, vocabulary)`` and ``target (n,)``, like that of PyTorch.
 
-        It is computed in float32 or wider. In training on an accelerator, half-precision logits stay in half
-        precision, as does each token's loss, and the backward pass computes the logits again.
+        It is computed in float32 or wider. In training on an accelerator, half-precision logits and the losses of
+        tokens stay in half precision, and the backward pass computes the logits again.
         """
         weight = self.head.weight
         bias = self.head.bias
-        dtype = replace(self, steps=()).dtype
+        dtype = replace(self, steps=()).dtype  # of the projection's output
         trains = torch.is_grad_enabled() and (self.hidden.requires_grad or weight.requires_grad)
         if not trains or weight.device.type == "cpu":
             dtype = torch.promote_types(dtype, torch.float32)
+        # scaling the logits is the same as scaling the projection's input and its bias
         scaling = [step for step in self.steps if step is not Tensor.float]
+        rows_at_once = max(1, LOGITS_AT_ONCE // (4 * len(weight)))
         losses = F.linear_cross_entropy(
             _after(scaling, self.hidden.to(dtype)),
             weight.to(dtype),
@@ -165,23 +177,21 @@ class Logits(LazyTensor):
             linear_bias=None if bias is None else _after(scaling, bias.to(dtype)),
             reduction="none" if reduction == "none" or dtype.itemsize < 4 else "sum",
             ignore_index=ignore_index,
-            options=nn.LinearCrossEntropyOptions(
-                allow_retain_graph=True, batch_chunk_size=max(1, LOGITS_AT_ONCE // (4 * len(weight)))
-            ),
+            options=nn.LinearCrossEntropyOptions(allow_retain_graph=True, batch_chunk_size=rows_at_once),
         )
         if losses.requires_grad:
             losses.register_hook(_refuse_second_derivatives)
         if reduction == "none":
             return losses.to(self.dtype)
         total = losses.sum(dtype=torch.promote_types(dtype, torch.float32))
-        if reduction == "mean":  # without labels NaN, with gradients of 0
+        if reduction == "mean":  # without labels, the mean is NaN with gradients of 0
             count = (target != ignore_index).sum()
             total = torch.where(count > 0, total / count.clamp(min=1), torch.nan)
         return total.to(self.dtype)
 
 
 def _after(steps: Iterable[Callable[[Tensor], Tensor]], value: Tensor) -> Tensor:
-    """``value`` after the functions ``steps``."""
+    """``value`` after all functions in ``steps``, in this order."""
     for step in steps:
         value = step(value)
     return value
@@ -192,8 +202,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _refuse_second_derivatives(gradient: Tensor) -> None:
-    """Hook of a loss. ``linear_cross_entropy`` computes gradients in its forward pass, so that they seem to be
-    constant."""
+    """Backward hook of a loss that refuses ``create_graph=True``. ``linear_cross_entropy`` computes gradients in its
+    forward pass, so second derivatives would be zero instead of missing."""
     if torch.is_grad_enabled():
         raise InputError(
             "create_graph=True was given, but the loss that the model computes from labels has no second derivatives, "
@@ -204,16 +214,16 @@ def _refuse_second_derivatives(gradient: Tensor) -> None:
 
 @contextmanager
 def deferred_logits(model: Any) -> Iterator[None]:
-    """Within the context, the logits of a causal language model are :class:`Logits` if its head is a plain
-    ``nn.Linear``.
+    """Context in which a causal language model returns :class:`Logits`, if its head is a plain ``nn.Linear``.
 
-    Weights that are quantised, adapted, or spread over devices give a tensor, as do graphs, and heads with hooks. A
-    head that peft trains is plain.
+    A head that peft trains completely counts as plain. The logits stay a tensor in graphs, and if the head has hooks,
+    or weights that are quantised, adapted or spread over devices.
     """
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     head: Any = None
     if not in_graph and type(model).__name__.endswith(CAUSAL_LANGUAGE_MODELS):
         head = model.get_output_embeddings()
+    # peft's wrapper holds the original head and the trained one
     layers: list[Any] = [*head.modules()] if type(head).__name__ == "ModulesToSaveWrapper" else [head]
     heads: list[Any] = [
         layer
@@ -221,7 +231,7 @@ def deferred_logits(model: Any) -> Iterator[None]:
         if type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
         and "forward" not in vars(layer)
-        and not hasattr(layer.weight, "ds_id")  # DeepSpeed's parameters are whole in their layer only
+        and not hasattr(layer.weight, "ds_id")  # DeepSpeed gathers a parameter only while its own layer runs
         and not has_hooks(layer)
     ]
     for layer in heads:

@@ -43,8 +43,11 @@ def filled_columns(batch: int, width: int, total: Tensor, attention_mask: Tensor
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:
-    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real. Returns
-    the mask itself if it does more than hide tokens. A graph cannot check this."""
+    """The padding mask ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)`` with one row for all queries.
+
+    ``None`` if all tokens are real. The mask itself if it does more than hide tokens; a graph cannot check this, and
+    takes it to hide tokens only.
+    """
     if not in_graph() and not only_hides(mask):
         return mask
     real = ~hidden_pairs(mask)[:, 0, 0]
@@ -54,12 +57,12 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
 def check_padding(
     mask: Tensor, batch: int, q_length: int, kv_length: int, q_offset: int | Tensor, kv_offset: int
 ) -> None:
-    """Raise :class:`InputError` if a mask ``(B, N)`` is for other tokens than a call's: those in the cache and the new
-    ones.
+    """Raise :class:`InputError` if a padding mask ``(B, N)`` does not have a column for each token of the call,
+    including tokens in the cache.
 
-    Without a cache, transformers takes the mask's width as the number of keys, so the attention function compares it
-    with the keys. The mask may be as wide as a static cache, and hide the slots after the last token. What only an
-    accelerator or a graph knows is not checked.
+    The mask may also be as wide as a static cache, if it hides the slots after the last token. Without a cache,
+    transformers takes the mask's width for the number of keys, so nothing can be compared here; the attention function
+    compares the mask with the keys. Numbers that only an accelerator or a graph knows are not checked.
     """
     width = mask.shape[-1]
     if width == kv_length + kv_offset or in_graph():
@@ -71,7 +74,7 @@ def check_padding(
 
 
 def check_size(mask: Tensor, batch: int, tokens: int) -> None:
-    """Raise :class:`InputError` if a mask has rows or columns for another batch, or another number of ``tokens``."""
+    """Raise :class:`InputError` if a mask does not have one row, or ``batch`` rows, of ``tokens`` columns."""
     if mask.shape[0] not in (1, batch):
         raise InputError(
             f"attention_mask has {mask.shape[0]} rows for a batch of {batch}; pass one row for each text, or one for "
@@ -85,8 +88,8 @@ def check_size(mask: Tensor, batch: int, tokens: int) -> None:
 
 
 def check_pairs(mask: Tensor, query: Tensor) -> None:
-    """Raise :class:`InputError` if a four-dimensional mask does not fit ``query``, or has integers, which could mean
-    bool or additive."""
+    """Raise :class:`InputError` if a four-dimensional mask does not fit ``query (B, H, Nq, D)``, or consists of
+    integers, which could mean visible pairs or terms of the scores."""
     batch, heads, q_len = query.shape[:3]
     if (
         mask.shape[0] not in (batch, 1)
@@ -102,15 +105,21 @@ def check_pairs(mask: Tensor, query: Tensor) -> None:
 
 
 def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:
-    """A four-dimensional mask in a simpler form: padding ``(batch, N)`` if only padding and causality hide pairs, else
-    a bool mask.
+    """A four-dimensional mask in its simplest form: a padding mask ``(batch, N)`` bool if only padding and causality
+    hide pairs, ``None`` if causality alone does, otherwise a bool mask over pairs.
 
-    Masks that do more than hide pairs are returned unchanged. With ``keeps_pairs``, only a mask with one row for all
-    queries becomes padding.
+    A mask that does more than hide pairs is returned unchanged.
+
+    Args:
+        mask: ``(B or 1, H or 1, Nq or 1, Nk)``, bool or additive.
+        batch: number of rows of the call.
+        causal: whether the layer hides later keys by itself.
+        keeps_pairs: whether to convert only a mask with one row for all queries to padding.
     """
 
     def make() -> tuple[Tensor | None, ...]:
-        """The result, or () for the mask itself: a cache that refers to it would keep it alive."""
+        """A tuple with the result, empty if that is the mask itself. A cache that refers to its own key would keep the
+        key alive."""
         simplified: Tensor | None = mask
         if mask.shape[1:3] == (1, 1):
             simplified = padding_of_row(mask)
@@ -126,18 +135,18 @@ def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool
             simplified = for_one_pass(simplified.expand(batch, -1))
         return (simplified,)
 
-    # Models pass one mask to all layers. In inference mode, a change of its values would not be noticed.
+    # Models pass one mask to all layers, so the result is cached.
     key = ("simplified", batch, causal, keeps_pairs)
-    if mask.is_inference():
+    if mask.is_inference():  # such a tensor has no version, by which BYTE_CACHE notices changed values
         result = cached_on(mask, key, make)
     else:
-        result = BYTE_CACHE.of([mask], key, make, lambda _: 0)  # freed with the mask
+        result = BYTE_CACHE.of([mask], key, make, lambda _: 0)  # counts no bytes, since it is freed with the mask
     return next(iter(result), mask)
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
-    """Each token's document number ``(B, N)``, from ``documents``, ``seq_idx`` or FlashAttention's offsets; ``None``
-    without these.
+    """Each token's document number ``(B, N)``, from the keyword ``documents``, ``seq_idx`` or ``cu_seq_lens_q``
+    (FlashAttention's offsets). ``None`` without these keywords.
 
     Raises:
         InputError: the numbers or offsets do not fit the tokens.
@@ -149,7 +158,7 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
 
 
 def several_in_a_row(documents: Tensor) -> bool:
-    """Whether a row of ``documents (B, N)`` has several. A graph cannot tell, so any row may."""
+    """Whether some row of ``documents (B, N)`` has more than one document. True in a graph, which cannot tell."""
     return in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())
 
 
@@ -161,12 +170,21 @@ def with_documents(
     causal: bool,
     kwargs: dict[str, Any],
 ) -> tuple[Batch | None, Tensor | None]:
-    """The batch with its documents, and the mask; ``None`` if the documents replace it completely.
+    """The batch with its documents, and the mask over pairs, or ``None`` in place of a mask that only separates
+    documents.
+
+    Args:
+        batch: the padding of the call.
+        dense_mask: the mask over pairs ``(B or 1, H or 1, Nq or 1, Nk)``.
+        shape: ``(B, N)``.
+        causal: whether the layer hides later keys.
+        kwargs: the keywords of the attention function.
 
     Raises:
         InputError: documents do not fit the tokens, or only a mask separates them and that does not suffice for the
             mechanism.
     """
+    # documents that the mask separates
     if dense_mask is not None and not in_graph():
         if causal and cached_on(dense_mask, "ahead", lambda: shows_later_keys(dense_mask)):
             raise InputError(
@@ -186,24 +204,24 @@ def with_documents(
             if cached_on(dense_mask, ("lowered", causal), lambda: lowers_sequences(dense_mask, causal)):
                 raise InputError(
                     "A four-dimensional attention_mask lowers the scores between documents, or to left padding, by "
-                    "too little to hide them "
-                    f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or "
-                    "remembers along the whole row; fill the mask with torch.finfo(dtype).min, pass bool, or choose "
-                    "for example window."
+                    f"too little to hide them in every softmax, and mechanism {mechanism.name!r} with these options "
+                    "counts, chooses or remembers along the whole row; fill the mask with torch.finfo(dtype).min, "
+                    "pass bool, or choose for example window."
                 )
-    if dense_mask is not None and in_graph():  # the mask also separates the documents
+    # documents that the call names
+    if dense_mask is not None and in_graph():  # a graph leaves their separation to the mask
         return batch, dense_mask
     return batch_of_documents(batch, shape, kwargs), dense_mask
 
 
 def batch_of_documents(batch: Batch | None, shape: tuple[int, int], kwargs: dict[str, Any]) -> Batch | None:
-    """``batch`` of ``shape (B, N)`` with the documents of a call's keywords, if there are several in a row.
+    """``batch`` of ``shape (B, N)``, with the documents that a call's keywords name if a row has several of them.
 
     Raises:
         InputError: documents do not fit the tokens.
     """
-    borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
-    if borders is None:
+    tensors = [value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)]
+    if not tensors:
         return batch
     padding = None if batch is None else batch.mask
 
@@ -212,12 +230,12 @@ def batch_of_documents(batch: Batch | None, shape: tuple[int, int], kwargs: dict
         several = documents is not None and several_in_a_row(documents)
         return Batch.of(padding, documents if several else None)
 
-    return cached_on(borders, (shape, id(padding)), make)
+    return cached_on(tensors[0], (shape, id(padding)), make)
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
-    """Whether a mask over pairs suffices to separate documents, because outputs depend only on distances and
-    contents."""
+    """Whether a mask over pairs suffices to separate packed documents for ``mechanism``. It does if outputs depend on
+    distances and contents of tokens, but not on their places in a row of ``length`` tokens."""
     return mechanism.capabilities.takes_score_mod and (
         not mechanism.capabilities.position_dependent or mechanism.covers(length, causal)
     )
@@ -227,24 +245,30 @@ def packing_refused(mechanism: Mechanism) -> str:
     """The error message if ``mechanism`` cannot separate packed documents by a mask alone."""
     return (
         "Several documents are packed into one row and kept apart by a mask alone (a compiled graph, or a "
-        "four-dimensional attention_mask "
-        f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the "
-        "whole row; pass documents (batch, tokens) or position_ids that restart, without torch.compile, or choose for "
-        "example window."
+        f"four-dimensional attention_mask that does more), but mechanism {mechanism.name!r} with these options "
+        "counts, chooses or remembers along the whole row; pass documents (batch, tokens) or position_ids that "
+        "restart, without torch.compile, or choose for example window."
     )
 
 
 def globals_of_keys(global_mask: Tensor, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor:
-    """A ``global_attention_mask (B, tokens seen)`` cut to the keys, ``(B, Nk)`` bool.
+    """The global tokens among the keys, ``(B, Nk)`` bool. A sliding cache has dropped the first tokens.
+
+    Args:
+        global_mask: the ``global_attention_mask (B, tokens seen)``.
+        mask: the call's mask, whose last axis is the tokens seen.
+        q_len: number of queries.
+        key: ``(B, H_kv, Nk, D)``.
 
     Raises:
-        InputError: it lacks columns for some tokens of ``mask``, or, without a mask, for some keys.
+        InputError: ``global_mask`` does not have one column for each token of ``mask``, or lacks columns for keys.
     """
     batch, kv_len = key.shape[0], key.shape[2]
     tokens = kv_len if mask is None else mask.shape[-1]
-    fits = global_mask.dim() == 2 and global_mask.shape[0] == batch and global_mask.shape[1] >= kv_len
-    exactly = mask is not None or q_len == kv_len  # otherwise a cache may have dropped keys
-    if not fits or (exactly and global_mask.shape[1] != tokens):
+    covers_keys = global_mask.dim() == 2 and global_mask.shape[0] == batch and global_mask.shape[1] >= kv_len
+    # without a mask, a call with a cache does not say how many tokens were seen
+    tokens_known = mask is not None or q_len == kv_len
+    if not covers_keys or (tokens_known and global_mask.shape[1] != tokens):
         raise InputError(
             f"global_attention_mask has shape {tuple(global_mask.shape)}, "
             f"but must be (batch, tokens) = {(batch, tokens)} with 1 for global tokens."
@@ -256,23 +280,23 @@ def globals_of_keys(global_mask: Tensor, mask: Tensor | None, q_len: int, key: T
 def score_terms(
     mask: Tensor | None, bias: Tensor | ScoreMod | None, softcap: float | None, query: Tensor, kv_len: int | Tensor
 ) -> ScoreMod | None:
-    """The ``score_mod`` of a mask over pairs and of a model's position bias and softcap, for absolute positions.
-    ``None`` without these.
+    """One ``score_mod`` that applies ``softcap``, then a ``bias`` that is itself a ``score_mod``, then ``mask``, then
+    a ``bias`` that is a tensor. ``None`` without any of them.
 
     Args:
-        mask: ``(B or 1, H or 1, Nq or 1, Nk)``, bool (True = visible) or additive.
-        bias: a tensor like an additive mask, or a ``score_mod``. A ``score_mod`` is applied after ``softcap`` and
-            before tensors.
+        mask: over pairs, ``(B or 1, H or 1, Nq or 1, Nk)``, bool (True = visible) or additive.
+        bias: the position bias of a model: a tensor like an additive mask, or a ``score_mod``.
         softcap: bound of the scores by tanh.
-        kv_len: number of tokens up to the last query.
+        query: ``(B, H, Nq, D)``.
+        kv_len: number of tokens up to the last query. The result's ``q_idx`` and ``kv_idx`` count all of them.
     """
-    change = None if isinstance(bias, Tensor) else bias
-    if mask is None and softcap is None and change is bias:
-        return change
+    bias_mod = None if isinstance(bias, Tensor) else bias
+    if mask is None and softcap is None and bias_mod is bias:
+        return bias_mod
     q_len = query.shape[2]
     cap = None if softcap is None else device_scalar(softcap, query.device)
     # built once, because engines may call it repeatedly
-    inner = None if change is None else as_term(change).written_out
+    inner = None if bias_mod is None else as_term(bias_mod).written_out
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -280,17 +304,18 @@ def score_terms(
             score = cap * torch.tanh(score / cap)
         if inner is not None:
             score = inner(score, b, h, q_idx, kv_idx)
-        row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
+        row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)  # the query's row in a tensor
         for term in tensor_terms:
+            # an axis of size 1 has one entry for all indices
             at = [
                 index.clamp(max=size - 1)
                 for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)
             ]
-            change_of_pair = term[at[0], at[1], at[2], at[3]]
+            value = term[at[0], at[1], at[2], at[3]]
             if term.dtype == torch.bool:
-                score = torch.where(change_of_pair, score, torch.finfo(score.dtype).min)
+                score = torch.where(value, score, torch.finfo(score.dtype).min)
             else:
-                score = score + change_of_pair
+                score = score + value
         return score
 
     return score_mod

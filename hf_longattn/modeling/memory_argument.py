@@ -20,9 +20,10 @@ from .family.long_config import attention_implementation, runs_mechanisms
 from .family.position_table import input_of
 
 MEMORY_MASK_ARGUMENT = "mask_of_memory"
-"""Keyword by which a head passes the mask of memory and new tokens to its inner model. The head's own mask covers new
-tokens only."""
+"""Keyword by which a head passes the mask of memory and new tokens to its inner model. The ``attention_mask`` of the
+head covers new tokens only."""
 POSITION_COUNTS = ("continue", "restart")
+"""How positions are counted from segment to segment."""
 
 
 def new_memory(model: Any, positions: str | None) -> SegmentMemory:
@@ -53,11 +54,14 @@ def run_with_memory(
     memory: SegmentMemory | None,
     reset: Tensor | None,
 ) -> Any:
-    """Run the outermost model with the memory of the previous call. ``outputs.memory`` is for the next call.
+    """Run a model with the memory of the previous call. The outputs have a field ``memory`` for the next call.
 
     Args:
+        model: the outermost model, for example a head.
+        forward: its ``forward``.
+        arguments: the other arguments of ``forward``, by name.
         memory: ``model.new_memory()``, or ``outputs.memory`` of the previous call.
-        reset: ``(B,)``, rows that start a new document.
+        reset: ``(B,)``, True for rows that start a new document.
 
     Raises:
         InputError: ``reset`` was given without a memory, or the memory does not fit this model or call.
@@ -77,22 +81,27 @@ def run_with_memory(
     tokens = input_of(arguments)
     if tokens is None:
         raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
-    following = memory.begin(tokens.shape[0], reset)
+    next_memory = memory.begin(tokens.shape[0], reset)
     added: dict[str, Any] = {"return_dict": True}
-    if isinstance(following, TokenMemory):
-        added[TOKEN_MEMORY_ARGUMENT] = following
-    elif isinstance(following, CacheMemory):
-        added |= _extend(model, following, tokens, arguments.get("attention_mask"))
+    if isinstance(next_memory, TokenMemory):
+        added[TOKEN_MEMORY_ARGUMENT] = next_memory
+    elif isinstance(next_memory, CacheMemory):
+        added |= _extend(model, next_memory, tokens, arguments.get("attention_mask"))
     outputs = forward(model, **{**arguments, **added})
-    if isinstance(following, CacheMemory):
-        following.close()
+    if isinstance(next_memory, CacheMemory):
+        next_memory.close()
     output_class: Any = type(outputs)
-    outputs = _remembering(output_class)(**outputs, memory=following)
+    outputs = _with_memory_field(output_class)(**outputs, memory=next_memory)
     return outputs.to_tuple() if wants_tuple(model, arguments) else outputs
 
 
 def _extend(model: Any, memory: CacheMemory, tokens: Tensor, mask: Tensor | None) -> dict[str, Any]:
-    """Add ``tokens`` to a memory. Returns the model's arguments for them: cache, mask and positions."""
+    """Add new tokens to a memory. Returns the arguments of the model for them: cache, mask and positions.
+
+    Args:
+        tokens: ``input_ids (B, n)`` or ``inputs_embeds (B, n, d)``.
+        mask: ``(B, n)``, 1 for real tokens; ``None`` if all are real.
+    """
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise InputError(
             "Gradient checkpointing recomputes layers without their memory; call "
@@ -108,18 +117,18 @@ def _extend(model: Any, memory: CacheMemory, tokens: Tensor, mask: Tensor | None
     arguments = memory.extend(mask.bool())
     if model.hands_globals_down:
         arguments[MEMORY_MASK_ARGUMENT] = arguments.pop("attention_mask")
-    table = next((table for table in model.family.position_tables if not table.decoder), None)
-    if table is not None:
-        first = table.first_id(model.config)
-        table.refuse_beyond(int(arguments["position_ids"].max()) + 1, table.tokens(model.config))
-        arguments["position_ids"] = arguments["position_ids"] + first
+    for table in model.family.position_tables:
+        if not table.decoder:  # check that the table has enough rows, and skip its first ones
+            table.refuse_beyond(int(arguments["position_ids"].max()) + 1, table.tokens(model.config))
+            arguments["position_ids"] = arguments["position_ids"] + table.first_id(model.config)
+            break
     return arguments
 
 
 @cache
-def _remembering(output_class: type[Any]) -> type[Any]:
-    """The outputs' class with an additional field ``memory``. Being a field, it survives code that rebuilds outputs
-    (DDP)."""
+def _with_memory_field(output_class: type[Any]) -> type[Any]:
+    """A subclass of ``output_class`` with a further field ``memory``. An attribute that is not a field would be lost
+    where outputs are rebuilt from their fields (DDP)."""
     namespace = {
         "__annotations__": {"memory": SegmentMemory | None},
         "__module__": __name__,
