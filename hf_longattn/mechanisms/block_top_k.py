@@ -5,9 +5,9 @@ their mean key,
 
     g_im = q_i · mean_{j in block m} k_j
 
-and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form,
-which is MoBA's, the query chooses among the complete blocks before c, and sees block c up to its own position. Ties go
-to the earlier block. Choices are made in float64, without gradients.
+and attends, under one softmax, to its block c and to the num_blocks - 1 other blocks with the highest g. MoBA has the
+causal form only. In that form, the query chooses among the complete blocks before c, and sees block c up to its own
+position. Ties go to the earlier block. Choices are made in float64, without gradients.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class BlockTopK(Mechanism):
             seen = self.visible(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
         first, size = kv_len - q_len, self.options.block_size
-        q = pad_queries(q, kv_len)
+        q = pad_queries(q, kv_len)  # block_selected_attention takes whole sequences
         with torch.no_grad():
             means, filled = block_means(k, call.key_mask, size)
             count = min(self.options.num_blocks, means.shape[2]) - 1
             chosen = topk_blocks(q, means, filled, count, size, call.causal)
-            if first:
+            if first:  # padded queries choose no block
                 chosen = chosen.masked_fill(torch.arange(kv_len, device=q.device)[:, None] < first, -1)
         return block_selected_attention(q, k, v, chosen, size, call)[:, :, first:]
 
@@ -93,11 +93,8 @@ class BlockTopK(Mechanism):
         return lambda rows, scores: selected(rows)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        return softmax_over(
-            scaled_scores(q, k, call),
-            self.visible(q, repeat_heads(k, q.shape[1]), call),
-            call.sink_scores,
-        )
+        visible = self.visible(q, repeat_heads(k, q.shape[1]), call)
+        return softmax_over(scaled_scores(q, k, call), visible, call.sink_scores)
 
     @torch.no_grad()
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -115,24 +112,32 @@ class BlockTopK(Mechanism):
         first, size = k.shape[2] - q.shape[2], self.options.block_size
         means, filled = block_means(k, call.key_mask, size)
         blocks = torch.arange(means.shape[2], device=q.device)
-        block = torch.arange(k.shape[2], device=q.device) // size
+        block_of_key = torch.arange(k.shape[2], device=q.device) // size
 
         def keys_of(rows: Tensor) -> Tensor:
-            own_block = block[rows][:, None]
-            gates = q[:, :, rows - first].to(means.dtype) @ means.mT
+            own_block = block_of_key[rows][:, None]
+            gates = q[:, :, rows - first].to(means.dtype) @ means.mT  # g_im, (B, H, n, blocks)
             others = (blocks < own_block) if call.causal else (blocks != own_block)
             allowed = (others & filled[:, None])[:, None]
             order = ranking(gates.masked_fill(~allowed, float("-inf")))
             best = torch.zeros_like(order, dtype=torch.bool)
             best = best.scatter(-1, order[..., : self.options.num_blocks - 1], True)
-            return ((best & allowed) | (blocks == own_block))[..., block]
+            seen_blocks = (best & allowed) | (blocks == own_block)
+            return seen_blocks[..., block_of_key]
 
         return keys_of
 
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """Block means ``(B, H, n, D)`` float64 over the real tokens of ``x (B, H, N, D)``, and a mask ``(B, n)`` of blocks
-    with real tokens."""
+    """Means of the real tokens of each block, ``(B, H, n, D)``, and a mask ``(B, n)`` bool of blocks with real tokens.
+
+    The means of blocks without real tokens are 0. Means are in float64 if the device has it.
+
+    Args:
+        x: ``(B, H, N, D)``.
+        real: ``(B, N)`` bool, False for padding; ``None`` if all tokens are real.
+        size: tokens in a block.
+    """
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     else:

@@ -34,8 +34,7 @@ class FixedOptions(Options):
         if self.num_summary > self.block_size:
             raise OptionError(
                 f"Option 'num_summary' of mechanism 'fixed' is {self.num_summary}, but a block has {self.block_size} "
-                "tokens; "
-                f"give at most num_summary={self.block_size}."
+                f"tokens; give at most num_summary={self.block_size}."
             )
 
 
@@ -55,17 +54,20 @@ class Fixed(GatheredMechanism):
     options: FixedOptions
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        size, first = self.options.block_size, self.options.block_size - self.options.num_summary
-        return lambda b, h, q_idx, kv_idx: (q_idx // size == kv_idx // size) | (kv_idx % size >= first)
+        size = self.options.block_size
+        first_summary = size - self.options.num_summary
+        return lambda b, h, q_idx, kv_idx: (q_idx // size == kv_idx // size) | (kv_idx % size >= first_summary)
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         size, summary = self.options.block_size, self.options.num_summary
         blocks = rows_of(length, size, device)[0, 0]
-        rows, columns = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), blocks[:, size - summary :].flatten()
-        per_block = len(rows) // len(blocks)
-        if causal:  # a block's keys contain its own summary columns, and all earlier columns are visible
-            seen = [row // per_block * summary for row in range(len(rows))]
+        rows = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1)
+        columns = blocks[:, size - summary :].flatten()
+        if causal:  # all keys of the own block, and the summary columns of all earlier blocks
+            rows_per_block = len(rows) // len(blocks)
+            seen = [row // rows_per_block * summary for row in range(len(rows))]
             return (*cells(blocks, blocks, causal=True), *prefixes(rows, columns, seen))
+        # the keys of the own block that are no summary columns, and all summary columns
         columns = columns[: column_count(length, size, summary)]
         own_keys = cells(blocks, blocks[:, : size - summary], causal=False)
         return (*own_keys, *prefixes(rows, columns, [len(columns)] * len(rows)))
@@ -80,9 +82,9 @@ class Fixed(GatheredMechanism):
                 full_pairs(tokens, True) + tokens * block * summary
                 for block, tokens in enumerate(block_sizes(length, size))
             )
-        total = column_count(length, size, summary)
-        return sum(
-            tokens * (tokens + total - max(0, tokens - (size - summary))) for tokens in block_sizes(length, size)
+        columns = column_count(length, size, summary)
+        return sum(  # own block + all columns - columns of the own block
+            tokens * (tokens + columns - max(0, tokens - (size - summary))) for tokens in block_sizes(length, size)
         )
 
 

@@ -31,11 +31,12 @@ class Full(SparseMechanism):
         return Pattern.everything(causal)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        # If cross-attention has more queries than keys, the first queries have negative indices.
+        # True for every pair. Not q_idx >= 0: if cross-attention has more queries than keys, the first queries have
+        # negative indices.
         return lambda b, h, q_idx, kv_idx: (q_idx == q_idx) & (kv_idx >= 0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        # Without distant pairs, Self-Extend changes nothing. A graph is for all lengths.
+        # Self-Extend changes only pairs beyond its window. A graph is for all lengths, so it always includes it.
         if isinstance(self.relative, SelfExtend) and (in_graph() or k.shape[2] > self.relative.values["window"]):
             return self.relative.attention(*clear_padding(q, k, v, call))
         return full_attention(q, k, v, call, cross=self.is_cross_attention)

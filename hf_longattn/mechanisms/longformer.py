@@ -1,18 +1,22 @@
 """Longformer attention: a sliding window, and global tokens that see all tokens and are seen by all (Beltagy et al.
 2020, section 3.1).
 
-Query i sees key j if  |i - j| <= w/2,  or i is global,  or j is global  (in the causal form, 0 <= i - j < w or either
-is global, and j <= i). With ``left`` and ``right`` the window is -right <= i - j <= left instead. Each key counts
-once. In a causal layer that rotates queries and keys, global tokens 0 … g - 1 have the positions of sinks
-(:mod:`.window`), unless the call says which tokens are global.
+Query i sees key j if
 
-With ``separate_global``, global tokens have separate projections of the layer's input x ("linear projections for
-global attention"): global token i attends to every key j with
+    bidirectional:  |i - j| <= w/2, or i or j is global
+    causal:         j <= i, and (i - j < w, or i or j is global)
+
+With ``left`` and ``right``, the window is -right <= i - j <= left instead. Each key counts once. In a causal layer
+that rotates queries and keys, global tokens 0 … g - 1 have the positions of sinks (:mod:`.window`), unless the call
+says which tokens are global.
+
+With ``separate_global``, global tokens have separate projections Q_g, K_g and V_g of the layer's input x ("linear
+projections for global attention"). Global token i attends to every key j with
 
     o_i = Σ_j softmax_j(scale · Q_g x_i · K_g x_j) V_g x_j
 
-Other tokens see the global ones through the layer's ordinary keys and values, so only the outputs of global tokens
-change.
+Other tokens see the keys and values that the layer's own projections give for global tokens. Only the outputs of
+global tokens therefore change.
 """
 
 from __future__ import annotations
@@ -95,7 +99,7 @@ class Longformer(SparseMechanism, CopiesProjections):
     per_head_tensors = ()
     finds_starts = True
     forward_is_mask = True
-    # with separate_global, global tokens have other projections, but attend to the keys in their mask rows
+    # also with separate_global: global tokens have other projections, but attend to the keys in their mask rows
     definition_is_mask = True
     options: LongformerOptions
 
@@ -150,17 +154,21 @@ class Longformer(SparseMechanism, CopiesProjections):
         """
         out = super().forward(q, k, v, call)
         tokens = self._separate_tokens(q, k, call)
-        return out if tokens is None else self.separate.overwrite(out, self._hidden(call), tokens, call)
+        if tokens is None:
+            return out
+        return self.separate.overwrite(out, self._hidden(call), tokens, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        weights, tokens = super().dense_weights(q, k, call), self._separate_tokens(q, k, call)
+        weights = super().dense_weights(q, k, call)
+        tokens = self._separate_tokens(q, k, call)
         if tokens is None:
             return weights
         query, key, _ = self.separate.exact(self._hidden(call), q.dtype)
         return torch.where(tokens[:, None, :, None], super().dense_weights(query, key, call), weights)
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        out, tokens = super().defined(q, k, v, call), self._separate_tokens(q, k, call)
+        out = super().defined(q, k, v, call)
+        tokens = self._separate_tokens(q, k, call)
         if tokens is None:
             return out
         query, key, value = self.separate.exact(self._hidden(call), q.dtype)
@@ -168,9 +176,10 @@ class Longformer(SparseMechanism, CopiesProjections):
         return torch.where(tokens[:, None, :, None], weights @ value, out)
 
     def _hidden(self, call: AttentionCall) -> Tensor:
+        """The layer's input, ``(B, N, hidden_size)``."""
         if call.hidden_states is None:
             raise OptionError(
-                "separate_global projects the layer's hidden states, which this call does not have; use it in a "
+                "separate_global projects the layer's hidden states, but this call has none; use separate_global in a "
                 "model, or pass hidden_states=(B, N, hidden_size) to hf_longattn.attend with the mechanism from "
                 "build_mechanism('longformer', ...)."
             )
@@ -191,8 +200,8 @@ class Longformer(SparseMechanism, CopiesProjections):
         if tokens is not None and not in_graph() and bool(tokens[:, -q_len:].any()):
             raise InputError(
                 f"A global token is among the last {q_len} of {k.shape[2]} tokens, but with separate_global it needs "
-                "the hidden states of all tokens, and a cache keeps keys and values only; pass the whole text in one "
-                "call, or leave new tokens non-global."
+                "the hidden states of all tokens, which a cache does not keep; pass the whole text in one call, or "
+                "make no new token global."
             )
         return None
 
@@ -204,8 +213,8 @@ class Longformer(SparseMechanism, CopiesProjections):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         # A global token adds a row and a column of pairs. When causal, half of these pairs are hidden.
-        crossing = len(self.global_positions()) * length * (1 if causal else 2)
-        return min(full_pairs(length, causal), super().pairs(length, causal) + crossing)
+        pairs_of_global = len(self.global_positions()) * length * (1 if causal else 2)
+        return min(full_pairs(length, causal), super().pairs(length, causal) + pairs_of_global)
 
 
 class GlobalProjections(nn.Module):
@@ -214,7 +223,8 @@ class GlobalProjections(nn.Module):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = num_heads, head_dim
+        self.num_heads = num_heads
+        self.head_dim = head_dim
         self.query, self.key, self.value = (nn.Linear(hidden_size, num_heads * head_dim) for _ in range(3))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -237,33 +247,41 @@ class GlobalProjections(nn.Module):
         return query, key, value
 
     def overwrite(self, out: Tensor, hidden: Tensor, tokens: Tensor, call: AttentionCall) -> Tensor:
-        """In ``out (B, H, N, D)``, replace the outputs of global ``tokens (B, N)`` by outputs from
-        ``hidden (B, N, hidden_size)``.
+        """Replace the outputs of global tokens in ``out (B, H, N, D)``.
 
-        Time and memory are linear in N. For few global tokens, keys and values are not projected: since q·K x = (Kᵀ
-        q)·x, the projections are applied to the queries and to the weighted sums instead.
+        Time and memory are linear in N. For few global tokens, keys and values are not projected
+        (:meth:`_absorbed`).
+
+        Args:
+            hidden: the layer's input, ``(B, N, hidden_size)``.
+            tokens: mask of the global tokens, ``(B, N)`` bool.
         """
         scale, causal, key_mask = call.scale_for(self.head_dim), call.causal, call.key_mask
-        if in_graph():
+        if in_graph():  # the number of global tokens is unknown: compute all rows
             q, k, v = (self.heads(project(hidden)) for project in (self.query, self.key, self.value))
             if call.score_mod is None and torch.compiler.is_compiling():
                 seed = torch.randint(1 << 62, (), device=q.device) if call.dropout else None
                 rows = separate_rows(q, k, v, key_mask, tokens, causal, scale, call.dropout, seed)
-            else:  # the operator takes no term, which is a function, and torch.func has no rule for it
+            else:  # the operator separate_rows cannot take score terms, and torch.func has no rule for it
                 rows = dense_attention(q, k, v, call)
             return torch.where(tokens[:, None, :, None], rows.to(out.dtype), out)
+
+        # index (B, g): positions of the global tokens; real (B, g): False in slots without a token
         index, real = cached_on(tokens, "index", lambda: global_index(tokens))
         if index.shape[1] == 0:
             if not torch.is_grad_enabled():
                 return out
             # Compute one token and discard it: DistributedDataParallel needs every parameter to take part in every
             # step.
-            index, real = tokens.new_zeros(len(tokens), 1, dtype=torch.long), tokens.new_zeros(len(tokens), 1)
+            index = tokens.new_zeros(len(tokens), 1, dtype=torch.long)
+            real = tokens.new_zeros(len(tokens), 1)
         q = self.heads(self.query(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))))
         positions = index[:, None, :, None]
-        # without adapters
-        bare = all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))
-        if call.score_mod is None and self.num_heads * index.shape[1] <= hidden.shape[-1] // 2 and bare:
+
+        # _absorbed reads the weights of the projections, which adapters and hooks would not change.
+        plain = all(type(linear) is nn.Linear and not has_hooks(linear) for linear in (self.key, self.value))
+        few_tokens = self.num_heads * index.shape[1] <= hidden.shape[-1] // 2
+        if call.score_mod is None and few_tokens and plain:
             seen = None if key_mask is None else key_mask[:, None, None, :]
             if causal:
                 seen = both(seen, torch.arange(hidden.shape[1], device=hidden.device) <= positions)
@@ -274,16 +292,18 @@ class GlobalProjections(nn.Module):
         return put_rows(out, rows.to(out.dtype), index, real)
 
     def _absorbed(self, q: Tensor, hidden: Tensor, seen: Tensor | None, scale: float, dropout_p: float) -> Tensor:
-        """Outputs ``(B, H, g, D)`` of queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``. ``seen`` broadcasts to
-        ``(B, H, g, N)``."""
+        """Outputs ``(B, H, g, D)`` of queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``, without projecting all
+        tokens.
+
+        Since q·K x = (Kᵀ q)·x, the key projection is applied to the queries, and the value projection to the weighted
+        sums of ``hidden``. The mask ``seen`` broadcasts to ``(B, H, g, N)``.
+        """
         heads = (self.num_heads, self.head_dim)
         key, value = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))  # (H, D, d)
-        folded = products(q, key.mT)  # (B, H, g, d)
-        scores = products(folded.flatten(1, 2), hidden).unflatten(1, folded.shape[1:3])
-        scores = scores + (q * self.key.bias.unflatten(0, heads)[:, None].to(q.dtype)).sum(-1, keepdim=True)
+        key_bias, value_bias = (linear.bias.unflatten(0, heads)[:, None] for linear in (self.key, self.value))
+        projected = products(q, key.mT)  # Kᵀ q, (B, H, g, d)
+        scores = products(projected.flatten(1, 2), hidden).unflatten(1, projected.shape[1:3])
+        scores = scores + (q * key_bias.to(q.dtype)).sum(-1, keepdim=True)
         weights = F.dropout(masked_softmax(scores * scale, seen), dropout_p).to(hidden.dtype)
-        gathered = (weights.flatten(1, 2) @ hidden).unflatten(1, folded.shape[1:3])  # (B, H, g, d)
-        return (
-            gathered @ value.transpose(1, 2)
-            + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, heads)[:, None]
-        )
+        sums = (weights.flatten(1, 2) @ hidden).unflatten(1, projected.shape[1:3])  # (B, H, g, d)
+        return sums @ value.transpose(1, 2) + weights.sum(-1, keepdim=True) * value_bias

@@ -56,21 +56,24 @@ class Strided(GatheredMechanism):
         return lambda b, h, q_idx, kv_idx: near(b, h, q_idx, kv_idx) | ((q_idx - kv_idx) % stride == 0)
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        near, classes = self.window(causal), residues(length, self.options.stride, device)
-        local = band_tile(length, near.left, near.right, device)
-        return (local, *cells(classes, classes, causal=causal, outside=(-near.right, near.left)))
+        window = self.window(causal)
+        local = band_tile(length, window.left, window.right, device)
+        # the strides, without the pairs in the window
+        same_residue = residues(length, self.options.stride, device)
+        return (local, *cells(same_residue, same_residue, causal=causal, outside=(-window.right, window.left)))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.stride == 1 or self.window(causal).covers(length, length)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        near, stride = self.window(causal), self.options.stride
-        local = band_pairs(length, near.left, near.right)
-        far = _strides_beyond(near.left, stride, length)
-        return local + (far if causal else far + _strides_beyond(near.right, stride, length))
+        window, stride = self.window(causal), self.options.stride
+        pairs = band_pairs(length, window.left, window.right) + _strides_beyond(window.left, stride, length)
+        if not causal:
+            pairs += _strides_beyond(window.right, stride, length)
+        return pairs
 
 
 def _strides_beyond(side: int, stride: int, length: int) -> int:
-    """Total over all queries i of the keys on the stride that are more than ``side`` away: Σ_i max(0, ⌊i/s⌋ -
-    ⌊side/s⌋)."""
+    """Number of pairs on the stride s whose key is more than ``side`` tokens before the query:
+    Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋) over all queries i."""
     return int((torch.arange(length) // stride - side // stride).clamp(min=0).sum())

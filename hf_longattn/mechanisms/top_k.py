@@ -5,9 +5,9 @@ With the scores s_ij = scale · q_i · k_j (and a score term, if there is one) o
 
     o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
 
-Ties go to the earlier key. Keys are chosen as float64 scores would choose them (:mod:`hf_longattn.engines.topk`). As
-in the paper, no gradient flows through the choice. All N² scores are computed, for a few queries at a time. Time and
-memory of softmax, values and the backward pass grow with N·k.
+Ties go to the earlier key. The choice is that of float64 scores (:mod:`hf_longattn.engines.topk`). As in the paper, no
+gradient flows through the choice. All N² scores are computed, for a few queries at a time. Time and memory of softmax,
+values and the backward pass grow with N·k.
 """
 
 from __future__ import annotations
@@ -54,15 +54,14 @@ class TopK(Mechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if choose("pairs", q, k, call, covered=self.covers(k.shape[2], call.causal), maskable=False) == "dense":
             return dense_attention(q, k, v, call)
-        scale, repeated = call.scale_for(q.shape[-1]), repeat_heads(k, q.shape[1])
+        scale = call.scale_for(q.shape[-1])
+        keys = repeat_heads(k, q.shape[1])
         with torch.no_grad():
             if call.score_mod is None:
                 index = topk_keys(q, k, call.key_mask, self.options.num_keys, call.causal, scale)
             else:
-                index = search_keys(
-                    q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod
-                )
-        return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
+                index = search_keys(q, keys, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod)
+        return selected_attention(q, keys, repeat_heads(v, q.shape[1]), index, call)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys:
         return lambda rows, scores: self.best_keys(scores)
@@ -70,6 +69,7 @@ class TopK(Mechanism):
     def best_keys(self, scores: Tensor) -> Tensor:
         """Mask of the keys that are chosen by ``scores (…, N)``, which are -inf for hidden keys."""
         chosen, length = topk(scores, self.options.num_keys), scores.shape[-1]
+        # Slots without a key, -1, set an extra column, which is cut off.
         empty = torch.zeros(*scores.shape[:-1], length + 1, dtype=torch.bool, device=scores.device)
         return empty.scatter_(-1, torch.where(chosen < 0, length, chosen), True)[..., :-1]
 

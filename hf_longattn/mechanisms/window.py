@@ -7,28 +7,29 @@ In a window of total width w with dilation d, query i sees key j if d divides i 
     bidirectional:  |i - j| <= d·w/2          causal:  0 <= i - j < d·w
     with left, right:  -d·right <= i - j <= d·left          (in the causal form, 0 <= i - j)
 
-and also if j is one of the first s = ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. In
-a causal layer that rotates queries and keys, a sink outside of the window is at distance min(i, s + w - 1) - j, as in
-StreamingLLM, which numbers the tokens inside its cache of s sinks and w keys:
-:class:`~hf_longattn.positions.relative.SinkPositions`. With ``sink_positions="text"`` it is at distance i - j, and so
-are the sinks of heads with a dilation, and with ``full_decoding``.
+and also if j is one of the first s = ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once.
+
+In a causal layer that rotates queries and keys, a sink outside of the window is at distance min(i, s + w - 1) - j.
+StreamingLLM has these distances, since it numbers the tokens inside its cache of s sinks and w keys
+(:class:`~hf_longattn.positions.relative.SinkPositions`). The distance is i - j with ``sink_positions="text"``, with a
+dilation, and with ``full_decoding``.
 
 With ``full_decoding``, a causal call with one query attends to all keys at their positions in the text, as the
 authors' kernel does (Yu et al. 2025, SWAA, arXiv 2512.10411, "full attention decode"). A call with several queries
-attends by window and sinks. So
+attends by window and sinks. This means:
 
 - ``generate`` reads a prompt of several tokens by the window, in one pass or in pieces of any size
-  (``prefill_chunk_size``). In a loop of your own, a call with one token is a decoding step, and a prompt that is fed
-  token by token sees all keys;
-- its last token predicts the first new one by the window, and each further step with a cache sees all keys of its row
-  or document;
-- the next turn of a conversation is a prompt again, but a single new token is a decoding step;
-- training and evaluation without a cache use the window throughout. The authors train with full attention for the
-  answer's tokens;
-- Long classes refuse ``generate`` with ``use_cache=False`` or an assistant, because their calls look like prompts;
-  stock models do not.
+  (``prefill_chunk_size``). In a loop of your own, a call with one token is a decoding step, so that a prompt that is
+  fed token by token sees all keys.
+- The last token of a prompt predicts the first new token by the window. Each further step with a cache sees all keys
+  of its row or document.
+- The next turn of a conversation is a prompt again, but a single new token is a decoding step.
+- Training and evaluation without a cache use the window throughout. The authors train with full attention for the
+  answer's tokens.
+- Long classes refuse ``generate`` with ``use_cache=False`` or an assistant model, because these decoding steps look
+  like prompts. Stock models do not refuse it.
 
-Tokens at the same position modulo d attend to each other in a plain window, so dilation costs nothing extra.
+Dilation costs nothing extra: tokens at the same position modulo d attend to each other in a plain window.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ class WindowOptions(BandOptions):
     def check(self) -> None:
         if self.full_decoding and self.relative is not None:
             raise OptionError(
-                f"Option 'full_decoding' of mechanism 'window' was given with relative={self.relative!r}, but attends "
-                "without relative positions; leave one of them out."
+                f"Option 'full_decoding' of mechanism 'window' was given with relative={self.relative!r}, but full "
+                "decoding attends without relative positions; leave one of them out."
             )
         if not self.dilation or min(self.dilation) < 1:
             raise OptionError(
@@ -153,15 +154,17 @@ class Window(SparseMechanism, GatheredMechanism):
         self.dilations = options.dilation
         if len(options.dilation) < self.num_heads:
             self.dilations = options.dilation * self.num_heads
-        self.max_dilation, different = max(self.dilations), sorted(set(self.dilations))
+        self.max_dilation = max(self.dilations)
         self._groups: list[tuple[list[int], Window]] = []
-        """The heads of each dilation, and a mechanism for them. The mechanisms have no tensors, so they need not be
-        submodules."""
-        for dilation in different if len(different) > 1 else []:
-            heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
-            # relative positions are in the score term
-            alike = dataclasses.replace(options, dilation=(dilation,), relative=None)
-            self._groups.append((heads, Window(sizes._replace(num_heads=len(heads)), alike)))
+        """The heads of each dilation, and a mechanism for them, if there are several dilations. The mechanisms have no
+        tensors, so they need not be submodules."""
+        different_dilations = sorted(set(self.dilations))
+        if len(different_dilations) > 1:
+            for dilation in different_dilations:
+                heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
+                # without relative positions, which the call's score term has already
+                group_options = dataclasses.replace(options, dilation=(dilation,), relative=None)
+                self._groups.append((heads, Window(sizes._replace(num_heads=len(heads)), group_options)))
         self.listed = self.listed or (self.max_dilation > 1 and not self._groups)
         self.finds_starts = self.max_dilation == 1
         if options.full_decoding:
@@ -191,7 +194,7 @@ class Window(SparseMechanism, GatheredMechanism):
         if not sinks:
             return band
         if global_mask is not None and not self.listed and self.max_dilation == 1:
-            return pattern.visible_mod(global_mask)  # the sinks of sequences that may start anywhere
+            return pattern.visible_mod(global_mask)  # global_mask has the sinks, also of sequences with left padding
         return lambda b, h, q_idx, kv_idx: band(b, h, q_idx, kv_idx) | ((kv_idx >= 0) & (kv_idx < sinks))
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
@@ -210,8 +213,11 @@ class Window(SparseMechanism, GatheredMechanism):
             if self.options.num_sinks:
                 return super().forward(q, k, v, call)
             return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
+
+        # Each group of heads with equal dilation runs alone. Then the heads are put back into their order.
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        outs, order = [], []
+        outs: list[Tensor] = []
+        order: list[int] = []
         for heads, mechanism in self._groups:
             group_call = call.of_heads(heads, q.device)
             outs.append(mechanism(*(take_heads(x, heads) for x in (q, k, v)), group_call))
@@ -219,23 +225,26 @@ class Window(SparseMechanism, GatheredMechanism):
         return take_heads(torch.cat(outs, 1), [order.index(head) for head in range(self.num_heads)])
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        different = sorted(set(self.dilations))
-        if len(different) == 1:
-            return tuple(self._parts_of(different[0], length, causal, device))
-        of_head = torch.tensor(self.dilations, device=device).view(1, -1, 1, 1)
+        different_dilations = sorted(set(self.dilations))
+        if len(different_dilations) == 1:
+            return tuple(self._parts_of(self.max_dilation, length, causal, device))
+        # heads of other dilations get empty slots
+        head_dilations = torch.tensor(self.dilations, device=device).view(1, -1, 1, 1)
         return tuple(
-            dataclasses.replace(part, queries=torch.where(of_head == dilation, part.queries, -1))
-            for dilation in different
+            dataclasses.replace(part, queries=torch.where(head_dilations == dilation, part.queries, -1))
+            for dilation in different_dilations
             for part in self._parts_of(dilation, length, causal, device)
         )
 
     def _parts_of(self, dilation: int, length: int, causal: bool, device: torch.device) -> Iterator[GatherTile]:
+        """The tiles of the window and the sinks for heads with ``dilation``."""
         pattern = self.pattern(causal)
         near = band_tile(length, pattern.left, pattern.right, device, dilation)
         yield near
         if not self.options.num_sinks:
             return
-        # A sink of the queries' own residue may lie in their window, where it is listed already. Other sinks never do.
+        # A sink with the queries' residue modulo the dilation may be in their window, whose tile lists it already.
+        # Other sinks never are.
         sinks = torch.arange(min(self.options.num_sinks, length), device=device)
         own_residue = near.queries[..., :1] % dilation == sinks % dilation
         within = (-pattern.right * dilation, pattern.left * dilation)
@@ -244,37 +253,43 @@ class Window(SparseMechanism, GatheredMechanism):
             yield GatherTile(near.queries, torch.where(own_residue, -1, sinks), causal=causal)
 
     def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        sinks, back = self.options.num_sinks, self.pattern(causal=True).left * self.max_dilation
+        sinks = self.options.num_sinks
         if not sinks or self.options.full_decoding:
             return None
+        back = self.pattern(causal=True).left * self.max_dilation
         return (positions >= upcoming - back) | (positions < sinks)
 
     def locality(self, causal: bool) -> Locality | None:
         if self.options.full_decoding:
             return None
         pattern, sinks, dilation = self.pattern(causal), self.options.num_sinks, self.max_dilation
-        by_position = dilation > 1 or self.listed  # here sinks are listed by position, not as global tokens
         beside = ""
         if sinks:
-            beside = "others" if by_position else "globals"
+            listed_by_position = dilation > 1 or self.listed  # otherwise sinks are global tokens
+            beside = "others" if listed_by_position else "globals"
         return Locality(
             pattern.left * dilation, pattern.right * dilation, beside=beside, is_window=not sinks and dilation == 1
         )
 
     def covers(self, length: int, causal: bool = False) -> bool:
         sinks, pattern = self.options.num_sinks, self.pattern(causal)
-        if length <= max(sinks, 1) or self.max_dilation > 1:
-            return length <= max(sinks, 1)
+        if length <= max(sinks, 1):
+            return True
+        if self.max_dilation > 1:
+            return False
         if causal:
             return length <= pattern.left + 1 + sinks
         return pattern.covers(length, length)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Mean number of pairs over the heads, rounded down."""
-        pattern, sinks, total = self.pattern(causal), range(min(self.options.num_sinks, length)), 0
+        pattern = self.pattern(causal)
+        sinks = range(min(self.options.num_sinks, length))
+        total = 0
         for dilation in self.dilations:
-            residues = (len(range(residue, length, dilation)) for residue in range(min(dilation, length)))
-            total += sum(band_pairs(members, pattern.left, pattern.right) for members in residues)
+            # the band among the tokens of each residue modulo the dilation
+            token_counts = (len(range(residue, length, dilation)) for residue in range(min(dilation, length)))
+            total += sum(band_pairs(count, pattern.left, pattern.right) for count in token_counts)
 
             # The sinks' columns, without the pairs that the band has already.
             total += sum(length - sink if causal else length for sink in sinks)

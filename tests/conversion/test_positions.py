@@ -321,7 +321,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "another mechanism": (
         "rope:none",
         {"mechanism": "window", "relative": "self_extend"},
-        "are for mechanism 'full', but 'window' was given",
+        "needs mechanism 'full', but the mechanism is 'window'",
     ),
 }
 

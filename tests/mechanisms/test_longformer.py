@@ -119,7 +119,7 @@ def test_longformer_parameters_have_gradients_without_global_tokens() -> None:
 
 def test_longformer_refuses_calls_and_options_without_what_global_tokens_need() -> None:
     q, k, v = qkv(40)
-    with pytest.raises(OptionError, match="hidden states, which this call does not have"):
+    with pytest.raises(OptionError, match="hidden states, but this call has none"):
         attend(q, k, v, "longformer", separate_global=True)
     marked = torch.ones(2, 40, dtype=torch.bool)
     with pytest.raises(InputError, match="needs the hidden states of all tokens"):

@@ -7,7 +7,9 @@ band (:class:`~.masked.SparseMechanism`), a mask with listed pairs (:class:`~.ma
 - ``capabilities`` (:mod:`.capabilities`): supported features, and requirements on its model.
 - ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions. Conversion compares
   it with the length that positions were trained for (:mod:`.capabilities`).
-- ``covers``: where it equals full attention. ``pairs``: its cost. ``attended_keys``: the keys that queries attend to.
+- ``covers``: the lengths up to which the mechanism equals full attention.
+- ``pairs``: the cost, in query-key products.
+- ``attended_keys``: the keys that each query attends to.
 
 Features of some mechanisms are in additional base classes: masks in :mod:`.masked`; a state for decoding, an auxiliary
 loss and others in :mod:`.capabilities`.
@@ -78,20 +80,27 @@ class Mechanism(nn.Module, ABC):
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Take the options class from the annotation ``options: MineOptions`` of a subclass, if it has one."""
         super().__init_subclass__(**kwargs)
-        if (named := inspect.get_annotations(cls).get("options")) is not None:
-            options_type = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
-            if options_type is None:
-                raise OptionError(
-                    f"{cls.__name__} has options of {named}, which its module does not define; define it there, above "
-                    "the class."
-                )
-            cls._options_type = options_type
+        annotation = inspect.get_annotations(cls).get("options")
+        if annotation is None:
+            return
+        options_type = annotation
+        if isinstance(annotation, str):  # in modules with ``from __future__ import annotations``
+            options_type = getattr(sys.modules[cls.__module__], annotation, None)
+        if options_type is None:
+            raise OptionError(
+                f"{cls.__name__} has options of {annotation}, which its module does not define; define it there, "
+                "above the class."
+            )
+        cls._options_type = options_type
 
     def __init__(self, sizes: LayerSizes, options: Options) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.options = sizes.num_heads, sizes.head_dim, options
         self.sizes = sizes
+        self.num_heads = sizes.num_heads
+        self.head_dim = sizes.head_dim
+        self.options = options
         self.is_cross_attention = False
         """Whether queries and keys belong to different sequences, so that the padding of keys says nothing about
         queries. Set for the mechanism of a cross-attention module."""
@@ -113,31 +122,30 @@ class Mechanism(nn.Module, ABC):
         self._enter(layer)
 
     def _enter(self, layer: int) -> None:
-        """Called when the mechanism gets its layer."""
+        """Prepare what depends on the layer's index. Called when :attr:`layer` is set."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise every parameter and buffer, including those of relative positions and members.
+        """Initialise every parameter and buffer, including those of relative positions and of contained mechanisms.
 
-        A mechanism that adds tensors extends this method, and initialises them nowhere else. A model is loaded by
-        building mechanisms without storage and then calling this method. The result must equal a newly built
+        A mechanism that adds tensors extends this method, and initialises them nowhere else. To load a model, its
+        mechanisms are built without storage, and then this method is called. The result must equal a newly built
         mechanism.
 
         Args:
             generator: source of random values, on the tensors' device; torch's default generator if None.
         """
-        inside: set[int] = set()
+        initialised: set[int] = set()
         for part in _parts(self):
             part.reset_parameters(generator)
-            inside |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
-        owned = next(
-            (name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if id(tensor) not in inside),
-            None,
-        )
-        if owned is not None and type(self).reset_parameters is Mechanism.reset_parameters:
-            raise OptionError(
-                f"Mechanism {self.name!r} owns a tensor, {owned!r}, that nothing initialises; "
-                "define reset_parameters(self, generator=None) in its class."
-            )
+            initialised |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+        if type(self).reset_parameters is not Mechanism.reset_parameters:
+            return  # the class initialises its own tensors
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if id(tensor) not in initialised:
+                raise OptionError(
+                    f"Mechanism {self.name!r} owns a tensor, {name!r}, that nothing initialises; "
+                    "define reset_parameters(self, generator=None) in its class."
+                )
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -150,15 +158,15 @@ class Mechanism(nn.Module, ABC):
 
     @abstractmethod
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition of the mechanism: the weights ``(B, H, Nq, Nk)`` that multiply the values, in the dtype of
-        ``q``.
+        """The definition of the mechanism: the weights ``(B, H, Nq, Nk)`` that multiply the values, in ``q``'s dtype.
 
-        ``call.score_mod`` must include the relative positions; :meth:`defined` and :func:`attention_weights` add them.
+        ``call.score_mod`` must include the relative positions. :meth:`defined` and :func:`attention_weights` add them
+        before they call this method.
         """
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The output by the definition, ``(B, H, Nq, D)``, without dropout. Exported if the engine cannot be
-        exported."""
+        """The output by the definition, ``(B, H, Nq, D)``, without dropout. ``torch.export`` traces this method for
+        mechanisms whose engine cannot be exported."""
         return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -179,8 +187,8 @@ class Mechanism(nn.Module, ABC):
     def pairs(self, length: int, causal: bool = False) -> int:
         """The number of query-key products of one head for ``length`` tokens, the unit of cost.
 
-        Computed in closed form, since listing the pairs takes 0.1 to 0.5 s at 131,072 tokens. Tests compare it with
-        listed pairs.
+        A closed form, since listing the pairs takes 0.1 to 0.5 s at 131,072 tokens. Tests compare the number with
+        the listed pairs.
         """
         return full_pairs(length, causal)
 
@@ -192,12 +200,12 @@ class Mechanism(nn.Module, ABC):
         """A function that returns a mask of the attended keys (:data:`~.shared_options.AttendedKeys`).
 
         ``None`` if the output is not one softmax over keys. :mod:`hf_longattn.inspect` measures how much of full
-        attention's weight falls on these keys. It calls the function for some queries at a time, in memory linear in
-        N.
+        attention's weight falls on these keys. It calls the function for a few queries at a time, so that its memory
+        is linear in N.
 
         Args:
-            q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select
-                keys.
+            q, k: ``(B, H, N, D)`` and ``(B, H_kv, N, D)``, of whole sequences. Data-dependent mechanisms select the
+                keys by these values.
         """
         return None
 
@@ -214,7 +222,7 @@ def attention_weights(
     padding.
 
     Args:
-        arguments: those of :meth:`AttentionCall.of`, instead of ``call``.
+        arguments: if ``call`` is ``None``, the arguments of :meth:`AttentionCall.of` that build it.
 
     Raises:
         InputError: there are more than :data:`DENSE_LIMIT` keys, so that the dense matrix would be too large.
@@ -228,24 +236,26 @@ def attention_weights(
         return q.new_zeros(*q.shape[:3], k.shape[2])
     dtype, q, k = q.dtype, at_least_fp32(q), at_least_fp32(k)
     call = (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
-    weights: Any = mechanism._weights
+    weights_of: Any = mechanism._weights
     if mechanism.is_cross_attention:
         q, k, _, call = clear_padding(q, k, k, call, cross=True)
-        return weights(q, k, call).to(dtype)
+        return weights_of(q, k, call).to(dtype)
 
-    if not call.causal and (full := full_of(mechanism)) is not None:
-        weights = functools.partial(weights_by_length, full._weights, weights, full.sizes.max_length)
+    full = full_of(mechanism)
+    if full is not None and not call.causal:
+        weights_of = functools.partial(weights_by_length, full._weights, weights_of, full.sizes.max_length)
     ignores_padding = mechanism.capabilities.ignores_padding
     if aligns_sequences(mechanism, call):
         if call.batch is not None and not ignores_padding:
             call = call.replace(batch=call.batch.counting_padding())
-        matrix = weights_per_sequence(weights, q, k, call)
+        weights = weights_per_sequence(weights_of, q, k, call)
     else:
         q, k, _, call = clear_padding(q, k, k, call)
-        matrix = weights(q, k, call)
-    if (real := call.key_mask) is not None and ignores_padding:
-        matrix = matrix.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)
-    return matrix.to(dtype)
+        weights = weights_of(q, k, call)
+    if call.key_mask is not None and ignores_padding:
+        real_queries = call.key_mask[:, k.shape[2] - q.shape[2] :]  # queries are the last positions
+        weights = weights.masked_fill(~real_queries[:, None, :, None], 0.0)
+    return weights.to(dtype)
 
 
 def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
@@ -275,10 +285,11 @@ def visible_in_full_attention(q: Tensor, k: Tensor, call: AttentionCall) -> Tens
 
 
 def softmax_over(scores: Tensor, visible: Tensor, sink_scores: Tensor | None = None) -> Tensor:
-    """Softmax over the last axis of ``scores (B, H, …)`` where ``visible`` (broadcastable); rows that see nothing are
-    zeros.
+    """Softmax over the last axis of ``scores (B, H, …)`` where ``visible`` (broadcastable). Rows without a visible
+    key are zeros.
 
-    sink_scores: ``(H,)``, a further column of scores, whose weights are left out of the result.
+    sink_scores: ``(H,)``, an additional column of scores. It takes part in the softmax, but its weights are not in
+        the result.
     """
     weights = softmax_beside(scores.masked_fill(~visible, float("-inf")), sink_scores)
     return torch.where(

@@ -40,7 +40,9 @@ class BucketedMechanism(Mechanism):
     def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
         """The definition: in how many rounds queries meet each key.
 
-        q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``.
+        Args:
+            q: ``(B, H, Nq, D)``, the last Nq positions.
+            k: ``(B, H, Nk, D)``.
         Returns:
             A function ``rows (n,)`` -> ``(B, H, n, Nk)`` int for the queries at positions ``rows``.
         """
@@ -49,11 +51,13 @@ class BucketedMechanism(Mechanism):
     def visits(
         self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall
     ) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The pairs of :meth:`meets` as tiles without padding keys, found without comparing all pairs; and the
-        queries that meet no key.
+        """The pairs of :meth:`meets`, found without comparing all pairs.
 
-        These are a mask ``(B, H, N)`` bool, arbitrary at padding, and ``None`` if every query meets a key.
-        q, k: ``(B, H, N, D)``; only the last ``q_len`` tokens of ``q`` are queries.
+        Args:
+            q, k: ``(B, H, N, D)``. Only the last ``q_len`` tokens of ``q`` are queries.
+        Returns:
+            The pairs as tiles without padding keys, and a mask ``(B, H, N)`` bool of the queries that meet no key,
+            arbitrary at padding. The mask is ``None`` if every query meets a key.
         """
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,16 +72,18 @@ class BucketedMechanism(Mechanism):
 
         def attended(rows: Tensor, scores: Tensor) -> Tensor:
             met = meets(rows) > 0
-            return met | (~met.any(-1, keepdim=True) & (rows[:, None] == positions))
+            own_position = rows[:, None] == positions  # for queries that meet no key
+            return met | (~met.any(-1, keepdim=True) & own_position)
 
         return attended
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The multiplicity M', ``(B, H, Nq, Nk)`` int; 0 at padding queries and keys. ``q`` and ``k`` as for
-        :meth:`meets`."""
+        """The multiplicity M', ``(B, H, Nq, Nk)`` int; 0 at padding queries and keys. ``q`` and ``k`` have the shapes
+        of :meth:`meets`."""
         positions = torch.arange(k.shape[2], device=k.device)
         rows = positions[k.shape[2] - q.shape[2] :]
-        count, real = self.meets(q, k, call)(rows), call.real(k)
+        count = self.meets(q, k, call)(rows)
+        real = call.real(k)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
         count = torch.where(no_visible_key & (rows[:, None] == positions), 1, count)
         count = count * (real[:, None, None, :] & real[:, None, rows, None])
@@ -87,7 +93,8 @@ class BucketedMechanism(Mechanism):
         raw_keys = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
         count = self.multiplicity(q, raw_keys, call)
-        return softmax_over(scaled_scores(q, k, self.counted(q, k, call, count)), count > 0)
+        scores = scaled_scores(q, k, self.counted(q, k, call, count))
+        return softmax_over(scores, count > 0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
@@ -105,17 +112,20 @@ class BucketedMechanism(Mechanism):
         q = pad_queries(q, kv_len)
         tiles, no_visible_key = self.visits(q, raw_keys, q_len, call)
         out = gathered_attention(q, k, v, tiles, call.with_mask(None))  # the tiles list real keys only
-        if no_visible_key is not None:  # these queries see themselves
-            no_visible_key = no_visible_key if call.key_mask is None else no_visible_key & call.key_mask[:, None]
-            own_value = F.dropout(torch.ones_like(v[..., :1]), call.dropout) * v if call.dropout else v
+        if no_visible_key is not None:  # these queries attend to their own position
+            if call.key_mask is not None:
+                no_visible_key = no_visible_key & call.key_mask[:, None]
+            own_value = v
+            if call.dropout:
+                own_value = F.dropout(torch.ones_like(v[..., :1]), call.dropout) * v
             out = torch.where(no_visible_key[..., None], own_value, out)
         return out[:, :, kv_len - q_len :]
 
     def counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
         """``call`` with a score term for dense attention over :meth:`prepared` queries and keys.
 
-        If duplicates count, the term is the log of the multiplicity ``count``. A mechanism with an affinity a_ij adds
-        that.
+        If duplicates count, the term is the log of the multiplicity ``count (B, H, Nq, Nk)``. A mechanism with a
+        learned affinity a_ij overrides this method and adds a_ij, too.
         """
         if not self.count_duplicates:
             return call
@@ -126,8 +136,10 @@ class BucketedMechanism(Mechanism):
 def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor) -> Tensor:
     """Mask ``(B, H, n, N)`` of the last ``size`` keys in each query's bucket, up to the query.
 
-    query_buckets: ``(B, H, n)``, of the queries at positions ``rows (n,)``; key_buckets: ``(B, H, N)``; real:
-    ``(B, N)`` bool.
+    Args:
+        query_buckets: ``(B, H, n)``, of the queries at positions ``rows (n,)``.
+        key_buckets: ``(B, H, N)``.
+        real: ``(B, N)`` bool, False for padding.
     """
     past = torch.arange(key_buckets.shape[-1], device=key_buckets.device) <= rows[:, None]
     same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & past & real[:, None, None, :]

@@ -1,4 +1,7 @@
-"""Facts about a mechanism that its layer, its model and the tools read. The defaults suit most mechanisms."""
+"""Facts about a mechanism that its layer, its model and the tools read, and base classes for additional features.
+
+The defaults suit most mechanisms.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ class Recursion:
     """The segments in which a model processes a text, passing memory tokens on between them.
 
     length: tokens of a segment, memory included.
-    memory: memory tokens.
+    memory: number of memory tokens that each segment passes to the next.
     depth: how many segments back gradients flow; ``None`` means all.
     """
 
@@ -55,8 +58,8 @@ class Recursion:
     depth: int | None = None
 
     def text(self, causal: bool) -> int:
-        """Number of text tokens in a segment. A causal segment contains the memory tokens twice: first to read, last
-        to write."""
+        """Number of text tokens in a segment. A causal segment contains the memory tokens twice: at its start to be
+        read, at its end to be written."""
         return self.length - self.memory * (1 + causal)
 
 
@@ -107,7 +110,7 @@ class AddsLoss:
 
     @abstractmethod
     def auxiliary_loss(self) -> Tensor:
-        """A loss term, already weighted, that a model adds while it trains."""
+        """A term that the model adds to its training loss, already multiplied by its weight."""
 
 
 class Stateful:
@@ -139,10 +142,11 @@ class NeedsWholeBatch:
 
 
 class CopiesProjections:
-    """A mechanism with parameters that start as copies of its layer's own."""
+    """A mechanism with parameters that start as copies of its layer's projections."""
 
     copies: Mapping[str, str]
-    """Names relative to the mechanism -> "query", "key" or "value" with ".weight" or ".bias"."""
+    """Names of parameters, relative to the mechanism, mapped to the projection that they start from, such as
+    "query.weight" or "value.bias"."""
 
 
 class OnGrid(ABC):
@@ -159,7 +163,9 @@ class OnGrid(ABC):
     @abstractmethod
     def grid_blocks(self, grid: Grid) -> tuple[int, ...] | None:
         """Block size in cells along each axis, if each cell of ``grid`` sees exactly its own block; else ``None``.
-        Blocks start at the first cell. The last block of an axis may be smaller."""
+
+        Blocks start at the first cell. The last block of an axis may be smaller.
+        """
 
 
 def on_grid(mechanism: Any, grid: Grid | None, check: bool = False, layer: int | None = None) -> Any:
@@ -187,18 +193,19 @@ def projection_copies(mechanism: Any) -> Mapping[str, str]:
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
     """Whether every sequence is moved to index 0 before the mechanism runs.
 
-    False without a batch, True for packed documents. Otherwise True if padding must not
-    change outputs and the mechanism reads no grid, in which padding would be a gap."""
+    False without a batch, True for packed documents. Otherwise True if padding must not change outputs and the
+    mechanism reads no grid: a token's index determines its place on the grid.
+    """
     if call.batch is None:
         return False
     if call.batch.documents is not None:
         return True
-    return mechanism.capabilities.ignores_padding and not (call.grid is not None and mechanism.capabilities.needs_grid)
+    on_a_grid = call.grid is not None and mechanism.capabilities.needs_grid
+    return mechanism.capabilities.ignores_padding and not on_a_grid
 
 
 def _distances(mechanism: Any, causal: bool) -> Locality | None:
-    """The mechanism's locality, or ``None`` if queries also see keys outside its range (global tokens, for
-    example)."""
+    """The mechanism's locality, or ``None`` if queries also see keys outside that range, such as global tokens."""
     local = mechanism.locality(causal)
     if local is None or local.beside:
         return None
@@ -207,8 +214,10 @@ def _distances(mechanism: Any, causal: bool) -> Locality | None:
 
 def keys_per_query(mechanism: Any) -> int | None:
     """Maximum number of keys that a causal query sees, its own included. Determines the size of the decode cache.
-    ``None`` if unbounded, if the keys are not one fixed range, and for mechanisms with blocks, which have a smaller
-    cache."""
+
+    ``None`` if the number is unbounded or the keys are not one fixed range. Also ``None`` for mechanisms with blocks,
+    whose cache is smaller.
+    """
     local = _distances(mechanism, True)
     if local is None or local.period > 1:
         return None
@@ -220,18 +229,20 @@ def largest_distances(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> 
     position tables."""
     local = _distances(mechanism, causal)
     if local is None:
-        return kv_len - 1, 0 if causal else q_len - 1
+        return kv_len - 1, (0 if causal else q_len - 1)
     return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
-    """``(back, ahead)`` if the mechanism is exactly a sliding window or full attention at every length.
-    ``None`` for other mechanisms, and for any with relative positions."""
+    """``(back, ahead)`` in tokens if the mechanism is exactly a sliding window, or full attention at every length.
+
+    ``None`` for other mechanisms, and for every mechanism with relative positions.
+    """
     if mechanism.relative is not None:
         return None
     local = mechanism.locality(causal)
     if mechanism.covers(UNBOUNDED, causal):
-        return UNBOUNDED, 0 if causal else UNBOUNDED
+        return UNBOUNDED, (0 if causal else UNBOUNDED)
     if local is None or not local.is_window:
         return None
     return local.back, local.ahead

@@ -3,15 +3,19 @@
 
     o_i = Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)        κ(q, k) = φ_q(q) · φ_k(k)
 
-A mechanism defines φ for the fast path and κ, written without φ, for the definition. On a CPU, features are computed
-for a few hundred tokens at a time. They stay in the CPU cache and, unless gradients are needed, never exist for the
-whole text.
+A mechanism defines φ for the fast path. For the definition it gives κ, written without φ. On a CPU, features are
+computed for a few hundred tokens at a time. They stay in the CPU cache and, unless gradients are needed, never exist
+for the whole text.
 
-Exponential features are stored as logarithms, so that no score overflows (:class:`LogLinearMechanism`). Feature m of
-query i is exp(b_im), of key j exp(a_jm). A piece of keys is exponentiated relative to an anchor A_m: the largest a_jm
-of the earlier keys or, in the first piece, a_jm of the first real key. Up to a factor per query, the weights Σ_m
-exp(b_im + a_jm) are Σ_m exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is the maximum of b_im + A_m over m. No later
-key changes a query's output, except by rounding on accelerators and in graphs, where A may include the piece itself.
+Exponential features are stored as logarithms, so that no score overflows (:attr:`LinearMechanism.logarithms`). Feature
+m of query i is exp(b_im), and feature m of key j is exp(a_jm). A piece of keys is exponentiated relative to an anchor
+A_m. The anchor is the largest a_jm of the earlier keys or, in the first piece, a_jm of the first real key. Up to a
+factor per query, the weights Σ_m exp(b_im + a_jm) are
+
+    Σ_m exp(b_im + A_m - c_i) exp(a_jm - A_m)          c_i = max_m (b_im + A_m)
+
+No later key changes a query's output, except by rounding on accelerators and in graphs. There, the anchor may include
+keys of the piece itself.
 """
 
 from __future__ import annotations
@@ -46,8 +50,8 @@ from .options import Options
 
 
 class HeadwiseLinear(nn.Module):
-    """A linear map per head, ``weight (H, D, F)``: from ``(B, H or H_kv, n, D)`` to ``(B, H, n, F)``, in the dtype of
-    the input."""
+    """A linear map per head with ``weight (H, D, F)``. It maps ``(B, H or H_kv, n, D)`` to ``(B, H, n, F)``, in the
+    input's dtype."""
 
     def __init__(self, sizes: LayerSizes, features: int) -> None:
         super().__init__()
@@ -67,7 +71,7 @@ MAX_LOG_RISE = 60.0
 
 
 class LinearMechanism(Mechanism, Stateful):
-    """A mechanism whose weights are products of features, or of exponentials of log features (:attr:`logarithms`)."""
+    """A mechanism whose weights are products of features. With :attr:`logarithms`, methods return log features."""
 
     capabilities = Mechanism.capabilities.but(takes_score_mod=False, position_dependent=False)
     estimates_exp: ClassVar[bool] = False
@@ -94,7 +98,9 @@ class LinearMechanism(Mechanism, Stateful):
     @abstractmethod
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: κ ``(B, H, Nq, Nk)``, up to a factor per query.
-        ``q (B, H, Nq, D)`` has the last Nq positions of ``k (B, H, Nk, D)``."""
+
+        ``q (B, H, Nq, D)`` has the last Nq positions of ``k (B, H, Nk, D)``.
+        """
 
     def scaled(self, x: Tensor, call: AttentionCall) -> Tensor:
         """Queries or keys times (scale · √D)^½, so that their products are scaled by ``scale`` instead of D^-½."""
@@ -105,7 +111,8 @@ class LinearMechanism(Mechanism, Stateful):
         """Updating and reading a state of F·D numbers counts as F pairs per token. The causal form adds the pairs
         within each chunk."""
         chunk = min(length, CHUNK) if causal else 0
-        return min(full_pairs(length, causal), length * self.features_per_head + length * (chunk + 1) // 2)
+        pairs = length * self.features_per_head + length * (chunk + 1) // 2
+        return min(full_pairs(length, causal), pairs)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         kernel = self.kernel(q, repeat_heads(k, q.shape[1]), call)
@@ -136,11 +143,11 @@ class LinearMechanism(Mechanism, Stateful):
             return self.in_pieces(q, k, v, state, call)
         if in_graph() or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
             exact = exact_dtype(q.device)
-            wider = None if state is None else {name: x.to(exact) for name, x in state.items()}
-            out, after = self.in_pieces(q.to(exact), k.to(exact), v.to(exact), wider, call)
-            return out.to(q.dtype), {
-                name: x.to(precise_dtype(q)) if x.is_floating_point() else x for name, x in after.items()
-            }
+            if state is not None:
+                state = {name: x.to(exact) for name, x in state.items()}
+            out, state = self.in_pieces(q.to(exact), k.to(exact), v.to(exact), state, call)
+            dtype = precise_dtype(q)
+            return out.to(q.dtype), {name: x.to(dtype) if x.is_floating_point() else x for name, x in state.items()}
         return self.in_pieces(q, k, v, state, call, cuts=True)
 
     def in_pieces(
@@ -154,9 +161,11 @@ class LinearMechanism(Mechanism, Stateful):
     ) -> tuple[Tensor, State]:
         """The result of :meth:`run`, computed piece by piece. ``cuts`` as in :meth:`causal_piece`."""
         (batch, _, q_len, _), kv_len = q.shape, k.shape[2]
-        first, causal = kv_len - q_len, call.causal and q_len > 1  # a single query sees every key
+        first = kv_len - q_len  # index of the first query
+        causal = call.causal and q_len > 1  # a single query sees every key
         outs: list[Tensor] = []
         output: Tensor | None = None
+        # The state takes up the keys that every query sees: those before the first query, or all.
         for piece in self.pieces(first if causal else kv_len, q):
             phi_k, values, _ = self.key_features(k, v, piece, call)
             state = self.absorbed(state, phi_k, values)
@@ -168,35 +177,42 @@ class LinearMechanism(Mechanism, Stateful):
             else:
                 assert state is not None
                 out = self.read(phi_q, state)
-            outs.append(out.to(q.dtype))
-            if not torch.is_grad_enabled() and out.shape[2] < q_len:  # copied into the output while in the CPU cache
-                output = q.new_empty(batch, q.shape[1], q_len, v.shape[3]) if output is None else output
-                output[:, :, piece] = outs.pop()
+            if torch.is_grad_enabled() or out.shape[2] >= q_len:
+                outs.append(out.to(q.dtype))
+                continue
+            if output is None:
+                output = q.new_empty(batch, q.shape[1], q_len, v.shape[3])
+            output[:, :, piece] = out.to(q.dtype)  # copied now, while it is in the CPU cache
         assert state is not None
         if output is not None:
             return output, state
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def pieces(self, stop: int, like: Tensor) -> Iterator[slice]:
-        """Slices of the tokens below ``stop`` whose features are computed together: at least two chunks, except at the
-        end. In graphs, a single slice."""
+        """Slices of the tokens below ``stop`` whose features are computed together.
+
+        Each slice has at least two chunks, except the last. In graphs, there is a single slice.
+
+        like: tensor ``(B, H, …)`` on the device of the computation.
+        """
         if in_graph():
             size = stop
         else:
-            features = like.shape[0] * like.shape[1] * self.features_per_head
-            most = accelerator.numbers_at_a_time(like, FEATURES_PER_PIECE * torch.get_num_threads())
-            size = max(2 * CHUNK, most // features // CHUNK * CHUNK)
-        at = 0
-        while at < stop:
-            yield slice(at, min(at + size, stop))
-            at += size
+            features_per_token = like.shape[0] * like.shape[1] * self.features_per_head
+            features = accelerator.numbers_at_a_time(like, FEATURES_PER_PIECE * torch.get_num_threads())
+            size = max(2 * CHUNK, features // features_per_token // CHUNK * CHUNK)
+        first = 0
+        while first < stop:
+            yield slice(first, min(first + size, stop))
+            first += size
 
     def key_features(
         self, k: Tensor, v: Tensor, tokens: slice, call: AttentionCall
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features and values of the keys at ``tokens``, and ``(B, n)`` bool, True = real key (``None``: all).
+        """Features and values of the keys at ``tokens``, and a mask ``(B, n)`` bool of the real keys.
 
-        Values keep their dtype. Padding gets features that add nothing to sums.
+        The mask is ``None`` if all keys are real. Values keep their dtype. Padding gets features that add nothing to
+        sums.
         """
         phi_k = self.keys(at_least_fp32(k[:, :, tokens]), call)
         values = repeat_heads(v[:, :, tokens], phi_k.shape[1])
@@ -208,12 +224,14 @@ class LinearMechanism(Mechanism, Stateful):
         return masked(phi_k, real), values, real
 
     def absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
-        """The state after adding keys with features ``phi_k (B, heads, n, F)``."""
+        """The state after adding keys with features ``phi_k (B, heads, n, F)`` and their values."""
         if not self.logarithms:
             return absorb(empty_state(phi_k, values) if state is None else state, phi_k, values)
         state = _of_logarithms(state, phi_k, values)
-        top = torch.maximum(phi_k.detach().amax(2), state["log"])
-        return {**absorb(_rescaled(state, top), exp_of(added(phi_k, top[:, :, None], -1)), values), "log": top}
+        scale = torch.maximum(phi_k.detach().amax(2), state["log"])
+        earlier = _rescaled(state, scale)
+        features = exp_of(added(phi_k, scale[:, :, None], -1))
+        return {**absorb(earlier, features, values), "log": scale}
 
     def read(self, phi_q: Tensor, state: State) -> Tensor:
         """The output of queries that see the whole state."""
@@ -232,37 +250,42 @@ class LinearMechanism(Mechanism, Stateful):
         state: State | None,
         cuts: bool,
     ) -> tuple[Tensor, State]:
-        """Causal attention of the next tokens, and the state after them. Features are ``(B, H, n, F)`` and
-        ``(B, heads, n, F)``.
+        """Causal attention of the next tokens, and the state after them.
 
-        real: ``(B, n)`` bool, True = real key; ``None`` if all are real.
-        cuts: for logarithms, whether to end a part of the piece before a key that exceeds the anchor A by too much,
-            which reads values. Every query then sees the keys from which A is taken, and its unnormalised weights sum
-            to at least 1. Otherwise A includes the piece itself.
+        Args:
+            phi_q, phi_k: ``(B, H, n, F)`` and ``(B, heads, n, F)``.
+            real: ``(B, n)`` bool, True = real key; ``None`` if all are real.
+            cuts: for logarithms. If True, the piece is processed in parts, and a part ends before a key that exceeds
+                the anchor A by too much. Every query then sees the keys from which A is taken, and its unnormalised
+                weights sum to at least 1. Finding these keys reads values of tensors. If False, A includes the whole
+                piece.
         """
         if not self.logarithms:
             return linear_attention(phi_q, phi_k, values, initial_state=state)
-        outs, begin, length = [], 0, phi_q.shape[2]
+        outs = []
+        begin = 0
+        length = phi_q.shape[2]
         while begin < length:
             state = _of_logarithms(state, phi_k, values)
-            rest, count = phi_k[:, :, begin:], length - begin
-            anchor = _anchor(rest, None if real is None else real[:, begin:], state)
-            top = torch.maximum(rest.detach().amax(2), anchor)  # the largest logarithm of each feature
+            logs = phi_k[:, :, begin:]
+            count = length - begin
+            anchor = _anchor(logs, None if real is None else real[:, begin:], state)
+            top = torch.maximum(logs.detach().amax(2), anchor)  # the largest logarithm of each feature
             if not cuts:
                 anchor = top
-            elif count > 1 and bool((top - anchor).max() > MAX_LOG_RISE):
-                over = (rest.detach() - anchor[:, :, None]).amax((0, 1, 3)) > MAX_LOG_RISE
+            elif count > 1 and bool((top - anchor).max() > MAX_LOG_RISE):  # end before the first key above the limit
+                over = (logs.detach() - anchor[:, :, None]).amax((0, 1, 3)) > MAX_LOG_RISE
                 count = max(int(over.int().argmax()), 1)
-                rest = rest[:, :, :count]
-                top = torch.maximum(rest.detach().amax(2), anchor)
-            piece = slice(begin, begin + count)
+                logs = logs[:, :, :count]
+                top = torch.maximum(logs.detach().amax(2), anchor)
+            part = slice(begin, begin + count)
             if count == 1 and cuts:  # this key may be far above all earlier ones
-                state = self.absorbed(state, rest, values[:, :, piece])
-                outs.append(self.read(phi_q[:, :, piece], state))
+                state = self.absorbed(state, logs, values[:, :, part])
+                outs.append(self.read(phi_q[:, :, part], state))
             else:
                 earlier = _rescaled(state, anchor)
                 out, sums = linear_attention(
-                    phi_q[:, :, piece], rest, values[:, :, piece], initial_state=earlier, scale=anchor
+                    phi_q[:, :, part], logs, values[:, :, part], initial_state=earlier, scale=anchor
                 )
                 state = {**_rescaled({**sums, "log": anchor}, top), "log": top}
                 outs.append(out)
@@ -274,8 +297,8 @@ class LinearMechanism(Mechanism, Stateful):
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
     """``state``, or an empty state instead of ``None``.
 
-    Its ``log`` is :data:`NO_KEYS` for features without keys so far. These have ``z`` = 0, also in a row that was reset
-    to zeros.
+    The result's ``log`` is :data:`NO_KEYS` for features without keys so far, including all features of a row that was
+    reset to zeros. Such features are recognised by ``z`` = 0.
     """
     if state is None:
         state = empty_state(logs, values)
@@ -285,7 +308,10 @@ def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
 
 @torch.no_grad()
 def _anchor(logs: Tensor, real: Tensor | None, state: State) -> Tensor:
-    """The state's scale, or the logarithms of the first real key if the state is empty."""
+    """The anchor A ``(B, heads, F)``: the state's ``log``, or the first real key's ``logs`` if the state is empty.
+
+    logs: ``(B, heads, n, F)``. real: ``(B, n)`` bool, or ``None`` if all keys are real.
+    """
     if real is None:
         first = logs[:, :, 0]
     else:
@@ -301,8 +327,11 @@ def _rescaled(state: State, scale: Tensor) -> State:
 
 
 def log_products(left: Tensor, right: Tensor) -> Tensor:
-    """log Σ_m exp(left_im + right_jm). The maximum of each row is subtracted before exp(), so that products fit in
-    float64."""
-    rows, columns = left.amax(-1, keepdim=True), right.amax(-1, keepdim=True)
-    products = (left - rows).exp() @ (right - columns).exp().mT
-    return products.clamp(min=torch.finfo(products.dtype).tiny).log() + rows + columns.mT
+    """log Σ_m exp(left_im + right_jm), ``(…, Nq, Nk)``, of ``left (…, Nq, F)`` and ``right (…, Nk, F)``.
+
+    The maximum over m is subtracted before exp(), so that products fit in float64.
+    """
+    left_max = left.amax(-1, keepdim=True)
+    right_max = right.amax(-1, keepdim=True)
+    products = (left - left_max).exp() @ (right - right_max).exp().mT
+    return products.clamp(min=torch.finfo(products.dtype).tiny).log() + left_max + right_max.mT

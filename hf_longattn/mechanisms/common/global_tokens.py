@@ -19,18 +19,18 @@ from .options import runs
 class GlobalTokenIds:
     """The tokens that are global: the union of positions, token ids and the first segment. Padding is never global.
 
-    positions: counted from each sequence's first real token.
-    token_ids: every token with one of these ids.
-    first_segment: the tokens before the first separator, without the separator (Beltagy et al. 2020, section 3.1,
-        "global attention on all question tokens").
+    positions: positions of global tokens, counted from each sequence's first real token.
+    token_ids: every token with one of these ids is global.
+    first_segment: whether the tokens before the first separator are global (Beltagy et al. 2020, section 3.1, "global
+        attention on all question tokens"). The separator itself is not.
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
-    question_separator: the id between a question and a document. All tokens before the document are then global
+    question_separator: the id between a question and a document. If set, all tokens before the document are global
         instead of ``positions``. This includes separators: one in BERT's ``[CLS] question [SEP] document [SEP]``, two
         in RoBERTa's pairs.
 
     A sequence without a separator has no segments. A sequence with nothing after the separator has no question. A
-    separator inside the first text, such as a ``[SEP]`` typed by a user, is ignored if token types or two separators
-    in a row show the end of the text.
+    separator inside the first text, such as a ``[SEP]`` typed by a user, is ignored if token types or two consecutive
+    separators show where the first text ends.
     """
 
     positions: tuple[int, ...] = ()
@@ -56,8 +56,13 @@ class GlobalTokenIds:
         return dataclasses.replace(self, separator=separator)
 
     def mask(self, ids: Tensor, real: Tensor, types: Tensor | None = None) -> Tensor:
-        """Mask ``(B, N)`` bool of the global tokens. ids: ``(B, N)``. real: ``(B, N)`` bool, False for padding. types:
-        ``(B, N)``, 1 in the second text."""
+        """Mask ``(B, N)`` bool of the global tokens.
+
+        Args:
+            ids: ``(B, N)``.
+            real: ``(B, N)`` bool, False for padding.
+            types: ``(B, N)``, 1 in the second text.
+        """
         chosen = at_positions(self.positions, real)
         ids = self._without_inner_separators(ids, real, types)
         if self.question_separator is not None:  # a question replaces `positions` in the rows that have one
@@ -71,8 +76,11 @@ class GlobalTokenIds:
         return chosen & real
 
     def _without_inner_separators(self, ids: Tensor, real: Tensor, types: Tensor | None) -> Tensor:
-        """``ids`` with separators inside the first text replaced by -1. The first text ends before the first token of
-        type 1, if a separator precedes it, or else at two separators in a row (RoBERTa)."""
+        """``ids`` with separators inside the first text replaced by -1.
+
+        The first text ends before the first token of type 1, if a separator precedes this token. Otherwise it ends at
+        two consecutive separators (RoBERTa).
+        """
         separator = self.separator if self.question_separator is None else self.question_separator
         if separator is None:
             return ids
@@ -81,15 +89,17 @@ class GlobalTokenIds:
         border = ends & after_end
         if types is not None:
             second = (types == 1) & real
-            second = second & (second.cumsum(-1) == 1) & after_end
-            border = second | (border & ~second.any(-1, keepdim=True))
-        first = (border.cumsum(-1) == 0) & border.any(-1, keepdim=True)
-        goes_on = (first & ~ends & real).flip(-1).cumsum(-1).flip(-1) > 0
-        return ids.masked_fill(first & ends & goes_on, -1)
+            second_begins = second & (second.cumsum(-1) == 1) & after_end
+            border = second_begins | (border & ~second_begins.any(-1, keepdim=True))
+        first_text = (border.cumsum(-1) == 0) & border.any(-1, keepdim=True)
+        # whether a token of the first text that is no separator comes later
+        continues = (first_text & ~ends & real).flip(-1).cumsum(-1).flip(-1) > 0
+        return ids.masked_fill(first_text & ends & continues, -1)
 
     def question(self, ids: Tensor, real: Tensor) -> Tensor:
         """Mask of the question and its separators, ``(B, N)`` bool. All False in a batch row without a document."""
         ends = (ids == self.question_separator) & real
+        # the document begins at the first real token after a separator that is no separator itself
         document = ((ends.cumsum(-1) > 0) & ~ends & real).cumsum(-1) > 0
         return ~document & document.any(-1, keepdim=True) & real
 
@@ -100,8 +110,9 @@ def at_positions(
     """Mask ``(B, N)`` bool of the tokens at ``positions``, counted from each sequence's first real token.
 
     Args:
-        documents: ``(B, N)``, the number of each token's document. Positions restart in each; see
-            :class:`DocumentLabels`.
+        real: ``(B, N)`` bool, False for padding.
+        documents: ``(B, N)``, the number of each token's document (:class:`DocumentLabels`). If given, positions
+            count from the start of each document.
         skips_padding: whether padding inside a sequence is left out of the count.
     """
     if skips_padding:
@@ -112,7 +123,7 @@ def at_positions(
         begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
         counted = counted - torch.where(begins, counted, -1).cummax(-1).values
     chosen = torch.zeros_like(real)
-    # Python numbers: a compiled step would copy a tensor to a GPU every time
+    # Compare with Python numbers: a compiled step would copy a tensor of positions to the GPU every time.
     for first, last in runs(sorted(positions)):
         chosen = chosen | (counted == first if first == last else (counted >= first) & (counted <= last))
     return chosen & real
@@ -130,8 +141,9 @@ def global_tokens(
     if tokens is not None:
         if real is None:
             return tokens
-        both = cached_on(tokens, ("of real tokens", id(real)), lambda: (real, for_one_pass(tokens & real)))
-        return both[1]
+        # The cached tuple also holds `real`, so that no other mask can get the id in the key.
+        _, real_tokens = cached_on(tokens, ("of real tokens", id(real)), lambda: (real, for_one_pass(tokens & real)))
+        return real_tokens
     if not positions:
         return None
 

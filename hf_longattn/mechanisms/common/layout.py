@@ -1,8 +1,8 @@
 """Building blocks of static patterns: tiles for the gathered engine, and pair counts.
 
 Positions are int64 tables with -1 in empty slots. A tile's row has at most :data:`QUERIES_PER_ROW` queries, or
-:data:`QUERIES_PER_WIDE_ROW` if all of them see the same keys. In causal forms, later rows see more keys. Rows are
-therefore grouped into at most :data:`MAX_PARTS` tiles. The last row of a tile determines how many keys the tile has.
+:data:`QUERIES_PER_WIDE_ROW` if all of them see the same keys. In causal forms, later rows see more keys. The rows are
+therefore distributed over at most :data:`MAX_PARTS` tiles, and the last row of a tile determines its number of keys.
 """
 
 from __future__ import annotations
@@ -29,28 +29,32 @@ QUERIES_PER_BAND_ROW = 64
 
 
 def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
-    """One tile with the pairs at distances ``-right … left``, times ``dilation``. Queries are grouped by residue
-    modulo ``dilation``."""
+    """One tile with the pairs at distances (query - key) of ``dilation`` times ``-right … left``.
+
+    Each row has queries of the same residue modulo ``dilation``, which see only keys of that residue.
+    """
     # Branches instead of min: torch.compile would keep a min in the shapes, and Inductor fails to divide by it.
     if dilation > length:
         dilation = length
-    members = -(-length // dilation)
-    if left >= members:
-        left = members - 1
-    if right >= members:
-        right = members - 1
+    tokens_per_residue = -(-length // dilation)
+    if left >= tokens_per_residue:
+        left = tokens_per_residue - 1
+    if right >= tokens_per_residue:
+        right = tokens_per_residue - 1
     size = QUERIES_PER_BAND_ROW
-    if size > members:
-        size = members
-    first = torch.arange(0, members, size, device=device)[:, None]
+    if size > tokens_per_residue:
+        size = tokens_per_residue
+    first = torch.arange(0, tokens_per_residue, size, device=device)[:, None]
     queries = _members(first + torch.arange(size, device=device), dilation, length)
     keys = _members(first + torch.arange(-left, size + right, device=device), dilation, length)
     return GatherTile(queries, keys, inside=(-right * dilation, left * dilation))
 
 
 def residues(length: int, stride: int, device: torch.device) -> Tensor:
-    """Positions grouped by residue modulo ``stride``, ``(stride, ceil(length / stride))``; one group each if the
-    stride is longer."""
+    """Positions grouped by residue modulo ``stride``, ``(stride, ceil(length / stride))``, with -1 in empty slots.
+
+    If the stride is longer than ``length``, each position is a group.
+    """
     if stride > length:
         stride = length
     steps = torch.arange(-(-length // stride), device=device)[None]
@@ -58,8 +62,10 @@ def residues(length: int, stride: int, device: torch.device) -> Tensor:
 
 
 def _members(steps: Tensor, stride: int, length: int) -> Tensor:
-    """Positions ``step * stride + residue`` for every residue and row of ``steps (R, T)``:
-    ``(1, 1, stride * R, T)``."""
+    """Positions ``step * stride + residue`` for every residue and row of ``steps (R, T)``, ``(1, 1, stride * R, T)``.
+
+    Positions outside ``0 … length - 1`` are -1.
+    """
     positions = steps * stride + torch.arange(stride, device=steps.device)[:, None, None]
     return torch.where((steps >= 0) & (positions < length), positions, -1).flatten(0, 1)[None, None]
 
@@ -68,9 +74,14 @@ def cells(
     queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None
 ) -> Iterator[GatherTile]:
     """Tiles in which row c of ``queries (C, n)`` sees row c of ``keys (C, m)``. If causal, both rows must end at the
-    same position."""
+    same position.
+
+    outside: as in :class:`~hf_longattn.engines.call.GatherTile`.
+    """
     count, total = queries.shape[1], keys.shape[1]
-    size = QUERIES_PER_ROW * -(-count // (QUERIES_PER_ROW * MAX_PARTS)) if causal else count
+    size = count  # queries of each row that are in one tile
+    if causal:
+        size = QUERIES_PER_ROW * -(-count // (QUERIES_PER_ROW * MAX_PARTS))
     for first in range(0, count, size):
         last = min(first + size, count)
         rows = in_rows(queries[:, first:last], QUERIES_PER_ROW if causal else QUERIES_PER_WIDE_ROW)
@@ -84,8 +95,8 @@ def cells(
 
 
 def in_rows(cells: Tensor, row: int) -> Tensor:
-    """``cells (C, n)`` cut into r equal pieces of at most ``row`` positions, ``(C, r, ceil(n / r))``, padded with
-    -1."""
+    """``cells (C, n)`` cut into r pieces of equal size, ``(C, r, ceil(n / r))``, padded with -1. r is the smallest
+    number of pieces with at most ``row`` positions each."""
     pieces = -(-cells.shape[1] // row)
     size = -(-cells.shape[1] // pieces)
     return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
@@ -121,13 +132,13 @@ def prefixes(rows: Tensor, keys: Tensor, seen: Sequence[int]) -> Iterator[Gather
 
 
 def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> GatherTile:
-    """``part``, whose bias is a mask, without the pairs that are in ``band`` or visible by any of ``mods``."""
+    """``part``, whose bias must be bool, without the pairs that are in ``band`` or visible by any of ``mods``."""
     mods = list(mods)
     if band is not None:
         low, high = -band.right, band.left
         if part.outside is None:
             part = dataclasses.replace(part, outside=(low, high))
-        elif part.outside[0] <= high + 1 and low <= part.outside[1] + 1:
+        elif part.outside[0] <= high + 1 and low <= part.outside[1] + 1:  # the two ranges of distances touch
             part = dataclasses.replace(part, outside=(min(low, part.outside[0]), max(high, part.outside[1])))
         else:
             mods.append(band.band_mod)
@@ -140,8 +151,12 @@ def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num
 def global_parts(
     tokens: Tensor, max_tokens: int, seen: MaskMod, num_heads: int, causal: bool
 ) -> tuple[GatherTile, ...]:
-    """Tiles for the rows and columns of the global ``tokens (B, N)`` bool, without pairs that are visible by ``seen``.
-    ``max_tokens`` is the maximum number of global tokens per batch item."""
+    """Two tiles: all queries with the global keys, and the global queries with all keys. Pairs that are visible by
+    ``seen`` are left out.
+
+    tokens: mask of the global tokens, ``(B, N)`` bool.
+    max_tokens: maximum number of global tokens in a batch row.
+    """
     length, device = tokens.shape[1], tokens.device
     if max_tokens == 0:
         return ()
@@ -149,11 +164,12 @@ def global_parts(
     chosen = torch.where(tokens.gather(1, index), index, -1)[:, None, None, :]
     queries = rows_of(length, QUERIES_PER_BAND_ROW, device)
     keys = chosen.expand(-1, -1, queries.shape[2], -1)
-    everything = torch.arange(length, device=device).view(1, 1, 1, -1)
-    rows_only = ~_any([seen], chosen, everything, num_heads) & ~tokens[:, None, None, None, :]
+    all_keys = torch.arange(length, device=device).view(1, 1, 1, -1)
+    # the first tile has the pairs with a global key
+    only_global_query = ~_any([seen], chosen, all_keys, num_heads) & ~tokens[:, None, None, None, :]
     return (
         GatherTile(queries, keys, causal=causal, bias=~_any([seen], queries, keys, num_heads)),
-        GatherTile(chosen, everything, causal=causal, bias=rows_only),
+        GatherTile(chosen, all_keys, causal=causal, bias=only_global_query),
     )
 
 

@@ -39,10 +39,10 @@ from .options import Options
 from .shared_options import AttendedKeys, relative_of, with_relative
 
 SINK_POSITIONS, CACHE, TEXT = "sink_positions", "cache", "text"
-"""The option for the positions of sinks in rotary decoders, and its values."""
+"""Name of the option for the rotary positions of sinks, and its values: positions in the cache, or in the text."""
 RETAINED = "retained"
-"""Layout of a cache that has dropped the keys that no query can see any more. It decodes by positions, without a key
-mask."""
+"""Name of the layout (:class:`Columns`) of a cache that drops keys once no later query can see them. Decoding steps
+with it use positions and no key mask."""
 NO_TOKEN = 1 << 40
 """Column of a slot without a token. It lies after every query, so that causality hides the slot."""
 
@@ -54,8 +54,8 @@ class Columns(NamedTuple):
         have the same columns in a forward pass. In the layout named ``"all"``, key s is in column s.
     find: a function that returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any
         order. Slots without a token have a column after all queries, such as :data:`NO_TOKEN`. Layers with equal
-        layout and options reuse the results. In the layout :data:`RETAINED` it returns positions in each row's
-        sequence instead, ``(B, Nq)`` and ``(B, S)``.
+        layout and options reuse the results. In the layout :data:`RETAINED`, ``find`` returns positions in each row's
+        sequence instead of columns, ``(B, Nq)`` and ``(B, S)``.
     """
 
     layout: tuple[str, int]
@@ -83,8 +83,8 @@ class MaskedMechanism(Mechanism):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A class that overrides forward or the definition may do more than mask. Otherwise it must set these
-        # attributes itself.
+        # A class that overrides forward or dense_weights may do more than apply the mask. If it does no more, it must
+        # set the attribute to True itself.
         for method, attribute in (("forward", "forward_is_mask"), ("dense_weights", "definition_is_mask")):
             if method in vars(cls) and attribute not in vars(cls):
                 setattr(cls, attribute, False)
@@ -118,7 +118,9 @@ class MaskedMechanism(Mechanism):
         return softmax_over(scaled_scores(q, k, call), self.visible(q, k, call), call.sink_scores)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys | None:
-        return self.keys_by_mask(k, call) if self.options.is_mask() and self.capabilities.recursion is None else None
+        if self.options.is_mask() and self.capabilities.recursion is None:
+            return self.keys_by_mask(k, call)
+        return None
 
     def keys_by_mask(self, k: Tensor, call: AttentionCall) -> AttendedKeys:
         """:meth:`attended_keys` for a mechanism that only masks full attention."""
@@ -132,18 +134,24 @@ class MaskedMechanism(Mechanism):
         """Causal attention of the tokens of a decoding step, by :meth:`mask_mod`. Layers with equal options share the
         mask.
 
-        ``q (B, H, Nq, D)``; ``k, v (B, H_kv, S, D)``, including the tokens of the queries. The call's padding and
-        global mask ``(B, N)`` cover all columns; its score term takes columns as indices. ``columns``: the columns of
-        queries and keys; by default the keys are columns 0 … S - 1, and the queries are in the last Nq of them.
-        Returns ``(B, H, Nq, D)``; outputs at padding are arbitrary.
+        Args:
+            q: ``(B, H, Nq, D)``.
+            k, v: ``(B, H_kv, S, D)``, including the tokens of the queries.
+            call: its padding and global mask ``(B, N)`` cover all columns. Its score term takes columns as indices.
+            columns: columns of queries and keys. By default, the keys are in columns 0 … S - 1, and the queries in
+                the last Nq of them.
+        Returns:
+            The output ``(B, H, Nq, D)``, arbitrary at padding.
         """
-        retained = columns is not None and columns.layout[0] == RETAINED
-        relative = self.relative if retained else relative_of(self, k, call)  # only some keys are retained
+        relative = self.relative
+        if columns is None or columns.layout[0] != RETAINED:  # a retained cache has only some of the text's keys
+            relative = relative_of(self, k, call)
         plain = relative is None and call.score_mod is None
-        # In half precision, scores can exceed the lowest number.
+        # A mask that is added to the scores runs faster, but in float16 a score can exceed the added lowest number.
         additive = plain and not in_graph() and not autocasts(q) and q.dtype != torch.float16
         if columns is None:
-            kv_len, first = k.shape[2], k.shape[2] - q.shape[2]
+            kv_len = k.shape[2]
+            first = kv_len - q.shape[2]
             if plain and q.shape[2] == 1 and call.key_mask is None and self.covers(kv_len, causal=True):
                 return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
             columns = Columns(
@@ -151,7 +159,7 @@ class MaskedMechanism(Mechanism):
                 lambda: (torch.arange(first, kv_len, device=k.device), torch.arange(kv_len, device=k.device)),
             )
         drawn = self.layer if self.drawn_by_layer else 0
-        name = (
+        mask_key = (  # equal in layers that share the mask
             "step",
             type(self),
             self.options,
@@ -164,7 +172,7 @@ class MaskedMechanism(Mechanism):
             columns.layout,
         )
         dtype = q.dtype if additive else torch.bool
-        seen = call.cached((*name, dtype), partial(self._visible_columns, k, call, columns, dtype))
+        seen = call.cached((*mask_key, dtype), partial(self._visible_columns, k, call, columns, dtype))
         if plain:
             return fused_attention(
                 q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores
@@ -174,8 +182,8 @@ class MaskedMechanism(Mechanism):
             rows, keys = columns.find()
             return rows, keys, *_from_start(rows, keys, self._starts(call))
 
-        # Relative positions use the mechanism's positions. A score term gets columns.
-        q_columns, k_columns, rows, keys = call.cached((*name, "positions"), positions)
+        # Relative positions count from the start of each sequence. A score term gets columns.
+        q_columns, k_columns, rows, keys = call.cached((*mask_key, "positions"), positions)
         if call.score_mod is None:
             return self.attend_with_terms(q, k, v, seen, rows, keys, call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
@@ -186,24 +194,29 @@ class MaskedMechanism(Mechanism):
         return masked_softmax(scores, seen, call.sink_scores).to(v.dtype) @ repeat_heads(v, q.shape[1])
 
     def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns, dtype: torch.dtype) -> Tensor:
-        """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)``: bool, or added to scores in
-        another ``dtype``."""
+        """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)``.
+
+        As bool if ``dtype`` is bool. Otherwise as numbers to add to the scores: 0, or the lowest number for hidden
+        keys.
+        """
         rows, keys = columns.find()
-        mask, tokens = call.key_mask, call.global_mask
-        real = mask
-        if mask is not None and not (mask.shape[1] == len(keys) and columns.layout[0] == "all"):
-            real = mask[:, keys.clamp(max=mask.shape[1] - 1)]
+        real = call.key_mask
+        tokens = call.global_mask
+        if real is not None and not (real.shape[1] == len(keys) and columns.layout[0] == "all"):
+            real = real[:, keys.clamp(max=real.shape[1] - 1)]
         hidden = (keys[..., None, :] > rows[..., None]).unsqueeze(-3)
+
+        # The mask compares positions in the sequence. The global mask is moved from columns to positions, too.
         start = self._starts(call)
         rows, keys = _from_start(rows, keys, start)
         if tokens is not None and start is not None:
-            tokens = tokens.gather(
-                1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1)
-            )
+            index = torch.arange(tokens.shape[1], device=k.device) + start
+            tokens = tokens.gather(1, index.clamp(max=tokens.shape[1] - 1))
         if self.capabilities.takes_globals and columns.layout[0] != RETAINED:
             tokens = self.resolve_globals(k, call.replace(batch=None, global_mask=tokens))
         if tokens is not None:
-            rows, keys = (x.clamp(0, tokens.shape[1] - 1) for x in (rows, keys))
+            rows = rows.clamp(0, tokens.shape[1] - 1)
+            keys = keys.clamp(0, tokens.shape[1] - 1)
         b, h, _, _ = index_grid(k.shape[0], self.num_heads, 1, 1, k.device)
         seen = self.mask_mod(True, tokens)(b, h, rows[:, None, :, None], keys[:, None, None, :]) & ~hidden
         if real is not None:
@@ -213,36 +226,42 @@ class MaskedMechanism(Mechanism):
         return torch.zeros(seen.shape, dtype=dtype, device=k.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
     def _starts(self, call: AttentionCall) -> Tensor | None:
-        """Column of each sequence's first real token, ``(B, 1)``, if positions count from there; ``None`` if they are
-        columns."""
-        counts = self.capabilities.position_dependent and self.capabilities.ignores_padding
-        if not counts or call.key_mask is None:
+        """Column of each sequence's first real token, ``(B, 1)``, if positions count from there; ``None`` if columns
+        serve as positions."""
+        counts_from_start = self.capabilities.position_dependent and self.capabilities.ignores_padding
+        if call.key_mask is None or not counts_from_start:
             return None
         return first_real(call.key_mask)[:, None]
 
     def retained(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it.
+        """Whether later queries can see each key at ``positions (B, S)``, bool. The decode cache retains these keys.
 
-        Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real
-        token. ``None`` retains the last :func:`~.capabilities.keys_per_query` keys, or all.
+        Later queries are causal, at positions from ``upcoming (B, 1)`` on. Positions count from each sequence's first
+        real token. If this method returns ``None``, the cache retains the last
+        :func:`~.capabilities.keys_per_query` keys, or all.
         """
         return None
 
     def attend_with_terms(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, call: AttentionCall
     ) -> Tensor:
-        """Attention over the keys ``seen``, with relative positions.
+        """Attention with relative positions over the keys that are True in ``seen (B or 1, H or 1, Nq, S)``.
 
         rows, keys: positions of queries and keys, ``(B or 1, Nq)`` and ``(B or 1, S)``.
         """
         assert self.relative is not None
-        scale, size = call.scale_for(self.head_dim), max(1, MAX_SCORES // (len(q) * q.shape[1] * k.shape[2]))
-        if q.shape[2] > size and not in_graph():  # the mask has numbers for every head
-            call = call.replace(batch=Batch(), global_mask=None)  # no other layer has the same pieces
-            pieces = zip(q.split(size, 2), seen.split(size, 2), rows.split(size, 1), strict=True)
-            return torch.cat(
-                [self.attend_with_terms(x, k, v, visible, at, keys, call) for x, visible, at in pieces], 2
-            )
+        scale = call.scale_for(self.head_dim)
+        # Terms differ between heads and fill a mask with a number for every score: limit the queries at a time.
+        size = max(1, MAX_SCORES // (len(q) * q.shape[1] * k.shape[2]))
+        if q.shape[2] > size and not in_graph():
+            call = call.replace(batch=Batch(), global_mask=None)  # masks of pieces are not shared between layers
+            outs = [
+                self.attend_with_terms(queries, k, v, visible, positions, keys, call)
+                for queries, visible, positions in zip(
+                    q.split(size, 2), seen.split(size, 2), rows.split(size, 1), strict=True
+                )
+            ]
+            return torch.cat(outs, 2)
         dtype = q.dtype
         if isinstance(self.relative, SinkPositions):
             mask = self.relative.mask(q, k, seen, rows, keys, scale, call)
@@ -261,12 +280,13 @@ class MaskedMechanism(Mechanism):
 def steps_by_mask(mechanism: Mechanism) -> bool:
     """Whether ``attend_rows`` can replace ``forward`` in decoding steps: the mechanism only masks, and has no
     hooks."""
-    if not isinstance(mechanism, MaskedMechanism) or not (
-        mechanism.definition_is_mask and mechanism.options.is_mask()
-    ):
+    if not isinstance(mechanism, MaskedMechanism):
         return False
-    by_hook = not isinstance(mechanism.relative, SinkPositions | None)
-    return by_hook or not has_hooks(mechanism)
+    if not mechanism.definition_is_mask or not mechanism.options.is_mask():
+        return False
+    # The hook that adds relative positions does not count: attend_rows adds them, too.
+    relative_by_hook = not isinstance(mechanism.relative, SinkPositions | None)
+    return relative_by_hook or not has_hooks(mechanism)
 
 
 class SparseMechanism(MaskedMechanism):
@@ -289,16 +309,17 @@ class SparseMechanism(MaskedMechanism):
         """The band and the global rows and columns that the engine visits. It may depend on ``self.options`` alone."""
 
     def turn_sinks(self, rotation: Callable[[], Rotation]) -> None:
-        """Give :func:`leading_sinks` the positions that StreamingLLM gives them.
+        """Give the sinks (:func:`leading_sinks`) their positions in the cache, as in StreamingLLM.
 
         rotation: returns the layer's rotation.
         """
-        sizes, sinks = self.sizes, leading_sinks(self)
-        self.relative = SinkPositions(*sizes[:3], sinks, self.pattern(True).left + 1, rotation)
-        self.finds_starts = False  # the positions of queries count from the start, too
+        num_heads, head_dim, hidden_size, _ = self.sizes
+        window = self.pattern(True).left + 1
+        self.relative = SinkPositions(num_heads, head_dim, hidden_size, leading_sinks(self), window, rotation)
+        self.finds_starts = False  # the positions of queries also count from the start of a sequence
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if isinstance(self.relative, SinkPositions):  # not in a hook, since short texts would lose their fused call
+        if isinstance(self.relative, SinkPositions):  # added here: a hook would cost short texts their fused call
             call = with_relative(self, q, k, call)
         tokens = self.resolve_globals(k, call)
         if tokens is not call.global_mask:
@@ -334,24 +355,23 @@ def leading_sinks(mechanism: Mechanism) -> int:
     mechanisms, and for options that keep positions in the text: ``sink_positions="text"``, ``relative``, a dilation,
     ``full_decoding``.
     """
-    if (
-        not isinstance(mechanism, SparseMechanism)
-        or mechanism.is_cross_attention
-        or mechanism.causal not in ("both", True)
-    ):
+    if not isinstance(mechanism, SparseMechanism) or mechanism.is_cross_attention or mechanism.causal is False:
         return 0
-    options, positions = mechanism.options, mechanism.global_positions()
-    plain = options.relative is None and options.is_mask() and getattr(options, SINK_POSITIONS, CACHE) == CACHE
+    options = mechanism.options
+    if options.relative is not None or not options.is_mask() or getattr(options, SINK_POSITIONS, CACHE) != CACHE:
+        return 0
     local = mechanism.locality(True)
-    fixed = local is not None and local.beside == "globals" and mechanism.global_token_ids is None
-    if not plain or not fixed or positions != tuple(range(len(positions))):
+    if local is None or local.beside != "globals" or mechanism.global_token_ids is not None:
+        return 0
+    positions = mechanism.global_positions()
+    if positions != tuple(range(len(positions))):
         return 0
     return len(positions)
 
 
 def has_sinks_in_text(mechanisms: Iterable[Mechanism]) -> bool:
-    """Whether sinks keep their positions in the text in layers of a rotary decoder, because the rotation is not
-    understood."""
+    """Whether a layer of a rotary decoder has sinks that keep their positions in the text, because this package cannot
+    compute the layer's rotation."""
     return any(leading_sinks(mechanism) and mechanism.relative is None for mechanism in mechanisms)
 
 
@@ -401,8 +421,10 @@ class GatheredMechanism(MaskedMechanism):
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         """Whether every document gets full attention, and one operator computes all documents.
-        Otherwise each document becomes a batch row: tiles listed per document would need more calls and
-        synchronisations."""
+
+        Otherwise each document becomes a batch row. Listing tiles for each document would need more calls and
+        synchronisations.
+        """
         if (
             not accelerator.accelerated(k)
             or self.relative is not None
@@ -419,21 +441,23 @@ class GatheredMechanism(MaskedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if call.batch is not None and call.batch.documents is not None:
             return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
-        q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks
-        term = None
-        if chunks is not None and call.score_mod is not None:
-            term = DistanceTerm.of(call.term, q, k)
+        q_len, kv_len = q.shape[2], k.shape[2]
         tokens = self.resolve_globals(k, call)
         tokens_of_call = tokens is not None and call.global_mask is not None
-        about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens_of_call}
+        conditions = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens_of_call}
+
+        # Chunks with a term that depends on the distance alone can run on an engine of their own.
+        term = None
+        if self.chunks is not None and call.score_mod is not None:
+            term = DistanceTerm.of(call.term, q, k)
         if term is None:
-            path = choose("pairs", q, k, call, **about)
+            path = choose("pairs", q, k, call, **conditions)
         else:
-            path = choose("chunks", q, k, call.replace(score_mod=term), **about)
+            path = choose("chunks", q, k, call.replace(score_mod=term), **conditions)
         if path == "cpu-distances":
-            assert chunks is not None
+            assert self.chunks is not None
             assert term is not None
-            return chunked_distances(q, k, v, term, *chunks, call)
+            return chunked_distances(q, k, v, term, *self.chunks, call)
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
@@ -460,6 +484,6 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether a hook may change the inputs or outputs of ``module``."""
     try:
         return bool(module._forward_hooks or module._forward_pre_hooks)
-    except AttributeError:
+    except AttributeError:  # the attributes are private and may disappear from a later torch
         warn_missing("has_hooks")
         return True

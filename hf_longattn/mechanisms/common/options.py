@@ -1,18 +1,20 @@
-"""Options of mechanisms: typed, documented and validated dataclasses, and mechanisms with options in one line of text.
+"""Options of mechanisms: dataclasses that check their values, and a text syntax for mechanisms with options.
 
-Importing this module does not import torch, so the command line can check options and refuse a typo first. It knows no
-mechanism.
+Importing this module does not import torch, so that the command line can refuse a typo before it loads torch. The
+module knows no mechanism.
+
+The syntax has a form for one mechanism, for the members of a union, for layers, and for the towers of a model:
 
     CHOICE   window                     window:window=256,dilation=2
     MEMBERS  window:window=256+strided:stride=64
     LAYERS   0-5=window:window=64;6-11=full        numbered: layers, counted from 0
              0-5:window=64;11:mechanism=full       numbered, changing options of the default mechanism
              window:window=256,window:window=256,full      not numbered: repeated in turn
-    TOWERS   text=window:window=64,vision=full     towers of a model, each with a choice
+    TOWERS   text=window:window=64,vision=full     each tower with a CHOICE
 
-A value that contains these signs goes in brackets: ``union:of=[window:window=64,dilation=2+strided]``. Text becomes
-plain mappings such as ``{"mechanism": "window", "window": "256"}``; the options of the mechanisms check and convert
-the values.
+A value that contains these signs goes in brackets: ``union:of=[window:window=64,dilation=2+strided]``. The functions
+that read text return plain mappings such as ``{"mechanism": "window", "window": "256"}``. :meth:`Options.build` then
+checks and converts the values.
 """
 
 from __future__ import annotations
@@ -62,14 +64,14 @@ RESERVED = frozenset(
         "sink_scores",
     }
 )
-"""The other argument names of build_mechanism() and attend(), reserved: no option may have them."""
+"""Names of the other arguments of build_mechanism() and attend(). No option may have one of these names."""
 
 POSITIONS = "positions"
 """The unit of options that list tokens by their positions."""
 LARGEST = 2**31 - 1
 """Maximum of an integer option. Sums and products of positions then fit into 64 bits."""
 PARITIES: dict[str, tuple[Any, Any]] = {"even": (2, 16), "odd": (1, 3)}
-"""Parity that an option may ask for -> the lowest such number, and an example."""
+"""Parity that an option may require -> smallest permitted number, and an example for messages."""
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -84,16 +86,16 @@ class OptionInfo:
     help: str
     unit: str
     detail_of: str = ""
-    """The number that must be set for the option to have an effect, if there is one."""
+    """Name of the option without which this one has no effect; "" if there is none."""
 
     @property
     def type_in_words(self) -> str:
-        """The type in words: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for one with its options."""
+        """The type in words: ``list of int`` for ``tuple[int, ...]``, ``mechanism`` for ``MechanismSpec``."""
         plain = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", self.type.replace(" | ", " or "))
         return plain.replace("MechanismSpec", "mechanism")
 
     def readable(self, value: Any) -> str:
-        """A value of the option for readers. Lists of positions are labelled as such, since a bare 0 reads as
+        """A value of the option for readers. Positions are written as "position 0", since a bare 0 reads as
         "none"."""
         if isinstance(value, Mapping):
             return write_choice(value)
@@ -125,7 +127,7 @@ def option(
         least, most: bounds of a number, or of each number of a tuple. Set ``most`` for numbers that determine memory
             or time regardless of the input length: a typo is then refused at once. The default is the largest number
             that the engines' indices allow.
-        parity: "even" or "odd", if a number must be that. It must then be at least 2 or 1.
+        parity: "even" or "odd" if the number must be so. An even number must be at least 2, an odd one at least 1.
         choices: the permitted strings.
         detail_of: the option without which this one has no effect. Tables then leave it out.
     """
@@ -159,22 +161,25 @@ class Options:
     def infos(cls) -> tuple[OptionInfo, ...]:
         """Describe every option, in declaration order. Options shared by all mechanisms come last."""
         hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
+        # Only the shared options are keyword-only, and sorting puts False before True.
+        fields = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
         return tuple(
             OptionInfo(
-                f.name,
-                _type_name(hints[f.name]),
-                f.default,
-                *(f.metadata.get(key, "") for key in ("help", "unit", "detail_of")),
+                field.name,
+                _type_name(hints[field.name]),
+                field.default,
+                *(field.metadata.get(key, "") for key in ("help", "unit", "detail_of")),
             )
-            for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
+            for field in fields
         )
 
     @classmethod
     def build(cls, mechanism: str, values: dict[str, Any]) -> Options:
-        """Check names, types and values, and return the options.
+        """Check names, types and values of the options given to ``mechanism``, and return the options.
 
         Raises:
-            OptionError: for an unknown name (the nearest one is offered), a wrong type or an impossible value.
+            OptionError: a name is unknown (the message has the nearest one), or a value has a wrong type or is not
+                permitted.
         """
         hints = _hints(cls)  # type: ignore[arg-type]
         known = [info.name for info in cls.infos()]
@@ -202,28 +207,36 @@ class Options:
         """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
         field = cls.__dataclass_fields__[name]
         limits = field.metadata
+        choices = limits.get("choices")
+        parity = limits.get("parity", "")
+        lowest, example_of_parity = PARITIES.get(parity, (None, None))
+        least = limits.get("least")
+        most = limits.get("most", LARGEST)
+
+        # A value that messages suggest: the default, if it is a number other than 0.
         example: Any = 4
         if type(field.default) in (int, float) and field.default != 0:
             example = field.default
         elif field.default is None and limits.get("unit") == "tokens":
             example = 512
+
         for entry in value if isinstance(value, tuple) else (value,):
-            wanted, choices, parity = "", limits.get("choices"), limits.get("parity", "")
+            requirement = ""
             if isinstance(entry, str) and choices and entry not in choices:
-                wanted = f"one of: {', '.join(choices)}.{nearest(entry, choices)}"
+                requirement = f"one of: {', '.join(choices)}.{nearest(entry, choices)}"
             elif isinstance(entry, int | float):
-                least, most = limits.get("least"), limits.get("most", LARGEST)
-                lowest, fitting = PARITIES.get(parity, (None, None))
                 if lowest is not None and (entry < lowest or entry % 2 != lowest % 2):
-                    wanted = f"{parity} and at least {lowest}; for example {name}={fitting}."
+                    requirement = f"{parity} and at least {lowest}; for example {name}={example_of_parity}."
                 elif least is not None and entry < least:
-                    wanted = f"at least {least}; for example {name}={example}."
+                    requirement = f"at least {least}; for example {name}={example}."
                 elif abs(entry) > most:
-                    wanted = f"at most {most}."
+                    requirement = f"at most {most}."
                     if example == field.default:
-                        wanted = f"at most {most}; for example {name}={example}."
-            if wanted:
-                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {wanted}")
+                        requirement = f"at most {most}; for example {name}={example}."
+            if requirement:
+                raise OptionError(
+                    f"Option {name!r} of mechanism {mechanism!r} is {entry!r}, but must be {requirement}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """All options in JSON types: tuples as lists, mechanisms as mappings. Options in :data:`COMMON` are omitted
@@ -243,7 +256,7 @@ class Options:
         return True
 
     def pools_keys(self) -> bool:
-        """Whether queries attend to means of several keys, which no score term may take for single keys."""
+        """Whether queries attend to means of several keys. Score terms for single keys then cannot be added."""
         return False
 
     def sample_length(self) -> int:
@@ -251,7 +264,7 @@ class Options:
         return 64
 
     def min_heads(self) -> int:
-        """The smallest head count that exercises every part of these options."""
+        """The smallest number of heads with which a test runs every part of these options."""
         return 1
 
 
@@ -291,6 +304,7 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
         return _coerce(mechanism, name, value, args[0])
+    # Only MechanismSpec, which this module does not know, has read_all.
     if origin is tuple and hasattr(args[0], "read_all"):
         return args[0].read_all(mechanism, name, value)
     if hasattr(hint, "read_all"):
@@ -300,14 +314,20 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
             return tuple(_coerce(mechanism, name, entry, args[0]) for entry in _entries(value))
         return _read(value, hint)
     except (TypeError, ValueError, OverflowError):
-        wanted = {float: "a finite number", str: "a string"}.get(hint) or _type_name(hint)
-        if args and args[0] is int:
-            wanted = f"whole numbers joined by +, for example {name}=1"
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {wanted}.") from None
+        requirement = _type_name(hint)
+        if hint is float:
+            requirement = "a finite number"
+        elif hint is str:
+            requirement = "a string"
+        elif args and args[0] is int:
+            requirement = f"whole numbers joined by +, for example {name}=1"
+        raise OptionError(
+            f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {requirement}."
+        ) from None
 
 
 def _entries(value: Any) -> Iterable[Any]:
-    """The entries of a list, which may be one number, or a text such as ``0+7``."""
+    """The entries of an option with a list: ``value`` is a list, one number, or a text such as ``0+7``."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [value]
     if isinstance(value, str):
@@ -318,17 +338,20 @@ def _entries(value: Any) -> Iterable[Any]:
 
 
 def _read(value: Any, kind: type) -> Any:
-    """``value`` as a ``kind``: a bool, int, float or str. Raises an error of :func:`_coerce` if it is none."""
+    """Convert ``value`` to ``kind``, which is bool, int, float or str.
+
+    Raises ValueError, TypeError or OverflowError if that is impossible; :func:`_coerce` replaces them by a message.
+    """
     if kind is bool and isinstance(value, str):
         value = _WORDS.get(value.lower())
-    if isinstance(value, bool) != (kind is bool):
+    if isinstance(value, bool) != (kind is bool):  # True is no number here, though Python counts it as an int
         raise ValueError
     if kind is str and not isinstance(value, str):
         raise ValueError
     if kind is int and isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
         raise ValueError
     read = kind(value)
-    if isinstance(value, float) and read != value:  # a fraction, or no number
+    if isinstance(value, float) and read != value:  # a fraction given as an int, or NaN
         raise ValueError
     if kind is float and not math.isfinite(read):
         raise ValueError
@@ -336,6 +359,7 @@ def _read(value: Any, kind: type) -> Any:
 
 
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
+"""Layer numbers, "=" before a mechanism or ":" before options, and the rest of the text."""
 HIGHEST_LAYER = 9999
 """Maximum layer number. No model has so many layers; it bounds the memory that a typo can allocate."""
 IN_TURN = "in_turn"
@@ -355,7 +379,9 @@ TOWERS = (
 )
 """Names of towers: in transformers, those of the config fields that hold a tower's config (``text_config``)."""
 OPTION = re.compile(r"\s*\w+\s*=")
+"""Matches a text that starts with the name of an option."""
 LETTER = re.compile(r"\s*[A-Za-z_\[]")
+"""Matches a text that starts with the name of a mechanism, which may be in brackets."""
 
 
 def read_choice(text: str) -> dict[str, Any]:
@@ -387,21 +413,27 @@ def read_pairs(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def read_members(text: str) -> list[dict[str, Any]]:
-    """``window:window=256+strided:stride=64`` as a list of choices; a piece that starts with a digit continues the
-    list before it."""
+    """``window:window=256+strided:stride=64`` as a list of choices.
+
+    Lists of numbers contain plus signs, too: text after a plus sign that starts with a digit continues such a list.
+    """
     return [read_choice(piece) for piece in _joined(split(_unwrapped(text), "+"), "+", LETTER.match)]
 
 
 def read_layer_choices(text: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
-    """The choices that layers take in turn, and those by layer number. Later choices replace earlier ones."""
+    """Read LAYERS: the choices that layers take in turn, and a mapping of layer numbers to choices.
+
+    If a layer number occurs twice, the later choice replaces the earlier one.
+    """
     turns: list[dict[str, Any]] = []
     numbered: dict[int, dict[str, Any]] = {}
     for piece in split(text, ";"):
         if match := NUMBERED.fullmatch(piece):
-            where, sign, what = match.groups()
-            choice = read_choice(what) if sign == "=" else read_options(what)
-            numbered |= dict.fromkeys(read_numbers(where), choice)
+            numbers, sign, text_of_choice = match.groups()
+            choice = read_choice(text_of_choice) if sign == "=" else read_options(text_of_choice)
+            numbered |= dict.fromkeys(read_numbers(numbers), choice)
         else:
+            # an option belongs to the mechanism before it; any other text begins a mechanism
             choices = _joined(split(piece, ","), ",", lambda part: not OPTION.match(part))
             turns += map(read_choice, choices)
     if not turns and not numbered:
@@ -413,12 +445,12 @@ def read_towers(text: str) -> dict[str, dict[str, Any]]:
     """``text=window:window=64,dilation=2,vision=full`` as
     ``{"text": {"mechanism": "window", …}, "vision": {"mechanism": "full"}}``.
 
-    A piece between commas that begins with the name of a tower and "=" starts a tower; any other is an option of the
-    tower before it.
-    Values with such signs go in brackets: ``vision=full:layers=[0-5=window:window=64;6-11=window2d]``.
+    A piece between commas that begins with the name of a tower and "=" starts a tower. Any other piece is an option
+    of the tower before it. A value that contains commas or "=" goes in brackets:
+    ``vision=full:layers=[0-5=window:window=64;6-11=window2d]``.
 
     Raises:
-        OptionError: an unknown tower, one that is given twice or without a mechanism, or no tower at all.
+        OptionError: a tower is unknown, is given twice or has no mechanism, or the text names no tower.
     """
     example = "write for example text=full,vision=window:window=64"
     towers: dict[str, str] = {}
@@ -430,30 +462,31 @@ def read_towers(text: str) -> dict[str, dict[str, Any]]:
             if not value:
                 raise OptionError(f"The tower {name!r} has no mechanism; {example}.")
             towers[name] = value
-        elif not towers or len(split(value, "=")) > 1:  # an option's value has no such sign outside brackets
+        elif not towers or len(split(value, "=")) > 1:  # the value of an option has no "=" outside brackets
             if not sign:
                 raise OptionError(f"{piece.strip()!r} names no tower; {example}.")
             raise OptionError(
                 f"{name!r} is not a tower; expected {', '.join(TOWERS)}; {example}.{nearest(name, TOWERS)}"
             )
         else:
-            towers[next(reversed(towers))] += f",{piece}"
+            last_tower = next(reversed(towers))
+            towers[last_tower] += f",{piece}"
     if not towers:
         raise OptionError(f"{text!r} names no tower; {example}.")
     return {name: read_choice(value) for name, value in towers.items()}
 
 
-def read_numbers(where: str) -> list[int]:
+def read_numbers(numbers: str) -> list[int]:
     """``0-3,7`` as ``[0, 1, 2, 3, 7]``."""
 
     def is_number(text: str) -> bool:
         return text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= HIGHEST_LAYER
 
     listed: list[int] = []
-    for part in where.split(","):
+    for part in numbers.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not is_number(first) or (dash and (not is_number(last) or int(last) < int(first))):
-            raise OptionError(f"{where.strip()!r} must be numbers from 0 to {HIGHEST_LAYER}, for example 0-3,7.")
+            raise OptionError(f"{numbers.strip()!r} must be numbers from 0 to {HIGHEST_LAYER}, for example 0-3,7.")
         listed += range(int(first), int(last or first) + 1)
     return listed
 
@@ -471,7 +504,7 @@ def write_choice(values: Mapping[str, Any]) -> str:
 
 
 def write_choices(values: Sequence[Mapping[str, Any]]) -> str:
-    """Members of a union."""
+    """Write the members of a union as text, joined by plus signs."""
     return "+".join(write_choice(choice) for choice in values)
 
 
@@ -481,7 +514,7 @@ def write_numbers(numbers: Sequence[int]) -> str:
 
 
 def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """The first and the last of each run of consecutive ``numbers``, which ascend."""
+    """Ranges ``(first, last)`` of consecutive numbers. ``numbers`` must ascend."""
     spans: list[tuple[int, int]] = []
     for number in numbers:
         if spans and number <= spans[-1][1] + 1:
@@ -493,9 +526,13 @@ def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 def split(text: str, sign: str) -> list[str]:
     """The non-empty pieces of ``text`` between occurrences of ``sign`` outside brackets."""
-    pieces, depth = [""], 0
+    pieces = [""]
+    depth = 0  # of brackets
     for letter in text:
-        depth += (letter == "[") - (letter == "]")
+        if letter == "[":
+            depth += 1
+        elif letter == "]":
+            depth -= 1
         if letter == sign and depth == 0:
             pieces.append("")
         else:
@@ -504,7 +541,7 @@ def split(text: str, sign: str) -> list[str]:
 
 
 def _joined(pieces: list[str], sign: str, begins: Any) -> list[str]:
-    """Join pieces to entries. A piece that does not begin an entry is appended to the previous piece."""
+    """Join ``pieces`` to entries. A piece for which ``begins(piece)`` is false continues the entry before it."""
     entries: list[str] = []
     for piece in pieces:
         if entries and not begins(piece):

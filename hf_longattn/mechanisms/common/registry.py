@@ -1,5 +1,5 @@
-"""The registry of mechanisms: register, list, describe, build. Also option values that name a mechanism with its
-options."""
+"""The registry of mechanisms: register, list, describe, build. Also the type of options that hold a mechanism with
+its options."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ COMPOSED = {
     "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
     "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
 }
-"""Name from the literature for a configuration of other mechanisms -> how to write it."""
+"""Names from the literature for configurations of these mechanisms -> what to type instead."""
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
+"""Head size of prototypes."""
 EXAMPLE_LENGTH = 1024
 """Length up to which the options in :attr:`MechanismInfo.exact_when` equal full attention, in tokens."""
 EXAMPLE_GRID = Grid((64, 64))
@@ -127,6 +128,7 @@ def _check_class(name: str, cls: Any) -> None:
     if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
         raise OptionError(f"{here()} is not a class derived from Mechanism; derive it from one.")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        # the classes that declare these methods
         bases = sorted({parent.__name__ for parent in cls.__mro__ for method in missing if method in vars(parent)})
         methods = ", ".join(f"{method}()" for method in missing)
         raise OptionError(
@@ -136,7 +138,8 @@ def _check_class(name: str, cls: Any) -> None:
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         both = f"{defined_at(known)} and {defined_at(cls)}"
         raise OptionError(f"Two files register the mechanism {name!r}: {both}; rename one of them.")
-    attributes = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
+    subclasses = cls.__mro__[: cls.__mro__.index(Mechanism)]  # the class and its bases, up to Mechanism
+    attributes = {attribute for base in subclasses for attribute in vars(base)}
     holders = (
         ("about = About", About.__dataclass_fields__),
         ("capabilities = Mechanism.capabilities.but", Capabilities.__dataclass_fields__),
@@ -150,8 +153,8 @@ def _check_class(name: str, cls: Any) -> None:
 
 
 def _check_options_class(name: str, options: Any) -> None:
-    """Raise :class:`OptionError` unless ``options`` is a frozen dataclass whose options are described and have free
-    names."""
+    """Raise :class:`OptionError` unless ``options`` is a frozen dataclass, its options have help texts, and none has a
+    reserved name."""
     frozen = isinstance(options, type) and getattr(vars(options).get("__dataclass_params__"), "frozen", False)
     if not (frozen and issubclass(options, Options)):
         raise OptionError(
@@ -161,7 +164,7 @@ def _check_options_class(name: str, options: Any) -> None:
     if taken := sorted(RESERVED.intersection(options.__dataclass_fields__)):
         raise OptionError(
             f"Option {taken[0]!r} of mechanism {name!r} at {defined_at(options)} has the name of an argument of "
-            "build_mechanism or attend, which would take it; choose another name."
+            "build_mechanism or attend, so that calls would set the argument instead; choose another name."
         )
     if bare := next((info.name for info in options.infos() if not info.help), None):
         raise OptionError(
@@ -172,7 +175,7 @@ def _check_options_class(name: str, options: Any) -> None:
 
 @cache
 def _discover() -> None:
-    """Import every module of this package once, so that a new mechanism needs only one new file."""
+    """Import every module of hf_longattn/mechanisms once. A new mechanism is registered by its file alone."""
     for name in module_names("mechanisms"):
         module = load_module("mechanisms", name)
         if name not in _REGISTRY:
@@ -199,7 +202,8 @@ def mechanism_class(name: str) -> type[Mechanism]:
         plain, _, options = name.partition(":")
         if plain in _REGISTRY:
             raise OptionError(
-                f"{name!r} names options, too; give {plain!r} and {options!r} separately (--option), or all as layers."
+                f"{name!r} is a name with options; give the name {plain!r} and the options {options!r} separately "
+                "(--option), or the whole text as layers (--layers)."
             )
         raise OptionError(
             f"Unknown mechanism {name!r}; choose from {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
@@ -208,6 +212,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
 
 
 def options_of(name: str) -> Mapping[str, object]:
+    """The dataclass fields of a mechanism's options, by name."""
     return mechanism_class(name)._options_type.__dataclass_fields__
 
 
@@ -232,24 +237,21 @@ def mechanism_info(name: str) -> MechanismInfo:
         OptionError: no mechanism has this name; the message has the nearest name.
     """
     cls = mechanism_class(name)
-    one_pass = (
+    takes_exact_length = (
         not cls.capabilities.needs_grid
         and cls.causal is not True
         and prototype(name, {}).capabilities.recursion is None
     )
-    refused = {
-        RELATIVE: not cls.capabilities.takes_score_mod,
-        EXACT_LENGTH: not one_pass,
-    }
-    options = tuple(info for info in cls._options_type.infos() if not refused.get(info.name))
+    # every mechanism inherits these options, but some refuse them
+    taken = {RELATIVE: cls.capabilities.takes_score_mod, EXACT_LENGTH: takes_exact_length}
+    options = tuple(info for info in cls._options_type.infos() if taken.get(info.name, True))
     about = {field: getattr(cls.about, field) for field in ("summary", "paper", "when", "engine", "cost")}
     flags = {flag: getattr(cls.capabilities, flag) for flag in ("trains", "takes_globals", "needs_grid")}
     return MechanismInfo(name, **about, causal=cls.causal, **flags, exact_when=_exact_when(cls), options=options)
 
 
 def input_in_words(name: str) -> str:
-    """The input that a mechanism reads, in words. Images need a bidirectional form and no memory of earlier
-    segments."""
+    """The input that a mechanism reads, in words: a text, a text or an image, or a grid."""
     capabilities = mechanism_class(name).capabilities
     if capabilities.needs_grid:
         return "a grid: the patches of an image, or `attend(..., grid=(height, width), prefix=1)`"
@@ -257,8 +259,9 @@ def input_in_words(name: str) -> str:
 
 
 def _exact_when(cls: type[Mechanism]) -> str:
-    """Description of the options with which a mechanism equals full attention."""
-    if (covering := cls.about.covering) is None:
+    """:attr:`MechanismInfo.exact_when`: the options with which a mechanism equals full attention."""
+    covering = cls.about.covering
+    if covering is None:
         return "never"
     if cls.capabilities.needs_grid:
         return f"with {_in_words(covering(EXAMPLE_GRID))}, on {EXAMPLE_GRID}"
@@ -267,9 +270,12 @@ def _exact_when(cls: type[Mechanism]) -> str:
     if not options[0]:
         return "always"
     texts = [_in_words(values) for values in options]
-    causal_text = f" (causal: {texts[1]})" if len(set(texts)) > 1 else ""
-    any_length = options[0] == covering(2 * EXAMPLE_LENGTH, forms[0])
-    return f"with {texts[0]}{causal_text}" + ("" if any_length else f", up to {EXAMPLE_LENGTH:,} tokens")
+    description = f"with {texts[0]}"
+    if len(set(texts)) > 1:
+        description += f" (causal: {texts[1]})"
+    if options[0] != covering(2 * EXAMPLE_LENGTH, forms[0]):  # the options depend on the length
+        description += f", up to {EXAMPLE_LENGTH:,} tokens"
+    return description
 
 
 def _in_words(options: Mapping[str, Any]) -> str:
@@ -278,7 +284,11 @@ def _in_words(options: Mapping[str, Any]) -> str:
 
 
 def check_options(name: str, options: dict[str, Any]) -> Options:
-    """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
+    """Validate options for a mechanism without building it.
+
+    Raises:
+        OptionError: :func:`build_mechanism` would refuse the options, too.
+    """
     cls = mechanism_class(name)
     built = cls._options_type.build(name, options)
     if built.relative is None:
@@ -287,8 +297,8 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
     if not cls.capabilities.takes_score_mod:
         raise OptionError(
             f"Mechanism {name!r} has no scores that relative positions could be added to, but "
-            f"relative={built.relative!r} was given; "
-            "leave it out, or choose a mechanism of softmax attention such as 'window'."
+            f"relative={built.relative!r} was given; leave it out, or choose a mechanism of softmax attention such as "
+            "'window'."
         )
     if relative.reads_keys and built.pools_keys():
         raise OptionError(
@@ -297,8 +307,8 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
         )
     if relative.counts_tokens and not issubclass(cls, mechanism_class("full")):
         raise OptionError(
-            f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them "
-            "out where a layer sees no further than the model was trained for, or choose 'full'."
+            f"relative={built.relative!r} needs mechanism 'full', but the mechanism is {name!r}; choose 'full', or "
+            "leave relative out if the layer sees no further than the model was trained for."
         )
     return built
 
@@ -313,7 +323,8 @@ def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
 
 
 def _add_full(mechanism: Mechanism) -> None:
-    """Give the mechanism full attention for short texts (``exact_length``), or for decoding (``full_decoding``)."""
+    """Give the mechanism a full attention, to which it hands short texts (``exact_length``) or single queries
+    (``full_decoding``)."""
     length = mechanism.options.exact_length
     if length and (why := why_not_in_full(mechanism)):
         raise OptionError(
@@ -394,6 +405,7 @@ def mechanism_from(
                 f"{LARGEST:,}."
             )
     width = hidden_size or num_heads * head_dim
+    # Parameters from a generator are built without storage, and drawn by reset_parameters below.
     with torch.device("meta") if generator is not None else nullcontext():
         built = cls(LayerSizes(num_heads, head_dim, width, max_length), checked)
     _add_full(built)
@@ -413,7 +425,7 @@ def without_tensors(
     /,
     **options: bool | float | str | None,
 ) -> Mechanism | None:
-    """A mechanism in eval mode, shared between calls. ``None`` if it has parameters or buffers."""
+    """A mechanism in eval mode, cached and shared between calls. ``None`` if it has parameters or buffers."""
     with torch.device("meta"):
         built = mechanism_from(
             name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length
@@ -422,11 +434,12 @@ def without_tensors(
 
 
 def has_tensors(module: nn.Module) -> bool:
+    """Whether the module has a parameter or buffer."""
     return next(itertools.chain(module.parameters(), module.buffers()), None) is not None
 
 
 def why_not_exported(mechanism: Mechanism) -> str | None:
-    """Why ``torch.export`` makes no graph of a mechanism, as a sentence. ``None`` if it does."""
+    """Why ``torch.export`` cannot export a mechanism, as a sentence; ``None`` if it can."""
     if mechanism.capabilities.exports:
         return None
     exportable = ", ".join(name for name in list_mechanisms() if mechanism_class(name).capabilities.exports)
@@ -441,7 +454,7 @@ class MechanismSpec:
     """A registered mechanism and its checked options.
 
     Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``. Written in the first form, with
-    the given options only.
+    the given options only, whose names are ``named_options``.
     """
 
     mechanism: str
@@ -463,8 +476,8 @@ class MechanismSpec:
         for option in (RELATIVE, EXACT_LENGTH, FULL_DECODING):
             if setting := getattr(options, option, None):
                 raise OptionError(
-                    f"Option {option!r} belongs to a whole layer, but a member of mechanism {owner!r} has "
-                    f"{option}={setting!r}; give {option} to {owner!r} itself if it takes that, or leave it out."
+                    f"Option {option!r} is for a whole layer, but a member of mechanism {owner!r} has "
+                    f"{option}={setting!r}; leave {option} out, or give it to {owner!r} itself if {owner!r} takes it."
                 )
         return cls(mechanism, options, tuple(values))
 

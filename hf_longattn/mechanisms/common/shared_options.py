@@ -1,9 +1,10 @@
 """The options that all mechanisms share: ``exact_length`` and ``relative``. Checks of a call's form are here, too.
 
-``exact_length``: full attention for short sequences, a mechanism for long ones. A sequence is a batch row from its
-first to its last real token, or one packed document. Up to ``most`` tokens, it gets full attention.
+``exact_length``: full attention for short sequences, the mechanism for long ones. A sequence is a batch row from its
+first to its last real token, or one packed document. It gets full attention if it has at most ``exact_length`` tokens,
+which functions here call ``most``.
 
-``relative``: relative positions as a score term. A hook adds it before ``forward``.
+``relative``: relative positions as a score term. A hook adds the term before ``forward``.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from .capabilities import largest_distances
 def in_full_if_short(
     in_full: AttentionFunction, by_mechanism: AttentionFunction, alone: AttentionFunction, most: int, one_call: bool
 ) -> AttentionFunction:
-    """Full attention (``in_full``) for sequences of a batch of at most ``most`` tokens, else ``by_mechanism``.
+    """A function that attends with ``in_full`` to sequences of at most ``most`` tokens, and with ``by_mechanism`` to
+    longer ones.
 
     Args:
-        alone: the attention of one sequence of any length.
+        in_full: full attention.
+        by_mechanism: the mechanism's attention.
+        alone: attention of one sequence, which chooses between both by the length.
         one_call: whether all longer sequences must share one call of the mechanism.
     """
 
@@ -44,12 +48,15 @@ def in_full_if_short(
         batch = call.batch
         assert batch is not None
         sequences = batch.sequences
-        short = sum(span.length <= most for span in sequences)
-        if short in (0, len(sequences)):
-            return (of_short if short else by_mechanism)(q, k, v, call)
+        num_short = sum(span.length <= most for span in sequences)
+        if num_short == 0:
+            return by_mechanism(q, k, v, call)
+        if num_short == len(sequences):
+            return of_short(q, k, v, call)
         if not one_call:
             return split(alone, q, k, v, call)
         q, k, v, call = clear_padding(q, k, v, call)
+        # one call for all short sequences, and one for all longer ones
         outs: dict[SequenceSpan, Tensor] = {}
         for attend, is_short in ((of_short, True), (by_mechanism, False)):
             chosen = [span for span in sequences if (span.length <= most) == is_short]
@@ -68,15 +75,18 @@ def _in_graph(
     v: Tensor,
     call: AttentionCall,
 ) -> Tensor:
-    """:func:`in_full_if_short` in a graph, which cannot read lengths. Both functions run on all rows, ``in_full`` on
-    their first ``most`` tokens."""
+    """:func:`in_full_if_short` in a graph, which cannot read the lengths of sequences.
+
+    Both functions run on all rows, ``in_full`` on the first ``most`` tokens of each. The length of a row then selects
+    the result.
+    """
     length, batch = k.shape[2], call.batch
-    free = of_any_length(length)
+    symbolic = of_any_length(length)
     if batch is not None and batch.documents is not None:  # the mechanism's call refuses documents
         return by_mechanism(q, k, v, call)
-    if not free and length <= most:
+    if not symbolic and length <= most:
         return in_full(q, k, v, call)
-    if not free and batch is None:
+    if not symbolic and batch is None:
         return by_mechanism(q, k, v, call)
     if batch is None or batch.mask is None:
         batch = Batch(torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device))
@@ -84,17 +94,19 @@ def _in_graph(
     assert mask is not None
 
     def first(x: Tensor, dim: int) -> Tensor:
-        if free:  # the length is symbolic and may be less than `most`
+        """The first ``most`` entries of axis ``dim``."""
+        if symbolic:  # the length may be less than `most`
             x = torch.cat([x, x.new_zeros(*x.shape[:dim], most, *x.shape[dim + 1 :])], dim)
         return x.narrow(dim, 0, most)
 
     def of_first(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Full attention of the first ``most`` tokens, with zeros for all others, ``(B, H, length, D)``."""
         assert call.batch is not None
         assert call.batch.mask is not None
-        short_call = call.replace(batch=Batch(first(call.batch.mask, 1))).with_term(
-            lambda term: term.moved(first, lambda b, at: (b, at))
-        )
-        return F.pad(in_full(first(q, 2), first(k, 2), first(v, 2), short_call), (0, 0, 0, length))[:, :, :length]
+        call = call.replace(batch=Batch(first(call.batch.mask, 1)))
+        call = call.with_term(lambda term: term.moved(first, lambda b, position: (b, position)))
+        out = in_full(first(q, 2), first(k, 2), first(v, 2), call)
+        return F.pad(out, (0, 0, 0, length))[:, :, :length]
 
     short = last_real(mask) - first_real(mask) < most
     full_call = call.for_full_attention().replace(batch=batch)
@@ -102,13 +114,14 @@ def _in_graph(
 
 
 def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-    """The weights ``(B, H, Nq, Nk)`` of sequences that start at index 0, by ``in_full(q, k, call)`` up to ``most``
-    tokens.
+    """The weights ``(B, H, Nq, Nk)`` of sequences that start at index 0: ``in_full(q, k, call)`` for at most ``most``
+    tokens, ``by_mechanism(q, k, call)`` for more.
 
     In a graph, padding may come after a sequence. A graph that does not know a sequence's length computes both kinds
     of weights.
     """
-    full_call, length = call.for_full_attention(), k.shape[2]
+    full_call = call.for_full_attention()
+    length = k.shape[2]
     mask = call.key_mask if in_graph() else None
     if not of_any_length(length) and (mask is None or length <= most):
         return in_full(q, k, full_call) if length <= most else by_mechanism(q, k, call)
@@ -118,8 +131,11 @@ def weights_by_length(in_full: Any, by_mechanism: Any, most: int, q: Tensor, k: 
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention for texts of up to ``sizes.max_length`` tokens; 0 = for decoding only. ``None`` without
-    either option."""
+    """The full attention to which the mechanism hands short texts or single queries; ``None`` without the options
+    ``exact_length`` and ``full_decoding``.
+
+    Its ``sizes.max_length`` is ``exact_length``, or 0 if it is for single queries only.
+    """
     if not mechanism._full or mechanism.is_cross_attention:
         return None
     return mechanism._full[0]
@@ -137,9 +153,11 @@ def without_exact_length(mechanisms: Iterable[Any]) -> Iterator[None]:
 
 
 def for_length(mechanism: Any, length: int, causal: bool = False, queries: int = 0) -> Any:
-    """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``.
+    """The mechanism that runs a call for ``length`` tokens: full attention or ``mechanism``.
 
-    If causal: full attention for one query with ``full_decoding``, otherwise ``mechanism``."""
+    A bidirectional call gets full attention up to ``exact_length`` tokens. A causal call gets it if there is one query
+    and the option ``full_decoding`` is set.
+    """
     if causal and queries != 1:
         return mechanism
     full = full_of(mechanism)
@@ -149,12 +167,14 @@ def for_length(mechanism: Any, length: int, causal: bool = False, queries: int =
 
 
 def is_full(mechanism: Any, length: int, causal: bool) -> bool:
+    """Whether texts of ``length`` tokens get full attention, without memory tokens."""
     used = for_length(mechanism, length, causal)
-    return used.covers(length, causal) and not (used.capabilities.recursion and used.capabilities.recursion.memory)
+    recursion = used.capabilities.recursion
+    return used.covers(length, causal) and not (recursion and recursion.memory)
 
 
 def why_not_in_full(mechanism: Any) -> str:
-    """Why ``mechanism`` cannot use full attention for short texts; empty if it can."""
+    """Why ``mechanism`` cannot use full attention for short texts, as a predicate; empty if it can."""
     reasons = {
         "exists in the causal form only": mechanism.causal is True,
         "reads a grid": mechanism.capabilities.needs_grid,
@@ -162,25 +182,32 @@ def why_not_in_full(mechanism: Any) -> str:
         "counts padding with these options": not mechanism.capabilities.ignores_padding,
         "adds relative positions to the scores": mechanism.relative is not None,
     }
-    return next((why for why, holds in reasons.items() if holds), "")
+    for reason, applies in reasons.items():
+        if applies:
+            return reason
+    return ""
 
 
 def check_form(mechanism: Any, causal: bool, where: str) -> None:
-    """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
+    """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs.
+
+    where: the place of the call, for the message.
+    """
     if mechanism.causal not in ("both", causal):
-        chosen = "" if type(mechanism).causal == mechanism.causal else " with these options"
+        scope, advice = "", "choose"
+        if type(mechanism).causal != mechanism.causal:
+            scope, advice = " with these options", "choose other options, or"
         raise OptionError(
-            f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs "
-            f"causal={causal}; choose {'others, or ' if chosen else ''}one of "
-            f"hf_longattn.list_mechanisms(causal={causal})."
+            f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{scope}, but {where} needs "
+            f"causal={causal}; {advice} one of hf_longattn.list_mechanisms(causal={causal})."
         )
     if causal and mechanism.options.exact_length and full_of(mechanism) is not None:
         length = mechanism.options.exact_length
         raise OptionError(
-            f"exact_length={length} is for attention in both directions, but {where} is causal; leave it out: a "
-            f"causal window of {length} tokens already sees all of shorter texts (EncoderDecoderModel."
-            "from_encoder_decoder_pretrained takes another attention for the decoder, "
-            f"decoder_long_attention={{'mechanism': 'window', 'window': {length}}})."
+            f"exact_length={length} is for attention in both directions, but {where} is causal; leave it out, "
+            f"since a causal window of {length} tokens already sees all of shorter texts. For another attention "
+            "in the decoder, call EncoderDecoderModel.from_encoder_decoder_pretrained with "
+            f"decoder_long_attention={{'mechanism': 'window', 'window': {length}}}."
         )
 
 
@@ -192,13 +219,15 @@ mask may include these keys."""
 
 
 def attended_keys_of(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys | None:
-    """:meth:`Mechanism.attended_keys` with the option ``exact_length`` applied."""
-    if (full := for_length(mechanism, k.shape[2], call.causal)) is not mechanism:
-        mechanism, call = full, call.replace(global_mask=None)
-    return mechanism.attended_keys(q, k, call)
+    """:meth:`Mechanism.attended_keys`, or those of full attention for texts of up to ``exact_length`` tokens."""
+    used = for_length(mechanism, k.shape[2], call.causal)
+    if used is not mechanism:
+        call = call.replace(global_mask=None)
+    return used.attended_keys(q, k, call)
 
 
 def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
+    """Forward pre-hook of mechanisms with relative positions."""
     q, k, v, call = args
     return q, k, v, with_relative(module, q, k, call)
 
@@ -213,9 +242,12 @@ def relative_of(mechanism: Any, k: Tensor, call: AttentionCall) -> RelativePosit
 
 
 def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
-    """``call`` with the relative positions added. Code that attends without ``forward``, such as a decode cache, calls
-    ``RelativePositions.term`` itself."""
-    if (relative := relative_of(mechanism, k, call)) is None:
+    """``call`` with the relative positions as a score term.
+
+    Code that attends without ``forward``, such as a decode cache, calls ``RelativePositions.term`` instead.
+    """
+    relative = relative_of(mechanism, k, call)
+    if relative is None:
         return call
     visible = largest_distances(mechanism, q.shape[2], k.shape[2], call.causal)
     term = relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
@@ -227,16 +259,15 @@ def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
 def with_dense_terms(
     mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall
 ) -> tuple[Tensor, Tensor, AttentionCall]:
-    """:func:`with_relative`, with terms by their N×N definition."""
-    if (relative := relative_of(mechanism, k, call)) is None:
+    """``q``, ``k``, and ``call`` with the relative positions as a score term by their N×N definition."""
+    relative = relative_of(mechanism, k, call)
+    if relative is None:
         return q, k, call
-    q_len, kv_len = q.shape[2], k.shape[2]
-    positions = torch.arange(kv_len, device=q.device)[None]
-    term = relative.term(
-        q, k, positions[:, kv_len - q_len :], positions, call.causal, call.scale_for(mechanism.head_dim)
-    )
+    first = k.shape[2] - q.shape[2]  # position of the first query
+    positions = torch.arange(k.shape[2], device=q.device)[None]
+    term = relative.term(q, k, positions[:, first:], positions, call.causal, call.scale_for(mechanism.head_dim))
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
+        return score + term[b.clamp(max=len(term) - 1), h, (q_idx - first).clamp(min=0), kv_idx]
 
     return q, k, call.replace(score_mod=chain_score_mods(mod, call.score_mod))
