@@ -1,5 +1,7 @@
-"""From a short checkpoint to a long one: plan → write → verify. Names are imported on first use; the settings need no
-torch."""
+"""Convert a short checkpoint to a long one: plan → write → verify.
+
+Names are imported on first use. The settings do not need torch.
+"""
 
 from __future__ import annotations
 

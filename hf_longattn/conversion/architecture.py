@@ -30,7 +30,7 @@ from .settings import ConversionConfig
 from .source import Source, refuse_quantised
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
-"""Fields of a config that identify its model."""
+"""Fields of a config that identify its model, so that a result does not get them from its source."""
 OWN_FIELDS = (
     FORMAT_FIELD,
     "long_attention",
@@ -44,11 +44,13 @@ OWN_FIELDS = (
     "extended_from",
     KEPT_HEADS,
 )
+"""Fields of a config that only Long configs have."""
 
 
 LISTED = (
     'Long classes have {} types, which python -c "from hf_longattn.families import FAMILIES; print(*FAMILIES)" lists.'
 )
+"""End of a message about an unsupported model type, with a placeholder for the number of supported types."""
 
 
 @dataclass
@@ -56,10 +58,10 @@ class Architecture:
     """The family of a source, and its model class before and after the conversion.
 
     Attributes:
-        model_class: the Long class.
+        model_class: the class with the name ``long_class``.
         encoder_decoder: whether the source has both an encoder and a decoder.
-        decoder_reads_text: whether the head feeds the whole text to the decoder, so the decoder must be as long as the
-            encoder.
+        decoder_reads_text: whether the head feeds the whole text to the decoder, too. The decoder must then take texts
+            that are as long as the encoder's.
     """
 
     family: Family
@@ -84,20 +86,23 @@ class Architecture:
         rope: RopePlan | None = None,
         strategy: str = "tile",
     ) -> Any:
-        """The config of the result: the source's values, the attention (``None`` for the default), and the new
-        positions.
+        """The config of the result, with the source's values, the attention and the new positions.
 
-        New positions: fields with ``lengths``, and ``rope`` for rotary positions or ``strategy`` for extending
-        position tables.
+        Args:
+            attention: attention of the encoder or the only stack; ``None`` for the family's default.
+            decoder_attention: attention of the decoder beside an encoder; ``None`` for the default.
+            lengths: config fields with new maximum lengths.
+            rope: new rotary positions.
+            strategy: how position tables are extended, if there is no ``rope``.
         """
         values = self.source_config.to_dict()
         if self.family.relative:
             values["max_position_embeddings"] = self.family.base_length(self.source_config)
         values = {name: value for name, value in values.items() if name not in NAMES}
         stacks = {"long_attention": attention, "decoder_long_attention": decoder_attention}
-        chosen = {name: stack.to_dict() for name, stack in stacks.items() if stack is not None}
+        attentions = {name: stack.to_dict() for name, stack in stacks.items() if stack is not None}
         with checkpoint_errors(f"The source's config makes no valid {self.long_class}"):
-            config = self.family.config_class.from_dict({**values, **chosen})
+            config = self.family.config_class.from_dict({**values, **attentions})
         for name, value in lengths.items():
             setattr(config, name, value)
         if rope is not None:
@@ -108,6 +113,7 @@ class Architecture:
             config.position_extension = strategy if extends_learned(strategy) else "tile"
         config.architectures = [self.long_class]
         result = with_base_windows(config.to_dict())
+        # the source's values that the result has changed
         config.extended_from = {
             name: value
             for name, value in values.items()
@@ -116,7 +122,8 @@ class Architecture:
         return config
 
     def skeleton(self, config: Any) -> nn.Module:
-        """The long model on the meta device, for tensor names and shapes. Refuses a config that contradicts itself."""
+        """The long model on the meta device, which has names and shapes of all tensors. Refuses a config that no model
+        can be built from."""
         with (
             checkpoint_errors(f"The source's config makes no valid {self.source_class}"),
             LOADING,
@@ -126,9 +133,10 @@ class Architecture:
 
 
 def find_architecture(source: Source, request: ConversionConfig) -> Architecture:
-    """The family and classes for a source. With the setting ``generic``, its plain transformers class.
+    """The family and classes of a source. With the setting ``generic``, the result keeps the source's class.
 
-    Refuses a source that is unsupported, already converted or inconsistent.
+    Raises:
+        CheckpointError: the source is not supported, already converted, quantised or damaged.
     """
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
@@ -153,15 +161,17 @@ def find_architecture(source: Source, request: ConversionConfig) -> Architecture
 
 
 def _long_architecture(source: Source, model_type: str) -> Architecture:
+    """The architecture of a source that becomes a Long class."""
     converter = ADOPTIONS.get(model_type)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *ADOPTIONS})
-        meant = "" if class_of(source.config) is not None else nearest(model_type, known)
-        raise CheckpointError(
-            f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; {LISTED.format(len(known))}{meant}"
-        )
+        message = f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; {LISTED.format(len(known))}"
+        if class_of(source.config) is None:  # the type may be misspelt
+            message += nearest(model_type, known)
+        raise CheckpointError(message)
     family = FAMILIES[model_type if converter is None else converter.family]
-    source_class = named_class(source.config, MODEL_MAPPING_NAMES[model_type] if converter else family.base_model_name)
+    default_class = family.base_model_name if converter is None else MODEL_MAPPING_NAMES[model_type]
+    source_class = named_class(source.config, default_class)
     original = attention = None
     values = dict(source.config)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
@@ -175,6 +185,7 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
             f"The config.json of {source.name!r} has per_layer_config: its layers differ in size, which no Long class "
             "supports; give a checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
+    # the base's class with the same head, such as RobertaForMaskedLM for LongformerForMaskedLM
     stem, base_stem = ("", "") if converter is None else converter.stems
     base_class = source_class.replace(stem, base_stem, 1) if source_class.startswith(stem) else ""
     check_class(source.name, source.folder, source.config, allow_pickle=source.pickled)
@@ -189,7 +200,9 @@ def _long_architecture(source: Source, model_type: str) -> Architecture:
 
 
 def _plain_architecture(source: Source, model_type: str) -> Architecture:
-    family, base = FAMILIES.get(model_type), class_of(source.config)
+    """The architecture of a source that keeps its class, and gets mechanisms (``--generic``)."""
+    family = FAMILIES.get(model_type)
+    base = class_of(source.config)
     if family is not None and not family.towers:
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out."
@@ -208,8 +221,8 @@ def _plain_architecture(source: Source, model_type: str) -> Architecture:
 
 
 def generic_hint(source: Source) -> str:
-    """What to do with a source without Long classes, as a relative clause for a message."""
-    base, why = class_of(source.config), stored_facts()["refused"].get(source.config["model_type"])
+    """Why a source has no Long classes, and whether ``--generic`` may help, as a relative clause for a message."""
+    base = class_of(source.config)
     if base is None:
         return f"which is not supported: transformers {transformers.__version__} has no class of this type"
     try:
@@ -222,13 +235,16 @@ def generic_hint(source: Source) -> str:
             "which has no Long classes, and needs none: it attends within windows, so larger images already cost "
             "little"
         )
+    why = stored_facts()["refused"].get(source.config["model_type"])
     reason = f", since {why}" if why else ""
     return f"which has no Long classes{reason}; --generic may add mechanisms to its plain class"
 
 
 def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
-    """The transformers class that a ``config.json`` names, or the headless class of its model type. ``None`` if
-    neither exists."""
+    """The transformers class that a ``config.json`` names. Without a name, the class of its model type without a head.
+
+    ``None`` if this class does not exist, or belongs to another model type.
+    """
     model_type = str(config.get("model_type"))
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
@@ -238,8 +254,14 @@ def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
 
 
 def read_long(source: Source) -> tuple[Any, str, Family, Any]:
-    """Config, class name, family and skeleton of a long checkpoint. Refuses an unknown model type and an invalid
-    config."""
+    """Open the config of a long checkpoint.
+
+    Returns:
+        The config, the name of its Long class, the class's family, and the model on the meta device.
+
+    Raises:
+        CheckpointError: the model type or class is unknown, or the config is invalid.
+    """
     model_type = str(source.config.get("model_type"))
     family = family_in(source.config) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:
@@ -249,19 +271,18 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
             "it was trained from."
         )
     if family is None:
-        listed = LISTED.format(len(FAMILIES)) + nearest(model_type, [f"long_{base}" for base in FAMILIES])
-        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; {listed}")
+        types = LISTED.format(len(FAMILIES)) + nearest(model_type, [f"long_{base}" for base in FAMILIES])
+        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; {types}")
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
     check_class(source.name, source.folder, source.config)
-    named = named_class(source.config, "none")
-    if named not in family.model_classes.values():
-        raise CheckpointError(
-            f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.model_classes.values())}."
-        )
+    class_name = named_class(source.config, "none")
+    if class_name not in family.model_classes.values():
+        classes = ", ".join(family.model_classes.values())
+        raise CheckpointError(f"{source.name!r} names the class {class_name!r}; expected one of {classes}.")
     with (
-        checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"),
+        checkpoint_errors(f"The config.json of {source.name!r} makes no valid {class_name}"),
         LOADING,
         torch.device("meta"),
     ):
-        return config, named, family, family.model_class(named)(config)
+        return config, class_name, family, family.model_class(class_name)(config)

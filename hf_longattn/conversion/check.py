@@ -29,10 +29,15 @@ from .running import all_finite
 AS_CONFIGURED = "as for texts of up to {}"
 MECHANISMS = "long attention"
 BASE = "full attention instead of the mechanism"
-"""The result's attention in a comparison: as configured; by mechanisms, even up to ``exact_length``; or the
-source's."""
+"""Names of the result's attention in a comparison, see :func:`attending`.
+
+:data:`AS_CONFIGURED` is the attention that users get. It has a placeholder for the maximum length of short texts,
+which the result may read with full attention. :data:`MECHANISMS` runs the mechanisms on short texts, too. :data:`BASE`
+is the source's attention.
+"""
 ROUNDED = 1e-2
-"""Maximum relative difference of computed position rows from their values before rounding; bf16 has 4e-3."""
+"""Maximum relative difference between a computed row of a position table and the stored row, which is rounded. The
+rounding of bf16 is up to 4e-3."""
 
 
 FREE_SHARE = 0.75
@@ -53,11 +58,11 @@ class Comparison:
     source: Any  # a model of the source's class
     result: Any  # loaded from `folder`
     folder: Path  # the result's folder, with its tokenizer or processor
-    inputs: Any  # inputs on which both models are run, in the plan's modality
+    inputs: Any  # what Modality.inputs returned for the plan's modality
     missing: frozenset[str] = frozenset()  # names of parameters that the source's files lack
     lacking: frozenset[str] = frozenset()  # names of parameters that the written files lack
     stored: int = 0  # number of tensors in the source's files
-    left_out: Mapping[str, str] = field(default_factory=dict)  # those that its class does not read -> the reason
+    left_out: Mapping[str, str] = field(default_factory=dict)  # tensors that the source's class does not read -> why
 
     def __post_init__(self) -> None:
         self.headless = bool(self.missing - {*tied_weights(self.source)})
@@ -72,6 +77,7 @@ class Comparison:
             )
 
     def tower(self, name: str) -> Comparison:
+        """The comparison of one tower, such as "vision", in source and result."""
         prefix = f"{name}_model."
         source, result = (model.get_submodule(prefix.rstrip(".")) for model in (self.source, self.result))
         missing = frozenset(key.removeprefix(prefix) for key in self.missing if key.startswith(prefix))
@@ -81,12 +87,14 @@ class Comparison:
 def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
     """Load the source with transformers' class and the written result with the Auto class of its head.
 
-    Both are loaded in fp32 if free memory has room for them. Otherwise they stay in the files' dtype, which
-    safetensors maps into memory. The values of .bin files are rounded as config.json says, as they were in the result.
+    Both are loaded in fp32 if free memory has room for them. Otherwise they keep the dtype of the files, because
+    safetensors can map files into memory. Values of .bin files are first rounded to the dtype in config.json, because
+    the conversion rounded them, too.
     """
     import psutil
 
     source, architecture = plan.source, plan.architecture
+    # two models with 4 bytes per parameter
     fits = 8 * plan.parameters < FREE_SHARE * psutil.virtual_memory().available
     dtype: Any = torch.float32 if fits else "auto"
     original, missing = load_source(source, architecture, "auto" if source.pickled else dtype)
@@ -103,37 +111,44 @@ def load_both(plan: ConversionPlan, folder: Path, inputs: Any) -> Comparison:
 
 
 def check_tensors(comparison: Comparison) -> list[Check]:
-    """Check that the result has every tensor of the source, byte for byte, and new tensors only for mechanisms and
-    memory tokens.
+    """Check that the result has every tensor of the source, byte for byte. Only mechanisms and memory tokens may have
+    new tensors.
 
     An extended position table must keep its first rows. If the strategy drops positions, all its rows must be equal.
     """
     plan, result = comparison.plan, comparison.result
-    after, tied = result.state_dict(), {*tied_weights(result)}
-    adoption, missing = plan.architecture.converter, {*comparison.missing}
+    after = result.state_dict()
+    tied = {*tied_weights(result)}
+
+    # the source's tensors under the result's names
+    missing = {*comparison.missing}
+    adoption = plan.architecture.converter
     if adoption is None:
         before = comparison.source.state_dict()
     else:
         before = adoption.state_dict(comparison.source)
         missing = {renamed(name, adoption.names) for name in missing}
-    chosen = {  # without random parameters, and without those of a mechanism that the result no longer has
+    # without random parameters, and without parameters of a mechanism that the result no longer has
+    expected = {
         name: value
         for name, value in before.items()
         if name not in missing and (name in after or f".{MECHANISM_ATTRIBUTE}." not in name)
     }
+
     new = after.keys() - before.keys() - missing - tied
-    lost = (chosen.keys() - after.keys()) | (comparison.lacking - missing - tied)
+    lost = (expected.keys() - after.keys()) | (comparison.lacking - missing - tied)
     wrong = [f"{name} is missing" for name in sorted(lost)]
     wrong += [f"{name} was not planned" for name in sorted(new) if not name.startswith(added_modules(result))]
-    for name in chosen.keys() & after.keys():
-        wrong += [f"{name} {problem}" for problem in _differences(plan, name, chosen[name], after[name])]
+    for name in expected.keys() & after.keys():
+        wrong += [f"{name} {problem}" for problem in _differences(plan, name, expected[name], after[name])]
     wrong += wrong_copies(result, new)
     infinite = sorted(name for name, value in after.items() if not all_finite({name: value}))
 
-    extended = sum(after[name].shape != value.shape for name, value in chosen.items() if name in after)
+    # what became of the tensors, for the report
+    extended = sum(after[name].shape != value.shape for name, value in expected.items() if name in after)
     left_out = {
         **comparison.left_out,
-        **dict.fromkeys(before.keys() - chosen.keys() - missing, "the result's attention has none"),
+        **dict.fromkeys(before.keys() - expected.keys() - missing, "the result's attention has none"),
     }
     counts = {
         "kept": comparison.stored - extended - len(left_out),
@@ -153,7 +168,8 @@ def check_tensors(comparison: Comparison) -> list[Check]:
 
 
 def wrong_copies(result: Any, new: Set[str]) -> list[str]:
-    """The ``new`` parameters that should copy parameters of their layer, and do not, as clauses."""
+    """Check the ``new`` parameters that start as copies of their layer's parameters. Returns a clause per wrong
+    copy."""
     wrong = []
     for prefix, mechanism in attached_mechanisms(result).items():
         layer = result.get_submodule(prefix.partition(f".{MECHANISM_ATTRIBUTE}")[0])
@@ -166,18 +182,26 @@ def wrong_copies(result: Any, new: Set[str]) -> list[str]:
 
 
 def in_words(stored: int, counts: Mapping[str, int], left_out: Mapping[str, str]) -> str:
-    """What became of the source's tensors. ``left_out``: name -> reason."""
+    """A sentence about the source's tensors.
+
+    Args:
+        stored: number of tensors in the source's files.
+        counts: what became of them, such as "kept" or "extended" -> number of tensors.
+        left_out: name of each tensor that the result does not have -> the reason.
+    """
     accounts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     sentence = f"{stored} tensors of the source accounted for: {accounts}"
     for reason in sorted({*left_out.values()}):
-        parts = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
-        sentence += f"; left out, {reason}: {parts}"
+        modules = listed(name.rpartition(".")[0] or name for name in left_out if left_out[name] == reason)
+        sentence += f"; left out, {reason}: {modules}"
     return sentence
 
 
 def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> Iterator[str]:
-    """Problems of the written tensor ``new``, as clauses. It should equal ``old``, or extend it if it is a position
-    table."""
+    """Compare the written tensor ``new`` with the source's tensor ``old``. Each problem is a clause.
+
+    A position table may be extended. Other tensors must be equal, byte for byte.
+    """
     towers = {} if plan.generic else plan.towers
     for tower, part in towers.items():
         prefix = f"{tower}_model."
@@ -203,13 +227,17 @@ def _differences(plan: ConversionPlan, name: str, old: Tensor, new: Tensor) -> I
 
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same bytes, so that NaN equals NaN and 0.0 differs from -0.0."""
     a, b = (values.detach().contiguous().reshape(-1).view(torch.uint8) for values in (a, b))
     return torch.equal(a, b)
 
 
 @contextlib.contextmanager
 def attending(model: Any, attention: str) -> Iterator[None]:
-    """Run the result with :data:`AS_CONFIGURED`, :data:`BASE`, or any other name for its mechanisms."""
+    """Within the context, a result runs with another attention.
+
+    attention: :data:`AS_CONFIGURED`, :data:`BASE`, or any other name for its mechanisms without ``exact_length``.
+    """
     implementation = attention_implementation(model.config) or BACKEND
     if attention == BASE:
         model.use_base_attention()

@@ -1,4 +1,4 @@
-"""Convert a checkpoint: plan → write → check. The folder is complete or does not appear."""
+"""Convert a checkpoint: plan → write → check. The result's folder appears complete, or not at all."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ from .source import Source, open_source, with_weights
 from .towers import TOWERS
 
 MODALITIES: dict[str, Modality] = {"text": TEXTS, "grid": IMAGES, "sound": SOUNDS, "towers": TOWERS, "plain": PLAIN}
-"""What a family reads, as its spec names it -> its part of a conversion."""
+"""The kind of input that a family reads, as in its spec -> the functions of a conversion for this kind."""
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
-"""Function of an opened source and its settings that returns the chosen attention, and facts about the choice for
-reports."""
+"""A function that chooses mechanisms for an opened source and its settings. It returns the attention, and facts about
+the choice for reports."""
 
 
 @quiet_libraries()
@@ -73,48 +73,51 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Turn a short checkpoint into a long one, and check the files that were written.
 
-        convert_checkpoint("google-bert/bert-base-uncased", "bert-4096", mechanism="longformer", window=512,
-        max_length=4096)
+        convert_checkpoint(
+            "google-bert/bert-base-uncased", "bert-4096", mechanism="longformer", window=512, max_length=4096
+        )
 
     Args:
         source: a folder (transformers or sentence-transformers), or a Hub repository id.
         destination: a folder that does not exist yet. It appears complete, or not at all.
-        config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are
-            mechanism options. If option names come from a user, pass them as the mapping `options`.
+        config: the settings. Without it, fields of :class:`~hf_longattn.ConversionConfig` are keywords, and other
+            keywords are mechanism options. If option names come from a user, pass them as the mapping ``options``.
         choose: the function that chooses mechanisms for ``mechanism="auto"``:
             :func:`hf_longattn.search.choose_mechanisms`.
-        progress: called as progress(stage, done, total).
+        progress: called as ``progress(stage, done, total)``.
 
     Returns:
         The report, which is also in the destination's conversion_report.json.
 
     Raises:
-        LongAttentionError: the conversion failed, for the reason in its sentence, and nothing was written.
+        LongAttentionError: the conversion failed for the reason in the message, and nothing was written.
     """
-    chosen = ConversionConfig.from_keywords(config, settings)
+    request = ConversionConfig.from_keywords(config, settings)
     target = destination_path(destination)
-    text = verification_text(chosen.verify_text)
+    text = verification_text(request.verify_text)
     with ending_cleanly():
-        plan = plan_conversion(source, target, chosen, choose=choose)
-        opened = with_weights(plan.source, chosen.token, allow_pickle=chosen.allow_pickle)
+        plan = plan_conversion(source, target, request, choose=choose)
+        opened = with_weights(plan.source, request.token, allow_pickle=request.allow_pickle)
         plan = replace(plan, source=opened)
         check_class(opened.name, opened.folder, opened.config, allow_pickle=opened.pickled)
         stored = sum(
             path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in opened.folder.glob(pattern)
         )
-        if plan.parameters > 4 * stored + 10**9:  # before allocating weights that no file has
+        # refused before memory is allocated for weights that are in no file
+        if plan.parameters > 4 * stored + 10**9:
             raise CheckpointError(
-                f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, and its "
-                f"weights have {stored:,} "
-                "bytes; does it belong to another model?"
+                f"The config.json of {opened.name!r} describes a model of {plan.parameters:,} parameters, but its "
+                f"weights have {stored:,} bytes; does it belong to another model?"
             )
-        with staged_folder(target, overwrite=chosen.overwrite) as stage:
+        with staged_folder(target, overwrite=request.overwrite) as stage:
             inputs = None
-            if chosen.verify:
-                recording = None if chosen.verify_audio is None else Path(chosen.verify_audio)
+            if request.verify:
+                recording = None if request.verify_audio is None else Path(request.verify_audio)
                 inputs = modality_of(plan.architecture).inputs(
                     plan.architecture.family, plan.config, opened.folder, text, recording
                 )
+
+            # load the source with the result's class, and write it
             model, missing = load_as_result(opened, plan.architecture, plan.config, None)
             progress("write", 0, plan.parameters * plan.shape.element_bytes)
             model.save_pretrained(
@@ -122,12 +125,14 @@ def convert_checkpoint(
             )
             del model
             add_source_files(opened, stage, plan.new_length, plan)
+
+            # load the written files, and compare them with the source
             checks: list[Check] = []
             described = "not verified"
             if inputs is not None:
                 checks = check_result(load_both(plan, stage, inputs), progress)
                 described = inputs.describe()
-            if chosen.remote_code:
+            if request.remote_code:
                 write_remote_code(stage)
             undecided = any(check.status == NEEDS_TRAINING or WOULD_TELL in check.values for check in checks)
             return complete_result(
@@ -136,7 +141,7 @@ def convert_checkpoint(
                 str(destination),
                 CONVERSION_REPORT,
                 checks,
-                config=chosen.to_dict(),
+                config=request.to_dict(),
                 plan=plan.to_dict(),
                 text=described,
                 next_step=training_step(plan) if undecided else None,
@@ -155,29 +160,32 @@ def plan_conversion(
     """Plan a conversion without running it.
 
     Args:
-        destination: if given, checked as in a conversion.
-        config: the settings; or its fields, and options of the mechanism, as keywords.
+        source: a folder, a Hub repository id, or an opened source.
+        destination: the folder of the result. If it is given, it is checked as in a conversion.
+        config: the settings. Without it, the settings and the mechanism's options are keywords.
         choose: the function that chooses mechanisms for ``mechanism="auto"``:
             :func:`hf_longattn.search.choose_mechanisms`.
 
     Raises:
-        LongAttentionError: the conversion would fail, for the reason in its sentence.
+        LongAttentionError: the conversion would fail for the reason in the message.
     """
     request = ConversionConfig.from_keywords(config, settings)
     auto = request.mechanism == AUTO
-    # the default depends on the family
     if not auto and (request.mechanism is not None or request.long_attention is not None):
-        request.attention()  # a mistyped name is refused before anything is fetched
-    opened = (
-        source if isinstance(source, Source) else open_source(source, request.revision, request.token, weights=False)
-    )
+        request.attention()  # refuses a mistyped name before anything is downloaded
+    if isinstance(source, Source):
+        opened = source
+    else:
+        opened = open_source(source, request.revision, request.token, weights=False)
     if destination is not None:
         check_destination(Path(destination), opened.folder, opened.card_folder, overwrite=request.overwrite)
     architecture = find_architecture(opened, request)
     modality = modality_of(architecture)
-    check_settings(modality, architecture, request)  # fail before the slow search
+    check_settings(modality, architecture, request)
     if not auto:
         return modality.plan(opened, architecture, request)
+
+    # mechanism="auto": a rule for decoders, otherwise a search, which takes minutes
     chosen = chosen_for_decoder(opened, architecture, request)
     if chosen is None:
         if choose is None:
@@ -192,7 +200,7 @@ def plan_conversion(
 
 
 def check_settings(modality: Modality, architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for a setting that applies only to other models."""
+    """Raise :class:`OptionError` for a setting that does not apply to this kind of model."""
     for name, reason in SETTINGS.items():
         applies = name in modality.settings and (architecture.encoder_decoder or "decoder" not in name)
         if getattr(request, name) is not None and not applies:
@@ -205,16 +213,18 @@ def modality_of(architecture: Architecture) -> Modality:
 
 
 DECODER_WINDOW, DECODER_SINKS = 1024, 4
-"""Window and sinks of a decoder with ``mechanism="auto"``, in tokens. The window is at most half of the old length."""
+"""Window and number of sinks, in tokens, of a decoder with ``mechanism="auto"``. The window is at most half of the old
+length."""
 
 
 def chosen_for_decoder(
     opened: Source, architecture: Architecture, request: ConversionConfig
 ) -> tuple[LongAttentionConfig | None, Mapping[str, Any]] | None:
-    """The attention of a decoder with ``mechanism="auto"``, and the reason: a window and sinks in every layer without
-    its own window.
+    """The attention of a decoder with ``mechanism="auto"``: a window and sinks in every layer that has no window yet.
 
-    ``None`` for encoders, for models with two stacks, and if a budget or an input for a search is given.
+    Returns:
+        The attention (``None`` if every layer has a window), and the reason for reports. Returns ``None`` if this rule
+        does not apply: for encoders, for models with two stacks, and if a budget or an input for a search is given.
     """
     base = architecture.source_config
     if request.budget is not None or request.search_input is not None or architecture.family.spec.noun != "text":
@@ -225,7 +235,7 @@ def chosen_for_decoder(
     if not causal:
         return None
     search = "--budget 0.25 would search for other mechanisms"
-    windows = own_windows(base)
+    windows = own_windows(base)  # None for a layer with full attention
     if None not in windows:
         return None, {"reason": f"Every layer keeps its own window; {search}."}
     window = min(DECODER_WINDOW, stack_lengths(opened, architecture, request)[0].old // 2)
@@ -238,7 +248,8 @@ def chosen_for_decoder(
 
 
 def check_result(comparison: Comparison, progress: StageProgress = no_progress) -> list[Check]:
-    """Check a written result: its tensors, tokenizer or processor, and outputs. Ends at the first step that fails."""
+    """Check the tensors, the tokenizer or processor, and the outputs of a written result. A failed step is the
+    last."""
     plan, modality = comparison.plan, modality_of(comparison.plan.architecture)
     steps: list[Callable[[], list[Check]]] = [
         lambda: check_tensors(comparison),
@@ -259,29 +270,31 @@ def check_result(comparison: Comparison, progress: StageProgress = no_progress) 
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides whether
-    training is needed.
+    """The checks with their final status, and the plan's warnings as further checks.
 
-    Without such a check, or if it cannot tell, warnings and differing outputs get the status "needs training".
+    One check may have a verdict on training. Warnings and differing outputs get its status. Without a verdict, they
+    get the status "needs training".
     """
-    label = NEEDS_TRAINING
+    status = NEEDS_TRAINING
     warnings = [str(warning).rstrip(".") for warning in plan.warnings]
     deciding = next((check for check in checks if VERDICT in check.values), None)
     if deciding is not None and deciding.values[VERDICT] != UNKNOWN:
-        label = deciding.status
-        if label == MEASURED:
+        status = deciding.status
+        if status == MEASURED:
             warnings = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
-    checks = [replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks]
-    return [*checks, *(Check(POSITIONS, label, warning) for warning in warnings)]
+    checks = [replace(check, status=status) if check.status == NEEDS_TRAINING else check for check in checks]
+    return [*checks, *(Check(POSITIONS, status, warning) for warning in warnings)]
 
 
 SENTENCE_MODELS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}
-"""Class of sentence-transformers -> options of `longattn train embed` for training it."""
+"""Class of sentence-transformers -> options of `longattn train embed` that train this class."""
 
 
 def training_step(plan: ConversionPlan) -> dict[str, Any]:
-    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the
-    model's name."""
+    """How to train the result, for the report: ``{"command": words}`` or ``{"advice": text}``.
+
+    "{model}" in the words or the text stands for the result's name.
+    """
     if plan.training is not None:
         return plan.training
     saved_by = sentence_class(plan.source.card_folder)
@@ -293,14 +306,14 @@ def training_step(plan: ConversionPlan) -> dict[str, Any]:
 
 
 def training_words(plan: ConversionPlan, saved_by: str | None) -> tuple[str, ...]:
-    """The words after ``longattn train``; empty if no task trains the result.
+    """The words after ``longattn train`` that train the result. Empty if no task trains it.
 
-    ``saved_by``: the class of sentence-transformers that saved the source.
+    saved_by: the class of sentence-transformers that saved the source, or ``None``.
     """
     head, causal = plan.architecture.source_class, plan.shape.causal
     texts, length = ("--data", "YOUR_TEXTS"), ("--max-length", str(plan.new_length))
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    # memory tokens train with the model
+    # whether a mechanism has parameters to train before use; those of memory tokens are trained with the model
     learns = any(layer.capabilities.trains and layer.capabilities.recursion is None for layer in layers)
     if saved_by == EMBEDDINGS and learns:
         return "linearise", *texts, *length

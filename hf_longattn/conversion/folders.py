@@ -1,7 +1,8 @@
-"""The folder of a result: weights and config, the source's other files, report and card.
+"""The folder of a result: weights and config, the source's other files, report and model card.
 
-A command that writes a model writes weights and config into a :func:`~hf_longattn.files.staged_folder`. Then it calls
-:func:`add_source_files` and :func:`write_report`, or :func:`complete_result`, which refuses a failed check.
+A command that writes a model first writes weights and config into a :func:`~hf_longattn.files.staged_folder`. Then it
+calls :func:`add_source_files`, and :func:`complete_result`, which refuses a failed check and adds report and card.
+Commands without checks call :func:`write_report` instead.
 """
 
 from __future__ import annotations
@@ -43,25 +44,28 @@ from .plan import ConversionPlan, StackLength
 from .source import Source, open_source
 
 REPLACED = matcher(("config.json", "*.index.json"))
-"""Names of the files of a source that the result replaces, so they are not copied."""
+"""Names of files that every result has of its own, so the source's are not copied."""
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""
 VERDICT, READY, TRAIN, UNKNOWN = "verdict", "ready to use", "train before use", "cannot tell"
 """The key in a check's values for its verdict on training, and the three verdicts."""
 WOULD_TELL = "would_tell"
-"""The key in a check's values for what else could decide, as a noun phrase. Set if the verdict is :data:`UNKNOWN`."""
+"""The key in a check's values for a measurement that would allow a verdict, as a noun phrase. It is set if the verdict
+is :data:`UNKNOWN`."""
 
 StageProgress = Callable[[str, int, int], None]
-"""`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
+"""`progress(stage, done, total)`. The stage "write" counts bytes, and "verify" counts checks."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Ignore progress."""
+    """Do nothing. This is the default for ``progress``."""
 
 
 def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:
-    """The ``next_step`` of a report: the `longattn train` command for the result. "{model}" stands for the model's
-    name."""
+    """The `longattn train` command for a result, in the form of a report's ``next_step``.
+
+    "{model}" stands for the result's name. ``output``: ending of the trained model's name.
+    """
     return {
         "command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]
     }
@@ -72,16 +76,18 @@ class ConversionReport:
     """A finished conversion.
 
     Attributes:
-        destination, files, bytes_written: the folder that was written, names of its files, and the total size of its
-            tensors.
-        config, plan: non-default settings, and the plan in the form of :meth:`ConversionPlan.to_dict`.
-        checks, text: the checks, each with a status and a sentence, and the inputs on which the models were run.
-        versions: of this package, Python and the libraries.
-        next_step: how to train the result, with "{model}" for its name; ``None`` if the result is known to need no
-            training.
+        destination: the folder that was written.
+        files: names of the files in the folder.
+        bytes_written: total size of the files with weights.
+        config: the settings that differ from their defaults.
+        plan: the plan in the form of :meth:`ConversionPlan.to_dict`.
+        checks: the checks, each with a status and a sentence.
+        text: description of the inputs on which the models were run.
+        versions: versions of this package, of Python and of the libraries.
+        next_step: how to train the result, with "{model}" for its name. ``None`` if the result needs no training.
         train_command: the command of ``next_step`` for ``destination``, or advice; ``None`` without a next step.
         verified: whether the result was checked. A result that fails a check is never written.
-        deciding: the check with a verdict on training; ``None`` if no check has one.
+        deciding: the check with a verdict on training; ``None`` if there is none.
         verdict: the verdict of ``deciding``: "ready to use", "train before use" or "cannot tell".
         needs_training: whether some check has the status "needs training".
     """
@@ -108,16 +114,16 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in conversion_report.json."""
-        judged = {name: getattr(self, name) for name in ("verified", "verdict", "needs_training", "train_command")}
+        derived = {name: getattr(self, name) for name in ("verified", "verdict", "needs_training", "train_command")}
         values = {
-            name: value for name, value in vars(self).items() if name not in {"destination", "deciding", *judged}
+            name: value for name, value in vars(self).items() if name not in {"destination", "deciding", *derived}
         }
         checks = [check.to_dict() for check in self.checks]
-        return {**judged, "tolerance": TOLERANCE, **values, "checks": checks, "files": list(self.files)}
+        return {**derived, "tolerance": TOLERANCE, **values, "checks": checks, "files": list(self.files)}
 
 
 def versions(*further: str) -> dict[str, str]:
-    """Versions of this package, Python, and the installed libraries, with ``further`` libraries added."""
+    """Versions of this package, of Python, and of the libraries that load a model. ``further``: other libraries."""
     from .. import __version__
 
     return {
@@ -128,10 +134,13 @@ def versions(*further: str) -> dict[str, str]:
 
 
 def add_source_files(source: Source, stage: Path, max_length: int, plan: ConversionPlan | None = None) -> None:
-    """Copy the source's other files into ``stage``, the result's folder, which already has weights and config.
+    """Copy a source's files other than weights and config into the folder of its result.
 
-    The result takes at most ``max_length`` tokens; 0 if unlimited. With the ``plan`` of a conversion, the length
-    limits of tokenizer, sentence encoder and generation are raised, and processor files are changed.
+    Args:
+        stage: the result's folder, which has weights and config already.
+        max_length: maximum tokens of the result; 0 if there is no maximum.
+        plan: the plan of a conversion. With it, files of tokenizer, sentence encoder, generation and processor get the
+            new lengths or sizes.
     """
     tokenizer_length = 0 if plan is None else plan.tokenizer_length
     base_type = str(source.config.get("model_type"))
@@ -159,11 +168,11 @@ def add_source_files(source: Source, stage: Path, max_length: int, plan: Convers
 
 
 def changed_values(file: Path, plan: ConversionPlan) -> dict[str, Any]:
-    """The new content of a copied JSON file; empty if it stays as it is."""
+    """The new content of a JSON file that a conversion copies. Empty if the file is copied unchanged."""
     if file.name == "generation_config.json":
         values = read_json_object(file)
         length = plan.decoder or StackLength(plan.old_length, plan.new_length)
-        if values.get("max_length") == length.old:  # a shorter limit is the author's choice
+        if values.get("max_length") == length.old:  # another limit was chosen by the author, and stays
             values["max_length"] = length.new
         return values
     if file.name == "tokenizer.json" and plan.tokenizer_length:
@@ -179,8 +188,8 @@ def changed_values(file: Path, plan: ConversionPlan) -> dict[str, Any]:
 
 
 def complete_config(stage: Path, source: Source, plan: ConversionPlan | None) -> None:
-    """Remove the source's code from the written config, since it is not copied. A converted model is loaded with the
-    dtype of its source."""
+    """Complete the written config.json. ``auto_map`` is removed if its code was not copied, and a converted model gets
+    the dtype in its source's config."""
     config = read_json_object(stage / "config.json")
     completed = dict(config)
     if not any(stage.glob("modeling_long_*.py")):
@@ -193,10 +202,17 @@ def complete_config(stage: Path, source: Source, plan: ConversionPlan | None) ->
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool = False) -> None:
-    """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
+    """Write the files of sentence-transformers into the folder of a result.
 
-    ``max_seq_length`` and ``document_length`` become ``max_length`` if the result is ``longer``, and otherwise at most
-    ``max_length`` (0: no change).
+    The transformer's files are in ``folder`` itself, so that AutoModel loads it. The other modules have folders
+    inside.
+
+    Args:
+        root: the source, a folder of sentence-transformers.
+        folder: the folder of the result.
+        max_length: maximum tokens of the result; 0 if there is none. Longer limits in the settings are lowered to it.
+        longer: whether the result reads more tokens than the source. The limits are then raised to ``max_length``,
+            too.
     """
     modules = sentence_modules(root)
     write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
@@ -215,7 +231,7 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, *, longer: bool
 
 
 def with_report(stage: Path, report_file: str) -> tuple[str, ...]:
-    """Names of the files in ``stage``, and of the report and the card that will be added."""
+    """Names of the files in ``stage``, and of the report and the model card, which are written last."""
     return (*sorted(path.name for path in stage.iterdir() if not path.name.startswith(".")), report_file, "README.md")
 
 
@@ -228,9 +244,17 @@ def complete_result(
     introduction: str | None = None,
     **facts: Any,
 ) -> ConversionReport:
-    """Add report and card to a checked result. Refuses a result with a failed check. ``facts``: further fields of the
-    report."""
-    if failed := [check.detail for check in checks if check.status == FAILED]:
+    """Write report and model card of a result, and return the report. A result with a failed check is refused.
+
+    Args:
+        stage: the folder in which the result was written.
+        name: the destination as typed by the user.
+        report_file: name of the report's file.
+        introduction: first paragraph of the card, in place of the usual one.
+        facts: the other fields of :class:`ConversionReport`.
+    """
+    failed = [check.detail for check in checks if check.status == FAILED]
+    if failed:
         raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
     report = ConversionReport(
         destination=destination_path(name),
@@ -245,9 +269,13 @@ def complete_result(
 
 
 def write_report(stage: Path, source: Source, name: str, report: Any, report_file: str, **card: Any) -> None:
-    """Write report (an object with ``to_dict``) and card into a result's folder. Users load the result by ``name``.
+    """Write report and model card into a result's folder.
 
-    ``card``: more arguments of :func:`~hf_longattn.hub.model_card`.
+    Args:
+        name: the name by which users load the result.
+        report: an object with a method ``to_dict``.
+        report_file: name of the report's file.
+        card: further arguments of :func:`~hf_longattn.hub.write_model_card`.
     """
     values = report.to_dict()
     write_json(stage / report_file, values)
@@ -263,7 +291,7 @@ def open_for_writing(
     revision: str | None,
     token: str | bool | None,
 ) -> tuple[Source, Path]:
-    """Open the source, and check the destination of the result. Returns the source and the absolute destination
+    """Open a source, and check the destination of its result. Returns the source, and the destination's absolute
     path."""
     target = destination_path(destination)
     source = model if isinstance(model, Source) else open_source(model, revision, token)
@@ -272,22 +300,28 @@ def open_for_writing(
 
 
 def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:
-    """Tokenizer settings with a new limit (0: unchanged) and the class that transformers loads, for programs without
-    this package.
+    """Settings of a tokenizer with a new limit, and with the class of the tokenizer.
 
-    The class is from the file, or from the model type if the file has none or transformers overrides it (Qwen2).
+    A program without this package does not know the model type of the result, so the class has to be in the settings.
+    It is the class of the source's model type if the settings have none, or if transformers overrides theirs (Qwen2).
+
+    Args:
+        values: the settings, which are changed.
+        base_type: model type of the source.
+        length: the new limit in tokens; 0 to keep the old one.
     """
     from transformers.models.auto import tokenization_auto
 
-    of_type = tokenization_auto.TOKENIZER_MAPPING_NAMES.get(base_type)
-    named = values.get("tokenizer_class")
-    overridden = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
-    if isinstance(of_type, str) and (named is None or (overridden and str(named).removesuffix("Fast") != of_type)):
-        named = of_type
-    if named == "TokenizersBackend":
-        named = "PreTrainedTokenizerFast"  # its name in transformers 4
-    if named is not None:
-        values["tokenizer_class"] = named
+    usual_class = tokenization_auto.TOKENIZER_MAPPING_NAMES.get(base_type)
+    class_name = values.get("tokenizer_class")
+    overrides = base_type in (model_type_table("tokenizer_overrides", tokenization_auto) or ())
+    overridden = overrides and str(class_name).removesuffix("Fast") != usual_class
+    if isinstance(usual_class, str) and (class_name is None or overridden):
+        class_name = usual_class
+    if class_name == "TokenizersBackend":
+        class_name = "PreTrainedTokenizerFast"  # its name in transformers 4
+    if class_name is not None:
+        values["tokenizer_class"] = class_name
     if length:
         values[TOKENIZER_LIMIT] = length
     return values

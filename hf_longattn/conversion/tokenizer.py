@@ -1,4 +1,4 @@
-"""Texts as token ids: a checkpoint's tokenizer, and texts for verification."""
+"""Tokenizers of checkpoints, and texts for verification."""
 
 from __future__ import annotations
 
@@ -17,20 +17,26 @@ from ..modeling.family.definition import Family
 from ..modeling.family.input_spec import InputSize, tokenizer_files
 
 LARGEST_TOKENIZER = 256 * 2**20
-"""Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""
+"""Maximum bytes of a tokenizer's file, which the libraries read into memory. The largest known files have tens of
+MB."""
 CHARACTERS_PER_TOKEN = 10
-"""Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
+"""Characters of an excerpt per requested token. Normal text has fewer, and a long file is not tokenised whole."""
 READABLE_TEXT, LONGER_TEXT = (
     f"--verify-text FILE with {which} that the source was trained to read" for which in ("text", "a longer text")
 )
-"""Noun phrases for texts that would allow a verdict if the given text does not."""
+"""Phrases for messages, about a text that would allow a verdict on training if the present text does not."""
 
 
 class VerificationText:
-    """A text and its token ids.
+    """A text and its token ids, on which source and result of a conversion are run.
 
     The ids are random if the source has no tokenizer, or if its tokenizer does not know most of the text.
-    ``why_seeded`` is then the reason as a clause. ``end`` replaces the last token in inputs from :meth:`at`.
+
+    Attributes:
+        origin: where the text is from, as a noun phrase.
+        why_seeded: the reason for random ids, as a clause; empty for the ids of the text.
+        ids: all token ids of the text, with special tokens; empty for random ids.
+        end: a token id that replaces the last token in inputs from :meth:`at`.
     """
 
     def __init__(
@@ -46,8 +52,10 @@ class VerificationText:
                 self.why_seeded = f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
-        """The text's token ids ``(1, count)``, int64, with special tokens, or seeded ids. A shorter text is
-        repeated."""
+        """The first ``count`` token ids, ``(1, count)`` int64. A text that is too short is repeated.
+
+        They are the ids of the text with special tokens, or random ids that are the same at every call.
+        """
         if self.why_seeded:
             generator = torch.Generator().manual_seed(0)
             return torch.randint(min(5, self.vocab_size - 1), self.vocab_size, (1, count), generator=generator)
@@ -62,16 +70,18 @@ class VerificationText:
 
     @cached_property
     def special(self) -> tuple[list[int], list[int]]:
-        """Ids that the tokenizer puts before a text, and ids that it puts after it."""
+        """The ids of the special tokens before and after a text."""
         return ([], []) if self.why_seeded else special_ids(self.tokenizer)
 
     def passages(self, count: int, length: int) -> Tensor:
-        """Consecutive passages of the text ``(count, length)``, int64, each between the tokenizer's special tokens."""
-        ids, (before, after) = self.tokens(count * length).view(count, length), self.special
+        """Consecutive passages of the text ``(count, length)``, int64. Each has special tokens at its ends if they
+        fit."""
+        ids = self.tokens(count * length).view(count, length)
+        before, after = self.special
         return between(ids, before, after) if length > len(before) + len(after) else ids
 
     def real_tokens(self) -> int:
-        """Number of tokens of the text before it repeats; 0 for seeded ids."""
+        """Number of tokens of the text before it repeats; 0 for random ids."""
         return 0 if self.why_seeded else len(self.ids)
 
     def describe(self) -> str:
@@ -82,7 +92,14 @@ class VerificationText:
 def text_inputs(
     family: Family, config: Any, folder: Path, text: tuple[str, str], recording: Path | None = None
 ) -> VerificationText:
-    """The start of a text for a model with this config. ``text``: with its origin; ``recording``: not used."""
+    """The inputs of a model that reads texts, from the start of a text. Every modality has a function like this one.
+
+    Args:
+        config: the config of the result.
+        folder: the folder with the tokenizer.
+        text: the text, and its origin as a noun phrase.
+        recording: not used.
+    """
     end = getattr(config, "eos_token_id", None)
     if not isinstance(end, int) or end >= config.vocab_size:
         end = None
@@ -102,8 +119,11 @@ def excerpt(text: str, count: int) -> str:
 
 
 def load_tokenizer(folder: Path, config: Any = None) -> Any | None:
-    """The tokenizer of a checkpoint folder, if any. Refuses large or damaged files, and token ids beyond the model
-    with ``config``."""
+    """The tokenizer of a checkpoint folder; ``None`` if there is none.
+
+    Raises:
+        CheckpointError: a file is too large or damaged, or the tokenizer has ids beyond the model with this config.
+    """
     files = tokenizer_files(folder)
     if not files:
         return None
