@@ -4,9 +4,10 @@
 
 Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). W (D × feature_dim / 2,
 without bias) is learned for the queries and the keys of each head and is initialised as the identity, as in the paper.
-A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, feature products below exp(-87)
-underflow, as for opposite q and k with norms above about 40. If all products of a query underflow, its output is
-zeros.
+If a model's factor on q·k, its ``scaling``, is not D^-½, q and k are each multiplied by (scaling · √D)^½.
+
+In fp32, products of features below exp(-87) underflow, for example those of opposite q and k with norms above about
+40. If all products of a query underflow, its output is zeros.
 """
 
 from __future__ import annotations

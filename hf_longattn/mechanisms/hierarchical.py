@@ -14,11 +14,12 @@ Let p(i, j) be the real tokens of the pool in which query i sees key j (on level
 
     A_ij = exp(scale · q_i · k̄_p) / Σ_j' exp(scale · q_i · k̄_p')        k̄_p = mean of k over p
 
-so a pool counts once per real token, and its value is the mean of v over them. This is the paper's block hierarchy
-(equations 25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is
-exact. This costs N·b·log(N/b) instead of N·b. The results agree if the queries of each pool are equal. In the causal
-form a query sees earlier tokens only, and pools lie entirely before it. For a score term, a pool lies at its middle,
-or at the last token of the text if that comes earlier.
+so a pool counts once for each of its real tokens, and its value is the mean of their v.
+
+This is the paper's block hierarchy (equations 25 to 28), except that the paper also pools the queries of level l over
+2^l tokens. Here every query is exact, which costs N·b·log(N/b) instead of N·b. The results agree if the queries of
+each pool are equal. In the causal form a query sees earlier tokens only, and pools lie entirely before it. For a score
+term, the position of a pool is its middle, or the last token of the text if that comes earlier.
 """
 
 from __future__ import annotations

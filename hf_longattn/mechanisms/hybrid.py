@@ -4,13 +4,13 @@ equations 6 and 7).
 With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = max_{j ∈ W_i} s_ij and the kernel κ of a
 linear mechanism,
 
-    o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉
-    W_i} κ(q_i, k_j))
+    o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j  +  Σ_{j ∉ W_i} κ(q_i, k_j) v_j)
+          / (γ Σ_{j ∈ W_i} exp(s_ij - c_i)  +  Σ_{j ∉ W_i} κ(q_i, k_j))
 
-γ is the sigmoid of one learned number per head. If the window covers the text, this is softmax
-attention. A kernel that estimates exp(s_ij) itself (Taylor's) is multiplied by exp(-c_i), which gives it the scale of
-the near terms, and γ starts near 1. The window slides, as in the equations; the authors' GPU kernels cut it into
-blocks ("terraced"). The bidirectional form is not in the paper.
+γ is the sigmoid of one learned number per head. If the window covers the text, this is softmax attention. If the
+kernel itself estimates exp(s_ij), as Taylor's does, it is multiplied by exp(-c_i), so that it has the scale of the
+near terms, and γ starts near 1. The window slides, as in the equations; the authors' GPU kernels cut it into blocks
+("terraced"). The bidirectional form is not in the paper.
 """
 
 from __future__ import annotations

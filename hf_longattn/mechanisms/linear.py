@@ -2,8 +2,8 @@
 
     o_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / φ(q_i) Σ_j φ(k_j)        φ(x) = elu(x) + 1  or  max(x, 0)
 
-There is no product q·k to scale. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each, which
-scales their product by scaling · √D.
+There is no product q·k to scale. If a model's factor on q·k, its ``scaling``, is not D^-½, q and k are each multiplied
+by (scaling · √D)^½.
 """
 
 from __future__ import annotations

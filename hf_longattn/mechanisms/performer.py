@@ -4,14 +4,16 @@ with Performers).
     softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x    (lemma 1)
     relu:     φ(x) = max(w_m·x', 0)                                                                     (section 2.2)
 
-for m random directions w_m, Gaussian and orthogonal in blocks. The checkpoint has them. Training redraws them at every
-``redraw_interval``.
+for m random directions w_m, Gaussian and orthogonal in blocks. The checkpoint stores the directions. Training draws
+new ones after every ``redraw_interval`` passes.
 
-Query exponents are relative to the query's largest one, key exponents to the largest one so far of the same feature.
-Both offsets cancel in the quotient. A text in pieces, or token by token, therefore gives the output of the whole text
-for any size of q and k, up to rounding: exponents, for keys about -scale |k|² / 2, are in fp32. In a graph
-(torch.compile, export), the causal form is computed in float64, where exp() covers differences of some 700. A query
-outputs zeros there if the exponents of all its keys are further than that below the largest one.
+Against overflow, the largest exponent of a query is subtracted from all its exponents. From the exponents of a key
+feature, the largest one so far in the text is subtracted. Both offsets cancel in the quotient. A text that is read in
+pieces, or token by token, therefore gives the same output as in one pass, for any size of q and k. Only the rounding
+of exponents differs: they are in fp32, and those of keys are about -scale |k|² / 2.
+
+In a graph (torch.compile, export), the causal form is computed in float64, where exp() covers differences of some 700.
+There, a query outputs zeros if the exponents of all its keys lie further than that below the largest exponent.
 
 Nothing is added to the features, whereas the authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. A
 query therefore outputs zeros if its relu features share no direction with those of its keys.

@@ -10,8 +10,8 @@ With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, 
 The causal form has only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the
 summaries of the other blocks is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
 
-A summary is the mean key and the mean value of the block's n real tokens. Its weight counts for these tokens, with
-share 1 / n for each.
+A summary is the mean key and the mean value of the block's n real tokens. In the N×N matrix of weights, each of these
+tokens has 1 / n of the summary's weight.
 """
 
 from __future__ import annotations
