@@ -1,5 +1,7 @@
-"""Conversions of models that read images. The model interpolates or tiles its position table when it runs, so the
-stored one stays."""
+"""Conversions of models that read images.
+
+The stored position table does not change, because the model interpolates or tiles it when it runs.
+"""
 
 from __future__ import annotations
 
@@ -44,21 +46,30 @@ from .sized import (
 from .source import Source
 
 CROPS = "patch features equal to the source's on each crop of the old size"
+"""Name of the check :func:`check_crops`."""
 PHOTO_SIZE = (427, 640)
-"""Height and width of the image on which a written processor is run."""
+"""Height and width, in pixels, of the image for checking a written processor."""
 TASKS = {"ForImageClassification": ("classify", "--data", "YOUR_IMAGES")}
-"""Ending of a class's name -> the words after ``longattn train`` for training it."""
+"""Ending of a class's name -> the words after ``longattn train`` that train it."""
 
 
 def processed_sides(processor: Any) -> list[dict[str, int]]:
-    """The crop size and the size after resizing, each by its sides. Empty if the processor does not crop or resize."""
-    steps = (("do_center_crop", "crop_size"), ("do_resize", "size"))
-    sizes = [getattr(processor, name, None) if getattr(processor, done, None) else None for done, name in steps]
-    return [{side: number for side, number in dict(size or {}).items() if number is not None} for size in sizes]
+    """The size of a processor's crops, and the size to which it resizes images.
+
+    Each is a mapping such as ``{"height": 224, "width": 224}`` or ``{"shortest_edge": 256}``. It is empty if the
+    processor does not crop, or does not resize.
+    """
+    sizes = []
+    for done, name in (("do_center_crop", "crop_size"), ("do_resize", "size")):
+        size: dict[str, int] = {}
+        if getattr(processor, done, None):
+            size = dict(getattr(processor, name, None) or {})
+        sizes.append({side: number for side, number in size.items() if number is not None})
+    return sizes
 
 
 def processed_size(processor: Any) -> tuple[int, int] | None:
-    """(height, width) of a processor's outputs; ``None`` if they depend on the image."""
+    """Height and width of a processor's outputs; ``None`` if they depend on the image."""
     crop, size = processed_sides(processor)
     fixed = crop or size
     if fixed.keys() != {"height", "width"}:
@@ -67,19 +78,27 @@ def processed_size(processor: Any) -> tuple[int, int] | None:
 
 
 def size_fields(processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
-    """An image processor's fields for outputs of ``size`` (height, width). Empty if outputs depend on the image."""
-    (crop, resized), old = processed_sides(processor), processed_size(processor)
+    """The fields of an image processor for outputs of ``size``, (height, width).
+
+    Empty if the size of the outputs depends on the image.
+    """
+    crop, resized = processed_sides(processor)
+    old = processed_size(processor)
     if old is None:
         return {}
-    ratios = {side: new / before for side, new, before in zip(("height", "width"), size, old, strict=True)}
-    # the crop fits into a resized image, whichever side is shorter
-    larger = {side: round(number * ratios.get(side, max(ratios.values()))) for side, number in resized.items()}
-    fields = {"crop_size": dict(zip(ratios, size, strict=True)) if crop else {}, "size": larger}
-    return {name: sides for name, sides in fields.items() if sides}
+    fields: dict[str, Any] = {}
+    if crop:
+        fields["crop_size"] = dict(zip(("height", "width"), size, strict=True))
+    if resized:
+        ratios = {side: new / before for side, new, before in zip(("height", "width"), size, old, strict=True)}
+        # a size such as shortest_edge grows by the larger ratio, so that the crop fits into every resized image
+        largest = max(ratios.values())
+        fields["size"] = {side: round(number * ratios.get(side, largest)) for side, number in resized.items()}
+    return fields
 
 
 class Images(UserFiles):
-    """A user's images as inputs of a model; random ones for comparing models."""
+    """The images of a user as inputs of a model, and random images for comparing two models."""
 
     part, file_type, noun, built_in = IMAGE_PROCESSOR, "image", "images", "seeded images"
 
@@ -88,8 +107,11 @@ class Images(UserFiles):
         return {PIXELS: self.spec.seeded(self.config, size.value)}
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
-        """The arguments of ``forward`` for each image, processed at ``size``. Raises an error if the processor outputs
-        another size."""
+        """The arguments of ``forward`` for each image of the user, processed for ``size``.
+
+        Raises:
+            InputError: the processor makes images of another size.
+        """
         fields = {**self.required.to_dict(), **size_fields(self.required, size.value)}
         processor = type(self.required).from_dict(fields)
         pieces = []
@@ -107,6 +129,7 @@ class Images(UserFiles):
 
 
 def plan_images(source: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
+    """Plan the conversion of a model that reads images to a larger size: windows, positions, and processor."""
     family, config = architecture.family, architecture.source_config
     spec = family.spec
     old, new = spec.pixels(config)
@@ -142,15 +165,15 @@ def plan_images(source: Source, architecture: Architecture, request: ConversionC
     layers = sized_layers(architecture, attention, sizes)
     strategy, warnings = image_positions(request.positions, attention, layers, sizes)
 
-    processor, files = load_processor(source.folder, IMAGE_PROCESSOR), {}
+    processor = load_processor(source.folder, IMAGE_PROCESSOR)
+    files = {}
     if processor is not None:
         processed = processed_size(processor)
         if processed not in (None, sizes.old.value) and spec.interpolates:
+            stated = f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}"
             raise CheckpointError(
                 f"The image processor of {source.name!r} makes images of {spec.describe(processed)}, but its "
-                "config.json says "
-                f"{IMAGE_SIZE}={source.config.get(IMAGE_SIZE)}; correct the size in the processor's file, or "
-                f"{IMAGE_SIZE}."
+                f"config.json says {stated}; correct the size in the processor's file, or {IMAGE_SIZE}."
             )
         changes = size_fields(processor, sizes.new.value)
         if sizes.grows and changes:
@@ -161,6 +184,12 @@ def plan_images(source: Source, architecture: Architecture, request: ConversionC
 def image_positions(
     strategy: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes
 ) -> tuple[str, list[PositionWarning]]:
+    """Choose how the position table is extended: "tile" or "interpolate". Returns warnings, too.
+
+    Args:
+        strategy: one of both, or "auto", which tiles if every layer's windows have the old size.
+        layers: the mechanism of each layer.
+    """
     known = (AUTO, TILE, INTERPOLATE)
     if strategy not in known:
         raise OptionError(
@@ -176,24 +205,25 @@ def image_positions(
     if strategy == TILE:
         problem = f"sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
         advice = "use --positions interpolate, or train the result"
-        affected = [not fits_tiles(sizes, layer) for layer in layers]
+        has_problem = [not fits_tiles(sizes, layer) for layer in layers]
     else:
         problem = (
             "has windows, in which interpolated positions lie closer than those that it was trained with (Bolya "
             "et al. 2023, Window Attention is Bugged)"
         )
         advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
-        affected = [grid_blocks(layer, sizes.new.grid) is not None for layer in layers]
-    return strategy, warnings_of_layers(attention, [problem if changed else "" for changed in affected], advice)
+        has_problem = [grid_blocks(layer, sizes.new.grid) is not None for layer in layers]
+    return strategy, warnings_of_layers(attention, [problem if affected else "" for affected in has_problem], advice)
 
 
 def check_image_processor(plan: ConversionPlan, folder: Path, inputs: Images) -> list[Check]:
-    """Check that the written image processor outputs the new size."""
+    """Check that the written image processor makes images of the new size."""
     if inputs.processor is None:
         return [without_processor(IMAGE_PROCESSOR, plan)]
     spec, size = inputs.spec, plan.inputs.new
     processor: Any = load_processor(folder, IMAGE_PROCESSOR)
-    sides = size.value if processed_size(processor) is None else PHOTO_SIZE  # the processor has to resize a photo
+    # a processor with a fixed size has to resize a photo; another processor gets an image that has the new size
+    sides = size.value if processed_size(processor) is None else PHOTO_SIZE
     values = processor(torch.zeros(*sides, 3, dtype=torch.uint8).numpy(), return_tensors="pt")[PIXELS]
     resized = tuple(torch.as_tensor(values).shape[-2:])
     status, detail = PASSED, f"images of {spec.describe(sides)} become inputs of {spec.describe(resized)}"
@@ -204,8 +234,7 @@ def check_image_processor(plan: ConversionPlan, folder: Path, inputs: Images) ->
 
 
 def check_images(comparison: Comparison) -> list[Check]:
-    """Compare at both sizes. A larger size is also compared by crops (:func:`check_crops`, which reports if that does
-    not apply)."""
+    """Compare source and result at the old and the new size. A larger size is also compared crop by crop."""
     if comparison.inputs.spec.interpolates:
         checks = check_sizes(comparison, {INTERPOLATE_ARGUMENT: True}, f"{INTERPOLATE_ARGUMENT}=True")
     else:
@@ -216,35 +245,41 @@ def check_images(comparison: Comparison) -> list[Check]:
 
 
 def check_crops(comparison: Comparison) -> Check:
-    """Compare each window of the old size with the source's output for that crop. Applies only if positions are tiled
-    and no token sees two windows."""
+    """Compare each window of the result, at the new size, with the source's output for that crop of the image.
+
+    They are equal only if windows have the old size, positions are tiled, and patches see nothing outside their
+    window. Otherwise, the check is skipped.
+    """
     plan, base = comparison.plan, without_head(comparison.source)
     old, new = plan.inputs.old, affordable_size(plan)
-    prefix, window = new.grid.prefix, old.grid.sizes
+    prefix, window = new.grid.prefix, old.grid.sizes  # number of tokens before the patches; sides in patches
     layers = new.bound(layer_mechanisms(plan.attention, plan.shape, new.tokens))
     has_old_windows = all(grid_blocks(layer, new.grid) == window for layer in layers)
     sees_prefix = prefix > 0 and any(vars(layer.options).get("prefix_tokens") == GLOBAL for layer in layers)
-    apart = has_old_windows and not sees_prefix
-    if plan.positions != TILE or not comparison.inputs.spec.adds_positions or not apart:
+    separate = has_old_windows and not sees_prefix
+    if plan.positions != TILE or not comparison.inputs.spec.adds_positions or not separate:
         detail = "does not apply: positions are not a tiled table, or patches see other windows or tokens before them"
         return Check(CROPS, SKIPPED, f"{detail} (--option prefix_tokens=none hides these)")
 
     def tiles(values: Tensor, sides: Sequence[int]) -> Tensor:
-        """Cut one image ``(1, channels, height, width)`` into parts with these sides. Returns them as a batch, row by
-        row."""
+        """Cut an image ``(1, channels, height, width)`` into tiles ``(tiles, channels, *sides)``, row by row."""
         return values[0].unfold(1, sides[0], sides[0]).unfold(2, sides[1], sides[1]).flatten(1, 2).movedim(1, 0)
 
     arguments = comparison.inputs.at(new)
-    # The source runs on crops without the tokens before their patches.
-    hook = base.embeddings.register_forward_hook(
-        lambda _, args, output: (
-            output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
-        )
-    )
+
+    def without_prefix(module: Any, arguments: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return output[:, prefix:]
+        return (output[0][:, prefix:], *output[1:])
+
+    # the source, on the crops, without the tokens before their patches: (crops, patches of a crop, hidden size)
+    hook = base.embeddings.register_forward_hook(without_prefix)
     expected = run_model(base, {PIXELS: tiles(arguments[PIXELS], old.value)})[STATES]
     hook.remove()
-    cells = hidden_states(comparison.result, arguments)[STATES][:, prefix:].unflatten(1, new.grid.sizes).movedim(-1, 1)
-    by_crop = tiles(cells, window).flatten(2).mT
+    # the result, on the whole image, cut into the same shape
+    patches = hidden_states(comparison.result, arguments)[STATES][:, prefix:]
+    patches = patches.unflatten(1, new.grid.sizes).movedim(-1, 1)
+    by_crop = tiles(patches, window).flatten(2).mT
     difference = Difference.of({"cells": expected}, {"cells": by_crop})
     what = (
         f"patch features at {new} and the source's, without tokens before its patches, on {len(expected)} crops of "

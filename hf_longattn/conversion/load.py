@@ -1,5 +1,4 @@
-"""Load a source with its own class or with the class of its result, and check that no weights are missing. Libraries
-are silent meanwhile."""
+"""Load a source with its own class or with the class of its result, and check that no weights are missing."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ from .source import Source
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
-    """The class for loading a result with this config: the Auto class of its head, or its Long class if there is
-    none."""
+    """The class that loads a result with this config: the Auto class of its head, or else its Long class."""
     name = auto_class_name(config, architecture.long_class)
     return getattr(transformers, name) if name else architecture.model_class
 
@@ -45,11 +43,11 @@ def source_class(architecture: Architecture) -> Any:
 
 
 def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | str) -> tuple[Any, set[str]]:
-    """Load the source with its class of transformers, as :func:`load_checked` does. Parameters that it lacks are
-    random."""
-    # SDPA ignores a cap of the scores; transformers before 5.23 selects it nevertheless
+    """Load the source with its class of transformers. Returns the model, and the names of the parameters that its
+    files lack, which are random."""
     arguments: dict[str, Any] = {}
     if architecture.family.config_class.score_cap is not None:
+        # transformers before 5.23 would select SDPA, which ignores a cap of the scores
         arguments["attn_implementation"] = "eager"
     return load_checked(
         source_class(architecture),
@@ -65,12 +63,15 @@ def load_source(source: Source, architecture: Architecture, dtype: torch.dtype |
 def load_as_result(
     source: Source, architecture: Architecture, config: Any, dtype: torch.dtype | None = torch.float32
 ) -> tuple[Any, set[str]]:
-    """Load the source with the class and the config of a result, as users do. Loading extends its position tables.
+    """Load the source's weights into the class of its result. Loading extends the position tables.
 
-    Returns what :func:`load_checked` does. New parameters of mechanisms have the same values at every call.
+    Mechanisms may have new parameters, which have the same values at every call.
 
     Args:
-        dtype: dtype of all weights. ``None`` keeps each tensor's dtype, even if config.json names another.
+        config: the config of the result.
+        dtype: dtype of all weights. ``None`` keeps the dtype of each stored tensor, even if config.json names another.
+    Returns:
+        The model in evaluation mode, and the names of the parameters that the source's files lack.
     """
     stored: Mapping[str, torch.dtype] = {}
     loaded: Any = dtype
@@ -81,6 +82,7 @@ def load_as_result(
     folder: Path | None = source.folder
     arguments: dict[str, Any] = {"dtype": loaded, "allow_pickle": source.pickled}
     if architecture.converter is not None:
+        # rename the tensors of a long model of transformers, without those that its files lack
         original, lacking = load_source(source, architecture, loaded)
         random = {value.data_ptr() for name, value in original.state_dict().items() if name in lacking}
         tensors = architecture.converter.state_dict(original)
@@ -96,35 +98,47 @@ def load_as_result(
 
 
 def refuse_lost_head(source: Source, model: Any, missing: set[str]) -> None:
-    """Refuse a source without the untied head of a class that generates text, or without a part of the head of a
-    model of tokens. Files may lack other heads, which are then trained."""
+    """Refuse a source whose files lack the matrix that predicts tokens.
+
+    The matrix is needed if the class generates text, or if the files have the rest of the head. Without its whole
+    head, another model can still be trained.
+
+    Args:
+        model: the result.
+        missing: names of the parameters that the files lack.
+    """
     head = model.get_output_embeddings()
-    names = [name for name, value in model.named_parameters() if head is not None and value is head.weight]
+    matrices = [name for name, value in model.named_parameters() if head is not None and value is head.weight]
     head_parameters = {
         name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")
     }
     generates = type(model).__name__.endswith((*CAUSAL_LANGUAGE_MODELS, "ForConditionalGeneration"))
-    if {*names} & missing and (generates or head_parameters - missing):
-        named, headless = named_class(source.config, ""), MODEL_MAPPING_NAMES.get(source.config["model_type"])
+    if {*matrices} & missing and (generates or head_parameters - missing):
+        class_name = named_class(source.config, "")
+        headless = MODEL_MAPPING_NAMES.get(source.config["model_type"])
         raise CheckpointError(
-            f"{source.name!r} has no {names[0]}, the head of a {named}, and its config.json does not tie the head to "
-            f'the embeddings; write "tie_word_embeddings": true there if they are the head, or "architectures": '
-            f'["{headless}"] for the model without a head.'
+            f"{source.name!r} has no {matrices[0]}, the head of a {class_name}, and its config.json does not tie the "
+            f'head to the embeddings; write "tie_word_embeddings": true there if they are the head, or '
+            f'"architectures": ["{headless}"] for the model without a head.'
         )
 
 
 def load_checked(
     model_class: Any, folder: Path | None, name: str, *, headless: bool = False, **arguments: Any
 ) -> tuple[Any, set[str]]:
-    """Load a model in evaluation mode, and check that its files have all weights. Also returns the names of missing
-    parameters.
+    """Load a model in evaluation mode, and check that its files have all weights.
 
-    Without weights, a pooler would be random. It is removed from a model without a head.
+    A pooler without weights would be random. It is removed from a model without a head.
 
     Args:
-        folder: folder of the files; ``None`` if ``arguments`` have a state_dict. If ``arguments`` have a config,
-            mechanisms may have new parameters.
+        model_class: the class of the model, or an Auto class.
+        folder: folder of the files; ``None`` if ``arguments`` have a state_dict.
+        name: the checkpoint as typed by the user, for messages.
         headless: whether weights of the head may be missing.
+        arguments: further arguments of :func:`~hf_longattn.loading.load_weights`. With a ``config``, parameters of
+            mechanisms may be missing, too.
+    Returns:
+        The model, and the names of the missing parameters.
     """
     try:
         model, info = load_weights(
@@ -138,7 +152,8 @@ def load_checked(
     except CheckpointError as error:
         if isinstance(error.__cause__, pickle.UnpicklingError):
             raise CheckpointError(
-                f"The .bin files of {name!r} hold more than tensors, which is never read."
+                f"The .bin files of {name!r} hold more than tensors, which this package never reads; give a "
+                "checkpoint with safetensors files."
             ) from error
         raise
     for tensor, stored, expected in sorted(info["mismatched_keys"]):
@@ -161,8 +176,10 @@ def load_checked(
 
 
 def needed_below_head(model: Any, missing: set[str]) -> set[str]:
-    """Those missing parameters that no head and no computed table has."""
-    needed, family = missing - {*tied_weights(model)}, known_family(model.config)
+    """The missing parameters that a model cannot run without: those below its head, except tied weights and position
+    tables that are computed."""
+    needed = missing - {*tied_weights(model)}
+    family = known_family(model.config)
     if family is not None:
         tables = {name: family.table(name) for name in needed}
         needed = {name for name, table in tables.items() if table is None or table.learned}
@@ -172,11 +189,17 @@ def needed_below_head(model: Any, missing: set[str]) -> set[str]:
 
 
 def refuse_further_layers(model: Any, unexpected: Iterable[str], name: str) -> None:
-    """Refuse tensors of layers that the model does not have; a surplus pooler or pretraining head does no harm."""
+    """Refuse a checkpoint that has more layers than its config says. Other unexpected tensors, such as a pooler, do no
+    harm.
+
+    Args:
+        unexpected: names of the tensors that the model does not have.
+        name: the checkpoint as typed by the user, for messages.
+    """
     known = {LAYER.sub(".0.", tensor) for tensor in model.state_dict()}
     for tensor in sorted(unexpected):
-        first = LAYER.sub(".0.", tensor)
-        if LAYER.search(tensor) and {first, f"{model.base_model_prefix}.{first}"} & known:
+        in_first_layer = LAYER.sub(".0.", tensor)
+        if LAYER.search(tensor) and {in_first_layer, f"{model.base_model_prefix}.{in_first_layer}"} & known:
             raise CheckpointError(
                 f"{name!r} has tensors of layers that its config.json does not have, the first is {tensor!r}; correct "
                 f"its number of layers there ({model.config.num_hidden_layers} now), or save it again without them."
@@ -184,8 +207,11 @@ def refuse_further_layers(model: Any, unexpected: Iterable[str], name: str) -> N
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
-    """Remove a random pooler. Returns ``missing`` without its parameters, but all of ``missing`` for a model with a
-    head."""
+    """Remove a pooler whose weights are missing.
+
+    Returns the missing parameters that the model still has. With a head, the pooler's are among them, because the
+    caller reports them.
+    """
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
     pooler_names = {name for name in missing if name.startswith(pooler)}

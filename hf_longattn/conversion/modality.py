@@ -1,5 +1,4 @@
-"""What a conversion does for models that read one kind of input: the functions that plan it, make inputs, and check
-its result."""
+"""The functions of a conversion that depend on the kind of input, such as texts or images."""
 
 from __future__ import annotations
 
@@ -26,23 +25,26 @@ SETTINGS = {
     "verify_audio": "--verify-audio is a recording",
     "towers": "--towers is for models of several towers",
 }
-"""Setting that only some modalities use -> start of the error message for other modalities."""
+"""Setting that applies to some kinds of input only -> start of the error message for the other kinds."""
 
 
 @dataclass(frozen=True)
 class Modality:
-    """The functions of a conversion for one kind of input, which the table in :mod:`.convert` names.
+    """The functions of a conversion for one kind of input. The table in :mod:`.convert` has all kinds.
 
-    settings: those in :data:`SETTINGS` that apply.
-    plan: returns the plan for a source, its architecture and the settings. It refuses a setting that does not fit the
-        model, and a tokenizer or processor whose inputs the source cannot read.
-    inputs: returns inputs of any size for a family and a config of its models: ``at(size)`` returns the arguments of
-        ``forward`` for one input, ``describe()`` their origin for a report. The further arguments are the folder with
-        the tokenizer or processor, a text with its origin, and a recording of the user.
-    check_processor: checks that the tokenizer or processor in the result's folder makes inputs that the result reads.
-    check: runs source and result, and compares them.
-    files: the class of a user's files, a :class:`~.sized.UserFiles`; ``None`` for inputs without files.
-    predicate: says in messages what models do; by default "reads" with the plural noun.
+    Attributes:
+        settings: names of the settings in :data:`SETTINGS` that apply.
+        plan: function of a source, its architecture and the settings that returns the plan. It refuses a setting that
+            does not fit the model, and a tokenizer or processor that does not fit the source.
+        inputs: function that returns an object with inputs of any size. Its method ``at(size)`` returns the arguments
+            of ``forward`` for one input, and ``describe()`` says in a report where the inputs are from. The function's
+            arguments are a family, the result's config, the folder with the tokenizer or processor, a text with its
+            origin, and a recording of the user.
+        check_processor: function that checks the tokenizer or processor in the result's folder. Its arguments are the
+            plan, this folder, and the inputs.
+        check: function that runs source and result, and compares them.
+        files: the class for a user's files, a :class:`~.sized.UserFiles`; ``None`` if there is none.
+        predicate: what such a model does, for messages. By default "reads" with the plural noun of the inputs.
     """
 
     settings: tuple[str, ...]

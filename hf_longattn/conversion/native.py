@@ -1,4 +1,4 @@
-"""Stock checkpoints: a long model as the config and tensors of a transformers architecture that computes the same."""
+"""Export of stock checkpoints: a long model as an architecture of transformers that computes the same outputs."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ from .tokenizer import VerificationText, text_inputs
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH, GENERATED = 24, 12
-"""Tokens of the short input, and tokens to generate, in the comparison. Untuned."""
+"""Tokens of the short input, and number of generated tokens, in the comparison. Untuned."""
 FLOPS = 5e11
-"""Maximum FLOPs of one forward pass over the long input: some seconds on two cores."""
+"""Maximum FLOPs of one forward pass over the long input in the comparison: some seconds on two cores."""
 
 
 class Stock:
-    """A stock architecture for one long model. This class is for encoders with full attention; the stock class is the
-    base's.
+    """A stock architecture for one long model, or the reason why the architecture cannot compute the same.
+
+    This class is for encoders with full attention in every layer. Their stock class is the class of the base, such as
+    BERT's for a Long BERT. The subclasses are for other attention.
 
     Attributes:
         head: suffix of the base's class name, for example "ForMaskedLM"; "Model" without a head.
@@ -53,51 +55,52 @@ class Stock:
         layers: the mechanism of every layer of the long model.
     """
 
-    # base model types of the long models
+    # base model types of the long models that can become this architecture
     families: ClassVar[frozenset[str]] = ROBERTAS | {"bert", "electra", "distilbert"}
-    stem: ClassVar[str] = ""  # prefix of the stock class names; empty: the base's
-    heads: ClassVar[tuple[str, ...]] = ()  # heads of other bases that fit the stock class
-    # mechanisms that its layers can compute, with some options
+    stem: ClassVar[str] = ""  # prefix of the names of stock classes; empty if they are the base's classes
+    heads: ClassVar[tuple[str, ...]] = ()  # heads that are the same in bases of another architecture
+    # mechanisms that the stock layers can compute, at least with some options
     computes: ClassVar[tuple[type[Mechanism], ...]] = (Full,)
-    words: str = "full attention"  # what every layer computes, for a refusal
+    words: str = "full attention"  # the attention of every stock layer, for a refusal
     note: ClassVar[str] = ""  # a warning for users
-    names: ClassVar[Mapping[str, Any]] = {}  # regular expression for a part of a long tensor name -> its replacement
+    names: ClassVar[Mapping[str, Any]] = {}  # regular expression for a part of a tensor's name -> its replacement
 
     def __init__(self, config: Any, long_class: str, family: Family) -> None:
         self.config, self.long_class, self.family = config, long_class, family
         self.base_class = next(base for base, name in family.model_classes.items() if name == long_class)
         self.head = self.base_class.removeprefix(family.base_model_name.removesuffix("Model"))
         self.class_name = self.stem + self.head if self.stem else self.base_class
-        layers = config.attending[0] if family.base_model_type in self.families else 0
-        self.layers: list[Mechanism] = config.long_attention.prototypes(range(layers))
+        num_layers = config.attending[0] if family.base_model_type in self.families else 0
+        self.layers: list[Mechanism] = config.long_attention.prototypes(range(num_layers))
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
-        """Values of the stock config for a layer that computes the same as ``mechanism``; ``None`` if that is
-        impossible."""
+        """The fields of the stock config for a layer that computes the same as ``mechanism``. ``None`` if no stock
+        layer does."""
         band = band_of(mechanism, self.config.attending[1])
-        if band is None or band[0] != UNBOUNDED:
+        if band is None or band[0] != UNBOUNDED:  # not full attention
             return None
         return {}
 
     @cached_property
     def reason(self) -> str:
-        """Why the stock model differs from the long model, as a sentence that names the layer. Empty if they are
+        """Why the stock model would compute something else than the long model, as a sentence. Empty if both are
         equal."""
         if self.family.base_model_type not in self.families:
             return f"A {self.long_class} has none; BERT, RoBERTa and their kin, BigBird, Llama and Mistral have."
-        if length := next(filter(None, (layer.options.exact_length for layer in self.layers)), None):
-            return (
-                f"No stock architecture has exact_length={length}; convert with --option exact_length=0, or write "
-                "0 into config.json."
-            )
-        values = [self.layer(mechanism) for mechanism in self.layers]
-        odd = next((index for index, of_layer in enumerate(values) if of_layer is None or of_layer != values[0]), None)
-        if odd is not None:
-            choice = repr(self.layers[odd].name)
-            options = self.layers[odd].options.changed()
-            if options:
-                choice += f" with {', '.join(options)}"
-            return f"Layer {odd} has {choice}, and every layer of a {self.class_name} has {self.words}."
+        for mechanism in self.layers:
+            if mechanism.options.exact_length:
+                return (
+                    f"No stock architecture has exact_length={mechanism.options.exact_length}; convert with --option "
+                    "exact_length=0, or write 0 into config.json."
+                )
+        fields = [self.layer(mechanism) for mechanism in self.layers]
+        for index, mechanism in enumerate(self.layers):
+            if fields[index] is None or fields[index] != fields[0]:
+                choice = repr(mechanism.name)
+                options = mechanism.options.changed()
+                if options:
+                    choice += f" with {', '.join(options)}"
+                return f"Layer {index} has {choice}, and every layer of a {self.class_name} has {self.words}."
         if self.base_class != self.class_name and self.head not in self.heads:
             return (
                 f"The head of a {self.base_class} differs from {self.stem}'s; export the encoder alone, or a model "
@@ -106,7 +109,7 @@ class Stock:
         return ""
 
     def stock_config(self) -> Any:
-        """The stock config, without fields that only Long configs or the base have."""
+        """The config of the stock model. Fields that only Long configs or the base have are left out."""
         config_class: Any = getattr(transformers, self.class_name).config_class
         only_base = set(self.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
         values = {**with_base_windows(self.config.to_dict()), **(self.layer(self.layers[0]) or {})}
@@ -114,16 +117,18 @@ class Stock:
         return config_class.from_dict({**values, "architectures": [self.class_name]})
 
     def state_dict(self, long: nn.Module) -> dict[str, Tensor]:
-        """The tensors of the loaded long model under the stock names. Pruned heads become zeros, as stock layers have
-        all heads."""
-        config, shapes, state = self.stock_config(), whole_shapes(long), {}
+        """The tensors of the loaded long model under the names of the stock model."""
+        config = self.stock_config()
+        shapes = whole_shapes(long)
         adoption = ADOPTIONS.get(config.model_type)
+        state = {}
         for name, tensor in long.state_dict().items():
             values = tensor
-            if name in shapes:  # heads of zeros add nothing to the output
+            if name in shapes:  # stock layers have the pruned heads, too; heads of zeros add nothing to the output
                 values = tensor.new_zeros(shapes[name])
                 values[tuple(map(slice, tensor.shape))] = tensor
-            if adoption is not None and name.endswith("position_embeddings.weight"):  # rows before position 0
+            if adoption is not None and name.endswith("position_embeddings.weight"):
+                # the tables may have different numbers of rows before position 0
                 before = self.family.position_tables[0].offset_rows(self.config)
                 after = FAMILIES[adoption.family].position_tables[0].offset_rows(config)
                 if before != after:
@@ -133,7 +138,7 @@ class Stock:
 
 
 class Mistral(Stock):
-    """Mistral, with one window for all layers, or none."""
+    """Mistral, for decoders with full attention, or with the same window in all layers."""
 
     families = frozenset(("llama", "mistral"))
     stem, heads = (
@@ -151,10 +156,11 @@ class Mistral(Stock):
 
 
 class LongformerStock(Stock):
-    """Longformer: RoBERTa's layers with windows, and separate projections for global tokens.
+    """Longformer, for encoders of RoBERTa and BERT with windows and global tokens.
 
-    If a layer has no separate projections, Longformer gets copies of its query, key and value. Some of Longformer's
-    task heads choose global tokens. The layers must then have the same global tokens.
+    Longformer has separate projections for global tokens. If a long model has none, Longformer gets copies of its
+    query, key and value. Some of Longformer's task heads choose global tokens. The long model must then have the same
+    ones.
     """
 
     families = ROBERTAS | {"bert"}
@@ -167,15 +173,18 @@ class LongformerStock(Stock):
         r"^cls\.predictions\.transform\.dense\.": "lm_head.dense.",
         r"^cls\.predictions\.transform\.LayerNorm\.": "lm_head.layer_norm.",
         r"^cls\.predictions\.": "lm_head.",
-        # Longformer's head for SequenceClassification has BERT's pooler inside
+        # the first layer of Longformer's head for SequenceClassification is BERT's pooler
         r"^bert\.pooler\.dense\.": "classifier.dense.",
         r"^(bert|roberta)\.": "longformer.",
         r"\.long_attention\.separate\.(query|key|value)\.": r".\1_global.",
     }
 
     def __init__(self, config: Any, long_class: str, family: Family) -> None:
-        """Find the global tokens of its head. ``globals`` is ``None`` if the head needs separators that the texts of
-        the family lack."""
+        """Set ``globals``, the options of the head's global tokens.
+
+        ``globals`` is ``None`` if no options of a mechanism can choose them: a question-answering head looks for three
+        separators, and a pair of BERT's texts has two.
+        """
         super().__init__(config, long_class, family)
         self.globals: LongformerOptions | None = None
         if self.head == "ForQuestionAnswering" and family.base_model_type not in ROBERTAS:
@@ -197,6 +206,7 @@ class LongformerStock(Stock):
         config, options = self.config, LongformerOptions(global_tokens=())
         if isinstance(mechanism, Longformer):
             options = mechanism.options
+        # the layer must have the global tokens of the head, and none by the config
         choosing = ("global_tokens", "global_first_segment", "global_token_ids")
         if self.globals is None or any(getattr(options, name) != getattr(self.globals, name) for name in choosing):
             return None
@@ -225,7 +235,7 @@ class LongformerStock(Stock):
 
 
 class BigBirdStock(Stock):
-    """BigBird, for layers with transformers' variant of `bigbird`."""
+    """BigBird, for encoders with the variant of `bigbird` that transformers computes."""
 
     families = ROBERTAS | {"bert", "big_bird"}
     stem, heads = "BigBird", ("Model", "ForMaskedLM", "ForTokenClassification")
@@ -246,17 +256,17 @@ class BigBirdStock(Stock):
     }
 
     def layer(self, mechanism: Mechanism) -> dict[str, Any] | None:
-        o: Any = mechanism.options
+        options: Any = mechanism.options
         if (
             not isinstance(mechanism, BigBird)
-            or o.random_pattern == "seeded"
-            or (o.blocks_over, o.seed, o.relative) != ("input", 0, None)
+            or options.random_pattern == "seeded"
+            or (options.blocks_over, options.seed, options.relative) != ("input", 0, None)
         ):
             return None
         values = {
             "attention_type": "block_sparse",
-            "block_size": o.block_size,
-            "num_random_blocks": o.num_random_blocks,
+            "block_size": options.block_size,
+            "num_random_blocks": options.num_random_blocks,
         }
         if self.family.base_model_type == "big_bird":
             return values
@@ -269,15 +279,16 @@ class BigBirdStock(Stock):
 
 
 def choose_stock(config: Any, long_class: str, family: Family) -> Stock:
-    """The stock architecture that equals a long model. If there is none, the nearest architecture, with a
-    ``reason``."""
+    """The stock architecture that computes the same as a long model. If there is none, the nearest architecture, whose
+    ``reason`` is not empty."""
     stocks = [stock(config, long_class, family) for stock in (Stock, Mistral, LongformerStock, BigBirdStock)]
     stocks = [stock for stock in stocks if family.base_model_type in stock.families] or stocks[:1]
     for stock in stocks:
         if not stock.reason:
             return stock
-    odd = next((mechanism for mechanism in stocks[0].layers if not isinstance(mechanism, Full)), None)
-    return next((stock for stock in stocks if isinstance(odd, stock.computes)), stocks[0])
+    # the nearest architecture computes the first mechanism that is not full attention, with other options
+    sparse = next((mechanism for mechanism in stocks[0].layers if not isinstance(mechanism, Full)), None)
+    return next((stock for stock in stocks if isinstance(sparse, stock.computes)), stocks[0])
 
 
 @quiet_libraries()
@@ -291,18 +302,21 @@ def export_native(
     token: str | bool | None = None,
     progress: StageProgress = no_progress,
 ) -> ConversionReport:
-    """Write and check a stock checkpoint: an architecture of transformers that computes what a long checkpoint does.
+    """Write a stock checkpoint: an architecture of transformers that computes the same as a long checkpoint.
 
-    Software that knows this architecture can serve it without this package. Outputs and generated tokens are compared
-    for a short and a long input, with padding.
+    Software that knows this architecture can run it without this package. Outputs and generated tokens of both models
+    are compared for a short and a long input, with padding.
 
     Args:
         model: a long checkpoint: a folder, or a Hub repository id.
         destination: a folder that appears complete, or not at all. It has the returned report as native_report.json.
-        progress: called as progress(stage, done, total).
+        verify: whether the outputs are compared.
+        overwrite: whether an existing checkpoint folder is replaced.
+        revision, token: branch, tag or commit of a Hub repository, and a token for access.
+        progress: called as ``progress(stage, done, total)``.
 
     Raises:
-        CheckpointError: no stock architecture computes the same; the sentence names the layer and the reason.
+        CheckpointError: no stock architecture computes the same. The message names the layer and the reason.
     """
     source, target = open_for_writing(model, destination, overwrite=overwrite, revision=revision, token=token)
     if not is_long(source.config):
@@ -316,9 +330,15 @@ def export_native(
 
 
 def _write(source: Source, stage: Path, name: str, verify: bool, progress: StageProgress) -> ConversionReport:
-    """Write and check the stock form of a long checkpoint in the folder ``stage``. Users load it by ``name``."""
+    """Write and check the stock checkpoint of a long checkpoint.
+
+    Args:
+        stage: the folder in which it is written.
+        name: the destination as typed by the user.
+    """
     config, class_name, family, _ = read_long(source)
-    choice, length = choose_stock(config, class_name, family), family.longest(config)
+    choice = choose_stock(config, class_name, family)
+    length = family.longest(config)
     if choice.reason:
         raise CheckpointError(f"{source.name!r} has no stock form: {choice.reason}")
     long, _ = load_checked(family.model_class(class_name), source.folder, source.name, dtype="auto")
@@ -353,8 +373,7 @@ def _write(source: Source, stage: Path, name: str, verify: bool, progress: Stage
         NATIVE_REPORT,
         checks,
         f"A `{choice.class_name}` for inputs of up to {length:,} tokens, which computes what the long model does, "
-        "made by "
-        f"`longattn export --format native` from {origin_of(source.name)}.",
+        f"made by `longattn export --format native` from {origin_of(source.name)}.",
         config={"format": "native"},
         plan={
             "source": source.name,
@@ -373,20 +392,23 @@ def _write(source: Source, stage: Path, name: str, verify: bool, progress: Stage
 
 
 def _compare(long: Any, stock: Any, choice: Stock, text: VerificationText, progress: StageProgress) -> list[Check]:
+    """Compare outputs and generated tokens of the long and the stock model, for a short and a long input."""
     longest, shape = choice.family.longest(choice.config), model_shape(choice.config, long)
     most = affordable_length(longest, shape, layer_mechanisms(choice.config.long_attention, shape, longest), FLOPS)
-    adoption, checks = ADOPTIONS.get(stock.config.model_type) or Adoption(), list[Check]()
+    adoption = ADOPTIONS.get(stock.config.model_type) or Adoption()
+    checks: list[Check] = []
     takes_globals = all(isinstance(mechanism, Longformer) for mechanism in choice.layers)
     for length in dict.fromkeys((min(SHORT_LENGTH, most), most)):
         progress("verify", length, most)
         for probe in adoption.probes(stock.config, type(stock).__name__, text, length, takes_globals):
-            for module in stock.modules():  # after a short input, transformers' BigBird stays in full attention
+            for module in stock.modules():  # a short input has set transformers' BigBird to full attention for good
                 if hasattr(module, "set_attention_type") and hasattr(module, "config"):
                     module.set_attention_type(module.config.attention_type)
             checks.append(probe.check(f"equal to the long model at {length} tokens", long, stock, "the long model"))
             if not stock.can_generate():
                 continue
-            # the first tokens of the two texts, padded on the left
+
+            # generate after the first tokens of the two texts, padded on the left
             mask = probe.inputs["attention_mask"]
             mask = mask[:, : max(1, mask.shape[1] - GENERATED)]
             pairs = zip(probe.inputs["input_ids"], mask, strict=True)

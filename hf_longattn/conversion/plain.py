@@ -1,5 +1,7 @@
-"""Conversions with ``--generic``: mechanisms in a transformers class that has no Long class. Only the length of texts
-with rotary positions can change."""
+"""Conversions with ``--generic``: a class of transformers without a Long class keeps its class, and gets mechanisms.
+
+The maximum length can change only for texts with rotary positions.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,9 @@ from .source import Source
 from .tokenizer import load_tokenizer
 
 UNCHANGED = "as they were"
+"""The strategy for positions of models whose positions do not change, as reports name it."""
 LONGEST, LOGITS = 4096, 2**26
-"""Maximum tokens, and maximum logits, of the inputs for checking a plain class for NaN."""
+"""Maximum number of tokens, and of logits, when outputs are checked for NaN."""
 
 
 def plan_plain(source: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
@@ -47,9 +50,11 @@ def plan_plain(source: Source, architecture: Architecture, request: ConversionCo
     base = architecture.source_config
 
     def with_windows(attention: Any, stack: Any) -> LongAttentionConfig:
+        """The attention for a model or tower with the config ``stack``. Layers with their own window keep it."""
         windows = own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else []
         return with_own_windows(attention, windows)
 
+    # tower -> attention; the empty name stands for the whole model
     if request.towers is None:
         chosen = {"": with_windows(request.attention() if request.names_attention else None, base)}
     else:
@@ -93,6 +98,7 @@ def plan_plain(source: Source, architecture: Architecture, request: ConversionCo
         plans[name] = plan
     if "" in plans:
         return plans[""]
+    # the plan of the whole model, which has the towers' plans
     return replace(
         next(iter(plans.values())),
         config=config,
@@ -109,12 +115,11 @@ def plan_plain(source: Source, architecture: Architecture, request: ConversionCo
 
 @dataclass(frozen=True)
 class PlainPart:
-    """A plain model, or one of its towers, that has mechanisms. ``inputs`` have 0 tokens if no config has their
-    size."""
+    """A model that keeps its class, or one of its towers, with its mechanisms."""
 
     module: Any  # on the meta device
     attention: LongAttentionConfig
-    inputs: InputSizes
+    inputs: InputSizes  # sizes of source and result, with 0 tokens if the config does not tell them
     shape: ModelShape
     costs: tuple[LengthCost, ...]
 
@@ -122,12 +127,20 @@ class PlainPart:
 def plain_parts(
     skeleton: Any, attention: Mapping[str, LongAttentionConfig], length: StackLength
 ) -> dict[str, PlainPart]:
-    """The model under an empty name, or its towers with mechanisms by name. ``length``: of texts."""
-    modules, parts, spec = {**towers_of(skeleton), "": skeleton}, {}, PlainSpec()
+    """The towers that get mechanisms, by name. A model without named towers has one part with an empty name.
+
+    Args:
+        skeleton: the model on the meta device.
+        attention: name of a tower -> its attention.
+        length: maximum length of texts in source and result.
+    """
+    modules = {**towers_of(skeleton), "": skeleton}
+    parts = {}
+    spec = PlainSpec()
     for name, chosen in attention.items():
         module = modules[name]
-        stated = text_length(module.config)
-        inputs = spec.between(None, stated, stated)
+        old = text_length(module.config)
+        inputs = spec.between(None, old, old)
         if length.new and (not name or name == text_tower(skeleton.config, [name])):
             inputs = spec.between(None, length.old, length.new)
         family = known_family(module.config)
@@ -138,7 +151,7 @@ def plain_parts(
             inputs = family.spec.sizes(family, module.config)
         shape = generic_shape(module, skeleton.config)
         costs = costs_of(inputs, chosen, shape) if inputs.old.tokens else ()
-        if shape.causal:  # a plain class caches every token
+        if shape.causal:  # the class's own cache holds the keys and values of every token
             costs = tuple(replace(cost, cache_bytes=shape.layers * cost.length * shape.token_bytes) for cost in costs)
         parts[name] = PlainPart(module, chosen, inputs, shape, costs)
     return parts
@@ -147,9 +160,16 @@ def plain_parts(
 def plain_config(
     architecture: Architecture, chosen: Mapping[str, LongAttentionConfig], positions: str, length: StackLength
 ) -> tuple[Any, str, str]:
-    """The config of the result, the strategy for positions, and why positions change outputs (empty if they do not).
+    """The config of the result, and its positions. Only rotary positions of texts can change.
 
-    Refuses new positions, except rotary positions of texts.
+    Args:
+        chosen: name of a tower -> its attention; the empty name stands for the whole model.
+        positions: the setting ``positions``.
+        length: maximum length of texts in source and result.
+    Returns:
+        The config, the strategy for positions, and the reason why positions change outputs (empty if they do not).
+    Raises:
+        OptionError: another length, or positions that cannot change.
     """
     base = architecture.source_config
     config = base.__class__.from_dict(base.to_dict())
@@ -158,19 +178,16 @@ def plain_config(
     text = config.get_text_config()
     if isinstance(getattr(text, "rope_parameters", None), dict) and length.old:
         length.check_grows()
-        reading = chosen.get("") or chosen.get(text_tower(base, chosen), LongAttentionConfig("full"))
+        of_texts = chosen.get("") or chosen.get(text_tower(base, chosen), LongAttentionConfig("full"))
         causal = True if architecture.source_class.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
-        rope = plan_rotary(text, reading, positions, length.old, length.new, causal=causal)
+        rope = plan_rotary(text, of_texts, positions, length.old, length.new, causal=causal)
         if rope.relative:
             raise OptionError(
                 f"rope:{rope.scaling} is for architectures with Long classes; choose other positions with --generic."
             )
         rope.write(text)
-        return (
-            config,
-            f"rope:{rope.scaling}",
-            "" if rope.exact else f"rope:{rope.scaling} changes the old positions too",
-        )
+        strategy = f"rope:{rope.scaling}"
+        return config, strategy, "" if rope.exact else f"{strategy} changes the old positions too"
     if length.new != length.old or positions != AUTO:
         raise OptionError(
             f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and "
@@ -180,43 +197,54 @@ def plain_config(
 
 
 def check_plain(comparison: Comparison) -> list[Check]:
-    """Compare outputs with the source's: with the class's attention, with all mechanisms, and with the mechanisms
-    of one tower. With mechanisms, outputs must be finite."""
+    """Compare source and result on random inputs.
+
+    The result runs with all mechanisms, with the mechanisms of each single tower, and with the attention of its class.
+    With all mechanisms, outputs for a longer input must be finite.
+    """
     plan, source, result = comparison.plan, comparison.source, comparison.result
-    seeded, implementation = seeded_inputs(source), attention_implementation(source.config)
-    expected, of_shapes = run_model(source, seeded), f"outputs for {_shapes(seeded)}"
+    seeded = seeded_inputs(source)
+    expected = run_model(source, seeded)
+    described = f"outputs for {_shapes(seeded)}"
+    implementation = attention_implementation(source.config)
     keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
 
-    def compare(name: str, how: str, change: str) -> Check:
-        covered: list[bool] = []
+    def compare(name: str, attention: str, change: str) -> Check:
+        """Compare outputs. ``attention``: description of the result's; ``change``: why positions change outputs."""
+        covered: list[bool] = []  # of each call of a mechanism, whether it computes full attention
 
-        def note(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+        def note_coverage(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
             _, k, _, call = args
             covered.append(mechanism.covers(k.shape[2], causal=call.causal))
 
-        hooks = [mechanism.register_forward_pre_hook(note) for mechanism in attached_mechanisms(result).values()]
+        mechanisms = attached_mechanisms(result).values()
+        hooks = [mechanism.register_forward_pre_hook(note_coverage) for mechanism in mechanisms]
         measured = run_model(result, seeded)
         for hook in hooks:
             hook.remove()
         why = change
         if not why and (keeps_windows or not covered or not all(covered)):
             why = "the mechanism does not cover the input"
-        detail = f"{of_shapes}, {how}: largest difference from the source"
+        detail = f"{described}, {attention}: largest difference from the source"
         return equality(name, detail, Difference.of(expected, measured), {}, why)
 
     mechanisms = compare("with the mechanism", "long attention", plan.position_change)
     vocabulary = getattr(result.config.get_text_config(), "vocab_size", 1)
     longest = seeded_inputs(result, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // vocabulary)))
     finite = check_finite("finite", f"outputs for {_shapes(longest)}", run_model(result, longest))
-    checks, towers = [], towers_of(result)
+
+    # one tower with mechanisms, the others with their class's attention
+    checks = []
+    towers = towers_of(result)
     for name, tower in plan.towers.items():
         for other in plan.towers:
             set_implementation(towers[other], BACKEND if other == name else implementation, is_tower=True)
-        alone = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
+        names = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
         change = plan.position_change or tower.position_change
-        checks.append(compare(f"with the mechanism of the tower {name}", f"{alone} in the tower {name} alone", change))
+        checks.append(compare(f"with the mechanism of the tower {name}", f"{names} in the tower {name} alone", change))
+
     set_implementation(result, implementation, is_tower=False)
-    detail = f"{of_shapes}, the class's attention: largest difference from the source"
+    detail = f"{described}, the class's attention: largest difference from the source"
     difference = Difference.of(expected, run_model(result, seeded))
     return [
         equality("equal with the source's attention", detail, difference, {}, plan.position_change),
@@ -233,7 +261,7 @@ def _shapes(inputs: Mapping[str, Any]) -> str:
 PLAIN = Modality(
     ("max_length", "towers"),
     plan_plain,
-    # their description only: `check_plain` makes inputs by `seeded_inputs`
+    # no inputs, only their description: `check_plain` makes inputs by `seeded_inputs`
     lambda family, config, folder, text, recording: SimpleNamespace(describe=lambda: "seeded inputs"),
     lambda plan, folder, inputs: check_tokenizer(plan, folder, load_tokenizer(plan.source.folder)),
     check_plain,
