@@ -22,32 +22,41 @@ from ..errors import OptionError, check_extra, flag, in_a_line
 
 
 def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
+    """A dataclass field that is also a command-line flag. Every instance gets its own copy of a list ``default``."""
     if isinstance(default, list):
         return HfArg(default_factory=lambda: list(default), help=help, aliases=aliases)
     return HfArg(default=default, help=help, aliases=aliases)
 
 
 batch_size_argument = partial(argument, help="Inputs per forward pass and process.", aliases=["--batch-size"])
-"""A task's field ``per_device_train_batch_size``, with its default. Its other flag is ``--batch-size``."""
+"""Makes a task's field ``per_device_train_batch_size`` from its default. The flag has the alias ``--batch-size``."""
 
 
 def check_least(arguments: Any, **minima: float) -> None:
-    """Refuse numbers below their minimum. ``None`` is accepted, and arguments that the task does not have are
-    ignored."""
+    """Refuse numbers below their minimum.
+
+    Arguments that are ``None`` or that the task does not have are not checked.
+    """
     for name, least in minima.items():
-        if (value := getattr(arguments, name, None)) is not None and value < least:
+        value = getattr(arguments, name, None)
+        if value is not None and value < least:
             raise OptionError(f"{flag(name)} must be at least {least}, not {value}.")
 
 
 def changed(arguments: Any) -> dict[str, Any]:
-    """The values that differ from their defaults, without secrets, for logs and cards."""
+    """The values that differ from their defaults, as JSON values, for logs and model cards. Tokens are left out."""
     settings = {}
     for field in fields(arguments):
-        if field.init and not field.name.endswith("_token"):
-            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            value = getattr(arguments, field.name)
-            if value != default:
-                settings[field.name] = value if isinstance(value, (bool, int, float, list, dict)) else str(value)
+        if not field.init or field.name.endswith("_token"):
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        value = getattr(arguments, field.name)
+        if value != default:
+            if not isinstance(value, (bool, int, float, list, dict)):
+                value = str(value)
+            settings[field.name] = value
     return settings
 
 
@@ -78,12 +87,13 @@ class DataArguments:
     """The data to train on and to evaluate on.
 
     Attributes:
-        roles: role -> recognised column names, in order of preference. ``--columns`` names other columns.
-        named: role -> column named by ``--columns``.
-        choices: argument -> its values, besides "" for the default.
-        only_scores: whether nothing is trained; set by :func:`~hf_longattn.training.run.begin`.
-        scored_rows: ``n``, the number of evaluation rows, and ``trained``, how many of them are training rows too. Set
-            by the split.
+        roles: role (the use of a column, such as "text" or "label") -> recognised column names, in order of
+            preference. ``--columns`` names other columns.
+        named: role -> the name of the column that ``--columns`` gives for it.
+        choices: name of an argument -> the values that it accepts. "" stands for the default and is always accepted.
+        only_scores: True if the model is evaluated and not trained. :func:`~hf_longattn.training.run.begin` sets it.
+        scored_rows: two counts for the log. ``n`` is the number of evaluation rows, and ``trained`` the number of
+            evaluation rows that are also training rows. Set when the rows are split.
     """
 
     _argument_group_name: ClassVar[str] = "data"
@@ -114,11 +124,13 @@ class DataArguments:
             raise OptionError("No data given; add --data with a file, a folder or a dataset's name.")
         check_least(self, max_length=2, max_train_samples=1, max_eval_samples=1, stride=0, max_target_length=1)
         for name, values in self.choices.items():
-            if (value := getattr(self, name)) and value not in values:
+            value = getattr(self, name)
+            if value and value not in values:
                 raise OptionError(f"{flag(name)} must be one of {', '.join(values)}, not {value!r}.")
         check_exists(self.validation)
         self.named = {role: name for role, _, name in (text.partition("=") for text in self.columns)}
-        if not all(self.named.values()) or not self.named.keys() <= self.roles.keys():
+        unknown_roles = self.named.keys() - self.roles.keys()
+        if unknown_roles or not all(self.named.values()):
             raise OptionError(
                 f"--columns takes ROLE=NAME, with a role of {', '.join(self.roles) or 'none'}, not "
                 f"{' '.join(self.columns)!r}."
@@ -129,7 +141,12 @@ class DataArguments:
 
 @dataclass
 class LongTrainingArguments(TrainingArguments):
-    """All of ``TrainingArguments`` with a time limit and a number of tokens per batch."""
+    """transformers' ``TrainingArguments`` with other defaults, a time limit, and a number of tokens per batch.
+
+    Attributes:
+        settings: the arguments that differ from their defaults.
+        folder: ``output_dir`` as a ``Path``.
+    """
 
     _argument_group_name: ClassVar[str] = "training"
 
@@ -186,6 +203,8 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError(
                 f"--hub-strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete."
             )
+
+        # Time limit
         if self.max_minutes is not None:
             if self.max_minutes <= 0:
                 raise OptionError(
@@ -198,18 +217,23 @@ class LongTrainingArguments(TrainingArguments):
                 )
             if ours.max_steps <= 0:
                 ours.max_steps = 1_000_000  # the time limit ends the run earlier
-                if ours.logging_steps < 1:
+                if ours.logging_steps < 1:  # a fraction of a million steps
                     ours.logging_steps = 20
-        self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
+
+        # Defaults that depend on other arguments or on the device
+        if not self.per_device_eval_batch_size:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
         ours.use_cpu = ours.use_cpu or not torch.accelerator.is_available()
         if ours.use_cpu:
             ours.dataloader_pin_memory = False
-        # without hardware bf16, PyTorch is ten times slower than fp32
+        # On a processor without bfloat16 instructions, PyTorch computes bf16 ten times slower than fp32.
         if self.fp16 or (ours.use_cpu and not cpu_computes_bf16()):
             self.bf16 = False
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if metric in ("wer", "cer", "attention_error") and getattr(self, "greater_is_better", None) is None:
             self.greater_is_better = False  # Trainer's default is True except for losses
+
+        # Fixed settings of Trainer
         self.remove_unused_columns = False  # collators choose the model's inputs
         self.logging_nan_inf_filter = False  # NaN or infinite losses must end the training
         try:

@@ -1,7 +1,7 @@
-"""Continued training of language models on long text, the tasks mlm and clm.
+"""Continued training of language models on long text: the tasks mlm and clm.
 
-Other tasks on plain text use their arguments and :func:`load_lm`. Documents may be read segment by segment, with a
-memory.
+With ``--segments``, the model reads each document segment by segment and remembers earlier segments. The tasks distill
+and linearise use the arguments in this file too, and distill uses :func:`load_lm`.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -55,7 +55,7 @@ from .run import begin, finish
 from .trainer import LongTrainer
 
 HEADS: dict[str, Any] = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "hidden": AutoModel}
-"""Objective -> the class that loads a model for it."""
+"""Objective of a training -> the class that loads a model with the head for this objective."""
 
 
 @dataclass
@@ -110,39 +110,49 @@ ARGUMENTS = (ModelArguments, LMDataArguments, TextTrainingArguments)
 def train_lm(
     objective: str, model_args: ModelArguments, data_args: LMDataArguments, training_args: TextTrainingArguments
 ) -> dict[str, Any]:
-    """Train by masked ("mlm") or next tokens ("clm"), and write the model to ``training_args.output_dir``. Returns the
-    log."""
+    """Train a language model, write it to ``training_args.output_dir``, and return the log.
+
+    Args:
+        objective: "mlm" (predict masked tokens) or "clm" (predict the next token).
+    """
     begin(model_args, data_args, training_args)
     model, tokenizer, _ = load_lm(model_args.model, objective, complete=not training_args.do_train)
     parts = read_texts(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
-    masks = DataCollatorForPackedText if pack else RepeatableMasks
-    collator: Any = masks(
+    collator_class = DataCollatorForPackedText if pack else RepeatableMasks
+    collator: Any = collator_class(
         tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mlm_probability, seed=training_args.seed
     )
     length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
     if data_args.segments:
+        trainer_class: Any = SegmentTrainer
         documents = each_part(partial(to_documents, tokenizer=tokenizer), *parts)
         train, scored = (Segments(part, length, tokenizer.pad_token_id) for part in documents)
     else:
+        trainer_class = LongTrainer
         train, scored = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), *parts)
-    trainer_of = SegmentTrainer if data_args.segments else LongTrainer
-    trainer = trainer_of(model, training_args, collator, train, scored, tokenizer)
+    trainer = trainer_class(model, training_args, collator, train, scored, tokenizer)
     return finish(trainer, model_args, data_args, input_length=length, packed=pack)
 
 
 def load_lm(
     name: str, objective: str, *, complete: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Load a model with its language-modelling head in float32, its tokenizer, and its objective.
+    """Load a model for an objective in float32. Returns the model, its tokenizer, and the objective.
 
     Args:
-        objective: "mlm" (masked tokens), "clm" (next tokens), "auto" (by the model's head), or "hidden" (no head).
+        objective: "mlm" (predict masked tokens), "clm" (predict the next token), "auto" (mlm or clm, by the model's
+            head), or "hidden" (no head).
         complete: refuse a checkpoint that lacks weights.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded or trained.
+        OptionError: the model has no head for the objective.
     """
-    config, by_class = load_config(name), objective in ("auto", "hidden")
+    config = load_config(name)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, config)
-    has_head = {name: config.model_type in mapped_names(auto_mapping(loader)) for name, loader in HEADS.items()}
+    has_head = {key: config.model_type in mapped_names(auto_mapping(loader)) for key, loader in HEADS.items()}
+    by_class = objective in ("auto", "hidden")
     if objective == "auto":
         if not has_head["mlm"] and not has_head["clm"]:
             raise CheckpointError(
@@ -150,21 +160,23 @@ def load_lm(
             )
         is_masked = has_head["mlm"] and not (config.architectures or [""])[0].endswith(CAUSAL_LANGUAGE_MODELS)
         objective = "mlm" if is_masked and tokenizer.mask_token is not None else "clm"
-    sees_next = has_head["mlm"] and not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
-    if not has_head[objective] or (objective == "clm" and sees_next):
-        words = {
+    # An encoder such as BERT can be loaded for clm, but its tokens see the next token.
+    is_encoder = has_head["mlm"] and not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
+    if not has_head[objective] or (objective == "clm" and is_encoder):
+        abilities = {
             "mlm": "predict masked tokens",
             "clm": "predict the next token from those before it",
             "hidden": "have hidden states",
         }
         other = "clm" if objective == "mlm" else "mlm"
         raise OptionError(
-            f"{name!r} ({config.model_type}) does not {words[objective]}, which {objective} needs; take the task "
+            f"{name!r} ({config.model_type}) does not {abilities[objective]}, which {objective} needs; take the task "
             f"{other}."
         )
     model: PreTrainedModel = load_model(HEADS[objective], name, complete=complete)
     if by_class:
-        check_class(name, folder := fetch_model(name), read_config(folder))
+        folder = fetch_model(name)
+        check_class(name, folder, read_config(folder))
     if getattr(model, "is_quantized", False):
         raise CheckpointError(
             f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from."
@@ -178,15 +190,19 @@ def load_lm(
 
 
 MEMORY_FILE = "segment_memory_{}.safetensors"
-"""Name of the file in a checkpoint with a process's memory."""
+"""Name of the file in a checkpoint that holds the memory of one process. {} is the number of the process."""
 Position = tuple[int, int, int]
-"""A segment as three numbers: pass over the data, document, and first token in the document."""
+"""Where a segment is: number of the epoch, number of the document, and index of the first token in the document."""
 
 
 class Segments(torch.utils.data.Dataset[dict[str, Any]]):
-    """Segments of ``length`` tokens of documents (``to_documents``), by their :data:`Position`, padded on the right.
+    """Documents, cut into segments of ``length`` tokens. The last segment of a document is padded on the right.
 
-    ``None`` is a segment of padding.
+    ``segments[position]`` are the model inputs of the segment at a :data:`Position`, and ``segments[None]`` only
+    padding. ``len(segments)`` is the number of documents.
+
+    Args:
+        documents: a dataset from :func:`~hf_longattn.data.tokenization.to_documents`.
     """
 
     def __init__(self, documents: Dataset, length: int, pad_token_id: int = 0) -> None:
@@ -197,20 +213,24 @@ class Segments(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.sizes)
 
     def __getitem__(self, position: Position | None) -> dict[str, Any]:
-        number, document, first = position or (0, 0, 0)
-        ids = [] if position is None else self.documents[document]["input_ids"][first : first + self.length]
+        epoch = first = 0
+        ids: Any = []
+        if position is not None:
+            epoch, document, first = position
+            ids = self.documents[document]["input_ids"][first : first + self.length]
         tokens = pad(torch.tensor(ids, dtype=torch.long), (0, self.length - len(ids)), value=self.pad_token_id)
         mask = (torch.arange(self.length) < len(ids)).long()
-        return {"input_ids": tokens, "attention_mask": mask, "memory_reset": int(first == 0), "epoch": number}
+        return {"input_ids": tokens, "attention_mask": mask, "memory_reset": int(first == 0), "epoch": epoch}
 
 
 class SegmentBatches(EpochSampler):
-    """Batches of segments, as lists of :data:`Position`. Each row of a batch continues its document in the next batch.
+    """Batches of ``rows`` segments, as lists of :data:`Position`.
 
-    Process p of n gets every n-th batch, starting from batch p.
+    A row of a batch continues its document in the next batch. With several processes, process p of n gets every n-th
+    batch, starting from batch p.
 
-    With ``seed``, there are infinitely many passes, each with another order of documents. Without, there is one pass
-    in the original order. At its end, rows without a document are ``None``.
+    With ``seed``, the batches never end, and each epoch has another order of documents. Without ``seed``, there is one
+    epoch in the original order. When no documents are left, rows that have ended are ``None``.
     """
 
     def __init__(self, segments: Segments, rows: int, seed: int | None = None, processes: int = 1) -> None:
@@ -221,23 +241,24 @@ class SegmentBatches(EpochSampler):
         count = len(self.sizes)
         orders: Iterable[Iterable[int]] = [range(count)]
         if self.seed is not None:
-            orders = (shuffled(count, f"{self.seed}:{number}") for number in itertools.count())
-        documents = (  # at the end of a document, a row continues with the next one
-            [(number, document, first) for first in range(0, self.sizes[document], self.length)]
-            for number, order in enumerate(orders)
+            orders = (shuffled(count, f"{self.seed}:{epoch}") for epoch in itertools.count())
+        documents = (
+            [(epoch, document, first) for first in range(0, self.sizes[document], self.length)]
+            for epoch, order in enumerate(orders)
             for document in order
         )
-        for batch in itertools.zip_longest(
-            *(itertools.chain.from_iterable(documents) for _ in range(self.rows * self.processes))
-        ):
-            yield from (list(batch[first : first + self.rows]) for first in range(0, len(batch), self.rows))
+        # All rows of all processes draw from this one generator: a row whose document ends takes the next document.
+        rows = [itertools.chain.from_iterable(documents) for _ in range(self.rows * self.processes)]
+        for positions in itertools.zip_longest(*rows):
+            for start in range(0, len(positions), self.rows):
+                yield list(positions[start : start + self.rows])
 
 
 class SegmentTrainer(LongTrainer):
-    """Trains a Long model on :class:`~hf_longattn.training.lm.Segments`. The memory is carried from batch to batch,
-    gradients are not.
+    """Trains a Long model on :class:`~hf_longattn.training.lm.Segments`.
 
-    In an evaluation, every process reads all documents.
+    The model's memory is passed from each batch to the next batch, without gradients. In an evaluation, every process
+    reads all documents.
     """
 
     def __init__(self, model: Any, args: Any, *more: Any, **kwargs: Any) -> None:
@@ -250,7 +271,7 @@ class SegmentTrainer(LongTrainer):
                 "--tokens-per-batch requires rows of known length, not --segments; give --batch-size instead."
             )
         if args.max_steps < 0:
-            args.max_steps = 1000  # the passes never end
+            args.max_steps = 1000  # the batches of SegmentBatches never end
         super().__init__(model, args, *more, measure=self.held_out_loss, **kwargs)
         self.memory: Any = None
 
@@ -266,7 +287,11 @@ class SegmentTrainer(LongTrainer):
         return loss, outputs
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """As in Trainer. A resumed run also restores the memory."""
+        """Train as in Trainer. A resumed run also restores the memory.
+
+        Raises:
+            CheckpointError: the checkpoint has no memory for this process.
+        """
         self.memory = None
         if resume_from_checkpoint is not None:
             file = Path(resume_from_checkpoint, MEMORY_FILE.format(self.args.process_index))
@@ -283,22 +308,28 @@ class SegmentTrainer(LongTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def held_out_loss(self) -> dict[str, float]:
-        """The mean loss over all tokens of the held-out documents, and the number of tokens."""
+        """``loss``, the mean over all labels of the held-out documents, and ``n``, the number of documents."""
         segments: Any = self.eval_dataset
         batches: Any = SegmentBatches(segments, self.args.per_device_eval_batch_size)
         model = self.accelerator.unwrap_model(self.model)
-        memory, total, count = model.new_memory(), 0.0, 0
+        memory = model.new_memory()
+        total, count = 0.0, 0
         with evaluating(model), torch.no_grad(), self.compute_loss_context_manager(), deferred_logits(self.inner):
             for batch in DataLoader(segments, batch_sampler=batches, collate_fn=self.eval_collator):
                 batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
                 outputs = model(**batch, memory=memory)
                 memory = outputs["memory"]
-                if items := int(self.items_of(batch)):
-                    total, count = total + float(outputs["loss"]) * items, count + items
+                items = int(self.items_of(batch))
+                if items:  # the loss of a batch without labels is NaN
+                    total += float(outputs["loss"]) * items
+                    count += items
         return {"loss": total / max(1, count), "n": len(segments)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in Trainer. Every process saves its memory before trainer_state.json, which completes a checkpoint."""
+        """Save as in Trainer. In a checkpoint, every process also saves its memory.
+
+        Trainer calls this before it writes trainer_state.json, so a complete checkpoint has all memories.
+        """
         super().save_model(output_dir, _internal_call)
         if output_dir is not None and Path(output_dir).name.startswith("checkpoint-") and self.memory is not None:
             Path(output_dir).mkdir(parents=True, exist_ok=True)

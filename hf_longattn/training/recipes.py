@@ -26,7 +26,13 @@ CONFIGS = next(
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe in the package. name: value for ``--config``. command: "convert", "train qa" …, "accelerate launch"."""
+    """A recipe in the package.
+
+    Attributes:
+        name: the name to give to ``--config``.
+        title: the first line of the file's comment.
+        command: the command that reads the recipe: "convert", "accelerate launch", or "train TASK".
+    """
 
     name: str
     path: Path
@@ -35,6 +41,7 @@ class Recipe:
 
 
 def ready_recipes() -> dict[str, Recipe]:
+    """The recipes in the package by name."""
     recipes = {}
     for path in sorted(CONFIGS.rglob("*.yaml")):
         text = read_text(path)
@@ -46,31 +53,40 @@ def ready_recipes() -> dict[str, Recipe]:
 
 
 def recipe_names(command: str = "") -> str:
-    """The ready recipes of a command, for a help text or a message. Without a command, all but those of
-    ``accelerate launch``."""
+    """The names of the recipes for a command, separated by commas, for a help text or a message.
+
+    Without a command, these are the recipes of all commands except ``accelerate launch``.
+    """
     recipes = ready_recipes().values()
-    return ", ".join(
-        each.name
-        for each in recipes
-        if each.command == command or (not command and each.command != "accelerate launch")
-    )
+    if command:
+        names = [recipe.name for recipe in recipes if recipe.command == command]
+    else:
+        names = [recipe.name for recipe in recipes if recipe.command != "accelerate launch"]
+    return ", ".join(names)
 
 
 def read_recipe(
     recipe: str | Path, names: Iterable[str] | None = None, command: str = "", loader: str = "SafeLoader"
 ) -> dict[str, Any]:
-    """The values of a recipe: a YAML file, or one of :func:`ready_recipes` by name. Dashes in names become
-    underscores.
+    """The values of a recipe by the name of the setting. Dashes in names become underscores.
 
     Args:
+        recipe: a YAML file, or a name in :func:`ready_recipes`.
         names: permitted settings; ``None``: any.
-        command: the command to which a ready recipe must belong; "" = any.
+        command: the command to which a recipe of the package must belong; "" = any.
+        loader: name of PyYAML's loader. "BaseLoader" leaves all values as they are written.
+
+    Raises:
+        LongAttentionError: the recipe does not exist, cannot be read, belongs to another command, or has a setting
+            that is not in ``names``.
     """
     import yaml
 
+    # A name, or a file
     path, ready = Path(recipe), ready_recipes()
     if not path.suffix and not path.exists():
-        if (name := str(recipe)) not in ready:
+        name = str(recipe)
+        if name not in ready:
             raise LongAttentionError(
                 f"There is no recipe {name!r}; give a YAML file, or one of {recipe_names()}.{nearest(name, ready)}"
             )
@@ -79,6 +95,8 @@ def read_recipe(
                 f"The recipe {name!r} is for longattn {ready[name].command}; give another one, or a YAML file."
             )
         path = ready[name].path
+
+    # The values in the file
     try:
         values = yaml.load(read_text(path), getattr(yaml, loader))
     except (CheckpointError, yaml.YAMLError, RecursionError, ValueError) as error:
@@ -89,20 +107,30 @@ def read_recipe(
     if not isinstance(values, dict):
         raise LongAttentionError(f"The recipe {path} must contain names and values, for example `max_length: 4096`.")
     settings = {str(name).replace("-", "_"): value for name, value in values.items()}
-    known = list(settings if names is None else names)
-    if wrong := next((name for name in settings if name not in known), None):
-        raise LongAttentionError(
-            f"The recipe {path} sets {wrong!r}, which is not a setting of this command.{nearest(wrong, known)}"
-        )
+    permitted = list(settings if names is None else names)
+    for name in settings:
+        if name not in permitted:
+            raise LongAttentionError(
+                f"The recipe {path} sets {name!r}, which is not a setting of this command.{nearest(name, permitted)}"
+            )
     return settings
 
 
 def recipe_words(recipe: str, command: str = "") -> list[str]:
-    """The values of a recipe as command-line words, spelled as in the file (``no``, ``1e-5``)."""
-    values, written = (read_recipe(recipe, command=command, loader=loader) for loader in ("SafeLoader", "BaseLoader"))
+    """The values of a recipe as command-line words, spelled as in the file (``no``, ``1e-5``).
+
+    Settings without a value are left out. A dictionary becomes JSON.
+    """
+    values = read_recipe(recipe, command=command)
+    spellings = read_recipe(recipe, command=command, loader="BaseLoader")
     words = []
     for name, value in values.items():
-        if value is not None:
-            text = json.dumps(value) if isinstance(value, dict) else written[name]
-            words += [f"--{name}", *(text if isinstance(text, list) else [text])]
+        if value is None:
+            continue
+        spelling = spellings[name]
+        if isinstance(value, dict):
+            spelling = json.dumps(value)
+        if not isinstance(spelling, list):
+            spelling = [spelling]
+        words += [f"--{name}", *spelling]
     return words

@@ -1,10 +1,10 @@
 """The run of every task: begin, train or resume, evaluate, and save the model with its log and card.
 
-Errors are reported as one sentence.
+Errors are reported as one sentence. `docs/extending.md` and ``examples/extend/score.py`` show how to write a task.
 
-`docs/extending.md` and ``examples/extend/score.py`` show a task. ``compute_metrics`` (or ``measure=``) returns scores
-by name, with ``NAME_se`` for standard errors and ``n`` for the number of rows. Scores with names in :data:`METRICS`
-are in per cent. ``HEAD_accuracy`` is the accuracy of one of several heads.
+A task's ``compute_metrics`` (or ``measure``) returns scores by name. ``NAME_se`` is the standard error of the score
+``NAME``, and ``n`` the number of rows. Scores with names in :data:`METRICS` are in per cent. If a model has several
+heads, ``HEAD_accuracy`` is the accuracy of the head ``HEAD``.
 """
 
 from __future__ import annotations
@@ -68,42 +68,50 @@ from .trainer import LongTrainer
 SCORES_NAME = "scores.json"
 """Name of an evaluation's result file."""
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
-"""Files that a run without ``--overwrite`` does not replace."""
+"""Patterns of files of an earlier run. A run without ``--overwrite`` refuses an output folder that has any."""
 
 
 def begin(model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments) -> None:
-    """Check the output before anything slow, find the checkpoint to resume from, and set the seed.
+    """Check the output folder before anything slow, find the checkpoint to resume from, and set the seed.
 
     Raises:
         OptionError: the output is the model's folder, or already contains a model, checkpoints or scores.
         CheckpointError: the output cannot be written, or no checkpoint can be resumed.
-        HubError: ``push_to_hub`` without access.
+        HubError: ``push_to_hub`` is set, but the Hub gives no access.
     """
     args, folder = training_args, training_args.folder
     data_args.only_scores = not args.do_train
+
+    # The output folder and the checkpoint to resume from
     if folder.exists() and folder.resolve() == Path(model_args.model).resolve():
         raise OptionError(
             f"The output {str(folder)!r} is the folder of --model, which would be overwritten; give another --output."
         )
     if args.do_train and (args.resume or args.resume_from_checkpoint):
-        given = args.resume_from_checkpoint
-        start = Path(given) if given else newest_checkpoint(folder)
+        if args.resume_from_checkpoint:
+            start: Path | None = Path(args.resume_from_checkpoint)
+        else:
+            start = newest_checkpoint(folder)
         if start is None or not is_complete(start):
             raise CheckpointError(
                 f"There is no complete checkpoint in {str(start or folder)!r} to resume from; leave --resume out."
             )
-        args.resume_from_checkpoint, args.eval_on_start = str(start), False
+        args.resume_from_checkpoint = str(start)
+        args.eval_on_start = False
     if not args.overwrite and not resumes_output(args):
         refuse_earlier_results(folder, args.do_train)
     check_writable(folder)
-    if args.push_to_hub and not args.do_train:
-        raise OptionError(
-            "--push-to-hub uploads a model after its training, and nothing is trained here; leave it out."
-        )
+
+    # Access to the Hub
     if args.push_to_hub:
+        if not args.do_train:
+            raise OptionError(
+                "--push-to-hub uploads a model after its training, and nothing is trained here; leave it out."
+            )
         check_login(
             str(args.hub_model_id or folder.absolute().name), args.hub_token, private=bool(args.hub_private_repo)
         )
+
     if args.disable_tqdm or not args.should_log:
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
@@ -111,7 +119,7 @@ def begin(model_args: ModelArguments, data_args: DataArguments, training_args: L
 
 
 def refuse_earlier_results(folder: Path, trains: bool) -> None:
-    """Refuse an output that has scores, a model or checkpoints of an earlier run."""
+    """Refuse an output folder with scores (if nothing is trained), a model or checkpoints of an earlier run."""
     if not trains and (folder / SCORES_NAME).exists():
         raise OptionError(
             f"{str(folder)!r} holds scores already; give another --output, or add --overwrite to replace them."
@@ -134,15 +142,16 @@ def finish(
     hub_task: str | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Train or resume, evaluate, and save model, tokenizer, log and card; push them with ``push_to_hub``.
+    """Train or resume, evaluate, and save model, tokenizer, log and card. Push them to the Hub with ``push_to_hub``.
 
-    The log is written last and in one step, so a folder with a log has a finished training. Without ``do_train``, only
-    evaluate and save the scores.
+    The log is written last and in one step, so a folder with a log has a finished training. Without ``do_train``, the
+    model is only evaluated, and its scores are saved.
 
     Args:
-        trainer: its arguments are a :class:`LongTrainingArguments`.
-        hub_task: the Hub's name of the measured task, if it differs from the head's.
-        facts: more entries of the log, as JSON values. The card also has the numbers, and ``note`` after the scores.
+        trainer: a trainer whose arguments are a :class:`LongTrainingArguments`.
+        hub_task: the Hub's name of the measured task, if it is not the usual task of the model's head.
+        facts: more entries of the log, as JSON values. The model card shows the integers among them, and the text
+            ``note`` after the scores.
 
     Returns:
         The log: settings, versions, ``metrics`` before and after, the facts and Trainer's history.
@@ -154,9 +163,10 @@ def finish(
             training was begun with another model, other rows or other options.
     """
     args: Any = trainer.args
-    sharded, first = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled, trainer.is_world_process_zero()
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    is_first_process = trainer.is_world_process_zero()
     refuse_empty(trainer, data_args)
-    if first:
+    if is_first_process:
         action = "scoring"
         if args.do_train:
             action = "training"
@@ -173,7 +183,7 @@ def finish(
                 raise OptionError(
                     "Weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --lora-rank out."
                 )
-            if first:
+            if is_first_process:
                 begin_record(trainer, model_args, data_args)
             trainer.accelerator.wait_for_everyone()
             with low_rank_updates(trainer.model, model_args.lora_rank):
@@ -182,7 +192,7 @@ def finish(
             log = scored_log(trainer, model_args, data_args, facts)
         if args.do_train:
             save(trainer, model_args.model, log, hub_task)
-        elif first:
+        elif is_first_process:
             args.folder.mkdir(parents=True, exist_ok=True)
             write_text(args.folder / SCORES_NAME, json.dumps(log, indent=1))
     trainer.accelerator.wait_for_everyone()
@@ -190,7 +200,7 @@ def finish(
 
 
 def refuse_empty(trainer: LongTrainer, data_args: DataArguments) -> None:
-    """Refuse data of which no row is left."""
+    """Raise :class:`DataError` if no training row or no evaluation row is left."""
     data = " ".join(data_args.data)
     held_out = data_args.validation or f"{data} (held out)"
     for rows, source, use in (
@@ -205,7 +215,11 @@ def refuse_empty(trainer: LongTrainer, data_args: DataArguments) -> None:
 
 
 def begin_record(trainer: LongTrainer, model_args: ModelArguments, data_args: DataArguments) -> None:
-    """Record in the checkpoints what the training depends on, and compare that with a resumed training's record."""
+    """Let the trainer write the facts of :func:`run_facts` into its checkpoints.
+
+    If the training is resumed, the facts are compared with the facts in the checkpoint. Checkpoints in the output
+    folder are deleted, unless the training resumes from one of them.
+    """
     args: Any = trainer.args
     record = RunRecord(run_facts(trainer.model, trainer.train_dataset, model_args, data_args))
     if args.resume_from_checkpoint:
@@ -217,7 +231,10 @@ def begin_record(trainer: LongTrainer, model_args: ModelArguments, data_args: Da
 
 
 def train(trainer: LongTrainer, *, sharded: bool) -> None:
-    """Train or resume. With ``load_best_model_at_end``, the model then has the best checkpoint's weights."""
+    """Train or resume. With ``load_best_model_at_end``, the model has the weights of the best checkpoint afterwards.
+
+    ``sharded`` is whether FSDP or DeepSpeed splits the weights over processes.
+    """
     args: Any = trainer.args
     if args.resume_from_checkpoint and not sharded:
         load_renamed(trainer.model, Path(args.resume_from_checkpoint))
@@ -234,12 +251,11 @@ def train(trainer: LongTrainer, *, sharded: bool) -> None:
 def scored_log(
     trainer: LongTrainer, model_args: ModelArguments, data_args: DataArguments, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Evaluate, and make the log that :func:`finish` returns."""
+    """Evaluate, and return the log that :func:`finish` returns."""
     args: Any = trainer.args
-    before: dict[str, Any] = next(
-        (entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry), {}
-    )
-    metrics = {"before": plain_scores(before), "after": plain_scores(trainer.evaluate())}
+    before_training = [entry for entry in trainer.state.log_history if not entry["step"] and "eval_n" in entry]
+    before = plain_scores(before_training[0]) if before_training else {}
+    metrics = {"before": before, "after": plain_scores(trainer.evaluate())}
     versions = {name: version(name) for name in ("torch", "transformers", "datasets")}
     return {
         "settings": {**changed(model_args), **changed(data_args), **args.settings},
@@ -252,18 +268,20 @@ def scored_log(
 
 
 def resumes_output(args: LongTrainingArguments) -> bool:
+    """Whether the training resumes from a checkpoint in its output folder."""
     start = args.resume_from_checkpoint
     return bool(start) and Path(str(start)).resolve().parent == args.folder.resolve()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The latest complete checkpoint in ``folder``; ``None`` without any."""
-    complete = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit() and is_complete(path)]
-    return max(complete, key=lambda path: int(path.name[11:]), default=None)
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    complete = [path for path, step in steps.items() if step.isdigit() and is_complete(path)]
+    return max(complete, key=lambda path: int(steps[path]), default=None)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint has its state, which is the file that Trainer writes last."""
+    """Whether a checkpoint has a readable ``trainer_state.json``, the file that Trainer writes last."""
     try:
         return "global_step" in json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -271,9 +289,10 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def load_renamed(model: Any, folder: Path) -> None:
-    """Load a checkpoint as ``from_pretrained`` does, if its weight names differ from the model's parameter names.
+    """Load the weights of a checkpoint if some of their names in its files are not names in the model.
 
-    transformers saves a ViT, a mixture of experts and others under older names, which Trainer does not load.
+    transformers saves the weights of a ViT, of a mixture of experts and of others under older names.
+    ``from_pretrained`` renames them. Trainer does not, and would leave the weights of the model as they are.
     """
     names: set[str] = set()
     for path in folder.glob("model*.safetensors"):
@@ -285,8 +304,10 @@ def load_renamed(model: Any, folder: Path) -> None:
 
 @contextmanager
 def sentence_if_full(folder: Path) -> Iterator[None]:
-    """Raise the error for a full disk as one sentence, and remove files of a model and checkpoints that are not
-    complete."""
+    """Within the context, turn the error for a full disk into a :class:`CheckpointError` of one sentence.
+
+    Files that were written within the context and incomplete checkpoints are deleted first.
+    """
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*") if path.is_file()}
     try:
         yield
@@ -305,13 +326,15 @@ def sentence_if_full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Refuse a second training into a folder while the first one runs.
+    """Within the context, lock an output folder, so that a second training into it is refused.
+
+    The folder is created. If it is empty at the end, it is removed again.
 
     Raises:
         CheckpointError: another training writes into the folder, or it cannot be written.
     """
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
-    existing = new[-1].parent if new else folder
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
+    existing = new_folders[-1].parent if new_folders else folder
     with disk_errors(existing):
         folder.mkdir(parents=True, exist_ok=True)
     refusal = f"Another training is writing {str(folder)!r}; wait for it, or give another --output."
@@ -319,13 +342,13 @@ def only_writer(folder: Path) -> Iterator[None]:
         with locked(folder / ".lock", refusal):
             yield
     finally:
-        for place in new:  # still empty if the training was refused
-            with suppress(OSError):  # not empty
-                place.rmdir()
+        for path in new_folders:
+            with suppress(OSError):  # rmdir refuses a folder with files, which are the results of the training
+                path.rmdir()
 
 
 def how_to_resume(folder: Path) -> str:
-    """The advice after a run that ended early."""
+    """What to type after a training that ended early."""
     newest = newest_checkpoint(folder)
     if newest is None:
         return "run again with --overwrite, since no checkpoint is complete"
@@ -337,19 +360,22 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
 
     Args:
         task: a module with ``ARGUMENTS`` and ``main``; see this module's docstring.
-        prog: the command in messages and help, "longattn train qa".
+        prog: the command in messages and help, such as "longattn train qa".
 
     Returns:
-        The exit code: 0, or with one sentence on stderr 1 (refused or failed), 2 (wrong usage) or 130 (interrupted).
+        The exit code: 0 for success, 1 for a refused or failed run, 2 for wrong usage, 130 for an interrupted run.
+        With every code but 0, one sentence is printed on stderr.
     """
-    first, folder, code = int(os.environ.get("RANK", "0")) == 0, None, 0
+    is_first_process = int(os.environ.get("RANK", "0")) == 0
+    folder = None
+    code = 0
     try:
         model_args, data_args, training_args = parse_task(task, words, prog or str(task.__file__))
         folder = training_args.folder
-        writes = first and training_args.do_train
+        writes = is_first_process and training_args.do_train
         with only_writer(folder) if writes else nullcontext():
             log = task.main(model_args, data_args, training_args)
-        if first:
+        if is_first_process:
             written = folder
             if not training_args.do_train:
                 written = folder / SCORES_NAME
@@ -360,8 +386,8 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
             code = 2
         print(error_line(error), file=sys.stderr)
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT  # as a shell returns it
-        if first:
+        code = 128 + signal.SIGINT  # the code that a shell returns for this signal
+        if is_first_process:
             advice = f"; {how_to_resume(folder)}" if folder else ""
             print(visible(f"Stopped{advice}."), file=sys.stderr)
     if code and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -371,16 +397,19 @@ def run_task(task: ModuleType, words: list[str], prog: str | None = None) -> int
 
 
 BESIDE_UPDATES = "trained_beside_updates"
-"""The attribute that marks other modules to train in full, beside LoRA updates."""
+"""Name of an attribute. A module that has it is trained in full when the rest of the model gets LoRA updates."""
 
 
 @contextmanager
 def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
-    """Within the context, train LoRA updates of the attention projections, scaled by 2; merge them on exit.
+    """Within the context, only LoRA updates and a few modules are trained. On exit, the updates are merged.
 
-    Also trained are the mechanisms' parameters, poolers and heads, but no head that predicts tokens.
+    The updates are of the attention projections, with a scale (``lora_alpha / r``) of 2. Mechanisms, poolers and heads
+    are trained in full, except a head that predicts tokens.
 
-    ``network`` is a model of transformers, or a module that contains one. With a rank of 0, all weights are trained.
+    Args:
+        network: a model of transformers, or a module that contains one.
+        rank: rank of the updates. With 0, all weights are trained.
     """
     if not rank:
         yield
@@ -388,23 +417,25 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
     from peft import LoraConfig, get_peft_model
 
     model = next(module for module in network.modules() if isinstance(module, PreTrainedModel))
-    targets: list[Any] = []
+    targets: list[Any] = []  # names of the projections
     for site in self_attention(model):
-        if not (names := attention_projections(model, site.name)):
+        names = attention_projections(model, site.name)
+        if not names:
             raise OptionError(
                 f"No query, key and value projections are known in {site.name} ({type(site.module).__name__}), so "
                 "LoRA has nothing to update; leave --lora-rank out to train all parameters."
             )
         targets += names
-    beside = (
-        part
-        for name, part in model.named_modules()
-        if isinstance(part, Mechanism) or name.endswith("pooler") or hasattr(part, BESIDE_UPDATES)
-    )
-    trained = [parameter for part in beside for parameter in part.parameters() if parameter.requires_grad]
-    if model.get_output_embeddings() is None:
+
+    # Parameters that are trained in full. get_peft_model freezes them, and they are unfrozen after it.
+    trained: list[nn.Parameter] = []
+    for name, module in model.named_modules():
+        if isinstance(module, Mechanism) or name.endswith("pooler") or hasattr(module, BESIDE_UPDATES):
+            trained += [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if model.get_output_embeddings() is None:  # the head does not predict tokens
         base = set(model.base_model.parameters())
         trained += [parameter for parameter in model.parameters() if parameter not in base]
+
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=list(dict.fromkeys(targets)), fan_in_fan_out=transposed
@@ -420,7 +451,7 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
 LOG_NAME = "training_log.json"
 """Name of the file that completes a training."""
 BESIDE = ("LICENSE*", "LICENCE*", "NOTICE*", "*processor_config.json", "chat_template*", "*.jinja")
-"""Patterns of files to copy from the source, because saving a model and its tokenizer does not write them."""
+"""Patterns of files to copy from the folder of the trained model. Saving a model and its tokenizer omits them."""
 METRICS = {
     "exact_match": "exact match",
     "f1": "F1",
@@ -441,43 +472,52 @@ METRICS = {
     "cer": "character error rate",
     "attention_error": "squared error of attention",
 }
-"""Scores in per cent, by their names in a log."""
+"""Name of a score in a log -> its name in messages and model cards. These scores are in per cent."""
 
 
 def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str | None) -> None:
-    """Save model, tokenizer, the source's other files, card and log, and push them.
+    """Save model, tokenizer, card, log, and other files of the source. Push them to the Hub with ``push_to_hub``.
 
-    The log is written last, and lists all files. Files listed in an earlier log are removed first, so that the model
-    does not inherit an old chat template or licence. ``source``: the model that was trained; ``hub_task`` as for
-    :func:`~hf_longattn.training.run.finish`.
+    The log is written last, and lists all files. The files in an earlier log are removed first, so that the model
+    does not inherit an old chat template or licence.
+
+    Args:
+        source: folder or Hub name of the checkpoint from which the training started.
+        hub_task: as in :func:`~hf_longattn.training.run.finish`.
     """
     args: Any = trainer.args
-    folder, first = args.folder, trainer.is_world_process_zero()
-    if first:
+    folder, is_first_process = args.folder, trainer.is_world_process_zero()
+    if is_first_process:
         remove_listed(folder)
+
+    # Remove traces of the training from tokenizer and config.
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)  # of a processor
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # remove the settings of the last batch
+    if backend is not None:  # it has the truncation and padding of the last batch
         backend.no_truncation()
         backend.no_padding()
-    others = {path.name for path in folder.iterdir()}
     config: Any = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
     if trainer.use_cache is not None:
         config.use_cache = trainer.use_cache
     elif config is not None:
         vars(config).pop("use_cache", None)
-    if trainer.is_fsdp_enabled:  # only checkpoints have a sharded state
+
+    # Model and tokenizer, in all processes
+    earlier_files = {path.name for path in folder.iterdir()}
+    if trainer.is_fsdp_enabled:  # checkpoints are sharded, but the saved model is not
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder), _internal_call=True)
-    if not first:
+    if not is_first_process:
         return
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that no user of the model needs
     complete_folder(folder, source)
+
+    # Card and log
     card = from_source(source)
     if getattr(trainer, "hub_model_id", None) is not None:
         card["name"] = trainer.hub_model_id
     write_model_card(folder, training=training_sentence(log), results=measured(log, hub_task), **card)
-    log["files"] = sorted({path.name for path in folder.iterdir() if path.is_file()} - others)
+    log["files"] = sorted({path.name for path in folder.iterdir() if path.is_file()} - earlier_files)
     write_text(folder / LOG_NAME, json.dumps(log, indent=1))
     if args.push_to_hub:
         push_model(
@@ -490,7 +530,7 @@ def save(trainer: LongTrainer, source: str, log: dict[str, Any], hub_task: str |
 
 
 def remove_listed(folder: Path) -> None:
-    """Remove an earlier training's log, and the files that it lists."""
+    """Remove the log of an earlier training, and the files that the log lists. Files in other folders stay."""
     if not (folder / LOG_NAME).is_file():
         return
     names = read_json_object(folder / LOG_NAME).get("files", [])
@@ -501,7 +541,7 @@ def remove_listed(folder: Path) -> None:
 
 
 def training_sentence(log: Mapping[str, Any]) -> str:
-    """The sentence of a card about a training: steps, data, facts and scores."""
+    """A sentence for the model card about the training: its steps, data, facts and scores."""
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     noun = "step" if steps == 1 else "steps"
     data = names_of(log["settings"].get("data") or log["settings"].get("tasks", ()))
@@ -512,28 +552,32 @@ def training_sentence(log: Mapping[str, Any]) -> str:
 
 
 def complete_folder(folder: Path, source: str) -> None:
-    """Copy files that a training does not save from the model's source: licence, processors, modules of a sentence
-    encoder."""
+    """Copy the files that a training does not write from the source of the model to the output folder.
+
+    They are the licence, processors and chat templates (:data:`BESIDE`), and the modules of a sentence encoder.
+    """
     from ..conversion import write_modules
 
     try:
         origin = fetch_model(source)
     except CheckpointError:  # no connection: the model is saved without these files
         return
-    homes = [origin]
-    if (origin.parent / MODULES).is_file():
-        homes.append(origin.parent)
-    for path in (path for home in homes for pattern in BESIDE for path in home.glob(pattern)):
-        if path.is_file() and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+    source_folders = [origin]
+    if (origin.parent / MODULES).is_file():  # the weights of a sentence encoder are in a subfolder
+        source_folders.append(origin.parent)
+    for source_folder in source_folders:
+        for pattern in BESIDE:
+            for path in source_folder.glob(pattern):
+                if path.is_file() and not (folder / path.name).exists():
+                    shutil.copyfile(path, folder / path.name)
     if (origin / MODULES).is_file() and not (folder / MODULES).exists():
-        before, after = (read_json_object(each / "config.json") for each in (origin, folder))
-        if before.get("architectures") == after.get("architectures"):
+        before, after = (read_json_object(path / "config.json") for path in (origin, folder))
+        if before.get("architectures") == after.get("architectures"):  # the training added no head
             write_modules(origin, folder)
 
 
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores of a Trainer evaluation, without its prefix and its times."""
+    """The scores and counts of a Trainer evaluation, without the prefix "eval_" and without times."""
     named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
     return {
         name: value
@@ -543,24 +587,28 @@ def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metric_of(name: str) -> str | None:
-    """The metric of a score by its name, ``METRIC`` or ``HEAD_METRIC``, as a key of :data:`METRICS`; ``None`` for
-    other scores."""
-    return max((key for key in METRICS if name == key or name.endswith(f"_{key}")), key=len, default=None)
+    """The key of :data:`METRICS` in the name of a score, which is ``METRIC`` or ``HEAD_METRIC``; ``None`` for other
+    names."""
+    matching = [key for key in METRICS if name == key or name.endswith(f"_{key}")]
+    return max(matching, key=len, default=None)  # "macro_f1" also ends with "_f1"
 
 
-def shown(scores: Mapping[str, Any]) -> list[str]:
-    """The names of the scores to report: scores in per cent, or else the loss."""
-    numbers = {
-        name: value for name, value in scores.items() if isinstance(value, (int, float)) and math.isfinite(value)
-    }
-    return [name for name in numbers if metric_of(name)] or [name for name in ("loss",) if name in numbers]
+def reported_scores(scores: Mapping[str, Any]) -> list[str]:
+    """The names of the scores to report: all finite scores in per cent, or else the loss."""
+    finite = [name for name, value in scores.items() if isinstance(value, (int, float)) and math.isfinite(value)]
+    in_percent = [name for name in finite if metric_of(name)]
+    if not in_percent and "loss" in finite:
+        return ["loss"]
+    return in_percent
 
 
 def describe(log: Mapping[str, Any]) -> str:
     """The metrics of a log in words, such as "held out (100 rows): accuracy 50.0 % before, 91.2 ± 2.8 % after"."""
     before, after, rows = log["metrics"]["before"], log["metrics"]["after"], log["scored_rows"]
-    parts = []
-    for name in shown(after):
+
+    # Scores, such as "accuracy 50.0 % before, 91.2 ± 2.8 % after"
+    sentences = []
+    for name in reported_scores(after):
         title, digits, unit = "loss", 3, ""
         key = metric_of(name)
         if key is not None:
@@ -572,37 +620,46 @@ def describe(log: Mapping[str, Any]) -> str:
         text += f" {plus_minus(after[name], after.get(f'{name}_se'), digits)}{unit}"
         if name in before:
             text += " after"
-        parts.append(text)
-    where, trained = "scored", ""
+        sentences.append(text)
+
+    # Rows, such as "held out (100 rows)"
+    where, overlap = "scored", ""
     if rows:
         where = "on the training data"
         if rows["trained"] < rows["n"]:
             where = "held out"
             if rows["trained"]:
-                trained = f", {rows['trained']:,} of them also trained on"
+                overlap = f", {rows['trained']:,} of them also trained on"
     count = int(after.get("n", 0))
     noun = "row" if count == 1 else "rows"
-    return f"{where} ({count:,} {noun}{trained}): {'; '.join(parts) or 'no score'}{log.get('note', '')}"
+    return f"{where} ({count:,} {noun}{overlap}): {'; '.join(sentences) or 'no score'}{log.get('note', '')}"
 
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[dict[str, Any]]:
-    """The final scores as ``results`` of :func:`~hf_longattn.hub.model_card`. ``task``: task of the card."""
+    """The final scores in the form of the argument ``results`` of :func:`~hf_longattn.hub.model_card`.
+
+    ``task`` is the Hub's name of the measured task.
+    """
     after, settings, rows = log["metrics"]["after"], log["settings"], log["scored_rows"]
-    validation, sources = settings.get("validation", []), settings.get("data") or settings.get("tasks", [])
+    validation = settings.get("validation", [])
+    sources = settings.get("data") or settings.get("tasks", [])
     part = "training data" if rows and rows["trained"] == rows["n"] else "held out"
     results = []
-    for name in shown(after):
+    for name in reported_scores(after):
         metric, unit, head = "loss", log.get("unit", "nats"), ""
         key = metric_of(name)
         if key is not None:
             metric, unit, head = METRICS[key], "%", name.removesuffix(key).strip("_")
+
+        # The data of the score: --validation, or else the training data of the head
         scored = [validation]
         if not isinstance(validation, str):  # NAME=DATA for each head
-            scored = [each for each in validation if each.startswith(f"{head}=")]
+            scored = [source for source in validation if source.startswith(f"{head}=")]
         data = names_of(scored)
         if not scored:
-            of_head = [each for each in sources if each.startswith(f"{head}=")] or sources  # NAME=KIND:DATA
-            data = f"{names_of(of_head)} ({part})"
+            trained = [source for source in sources if source.startswith(f"{head}=")]  # NAME=KIND:DATA
+            data = f"{names_of(trained or sources)} ({part})"
+
         results.append(
             {
                 "dataset": data,
@@ -620,5 +677,5 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[dict[str, 
 
 
 def names_of(sources: Any) -> str:
-    """Names of sources for a card: Hub names, and files and folders without their parent folders."""
+    """Names of sources for a model card, separated by commas. Files and folders are named without parent folders."""
     return ", ".join(in_one_line(public_name(source)) for source in sources)

@@ -287,5 +287,5 @@ def test_reranker_refuses_scored_pairs(tmp_path: Path, tokenizer: PreTrainedToke
     folder = checkpoint("mlm", tmp_path / "short", tokenizer)
     data = write_rows([{**row, "score": 0.5} for row in DATA["embed"]], tmp_path / "p.jsonl")
     for kind in ("reranker", "multi_vector"):
-        with pytest.raises(DataError, match=r"not from a score, which .*p\.jsonl has; leave it out"):
+        with pytest.raises(DataError, match=r"p\.jsonl has scores, but .*; leave out the scores"):
             quick("embed", folder, tmp_path / "out", data, **{kind: True})

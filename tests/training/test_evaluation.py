@@ -151,16 +151,16 @@ def test_evaluate_classify_matches_labels_with_the_class_names_of_the_model(
     assert outcome(named, few) == 100.0  # one class of three, whose number is the model's
     assert outcome(unnamed, zip(texts, numbers, strict=True)) == 100.0
     refusals = {
-        "The model does not know the labels 0, 1 of the data; its classes are bad, fair, good, "
-        "so write the labels like these, or the names into id2label of its config.json.": outcome(
+        "The model does not know the labels 0, 1 of the data; its classes are bad, fair, good; "
+        "change the labels of the data to these, or write them into id2label of its config.json.": outcome(
             named, [(text, at % 2) for at, text in enumerate(texts)]
         ),
-        "The model does not know the labels neutral of the data; its classes are bad, fair, good, "
-        "so write the labels like these, or the names into id2label of its config.json.": outcome(
+        "The model does not know the labels neutral of the data; its classes are bad, fair, good; "
+        "change the labels of the data to these, or write them into id2label of its config.json.": outcome(
             named, [*few, (texts[0], "neutral")]
         ),
-        "The model does not know the labels good, neutral of the data; its classes are 0, 1, 2, "
-        "so write the labels like these, or the names into id2label of its config.json.": outcome(
+        "The model does not know the labels good, neutral of the data; its classes are 0, 1, 2; "
+        "change the labels of the data to these, or write them into id2label of its config.json.": outcome(
             unnamed, [(texts[0], "good"), (texts[1], "neutral")]
         ),
     }

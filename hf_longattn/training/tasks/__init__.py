@@ -1,7 +1,8 @@
 """The tasks of `longattn train`, one file each, imported on first use.
 
-A file's name is the task's name, and the first line of its docstring the summary. It has ``ARGUMENTS``, three
-dataclasses, and ``main``, which takes them. It may have ``EXTRAS``, the package's extras that it needs.
+The name of a file is the name of the task, and the first line of its docstring is the summary in ``--help``. Each file
+has ``ARGUMENTS``, three dataclasses (model, data and training arguments), and ``main``, a function that takes
+instances of them. It may have ``EXTRAS``, the names of the package's extras that the task needs.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ def task_names() -> list[str]:
 
 def task_summary(name: str) -> str:
     """The first line of the docstring of a task's file. Does not import the file."""
-    source = next(file for folder in __path__ if (file := Path(folder, f"{name}.py")).is_file())
-    return (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    paths = [Path(folder, f"{name}.py") for folder in __path__]
+    source = next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def load_task(name: str) -> ModuleType:
+    """The module of a task. Raises :class:`UsageError` if there is no task of this name."""
     if name not in task_names():
         raise UsageError(
             f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}"
@@ -38,7 +41,9 @@ def load_task(name: str) -> ModuleType:
 def task_parser(task: ModuleType, prog: str) -> Any:
     """The parser of a task's command line.
 
-    prog: the command in messages and help, "longattn train qa". With "evaluate" the model is only scored.
+    Args:
+        prog: the command in messages and help: "longattn train qa", or "longattn evaluate qa". The defaults for
+            evaluate are to train nothing, and to read the split "validation".
     """
     from transformers import HfArgumentParser  # imported here, because listing the tasks does not need it
 
@@ -46,10 +51,10 @@ def task_parser(task: ModuleType, prog: str) -> Any:
         """transformers' parser, with errors as one sentence."""
 
         def error(self, message: str) -> NoReturn:
-            named = re.fullmatch(r"argument (\S+/)?(--\S+): (.*)", message, re.DOTALL)
-            raise UsageError(
-                f"{named[2].replace('_', '-')}: {named[3]}." if named else f"{message[:1].upper()}{message[1:]}."
-            )
+            named = re.fullmatch(r"argument (\S+/)?(--\S+): (.*)", message, re.DOTALL)  # argument -m/--model: …
+            if named:
+                raise UsageError(f"{named[2].replace('_', '-')}: {named[3]}.")
+            raise UsageError(f"{message[:1].upper()}{message[1:]}.")
 
     summary = str(task.__doc__).partition("\n")[0]
     recipes = recipe_names(prog.removeprefix("longattn "))
@@ -70,15 +75,19 @@ def task_parser(task: ModuleType, prog: str) -> Any:
 
 
 def parse_task(task: ModuleType, words: list[str], prog: str) -> tuple[Any, Any, Any]:
-    """Model, data and training arguments from command-line ``words``, which override the values of a recipe
-    (``--config``)."""
+    """Model, data and training arguments from command-line ``words``.
+
+    If the words name a recipe with ``--config``, its values come first, and the other words override them.
+    """
     parser = task_parser(task, prog)
     recipe = parser.parse_known_args(words)[0].config
-    words = [*(recipe_words(recipe, f"train {Path(str(task.__file__)).stem}") if recipe else ()), *words]
-    unknown = next(iter(parser.parse_known_args(words)[1]), None)
-    if unknown is not None and not unknown.startswith("-"):
-        raise UsageError(f"Unexpected argument {unknown!r}; values follow their option, as in --model MODEL.")
-    if unknown is not None:
+    if recipe:
+        words = [*recipe_words(recipe, f"train {Path(str(task.__file__)).stem}"), *words]
+    unknown_words = parser.parse_known_args(words)[1]
+    if unknown_words:
+        unknown = unknown_words[0]
+        if not unknown.startswith("-"):
+            raise UsageError(f"Unexpected argument {unknown!r}; values follow their option, as in --model MODEL.")
         option = unknown.partition("=")[0].replace("_", "-")
         options = [
             name

@@ -98,24 +98,28 @@ def main(
     model_args: ModelArguments, data_args: ClassificationDataArguments, training_args: ClassificationTrainingArguments
 ) -> dict[str, Any]:
     begin(model_args, data_args, training_args)
+
+    # A model type may have heads for several modalities. The first one whose columns the data have is trained.
     model_type = load_config(model_args.model).model_type
-    modalities = [each for each in MODALITIES if model_type in mapped_names(auto_mapping(each[0]))] or MODALITIES[:1]
-    for modality in modalities:  # a model of texts, images and sound reads what the data hold
+    modalities = [modality for modality in MODALITIES if model_type in mapped_names(auto_mapping(modality[0]))]
+    modalities = modalities or MODALITIES[:1]
+    for modality in modalities:
+        loader, roles, make_inputs = modality
         try:
-            parts = read_labelled(data_args, modality[1], training_args.seed)
+            parts = read_labelled(data_args, roles, training_args.seed)
             break
         except DataError:
             if modality is modalities[-1]:
                 raise
-    head, _, inputs_of = modality
+
     model, names = load_classifier(
-        head,
+        loader,
         model_args.model,
         label_names(*parts),
         complete=not training_args.do_train,
         problem_type="single_label_classification",
     )
-    inputs = inputs_of(model, parts, names, data_args, training_args)
+    inputs = make_inputs(model, parts, names, data_args, training_args)
     by_length: dict[str, Any] = {}
     compute_metrics = partial(class_scores, lengths=inputs.pop("lengths", None), by_length=by_length)
     trainer = ClassificationTrainer(
@@ -127,8 +131,14 @@ def main(
 def class_scores(
     prediction: EvalPrediction, lengths: list[int] | None = None, by_length: dict[str, Any] | None = None
 ) -> dict[str, float]:
-    """Classification scores. Scores by document length (``lengths``, in tokens) are written into ``by_length``."""
-    lengths = [-1] * len(prediction.label_ids) if lengths is None else lengths
+    """Classification scores by name.
+
+    Args:
+        lengths: tokens of each document; ``None`` = unknown.
+        by_length: a dictionary into which the scores by document length are written.
+    """
+    if lengths is None:
+        lengths = [-1] * len(prediction.label_ids)
     references = [
         {"label": label, "length": length} for label, length in zip(prediction.label_ids, lengths, strict=True)
     ]
@@ -142,7 +152,10 @@ def class_scores(
 
 
 def read_labelled(args: ClassificationDataArguments, inputs: tuple[str, ...], seed: int) -> Parts:
-    """Training and evaluation rows: files or texts with labels. ``inputs``: the roles of the other columns."""
+    """Training and evaluation rows: texts, images or audio files with labels.
+
+    ``inputs`` are the roles of the columns to read besides the label.
+    """
     roles = {name: args.roles[name] for name in (*inputs, "label")}
     train, held_out = read_rows(args, seed, roles, classes="label")
     check_classes(args, label_names(train), label_names(held_out))
@@ -157,18 +170,26 @@ def text_inputs(
     args: LongTrainingArguments,
     processor: Any = None,
 ) -> dict[str, Any]:
-    """Trainer's arguments for documents, as tokens, packed if model and head support it."""
+    """Arguments of Trainer for documents: their tokens, packed if model and head support it.
+
+    Args:
+        names: names of the classes by number.
+        processor: tokenizer; default: the tokenizer of the model's checkpoint.
+    """
     tokenizer = processor or load_padding_tokenizer(model.name_or_path, model.config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    if "question" in parts[0].column_names and args.do_train:
+    if "question" in parts[0].column_names and args.do_train:  # the saved model then makes questions global by itself
         carry_question(model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
     train, held_out = each_part(partial(encode_documents, tokenizer=tokenizer, length=length, names=names), *parts)
-    if cut := sum(document > length for rows in {train, held_out} for document in rows["document"]):
+    cut = sum(tokens > length for rows in {train, held_out} for tokens in rows["document"])
+    if cut:
         logger.warning(f"{cut:,} documents are longer than {length:,} tokens and are cut.")
-    no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
-    pack = chosen_packing(model, data_args.packing, args, no_pooling)
+    problem = None
+    if pooling_module(model) is None:
+        problem = "The head picks the first token of a row itself."
+    pack = chosen_packing(model, data_args.packing, args, problem)
     padded = DataCollatorWithGlobals(tokenizer)
     return {
         "train_dataset": train.remove_columns("document"),
@@ -188,9 +209,13 @@ def image_inputs(
     args: LongTrainingArguments,
     processor: Any = None,
 ) -> dict[str, Any]:
-    """Trainer's arguments for images, as pixels from the image processor, with augmentation in training.
+    """Arguments of Trainer for images: pixels from the image processor, with augmentation in training.
 
     Every image is read once, so that a damaged image is refused before the training.
+
+    Args:
+        names: names of the classes by number.
+        processor: image processor; default: the processor of the model's checkpoint.
     """
     args.train_sampling_strategy = "random"
     for row in concatenate_datasets([*dict.fromkeys(parts)]):
@@ -214,66 +239,79 @@ def audio_inputs(
     args: LongTrainingArguments,
     processor: Any = None,
 ) -> dict[str, Any]:
-    """Trainer's arguments for audio files, as inputs from the feature extractor. Files of similar length share a
-    batch."""
+    """Arguments of Trainer for audio files: inputs from the feature extractor.
+
+    Files of similar length share a batch.
+
+    Args:
+        names: names of the classes by number.
+        processor: feature extractor; default: the feature extractor of the model's checkpoint.
+    """
     extractor = processor or load_part(AutoFeatureExtractor, model.name_or_path, "processor")
-    converted, read = getattr(model.config, "long_max_length", None), getattr(extractor, "max_length", None)
-    if converted is not None and converted != read:
+    model_frames = getattr(model.config, "long_max_length", None)
+    extractor_frames = getattr(extractor, "max_length", None)
+    if model_frames is not None and model_frames != extractor_frames:
         raise CheckpointError(
-            f"The feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was "
-            "converted for "
-            f"{converted}; set max_length in its preprocessor_config.json to that."
+            f"The feature extractor of {model.name_or_path!r} makes spectrograms of {extractor_frames} frames, but "
+            f"the model was converted for {model_frames}; set max_length in its preprocessor_config.json to "
+            f"{model_frames}."
         )
     collator = AudioCollator(extractor)
     train, held_out = each_part(
         lambda rows: to_utterances(rows, [names.index(label) for label in rows["label"]], collator), *parts
     )
-    most = collator.most_samples
-    if most and (cut := sum(length > most for rows in {train, held_out} for length in rows["length"])):
-        logger.warning(
-            f"{cut:,} audio files are longer than the {most / collator.sampling_rate:g} seconds of the model's input "
-            "and are cut."
-        )
+    limit = collator.most_samples
+    if limit:
+        cut = sum(samples > limit for rows in {train, held_out} for samples in rows["length"])
+        if cut:
+            logger.warning(
+                f"{cut:,} audio files are longer than the {limit / collator.sampling_rate:g} seconds of the model's "
+                "input and are cut."
+            )
     return {"train_dataset": train, "eval_dataset": held_out, "processing_class": extractor, "data_collator": collator}
 
 
 def label_names(*parts: Dataset) -> list[str]:
-    """All labels of ``parts``, sorted. If all are whole numbers, sorted by value."""
-    names = {label for part in parts for label in part["label"]}
-    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
-    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    """All labels of ``parts``, in alphabetical order. If all labels are whole numbers, they are ordered by value."""
+    names = sorted({label for part in parts for label in part["label"]})
+    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
+        names.sort(key=int)
+    return names
 
 
 def encode_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str]) -> Dataset:
     """Tokens as in ``run_classification``, label numbers, and ``document`` (number of tokens before truncation).
 
-    A ``question`` stands before the text, as in ``run_glue``. The longer of the two is truncated.
+    If there is a column ``question``, the tokens of the question come before the text, as in ``run_glue``. If both
+    together are too long, the longer one is truncated.
     """
     numbers = {name: number for number, name in enumerate(names)}
     has_questions = "question" in data.column_names
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [rows["text"]]
-        columns: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False}
+        settings: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False}
         if has_questions:
             texts = [rows["question"], *texts]
-            columns |= {"return_token_type_ids": None, "split_special_tokens": True}
-        encoded = call_tokenizer(tokenizer, *texts, **columns, truncation=True, max_length=length)
-        counts = {row: len(ids) for row, ids in enumerate(encoded["input_ids"])}
-        if full := [row for row, count in counts.items() if count == length]:
-            uncut = call_tokenizer(
-                tokenizer, *([part[row] for row in full] for part in texts), **columns, verbose=False
-            )
-            counts |= {row: len(ids) for row, ids in zip(full, uncut["input_ids"], strict=True)}
-        return {**encoded, "labels": [numbers[label] for label in rows["label"]], "document": list(counts.values())}
+            settings |= {"return_token_type_ids": None, "split_special_tokens": True}
+        encoded = call_tokenizer(tokenizer, *texts, **settings, truncation=True, max_length=length)
+        counts = [len(ids) for ids in encoded["input_ids"]]
+        full = [row for row, count in enumerate(counts) if count == length]  # these may have been truncated
+        if full:
+            full_texts = ([part[row] for row in full] for part in texts)
+            uncut = call_tokenizer(tokenizer, *full_texts, **settings, verbose=False)
+            for row, ids in zip(full, uncut["input_ids"], strict=True):
+                counts[row] = len(ids)
+        return {**encoded, "labels": [numbers[label] for label in rows["label"]], "document": counts}
 
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
 
 
 class ClassificationTrainer(LongTrainer):
-    """Trains on packed rows, too: the head reads the first token of each document."""
+    """A trainer that also trains on packed rows. The head reads the first token of each document in a row."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """As in LongTrainer. A packed batch has ``lengths``, the number of tokens of each document."""
         if "lengths" not in inputs:
             return super().mean_loss(model, inputs)
         model_inputs = {name: value for name, value in inputs.items() if name != "lengths"}
@@ -286,17 +324,20 @@ MODALITIES: Any = (
     (transformers.AutoModelForImageClassification, ("image",), image_inputs),
     (transformers.AutoModelForAudioClassification, ("audio",), audio_inputs),
 )
-"""What models read: the class that loads them, the roles of their columns, and the function that makes their
-inputs."""
+"""Documents, images and audio files: the class that loads a model for them, the roles of the columns to read, and the
+function that makes Trainer's arguments."""
 
 
 def load_classifier(
     loader: Any, name: str, labels: Sequence[str], *, complete: bool, **config: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model with a head for classes, in float32, and the names of its classes by :func:`class_names`.
+    """A model with a head for classes, in float32, and the names of its classes from :func:`class_names`.
 
-    ``config`` are fields of its config. ``complete`` refuses a checkpoint without the head, and labels that it does
-    not know.
+    Args:
+        loader: transformers' auto class for the head.
+        labels: labels of the data.
+        complete: refuse a checkpoint without the head, and labels that are no classes of the head.
+        config: fields of the model's config.
     """
     if complete:
         model = load_model(loader, name, complete=True, **config)
@@ -306,40 +347,54 @@ def load_classifier(
 
 
 def known_classes(config: Any) -> list[str]:
-    """The names of a model's classes by their numbers."""
+    """The names of a model's classes, in the order of their numbers."""
     return [str(name) for _, name in sorted(config.id2label.items())]
 
 
 def class_names(labels: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
-    """The names of the classes by their numbers.
+    """The names of the classes of a head, in the order of their numbers.
 
-    They are the model's own, ``known``, if it knows all ``labels``: its head then stays valid. Otherwise they are the
-    ``labels``. ``only_known`` refuses labels that the model does not know. If it numbers its classes (LABEL_0, LABEL_1
-    …), it knows whole numbers.
+    If the model's classes include all labels of the data, these are the model's classes, so that its head stays valid.
+    Otherwise, they are the labels.
+
+    Args:
+        labels: labels of the data.
+        known: names of the model's classes.
+        only_known: raise :class:`DataError` for labels that are not among ``known``. If the classes have no names but
+            LABEL_0, LABEL_1 …, the labels 0, 1 … are accepted.
     """
     names, numbers = list(known), [str(number) for number in range(len(known))]
-    if only_known and names == [f"LABEL_{number}" for number in numbers] and not set(labels) <= set(names):
+    unnamed = names == [f"LABEL_{number}" for number in numbers]
+    if only_known and unnamed and not set(labels) <= set(names):
         names = numbers
-    if unknown := set(labels) - set(names):
+    unknown = set(labels) - set(names)
+    if unknown:
         if not only_known:
             return list(labels)
         raise DataError(
-            f"The model does not know the labels {listed(unknown)} of the data; its classes are {listed(names)}, so "
-            "write the labels like these, or the names into id2label of its config.json."
+            f"The model does not know the labels {listed(unknown)} of the data; its classes are {listed(names)}; "
+            "change the labels of the data to these, or write them into id2label of its config.json."
         )
     return names
 
 
 def check_classes(args: DataArguments, trained: Sequence[str], scored: Sequence[str]) -> None:
-    """Refuse training data of one class, and classes of ``--validation`` that no training row has."""
-    sources = ", ".join(args.data)
-    validation = args.validation if args.max_train_samples is None else ""
+    """Refuse training data of a single class, and classes of ``--validation`` that the training data lack.
+
+    With ``--max-train-samples``, the training data may lack classes. If nothing is trained, all data are accepted.
+
+    Args:
+        trained: classes of the training rows.
+        scored: classes of the evaluation rows.
+    """
     if args.only_scores:
         return
+    sources = ", ".join(args.data)
     if len(trained) < 2:
         raise DataError(f"All rows of {sources} have the label {trained[0]!r}; give data with two labels or more.")
-    if validation and (new := set(scored) - set(trained)):
+    new = set(scored) - set(trained)
+    if new and args.validation and args.max_train_samples is None:
         raise DataError(
-            f"{validation} has the labels {listed(new)}, but {sources} only {listed(trained)}; write the same in "
+            f"{args.validation} has the labels {listed(new)}, but {sources} only {listed(trained)}; write the same in "
             "both, or leave such rows out."
         )

@@ -1,7 +1,7 @@
 """Continue training a decoder on long text.
 
-It learns to predict the next token. With ``--segments N`` each document is read segment by segment with the model's
-memory.
+The model learns to predict the next token. With ``--segments N``, it reads each document in segments of N tokens, and
+remembers earlier segments.
 """
 
 from functools import partial

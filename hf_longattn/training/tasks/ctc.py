@@ -1,6 +1,6 @@
 """Fine-tune to transcribe speech by connectionist temporal classification (CTC).
 
-Utterances are read whole; utterances of similar length share a batch.
+The model reads each utterance in one piece. Utterances of similar length share a batch.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from hf_longattn.training.trainer import LongTrainer, highest
 
 EXTRAS = ("audio", "metrics")
 CASES: dict[str, Callable[[str], str]] = {"": str, "lower": str.lower, "upper": str.upper}
-"""Letter case of transcripts -> function that converts a text."""
+"""Value of ``--letter-case`` -> function that converts a transcript to this case."""
 
 
 @dataclass
 class CTCModelArguments(ModelArguments):
-    """The checkpoint to start from, and its trained parts."""
+    """The checkpoint to start from, and whether its convolutions are trained."""
 
     freeze_feature_encoder: bool = argument(
         True,
@@ -112,7 +112,7 @@ def main(
         )
     extractor = load_part(AutoFeatureExtractor, model_args.model)
 
-    # Transcripts, and their vocabulary: the checkpoint's, or a new one with CTC's blank as padding.
+    # Transcripts, and the vocabulary of the checkpoint or a new one. The padding token is CTC's blank.
     parts = read_utterances(data_args, training_args.seed)
     texts = [text for part in parts for text in part["text"]]
     head: dict[str, Any] = {"ctc_loss_reduction": "mean"}  # the loss per label, averaged over utterances
@@ -128,9 +128,12 @@ def main(
     if model_args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
 
-    # Labels, and the number of frames for each sound. A transcript needs a frame per label, and a blank between equal
-    # labels. With fewer frames, its loss would be infinite.
+    # Labels, and the number of frames for each sound
     collator = AudioCollator(extractor)
+
+    def fits(labels: Sequence[int], frames: int) -> bool:
+        # A transcript needs a frame per label, and a blank between equal labels. Else the loss is infinite.
+        return len(labels) + sum(first == second for first, second in pairwise(labels)) <= frames
 
     def encode(data: Dataset) -> Dataset:
         labels = [call_tokenizer(tokenizer, text, add_special_tokens=False)["input_ids"] for text in data["text"]]
@@ -139,14 +142,14 @@ def main(
             labels,
             collator,
             length=lambda sound: output_frames(model, collator.length(sound)),
-            fits=lambda row, frames: len(row) + sum(first == second for first, second in pairwise(row)) <= frames,
+            fits=fits,
             most_seconds=data_args.max_seconds,
         )
 
     rows, held_out = each_part(encode, *parts)
 
     def error_rates(evaluation: EvalPrediction) -> dict[str, float]:
-        # the rest is padding
+        # without the frames that pad a recording to the longest one in its batch
         frames = [row[:length] for row, length in zip(evaluation.predictions, held_out["length"], strict=True)]
         predictions = tokenizer.batch_decode([row[row != IGNORED] for row in frames])
         references = tokenizer.batch_decode([row[row != IGNORED] for row in evaluation.label_ids], group_tokens=False)
@@ -166,27 +169,38 @@ def main(
 
 
 def read_utterances(args: UtteranceArguments, seed: int) -> list[Dataset]:
-    """Training and held-out utterances. Columns: ``audio`` (path or bytes), ``text`` (one line), ``name`` (for
-    messages)."""
-    change_case, parts = CASES[args.letter_case], read_rows(args, seed, UtteranceArguments.roles)
-    return each_part(
-        lambda data: data.remove_columns("text").add_column(
-            "text", [change_case(" ".join(text.split())) for text in data["text"]]
-        ),
-        *parts,
-    )
+    """Training and held-out utterances.
+
+    The columns are ``audio`` (a path or bytes), ``text`` (the transcript in one line) and ``name`` (for messages).
+    """
+    change_case = CASES[args.letter_case]
+
+    def clean(data: Dataset) -> Dataset:
+        texts = [change_case(" ".join(text.split())) for text in data["text"]]
+        return data.remove_columns("text").add_column("text", texts)
+
+    return each_part(clean, *read_rows(args, seed, UtteranceArguments.roles))
 
 
 def output_frames(model: Any, length: int) -> int:
-    """Number of frames for which a speech model has logits. The input has ``length`` samples or rows of features."""
+    """Number of frames for which a speech model computes logits.
+
+    ``length`` is the length of the input: samples, or frames of features.
+    """
     for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
-        if (count := getattr(model, name, None)) is not None:
-            return max(0, int(count(torch.tensor([length]))[0]))
+        output_length = getattr(model, name, None)
+        if output_length is not None:
+            return max(0, int(output_length(torch.tensor([length]))[0]))
     raise missing("output_frames")
 
 
 def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint. Its padding must be the blank of the model's head."""
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: there is no tokenizer, its padding token is not the blank of the model's head, or it has more
+            tokens than the head.
+    """
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
@@ -199,38 +213,44 @@ def vocabulary(name: str, config: Any) -> PreTrainedTokenizerBase:
         or len(tokenizer) > config.vocab_size
     ):
         raise CheckpointError(
-            f"The vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of "
-            "its head "
-            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both from the "
-            "transcripts."
+            f"The vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) does not fit its "
+            f"head ({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both from "
+            "the transcripts."
         )
     return tokenizer
 
 
 def check_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise :class:`DataError` for transcripts with characters that a vocabulary lacks."""
+    """Raise :class:`DataError` if transcripts have characters that the vocabulary lacks."""
 
     def knows(character: str) -> bool:
         ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(character))
         return None not in ids and tokenizer.unk_token_id not in ids
 
-    if lacking := sorted(character for character in {*"".join(texts)} if not knows(character)):
-        first = next(text for text in texts if {*text} & {*lacking})
-        fitting = next((case for case in CASES if all(knows(CASES[case](character)) for character in lacking)), None)
-        advice = f"add --letter-case {fitting}" if fitting else "leave them out of the data, or add --new-vocabulary"
-        raise DataError(
-            f"Transcripts have characters that the vocabulary lacks: {listed(map(repr, lacking))} (first in "
-            f"{first[:40]!r}); {advice}."
-        )
+    lacking = sorted(character for character in {*"".join(texts)} if not knows(character))
+    if not lacking:
+        return
+    example = next(text for text in texts if {*text} & {*lacking})
+    advice = "leave them out of the data, or add --new-vocabulary"
+    for case in ("lower", "upper"):
+        if all(knows(CASES[case](character)) for character in lacking):
+            advice = f"add --letter-case {case}"
+            break
+    raise DataError(
+        f"Transcripts have characters that the vocabulary lacks: {listed(map(repr, lacking))} (first in "
+        f"{example[:40]!r}); {advice}."
+    )
 
 
 def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokenizer:
-    """A new vocabulary of CTC's blank, an unknown token, the space between words, and the characters of
-    transcripts."""
+    """A tokenizer with a new vocabulary.
+
+    Its tokens are CTC's blank, an unknown token, the space between words, and the characters of the transcripts.
+    """
     characters = sorted({*"".join(texts)} - {" "})
     if "|" in characters:
         raise DataError(
-            "Transcripts contain '|', which in a vocabulary is the space between words; leave it out of them."
+            "Transcripts contain '|', but a new vocabulary uses '|' for the space between words; leave it out of them."
         )
     vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "|", *characters])}
     with tempfile.TemporaryDirectory() as folder:
@@ -247,6 +267,7 @@ def character_tokenizer(texts: Sequence[str]) -> transformers.Wav2Vec2CTCTokeniz
 
 
 def speech_processor(config: Any, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """transformers' processor for the model type, made of a feature extractor and a tokenizer."""
     name = PROCESSOR_MAPPING_NAMES.get(
         config.model_type.removeprefix(GENERIC_TYPE).removeprefix("long_"), "Wav2Vec2Processor"
     )

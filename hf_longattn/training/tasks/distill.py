@@ -1,8 +1,8 @@
 """Distil a teacher into a smaller student, or a longer one.
 
-TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models read the same
-text, no longer than the teacher's length. The student keeps its own mechanisms, so that afterwards it reads longer
-text.
+TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits of the two models. Both
+read the same texts, of at most the teacher's maximum length. The student keeps its own mechanisms, so that it can read
+longer texts after the training.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ PARTS = ("embeddings", "hidden", "attention", "logits")
 METHODS = {"tinybert": PARTS, "hidden": PARTS[:2], "logits": PARTS[3:]}
 """Name of a method -> names of the compared parts."""
 PROJECTION = "distillation_projection"
+"""Name of the student's module that projects its hidden states to the teacher's width."""
 QUERIES_AT_A_TIME = 256
-"""Queries per step of comparing attention scores."""
+"""Number of queries whose attention scores are compared at a time. Untuned."""
 QueryAndKey = tuple[Tensor, Tensor]
 
 
@@ -79,26 +80,31 @@ def main(
     model_args: DistillModelArguments, data_args: TextDataArguments, training_args: DistillTrainingArguments
 ) -> dict[str, Any]:
     begin(model_args, data_args, training_args)
-    hidden = training_args.method == "hidden"
+
+    # Student and teacher
+    method = training_args.method
+    hidden = method == "hidden"
     student, tokenizer, objective = load_lm(
         model_args.model, "hidden" if hidden else "auto", complete=not training_args.do_train
     )
-    teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective, complete=True)
-    method, ours, theirs = training_args.method, student.config, teacher.config
-    if ours.vocab_size != theirs.vocab_size:
+    teacher, teacher_tokenizer, _ = load_lm(model_args.teacher, objective, complete=True)
+    config, teacher_config = student.config, teacher.config
+    if config.vocab_size != teacher_config.vocab_size:
         raise OptionError(
-            f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}; give models of one "
+            f"The student has {config.vocab_size} tokens, the teacher {teacher_config.vocab_size}; give models of one "
             "vocabulary."
         )
-    if ours.is_encoder_decoder and method != "logits":
+    if config.is_encoder_decoder and method != "logits":
         raise OptionError(
-            f"--method {method} compares models of one stack, and a {type(student).__name__} has two; add --method "
-            "logits."
+            f"--method {method} compares models of one stack, and a {type(student).__name__} has an encoder and a "
+            "decoder; add --method logits."
         )
-    if "attention" in METHODS[method] and ours.num_attention_heads != theirs.num_attention_heads:
-        heads = f"The student has {ours.num_attention_heads} heads, the teacher {theirs.num_attention_heads}"
+    if "attention" in METHODS[method] and config.num_attention_heads != teacher_config.num_attention_heads:
+        heads = f"The student has {config.num_attention_heads} heads, the teacher {teacher_config.num_attention_heads}"
         raise OptionError(f"{heads}, so their attention cannot be compared; add --method logits.")
-    length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
+
+    # Texts
+    length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teacher_tokenizer))
 
     def encode(data: Dataset) -> Dataset:
         if not hidden:
@@ -119,8 +125,11 @@ def main(
 
 
 class DistillTrainer(LongTrainer):
-    """Trains on the distance from a teacher. Evaluations measure the student's own loss, or, with method hidden, the
-    distance."""
+    """Trains a student on its distance from a teacher.
+
+    Evaluations measure the student's own loss. With the methods tinybert and logits, that is its language-model loss.
+    With the method hidden, which has no such loss, it is the distance.
+    """
 
     shards = False
 
@@ -128,12 +137,12 @@ class DistillTrainer(LongTrainer):
         self, model: PreTrainedModel, training_args: DistillTrainingArguments, *args: Any, teacher: PreTrainedModel
     ) -> None:
         self.compared = METHODS[training_args.method]
-        count, teachers = model.config.num_hidden_layers, teacher.config.num_hidden_layers
-        # The teacher layer, from 1, that each student layer imitates; they are evenly spaced (TinyBERT, section 3.1).
-        self.layers = [max(1, round((layer + 1) * teachers / count)) for layer in range(count)]
-        width, wide = model.config.hidden_size, teacher.config.hidden_size
-        if "hidden" in self.compared and width != wide:
-            projection = nn.Linear(width, wide, bias=False)
+        # The teacher's layer, counted from 1, for each layer of the student. Evenly spaced (TinyBERT, section 3.1).
+        count, teacher_count = model.config.num_hidden_layers, teacher.config.num_hidden_layers
+        self.layers = [max(1, round((layer + 1) * teacher_count / count)) for layer in range(count)]
+        width, teacher_width = model.config.hidden_size, teacher.config.hidden_size
+        if "hidden" in self.compared and width != teacher_width:
+            projection = nn.Linear(width, teacher_width, bias=False)
             setattr(projection, BESIDE_UPDATES, True)
             model.add_module(PROJECTION, projection)
         super().__init__(model, training_args, *args)
@@ -146,14 +155,19 @@ class DistillTrainer(LongTrainer):
         self.causal = any(site.causal for site in self_attention(teacher))
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Number of real tokens in a batch for each of :data:`PARTS`; for attention, number of compared query-key
-        pairs."""
+        """The number of items over which each of :data:`PARTS` averages, ``(4,)``.
+
+        For attention, they are the compared pairs of query and key; for the other parts, the real tokens of the batch.
+        """
         tokens = inputs["attention_mask"].sum(1)
         pairs = tokens * (tokens + 1) // 2 if self.causal else tokens.square()
         return torch.stack([(pairs if part == "attention" else tokens).sum() for part in PARTS])
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The distance of each of :data:`PARTS`. In evaluations, the student's own loss if it has one."""
+        """The distances of :data:`PARTS`, ``(4,)``, with 0 for parts that the method does not compare.
+
+        In evaluations, it is the student's own loss if the method compares logits.
+        """
         if "logits" not in self.compared:
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         elif not model.training:
@@ -165,30 +179,31 @@ class DistillTrainer(LongTrainer):
         with noted_projections(student, compares_attention) as student_noted:
             outputs = model(**inputs, output_hidden_states=True)
         real = inputs["attention_mask"].bool()
-        parts = {}
+        distances = {}
         if "logits" in self.compared:
-            parts["logits"] = kl_divergence(outputs.logits[real], target.logits[real], self.args.temperature)
+            distances["logits"] = kl_divergence(outputs.logits[real], target.logits[real], self.args.temperature)
         if "hidden" in self.compared:
             project = getattr(student, PROJECTION, nn.Identity())
-            states = zip(
-                outputs.hidden_states, (target.hidden_states[layer] for layer in (0, *self.layers)), strict=False
-            )
-            errors = [F.mse_loss(project(own)[real], other[real]) for own, other in states]
-            parts |= {"embeddings": errors[0], "hidden": torch.stack(errors[1:]).mean()}
+            # hidden_states[0] are the embeddings
+            target_states = (target.hidden_states[layer] for layer in (0, *self.layers))
+            errors = [
+                F.mse_loss(project(states)[real], others[real])
+                for states, others in zip(outputs.hidden_states, target_states, strict=False)
+            ]
+            distances |= {"embeddings": errors[0], "hidden": torch.stack(errors[1:]).mean()}
         if compares_attention:
             heads = student.config.num_attention_heads
-            errors = [
-                score_error(
-                    queries_and_keys(own, heads), queries_and_keys(teacher_noted[layer - 1], heads), real, site.causal
-                )
-                for own, layer, site in zip(student_noted, self.layers, self_attention(student), strict=True)
-            ]
-            parts["attention"] = torch.stack(errors).mean()
-        absent = torch.zeros((), device=real.device)
-        return torch.stack([parts.get(part, absent) for part in PARTS]), outputs
+            errors = []
+            for noted, layer, site in zip(student_noted, self.layers, self_attention(student), strict=True):
+                scores = queries_and_keys(noted, heads)
+                target_scores = queries_and_keys(teacher_noted[layer - 1], heads)
+                errors.append(score_error(scores, target_scores, real, site.causal))
+            distances["attention"] = torch.stack(errors).mean()
+        zero = torch.zeros((), device=real.device)
+        return torch.stack([distances.get(part, zero) for part in PARTS]), outputs
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in Trainer. Checkpoints have the projection to the teacher's width, the result does not."""
+        """Save as in Trainer, but the final model without the projection. Checkpoints need it to resume."""
         student = self.accelerator.unwrap_model(self.model)
         if output_dir == str(self.args.folder) and hasattr(student, PROJECTION):
             delattr(student, PROJECTION)
@@ -197,22 +212,25 @@ class DistillTrainer(LongTrainer):
 
 @contextmanager
 def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str, Tensor]]]:
-    """Within the context, record the outputs of every layer's query ("q") and key ("k") projections, before
-    rotation."""
+    """Within the context, record the outputs of the query ("q") and key ("k") projections of all layers.
+
+    They are recorded before a rotary embedding. The list has a dictionary for each layer, which each forward pass
+    fills. It is empty if ``enabled`` is False.
+    """
     noted, handles = list[dict[str, Tensor]](), list[Any]()
+
+    def note(outputs: dict[str, Tensor], role: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        outputs[role] = output
 
     for site in self_attention(model) if enabled else ():
         names = attention_projections(model, site.name)
-        if len(names) < 4:
+        if len(names) < 4:  # query, key, value and output projections, unless some are fused
             raise OptionError(
                 f"{type(site.module).__name__} has no separate query and key projections; add --method logits."
             )
         noted.append({})
         for role, name in zip("qk", names, strict=False):
-            note = partial(
-                lambda outputs, role, module, inputs, output: outputs.update({role: output}), noted[-1], role
-            )
-            handles.append(model.get_submodule(name).register_forward_hook(note))
+            handles.append(model.get_submodule(name).register_forward_hook(partial(note, noted[-1], role)))
     try:
         yield noted
     finally:
@@ -221,36 +239,45 @@ def noted_projections(model: nn.Module, enabled: bool) -> Iterator[list[dict[str
 
 
 def queries_and_keys(noted: Mapping[str, Tensor], heads: int) -> QueryAndKey:
-    """A layer's queries, divided by √d, and keys ``(B, H, N, D)``. Grouped keys are repeated."""
+    """Queries, divided by √D, and keys of a layer, both ``(B, H, N, D)`` in float32.
+
+    A key that several query heads share is repeated for each of them. ``noted``: from :func:`noted_projections`.
+    """
     query = noted["q"].unflatten(-1, (heads, -1)).transpose(1, 2).float()
     key = noted["k"].unflatten(-1, (-1, query.shape[-1])).transpose(1, 2).float()
     return query / query.shape[-1] ** 0.5, key.repeat_interleave(heads // key.shape[1], dim=1)
 
 
 def score_error(student: QueryAndKey, teacher: QueryAndKey, real: Tensor, causal: bool) -> Tensor:
-    """Mean squared difference of two models' attention scores (TinyBERT, equation 7). The mean is over heads and pairs
-    of real tokens; in a causal model, over keys up to the query.
+    """Mean squared difference of two models' attention scores q·k/√D (TinyBERT, equation 7).
 
-    Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, again in the backward pass.
+    The mean is over heads and over pairs of real tokens. In a causal model, a pair has a key up to its query.
 
-    Queries and keys ``(B, H, N, D)`` are scaled; the teacher's get no gradient. ``real (B, N)`` are the tokens that
-    are not padding.
+    Memory is linear in N, because :data:`QUERIES_AT_A_TIME` queries are compared at a time. Their scores are computed
+    again in the backward pass.
+
+    Args:
+        student: scaled queries and keys ``(B, H, N, D)`` of :func:`queries_and_keys`.
+        teacher: likewise. They get no gradient.
+        real: True for tokens that are not padding, ``(B, N)``.
     """
-    (q, k), (other_q, other_k) = student, (states.detach() for states in teacher)
+    q, k = student
+    teacher_q, teacher_k = (states.detach() for states in teacher)
     positions = torch.arange(q.shape[2], device=q.device)
 
-    def of_queries(q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def squared_error(q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """The sum over some queries and all keys, and the number of pairs in it."""
         rows = slice(start, start + QUERIES_AT_A_TIME)
         counted = real[:, rows, None] & real[:, None, :]
         if causal:
             counted = counted & (positions[rows, None] >= positions)
         with torch.autocast(q.device.type, enabled=False):
-            difference = (q[:, :, rows] @ k.mT - other_q[:, :, rows] @ other_k.mT) * counted[:, None]
+            difference = (q[:, :, rows] @ k.mT - teacher_q[:, :, rows] @ teacher_k.mT) * counted[:, None]
         return difference.square().sum(), counted.sum()
 
-    starts = range(0, q.shape[2], QUERIES_AT_A_TIME)
-    errors, pairs = zip(
-        *(checkpoint(of_queries, q, k, start, use_reentrant=False, preserve_rng_state=False) for start in starts),
-        strict=True,
-    )
+    sums = [
+        checkpoint(squared_error, q, k, start, use_reentrant=False, preserve_rng_state=False)
+        for start in range(0, q.shape[2], QUERIES_AT_A_TIME)
+    ]
+    errors, pairs = zip(*sums, strict=True)
     return sum(errors) / (sum(pairs) * q.shape[1]).clamp(min=1)

@@ -40,12 +40,12 @@ from hf_longattn.training.run import begin, finish
 from hf_longattn.training.trainer import LongTrainer, batch_rows
 
 Layer = tuple[AttentionSite, Mechanism, Mechanism]
-"""A layer's attention module, its mechanism, and the module that replaces the mechanism during a step."""
+"""Where a layer's attention is, its mechanism, and the module that replaces the mechanism during a training step."""
 
 
 @dataclass
 class LineariseModelArguments(ModelArguments):
-    """A converted model, whose mechanisms alone are trained."""
+    """A converted model. Only its mechanisms are trained, without LoRA updates."""
 
     lora_rank: int = field(default=0, init=False)
 
@@ -72,25 +72,30 @@ def main(
         )
     if config.is_encoder_decoder:
         raise CheckpointError(
-            f"{name!r} has two stacks, and attention is transferred in one; type longattn train seq2seq."
+            f"{name!r} has an encoder and a decoder, but attention is transferred in models of one stack; type "
+            "longattn train seq2seq."
         )
-    model = load_model(family.model_class((config.architectures or [family.base_model_name])[0]), name)
-    check_class(name, folder := fetch_model(name), read_config(folder))
+    class_name = (config.architectures or [family.base_model_name])[0]
+    model = load_model(family.model_class(class_name), name)
+    folder = fetch_model(name)
+    check_class(name, folder, read_config(folder))
     tokenizer = load_padding_tokenizer(name, config)
     layers = prepared_layers(model)
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_texts(data_args, training_args.seed))
     if model.base_model is not model:
-        model.forward = partial(model.base_model)  # predictions are not used
-    masked = type(model).__name__.endswith("ForMaskedLM")  # this encoder was trained on masked texts
+        model.forward = partial(model.base_model)  # without the head, whose predictions are not used
+    masked = type(model).__name__.endswith("ForMaskedLM")  # such a model was trained on masked texts
     masks = RepeatableMasks(tokenizer, mlm=masked, seed=training_args.seed)
     trainer = TransferTrainer(model, training_args, masks, rows, held_out, tokenizer, layers=layers)
     return finish(trainer, model_args, data_args, input_length=length)
 
 
 class TransferTrainer(LongTrainer):
-    """Trains and evaluates on the distance from softmax attention, summed over layers. ``layers``: from
-    :func:`prepared_layers`."""
+    """Trains and evaluates on the distance from softmax attention, summed over layers.
+
+    ``layers`` are the layers of :func:`prepared_layers`.
+    """
 
     shards = False
 
@@ -103,6 +108,7 @@ class TransferTrainer(LongTrainer):
         return batch_rows(inputs)
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The distance of a batch, and the outputs of the base model. The labels are not used."""
         training = model.training
         model.eval()  # the original runs without dropout
         for _, mechanism, _ in self.layers:
@@ -113,7 +119,7 @@ class TransferTrainer(LongTrainer):
 
 
 def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
-    """The errors of attention over all layers and of each layer, with standard errors over inputs."""
+    """The errors of attention in per cent, of all layers and of each layer, with standard errors over inputs."""
     errors = np.asarray(prediction.predictions)  # (inputs, layers)
     columns = {
         "attention_error": errors.mean(1),
@@ -123,7 +129,13 @@ def errors_in_percent(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def prepared_layers(model: PreTrainedModel) -> list[Layer]:
-    """Freeze a base model except its mechanisms, and make the modules that replace the mechanisms during a step."""
+    """Freeze a model except its mechanisms, and make the modules that replace the mechanisms during a step.
+
+    The replacement is an :class:`AttentionTransfer` if the mechanism has parameters, or else softmax attention.
+
+    Raises:
+        OptionError: no mechanism has parameters.
+    """
     sites = [site for site in self_attention(model) if mechanisms_on(site.module)]
     mechanisms: list[Any] = [site.mechanism for site in sites]
     learning = {
@@ -137,7 +149,8 @@ def prepared_layers(model: PreTrainedModel) -> list[Layer]:
         )
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in learning)
-    base, layers = base_attention(own_windows(model.config)), []
+    base = base_attention(own_windows(model.config))  # full attention, or windows if the base model has them
+    layers: list[Layer] = []
     for site, mechanism in zip(sites, mechanisms, strict=True):
         name, options = base.for_layer(site.layer)
         softmax = mechanism_from(
@@ -147,25 +160,28 @@ def prepared_layers(model: PreTrainedModel) -> list[Layer]:
             head_dim=mechanism.head_dim,
             max_length=mechanism.sizes.max_length,
         )
-        learns = not learning.isdisjoint(mechanism.parameters())
-        layers.append((site, mechanism, AttentionTransfer(mechanism, softmax) if learns else softmax))
+        replacement = softmax
+        if not learning.isdisjoint(mechanism.parameters()):
+            replacement = AttentionTransfer(mechanism, softmax)
+        layers.append((site, mechanism, replacement))
     return layers
 
 
 @contextmanager
 def transferring(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
-    """Within the context, the base model computes softmax attention.
+    """Within the context, the model computes softmax attention, and its mechanisms are compared with it.
 
-    It returns the ``loss`` of its mechanisms and their ``distances (B, L)``.
+    The model then returns only ``loss``, the sum over layers, and ``distances (B, layers)``.
     """
     transfers = [replacement for _, _, replacement in layers if isinstance(replacement, AttentionTransfer)]
 
-    def distances(*_: Any) -> dict[str, Tensor]:
-        losses, shares = zip(*((transfer.loss, transfer.distances) for transfer in transfers), strict=True)
-        return {"loss": torch.stack(losses).sum(), "distances": torch.stack(shares, dim=1)}
+    def outputs(*_: Any) -> dict[str, Tensor]:
+        losses = [transfer.loss for transfer in transfers]
+        distances = [transfer.distances for transfer in transfers]
+        return {"loss": torch.stack(losses).sum(), "distances": torch.stack(distances, dim=1)}
 
-    # in the outputs, DistributedDataParallel sees which parameters took part
-    handle = model.register_forward_hook(distances)
+    # The loss is an output of the model, because DistributedDataParallel looks for unused parameters in the outputs.
+    handle = model.register_forward_hook(outputs)
     try:
         for site, _, replacement in layers:
             site.put(replacement)
@@ -177,12 +193,18 @@ def transferring(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
 
 
 class AttentionTransfer(Mechanism, NeedsWholeBatch):
-    """Runs softmax attention, and measures how far the layer's mechanism is from it.
+    """Returns softmax attention, and measures how far the output of the layer's mechanism is from it.
 
-    Later layers therefore get the original's states, and a layer's loss trains only its own mechanism. After a forward
-    pass, ``distances (B,)`` is the mean squared error of the output before the output projection, divided by the mean
-    square of softmax attention, both over the real tokens of an input. ``loss`` is their mean plus the mechanism's
-    auxiliary loss.
+    Later layers therefore get the same hidden states as in the original model, and the loss of a layer trains only the
+    layer's own mechanism.
+
+    Attributes:
+        student: the layer's mechanism.
+        softmax: the attention that it imitates.
+        distances: for each input of the last forward pass, ``(B,)``: the mean squared error of the mechanism's output
+            over the mean square of the output of softmax attention. Both are means over the real tokens, before the
+            output projection.
+        loss: the mean of ``distances`` plus the auxiliary loss of the mechanism, if it has one.
     """
 
     name = "attention_transfer"
@@ -191,20 +213,22 @@ class AttentionTransfer(Mechanism, NeedsWholeBatch):
         super().__init__(student.sizes, student.options)
         self.student, self.softmax = student, softmax
         self.causal, self.layer = student.causal, student.layer
-        same = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod")
-        self.capabilities = self.capabilities.but(**{name: getattr(student.capabilities, name) for name in same})
+        shared = ("ignores_padding", "takes_hidden_states", "takes_globals", "takes_score_mod")
+        self.capabilities = self.capabilities.but(**{name: getattr(student.capabilities, name) for name in shared})
 
     def needs_one_call(self) -> bool:
-        return True  # distances are for one call
+        return True  # a second call for the same batch would overwrite ``distances``
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Softmax attention ``(B, H, N, D)``. Sets ``distances`` and ``loss``."""
         target = self.softmax(q, k, v, call)
         output = self.student(q, k, v, call)
         squared = mean_square(output.float() - target.float(), call.key_mask)
         self.distances = squared / mean_square(target.float(), call.key_mask).clamp(min=1e-12)
         self.loss = self.distances.mean()
-        if (added := auxiliary_loss(self.student)) is not None:
-            self.loss = self.loss + added.to(self.loss)
+        auxiliary = auxiliary_loss(self.student)
+        if auxiliary is not None:
+            self.loss = self.loss + auxiliary.to(self.loss)
         return target
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -214,11 +238,13 @@ class AttentionTransfer(Mechanism, NeedsWholeBatch):
         return True
 
 
-def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean square ``(B,)`` of each row of ``x (B, H, N, D)`` over real tokens, by ``padding (B, Nk)`` with True =
-    real."""
+def mean_square(x: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Mean square ``(B,)`` of ``x (B, H, N, D)`` over heads, real tokens and channels.
+
+    ``key_mask (B, Nk)`` is True for real keys; ``None`` = all. The N queries of ``x`` are the last of the keys.
+    """
     squares = x.square().mean(-1)
-    if padding is None:
+    if key_mask is None:
         return squares.mean((1, 2))
-    real = padding[:, None, -squares.shape[2] :]
+    real = key_mask[:, None, -squares.shape[2] :]
     return squares.masked_fill(~real, 0.0).sum((1, 2)) / (real.sum((1, 2)) * squares.shape[1]).clamp(min=1)

@@ -1,6 +1,6 @@
 """Continue training an encoder on long text.
 
-It learns to predict masked tokens.
+The model learns to predict masked tokens.
 """
 
 from functools import partial

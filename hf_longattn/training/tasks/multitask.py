@@ -1,7 +1,7 @@
 """Train one backbone with several named heads, on texts, images and sound.
 
-Each batch is from one task, drawn with a probability by data size. The result is one checkpoint;
-:func:`load_multitask_head` loads a head with its backbone.
+Each batch is from one task. A task with more data is drawn more often (:class:`TaskBatches`). The result is one
+checkpoint, from which :func:`load_multitask_head` loads a head with the backbone.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -57,7 +57,7 @@ class MultiTaskDataArguments(DataArguments):
     """The data of several tasks.
 
     Attributes:
-        parts: the task's name -> its kind, and its data arguments as in the command for this task alone.
+        parts: name of a task -> its kind, and the data arguments that ``longattn train`` has for this kind alone.
     """
 
     data: list[str] = field(default_factory=list, init=False)
@@ -110,8 +110,10 @@ class MultiTaskDataArguments(DataArguments):
 
 @dataclass
 class MultiTaskTrainingArguments(LongTrainingArguments):
-    """``TrainingArguments`` for several tasks at once. By default, the best model has the highest mean of the tasks'
-    main scores (``metric_for_best_model mean``)."""
+    """``TrainingArguments`` for several tasks at once.
+
+    By default, the best model is the model with the highest ``mean`` in :meth:`MultiTaskTrainer.evaluate`.
+    """
 
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; they mix the tasks.")
@@ -139,24 +141,26 @@ def main(
         check_extra("metrics", "seqeval")
     begin(model_args, data_args, training_args)
     backbone = Backbone(model_args.model, kinds.values(), data_args.image_size, complete=not training_args.do_train)
+
+    # Each task: its rows, the backbone with its head, and Trainer's arguments for the task alone
     tasks = {}
     for name, (kind, args) in data_args.parts.items():
         args.only_scores = data_args.only_scores
         _, _, read, labels_of, make_inputs = KINDS[kind]
         parts = read(args, seed=training_args.seed)
         model, names = backbone.head(name, kind, labels_of(*parts))
-        processor = {"images": backbone.image_processor, "audio": backbone.feature_extractor}.get(
-            kind, backbone.tokenizer
-        )
+        processors = {"images": backbone.image_processor, "audio": backbone.feature_extractor}
+        processor: Any = processors.get(kind, backbone.tokenizer)
         inputs = make_inputs(model, parts, names, args, training_args, processor)
-        if kind == "audio":
+        if kind == "audio":  # embed the longest sound now, because the model raises an error if it is too long
             lengths = inputs["train_dataset"]["length"][:]
             longest = inputs["data_collator"]([inputs["train_dataset"][lengths.index(max(lengths))]])
-            # refuses a sound that is too long
             model.multimodal.embedded(None, longest["input_features"], longest.get("attention_mask"))
         tasks[name] = PreparedTask(name, kind, model, {"compute_metrics": classify.class_scores, **inputs})
         for key, count in args.scored_rows.items():
             data_args.scored_rows[key] = data_args.scored_rows.get(key, 0) + count
+
+    # One model and one trainer for all tasks
     rows: Any = ConcatDataset([task.rows for task in tasks.values()])
     held_out = {name: task.held_out for name, task in tasks.items()}
     collator = MixedCollator({name: task.collator for name, task in tasks.items()})
@@ -187,17 +191,18 @@ KINDS["qa"] = (
     transformers.AutoModelForQuestionAnswering,
     qa.QADataArguments,
     qa.read_questions,
-    lambda *parts: (),
+    lambda *parts: (),  # spans have no labels
     qa.question_inputs,
 )
-"""Kind of task -> the class that loads its model, data arguments of its command, and functions that read rows, find
-labels, and prepare Trainer's arguments."""
+"""Kind of task -> five things that the task's own command uses: the class that loads its model, the class of its data
+arguments, and the functions that read its rows, find the labels in them, and make Trainer's arguments."""
 
 
 HEAD_FIELDS = ("question_separator_id", "no_answer_threshold")
-"""Fields of a head's config that are saved with it, besides its labels."""
+"""Fields of a config that belong to a head and are saved with it, besides its labels."""
 IMAGE_SIZE, PATCH, MEL_BINS = 224, 16, 80
-"""Sizes for new embedders: side of an image and of a patch in pixels, as in ViT, and mel bins of a spectrogram."""
+"""Sizes of new embedders: sides of an image and of a patch in pixels, as in ViT, and number of mel bins in a
+spectrogram, as in Speech2Text."""
 
 
 def load_multitask_head(name: str, head: str) -> PreTrainedModel:
@@ -229,17 +234,23 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
 
 
 class Backbone:
-    """The shared base model. A text model gets new embedders for images and sound if tasks need them.
+    """The base model that the tasks share. If a task needs them, a text model gets embedders for images and sound.
 
-    tokenizer, image_processor, feature_extractor: processors of inputs; ``None`` = the model does not read such
-        inputs.
-    model: a model with several modalities; ``None`` = all heads have the checkpoint's own architecture.
-    heads: heads in the checkpoint, see :meth:`MultiTaskModel.saved_config`.
+    Attributes:
+        tokenizer, image_processor, feature_extractor: processors of inputs. ``None`` if the model does not read them.
+        model: a model with several modalities. ``None`` if the model only reads text: then each head is loaded with
+            the checkpoint's own architecture.
+        heads: the ``multitask_heads`` in the checkpoint's config, see :meth:`MultiTaskModel.saved_config`.
 
     Args:
-        name, kinds: a checkpoint (text or several modalities), and the kinds of the tasks.
+        name: a checkpoint of a model of text, or of several modalities.
+        kinds: the kinds of the tasks, keys of :data:`KINDS`.
         image_size: side of images for a new embedder; default: :data:`IMAGE_SIZE`.
         complete: whether the checkpoint must have the heads, because nothing is trained.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, or has no heads though ``complete`` is set.
+        OptionError: ``image_size`` is given, but no new embedder of images is needed.
     """
 
     def __init__(
@@ -249,16 +260,20 @@ class Backbone:
         self.name, self.complete, self.heads = name, complete, getattr(config, "multitask_heads", {})
         if complete and not self.heads:
             raise CheckpointError(
-                f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for one with a head."
+                f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for a model with one "
+                "head."
             )
+
+        # The checkpoint's own processors
         self.tokenizer = load_padding_tokenizer(name, config)
-        # Keeps tokens and windows in the order of the words.
-        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
-        several = isinstance(config, LongMultimodalConfig)
-        embedded = config.embedded if several else {}
-        new = dict[str, Any]()
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"  # as the tasks tokens and qa need it
+        is_multimodal = isinstance(config, LongMultimodalConfig)
+        embedded = config.embedded if is_multimodal else {}
         self.image_processor = load_part(transformers.AutoImageProcessor, name) if "images" in embedded else None
         self.feature_extractor = load_part(transformers.AutoFeatureExtractor, name) if "sound" in embedded else None
+
+        # New embedders and their processors
+        new = dict[str, Any]()
         if image_size and ("images" not in kinds or "images" in embedded):
             raise OptionError(
                 "--image-size is for a task of kind images, on a model that does not read images yet; leave it out."
@@ -273,64 +288,83 @@ class Backbone:
             self.feature_extractor = transformers.Speech2TextFeatureExtractor(
                 feature_size=MEL_BINS, num_mel_bins=MEL_BINS, do_ceptral_normalize=False
             )
+
         self.model: Any = None
-        if several:
+        if is_multimodal:
             self.model = load_model(LongMultimodalModel, name, complete=complete).with_embedders(**new)
         elif new:
             self.heads = {}
             self.model = LongMultimodalModel.of(load_model(AutoModel, name, **without_pooler(config)), **new)
 
     def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Save the tokenizer, and the image processor and feature extractor in one file, as transformers does."""
         self.tokenizer.save_pretrained(folder, **settings)
         parts = {"image_processor": self.image_processor, "feature_extractor": self.feature_extractor}
         values = {name: json.loads(part.to_json_string()) for name, part in parts.items() if part is not None}
         Path(folder, PROCESSOR_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[Any, list[str]]:
-        """The model with the head of a task, and its classes. Uses the checkpoint's head of this name and kind if it
-        has all labels.
+        """The model with the head of a task, and the names of the head's classes.
 
-        Refuses to create a head if nothing is trained. ``labels``: labels of the data; none for spans.
+        If the checkpoint has a head with this name and kind and all labels, it is used. Otherwise, the head is new. If
+        nothing is trained, a new head is refused.
+
+        Args:
+            labels: labels of the data; none for spans.
         """
         saved = self.heads.get(task, {})
-        trained = saved.get("kind") == kind and set(labels) <= set(saved["labels"])
-        if not trained and self.heads:
+        is_saved = saved.get("kind") == kind and set(labels) <= set(saved["labels"])
+        if not is_saved and self.heads:
             heads = [f"{name} ({entry['kind']}: {listed(entry['labels'])})" for name, entry in self.heads.items()]
-            why = (
+            lacks = (
                 f"{self.name!r} has no head {task!r} of kind {kind} with the labels {listed(labels)}; its heads are "
                 f"{', '.join(heads)}"
             )
             if self.complete:
-                raise OptionError(f"{why}.{nearest(task, set(self.heads) - {task})}")
-            logger.warning(f"The head of the task {task!r} is new: {why}.")
-        names = list(saved["labels"] if trained else labels)
-        if trained and self.model is None:
-            return load_multitask_head(self.name, task), names
+                raise OptionError(f"{lacks}.{nearest(task, set(self.heads) - {task})}")
+            logger.warning(f"The head of the task {task!r} is new: {lacks}.")
+        names = list(saved["labels"] if is_saved else labels)
         fields = label_fields(names or ["LABEL_0", "LABEL_1"])
         if labels:
             fields["problem_type"] = "single_label_classification"
+        loader, *_ = KINDS[kind]
         model: Any
+
+        # A model of text is loaded with its head.
         if self.model is None:
-            model = load_model(KINDS[kind][0], self.name, ignore_mismatched_sizes=True, **fields)
+            if is_saved:
+                return load_multitask_head(self.name, task), names
+            model = load_model(loader, self.name, ignore_mismatched_sizes=True, **fields)
             if model.config.pad_token_id is None:
                 model.config.pad_token_id = self.tokenizer.pad_token_id
             return model, names
-        fields |= {key: saved[key] for key in HEAD_FIELDS if trained and key in saved}
+
+        # A model of several modalities gets the head.
+        if is_saved:
+            fields |= {key: saved[key] for key in HEAD_FIELDS if key in saved}
         config = copy.deepcopy(self.model.config)
         for key, value in fields.items():
             setattr(config, key, value)
-        model = auto_mapping(KINDS[kind][0])[LongMultimodalConfig](config, self.model)
-        if trained:
+        model = auto_mapping(loader)[LongMultimodalConfig](config, self.model)
+        if is_saved:
             model.classifier = load_multitask_head(self.name, task).classifier
         return model, names
 
 
 class PreparedTask:
-    """A task's model with its head. ``inputs`` are the arguments of Trainer for this task alone."""
+    """A task with its model, collator, and training and evaluation rows, which get a column ``task`` with its name.
+
+    Args:
+        model: the backbone with the head of the task.
+        inputs: arguments of Trainer for this task alone.
+
+    Raises:
+        DataError: there are no rows to train on, or none to evaluate on.
+    """
 
     def __init__(self, name: str, kind: str, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         self.kind, self.model, self.inputs = kind, model, inputs
-        self.collator = inputs.get("eval_collator", inputs["data_collator"])  # without packing
+        self.collator = inputs.get("eval_collator", inputs["data_collator"])  # the one for evaluations does not pack
         parts = inputs["train_dataset"], inputs["eval_dataset"]
         if not all(map(len, parts)):
             raise DataError(
@@ -340,19 +374,23 @@ class PreparedTask:
 
 
 class MultiTaskModel(nn.Module):
-    """Several heads on one backbone. Parameters have their checkpoint names: ``heads.NAME.…`` for heads, the family's
-    for the backbone.
+    """Several heads on one backbone.
 
-    All tasks' models share the backbone of one model. Backbones of different classes are refused.
+    Parameters have the names that they have in the checkpoint: ``heads.NAME.…`` in heads, and the usual names of the
+    model type in the backbone. All heads are put on the backbone of one of the tasks' models.
+
+    Raises:
+        OptionError: the tasks' models have backbones of different classes, or no separate backbone.
     """
 
     def __init__(self, tasks: Mapping[str, PreparedTask]) -> None:
         super().__init__()
         models = {name: task.model for name, task in tasks.items()}
-        # the largest model has a pooler, if any model has one
+        # Take the backbone with most parameters: if any backbone has a pooler, this one has.
         largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))
         prefix, backbone = largest.base_model_prefix, largest.base_model
-        if backbone is largest or len({type(model.base_model) for model in models.values()}) > 1:  # T5
+        classes_of_backbones = {type(model.base_model) for model in models.values()}
+        if backbone is largest or len(classes_of_backbones) > 1:  # some heads of T5 are their own backbones
             classes = ", ".join(type(model).__name__ for model in models.values())
             raise OptionError(
                 f"The heads {classes} have no backbone in common, which multitask needs; train a model for each task."
@@ -365,47 +403,60 @@ class MultiTaskModel(nn.Module):
             self.heads[name] = nn.ModuleDict(
                 {child: module for child, module in model.named_children() if module is not backbone}
             )
-        self.tasks, self.models = tasks, models  # not registered as modules, since each holds the backbone
+        self.tasks, self.models = tasks, models  # not registered as modules, because each model has the backbone
 
     def train(self, mode: bool = True) -> MultiTaskModel:
+        """Set the mode of all modules, and of the tasks' models, which are not registered."""
         for model in self.models.values():
             model.training = mode
         return super().train(mode)
 
     def __getattr__(self, name: str) -> Any:
-        """Methods that Trainer calls on transformers models (embeddings, activation checkpointing). Any of the models
-        can serve."""
+        """Take methods that Trainer calls (embeddings, activation checkpointing) from the first task's model.
+
+        Any task's model would do, because these methods act on the backbone.
+        """
         if name in ("get_input_embeddings", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
             return getattr(next(iter(self.models.values())), name)
         return super().__getattr__(name)
 
     def forward(self, task: str, labels: Tensor | None = None, **inputs: Any) -> Any:
-        """The outputs of a task's head, with its loss."""
-        loss = self.tasks[task].inputs.get("compute_loss_func")
-        if loss is None:
+        """The outputs of a task's model, with the loss of the model or of the task's ``compute_loss_func``."""
+        loss_function = self.tasks[task].inputs.get("compute_loss_func")
+        if loss_function is None:
             return self.models[task](labels=labels, **inputs)
         outputs = self.models[task](**inputs)
         if labels is not None:
-            outputs.loss = loss(outputs, labels)
+            outputs.loss = loss_function(outputs, labels)
         return outputs
 
     def saved_config(self) -> Any:
-        """The backbone's config with an entry for each head, for :func:`load_multitask_head`."""
-        if (text_model := getattr(next(iter(self.models.values())).base_model, "text_model", None)) is not None:
+        """The backbone's config with the field ``multitask_heads``, which :func:`load_multitask_head` reads.
+
+        The field has an entry for each head by name: ``kind``, ``labels``, and those of :data:`HEAD_FIELDS` that are
+        set.
+        """
+        first_model = next(iter(self.models.values()))
+        text_model = getattr(first_model.base_model, "text_model", None)
+        if text_model is not None:
             self.config.text_config = text_model.config  # tasks changed it after the heads' configs were copied
-        self.config.multitask_heads = {
-            name: {
-                "kind": self.tasks[name].kind,
-                "labels": classify.known_classes(model.config),
-                **{key: value for key in HEAD_FIELDS if (value := getattr(model.config, key, None)) is not None},
-            }
-            for name, model in self.models.items()
-        }
+        heads = {}
+        for name, model in self.models.items():
+            heads[name] = {"kind": self.tasks[name].kind, "labels": classify.known_classes(model.config)}
+            for key in HEAD_FIELDS:
+                value = getattr(model.config, key, None)
+                if value is not None:
+                    heads[name][key] = value
+        self.config.multitask_heads = heads
         return self.config
 
 
 class MixedCollator(EpochAwareCollator):
-    """Batches of one task, made by that task's collator. All collators have the same epoch."""
+    """Passes the rows of a batch, which are of one task, to the task's own collator. All collators share one epoch.
+
+    Args:
+        collators: name of a task -> its collator.
+    """
 
     def __init__(self, collators: Mapping[str, Any]) -> None:
         self.collators = collators
@@ -414,28 +465,31 @@ class MixedCollator(EpochAwareCollator):
                 collator.shared_epoch = self.shared_epoch
 
     def for_evaluation(self) -> MixedCollator:
-        copies = {
-            name: each.for_evaluation()
-            for name, each in self.collators.items()
-            if isinstance(each, EpochAwareCollator)
-        }
+        """A copy for evaluations, with the tasks' collators for evaluations."""
         mixed: MixedCollator = super().for_evaluation()
-        mixed.collators = {**self.collators, **copies}
+        mixed.collators = {
+            name: collator.for_evaluation() if isinstance(collator, EpochAwareCollator) else collator
+            for name, collator in self.collators.items()
+        }
         return mixed
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of the task's collator, with the task's name as ``task``."""
         name = rows[0]["task"]
-        return {
-            "task": name,
-            **self.collators[name]([{key: value for key, value in row.items() if key != "task"} for row in rows]),
-        }
+        task_rows = [{key: value for key, value in row.items() if key != "task"} for row in rows]
+        return {"task": name, **self.collators[name](task_rows)}
 
 
 class TaskBatches(EpochSampler):
-    """Batches of one task each, as many per epoch as all tasks have together.
+    """Batches of one task each, as lists of row numbers. An epoch has as many batches as all tasks have together.
 
-    A task is drawn with probability proportional to the square root of its size (T5, section 3.5.2, temperature 2), by
-    seed and epoch. A row repeats only after all other rows of its task."""
+    A task is drawn with a probability proportional to the square root of its number of rows (T5, section 3.5.2,
+    temperature 2), by seed and epoch. A row repeats only after all other rows of its task.
+
+    Args:
+        sizes: name of a task -> its number of rows. The rows of all tasks are numbered in this order.
+        processes: number of processes. The number of batches is a multiple of it.
+    """
 
     def __init__(self, sizes: Mapping[str, int], batch_size: int, seed: int, processes: int = 1) -> None:
         self.sizes, self.size, self.seed = dict(sizes), batch_size, seed
@@ -447,6 +501,7 @@ class TaskBatches(EpochSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         def endless(name: str, start: int) -> Iterator[int]:
+            """Row numbers of a task, each pass in another order. ``start`` is its first row number."""
             choose = random.Random(f"{self.seed}:{self.epoch}:{name}")
             while True:
                 yield from (start + number for number in choose.sample(range(self.sizes[name]), self.sizes[name]))
@@ -470,7 +525,7 @@ class MultiTaskTrainer(LongTrainer):
         return TaskBatches(sizes, self.args.train_batch_size, self.args.seed, self.args.world_size)
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Number of labels per task, ``(tasks,)``. Only the batch's own task is not 0."""
+        """Number of labels of each task in a batch, ``(tasks,)``. It is 0 for all but one task."""
         count = label_count(type(self.tasks[inputs["task"]].model).__name__, inputs)
         count = torch.as_tensor(batch_rows(inputs) if count is None else count)
         return torch.stack([count if name == inputs["task"] else torch.zeros_like(count) for name in self.tasks])
@@ -478,21 +533,26 @@ class MultiTaskTrainer(LongTrainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | None]:
-        """As in LongTrainer. A task's weight is its number of batches; labels within a task have equal weight."""
+        """The batches of a step, and the number of labels of each task, scaled by the task's weight in the step.
+
+        The weight of a task is its share of the batches. All labels of a task have the same weight.
+        """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if items is None:
             return batches, None
-        drawn = torch.stack([self.items_of(batch) > 0 for batch in batches]).sum(0).to(device)
-        mean: Any = (
-            self.accelerator.reduce(drawn.float(), "mean") if self.args.average_tokens_across_devices else drawn
-        )
-        return batches, items * mean.sum() / torch.where(mean > 0, mean, 1)
+        counts: Any = torch.stack([self.items_of(batch) > 0 for batch in batches]).sum(0).to(device)
+        if self.args.average_tokens_across_devices:
+            counts = self.accelerator.reduce(counts.float(), "mean")
+        # The summed loss of a task is divided by its number here, so that its mean loss has the weight count / sum.
+        return batches, items * counts.sum() / torch.where(counts > 0, counts, 1)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Scores of every task, named ``NAME_accuracy`` …. ``mean`` averages the tasks' F1, or accuracy if there is no
-        F1."""
+        """Scores of every task, such as ``TASK_accuracy``, and ``mean``.
+
+        ``mean`` is the mean over tasks of F1, or of the accuracy for tasks without F1.
+        """
         metrics: dict[str, float] = {f"{metric_key_prefix}_n": 0}
         main_scores: list[float] = []
         for name, task in self.tasks.items():
@@ -510,8 +570,8 @@ class MultiTaskTrainer(LongTrainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as in Trainer, and the config, which Trainer saves only for models of transformers."""
         super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
-            self.accelerator.unwrap_model(self.model).saved_config().save_pretrained(
-                output_dir or self.args.output_dir
-            )
+            config = self.accelerator.unwrap_model(self.model).saved_config()
+            config.save_pretrained(output_dir or self.args.output_dir)

@@ -1,8 +1,8 @@
 """Fine-tune for extractive question answering.
 
-Documents longer than the model are read in overlapping windows. In a window without an answer, the target is the first
-token ("no answer"), as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss sums their probabilities
-(Clark & Gardner 2018).
+A document that is longer than the model's maximum is read in overlapping windows. In a window without an answer, the
+target is the first token, which means "no answer", as in BERT's fine-tuning on SQuAD 2. If several spans are correct,
+the loss sums their probabilities (Clark & Gardner 2018).
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ ARGUMENTS = (ModelArguments, QADataArguments, QATrainingArguments)
 
 
 def main(model_args: ModelArguments, data_args: QADataArguments, training_args: QATrainingArguments) -> dict[str, Any]:
-    """Train, and write the model and its predictions on the held-out questions to the output.
+    """Train, and write the model and its predictions on the held-out questions to the output folder.
 
-    Returns the log, with scores by document length and answer position.
+    Returns the log, which also has scores by document length and by answer position.
     """
     begin(model_args, data_args, training_args)
     parts = read_questions(data_args, training_args.seed)
     model, tokenizer = load_qa_model(model_args.model, complete=not training_args.do_train)
     inputs = question_inputs(model, parts, (), data_args, training_args, tokenizer)
     answers, facts = inputs.pop("answers"), inputs.pop("facts")
-    trained, held_out = ({*part["kind"]} for part in parts)
-    if training_args.do_train and "none" in trained | held_out:
+    trained_kinds, held_out_kinds = ({*part["kind"]} for part in parts)
+    if training_args.do_train and "none" in trained_kinds | held_out_kinds:
         model.config.no_answer_threshold = 0.0
     training_args.label_names = ["labels"]
     trainer = LongTrainer(model, training_args, **inputs)
-    if training_args.do_train and {"none"} < held_out:
+    if training_args.do_train and {"none"} < held_out_kinds:  # questions with an answer, and without
         facts["note"] = '; with the threshold of "no answer" that is best on these questions'
     log = finish(trainer, model_args, data_args, hub_task="question-answering", **facts)
     if trainer.is_world_process_zero():
@@ -92,6 +92,7 @@ def main(model_args: ModelArguments, data_args: QADataArguments, training_args: 
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """Training and evaluation questions, as :func:`~hf_longattn.data.qa_schemas.load_qa` returns them."""
     return read_rows(
         args,
         seed,
@@ -111,37 +112,45 @@ def question_inputs(
 ) -> dict[str, Any]:
     """Trainer's arguments for question answering, plus ``answers`` and ``facts``, which each evaluation updates.
 
-    ``answers``: answers of the last evaluation. ``facts``: entries for the log.
+    ``answers`` is a list of the answers of the last evaluation, and ``facts`` a dictionary of entries for the log. In
+    training, each evaluation also sets the model's "no answer" threshold to the best one for the held-out questions.
 
-    In training, each evaluation also sets the model's "no answer" threshold to the best on the held-out questions.
+    Args:
+        parts: training questions and held-out questions.
+        names: not used, because spans have no labels.
     """
-    examples, questions = parts
+    train_questions, questions = parts
     if args.do_train:
         # the saved model then makes questions global by itself
         carry_question(getattr(model.base_model, "text_model", model), tokenizer)
         vars(model.config).pop("no_answer_threshold", None)  # it was for other weights
-    length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
-    processes = args.dataloader_num_workers
+    length = input_length(model, tokenizer, data_args.max_length)
+    pack = chosen_packing(model, data_args.packing, args)
     encode = partial(
-        qa_rows, tokenizer=tokenizer, length=length, stride=min(data_args.stride, length // 4), processes=processes
+        qa_rows,
+        tokenizer=tokenizer,
+        length=length,
+        stride=min(data_args.stride, length // 4),
+        processes=args.dataloader_num_workers,
     )
     rows = encode(questions)
-    features = encode(answerable(examples)) if args.do_train else rows
+    train_rows = encode(answerable(train_questions)) if args.do_train else rows
     answers: list[Answer] = []
     facts: dict[str, Any] = {
         "packed": pack,
         "input_length": length,
-        "questions": len(examples),
-        "features": len(features),
+        "questions": len(train_questions),
+        "features": len(train_rows),
         "by_length": {},  # of the last evaluation
         "by_position": {},
     }
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
+        """Scores of the answers. Updates the threshold, ``answers`` and ``facts``."""
         spans = best_answers(questions, rows, *prediction.predictions)
-        best = score_answers(questions, spans).get("best_f1_threshold")
-        if best is not None and args.do_train:
-            model.config.no_answer_threshold = best
+        best_threshold = score_answers(questions, spans).get("best_f1_threshold")
+        if best_threshold is not None and args.do_train:
+            model.config.no_answer_threshold = best_threshold
         threshold = getattr(model.config, "no_answer_threshold", None)
         answers[:] = [replace(answer, text=answer.above(threshold)) for answer in spans]
         scores = score_answers(questions, answers)
@@ -151,13 +160,13 @@ def question_inputs(
         return scores
 
     return {
-        "train_dataset": features,
+        "train_dataset": train_rows,
         "eval_dataset": rows,
         "processing_class": tokenizer,
         "data_collator": QACollator(tokenizer, pack),
         "eval_collator": QACollator(tokenizer),
         "compute_metrics": compute_metrics,
-        "preprocess_logits_for_metrics": lambda logits, labels: logits[:2],
+        "preprocess_logits_for_metrics": lambda logits, labels: logits[:2],  # of starts and of ends
         "compute_loss_func": span_loss,
         "answers": answers,
         "facts": facts,
@@ -165,19 +174,23 @@ def question_inputs(
 
 
 def span_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """The mean over inputs of −½ (log Σ p(start) + log Σ p(end)), over all correct starts and ends.
+    """The mean over inputs of −½ (log Σ p(start) + log Σ p(end)). The sums are over all correct starts and ends.
 
-    Clark & Gardner (2018), equation 2, as in Longformer's TriviaQA training. With one answer it is BERT's loss.
+    This is equation 2 of Clark & Gardner (2018), as in Longformer's training on TriviaQA. With a single answer, it is
+    BERT's loss.
 
     Args:
-        outputs: logits ``(B, L)``, or ``(1, T)`` for packed inputs.
-        labels: see :class:`QACollator`. Padding has no probability.
+        outputs: ``start_logits`` and ``end_logits``, both ``(B, L)``, or ``(1, T)`` for packed inputs.
+        labels: ``(B, L, 2)``, see :class:`QACollator`. The probability of padding is 0.
     """
-    real, losses = labels[..., 0] >= 0, []
+    real = labels[..., 0] >= 0
+    losses = []
     for column, logits in enumerate((outputs.start_logits, outputs.end_logits)):
+        # logits of the real tokens in order; a packed row has no other tokens
         tokens = logits.float()[real] if logits.shape == real.shape else logits.float().flatten()
         scores = tokens.new_full(real.shape, -torch.inf).masked_scatter(real, tokens)
-        losses.append(-torch.log_softmax(scores, -1).masked_fill(labels[..., column] != 1, -torch.inf).logsumexp(-1))
+        correct = torch.log_softmax(scores, -1).masked_fill(labels[..., column] != 1, -torch.inf)
+        losses.append(-correct.logsumexp(-1))
     return (losses[0] + losses[1]).mean() / 2
 
 
@@ -192,7 +205,8 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
     """
     model_type = load_config(name).model_type
     loaders = transformers.AutoModelForQuestionAnswering, transformers.AutoModelForDocumentQuestionAnswering
-    loader = next((each for each in loaders if model_type in mapped_names(auto_mapping(each))), loaders[0])
+    fitting = [loader for loader in loaders if model_type in mapped_names(auto_mapping(loader))]
+    loader = fitting[0] if fitting else loaders[0]
     model: PreTrainedModel = load_model(loader, name, complete=complete, num_labels=2)
     tokenizer: PreTrainedTokenizerBase = load_padding_tokenizer(name, model.config)
     if not tokenizer.is_fast:

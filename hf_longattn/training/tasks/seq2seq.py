@@ -33,7 +33,7 @@ from hf_longattn.training.tasks.ctc import CASES, UtteranceArguments, read_utter
 from hf_longattn.training.trainer import LongTrainer
 
 SUMMARIES = {"document": ("document", "article"), "summary": ("summary", "highlights", "abstract")}
-"""Columns that are recognised: those of XSum, CNN/DailyMail, arXiv and PubMed."""
+"""Role -> recognised names of its column, as in XSum, CNN/DailyMail, arXiv and PubMed."""
 EXTRAS = ("metrics",)
 
 
@@ -70,18 +70,21 @@ class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
     """transformers' ``Seq2SeqTrainer`` with the additions of :class:`LongTrainer`."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """As in Trainer. With label smoothing, the model also gets the labels, from which it makes the decoder's
-        input.
+        """As in Trainer, but with label smoothing, the model also gets the labels.
 
-        Otherwise the collator would have to, but Blenderbot, M2M-100 and others have no method for that."""
+        The model makes the decoder's input from the labels. Trainer would leave this to the collator, which calls a
+        method of the model that Blenderbot, M2M-100 and others do not have.
+        """
         if self.label_smoother is None:
             return super().mean_loss(model, inputs)
         outputs = model(**inputs)
         return self.label_smoother(outputs, inputs["labels"]), outputs
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As in ``Seq2SeqTrainer``, but with one autocast for encoder and decoder, so that weights are converted once
-        per batch."""
+        """As in ``Seq2SeqTrainer``, but in one autocast context, which converts the weights once per batch.
+
+        ``Seq2SeqTrainer`` would have a context for the encoder and one for each step of the decoder.
+        """
         with self.accelerator.autocast():
             return super().prediction_step(*args, **kwargs)
 
@@ -95,7 +98,7 @@ def main(
     check_extra("metrics", "rouge_score", "jiwer")
     begin(model_args, data_args, training_args)
 
-    # Model: it reads texts or hears sound.
+    # The model, of texts or of speech
     config = load_config(model_args.model)
     hears = config.model_type in mapped_names(auto_mapping(transformers.AutoModelForSpeechSeq2Seq))
     loader: Any = transformers.AutoModelForSeq2SeqLM
@@ -111,7 +114,9 @@ def main(
     tokenizer = load_padding_tokenizer(model_args.model, config)
     model = load_model(loader, model_args.model, complete=not training_args.do_train)
     write_in_one_language(model, tokenizer, data_args.language)
-    most = decoder_length(model)  # maximum tokens of labels and of generated texts
+
+    # Maximum tokens of labels and of generated texts
+    most = decoder_length(model)
     limits = {
         "max_target_length": data_args.max_target_length,
         "generation_max_length": training_args.generation_max_length,
@@ -124,7 +129,7 @@ def main(
     target_length = data_args.max_target_length or (most if hears else min(256, most or 256))
     training_args.generation_max_length = training_args.generation_max_length or target_length
 
-    # Data: tokens or sound, and labels.
+    # Data
     if hears:
         processor, rows, held_out, collator = utterances(
             model, tokenizer, target_length, data_args, training_args.seed
@@ -140,7 +145,7 @@ def main(
         rows, held_out = each_part(encode, documents, held_out_documents)
         processor, collator = tokenizer, transformers.DataCollatorForSeq2Seq(tokenizer, model)
 
-    # Metric: uses the full references, because labels may be truncated and some tokenizers lose line breaks.
+    # The metric compares with the texts of the data: labels may be truncated, and some tokenizers lose line breaks.
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
         ids = np.where(np.asarray(evaluation.predictions) < 0, tokenizer.pad_token_id, evaluation.predictions)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -166,16 +171,19 @@ def main(
 def to_summaries(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, prefix: str, length: int, summary_length: int | None
 ) -> Dataset:
-    """Tokens of documents (after ``prefix``) and of summaries, both truncated, as in ``run_summarization``."""
+    """Truncated tokens of documents (``input_ids``) and of summaries (``labels``), as in ``run_summarization``.
+
+    Args:
+        prefix: text to put before every document.
+        length: maximum tokens of a document.
+        summary_length: maximum tokens of a summary; ``None`` = the tokenizer's.
+    """
 
     def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
-        documents = call_tokenizer(
-            tokenizer, [prefix + text for text in rows["document"]], truncation=True, max_length=length
-        )["input_ids"]
-        labels = call_tokenizer(tokenizer, text_target=rows["summary"], truncation=True, max_length=summary_length)[
-            "input_ids"
-        ]
-        return {"input_ids": documents, "labels": labels}
+        documents = [prefix + text for text in rows["document"]]
+        inputs = call_tokenizer(tokenizer, documents, truncation=True, max_length=length)
+        targets = call_tokenizer(tokenizer, text_target=rows["summary"], truncation=True, max_length=summary_length)
+        return {"input_ids": inputs["input_ids"], "labels": targets["input_ids"]}
 
     return data.map(encode, batched=True, batch_size=100, remove_columns=data.column_names)
 
@@ -183,26 +191,32 @@ def to_summaries(
 def utterances(
     model: PreTrainedModel, tokenizer: Any, target_length: int | None, args: Seq2SeqDataArguments, seed: int
 ) -> tuple[Any, Dataset, Dataset, AudioCollator]:
-    """Processor, training and held-out rows, and collator, as in transformers' ``run_speech_recognition_seq2seq``."""
+    """Processor, training rows, held-out rows and collator, as in ``run_speech_recognition_seq2seq``.
+
+    Utterances that are longer than the model's input or ``--max-seconds``, or that have more than ``target_length``
+    tokens, are left out.
+    """
     config: Any = model.config
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
-    # Whisper masks its own features
+    # Whisper masks features in training (SpecAugment), and needs a padding mask for it.
     masked = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0
     collator = AudioCollator(load_part(AutoFeatureExtractor, model.name_or_path), masked=bool(masked))
-    heard = None if collator.most_samples is None else collator.most_samples / collator.sampling_rate
-    limit = min((seconds for seconds in (heard, args.max_seconds) if seconds is not None), default=None)
+    limits = [args.max_seconds] if args.max_seconds is not None else []
+    if collator.most_samples is not None:
+        limits.append(collator.most_samples / collator.sampling_rate)
 
     def encode(data: Dataset) -> Dataset:
-        tokens = [call_tokenizer(tokenizer, text)["input_ids"] for text in data["text"]]
-        # the model adds this token
-        labels = [row[1:] if row[:1] == [config.decoder_start_token_id] else row for row in tokens]
+        labels = [call_tokenizer(tokenizer, text)["input_ids"] for text in data["text"]]
+        for row in labels:
+            if row[:1] == [config.decoder_start_token_id]:  # the model adds this token itself
+                del row[0]
         return to_utterances(
             data,
             labels,
             collator,
             fits=lambda row, _: target_length is None or len(row) <= target_length,
-            most_seconds=limit,
+            most_seconds=min(limits, default=None),
         )
 
     rows, held_out = each_part(encode, *read_utterances(args, seed))
@@ -210,11 +224,14 @@ def utterances(
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str = "") -> None:
-    """Set the output language of a multilingual model.
+    """Set the output language of a multilingual model, in its tokenizer and its generation config.
 
-    Whisper writes in ``language``, mBART in its input language (``src_lang`` of the tokenizer).
+    Whisper writes in ``language``. Models such as mBART, whose tokenizer has a ``src_lang``, write in this language.
+    The tokenizer adds the code of the language to labels. If the config has no start token, decoding starts with it.
 
-    The tokenizer adds the language code to labels. Without a start token in the config, decoding starts with the code.
+    Raises:
+        OptionError: ``language`` is given, but the model is not a multilingual Whisper.
+        CheckpointError: the model has no token to start with.
     """
     generation: Any = model.generation_config
     if language:
@@ -225,10 +242,11 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: Any, language: str 
             )
         tokenizer.set_prefix_tokens(language=language, task="transcribe")
         generation.language, generation.task = language, "transcribe"
-    if (source := getattr(tokenizer, "src_lang", None)) is not None:
-        tokenizer.tgt_lang = source
+    code = getattr(tokenizer, "src_lang", None)
+    if code is not None:
+        tokenizer.tgt_lang = code
         if model.config.decoder_start_token_id is None:
-            model.config.decoder_start_token_id = tokenizer.convert_tokens_to_ids(source)
+            model.config.decoder_start_token_id = tokenizer.convert_tokens_to_ids(code)
             if generation is not None:
                 generation.decoder_start_token_id = model.config.decoder_start_token_id
     if model.config.decoder_start_token_id is None:

@@ -1,7 +1,7 @@
 """Fine-tune to tag the words of long documents, for example with named entities.
 
-Documents longer than the model are read in overlapping windows. A word takes its tag from the window with the most
-context around it.
+A document that is longer than the model's maximum is read in overlapping windows. A word that is in several windows
+takes its tag from the window with the most context around it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from hf_longattn.training.trainer import LongTrainer, highest
 
 @dataclass
 class TokenDataArguments(DataArguments):
-    """Documents whose words have tags, such as B-PER, I-PER and O. A .conll file has a word and its tag in each
-    line."""
+    """Documents whose words have tags, such as B-PER, I-PER and O.
+
+    In a .conll file, each line has a word and its tag.
+    """
 
     roles = {"words": ("tokens", "words"), "tags": ("ner_tags", "tags")}
 
@@ -70,9 +72,12 @@ def main(
         )
     tokenizer = for_words(tokenizer, model_args.model)
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # keeps tokens and windows in the order of the words
-    parts, complete = read_tagged(data_args, training_args.seed), not training_args.do_train
+    parts = read_tagged(data_args, training_args.seed)
     model, names = load_classifier(
-        AutoModelForTokenClassification, model_args.model, tag_names(*parts), complete=complete
+        AutoModelForTokenClassification,
+        model_args.model,
+        tag_names(*parts),
+        complete=not training_args.do_train,
     )
     inputs = tag_inputs(model, parts, names, data_args, training_args, tokenizer)
     facts = {name: inputs.pop(name) for name in ("input_length", "packed")}
@@ -88,8 +93,12 @@ def tag_inputs(
     args: LongTrainingArguments,
     tokenizer: Any,
 ) -> dict[str, Any]:
-    """Trainer's arguments for documents with tagged words, plus ``input_length`` and ``packed``."""
-    length, pack = input_length(model, tokenizer, data_args.max_length), chosen_packing(model, data_args.packing, args)
+    """Trainer's arguments for documents with tagged words, plus ``input_length`` and ``packed`` for the log.
+
+    ``names`` are the tags in the order of their numbers.
+    """
+    length = input_length(model, tokenizer, data_args.max_length)
+    pack = chosen_packing(model, data_args.packing, args)
     encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=data_args.stride, names=names)
     rows, held_out = each_part(encode, *parts)
     train, scored = (part.remove_columns(["word_ids", "document"]) for part in (rows, held_out))
@@ -107,35 +116,51 @@ def tag_inputs(
 
 
 def read_tagged(args: TokenDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and evaluation documents with the columns ``words`` and ``tags`` (names)."""
+    """Training and evaluation documents with the columns ``words`` and ``tags``, lists of texts.
+
+    Training data must have at least two types of entities (counting O), and all types of ``--validation``.
+    """
     train, held_out = read_rows(args, seed, read=partial(tagged_rows, roles=args.roles, named=args.named))
-    trained, scored = (
-        [*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(part))] for part in (train, held_out)
-    )
-    check_classes(args, trained, [*{*scored} - {"O"}])
+
+    def entity_types(data: Dataset) -> list[str]:  # PER for B-PER and I-PER
+        return [*dict.fromkeys(tag.partition("-")[2] or tag for tag in tag_names(data))]
+
+    check_classes(args, entity_types(train), [name for name in entity_types(held_out) if name != "O"])
     return train, held_out
 
 
 def tag_scores(prediction: EvalPrediction, rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
-    """Entity scores of whole documents (``texts``), from the predicted tags of their windows (``rows``).
+    """Entity scores of whole documents, from the predicted tags of their windows.
 
-    A word takes its tag from the window in which it is farthest from an edge.
+    A word takes its tag from the window in which it is farthest from an edge. A word without a token is tagged O.
+
+    Args:
+        prediction: the number of the predicted tag of each token, ``(windows, L)``.
+        rows: the windows, from :func:`to_windows`.
+        texts: the documents, with ``words`` and ``tags``.
+        names: the tags in the order of their numbers.
     """
+    # for each document: number of a word -> tokens between it and the nearest edge of the window, and its tag
     best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
-    for window, words, labels, document in zip(
+    for predicted_tags, words, labels, document in zip(
         prediction.predictions, rows["word_ids"], rows["labels"], rows["document"], strict=True
     ):
-        for at, (word, label) in enumerate(zip(words, labels, strict=True)):
-            context = min(at, len(words) - 1 - at)
+        for index, (word, label) in enumerate(zip(words, labels, strict=True)):
+            context = min(index, len(words) - 1 - index)
             if label != IGNORED and context > best[document][word][0]:
-                best[document][word] = (context, names[int(window[at])])
+                best[document][word] = (context, names[int(predicted_tags[index])])
     predicted = [[best[number][word][1] for word in range(len(tags))] for number, tags in enumerate(texts["tags"])]
     return load_metric("entities").compute(predictions=predicted, references=texts["tags"][:])
 
 
 def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str]) -> Dataset:
-    """Documents of :func:`hf_longattn.data.rows.rows_of`, with equally long ``words`` and ``tags``. Empty documents
-    are left out."""
+    """Documents of :func:`hf_longattn.data.rows.rows_of`, with as many ``tags`` as ``words``.
+
+    Documents without words are left out.
+
+    Raises:
+        DataError: a document has more words than tags or fewer, or no document has words.
+    """
     data = rows_of(source, split, roles, named)
     for number, row in enumerate(data, 1):
         words, tags = map(len, (row["words"], row["tags"]))
@@ -148,7 +173,7 @@ def tagged_rows(source: str, split: str, roles: Roles, named: Mapping[str, str])
 
 
 def tag_names(*parts: Dataset) -> list[str]:
-    """All tags of ``parts``: first O, then the others sorted by entity type."""
+    """All tags of ``parts``: first O, then all other tags, sorted by the type of entity (the tag without B- or I-)."""
     tags: Iterable[str] = {tag for part in parts for row in part["tags"] for tag in row}
     return sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag))
 
@@ -156,21 +181,25 @@ def tag_names(*parts: Dataset) -> list[str]:
 def to_windows(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str]
 ) -> Dataset:
-    """Model inputs of tagged documents, one row per window. A document has no row if none of its words has a token.
+    """Model inputs of tagged documents, one row per window. If no word of a document has a token, it has no row.
 
     Args:
-        stride: tokens that windows share, a quarter of ``length`` at most.
+        length: maximum tokens of a window.
+        stride: tokens that consecutive windows share, a quarter of ``length`` at most.
+        names: the tags in the order of their numbers.
 
     Returns:
-        A dataset with the tokenizer's columns, ``labels`` (of each word's first token, elsewhere -100, as in
-        ``run_ner``), ``word_ids`` (each token's word, -1 for none) and ``document`` (document number).
+        A dataset with the tokenizer's columns and three others, of which the first two have a value for each token.
+        ``labels`` is the number of the tag for the first token of a word, and -100 for all other tokens, as in
+        ``run_ner``. ``word_ids`` is the number of the token's word, and -1 for special tokens. ``document`` is the
+        number of the document.
     """
     numbers = {name: number for number, name in enumerate(names)}
     share = min(stride, length // 4)
-    joins = not reads_words(tokenizer)
+    needs_spaces = not reads_words(tokenizer)  # else a byte-level BPE would join the words
 
     def encode(rows: dict[str, list[Any]], documents: list[int]) -> dict[str, list[Any]]:
-        texts = [[f" {word}" if word and joins else word for word in words] for words in rows["words"]]
+        texts = [[f" {word}" if word and needs_spaces else word for word in words] for words in rows["words"]]
         encoded = call_tokenizer(
             tokenizer,
             texts,
@@ -185,19 +214,20 @@ def to_windows(
         windows = [
             [-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))
         ]
+
+        # The first token of each word has a label.
         labels = []
         for window, (owner, words) in enumerate(zip(owners, windows, strict=True)):
-            before = -1
-            # the word of the last token before the overlap, which may go on here
-            if window and owners[window - 1] == owner:
-                before = [word for word in windows[window - 1] if word >= 0][-1 - share]
+            previous = -1  # the word of the previous token
+            if window and owners[window - 1] == owner:  # the previous token is the last one before the overlap
+                previous = [word for word in windows[window - 1] if word >= 0][-1 - share]
             labels.append([IGNORED] * len(words))
             for index, word in enumerate(words):
                 if word < 0:
                     continue
-                if word != before:
+                if word != previous:
                     labels[-1][index] = numbers[rows["tags"][owner][word]]
-                before = word
+                previous = word
         return {**encoded, "labels": labels, "word_ids": windows, "document": [documents[owner] for owner in owners]}
 
     rows = data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
