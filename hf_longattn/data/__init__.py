@@ -1,4 +1,4 @@
-"""Data for training and evaluation: sources, special tokens, token ids, masks, labels, windows and batches.
+"""Data for conversion, training and evaluation.
 
-Conversion, training and evaluation make their inputs here.
+The modules read sources, and make token ids with special tokens, masks, labels, windows and batches from them.
 """

@@ -29,14 +29,15 @@ EXTRA = "audio"
 SAMPLES_PER_BLOCK = 1 << 20
 """Samples per read. Memory then depends on the file's content, not on its header."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""libsndfile's log line about a wrong number of bytes in the header of a WAV, AIFF or AU file."""
+"""Matches a line in libsndfile's log: a header of a WAV, AIFF or AU file has one number of bytes, the file another."""
 UNKNOWN_SIZE, UNKNOWN_COUNT = 0x7FFF0000, 1 << 60
-"""Byte counts in a header and sample counts from libsndfile mean "unknown" from here on. Programs that write to a pipe
-use them."""
+"""A number of bytes in a header, or a number of samples from libsndfile, means "unknown" if it is not smaller than
+this. Programs that write to a pipe do not know these numbers."""
 LEAST_MISSING = 0.01
-"""Missing seconds from which a file counts as cut. Encoders round to frames."""
+"""Seconds. A file counts as cut if more than this is missing at its end. Less may be missing, because encoders round
+to frames."""
 ROWS_PER_SECOND = 100
-"""Spectrogram rows per second of AST's feature extractor."""
+"""Spectrogram rows per second in AST's feature extractor."""
 Samples: TypeAlias = NDArray[np.float32]
 
 
@@ -49,16 +50,17 @@ def read_audio(
 ) -> Samples:
     """Read a sound file as the samples that a model's feature extractor takes.
 
-    Several channels are mixed to their mean, and another sampling rate is converted by ``scipy.signal.resample_poly``.
+    Several channels are mixed to their mean. A sound with another sampling rate is resampled by
+    ``scipy.signal.resample_poly``.
 
     Args:
         source: a path, or a cell of ``datasets.Audio(decode=False)``, which has ``path`` or ``bytes``.
         sampling_rate: the model's sampling rate per second, ``feature_extractor.sampling_rate``.
         name: name of the sound in messages; default: its path.
-        otherwise: advice at the end of messages.
+        otherwise: the last advice in messages, after "or".
 
     Returns:
-        The samples, (samples,), in float32.
+        The samples in float32, an array with one axis.
 
     Raises:
         InputError: the sound is missing, empty, damaged, cut, not finite or silent.
@@ -69,11 +71,13 @@ def read_audio(
     path, content = path_and_content(source)
     name = name or (repr(str(path)) if path else "the sound")
     if isinstance(content, str) and not Path(path or "").is_file():
-        why = "is not a file" if Path(path or "").exists() else "does not exist"
-        raise InputError(f"{name} {why}; correct its path, or {otherwise}.")
+        problem = "is not a file" if Path(path or "").exists() else "does not exist"
+        raise InputError(f"{name} {problem}; correct its path, or {otherwise}.")
+
+    # All channels of the file
     try:
         with soundfile.SoundFile(content) as file:
-            rate, frames, notes = file.samplerate, file.frames, file.extra_info
+            rate, frames, log = file.samplerate, file.frames, file.extra_info
             blocks = [np.zeros((0, file.channels), np.float32)]
             while len(block := file.read(SAMPLES_PER_BLOCK, dtype="float32", always_2d=True)):
                 blocks.append(block)
@@ -84,16 +88,20 @@ def read_audio(
         ) from error
     samples = np.concatenate(blocks).mean(axis=1, dtype=np.float32)
     count = len(samples)
-    sizes = CUT_DATA.search(notes)
+
+    # Is the file cut? The total is the number of samples according to its header.
+    sizes = CUT_DATA.search(log)
     if sizes is None or int(sizes[1]) >= UNKNOWN_SIZE:
         total = frames
     else:
         total = round(count * int(sizes[1]) / max(1, int(sizes[2])))
-    if total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:  # a FLAC of unknown length may say 0
+    if total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:
         raise InputError(
             f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or "
             f"{otherwise}."
         )
+
+    # Are the samples usable?
     if not count:
         raise InputError(f"{name} holds no samples; {otherwise}.")
     finite = np.isfinite(samples)
@@ -106,6 +114,7 @@ def read_audio(
         raise InputError(
             f"{name} is silent: all of its {count / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}."
         )
+
     if rate == sampling_rate:
         return samples
     check_extra(EXTRA, "scipy")
@@ -118,14 +127,15 @@ def read_audio(
 class AudioCollator:
     """Collator that makes model inputs from audio files, for rows of :func:`to_utterances`.
 
-    sampling_rate: the model's sampling rate per second.
-    most_samples: number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` if it
-        does not.
+    Attributes:
+        sampling_rate: the model's sampling rate per second.
+        most_samples: number of samples to which the extractor cuts or pads every sound, as Whisper's and AST's do.
+            ``None`` if the extractor takes sounds of any length.
 
     Args:
         extractor: the model's feature extractor.
-        masked: return a padding mask even if the extractor makes none by default. Whisper needs it to mask features in
-            training.
+        masked: also return a padding mask if the extractor returns none by default. Whisper needs the mask in training
+            if it masks features (SpecAugment).
     """
 
     def __init__(self, extractor: Any, *, masked: bool = False) -> None:
@@ -145,21 +155,23 @@ class AudioCollator:
         return read_audio(row["audio"], self.sampling_rate, name=row["name"])
 
     def inputs(self, sounds: Sequence[Samples]) -> dict[str, Tensor]:
-        """The model's arguments from the feature extractor, padded on the right."""
+        """The model's arguments for some sounds, from the feature extractor. Sounds are padded on the right."""
         return dict(
             self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **self.settings)
         )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """A batch with ``labels``: ``(B,)`` for classes, or ``(B, T)`` for transcripts, padded with -100."""
-        labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in rows]
-        padded = torch.nn.utils.rnn.pad_sequence(
-            [row.view(-1) for row in labels], batch_first=True, padding_value=IGNORED
+        """A batch with ``labels``: classes ``(B,)``, or tokens of transcripts ``(B, T)``, padded with -100."""
+        row_labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in rows]
+        labels = torch.nn.utils.rnn.pad_sequence(
+            [tokens.view(-1) for tokens in row_labels], batch_first=True, padding_value=IGNORED
         )
-        return {**self.inputs([*map(self.samples, rows)]), "labels": padded if labels[0].dim() else padded.flatten()}
+        if not row_labels[0].dim():  # a class
+            labels = labels.flatten()
+        return {**self.inputs([*map(self.samples, rows)]), "labels": labels}
 
     def length(self, sound: Samples) -> int:
-        """The length of the model input for a sound: a number of samples, or of feature rows."""
+        """The length of the model input for a sound: a number of samples, or of spectrogram rows."""
         inputs = self.inputs([sound])
         if "attention_mask" in inputs:
             return int(inputs["attention_mask"].sum())
@@ -175,26 +187,28 @@ def to_utterances(
     fits: Callable[[Any, int], bool] = lambda labels, length: True,
     most_seconds: float | None = None,
 ) -> Dataset:
-    """The rows of :func:`.rows.rows_of` with the columns ``labels`` and ``length``. A bad file is refused before the
-    training.
+    """The rows of :func:`.rows.rows_of` with the columns ``labels`` and ``length``.
 
-    Utterances longer than ``most_seconds``, or with labels that do not fit, are left out with a warning.
+    Every file is read once, so that a damaged file is refused before the training. Utterances that are longer than
+    ``most_seconds``, or whose labels do not fit, are left out with a warning.
 
     Args:
         labels: class number of each row, or tokens of its transcript.
-        length: function that returns the length of a sound, for grouping batches; default: number of samples.
-        fits: function of labels and length that says whether the model can output these labels for a sound of this
-            length.
+        length: function that returns the length of a sound, by which batches are grouped; default: number of samples.
+        fits: function that gets the labels and the length of an utterance, and returns whether the model can output
+            these labels for a sound of this length.
     """
-    lengths, fitting = [], []
+    lengths = []
+    fitting, left_out = [], []  # numbers of rows
     for number, row in enumerate(data.select_columns(["audio", "name"])):
         sound = collator.samples(row)
         lengths.append(length(sound))
-        if (most_seconds is None or len(sound) <= most_seconds * collator.sampling_rate) and fits(
-            labels[number], lengths[-1]
-        ):
+        is_short = most_seconds is None or len(sound) <= most_seconds * collator.sampling_rate
+        if is_short and fits(labels[number], lengths[-1]):
             fitting.append(number)
-    if left_out := sorted({*range(len(data))} - {*fitting}):
+        else:
+            left_out.append(number)
+    if left_out:
         limit = "" if most_seconds is None else f"are longer than {most_seconds:g} seconds or "
         logger.warning(
             f"{len(left_out):,} of {len(data):,} utterances {limit}have longer transcripts than the model can write, "

@@ -22,16 +22,18 @@ from ..modeling.mixin import LongAttentionMixin
 from ..modeling.packed_documents import refusal_of_documents
 from .tokenization import IGNORED
 
-if TYPE_CHECKING:  # it imports peft and the Trainer's integrations, which no conversion needs
+if TYPE_CHECKING:  # importing it also imports peft and the Trainer's integrations, which a conversion does not need
     from transformers import TrainingArguments
 
 EVALUATION = -1
-"""Epoch number in evaluations."""
+"""The epoch of collators for evaluations."""
 
 
 class EpochAwareCollator:
-    """A collator with random choices by ``epoch`` (from 0). :class:`~hf_longattn.training.trainer.SetEpoch` sets the
-    epoch."""
+    """A collator whose random choices depend on ``epoch``, counted from 0.
+
+    The callback :class:`~hf_longattn.training.trainer.SetEpoch` sets the epoch.
+    """
 
     shared_epoch: Tensor
 
@@ -49,8 +51,10 @@ class EpochAwareCollator:
         self.shared_epoch.fill_(number)
 
     def for_evaluation(self) -> Any:
-        """A copy for evaluations. Its random choices, if any, are the same in every evaluation and differ from
-        training."""
+        """A copy for evaluations, with the epoch :data:`EVALUATION`.
+
+        Its random choices are the same in every evaluation, and others than in training.
+        """
         collator = copy.copy(self)
         collator.shared_epoch = torch.tensor(EVALUATION)
         return collator
@@ -64,13 +68,13 @@ def shuffled(count: int, seed: int | str) -> list[int]:
 
 
 def seed_of(*values: Any) -> int:
-    """A seed that depends on these values alone."""
+    """A seed that depends only on these values."""
     digest = hashlib.blake2b(repr(values).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
 
 
 def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: bool = False) -> Tensor:
-    """``(B, length)`` of rows of numbers, padded with ``fill``."""
+    """Rows of numbers as a tensor ``(B, length)``, padded with ``fill`` on the right, or on the ``left``."""
     padded = []
     for row in map(torch.as_tensor, rows):
         gap = torch.full((length - len(row), *row.shape[1:]), fill, dtype=row.dtype)
@@ -80,31 +84,31 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
 
 @dataclass
 class DataCollatorWithGlobals(DataCollatorWithPadding):
-    """transformers' ``DataCollatorWithPadding`` for rows that may have ``labels`` of tokens or a
-    ``global_attention_mask``.
+    """transformers' ``DataCollatorWithPadding`` that also pads two columns with a value per token.
 
-    Labels are padded with -100. In the mask, 1 = global; padding is never global. If the config defines the global
-    tokens (question answering), the column is not needed.
+    The columns are ``labels``, padded with -100, and ``global_attention_mask``, in which 1 is a global token, padded
+    with 0. If the model's config defines the global tokens (question answering), the mask is not needed.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [dict(row) for row in features]
-        fills = {
-            name: fill
-            for name, fill in (("global_attention_mask", 0), ("labels", IGNORED))
-            if hasattr(rows[0].get(name), "__len__")
-        }
-        lists = {name: [row.pop(name) for row in rows] for name in fills}
+        columns = {}  # taken out of the rows, because the base class does not pad them
+        for name in ("global_attention_mask", "labels"):
+            if hasattr(rows[0].get(name), "__len__"):
+                columns[name] = [row.pop(name) for row in rows]
         batch = dict(super().__call__(rows))
-        size = {"length": batch["input_ids"].shape[1], "left": self.tokenizer.padding_side == "left"}
-        return {**batch, **{name: pad_rows(values, fills[name], **size) for name, values in lists.items()}}
+        length, left = batch["input_ids"].shape[1], self.tokenizer.padding_side == "left"
+        for name, values in columns.items():
+            fill = IGNORED if name == "labels" else 0
+            batch[name] = pad_rows(values, fill, length, left=left)
+        return batch
 
 
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """All columns as one row ``(1, T)``, with ``documents (1, T)``, the number of each token's row.
+    """Rows joined to one row: each column as a tensor ``(1, T)``, without ``attention_mask``.
 
-    A Long model restarts positions at each document, and no mechanism lets documents see each other.
-    ``attention_mask`` is left out.
+    ``documents (1, T)`` is added: for each token, the number of the row from which it comes. With it, a Long model
+    restarts positions at each row, and no mechanism lets a token see other rows.
     """
     names = [name for name in rows[0] if name != "attention_mask"]
     batch = {name: torch.cat([torch.as_tensor(row[name]) for row in rows])[None] for name in names}
@@ -116,13 +120,14 @@ def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 class DataCollatorWithPacking:
     """Packed batches: one row ``(1, T)`` without padding, as by transformers' ``DataCollatorWithFlattening``.
 
-    It adds ``documents (1, T)`` instead of ``position_ids``, because families count positions differently (RoBERTa
-    from 2). Other columns with a value per token (labels, token_type_ids, global_attention_mask) are concatenated. If
-    each document has one label, ``(B,)``, the batch also has ``lengths (B,)``.
+    The batch has ``documents (1, T)`` instead of ``position_ids``, because model types count positions differently
+    (RoBERTa from 2). Other columns with a value per token (labels, token_type_ids, global_attention_mask) are
+    concatenated. If each document has a single label, the batch has ``labels (B,)``, and ``lengths (B,)`` with the
+    number of tokens of each document.
 
     Args:
-        shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label
-            belongs to its own token (token classification, masked tokens).
+        shifted: True if the model predicts next tokens. The first token of each document then has the label -100.
+            False if each label belongs to its own token (token classification, masked tokens).
     """
 
     pack = True
@@ -130,26 +135,32 @@ class DataCollatorWithPacking:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [dict(row) for row in features]
-        targets: dict[str, Tensor] = {}
+        document_labels: dict[str, Tensor] = {}
         if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):
-            targets["labels"] = torch.tensor([row.pop("labels") for row in rows])
-            targets["lengths"] = torch.tensor([len(row["input_ids"]) for row in rows])
+            document_labels["labels"] = torch.tensor([row.pop("labels") for row in rows])
+            document_labels["lengths"] = torch.tensor([len(row["input_ids"]) for row in rows])
         batch = packed(rows)
         if self.shifted:
-            starts = torch.nn.functional.pad(
-                batch["documents"][:, 1:] != batch["documents"][:, :-1], (1, 0), value=True
-            )
+            changes = batch["documents"][:, 1:] != batch["documents"][:, :-1]
+            starts = torch.nn.functional.pad(changes, (1, 0), value=True)
             batch["labels"] = batch.get("labels", batch["input_ids"]).masked_fill(starts, IGNORED)
-        return {**batch, **targets}
+        return {**batch, **document_labels}
 
 
 @contextmanager
 def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
-    """Within the context, the pooling of a packed row ``(1, T)`` reads the first token of each document, by
-    ``lengths (B,)``."""
+    """Within the context, a head gets the first token of each document of a packed row ``(1, T)``.
+
+    ``lengths (B,)`` are the numbers of tokens of the documents.
+    """
     starts = lengths.cumsum(0) - lengths
+
+    def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states, *others = args
+        return states[0, starts][:, None], *others  # (B, 1, D): B rows of one token
+
     module: Any = pooling_module(model)
-    handle = module.register_forward_pre_hook(lambda _, args: (args[0][0, starts][:, None], *args[1:]))
+    handle = module.register_forward_pre_hook(select)
     try:
         yield
     finally:
@@ -157,10 +168,13 @@ def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
 
 
 def pooling_module(model: PreTrainedModel) -> nn.Module | None:
-    """The module that pools hidden states by their first token; ``None`` if the model selects the token itself."""
+    """The module that takes the hidden states of all tokens, and reads the first one: a pooler or classifier.
+
+    ``None`` if there is no such module, because the model itself selects the first token.
+    """
     for owner, name in ((model.base_model, "pooler"), (model, "pooler"), (model, "classifier")):
         module = getattr(owner, name, None)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):  # it does not select a token
             return None
         if isinstance(module, nn.Module):
             return module
@@ -168,44 +182,57 @@ def pooling_module(model: PreTrainedModel) -> nn.Module | None:
 
 
 def chosen_packing(
-    model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None
+    model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, head_problem: str | None = None
 ) -> bool:
-    """Whether to pack: ``wanted``, or by default whether model and arguments allow it."""
-    why = None
+    """Whether to pack several documents into one row.
+
+    Args:
+        wanted: value of ``--packing``; ``None`` = pack if model and arguments allow it.
+        head_problem: a sentence that says why the model's head does not allow it; ``None`` = the head allows it.
+
+    Raises:
+        OptionError: packing is wanted, but not possible.
+    """
+    problem = None
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
-        why = f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
+        problem = f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
     elif not model.packs_documents:
-        why = f"A {type(model).__name__} reads one document per row."
+        problem = f"A {type(model).__name__} reads one document per row."
     elif args.torch_compile:
-        why = "A compiled model takes no packed documents."
+        problem = "A compiled model takes no packed documents."
     elif args.n_gpu > 1:
-        why = "Several GPUs in one process (DataParallel) split rows; use accelerate launch."
+        problem = "Several GPUs in one process (DataParallel) split rows; use accelerate launch."
     else:
-        bases = (module for module in model.modules() if isinstance(module, LongAttentionMixin))
-        refusals = (refusal_of_documents(base, {}) for base in bases if hasattr(base, "recursion"))
-        why = next(filter(None, refusals), None)
-    why = refusal or why
-    if wanted and why:
-        raise OptionError(f"--packing cannot be used here; leave it out. {why}")
-    return wanted is not False and why is None
+        for module in model.modules():
+            if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion"):
+                problem = problem or refusal_of_documents(module, {})
+    problem = head_problem or problem
+    if wanted and problem:
+        raise OptionError(f"--packing cannot be used here; leave it out. {problem}")
+    return wanted is not False and not problem
 
 
 class EpochSampler(Sampler[Any]):
-    """A sampler whose order depends on the epoch."""
+    """A sampler whose order depends on the epoch. Its attributes are read by accelerate and transformers."""
 
-    epoch, batch_size, drop_last = 0, None, False
+    epoch = 0
+    batch_size = None  # batches differ in size
+    drop_last = False
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
 
 class TokenBudget(EpochSampler):
-    """A sampler of batches with a limited number of tokens and rows of similar length. The order depends on seed and
-    epoch.
+    """A sampler of batches with a limited number of tokens and rows of similar length.
+
+    The rows of a batch depend on the seed, and the order of the batches on seed and epoch.
 
     Args:
-        budget: maximum tokens of a batch. A longer row gets its own batch.
-        padded: a batch costs its longest row times its rows; False = the sum of its rows (packed).
+        lengths: number of tokens of each row.
+        budget: maximum tokens of a batch. A longer row is a batch of its own.
+        padded: how the tokens of a batch are counted. True = the longest row times the number of rows; False = the sum
+            of the rows, for packed batches.
         processes: number of processes. The number of batches is a multiple of it, so that all processes take equally
             many steps.
     """
@@ -219,17 +246,17 @@ class TokenBudget(EpochSampler):
         total = 0
         for row in order:
             total += lengths[row]
-            if padded:  # rows come in ascending order, so this one is the longest
+            if padded:  # this row is the longest of the batch, because rows come in ascending order
                 total = lengths[row] * (len(self.batches[-1]) + 1)
             if self.batches[-1] and total > budget:
                 self.batches.append([])
                 total = lengths[row]
             self.batches[-1].append(row)
-        while len(self.batches) % processes:  # split the largest batch, or repeat it if it has a single row
+        while len(self.batches) % processes:
             largest = max(self.batches, key=len)
             half = len(largest) // 2
             self.batches.append(largest[half:])
-            if half:
+            if half:  # the largest batch is split; a batch of a single row is repeated
                 del largest[half:]
 
     def __len__(self) -> int:
@@ -244,33 +271,39 @@ MASKED = 0.15
 
 
 def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Mask a share :data:`MASKED` of the tokens. Returns token ids and labels, :data:`.tokenization.IGNORED` where
-    nothing is masked.
+    """Mask a share :data:`MASKED` of the tokens, for an evaluation.
 
-    For evaluations: no token is replaced by a random one. Special tokens are never masked, and at least one other
-    token is.
+    Chosen tokens are always replaced by the mask token, never by a random token. Special tokens are not chosen. At
+    least one other token is chosen.
+
+    Args:
+        ids: token ids of any shape.
+
+    Returns:
+        The masked token ids, and labels, which are -100 for tokens that are not masked.
     """
     mask = getattr(tokenizer, "mask_token_id", None)
     if mask is None:
         raise CheckpointError(
-            "A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token)."
+            "The loss of masked tokens needs a tokenizer with a mask token; give the model's tokenizer, or set "
+            "tokenizer.mask_token."
         )
-    order = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
-    order = order.to(ids.device).masked_fill(
-        torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)), 2.0
-    )
-    chosen = order < min(1.0, max(MASKED, float(order.min()) + 1e-7))
+    special = torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)
+    draws = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)).to(ids.device)
+    draws = draws.masked_fill(torch.isin(ids, special), 2.0)
+    # a token is chosen if its draw is below the share, and in any case the token with the lowest draw
+    chosen = draws < min(1.0, max(MASKED, float(draws.min()) + 1e-7))
     return ids.masked_fill(chosen, mask), ids.masked_fill(~chosen, IGNORED)
 
 
 class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     """transformers' language-modelling collator with repeatable masks.
 
-    Masks depend only on the seed, ``epoch`` and the tokens of the batch. Resumed runs draw the same masks, with any
-    number of workers.
+    Masks depend only on the seed, ``epoch`` and the tokens of the batch. A resumed run therefore draws the same masks,
+    with any number of workers. At least one token of a batch is masked.
 
-    At least one token of a batch is masked. With next-token labels, only padding is ignored. The base class also
-    ignores end tokens if the padding token is the end token (GPT-2, Llama).
+    If the labels are next tokens, only padding is ignored. The base class would also ignore end tokens if the padding
+    token is the end token (GPT-2, Llama).
     """
 
     def create_rng(self, *args: Any) -> None:
@@ -278,13 +311,13 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
         self.generator: torch.Generator | None = torch.Generator().manual_seed(self.batch_seed)
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        # the pass over the documents that a segment belongs to
-        passes = [row.pop("epoch") for row in examples if "epoch" in row]
-        if passes and self.epoch != EVALUATION:
-            self.epoch = max(passes)
-        rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # next-token labels need no draw
-        self.batch_seed = seed_of(self.seed, self.epoch, rows)
-        self.generator = None  # makes the base call create_rng if there is a seed
+        """The batch of the base class. Segments of documents have their epoch as ``epoch``."""
+        epochs = [row.pop("epoch") for row in examples if "epoch" in row]
+        if epochs and self.epoch != EVALUATION:
+            self.epoch = max(epochs)
+        tokens = [list(row["input_ids"]) for row in examples] if self.mlm else []  # only masks are drawn
+        self.batch_seed = seed_of(self.seed, self.epoch, tokens)
+        self.generator = None  # if there is a seed, the base class then calls create_rng
         batch: dict[str, Any] = super().torch_call(examples)
         if not self.mlm:
             real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
@@ -294,30 +327,41 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     def torch_mask_tokens(
         self, inputs: Any, special_tokens_mask: Any = None, offset_mapping: Any = None
     ) -> tuple[Any, Any]:
+        """Masked token ids and labels, as in the base class. If no token is masked, one is drawn.
+
+        The loss of a batch without labels would be NaN.
+        """
         original = inputs.clone()
-        shown, labels = super().torch_mask_tokens(inputs, special_tokens_mask, offset_mapping)
-        if not bool((labels != IGNORED).any()):  # in a short batch; without a label, its loss would be NaN
-            rest = torch.isin(original, torch.tensor(sorted(self.tokenizer.all_special_ids)), invert=True).nonzero()
-            if len(rest):
-                index = tuple(rest[int(torch.randint(len(rest), (), generator=self.generator))])
-                shown[index], labels[index] = self.tokenizer.mask_token_id, original[index]
-        return shown, labels
+        masked, labels = super().torch_mask_tokens(inputs, special_tokens_mask, offset_mapping)
+        if not bool((labels != IGNORED).any()):
+            special = torch.tensor(sorted(self.tokenizer.all_special_ids))
+            positions = torch.isin(original, special, invert=True).nonzero()
+            if len(positions):
+                index = tuple(positions[int(torch.randint(len(positions), (), generator=self.generator))])
+                masked[index] = self.tokenizer.mask_token_id
+                labels[index] = original[index]
+        return masked, labels
 
 
 class DataCollatorForPackedText(RepeatableMasks):
-    """:class:`RepeatableMasks` for rows that hold several documents. The rows of a batch become one row ``(1, T)``
-    without padding, with ``documents (1, T)``. With next-token labels, the first token of a document is no target."""
+    """:class:`RepeatableMasks` for rows with several documents, which become one row ``(1, T)`` without padding.
+
+    The batch has ``documents (1, T)``, the number of each token's document. If the labels are next tokens, the first
+    token of a document has the label -100.
+    """
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         """Collate rows with ``input_ids`` and ``documents``, two lists of the same length."""
         ids = [token for row in examples for token in row["input_ids"]]
         batch = super().torch_call([{"input_ids": ids}])
-        numbers = torch.tensor(
+        batch.pop("attention_mask", None)
+        # A document starts where the number of the row or of the document changes.
+        row_and_document = torch.tensor(
             [(row, number) for row, example in enumerate(examples) for number in example["documents"]]
         )
-        borders = torch.nn.functional.pad((numbers[1:] != numbers[:-1]).any(1), (1, 0), value=True)
-        batch.pop("attention_mask", None)
-        batch["documents"] = borders.cumsum(0)[None] - 1
+        changes = (row_and_document[1:] != row_and_document[:-1]).any(1)
+        starts = torch.nn.functional.pad(changes, (1, 0), value=True)
+        batch["documents"] = starts.cumsum(0)[None] - 1
         if not self.mlm:
-            batch["labels"] = batch["labels"].masked_fill(borders[None], IGNORED)
+            batch["labels"] = batch["labels"].masked_fill(starts[None], IGNORED)
         return batch

@@ -21,23 +21,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
-"""Augmentations: a resized random crop, and a horizontal flip of every second image."""
+"""Names of augmentations. crop is a resized random crop, and flip a horizontal flip with a probability of 1/2."""
 EXTRA = "images"
 Augmentation: TypeAlias = tuple[Callable[["PillowImage"], "PillowImage"], dict[str, Any]]
-"""A random torchvision transform of an image, and arguments of the image processor for transformed images."""
+"""A random transform of an image by torchvision, and the image processor's arguments for transformed images."""
 
 
 def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str = "leave it out") -> PillowImage:
-    """Read an image in any Pillow format as RGB, rotated by its EXIF data. If there are several frames, the first is
-    read.
+    """Read an image in any format of Pillow as RGB, rotated by its EXIF data.
 
-    Transparent parts become white, as on a web page; their stored colour is arbitrary. 16-bit grey values are scaled
-    to 8 bits.
+    Of several frames, the first one is read. Transparent parts become white, as on a web page, because their stored
+    colour is arbitrary. 16-bit grey values are scaled to 8 bits.
 
     Args:
         image: a path, or a cell of ``datasets.Image(decode=False)``, which has ``path`` or ``bytes``.
         name: name of the image in messages; default: its path.
-        otherwise: advice at the end of messages.
+        otherwise: the last advice in messages, after "or".
 
     Raises:
         DataError: the image does not exist, is empty or damaged, has more pixels than Pillow reads, or is not an
@@ -50,7 +49,7 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
     path, content = path_and_content(image)
     name = name or str(path)
     try:
-        with warnings.catch_warnings():  # Pillow's warning, at half of its limit
+        with warnings.catch_warnings():  # Pillow warns of images with half as many pixels as it refuses
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
             with Pillow.open(content) as opened:
                 opened.load()
@@ -73,9 +72,13 @@ def read_image(image: Path | Mapping[str, Any], name: str = "", otherwise: str =
 
 
 def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of an image processor's outputs, found by running it on one image.
+    """Height and width of the images that an image processor makes, found by running it on one image.
 
-    Refuses a processor if the model was converted for another size, since it would silently shrink images.
+    Args:
+        row: a row with ``image``, ``name`` and ``label``.
+
+    Raises:
+        CheckpointError: the model was converted for another size. The processor would silently shrink the images.
     """
     batch = ImageCollator(processor, [row["label"]])([dict(row)])
     height, width = batch["pixel_values"].shape[-2:]
@@ -83,18 +86,19 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     if converted is not None and tuple(converted) != (height, width):
         raise CheckpointError(
             f"The image processor of {model.name_or_path!r} makes images of {height} × {width} pixels, but the model "
-            f"was converted for {' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these."
+            f"was converted for {' × '.join(map(str, converted))}; set size in its preprocessor_config.json to that."
         )
     return height, width
 
 
 class ImageCollator(EpochAwareCollator):
-    """Batches of ``pixel_values (B, 3, H, W)``, made by the image processor, and ``labels (B,)``.
+    """Makes batches of ``pixel_values (B, 3, H, W)``, by the image processor, and ``labels (B,)``.
 
-    An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs therefore draw the same
-    augmentations, with any number of workers. Evaluations use none.
+    The augmentation of an image depends only on the seed, ``epoch`` and the image's name. A resumed run therefore
+    draws the same augmentations, with any number of workers. Evaluations do not augment images.
 
     Args:
+        processor: the model's image processor.
         names: label names, in the order of their numbers.
         augmentation: see :func:`augmentation_of`; ``None`` = none.
     """
@@ -113,16 +117,16 @@ class ImageCollator(EpochAwareCollator):
             transform, settings = self.augmentation
             with torch.random.fork_rng(devices=[]):
                 for number, row in enumerate(features):
-                    drawn = seed_of(self.seed, self.epoch, row["name"])
-                    torch.default_generator.manual_seed(drawn)  # torch.manual_seed would seed GPUs, too
+                    seed = seed_of(self.seed, self.epoch, row["name"])
+                    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
                     images[number] = transform(images[number])
         pixels = [torch.as_tensor(image) for image in self.processor(images, **settings)["pixel_values"]]
         sizes = {tuple(image.shape[-2:]) for image in pixels}
         if len(sizes) > 1:
-            sides = " and ".join(f"{height} × {width}" for height, width in sorted(sizes)[:2])
+            examples = " and ".join(f"{height} × {width}" for height, width in sorted(sizes)[:2])
             raise DataError(
-                f"The model's image processor makes images of several sizes, {sides} pixels; set do_resize and size "
-                "with height and width in its preprocessor_config.json."
+                f"The model's image processor makes images of several sizes, such as {examples} pixels; set do_resize "
+                "to true, and size to a height and a width, in its preprocessor_config.json."
             )
         return {
             "pixel_values": torch.stack(pixels),
@@ -131,29 +135,27 @@ class ImageCollator(EpochAwareCollator):
 
 
 def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
-    """The augmentation of a training, as in transformers' ``run_image_classification``.
-
-    ``None`` for "none", and also, with a warning, for "" if torchvision is not installed.
+    """The augmentation of a training, as in transformers' ``run_image_classification``; ``None`` = no augmentation.
 
     Args:
-        name: one of :data:`AUGMENTATIONS`; "" = the first one.
-        size: height and width of the images that the image processor makes, to which a crop is resized.
+        name: one of :data:`AUGMENTATIONS`. "" is the first one, or no augmentation, with a warning, if torchvision is
+            not installed.
+        size: height and width of the images that the image processor makes. A crop is resized to them.
     """
     if name == "none":
         return None
     if not name and find_spec("torchvision") is None:
         logger.warning(
             "The images are not augmented: random crops and flips need a torchvision that fits the installed torch; "
-            "type "
-            f"pip install '.[{EXTRA}]' in a clone of hf_longattn, or --augmentation none."
+            f"type pip install '.[{EXTRA}]' in a clone of hf_longattn, or --augmentation none."
         )
         return None
     check_extra(EXTRA, "torchvision")
     from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
-    parts = {"crop": RandomResizedCrop(size), "flip": RandomHorizontalFlip()}
+    transforms = {"crop": RandomResizedCrop(size), "flip": RandomHorizontalFlip()}
     chosen = (name or AUGMENTATIONS[0]).split("+")
     settings = {}
-    if "crop" in chosen:
+    if "crop" in chosen:  # crops already have the size of the processor's images
         settings = {"do_resize": False, "do_center_crop": False}
-    return Compose([parts[part] for part in chosen]), settings
+    return Compose([transforms[key] for key in chosen]), settings

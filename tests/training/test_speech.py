@@ -261,7 +261,7 @@ def test_characters_outside_the_vocabulary_are_refused(models: dict[str, str]) -
         check_characters(["ab", "ab c", "a!"], tokenizer)
     with pytest.raises(DataError, match=r"lacks: 'A', 'B' .*; add --letter-case lower\.$"):
         check_characters(["AB"], tokenizer)
-    with pytest.raises(DataError, match="is the space between words"):
+    with pytest.raises(DataError, match="for the space between words"):
         character_tokenizer(["a|b"])
 
 
