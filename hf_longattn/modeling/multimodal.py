@@ -1,8 +1,9 @@
 """A text backbone that also reads images and recordings, with embedders of patches and frames in front of its layers.
 
-A convolution embeds the patches of an image, and learned rows and columns encode their positions. Convolutions along
-time shorten a spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone
-adds its own positions. For its attention, patches are therefore a one-dimensional sequence, row by row.
+A convolution embeds the patches of an image, and learned embeddings of rows and columns encode their positions.
+Convolutions along time shorten a spectrogram. The tokens of an image or recording enter the backbone as
+``inputs_embeds``, after a learned first token, and the backbone adds its own positions. For its attention, patches are
+therefore a one-dimensional sequence, row by row.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class AudioInput:
 class LongMultimodalConfig(PreTrainedConfig):
     """The config of :class:`LongMultimodalModel`.
 
-    text_config: the config of the backbone, which decides width, length and mechanisms.
+    text_config: the config of the backbone. It has the width, the length and the mechanisms of the model.
     image: the fields of an :class:`ImageInput`; ``None`` = no images.
     audio: the fields of an :class:`AudioInput`; ``None`` = no recordings.
     pad_token_id: padding id of the backbone.
@@ -127,7 +128,8 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def embedded(self) -> dict[str, Any]:
-        """The embedded inputs, by name: "images" and "sound", if the model has embedders for them."""
+        """The inputs for which the model has embedders: an :class:`ImageInput` as "images", an :class:`AudioInput` as
+        "sound"."""
         inputs: dict[str, Any] = {}
         if self.image is not None:
             inputs["images"] = ImageInput(**self.image)
@@ -159,7 +161,7 @@ class Embedder(nn.Module):
     """
 
     trained_beside_updates = True
-    """Whether LoRA trains the module completely, because it has no pretrained weights."""
+    """Whether a training with LoRA also trains this module completely, because it has no pretrained weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -197,13 +199,14 @@ class PatchEmbedder(Embedder):
 
 
 class FrameEmbedder(Embedder):
-    """Spectrograms as tokens. Each frame is normalised over its features, then convolutions along time halve the
-    number of frames."""
+    """Spectrograms as tokens. Each frame is normalised over its features. Then each convolution along time halves the
+    number of frames, until ``sound.subsampling`` frames have become one token."""
 
     def __init__(self, sound: AudioInput, width: int) -> None:
         super().__init__(width)
         self.sound = sound
         self.norm = nn.LayerNorm(sound.features)
+        # strides: a power of two is a product of twos, and 1 needs one convolution as well
         self.steps = [2] * (sound.subsampling.bit_length() - 1) or [1]
         inputs = [sound.features, *[width] * (len(self.steps) - 1)]
         self.convolutions = nn.ModuleList(
@@ -211,9 +214,13 @@ class FrameEmbedder(Embedder):
         )
 
     def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """``features (B, T, F)`` as ``(B, 1 + N, D)`` with the tokens' mask. The frames' mask is ``(B, T)``.
+        """Tokens ``(B, 1 + N, D)`` of a spectrogram, and their mask ``(B, 1 + N)``, or ``None`` if all are real.
 
-        Padding is set to zero before every convolution, so that no token sees it.
+        Padding is set to zero before every convolution, so that it changes no token.
+
+        Args:
+            features: ``(B, T, F)``.
+            mask: ``(B, T)``, 1 for real frames; ``None`` if all are real.
 
         Raises:
             InputError: frames have another number of features.
@@ -285,14 +292,15 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         """A model on a backbone, with new embedders."""
         inputs = {"image": images, "audio": sound}
         fields = {name: dataclasses.asdict(kind) for name, kind in inputs.items() if kind is not None}
-        # setting it in a config also sets it in its parts
+        # the new config sets its attention implementation in the backbone's config, too: restore the backbone's
         implementation = attention_implementation(text_model.config)
         config = LongMultimodalConfig(text_config=text_model.config, architectures=[cls.__name__], **fields)
         text_model.set_attn_implementation(implementation)
         return cls(config, text_model)
 
     def with_embedders(self, **inputs: Any) -> LongMultimodalModel:
-        """This model, with new embedders for inputs that it does not read yet: the arguments of :meth:`of`."""
+        """A model on the same backbone, with this model's embedders and new ones for further ``inputs``, which are
+        arguments of :meth:`of`."""
         new = type(self).of(self.text_model, **self.config.embedded, **inputs)
         new.image_embedder = self.image_embedder or new.image_embedder
         new.audio_embedder = self.audio_embedder or new.audio_embedder
@@ -322,7 +330,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
             **kwargs: arguments of the backbone.
 
         Raises:
-            OptionError: there is no input, or there are several kinds.
+            OptionError: there is no input, or there are inputs of several kinds.
             BackendError: the model has no embedder for this input.
             InputError: the input has another shape, or more tokens than the backbone reads.
         """
@@ -337,7 +345,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         else:
             embeddings, attention_mask = self.embedded(pixel_values, input_features, attention_mask)
             arguments = {"inputs_embeds": embeddings}
-            if takes_globals(self.text_model):
+            if takes_globals(self.text_model):  # the learned first token is global
                 first = torch.arange(embeddings.shape[1], device=embeddings.device) == 0
                 arguments["global_attention_mask"] = first.long().expand(embeddings.shape[:2])
         outputs = self.text_model(**arguments, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
@@ -348,8 +356,13 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     def embedded(
         self, pixels: Tensor | None, features: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The embeddings ``(B, N, D)`` of images or recordings, and the mask of their tokens; ``None`` = no
-        padding."""
+        """The embeddings ``(B, N, D)`` of images or recordings, and the mask ``(B, N)`` of their tokens, or ``None``
+        without padding.
+
+        Raises:
+            BackendError: the model has no embedder for this input.
+            InputError: the recordings have more tokens than the backbone reads.
+        """
         if pixels is not None:
             return self._embedder("image")(pixels), None
         assert features is not None
@@ -362,6 +375,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         return embeddings, mask
 
     def _embedder(self, name: str) -> nn.Module:
+        """The embedder "image" or "audio". Raises :class:`BackendError` if the model does not have it."""
         embedder = getattr(self, f"{name}_embedder")
         if embedder is None:
             kind = "images" if name == "image" else name
@@ -390,12 +404,19 @@ class LongMultimodalHead(LongMultimodalPreTrainedModel):
         self.post_init()
 
     def states(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """The states that the head classifies, of ``hidden (B, N, D)`` with the tokens' mask: those of all tokens."""
+        """The hidden states that the head classifies: here those of all tokens, ``hidden (B, N, D)``.
+
+        mask: ``(B, N)``, 1 for real tokens; ``None`` if all are real.
+        """
         return hidden
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> Any:
-        """The class scores of each input, ``(B, classes)``, or of each token, ``(B, N, classes)``. With ``labels`` for
-        them (-100 = none), also the loss. ``inputs``: arguments of the model."""
+        """The scores of all classes for each input, ``(B, classes)``, or for each token, ``(B, N, classes)``.
+
+        Args:
+            labels: ``(B,)`` or ``(B, N)``, the right classes, -100 for none. With them, the outputs have a loss.
+            **inputs: arguments of :class:`LongMultimodalModel`.
+        """
         outputs = self.multimodal(**inputs)
         logits = self.classifier(self.dropout(self.states(outputs.last_hidden_state, outputs.token_mask)))
         loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
@@ -442,21 +463,25 @@ class LongMultimodalForQuestionAnswering(LongMultimodalHead):
     def forward(  # type: ignore[override]
         self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs: Any
     ) -> QuestionAnsweringModelOutput:
-        """Start and end scores of every token, ``(B, N)`` each, and the loss with ``start_positions`` and
-        ``end_positions (B,)``."""
+        """The scores of every token as the start and as the end of the answer, ``(B, N)`` each.
+
+        Args:
+            start_positions: ``(B,)``, the indices of the answers' first tokens.
+            end_positions: ``(B,)``, the indices of their last tokens. With both, the outputs have a loss.
+            **inputs: arguments of :class:`LongMultimodalModel`.
+        """
         outputs = self.multimodal(**inputs)
         starts, ends = self.classifier(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = (
-                F.cross_entropy(starts.float(), start_positions) + F.cross_entropy(ends.float(), end_positions)
-            ) / 2
+            start_loss = F.cross_entropy(starts.float(), start_positions)
+            loss = (start_loss + F.cross_entropy(ends.float(), end_positions)) / 2
         return QuestionAnsweringModelOutput(loss, starts, ends, outputs.hidden_states, outputs.attentions)
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
-    """The keyword argument that builds a base model without a pooler, if there is one. Heads use the mean of all
-    tokens instead."""
+    """The keyword arguments with which ``AutoModel`` builds a base model without a pooler, since heads use the mean of
+    all tokens. Empty if the model class has no such argument."""
     known = auto_mapping(AutoModel)
     if known is None or type(config) not in known:
         return {}
@@ -475,16 +500,16 @@ def check_backbone(model: PreTrainedModel) -> None:
     """
     name = type(model).__name__
     embeddings = model.get_input_embeddings()
-    takes = "inputs_embeds" in inspect.signature(model.forward).parameters
-    if not takes or not isinstance(embeddings, nn.Embedding) or model.config.is_encoder_decoder:
+    takes_embeddings = "inputs_embeds" in inspect.signature(model.forward).parameters
+    if not takes_embeddings or not isinstance(embeddings, nn.Embedding) or model.config.is_encoder_decoder:
         raise BackendError(
             f"{name} is not an encoder or decoder of texts that takes inputs_embeds; take one, such as a converted "
             "BERT."
         )
-    if grids := sorted(
-        {mechanism.name for mechanism in with_members(layer_mechanisms(model)) if mechanism.capabilities.needs_grid}
-    ):
+    mechanisms = with_members(layer_mechanisms(model))
+    on_grid = sorted(mechanism.name for mechanism in mechanisms if mechanism.capabilities.needs_grid)
+    if on_grid:
         raise BackendError(
-            f"The mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches "
+            f"The mechanism {on_grid[0]} of {name} compares places on a grid, and this backbone reads texts, patches "
             "and frames in one line; convert it with a mechanism of one dimension, such as window."
         )

@@ -11,10 +11,10 @@ from .family.registration import register_pipelines
 
 
 class PageQuestionAnsweringPipeline(DocumentQuestionAnsweringPipeline):
-    """transformers' pipeline, which treats subclasses of ``LayoutLMConfig`` as LayoutLM: their tokenizers take no
-    boxes.
+    """transformers' pipeline for questions about a page, in which Long LayoutLM models count as LayoutLM.
 
-    The base class gives ``boxes=`` to the tokenizer of every config whose class has another name.
+    The base class recognises LayoutLM by the name of its config class. To the tokenizers of all other models, it
+    passes ``boxes=``, which LayoutLM's tokenizer does not take.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,7 +24,8 @@ class PageQuestionAnsweringPipeline(DocumentQuestionAnsweringPipeline):
 
 
 class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
-    """transformers' pipeline, which decodes a Long model as its base: by its model type."""
+    """transformers' pipeline for speech recognition, in which a Long model has its base's model type. By the model
+    type, the pipeline chooses how to decode."""
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         config = model.config
@@ -36,4 +37,5 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             config.model_type = model_type
 
 
-register_pipelines(pipelines)  # before transformers 5.23, a table of classes, which this module has only now
+# Before transformers 5.23, its table of pipelines has classes, not names. They can be entered only now.
+register_pipelines(pipelines)

@@ -23,17 +23,22 @@ from .attach.attention_sites import AttentionSite, attention_projections, self_a
 KEPT_HEADS = "kept_heads"
 """The field of a Long config with the number of heads of pruned layers."""
 QUERY_COUNTS = (*HEAD_COUNTS, "n_head")
+"""Attributes of attention modules with the number of query heads."""
 KEY_COUNTS = ("num_key_value_heads", "num_kv_heads")
+"""Attributes with the number of key-value heads."""
 WIDTHS = ("all_head_size",)
+"""Attributes with the width of all query heads together."""
 
 
 @dataclass(frozen=True)
 class Heads:
     """The heads of one layer, with their query, key, value and output projections.
 
-    count: number of key-value heads, each with ``queries`` query heads.
-    width: width of a head.
-    columns: inputs of the output projection per key-value head.
+    projections: the query, key and value projections.
+    count: number of key-value heads.
+    queries: number of query heads per key-value head.
+    width: features of a head.
+    columns: inputs of the output projection per key-value head, ``queries * width``.
     """
 
     site: AttentionSite
@@ -45,19 +50,21 @@ class Heads:
     columns: int
 
     def keep(self, heads: Sequence[int]) -> None:
-        """Remove all heads except ``heads``, in place."""
+        """Remove all key-value heads except ``heads``, with their query heads, in place."""
         index = torch.tensor(sorted(heads))
         columns = self.columns
         for layer, width in zip(self.projections, (columns, self.width, self.width), strict=True):
             cut(layer, spread(index, width), 0)
         cut(self.output, spread(index, columns), 1)
+        # the module's attributes
         module: Any = self.site.module
         counts = dict.fromkeys(QUERY_COUNTS, len(index) * self.queries)
         counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * columns)
         for name, value in counts.items():
-            # mechanisms read this name first
+            # mechanisms read the first of the names, so it is set even if the module does not have it
             if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:
                 setattr(module, name, value)
+        # the mechanism's tensors
         mechanism = getattr(module, "long_attention", None)
         if isinstance(mechanism, Mechanism):
             tensors = {**dict(mechanism.named_parameters()), **dict(mechanism.named_buffers())}
@@ -65,9 +72,10 @@ class Heads:
                 tensors[name].data = tensors[name].data[spread(index, self.queries)].clone()
 
     def check(self) -> None:
-        """Raise :class:`OptionError` if a norm spans all heads, or if a mechanism's parameters cannot be divided by
-        heads."""
+        """Raise :class:`OptionError` if no heads can be removed from the layer, because a norm spans all heads, or
+        because the mechanism's parameters cannot be divided by heads."""
         mechanism = getattr(self.site.module, "long_attention", None)
+        # a norm with a vector as wide as all heads normalises them together
         widths = {layer.out_features for layer in self.projections} - {self.width}
         for name, module in self.site.module.named_children():
             if module in (*self.projections, self.output, mechanism):
@@ -79,23 +87,29 @@ class Heads:
                 )
         if not isinstance(mechanism, Mechanism):
             return
-        by_head = mechanism.relative is not None and mechanism.relative.differs_by_head
-        if by_head or (mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters())):
-            what = "relative positions that differ by head" if by_head else "parameters that are not laid out by heads"
+        problem = ""
+        if mechanism.relative is not None and mechanism.relative.differs_by_head:
+            problem = "relative positions that differ by head"
+        elif mechanism.per_head_tensors is None and [*mechanism.parameters()]:
+            problem = "parameters that are not laid out by heads"
+        if problem:
             raise OptionError(
-                f"Mechanism {mechanism.name!r} has {what}, so no heads can be cut out; choose --method int8."
+                f"Mechanism {mechanism.name!r} has {problem}, so no heads can be cut out; choose --method int8."
             )
 
 
 def spread(index: Tensor, width: int) -> Tensor:
-    """Entry indices of the given units (heads, for example). Unit ``i`` has the ``width`` entries that start at
-    ``i * width``."""
+    """The indices of all entries of some units, such as heads. Unit ``i`` consists of the ``width`` entries from
+    ``i * width`` on.
+
+    index: the units.
+    """
     return (index[:, None] * width + torch.arange(width)).flatten()
 
 
 @torch.no_grad()
 def cut(layer: nn.Linear, index: Tensor, dim: int) -> None:
-    """Reduce a linear layer to some outputs (``dim=0``) or inputs (``dim=1``), in place."""
+    """Remove all outputs (``dim=0``) or inputs (``dim=1``) of a linear layer except those in ``index``, in place."""
     layer.weight = nn.Parameter(
         layer.weight.index_select(dim, index.to(layer.weight.device)), layer.weight.requires_grad
     )
@@ -105,8 +119,11 @@ def cut(layer: nn.Linear, index: Tensor, dim: int) -> None:
 
 
 def heads_of(model: nn.Module) -> list[Heads]:
-    """The heads of every self-attention. Raises :class:`OptionError` if there is a layer whose heads cannot be
-    removed."""
+    """The heads of every self-attention in ``model``.
+
+    Raises:
+        OptionError: a layer does not have four linear projections, so its heads cannot be removed.
+    """
     layers = []
     for site in self_attention(model):
         projections: list[Any] = [model.get_submodule(name) for name in attention_projections(model, site.name)]
@@ -118,10 +135,9 @@ def heads_of(model: nn.Module) -> list[Heads]:
                 "outputs are not projected by four linear layers; choose --method bf16."
             )
         query, key, value, output = projections
+        count = key.out_features // width
         queries = query.out_features // key.out_features
-        layers.append(
-            Heads(site, (query, key, value), output, key.out_features // width, queries, width, queries * width)
-        )
+        layers.append(Heads(site, (query, key, value), output, count, queries, width, queries * width))
     return layers
 
 
@@ -149,16 +165,17 @@ def cut_as_configured(model: Any) -> None:
 
 
 def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Name of every tensor that pruning has made smaller -> its original shape."""
+    """Name of every tensor that pruning has made smaller -> its shape before."""
     if not getattr(model.config, KEPT_HEADS, None):
         return {}
+    # the shapes of a model without pruning
     config = copy.deepcopy(model.config)
     setattr(config, KEPT_HEADS, None)
     with LOADING, torch.device("meta"):
-        tensors = type(model)(config).state_dict()
-    cut = model.state_dict()
+        whole = type(model)(config).state_dict()
+    pruned = model.state_dict()
     return {
         name: tuple(values.shape)
-        for name, values in tensors.items()
-        if name in cut and cut[name].shape != values.shape
+        for name, values in whole.items()
+        if name in pruned and pruned[name].shape != values.shape
     }

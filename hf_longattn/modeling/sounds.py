@@ -17,7 +17,7 @@ class LongAudioMixin(LongAttentionMixin):
     """Mixin before the base's model class that makes it a Long audio class."""
 
     added_arguments = (GLOBAL_MASK,)
-    """Global frames, ``(B, frames)``."""
+    """The mask ``(B, frames)`` of global frames."""
     hands_globals_down = property(lambda self: self.family.spec.hands_keywords_down)
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
@@ -30,12 +30,14 @@ class LongAudioMixin(LongAttentionMixin):
 
 
 class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
-    """Mixin before the base model: checks the input."""
+    """Mixin before the base model. Checks the sound and the global frames."""
 
     def check_inputs(self, arguments: dict[str, Any], runs: bool) -> None:
+        """Check the inputs of a call, and convert the sound to the model's dtype."""
         spec: AudioSpec = self.family.spec
         spec.check(self.config, arguments, values=not in_graph())
-        if (sound := arguments.get(spec.input)) is not None:
+        sound = arguments.get(spec.input)
+        if sound is not None:
             arguments[spec.input] = sound.to(self.dtype)  # feature extractors return fp32
         if runs:
             check_globals(self, arguments)

@@ -1,4 +1,4 @@
-"""Attention of a stock model's modules, which have no mechanism: to the keys that their mask shows."""
+"""Attention of a stock model's modules. They have no mechanism, and attend to the keys that their mask shows."""
 
 from __future__ import annotations
 
@@ -29,28 +29,30 @@ from .keywords import DOCUMENTS, SINKS
 from .masks import batch_of_documents, check_pairs
 
 CHANGED = "scores are changed, or weights are returned"
+"""The reason to compute all pairs that excludes every other route."""
 FEW_QUERIES = 32
-"""Maximum new tokens for one masked call over all keys. Untuned."""
+"""Maximum number of queries for which one masked call over all keys is made. Untuned."""
 MASK_EXTENDED_BY = "compressor"
-"""The attribute of attention modules that append compressed keys, and scores for them to the mask (DeepSeek-V4)."""
+"""The attribute of attention modules that append compressed keys, and append scores for these keys to the mask
+(DeepSeek-V4)."""
 
 
 Attended = tuple[Tensor, Tensor | None]
 """The output of attention, and its weights if they are requested."""
 Route = Literal["one call", "engine", "blocks", "pairs"]
-"""How a stock module attends: one fused call without a mask; the engine of a band, padding and documents; the visible
-blocks of its mask; or all query-key pairs."""
+"""How a stock module attends: by one fused call without a mask; in an engine for a band, padding and documents; over
+the visible blocks of its mask; or over all query-key pairs."""
 
 
 @dataclasses.dataclass  # not frozen, for decoding
 class StockCall:
     """A call of a stock model's attention module.
 
-    query: ``(B, H, Nq, D)``; the last positions of the keys in use.
+    query: ``(B, H, Nq, D)``; the queries of the last Nq keys in use.
     key, value: ``(B, H_kv, Nk, D)``; the value's width may differ.
-    mask: as in ``longattn_attention_forward``. Fewer axes broadcast.
-    documents: ``(B, Nk)``, given with the call; pairs of different documents are hidden.
-    region: the visible keys as a band, padding and documents; ``None`` if only the mask says them.
+    mask: as in ``longattn_attention_forward``. A tensor may have fewer axes, which broadcast.
+    documents: ``(B, Nk)``, given with the call; pairs of tokens from different documents are hidden.
+    region: the visible keys as a band, padding and documents; ``None`` if only the mask itself describes them.
     scale, dropout, sinks: factor on q·k, dropout probability, and the scores ``(H,)`` of sinks.
     softcap: bound of the scores by tanh, before the bias and an additive mask are added.
     bias: ``(B or 1, H or 1, Nq or 1, Nk)``, added to the scores.
@@ -108,7 +110,7 @@ def attend_as_declared(
     with_weights: bool,
     kwargs: dict[str, Any],
 ) -> Attended:
-    """The attention function of a stock model's ``module``: softmax attention to the keys that its mask shows.
+    """The attention function for a ``module`` of a stock model: softmax attention to the keys that ``mask`` shows.
 
     Without a mask, every query sees every key. Arguments, results and errors are those of
     ``longattn_attention_forward``.
@@ -130,8 +132,8 @@ def attend_as_declared(
         with_weights=with_weights,
     )
     route, reason = route_of(call)
-    simple = region is not None and not region.pattern.bounded and documents is None
-    if torch.jit.is_tracing() and (reason == CHANGED or not simple):
+    without_window = region is not None and not region.pattern.bounded and documents is None
+    if torch.jit.is_tracing() and (reason == CHANGED or not without_window):
         check_trace(None, causal)
     if OBSERVERS and not torch.compiler.is_compiling():
         _report(call, route, reason)
@@ -150,17 +152,17 @@ def attend_as_declared(
 
 
 def in_words(module: nn.Module) -> str:
-    """The class of an attention module for messages, with its layer number if known."""
+    """The class of an attention module, with its layer number if known: "LlamaAttention of layer 3". For messages."""
     layer = getattr(module, "layer_idx", None)
     return f"{type(module).__name__} of layer {layer}" if isinstance(layer, int) else type(module).__name__
 
 
 def _check_mask(module: nn.Module, query: Tensor, key: Tensor, mask: AnyMask, causal: bool) -> None:
-    """Refuse masks whose meaning is unclear.
+    """Refuse masks with an unclear meaning.
 
     Raises:
-        BackendError: a causal module has no mask, or the mask is for other queries or keys, or would be added to
-            scores although it is bool.
+        BackendError: a causal module has no mask, the mask is for other queries or keys, or the module would add a
+            bool mask to scores.
         InputError: the mask is for another batch, or consists of integers.
     """
     q_len, kv_len = query.shape[2], key.shape[2]
@@ -198,6 +200,7 @@ def _visible_keys(
         mask = mask.dense()
     region = _region_of(mask, kv_len)
     in_use = kv_len if region is None else region.keys
+    # documents number the tokens of the call, so they are used only if queries and keys are the same tokens
     if DOCUMENTS.isdisjoint(kwargs) or q_len != in_use:
         return mask, None, region
     packed = batch_of_documents(None, (query.shape[0], q_len), kwargs)
@@ -209,8 +212,8 @@ def _visible_keys(
 
 
 def _region_of(mask: AnyMask, kv_len: int, packed: Batch | None = None) -> Region | None:
-    """The keys that a mask shows, within the documents of ``packed``. ``None`` if they have to be read from the mask
-    itself, or if a graph would have to read the documents."""
+    """The keys that a mask shows within the documents of ``packed``, as a :class:`Region`. ``None`` if a region cannot
+    describe the mask, or if a graph would have to read the documents."""
     if packed is not None and in_graph():
         return None
     if isinstance(mask, DeclaredMask):
@@ -219,16 +222,17 @@ def _region_of(mask: AnyMask, kv_len: int, packed: Batch | None = None) -> Regio
 
 
 def route_of(call: StockCall) -> tuple[Route, str]:
-    """The cheapest way to compute a call, and why it is not one fused call."""
+    """The cheapest route of a call, and the reason why it is not one fused call; "" without a reason."""
     region, q_len = call.region, call.query.shape[2]
     if call.with_weights or call.softcap is not None or call.bias is not None:
         return "pairs", CHANGED
-    if region is None:
+    if region is None:  # only the mask itself describes the visible keys
         path = "dense-masked"
         if not in_graph():
             path = choose("mask", call.query, call.key, _attention_call(call), blocks=call.visible_blocks)
         return "pairs" if path == "dense-masked" else "blocks", ""
     pattern, exporting = region.pattern, torch.compiler.is_exporting()
+    # the flag is_causal of a fused call aligns the first query with the first key
     aligned = q_len in (1, region.keys) or not pattern.causal
     any_length = exporting and pattern.bounded  # no window covers every length
     one_call = region.batch is None and aligned and not any_length and pattern.covers(q_len, region.keys)
@@ -238,14 +242,15 @@ def route_of(call: StockCall) -> tuple[Route, str]:
         return "engine", ""
     if region.cross and region.batch is not None:
         return "pairs", "keys are padded"
-    # an exported graph takes any number of queries
+    # an exported graph has no few queries, because it takes any number of them
     if not exporting and q_len <= FEW_QUERIES and (call.documents is None or region.keys == call.key.shape[2]):
         return "pairs", "keys are hidden, and there are few queries"
     return "engine", ""
 
 
 def _report(call: StockCall, route: Route, reason: str) -> None:
-    """Tell observers of a call without an engine. An engine reports its own path."""
+    """Report the path of a call to observers. Nothing to do for an engine, and for a choice of :func:`choose`, which
+    report their path themselves."""
     if route == "engine" or (call.region is None and not reason):
         return
     mechanism = None if call.region is None else _mechanism_of(call, call.region)
@@ -257,12 +262,12 @@ def _report(call: StockCall, route: Route, reason: str) -> None:
 
 
 def _attention_call(call: StockCall, causal: bool = False, batch: Batch | None = None) -> AttentionCall:
-    """The arguments of an engine."""
+    """The settings of a call as an engine takes them."""
     return AttentionCall(causal, batch, scale=call.factor, dropout=call.dropout, sink_scores=call.sinks)
 
 
 def _attend_in_engine(call: StockCall) -> Tensor:
-    """Attention to a band, padding and documents in an engine."""
+    """The output ``(B, H, Nq, D)`` of attention to the band, padding and documents of ``call.region``."""
     region = call.region
     assert region is not None
     pattern, width = region.pattern, call.value.shape[-1]
@@ -274,7 +279,7 @@ def _attend_in_engine(call: StockCall) -> Tensor:
 
 
 def _mechanism_of(call: StockCall, region: Region) -> Mechanism:
-    """The mechanism that a stock model declares by the region of a call."""
+    """The mechanism ``window`` or ``full`` that computes attention to the region of a call."""
     pattern, q_len = region.pattern, call.query.shape[2]
     everything = not pattern.causal and not pattern.bounded
     cross = region.cross or (q_len != region.keys and everything)
@@ -284,7 +289,7 @@ def _mechanism_of(call: StockCall, region: Region) -> Mechanism:
 
 @functools.lru_cache(64)
 def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross: bool) -> Mechanism:
-    """A band from ``query - left`` to ``query + right``, or full attention."""
+    """Mechanism ``window`` with a band from ``query - left`` to ``query + right``; ``full`` if it is unbounded."""
     bounded = left < LARGEST or 0 < right < LARGEST
     options = {"left": min(left, LARGEST), "right": min(right, LARGEST)} if bounded else {}
     mechanism = mechanism_from("window" if bounded else "full", options, num_heads=heads, head_dim=head_dim).eval()
@@ -293,7 +298,7 @@ def _declared_mechanism(heads: int, head_dim: int, left: int, right: int, cross:
 
 
 def _attend_blocks(call: StockCall) -> Tensor:
-    """Attention over the visible blocks of a mask."""
+    """The output ``(B, H, Nq, D)`` of attention over the visible blocks of the mask."""
     blocks = call.visible_blocks()
     assert blocks is not None
     tensors = _of_one_width(call.query, call.key, call.value)
@@ -302,8 +307,8 @@ def _attend_blocks(call: StockCall) -> Tensor:
 
 
 def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values with as many features as the widest (latent attention, DeepSeek). Zeros add nothing to
-    scores or outputs."""
+    """Queries, keys and values, padded with zeros to the same number of features. They differ in latent attention
+    (DeepSeek). Zeros add nothing to scores or outputs."""
     if query.shape[-1] == value.shape[-1]:
         return query, key, value
     widest = max(query.shape[-1], value.shape[-1])
@@ -312,35 +317,37 @@ def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 
 
 def _blocks_of_tensor(mask: Tensor) -> VisibleBlocks | None:
-    """A model's or user's mask ``(B, 1, Nq, Nk)`` reduced to blocks, once for all layers that get this tensor.
+    """The mask ``(B, 1, Nq, Nk)`` of a model or user as :class:`VisibleBlocks`, made once for all layers that get this
+    tensor.
 
     ``None`` if a masked call costs less, or if the mask does more than hide pairs. An additive mask that lowers all
-    scores of a query alike hides none of them.
+    scores of a query by the same number hides none of them.
     """
-    if mask.is_inference():  # a change of its values would not be noticed
+    if mask.is_inference():  # such a tensor has no version, by which the cache notices changed values
         return None
-    size = max(BLOCK, PIECE_PAIRS // (mask.shape[0] * mask.shape[3]) // BLOCK * BLOCK)
+    size = max(BLOCK, PIECE_PAIRS // (mask.shape[0] * mask.shape[3]) // BLOCK * BLOCK)  # queries per piece
 
     def make() -> VisibleBlocks | None:
         pieces = mask.split(size, 2)
-        for piece in pieces:
-            if mask.dtype != torch.bool and (not only_hides(piece) or bool(hidden_pairs(piece).all(-1).any())):
-                return None
-        return VisibleBlocks.of(
-            mask.shape, ((number * size, 0, ~hidden_pairs(piece)[:, 0]) for number, piece in enumerate(pieces))
-        )
+        if mask.dtype != torch.bool:
+            for piece in pieces:
+                if not only_hides(piece) or bool(hidden_pairs(piece).all(-1).any()):
+                    return None
+        visible = ((number * size, 0, ~hidden_pairs(piece)[:, 0]) for number, piece in enumerate(pieces))
+        return VisibleBlocks.of(mask.shape, visible)
 
     return BYTE_CACHE.of([mask], ("visible blocks",), make, lambda blocks: tensor_bytes(blocks) or 0)
 
 
 def _attend_pairs(call: StockCall) -> Attended:
-    """Attention ``(B, H, Nq, D)`` over query-key pairs, and the weights. Many pairs are computed in blocks of
-    queries."""
+    """Attention ``(B, H, Nq, D)`` over all query-key pairs, and the weights if requested. If there are many pairs, one
+    block of queries is computed after another."""
     query, key, value = call.query, call.key, call.value
     (batch, heads, q_len, _), kv_len = query.shape, key.shape[2]
     plain = call.softcap is not None or call.with_weights  # plain operations store all scores of a block
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *block: int) -> Attended:
+        """Output and weights for a block ``(start, stop, first, last)`` of queries and keys."""
         visible, added = _terms_of_block(call, *block)
         if not plain:
             if visible is None or added is None:
@@ -379,8 +386,9 @@ def _attend_pairs(call: StockCall) -> Attended:
 def _terms_of_block(
     call: StockCall, start: int, stop: int, first: int, last: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The visible pairs (bool) of queries ``start … stop - 1`` and keys ``first … last - 1``, and the sum that is
-    added to their scores; ``None`` without any."""
+    """The visible pairs (bool) of queries ``start … stop - 1`` and keys ``first … last - 1``, and the terms to add to
+    their scores. ``None`` in place of either if there is nothing to hide or to add. Both broadcast to
+    ``(B, H, queries, keys)``."""
 
     def rows_of(term: Tensor) -> Tensor:  # a mask or bias may have one row for all queries
         return term if term.dim() < 2 or term.shape[-2] == 1 else term[..., start:stop, :]

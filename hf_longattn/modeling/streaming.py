@@ -1,7 +1,7 @@
 """A decode cache of constant size for stock decoders: the first tokens of a text and its last ones (StreamingLLM).
 
-``update`` returns no tensor of keys, but :class:`StreamedKeys`, with which the attention function finds the cache
-layer. Any other attention implementation fails on them, instead of attending to keys whose positions it does not know.
+In place of a tensor of keys, ``update`` returns :class:`StreamedKeys`, with which the attention function finds the
+cache layer. Every other attention implementation raises an error on them, since it would compute wrong positions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class StreamingCache(Cache):
 
     Raises:
         OptionError: ``window`` or ``sinks`` is no such number.
-        BackendError: at the first call, if the model does not run ``longattn``, or computes what sinks cannot follow.
+        BackendError: at the first call, if the model does not run ``longattn``, or if its attention does not allow
+            sinks, for example because it rotates queries and keys in an unknown way.
     """
 
     def __init__(self, window: int = 1024, sinks: int = 4) -> None:
@@ -61,7 +62,7 @@ class StreamingCache(Cache):
                     "example StreamingCache(window=1024, sinks=4)."
                 )
         self.options = {"num_sinks": sinks, "window": window}
-        mechanism_from(MECHANISM, self.options, num_heads=1, head_dim=2)
+        mechanism_from(MECHANISM, self.options, num_heads=1, head_dim=2)  # checks the options
         self.mechanisms: dict[Any, Mechanism] = {}
         """The mechanism of each kind of layer, made at the first call."""
         super().__init__(layers=[])
@@ -72,7 +73,8 @@ class StreamingCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Tensor]:
-        """Append keys and values ``(B, H, n, D)`` of new tokens. Returns :class:`StreamedKeys` and the values."""
+        """Append keys and values ``(B, H, n, D)`` of new tokens to the layer ``layer_idx``. Returns
+        :class:`StreamedKeys` and the values of all tokens that the layer holds."""
         while len(self.layers) <= layer_idx:
             self.layers.append(SparseCacheLayer(MECHANISM, json.dumps(self.options)))
         layer = self.layers[layer_idx]
@@ -82,6 +84,7 @@ class StreamingCache(Cache):
         return StreamedKeys(self, layer_idx, keys), values
 
     def refuse_states(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise :class:`BackendError`, in place of the methods for layers with a state."""
         raise BackendError(
             "The model has layers with a state in place of keys (convolutions or a recurrence), which a "
             "StreamingCache does not hold; leave it out."
@@ -91,16 +94,23 @@ class StreamingCache(Cache):
     has_previous_state = refuse_states
 
     def keep_own_window(self, layer_idx: int, window: int) -> None:
-        """Store the last ``window`` tokens in a layer, which has seen only one call, as the model's own cache does."""
+        """Make a layer keep the last ``window`` tokens, as the model's own cache does. Called in a layer's first
+        call."""
         before = self.layers[layer_idx]
         self.layers[layer_idx] = DynamicSlidingWindowLayer(window)
         self.layers[layer_idx].update(before.keys, before.values)
 
     def mechanism_for(self, module: nn.Module, keys: Tensor) -> Mechanism:
-        """The mechanism of an attention module without a window of its own, which layers of a kind share."""
+        """The mechanism of an attention module without a window of its own. Layers of the same type and width share
+        it.
+
+        Raises:
+            BackendError: the rotation of keys is unknown, so the positions of sinks cannot be changed.
+        """
         types = getattr(module.config, "layer_types", None)
-        kind = None if types is None else types[module.layer_idx]
-        if (kind, keys.shape[-1]) not in self.mechanisms:
+        layer_type = None if types is None else types[module.layer_idx]
+        kind = (layer_type, keys.shape[-1])
+        if kind not in self.mechanisms:
             mechanism = mechanism_from(MECHANISM, self.options, num_heads=1, head_dim=keys.shape[-1]).eval()
             assert isinstance(mechanism, SparseMechanism)
             try:
@@ -109,17 +119,18 @@ class StreamingCache(Cache):
                 raise BackendError(f"{error}, so a StreamingCache cannot move its sinks; leave it out.") from None
             if rotation is not None:
                 mechanism.turn_sinks(rotation)
-            self.mechanisms[kind, keys.shape[-1]] = mechanism
-        return self.mechanisms[kind, keys.shape[-1]]
+            self.mechanisms[kind] = mechanism
+        return self.mechanisms[kind]
 
 
 class StreamedKeys:
-    """The keys ``(B, H, Nk, D)`` of a layer of ``cache``, for ``longattn`` alone."""
+    """The keys ``(B, H, Nk, D)`` of a layer of ``cache``. Only the attention function ``longattn`` can read them."""
 
     def __init__(self, cache: StreamingCache, layer_idx: int, keys: Tensor) -> None:
         self.cache, self.layer_idx, self.keys = cache, layer_idx, keys
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise :class:`BackendError`, in place of every operation of a tensor."""
         raise BackendError(
             f"A StreamingCache needs the attention {BACKEND!r}, in a model that takes its attention from "
             "transformers' AttentionInterface and changes no keys in its cache (BLOOM and DeepSeek are no such "
@@ -131,11 +142,16 @@ class StreamedKeys:
     def for_module(
         self, module: nn.Module, mask: Any, kwargs: dict[str, Any]
     ) -> tuple[Mechanism | None, Tensor, SparseCacheLayer | None]:
-        """The mechanism of an attention module, its keys, and its cache layer. Mechanism and layer are ``None`` if the
-        module has a window of its own.
+        """The mechanism for a call of an attention module, the keys ``(B, H, Nk, D)``, and the cache layer. Mechanism
+        and layer are ``None`` for a module with a window of its own.
+
+        Args:
+            mask: the module's mask.
+            kwargs: the other keywords of the attention function.
 
         Raises:
-            BackendError: the module has a mechanism, or attends in a way that this cache does not know.
+            BackendError: the module has a mechanism, gets a mask over pairs, or does not see all earlier tokens.
+            InputError: the module changes its scores by a bias or a cap.
         """
         cache, keys = self.cache, self.keys
         layer = cache.layers[self.layer_idx]
@@ -151,7 +167,8 @@ class StreamedKeys:
             )
         if not isinstance(layer, SparseCacheLayer):
             return None, keys, None
-        if isinstance(mask, DeclaredMask) and layer.cumulative_length == mask.queries:  # the first call
+        # in the first call, the mask says whether the module has a window
+        if isinstance(mask, DeclaredMask) and layer.cumulative_length == mask.queries:
             if mask.exact and mask.left < LARGEST:
                 cache.keep_own_window(self.layer_idx, mask.left + 1)
                 return None, keys, None

@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 
 
 class LongTowersMixin(LongAttentionMixin):
-    """Mixin before the base's model class with towers ``text_model``, ``vision_model`` …. They are named as in the
-    config's ``tower_classes``."""
+    """Mixin before the base's model class. Its towers are the attributes ``text_model``, ``vision_model`` …, one for
+    each name in the config's ``tower_classes``."""
 
     added_arguments = ()
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
-        """Refuse arguments for texts, because the base passes keywords to every tower. Require the input of every
-        tower."""
+        """Check the arguments of ``forward``.
+
+        Raises:
+            InputError: an argument for texts was given. The base would pass it to every tower.
+            LongAttentionError: the input of a tower is missing.
+        """
         for name in REFUSED_ARGUMENTS:
             if arguments.pop(name, None) is not None:
                 raise InputError(
@@ -35,38 +39,38 @@ class LongTowersMixin(LongAttentionMixin):
                     f"get_text_features(input_ids, {name}=...) and get_image_features instead."
                 )
         for tower in self.towers.values():
-            missing = tower.main_input_name
-            if arguments.get(missing) is None:
+            name = tower.main_input_name
+            if arguments.get(name) is None:
                 raise LongAttentionError(
-                    f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call "
+                    f"A {type(self).__name__} compares texts with images, and {name} is missing; give it, or call "
                     "get_text_features for texts alone, and get_image_features for images."
                 )
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         for tower in config.towers.values():
-            # the base's class, used at first, would choose its own implementation
+            # towers are built as the base's classes, which would choose transformers' default implementation
             if attention_implementation(tower) is None:
                 setattr(tower, IMPLEMENTATION_FIELD, BACKEND)
         super().__init__(config, *args, **kwargs)
 
     def post_init(self) -> None:
-        """Called at the end of the base's ``__init__``. Attaches mechanisms to each tower, as in a model of its
-        own."""
+        """Make each tower a Long model with its mechanisms. The base calls this at the end of its ``__init__``."""
         for name, tower in self.towers.items():
             module: Any = tower
             module.__class__ = self.family.towers[name].long_class_of(type(tower))
             module.after_class_swap()
             module.post_init()
-        super(LongAttentionMixin, self).post_init()
+        super(LongAttentionMixin, self).post_init()  # LongAttentionMixin would attach mechanisms to the whole model
         self.add_model_tags(list(TAGS))
 
     @property
     def towers(self) -> dict[str, LongAttentionMixin]:
+        """The Long model of each tower, by name."""
         return {name: getattr(self, f"{name}_model") for name in self.config_class.tower_classes}
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise missing weights: the base's, then those of each tower."""
+        """Initialise missing weights. Position tables that a tower does not use become zero."""
         super().initialize_weights()
         for tower in self.towers.values():
             drop_tables(tower, tower.family)
@@ -83,8 +87,8 @@ class LongTowersMixin(LongAttentionMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """The base's ``from_pretrained``. Position tables of a short checkpoint are extended to the length of each
-        tower's config.
+        """Load a model as the base's ``from_pretrained`` does. The position tables of a short checkpoint are extended
+        to the length in each tower's config.
 
         Raises:
             OptionError: a tower's config is shorter than the checkpoint.
@@ -93,6 +97,7 @@ class LongTowersMixin(LongAttentionMixin):
             config = getattr(kwargs.get("config"), tower_field(name), None)
             check_tables(family, pretrained_model_name_or_path, {**kwargs, "config": config})
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        for tower in (loaded[0] if isinstance(loaded, tuple) else loaded).towers.values():
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tower in model.towers.values():
             freeze_tables(tower, tower.family)
         return loaded

@@ -1,6 +1,6 @@
-"""Layers of an encoder that compute the real tokens of a padded batch, and nothing else.
+"""Layers of an encoder that compute the real tokens of a padded batch, and no padding.
 
-Padding leaves where a model's layers begin, and comes back where they end. Embeddings, poolers, heads, pipelines and
+The first layer removes padding, and the last layer inserts it again. Embeddings, poolers, heads, pipelines and
 trainers see the padded batch as before. Between the first layer and the last, the hidden states are one row with the
 real tokens of all texts, and the mask keeps the texts apart.
 """
@@ -34,25 +34,27 @@ from .inference import evaluating
 PASS_TOKENS = 8192
 """Tokens that a layer computes at once, unless one text is longer. Untuned."""
 WORTH_PACKING = 0.95
-"""Maximum share of real tokens in a batch that is packed. Untuned."""
+"""Maximum share of real tokens in a batch whose padding is removed. Untuned."""
 TRIAL_TOKENS = 24
-"""Length of the longest text on which :func:`unpad` compares a model with and without padding."""
+"""Length, in tokens, of the longest text on which :func:`unpad` compares a model with and without padding."""
 TOLERANCE = 1e-4
-"""Maximum difference of hidden states in that comparison in float32, relative to the largest."""
+"""Maximum difference of float32 hidden states with and without padding, relative to the largest hidden state."""
 MASK = "attention_mask"
-"""Name of the argument of layers with the mask that :func:`longattn_mask` has made."""
+"""Name of the argument by which layers get the mask from :func:`longattn_mask`."""
 
 Model = TypeVar("Model")
 _padded: ContextVar[bool] = ContextVar("padded", default=False)
-"""Whether layers compute padding for now."""
+"""Whether unpadded layers compute padding as well, for a comparison."""
 
 
 class RealTokens(PassCache):
     """The T real tokens of a padded batch ``(B, N)``, as one row, and the arguments of layers for that row.
 
-    index: ``(T,)``, each token's place in the flattened batch.
-    groups: tokens ``start … stop - 1`` of the row that a layer computes at once, and the number ``(1, stop - start)``
-        of each one's text.
+    The row is divided into groups of whole texts, and a layer computes one group at a time.
+
+    index: ``(T,)``, the index of each real token in the flattened batch.
+    groups: ``(start, stop, texts)`` for each group: its tokens ``start … stop - 1`` of the row, and the number of each
+        token's text, ``(1, stop - start)``.
     """
 
     def __init__(self, shape: tuple[int, int], index: Tensor, lengths: list[int]) -> None:
@@ -60,19 +62,24 @@ class RealTokens(PassCache):
         self.groups: list[tuple[int, int, Tensor]] = []
         start = 0
         while lengths:
-            count, size = 1, lengths[0]
+            # as many of the next texts as fit into PASS_TOKENS, but at least one
+            count = 1
+            size = lengths[0]
             while count < len(lengths) and size + lengths[count] <= PASS_TOKENS:
                 size += lengths[count]
                 count += 1
             numbers = torch.arange(count, device=index.device)
             texts = numbers.repeat_interleave(torch.tensor(lengths[:count], device=index.device))[None]
             self.groups.append((start, start + size, texts))
-            start, lengths = start + size, lengths[count:]
+            start += size
+            lengths = lengths[count:]
 
     @classmethod
     def of(cls, mask: Tensor, causal: bool) -> RealTokens | None:
-        """The tokens of a padding mask ``(B, N)``, True = real. ``None`` if nearly all tokens are real, or if there is
-        padding inside a text, or before the text of an encoder, whose pooler would read it."""
+        """The real tokens of a batch with the padding mask ``(B, N)``, True = real.
+
+        ``None`` if padding has to stay: nearly all tokens are real; a text has padding inside; or an encoder
+        (``causal`` is False) has padding before a text, where its pooler reads."""
         batch = Batch(mask)
         spans = batch.sequences
         lengths = [span.length for span in spans]
@@ -83,16 +90,17 @@ class RealTokens(PassCache):
         return cls((mask.shape[0], mask.shape[1]), mask.flatten().nonzero()[:, 0], lengths)
 
     def packed(self, x: Tensor) -> Tensor:
-        """``(B, N, …)`` as ``(1, T, …)``."""
+        """The real tokens of ``x (B, N, …)`` as one row, ``(1, T, …)``."""
         return x.flatten(0, 1).index_select(0, self.index)[None]
 
     def padded(self, x: Tensor) -> Tensor:
-        """``(1, T, …)`` as ``(B, N, …)``, with zeros at padding."""
+        """The row ``x (1, T, …)`` as a padded batch ``(B, N, …)``, with zeros at padding."""
         batch, length = self.shape
         return x.new_zeros(batch * length, *x.shape[2:]).index_copy(0, self.index, x[0]).unflatten(0, self.shape)
 
     def parts(self, value: Any) -> list[Any]:
-        """An argument of a layer for each group. Of a tensor with an axis of tokens, each group gets its tokens.
+        """The ``value`` of a layer's argument for each group. A tensor with an axis of tokens is divided, and every
+        group gets all other values.
 
         Raises:
             InputError: a tensor has values for pairs of tokens.
@@ -102,40 +110,39 @@ class RealTokens(PassCache):
             return [type(value)(parts) for parts in zip(*map(self.parts, value), strict=True)]
         if not isinstance(value, Tensor) or length not in value.shape:
             return [value for _ in self.groups]
-        if value.dim() == 4 and value.shape[1:3] == (1, length):  # an axis of heads
+        if value.dim() == 4 and value.shape[1:3] == (1, length):  # (B, 1, N, …), with an axis for heads
             return [part[:, None] for part in self.parts(value[:, 0])]
-        if value.dim() == 2 and value.shape[0] == length:  # the same in every row
+        if value.dim() == 2 and value.shape[0] == length:  # (N, …), the same for every text
             return [part[0] for part in self.parts(value[None])]
         if value.shape[0] not in (1, batch) or value.dim() < 2 or value.shape[1] != length:
             raise InputError(
                 f"its layers take a tensor {tuple(value.shape)} for texts of {length} tokens, which is not of single "
                 "tokens"
             )
-        # rotations are often the same in every row, and are not copied for each
+        # a tensor (1, N, …), such as rotations, holds for every text
         row = value[:, self.index % length] if len(value) == 1 else self.packed(value)
         return [row[:, start:stop] for start, stop, _ in self.groups]
 
     def masks(self, mask: DeclaredMask | Tensor) -> list[DeclaredMask | Tensor]:
-        """``mask`` for each group: texts are documents, and there is no padding."""
-        if isinstance(mask, Tensor):  # for mechanisms
-            return [
-                for_one_pass(torch.ones_like(texts, dtype=torch.bool), {0: Batch(None, texts)})
-                for _, _, texts in self.groups
-            ]
+        """The mask of each group, made from the batch's ``mask``. Texts are documents, and there is no padding."""
         masks: list[DeclaredMask | Tensor] = []
         for start, stop, texts in self.groups:
-            same_text = masking.packed_sequence_mask_function(texts)
-            row = {"batch_size": 1, "q_length": stop - start, "kv_length": stop - start, MASK: None}
-            visible = masking.and_masks(same_text, mask.arguments["mask_function"])
-            masks.append(DeclaredMask(**{**mask.arguments, **row, "mask_function": visible}))
+            if isinstance(mask, Tensor):  # mechanisms read documents from the batch under 0, and not from the mask
+                all_real = torch.ones_like(texts, dtype=torch.bool)
+                masks.append(for_one_pass(all_real, {0: Batch(None, texts)}))
+            else:
+                same_text = masking.packed_sequence_mask_function(texts)
+                row = {"batch_size": 1, "q_length": stop - start, "kv_length": stop - start, MASK: None}
+                visible = masking.and_masks(same_text, mask.arguments["mask_function"])
+                masks.append(DeclaredMask(**{**mask.arguments, **row, "mask_function": visible}))
         return masks
 
 
 class UnpaddedLayer:
-    """The ``forward`` of a layer without padding.
+    """The ``forward`` of a layer that computes no padding. It is set as an attribute of the layer.
 
-    ends: whether padding comes back after this layer.
-    own: the layer's forward before, if it is not that of its class; a hook of accelerate, for example.
+    ends: whether this layer returns a padded batch.
+    own: the layer's previous attribute ``forward``, if it had one; a hook of accelerate, for example.
     """
 
     def __init__(self, layer: nn.Module, ends: bool, own: Callable[..., Any] | None) -> None:
@@ -154,27 +161,31 @@ class UnpaddedLayer:
         if tokens is None:
             return forward(*args, **kwargs)
         hidden, *others = call.args
-        is_packed = hidden.shape[:2] == (1, len(tokens.index))
+        is_packed = hidden.shape[:2] == (1, len(tokens.index))  # by the layer before
         if _needs_padding(mask, {**call.arguments, **call.kwargs}):
             return forward(tokens.padded(hidden) if is_packed else hidden, *others, **call.kwargs)
 
-        def parts(value: Any) -> list[Any]:
+        def by_group(value: Any) -> list[Any]:
+            """The value of an argument for each group. Layers share these values, unless they need gradients."""
             if value is mask:
                 return tokens.cached("masks", lambda: tokens.masks(mask))
             if isinstance(value, Tensor) and value.requires_grad:
                 return tokens.parts(value)
-            # the value stays in the cache, so that no other gets its id
+            # the cache also keeps the value, so that no new object gets its id
             return tokens.cached(id(value), lambda: (value, tokens.parts(value)))[1]
 
+        # run the layer on one group after another
         row = hidden if is_packed else tokens.packed(hidden)
-        positional = [parts(value) for value in others]
-        named = {name: parts(value) for name, value in call.kwargs.items()}
+        positional = [by_group(value) for value in others]
+        named = {name: by_group(value) for name, value in call.kwargs.items()}
         outputs = []
         for number, (start, stop, _) in enumerate(tokens.groups):
-            values = [of_groups[number] for of_groups in positional]
-            keywords = {name: of_groups[number] for name, of_groups in named.items()}
+            values = [groups[number] for groups in positional]
+            keywords = {name: groups[number] for name, groups in named.items()}
             outputs.append(forward(row[:, start:stop], *values, **keywords))
-        if isinstance(outputs[0], Tensor):
+        # join the hidden states, which layers return alone or as the first of a tuple
+        returns_tensor = isinstance(outputs[0], Tensor)
+        if returns_tensor:
             further = ()
             joined = torch.cat(outputs, 1)
         else:
@@ -184,11 +195,11 @@ class UnpaddedLayer:
                 raise InputError("its layers return more than hidden states")
         if self.ends or _collects_states():
             joined = tokens.padded(joined)
-        return joined if isinstance(outputs[0], Tensor) else (joined, *further)
+        return joined if returns_tensor else (joined, *further)
 
 
 def _real_tokens(mask: Any) -> RealTokens | None:
-    """The real tokens of the batch that ``mask`` is for, found once for all layers. ``None`` if padding stays."""
+    """The real tokens of the batch with this mask, found once for all layers. ``None`` if padding stays."""
     if isinstance(mask, DeclaredMask):
         padding = mask.padding
         if padding is None or mask.queries != mask.keys or mask.first_query != 0:
@@ -200,8 +211,8 @@ def _real_tokens(mask: Any) -> RealTokens | None:
 
 
 def _needs_padding(mask: Any, arguments: dict[str, Any]) -> bool:
-    """Whether layers compute padding, too: for a cache, for attention weights, and for a mask that depends on the
-    place of a text in its row."""
+    """Whether layers must compute padding in a call: it has a cache, returns attention weights, or has a mask that
+    depends on the place of a text in its row."""
     if find_cache(arguments.values()) is not None or weights_requested(arguments):
         return True
     return isinstance(mask, DeclaredMask) and (not mask.exact or bool(mask._labels))
@@ -222,22 +233,23 @@ def unpad(model: Model) -> Model:
         model = hf_longattn.unpad(SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2"))
 
     A batch is padded to its longest text, and layers compute padding like text. After ``unpad``, they compute one row
-    with the real tokens of all texts. Whatever stands around the layers gets padded tensors as before; only what it
-    finds at padding may differ. The model runs with ``attn_implementation="longattn"``, and is compared with itself on
-    three short texts before ``unpad`` returns.
+    with the real tokens of all texts. Embeddings, poolers and heads get padded tensors as before, in which only the
+    values at padding may differ. The model runs with ``attn_implementation="longattn"``. Before ``unpad`` returns, it
+    compares the outputs for three short texts with and without padding.
 
     Batches without padding, calls with a cache and calls that return attention weights run as before, and so do graphs
-    for export. ``torch.compile`` compiles what stands around the layers.
+    for export. ``torch.compile`` compiles the model except its layers.
 
     Args:
-        model: a model of transformers, or what holds one: a pipeline, a SentenceTransformer, a CrossEncoder.
+        model: a model of transformers, or an object that contains one: a pipeline, a SentenceTransformer, a
+            CrossEncoder.
 
     Returns:
         The same object.
 
     Raises:
-        BackendError: the model has no text encoder on transformers' AttentionInterface, or its texts are not
-            independent of padding.
+        BackendError: the model has no text encoder on transformers' AttentionInterface, or its outputs change without
+            padding.
     """
     require("record_outputs")
     network: Any = model if isinstance(model, nn.Module) else getattr(model, "model", None)
@@ -255,6 +267,7 @@ def unpad(model: Model) -> Model:
     before = _state(network, stacks)
     inside: set[nn.Module] = set()
     try:
+        # set the attention implementation of the outermost models, which set it in the models inside
         for part in network.modules():
             if isinstance(part, PreTrainedModel) and part not in inside:
                 inside.update(part.modules())
@@ -264,7 +277,8 @@ def unpad(model: Model) -> Model:
             forwards = [vars(layer).get("forward") for layer in layers]
             forwards = [forward.own if isinstance(forward, UnpaddedLayer) else forward for forward in forwards]
             problem = ""
-            for ends in (layers[-1:], layers):  # some models read what stands between their layers
+            # The last layer returns padded states. If a model reads states between its layers, all layers do.
+            for ends in (layers[-1:], layers):
                 for layer, forward in zip(layers, forwards, strict=True):
                     layer.forward = UnpaddedLayer(layer, layer in ends, forward)
                 problem = _problem(body, layers[0])
@@ -282,32 +296,36 @@ def unpad(model: Model) -> Model:
 
 
 State = tuple[list[tuple[nn.Module, Any]], list[tuple[PreTrainedModel, str | None]]]
-"""The forward of each layer that is not its class's, or None, and the attention implementation of each model."""
+"""The attribute ``forward`` of each layer (``None`` for the method of its class), and the attention implementation of
+each model."""
 
 
 def _state(network: nn.Module, stacks: dict[PreTrainedModel, list[nn.Module]]) -> State:
-    """What :func:`unpad` changes. stacks: :func:`_stacks` of ``network``."""
-    layers = [layer for of_body in stacks.values() for layer in of_body]
-    parts = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
+    """The state of ``network`` that :func:`unpad` changes. ``stacks``: its layers, from :func:`_stacks`."""
+    layers = [layer for stack in stacks.values() for layer in stack]
+    models = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
     return (
         [(layer, vars(layer).get("forward")) for layer in layers],
-        [(part, attention_implementation(part.config)) for part in parts],
+        [(model, attention_implementation(model.config)) for model in models],
     )
 
 
 def _restore(state: State) -> None:
-    for layer, forward in state[0]:
+    """Set forwards and attention implementations to those in ``state``."""
+    forwards, implementations = state
+    for layer, forward in forwards:
         vars(layer).pop("forward", None)
         if forward is not None:
             layer.forward = forward
-    for part, implementation in state[1]:
-        if attention_implementation(part.config) != implementation:
-            part.set_attn_implementation(implementation)
+    for model, implementation in implementations:
+        if attention_implementation(model.config) != implementation:
+            model.set_attn_implementation(implementation)
 
 
 @contextmanager
 def unpadded(network: nn.Module) -> Iterator[None]:
-    """Within the context, the layers of ``network`` compute no padding, unless :func:`unpad` refuses it."""
+    """Context in which the layers of ``network`` compute no padding. If :func:`unpad` refuses the model, its layers
+    compute padding as before."""
     before = _state(network, _stacks(network))
     try:
         with suppress(BackendError):
@@ -318,49 +336,57 @@ def unpadded(network: nn.Module) -> Iterator[None]:
 
 
 def _stacks(network: nn.Module) -> dict[PreTrainedModel, list[nn.Module]]:
-    """The layers of each text encoder in ``network``."""
+    """The layers of each text encoder in ``network``, in order."""
     modules = dict(network.named_modules())
     stacks: dict[PreTrainedModel, list[nn.Module]] = {}
     decoders = set()
     for site in attention_sites(network):
+        # the modules around the attention module, from the outermost to itself
         path = site.name.split(".")
-        ancestors = [modules[".".join(path[:depth])] for depth in range(len(path) + 1)]
-        owners = [depth for depth, part in enumerate(ancestors) if isinstance(part, PreTrainedModel)]
-        if not owners:
+        around = [modules[".".join(path[:depth])] for depth in range(len(path) + 1)]
+        depths = [depth for depth, part in enumerate(around) if isinstance(part, PreTrainedModel)]
+        if not depths:
             continue
-        body: Any = ancestors[owners[-1]]
-        listed = [child for part, child in pairwise(ancestors[owners[-1] :]) if isinstance(part, nn.ModuleList)]
+        # the innermost model has the layer, which is an item of a ModuleList
+        body: Any = around[depths[-1]]
+        items = [child for part, child in pairwise(around[depths[-1] :]) if isinstance(part, nn.ModuleList)]
         if site.cross:
             decoders.add(body)
-        elif listed and "input_ids" in inspect.signature(body.forward).parameters:
+        elif items and "input_ids" in inspect.signature(body.forward).parameters:
             layers = stacks.setdefault(body, [])
-            if listed[-1] not in layers:
-                layers.append(listed[-1])
+            if items[-1] not in layers:
+                layers.append(items[-1])
     return {body: layers for body, layers in stacks.items() if body not in decoders}
 
 
 def _problem(body: PreTrainedModel, layer: nn.Module) -> str:
-    """Why the outputs of three short texts differ without padding; empty if they do not.
+    """Why an encoder cannot run without padding, from its outputs for three short texts. Empty if they do not change.
 
-    layer: the first one.
+    Args:
+        body: the encoder, whose layers are :class:`UnpaddedLayer`.
+        layer: its first layer.
     """
     if any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in body.modules()):
         return "batch norm counts padding in training"
-    device = next(
-        (x.device for x in body.parameters() if not x.is_meta), torch.device("cpu")
-    )  # the others are offloaded
+    # three texts of different lengths
+    devices = (x.device for x in body.parameters() if not x.is_meta)  # offloaded weights are on the meta device
+    device = next(devices, torch.device("cpu"))
+    # a position table may have two rows that are not positions
     longest = min(TRIAL_TOKENS, (getattr(body.config, "max_position_embeddings", None) or TRIAL_TOKENS + 2) - 2)
     lengths = torch.tensor([longest, longest // 2, longest // 3], device=device)
     real = torch.arange(longest, device=device) < lengths[:, None]
+    # the first ids of a vocabulary are often special
     vocabulary = getattr(body.config, "vocab_size", None) or 25
     first = min(5, vocabulary - 1)
     ids = torch.arange(3 * longest, device=device).view(3, -1) % min(20, vocabulary - first) + first
     padding_id = getattr(body.config, "pad_token_id", None)
     arguments = {"input_ids": torch.where(real, ids, padding_id or 0), MASK: real.long(), "return_dict": True}
-    if not body._can_record_outputs:  # its forward stores what stands between layers, which collectors would tell us
+    if not body._can_record_outputs:
+        # its forward stores states between layers by itself; compare these, too
         arguments["output_hidden_states"] = True
     if "use_cache" in inspect.signature(body.forward).parameters:
         arguments["use_cache"] = False
+    # rows of the tensors inside the first layer: 1 without padding
     rows: set[int] = set()
 
     def note_rows(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -387,7 +413,7 @@ def _problem(body: PreTrainedModel, layer: nn.Module) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    if rows != {1}:
+    if rows != {1}:  # the layer has computed the padded batch
         return "its layers do not get the mask of the batch"
     if getattr(padded, "last_hidden_state", None) is None:
         return "its outputs have no last_hidden_state to compare"
@@ -395,7 +421,10 @@ def _problem(body: PreTrainedModel, layer: nn.Module) -> str:
 
 
 def _change(unpadded: Any, padded: Any, real: Tensor) -> str:
-    """How the outputs of the ``real`` tokens differ; empty if they do not."""
+    """How the outputs for the ``real`` tokens ``(B, N)`` of a batch differ; empty if they do not.
+
+    unpadded, padded: the outputs of a model whose layers compute real tokens alone, and padding as well.
+    """
     pairs = [(unpadded.last_hidden_state, padded.last_hidden_state)]
     pairs += zip(unpadded.get("hidden_states") or (), padded.get("hidden_states") or (), strict=True)
     if any(ours.shape != expected.shape for ours, expected in pairs):
@@ -405,6 +434,7 @@ def _change(unpadded: Any, padded: Any, real: Tensor) -> str:
         pairs.append((unpadded.pooler_output, padded.pooler_output))
     for ours, expected in pairs:
         bound = max(TOLERANCE, 8 * torch.finfo(expected.dtype).eps) * expected.abs().max()
-        if not (difference := (ours - expected).abs().max()) <= bound:
+        difference = (ours - expected).abs().max()
+        if not difference <= bound:  # also for NaN
             return f"its outputs change by {difference:.2g}"
     return ""

@@ -1,8 +1,9 @@
-"""What this package takes for granted about transformers' masks.
+"""Checks that this package reads the masks of the installed transformers correctly.
 
-A name that a version of transformers lacks is noticed where it is used (:mod:`~hf_longattn.names`). A mask that comes
-to mean something else is not: outputs would change, or memory would grow, without a word. The check here compares
-masks of transformers with how this package reads them. It runs once per process, and costs nothing in a call.
+If a version of transformers lacks a name, an error or warning says so where the name is used
+(:mod:`~hf_longattn.names`). If its mask functions come to mean something else, nothing would fail: outputs would be
+wrong, or memory would grow. The check here therefore compares some of transformers' masks with how this package reads
+them. It runs once per process, and costs nothing in a call.
 """
 
 from __future__ import annotations
@@ -26,15 +27,19 @@ from .declared import DeclaredMask
 TOKENS, WINDOW = 8, 3
 """Tokens of the masks that are checked, and the size of their windows and chunks."""
 ARGUMENTS = f"{BACKEND}_arguments"
-"""The name under which transformers' functions return the arguments of a mask instead of the mask."""
+"""The name of an attention implementation with which transformers' functions return the arguments of a mask instead of
+the mask."""
 AttentionMaskInterface.register(ARGUMENTS, dict)
 problems: list[str] = []
-"""The sentence that every call raises, if masks of the installed transformers mean something else."""
+"""The message that every call raises if the check fails; empty if it succeeds."""
 
 
 def check_masks(mechanism_mask: Callable[..., Tensor | None]) -> None:
-    """Fill :data:`problems`. The check runs in a thread, which no mode of the importing code reaches
-    (``torch.device("meta")``, fake tensors)."""
+    """Run the check, and fill :data:`problems`. The check runs in a thread, so that modes of the importing code, such
+    as ``torch.device("meta")`` or fake tensors, do not reach it.
+
+    mechanism_mask: the function of :mod:`.backend`.
+    """
     problems.clear()
     thread = threading.Thread(target=_note_problem, args=(mechanism_mask,))
     thread.start()
@@ -42,9 +47,10 @@ def check_masks(mechanism_mask: Callable[..., Tensor | None]) -> None:
 
 
 def _note_problem(mechanism_mask: Callable[..., Tensor | None]) -> None:
+    """Add a message to :data:`problems` if the check fails."""
     try:
         problem = mask_problem(mechanism_mask)
-    except Exception as error:  # such as an argument that has another name
+    except Exception as error:  # for example, an argument of transformers' functions has another name
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem is not None:
         lowest, highest = TESTED["transformers"]
@@ -56,8 +62,8 @@ def _note_problem(mechanism_mask: Callable[..., Tensor | None]) -> None:
 
 
 def mask_arguments() -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """Yield the name of each mask, whether it is one document with a known band, and the arguments with which
-    transformers calls a mask function."""
+    """Yield the masks to check: the name of each, whether a band and padding describe it, and the arguments with which
+    transformers would make it."""
     sizes = {
         "causal": {},
         "sliding_window_causal": {"sliding_window": WINDOW},
@@ -94,22 +100,22 @@ def band(left: int, right: int) -> Tensor:
 
 
 def reads_alike(mask: DeclaredMask, shown: Tensor) -> bool:
-    """Whether the keys that a mask shows, ``(Nq, Nk)`` bool, are within its band, and all of those that it is read to
-    show."""
-    within = band(mask.left, mask.right)
+    """Whether the pairs in ``shown (Nq, Nk)``, bool, are those that ``mask`` is read to show. If its band is not
+    exact, whether they are all within the band."""
+    expected = band(mask.left, mask.right)
     if not mask.exact:
-        return not bool((shown & ~within).any())
+        return not bool((shown & ~expected).any())
     if mask.padding is not None:
-        within = within & mask.padding[0]
+        expected = expected & mask.padding[0]
     for label in mask._labels:
-        within = within & (label[0, :, None] == label[0])
-    return torch.equal(shown, within)
+        expected = expected & (label[0, :, None] == label[0])
+    return torch.equal(shown, expected)
 
 
 def mask_problem(mechanism_mask: Callable[..., Tensor | None]) -> str | None:
-    """What is wrong with how masks of transformers are read, on masks of :data:`TOKENS` tokens.
+    """How a mask of transformers differs from how this package reads it. ``None`` if all masks are read correctly.
 
-    mechanism_mask: the function that leaves out a model's own window for mechanisms.
+    mechanism_mask: the function of :mod:`.backend` that makes masks for mechanisms.
     """
     unread = []
     for name, plain, arguments in mask_arguments():
