@@ -21,6 +21,10 @@ from scripts.dev.tools.drawing import DRAWN_GRID, draw_patterns
 LENGTH = 64
 MADE = "<!-- `make docs` writes this page from the registry -->"
 SHARED = (RELATIVE, EXACT_LENGTH)
+MORE_OPTIONS = (
+    "The options that most mechanisms share are on [the page of all "
+    "mechanisms](../mechanisms.md#options-of-most-mechanisms)."
+)
 FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}
 
 
@@ -51,14 +55,14 @@ def _section(name: str) -> str:
     table = (
         markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---")
         if rows
-        else "None of its own."
+        else "This mechanism has no options of its own."
     )
     facts = {
         "when": info.when,
-        "forms": f"{FORMS[info.causal]}; cost {info.cost} ([all mechanisms](../mechanisms.md), with the options that "
-        "most have)",
+        "forms": FORMS[info.causal],
+        "cost": f"{info.cost} ([what the letters mean](../mechanisms.md))",
         "equals full attention": info.exact_when,
-        "training": "adds parameters that need it" if info.trains else "",
+        "training": "adds parameters that need training" if info.trains else "",
         "global tokens": "takes `global_attention_mask`" if info.takes_globals else "",
         "input": "" if (words := input_in_words(name)).startswith("a text; an image") else words,
     }
@@ -69,7 +73,7 @@ def _section(name: str) -> str:
     about = "\n".join(f"- **{key}**: {value}" for key, value in facts.items() if value)
     summary, _, definition = _text(cls).partition("\n\n")
     definition = f"## Definition\n\n{definition}\n\n" if definition else ""
-    return f"# {name}\n\n{summary}\n\n{about}\n\n{image}\n\n{definition}## Options\n\n{table}"
+    return f"# {name}\n\n{summary}\n\n{about}\n\n{image}\n\n{definition}## Options\n\n{table}\n\n{MORE_OPTIONS}"
 
 
 def shared_options() -> str:
