@@ -1,6 +1,6 @@
-"""The plan of a conversion: every decision about the result, made before anything is written.
+"""The plan of a conversion: every decision about the result, made before a file is written.
 
-Texts are planned in four steps: attention, lengths, positions, short texts.
+The plan for texts has four steps: attention, lengths, positions and short texts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from .tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class StackLength:
-    """Maximum length of a stack in the source and in the result."""
+    """Maximum length, in tokens, of a stack (an encoder or a decoder) in the source and in the result."""
 
     old: int
     new: int
@@ -62,14 +62,16 @@ class StackLength:
         if self.new < self.old:
             raise InputError(
                 f"The source takes {self.old} tokens and conversion only extends it: a maximum {what} of {self.new} "
-                "is too small, give at "
-                f"least {self.old}."
+                f"is too small, give at least {self.old}."
             )
 
 
 @dataclass(frozen=True)
 class PositionWarning:
-    """A warning against using the result without training. Problem, advice and harm are clauses of one sentence."""
+    """A warning against using the result without training.
+
+    Problem, harm and advice are clauses of one sentence: "PROBLEM, so HARM; ADVICE."
+    """
 
     problem: str
     advice: str
@@ -82,8 +84,14 @@ class PositionWarning:
 def warnings_of_layers(
     attention: LongAttentionConfig, problems: Sequence[str], advice: str, noun: str = "layer"
 ) -> list[PositionWarning]:
-    """One warning per mechanism, listing its layers with a problem. ``problems``: a clause, or "", for every layer."""
-    layers: dict[str, list[int]] = {}
+    """One warning for each mechanism that has a problem in some layers. The warning names these layers.
+
+    Args:
+        problems: for each layer the problem as a clause, or "".
+        advice: what the user can do, as a clause.
+        noun: name of a layer, such as "decoder layer".
+    """
+    layers: dict[str, list[int]] = {}  # mechanism with its options -> layers with a problem
     for number, problem in enumerate(problems):
         name, options = attention.for_layer(number)
         for_long_texts = {option: value for option, value in options.items() if option != EXACT_LENGTH}
@@ -91,11 +99,12 @@ def warnings_of_layers(
             layers.setdefault(write_choice({"mechanism": name, **for_long_texts}), []).append(number)
     warnings = []
     for choice, numbers in layers.items():
-        where = f"{noun}s {write_numbers(numbers)}"
-        if len(numbers) == 1:
-            where = f"{noun} {numbers[0]}"
         if len(numbers) == len(problems):
             where = f"every {noun}"
+        elif len(numbers) == 1:
+            where = f"{noun} {numbers[0]}"
+        else:
+            where = f"{noun}s {write_numbers(numbers)}"
         warnings.append(PositionWarning(f"{choice} in {where} {problems[numbers[0]]}", advice))
     return warnings
 
@@ -103,27 +112,33 @@ def warnings_of_layers(
 def completed(
     attention: LongAttentionConfig, options: Mapping[str, Any], where: Callable[[Mapping[str, Any]], Any]
 ) -> LongAttentionConfig:
-    """``attention`` with ``options`` added to every mechanism choice for which ``where(choice)`` is true."""
+    """``attention`` with more options in some of its mechanisms, also in mechanisms that are options of others.
 
-    def inside(value: Any) -> Any:
+    Args:
+        options: the options to add.
+        where: returns whether a mechanism gets the options. Its argument is a mapping with the mechanism's options,
+            and perhaps with its name under "mechanism".
+    """
+
+    def with_options(value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return [inside(inner) for inner in value]
+            return [with_options(inner) for inner in value]
         if not isinstance(value, Mapping):
             return value
-        changed = {name: inside(inner) for name, inner in value.items()}
+        changed = {name: with_options(inner) for name, inner in value.items()}
         if where(value):
             changed |= options
         return changed
 
-    return LongAttentionConfig.from_dict(inside(attention.to_dict()))
+    return LongAttentionConfig.from_dict(with_options(attention.to_dict()))
 
 
 @dataclass(frozen=True)
 class ShortTexts:
-    """Short texts that an encoder reads with full attention, as its source does, because of ``exact_length``."""
+    """The texts that an encoder reads with full attention, like its source, because of the option ``exact_length``."""
 
-    length: int = 0  # maximum length in tokens; 0 if there are none
-    # why outputs for short texts differ from the source's; empty if they do not, or if there are none
+    length: int = 0  # their maximum length in tokens; 0 if there are no such texts
+    # why outputs for short texts differ from the source's; empty if they are equal, or if it is not claimed
     reason: str = ""
 
     def __str__(self) -> str:
@@ -134,10 +149,10 @@ class ShortTexts:
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """What sentence-transformers reads of a text with the source. Special tokens and a prompt count."""
+    """How much of a text sentence-transformers reads with the source. Special tokens and a prompt count."""
 
-    tokens: int  # maximum tokens before it cuts the text, at most the source's length
-    method: str  # name of the method that reads texts
+    tokens: int  # length in tokens to which it cuts a text, at most the source's length
+    method: str  # name of the method that reads texts, such as "encode"
 
     def __str__(self) -> str:
         done = "scored" if self.method == "predict" else "embedded"
@@ -148,30 +163,31 @@ class EncodedTexts:
 
 
 class WithTowers:
-    """Facts about a model."""
+    """Base of classes that describe a model, and each tower of a model with several towers."""
 
-    towers: Mapping[str, Any]  # the same facts for each tower, by name; empty without towers
+    towers: Mapping[str, Any]  # name of a tower -> an object of the same class about it; empty without towers
 
     @property
     def parts(self) -> Mapping[str, Any]:
-        """The facts about every tower by name; without towers, these facts under an empty name."""
+        """The towers by name. Without towers, this object under an empty name."""
         return self.towers or {"": self}
 
     def by_tower(self, describe: Callable[[Any], Any]) -> dict[str, Any]:
-        """Report entry ``towers``: tower name -> result of ``describe``. Empty without towers."""
+        """An entry for a report with the key ``towers``: name of a tower -> result of ``describe``. Empty without
+        towers."""
         return {TOWERS: {name: describe(tower) for name, tower in self.towers.items()}} if self.towers else {}
 
 
 @dataclass
 class ConversionPlan(WithTowers):
-    """All decisions about a conversion, made before writing. Each tower's `attention`, `shape` and `costs` are in the
-    tower's plan.
+    """All decisions about a conversion, made before a file is written.
+
+    For a model with several towers, ``attention``, ``shape`` and ``costs`` of each tower are in the tower's plan.
 
     Attributes:
-        modality: input type of source and result.
         old_length, new_length: maximum tokens of source and result.
         parameters: number of parameters of the result.
-        generic: whether the result keeps the source's class and has mechanisms.
+        generic: whether the result keeps the source's class (``--generic``).
     """
 
     source: Source
@@ -187,11 +203,12 @@ class ConversionPlan(WithTowers):
     warnings: tuple[PositionWarning, ...] = ()  # warnings about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     encoded: EncodedTexts | None = None  # what the source's encoder reads; None for other models
-    unchanged_tokens: int = 0  # if position_change: texts of up to this length keep their outputs; 0: none do
+    unchanged_tokens: int = 0  # maximum length of texts whose outputs a position_change does not change; 0: none
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
     tokenizer_length: int = 0  # the limit of the result's tokenizer; 0 keeps the source's
-    looks_back: int | None = None  # positions that a query looks back if texts have no maximum length; otherwise None
-    # how to train the result, for the report; None: derived from head and texts
+    # maximum positions that a query looks back, if texts may have any length; None if there is a maximum length
+    looks_back: int | None = None
+    # how to train the result, for the report; None: derived from the head (`convert.training_step`)
     training: dict[str, Any] | None = None
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": facts about the choice
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # new contents of copied JSON files
@@ -205,8 +222,8 @@ class ConversionPlan(WithTowers):
 
     @property
     def lengths_in_words(self) -> str:
-        """Which texts are read exactly as by the source, or that texts have no maximum length; empty if there is
-        nothing to say."""
+        """A phrase after "texts": which texts are read exactly as by the source, or that they may have any length. It
+        may be empty."""
         if self.looks_back is not None:
             return f"of any length: no query looks back more than {self.looks_back:,} positions, its own included"
         if self.encoded and self.encoded.tokens < self.short_texts.length and not self.short_texts.reason:
@@ -214,7 +231,7 @@ class ConversionPlan(WithTowers):
         return str(self.short_texts)
 
     def input_in_words(self, when: str) -> str:
-        """The maximum input of the "old" or the "new" model."""
+        """The maximum input, such as "512 tokens". ``when``: "old" for the source, "new" for the result."""
         return " and ".join(str(getattr(part.inputs, when)) for part in self.parts.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -267,13 +284,17 @@ class ConversionPlan(WithTowers):
 
 
 def plan_texts(opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
-    """Plan a text model in four steps: attention, lengths, positions, short texts."""
+    """Plan a text model in four steps: attention, lengths, positions and short texts."""
     base, original = architecture.source_config, architecture.original_attention
+
+    # attention
     chosen = plan_attention(opened, architecture, request)
     attention, decoder_attention = chosen.attention, chosen.decoder
 
+    # lengths
     length, decoder = stack_lengths(opened, architecture, request)
 
+    # positions
     causal = causal_distances(architecture, chosen.config)
     if causal is None:
         attention = completed(attention, {SINK_POSITIONS: TEXT}, lambda choice: choice.get("num_sinks"))
@@ -286,12 +307,14 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
         attention = with_relative(attention, positions.rope.relative)
     position_change, unchanged = positions.change((attention, decoder_attention), length.old)
 
+    # short texts, which an encoder reads with full attention
     short_texts = ShortTexts()
     layers, is_causal = chosen.config.attending
     if original is None and not is_causal:
         windows = [None] * layers if decoder is not None else own_windows(base)  # none in a model with two stacks
         attention, short_texts = with_short_texts(attention, windows, length, position_change)
 
+    # the config of the result, and warnings
     config = architecture.long_config(
         attention, decoder_attention, positions.lengths, positions.rope, positions.strategy
     )
@@ -343,11 +366,11 @@ def plan_texts(opened: Source, architecture: Architecture, request: ConversionCo
 class TextAttention:
     """The attention of a result that reads texts, before its positions are planned."""
 
-    config: Any  # the result's config with the source's positions
+    config: Any  # the result's config, but with the source's positions
     attention: LongAttentionConfig  # of the encoder, or of the only stack
     decoder: LongAttentionConfig | None  # of the decoder beside an encoder; None for the default
     saved_by: str | None  # the class of sentence-transformers that saved the source
-    marks_question: bool  # whether global tokens should be those of a question or query
+    marks_question: bool  # whether the tokens of a question or query should be global
     separator: int | None  # the token after which the second text of a pair begins, if it is needed
 
 
@@ -365,17 +388,18 @@ def plan_attention(opened: Source, architecture: Architecture, request: Conversi
     saved_by = sentence_class(opened.card_folder)
     if hasattr(base, "sentence_transformers") or hasattr(base, "sbert_ce_default_activation_function"):
         saved_by = saved_by or RERANKER  # a reranker without modules
-    pairs = architecture.source_class.endswith("ForQuestionAnswering") or saved_by == RERANKER
-    marks_question = pairs and original is None
-    unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0) != attention
+    reads_pairs = architecture.source_class.endswith("ForQuestionAnswering") or saved_by == RERANKER
+    marks_question = reads_pairs and original is None
+    # whether a mechanism's option needs the separator, which the config does not tell
+    lacks_separator = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0) != attention
     separator = None
-    # Loading a large vocabulary takes seconds. If no separator is needed, the tokenizer is left to the check of the
-    # result, which loads it in any case.
-    if marks_question or unseparated or not request.verify:
+    # Loading a large vocabulary takes seconds. If no separator is needed, only the check of the result loads the
+    # tokenizer.
+    if marks_question or lacks_separator or not request.verify:
         tokenizer = load_tokenizer(opened.folder, base)
-        if tokenizer is not None and (marks_question or unseparated):
+        if tokenizer is not None and (marks_question or lacks_separator):
             separator = question_separator(tokenizer)
-    if unseparated and separator is not None:
+    if lacks_separator and separator is not None:
         attention = with_separator(attention, separator)
     return TextAttention(config, attention, decoder, saved_by, marks_question, separator)
 
@@ -383,9 +407,10 @@ def plan_attention(opened: Source, architecture: Architecture, request: Conversi
 def stack_lengths(
     source: Source, architecture: Architecture, request: ConversionConfig
 ) -> tuple[StackLength, StackLength | None]:
-    """Lengths of the encoder (or the only stack), and of the decoder beside an encoder (otherwise ``None``).
+    """The lengths of the encoder or the only stack, and the lengths of a decoder beside an encoder (or ``None``).
 
-    By default, a decoder keeps its length, since summaries do not grow, unless the head feeds it the whole text.
+    By default, a decoder keeps its length, because summaries do not become longer with their texts. A decoder grows
+    with the encoder if the head feeds it the whole text.
     """
     decoder_alone = architecture.family.two_stacks and not architecture.family.has_encoder(architecture.long_class)
     old = source_length(source, architecture, decoder=decoder_alone)
@@ -404,7 +429,11 @@ def stack_lengths(
 
 
 def source_length(source: Source, architecture: Architecture, *, decoder: bool) -> int:
-    """Maximum tokens of the source's encoder or decoder. Refuses a config with an impossible length."""
+    """Maximum tokens of the source's encoder, or of its decoder.
+
+    Raises:
+        CheckpointError: the config has no possible length.
+    """
     family, config = architecture.family, architecture.source_config
     table = next((candidate for candidate in family.position_tables if candidate.decoder == decoder), None)
     length = family.base_length(config, table)
@@ -428,16 +457,20 @@ def source_length(source: Source, architecture: Architecture, *, decoder: bool) 
 class TextPositions:
     """The positions of a result that reads texts."""
 
-    strategy: str  # for tables, "rope:" and a RoPE scaling, "relative" or "absent"
-    # config fields with new lengths; none for scaled rotations
+    strategy: str  # a strategy for tables, "rope:" and a RoPE scaling, "relative" or "absent"
+    # config fields with new lengths; empty for scaled rotations
     lengths: Mapping[str, int] = field(default_factory=dict)
     rope: RopePlan | None = None  # scaled rotations
-    unchanged: int | None = None  # maximum length of a text with unchanged outputs; None for the old length
+    unchanged: int | None = None  # maximum length of a text with unchanged positions; None for the old length
 
     def change(self, stacks: Iterable[LongAttentionConfig | None], old: int) -> tuple[str, int]:
-        """Why outputs for texts of up to ``old`` tokens change, as a clause, and the maximum length without a change.
+        """Whether positions change outputs for texts of up to ``old`` tokens.
 
-        Both are empty if none changes. ``stacks``: the attention of each stack, which may add relative positions.
+        Args:
+            stacks: the attention of each stack, which may add relative positions; ``None`` adds none.
+        Returns:
+            The reason for a change as a clause, and the maximum length of texts without a change. They are "" and 0 if
+            no output changes.
         """
         reason, unchanged = "", 0
         if self.unchanged is not None:
@@ -445,7 +478,8 @@ class TextPositions:
             reason = f"{self.strategy} changes the old positions too"
             if unchanged > 1:
                 reason = f"{self.strategy} changes the old positions after the first {unchanged}"
-        for choice in (choice for stack in stacks if stack is not None for choice in option_values(stack, RELATIVE)):
+        choices = [choice for stack in stacks if stack is not None for choice in option_values(stack, RELATIVE)]
+        for choice in choices:
             tokens = unchanged_tokens(choice)
             if tokens is None or tokens >= old:
                 continue
@@ -468,8 +502,14 @@ def plan_positions(
     *,
     causal: bool | None,
 ) -> TextPositions:
-    """Plan the positions of the result. ``positions`` is "auto", a strategy for tables, or "rope:" and a RoPE scaling.
-    ``causal``: as :func:`causal_distances` returns it."""
+    """Plan the positions of the result.
+
+    Args:
+        positions: "auto", a strategy for tables, or "rope:" and a RoPE scaling.
+        text: lengths of the encoder or the only stack.
+        decoder: lengths of the decoder beside an encoder, or ``None``.
+        causal: the result of :func:`causal_distances`.
+    """
     family, base = architecture.family, architecture.source_config
     if family.scales_rotations(base):
         rope = plan_rotary(base, attention, positions, text.old, text.new, causal=causal)
@@ -487,7 +527,7 @@ def plan_positions(
     kept_rows = tables.stretched_from(strategy)
     if kept_rows is not None:
         strategy = f"{tables.STRETCH}:{kept_rows}"
-        for length in growing:  # checked first, because loading the tables would hide the reason
+        for length in growing:  # otherwise, an error while the tables are loaded would hide the reason
             tables.check_stretch(length.old, kept_rows)
     if strategy not in tables.DROPPED and (tables.keeps_old_rows(strategy) or not growing):
         return TextPositions(strategy, lengths)
@@ -495,8 +535,13 @@ def plan_positions(
 
 
 def choose_strategy(architecture: Architecture, positions: str) -> str:
-    """The strategy for positions other than scaled rotations. Refuses one that does not apply to the model."""
+    """The strategy for positions other than scaled rotations.
+
+    Raises:
+        OptionError: ``positions`` is a strategy that does not apply to the model.
+    """
     family, strategy = architecture.family, ""
+    # models without a table of absolute positions have a single strategy
     if family.relative:
         strategy, explanation = "relative", "adds its positions to the scores, which works at any length"
     elif family.no_positions:
@@ -535,20 +580,27 @@ def position_warnings(
     scaled: bool = False,
     auto: bool = False,
 ) -> list[PositionWarning]:
-    """Warnings about positions of one stack that need training. ``decoder``: it is the decoder of an encoder-decoder.
+    """Warnings about positions of one stack that need training.
 
-    One warning about the strategy (``auto``: chosen by ``--positions auto``), or one for each mechanism in the layers.
-    ``scaled``: whether rotations change.
+    There is one warning about the strategy, or else one warning for each mechanism with a problem.
+
+    Args:
+        strategy: the strategy for positions.
+        layers: the mechanism of each layer.
+        length: maximum length in source and result.
+        decoder: whether the stack is the decoder beside an encoder.
+        scaled: whether rotations of old positions change.
+        auto: whether the user left the strategy to ``--positions auto``.
     """
     if scaled and (strategy == "rope:yarn" or (auto and strategy == "rope:linear")):
-        near = "a window without global tokens"
+        attention_nearby = "a window without global tokens"
         if causal:
-            near = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache"
-        advice = f"{near} needs no scaling, and --positions rope:none omits it"
+            attention_nearby = f"window={length.old // 2} with num_sinks=4 and sink_positions=cache"
+        advice = f"{attention_nearby} needs no scaling, and --positions rope:none omits it"
         problem = f"{strategy} scales the rotations of all tokens"
         return [PositionWarning(problem, advice, "outputs change for every text, short ones too")]
-    moves = strategy in (tables.INTERPOLATE, "rope:linear", "rope:base") and length.new > length.old
-    if moves or strategy in tables.DROPPED:
+    moves_positions = strategy in (tables.INTERPOLATE, "rope:linear", "rope:base") and length.new > length.old
+    if moves_positions or strategy in tables.DROPPED:
         problem = f"{strategy} changes the positions of every text, short ones too"
         advice = f"leave --positions {strategy} out, or train the result"
         return [PositionWarning(problem, advice, "results become much worse")]
@@ -562,8 +614,12 @@ def position_warnings(
 
 
 def encoded_texts(source: Source, saved_by: str, longest: int) -> EncodedTexts:
-    """What sentence-transformers reads with a source that its class ``saved_by`` loads. ``longest``: maximum tokens of
-    the source's model."""
+    """How much of a text sentence-transformers reads with the source.
+
+    Args:
+        saved_by: the class of sentence-transformers that loads the source.
+        longest: maximum tokens of the source's model.
+    """
     file = source.folder / TOKENIZER_CONFIG
     tokenizer = read_json_object(file) if file.is_file() else {}
     settings: dict[str, Any] = {}
@@ -580,12 +636,16 @@ def encoded_texts(source: Source, saved_by: str, longest: int) -> EncodedTexts:
 def with_short_texts(
     attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str
 ) -> tuple[LongAttentionConfig, ShortTexts]:
-    """Set ``exact_length`` to the source's length if possible. Returns the attention, and the short texts with full
-    attention.
+    """Let an encoder read short texts with full attention, like its source, by the option ``exact_length``.
 
-    It is possible if the result is longer than the source, its positions do not ``change`` outputs, and every layer's
-    mechanism allows it. Layers that keep one of the source's ``windows``, or have full attention for such texts
-    anyway, are not changed.
+    The option is set to the source's length if the result is longer than the source, positions do not change outputs,
+    and every layer's mechanism allows the option. Layers that keep a window of the source are not changed.
+
+    Args:
+        windows: for each layer the source's window, or ``None``.
+        change: the reason why positions change outputs, or "".
+    Returns:
+        The attention, and the texts that are read with full attention.
     """
     changed = [number for number, width in enumerate(windows) if not keeps_window(attention, number, width)]
     reason = change
@@ -611,8 +671,14 @@ def with_short_texts(
 def with_exact_length(
     attention: LongAttentionConfig, numbers: Sequence[int], length: int
 ) -> tuple[LongAttentionConfig, str]:
-    """Give these layers ``exact_length``, unless they are full attention for such texts. Also returns why a layer
-    cannot have it; no layer gets it then."""
+    """Set ``exact_length`` in layers that do not compute full attention at this length.
+
+    Args:
+        numbers: the layers that may get the option.
+        length: the value of the option, in tokens.
+    Returns:
+        The attention, and "". If a layer cannot have the option, the unchanged attention, and the reason as a clause.
+    """
     names = set()
     for layer in attention.prototypes(numbers):
         if layer.covers(length):
@@ -633,8 +699,11 @@ def with_exact_length(
 
 
 def causal_distances(architecture: Architecture, config: Any) -> bool | None:
-    """Whether the layers are causal; ``None`` if sinks keep their positions in the text, because the rotation is not
-    understood."""
+    """Whether layers are causal, for planning rotary positions.
+
+    ``None`` if a causal window has sinks that keep their positions in the text, so that the distances to them grow
+    with the text. This is so for models whose rotation this package cannot compute.
+    """
     layers, causal = config.attending
     if not causal or not architecture.family.scales_rotations(architecture.source_config):
         return bool(causal)
@@ -645,27 +714,33 @@ def causal_distances(architecture: Architecture, config: Any) -> bool | None:
 
 
 def option_values(attention: LongAttentionConfig, option: str) -> list[Any]:
-    """The values of an option in all layers that have it."""
+    """The values of an option in the default mechanism, and in all choices for layers, where it is set."""
     choices = [attention.options, *attention.turns, *attention.layers.values()]
     return [values[option] for values in choices if values.get(option) is not None]
 
 
 def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionConfig:
-    """``attention`` with ``relative=choice`` in every layer. If it moves rotary positions, only in layers with full
-    attention."""
-    if others := [other for other in option_values(attention, RELATIVE) if other != choice]:
-        instead = "leave out one of them"
+    """``attention`` with the option ``relative=choice`` in every layer.
+
+    A choice that depends on positions in the sequence, such as self-extend, is only for layers with full attention.
+
+    Raises:
+        OptionError: a layer has another value of the option.
+    """
+    others = [other for other in option_values(attention, RELATIVE) if other != choice]
+    if others:
+        advice = "leave out one of them"
         if choice == ALIBI:
-            instead = "give positions='none' to keep the latter alone"
-        raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
-    moves = relative_class(choice).counts_tokens
+            advice = "give positions='none' to keep the latter alone"
+        raise OptionError(f"positions={choice!r} contradicts relative={others[0]!r}; {advice}.")
+    only_full = relative_class(choice).counts_tokens
     return attention.with_option(
-        RELATIVE, choice, lambda name, layer: not moves or issubclass(mechanism_class(name), Full)
+        RELATIVE, choice, lambda name, layer: not only_full or issubclass(mechanism_class(name), Full)
     )
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
-    """``attention`` with ``separator`` wherever the first segment is global and no separator is given."""
+    """``attention`` with ``separator`` in each mechanism whose first segment is global and that has no separator."""
     option = "separator_token_id"
     if attention.options.get(option) is not None:
         return attention

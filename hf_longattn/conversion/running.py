@@ -1,4 +1,4 @@
-"""Run a model once, always with the same random numbers: its outputs by name."""
+"""Run a model once, with the same random numbers at every call, and return its outputs by name."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ DECODER_INPUT = "decoder_input_ids"
 
 
 def decoder_start(config: Any) -> int:
-    """The decoder's start token. If the config has none (mBART, some T5), the end token or the padding token."""
-    named = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
-    return next((token for token in named if isinstance(token, int)), 0)
+    """The decoder's start token. If the config has none, as for mBART and some T5, it is the end or padding token."""
+    tokens = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
+    return next((token for token in tokens if isinstance(token, int)), 0)
 
 
 @contextlib.contextmanager
 def seeded() -> Iterator[None]:
-    """Draw the same random numbers on the CPU at every call. The generator is the process's, so threads take turns."""
+    """Within the context, the CPU's random numbers are the same at every call.
+
+    All threads share torch's generator, so they wait for one another (:data:`~hf_longattn.loading.LOADING`).
+    """
     with LOADING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed GPUs, too
         yield
 
 
 def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point outputs of one forward pass, by name. The model draws the same random numbers at every
-    call. A decoder without tokens in ``inputs`` gets one start token."""
+    """All floating-point outputs of one forward pass, by name.
+
+    The model draws the same random numbers at every call. If ``inputs`` have no tokens for a decoder beside an
+    encoder, it gets one start token.
+    """
     arguments, config = dict(inputs), model.config
     if config.is_encoder_decoder and DECODER_INPUT in inspect.signature(model.forward).parameters:
         start = getattr(config, "decoder_start_token_id", None) or 0
@@ -43,31 +49,34 @@ def run_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The floating-point tensors among a model's outputs, by name. Tensors in tuples (a backbone's maps) are
-    ``name[index]``."""
-    tensors: dict[str, Tensor] = {}
+    """The floating-point tensors among a model's outputs, by name.
+
+    A tensor in a tuple, such as the feature maps of a backbone, has the name ``name[index]``.
+    """
+    values: dict[str, Any] = {}
     for name, value in returned.items():
-        parts = {name: value}
         if isinstance(value, tuple):
-            parts = {f"{name}[{index}]": part for index, part in enumerate(value)}
-        tensors |= {
-            name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()
-        }
-    return tensors
+            values |= {f"{name}[{index}]": item for index, item in enumerate(value)}
+        else:
+            values[name] = value
+    return {name: value for name, value in values.items() if isinstance(value, Tensor) and value.is_floating_point()}
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there are tensors, and all of their values are finite."""
-    # the extremes of NaN are NaN, and take a tenth of isfinite's time
-    filled = (value for value in tensors.values() if value.numel())
-    return bool(tensors) and all(bool(torch.stack(value.aminmax()).isfinite().all()) for value in filled)
+    """Whether there are tensors, and all their values are finite."""
+    not_empty = (value for value in tensors.values() if value.numel())
+    # minimum and maximum are NaN if a value is NaN; computing them takes a tenth of the time of isfinite for all
+    # values
+    return bool(tensors) and all(bool(torch.stack(value.aminmax()).isfinite().all()) for value in not_empty)
 
 
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
-    """All tensors that one forward pass over ``ids (B, N)`` returns, by name.
+    """All tensors that one forward pass returns, by name.
 
-    A decoder beside an encoder gets the first ``decoder_tokens`` ids, shifted right by one. It gets all ids if that is
-    ``None``, and in sequence classifiers.
+    Args:
+        ids: token ids, ``(B, N)``. A decoder beside an encoder gets them, too, shifted right by one.
+        decoder_tokens: number of ids that the decoder gets; ``None`` for all. Sequence classifiers always get all.
+        arguments: further arguments of ``forward``.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)

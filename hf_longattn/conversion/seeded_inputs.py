@@ -1,4 +1,4 @@
-"""Random inputs for a model of any architecture, the same at every call."""
+"""Random inputs for a model of any architecture. They are the same at every call."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from ..modeling.generic import towers_of
 from .running import DECODER_INPUT
 
 TOKENS, DECODER_TOKENS = 48, 8
+"""Number of tokens of a text, and of a decoder's text."""
 SAMPLES, ROWS = 4000, 400
 """Audio samples for Wav2Vec2 and similar models, and rows of a spectrogram for Parakeet."""
 
 
 GRIDS = ((1, 4, 6), (1, 2, 4))
-"""Frames, height and width of images of different sizes, in patches of the language model."""
+"""Frames, height and width of two images of different sizes, in tokens of the language model."""
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
-    """Random inputs for one forward pass of a class: at most ``tokens`` ids, images, videos, sound, or a time
-    series."""
-    taken, config, random = arguments_of(type(model)), model.config, torch.Generator().manual_seed(0)
-    text, inputs = config.get_text_config(), dict[str, Any]()
+    """The arguments of one forward pass, with random values, for the inputs that the model's class takes.
+
+    These may be texts, images, videos, sounds and time series. A text has at most ``tokens`` tokens.
+    """
+    taken = arguments_of(type(model))  # names of the arguments of `forward`
+    config = model.config
+    random = torch.Generator().manual_seed(0)
+    text = config.get_text_config()
+    inputs: dict[str, Any] = {}
     if "pixel_values" in taken:
         inputs |= _images(model, random)
     elif "pixel_values_videos" in taken and hasattr(config, "frames_per_clip"):  # V-JEPA 2
@@ -45,8 +51,8 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         else:
             inputs["input_values"] = _normal(random, SAMPLES)
     if "input_ids" in taken:
+        # position tables of RoBERTa and similar models have two more rows than positions
         rows = getattr(text, "max_position_embeddings", None) or tokens + 2
-        # tables of RoBERTa and similar models have two more rows than positions
         inputs["input_ids"] = _ids(text, random, min(tokens, rows - 2))
         if getattr(config, "image_token_id", None) is not None and "pixel_values" in inputs:
             inputs |= _ids_with_images(model, inputs)
@@ -58,7 +64,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
             inputs[DECODER_INPUT] = _ids(text, random, DECODER_TOKENS)
     if "past_values" in taken:
         names = set(taken)
-        if "future_time_features" not in taken:  # these classes need future values for their loss alone
+        if "future_time_features" not in taken:  # such a class needs future values only for its loss
             names.discard("future_values")
         inputs |= {name: values for name, values in _series(config, random).items() if name in names}
     if not inputs:
@@ -69,29 +75,35 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
 
 
 def _ids_with_images(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """``input_ids`` with the images in front: a token for each feature of an image, then one text token."""
+    """``input_ids (1, N)`` of the text, with the images before it.
+
+    Each image has one placeholder token per image feature, and one token of the text after it. ``mm_token_type_ids``
+    mark the placeholders, if the class takes them.
+    """
     config, ids = model.config, inputs["input_ids"]
     with torch.no_grad():
         features = model.get_image_features(
             **{name: value for name, value in inputs.items() if name != "input_ids"}
         ).pooler_output
-    for special in (config.image_token_id, getattr(config, "video_token_id", None)):
-        if special is not None:
-            ids = torch.where(ids == special, inputs["input_ids"].min(), ids)
-    parts = []
-    for of_image in features:
-        parts += [ids.new_full((1, len(of_image)), config.image_token_id), ids[:, :1]]
-    with_images = torch.cat([*parts, ids], 1)
+    # the random text must not contain placeholders
+    for placeholder in (config.image_token_id, getattr(config, "video_token_id", None)):
+        if placeholder is not None:
+            ids = torch.where(ids == placeholder, inputs["input_ids"].min(), ids)
+    before_text = []
+    for image_features in features:
+        before_text += [ids.new_full((1, len(image_features)), config.image_token_id), ids[:, :1]]
+    with_images = torch.cat([*before_text, ids], 1)
     if "mm_token_type_ids" not in arguments_of(type(model)):
         return {"input_ids": with_images}
     return {"input_ids": with_images, "mm_token_type_ids": (with_images == config.image_token_id).int()}
 
 
 def _images(model: Any, random: Generator) -> dict[str, Tensor]:
-    """Random images of the config's size, or two of different sizes if the class takes images of any size."""
-    taken, vision = arguments_of(type(model)), getattr(model.config, "vision_config", model.config)
+    """A random image (or video) of the config's size. A class that takes images of any size gets two images."""
+    taken = arguments_of(type(model))
+    vision = getattr(model.config, "vision_config", model.config)
     channels = next(getattr(vision, name) for name in ("num_channels", "in_channels") if hasattr(vision, name))
-    if "image_grid_thw" in taken:  # one patch per row; patches that become one token are adjacent
+    if "image_grid_thw" in taken:  # the patches of all images are the rows of pixel_values
         merge, patch = vision.spatial_merge_size, vision.patch_size
         grids = torch.tensor([(frames, height * merge, width * merge) for frames, height, width in GRIDS])
         pixels = torch.randn(
@@ -105,37 +117,39 @@ def _images(model: Any, random: Generator) -> dict[str, Tensor]:
             "pixel_values": torch.randn(len(GRIDS), channels, *sizes.amax(0).tolist(), generator=random),
             "image_sizes": sizes,
         }
-    size = vision.image_size
+    sides = vision.image_size
+    if isinstance(sides, int):
+        sides = (sides, sides)
     frames = (vision.num_frames,) if hasattr(vision, "num_frames") else ()  # of a video
-    return {"pixel_values": _normal(random, *frames, channels, *((size, size) if isinstance(size, int) else size))}
+    return {"pixel_values": _normal(random, *frames, channels, *sides)}
 
 
 def _series(config: Any, random: Generator) -> dict[str, Any]:
-    """Inputs of time-series models. Past values, mask and features of the past, features of the future, and future
-    values."""
+    """All inputs that a time-series model may take: the values, masks and time features of past and future steps."""
     past = config.context_length + max(getattr(config, "lags_sequence", None) or [0])
     future = config.horizon_length if hasattr(config, "horizon_length") else config.prediction_length
     channels = getattr(config, "num_input_channels", None)
-    if channels is None and (inputs := getattr(config, "input_size", 1)) > 1:
-        channels = inputs
-    more = () if channels is None else (channels,)
+    input_size = getattr(config, "input_size", 1)
+    if channels is None and input_size > 1:
+        channels = input_size
+    series = () if channels is None else (channels,)  # the last dimension of values, if there are several series
     features = getattr(config, "num_time_features", 0)
     return {
-        "past_values": _normal(random, past, *more),
-        "past_observed_mask": torch.ones(1, past, *more),
+        "past_values": _normal(random, past, *series),
+        "past_observed_mask": torch.ones(1, past, *series),
         "past_values_padding": torch.zeros(1, past, dtype=torch.long),
         "past_time_features": _normal(random, past, features),
         "future_time_features": _normal(random, future, features),
-        "future_values": _normal(random, future, *more),
+        "future_values": _normal(random, future, *series),
         "freq": torch.zeros(1, 1, dtype=torch.long),
     }
 
 
 def _normal(random: Generator, *shape: int) -> Tensor:
-    """One input of normally distributed numbers, ``(1, *shape)``."""
+    """Normally distributed numbers ``(1, *shape)``."""
     return torch.randn(1, *shape, generator=random)
 
 
 def _ids(text: Any, random: Generator, *shape: int) -> Tensor:
-    """Token ids ``(1, *shape)``; the first few of a vocabulary are special tokens."""
+    """Token ids ``(1, *shape)`` of a config's vocabulary, without its first five, which are often special tokens."""
     return torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, *shape), generator=random)
