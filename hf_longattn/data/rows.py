@@ -1,7 +1,7 @@
-"""Rows with the columns that a task needs: texts, labels, scores, words or files. Some rows are held out.
+"""Read the rows that a task needs, and hold some of them back for evaluation.
 
-Rows have a column for each of a task's ``roles``. :class:`~hf_longattn.training.arguments.DataArguments` explains it
-and ``named``.
+Rows have a column for each role of a task, such as ``text`` and ``label``. A role is filled from the first column of
+the data with one of the role's recognised names, or from the column that ``--columns`` names (``named``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .sources import CELL, DataError, located, read_table
 Roles = Mapping[str, Sequence[str]]
 """Role -> recognised column names. The first column that exists is used."""
 OPTIONAL = ("question", "negative", "score", "id")
+"""Roles whose column may be missing."""
 VALUES = {
     "label": "name or whole number",
     "score": "number",
@@ -38,18 +39,18 @@ VALUES = {
     "audio": "audio file",
     "id": "text or whole number",
 }
-"""Role -> content of a cell, for messages. Other roles are texts."""
+"""Role -> what a cell must contain, for messages. The cells of all other roles are texts."""
 TYPES = {
     "score": Value("float32"),
     "number": Value("float32"),
     "words": List(Value("string")),
     "tags": List(Value("string")),
 }
-"""Role -> the type of its column. Other columns are texts, or files."""
+"""Role -> type of its column. The columns of all other roles are strings, or files."""
 FILES = {"image": Image, "audio": Audio}
-"""Role with files -> ``datasets`` feature for its column."""
+"""Role of files -> the type of its column in ``datasets``."""
 COLUMNS = "--columns {role}=NAME"
-"""The option for choosing the column of a role."""
+"""The option that chooses the column of a role, for messages."""
 LARGEST_TEXT = 16_000_000
 """Maximum characters of one document, five times War and Peace. A tokenizer needs up to 200 bytes of memory per
 character."""
@@ -64,64 +65,78 @@ def read_rows(
     shuffle: bool = False,
     **units: Any,
 ) -> tuple[Dataset, Dataset]:
-    """Training rows, and held-out rows (all of ``--validation``, or a tenth of every source), with a column for each
-    role.
+    """Training rows and held-out rows, with a column for each role.
 
-    ``max_train_samples`` and ``max_eval_samples`` limit them. If nothing is trained, both have all rows.
+    The held-out rows are all rows of ``args.validation``, or else a tenth of every source. If nothing is trained, both
+    results have all rows. ``args.max_train_samples`` and ``args.max_eval_samples`` limit their numbers. Sets
+    ``args.scored_rows``.
 
     Args:
-        roles: default: ``args.roles``.
-        read: reads a split of a source; default: :func:`rows_of`.
-        shuffle: also shuffle rows that are not split, by the seed.
-        **units: ``unit``, ``classes`` and ``most`` of :func:`split_held_out`.
+        args: a :class:`~hf_longattn.training.arguments.DataArguments`.
+        roles: the roles of the columns; default: ``args.roles``.
+        read: function that reads a split of a source; default: :func:`rows_of`.
+        shuffle: shuffle rows by the seed even if they are not split.
+        **units: arguments ``unit``, ``classes`` and ``most`` of :func:`split_held_out`.
 
     Raises:
         DataError: a source cannot be read, a column or a value is missing, or sources have different columns.
-        OptionError: there are too few rows for a held-out part.
+        OptionError: there are too few rows to hold some back.
     """
-    read = read or partial(rows_of, roles=args.roles if roles is None else roles, named=args.named)
+    if read is None:
+        read = partial(rows_of, roles=args.roles if roles is None else roles, named=args.named)
 
     def joined(parts: Sequence[Dataset]) -> Dataset:
         data = concatenate_datasets(parts)
-        return data.select(shuffled(len(data), seed)) if shuffle else data
+        if shuffle:
+            data = data.select(shuffled(len(data), seed))
+        return data
 
+    # Sources with the same columns
     parts = [read(source, args.split) for source in args.data]
+    first_columns = parts[0].column_names
     for source, part in zip(args.data, parts, strict=True):
-        if set(part.column_names) != set(parts[0].column_names):
-            columns = [", ".join(each.column_names) for each in (parts[0], part)]
+        if set(part.column_names) != set(first_columns):
             raise DataError(
-                f"{args.data[0]} has the columns {columns[0]}, but {source} has {columns[1]}; give data of one shape."
+                f"{args.data[0]} has the columns {', '.join(first_columns)}, but {source} has "
+                f"{', '.join(part.column_names)}; give data with the same columns."
             )
+
     if args.only_scores:
-        train = held_out = _drawn(joined(parts), args.max_eval_samples, seed)
+        rows = _drawn(joined(parts), args.max_eval_samples, seed)
+        return rows, rows
+
+    # Training rows and held-out rows
+    if args.validation:
+        train = joined(parts)
+        held_out = joined([read(args.validation, "validation")])
     else:
-        if args.validation:
-            train = joined(parts)
-            held_out = joined([read(args.validation, "validation")])
-        else:
-            train, held_out = split_held_out(parts, seed, **units)
-        if not len(held_out):
-            count = f"are {len(train)} rows of one {units.get('unit')}"
-            if len(train) == 1:
-                count = "is only one row"
-            raise OptionError(
-                f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give "
-                "--validation DATA."
-            )
-        train = _drawn(train, args.max_train_samples, seed)
-        held_out = _drawn(held_out, args.max_eval_samples, seed)
-        args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
+        train, held_out = split_held_out(parts, seed, **units)
+    if not len(held_out):
+        count = f"are {len(train)} rows of one {units.get('unit')}"
+        if len(train) == 1:
+            count = "is only one row"
+        raise OptionError(
+            f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give "
+            "--validation DATA."
+        )
+    train = _drawn(train, args.max_train_samples, seed)
+    held_out = _drawn(held_out, args.max_eval_samples, seed)
+    args.scored_rows = {"n": len(held_out), "trained": trained_rows(train, held_out)}
     return train, held_out
 
 
 def read_texts(args: Any, seed: int) -> tuple[Dataset, Dataset]:
-    """:func:`read_rows` of documents in the column ``text``, which ``args.template`` may make of several columns."""
+    """Training and held-out documents in the column ``text``; see :func:`read_rows`.
+
+    ``args.template`` may make the texts from several columns. At most 1,000 documents of a source are held out
+    (untuned).
+    """
     read = partial(written_rows, templates=args.template) if args.template else None
-    return read_rows(args, seed, read=read, most=1000, shuffle=True)  # untuned
+    return read_rows(args, seed, read=read, most=1000, shuffle=True)
 
 
 def each_part(change: Callable[[Dataset], Any], *parts: Dataset) -> list[Any]:
-    """``change(part)`` for each part. If a part occurs twice, ``change`` runs once."""
+    """``change(part)`` for each part. If the same dataset is given twice, it is changed once."""
     changed = {part: change(part) for part in dict.fromkeys(parts)}
     return [changed[part] for part in parts]
 
@@ -131,42 +146,53 @@ def split_held_out(
 ) -> tuple[Dataset, Dataset]:
     """Divide data into training rows and held-out rows, a tenth of every source, drawn by the seed.
 
-    A source of two or more units gives at least one. If no source has two, the last unit drawn is held out.
+    The data are divided by units, whose rows stay together. If a source has at least two units, at least one is held
+    out. If every source has a single unit, the last unit drawn is held out.
 
     Args:
-        most: maximum held-out units of a source; ``None`` = no limit.
-        unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row
-            is a unit.
-        classes: the values in this column have the same shares in both parts, if there are enough units; "" = no
+        parts: the rows of each source.
+        most: maximum number of held-out units of a source; ``None`` = no limit.
+        unit: column whose equal values make a unit, such as the id of a question with several documents; "" = every
+            row is a unit.
+        classes: column of classes, which have the same shares in both results if there are enough units; "" = no
             classes.
     """
-    ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
     order = shuffled(len(data), seed)
+
+    # Units: number of the source, and value of the unit -> rows, in the drawn order
+    ends = list(accumulate(map(len, parts)))
     values = data[unit][:] if unit else range(len(data))
     units: dict[tuple[int, Any], list[int]] = {}
     for row in order:
         units.setdefault((bisect_right(ends, row), values[row]), []).append(row)
+
+    # Where a unit is among the units of its class in the drawn order, from 0 to 1. The units with the lowest tenth of
+    # these quantiles have the same shares of the classes as all units.
     labels = data[classes][:] if classes else [None] * len(data)
     class_of = {key: (key[0], labels[rows[0]]) for key, rows in units.items()}
-    sizes = Counter(class_of.values())
-    drawn_of_class: Counter[Any] = Counter()
+    class_sizes = Counter(class_of.values())
+    counts: Counter[Any] = Counter()
     quantile = {}
-    for key, group in class_of.items():  # the lowest tenth of the quantiles has the shares of all
-        quantile[key] = (drawn_of_class[group] + 0.5) / sizes[group]
-        drawn_of_class[group] += 1
-    drawn = []
+    for key, name in class_of.items():
+        quantile[key] = (counts[name] + 0.5) / class_sizes[name]
+        counts[name] += 1
+
+    # Held-out units of each source
+    held_out_units = []
     for source in range(len(parts)):
         keys = sorted((key for key in units if key[0] == source), key=quantile.__getitem__)
         if len(keys) > 1:
-            drawn += keys[: min(max(1, len(keys) // 10), most or len(keys))]
-    held_out = [row for key in drawn or list(units)[1:][-1:] for row in units[key]]
-    chosen = set(held_out)
-    return data.select([row for row in order if row not in chosen]), data.select(held_out)
+            held_out_units += keys[: min(max(1, len(keys) // 10), most or len(keys))]
+    if not held_out_units and len(units) > 1:
+        held_out_units = list(units)[-1:]
+    held_out = [row for key in held_out_units for row in units[key]]
+    not_trained = set(held_out)
+    return data.select([row for row in order if row not in not_trained]), data.select(held_out)
 
 
 def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
-    """At most ``count`` rows, drawn by the seed, in their order."""
+    """At most ``count`` rows, drawn by the seed, in the order of the data."""
     if count is None or count >= len(data):
         return data
     return data.select(sorted(random.Random(seed).sample(range(len(data)), count)))
@@ -175,20 +201,30 @@ def _drawn(data: Dataset, count: int | None, seed: int) -> Dataset:
 def chosen_columns(
     present: Sequence[str], roles: Roles, named: Mapping[str, str], source: str, option: str = COLUMNS
 ) -> dict[str, str]:
-    """Role -> name of its column."""
+    """Role -> name of its column. Roles in :data:`OPTIONAL` may be missing.
+
+    Args:
+        present: the columns of the data.
+        roles: role -> recognised column names, in order of preference.
+        named: role -> the name that the user gave for its column.
+        source, option: name of the data, and the option that names a column, for messages.
+
+    Raises:
+        DataError: there is no column for a role.
+    """
     chosen = {}
     for role, names in roles.items():
-        wanted = [named[role]] if role in named else list(names)
-        column = next((name for name in wanted if name in present), None)
-        if column is not None:
-            chosen[role] = column
+        accepted = [named[role]] if role in named else list(names)
+        fitting = [name for name in accepted if name in present]
+        if fitting:
+            chosen[role] = fitting[0]
         elif role in named or role not in OPTIONAL:
-            others = f"{source} has the columns {', '.join(present)}, not {' or '.join(map(repr, wanted))}"
+            problem = f"{source} has the columns {', '.join(present)}, not {' or '.join(map(repr, accepted))}"
             folder = ""
             if role == "label" and len(present) == 1:
                 folder = ", or put the files of each label into a folder with its name"
-            close = nearest(next(iter(wanted), role), present, least=0.6)
-            raise DataError(f"{others}; name one with {option.format(role=role)}{folder}.{close}")
+            similar = nearest(accepted[0] if accepted else role, present, least=0.6)
+            raise DataError(f"{problem}; name one with {option.format(role=role)}{folder}.{similar}")
     return chosen
 
 
@@ -197,42 +233,53 @@ def rows_of(
 ) -> Dataset:
     """The rows of a source with a column for each role. Cells are texts, numbers, names of labels, lists or files.
 
-    Rows of files have a ``name`` for messages.
+    If a role is files, rows also have the column ``name``, the name of the file in messages.
 
     Args:
+        source: see :func:`.sources.read_table`.
+        roles, named, option: see :func:`chosen_columns`.
         leave_out: leave out rows in which a text is empty, with a warning.
-        option: the option for choosing a column, in messages.
     """
-    file = next((role for role in roles if role in FILES), None)
-    source = located(source, split, file or "text")
-    data = read_table(source, split, modality=file or "text")
+    file_roles = [role for role in roles if role in FILES]
+    modality = file_roles[0] if file_roles else "text"
+    source = located(source, split, modality)
+    data = read_table(source, split, modality=modality)
     columns = chosen_columns(data.column_names, roles, named, source, option)
-    parts = [] if file is None else [_files(data.select_columns([columns[file]]), file, columns[file], source)]
-    values: dict[str, tuple[str, Sequence[str] | None]] = {}
+    parts = []
+
+    # Files
+    if file_roles:
+        column = columns.pop(modality)
+        parts.append(_files(data.select_columns([column]), modality, column, source))
+
+    # Values
+    class_names = {}  # role -> names of its classes, if its column has them
     for role, column in columns.items():
-        if role != file:
-            feature = data.features[column]
-            if isinstance(feature, List):
-                feature = feature.feature
-            values[role] = column, getattr(feature, "names", None)  # the names of a ClassLabel
+        feature = data.features[column]
+        if isinstance(feature, List):
+            feature = feature.feature
+        class_names[role] = getattr(feature, "names", None)
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         return {
-            role: _value(row[column], role, names, column, f"Row {number + 1} of {source}")
-            for role, (column, names) in values.items()
+            role: _value(row[column], role, class_names[role], column, f"Row {number + 1} of {source}")
+            for role, column in columns.items()
         }
 
-    if values:
-        data = data.select_columns([*dict.fromkeys(column for column, _ in values.values())])
-        features = Features({role: TYPES.get(role, Value("string")) for role in values})
+    if columns:
+        data = data.select_columns([*dict.fromkeys(columns.values())])
+        features = Features({role: TYPES.get(role, Value("string")) for role in columns})
         parts.append(data.map(convert, with_indices=True, remove_columns=data.column_names, features=features))
+
     rows = concatenate_datasets(parts, axis=1)
-    texts = [role for role in values if role not in VALUES]  # VALUES lists the roles that are not texts
-    return with_texts(rows, texts, source) if leave_out and texts else rows
+    texts = [role for role in columns if role not in VALUES]  # VALUES lists the roles that are not texts
+    if leave_out and texts:
+        rows = with_texts(rows, texts, source)
+    return rows
 
 
 def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
-    """Rows without an empty text; others are left out, with a warning."""
+    """The rows in which no column of ``texts`` is empty. All other rows are left out, with a warning."""
     filled = rows.filter(lambda row: all(row[role].strip() for role in texts))
     if not len(filled):
         raise DataError(f"There is no {' and '.join(texts)} in {source}; give other data, or name another column.")
@@ -245,15 +292,24 @@ def with_texts(rows: Dataset, texts: Sequence[str], source: str) -> Dataset:
 
 
 def _value(value: Any, role: str, names: Sequence[str] | None, column: str, where: str) -> Any:
-    """Convert a value to the type of its role; "" for a missing text."""
-    what = VALUES.get(role, "text")
-    if value is None or value == "" or value != value or (names is not None and value == -1):
-        if what == "text":
+    """A cell in the type of its role. A missing text is "".
+
+    Args:
+        names: names of the column's classes, if it has some.
+        column, where: the column and the row, for messages.
+
+    Raises:
+        DataError: the cell is empty, or has a value that does not fit the role.
+    """
+    content = VALUES.get(role, "text")
+    is_missing = value is None or value == "" or value != value  # NaN
+    if is_missing or (names is not None and value == -1):  # -1 is a missing class in ``datasets``
+        if content == "text":
             return ""
         raise DataError(f"{where} has no {role} in the column {column!r}; leave such rows out.")
     if role == "label" and isinstance(value, list):
         if len(value) != 1:
-            labels = [_label(each, names) or each for each in value]
+            labels = [_label(label, names) or label for label in value]
             raise DataError(
                 f"{where} has {len(labels)} labels in the column {column!r}, {str(labels)!r:.60}, and must have one; "
                 "leave such rows out, or choose one of them."
@@ -262,9 +318,10 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
     converted = _converted(value, role, names)
     if converted is None:
         raise DataError(
-            f"{where} has {str(value)!r:.60} in the column {column!r}, no {what}; correct it, or name another column."
+            f"{where} has {str(value)!r:.60} in the column {column!r}, no {content}; correct it, or name another "
+            "column."
         )
-    if what == "text" and len(converted) > LARGEST_TEXT:
+    if content == "text" and len(converted) > LARGEST_TEXT:
         raise DataError(
             f"{where} has a text of {len(converted):,} characters, but at most {LARGEST_TEXT:,} are read; split it."
         )
@@ -272,7 +329,7 @@ def _value(value: Any, role: str, names: Sequence[str] | None, column: str, wher
 
 
 def _converted(value: Any, role: str, names: Sequence[str] | None) -> Any:
-    """A value in the type of its role; ``None`` if it is of another type."""
+    """A value in the type of its role, or ``None`` if it does not fit the role."""
     if role == "label":
         return _label(value, names)
     if role in ("score", "number"):
@@ -281,19 +338,27 @@ def _converted(value: Any, role: str, names: Sequence[str] | None) -> Any:
         return str(value)
     if role not in ("words", "tags"):
         return value if isinstance(value, str) else None
+
+    # A list of words or tags
     if not isinstance(value, list):
         return None
     if role == "words":
-        value = [str(each) if isinstance(each, float) else each for each in value]
-    cells = [_label(each, names) for each in value]
-    unsuitable = None in cells or (role == "tags" and "" in cells)
-    return None if unsuitable else cells
+        value = [str(word) if isinstance(word, float) else word for word in value]
+    texts = [_label(word_or_tag, names) for word_or_tag in value]
+    if None in texts or (role == "tags" and "" in texts):
+        return None
+    return texts
 
 
 def _label(value: Any, names: Sequence[str] | None) -> str | None:
-    """The name of a label that is a text, a whole number, a truth value or the number of a class; else ``None``."""
+    """The name of a label, or ``None`` if the value is no label.
+
+    If the column has classes (``names``), a label is the number of a class, and its name the name of the class.
+    Otherwise, it is a text, a whole number, true or false.
+    """
     if names is not None:
-        return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+        is_class = isinstance(value, int) and 0 <= value < len(names)
+        return names[value] if is_class else None
     if isinstance(value, bool):
         return str(value).lower()  # as JSON writes it
     if isinstance(value, float):
@@ -313,14 +378,18 @@ def as_number(value: Any) -> float | None:
 
 
 def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
-    """The unread files of a column in the column ``role``, with names for messages in the column ``name``."""
+    """The files of a column, not read, as the column ``role``, and their names in messages as the column ``name``.
+
+    The column of the data has files, or paths relative to the table.
+    """
     feature = data.features[column]
     if isinstance(feature, (FILES[role], dict)) or "binary" in getattr(feature, "dtype", ""):
         if column != role:
             data = data.rename_column(column, role)
         data = data.cast_column(role, FILES[role](decode=False)).cast_column(role, CELL)
-    else:  # paths relative to the table
-        folder, paths = Path(source).resolve().parent, data[column][:]
+    else:
+        folder = Path(source).resolve().parent
+        paths = data[column][:]
         if not all(path is None or isinstance(path, str) for path in paths):
             raise DataError(
                 f"The column {column!r} of {source} holds no {VALUES[role]}s or paths of them; name another column."
@@ -328,17 +397,27 @@ def _files(data: Dataset, role: str, column: str, source: str) -> Dataset:
         cells = [{"path": str(folder / path), "bytes": None} if path else None for path in paths]
         data = Dataset.from_dict({role: cells}, features=Features({role: CELL}))
     stored = data.with_format("arrow")[:][role]
-    if True in (missing := stored.is_null().to_pylist()):
-        where = f"Row {missing.index(True) + 1} of {source}"
+    is_missing = stored.is_null().to_pylist()
+    if True in is_missing:
+        where = f"Row {is_missing.index(True) + 1} of {source}"
         raise DataError(f"{where} has no {VALUES[role]} in the column {column!r}; leave such rows out.")
-    paths = enumerate(struct_field(stored, "path").to_pylist(), 1)
-    names = [path if path and Path(path).is_absolute() else f"row {number} of {source}" for number, path in paths]
+    names = [
+        path if path and Path(path).is_absolute() else f"row {number} of {source}"
+        for number, path in enumerate(struct_field(stored, "path").to_pylist(), 1)
+    ]
     return data.add_column("name", names)
 
 
 def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
-    """Texts in the column ``text``. A row's text comes from the first template for which all columns have a value."""
-    data, columns = read_table(source, split), dict[str, list[str]]()
+    """Texts that templates make from the columns of a source, in the column ``text``.
+
+    A row uses the first template whose columns all have a value in this row. Rows without a template are left out.
+
+    Args:
+        templates: format strings, such as "{title}: {body}".
+    """
+    data = read_table(source, split)
+    columns: dict[str, list[str]] = {}  # template -> its columns
     for template in templates:
         try:
             columns[template] = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -352,29 +431,25 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
         names = {name: name for name in columns[template]}
         chosen_columns(data.column_names, dict.fromkeys(names, ()), names, source, "--template")
 
-    def written(row: dict[str, Any]) -> dict[str, str]:
-        filled = (
-            each
-            for each in templates
-            if all(row[name] is not None and str(row[name]).strip() for name in columns[each])
-        )
-        template = next(filled, "")
-        try:
-            return {"text": template.format_map(row)}
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"The template {template!r} does not suit {source} ({error}); leave out the part after a colon."
-            ) from error
+    def fill(row: dict[str, Any]) -> dict[str, str]:
+        for template in templates:
+            cells = [row[name] for name in columns[template]]
+            if any(cell is None or not str(cell).strip() for cell in cells):
+                continue
+            try:
+                return {"text": template.format_map(row)}
+            except (ValueError, TypeError) as error:
+                raise DataError(
+                    f"The template {template!r} does not suit {source} ({error}); leave out the part after a colon."
+                ) from error
+        return {"text": ""}
 
-    return with_texts(
-        data.map(written, remove_columns=data.column_names, features=Features({"text": Value("string")})),
-        ["text"],
-        source,
-    )
+    rows = data.map(fill, remove_columns=data.column_names, features=Features({"text": Value("string")}))
+    return with_texts(rows, ["text"], source)
 
 
 def trained_rows(train: Dataset, scored: Dataset) -> int:
-    """Number of ``scored`` rows that also occur in ``train``, ids aside. Files are compared by their paths."""
+    """Number of ``scored`` rows that also occur in ``train``. Ids and titles are not compared, and files by path."""
     columns = [
         name for name in scored.column_names if name in train.column_names and name not in ("id", "name", "title")
     ]
