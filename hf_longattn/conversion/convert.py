@@ -73,6 +73,8 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Turn a short checkpoint into a long one, and check the files that were written.
 
+    ::
+
         convert_checkpoint(
             "google-bert/bert-base-uncased", "bert-4096", mechanism="longformer", window=512, max_length=4096
         )

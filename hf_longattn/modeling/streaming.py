@@ -28,7 +28,7 @@ MECHANISM = "window"
 
 
 class StreamingCache(Cache):
-    """The keys of the first ``sinks`` tokens of each text and of its last ``window`` tokens, for a stock decoder::
+    """The keys of the first ``sinks`` tokens of each text and of its last ``window`` tokens, for a stock decoder.
 
     ::
 
