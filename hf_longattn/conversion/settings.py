@@ -1,5 +1,7 @@
-"""Settings of a conversion. Nothing heavy is imported here, since the command line reads the help texts when it
-starts."""
+"""Settings of a conversion.
+
+This file does not import torch, because the command line reads the help texts of the settings when it starts.
+"""
 # ruff: noqa: RUF009 (a setting is a dataclasses.field)
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Settings")
 AUTO = "auto"
-"""The value of ``mechanism`` that starts a search for every layer's mechanism, as
-:func:`hf_longattn.search_design`."""
+"""The value of ``mechanism`` that chooses a mechanism for every layer, mostly by :func:`hf_longattn.search_design`."""
 
 
 def setting(
@@ -34,13 +35,17 @@ def setting(
     minimum: int = 0,
     secret: bool = False,
 ) -> Any:
-    """A dataclass field with help text and flag as metadata. A ``secret`` is never written into a report.
+    """A dataclass field of a setting. Its metadata describe the flag on the command line.
 
     Args:
-        help, unset: the meaning of the setting as a sentence, and the meaning of the default ``None`` or ``"auto"``.
-        flag: command-line flag; "" derives it from the field's name, "-" means no flag.
-        type, metavar: type of a value on the command line, and its placeholder in the help. ``list[str]``: the flag
-            can be repeated.
+        default: the default value. If it is True or False, the flag takes no value.
+        help: the meaning of the setting, as a sentence.
+        unset: the meaning of the default ``None`` or ``"auto"``.
+        flag: the flag; "" derives it from the field's name, "-" means that there is no flag.
+        type: type of a value on the command line. With ``list[str]``, the flag can be repeated.
+        metavar: placeholder for the value in the help.
+        minimum: the smallest allowed value; 0 means no minimum.
+        secret: whether the setting is never written into a report.
     """
     about = {
         "help": help,
@@ -58,7 +63,7 @@ class Settings:
     """Base class of the settings of a conversion and of a search."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and
+        """The settings that differ from their defaults, JSON-serialisable, for a report. Paths lose their folders, and
         secrets are left out."""
         written = {}
         for entry in fields(self):
@@ -73,8 +78,13 @@ class Settings:
 
     @classmethod
     def from_keywords(cls: type[S], config: S | None, values: Mapping[str, Any]) -> S:
-        """``config``, or a config made from keywords. If it has mechanism options, unknown keywords are options
-        (``window=512``)."""
+        """A config from keywords, or ``config`` unchanged if it is given.
+
+        In a class with the setting ``options``, unknown keywords are options of the mechanism (``window=512``).
+
+        Raises:
+            OptionError: an unknown keyword, an option that is given twice, or keywords beside a config.
+        """
         if config is not None:
             if values:
                 first = next(iter(values))
@@ -83,18 +93,21 @@ class Settings:
                 )
             return config
         known = [entry.name for entry in fields(cls)]
-        if not (further := {name: value for name, value in values.items() if name not in known}):
-            return cls(**values)
-        wrong, chosen = next(iter(further)), {name: value for name, value in values.items() if name in known}
+        settings = {name: value for name, value in values.items() if name in known}
+        others = {name: value for name, value in values.items() if name not in known}
+        if not others:
+            return cls(**settings)
         if "options" not in known:
+            wrong = next(iter(others))
             raise OptionError(
                 f"{wrong!r} is not a setting of {cls.__name__}; expected one of "
                 f"{', '.join(known)}.{nearest(wrong, known)}"
             )
-        options = dict(chosen.pop("options", None) or {})
-        if twice := sorted(options.keys() & further.keys()):
+        options = dict(settings.pop("options", None) or {})
+        twice = sorted(options.keys() & others.keys())
+        if twice:
             raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
-        return cls(**{**chosen, "options": {**options, **further}})
+        return cls(**{**settings, "options": {**options, **others}})
 
 
 @dataclass(frozen=True)
@@ -203,21 +216,25 @@ class ConversionConfig(Settings):
     )
 
     def __post_init__(self) -> None:
-        if wrong := {"mechanism", "layers"} & {*(self.options or {})}:
+        """Raise :class:`OptionError` for settings that exclude each other."""
+        wrong = {"mechanism", "layers"} & {*(self.options or {})}
+        if wrong:
             raise OptionError(
                 f"{min(wrong)!r} is not an option of a mechanism; use --{min(wrong)} (in Python, the argument "
                 f"{min(wrong)})."
             )
+        # a setting -> settings that must not be given with it
         exclusive = {"generic": ("remote_code",), "towers": ("mechanism", "options", "layers")}
-        if self.mechanism == AUTO:  # chooses mechanisms and options itself
+        if self.mechanism == AUTO:  # it chooses the mechanisms and their options
             exclusive = {"mechanism": ("options", "layers", "long_attention", "towers", "generic"), **exclusive}
         elif self.budget is not None or self.search_input is not None:
             raise OptionError("--budget and --search-input are for --mechanism auto; add it, or leave them out.")
         flags = {"mechanism": f"--mechanism {self.mechanism}", "options": "--option", "remote_code": "--remote-code"}
         for name, others in exclusive.items():
-            if getattr(self, name) and (other := next((other for other in others if getattr(self, other)), "")):
-                first, second = (flags.get(setting, f"--{setting}") for setting in (name, other))
-                raise OptionError(f"{first} and {second} exclude each other; leave one of them out.")
+            for other in others:
+                if getattr(self, name) and getattr(self, other):
+                    first, second = (flags.get(setting, f"--{setting}") for setting in (name, other))
+                    raise OptionError(f"{first} and {second} exclude each other; leave one of them out.")
 
     def without_search(self) -> ConversionConfig:
         """The settings without ``mechanism="auto"`` and the settings of its search."""
@@ -228,10 +245,11 @@ class ConversionConfig(Settings):
         return any(value for value in (self.mechanism, self.long_attention, self.options, self.layers))
 
     def attention(self, original: LongAttentionConfig | None = None) -> LongAttentionConfig:
-        """The mechanism with options and layers, or the whole configuration.
+        """The attention that these settings describe.
 
-        ``original``: attention of a source that is already long. Options replace single options of it; a mechanism
-            replaces all of it.
+        Args:
+            original: the attention of a source that is a long model of transformers. If the settings name another
+                mechanism, it replaces all of this attention. Otherwise, options replace single options in it.
         """
         from ..configuration import LongAttentionConfig
 
@@ -247,6 +265,8 @@ class ConversionConfig(Settings):
             return LongAttentionConfig.from_dict(self.long_attention)
         if original is None or self.mechanism not in (None, original.mechanism):
             return LongAttentionConfig(self.mechanism, **options)
+
+        # replace options in the original's default and layers
         values = LongAttentionConfig(original.mechanism, **options).to_dict()
         overrides = {}
         for index, override in original.layers.items():
@@ -259,11 +279,12 @@ class ConversionConfig(Settings):
 
 
 def of_conversion(name: str) -> Any:
+    """A field for another dataclass, equal to the setting ``name`` of a conversion."""
     return copy(ConversionConfig.__dataclass_fields__[name])
 
 
 def documented(config: type[Settings], summary: str) -> None:
-    """Set the docstring of a config: every setting with its meaning, default and unit."""
+    """Write the docstring of a class of settings: the ``summary``, and each setting's meaning and default."""
     lines = [
         f"    {entry.name}: {entry.metadata['help']} Default: {entry.metadata['unset'] or repr(entry.default)}."
         for entry in fields(config)

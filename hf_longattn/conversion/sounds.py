@@ -1,5 +1,7 @@
-"""Conversions of models that read sound, to a longer maximum duration. Features are computed once from the whole
-recording."""
+"""Conversions of models that read sound, to a longer maximum duration.
+
+The feature extractor computes the features of a recording once, from the whole recording.
+"""
 
 from __future__ import annotations
 
@@ -43,24 +45,27 @@ TASKS = {
     "ForSequenceClassification": ("classify", "--data", "YOUR_RECORDINGS"),
     "ForConditionalGeneration": ("seq2seq", "--data", "YOUR_RECORDINGS"),
 }
-"""Ending of a class's name -> the words after ``longattn train`` for training it."""
+"""Ending of a class's name -> the words after ``longattn train`` that train it."""
 PROCESSED_SECONDS = 600.0
-"""Maximum duration, in seconds, of the noise for comparing the result's feature extractor with the source's. Its
-spectrogram takes seconds to compute."""
+"""Maximum duration, in seconds, of the noise for comparing the feature extractors of result and source. The
+spectrogram of ten minutes takes seconds to compute."""
 PADDED = 0.9
-"""Length of the sound in the padding check, as a fraction of the full length. The check runs the sound alone, and
-padded to the full length."""
+"""Length of the sound in the padding check, as a share of the full length. The sound runs alone, and padded to the
+full length."""
 
 
 class Sounds(UserFiles):
-    """A user's recordings as model inputs. Without recordings, random samples or features."""
+    """The recordings of a user as inputs of a model. Without recordings, the samples or features are random."""
 
     part, file_type, noun, built_in = FEATURE_EXTRACTOR, "audio", "recordings", "seeded sounds"
 
     @cached_property
     def sampling_rate(self) -> int:
-        """Samples per second of the feature extractor. Raises :class:`InputError` if the model reads samples at
-        another rate."""
+        """The samples per second that the feature extractor takes.
+
+        Raises:
+            InputError: the model reads samples, and at another rate.
+        """
         rate = int(getattr(self.processor, "sampling_rate", self.spec.sampling_rate))
         if rate != self.spec.sampling_rate and self.spec.features is None:
             raise InputError(
@@ -79,9 +84,10 @@ class Sounds(UserFiles):
         return [self.spec.as_input(self.extracted(samples)) for samples in self.recordings]
 
     def extracted(self, samples: Samples, *, as_called: bool = False) -> Tensor:
-        """The model's input ``(1, N, …)`` for one sound ``(samples,)``, computed once from the whole sound.
+        """The model's input ``(1, N, …)`` for one sound ``(samples,)``.
 
-        as_called: whether the feature extractor may cut and pad the sound, as Whisper's does by default.
+        as_called: use the defaults of the feature extractor, which may cut and pad the sound, like Whisper's. By
+            default, the whole sound is processed.
         """
         how = {} if as_called else {"padding": "longest", "truncation": False}
         with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
@@ -94,8 +100,8 @@ class Sounds(UserFiles):
         return torch.as_tensor(values[self.spec.input]).float()
 
     def at(self, size: InputSize) -> dict[str, Any]:
-        """The arguments of ``forward`` for one sound of this duration: the first recording, repeated, or random
-        values."""
+        """The arguments of ``forward`` for one sound of this duration: the first recording, repeated if it is shorter,
+        or random values."""
         if not self.files:
             return dict(self.spec.arguments(self.spec.seeded(self.config, size.value)))
         length = max(self.spec.length(size.value), self.spec.length_of(self.config, 1))
@@ -103,24 +109,27 @@ class Sounds(UserFiles):
         return dict(self.spec.arguments(self.extracted(samples)))
 
     def pieces(self, size: InputSize) -> list[dict[str, Any]]:
-        """The arguments of ``forward`` for at most ``count`` excerpts: the first excerpt of every recording, then the
-        second, and so on."""
+        """The arguments of ``forward`` for at most ``count`` excerpts of this duration.
+
+        The first excerpt of every recording comes first, then the second excerpt of every recording, and so on.
+        """
         length = self.spec.length(size.value)
         length -= length % self.spec.step(self.config)
         longest = max(row.shape[1] for row in self.rows)
         starts = range(0, longest - length + 1, max(1, length))
-        cut = [
+        excerpts = [
             row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]
         ]
-        if not cut:
+        if not excerpts:
             raise InputError(
                 f"The longest recording has {self.spec.seconds(longest):,.1f} seconds, but {size.value:,.5g} are "
                 "needed; give a longer one, or a shorter duration."
             )
-        return [self.spec.arguments(self.spec.as_input(row)) for row in cut[: self.count]]
+        return [self.spec.arguments(self.spec.as_input(excerpt)) for excerpt in excerpts[: self.count]]
 
 
 def plan_sounds(source: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
+    """Plan the conversion of a model that reads sound to a longer duration."""
     family, config, name = architecture.family, architecture.source_config, architecture.source_class
     spec = family.spec
     old, new = spec.durations(config)
@@ -135,8 +144,7 @@ def plan_sounds(source: Source, architecture: Architecture, request: ConversionC
     if problem and not request.needs_training:
         raise InputError(
             f"A {name} of {duration(new)} is of no use untrained: {problem}; leave --audio-seconds out, and "
-            "transcribe longer "
-            f"recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with "
+            f"transcribe longer recordings with transformers' pipeline(…, chunk_length_s={old:g}), or convert it with "
             "--needs-training and train it by longattn train seq2seq."
         )
     sizes = spec.between(config, old, new, spec.reads_longer)
@@ -144,12 +152,13 @@ def plan_sounds(source: Source, architecture: Architecture, request: ConversionC
         attention = request.attention()
     else:
         attention = architecture.long_config(None).long_attention
-    sized_layers(architecture, attention, sizes)
+    sized_layers(architecture, attention, sizes)  # raises an error if a mechanism cannot run
     if request.positions != AUTO:
         raise OptionError(f"A {name} has no position table or rotary positions; leave --positions out.")
     advice = "train the result by longattn train seq2seq, on sounds of the new duration"
     warnings = [PositionWarning(problem, advice, "transcripts are of no use")] if problem else []
-    extractor, files = load_processor(source.folder, FEATURE_EXTRACTOR), {}
+    extractor = load_processor(source.folder, FEATURE_EXTRACTOR)
+    files = {}
     changes = spec.extractor_fields(new) if sizes.grows else {}
     if extractor is not None and changes:
         files = changed_file(source.folder, FEATURE_EXTRACTOR, extractor, changes)
@@ -157,8 +166,11 @@ def plan_sounds(source: Source, architecture: Architecture, request: ConversionC
 
 
 def check_extractor(plan: ConversionPlan, folder: Path, inputs: Sounds) -> list[Check]:
-    """Check that the written feature extractor neither cuts nor pads a sound of the new duration. Also checks the
-    tokenizer."""
+    """Check the written feature extractor, and the tokenizer.
+
+    By default, the feature extractor must make the same input from a sound of the new duration as the source's makes
+    without cutting or padding.
+    """
     tokenizer_checks = check_tokenizer(plan, folder, load_tokenizer(plan.source.folder))
     if inputs.processor is None:
         return [without_processor(FEATURE_EXTRACTOR, plan), *tokenizer_checks]
@@ -166,7 +178,7 @@ def check_extractor(plan: ConversionPlan, folder: Path, inputs: Sounds) -> list[
     noise = np.random.default_rng(0).standard_normal(inputs.sampling_rate).astype(np.float32)
     sound = np.resize(noise, round(seconds * inputs.sampling_rate))
     values = Sounds(inputs.spec, plan.config, folder).extracted(sound, as_called=True)
-    heard = inputs.spec.seconds(inputs.spec.as_input(values).shape[1])
+    input_seconds = inputs.spec.seconds(inputs.spec.as_input(values).shape[1])
     status, relation, advice = PASSED, "the same input as", ""
     if not torch.equal(values, inputs.extracted(sound)):
         status, relation = FAILED, "another input than"
@@ -174,33 +186,35 @@ def check_extractor(plan: ConversionPlan, folder: Path, inputs: Sounds) -> list[
     detail = (
         f"the {type(inputs.processor).__name__} of the result gives {relation} the source's, at "
         f"{inputs.sampling_rate:,} samples a second; a sound of {duration(seconds)} becomes an input of "
-        f"{duration(round(heard, 1))}{advice}"
+        f"{duration(round(input_seconds, 1))}{advice}"
     )
-    return [Check("feature extractor", status, detail, {"audio_seconds": heard}), *tokenizer_checks]
+    return [Check("feature extractor", status, detail, {"audio_seconds": input_seconds}), *tokenizer_checks]
 
 
 def check_sounds(comparison: Comparison) -> list[Check]:
-    """Compare at both durations. Padding must change no frame."""
+    """Compare source and result at the old and the new duration, and check that padding changes nothing."""
     return [*check_sizes(comparison), check_padding(comparison)]
 
 
 def check_padding(comparison: Comparison) -> Check:
-    name, at = "padding changes nothing", affordable_size(comparison.plan)
+    """Check that padding after a sound changes no hidden state of its frames."""
+    name = "padding changes nothing"
+    size = affordable_size(comparison.plan)
     spec, config = comparison.inputs.spec, comparison.plan.config
     why = spec.why_padding_changes(config)
     if why:
         return Check(name, SKIPPED, f"does not apply: {why}, so that padding changes what the source computes as well")
-    sound = comparison.inputs.at(at)[spec.input]
+    sound = comparison.inputs.at(size)[spec.input]
     length = round(PADDED * sound.shape[1])
     if spec.output_rows(config, length) < 1:
-        return Check(name, SKIPPED, f"{at.words} are too short for padding")
+        return Check(name, SKIPPED, f"{size.words} are too short for padding")
     padded = sound.clone()
     padded[:, length:] = 0
-    alone = hidden_states(comparison.result, spec.arguments(sound[:, :length], [length]))
-    together = hidden_states(comparison.result, spec.arguments(padded, [length]))
-    frames = {key: values[:, : alone[key].shape[1]] for key, values in together.items()}
-    detail = f"a sound of {duration(spec.seconds(length))} alone, and padded to {at.words}: largest difference"
-    return equality(name, detail, Difference.of(alone, frames), {})
+    expected = hidden_states(comparison.result, spec.arguments(sound[:, :length], [length]))
+    states = hidden_states(comparison.result, spec.arguments(padded, [length]))
+    without_padding = {key: values[:, : expected[key].shape[1]] for key, values in states.items()}
+    detail = f"a sound of {duration(spec.seconds(length))} alone, and padded to {size.words}: largest difference"
+    return equality(name, detail, Difference.of(expected, without_padding), {})
 
 
 SOUNDS = Modality(

@@ -1,4 +1,4 @@
-"""Sources of conversions: a checkpoint is opened, and refused if it cannot be read."""
+"""Open the source of a conversion, and refuse a checkpoint that cannot be read."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ..loading import WEIGHTS, fetch_model, no_weights, read_config, refuse_adap
 from ..modeling.family.definition import tower_field
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Names of floating-point types in safetensors files -> the dtypes."""
+"""Name of a floating-point type in safetensors files -> its dtype."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""Start of a small text file that stands for a large file which Git LFS has not fetched."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Source:
     name: str  # as the user typed it
     folder: Path  # has config, tokenizer and weights
     config: dict[str, Any]  # its config.json
-    root: Path | None = None  # sentence-transformers folder around this model; None for other checkpoints
+    root: Path | None = None  # outermost folder of a sentence-transformers model; None for other checkpoints
     has_weights: bool = False  # whether the weights were checked; a plan needs none
     pickled: bool = False  # whether transformers reads the weights from .bin files
-    # tensor name -> dtype, of floating-point tensors only; empty for .bin files and without weights
+    # name -> dtype of each floating-point tensor; empty for .bin files, and if the weights were not checked
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
@@ -41,6 +42,7 @@ class Source:
 
 
 def tower_of(source: Source, name: str, class_name: str) -> Source:
+    """One tower of a source, such as "vision", as a source of its own with the class ``class_name``."""
     return replace(source, config={**(source.config.get(tower_field(name)) or {}), "architectures": [class_name]})
 
 
@@ -53,17 +55,22 @@ def open_source(
 ) -> Source:
     """Open a checkpoint, and read its config.
 
-    Refuses one that is missing, unreachable or damaged, an adapter, and one without config. If weights are needed,
-    also a quantised one.
-
     Args:
         source: a folder, or a Hub repository id, which is downloaded into the Hub cache.
-        weights: whether the weights are needed; a plan needs the config alone.
+        revision, token: branch, tag or commit of a Hub repository, and a token for access.
+        weights: whether the weights are needed. A plan needs only the config.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, unreachable or damaged, is an adapter, or has no config. If weights
+            are needed, a checkpoint without weights or with quantised weights is refused, too.
     """
     name = str(source)
-    root, folder = None, fetch_model(source, revision, token)
-    if modules := sentence_modules(folder):
-        root, first = folder, modules[0]
+    folder = fetch_model(source, revision, token)
+    root = None
+    modules = sentence_modules(folder)
+    if modules:
+        root = folder
+        first = modules[0]
         if not first["type"].endswith(".Transformer"):
             raise CheckpointError(
                 f"{str(root)!r} begins with a {first['type']!r}, but only models whose first module is Transformer "
@@ -78,13 +85,17 @@ def open_source(
 
 
 def with_weights(source: Source, token: str | bool | None = None, *, allow_pickle: bool = False) -> Source:
-    """An opened source with its weights. Refuses a source without weights, a quantised one, and damaged files."""
+    """An opened source whose weights are downloaded and checked.
+
+    Raises:
+        CheckpointError: there are no weights, or they are quantised or damaged.
+    """
     if source.has_weights:
         return source
-    if "long_attention" not in source.config:  # a quantised long checkpoint can be loaded
+    if "long_attention" not in source.config:  # a long checkpoint may be quantised, since it is only loaded
         refuse_quantised(source)
     if not Path(source.name).expanduser().exists():
-        commit = source.card_folder.name  # of the Hub cache
+        commit = source.card_folder.name  # the folder in the Hub cache has the name of the commit
         path = fetch_model(source.name, commit, token, weights=[SAFETENSORS])
         if allow_pickle and not any(path.glob(SAFETENSORS)):
             fetch_model(source.name, commit, token, weights=[PICKLED_WEIGHTS])
@@ -98,20 +109,21 @@ def with_weights(source: Source, token: str | bool | None = None, *, allow_pickl
 
 
 def tensor_headers(folder: Path) -> Iterator[tuple[Path, str, str, tuple[int, ...]]]:
-    """File, name, dtype (such as "F32") and shape of each tensor in safetensors files. A damaged file is left out;
-    loading refuses it."""
+    """For each tensor in a folder's safetensors files: the file, the name, the dtype (such as "F32") and the shape."""
     for path in folder.glob(SAFETENSORS):
+        # a damaged file is left out here, because loading refuses it
         with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                part = tensors.get_slice(name)
-                yield path, name, part.get_dtype(), tuple(part.get_shape())
+                header = tensors.get_slice(name)
+                yield path, name, header.get_dtype(), tuple(header.get_shape())
 
 
 def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """The dtypes of floating-point tensors in the files that transformers reads, by name.
+    """Name -> dtype of each floating-point tensor in the safetensors files that transformers reads.
 
-    Refuses files that transformers does not check: an index that points outside its folder or to pickles, Git LFS
-    pointers, and integers.
+    Raises:
+        CheckpointError: the index names a file outside of its folder or a pickle, a file is a pointer of Git LFS, or
+            weights are integers. transformers does not check these cases.
     """
     single = folder / WEIGHTS[0]
     dtypes: dict[str, torch.dtype] = {}
@@ -142,9 +154,10 @@ def _checked_dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 
 def refuse_quantised(source: Source) -> None:
-    """Raise :class:`CheckpointError` if a checkpoint was quantised: packed weights can be neither extended nor
+    """Raise :class:`CheckpointError` for a quantised checkpoint, because packed weights can be neither extended nor
     compared."""
-    if settings := source.config.get("quantization_config") or source.config.get("compression_config"):
+    settings = source.config.get("quantization_config") or source.config.get("compression_config")
+    if settings:
         method = settings.get("quant_method") if isinstance(settings, Mapping) else None
         raise CheckpointError(
             f"{source.name!r} holds quantised weights ({method or 'an unnamed method'}), which can only be loaded; "

@@ -1,4 +1,4 @@
-"""Conversions of models with several towers. Each tower is planned and checked as a model of its own."""
+"""Conversions of models with several towers, such as CLIP. Each tower is planned and checked like a separate model."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .source import Source, tower_of
 LONGEST_CAPTION = 512
 """Maximum tokens of the text in the comparison of text-image similarities."""
 PARTS: dict[str, Modality] = {"text": TEXTS, "grid": IMAGES}
-"""What a tower reads -> its part of a conversion."""
+"""The kind of input that a tower reads -> the functions of a conversion for this kind."""
 
 
 class InputsOfTowers(dict[str, Any]):
-    """Name of each tower -> its inputs."""
+    """Name of a tower -> its inputs."""
 
     def describe(self) -> str:
-        """Description of the inputs for a report."""
+        """The origin of the inputs, for a report."""
         return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.items())
 
 
@@ -44,17 +44,20 @@ def part_of(tower: Family) -> Modality:
 
 
 def plan_towers(source: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
-    """Plan each tower as a separate checkpoint. Tensors outside the towers are kept."""
+    """Plan each tower like a separate checkpoint. Tensors outside the towers do not change."""
     family = architecture.family
     requests = tower_requests(architecture, request)
     plans: dict[str, ConversionPlan] = {}
     for name, tower in family.towers.items():
-        part = tower_of(source, name, tower.base_model_name)
-        plans[name] = part_of(tower).plan(part, find_architecture(part, requests[name]), requests[name])
+        tower_source = tower_of(source, name, tower.base_model_name)
+        tower_architecture = find_architecture(tower_source, requests[name])
+        plans[name] = part_of(tower).plan(tower_source, tower_architecture, requests[name])
+
+    # the config of the whole model, with the towers' configs inside
     values = {name: value for name, value in architecture.source_config.to_dict().items() if name not in NAMES}
     for name, plan in plans.items():
-        of_tower = {key: value for key, value in plan.config.to_dict().items() if key not in NAMES}
-        values[tower_field(name)] = {**of_tower, "model_type": plan.config.model_type}
+        tower_values = {key: value for key, value in plan.config.to_dict().items() if key not in NAMES}
+        values[tower_field(name)] = {**tower_values, "model_type": plan.config.model_type}
     with checkpoint_errors(f"The source's config makes no valid {architecture.long_class}"):
         config: Any = family.config_class.from_dict(values)
     config.architectures = [architecture.long_class]
@@ -78,19 +81,19 @@ def plan_towers(source: Source, architecture: Architecture, request: ConversionC
 
 
 def tower_requests(architecture: Architecture, request: ConversionConfig) -> dict[str, ConversionConfig]:
-    """The settings of each tower, by name. Settings that only apply to other inputs are unset."""
+    """Name of a tower -> its settings. A setting that applies to other kinds of input is unset."""
     towers, model_class, chosen = architecture.family.towers, architecture.source_class, request.towers or {}
     names = [*towers]
     if request.names_attention:
+        example = ",".join(f"{name}=MECHANISM" for name in names)
         raise OptionError(
-            f"The towers of a {model_class}, {' and '.join(names)}, have separate mechanisms, to which "
-            "--mechanism, --option and "
-            f"--layers do not apply; give --towers {','.join(f'{name}=MECHANISM' for name in names)}."
+            f"The towers of a {model_class}, {' and '.join(names)}, have separate mechanisms, to which --mechanism, "
+            f"--option and --layers do not apply; give --towers {example}."
         )
-    strategies: dict[str, str] = {}
+    strategies: dict[str, str] = {}  # tower -> strategy, from text such as "text=stretch:20,vision=tile"
     if request.positions != AUTO:
-        strategies = dict(piece.partition("=")[::2] for piece in request.positions.split(","))
-    if "" in strategies.values():  # text=stretch:20,vision=tile
+        strategies = dict(rule.partition("=")[::2] for rule in request.positions.split(","))
+    if "" in strategies.values():
         example = ",".join(f"{name}=RULE" for name in names)
         raise OptionError(
             f"The towers of a {model_class} have separate positions; give --positions {example}, or some of them."
@@ -116,6 +119,7 @@ def tower_requests(architecture: Architecture, request: ConversionConfig) -> dic
 def tower_inputs(
     family: Family, config: Any, folder: Path, text: tuple[str, str], recording: Path | None
 ) -> InputsOfTowers:
+    """The inputs of each tower, for comparing source and result."""
     return InputsOfTowers(
         {
             name: part_of(tower).inputs(tower, getattr(config, tower_field(name)), folder, text, recording)
@@ -125,6 +129,7 @@ def tower_inputs(
 
 
 def check_processors(plan: ConversionPlan, folder: Path, inputs: InputsOfTowers) -> list[Check]:
+    """Check the tokenizer and the processors in the result's folder."""
     return [
         check
         for name, tower in plan.towers.items()
@@ -133,7 +138,7 @@ def check_processors(plan: ConversionPlan, folder: Path, inputs: InputsOfTowers)
 
 
 def check_model(comparison: Comparison) -> list[Check]:
-    """Check each tower, and then the whole model. Ends at the first part that fails."""
+    """Check each tower, and then the whole model. If a tower fails, the rest is not checked."""
     checks: list[Check] = []
     for name, tower in comparison.plan.towers.items():
         part = part_of(tower.architecture.family)
@@ -144,23 +149,28 @@ def check_model(comparison: Comparison) -> list[Check]:
 
 
 def check_similarity(comparison: Comparison) -> list[Check]:
-    """Compare text-image similarity at the old sizes. At the new sizes, similarity and loss must be finite. The
-    text has the maximum length with unchanged positions."""
+    """Compare the similarity of a text and an image at the old sizes. At the new sizes, it must be finite, like the
+    loss.
+
+    The text is as long as its positions are unchanged.
+    """
     plan, source, result, inputs = comparison.plan, comparison.source, comparison.result, comparison.inputs
     why, length = "", min(plan.old_length, LONGEST_CAPTION)
     if plan.position_change and plan.unchanged_tokens > 1:
         length = min(length, plan.unchanged_tokens)
     elif plan.position_change:
         why = plan.position_change
-    old, new, described = dict[str, Any](), dict[str, Any](), []
-    for name, part in plan.towers.items():
-        size = part.inputs.old if part.inputs.old.name else part.inputs.at(length)
-        described.append(f"one {part.inputs.spec.noun} of {size}")
+    old: dict[str, Any] = {}  # arguments of `forward` at the old sizes
+    new: dict[str, Any] = {}  # the same at the new sizes
+    descriptions = []
+    for name, tower in plan.towers.items():
+        size = tower.inputs.old if tower.inputs.old.name else tower.inputs.at(length)
+        descriptions.append(f"one {tower.inputs.spec.noun} of {size}")
         old |= inputs[name].at(size)
-        new |= inputs[name].at(affordable_size(part))
+        new |= inputs[name].at(affordable_size(tower))
     with attending(result, BASE):
         difference = Difference.of(run_model(source, old), run_model(result, old))
-    detail = f"similarity of {' and '.join(described)}, with full attention: largest difference from the source"
+    detail = f"similarity of {' and '.join(descriptions)}, with full attention: largest difference from the source"
     equal = equality("similarities of text and image equal", detail, difference, {"length": length}, why)
     with torch.no_grad():
         returned = result(**new, return_loss=True, return_dict=True)
