@@ -1,4 +1,4 @@
-"""Search for a mechanism per layer under a budget of time: ``longattn search``."""
+"""Search a mechanism for every layer, under a budget of time: ``longattn search``."""
 
 # ruff: noqa: F401 (names for other packages)
 from __future__ import annotations

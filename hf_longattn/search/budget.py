@@ -1,6 +1,6 @@
-"""Settings of a search, and its budget: the maximum time of the attention of all layers.
+"""Settings of a search, and its budget: the maximum time for the attention of all layers.
 
-Used by the command line and the search. Imports nothing heavy, as ``conversion/settings.py``.
+This file does not import torch, because the command line reads the help texts of the settings when it starts.
 """
 # ruff: noqa: RUF009 (a setting is a dataclasses.field)
 
@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 
 
 UNITS = {"": 1.0, "%": 0.01, "s": 1.0, "ms": 1e-3}
+"""Unit of a typed budget -> factor to a share, or to seconds."""
 TYPED = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z%]*)\s*")
+"""A number and a unit."""
 BUDGET = "0.25"
-"""Default budget, as a share of the time of full attention."""
+"""Default budget: this share of the time of full attention."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit on time.
+    """A limit on the time for the attention of all layers."""
 
-    value: seconds, or a share of the time of full attention in every layer. unit: "s", or "" for a share.
-    """
-
-    value: float
-    unit: str
+    value: float  # seconds, or a share of the time of full attention in every layer
+    unit: str  # "s" for seconds, "" for a share
 
     @classmethod
     def read(cls, text: str | float | Budget) -> Budget:
@@ -53,7 +52,7 @@ class Budget:
         return cls(float(match[1]) * UNITS[typed], "s" if typed in ("s", "ms") else "")
 
     def limit(self, full: float) -> float:
-        """The limit in seconds. ``full``: seconds of full attention in every layer, for a budget that is a share."""
+        """The limit in seconds. ``full``: the time of full attention in every layer, in seconds."""
         if self.unit == "":
             return self.value * full
         return self.value
@@ -64,7 +63,10 @@ class Budget:
         return readable_seconds(self.value)
 
     def like(self, seconds: float, full: float) -> str:
-        """``seconds`` as a budget text of the same unit, rounded up so that it suffices."""
+        """The text of a budget with the same unit that allows this many ``seconds``. The number is rounded up.
+
+        full: the time of full attention in every layer, in seconds.
+        """
         value = seconds
         if self.unit == "":
             value = seconds / full
@@ -76,7 +78,7 @@ class Budget:
 
 
 def readable_seconds(value: float) -> str:
-    """``1.25 s`` or ``830 ms``."""
+    """A duration in seconds as text, such as ``1.25 s`` or ``830 ms``."""
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 

@@ -1,14 +1,14 @@
-"""Captured mass of candidates in each layer, the best choice of one candidate per layer under a budget, and its effect
-on predictions.
+"""Measure what candidates keep of each layer's attention, choose one candidate per layer, and measure the effect.
 
-The best choice within a budget is a multiple-choice knapsack, solved by dynamic programming
-(:func:`best_under_total`):
+The captured mass of a candidate is the share of a layer's softmax weights on the pairs that the candidate computes.
+The choice of candidates c_l for the layers l within a budget is a multiple-choice knapsack (:func:`best_under_total`):
 
     maximise  Σ_l value[l, c_l]   subject to   Σ_l cost[l, c_l] ≤ budget
 
-Layer by layer, a partial choice stays if no other has more value at the same cost or less; costs are not rounded. If
-more than 20,000 remain, the best in each 20,000th of the largest budget stays. A choice is therefore always within its
-budget. A better choice can be missed only if it is cheaper by less than that fraction of the budget per layer.
+It is solved by dynamic programming. After each layer, a partial choice stays if no other has more value at the same
+cost or less. Costs are not rounded, so a choice is always within its budget. If more than 20,000 partial choices
+remain, the budget is divided into 20,000 equal parts, and the best partial choice in each part stays. A better choice
+can be missed only if it is cheaper by less than such a part per layer.
 """
 
 from __future__ import annotations
@@ -32,23 +32,28 @@ from .design import FULL, Design
 from .model import SearchedModel, SearchText
 
 QUERIES = 512
-"""Maximum queries per piece at which captured mass is measured."""
+"""Maximum number of queries in each input for which captured mass is measured."""
 MAX_PARTIAL = 20_000
 """Maximum number of partial choices that stay after a layer."""
 TOLERANCE = 1e-9
-"""Costs or values with a smaller relative difference are equal."""
+"""Rounding errors: the relative excess over the budget that is allowed, and the smallest difference of values."""
 Numbers: TypeAlias = npt.NDArray[np.float64]
 
 
 def measured_mass(
     model: SearchedModel, inputs: Sequence[Any], candidates: Sequence[Candidate], progress: Progress
 ) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """Captured mass, from 0 to 1, in the checkpoint as it was trained: the mean over heads and over ``inputs``.
+    """Measure the captured mass of candidates in the checkpoint with its trained attention.
+
+    Args:
+        inputs: pieces of a text, images or recordings.
+        progress: called with a sentence before each input.
 
     Returns:
-        For each layer candidate as text -> its captured mass, and candidate as text -> why it has none.
+        For each layer a mapping of candidates (as text) to captured mass, from 0 to 1, as the mean over heads and
+        inputs. Also a mapping of candidates (as text) to the reason why captured mass cannot be measured.
     """
-    masses: list[Tensor] = []
+    masses: list[Tensor] = []  # of each input, (layers, candidates)
     reasons: dict[str, str] = {}
     for number, piece in enumerate(inputs):
         progress(f"captured mass, piece {number + 1}")
@@ -59,8 +64,8 @@ def measured_mass(
         masses.append(measured.mass.mean(1))
     names = list(map(str, candidates))
     scores = []
-    for row in torch.stack(masses).mean(0).tolist():
-        scores.append({name: value for name, value in zip(names, row, strict=True) if name not in reasons})
+    for layer_masses in torch.stack(masses).mean(0).tolist():
+        scores.append({name: mass for name, mass in zip(names, layer_masses, strict=True) if name not in reasons})
     return scores, reasons
 
 
@@ -71,16 +76,16 @@ def choose(
     budget: Budget,
     named: frozenset[int],
 ) -> Design:
-    """The best design within the budget.
+    """Choose the design with the most captured mass within the budget.
 
     Args:
-        scores: for each layer candidate as text -> its captured mass.
-        candidates: those that have a captured mass.
-        seconds: candidate as text -> seconds of one layer; full attention is among them.
+        scores: for each layer a mapping of candidates (as text) to captured mass.
+        candidates: the candidates with a captured mass.
+        seconds: candidate (as text) -> seconds for one layer. It includes full attention.
         named: as in :class:`.design.Design`.
 
     Raises:
-        OptionError: no design meets the budget; the message has the cost of the cheapest design.
+        OptionError: no design meets the budget. The message has the cost of the cheapest design.
     """
     names = list(map(str, candidates))
     values: Numbers = np.array([[row[name] for name in names] for row in scores])
@@ -98,18 +103,19 @@ def choose(
 
 
 def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Design) -> LossChange | None:
-    """The change of the held-out loss from the checkpoint to the converted model without training.
+    """The change of the loss on held-out text, from the checkpoint to the converted model without training.
 
-    The model reads texts of the target length, the checkpoint chunks of at most its maximum length. ``None`` if no
-    token is predicted.
+    The converted model reads texts of the target length. The checkpoint reads the same texts in chunks of at most its
+    maximum length. Returns ``None`` if no token is predicted.
 
     Args:
-        model: the model to convert; it must predict tokens.
-        pieces: maximum number of pieces of ``text``.
+        model: the model to convert, which must predict tokens.
+        pieces: maximum number of texts that are cut from ``text``.
+        design: the candidates of the converted model's layers.
     """
     special = ([], []) if model.tokenizer is None else special_ids(model.tokenizer)
     causal = model.original.shape.causal
-    texts = []
+    texts = []  # of each piece: ids (1, N), labels (1, N) and the length of a chunk
     for number, ids in enumerate(text.pieces(model.length, pieces)):
         labels = ids
         if not causal:
@@ -129,33 +135,43 @@ def loss_change(model: SearchedModel, text: SearchText, pieces: int, design: Des
 
 
 def best_under_total(values: Numbers, costs: Numbers, limit: float) -> list[int] | None:
-    """The candidate of each layer in the best choice whose costs sum to at most ``limit``; ``None`` if even the
-    cheapest exceeds it.
+    """Choose one candidate for each layer, so that the sum of values is largest and the sum of costs at most
+    ``limit``.
 
-    ``values`` and ``costs`` are ``(layers, candidates)``; costs are above 0.
+    Args:
+        values, costs: ``(layers, candidates)``. Costs are above 0.
+
+    Returns:
+        The index of each layer's candidate. ``None`` if even the cheapest choice exceeds the limit.
     """
     limit *= 1 + TOLERANCE
+    # cost and value of each partial choice, in rising order of both
     cost = value = np.zeros(1)
+    # for each layer and partial choice: index of the partial choice before this layer, and the layer's candidate
     steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
     for layer in range(len(values)):
-        total = (cost[:, None] + costs[layer]).ravel()
-        worth = (value[:, None] + values[layer]).ravel()
-        order = np.lexsort((-worth, total))
-        order = order[total[order] <= limit]
+        # every partial choice with every candidate, in order of cost, within the limit
+        new_cost = (cost[:, None] + costs[layer]).ravel()
+        new_value = (value[:, None] + values[layer]).ravel()
+        order = np.lexsort((-new_value, new_cost))
+        order = order[new_cost[order] <= limit]
         if not len(order):
             return None
-        highest = np.maximum.accumulate(worth[order])
+        # a choice stays if its value is higher than the value of every cheaper one
+        highest = np.maximum.accumulate(new_value[order])
         order = order[np.concatenate([[True], highest[1:] > highest[:-1] + TOLERANCE])]
         if len(order) > MAX_PARTIAL:
-            cell = np.floor(total[order] / limit * MAX_PARTIAL)
-            # values rise, so the last of a cell is its best
-            order = order[np.concatenate([cell[1:] > cell[:-1], [True]])]
+            # the last choice in each part of the budget is the best of this part, since values rise with costs
+            part = np.floor(new_cost[order] / limit * MAX_PARTIAL)
+            order = order[np.concatenate([part[1:] > part[:-1], [True]])]
         steps.append(np.divmod(order, values.shape[1]))
-        cost = total[order]
-        value = worth[order]
-    at = len(cost) - 1  # costs and values both rise
+        cost = new_cost[order]
+        value = new_value[order]
+
+    # the last choice is the best; follow it back through the layers
+    index = len(cost) - 1
     candidates = []
     for parents, chosen in reversed(steps):
-        candidates.append(int(chosen[at]))
-        at = int(parents[at])
+        candidates.append(int(chosen[index]))
+        index = int(parents[index])
     return candidates[::-1]

@@ -1,7 +1,7 @@
-"""Time of each candidate in one layer at the target length, measured on this machine.
+"""Measure the time of each candidate in one layer at the target length, on this machine.
 
-It is the time of the mechanism for one sequence, from projected queries, keys and values to the output, without
-gradients. Candidates take turns, and the fastest turn counts.
+It is the time of the mechanism alone, for one sequence of projected queries, keys and values, without gradients. All
+candidates run in turns, and the fastest run of each counts.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from ..modeling.costs import ModelShape
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """Errors during a measurement that exclude a candidate from the search."""
 TURNS = 6
+"""Number of further runs of each candidate."""
 SLOW_SECONDS = 2.0
-"""Maximum seconds of a candidate's first run for which it is run again."""
+"""A candidate is run again if its first run takes fewer seconds."""
 
 
 def layer_seconds(
@@ -39,18 +40,19 @@ def layer_seconds(
     grid: Grid | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Time of each candidate in one layer.
+    """Measure the time of each candidate in one layer.
 
     Args:
-        candidates: all different.
-        shape: shape of the model.
-        length: length in tokens.
+        candidates: the candidates, all different.
+        shape: shape of the model: its heads and widths, and whether it is causal.
+        length: number of tokens of the sequence.
         device: device for the measurements.
         grid: grid of the tokens, for images.
         progress: called with a sentence before each candidate.
 
     Returns:
-        Candidate as text -> seconds of one layer, and candidate as text -> why it cannot run at this length.
+        A mapping of candidates (as text) to seconds for one layer, and a mapping of candidates (as text) to the reason
+        why they cannot run at this length.
 
     Raises:
         LongAttentionError: a candidate from the user cannot run.
@@ -84,7 +86,7 @@ def layer_seconds(
 def _prepared(
     candidate: Candidate, shape: ModelShape, length: int, device: torch.device, grid: Grid | None
 ) -> Callable[[], Tensor]:
-    """A function that runs the candidate once."""
+    """A function that runs the candidate's mechanism once on random inputs. Arguments as for :func:`layer_seconds`."""
     generator = torch.Generator(device).manual_seed(0)
     mechanism = mechanism_from(
         candidate.mechanism,
@@ -97,23 +99,25 @@ def _prepared(
     )
     check_form(mechanism, shape.causal, "the model")
     mechanism = mechanism.to(device).eval()
-    drawn: dict[str, Any] = {"generator": generator, "device": device}
+    random: dict[str, Any] = {"generator": generator, "device": device}
     q, k, v = (
-        torch.randn(1, heads, length, shape.head_dim, **drawn)
+        torch.randn(1, heads, length, shape.head_dim, **random)
         for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
     )
     hidden = None
     if mechanism.capabilities.takes_hidden_states:
-        hidden = torch.randn(1, length, shape.hidden, **drawn)
+        hidden = torch.randn(1, length, shape.hidden, **random)
     call = AttentionCall(causal=shape.causal, hidden_states=hidden, grid=grid)
     return partial(run_batch, mechanism, q, k, v, call)
 
 
 def _timed(run: Callable[[], Tensor]) -> float:
-    """Seconds of a run. With a single CPU thread, the CPU time of this process, so other processes do not affect
-    it."""
-    alone = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
-    clock = time.process_time if alone else time.perf_counter
+    """Seconds of a run.
+
+    With a single thread on the CPU, they are the CPU time of this process, which other processes do not change.
+    """
+    one_thread = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
+    clock = time.process_time if one_thread else time.perf_counter
     start = clock()
     with torch.no_grad():
         result = run()

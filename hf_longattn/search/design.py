@@ -1,4 +1,4 @@
-"""Candidates of a search (mechanisms for single layers), and designs with a candidate for each layer.
+"""Candidates and designs of a search. A candidate is a mechanism for single layers, a design has one for each layer.
 
 A design can be written as a configuration, as a recipe for `longattn convert --config`, and in words.
 """
@@ -52,8 +52,10 @@ FULL = Candidate("full")
 
 
 def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]:
-    """The default candidates for the model's inputs, including full attention. For decoders, also windows with
-    sinks."""
+    """The default candidates for a model. Decoders (``causal``) get windows with sinks, too.
+
+    sizes: the inputs of the model, which may be on a grid.
+    """
     if not sizes.spec.on_grid:
         return read_candidates((*USUAL, *USUAL_CAUSAL * causal, FULL), by_user=False)
     side = min(sizes.old.grid.sizes)
@@ -64,19 +66,22 @@ def usual_candidates(sizes: InputSizes, causal: bool = False) -> list[Candidate]
 
 
 def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:
-    """Why a candidate cannot run in single layers of a model, as one sentence; empty if it can. ``sizes`` are those of
-    its inputs.
+    """Why a candidate cannot run in single layers of a model, as one sentence. Empty if it can.
+
+    Args:
+        causal: whether the model's layers are causal.
+        sizes: sizes of the model's inputs.
 
     Raises:
-        LongAttentionError: options that contradict one another.
+        LongAttentionError: the candidate's options contradict one another.
     """
-    built = prototype(candidate.mechanism, candidate.options)
-    if built.causal not in ("both", causal):
+    mechanism = prototype(candidate.mechanism, candidate.options)
+    if mechanism.causal not in ("both", causal):
         return f"{candidate} has no {'causal' if causal else 'bidirectional'} form, which the model's layers need."
-    if built.capabilities.recursion is not None:
+    if mechanism.capabilities.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
     try:
-        sizes.check(built)
+        sizes.check(mechanism)
     except LongAttentionError as error:
         return str(error)
     return ""
@@ -84,10 +89,12 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes) -> str:
 
 @dataclass(frozen=True)
 class Design:
-    """A candidate for each layer, from the first to the last.
+    """A candidate for each layer.
 
-    named: layers in which the base has a sliding window. A configuration names them, since a conversion would retain
-        the window otherwise.
+    Attributes:
+        layers: the candidates, from the first layer to the last.
+        named: layers in which the base has a sliding window. A configuration has to name the mechanism of these
+            layers. Otherwise, a conversion would keep the window.
     """
 
     layers: tuple[Candidate, ...]
@@ -95,11 +102,11 @@ class Design:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The candidates' texts, which identify a design."""
+        """The candidates as text. Designs with the same names are the same."""
         return tuple(map(str, self.layers))
 
     def attention(self) -> LongAttentionConfig:
-        """The configuration: the default, and overrides for the other layers."""
+        """The design as a configuration: a default mechanism, and overrides for single layers."""
         default, overridden = self.split()
         overrides = {
             layer: {"mechanism": self.layers[layer].mechanism, **self.layers[layer].options} for layer in overridden
@@ -107,10 +114,10 @@ class Design:
         return LongAttentionConfig(default.mechanism, layers=overrides or None, **default.options)
 
     def split(self) -> tuple[Candidate, list[int]]:
-        """The default candidate of a configuration, and the layers that it overrides.
+        """The default candidate of the configuration, and the numbers of the layers with an override.
 
-        The default is the most common candidate; a tie goes to the earlier layer. A layer is overridden if it runs
-        another candidate or is in :attr:`named`.
+        The default is the most common candidate. Among equally common ones, it is the one in the earliest layer. A
+        layer has an override if it runs another candidate, or is in :attr:`named`.
         """
         names = self.names
         default = Counter(names).most_common(1)[0][0]
@@ -118,15 +125,19 @@ class Design:
         return self.layers[names.index(default)], overridden
 
     def groups(self, layers: Iterable[int]) -> list[tuple[str, Candidate]]:
-        """Group ``layers`` by candidate: their numbers as text such as ``0-2,5``, and the candidate. Ordered by first
-        layer."""
-        numbers: dict[str, list[int]] = {}
+        """Group ``layers`` by candidate.
+
+        Returns the numbers of each group as text, such as ``0-2,5``, with the candidate. Groups are in the order of
+        their first layers.
+        """
+        groups: dict[str, list[int]] = {}
         for number in layers:
-            numbers.setdefault(self.names[number], []).append(number)
-        return [(write_numbers(same), self.layers[same[0]]) for same in numbers.values()]
+            groups.setdefault(self.names[number], []).append(number)
+        return [(write_numbers(numbers), self.layers[numbers[0]]) for numbers in groups.values()]
 
     def recipe(self, **settings: Any) -> dict[str, Any]:
-        """The recipe: flags of `longattn convert` by name, after the ``settings`` that are not ``None``."""
+        """A recipe for `longattn convert --config`: name of a flag -> value. ``settings``: other flags; those with
+        ``None`` are left out."""
         default, overridden = self.split()
         values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         values["mechanism"] = default.mechanism
@@ -145,18 +156,15 @@ class Design:
 
 @dataclass(frozen=True)
 class CostedDesign:
-    """A design with its time and its score.
-
-    seconds: duration of the attention of all layers, for one text of the target length.
-    score: the mean over layers of the captured mass.
-    """
+    """A design with its time and its score."""
 
     design: Design
-    seconds: float
-    score: float
+    seconds: float  # time of the attention of all layers, for one input of the target size
+    score: float  # captured mass, as the mean over layers
 
     def to_dict(self, full_seconds: float) -> dict[str, Any]:
-        """JSON-serialisable form, with six digits of each number."""
+        """JSON-serialisable form, with six digits of each number. ``full_seconds``: time of full attention in every
+        layer."""
         numbers = {
             "seconds": self.seconds,
             "share_of_full_time": self.seconds / full_seconds,

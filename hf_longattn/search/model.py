@@ -1,4 +1,4 @@
-"""The checkpoint of a search with any design in its layers, and its inputs: pieces of a text, images or recordings."""
+"""The model of a search, which can run any attention, and its inputs: pieces of a text, images or recordings."""
 
 from __future__ import annotations
 
@@ -31,16 +31,20 @@ class SearchedModel:
     """A checkpoint in memory that can run any attention in its layers, like the result of a conversion.
 
     Args:
-        source: a folder, a Hub repository or an opened checkpoint, long or not.
-        config: settings of the conversion: length, positions.
+        source: a folder, a Hub repository id, or an opened checkpoint.
+        config: settings of the conversion, such as its length and positions.
         device: the device on which the model runs.
-    Raises:
-        CheckpointError: it has several towers, or no Long class.
 
-    length: maximum length of the conversion's result, in tokens.
-    base_attention: attention of the layers before the conversion: full, with sliding windows, or a long model's
-        mechanisms.
-    named: as in :class:`.design.Design`.
+    Raises:
+        CheckpointError: the checkpoint has several towers, or no Long class.
+
+    Attributes:
+        original: the plan of a conversion with full attention.
+        length: maximum length of the conversion's result, in tokens.
+        layers: number of layers.
+        base_attention: attention of the layers before the conversion: full attention, sliding windows, or the
+            mechanisms of a long model of transformers.
+        named: as in :class:`.design.Design`.
     """
 
     def __init__(self, source: str | Source, config: ConversionConfig, device: torch.device) -> None:
@@ -59,9 +63,11 @@ class SearchedModel:
         self._key: object = None
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
-        """The plan of a conversion with this attention (``None``: full attention).
+        """The plan of a conversion.
 
-        short: keep the checkpoint's own positions.
+        Args:
+            attention: the attention of all layers; ``None`` for full attention.
+            short: keep the checkpoint's own length and positions.
         """
         changes: dict[str, Any] = {"long_attention": attention or LongAttentionConfig("full")}
         if short:
@@ -71,16 +77,17 @@ class SearchedModel:
     def run_with(self, attention: LongAttentionConfig, *, short: bool = False) -> Any:
         """The model in fp32 with this attention, in evaluation mode.
 
-        All calls return the same model, so the next call changes it, unless positions differ.
+        The next call may change the returned model, because models with the same positions share their weights.
 
         Args:
             attention: the attention of all layers.
-            short: keep the checkpoint's own positions, with which it was trained.
+            short: keep the length and positions with which the checkpoint was trained.
         Raises:
             CheckpointError: the checkpoint cannot be loaded.
         """
         plan = self.planned(attention, short=short)
         text = plan.config.get_text_config()
+        # the model is loaded again if its positions differ from those of the model in memory
         key = (short, repr(getattr(text, "rope_parameters", None)), getattr(plan.config, "position_extension", None))
         if key != self._key:
             self._model = None
@@ -95,18 +102,18 @@ class SearchedModel:
 
 
 def check_one_stack(source: Source) -> None:
-    """Raise :class:`CheckpointError` for a checkpoint with several towers or without a Long class."""
+    """Raise :class:`CheckpointError` for a checkpoint with several towers, or without a Long class."""
     model_type = str(source.config.get("model_type"))
     family = family_in(source.config)
     towers = "" if family is None else " and ".join(family.towers)
     if family is not None and towers:
-        first, stack = next(iter(family.towers.items()))
-        whole = f"transformers.{stack.base_model_name}"
+        name, tower = next(iter(family.towers.items()))
+        class_name = f"transformers.{tower.base_model_name}"
         if is_long(source.config):
-            whole = f"hf_longattn.{stack.model_classes[stack.base_model_name]}"
+            class_name = f"hf_longattn.{tower.model_classes[tower.base_model_name]}"
         raise CheckpointError(
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example "
-            f"{whole}.from_pretrained({source.name!r}).save_pretrained('{first}-tower'), and search that folder."
+            f"{class_name}.from_pretrained({source.name!r}).save_pretrained('{name}-tower'), and search that folder."
         )
     known = family is not None or model_type in ADOPTIONS or "long_attention" in source.config
     if is_generic(source.config) or not known:
@@ -117,15 +124,15 @@ def check_one_stack(source: Source) -> None:
 
 
 class SearchText(TextIds):
-    """Pieces of one text with the tokenizer's special tokens. The model reads one piece at a time."""
+    """The token ids of a text, of which the model reads one piece at a time."""
 
     def pieces(self, length: int, count: int) -> list[Tensor]:
-        """Up to ``count`` consecutive pieces of ``length`` tokens ``(length,)``; at least one.
+        """At most ``count`` consecutive pieces of the text, ``(length,)`` each, with special tokens.
 
         Raises:
             InputError: the text is shorter than a piece.
         """
-        body = length - len(self.prefix) - len(self.suffix)
+        body = length - len(self.prefix) - len(self.suffix)  # tokens without the special tokens
         starts = range(0, len(self.ids) - body + 1, max(body, 1))
         if body < 1 or not starts:
             raise InputError(
@@ -136,8 +143,14 @@ class SearchText(TextIds):
 
 
 def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | Any:
-    """The text, tokenised as far as needed for ``pieces``, or images or recordings. ``None`` selects built-in
-    inputs.
+    """The inputs of a search.
+
+    Args:
+        text: a text, a file or folder (``Path``), or token ids. ``None`` is for built-in inputs.
+        pieces: maximum number of inputs. A long text is tokenised only as far as they reach.
+
+    Returns:
+        The token ids of a text, or the user's images or recordings.
 
     Raises:
         DataError, InputError, CheckpointError, OptionError: see :class:`~hf_longattn.conversion.sized.UserFiles`.

@@ -1,5 +1,4 @@
-"""Search for a design for a checkpoint: measure candidates, choose one per layer, and report the result with its JSON
-form."""
+"""Search a design for a checkpoint: measure candidates, choose one for each layer, and report the result."""
 
 from __future__ import annotations
 
@@ -48,19 +47,24 @@ class SearchResult:
         model: name of the checkpoint.
         text: name of the text, images or recordings.
         length: length of the target's inputs, in tokens.
-        compared_at: number of tokens at which ``score`` was measured.
-        sizes: for a model of images or sound, the size of the target's inputs, and the size at which ``score`` was
-            measured.
+        compared_at: number of tokens of the inputs on which captured mass was measured.
+        budget: the budget.
         full_seconds: time of full attention in every layer.
-        chosen: the chosen design. reason: why it was chosen, as a sentence.
-        uniform: the designs with one candidate in every layer.
-        scores: of each layer, candidate as text -> its captured mass. Candidates without it are missing.
-        costs: candidate as text -> seconds of one layer.
-        reasons: candidate as text -> why it was left out.
-        loss_change: change of the loss on held-out text at the target length, from the checkpoint, which reads chunks,
-            to the design without training. no_loss: why it was not measured.
-        recipe: the flags of `longattn convert`. file: the file in which they were written.
+        chosen: the chosen design.
+        reason: why it was chosen, as a sentence.
+        uniform: the designs with the same candidate in every layer, the fastest first.
+        scores: for each layer a mapping of candidates (as text) to captured mass.
+        costs: candidate (as text) -> seconds for one layer.
+        reasons: candidate (as text) -> why it was left out.
         machine: the machine on which costs were measured.
+        recipe: the flags of `longattn convert` for this design, by name.
+        notes: remarks for the user, as sentences.
+        file: the file in which the recipe was written.
+        loss_change: change of the loss on held-out text at the target length, from the checkpoint, which reads chunks,
+            to the design without training.
+        no_loss: why the loss was not measured.
+        sizes: for images or sound, the size of the target's inputs, and the size at which captured mass was measured.
+        material: plural noun for the inputs, such as "texts".
     """
 
     model: str
@@ -86,12 +90,13 @@ class SearchResult:
 
     @property
     def command(self) -> str:
+        """The shell command that converts the model with this design."""
         destination = f"{Path(self.model).name}-long"
         return shlex.join(["longattn", "convert", self.model, destination, "--config", self.file or "design.yaml"])
 
     @property
     def loss_sentence(self) -> str:
-        """Effect of the design on predictions, or why that was not measured."""
+        """A sentence about the loss on held-out text, or why it was not measured. It may be empty."""
         if self.no_loss:
             return f"No held-out loss was measured: {self.no_loss}"
         if self.loss_change is None:
@@ -100,11 +105,13 @@ class SearchResult:
         return f"Without training the held-out loss at {self.length:,} tokens is {verdict}: {self.loss_change}."
 
     def cost_of(self, costed: CostedDesign) -> str:
+        """The time of a design in words, also as a share of full attention's."""
         return f"{readable_seconds(costed.seconds)} ({costed.seconds / self.full_seconds:.3g} of full attention)"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        full, sizes = self.full_seconds, {}
+        full = self.full_seconds
+        sizes = {}
         if self.sizes is not None:
             new, compared = self.sizes
             sizes = {new.name: new.values[new.name], f"compared_{new.name}": compared.values[new.name]}
@@ -124,8 +131,8 @@ class SearchResult:
             "full_seconds": full,
             "costs": {name: {"seconds": seconds} for name, seconds in self.costs.items()},
             "layers": [
-                {"chosen": name, "scores": row}
-                for name, row in zip(self.chosen.design.names, self.scores, strict=True)
+                {"chosen": name, "scores": scores}
+                for name, scores in zip(self.chosen.design.names, self.scores, strict=True)
             ],
             "uniform": [costed.to_dict(full) for costed in self.uniform],
             "left_out": self.reasons,
@@ -141,7 +148,8 @@ class SearchResult:
 
 
 REPORTED = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
-"""Keys of a search's JSON form that are copied into a conversion's plan and report, besides ``compared_*``."""
+"""Keys of a search's JSON form that go into a conversion's plan and report, besides keys that begin with
+"compared_"."""
 
 
 @quiet_libraries()
@@ -157,25 +165,26 @@ def search_design(
     """Search a mechanism for every layer of ``model`` under a budget of time.
 
         result = hf_longattn.search_design("bert-base-uncased", Path("book.txt"), budget="0.2", length=4096)
-        convert_checkpoint("bert-base-uncased", "long-bert", long_attention=result.chosen.design.attention(),
-        max_length=4096)
+        attention = result.chosen.design.attention()
+        convert_checkpoint("bert-base-uncased", "long-bert", long_attention=attention, max_length=4096)
 
-    The search measures what each candidate keeps of the softmax of each layer, and what it costs at the target length
-    on this machine. Both are summed over layers, so the best choice is found exactly.
+    For each candidate and layer, the search measures the share of the layer's softmax weights that the candidate
+    keeps. It also measures the candidate's time at the target length on this machine. Both are summed over layers, so
+    the best choice is found exactly.
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
-        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of images
-            an image or a folder of images (``Path``), for one of sound a recording or a folder of recordings.
-        output: a new YAML file for the design, a recipe of ``longattn convert --config``; ``None`` writes none.
-        config: the settings; or its fields as keywords, see :class:`~hf_longattn.SearchConfig`.
+        text: the text itself, a text file (``Path``), or token ids ``(N,)`` without special tokens. For a model of
+            images or sound, a file or a folder of files (``Path``).
+        output: a new YAML file for the design, as a recipe for ``longattn convert --config``.
+        config: the settings. Without it, fields of :class:`~hf_longattn.SearchConfig` are keywords.
         progress: called with a sentence before each step.
     Returns:
-        The result.
+        The chosen design, and all measurements.
     Raises:
-        OptionError: settings or candidates that do not exist, or a budget that nothing meets.
+        OptionError: a setting or candidate does not exist, or no design meets the budget.
         InputError: the text is too short.
-        CheckpointError: ``output`` exists; or the checkpoint cannot be loaded.
+        CheckpointError: ``output`` exists, or the checkpoint cannot be loaded.
     """
     config = SearchConfig.from_keywords(config, settings)
     if output is not None:
@@ -183,18 +192,20 @@ def search_design(
     result = Search(str(model), text, config, progress).run()
     if output is not None:
         result = replace(result, file=str(output))
-        head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
+        comment = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
-        write_text(Path(output), head + recipe)
+        write_text(Path(output), comment + recipe)
     return result
 
 
 def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
-    """Search the attention of every layer. Returns it, and facts about the search for plan and report.
+    """Search the attention of every layer for a conversion with ``mechanism="auto"``.
 
     Args:
         source: the opened checkpoint.
         config: the settings of the conversion.
+    Returns:
+        The attention, and facts about the search for the plan and the report.
     Raises:
         OptionError: no design meets the budget.
         InputError: the text is too short.
@@ -213,18 +224,20 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
 
 
 class Search:
-    """State of a search: candidates, their scores and costs, and the designs found.
+    """A search: its model, its inputs, and the candidates that remain.
 
     Args:
-        model: a folder, a Hub repository or an opened checkpoint.
+        model: a folder, a Hub repository id, or an opened checkpoint.
         text: a text, images or recordings; ``None`` for built-in inputs.
         config: the settings.
         progress: called with a sentence before each step.
-        conversion: settings of the conversion, if ``config`` does not have them.
+        conversion: settings of the conversion, if they are not in ``config``.
 
-    size: size of the inputs at which candidates are compared.
-    inputs: pieces of the text, images or recordings of this size.
-    candidates: candidates that single layers can run. reasons: candidate as text -> why it was left out.
+    Attributes:
+        size: size of the inputs on which candidates are compared.
+        inputs: pieces of the text, images or recordings of this size.
+        candidates: the candidates that remain.
+        reasons: candidate (as text) -> why it was left out.
     """
 
     def __init__(
@@ -243,10 +256,13 @@ class Search:
             )
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
+
+        # the size at which candidates are compared: what the checkpoint reads, or for a large model, less
         sizes = self.model.original.inputs
         most = size = sizes.old
         if sizes.reads_new:
-            most, size = sizes.new, affordable_size(self.model.original)
+            most = sizes.new
+            size = affordable_size(self.model.original)
         if config.compare_at is not None:
             size = sizes.at(config.compare_at)
         if not 0 < size.tokens <= most.tokens:
@@ -264,6 +280,7 @@ class Search:
         self.candidates: list[Candidate] = []
 
     def run(self) -> SearchResult:
+        """Measure time and captured mass of the candidates, and choose a design."""
         self._take_candidates()
         model = self.model
         seconds, refused = layer_seconds(
@@ -281,7 +298,7 @@ class Search:
         return self._result(design, scores, seconds)
 
     def _take_candidates(self) -> None:
-        """Take the candidates that single layers can run and that need no training of positions.
+        """Set :attr:`candidates` to those that single layers can run, and whose positions need no training.
 
         Raises:
             OptionError: a candidate from the user cannot run, or no candidate is left.
@@ -292,18 +309,20 @@ class Search:
             why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
                 raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")
-            untrained = ""  # why positions would need training with this candidate
             if not why:
                 mechanism = candidate.sized(self.model.length, shape.heads, shape.head_dim)
                 planned, chosen = self.model.original.positions, self.conversion.positions
                 untrained = sizes.spec.untrained(sizes, mechanism, planned, chosen, shape.causal)
-            if why or untrained:
-                self.reasons[str(candidate)] = why or f"{untrained}."
+                if untrained:  # why positions would need training with this candidate
+                    why = f"{untrained}."
+            if why:
+                self.reasons[str(candidate)] = why
                 continue
             self.candidates.append(candidate)
-        if str(FULL) in map(str, self.candidates):  # layers with a window in the base can keep it
-            base = map(self.model.base_attention.for_layer, sorted(self.model.named))
-            self.candidates += [Candidate(name, options) for name, options in base]
+        # a layer with a window in the base can keep it
+        if str(FULL) in map(str, self.candidates):
+            windows = map(self.model.base_attention.for_layer, sorted(self.model.named))
+            self.candidates += [Candidate(name, options) for name, options in windows]
         if not self.candidates:
             name, why = next(iter(self.reasons.items()))
             raise OptionError(
@@ -312,7 +331,15 @@ class Search:
         self.candidates = read_candidates(self.candidates)
 
     def _leave_out(self, reasons: Mapping[str, str], refusal: str) -> None:
-        """Remove candidates. Raises :class:`OptionError` with the text ``refusal`` if no candidate is left."""
+        """Remove candidates.
+
+        Args:
+            reasons: candidate (as text) -> why it is removed.
+            refusal: message for the case that no candidate is left, with "{why}" for the first reason.
+
+        Raises:
+            OptionError: no candidate is left.
+        """
         self.reasons |= reasons
         self.candidates = [candidate for candidate in self.candidates if str(candidate) not in reasons]
         if not self.candidates:
@@ -321,13 +348,21 @@ class Search:
     def _result(
         self, design: Design, scores: Sequence[Mapping[str, float]], seconds: Mapping[str, float]
     ) -> SearchResult:
-        """The result, with the design's loss at the target length."""
+        """The result of a search. For a language model, the loss of the design is measured here.
+
+        Args:
+            design: the chosen design.
+            scores: for each layer a mapping of candidates (as text) to captured mass.
+            seconds: candidate (as text) -> seconds for one layer.
+        """
 
         def costed(design: Design) -> CostedDesign:
             mass = sum(row[name] for row, name in zip(scores, design.names, strict=True)) / len(scores)
             return CostedDesign(design, sum(seconds[name] for name in design.names), mass)
 
         config, model, sizes = self.config, self.model, self.model.original.inputs
+
+        # the recipe, and a note about few inputs
         conversion = self.conversion
         recipe = design.recipe(
             max_length=conversion.max_length,
@@ -341,7 +376,9 @@ class Search:
                 f"There are {len(self.inputs)} of {config.pieces} inputs to choose by; more or longer ones give a "
                 "surer choice.",
             )
-        change = None  # change of the held-out loss at the target length
+
+        # the loss on held-out text at the target length
+        change = None
         no_loss = ""
         if isinstance(self.text, SearchText):
             original = model.original
@@ -356,6 +393,8 @@ class Search:
                 no_loss = (
                     f"{model.source.name!r} is a {source_class}, which predicts no tokens, so it has no held-out loss."
                 )
+
+        # the machine, and designs with one candidate
         device = platform.processor() or platform.machine()
         if model.device.type == "cuda":
             device = torch.cuda.get_device_name(model.device)
@@ -370,7 +409,7 @@ class Search:
             full_seconds=model.layers * seconds[str(FULL)],
             chosen=costed(design),
             reason=f"{design} keeps the most of the layers' attention within {self.budget}.",
-            uniform=tuple(sorted(uniform, key=lambda each: each.seconds)),
+            uniform=tuple(sorted(uniform, key=lambda costed_design: costed_design.seconds)),
             scores=tuple(scores),
             costs=seconds,
             reasons=self.reasons,
