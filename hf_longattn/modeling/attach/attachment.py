@@ -36,18 +36,20 @@ from .attention_sites import (
     mechanisms_on,
 )
 
+# Usual names in attention modules or their configs.
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
-SINKS = "sinks"
-"""The attribute of attention modules with the scores of sinks, or None. Modules pass them as ``s_aux``."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
+SINKS = "sinks"
+"""The attribute of attention modules with the scores of sinks, or None. Modules pass them to their attention function
+as ``s_aux``."""
 
 
 def attach_mechanisms(
     model: nn.Module, long_attention: LongAttentionConfig, decoder_attention: LongAttentionConfig | None = None
 ) -> list[AttentionSite]:
-    """Set ``module.long_attention`` on every attention module of ``model``: its layer's mechanism, or full attention
-    across stacks.
+    """Set ``module.long_attention`` on every attention module of ``model``: the mechanism of its layer, or full
+    attention for cross-attention. Returns the attention modules that were found.
 
     Args:
         model: any model of transformers.
@@ -68,6 +70,7 @@ def attach_mechanisms(
             "are on it."
         )
     check_layers_found(model, [site.name for site in sites])
+    # attention and maximum length of the encoder (False) and of the decoder (True)
     config = getattr(model, "config", None)
     encoder_length = getattr(config, "max_position_embeddings", None)
     decoder_length = getattr(config, "max_decoder_position_embeddings", encoder_length)
@@ -88,16 +91,16 @@ def attach_mechanisms(
 def _built(
     model: nn.Module, site: AttentionSite, name: str, options: Mapping[str, Any], max_length: int | None
 ) -> Mechanism:
-    """The mechanism for an attention module, with its sizes and rotary embedding.
+    """A mechanism for the attention module of ``site``, with the sizes and the rotation of the module.
 
     Raises:
-        OptionError: the mechanism lacks the form of the layer, or does not take the model's sinks.
+        OptionError: the mechanism lacks the form (causal or bidirectional) of the layer, does not take the model's
+            sinks, or needs a rotation that cannot be followed.
     """
     heads = first_number(site.module, HEAD_COUNTS)
-    head_dim = (
-        first_number(site.module, (attention_names(site.module).head_dim, *HEAD_DIMS))
-        or first_number(site.module, WIDTHS) // heads
-    )
+    head_dim = first_number(site.module, (attention_names(site.module).head_dim, *HEAD_DIMS))
+    if not head_dim:
+        head_dim = first_number(site.module, WIDTHS) // heads
     width = input_width(site.module) or first_number(site.module, WIDTHS)
     mechanism = mechanism_from(
         name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length
@@ -108,8 +111,8 @@ def _built(
     if getattr(site.module, SINKS, None) is not None and not mechanism.capabilities.takes_sinks:
         raise OptionError(
             f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism "
-            f"{mechanism.name!r} "
-            "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
+            f"{mechanism.name!r} with these options is not one softmax over keys; choose one that is, for example "
+            "mechanism='window'."
         )
     if isinstance(mechanism.relative, SelfExtend):
         mechanism.relative.rotation = rotation_of(model, site)
@@ -121,7 +124,8 @@ def _built(
 
 
 def _attach(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
-    """Put a mechanism on an attention module, with the module's dtype and device and the hooks that it needs."""
+    """Set a mechanism on the attention module of ``site``, in the module's dtype and on its device. Adds the hooks
+    that pass the mechanism what it needs."""
     module = site.module
     if mechanism.capabilities.takes_hidden_states:
         _check_projections(site, mechanism, model)
@@ -132,7 +136,7 @@ def _attach(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None
     if projection_copies(mechanism):
         copy_projections(module, mechanism)
     site.put(mechanism)
-    if not site.shared and getattr(module, "layer_idx", None) is None:  # vLLM finds a layer's attention by it
+    if not site.shared and getattr(module, "layer_idx", None) is None:  # vLLM looks up a layer's attention by it
         module.layer_idx = site.layer  # type: ignore[assignment]
     if site.causal and not site.cross:
         _hook_once(module, pass_cache_layer)
@@ -142,9 +146,8 @@ def _attach(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None
 def mark_for_zero3(model: nn.Module) -> None:
     """Make DeepSpeed's ZeRO-3 gather all weights of an attention module together.
 
-    A mechanism may run once per document. ZeRO-3 fetches weights in the order in which modules ran before. This order
-    would differ between processes with different numbers of documents in their batches, and so would the
-    communication.
+    ZeRO-3 otherwise fetches weights in the order in which modules ran before. A mechanism may run once per document,
+    so this order would differ between processes with different numbers of documents, which would wait for each other.
     """
     mark = importlib.import_module("deepspeed.utils").set_z3_leaf_module
     for module in model.modules():
@@ -153,6 +156,7 @@ def mark_for_zero3(model: nn.Module) -> None:
 
 
 def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
+    """Register a forward pre-hook, unless the module has it already."""
     hooks = module.__dict__.setdefault("long_attention_hooks", set())
     if hook not in hooks:
         hooks.add(hook)
@@ -160,11 +164,8 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass the layer's cache to the attention function, or ``None`` if another layer's cache has its
-    keys (Gemma 3n).
-
-    Cache layers that retain equal keys share what the first of them computes in a step.
-    """
+    """Forward pre-hook that passes the module's cache layer to the attention function. It passes ``None`` if the keys
+    are in the cache layer of another module (Gemma 3n)."""
     cache = find_cache((*args, *kwargs.values()))
     if cache is None:
         return None
@@ -173,12 +174,12 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     index = getattr(module, "layer_idx", None)
     layer = layers[index] if isinstance(index, int) and index < len(layers) else None
     if isinstance(layer, SparseCacheLayer):
-        layer.share_step(layers)
+        layer.share_step(layers)  # layers that retain the same keys compute a step's positions once
     return args, {**kwargs, CACHE_LAYER: layer, READS_PROMPT: getattr(cache, READS_PROMPT, False)}
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass a module's input to mechanisms that need it.
+    """Forward pre-hook that passes the module's input, its hidden states, to a mechanism that needs them.
 
     Raises:
         BackendError: the module's input was not found.
@@ -197,14 +198,15 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
-    """Raise :class:`OptionError` if the layer's projections cannot be found, or are rotated by position afterwards."""
+    """Raise :class:`OptionError` if a mechanism needs copies of the layer's projections, and these cannot be found, or
+    their results are rotated by position."""
     config = getattr(model, "config", None)
     copies = projection_copies(mechanism)
     if copies and getattr(config, "rope_parameters", None):
         raise OptionError(
             f"Mechanism {mechanism.name!r} needs copies of the query and key projections, but those of "
-            f"{type(model).__name__} are "
-            "rotated by position afterwards; leave the option out, it is for models with a position table."
+            f"{type(model).__name__} are rotated by position afterwards; leave the option out, it is for models with "
+            "a position table."
         )
     copied = {copies[name] for name in copied_parameters(site.module, copies)}
     if missing := {name for name in copies.values() if name.endswith("weight")} - copied:
@@ -219,6 +221,7 @@ def first_number(module: nn.Module, names: Iterable[str]) -> Any:
     """The first integer among the attributes ``names`` of the module, or else of its config; ``None`` without one."""
     for owner in (module, getattr(module, "config", None)):
         for name in names:
-            if isinstance(value := getattr(owner, name, None), int):
+            value = getattr(owner, name, None)
+            if isinstance(value, int):
                 return value
     return None

@@ -20,15 +20,15 @@ from ...names import logger
 from ..family.definition import attention_names
 
 MECHANISM_ATTRIBUTE = "long_attention"
-"""Attribute of an attention module: its mechanism, or a ModuleDict by layer number if several layers share the
-module."""
+"""Attribute of an attention module with its mechanism. If several layers share the module, it is a ModuleDict with the
+mechanism of each layer by number."""
 CROSS_MECHANISM = "full"
-"""Mechanism of cross-attention. Its queries and keys come from different sequences, so distances between them mean
-nothing."""
+"""Mechanism of cross-attention. Its queries and keys are from different sequences, so distances between them have no
+meaning."""
 CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Matches the names of cross-attention modules."""
 SERVED_LAYERS_ATTRIBUTE = "layers_served"
-"""Attribute of an attention module with the list of its layers, if several layers share it."""
+"""Attribute of an attention module that several layers share, with the list of these layers."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a module. An attention module passes keyword arguments on to its attention
 function."""
@@ -47,13 +47,14 @@ def is_causal(attention: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """The attention of one layer.
+    """The attention of one layer of a model: its module, and the layer that runs it.
 
+    name: the module's name in the model.
     module: the attention module.
     layer: the layer's number in its stack.
     cross: whether it is cross-attention.
     causal: whether later tokens are hidden.
-    shared: whether other layers use the same module, each with its own site.
+    shared: whether several layers run the same module. There is a site for each of these layers.
     """
 
     name: str
@@ -70,10 +71,12 @@ class AttentionSite:
 
     @property
     def mechanism(self) -> nn.Module:
+        """The mechanism of this layer, which :meth:`put` has set."""
         mechanism: Any = getattr(self.module, MECHANISM_ATTRIBUTE)
         return mechanism[str(self.layer)] if self.shared else mechanism
 
     def put(self, mechanism: nn.Module) -> None:
+        """Set the mechanism of this layer on the module."""
         if not self.shared:
             setattr(self.module, MECHANISM_ATTRIBUTE, mechanism)
             return
@@ -90,7 +93,8 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         class_name = type(module).__name__
         if "attention" not in class_name.lower() or isinstance(module, Mechanism):
             continue
-        # bidirectional modules of ALIGN, CLAP, LayoutLM and Splinter are on the AttentionInterface
+        # Modules on the AttentionInterface have is_causal, except bidirectional ones of ALIGN, CLAP, LayoutLM and
+        # Splinter. These are recognised by the names in the code of their ``forward``.
         if not hasattr(module, "is_causal"):
             code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
             if not hasattr(module, "query") or code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
@@ -101,13 +105,14 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         if served := getattr(module, SERVED_LAYERS_ATTRIBUTE, ()):
             sites += [AttentionSite(name, module, layer, cross, causal, shared=True) for layer in served]
             continue
+        # the module's own layer number, or else its place among the modules of its stack
         stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
         ordinal = counted[stack, cross]
         counted[stack, cross] += 1
         layer = getattr(module, "layer_idx", None)
-        sites.append(
-            AttentionSite(name, module, layer if isinstance(layer, int) and layer >= 0 else ordinal, cross, causal)
-        )
+        if not isinstance(layer, int) or layer < 0:
+            layer = ordinal
+        sites.append(AttentionSite(name, module, layer, cross, causal))
     return sites
 
 
@@ -117,21 +122,21 @@ def self_attention(model: nn.Module) -> list[AttentionSite]:
 
 
 def check_layers_found(model: nn.Module, sites: Collection[str]) -> None:
-    """Warn if some of several layers of the same structure have an attention module that was found, and others have
-    none.
+    """Warn if an attention module was found in some layers of a stack, and not in others of the same structure. The
+    latter keep the architecture's own attention.
 
-    sites: names of the attention modules that were found. The others would keep the architecture's own attention.
+    sites: names of the attention modules that were found.
     """
-    listed_sites = "\n".join(["", *sites])
+    lines = "\n".join(["", *sites])
     for name, stack in model.named_modules():
         if not isinstance(stack, nn.ModuleList) or len(stack) < 2:
             continue
-        found: dict[Any, list[bool]] = {}
+        # structure of a layer -> whether each layer of this structure has an attention module
+        by_structure: dict[Any, list[bool]] = {}
         for number, layer in enumerate(stack):
             structure = (type(layer), tuple(dict(layer.named_children())))
-            has_site = f"\n{name}.{number}." in listed_sites
-            found.setdefault(structure, []).append(has_site)
-        for (layer_class, _), have_sites in found.items():
+            by_structure.setdefault(structure, []).append(f"\n{name}.{number}." in lines)
+        for (layer_class, _), have_sites in by_structure.items():
             if any(have_sites) and not all(have_sites):
                 missed = f"{len(have_sites) - sum(have_sites)} of {len(have_sites)} layers {layer_class.__name__}"
                 logger.warning(
@@ -149,9 +154,8 @@ def mechanisms_on(attention: nn.Module) -> list[Mechanism]:
 
 
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
-    """The mechanism of every layer. A Long base model lists its attention modules, since searching all modules is
-    slow."""
-    modules = model.__dict__.get("attention_modules")
+    """The mechanism of every layer of ``model``."""
+    modules = model.__dict__.get("attention_modules")  # of a Long base model, since searching all modules is slow
     if modules is None:
         modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
     return [mechanism for module in modules for mechanism in mechanisms_on(module)]
@@ -167,9 +171,11 @@ SEPARATE_PROJECTIONS = {
     "key": ("key", "k_proj", "k_lin", "k"),
     "value": ("value", "v_proj", "v_lin", "v"),
 }
+"""Projection -> its usual names in attention modules."""
 OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense", "o")
+"""Usual names of the output projection in attention modules."""
 OUTPUT_OF_PARENT = "output.dense"
-"""BERT-like models have the output projection beside the attention module, not inside it."""
+"""The output projection of BERT-like models, which is beside the attention module, not inside it."""
 
 FUSED_PROJECTIONS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 """Names of the modules that project queries, keys and values together."""
@@ -177,34 +183,34 @@ FUSED_PROJECTIONS = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 
 @dataclass(frozen=True)
 class OwnParameter:
-    """A parameter of the layer, possibly fused from those of queries, keys and values.
+    """A weight or bias of the query, key or value projection in an attention module.
 
-    name: the parameter's name below the attention module.
-    part: index of the part of a fused parameter; ``None`` if it is not fused.
+    name: the name of the module's parameter.
+    part: if the parameter fuses those of queries, keys and values: 0, 1 or 2. ``None`` if it is not fused.
     """
 
     name: str
     part: int | None = None
 
     def __call__(self, parameter: Tensor) -> Tensor:
-        """The part in the layout of ``nn.Linear``. Fused parameters are those of GPT-2's ``Conv1D``, ``(in, out)``."""
+        """The weight or bias in the layout of ``nn.Linear``, ``(out, in)``. A fused parameter is one of GPT-2's
+        ``Conv1D``, ``(in, 3 · out)``."""
         if self.part is None:
             return parameter
         return parameter.chunk(3, dim=-1)[self.part].transpose(0, -1).contiguous()
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
-    """ "query.weight", "query.bias", "key.weight" … -> the module's parameter. Biases that do not exist have no
-    entry."""
+    """The projections of an attention module: "query.weight", "query.bias", "key.weight" … -> the module's parameter.
+    A bias that the module does not have is left out."""
     parameters: dict[str, OwnParameter] = {}
     unusual = attention_names(attention)
     for part, usual in SEPARATE_PROJECTIONS.items():
         for name in (getattr(unusual, part), *usual):
-            if isinstance(linear := getattr(attention, name, None), nn.Linear):
-                parameters |= {
-                    f"{part}.{parameter}": OwnParameter(f"{name}.{parameter}")
-                    for parameter, _ in linear.named_parameters()
-                }
+            linear = getattr(attention, name, None)
+            if isinstance(linear, nn.Linear):
+                for parameter, _ in linear.named_parameters():
+                    parameters[f"{part}.{parameter}"] = OwnParameter(f"{name}.{parameter}")
                 break
     for fused in FUSED_PROJECTIONS:
         module = getattr(attention, fused, None)
@@ -226,8 +232,12 @@ def input_width(attention: nn.Module) -> int | None:
 
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
-    """A mechanism's parameter name -> the layer's parameter to copy at initialisation, from
-    ``CopiesProjections.copies``. Of fused projections, only those of GPT-2 can be copied."""
+    """Name of a mechanism's parameter -> the parameter of the attention module to copy at initialisation.
+
+    Parameters that cannot be found are left out. Of fused projections, only those of GPT-2 can be copied.
+
+    copies: name of a mechanism's parameter -> name in :func:`own_projections`, from ``CopiesProjections.copies``.
+    """
     parameters = own_projections(attention)
     if not isinstance(getattr(attention, "c_attn", None), Conv1D):
         parameters = {name: parameter for name, parameter in parameters.items() if parameter.part is None}
@@ -236,16 +246,20 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
 
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
-    """Initialise a mechanism's parameters with copies of its layer's projections, unless they were loaded."""
+    """Initialise parameters of a mechanism with copies of its layer's projections. Loaded parameters do not change."""
     for name, parameter in copied_parameters(attention, projection_copies(mechanism)).items():
         copy = mechanism.get_parameter(name)
         initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:
-    """Module names of the q, k, v and output projections of ``attention`` in ``model``. Empty if the query projection
-    is unknown."""
+    """Names in ``model`` of the query, key, value and output projections of an attention module. Fused projections are
+    one module. Empty if the query projection is unknown.
+
+    attention: the name of the attention module.
+    """
     module = model.get_submodule(attention)
+    # a dict keeps the order, and each module once
     inner = dict.fromkeys(parameter.name.rpartition(".")[0] for parameter in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]
     if not names:

@@ -30,7 +30,7 @@ def split_heads(module: Any, projected: Tensor) -> Tensor:
 
 
 def by_head(hidden: Tensor, size: int, *projections: Any) -> tuple[Tensor, ...]:
-    """Projections of ``hidden (B, N, C)`` to heads of ``size`` features, each ``(B, heads, N, size)``."""
+    """Each of the ``projections`` of ``hidden (B, N, C)``, with an axis of heads: ``(B, heads, N, size)``."""
     return tuple(projection(hidden).unflatten(-1, (-1, size)).transpose(1, 2) for projection in projections)
 
 
@@ -42,10 +42,14 @@ def attend_by_mechanism(
     dropout: float | None = None,
     **kwargs: Any,
 ) -> Attended:
-    """Run the ``longattn`` backend on query, key, value and mask. Returns ``(B, N, width)``, and the weights if
-    requested.
+    """Run an attention function for ``module``. Returns the output with its heads joined, ``(B, N, width)``, and the
+    weights if they are requested.
 
-    ``scaling`` and ``dropout`` (a probability, in training) default to those of BERT's attention modules.
+    Args:
+        qkv_and_mask: query, key and value ``(B, H, N, D)``, and the mask.
+        function: the attention function.
+        scaling: factor on q·k; by default from the head size, under the name in BERT's attention modules.
+        dropout: dropout probability in training; by default that of ``module.dropout``.
     """
     if scaling is None:
         scaling = module.attention_head_size**-0.5
@@ -58,15 +62,17 @@ def attend_by_mechanism(
 
 
 def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> Attended:
-    """Like :func:`attend_by_mechanism`, with the attention function from the module's config. ``eager``: the base's
-    own function."""
+    """Like :func:`attend_by_mechanism`, with the attention function that the module's config names.
+
+    eager: the base's function for ``attn_implementation="eager"``.
+    """
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
     return attend_by_mechanism(module, *qkv_and_mask, function=interface, **kwargs)
 
 
 class HandsKeywordsDown(ModuleMixin):
-    """Mixin for attention modules that do not pass on keyword arguments (SigLIP). The base's modules are on the
-    interface."""
+    """Mixin for attention modules that do not pass keyword arguments on to their attention function (SigLIP). If
+    mechanisms run, this ``forward`` passes them on."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Attended:
         if not runs_mechanisms(self):
@@ -89,7 +95,7 @@ class HandsKeywordsDown(ModuleMixin):
 class ReadsPadding(ModuleMixin):
     """Mixin before a base's encoder that receives an additive padding mask ``(B, 1, 1, N)``.
 
-    If mechanisms run, its layers receive the padding mask ``(B, N)`` instead, also in graphs."""
+    If mechanisms run, the encoder's layers receive the padding mask ``(B, N)`` in its place, also in graphs."""
 
     config: Any
 
@@ -100,14 +106,15 @@ class ReadsPadding(ModuleMixin):
 
 
 class ReplacedModules(_Base):
-    """Mixin that replaces modules of the base by instances of subclasses before mechanisms are attached.
+    """Mixin before a base's model class that replaces modules by instances of subclasses, before mechanisms are
+    attached.
 
-    The base builds its modules itself. Each instance then gets the subclass as its ``__class__``. Subclasses add no
-    parameters or state.
+    The base builds its modules as usual. Afterwards, the ``__class__`` of each instance becomes the subclass.
+    Subclasses add no parameters or state.
     """
 
     replaced: ClassVar[Mapping[type[nn.Module], type[Any]]]
-    """Class of the base -> its subclass, or a mixin from which a subclass is created."""
+    """Module class of the base -> its subclass, or a mixin from which a subclass is created."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -115,21 +122,26 @@ class ReplacedModules(_Base):
             return
         classes = dict(cls.replaced)
         for base, mixin in classes.items():
-            if not issubclass(mixin, base):  # stored in the family's module, where pickle finds it
+            if not issubclass(mixin, base):
                 name = f"Long{base.__name__}"
                 namespace = {"__module__": cls.__module__, "__doc__": mixin.__doc__}
                 classes[base] = type(name, (mixin, base), namespace)
+                # pickle looks for the class in the family's module
                 setattr(sys.modules[cls.__module__], name, classes[base])
         cls.replaced = classes
 
     def adapt_module(self, name: str, module: Any) -> None:
-        """Set the attributes that a subclass needs on a replaced module. ``name``: the module's name in the model."""
+        """Set further attributes that a replaced module needs. Does nothing by default.
+
+        name: the module's name in the model.
+        """
 
     def post_init(self) -> None:
+        """Replace the modules, before the other mixins attach mechanisms."""
         for name, module in self.named_modules():
             if type(module) in self.replaced:
                 module.__class__ = self.replaced[type(module)]
-                if not hasattr(module, "config"):  # the config of a stack may be a copy of the model's
+                if not hasattr(module, "config"):  # a module of a stack keeps the stack's config, which may be a copy
                     module.config = self.config
                 self.adapt_module(name, module)
         super().post_init()
@@ -138,13 +150,18 @@ class ReplacedModules(_Base):
 def replacing(
     module: str, replaced: Mapping[type[nn.Module], type[Any]], mixin: type[ReplacedModules] = ReplacedModules
 ) -> type[ReplacedModules]:
-    """A subclass of ``mixin`` for the family in ``module`` that only replaces modules, by the mapping ``replaced``."""
+    """A subclass of ``mixin`` that replaces the module classes in the mapping ``replaced``.
+
+    module: name of the family's module, in which replaced classes are stored.
+    """
     return type("Replacing", (mixin,), {"__module__": module, "replaced": replaced})
 
 
 def refuse_scoreless(model: nn.Module, why: str) -> None:
-    """Raise :class:`OptionError` if a mechanism of ``model`` cannot add terms to its scores. ``why`` says how the
-    model changes scores."""
+    """Raise :class:`OptionError` if a mechanism of ``model`` has no scores that could be changed.
+
+    why: how the model changes scores, as the predicate of the message.
+    """
     for module in model.modules():
         if isinstance(module, Mechanism) and not module.capabilities.takes_score_mod:
             raise OptionError(
@@ -154,12 +171,11 @@ def refuse_scoreless(model: nn.Module, why: str) -> None:
 
 
 class OnTheInterface(ReplacedModules):
-    """Mixin for bases whose attention is not on the AttentionInterface. The replaced modules are, so any
-    implementation may be requested.
+    """Mixin for bases whose attention is not on the AttentionInterface. The modules that replace the base's use the
+    interface, so any implementation may be requested.
 
-    The base model inside a head is built before its modules are replaced, and refuses ``sdpa`` and the like. It is
-    therefore built under this package's implementation. ``post_init`` sets the requested one after the modules have
-    been replaced.
+    The base model inside a head is built before its modules are replaced, and would refuse ``sdpa``, for example. It
+    is therefore built with the implementation ``longattn``, and ``post_init`` sets the requested one afterwards.
     """
 
     _supports_sdpa = True
@@ -169,6 +185,7 @@ class OnTheInterface(ReplacedModules):
     _requested: str | None = None
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """The implementation to use for a requested one. While the model is built, store it and return ours."""
         chosen = super().get_correct_attn_implementation(requested_attention, is_init_check)
         if is_init_check:
             self._requested = chosen
@@ -183,15 +200,15 @@ class OnTheInterface(ReplacedModules):
 
 
 class OnTheBackend(ReplacedModules):
-    """Mixin for bases that add relative positions to scores. Mechanisms take these as score terms. Otherwise the
-    base's own code runs."""
+    """Mixin for bases that add relative positions to scores. Mechanisms take the relative positions as score terms.
+    With other attention implementations, the base's own code runs."""
 
     _supports_attention_backend = True
     adding: ClassVar[tuple[str, ...]] = ()
-    """Config fields for relative positions. The base adds them if one field is true, or always if there are no
-    fields."""
+    """Names of config fields that switch relative positions on. Without names, they are always on."""
 
     def post_init(self) -> None:
+        """Also refuse mechanisms that cannot add relative positions."""
         super().post_init()
         if not self.adding or any(getattr(self.config, name) for name in self.adding):
             refuse_scoreless(self, "adds relative positions to its attention scores")

@@ -1,4 +1,4 @@
-"""The ``global_attention_mask`` of a call, by token ids."""
+"""Global tokens by their ids: which ids are global in a model, and the ``global_attention_mask`` of a call."""
 
 from __future__ import annotations
 
@@ -22,59 +22,60 @@ from ..family.position_table import input_of
 from .attention_sites import layer_mechanisms, with_members
 
 LONGEST_QUESTION = 512
-"""Maximum tokens of a question. If the first text is longer than this and longer than the second, it is probably the
-document."""
+"""Maximum tokens of a question. If the first of two texts is longer than this and longer than the second, it is
+probably the document, and users are warned."""
 
 
 def global_token_ids(model: nn.Module) -> GlobalTokenIds | None:
-    """The rule by which layers of ``model`` choose global tokens by id, with the config's separators. ``None`` if no
-    layer does.
+    """The rule by which layers of ``model`` choose global tokens by id, from the mechanisms' options and the config.
+    ``None`` if neither chooses tokens by id.
 
     Raises:
-        OptionError: layers choose differently, or the separator is missing.
+        OptionError: layers have different rules, or the separator that a rule needs is missing.
     """
     takers = _takers(model)
     config = getattr(model, "config", None)
     question = getattr(config, "question_separator_id", None)
     listed = tuple(getattr(config, "global_token_ids", None) or ())
-    choices = {module.global_token_ids for module in takers if isinstance(module, MaskedMechanism)}
-    if choices <= {None}:
+    rules = {module.global_token_ids for module in takers if isinstance(module, MaskedMechanism)}
+    if rules <= {None}:  # only the config may choose
         if not takers or (question is None and not listed):
             return None
         fixed = {position for part in with_members(takers) for position in getattr(part.options, "global_tokens", ())}
         return GlobalTokenIds(tuple(sorted(fixed)), listed, question_separator=question)
-    if len(choices) > 1:
+    if len(rules) > 1:
         raise OptionError(
             "The layers choose their global tokens by different rules, but ids are read once for the whole model; "
             "give every layer with global tokens the same global_tokens, global_token_ids and segments."
         )
-    chosen = choices.pop()
-    assert chosen is not None
-    chosen = chosen.with_separator(getattr(config, "sep_token_id", None))
-    return dataclasses.replace(
-        chosen, token_ids=tuple(dict.fromkeys((*chosen.token_ids, *listed))), question_separator=question
-    )
+    rule = rules.pop()
+    assert rule is not None
+    rule = rule.with_separator(getattr(config, "sep_token_id", None))
+    token_ids = tuple(dict.fromkeys((*rule.token_ids, *listed)))  # without repetitions
+    return dataclasses.replace(rule, token_ids=token_ids, question_separator=question)
 
 
 def _takers(model: nn.Module) -> list[Mechanism]:
+    """The mechanisms of ``model`` that take global tokens, including members of composite mechanisms."""
     outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.capabilities.takes_globals]
-    return [mechanism for mechanism in with_members(outer) if mechanism.capabilities.takes_globals] if outer else []
+    return [mechanism for mechanism in with_members(outer) if mechanism.capabilities.takes_globals]
 
 
 def chooses_by_ids(model: nn.Module) -> bool:
+    """Whether the options of a mechanism choose global tokens by their ids."""
     return any(isinstance(taker, MaskedMechanism) and taker.global_token_ids is not None for taker in _takers(model))
 
 
 def takes_globals(model: nn.Module) -> bool:
+    """Whether the mechanism of some layer takes global tokens."""
     return any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(model))
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Raise :class:`InputError` for a ``global_attention_mask`` that no layer takes, unless a layer sees all tokens
-    anyway.
+    """Raise :class:`InputError` for a ``global_attention_mask`` that no layer takes. It is accepted if a layer has
+    full attention at this length, in which every token is global anyway.
 
-    Raises:
-        InputError: the message names the mechanisms.
+    arguments: the arguments of the model's ``forward``.
     """
     mask = arguments.get("global_attention_mask")
     tokens = input_of(arguments)
@@ -82,10 +83,11 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
         return
     length = max(mask.shape[-1], 0 if tokens is None else tokens.shape[1])
     layers = layer_mechanisms(model)
-    if not any(
+    accepted = any(
         mechanism.capabilities.takes_globals or for_length(mechanism, length).covers(length)
         for mechanism in with_members(layers)
-    ):
+    )
+    if not accepted:
         names = ", ".join(sorted({repr(mechanism.name) for mechanism in layers}))
         raise InputError(
             "global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is "
@@ -97,6 +99,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
 def question_separator(tokenizer: Any) -> int | None:
     """The id of the token that ``tokenizer`` puts between a question and a document. ``None`` if it puts none (GPT-2,
     Llama)."""
+    # the ids of the pair "a", "b", and of "b" alone
     backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers of pages do not take texts without boxes
     if backend is None:
         ids = list(tokenizer("a", "b")["input_ids"])
@@ -106,11 +109,12 @@ def question_separator(tokenizer: Any) -> int | None:
         ids, document = (
             [token for token, real in zip(x.ids, x.attention_mask, strict=True) if real] for x in encodings
         )
-    first = max(
-        (start for start in range(len(ids)) if document and ids[start : start + len(document)] == document), default=0
-    )
+    # index in the pair at which the document starts
+    starts = [start for start in range(len(ids)) if document and ids[start : start + len(document)] == document]
+    first = max(starts, default=0)
     if not first or ids[first - 1] not in tokenizer.all_special_ids:
         return None
+    # accept the special token before the document if it marks all tokens before the document as the question
     row = torch.tensor([ids])
     question = GlobalTokenIds(question_separator=ids[first - 1]).question(row, torch.ones_like(row, dtype=torch.bool))
     return ids[first - 1] if int(question.sum()) == first else None
@@ -119,7 +123,7 @@ def question_separator(tokenizer: Any) -> int | None:
 def carry_question(model: nn.Module, tokenizer: Any) -> None:
     """Make the question before a document global in ``model``, now and when it is loaded again.
 
-    Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
+    Sets ``config.question_separator_id``, unless the mechanisms' options already choose global tokens by id.
     """
     if not takes_globals(model) or chooses_by_ids(model):
         return
@@ -129,11 +133,15 @@ def carry_question(model: nn.Module, tokenizer: Any) -> None:
 
 
 def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
-    """The ``global_attention_mask (B, N)`` of a forward pass that has none, by ids, in each of the packed
-    ``documents (B, N)``.
+    """The ``global_attention_mask (B, N)`` for a forward pass without one, from the ids of tokens.
+
+    Args:
+        chosen: the rule of the model.
+        arguments: the arguments of ``forward``.
+        documents: ``(B, N)``, the numbers of packed documents, in each of which the rule applies.
 
     Raises:
-        InputError: ids are unknown, for the input or for tokens in the cache.
+        InputError: the ids of the input, or of tokens in the cache, are not known.
     """
     ids = arguments.get("input_ids")
     if not isinstance(ids, Tensor):
@@ -151,6 +159,7 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
     real = torch.ones_like(ids, dtype=torch.bool)
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         real = mask.bool()
+    # segments of a row, (B, N)
     types = arguments.get("token_type_ids")
     if not isinstance(types, Tensor) or types.shape != ids.shape:
         types = None
@@ -166,7 +175,11 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
 
 
 def _warn_of_question(chosen: GlobalTokenIds, ids: Tensor, real: Tensor) -> None:
-    """Warn if the first text of a row ``ids (B, N)`` seems to be the document."""
+    """Warn if the first text of a row seems to be the document, and not the question.
+
+    ids: ``(B, N)``.
+    real: ``(B, N)`` bool, False at padding.
+    """
     if ids.shape[-1] <= LONGEST_QUESTION:
         return
     question = chosen.question(ids, real).sum(-1)
@@ -179,6 +192,6 @@ def _warn_of_question(chosen: GlobalTokenIds, ids: Tensor, real: Tensor) -> None
 
 
 def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``model.forward`` by name; ``args`` are positional."""
+    """All arguments of a call of ``model.forward`` by name, including the positional arguments ``args``."""
     names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
     return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -1,9 +1,9 @@
 """Memory tokens that are passed from segment to segment of a text (Bulatov et al. 2022).
 
-The base's ``forward`` runs on one segment after another, with learned memory tokens in front. The last hidden states
-are concatenated, so that a head finds one per token. Rows are cut into segments from their first real token on, and
-positions restart in each segment. In an encoder, every segment starts with the first token ([CLS]). Its hidden state
-comes from the row's last segment, whose memory has seen the entire text.
+The base's ``forward`` runs on one segment after another, with memory tokens in front. The hidden states of all
+segments are concatenated, so that a head finds one per token. Rows are cut into segments from their first real token
+on, and positions restart in each segment. In an encoder, every segment starts with the text's first token ([CLS]). The
+hidden state of this token comes from the row's last segment, whose memory depends on the entire text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOKEN_MEMORY_ARGUMENT = "segment_memory"
 
 
 class MemoryTokens(nn.Module):
-    """The initial memory of a text's first segment. ``tokens (M, hidden_size)`` are learned and used as embeddings."""
+    """The memory with which a text's first segment starts: learned embeddings ``tokens (M, hidden_size)``."""
 
     def __init__(self, count: int, hidden_size: int, std: float) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class MemoryTokens(nn.Module):
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:
-    """The recursion of ``model``: how memory tokens pass from segment to segment. ``None`` if it runs over the whole
-    text.
+    """How memory tokens pass from segment to segment in ``model``. ``None`` if the model runs over the whole text at
+    once.
 
     Raises:
         OptionError: the layers have different recursions.
@@ -58,7 +58,8 @@ def recursion_of(model: nn.Module) -> Recursion | None:
 
 
 def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
-    """Set the memory tokens ``stack.long_memory`` of a model whose mechanisms use them. Returns its recursion.
+    """Add memory tokens, as the module ``stack.long_memory``, to a model whose mechanisms use them. Returns how they
+    pass from segment to segment.
 
     Raises:
         OptionError: the model is one of two stacks, cannot read its hidden states, or a segment is longer than its
@@ -74,6 +75,7 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
             f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} {why}; "
             "choose another mechanism, for example window or transformer_xl."
         )
+    # a segment has to fit into the position table
     recursion = recursion_of(stack)
     assert recursion is not None
     if table is not None and recursion.length > table.tokens(stack.config):
@@ -92,10 +94,12 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> Recursion:
 
 
 def check_segment_counts(model: Any, count: int) -> None:
-    """Raise an error if processes with sharded weights have different numbers of segments.
+    """Raise :class:`InputError` if processes with sharded weights have different numbers of segments.
 
-    Layers run once per segment. All processes must gather weights equally often, or they would wait for each other
-    forever.
+    Layers run once per segment, and gather their weights from all processes each time. A process that runs less often
+    than the others would let them wait forever.
+
+    count: number of segments in this process.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -103,12 +107,15 @@ def check_segment_counts(model: Any, count: int) -> None:
     from torch.distributed.tensor import DTensor  # missing in builds without distributed training
 
     if not any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return  # without FSDP 2 or ZeRO-3
-    most = torch.tensor([count, -count], device=model.device)
-    distributed.all_reduce(most, distributed.ReduceOp.MAX)
-    if (least := -int(most[1])) != int(most[0]):
+        return  # weights are not sharded by FSDP 2 or ZeRO-3
+    # one reduction for maximum and minimum
+    extremes = torch.tensor([count, -count], device=model.device)
+    distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
+    most = int(extremes[0])
+    least = -int(extremes[1])
+    if least != most:
         raise InputError(
-            f"Memory tokens pass through {least} segments in one process and through {int(most[0])} in another, but "
+            f"Memory tokens pass through {least} segments in one process and through {most} in another, but "
             "processes with shares of the weights (FSDP, ZeRO-3) must run equally many; pad all batches to one "
             "length, or use DistributedDataParallel."
         )
@@ -118,17 +125,17 @@ EMBEDDINGS, MASK = "inputs_embeds", "attention_mask"
 
 
 def _read_text(model: Any, arguments: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The arguments of a base's ``forward`` with a value for each token, and all others.
+    """Divide the arguments of a base's ``forward`` into two dicts: arguments with a value for each token, and the
+    others.
 
-    Among the former are always the embeddings ``(B, N, d)`` and the mask of real tokens ``(B, N)`` bool.
+    The first always has the embeddings ``(B, N, d)`` and the mask of real tokens ``(B, N)`` bool.
 
     Raises:
-        OptionError: attentions are requested.
+        OptionError: attentions are requested, or there is no text.
         InputError: the mask is not a padding mask.
     """
-    # positions restart in each segment
-    apart = (TOKEN_MEMORY_ARGUMENT, "return_dict", "position_ids")
-    further = {name: value for name, value in arguments.items() if name not in apart}
+    left_out = (TOKEN_MEMORY_ARGUMENT, "return_dict", "position_ids")  # positions restart in each segment
+    further = {name: value for name, value in arguments.items() if name not in left_out}
     ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", EMBEDDINGS, MASK))
     attentions = further.get("output_attentions")
     if attentions or (attentions is None and model.config.output_attentions):
@@ -148,19 +155,26 @@ def _read_text(model: Any, arguments: dict[str, Any]) -> tuple[dict[str, Tensor]
         )
     text = {EMBEDDINGS: embeddings, MASK: mask.bool()}
     for name in ("token_type_ids", *model.family.spec.further):  # such as the boxes of a page
-        if (value := further.pop(name, None)) is not None:
+        value = further.pop(name, None)
+        if value is not None:
             text[name] = value
     return text, further
 
 
 def _segments(text: dict[str, Tensor], size: int, causal: bool) -> list[dict[str, Tensor]]:
-    """Segments of ``size`` tokens. In an encoder, each starts with the text's first token."""
+    """Segments of ``size`` tokens. In an encoder (``causal`` is False), each starts with the text's first token.
+
+    text: the arguments with a value for each token, ``(B, N, …)``. A segment has the same names.
+    """
     length = text[MASK].shape[1]
     if causal:
-        return [{name: x[:, at : at + size] for name, x in text.items()} for at in range(0, length, size)]
-    segments = [{name: x[:, :size] for name, x in text.items()}]
-    for at in range(size, length, size - 1):
-        segments.append({name: torch.cat([x[:, :1], x[:, at : at + size - 1]], 1) for name, x in text.items()})
+        return [
+            {name: value[:, start : start + size] for name, value in text.items()} for start in range(0, length, size)
+        ]
+    segments = [{name: value[:, :size] for name, value in text.items()}]
+    for start in range(size, length, size - 1):
+        stop = start + size - 1
+        segments.append({name: torch.cat([value[:, :1], value[:, start:stop]], 1) for name, value in text.items()})
     return segments
 
 
@@ -169,6 +183,11 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
 
     In an encoder, the first token's outputs come from the row's last segment.
 
+    Args:
+        model: the base model.
+        forward: its ``forward``.
+        arguments: the arguments of ``forward``, by name.
+
     Raises:
         InputError: a decode cache is given or requested, or processes have different numbers of segments.
     """
@@ -176,38 +195,44 @@ def run_in_segments(model: Any, forward: Callable[..., Any], arguments: dict[str
         raise InputError(
             "A model with memory tokens reads its text in segments, for which there is no cache; pass use_cache=False."
         )
+    # cut the text into segments, without left padding
     text, further = _read_text(model, arguments)
     causal = any(map(is_causal, model.attention_modules))
     recursion = model.recursion
     start = first_real(text[MASK])
     padded = in_graph() or bool(start.any())
     if padded:
-        text = {name: roll_left(x, start, 1) for name, x in text.items()}
+        text = {name: roll_left(value, start, 1) for name, value in text.items()}
     segments = _segments(text, recursion.text(causal), causal)
     check_segment_counts(model, len(segments))
-    remembered = arguments.get(TOKEN_MEMORY_ARGUMENT)
-    learned = model.long_memory.tokens
+    # the memory (B, M, d) before the first segment: learned, or of the previous call
+    caller_memory = arguments.get(TOKEN_MEMORY_ARGUMENT)
+    memory: Tensor = model.long_memory.tokens
     batch = len(text[MASK])
-    memory: Tensor = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
-    memory, size = memory.to(text[EMBEDDINGS].dtype), memory.shape[1]
+    memory = memory[None].expand(batch, -1, -1) if caller_memory is None else caller_memory.filled(memory, batch)
+    memory = memory.to(text[EMBEDDINGS].dtype)
+    size = memory.shape[1]
+    # run the segments; gradients pass through at most ``recursion.depth`` of them
     parts: list[Any] = []
     for index, segment in enumerate(segments):
         left = len(segments) - 1 - index
-        keep = left > 0 or remembered is not None
+        keep = left > 0 or caller_memory is not None
         outputs, memory = _run_segment(model, forward, segment, further, memory, causal, keep, first=index == 0)
         if left and recursion.depth is not None and left % (recursion.depth + 1) == 0:
             memory = memory.detach()
         parts.append(outputs)
-    if remembered is not None:
-        remembered.take(memory)
+    if caller_memory is not None:
+        caller_memory.take(memory)
 
     def whole_text(states: Sequence[Tensor]) -> Tensor:
+        """The values ``(B, N, …)`` of the text, from those of each segment and its memory tokens."""
         cut = [state[:, size : size + segment[MASK].shape[1]] for state, segment in zip(states, segments, strict=True)]
         if not causal:
+            # the first token's value is that of the last segment in which its row has further tokens
             first = cut[0][:, :1]
             for state, segment in zip(cut[1:], segments[1:], strict=True):
-                there = segment[MASK][:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
-                first = torch.where(there, state[:, :1], first)
+                has_tokens = segment[MASK][:, 1:].any(1).view(-1, *[1] * (state.dim() - 1))
+                first = torch.where(has_tokens, state[:, :1], first)
             cut = [first, *(state[:, 1:] for state in cut)]
         rolled = torch.cat(cut, 1)
         return roll_left(rolled, -start, 1) if padded else rolled
@@ -229,39 +254,46 @@ def _run_segment(
     *,
     first: bool,
 ) -> tuple[Any, Tensor]:
-    """The base's outputs for a segment between the memory tokens, and the memory after it.
+    """The base's outputs for a segment and its memory tokens, and the memory ``(B, M, d)`` after the segment.
 
     Args:
-        further: the arguments of all segments.
-        keep: whether the memory is used again. If so, a decoder writes it after the segment, and an encoder before it.
+        segment: the arguments of ``forward`` with a value for each token of the segment.
+        further: the arguments that are the same for all segments.
+        memory: the memory ``(B, M, d)`` before the segment.
+        causal: whether the model is a decoder.
+        keep: whether the memory is used again. The new memory is then the hidden states of memory tokens: of those
+            before the segment in an encoder, and of further ones after the segment in a decoder.
         first: whether this is the text's first segment. In an encoder, later segments begin with the text's first
             token.
     """
+    # memory tokens before the segment, and perhaps after it
     real = segment[MASK]
     count = memory.shape[1]
     size = real.shape[1]
-    around = (count, count if causal and keep else 0)
+    after = count if causal and keep else 0
     inputs = {
-        EMBEDDINGS: torch.cat([memory, segment[EMBEDDINGS], memory[:, : around[1]]], 1),
-        MASK: nn.functional.pad(real.long(), around, value=1),
+        EMBEDDINGS: torch.cat([memory, segment[EMBEDDINGS], memory[:, :after]], 1),
+        MASK: nn.functional.pad(real.long(), (count, after), value=1),
     }
     for name, value in segment.items():
         if name not in inputs:
-            inputs[name] = nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around))
+            inputs[name] = nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), count, after))
     outputs = forward(model, **inputs, **{**further, "return_dict": True, "use_cache": False})
     if not keep:
         return outputs, memory
     hidden = outputs.last_hidden_state
     written = hidden[:, count + size :] if causal else hidden[:, :count]
+    # rows without tokens in this segment have ended, and keep their memory
     if not (causal or first):
         real = real[:, 1:]
-    return outputs, torch.where(real.any(1)[:, None, None], written, memory)  # rows that have ended keep their memory
+    return outputs, torch.where(real.any(1)[:, None, None], written, memory)
 
 
 def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tensor]) -> Any:
-    """Join the outputs of all segments to outputs of the text. They are stored in the first of ``parts``.
+    """Join the outputs of all segments to outputs of the text. Changes and returns the first of ``parts``.
 
     Args:
+        parts: the base's outputs for each segment.
         whole_text: joins tensors ``(B, n, …)`` of all segments to ``(B, N, …)``.
 
     Raises:
@@ -270,13 +302,13 @@ def _joined(parts: Sequence[Any], whole_text: Callable[[Sequence[Tensor]], Tenso
     outputs = parts[0]
     rows = len(outputs.last_hidden_state)
 
-    def routes(values: Sequence[Tensor]) -> Tensor:
+    def expert_scores(values: Sequence[Tensor]) -> Tensor:
         """Join the scores of experts, ``(B·n, experts)``."""
         return whole_text([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)
 
-    joins = {"last_hidden_state": whole_text, "hidden_states": whole_text, "router_logits": routes}
+    joins = {"last_hidden_state": whole_text, "hidden_states": whole_text, "router_logits": expert_scores}
     for name in list(outputs):
-        if name in ("pooler_output", CACHE):  # not a value for each token
+        if name in ("pooler_output", CACHE):  # fields without a value for each token
             continue
         if name not in joins:
             raise BackendError(

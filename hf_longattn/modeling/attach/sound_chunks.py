@@ -1,7 +1,7 @@
 """Runs convolutions and feed-forward parts of audio models on chunks of a long sound, if no gradients are needed.
 
-Temporaries for a whole recording would dominate memory. wav2vec 2.0's convolutions over samples make 1,600 rows of 512
-channels for each second of sound: 2 GB after the first convolution for five minutes.
+Intermediate tensors for a whole recording would take most of the memory. The first convolution of wav2vec 2.0, for
+example, has 1,600 rows of 512 channels for each second of sound, which is 2 GB for five minutes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ else:
 FRAMES_PER_CHUNK = 512
 """Maximum frames per call of a feature encoder: ten seconds of sound, at most 70 MB in any layer."""
 WINDOWS_OF_MOMENTS = 2**16
-"""Maximum convolution windows per step of computing mean and covariance of the first convolution's input windows.
-Untuned."""
+"""Maximum number of windows of samples at once, while their mean and covariance are computed
+(:class:`NormalisedConvolution`). Untuned."""
 FRAMES_PER_PRODUCT = 4096
 """Maximum frames per call of a feed-forward module."""
 
 
 def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
-    """Whether ``module`` must compute ``states`` in one pass: for gradients, or in a graph, where the input may have
-    any length."""
+    """Whether ``module`` must compute its input ``states`` in one pass, because gradients are needed, or because a
+    graph takes inputs of any length."""
     if in_graph():
         return True
     if not torch.is_grad_enabled():
@@ -43,8 +43,8 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
 
 
 class InChunks(_Module):
-    """A module that computes the same as its base class, but in chunks of a long sound, under any attention
-    implementation."""
+    """Base class of mixins for modules that compute a long sound in chunks, to the same result as their base class.
+    They do so under any attention implementation."""
 
 
 class FeatureEncoderInChunks(InChunks):
@@ -60,18 +60,19 @@ class FeatureEncoderInChunks(InChunks):
     _requires_grad: bool
 
     def forward(self, input_values: Tensor) -> Tensor:
-        """Samples ``(B, N)`` to features ``(B, C, frames)``."""
-        # the base then computes gradients for its input
-        recorded = torch.is_grad_enabled() and self.training and self._requires_grad
-        if recorded or needs_one_pass(self, input_values):
+        """The features ``(B, C, frames)`` of samples ``(B, N)``."""
+        # in training, the base makes its input require gradients
+        in_training = torch.is_grad_enabled() and self.training and self._requires_grad
+        if in_training or needs_one_pass(self, input_values):
             return super().forward(input_values)
         convolutions = [convolution_of(layer) for layer in self.conv_layers]
         frames = outputs_of(convolutions, input_values.shape[1])
         if frames <= FRAMES_PER_CHUNK:
             return super().forward(input_values)
+        # the first layer, with a norm over time as a part of its weights
         first, *others = self.conv_layers
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
-            # Weights that are sharded, wrapped or on another device cannot be read outside `forward`.
+            # weights that are sharded, wrapped or on another device can only be read while their module runs
             weights = [*first.conv.parameters(), *first.layer_norm.parameters()]
             readable = all(
                 type(weight) is nn.Parameter and weight.device == input_values.device and weight.numel()
@@ -80,6 +81,7 @@ class FeatureEncoderInChunks(InChunks):
             if not readable or type(first.conv) is not nn.Conv1d:
                 return super().forward(input_values)
             first = NormalisedConvolution(first, input_values)
+        # one chunk after another
         features = None
         for at, samples in chunks(input_values, convolutions, FRAMES_PER_CHUNK):
             states = first(samples[:, None])
@@ -98,8 +100,8 @@ def convolution_of(layer: Any) -> Convolution:
 
 
 def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of up to ``size`` outputs of unpadded convolutions. Each has the part ``(B, n)`` of ``inputs (B, N)``
-    that it needs."""
+    """Divide the outputs of unpadded convolutions into slices of up to ``size``. Yields each slice with the part
+    ``(B, n)`` of ``inputs (B, N)`` on which these outputs depend."""
     total = outputs_of(convolutions, inputs.shape[1])
     stride = math.prod(convolution.stride for convolution in convolutions)
     for first in range(0, total, size):
@@ -111,12 +113,14 @@ def chunks(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> It
 
 
 class NormalisedConvolution:
-    """The first layer of a feature encoder, for pieces of ``samples (B, N)``. It has an ``nn.GroupNorm`` of one group
-    per channel.
+    """The first layer of a feature encoder: a convolution, and a norm of each channel over time. A call computes a
+    chunk of the sounds ``samples (B, N)`` with which the instance was made.
 
-    Row w of the convolution's weight maps a window u of samples to ``w·u + b``. Over time, this has the mean
-    ``w·mean(u) + b`` and the variance ``wᵀ Cov(u) w``. The normalised rows are therefore a convolution too, with
-    separate weights for each sound of the batch.
+    A channel with weights w and bias b maps a window u of K samples to ``w·u + b``. Over all windows of a sound, this
+    has the mean ``w·mean(u) + b`` and the variance ``wᵀ Cov(u) w``. The normalised channel is therefore a convolution
+    too, with weights and bias that depend on the sound.
+
+    weight, bias: of this convolution, ``(B · C, 1, K)`` and ``(B · C,)``, with a group for each sound.
     """
 
     def __init__(self, layer: Any, samples: Tensor) -> None:
@@ -126,7 +130,7 @@ class NormalisedConvolution:
         convolution = convolution_of(layer)
         weight = layer.conv.weight[:, 0].double()
 
-        # Mean (B, K) and covariance (B, K, K) over time of the convolution's windows of samples, in float64.
+        # mean (B, K) and covariance (B, K, K) of all windows, in float64; samples are centred, so that sums stay small
         centre = samples.double().mean(1, keepdim=True)
         count = convolution.outputs(samples.shape[1])
         total: Any = 0.0
@@ -136,7 +140,9 @@ class NormalisedConvolution:
             total = total + windows.sum(1)
             products = products + windows.transpose(1, 2) @ windows
         mean = total / count
-        mean, covariance = mean + centre, products / count - mean[:, :, None] * mean[:, None]
+        covariance = products / count - mean[:, :, None] * mean[:, None]
+        mean = mean + centre
+        # the norm of channel c of sound b is  scale · (w·u - w·mean) + shift
         variance = torch.einsum("cj,bjk,ck->bc", weight, covariance, weight).clamp_min(0)
         scale = (variance + norm.eps).rsqrt()
         shift = torch.zeros_like(variance)
@@ -145,17 +151,16 @@ class NormalisedConvolution:
             shift = shift + norm.bias
         at_least = torch.promote_types(samples.dtype, torch.float32)
         self.weight = (scale[..., None] * weight).flatten(0, 1)[:, None].to(at_least)
-        # the layer's own bias cancels in w·u - mean
+        # the bias of the layer's convolution cancels, since it is also a part of the mean
         self.bias = (shift - scale * (mean @ weight.t())).flatten().to(at_least)
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Samples ``(B, 1, n)`` to features ``(B, C, n')``."""
+        """The features ``(B, C, n')`` of a chunk of samples ``(B, 1, n)``."""
+        # one row of B channels, of which each group of the convolution takes one
         rows = samples.to(self.weight.dtype).transpose(0, 1)
         stride = self.layer.conv.stride
-        states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples)).unflatten(
-            1, (len(samples), -1)
-        )[0]
-        activated: Tensor = self.layer.activation(states)
+        states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples))
+        activated: Tensor = self.layer.activation(states.unflatten(1, (len(samples), -1))[0])
         return activated.to(self.dtype)
 
 
@@ -165,17 +170,16 @@ class FramesInChunks(InChunks):
     training: bool
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Hidden states ``(B, N, C)`` to ``(B, N, C')``."""
+        """The outputs ``(B, N, C')`` for hidden states ``(B, N, C)``."""
         if self.training or needs_one_pass(self, hidden_states) or hidden_states.shape[1] <= FRAMES_PER_PRODUCT:
             return super().forward(hidden_states)
-        return torch.cat(
-            [super(FramesInChunks, self).forward(chunk) for chunk in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1
-        )
+        pieces = hidden_states.split(FRAMES_PER_PRODUCT, 1)
+        return torch.cat([super(FramesInChunks, self).forward(piece) for piece in pieces], 1)
 
 
 def run_in_chunks(model: nn.Module) -> None:
-    """Make transformers' audio models in ``model``, converted or not, compute long sounds in chunks. Changes ``model``
-    in place."""
+    """Make all audio models inside ``model``, with or without a Long class, compute long sounds in chunks. Changes
+    ``model`` in place."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and (family := known_family(part.config)) is not None:
             replaced = getattr(family.mixin, "replaced", {})

@@ -1,7 +1,7 @@
-"""T5 and mT5: encoder and decoder are of one class, with T5's relative positions in the scores of self-attention.
+"""T5 and mT5. Encoder and decoder have the same class, and self-attention adds a bias for each distance to its scores.
 
-All distances from ``relative_attention_max_distance`` on share one bucket. Positions therefore need no extension and
-limit no length.
+Distances are divided into buckets with one bias each. All distances from ``relative_attention_max_distance`` on share
+the last bucket. Positions therefore need no extension, and do not limit the length.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from ..family.long_config import LongEncoderDecoderConfig, runs_mechanisms
 from .custom_attention import attend_by_mechanism, by_head
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}
-"""Usual config names for the numbers of layers -> T5's names, for ``attribute_map``."""
+"""Usual config fields for the numbers of layers -> T5's fields. Added to the config's ``attribute_map``."""
 
 
 class BucketedConfig(LongEncoderDecoderConfig):
     """Mixin before the base's config class.
 
-    max_position_embeddings, max_decoder_position_embeddings: intended maximum tokens of encoder and decoder, not
-        enforced. Default: ``n_positions``, or the base's pre-training length (``trained_length``).
+    max_position_embeddings, max_decoder_position_embeddings: intended maximum tokens of encoder and decoder. Longer
+        inputs are read as well. The default is ``n_positions``, or ``trained_length`` if there is none.
+    trained_length: length of texts in the base's pre-training.
     """
 
     adds = "``long_attention``, ``decoder_long_attention`` and the two lengths"
@@ -59,11 +60,12 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
     @classmethod
     def length_in(cls, values: Mapping[str, Any]) -> int:
+        """The maximum number of tokens with these config values."""
         return int(values.get("max_position_embeddings") or values.get("n_positions") or cls.trained_length)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """The base's text config. The decoder's has the decoder's number of layers, because caches are built from
-        it."""
+        """The base's text config. In the decoder's, ``num_layers`` is the decoder's number of layers, because caches
+        are built from it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
         if decoder and not encoder and config is not self:
             config.num_layers = self.num_decoder_layers
@@ -71,8 +73,8 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The mechanisms of the decoder's self-attention; full attention by default. No T5 model consists of a decoder
-        only."""
+        """The mechanisms of the decoder's self-attention; full attention by default. Unlike in the base class, a model
+        with only a decoder does not exist."""
         return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
 
     @property
@@ -81,10 +83,9 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
 
 class BucketedAttention(nn.Module):
-    """T5's attention, with the base's projections and our mechanisms. Scores are not scaled.
+    """Mixin before T5's attention class that runs mechanisms between the base's projections. Scores are not scaled.
 
-    A mixin before the base's class. The first layer has a bias, one number per head and distance bucket, which the
-    other layers share.
+    The first layer has a table with one bias per head and distance bucket. All other layers add the same biases.
     """
 
     config: Any
@@ -103,25 +104,27 @@ class BucketedAttention(nn.Module):
         position_bias: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        """Output ``(B, Nq, d)``, the bias, and the weights if requested. The weights are ``(B, H, Nq, Nk)``.
+        """The output ``(B, Nq, d)``, the biases for the next layer, and the weights ``(B, H, Nq, Nk)`` if requested.
 
         Args:
             hidden_states: ``(B, Nq, d)``.
-            mask: as passed to the attention function.
+            mask: the mask for the attention function.
             key_value_states: ``(B, Nk, d)`` for cross-attention, which has no bias.
-            position_bias: the result of :meth:`biases` from the previous layer. Gradient checkpointing passes it on.
+            position_bias: the biases that the previous layer has returned (:meth:`biases`).
         """
         if not runs_mechanisms(self):
             return super().forward(hidden_states, mask, key_value_states, position_bias, **kwargs)
+        # the cache of self-attention or of cross-attention
         cache = take_cache(kwargs)
         layer = int(self.layer_idx or 0)  # type: ignore[arg-type]
-        crossing = key_value_states is not None
-        both = cache if isinstance(cache, EncoderDecoderCache) else None
+        is_cross = key_value_states is not None
+        both_caches = cache if isinstance(cache, EncoderDecoderCache) else None
         past: Any = cache
-        if both is not None:
-            past = both.cross_attention_cache if crossing else both.self_attention_cache
+        if both_caches is not None:
+            past = both_caches.cross_attention_cache if is_cross else both_caches.self_attention_cache
+        # keys and values; those of the encoder do not change from step to step
         size = int(self.key_value_proj_dim)  # type: ignore[arg-type]
-        if crossing and both is not None and both.is_updated.get(layer):
+        if is_cross and both_caches is not None and both_caches.is_updated.get(layer):
             key = past.layers[layer].keys
             value = past.layers[layer].values
         else:
@@ -129,24 +132,27 @@ class BucketedAttention(nn.Module):
             key, value = by_head(source, size, self.k, self.v)
             if past is not None:
                 key, value = past.update(key, value, layer)
-            if crossing and both is not None:
-                both.is_updated[layer] = True
+            if is_cross and both_caches is not None:
+                both_caches.is_updated[layer] = True
         (query,) = by_head(hidden_states, size, self.q)
 
-        bias = self.biases() if position_bias is None and self.has_relative_attention_bias else position_bias
-        term = None if bias is None else DistanceBias(bias, self.ahead)
+        if position_bias is None and self.has_relative_attention_bias:
+            position_bias = self.biases()
+        term = None if position_bias is None else DistanceBias(position_bias, self.ahead)
         output, weights = attend_by_mechanism(
             self, query, key, value, mask, scaling=1.0, dropout=self.dropout, position_bias=term, **kwargs
         )
-        return self.o(output), bias, weights
+        return self.o(output), position_bias, weights
 
     @property
     def ahead(self) -> int:
-        """Number of distances ahead in the table of :meth:`biases`; further ones get its last bias. 0 in a decoder."""
+        """The largest distance to a later key in the table of :meth:`biases`. Later keys beyond it get the same bias.
+        0 in a decoder."""
         return 0 if self.is_decoder else int(self.relative_attention_max_distance)  # type: ignore[arg-type]
 
     def biases(self) -> Tensor:
-        """The bias ``(H, distances)`` for query - key from ``-ahead`` to ``relative_attention_max_distance``."""
+        """The biases ``(H, distances)`` for every distance query - key from ``-ahead`` to
+        ``relative_attention_max_distance``."""
         furthest = int(self.relative_attention_max_distance)  # type: ignore[arg-type]
         distance = torch.arange(-self.ahead, furthest + 1, device=self.relative_attention_bias.weight.device)
         at = buckets(distance, bool(self.is_decoder), int(self.relative_attention_num_buckets), furthest)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Grids of patches for vision towers without a Long class. Hooks pass them to the attention modules.
+"""Grids of patches for vision towers without a Long class. Hooks pass a grid to the attention modules.
 
-A tower whose images have one size (CLIP, SigLIP) runs on one grid. Towers that pack images of different sizes into one
-row (Qwen-VL, Pixtral) have no grid. Their images are sequences, which mechanisms on texts attend to separately.
+A tower for images of one size (CLIP, SigLIP) runs on one grid. A tower that packs images of different sizes into one
+row (Qwen-VL, Pixtral) has no grid. Each of its images is a separate sequence, for mechanisms on texts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def packs_images(stack: PreTrainedModel) -> bool:
 
 
 def hook_grid(stack: PreTrainedModel) -> None:
-    """Make a stack for images of one size pass their grid to its attention modules. Other stacks do not change.
+    """Make ``stack`` pass the grid of its images to its attention modules, if all its images have one size. Other
+    stacks do not change.
 
     Raises:
         OptionError: a mechanism needs a grid, but the stack packs images of different sizes into one row.
@@ -36,11 +37,13 @@ def hook_grid(stack: PreTrainedModel) -> None:
     sites = attention_sites(stack)
     if packs_images(stack):
         mechanisms = [mechanism for site in sites for mechanism in mechanisms_on(site.module)]
-        if on_grid := next((mechanism.name for mechanism in mechanisms if mechanism.capabilities.needs_grid), None):
-            raise OptionError(
-                f"{type(stack).__name__} packs images of different sizes into one row, and mechanism {on_grid!r} "
-                "needs one grid for all; choose a mechanism without a grid, for example 'window' or 'block_top_k'."
-            )
+        for mechanism in mechanisms:
+            if mechanism.capabilities.needs_grid:
+                raise OptionError(
+                    f"{type(stack).__name__} packs images of different sizes into one row, and mechanism "
+                    f"{mechanism.name!r} needs one grid for all; choose a mechanism without a grid, for example "
+                    "'window' or 'block_top_k'."
+                )
         return
     family = known_family(stack.config)
     reads_images = PIXELS in inspect.signature(type(stack).forward).parameters
@@ -51,12 +54,12 @@ def hook_grid(stack: PreTrainedModel) -> None:
     replaced = getattr(family.mixin, "replaced", {})
     for site in sites:
         long_class = replaced.get(type(site.module), object)
-        if issubclass(long_class, HandsKeywordsDown):  # SigLIP's modules would not pass the grid on
+        if issubclass(long_class, HandsKeywordsDown):  # the base's modules would not pass the grid on (SigLIP)
             site.module.__class__ = long_class
 
 
 def _pass_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of a tower for images of one size: passes the grid on."""
+    """Forward pre-hook of a tower for images of one size. Adds the grid of its images to the arguments."""
     family: Any = known_family(stack.config)
     if not runs_mechanisms(stack) or GRID in kwargs:
         return None

@@ -1,8 +1,9 @@
 """Loads weights of a Long model that differ from its checkpoint: extended position tables, and new parameters.
 
 Position tables are extended while ``from_pretrained`` reads them. Missing parameters of mechanisms and memory tokens
-are initialised by ``reset_parameters``, because transformers itself initialises only layers that it knows, and regards
-modules without direct tensors as initialised. Parameters that mechanisms share across layers are tied, and saved once.
+are initialised by ``reset_parameters``. transformers would leave them out, because it initialises only layers that it
+knows, and takes modules without direct tensors for initialised. Parameters that mechanisms share across layers are
+tied, and saved once.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ else:
 
 
 class ExtendPositions(ConversionOps):
-    """Extends a position table ``(P, d)`` to the config's length. ``config.position_extension`` says how, if the table
-    is learned.
+    """Extends a position table ``(P, d)`` to the config's length while weights are loaded. A learned table is extended
+    as ``config.position_extension`` says.
 
-    table: ``None`` passes tensors on unchanged, for saving a table that is already extended.
+    table: the table; ``None`` passes tensors on unchanged, for saving.
+    config_class: the family's config class.
     """
 
     def __init__(self, table: PositionTable | None, config_class: type[Any]) -> None:
@@ -41,12 +43,13 @@ class ExtendPositions(ConversionOps):
         self.config_class = config_class
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """The tensors of ``input_dict`` by name, extended if they have fewer rows than a model with ``config``."""
         tensors = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         table = self.table
         model_type = self.config_class.model_type
         if table is None:
             return tensors
-        if config.model_type != model_type:  # config of an outer model that has this model as a tower
+        if config.model_type != model_type:  # the config of a model that has this one as a tower
             parts = (getattr(config, name) for name in config.sub_configs)
             config = next((part for part in parts if getattr(part, "model_type", None) == model_type), config)
         rows = table.rows(config)
@@ -80,16 +83,19 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
             source, **{key: kwargs[key] for key in passed_on if key in kwargs}
         )
     except OSError:
-        return  # weights without a config file, so of unknown length
-    before: Any = None
+        return  # there is no config file, so the length of the checkpoint is unknown
+    source_config: Any = None
     for table in learned:
-        if not isinstance(rows := values.get(table.field), int):  # another name, or the base's default
-            if before is None:  # lengths do not depend on attention
-                apart = ("long_attention", "attn_implementation")
-                before = family.config_class(
-                    **{key: value for key, value in values.items() if not key.endswith(apart)}
+        rows = values.get(table.field)
+        if not isinstance(rows, int):
+            # The length has another name in the file, or is the base's default: build a config to read it. Lengths do
+            # not depend on attention.
+            if source_config is None:
+                left_out = ("long_attention", "attn_implementation")
+                source_config = family.config_class(
+                    **{key: value for key, value in values.items() if not key.endswith(left_out)}
                 )
-            rows = getattr(before, table.field)
+            rows = getattr(source_config, table.field)
         if rows > getattr(config, table.field):
             raise OptionError(
                 f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
@@ -98,7 +104,7 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
 
 
 def drop_tables(model: PreTrainedModel, family: Family) -> None:
-    """Set a model's position tables to zero if it does not use them."""
+    """Set a model's position tables to zero if its ``position_extension`` leaves them out."""
     if family.position_tables and model.config.position_extension in DROPPED:
         for name, parameter in model.named_parameters():
             if family.table(name) is not None:
@@ -106,7 +112,7 @@ def drop_tables(model: PreTrainedModel, family: Family) -> None:
 
 
 def freeze_tables(model: PreTrainedModel, family: Family) -> None:
-    """Freeze position tables that are computed or unused."""
+    """Make position tables that are computed (sinusoids) or left out untrainable."""
     tables = family.position_tables
     if not tables or (all(table.learned for table in tables) and model.config.position_extension not in DROPPED):
         return
@@ -117,14 +123,14 @@ def freeze_tables(model: PreTrainedModel, family: Family) -> None:
 
 
 def register_loading(family: Family, base_class: type[Any], long_class: type[Any], *, extends: bool) -> None:
-    """Make transformers convert tensors of ``long_class`` like those of its base (GPT-NeoX: ``embed_out`` to
-    ``lm_head``).
+    """Make transformers convert the weights of ``long_class`` while loading: rename them as for its base (GPT-NeoX:
+    ``embed_out`` to ``lm_head``), and extend position tables.
 
-    Registered by class name, because transformers looks up inner models by name.
+    The conversions are registered by the name of the class, by which transformers also looks up inner models.
 
     Args:
-        extends: whether the class itself has the family's position tables, for :class:`ExtendPositions`. Heads contain
-            such a class.
+        extends: whether the tables are extended for this class. False for a head, since transformers finds the
+            extension for the model inside it.
     """
     inherited = get_checkpoint_conversion_mapping(base_class.__name__) or []
     if not extends:
@@ -137,7 +143,7 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
         name = table.pattern.replace("\\.", ".").rstrip("$")
         tables.append(WeightConverter(name, name, operations=[ExtendPositions(table, family.config_class)]))
     register_checkpoint_conversion_mapping(long_class.__name__, [*inherited, *tables], overwrite=True)
-    # peft detects renamed tensors by this entry
+    # peft recognises models with renamed weights by an entry for the model type, which may be empty
     if get_checkpoint_conversion_mapping(family.base_model_type) is not None:
         register_checkpoint_conversion_mapping(family.config_class.model_type, [], overwrite=True)
 
@@ -147,7 +153,7 @@ INITIALISED = "_is_hf_initialized"
 
 
 def initialise_missing(module: nn.Module) -> None:
-    """Initialise the parameters and buffers of a mechanism that were not loaded."""
+    """Initialise the parameters and buffers of a mechanism that were not loaded. Loaded tensors keep their values."""
     tensors = [*module.parameters(), *module.buffers()]
     loaded = [(tensor, tensor.clone()) for tensor in tensors if getattr(tensor, INITIALISED, False)]
     if len(loaded) == len(tensors):
@@ -158,24 +164,25 @@ def initialise_missing(module: nn.Module) -> None:
 
 
 class LoadsMechanisms(_Base):
-    """Mixin before a base's model class. transformers then loads and initialises the parameters of mechanisms as the
-    base's own."""
+    """Mixin before a base's model class that initialises parameters of mechanisms and memory tokens that a checkpoint
+    lacks."""
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise missing weights: the base's, then those of mechanisms and memory tokens. Unused position tables
-        become zero."""
+        """Initialise missing weights: the base's, then those of mechanisms and memory tokens. Position tables that are
+        left out become zero."""
         added = [module for module in self.modules() if isinstance(module, Mechanism | MemoryTokens)]
-        inside = {part for module in added for part in module.modules() if part is not module}
         # a mechanism initialises the mechanisms inside it
+        inside = {part for module in added for part in module.modules() if part is not module}
         missing = [module for module in added if module not in inside and not getattr(module, INITIALISED, False)]
         super().initialize_weights()
         for module in missing:
             initialise_missing(module)
-        if (family := getattr(self, "family", None)) is not None:
+        family = getattr(self, "family", None)
+        if family is not None:
             drop_tables(self, family)
-        copying = [module for module in missing if isinstance(module, Mechanism) and projection_copies(module)]
-        for attention in self.modules() if copying else ():
+        # parameters that start as copies of a layer's projections
+        for attention in self.modules():
             for mechanism in mechanisms_on(attention):
-                if mechanism in copying:
+                if mechanism in missing and projection_copies(mechanism):
                     copy_projections(attention, mechanism)
