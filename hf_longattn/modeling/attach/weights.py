@@ -182,7 +182,10 @@ class LoadsMechanisms(_Base):
         if family is not None:
             drop_tables(self, family)
         # parameters that start as copies of a layer's projections
+        copying = [module for module in missing if isinstance(module, Mechanism) and projection_copies(module)]
+        if not copying:
+            return
         for attention in self.modules():
             for mechanism in mechanisms_on(attention):
-                if mechanism in missing and projection_copies(mechanism):
+                if mechanism in copying:
                     copy_projections(attention, mechanism)
