@@ -146,7 +146,8 @@ def table(record: dict[str, Any]) -> str:
     prompts = record["prompts"]
     return (
         f"{report.markdown_table(header, rows)}\n\nContinuous batching of {len(prompts)} prompts of {min(prompts):,} "
-        f"to {max(prompts):,} tokens, {NEW} new tokens each, with the cache in the memory; equal tokens:\n\n"
+        f"to {max(prompts):,} tokens, with {NEW} new tokens for each. The memory includes the cache, and the "
+        "generated tokens are equal:\n\n"
         f"{report.markdown_table(['attention', 's', 'MiB'], batch_rows)}\n\n"
         f"*{report.where(record['machine'])}, commit {record['commit']}*\n"
     )

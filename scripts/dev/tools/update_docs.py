@@ -170,8 +170,8 @@ def derived_families() -> str:
     table: Any = stored("derived_families")
     unscaled = [f"`{base}`" for base, result in sorted(table["families"].items()) if result != VERIFIED]
     return (
-        f"{len(table['families'])} families. Rotary positions of {', '.join(unscaled)} cannot be scaled further "
-        "(`rope:none`)."
+        f"`check_derived` verified {len(table['families'])} families. Rotary positions of {', '.join(unscaled)} "
+        "cannot be scaled further (`rope:none`)."
     )
 
 
@@ -225,17 +225,17 @@ def architectures() -> str:
 
     return "\n\n".join(
         [
-            "Equal. Those in bold have windows that hide keys in the comparison:",
+            "These model types are equal. Those in bold have windows that hide keys in the comparison:",
             table("equal", "compared with"),
-            f"Equal inside their model, in which they were compared: {', '.join(others['in'])}.",
-            "Refused, in some or all of the modes:",
+            f"These are equal inside their model, where they were compared: {', '.join(others['in'])}.",
+            "These model types are refused in some or all of these comparisons:",
             table("refused", "the layer …"),
             "After `hf_longattn.unpad`, batches with padding on either side are equal to 1e-9, too, or the model is "
             "refused:",
             table("unpadded", "without padding"),
-            f"With their own attention code, whatever attn_implementation is ({len(others['own'])}): "
-            f"{', '.join(others['own'])}.",
-            "Not run by themselves:",
+            f"These {len(others['own'])} model types have attention code of their own, whatever attn_implementation "
+            f"is: {', '.join(others['own'])}.",
+            "These model types were not run by themselves:",
             table("not built", "why"),
         ]
     )
@@ -259,8 +259,8 @@ def versions() -> str:
         tested.append(f"{library.replace('_', '-')} {span}")
     return (
         f"You need Python 3.10, torch {TESTED['torch'][0]} and transformers {TESTED['transformers'][0]}, or newer "
-        f"versions. The tests pass with {', '.join(tested[:-1])} and {tested[-1]}. One line in the log names "
-        "installed versions that are newer."
+        f"versions. The tests pass with {', '.join(tested[:-1])} and {tested[-1]}. If an installed "
+        "version is newer than the tested ones, one line in the log names it."
     )
 
 
